@@ -32,11 +32,11 @@ class LandedPages {
 
     size_t reads() const { return flight_->reads(); }
 
-    nb::tuple wait(double patience, nb::handle ended) {
+    nb::tuple wait(double read_timeout, nb::handle ended) {
         Outcome outcome;
         {
             nb::gil_scoped_release release;
-            Waiting waiting(patience, ended);
+            Waiting waiting(read_timeout, ended);
             outcome = flight_->wait(waiting);
         }
         return told(outcome);

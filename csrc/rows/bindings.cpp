@@ -38,12 +38,13 @@ class Table {
 
     // How it failed, the storage's error, the page, and bytes that have been read; none where an id isn't in the table.
     // `ended` says how often reads of others have ended.
-    nb::object look_up(uintptr_t ids, int64_t count, uintptr_t out, bool bfloat16, double patience, nb::handle ended) {
+    nb::object look_up(uintptr_t ids, int64_t count, uintptr_t out, bool bfloat16, double read_timeout,
+                       nb::handle ended) {
         if (!table_.has_all(at<const int64_t>(ids), count)) return nb::none();
         Outcome outcome;
         {
             nb::gil_scoped_release release;
-            Waiting waiting(patience, ended);
+            Waiting waiting(read_timeout, ended);
             outcome = table_.look_up(at<const int64_t>(ids), count, {at<void>(out), bfloat16}, waiting);
         }
         return told(outcome);

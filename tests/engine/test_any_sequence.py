@@ -152,10 +152,10 @@ def test_any_sequence(
 
         @initialize(
             spare=st.integers(0, 12),
-            patience=st.sampled_from([30.0, 0.25]),
+            read_timeout=st.sampled_from([30.0, 0.25]),
             together=st.sampled_from([1, 3]),
         )
-        def open(self, spare: int, patience: float, together: int) -> None:
+        def open(self, spare: int, read_timeout: float, together: int) -> None:
             self.patch.setattr("weightpager.store.read_plan.GROUP_BYTES", together * bundle.page_bytes)
             files = LocalStore(bundle)
             if "-files" in which:
@@ -164,11 +164,11 @@ def test_any_sequence(
                 self.store = FaultyFiles(files) if "-natively" in which else FaultyStore(files)
             budget = fixed + (least + spare) * bundle.page_bytes
             # One thread: which reads come after one that fails must not be a matter of chance.
-            self.patience, self.together = patience, together
+            self.read_timeout, self.together = read_timeout, together
             config = EngineConfig(
                 budget,
                 io_threads=1,
-                read_timeout=patience,
+                read_timeout=read_timeout,
                 prefetch=ahead and (lambda visits: self.named),
                 backend=backend,
             )
@@ -326,7 +326,7 @@ def test_any_sequence(
                 self.leave()
             slots = max(self.engine.blocks.slots, least)
             self.engine.close()
-            self.open(slots - least, self.patience, self.together)
+            self.open(slots - least, self.read_timeout, self.together)
 
         def in_use(self) -> set[str]:
             return {*([self.current] if self.current else []), *self.pinned, *(task for task, _ in self.nested)}

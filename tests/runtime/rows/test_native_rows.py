@@ -64,8 +64,8 @@ class Files:
         while self.files:
             os.close(self.files.pop())
 
-    def cache(self, pager: Pager, slots: int, *, native: bool = True, patience: float = 20.0) -> RowCache:
-        reads = RowReads(pager, self.store, patience)
+    def cache(self, pager: Pager, slots: int, *, native: bool = True, read_timeout: float = 20.0) -> RowCache:
+        reads = RowReads(pager, self.store, read_timeout)
         entry = self.table.entry
         files = RowFiles.of(FIRST, entry.pages(self.page_bytes), self.page_bytes, reads)
         assert files is not None
@@ -219,12 +219,12 @@ def test_a_closed_pager_gives_what_is_in_memory_and_nothing_else(pager: Pager, f
 class Hanging:
     """All pages but those of the second file come from a pipe, when somebody writes them."""
 
-    def __init__(self, files: Files, patience: float) -> None:
+    def __init__(self, files: Files, read_timeout: float) -> None:
         self.files, self.pager = files, Pager(Arena(1, 1, 64), 4)
         self.ends = os.pipe()
         whole = files.files
         files.files = [self.ends[0], whole[1]]
-        self.cache = files.cache(self.pager, 50, patience=patience)
+        self.cache = files.cache(self.pager, 50, read_timeout=read_timeout)
         looked_up(self.cache, np.flatnonzero(files.table.places == 199))
         files.files = whole
         assert self.pager.own_reads is not None
@@ -245,7 +245,7 @@ class Hanging:
 
 
 def test_storage_that_hangs_is_given_up_and_holds_nobody(files: Files) -> None:
-    hanging = Hanging(files, patience=0.05)
+    hanging = Hanging(files, read_timeout=0.05)
     with pytest.raises(StoreTimeoutError, match=r"delivered nothing for 0.05 s .* raise read_timeout"):
         looked_up(hanging.cache, hanging.row(0))
     good = hanging.row(199)
@@ -262,7 +262,7 @@ def test_storage_that_hangs_is_given_up_and_holds_nobody(files: Files) -> None:
 
 
 def test_what_comes_late_but_in_time_is_waited_for(files: Files) -> None:
-    hanging = Hanging(files, patience=20)
+    hanging = Hanging(files, read_timeout=20)
     later = threading.Timer(0.1, hanging.answer, (FIRST,))
     later.start()
     assert torch.equal(looked_up(hanging.cache, hanging.row(0)), files.values[torch.from_numpy(hanging.row(0))])
@@ -271,7 +271,7 @@ def test_what_comes_late_but_in_time_is_waited_for(files: Files) -> None:
 
 
 def test_storage_that_works_for_others_is_not_given_up(files: Files) -> None:
-    hanging = Hanging(files, patience=0.06)
+    hanging = Hanging(files, read_timeout=0.06)
     count = iter(range(10**6))
     hanging.pager.ended = lambda: next(count)  # type: ignore[method-assign]
     later = threading.Timer(0.4, hanging.answer, (FIRST,))
@@ -282,7 +282,7 @@ def test_storage_that_works_for_others_is_not_given_up(files: Files) -> None:
 
 
 def test_ctrl_c_ends_a_look_up_that_hangs(files: Files) -> None:
-    hanging = Hanging(files, patience=60)
+    hanging = Hanging(files, read_timeout=60)
     old = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -296,7 +296,7 @@ def test_ctrl_c_ends_a_look_up_that_hangs(files: Files) -> None:
 
 def test_closing_gives_up_what_hangs_and_keeps_its_memory(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.runtime.paging.pager.JOIN_SECONDS", 0.05)
-    hanging = Hanging(files, patience=0.02)
+    hanging = Hanging(files, read_timeout=0.02)
     with pytest.raises(StoreTimeoutError):
         looked_up(hanging.cache, hanging.row(0))
     assert not hanging.pager.close()

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.reads.failures import closed_while_loading
 from weightpager.runtime.paging.reads.landed_pages import MOST_BYTES, LandedPages
-from weightpager.runtime.paging.reads.load import Priority, closed_meanwhile
+from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest
@@ -103,11 +104,11 @@ class Loader:
         meanwhile(MOST_BYTES)
         with self._lock:
             plan, before = self._slots.plan(request), self._seen()
-        landed.wait(state.patience, state.pager.ended)
+        landed.wait(state.read_timeout, state.pager.ended)
         stats = LoadStats(landed.reads, landed.bytes, time.perf_counter() - start)
         with self._lock:
             if state.closed:
-                raise closed_meanwhile()
+                raise closed_while_loading()
             if self._seen() != before:
                 plan = self._slots.plan(request)
             state.committing = len(plan.commit) > 0
@@ -165,7 +166,7 @@ class Loader:
         before = state.blocks.reserved().tolist()
         slots = state.blocks.reserve(plan.prepare)
         pages = [*plan.loading.tolist(), *plan.prepare.tolist()]
-        pending = PendingPages(pages, state.index.layers, state.patience, before)
+        pending = PendingPages(pages, state.index.layers, state.read_timeout, before)
         reads = state.pager.load(state.store, plan.prepare, slots, request.priority, self._ended)
         state.waiters.add(pending)
         loading = Loading(reads, len(plan.prepare) * state.memory.page_bytes, pending)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.errors import StoreTimeoutError
+from weightpager.runtime.paging.reads.failures import storage_hangs
 
 
 class PendingPages:
@@ -20,19 +20,19 @@ class PendingPages:
     Args:
         pages: that are on their way.
         layers: int32 [pages of the bundle], the model layer of each.
-        patience: seconds without any arrival after which storage is given up.
+        read_timeout: seconds without any arrival after which storage is given up.
         before: pages that are read first: as long as these come, storage works.
     """
 
     def __init__(
-        self, pages: Iterable[int], layers: npt.NDArray[np.int32], patience: float, before: Collection[int] = ()
+        self, pages: Iterable[int], layers: npt.NDArray[np.int32], read_timeout: float, before: Collection[int] = ()
     ) -> None:
         self._changed = threading.Condition()
         self._left = set(pages)
         self._before = set(before) - self._left if before else set()
         self._layers = layers
         self._of_layer: Counter[int] | None = None  # counted when the first layer asks
-        self._patience = patience
+        self._read_timeout = read_timeout
         self._steps = 0
         self._error: BaseException | None = None
 
@@ -80,7 +80,7 @@ class PendingPages:
         """Wait for all.
 
         Raises:
-            StoreTimeoutError: nothing has arrived for as long as patience lasts, nor what was on its way before.
+            StoreTimeoutError: nothing has arrived for ``read_timeout``, nor what was on its way before.
             StoreError, PageCorruptError: what kept a page from coming.
         """
         with self._changed:
@@ -104,11 +104,10 @@ class PendingPages:
     def _wait_for_change(self) -> None:
         if self._error is not None:
             raise self._error
-        steps = self._steps
-        if not self._changed.wait(self._patience) and steps == self._steps:
-            self._error = StoreTimeoutError(
-                f"storage has delivered nothing for {self._patience:g} s, neither of the {len(self._left)} pages "
-                "outstanding nor of what goes before them; check the device, or raise read_timeout if it is only slow"
+        if not _wait_while_progress(self._changed, self._read_timeout, lambda: self._steps):
+            self._error = storage_hangs(
+                f"delivered nothing for {self._read_timeout:g} s, neither of the {len(self._left)} pages outstanding "
+                "nor of what goes before them"
             )
             raise self._error
 
@@ -118,14 +117,14 @@ class WholeRead:
 
     Args:
         pages: how many.
-        patience: seconds in which no read ends, after which storage is given up.
+        read_timeout: seconds in which no read ends, after which storage is given up.
         ended: gives the number of reads that have ended until now, whoever wanted them.
     """
 
-    def __init__(self, pages: int, patience: float, ended: Callable[[], int]) -> None:
+    def __init__(self, pages: int, read_timeout: float, ended: Callable[[], int]) -> None:
         self._changed = threading.Condition()
         self._left = pages
-        self._patience = patience
+        self._read_timeout = read_timeout
         self._ended = ended
         self._error: BaseException | None = None
 
@@ -140,19 +139,23 @@ class WholeRead:
         """Wait until each has come or won't.
 
         Raises:
-            StoreTimeoutError: no read has ended for as long as patience lasts.
+            StoreTimeoutError: no read has ended for ``read_timeout``.
             StoreError, PageCorruptError, EngineClosedError: what kept a page from coming.
         """
         with self._changed:
             while self._left:
-                ended = self._ended()
-                if not self._changed.wait(self._patience) and ended == self._ended():
-                    raise StoreTimeoutError(
-                        f"storage has delivered nothing for {self._patience:g} s, {self._left} pages are outstanding; "
-                        "check the device, or raise read_timeout if it is only slow"
+                if not _wait_while_progress(self._changed, self._read_timeout, self._ended):
+                    raise storage_hangs(
+                        f"delivered nothing for {self._read_timeout:g} s, {self._left} pages are outstanding"
                     )
             if self._error is not None:
                 raise self._error
+
+
+def _wait_while_progress(changed: threading.Condition, seconds: float, progress: Callable[[], int]) -> bool:
+    """Wait for news; False if none came for so long, and progress is what it was before."""
+    before = progress()
+    return changed.wait(seconds) or progress() != before
 
 
 class Waiters:

@@ -60,7 +60,7 @@ class Pager:
         store: PageStore,
         pages: Pages,
         into: npt.NDArray[np.uint8],
-        patience: float,
+        read_timeout: float,
         priority: Priority = Priority.ON_DEMAND,
     ) -> int:
         """Read pages into memory of the caller's own, and wait until all are there and checked; how many reads it took.
@@ -71,7 +71,7 @@ class Pager:
             store: where they come from; it checks them.
             pages: int64 [N], ascending, each once.
             into: uint8 [N, page_bytes], filled in the order of ``pages``; contiguous and aligned as `PageBuffer` says.
-            patience: seconds in which no read of the pager ends, after which storage is given up.
+            read_timeout: seconds in which no read of the pager ends, after which storage is given up.
             priority: of the reads.
 
         Raises:
@@ -80,7 +80,7 @@ class Pager:
             StoreTimeoutError: storage hangs. A late answer may still be written to ``into``, which must be dropped.
             EngineClosedError: the pager has been closed.
         """
-        whole = WholeRead(len(pages), patience, self.ended)
+        whole = WholeRead(len(pages), read_timeout, self.ended)
         load = Load(store, PageBuffer(into), pages, np.arange(len(pages)), priority, whole.told, common=False)
         reads = self._start(load)
         try:

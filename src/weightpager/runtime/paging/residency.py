@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.errors import BudgetError, BusyError, EngineClosedError
+from weightpager.errors import BudgetError, BusyError
 from weightpager.runtime.memory.table_room import Expandable
 from weightpager.runtime.paging.loader import Loader
+from weightpager.runtime.paging.reads.failures import engine_closed
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest, seconds_until
@@ -224,7 +225,7 @@ class Residency:
 
     def _hold(self, request: SwitchRequest) -> None:
         if self._state.closed:
-            raise EngineClosedError("the engine has been closed; open the bundle again")
+            raise engine_closed()
         self._check_there(request)
         self.blocks.hold(request.task)
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from weightpager.distinct import distinct
 from weightpager.errors import StoreTimeoutError
+from weightpager.runtime.paging.reads.failures import storage_hangs
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.planning.plans import Pages, SwitchPlan
@@ -55,7 +56,7 @@ class SlotWaits:
 
     def evict_unlocked(self) -> int:
         """Give up all that no held task needs; how many pages went."""
-        self._state.lock.wait_for(lambda: not self._state.prefetched, self._state.patience)
+        self._state.lock.wait_for(lambda: not self._state.prefetched, self._state.read_timeout)
         pages = self._blocks.evictable()
         self.evict(pages)
         return len(pages)
@@ -114,10 +115,7 @@ class SlotWaits:
     def _await_a_read(self) -> bool:
         """Wait until a read in flight has ended, whoever wanted it; False if storage hangs."""
         loading = self._blocks.loading
-        return self._state.lock.wait_for(lambda: self._blocks.loading < loading, self._state.patience)
+        return self._state.lock.wait_for(lambda: self._blocks.loading < loading, self._state.read_timeout)
 
     def _hangs(self) -> StoreTimeoutError:
-        return StoreTimeoutError(
-            f"storage has not finished a read for {self._state.patience:g} s whose memory is needed; "
-            "check the device, or raise read_timeout if it is only slow"
-        )
+        return storage_hangs(f"not finished a read for {self._state.read_timeout:g} s whose memory is needed")

@@ -35,7 +35,7 @@ class PagingState:
         index: of the pages that there are; a reload of the bundle replaces it by one that has more.
         pager: reads pages; like the store it is safe to use without the lock.
         store: where pages come from; it checks them.
-        patience: seconds without any page after which storage is given up.
+        read_timeout: seconds without any page after which storage is given up.
         waiters: who waits for which page.
         committing: whether a task has been given up and the next one has no slots yet: nobody may hold a task.
         changes: how often something happened that may have made room for a task that had none.
@@ -49,7 +49,7 @@ class PagingState:
     index: PageIndex
     pager: Pager
     store: PageStore
-    patience: float
+    read_timeout: float
     waiters: Waiters = field(default_factory=Waiters)
     committing: bool = False
     changes: int = 0

@@ -92,7 +92,7 @@ class NativeRows:
         ids = np.ascontiguousarray(ids, np.int64)
         reads = self._reads
         found = self._table.look_up(
-            ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.patience, reads.pager.ended
+            ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.read_timeout, reads.pager.ended
         )
         if found is None:
             return False
@@ -100,5 +100,5 @@ class NativeRows:
         if read:
             reads.store.count(read)
         if failure:
-            raise own_read_error(failure, number, page, reads.patience, "rows of a table") or AssertionError(failure)
+            raise own_read_error(failure, number, page, reads.read_timeout, "rows of a table")
         return True

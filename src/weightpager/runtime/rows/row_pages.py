@@ -31,16 +31,16 @@ class RowReads:
     Attributes:
         pager: whose threads read, and what threads that read themselves need.
         store: where pages come from.
-        patience: seconds in which no read ends, after which storage is given up.
+        read_timeout: seconds in which no read ends, after which storage is given up.
     """
 
     pager: Pager
     store: VerifyingStore
-    patience: float
+    read_timeout: float
 
     def read(self, pages: Ids, into: npt.NDArray[np.uint8]) -> int:
         """Read by threads of the pager. Arguments and errors are those of `Pager.read`."""
-        return self.pager.read(self.store, pages, into, self.patience)
+        return self.pager.read(self.store, pages, into, self.read_timeout)
 
 
 @dataclass(frozen=True)

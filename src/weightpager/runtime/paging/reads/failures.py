@@ -1,18 +1,36 @@
-"""What failures of native reads are to Python."""
+"""Errors of reads."""
 
 from __future__ import annotations
 
 import os
 
-from weightpager.errors import PageCorruptError, StoreError, StoreTimeoutError, WeightpagerError
-from weightpager.runtime.paging.reads.load import closed
+from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError, WeightpagerError
 
 STORAGE, END_OF_FILE, CORRUPT, HANGS, CLOSED = 1, 2, 3, 4, 5
 """Why a read failed, as the native module says it; the last two are of reads that a thread makes itself."""
 
 
+def engine_closed() -> EngineClosedError:
+    """The error for whoever asks for pages after the engine was closed."""
+    return EngineClosedError("the engine has been closed; open the bundle again")
+
+
+def closed_while_loading() -> EngineClosedError:
+    """The error for whoever waits for pages while the engine is closed."""
+    return EngineClosedError("the engine was closed while pages were being loaded")
+
+
+def storage_hangs(what: str) -> StoreTimeoutError:
+    """The error for storage that was given up.
+
+    Args:
+        what: it has done or not done, and for how long.
+    """
+    return StoreTimeoutError(f"storage has {what}; check the device, or raise read_timeout if it is only slow")
+
+
 def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
-    """What a read's failure is to Python; None where there was none.
+    """The error for a failure that the native module reports; None where there was none.
 
     Args:
         failure: as the native module says it.
@@ -26,19 +44,20 @@ def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
     return PageCorruptError(page, "on load") if failure == CORRUPT else None
 
 
-def own_read_error(failure: int, number: int, page: int, patience: float, what: str) -> WeightpagerError | None:
-    """As `read_error`, of reads that a thread makes itself.
+def own_read_error(failure: int, number: int, page: int, read_timeout: float, what: str) -> WeightpagerError:
+    """The error for a failure of reads that a thread makes itself.
 
     Args:
-        failure: as the native module says it.
+        failure: as the native module says it; there was one.
         number: of the storage's error.
         page: the read's first, or the one that isn't what it should be.
-        patience: seconds without any page after which storage was given up.
+        read_timeout: seconds without any page after which storage was given up.
         what: was read meanwhile, for the message.
     """
     if failure == HANGS:
-        return StoreTimeoutError(
-            f"storage has delivered nothing for {patience:g} s while {what} were read; "
-            "check the device, or raise read_timeout if it is only slow"
-        )
-    return closed() if failure == CLOSED else read_error(failure, number, page)
+        return storage_hangs(f"delivered nothing for {read_timeout:g} s while {what} were read")
+    if failure == CLOSED:
+        return engine_closed()
+    error = read_error(failure, number, page)
+    assert error is not None, failure
+    return error

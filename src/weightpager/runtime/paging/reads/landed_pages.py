@@ -71,21 +71,21 @@ class LandedPages:
         )
         return None if native is None else cls(native, store, into, pages)
 
-    def wait(self, patience: float, ended: Callable[[], int]) -> None:
+    def wait(self, read_timeout: float, ended: Callable[[], int]) -> None:
         """Wait until all are there and checked.
 
         Args:
-            patience: seconds in which no read ends, of this or of the pager's, after which storage is given up.
+            read_timeout: seconds in which no read ends, of this or of the pager's, after which storage is given up.
             ended: gives how often reads of the pager have ended until now.
 
         Raises:
             StoreError, PageCorruptError, StoreTimeoutError, EngineClosedError: what kept a page from coming.
         """
-        failure, number, page, read = self._native.wait(patience, ended)
+        failure, number, page, read = self._native.wait(read_timeout, ended)
         if read:
             self._store.count(read)
         if failure:
-            raise own_read_error(failure, number, page, patience, "pages") or AssertionError(failure)
+            raise own_read_error(failure, number, page, read_timeout, "pages")
 
     def place(self, slots: npt.NDArray[np.integer]) -> None:
         """Copy them into free slots that are theirs, one each in the order of the pages, once all are there."""

@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.errors import EngineClosedError
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import PageStore
@@ -79,13 +78,3 @@ class Reads(Protocol):
 
     def close(self) -> bool:
         """Drop what has not begun; False if a read hangs and had to be left."""
-
-
-def closed() -> EngineClosedError:
-    """For who wants to load."""
-    return EngineClosedError("the engine has been closed; open the bundle again")
-
-
-def closed_meanwhile() -> EngineClosedError:
-    """For who waits for a load."""
-    return EngineClosedError("the engine was closed while pages were being loaded")

@@ -14,8 +14,15 @@ from itertools import count
 import numpy as np
 
 import weightpager.kernels._native as _native
-from weightpager.runtime.paging.reads.failures import CORRUPT, END_OF_FILE, STORAGE, read_error
-from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, closed, closed_meanwhile
+from weightpager.runtime.paging.reads.failures import (
+    CORRUPT,
+    END_OF_FILE,
+    STORAGE,
+    closed_while_loading,
+    engine_closed,
+    read_error,
+)
+from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load
 from weightpager.store import VerifyingStore, most_pages
 
 _BYTES_IN_FLIGHT = 4 << 20
@@ -88,7 +95,7 @@ class NativeReads:
         )
         if reads < 0:
             self._loads.pop(number, None)
-            raise closed()
+            raise engine_closed()
         return reads
 
     def cancel(self, but: Collection[int]) -> list[int]:
@@ -106,7 +113,7 @@ class NativeReads:
 
     def close(self) -> bool:
         for number, pages, *_ in self._queue.close():
-            self._loads[number].ended(_pages(pages), closed_meanwhile())
+            self._loads[number].ended(_pages(pages), closed_while_loading())
         with self._lock:
             thread = self._thread
         if thread is None or thread is threading.current_thread():  # the garbage collector may close it, in any thread

@@ -12,7 +12,8 @@ from itertools import count, islice
 from weightpager.errors import StoreError, first_line
 from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
-from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority, closed, closed_meanwhile
+from weightpager.runtime.paging.reads.failures import closed_while_loading, engine_closed
+from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority
 from weightpager.store import Run, coalesce, group
 
 
@@ -64,7 +65,7 @@ class ThreadReads:
         after = load.into.reads()
         with self._changed:
             if self._closed:
-                raise closed()
+                raise engine_closed()
             self._start_threads()
             try:
                 for some in groups:
@@ -96,7 +97,7 @@ class ThreadReads:
             dropped, self._queue = self._queue, []
             self._changed.notify_all()
         for some in dropped:
-            some.load.ended(some.pages, closed_meanwhile())
+            some.load.ended(some.pages, closed_while_loading())
         for thread in self._threads:
             if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
                 thread.join(JOIN_SECONDS)
