@@ -75,13 +75,13 @@ class TaskHolds:
             leaving_tables=None if leaving is None else self._open.tasks[leaving].tables,
         )
         try:
-            stats, loading = self._open.residency.bring_in(request)
+            stats, load = self._open.residency.bring_in(request)
         except BudgetError:
             self._open.check_fits(name, self._real_time)  # says so if it is no matter of who leaves
             raise
-        task.gate.hold(None if loading is None else loading.pending)
+        task.gate.hold(None if load is None else load.pages)
         try:
-            seconds, waited = time.perf_counter() - start, loading is None
+            seconds, waited = time.perf_counter() - start, load is None
             before = self._switches.entered(name, stats, seconds, waited=waited, asked=asked)
             if asked and before != name:
                 self._tell(task.number, stats)

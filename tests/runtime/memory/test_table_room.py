@@ -96,7 +96,7 @@ class AnyHolds(RuleBasedStateMachine):
         assert all(tables.expanded for tables in self.holds)
         assert self.room.taken == sum(tables.nbytes for tables in self.tables if tables.expanded) <= self.room.size
         assert self.room.in_use == sum(tables.nbytes for tables in set(self.holds))
-        assert all(self.room.alone(tables) == (self.holds.count(tables) == 1) for tables in self.tables)
+        assert all(self.room.has_one_user(tables) == (self.holds.count(tables) == 1) for tables in self.tables)
 
 
 TestAnyHolds = AnyHolds.TestCase

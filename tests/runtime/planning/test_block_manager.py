@@ -238,7 +238,7 @@ class Residency(RuleBasedStateMachine):
             assert leaving is not None
             self.held.remove(leaving)
             self.blocks.release(leaving)
-            plan = plan.at_once()
+            plan = plan.merged()
         self.blocks.evict(plan.evict)
         self.blocks.reserve(plan.prepare)
         self.blocks.publish(plan.prepare)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -76,21 +76,21 @@ class TableRoom:
             self.release(tables)
 
     def needed(self, tables: Expandable, leaving: Expandable | None = None) -> int:
-        """Bytes that these and those in use take together, as if one of these were held once less."""
+        """Bytes that these and those in use take together, as if ``leaving`` were held once less."""
         with self._lock:
             gone = {leaving} if leaving is not None and self._users[leaving] == 1 else set()
-            return sum(one.nbytes for one in {*self._in_use(), tables} - gone | {tables})
+            return _nbytes({*self._in_use(), tables} - gone | {tables})
 
-    def alone(self, tables: Expandable | None) -> bool:
-        """Whether one hold is all that keeps these."""
+    def has_one_user(self, tables: Expandable) -> bool:
+        """Whether a single hold keeps these tables."""
         with self._lock:
-            return tables is not None and self._users[tables] == 1
+            return self._users[tables] == 1
 
     @property
     def in_use(self) -> int:
         """Bytes of tables that are held."""
         with self._lock:
-            return sum(one.nbytes for one in self._in_use())
+            return _nbytes(self._in_use())
 
     def resize(self, size: int) -> None:
         """Have another size, which those in use fit into."""
@@ -114,18 +114,22 @@ class TableRoom:
         self._users[tables] += 1
 
     def _in_use(self) -> list[Expandable]:
-        return [one for one in self._here if self._users[one]]
+        return [tables for tables in self._here if self._users[tables]]
 
     def _taken(self) -> int:
-        return sum(one.nbytes for one in self._here)
+        return _nbytes(self._here)
 
     def _shrink(self, size: int) -> None:
         """Give back what nobody uses, until no more than this is taken or nothing is left to give."""
         taken = self._taken()
-        for one in list(self._here):
+        for tables in list(self._here):
             if taken <= size:
                 return
-            if not self._users[one]:
-                del self._here[one]
-                one.give_back()
-                taken -= one.nbytes
+            if not self._users[tables]:
+                del self._here[tables]
+                tables.give_back()
+                taken -= tables.nbytes
+
+
+def _nbytes(some_tables: Iterable[Expandable]) -> int:
+    return sum(tables.nbytes for tables in some_tables)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
-from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
+from weightpager.errors import TaskNotActiveError, WeightpagerError
 from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.reads.failures import closed_while_loading
-from weightpager.runtime.paging.reads.landed_pages import MOST_BYTES, LandedPages
+from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest
+from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
+from weightpager.runtime.paging.table_holds import TableHold
 from weightpager.runtime.planning.plans import NO_PAGES, Pages, SwitchPlan
+from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
 
 
 class Loader:
@@ -30,40 +33,39 @@ class Loader:
         self._state = state
         self._lock = state.lock
         self._slots = slots
-        self._loadings: dict[int, Sequence[Loading]] = {}  # of each held task, what nobody has waited for
+        self._unawaited: dict[int, Sequence[PendingLoad]] = {}  # of each held task, loads that nobody has waited for
 
-    def bring_in(self, request: SwitchRequest, meanwhile: Callable[[int], None]) -> tuple[LoadStats, Loading | None]:
+    def bring_in(self, request: SwitchRequest, tables: TableHold) -> tuple[LoadStats, PendingLoad | None]:
         """Load what a held task lacks: first what fits beside the task that is left, then the rest in its place.
 
         Whoever calls has the turn, and not the lock. Results and errors are those of `Residency.bring_in`.
 
         Args:
             request: for the task.
-            meanwhile: called when reads have begun, with the bytes that may be taken beside the budget until they end.
+            tables: of the task, held as soon as reads have begun if there is room.
         """
-        state, stats = self._state, LoadStats()
-        if request.wait and (found := self._bring_in_at_once(request, meanwhile)) is not None:
-            return found, None
+        if request.wait and (small := self._switch_small(request, tables)) is not None:
+            return small, None
+        stats = LoadStats()
         while True:
             with self._lock:
                 plan = self._slots.plan(request)
-                beside = len(plan.prepare) + len(plan.loading)
-                state.committing = len(plan.commit) > 0 and not (beside and request.wait)
-                rest = None if state.blocks.loading else plan.at_once()
-                loading = None if state.committing else self._start(plan, request)
-                before = self._seen()
-            if loading is None:
-                return self._start_alone(request, rest, stats, meanwhile)
-            meanwhile(0)
+                if self._begin_commit(plan.needs_commit and not (plan.has_first_phase and request.wait)):
+                    commit_plan = self._merged(plan, request)
+                    break
+                load, stamp = self._start(plan, request), self._stamp()
+            tables.try_hold()
             if not request.wait:
-                return loading.cost(until_now=False), loading
-            stats += self._finish(loading)
-            if not len(plan.commit):
+                return load.cost(until_now=False), load
+            stats += self._finish(load)
+            if not plan.needs_commit:
                 return stats, None
             with self._lock:
-                state.committing = self._seen() == before and not state.blocks.loading
-            if state.committing:
-                return self._start_alone(request, plan.rest(), stats, meanwhile)
+                if self._begin_commit(self._stamp() == stamp and not self._state.blocks.loading):
+                    commit_plan = plan.second_phase
+                    break
+        committed, last_load = self._commit_and_load(request, commit_plan, tables)
+        return stats + committed, last_load
 
     def prefetch(self, pages: Pages) -> None:
         """Load absent pages, ascending, that nobody waits for. The lock is held."""
@@ -83,13 +85,13 @@ class Loader:
 
     def abandon(self, task: int) -> None:
         """Nobody holds a task any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
-        loadings = self._loadings.pop(task, ())
-        for loading in loadings:
-            self._give_up(loading)
-        if loadings:
+        loads = self._unawaited.pop(task, ())
+        for load in loads:
+            self._give_up(load)
+        if loads:
             self._cancel_unwanted()
 
-    def _bring_in_at_once(self, request: SwitchRequest, meanwhile: Callable[[int], None]) -> LoadStats | None:
+    def _switch_small(self, request: SwitchRequest, tables: TableHold) -> LoadStats | None:
         """Read all that a held task lacks before anything is given up for it.
 
         None, and nothing has changed, where that is much, some of it is on its way, or there is no room.
@@ -101,22 +103,21 @@ class Loader:
             landed = state.pager.land(state.store, blocks.missing(request.task))
             if landed is None:
                 return None
-        meanwhile(MOST_BYTES)
+        tables.try_hold_or_borrow(SMALL_SWITCH_BYTES)
         with self._lock:
-            plan, before = self._slots.plan(request), self._seen()
+            plan, stamp = self._slots.plan(request), self._stamp()
         landed.wait(state.read_timeout, state.pager.ended)
         stats = LoadStats(landed.reads, landed.bytes, time.perf_counter() - start)
         with self._lock:
             if state.closed:
                 raise closed_while_loading()
-            if self._seen() != before:
+            if self._stamp() != stamp:
                 plan = self._slots.plan(request)
-            state.committing = len(plan.commit) > 0
-            if not state.committing:
+            if not self._begin_commit(plan.needs_commit):
                 self._place(landed, plan, request)
                 return stats
         with self._commit(request):
-            self._place(landed, plan.at_once(), request)
+            self._place(landed, plan.merged(), request)
         return stats
 
     def _place(self, landed: LandedPages, plan: SwitchPlan, request: SwitchRequest) -> None:
@@ -127,23 +128,37 @@ class Loader:
         landed.place(blocks.reserve(plan.prepare))
         blocks.publish(plan.prepare)
 
-    def _seen(self) -> tuple[int, int]:
-        """Something else when others have come or gone: what was planned may not be the best any more."""
+    def _stamp(self) -> tuple[int, int]:
+        """Another value when others have come or gone: what was planned may not be the best any more."""
         return self._state.blocks.version, self._state.changes
 
-    def _start_alone(
-        self, request: SwitchRequest, rest: SwitchPlan | None, stats: LoadStats, meanwhile: Callable[[int], None]
-    ) -> tuple[LoadStats, Loading | None]:
-        """Give up the task that is left, and load the rest in its place; what that is is planned anew if None."""
+    def _begin_commit(self, begins: bool) -> bool:
+        """Note whether the second phase begins: nobody may hold a task until its slots are taken. The lock is held."""
+        self._state.committing = begins
+        return begins
+
+    def _merged(self, plan: SwitchPlan, request: SwitchRequest) -> Callable[[], SwitchPlan]:
+        """A way to plan both phases in one, once the old task has been given up. The lock is held.
+
+        What is loading now may have come by then, or not.
+        """
+        if self._state.blocks.loading:
+            return partial(self._slots.plan, request.after_give_up())
+        return plan.merged
+
+    def _commit_and_load(
+        self, request: SwitchRequest, make_plan: Callable[[], SwitchPlan], tables: TableHold
+    ) -> tuple[LoadStats, PendingLoad | None]:
+        """Give up the task that is left, and load what is planned then in its place."""
         with self._commit(request):
-            loading = self._start(rest or self._slots.plan(request.alone()), request)
-        meanwhile(0)
+            load = self._start(make_plan(), request)
+        tables.try_hold()
         if not request.wait:
-            return stats + loading.cost(until_now=False), loading
+            return load.cost(until_now=False), load
         try:
-            return stats + self._finish(loading), None
+            return self._finish(load), None
         except WeightpagerError as error:
-            raise _failed(request, error) from error
+            raise request.failed(error) from error
 
     @contextmanager
     def _commit(self, request: SwitchRequest) -> Iterator[None]:
@@ -153,13 +168,13 @@ class Loader:
             with self._lock:
                 yield
         except WeightpagerError as error:
-            raise _failed(request, error) from error
+            raise request.failed(error) from error
         finally:
             with self._lock:
                 self._state.committing = False
                 self._lock.notify_all()
 
-    def _start(self, plan: SwitchPlan, request: SwitchRequest) -> Loading:
+    def _start(self, plan: SwitchPlan, request: SwitchRequest) -> PendingLoad:
         state = self._state
         state.prefetched.needed(state.blocks.needs(request.task), plan.loading, len(plan.prepare))
         self._slots.evict(plan.evict)
@@ -169,27 +184,27 @@ class Loader:
         pending = PendingPages(pages, state.index.layers, state.read_timeout, before)
         reads = state.pager.load(state.store, plan.prepare, slots, request.priority, self._ended)
         state.waiters.add(pending)
-        loading = Loading(reads, len(plan.prepare) * state.memory.page_bytes, pending)
+        load = PendingLoad(reads, len(plan.prepare) * state.memory.page_bytes, pending)
         if not request.wait:
-            others = [of for of in self._loadings.get(request.task, ()) if not of.pending.complete]
-            self._loadings[request.task] = [*others, loading]
-        return loading
+            earlier = [other for other in self._unawaited.get(request.task, ()) if not other.pages.complete]
+            self._unawaited[request.task] = [*earlier, load]
+        return load
 
-    def _finish(self, loading: Loading) -> LoadStats:
+    def _finish(self, load: PendingLoad) -> LoadStats:
         try:
-            loading.pending.wait()
+            load.pages.wait()
         except BaseException:
             with self._lock:
-                self._give_up(loading)
+                self._give_up(load)
                 self._cancel_unwanted()
             raise
-        return loading.cost(until_now=True)
+        return load.cost(until_now=True)
 
-    def _give_up(self, loading: Loading) -> None:
+    def _give_up(self, load: PendingLoad) -> None:
         """Nobody waits for a load any more."""
-        self._state.waiters.remove(loading.pending)
-        if not loading.pending.complete:
-            loading.pending.failed(TaskNotActiveError("the task was left before its pages had come"))
+        self._state.waiters.remove(load.pages)
+        if not load.pages.complete:
+            load.pages.failed(TaskNotActiveError("the task was left before its pages had come"))
 
     def _cancel_unwanted(self) -> None:
         """Don't begin reads of pages that nobody waits for and nobody prefetches, whichever load they belong to."""
@@ -228,7 +243,3 @@ class Loader:
             else:
                 self._cancel_unwanted()
             self._lock.notify_all()
-
-
-def _failed(request: SwitchRequest, error: WeightpagerError) -> SwitchFailedError:
-    return SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}")

@@ -112,7 +112,7 @@ class PendingPages:
             raise self._error
 
 
-class WholeRead:
+class BlockingRead:
     """Waits for all pages of one read into memory of the caller's own.
 
     Args:

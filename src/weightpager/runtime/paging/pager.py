@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.memory.page_buffer import PageBuffer
-from weightpager.runtime.paging.page_waits import WholeRead
+from weightpager.runtime.paging.page_waits import BlockingRead
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority, Reads
 from weightpager.runtime.paging.reads.thread_reads import ThreadReads
@@ -80,11 +80,11 @@ class Pager:
             StoreTimeoutError: storage hangs. A late answer may still be written to ``into``, which must be dropped.
             EngineClosedError: the pager has been closed.
         """
-        whole = WholeRead(len(pages), read_timeout, self.ended)
-        load = Load(store, PageBuffer(into), pages, np.arange(len(pages)), priority, whole.told, common=False)
+        blocking = BlockingRead(len(pages), read_timeout, self.ended)
+        load = Load(store, PageBuffer(into), pages, np.arange(len(pages)), priority, blocking.told, common=False)
         reads = self._start(load)
         try:
-            whole.wait()
+            blocking.wait()
         except BaseException:  # Ctrl-C too: reads of it that nobody waits for need not begin
             for way in self._ways:
                 way.withdraw(load)

@@ -15,7 +15,7 @@ from weightpager.runtime.paging.loader import Loader
 from weightpager.runtime.paging.reads.failures import engine_closed
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest, seconds_until
+from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest, seconds_until
 from weightpager.runtime.paging.table_holds import TableHolds
 from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
@@ -42,7 +42,7 @@ class Residency:
         self._tables = TableHolds(state, self._slots)
         self.blocks = state.blocks
 
-    def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, Loading | None]:
+    def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, PendingLoad | None]:
         """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
 
         Where tasks in use leave no room it waits, until the deadline, and others may switch meanwhile.
@@ -59,19 +59,7 @@ class Residency:
         while True:
             changes = self._state.changes
             try:
-                with self._my_turn(request.deadline):
-                    with self._lock:
-                        self._slots.restore()
-                        self._hold(request)
-                    try:
-                        with self._tables.to_hold(request) as tables:
-                            found = self._loader.bring_in(request, tables.hold_at_once)
-                            tables.hold()
-                        return found
-                    except BaseException:
-                        with self._lock:
-                            self._release(request.task)  # no news for who waits for room: only this turn held it
-                        raise
+                return self._switch(request)
             except BudgetError:
                 if not self._await_room(request, changes):
                     raise
@@ -209,6 +197,22 @@ class Residency:
         if held:
             raise BusyError(f"expected tasks that nobody uses, found in use: {', '.join(held)}; leave them first")
 
+    def _switch(self, request: SwitchRequest) -> tuple[LoadStats, PendingLoad | None]:
+        """Hold a task and load what it lacks, as soon as it is this request's turn."""
+        with self._my_turn(request.deadline):
+            with self._lock:
+                self._slots.restore()
+                self._hold(request)
+            try:
+                with self._tables.to_hold(request) as tables:
+                    found = self._loader.bring_in(request, tables)
+                    tables.hold()
+                return found
+            except BaseException:
+                with self._lock:
+                    self._release(request.task)  # no news for who waits for room: only this turn held it
+                raise
+
     def _await_room(self, request: SwitchRequest, changes: int) -> bool:
         """Wait until there may be room for a task that had none before these changes; False if that can't be."""
         with self._lock:
@@ -239,7 +243,7 @@ class Residency:
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
-            if not self._tables.hold_at_once(request):
+            if not self._tables.try_hold(request):
                 self._release(request.task)
                 return False
             self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)

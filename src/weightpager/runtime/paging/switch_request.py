@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.errors import SwitchFailedError, WeightpagerError
 from weightpager.runtime.memory.table_room import Expandable
 from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.reads.load import Priority
@@ -44,9 +45,13 @@ class SwitchRequest:
     tables: Expandable | None = None
     leaving_tables: Expandable | None = None
 
-    def alone(self) -> SwitchRequest:
-        """What is asked for once no task is left for it any more."""
+    def after_give_up(self) -> SwitchRequest:
+        """The request that remains once the task that is left has been given up."""
         return SwitchRequest(self.task, self.name, reuse=self.reuse)
+
+    def failed(self, error: WeightpagerError) -> SwitchFailedError:
+        """The error for a failure after the task that is left has been given up."""
+        return SwitchFailedError(f"switching to {self.name!r} failed, no task is active now: {error}")
 
 
 @dataclass(frozen=True)
@@ -62,23 +67,23 @@ class LoadStats:
 
 
 @dataclass(frozen=True, eq=False)
-class Loading:
+class PendingLoad:
     """Pages on their way for one task.
 
     Attributes:
-        reads: of its own load.
+        reads: issued for it.
         bytes: in them.
-        pending: its pages, and those that an earlier load was bringing already.
+        pages: that it waits for: its own, and those that an earlier load was bringing already.
         start: when it began, by `time.perf_counter`.
     """
 
     reads: int
     bytes: int
-    pending: PendingPages
+    pages: PendingPages
     start: float = field(default_factory=time.perf_counter)
 
     def cost(self, *, until_now: bool) -> LoadStats:
-        """Of its own load."""
+        """What its own reads cost, without those of the earlier load."""
         seconds = time.perf_counter() - self.start if until_now and self.reads else 0.0
         return LoadStats(self.reads, self.bytes, seconds)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from weightpager.errors import SwitchFailedError, WeightpagerError
+from weightpager.errors import WeightpagerError
 from weightpager.runtime.memory.table_room import Expandable
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
@@ -27,15 +27,18 @@ class TableHold:
         self.borrowed = ExitStack()
         self._is_borrowed = False
 
-    def hold_at_once(self, beside: int = 0) -> None:
-        """Hold them if there is room: while storage works, expanding them takes no time.
+    def try_hold(self) -> None:
+        """Hold them if there is room: while storage works, expanding them takes no time."""
+        self.held = self.held or self._holds.try_hold(self._request)
 
-        Args:
-            beside: bytes that they may take beside the room, while the task that is left still has its own.
+    def try_hold_or_borrow(self, most: int) -> None:
+        """Hold them if there is room; else, if they take at most so many bytes, expand them beside it for a while.
+
+        The task that is left still has its own meanwhile.
         """
-        self.held = self.held or self._holds.hold_at_once(self._request)
+        self.try_hold()
         tables = self._request.tables
-        if not self.held and tables is not None and tables.nbytes <= beside:
+        if not self.held and tables is not None and tables.nbytes <= most:
             self.borrowed.enter_context(self._holds.borrowed(tables))
             self._is_borrowed = True
 
@@ -68,7 +71,7 @@ class TableHolds:
         """A task's tables for a moment, whether there is room or not."""
         return self._state.memory.tables.borrowed(tables)
 
-    def hold_at_once(self, request: SwitchRequest) -> bool:
+    def try_hold(self, request: SwitchRequest) -> bool:
         """Hold a task's tables, unless those of tasks in use leave no room."""
         return request.tables is None or self._state.memory.tables.hold(request.tables)
 
@@ -89,10 +92,10 @@ class TableHolds:
         """
         room = self._state.memory.tables
         with self._state.lock:
-            if borrowed is None and self.hold_at_once(request):
+            if borrowed is None and self.try_hold(request):
                 return
-            alone = request.leaving_tables is not None and room.alone(request.leaving_tables)
-        if alone:
+            gives_up = request.leaving_tables is not None and room.has_one_user(request.leaving_tables)
+        if gives_up:
             request.give_up()
         if borrowed is not None:
             borrowed.close()  # what nobody uses goes, the least recently used first: those of the task that was left
@@ -102,6 +105,6 @@ class TableHolds:
                     self._slots.resize(self._state.memory.budget, room.needed(request.tables))
                     room.hold(request.tables)
         except WeightpagerError as error:
-            if not alone:
+            if not gives_up:
                 raise
-            raise SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}") from error
+            raise request.failed(error) from error

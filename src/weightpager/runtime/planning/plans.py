@@ -47,11 +47,21 @@ class SwitchPlan:
     commit: Pages
     leave: Pages
 
-    def rest(self) -> SwitchPlan:
-        """The second phase, once the first has ended and the old task has been given up."""
+    @property
+    def has_first_phase(self) -> bool:
+        """Whether pages are to come while the old task is still whole."""
+        return len(self.prepare) + len(self.loading) > 0
+
+    @property
+    def needs_commit(self) -> bool:
+        """Whether the old task must be given up."""
+        return len(self.commit) > 0
+
+    def second_phase(self) -> SwitchPlan:
+        """What is left once the first phase has ended and the old task has been given up."""
         return SwitchPlan(self.leave, NO_PAGES, self.commit, NO_PAGES, NO_PAGES)
 
-    def at_once(self) -> SwitchPlan:
+    def merged(self) -> SwitchPlan:
         """Both phases in one, once the old task has been given up."""
         return SwitchPlan(
             np.concatenate([self.evict, self.leave]),

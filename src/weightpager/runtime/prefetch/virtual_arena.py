@@ -12,7 +12,7 @@ from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.plans import NO_PAGES, Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts, PrefetchLedger
 from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
-from weightpager.store import Run, StorageModel, coalesce
+from weightpager.store import PageRun, StorageModel, coalesce
 
 BATCH_BYTES = 16 << 20
 """Bytes that are planned at once: enough to keep storage busy. The next batch is planned by a newer forecast."""
@@ -170,7 +170,7 @@ class VirtualArena:
         self.blocks.publish(pages.tolist())
         self._ledger.came(pages)
 
-    def _runs(self, pages: Pages) -> list[Run]:
+    def _runs(self, pages: Pages) -> list[PageRun]:
         return coalesce(sorted(pages.tolist()), self._span, self._page_bytes)
 
     def _seconds(self, pages: Pages) -> float:

@@ -14,8 +14,9 @@ from blake3 import blake3
 from weightpager.bundle import PageIndex
 from weightpager.errors import PageCorruptError, StoreError, StoreTimeoutError
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.paging.reads.landed_pages import MOST_BYTES, LandedPages
+from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.store import Sources, VerifyingStore
+from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
 
 _native = pytest.importorskip("weightpager.kernels._native")
 
@@ -79,7 +80,7 @@ def test_each_page_comes_into_its_slot(
     own_reads: _native.OwnReads, store: VerifyingStore, arena: Arena, file: File
 ) -> None:
     random = np.random.default_rng(1)
-    for count in (1, 0, 2, 100, MOST_BYTES // PAGE):
+    for count in (1, 0, 2, 100, SMALL_SWITCH_BYTES // PAGE):
         pages = np.sort(random.permutation(PAGES)[:count])
         found, before = landed(own_reads, store, arena, pages), store.bytes
         found.wait(20.0, no_read)
@@ -97,7 +98,7 @@ def test_what_is_much_or_must_be_read_otherwise_is_left_to_others(
         def address(self, slots: object) -> None:  # type: ignore[override]
             """As a GPU's."""
 
-    pages = np.arange(MOST_BYTES // PAGE + 1)
+    pages = np.arange(SMALL_SWITCH_BYTES // PAGE + 1)
     assert LandedPages.begin(own_reads, store, arena, pages) is None
     assert LandedPages.begin(own_reads, store, Elsewhere(8, 8, PAGE), pages[:2]) is None
     assert LandedPages.begin(own_reads, store._inner, arena, pages[:2]) is None

@@ -17,16 +17,14 @@ from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
 if TYPE_CHECKING:
     from weightpager.kernels import _native
 
-MOST_BYTES = SMALL_SWITCH_BYTES
-"""Of pages that are read so: this memory is beside the budget, and goes back when they are in their slots."""
-
 _NO_SLOTS = np.zeros(0, np.int64)
 
 
 class LandedPages:
     """Pages on their way to memory that is this object's, where they are hashed; then they are copied into slots.
 
-    No slot has to be free, or belongs to a read that hangs. For one thread.
+    No slot has to be free, or belongs to a read that hangs. This memory is beside the budget, and goes back when they
+    are in their slots. For one thread.
 
     Attributes:
         reads: that it takes.
@@ -54,7 +52,9 @@ class LandedPages:
             into: whose slots they are for.
             pages: int64 [N], ascending.
         """
-        if own_reads is None or len(pages) * into.page_bytes > MOST_BYTES or not isinstance(store, VerifyingStore):
+        if own_reads is None or not isinstance(store, VerifyingStore):
+            return None
+        if len(pages) * into.page_bytes > SMALL_SWITCH_BYTES:
             return None
         sources = store.sources(pages)
         if sources is None or into.address(_NO_SLOTS) is None:

@@ -14,7 +14,7 @@ from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
 from weightpager.runtime.paging.reads.failures import closed_while_loading, engine_closed
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority
-from weightpager.store import Run, coalesce, group
+from weightpager.store import PageRun, coalesce, group
 
 
 @dataclass(order=True)
@@ -29,7 +29,7 @@ class _Group:
     priority: Priority
     number: int
     load: Load = field(compare=False)
-    runs: Sequence[Run] = field(compare=False)
+    runs: Sequence[PageRun] = field(compare=False)
     slots: Mapping[int, int] = field(compare=False)
     after: Sequence[Event] = field(compare=False)
 
