@@ -12,7 +12,7 @@ from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.reads.failures import closed_while_loading
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.runtime.paging.reads.load import Priority
-from weightpager.runtime.paging.slot_waits import SlotWaits
+from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
 from weightpager.runtime.paging.table_holds import TableHold
@@ -23,7 +23,7 @@ from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
 class Loader:
     """Has the pager load pages, makes them resident as they come, and tells whoever waits for them."""
 
-    def __init__(self, state: PagingState, slots: SlotWaits) -> None:
+    def __init__(self, state: PagingState, slots: SlotAllocator) -> None:
         """Nothing is on its way.
 
         Args:

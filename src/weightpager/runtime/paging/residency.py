@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from weightpager.errors import BudgetError, BusyError
 from weightpager.runtime.memory.table_room import Expandable
+from weightpager.runtime.paging.arena_resizer import ArenaResizer
 from weightpager.runtime.paging.loader import Loader
 from weightpager.runtime.paging.reads.failures import engine_closed
-from weightpager.runtime.paging.slot_waits import SlotWaits
+from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest, seconds_until
 from weightpager.runtime.paging.table_holds import TableHolds
@@ -37,9 +38,10 @@ class Residency:
         self._state = state
         self._lock = state.lock
         self._turn = threading.Lock()
-        self._slots = SlotWaits(state)
+        self._slots = SlotAllocator(state)
+        self._resizer = ArenaResizer(state, self._slots)
         self._loader = Loader(state, self._slots)
-        self._tables = TableHolds(state, self._slots)
+        self._tables = TableHolds(state, self._resizer)
         self.blocks = state.blocks
 
     def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, PendingLoad | None]:
@@ -81,9 +83,9 @@ class Residency:
             return self._slots.evict_unlocked()
 
     def resize(self, budget: int) -> None:
-        """Use the slots of another budget, evicting what must go. Errors are those of `SlotWaits.resize`."""
+        """Use the slots of another budget, evicting what must go. Errors are those of `ArenaResizer.resize`."""
         with self._my_turn(None), self._lock:
-            self._slots.resize(budget)
+            self._resizer.resize(budget)
             self._state.changed()
 
     def snapshot(self, current: int, uses: npt.NDArray[np.floating]) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
@@ -201,7 +203,7 @@ class Residency:
         """Hold a task and load what it lacks, as soon as it is this request's turn."""
         with self._my_turn(request.deadline):
             with self._lock:
-                self._slots.restore()
+                self._resizer.restore()
                 self._hold(request)
             try:
                 with self._tables.to_hold(request) as tables:

@@ -21,12 +21,13 @@ class PagingState:
     ``lock`` guards all that can change. It is notified whenever a read ends, and when there may be room or a task that
     could not be held may be. It is never kept while storage works. Who changes what, with the lock held:
 
-    ==============  ==================================================================================================
-    `Residency`     holders in ``blocks``, tasks that come and leave, ``changes``, ``closed``
-    `Loader`        pages that are reserved, come or are cancelled; ``waiters``, ``prefetched``, ``committing``
-    `SlotWaits`     pages that are evicted, and slots; ``memory``
-    `PageCheck`     bytes in the arena of pages that are resident
-    ==============  ==================================================================================================
+    ===============  =================================================================================================
+    `Residency`      holders in ``blocks``, tasks that come and leave, ``changes``, ``closed``
+    `Loader`         pages that are reserved, come or are cancelled; ``waiters``, ``prefetched``, ``committing``
+    `SlotAllocator`  pages that are evicted
+    `ArenaResizer`   slots; ``memory``
+    `PageCheck`      bytes in the arena of pages that are resident
+    ===============  =================================================================================================
 
     Attributes:
         blocks: the page table and its policy.

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from weightpager.errors import WeightpagerError
 from weightpager.runtime.memory.table_room import Expandable
-from weightpager.runtime.paging.slot_waits import SlotWaits
+from weightpager.runtime.paging.arena_resizer import ArenaResizer
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
 
@@ -51,9 +51,9 @@ class TableHold:
 class TableHolds:
     """Has a task's block tables expanded, in the room that there is or that slots make."""
 
-    def __init__(self, state: PagingState, slots: SlotWaits) -> None:
+    def __init__(self, state: PagingState, resizer: ArenaResizer) -> None:
         self._state = state
-        self._slots = slots
+        self._resizer = resizer
 
     @contextmanager
     def to_hold(self, request: SwitchRequest) -> Iterator[TableHold]:
@@ -102,7 +102,7 @@ class TableHolds:
         try:
             with self._state.lock:
                 if request.tables is not None and not room.hold(request.tables):
-                    self._slots.resize(self._state.memory.budget, room.needed(request.tables))
+                    self._resizer.resize(self._state.memory.budget, room.needed(request.tables))
                     room.hold(request.tables)
         except WeightpagerError as error:
             if not gives_up:

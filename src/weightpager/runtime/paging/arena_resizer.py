@@ -1,0 +1,62 @@
+"""How many slots there are: a budget gives them, and tables of tasks in use may take some of them for a while."""
+
+from __future__ import annotations
+
+from weightpager.runtime.paging.slot_allocator import SlotAllocator
+from weightpager.runtime.paging.state import PagingState
+
+
+class ArenaResizer:
+    """Changes how many slots the arena has.
+
+    Whoever calls has the turn and holds the lock, which is given up while reads in flight are waited for.
+    """
+
+    def __init__(self, state: PagingState, slots: SlotAllocator) -> None:
+        self._state = state
+        self._blocks = state.blocks
+        self._slots = slots
+
+    def resize(self, budget: int, tables: int | None = None) -> None:
+        """Use the slots of another budget, evicting what must go.
+
+        Args:
+            budget: bytes.
+            tables: bytes of expanded block tables that must have room; those of the tasks in use if None.
+
+        Raises:
+            BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
+        """
+        memory = self._state.memory
+        before, memory.least_tables = memory.least_tables, memory.tables.in_use if tables is None else tables
+        try:
+            self._resize(budget)
+        except BaseException:
+            memory.least_tables = before
+            raise
+
+    def restore(self) -> None:
+        """Use slots again that made room for block tables of tasks which have left."""
+        if self._state.memory.tables_have_grown:
+            self.resize(self._state.memory.budget)
+
+    def _resize(self, budget: int) -> None:
+        memory = self._state.memory
+        fewer = self._blocks.slots - memory.slots_for(budget)
+        if fewer > 0:
+            self._free(fewer, budget)
+            memory.resize(budget, retired=self._blocks.retire(fewer))
+        else:
+            memory.resize(budget, restored=self._blocks.restore(-fewer))
+            self._state.lock.notify_all()
+
+    def _free(self, count: int, budget: int) -> None:
+        """Have so many slots free, as soon as reads in flight allow it. Errors are those of `resize`."""
+        while count > self._blocks.free + len(self._blocks.evictable()):
+            held = len(self._blocks.locked())
+            if count > self._blocks.slots - held:
+                raise self._state.memory.too_small("the tasks in use", held, budget)
+            if not self._slots.await_read():
+                raise self._slots.hang_error()
+        self._slots.evict(self._blocks.evictable()[: max(0, count - self._blocks.free)])

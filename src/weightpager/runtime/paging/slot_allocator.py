@@ -1,0 +1,83 @@
+"""Slots for a task's pages: a plan that finds enough of them, and what is evicted for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from weightpager.distinct import distinct
+from weightpager.errors import StoreTimeoutError
+from weightpager.runtime.paging.reads.failures import storage_hangs
+from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.planning.plans import Pages, SwitchPlan
+
+
+class SlotAllocator:
+    """Plans which slots a task's pages take, and frees them; waits for those of reads in flight where it must.
+
+    Whoever calls has the turn and holds the lock, which is given up while waiting.
+    """
+
+    def __init__(self, state: PagingState) -> None:
+        self._state = state
+        self._blocks = state.blocks
+
+    def plan(self, request: SwitchRequest) -> SwitchPlan:
+        """A plan, as soon as reads in flight leave room for one.
+
+        Their slots are waited for if there is no room without them, or to keep the task that is left.
+
+        Raises:
+            BudgetError: tasks in use leave no room.
+            StoreTimeoutError: reads that hang do.
+        """
+        hangs = False
+        while True:
+            plan = self._blocks.plan(request.task, request.leaving, request.reuse)
+            if plan is not None and (hangs or not (plan.needs_commit and self._state.prefetched)):
+                return plan
+            if plan is None and not self.fits(request):
+                what = f"task {request.name!r} beside the tasks in use"
+                tables = self._table_bytes(request)
+                raise self._state.memory.too_small(what, self._pages_in_use(request), tables=tables)
+            if hangs:
+                raise self.hang_error()
+            hangs = not self.await_read()
+
+    def fits(self, request: SwitchRequest) -> bool:
+        """Whether tasks in use leave room, if not at once then when reads in flight have ended."""
+        return self._pages_in_use(request) <= self._blocks.slots
+
+    def evict(self, pages: Pages) -> None:
+        """Give up resident pages that no held task needs."""
+        if not len(pages):
+            return
+        self._blocks.evict(pages)
+        self._state.prefetched.ledger.went(pages)
+
+    def evict_unlocked(self) -> int:
+        """Give up all that no held task needs; how many pages went."""
+        self._state.lock.wait_for(lambda: not self._state.prefetched, self._state.read_timeout)
+        pages = self._blocks.evictable()
+        self.evict(pages)
+        return len(pages)
+
+    def await_read(self) -> bool:
+        """Wait until a read in flight has ended, whoever wanted it; False if storage hangs."""
+        loading = self._blocks.loading
+        return self._state.lock.wait_for(lambda: self._blocks.loading < loading, self._state.read_timeout)
+
+    def hang_error(self) -> StoreTimeoutError:
+        """The error where slots are needed that reads have which hang."""
+        return storage_hangs(f"not finished a read for {self._state.read_timeout:g} s whose memory is needed")
+
+    def _pages_in_use(self, request: SwitchRequest) -> int:
+        """How many pages the task and those in use need, as if the one that is left for it weren't in use."""
+        counted_less = [request.task] if request.leaving is None else [request.task, request.leaving]
+        locked = self._blocks.locked(but_one_hold_of=counted_less)
+        return len(distinct(np.concatenate([self._blocks.needs(request.task), locked])))
+
+    def _table_bytes(self, request: SwitchRequest) -> int:
+        """Bytes of the expanded block tables of these tasks."""
+        room = self._state.memory.tables
+        return 0 if request.tables is None else room.needed(request.tables, request.leaving_tables)
