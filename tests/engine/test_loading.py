@@ -255,7 +255,7 @@ def test_ctrl_c_after_a_load_leaves_no_task_in_use(bundle: Bundle, monkeypatch: 
 
     with wp.Engine.from_pretrained(bundle.path) as engine:
         engine.activate("animal")
-        monkeypatch.setattr(SwitchLog, "entered", pressed)
+        monkeypatch.setattr(SwitchLog, "record_switch", pressed)
         with pytest.raises(KeyboardInterrupt), engine.task("weather"):
             raise AssertionError("the block was entered")
         assert engine.report().active == ("animal",)

@@ -276,7 +276,7 @@ class Engine(EngineMaintenance):
     def _enter_real_time(self) -> None:
         try:
             for name in sorted(self._real_time):
-                self._holds.hold(name, asked=False)  # and never release
+                self._holds.hold(name, is_visit=False)  # and never release
         except BaseException:
             self.close()
             raise

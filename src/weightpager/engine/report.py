@@ -170,17 +170,17 @@ class SwitchLog:
         self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._warned = False
 
-    def entered(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, asked: bool) -> str | None:
-        """A task has been entered, which the monitor is told too; the one that was asked for before.
+    def record_switch(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, is_visit: bool) -> str | None:
+        """Keep the report of a switch, and tell the monitor of a visit; the task of the visit before, None without one.
 
         Args:
-            name: of the task.
+            name: of the task that was switched to.
             stats: what loading cost.
-            seconds: that entering it took.
+            seconds: that the switch took.
             waited: whether all pages were waited for.
-            asked: whether it was asked for; what is only kept in memory is no visit.
+            is_visit: whether somebody asked for the task; to keep it in memory is no visit.
         """
-        before = self.monitor.record(name) if asked else self.monitor.current
+        before = self.monitor.record(name) if is_visit else self.monitor.current
         pages = stats.bytes // self._open.bundle.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:

@@ -48,7 +48,7 @@ class TaskHolds:
         *,
         wait: bool = True,
         timeout: float | None = None,
-        asked: bool = True,
+        is_visit: bool = True,
     ) -> Any:
         """Hold a task until `release`; its module. Errors are those of `Engine.task` and `Engine.activate`.
 
@@ -58,7 +58,7 @@ class TaskHolds:
             give_up: leaves that one, if both don't fit together.
             wait: whether to return only when all pages are there.
             timeout: seconds to wait for room and for other switches.
-            asked: whether it was asked for; what is only kept in memory is no visit.
+            is_visit: whether somebody asked for the task; to keep it in memory is no visit.
         """
         task, module = self._open.entrance(name)
         start = time.perf_counter()
@@ -82,8 +82,8 @@ class TaskHolds:
         task.gate.hold(None if load is None else load.pages)
         try:
             seconds, waited = time.perf_counter() - start, load is None
-            before = self._switches.entered(name, stats, seconds, waited=waited, asked=asked)
-            if asked and before != name:
+            before = self._switches.record_switch(name, stats, seconds, waited=waited, is_visit=is_visit)
+            if is_visit and before != name:
                 self._tell(task.number, stats)
         except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
             self.release(name)
@@ -109,7 +109,7 @@ class TaskHolds:
 
     def pin(self, name: str) -> None:
         """Hold a task until `unpin`."""
-        self.hold(name, asked=False)
+        self.hold(name, is_visit=False)
         with self._lock:
             self._open.tasks[name].pins += 1
 
