@@ -1,6 +1,6 @@
 """Where pages come from. No torch, no policy."""
 
-from weightpager.store.base import PageStore, Sources
+from weightpager.store.base import FileStore, PageStore, Sources
 from weightpager.store.block_reader import BlockReader
 from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
@@ -10,6 +10,7 @@ from weightpager.store.wrappers import VerifyingStore
 
 __all__ = [
     "BlockReader",
+    "FileStore",
     "JoinedStore",
     "LocalStore",
     "PageRun",

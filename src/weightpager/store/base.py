@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """Where pages lie in files, for who reads them without the store.
-
-    A store whose `PageStore.read` does no more than read files may have a method ``sources(pages) -> Sources | None``:
-    pages int64 [N], ascending; None if it can't say.
+    """Where pages lie in files, for whoever reads them without the store.
 
     Attributes:
         descriptors: int32 [N], of the open file that holds each page; open until the store is closed.
@@ -45,3 +42,15 @@ class PageStore(Protocol):
 
     def close(self) -> None:
         """Give back descriptors; closing twice is fine."""
+
+
+class FileStore(PageStore, Protocol):
+    """A store whose `read` does no more than read files, and that says where the pages lie in them."""
+
+    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
+        """Where pages lie, int64 [N], ascending; None if it can't say of all of them."""
+
+
+def file_store(store: PageStore) -> FileStore | None:
+    """The store as a `FileStore`; None if it is none."""
+    return cast(FileStore, store) if hasattr(store, "sources") else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.store.base import PageStore, Sources
+from weightpager.store.base import FileStore, PageStore, Sources, file_store
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,13 @@ class _Part:
 
     first: int
     store: PageStore
+    files: FileStore | None
     pages: npt.NDArray[np.int64]
     lasts: npt.NDArray[np.int64]
+
+    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
+        """See `FileStore.sources`; ``pages`` are numbers here."""
+        return None if self.files is None else self.files.sources(self.pages[pages - self.first])
 
 
 class JoinedStore:
@@ -39,7 +44,7 @@ class JoinedStore:
         gaps = np.flatnonzero(np.diff(pages) != 1)
         ends = np.append(gaps + 1, len(pages))
         lasts = ends[np.searchsorted(ends, np.arange(len(pages)), side="right")] if len(pages) else ends[:0]
-        part = _Part(self._end, store, pages, lasts)
+        part = _Part(self._end, store, file_store(store), pages, lasts)
         self._parts = (*self._parts, part)
         self._firsts = (*self._firsts, self._end)
         self._end += len(pages)
@@ -54,25 +59,25 @@ class JoinedStore:
         return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
-        """See `Sources`; None if one of the stores can't say."""
+        """See `FileStore.sources`; None if one of the stores can't say."""
         if len(pages) and (part := self._part(int(pages[0]))) is self._part(int(pages[-1])):
-            return _sources(part, pages)
+            return part.sources(pages)
         firsts, parts = self._firsts, self._parts
         cuts = [*np.searchsorted(pages, firsts).tolist(), len(pages)]
-        found: list[Sources] = []
+        pieces: list[Sources] = []
         for part, begin, end in zip(parts, cuts, cuts[1:], strict=False):
             if begin == end:
                 continue
-            here = _sources(part, pages[begin:end])
-            if here is None:
+            piece = part.sources(pages[begin:end])
+            if piece is None:
                 return None
-            found.append(here)
-        if len(found) == 1:
-            return found[0]
+            pieces.append(piece)
+        if len(pieces) == 1:
+            return pieces[0]
         none = Sources(np.zeros(0, np.int32), np.zeros(0, np.int64))
         return Sources(
-            np.concatenate([of.descriptors for of in (none, *found)]),
-            np.concatenate([of.offsets for of in (none, *found)]),
+            np.concatenate([piece.descriptors for piece in (none, *pieces)]),
+            np.concatenate([piece.offsets for piece in (none, *pieces)]),
         )
 
     def close(self) -> None:
@@ -85,9 +90,3 @@ class JoinedStore:
         # pages begin where the next one does, and are passed over.
         firsts = self._firsts
         return self._parts[bisect_right(firsts, page) - 1]
-
-
-def _sources(part: _Part, pages: npt.NDArray[np.int64]) -> Sources | None:
-    """Of pages of one part."""
-    sources: Callable[[npt.NDArray[np.int64]], Sources | None] | None = getattr(part.store, "sources", None)
-    return None if sources is None else sources(part.pages[pages - part.first])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from weightpager.bundle import PageIndex
 from weightpager.errors import PageCorruptError, StoreError, WeightpagerError, first_line
-from weightpager.store.base import PageStore, Sources
+from weightpager.store.base import PageStore, Sources, file_store
 
 
 class VerifyingStore:
@@ -28,6 +28,7 @@ class VerifyingStore:
 
     def __init__(self, inner: PageStore, index: PageIndex) -> None:
         self._inner = inner
+        self._files = file_store(inner)
         self._lock = threading.Lock()
         self._closed = False
         self.index = index
@@ -42,9 +43,8 @@ class VerifyingStore:
                     raise PageCorruptError(page, "on load")
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
-        """See `Sources`. Who reads there has to check what comes, and to `count` it."""
-        sources: Callable[[npt.NDArray[np.int64]], Sources | None] | None = getattr(self._inner, "sources", None)
-        return None if sources is None else sources(pages)
+        """See `FileStore.sources`. Whoever reads there has to check what comes, and to `count` it."""
+        return None if self._files is None else self._files.sources(pages)
 
     def count(self, read: int) -> None:
         """So many bytes have been read."""

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Collection
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,12 @@ _hanging: list[object] = []
 """What reads that never ended may still write to."""
 
 
+class _BegunLoad(NamedTuple):
+    load: Load
+    store: VerifyingStore
+    """Where the load's pages come from."""
+
+
 class NativeReads:
     """See `Reads`. One thread gives the kernel reads by io_uring, or where that is refused to threads that block.
 
@@ -49,7 +56,7 @@ class NativeReads:
         self._queue = _native.ReadQueue(
             reads=reads, most_bytes=_BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
         )
-        self._loads: dict[int, Load] = {}
+        self._loads: dict[int, _BegunLoad] = {}
         self._ended = [0]
         self._numbers = count()
         self._lock = threading.Lock()  # of starting the thread
@@ -69,16 +76,17 @@ class NativeReads:
         return set(_pages(self._queue.outstanding())) if self._loads else set()
 
     def start(self, load: Load) -> int | None:
-        sources = load.store.sources(load.pages) if isinstance(load.store, VerifyingStore) else None
-        slots = load.slots.astype(np.int64)
-        memory = None if sources is None else load.into.address(slots)
-        if sources is None or memory is None:
+        store, slots = load.store, load.slots.astype(np.int64)
+        if not isinstance(store, VerifyingStore) or (sources := store.sources(load.pages)) is None:
+            return None
+        memory = load.into.address(slots)
+        if memory is None:
             return None
         pages = np.ascontiguousarray(load.pages, np.int64)
-        ids = load.store.index.ids[pages]  # type: ignore[attr-defined]
+        ids = store.index.ids[pages]
         self._start_thread()
         number = next(self._numbers)
-        self._loads[number] = load  # first: it may be told of before `load` returns
+        self._loads[number] = _BegunLoad(load, store)  # first: it may be told of before `load` returns
         reads = self._queue.load(
             number,
             int(load.priority),
@@ -107,13 +115,13 @@ class NativeReads:
         return _pages(self._queue.cancel(keep.ctypes.data, len(keep)))
 
     def withdraw(self, load: Load) -> None:
-        for number, other in list(self._loads.items()):
-            if other is load:
+        for number, begun in list(self._loads.items()):
+            if begun.load is load:
                 self._queue.withdraw(number)
 
     def close(self) -> bool:
         for number, pages, *_ in self._queue.close():
-            self._loads[number].ended(_pages(pages), closed_while_loading())
+            self._loads[number].load.ended(_pages(pages), closed_while_loading())
         with self._lock:
             thread = self._thread
         if thread is None or thread is threading.current_thread():  # the garbage collector may close it, in any thread
@@ -137,16 +145,16 @@ class NativeReads:
                 weakref.finalize(self, _abandon, os.getpid(), self._queue, self._thread)
 
 
-def _drive(queue: _native.ReadQueue, loads: dict[int, Load], ended: list[int]) -> None:
+def _drive(queue: _native.ReadQueue, loads: dict[int, _BegunLoad], ended: list[int]) -> None:
     """Carry out the loads of a queue until it is closed. It doesn't know its owner, which may go meanwhile."""
     while (report := queue.drive()) is not None:
         for number, packed, failure, error, corrupt in report[0]:
-            load, pages = loads[number], _pages(packed)
+            (load, store), pages = loads[number], _pages(packed)
             if failure not in (STORAGE, END_OF_FILE):
-                load.store.count(len(pages) * load.into.page_bytes)  # type: ignore[attr-defined]
+                store.count(len(pages) * load.into.page_bytes)
             ended[0] += 1
             load.ended(pages, read_error(failure, error, corrupt if failure == CORRUPT else pages[0]))
-            del load
+            del load, store
         for number in report[1]:
             loads.pop(number, None)
         del report
