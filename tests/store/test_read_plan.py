@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.store import PageRun, coalesce, group, most_pages, read_count, read_plan
+from weightpager.store import PageRun, coalesce, group_runs, most_pages, read_count, read_plan
 
 pages = st.sets(st.integers(0, 200)).map(sorted)
 
@@ -29,7 +29,7 @@ def test_runs_cover_each_page_once_in_order(wanted: list[int], span: int, page_b
 def test_short_reads_are_grouped_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_plan, "GROUP_BYTES", 4 * 4096)
     runs = [PageRun(0, 1), PageRun(2, 3), PageRun(6, 1), PageRun(8, 9), PageRun(20, 4), PageRun(30, 1)]
-    assert group(runs, 4096) == [runs[:2], runs[2:4], runs[4:5], runs[5:]]
+    assert group_runs(runs, 4096) == [runs[:2], runs[2:4], runs[4:5], runs[5:]]
 
 
 @given(pages, st.sampled_from([4096, 1 << 19, 1 << 20, 1 << 21]), st.sampled_from([1, 1 << 14, 1 << 16]))
@@ -37,7 +37,7 @@ def test_groups_keep_every_run_in_order(wanted: list[int], page_bytes: int, leas
     runs = coalesce(wanted, lambda _: 1000, page_bytes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read_plan, "GROUP_BYTES", least)
-        groups = group(runs, page_bytes)
+        groups = group_runs(runs, page_bytes)
     assert [run for some in groups for run in some] == runs
     sizes = [sum(run.count for run in some) for some in groups]
     assert all(0 < size <= most_pages(page_bytes) for size in sizes)

@@ -50,10 +50,10 @@ class BundleChange:
         if _shared_files(old) != _shared_files(new) or not same_graphs:
             raise _other_model(new, "model or resident parameters")
         if old.page_bytes != new.page_bytes:
-            kept, found = (f"{bundle.page_bytes // 1024}KiB" for bundle in (old, new))
+            old_size, new_size = (f"{bundle.page_bytes // 1024}KiB" for bundle in (old, new))
             raise BundleError(
-                f"{new.path}: expected pages of {kept}, as the engine has them, found {found}; "
-                f"'weightpager repack --page {kept}' keeps them, or close the engine and open the bundle again"
+                f"{new.path}: expected pages of {old_size}, as the engine has them, found {new_size}; "
+                f"'weightpager repack --page {old_size}' keeps them, or close the engine and open the bundle again"
             )
         both = [name for name in new.tasks if name in old.tasks]
         return cls(
@@ -74,8 +74,8 @@ def _shared_files(bundle: Bundle) -> dict[str, str]:
     files = bundle.manifest.files
     shared = (RESIDENT, row_table.FILE)
     model = {name for name in files if name.startswith(f"{MODEL}/")} - _graphs(bundle).keys()
-    found = {name: files[name].blake3 for name in files if name in shared or name in model}
-    return found | {"rows": blake3(bundle.row_ids.tobytes()).hexdigest()}
+    hashes = {name: files[name].blake3 for name in files if name in shared or name in model}
+    return hashes | {"rows": blake3(bundle.row_ids.tobytes()).hexdigest()}
 
 
 def _graphs(bundle: Bundle) -> dict[str, str]:

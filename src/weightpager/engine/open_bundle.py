@@ -173,8 +173,8 @@ class OpenBundle:
         tables = sum(task.tables.nbytes for task in together.values())
         if pages > self.memory.slots_beside(tables):
             what = f"task {name!r}{' beside the real-time tasks' if beside else ''}"
-            found = self.memory.too_small(what, pages, tables=tables)
-            raise TaskTooLargeError(f"task {name!r} can't run: {found}", found.smallest)
+            error = self.memory.too_small(what, pages, tables=tables)
+            raise TaskTooLargeError(f"task {name!r} can't run: {error}", error.smallest)
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""

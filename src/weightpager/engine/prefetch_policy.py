@@ -50,9 +50,9 @@ def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.ND
     """Expected uses of each task, by number, once this one is entered, for eviction; 0 for tasks that have left."""
     tasks = opened.tasks
     numbers = [task.number for task in tasks.values()]
-    found = np.zeros(opened.residency.blocks.tasks)
-    found[numbers] = expected_reuse(monitor.followed(list(tasks)), numbers.index(number))
-    return found
+    uses = np.zeros(opened.residency.blocks.tasks)
+    uses[numbers] = expected_reuse(monitor.followed(list(tasks)), numbers.index(number))
+    return uses
 
 
 def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:

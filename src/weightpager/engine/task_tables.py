@@ -26,11 +26,12 @@ class TableSource:
     def __init__(self, placement: Placement, numbers: npt.NDArray[np.int64]) -> None:
         self.placement = placement
         self._numbers = numbers[: len(placement.layers)]
-        of = placement.numbers
-        grids = [(first, grid.rows, grid.cols) for first, grid in zip(of.first.tolist(), of.grids, strict=True)]
-        self._native = (
-            TableExpander(placement.blocks, placement.layers, self._numbers, of.starts, grids) if AVAILABLE else None
-        )
+        blocks = placement.numbers
+        firsts = blocks.first.tolist()
+        grids = [(first, grid.rows, grid.cols) for first, grid in zip(firsts, blocks.grids, strict=True)]
+        self._native: TableExpander | None = None
+        if AVAILABLE:
+            self._native = TableExpander(placement.blocks, placement.layers, self._numbers, blocks.starts, grids)
 
     def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:
         """Write the tables of task number ``task``, as `views` finds them."""
@@ -45,13 +46,13 @@ class TableSource:
 
     def views(self, task: int, memory: npt.NDArray[np.int32]) -> dict[str, BlockTable]:
         """The tables in this memory, by paged weight: all weights' rows, then their columns, then their locations."""
-        of, placement = self.placement.numbers, self.placement
-        parts = of.split(np.sort(placement.numbers_at(placement.locations_of(task))))
-        row_ends = np.cumsum([grid.rows + 1 for grid in of.grids])
+        placement, blocks = self.placement, self.placement.numbers
+        parts = blocks.split(np.sort(placement.numbers_at(placement.locations_of(task))))
+        row_ends = np.cumsum([grid.rows + 1 for grid in blocks.grids])
         ends = np.cumsum([part.stop - part.start for part in parts])[:-1]
         columns, locations = (np.split(half, ends) for half in np.split(memory[row_ends[-1] :], 2))
         rows = np.split(memory[: row_ends[-1]], row_ends[:-1])
-        return {name: BlockTable(*found) for name, *found in zip(of.names, rows, columns, locations, strict=True)}
+        return {name: BlockTable(*arrays) for name, *arrays in zip(blocks.names, rows, columns, locations, strict=True)}
 
 
 class TaskTables:

@@ -82,9 +82,9 @@ class EngineView:
         """
         bundle = self.bundle
         with self._reading:
-            known, found = self._first_reader
-            if known is bundle and found is not None:
-                return found.copy()
+            known, first = self._first_reader
+            if known is bundle and first is not None:
+                return first.copy()
             reader = self._open.backend.reader(bundle)
             if isinstance(reader, Tokenizer):
                 self._first_reader = bundle, reader.copy()

@@ -4,7 +4,7 @@ from weightpager.store.base import FileStore, PageStore, Sources
 from weightpager.store.block_reader import BlockReader
 from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
-from weightpager.store.read_plan import PageRun, StorageModel, coalesce, group, most_pages, read_count
+from weightpager.store.read_plan import PageRun, StorageModel, coalesce, group_runs, most_pages, read_count
 from weightpager.store.switch_cost import SwitchCost, all_switches, span_of, switch_cost
 from weightpager.store.wrappers import VerifyingStore
 
@@ -21,7 +21,7 @@ __all__ = [
     "VerifyingStore",
     "all_switches",
     "coalesce",
-    "group",
+    "group_runs",
     "most_pages",
     "read_count",
     "span_of",

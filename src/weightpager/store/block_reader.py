@@ -31,14 +31,14 @@ class BlockReader:
         """
         manifest = self._bundle.manifest
         places = manifest.blocks_per_page
-        found = np.empty((len(locations), self._bundle.block_bytes), np.uint8)
+        blocks = np.empty((len(locations), self._bundle.block_bytes), np.uint8)
         page = np.empty(self._bundle.page_bytes, np.uint8)
         pages = locations // places
         order = np.argsort(pages, kind="stable")
-        for here in np.split(order, np.flatnonzero(np.diff(pages[order])) + 1) if len(order) else []:
-            self._store.read(int(pages[here[0]]), [page.data])
-            found[here] = page_blocks(page, places, manifest.block_shape, manifest.dtype)[locations[here] % places]
-        return found
+        for rows in np.split(order, np.flatnonzero(np.diff(pages[order])) + 1) if len(order) else []:
+            self._store.read(int(pages[rows[0]]), [page.data])
+            blocks[rows] = page_blocks(page, places, manifest.block_shape, manifest.dtype)[locations[rows] % places]
+        return blocks
 
     def close(self) -> None:
         """Give back descriptors."""

@@ -74,7 +74,7 @@ def _rows(pages: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDAr
     return pages[starts], np.diff(starts, append=len(pages))
 
 
-def group(runs: Sequence[PageRun], page_bytes: int) -> list[list[PageRun]]:
+def group_runs(runs: Sequence[PageRun], page_bytes: int) -> list[list[PageRun]]:
     """Group short runs, in order; one thread reads a group before it takes other work.
 
     Around reads there is work that threads of one interpreter do one after the other.

@@ -58,12 +58,12 @@ class TaskMonitor:
     def followed(self, tasks: Sequence[str]) -> npt.NDArray[np.int64]:
         """How often each of the tasks was followed by each other, [tasks, tasks]."""
         numbers = {task: number for number, task in enumerate(tasks)}
-        found = np.zeros((len(tasks), len(tasks)), np.int64)
+        counts = np.zeros((len(tasks), len(tasks)), np.int64)
         with self._lock:
             for (before, after), times in self._followed.items():
                 if before in numbers and after in numbers:
-                    found[numbers[before], numbers[after]] = times
-        return found
+                    counts[numbers[before], numbers[after]] = times
+        return counts
 
     @property
     def current(self) -> str | None:

@@ -34,13 +34,13 @@ class MemoryWatch:
 
     def check(self, outstanding: int) -> None:
         """Warn if less than ``outstanding`` bytes, which the budget will still take, can be had."""
-        found = self._read()
+        memory = self._read()
         self._compare(
-            "machine", outstanding, found.available_bytes, "this machine has {} available", "free some memory"
+            "machine", outstanding, memory.available_bytes, "this machine has {} available", "free some memory"
         )
-        limit = "" if found.limit_bytes is None else f" (the tightest is {format_room(found.limit_bytes)})"
+        limit = "" if memory.limit_bytes is None else f" (the tightest is {format_room(memory.limit_bytes)})"
         leave = f"the limits of this process's control group and those around it{limit} leave {{}}"
-        self._compare("group", outstanding, found.left_bytes, leave, "raise the limit")
+        self._compare("group", outstanding, memory.left_bytes, leave, "raise the limit")
 
     def _compare(self, cause: str, outstanding: int, left: int | None, finding: str, way_out: str) -> None:
         if left is None or outstanding <= left:

@@ -33,16 +33,16 @@ class PageCheck:
         Raises:
             StoreError, PageCorruptError: storage doesn't have a page as it should be; it stays as it is.
         """
-        state, found = self._state, self.damaged()
+        state, damaged = self._state, self.damaged()
         with mmap.mmap(-1, state.memory.page_bytes) as content:  # aligned, as direct reads want it
-            for page in found:
+            for page in damaged:
                 with memoryview(content) as whole:
                     state.store.read(page, [whole])
                     with state.lock:
                         slot = int(state.blocks.page_table[page])
                         if slot != ABSENT:
                             state.memory.arena.replace(slot, whole)
-        return found
+        return damaged
 
     def _damaged(self, pages: Pages) -> list[int]:
         state = self._state

@@ -74,8 +74,8 @@ class _LogNormal:
             return _LogNormal(self.mean, within)
         precision = seen.weight / within + 1.0 / between
         mean = (seen.weight * seen.mean / within + self.mean / between) / precision
-        own = (seen.squares + _SHRINKAGE * within) / (seen.weight + _SHRINKAGE)
-        return _LogNormal(mean, own + 1.0 / precision)
+        variance = (seen.squares + _SHRINKAGE * within) / (seen.weight + _SHRINKAGE)
+        return _LogNormal(mean, variance + 1.0 / precision)
 
     def survival(self, seconds: float) -> float:
         """Probability that a visit lasts longer."""
@@ -139,10 +139,10 @@ class DwellTimes:
         if not self._all.weight:
             return np.ones(len(following)), np.full(len(following), math.nan)
         seconds = math.exp(_logarithm(seconds))
-        found = self._distributions(task, following)
+        distributions = self._distributions(task, following)
         return (
-            np.array([distribution.survival(seconds) for distribution in found]),
-            np.array([distribution.left(seconds) for distribution in found]),
+            np.array([distribution.survival(seconds) for distribution in distributions]),
+            np.array([distribution.left(seconds) for distribution in distributions]),
         )
 
     def _distributions(self, task: int, following: Sequence[int]) -> list[_LogNormal]:
@@ -150,10 +150,10 @@ class DwellTimes:
         successors = max(0.0, self._in_tasks.variance - self._in_pairs.variance)
         within = max(_LEAST_SPREAD**2, self._in_pairs.variance)
         everywhere = _LogNormal(self._all.mean, self._overall.variance)
-        here = everywhere.shrunk(self._tasks.get(task, _NONE), within + successors, tasks)
-        unseen = here.shrunk(_NONE, within, successors)
+        in_task = everywhere.shrunk(self._tasks.get(task, _NONE), within + successors, tasks)
+        unseen = in_task.shrunk(_NONE, within, successors)
         pairs = (self._pairs.get((task, other)) for other in following)
-        return [unseen if pair is None else here.shrunk(pair, within, successors) for pair in pairs]
+        return [unseen if pair is None else in_task.shrunk(pair, within, successors) for pair in pairs]
 
 
 def _logarithm(seconds: float) -> float:

@@ -91,12 +91,12 @@ class NativeRows:
         check_wide(out, len(ids), self._columns)
         ids = np.ascontiguousarray(ids, np.int64)
         reads = self._reads
-        found = self._table.look_up(
+        outcome = self._table.look_up(
             ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.read_timeout, reads.pager.ended
         )
-        if found is None:
+        if outcome is None:
             return False
-        failure, number, page, read = found
+        failure, number, page, read = outcome
         if read:
             reads.store.count(read)
         if failure:

@@ -112,10 +112,10 @@ class RowCache:
             raise self._out_of_range()
         with self._lock:
             slots = self._memory.look_up(ids)
-            here = np.flatnonzero(slots >= 0)
-            widen_rows(self._memory.stored, slots[here] * self.entry.row_bytes, here, out)
-            self._tally[:2] += len(ids), len(here)
-        if len(here) < len(ids):
+            hits = np.flatnonzero(slots >= 0)
+            widen_rows(self._memory.stored, slots[hits] * self.entry.row_bytes, hits, out)
+            self._tally[:2] += len(ids), len(hits)
+        if len(hits) < len(ids):
             self._fault(ids, np.flatnonzero(slots < 0), out)
 
     def all(self) -> npt.NDArray[np.float32]:
@@ -137,11 +137,11 @@ class RowCache:
         order = np.argsort(places)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        of_position = rank[which.reshape(-1)]
+        ranks = rank[which.reshape(-1)]
         rows = rows[order]
         for read in self._pages.read(places[order]):
-            here = np.flatnonzero((of_position >= read.start) & (of_position < read.end))
-            widen_rows(read.stored, read.offsets[of_position[here] - read.start], missing[here], out)
+            positions = np.flatnonzero((ranks >= read.start) & (ranks < read.end))
+            widen_rows(read.stored, read.offsets[ranks[positions] - read.start], missing[positions], out)
             with self._lock:
                 self._tally[2:] += read.end - read.start, len(read.stored)
                 if keep:

@@ -97,10 +97,10 @@ class RowMemory:
     def look_up(self, ids: Ids) -> Ids:
         """The slots of these rows, −1 where one is absent; they count as used."""
         slots = self._slot_of[ids].astype(np.int64)
-        here = slots[slots >= 0]
+        used = slots[slots >= 0]
         self._begin_uses(len(ids))
-        self._last_use[here] = self._ticks(len(here))  # of a row that occurs twice the last one stays
-        self._stay[here] = np.maximum(self._stay[here], _AGAIN)
+        self._last_use[used] = self._ticks(len(used))  # of a row that occurs twice the last one stays
+        self._stay[used] = np.maximum(self._stay[used], _AGAIN)
         return slots
 
     def insert(self, ids: Ids, stored: npt.NDArray[np.uint8], *, trial: bool = True) -> None:
@@ -126,10 +126,9 @@ class RowMemory:
 
     def age_by_place(self) -> None:
         """Forget when rows were used: those of the last places go first."""
-        here = np.arange(self._filled)
-        here = here[np.argsort(self._places[self._row_in[here]])]
-        self._begin_uses(len(here))
-        self._last_use[here] = self._ticks(len(here))[::-1]
+        slots = np.argsort(self._places[self._row_in[: self._filled]])
+        self._begin_uses(len(slots))
+        self._last_use[slots] = self._ticks(len(slots))[::-1]
 
     def resize(self, slots: int) -> None:
         """Keep so many rows at most. Rows of slots that are given up go, and their memory with them."""
@@ -137,9 +136,9 @@ class RowMemory:
         gone = np.arange(self.slots, self._filled)
         self._slot_of[self._row_in[gone]] = -1
         self._state[_FILLED] = min(self._filled, self.slots)
-        here = np.arange(self._filled)
-        pinned, stay = self._pinned(self._row_in[here]), self._stay[here]
-        self._stay[here] = np.where(pinned, _STAYS, np.minimum(stay, _AGAIN))
+        filled = slice(self._filled)
+        pinned, stay = self._pinned(self._row_in[filled]), self._stay[filled]
+        self._stay[filled] = np.where(pinned, _STAYS, np.minimum(stay, _AGAIN))
         if len(gone):
             self._give_back()
 
@@ -153,8 +152,7 @@ class RowMemory:
         once, again = np.flatnonzero(stay == _ONCE), np.flatnonzero(stay == _AGAIN)
         over = max(0, len(once) + count + len(free) - (len(once) + len(again)) // _TRIAL)
         from_once = min(count, len(once), max(over, count - len(again)))
-        found = [free, self._oldest(once, from_once), self._oldest(again, count - from_once)]
-        return np.concatenate(found)
+        return np.concatenate([free, self._oldest(once, from_once), self._oldest(again, count - from_once)])
 
     def _oldest(self, slots: Ids, count: int) -> Ids:
         """At most so many of these slots, those that were used longest ago, the oldest first."""
@@ -164,12 +162,12 @@ class RowMemory:
         return np.asarray(self._places[ids] < self.slots // _PINNED)
 
     def _begin_uses(self, count: int) -> None:
-        """So many ticks come, at most."""
+        """See to it that so many ticks can come."""
         if self._state[_TICK] + count > _LAST_TICK:
             self._last_use[:] = self._state[_TICK] = 0  # once in four billion look-ups nobody knows what is old
 
     def _ticks(self, count: int) -> Ids:
-        """So many, rising."""
+        """So many ticks, rising."""
         self._state[_TICK] += count
         return np.arange(self._state[_TICK] - count, self._state[_TICK]) + 1
 

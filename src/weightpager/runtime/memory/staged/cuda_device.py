@@ -21,8 +21,8 @@ def cuda_staging(device: str, page_bytes: int, reads: int) -> Staging:
 
 
 def _numbered(device: str) -> torch.device:
-    found = torch.device(device)
-    return found if found.index is not None else torch.device("cuda", torch.cuda.current_device())
+    stated = torch.device(device)
+    return stated if stated.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def _check(device: str) -> None:

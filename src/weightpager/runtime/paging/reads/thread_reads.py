@@ -14,7 +14,7 @@ from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
 from weightpager.runtime.paging.reads.failures import closed_while_loading, engine_closed
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority
-from weightpager.store import PageRun, coalesce, group
+from weightpager.store import PageRun, coalesce, group_runs
 
 
 @dataclass(order=True)
@@ -60,7 +60,7 @@ class ThreadReads:
 
     def start(self, load: Load) -> int:
         runs = coalesce(load.pages.tolist(), load.store.span, load.into.page_bytes)
-        groups = group(runs, load.into.page_bytes)
+        groups = group_runs(runs, load.into.page_bytes)
         slots = dict(zip(load.pages.tolist(), load.slots.tolist(), strict=True))
         after = load.into.reads()
         with self._changed:
@@ -68,8 +68,9 @@ class ThreadReads:
                 raise engine_closed()
             self._start_threads()
             try:
-                for some in groups:
-                    heapq.heappush(self._queue, _Group(load.priority, next(self._numbers), load, some, slots, after))
+                for grouped_runs in groups:
+                    group = _Group(load.priority, next(self._numbers), load, grouped_runs, slots, after)
+                    heapq.heappush(self._queue, group)
                 self._changed.notify(len(groups))
             except BaseException:  # Ctrl-C, say: what is queued by now would stay there until something else is loaded
                 self._changed.notify_all()
@@ -79,25 +80,25 @@ class ThreadReads:
     @property
     def pages(self) -> set[int]:
         with self._changed:
-            return {page for some in (*self._queue, *self._running) if some.load.common for page in some.pages}
+            return {page for group in (*self._queue, *self._running) if group.load.common for page in group.pages}
 
     def cancel(self, but: Collection[int]) -> list[int]:
         if not self._queue:  # a load that is just beginning begins after this
             return []
         with self._changed:
-            return self._take_back(lambda some: some.load.common and not any(page in but for page in some.pages))
+            return self._take_back(lambda group: group.load.common and not any(page in but for page in group.pages))
 
     def withdraw(self, load: Load) -> None:
         with self._changed:
-            self._take_back(lambda some: some.load is load)
+            self._take_back(lambda group: group.load is load)
 
     def close(self) -> bool:
         with self._changed:
             self._closed = True
             dropped, self._queue = self._queue, []
             self._changed.notify_all()
-        for some in dropped:
-            some.load.ended(some.pages, closed_while_loading())
+        for group in dropped:
+            group.load.ended(group.pages, closed_while_loading())
         for thread in self._threads:
             if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
                 thread.join(JOIN_SECONDS)
@@ -113,17 +114,17 @@ class ThreadReads:
 
     def _work(self) -> None:
         while (begun := self._next()) is not None:
-            some, stage = begun
-            with self._ending(some, stage):
-                slots = {page: some.slots[page] for page in some.pages}
+            group, stage = begun
+            with self._ending(group, stage):
+                slots = {page: group.slots[page] for page in group.pages}
                 views = iter(stage.views(list(slots.values())))
-                for run in some.runs:
-                    some.load.store.read(run.first, list(islice(views, run.count)))
-                stage.place(slots, some.after)
-            del begun, some, stage  # else this thread keeps the last load's store and callbacks alive while it waits
+                for run in group.runs:
+                    group.load.store.read(run.first, list(islice(views, run.count)))
+                stage.place(slots, group.after)
+            del begun, group, stage  # else this thread keeps the last load's store and callbacks alive while it waits
 
     @contextmanager
-    def _ending(self, some: _Group, stage: Stage) -> Iterator[None]:
+    def _ending(self, group: _Group, stage: Stage) -> Iterator[None]:
         """Tell of a group's end, and why its pages didn't come if they didn't."""
         failure: BaseException | None = None
         try:
@@ -134,9 +135,9 @@ class ThreadReads:
             failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
             failure.__cause__ = error
         stage.give_back()
-        some.load.ended(some.pages, failure)
+        group.load.ended(group.pages, failure)
         with self._changed:  # it compares groups, and another thread may come between
-            self._running.remove(some)
+            self._running.remove(group)
             self.ended += 1
 
     def _next(self) -> tuple[_Group, Stage] | None:
@@ -155,8 +156,8 @@ class ThreadReads:
         """Groups that have not begun won't; the pages of those that were taken back. The lock is held."""
         gone: list[_Group] = []
         stay: list[_Group] = []
-        for some in self._queue:
-            (gone if which(some) else stay).append(some)
+        for group in self._queue:
+            (gone if which(group) else stay).append(group)
         self._queue = stay
         heapq.heapify(self._queue)
-        return [page for some in gone for page in some.pages]
+        return [page for group in gone for page in group.pages]
