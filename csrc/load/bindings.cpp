@@ -27,10 +27,11 @@ nb::bytes packed(const std::vector<int64_t>& pages) {
 }
 
 nb::list listed(const std::vector<Told>& told) {
-    nb::list found;
-    for (const Told& one : told)
-        found.append(nb::make_tuple(one.load, packed(one.pages), static_cast<int>(one.failure), one.error, one.corrupt_page));
-    return found;
+    nb::list list;
+    for (const Told& each : told)
+        list.append(nb::make_tuple(each.load, packed(each.pages), static_cast<int>(each.failure), each.error,
+                                   each.corrupt_page));
+    return list;
 }
 
 class Queue {
@@ -49,8 +50,8 @@ class Queue {
         nb::gil_scoped_release release;
         std::vector<Read> reads =
             plan_reads(sources(count, pages, files, offsets, slots, expected, memory, page_bytes), most);
-        const auto found = static_cast<int64_t>(reads.size());
-        return queue_->add(number, priority, common, std::move(reads)) ? found : -1;
+        const auto planned = static_cast<int64_t>(reads.size());
+        return queue_->add(number, priority, common, std::move(reads)) ? planned : -1;
     }
 
     // What is told, and the loads that are over; None if nothing will come any more.

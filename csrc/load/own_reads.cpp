@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <new>
 #include <numeric>
 
@@ -217,23 +216,16 @@ void OwnReads::Flight::begin_some() {
         lane_.device->begin(lane_.reads[next_]);
 }
 
-// What has come of a read; the rest of it begins where storage gave less than was asked for.
 void OwnReads::Flight::land(Read& read) {
     --lane_.flying;
-    if (read.result > 0) read.advance(static_cast<size_t>(read.result));
-    const bool again = read.result == -EINTR || read.result == -EAGAIN;
+    const Progress progress = read.take_result();
     if (outcome_.failure != Failure::none) return;
-    if (again || (read.result > 0 && read.done < read.bytes())) {
+    if (progress == Progress::again) {
         lane_.device->begin(read);
         ++lane_.flying;
         return;
     }
-    if (read.result > 0) {
-        read.check(reads_.hasher_);
-    } else {
-        read.failure = read.result == 0 ? Failure::end_of_file : Failure::storage;
-        read.error = static_cast<int>(-read.result);
-    }
+    if (progress == Progress::complete) read.check(reads_.hasher_);
     if (read.failure == Failure::none) {
         outcome_.bytes += read.bytes();
         return;

@@ -1,6 +1,7 @@
 #include "raw_reads.hpp"
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <thread>
 
@@ -8,13 +9,14 @@ namespace weightpager {
 namespace {
 
 bool complete(Read& read, const Hasher& hasher) {
-    while (read.done < read.bytes()) {
+    Progress progress;
+    do {
         const ssize_t count = preadv(read.file, read.views.data(), static_cast<int>(read.views.size()),
                                      static_cast<off_t>(read.offset + static_cast<int64_t>(read.done)));
-        if (count <= 0) return false;
-        read.advance(static_cast<size_t>(count));
-    }
-    read.check(hasher);
+        read.result = count < 0 ? -errno : count;
+        progress = read.take_result();
+    } while (progress == Progress::again);
+    if (progress == Progress::complete) read.check(hasher);
     return read.failure == Failure::none;
 }
 
@@ -35,7 +37,7 @@ double time_raw_reads(std::vector<Read> reads, unsigned threads, const Hasher& h
     while (ready < threads) std::this_thread::yield();
     const auto start = std::chrono::steady_clock::now();
     go = true;
-    for (std::thread& one : team) one.join();
+    for (std::thread& thread : team) thread.join();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     return failed ? -1.0 : seconds.count();
 }

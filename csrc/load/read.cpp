@@ -1,6 +1,7 @@
 #include "read.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 namespace weightpager {
@@ -31,6 +32,17 @@ bool follows(const PageSources& sources, size_t i) {
 }
 
 }  // namespace
+
+Progress Read::take_result() {
+    if (result == -EINTR || result == -EAGAIN) return Progress::again;
+    if (result <= 0) {
+        failure = result == 0 ? Failure::end_of_file : Failure::storage;
+        error = static_cast<int>(-result);
+        return Progress::failed;
+    }
+    advance(static_cast<size_t>(result));
+    return done < bytes() ? Progress::again : Progress::complete;
+}
 
 void Read::advance(size_t count) {
     done += count;

@@ -13,6 +13,9 @@ namespace weightpager {
 // The last two are of reads that a thread makes itself.
 enum class Failure { none, storage, end_of_file, corrupt, hangs, closed };
 
+// What a read that storage has answered needs.
+enum class Progress { again, complete, failed };
+
 struct Read {
     uint64_t load = 0;  // whose read it is
     int priority = 0;   // lower ones go first
@@ -35,11 +38,16 @@ struct Read {
 
     size_t bytes() const { return pages.size() * page_bytes; }
 
-    // So many bytes more have come.
-    void advance(size_t count);
+    // Takes in the result of the latest system call. `again` where it was interrupted, or gave less than was asked for:
+    // another call is to fill the rest. `failed` has `failure` and `error` say why.
+    Progress take_result();
 
     // Compares every page with its hash.
     void check(const Hasher& hasher);
+
+   private:
+    // So many bytes more have come.
+    void advance(size_t count);
 };
 
 // The pages of a load, each with all that is known of it.

@@ -1,7 +1,6 @@
 #include "read_queue.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <system_error>
 #include <thread>
 
@@ -48,7 +47,7 @@ bool ReadQueue::drive(Report& report) {
             return true;
         }
         if (closed_ && idle()) break;
-        const int64_t microseconds = landed_.empty() ? patience() : 0;
+        const int64_t microseconds = landed_.empty() ? microseconds_to_report() : 0;
         asleep_ = microseconds != 0;
         held.unlock();
         ended.clear();
@@ -88,8 +87,8 @@ std::vector<int64_t> ReadQueue::outstanding() const {
     for (const auto& flying : flying_) note(*flying.second);
     for (const Read* read : checking_) note(*read);
     for (const Owned& read : landed_) note(*read);
-    for (const std::vector<Owned>* some : {&waiting_, &finished_, &telling_})
-        for (const Owned& read : *some) note(*read);
+    for (const std::vector<Owned>* reads : {&waiting_, &finished_, &telling_})
+        for (const Owned& read : *reads) note(*read);
     return pages;
 }
 
@@ -133,22 +132,22 @@ void ReadQueue::begin_some() {
 
 void ReadQueue::land(const std::vector<Read*>& ended) {
     for (Read* read : ended) {
-        const bool again = read->result == -EINTR || read->result == -EAGAIN;
-        if (read->result > 0) read->advance(static_cast<size_t>(read->result));
-        if (again || (read->result > 0 && read->done < read->bytes())) {
-            device_->begin(*read);  // storage may give less than was asked for
-        } else if (read->result > 0) {
-            landed_bytes_ += read->bytes();
-            landed_.push_back(landed(read));
-        } else {
-            read->failure = read->result == 0 ? Failure::end_of_file : Failure::storage;
-            read->error = static_cast<int>(-read->result);
-            finish(landed(read));
+        switch (read->take_result()) {
+            case Progress::again:
+                device_->begin(*read);
+                break;
+            case Progress::complete:
+                landed_bytes_ += read->bytes();
+                landed_.push_back(take_flying(read));
+                break;
+            case Progress::failed:
+                finish(take_flying(read));
+                break;
         }
     }
 }
 
-ReadQueue::Owned ReadQueue::landed(Read* read) {
+ReadQueue::Owned ReadQueue::take_flying(Read* read) {
     const auto place = flying_.find(read);
     Owned owned = std::move(place->second);
     flying_.erase(place);
@@ -194,8 +193,8 @@ bool ReadQueue::must_report() const {
     return urgent_ || idle() || Clock::now() - first_finished_ >= std::chrono::microseconds(limits_.group_microseconds);
 }
 
-// Microseconds until what has finished must be told.
-int64_t ReadQueue::patience() const {
+// Microseconds until what has finished must be reported; negative where nothing has.
+int64_t ReadQueue::microseconds_to_report() const {
     if (finished_.empty()) return -1;
     const auto since = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - first_finished_).count();
     return std::max<int64_t>(1, limits_.group_microseconds - since);

@@ -77,13 +77,13 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
 
     void begin_some();
     void land(const std::vector<Read*>& ended);
-    Owned landed(Read* read);
+    Owned take_flying(Read* read);
     void check_one(Held& held);
     void finish(Owned read);
     void forget_read(const Read& read);
     bool must_report() const;
     bool idle() const;
-    int64_t patience() const;
+    int64_t microseconds_to_report() const;
     void fill(Report& report);
     void ask_for_help();
     void help();

@@ -29,9 +29,9 @@ void serve(const std::shared_ptr<Shared>& shared) {
         Read* read = shared->begun.front();
         shared->begun.pop_front();
         held.unlock();
-        const ssize_t found = preadv(read->file, read->views.data(), static_cast<int>(read->views.size()),
+        const ssize_t count = preadv(read->file, read->views.data(), static_cast<int>(read->views.size()),
                                      static_cast<off_t>(read->offset + static_cast<int64_t>(read->done)));
-        const int64_t result = found < 0 ? -errno : found;
+        const int64_t result = count < 0 ? -errno : count;
         held.lock();
         if (shared->closed) return;  // nobody has the read any more
         read->result = result;

@@ -27,9 +27,9 @@ void expect_second(const Inference& inference, Type type);
 // A node's attribute that is a number.
 template <class T>
 T number_of(const Step& step, const char* name) {
-    const Attribute& one = step.node->attributes.find(name)->second;
-    if (const auto* whole = std::get_if<int64_t>(&one)) return static_cast<T>(*whole);
-    return static_cast<T>(std::get<double>(one));
+    const Attribute& attribute = step.node->attributes.find(name)->second;
+    if (const auto* whole = std::get_if<int64_t>(&attribute)) return static_cast<T>(*whole);
+    return static_cast<T>(std::get<double>(attribute));
 }
 
 template <class T>

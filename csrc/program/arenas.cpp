@@ -32,16 +32,16 @@ Arenas::Arena Arenas::take(int64_t bytes) {
         ++arenas_;
     }
     const auto smaller = [](const Arena& a, const Arena& b) { return a.bytes < b.bytes; };
-    Arena& found = *std::max_element(free_.begin(), free_.end(), smaller);
-    if (found.bytes < bytes) {
-        bytes_ -= found.bytes;
-        found = {};
-        found.memory.reset(new uint8_t[static_cast<size_t>(bytes + kAlignment)]);
-        found.bytes = bytes;
+    Arena& largest = *std::max_element(free_.begin(), free_.end(), smaller);
+    if (largest.bytes < bytes) {
+        bytes_ -= largest.bytes;
+        largest = {};
+        largest.memory.reset(new uint8_t[static_cast<size_t>(bytes + kAlignment)]);
+        largest.bytes = bytes;
         bytes_ += bytes;
     }
-    Arena arena = std::move(found);
-    std::swap(found, free_.back());
+    Arena arena = std::move(largest);
+    std::swap(largest, free_.back());
     free_.pop_back();
     return arena;
 }
