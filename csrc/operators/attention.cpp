@@ -13,6 +13,11 @@ namespace {
 
 constexpr int64_t kMostAttentions = 1 << 16;
 
+struct Remembered {
+    bool tokens_first;   // before heads
+    bool mask_is_input;  // of the call
+};
+
 // Of a view whose axes are as the layout says.
 Heads heads_at(const View& view, bool tokens_first) {
     return {view.strides[0], view.strides[tokens_first ? 2 : 1], view.strides[tokens_first ? 1 : 2]};
@@ -20,7 +25,7 @@ Heads heads_at(const View& view, bool tokens_first) {
 
 // Of a mask that is an input of the call, how many keys it is about is known only then.
 void take_mask(const Step& step, const Running& running, Attention& a) {
-    const View& mask = step.numbers[1] != 0 ? running.inputs[static_cast<size_t>(step.in[3].number)] : step.in[3];
+    const View& mask = step.recall<Remembered>().mask_is_input ? running.inputs[static_cast<size_t>(step.in[3].number)] : step.in[3];
     if (mask.sizes[0] != a.batch || mask.sizes[1] != a.keys)
         throw std::invalid_argument("attention: expected a mask " + text_of(Sizes{a.batch, a.keys}) + ", found " +
                                     text_of(mask.sizes));
@@ -32,7 +37,7 @@ void take_mask(const Step& step, const Running& running, Attention& a) {
 
 // Writes new keys and values behind those that are remembered, as `narrow` makes them.
 template <class Element, class Narrow>
-void remember(const Attention& a, AttentionMemory::Layer& layer, int64_t before, int threads, const Narrow& narrow) {
+void write_keys_and_values(const Attention& a, AttentionMemory::Layer& layer, int64_t before, int threads, const Narrow& narrow) {
     parallel_for(a.batch * a.groups, threads, [&](int64_t i) {
         const float* key = a.key + i / a.groups * a.key_at.batch + i % a.groups * a.key_at.head;
         const float* value = a.value + i / a.groups * a.value_at.batch + i % a.groups * a.value_at.head;
@@ -49,9 +54,10 @@ void remember(const Attention& a, AttentionMemory::Layer& layer, int64_t before,
     });
 }
 
-void run_attention(const Step& step, const Running& running) {
+// What a step attends to, without memory and mask.
+Attention described(const Step& step, const Running& running) {
     const View &query = step.in[0], &key = step.in[1], &value = step.in[2];
-    const bool tokens_first = step.numbers[0] != 0;
+    const bool tokens_first = step.recall<Remembered>().tokens_first;
     const size_t head = tokens_first ? 2 : 1, token = tokens_first ? 1 : 2;
     Attention a{};
     a.query = running.data(query);
@@ -73,21 +79,29 @@ void run_attention(const Step& step, const Running& running) {
     a.softcap = number_of<float>(step, "softcap");
     a.causal = std::get<bool>(step.node->attributes.find("causal")->second);
     a.window = number_of<int64_t>(step, "window");
+    return a;
+}
+
+// Has memory take the new keys and values in, and the attention read all from there.
+void append_to_memory(const Step& step, const Running& running, Attention& a) {
+    const int64_t before = running.memory->tokens();
+    auto& layer = running.memory->room_for(number_of<int64_t>(step, "index"), {a.batch, a.groups, a.depth, a.value_depth},
+                                           a.queries);
+    const int threads = running.worth(a.batch * a.groups * a.queries * a.depth);
+    a.halves = running.memory->halves();
+    if (a.halves)
+        write_keys_and_values<Half>(a, layer, before, threads, to_half);
+    else
+        write_keys_and_values<float>(a, layer, before, threads, [](float value) { return value; });
+    a.key_blocks = layer.key_blocks.data();
+    a.value_blocks = layer.value_blocks.data();
+    a.keys += before;
+}
+
+void run_attention(const Step& step, const Running& running) {
+    Attention a = described(step, running);
     if (a.batch == 0 || a.queries == 0) return;
-    if (running.memory != nullptr && a.causal) {
-        const int64_t before = running.memory->tokens();
-        auto& layer = running.memory->room_for(number_of<int64_t>(step, "index"), {a.batch, a.groups, a.depth, a.value_depth},
-                                               a.queries);
-        const int threads = running.worth(a.batch * a.groups * a.queries * a.depth);
-        a.halves = running.memory->halves();
-        if (a.halves)
-            remember<Half>(a, layer, before, threads, to_half);
-        else
-            remember<float>(a, layer, before, threads, [](float value) { return value; });
-        a.key_blocks = layer.key_blocks.data();
-        a.value_blocks = layer.value_blocks.data();
-        a.keys += before;
-    }
+    if (running.memory != nullptr && a.causal) append_to_memory(step, running, a);
     if (step.in[3].number >= 0) take_mask(step, running, a);
     const int64_t rows = a.rows(), pieces = (rows + kQueriesAtOnce - 1) / kQueriesAtOnce, share = (rows + pieces - 1) / pieces;
     parallel_for(a.batch * a.groups * pieces, running.worth(a.batch * a.heads * a.queries * a.keys * a.depth / 8), [&](int64_t i) {
@@ -127,8 +141,7 @@ void infer_attention(Inference& inference) {
         inference.expect((mask.type == Type::int64 || mask.type == Type::boolean) && mask.rank() == 2,
                          "operand 3: expected int64 or bool [batch, keys], found " + mask.text());
     }
-    inference.remember(tokens_first ? 1 : 0);
-    inference.remember(inference.has(3) && inference.is_mask(3) ? 1 : 0);
+    inference.remember(Remembered{tokens_first, inference.has(3) && inference.is_mask(3)});
     // Tokens are written before heads, and looked at as the layout has it: what follows wants a token's heads together.
     const int64_t tokens = query.sizes[token], depth = value.sizes[3];
     View out = inference.own(Type::float32, {batch, tokens, heads, depth});

@@ -15,6 +15,7 @@ struct Shape {
     int64_t outputs, kernel_height, kernel_width;
     int64_t out_height, out_width;
     int64_t stride[2], padding[2], groups;
+    int64_t at_once;  // patches that are gathered before they are multiplied
 
     int64_t group_channels() const { return channels / groups; }
     int64_t patch() const { return group_channels() * kernel_height * kernel_width; }
@@ -39,16 +40,15 @@ void gather_patch(const Shape& s, const View& x, const float* image, int64_t gro
 
 void run_convolution(const Step& step, const Running& running) {
     const View &x = step.in[0], &weight = step.in[1];
-    const int64_t* n = step.numbers.data();
-    const Shape s{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], {n[8], n[9]}, {n[10], n[11]}, n[12]};
+    const Shape& s = step.recall<Shape>();
     const Parameter& kernel = running.parameters[static_cast<size_t>(weight.number)];
     const float* bias = step.in[2].number >= 0 ? running.data(step.in[2]) : nullptr;
     float* patches = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
     float* out = running.data(step.out[0]);
-    const int64_t rows = x.sizes[0] * s.patches(), at_once = n[13], outputs = s.outputs / s.groups;
+    const int64_t rows = x.sizes[0] * s.patches(), outputs = s.outputs / s.groups;
     const int64_t weight_bytes = outputs * s.patch() * bytes_of(kernel.type);
-    for (int64_t first = 0; first < rows; first += at_once) {
-        const int64_t count = std::min(at_once, rows - first);
+    for (int64_t first = 0; first < rows; first += s.at_once) {
+        const int64_t count = std::min(s.at_once, rows - first);
         for (int64_t group = 0; group < s.groups; ++group) {
             parallel_for(count, running.worth(count * s.patch()), [&](int64_t i) {
                 const int64_t row = first + i;
@@ -93,9 +93,8 @@ void infer_convolution(Inference& inference) {
     const int64_t patch = checked_elements({kernel[1], kernel[2], kernel[3]});
     const int64_t rows = checked_elements({x.sizes[0], height, width});
     const int64_t at_once = std::max<int64_t>(1, std::min(rows, kScratch / int64_t{sizeof(float)} / std::max<int64_t>(1, patch)));
-    for (int64_t number : {x.sizes[1], x.sizes[2], x.sizes[3], kernel[0], kernel[2], kernel[3], height, width, stride[0],
-                           stride[1], padding[0], padding[1], groups, at_once})
-        inference.remember(number);
+    inference.remember(Shape{x.sizes[1], x.sizes[2], x.sizes[3], kernel[0], kernel[2], kernel[3], height, width,
+                             {stride[0], stride[1]}, {padding[0], padding[1]}, groups, at_once});
     // Channels are written last, and looked at as if they came first: what follows usually wants them last.
     View out = inference.own(Type::float32, {x.sizes[0], height, width, kernel[0]});
     out.sizes = {x.sizes[0], kernel[0], height, width};

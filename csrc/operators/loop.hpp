@@ -10,6 +10,18 @@
 
 namespace weightpager {
 
+// How many elements of a dense view lie before, along and behind some of its axes that follow each other.
+struct AxisExtents {
+    int64_t before = 1, along = 1, behind = 1;
+
+    AxisExtents(const View& view, int64_t axis) : AxisExtents(view, axis, axis) {}
+
+    AxisExtents(const View& view, int64_t first, int64_t last) {
+        for (int64_t i = 0; i < view.rank(); ++i)
+            (i < first ? before : i <= last ? along : behind) *= view.sizes[static_cast<size_t>(i)];
+    }
+};
+
 // Axes of `Views` views that follow each other evenly in all of them are one axis here. Needs no memory of the heap.
 template <int Views>
 class Loop {

@@ -44,7 +44,7 @@ const Parameter& weight_of(const Step& step, size_t i, const Running& running) {
 
 void run_linear(const Step& step, const Running& running) {
     multiply(weight_of(step, 1, running), step.in[0], optional(step, 2, running), running.data(step.out[0]),
-             static_cast<Unary>(step.numbers[0]), running);
+             step.recall<Unary>(), running);
 }
 
 // x as rows of as many inputs as a weight has.
@@ -70,7 +70,7 @@ void infer_linear(Inference& inference) {
         inference.expect(inference.dense(2).sizes == Sizes{sizes.back()},
                          "operand 2: expected " + text_of(Sizes{sizes.back()}) + ", found " + text_of(inference.in(2).sizes));
     }
-    inference.remember(static_cast<int64_t>(activation_of(inference)));
+    inference.remember(activation_of(inference));
     inference.give(Type::float32, sizes);
     inference.run_by(&run_linear);
 }
@@ -84,15 +84,14 @@ void run_paged_gated(const Step& step, const Running& running) {
         each->dtype = Dtype::float32;
         each->tokens = x.rows();
     }
-    const int64_t missing =
-        paged_gated(running.kernel, gate, problem, static_cast<Activation>(step.numbers[1]), running.threads);
+    const int64_t missing = paged_gated(running.kernel, gate, problem, step.recall<Activation>(), running.threads);
     if (missing != kAllResident) *running.missing = missing;
 }
 
 void run_gated(const Step& step, const Running& running) {
     float* y = running.data(step.out[0]);
     float* gate = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
-    multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, static_cast<Unary>(step.numbers[0]), running);
+    multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, step.recall<Unary>(), running);
     multiply(weight_of(step, 2, running), step.in[0], nullptr, y, Unary::none, running);
     running.vectors.binary(Binary::multiply, gate, 1, y, 1, y, step.out[0].elements());
 }
@@ -106,13 +105,13 @@ void infer_gated(Inference& inference) {
     inference.expect(expect_factor(inference, 2) == sizes, "operand 2: expected a weight of as many outputs as operand 1");
     const Unary activation = activation_of(inference);
     const Parameter &gate = inference.parameter(1), &up = inference.parameter(2);
-    inference.remember(static_cast<int64_t>(activation));
     const View out = inference.give(Type::float32, sizes);
     const bool known = activation == Unary::silu || activation == Unary::gelu_tanh;
     if (known && gate.paged && up.paged && alike(*gate.paged, *up.paged)) {
-        inference.remember(static_cast<int64_t>(activation == Unary::silu ? Activation::silu : Activation::gelu_tanh));
+        inference.remember(activation == Unary::silu ? Activation::silu : Activation::gelu_tanh);
         return inference.run_by(&run_paged_gated);
     }
+    inference.remember(activation);
     inference.want_scratch(out.elements() * int64_t{sizeof(float)});
     inference.run_by(&run_gated);
 }

@@ -7,26 +7,17 @@
 namespace weightpager {
 namespace {
 
-// How many elements lie before, along and behind an axis of a dense view.
-struct Around {
-    int64_t before = 1, along = 1, behind = 1;
-
-    Around(const View& view, int64_t axis) {
-        for (int64_t i = 0; i < view.rank(); ++i)
-            (i < axis ? before : i == axis ? along : behind) *= view.sizes[static_cast<size_t>(i)];
-    }
-};
-
 constexpr int64_t kPart = 256;  // neighbours that are summed up side by side
 
-// The operand's last axes, `numbers[0]` of them elements, are those that are summed over, or its first, and the rest stays.
+// Sums over what lies along the remembered axes.
 template <class T, class Wide, bool Mean>
 void run_sum(const Step& step, const Running& running) {
     const T* x = running.data<T>(step.in[0]);
     auto* out = running.data<std::conditional_t<std::is_same_v<T, float>, float, int64_t>>(step.out[0]);
-    const int64_t along = step.numbers[0], behind = step.numbers[1], before = step.numbers[2];
+    const AxisExtents& extents = step.recall<AxisExtents>();
+    const int64_t along = extents.along, behind = extents.behind;
     const int64_t parts = (behind + kPart - 1) / kPart;
-    parallel_for(before * parts, running.worth(before * along * behind), [&](int64_t i) {
+    parallel_for(extents.before * parts, running.worth(extents.before * along * behind), [&](int64_t i) {
         const int64_t first = i % parts * kPart, count = std::min(kPart, behind - first);
         const T* from = x + i / parts * along * behind + first;
         Wide sums[kPart] = {};
@@ -66,11 +57,9 @@ void infer_sum(Inference& inference) {
         for (size_t i = 0; i < axes.size(); ++i) axes[i] = x.rank() - static_cast<int64_t>(axes.size() - i);
     }
     const View& from = inference.dense(0);
-    int64_t before = 1, along = 1, behind = 1;
-    for (int64_t i = 0; i < from.rank(); ++i)
-        (i < axes.front() ? before : i <= axes.back() ? along : behind) *= from.sizes[static_cast<size_t>(i)];
-    for (int64_t number : {along, behind, before}) inference.remember(number);
-    inference.expect(!Mean || along > 0, "operand 0: expected elements to take the mean of, found " + x.text());
+    const AxisExtents extents(from, axes.front(), axes.back());
+    inference.remember(extents);
+    inference.expect(!Mean || extents.along > 0, "operand 0: expected elements to take the mean of, found " + x.text());
     inference.give(x.type == Type::float32 ? Type::float32 : Type::int64, sizes);
     inference.run_by(x.type == Type::float32 ? &run_sum<float, double, Mean>
                      : x.type == Type::int64 ? &run_sum<int64_t, uint64_t, false>
@@ -81,18 +70,18 @@ template <class From, class To>
 void run_cumsum(const Step& step, const Running& running) {
     const From* x = running.data<From>(step.in[0]);
     To* out = running.data<To>(step.out[0]);
-    const Around around(step.in[0], step.numbers[0]);
-    for (int64_t i = 0; i < around.before * around.behind; ++i) {
-        int64_t at = i / around.behind * around.along * around.behind + i % around.behind;
+    const auto& extents = step.recall<AxisExtents>();
+    for (int64_t i = 0; i < extents.before * extents.behind; ++i) {
+        int64_t at = i / extents.behind * extents.along * extents.behind + i % extents.behind;
         To sum{};
-        for (int64_t j = 0; j < around.along; ++j, at += around.behind) out[at] = sum += static_cast<To>(x[at]);
+        for (int64_t j = 0; j < extents.along; ++j, at += extents.behind) out[at] = sum += static_cast<To>(x[at]);
     }
 }
 
 void infer_cumsum(Inference& inference) {
     const int64_t axis = inference.axis("axis", inference.in(0).rank());
     const View x = inference.dense(0);
-    inference.remember(axis);
+    inference.remember(AxisExtents(x, axis));
     inference.give(x.type == Type::float32 ? Type::float32 : Type::int64, x.sizes);
     // In unsigned numbers, whose overflow is defined.
     inference.run_by(x.type == Type::float32 ? &run_cumsum<float, float>
@@ -104,12 +93,12 @@ template <class T>
 void run_argmax(const Step& step, const Running& running) {
     const T* x = running.data<T>(step.in[0]);
     auto* out = running.data<int64_t>(step.out[0]);
-    const Around around(step.in[0], step.numbers[0]);
-    parallel_for(around.before * around.behind, running.worth(around.before * around.behind * around.along), [&](int64_t i) {
-        const T* from = x + i / around.behind * around.along * around.behind + i % around.behind;
+    const auto& extents = step.recall<AxisExtents>();
+    parallel_for(extents.before * extents.behind, running.worth(extents.before * extents.behind * extents.along), [&](int64_t i) {
+        const T* from = x + i / extents.behind * extents.along * extents.behind + i % extents.behind;
         int64_t best = 0;
-        for (int64_t j = 1; j < around.along; ++j) {
-            const T value = from[j * around.behind], now = from[best * around.behind];
+        for (int64_t j = 1; j < extents.along; ++j) {
+            const T value = from[j * extents.behind], now = from[best * extents.behind];
             if (value > now || (value != value && now == now)) best = j;  // the first NaN, as numpy has it
         }
         out[i] = best;
@@ -120,7 +109,7 @@ void infer_argmax(Inference& inference) {
     const int64_t axis = inference.axis("axis", inference.in(0).rank());
     const View x = inference.dense(0);
     inference.expect(x.sizes[static_cast<size_t>(axis)] > 0, "operand 0: expected elements along the axis, found " + x.text());
-    inference.remember(axis);
+    inference.remember(AxisExtents(x, axis));
     Sizes sizes = x.sizes;
     sizes.erase(sizes.begin() + axis);
     inference.give(Type::int64, sizes);

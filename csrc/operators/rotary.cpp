@@ -41,12 +41,18 @@ void turn(const float* x, float* y, const float* cosine, const float* sine, int6
     }
 }
 
+struct Rotary {
+    bool fills_table;   // others that turn by the same positions find the table filled
+    bool tokens_first;  // before heads
+    bool interleaved;
+};
+
 void run_rotary(const Step& step, const Running& running) {
     const View &x = step.in[0], &out = step.out[0];
     float* table = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
-    const bool fresh = step.numbers[0] != 0, interleaved = step.numbers[2] != 0;
-    const size_t token = step.numbers[1] != 0 ? 1 : 2, head = 3 - token;
-    if (fresh) fill_table(step, running, table);
+    const Rotary& rotary = step.recall<Rotary>();
+    const size_t token = rotary.tokens_first ? 1 : 2, head = 3 - token;
+    if (rotary.fills_table) fill_table(step, running, table);
     const int64_t half = step.in[2].elements(), tokens = x.sizes[token], heads = x.sizes[head], depth = x.sizes[3];
     const bool one_row = step.in[1].sizes[0] == 1;
     parallel_for(x.sizes[0] * tokens, running.worth(2 * x.elements()), [&](int64_t i) {
@@ -55,7 +61,7 @@ void run_rotary(const Step& step, const Running& running) {
         for (int64_t h = 0; h < heads; ++h) {
             const float* from = running.data(x) + row * x.strides[0] + t * x.strides[token] + h * x.strides[head];
             float* to = running.data(out) + row * out.strides[0] + t * out.strides[token] + h * out.strides[head];
-            turn(from, to, cosine, cosine + half, half, interleaved);
+            turn(from, to, cosine, cosine + half, half, rotary.interleaved);
             std::memcpy(to + 2 * half, from + 2 * half, static_cast<size_t>(depth - 2 * half) * sizeof(float));
         }
     });
@@ -87,9 +93,7 @@ void infer_rotary(Inference& inference) {
                          " for " + text_of(x.sizes));
     const std::string key = "rotary " + inference.name_of(1) + " " + inference.name_of(2) + " " + text_of_bits(scaling);
     const int64_t bytes = checked_elements({positions.elements(), frequencies.sizes[0], 2}) * int64_t{sizeof(float)};
-    inference.remember(inference.share(key, bytes) ? 1 : 0);
-    inference.remember(tokens_first ? 1 : 0);
-    inference.remember(interleaved ? 1 : 0);
+    inference.remember(Rotary{inference.share(key, bytes), tokens_first, interleaved});
     View out = inference.own(Type::float32, x.sizes);
     inference.give_view(out);
     inference.run_by(&run_rotary);

@@ -16,21 +16,12 @@ int64_t checked_index(int64_t index, int64_t size) {
     return index < 0 ? index + size : index;
 }
 
-struct Extents {
-    int64_t before = 1, along = 1, behind = 1;
-
-    Extents(const View& view, int64_t axis) {
-        for (int64_t i = 0; i < view.rank(); ++i)
-            (i < axis ? before : i == axis ? along : behind) *= view.sizes[static_cast<size_t>(i)];
-    }
-};
-
 void run_take(const Step& step, const Running& running) {
     const int64_t size = bytes_of(step.in[0].type), count = step.in[1].elements();
     const auto* x = running.data<uint8_t>(step.in[0]);
     const auto* ids = running.data<int64_t>(step.in[1]);
     auto* out = running.data<uint8_t>(step.out[0]);
-    const Extents extents(step.in[0], step.numbers[0]);
+    const auto& extents = step.recall<AxisExtents>();
     const int64_t bytes = extents.behind * size;
     for (int64_t i = 0; i < extents.before; ++i)
         for (int64_t j = 0; j < count; ++j) {
@@ -46,10 +37,15 @@ void infer_take(Inference& inference) {
     Sizes sizes(x.sizes.begin(), x.sizes.begin() + axis);
     sizes.insert(sizes.end(), ids.sizes.begin(), ids.sizes.end());
     sizes.insert(sizes.end(), x.sizes.begin() + axis + 1, x.sizes.end());
-    inference.remember(axis);
+    inference.remember(AxisExtents(x, axis));
     inference.give(x.type, sizes);
     inference.run_by(&run_take);
 }
+
+// The axis of operand 0 that is gathered along.
+struct GatherAxis {
+    int64_t size, stride;
+};
 
 // Along the axis each element has an index of its own; to `Loop`, operand 0 has one element there.
 template <class T>
@@ -57,7 +53,7 @@ void gather(const Step& step, const Running& running) {
     const T* x = running.data<T>(step.in[0]);
     const auto* index = running.data<int64_t>(step.in[1]);
     T* out = running.data<T>(step.out[0]);
-    const int64_t along = step.numbers[0], stride = step.numbers[1];
+    const int64_t along = step.recall<GatherAxis>().size, stride = step.recall<GatherAxis>().stride;
     Loop<3>(step.out[0].sizes, {&step.out[0], &step.in[0], &step.in[1]})
         .run(1, [&](const auto& at, const auto& by, int64_t count) {
             for (int64_t i = 0; i < count; ++i)
@@ -79,8 +75,7 @@ void infer_gather(Inference& inference) {
         right = i == axis || index.sizes[i] == x.sizes[i] || index.sizes[i] == 1;
     inference.expect(right, "operand 1: expected sizes as of operand 0, " + text_of(x.sizes) + ", or 1, but on axis " +
                                 std::to_string(axis) + ", found " + text_of(index.sizes));
-    inference.remember(x.sizes[axis]);
-    inference.remember(x.strides[axis]);
+    inference.remember(GatherAxis{x.sizes[axis], x.strides[axis]});
     inference.change(0).sizes[axis] = 1;
     Sizes sizes = x.sizes;
     sizes[axis] = index.sizes[axis];

@@ -155,7 +155,7 @@ void infer_expand(Inference& inference) {
 
 void run_concat(const Step& step, const Running& running) {
     View to = step.out[0];
-    const size_t axis = static_cast<size_t>(step.numbers[0]);
+    const auto axis = static_cast<size_t>(step.recall<int64_t>());
     for (const View& from : step.in) {
         to.sizes[axis] = from.sizes[axis];
         move_elements(from, to, running);
@@ -184,17 +184,21 @@ void infer_concat(Inference& inference) {
     inference.run_by(&run_concat);
 }
 
+struct Range {
+    int64_t start, step;
+};
+
 void run_arange(const Step& step, const Running& running) {
     auto* out = running.data<int64_t>(step.out[0]);
-    for (int64_t i = 0; i < step.out[0].elements(); ++i) out[i] = step.numbers[0] + i * step.numbers[1];
+    const Range& range = step.recall<Range>();
+    for (int64_t i = 0; i < step.out[0].elements(); ++i) out[i] = range.start + i * range.step;
 }
 
 void infer_arange(Inference& inference) {
     const int64_t start = inference.bound("start"), end = inference.bound("end"), step = inference.integer("step");
     inference.expect(step >= 1 && std::abs(start) <= kLargestAxis && std::abs(end) <= kLargestAxis,
                      "expected a step of at least 1 and bounds within 2^31");
-    inference.remember(start);
-    inference.remember(step);
+    inference.remember(Range{start, step});
     inference.give(Type::int64, {end > start ? (end - start - 1) / step + 1 : 0});
     inference.run_by(&run_arange);
 }

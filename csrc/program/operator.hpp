@@ -1,6 +1,7 @@
 // What an operator is to a program: it says what comes of operands of some shapes, and computes that.
 #pragma once
 
+#include <any>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,7 +21,12 @@ struct Step {
     void (*run)(const Step& step, const struct Running& running) = nullptr;
     std::vector<View> in, out;  // what is left out is a view of no place: `number` is -1
     View scratch;
-    std::vector<int64_t> numbers;  // what the operator wants to remember
+    std::any settled;  // what the operator has settled for its runs, of a type of its own
+
+    template <class T>
+    const T& recall() const {
+        return std::any_cast<const T&>(settled);
+    }
 };
 
 // What a run knows.
@@ -93,7 +99,11 @@ class Inference {
     // Memory that nodes of the same key have in common; true to the first, which fills it.
     bool share(const std::string& key, int64_t bytes);
     std::string name_of(size_t i) const;  // of an operand's value, for keys
-    void remember(int64_t number) { step_.numbers.push_back(number); }
+    // For `Step::recall` by what runs.
+    template <class T>
+    void remember(const T& settled) {
+        step_.settled = settled;
+    }
     void run_by(void (*run)(const Step&, const Running&)) { step_.run = run; }
 
     void expect(bool right, const std::string& what) const {
