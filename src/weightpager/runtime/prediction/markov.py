@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.prediction.context_counts import ContextCounts
+from weightpager.runtime.prediction.context_counts import Context, ContextCounts
 from weightpager.runtime.prediction.dwell_times import DwellTimes
 from weightpager.runtime.prediction.predictor import Forecast
 
 Floats = npt.NDArray[np.float64]
+
+_Chances = TypeVar("_Chances", float, Floats)
+"""Of one task, or of all [tasks]."""
 
 ORDER = 3
 MEMORIES = (200.0, 10.0)
@@ -108,8 +113,10 @@ class MarkovPredictor:
 
     def _learn(self, past: tuple[int, ...], task: int) -> None:
         """The task followed the past, latest first."""
-        said = np.array(self._expert_chances(past, task))
-        weights = self._weights * said
+        current = past[0]
+        base = float(self._base(current)[task])
+        experts = self._experts(past, base, lambda counts, context, lower: counts.chance(context, task, lower, current))
+        weights = self._weights * np.array(list(experts))
         # All may have given it nothing: a prior can rule out what comes all the same.
         if (total := weights.sum()) > 0:
             self._weights = (1 - SHARE) * weights / total + SHARE / len(weights)
@@ -118,33 +125,37 @@ class MarkovPredictor:
                 if order <= len(past):
                     counts.add(past[:order], task)
 
-    def _expert_chances(self, past: tuple[int, ...], task: int) -> list[float]:
-        """The probability that each expert gives to a task."""
-        base = float(self._base(past[0])[task])
-        said = [base]
-        for orders in self._counts:
-            chance = base
-            for order, counts in enumerate(orders):
-                if order == 1 and self._prior is not None:
-                    chance = base
-                chance = counts.chance(past[:order], task, chance, past[0]) if order <= len(past) else chance
-                said.append(chance)
-        return said
-
     def _chances(self, past: tuple[int, ...]) -> Floats:
         """Probability of each task, [tasks], by what has come before; 0 for the current one."""
         current = past[0] if past else None
         base = self._base(current)
-        mixed = self._weights[0] * base
-        weights = iter(self._weights[1:])
+        experts = self._experts(past, base, lambda counts, context, lower: counts.chances(context, lower, current))
+        weighted = (weight * chances for weight, chances in zip(self._weights, experts, strict=True))
+        mixed = sum(weighted, start=np.zeros(self.tasks))
+        return mixed if mixed.any() else base
+
+    def _experts(
+        self, past: tuple[int, ...], base: _Chances, blend: Callable[[ContextCounts, Context, _Chances], _Chances]
+    ) -> Iterator[_Chances]:
+        """What each expert says, in the order of their weights.
+
+        Each order blends with the next lower one, but the first with a prior if there is one: the prior knows the
+        current task, and order 0 doesn't. An order that is longer than the past says what the one below it says.
+
+        Args:
+            past: latest first.
+            base: what is assumed at first.
+            blend: gives what counts say of a context, blended with what the lower order says.
+        """
+        yield base
         for orders in self._counts:
             chances = base
             for order, counts in enumerate(orders):
-                if order == 1 and self._prior is not None and past:
+                if order == 1 and past and self._prior is not None:
                     chances = base
-                chances = counts.chances(past[:order], chances, current) if order <= len(past) else chances
-                mixed = mixed + next(weights) * chances
-        return mixed if mixed.any() else base
+                if order <= len(past):
+                    chances = blend(counts, past[:order], chances)
+                yield chances
 
 
 def _told(prior: Floats, tasks: int) -> Floats | None:
