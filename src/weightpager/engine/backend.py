@@ -44,7 +44,7 @@ class Backend(Protocol):
         """What the bundle's model can read, and what that takes.
 
         Args:
-            bundle: with the model.
+            bundle: has the model.
             itemsize: bytes of a number that it computes with.
         """
 
@@ -71,8 +71,8 @@ def open_backend(bundle: Bundle, asked: str, device: str) -> Backend:
     """What runs a bundle's tasks on a device.
 
     Args:
-        bundle: with the tasks.
-        asked: of an `EngineConfig`.
+        bundle: has the tasks.
+        asked: the backend that an `EngineConfig` states.
         device: where the arena is, as torch names it.
 
     Raises:
@@ -115,7 +115,7 @@ def needing_torch(what: str, instead: str = "") -> Iterator[None]:
 
 
 def _chosen(bundle: Bundle, asked: str, device: str) -> str:
-    """By name. Unless one is asked for it is native code, where that can run the bundle's tasks."""
+    """The name of the backend: the one that is asked for, else native code where that can run the bundle's tasks."""
     if asked == "auto":
         asked = os.environ.get("WEIGHTPAGER_BACKEND") or "auto"
         check_backend(asked, "WEIGHTPAGER_BACKEND")

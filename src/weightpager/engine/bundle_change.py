@@ -22,12 +22,12 @@ from weightpager.store import JoinedStore, PageStore
 
 @dataclass(frozen=True)
 class BundleChange:
-    """Tasks by name.
+    """Names of the tasks that differ between two states of a bundle.
 
     Attributes:
-        added: that the bundle didn't have.
-        removed: that it no longer has.
-        changed: compiled or packed anew.
+        added: tasks that the bundle didn't have.
+        removed: tasks that it no longer has.
+        changed: tasks compiled or packed anew.
     """
 
     added: tuple[str, ...]
@@ -84,7 +84,7 @@ def _graphs(bundle: Bundle) -> dict[str, str]:
 
 
 def _fingerprint(bundle: Bundle, task: str) -> bytes:
-    """Of all that a task's outputs depend on, wherever its pages lie."""
+    """A hash of all that a task's outputs depend on, wherever its pages lie."""
     whole = blake3(bundle.task(task).dump())
     for file in (private_file(task), *adapter_files(task)):
         entry = bundle.manifest.files.get(file)
@@ -115,7 +115,7 @@ class PageNumbers:
         self.adopt(bundle, store, self.of(bundle))
 
     def of(self, bundle: Bundle) -> npt.NDArray[np.int64]:
-        """The numbers of a bundle's pages, int64 [its pages]; those it will have, for pages that are new.
+        """The numbers of a bundle's pages, int64 [its pages]; new pages get the next free ones.
 
         Raises:
             BundleError: there are more than the engine has room for.
@@ -132,11 +132,11 @@ class PageNumbers:
         return numbers
 
     def adopt(self, bundle: Bundle, store: PageStore, numbers: npt.NDArray[np.int64]) -> None:
-        """Pages that are new are read from this store from now on; it is closed with the others, or now if none is.
+        """Read new pages from this store from now on. It is closed with the others, or at once if no page is new.
 
         Args:
             bundle: whose pages they are.
-            store: of the bundle.
+            store: the bundle's store.
             numbers: what `of` has said of it.
         """
         new = np.flatnonzero(numbers >= len(self.index))

@@ -288,6 +288,6 @@ class Engine(EngineMaintenance):
 
 
 def _in_process(process: int, close: Callable[[], None]) -> None:
-    """Not in a process that was forked, whose parent goes on with threads and files."""
+    """Call ``close``, but not in a process that was forked: the parent goes on with threads and files."""
     if os.getpid() == process:
         close()

@@ -120,7 +120,7 @@ class OpenBundle:
 
     @property
     def bundle(self) -> Bundle:
-        """As it was when it was opened or last reloaded."""
+        """The bundle as it was when it was opened or last reloaded."""
         return self._state.bundle
 
     @property
@@ -130,7 +130,7 @@ class OpenBundle:
 
     @property
     def tasks(self) -> Mapping[str, OpenTask]:
-        """By name. Replaced, not changed, by `reload`: who asks twice may get two answers."""
+        """Tasks by name. `reload` replaces the mapping and never changes it: two calls may give two mappings."""
         return self._state.tasks
 
     def task(self, name: str) -> OpenTask:

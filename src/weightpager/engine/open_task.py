@@ -49,9 +49,9 @@ class TaskReader:
     """Reads all that tasks are built from.
 
     Attributes:
-        backend: that places their parameters.
+        backend: places their parameters.
         arena: whose pages they read.
-        dtype: of an `EngineConfig`.
+        dtype: as an `EngineConfig` states it.
     """
 
     backend: Backend

@@ -66,13 +66,13 @@ class RowReport:
     """Rows of tables that come on demand.
 
     Attributes:
-        rows: that there are.
-        resident: that are in memory.
-        resident_bytes: of memory that these take.
-        lookups: of rows, since the engine was opened.
-        hits: of these, that found the row in memory.
+        rows: how many rows there are.
+        resident: rows in memory.
+        resident_bytes: bytes of memory that these take.
+        lookups: look-ups of rows since the engine was opened.
+        hits: look-ups that found the row in memory.
         faults: rows that were read for a batch.
-        bytes_read: for that, of whole pages.
+        bytes_read: bytes of the whole pages that were read for that.
     """
 
     rows: int
@@ -160,7 +160,7 @@ class SwitchLog:
 
     Args:
         opened: whose tasks they are.
-        monitor: of the visits.
+        monitor: keeps the visits.
     """
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
@@ -192,12 +192,12 @@ class SwitchLog:
 
     @property
     def last(self) -> SwitchReport | None:
-        """The latest one; None before the first."""
+        """The latest report; None before the first switch."""
         with self._lock:
             return self._reports[-1] if self._reports else None
 
     def latest(self) -> tuple[SwitchReport, ...]:
-        """The latest ones, oldest first."""
+        """The latest reports, oldest first."""
         with self._lock:
             return tuple(self._reports)
 

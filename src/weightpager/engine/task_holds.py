@@ -133,7 +133,7 @@ class TaskHolds:
 
 
 def _deadline(timeout: float | None) -> float | None:
-    """By `time.monotonic`."""
+    """When a timeout that begins now ends, by `time.monotonic`."""
     if timeout is None:
         return None
     if not timeout >= 0:

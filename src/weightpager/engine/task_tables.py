@@ -19,7 +19,7 @@ class TableSource:
     """A bundle's placement, and what an engine calls its pages: tables of any task follow from them.
 
     Args:
-        placement: of the bundle.
+        placement: the bundle's placement.
         numbers: int64 [pages], the page table's number of each of the bundle's pages.
     """
 
@@ -67,7 +67,7 @@ class TaskTables:
         """Reserve address space; no memory is taken.
 
         Args:
-            source: of the tables.
+            source: gives the tables.
             task: the task's number in the bundle.
         """
         self.nbytes = expanded_bytes(source.placement, task)
@@ -89,7 +89,7 @@ class TaskTables:
         Where they wouldn't be the same, as where equal pages have changed places, they are expanded as before.
 
         Args:
-            source: of the tables.
+            source: gives the tables.
             task: the task's number in that state.
         """
         size = source.placement.table_bytes(task)

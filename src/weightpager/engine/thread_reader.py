@@ -17,7 +17,7 @@ class ThreadReader:
         self._own = threading.local()
 
     def of(self, bundle: Bundle, read: Callable[[], Tokenizer | ImageReader]) -> Tokenizer | ImageReader:
-        """That of a bundle, which ``read`` opens where it is a new one; errors are those of opening it."""
+        """The reader of a bundle, which ``read`` opens where the bundle is new. Errors are those of opening it."""
         known, reader = getattr(self._own, "held", (None, None))
         if known is not bundle or reader is None:
             reader = read()

@@ -21,8 +21,8 @@ class SwitchCost:
 
     Attributes:
         pages: the differential set's size.
-        bytes: of those pages.
-        reads: that load them.
+        bytes: bytes of those pages.
+        reads: how many reads load them.
         seconds: predicted by the storage model.
         most_seconds: the same for the worst that may be in the arena besides, pages that each make two reads of one. It
             holds as long as no third task is in use.
@@ -45,9 +45,9 @@ def switch_cost(
     """The cost of switching when just ``from_task``'s pages are resident.
 
     Args:
-        bundle: of both.
-        from_task: that is left; None for a start with an empty arena.
-        to_task: that is wanted; it must fit.
+        bundle: has both tasks.
+        from_task: the task that is left; None for a start with an empty arena.
+        to_task: the wanted task; it must fit.
         storage: what reads cost.
         slots: of the arena, None for enough. What has no room beside ``from_task`` is read once that is given up, but
             for a small switch.

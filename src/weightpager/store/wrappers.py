@@ -47,7 +47,7 @@ class VerifyingStore:
         return None if self._files is None else self._files.sources(pages)
 
     def count(self, read: int) -> None:
-        """So many bytes have been read."""
+        """Count bytes that have been read."""
         with self._lock:
             self.bytes += read
 

@@ -19,7 +19,7 @@ class History:
     Attributes:
         visits: oldest first, in seconds since 1970. Times never decrease: where a clock was set back, a gap has no
             length.
-        requests: of each task.
+        requests: how often each task was asked for.
         switches: how many there were.
         lost: lines that were damaged.
         foreign: lines that can't have been a history's.

@@ -28,7 +28,7 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """The sum of all purposes."""
         always = self.resident + self.private + self.tables
         return self.arena + always + self.kv_reserve + self.staging + self.rows
 
@@ -39,7 +39,7 @@ class Needs:
 
     Attributes:
         pages: it has: more slots are never useful.
-        least_pages: of its smallest task.
+        least_pages: pages of its smallest task.
         fixed: bytes that are in memory whatever is in the arena.
         more_rows: what rows of tables get beyond those of ``fixed``.
     """
@@ -61,7 +61,7 @@ class MemoryController:
         budget: bytes that may be used.
         page_bytes: bytes of a page.
         slots: pages that may be in the arena.
-        needs: of the bundle.
+        needs: what the bundle asks for.
         tables: room for expanded block tables: what pages and rows leave, at least what the tasks in use take.
         least_tables: bytes of it that tasks in use together want, whatever slots must go for it.
     """
@@ -80,7 +80,7 @@ class MemoryController:
 
         Args:
             budget: bytes; None for what all pages and rows need.
-            needs: of the bundle.
+            needs: what the bundle asks for.
             page_bytes: bytes of a page.
             kv_reserve: bytes of the budget that are left to the caller's KV caches.
             capacity: slots to reserve address space for, in case that the bundle grows; its pages if None.
@@ -147,7 +147,7 @@ class MemoryController:
         return max(0, min(self.needs.pages, capacity, room // self.page_bytes))
 
     def refit(self, needs: Needs) -> int:
-        """The bundle has changed; the budget to `resize` to: what it was, or again what all pages need."""
+        """Note what a changed bundle needs; the budget to `resize` to: the same, or again enough for all pages."""
         self.needs = needs
         return self._for_all(self._taken(needs.pages)) if self._whole else self.budget
 
@@ -168,7 +168,7 @@ class MemoryController:
         return self.least_tables > max(self._fewest_tables, self.tables.in_use)
 
     def _more_tables(self, wanted: int) -> int:
-        """Bytes of these beyond the fewest."""
+        """Bytes of wanted tables beyond `_fewest_tables`."""
         return max(0, wanted - self._fewest_tables)
 
     def _table_room(self) -> int:
@@ -194,7 +194,7 @@ class MemoryController:
         return 0 if self._staging is None else self._staging.bytes(self.page_bytes)
 
     def _taken(self, slots: int) -> int:
-        """Slots that memory is taken for where so many are used."""
+        """How many slots take memory while so many are used."""
         return slots if self.arena.elastic else self.arena.capacity
 
     def resize(self, budget: int, *, retired: Iterable[int] = (), restored: Iterable[int] = ()) -> None:
@@ -209,7 +209,7 @@ class MemoryController:
         """Bytes that hold everything fixed and ``pages`` pages, beside the rows that come before these.
 
         Args:
-            pages: in the arena at once.
+            pages: how many are in the arena at once.
             tables: bytes of expanded block tables.
         """
         size = pages * self.page_bytes + self._more_tables(max(tables, self.least_tables))

@@ -15,7 +15,7 @@ def staging(device: str, page_bytes: int, reads: int) -> ArenaSource | None:
     Args:
         device: "cpu", "cuda" or "cuda:N".
         page_bytes: bytes of a page.
-        reads: that may be in flight.
+        reads: how many may be in flight.
 
     Raises:
         ConfigError: there is no such device, or torch isn't installed.

@@ -45,7 +45,7 @@ class StageSource(Protocol):
         """What one more read needs; None if others must end first. Never waits."""
 
     def address(self, slots: npt.NDArray[np.int64]) -> int | None:
-        """Where slot 0 begins, for who will fill these slots without a stage; None if there is no way but stages."""
+        """Where slot 0 begins, for a caller that fills these slots itself; None if a stage must fill them."""
 
     def reads(self) -> Sequence[Event]:
         """Events after which all kernels noted until now have run."""
@@ -60,7 +60,6 @@ class PageArena(StageSource, Protocol):
         pages: uint8 [capacity, page_bytes], where kernels read: an array on the host, a tensor on another device.
         capacity: slots that there are.
         elastic: whether `release` gives memory back; otherwise all of it is taken from the beginning.
-        device: where it lies, as torch names devices.
     """
 
     pages: Any
@@ -69,7 +68,7 @@ class PageArena(StageSource, Protocol):
 
     @property
     def device(self) -> str:
-        """See above."""
+        """Where it lies, as torch names devices."""
 
     @property
     def untouched(self) -> int:
@@ -88,10 +87,10 @@ class PageArena(StageSource, Protocol):
         """Give a slot that is resident other bytes, at once."""
 
     def commit(self, slots: Iterable[int]) -> None:
-        """These may be filled from now on."""
+        """Let slots be filled from now on."""
 
     def release(self, slots: Iterable[int]) -> None:
-        """Nobody uses these any more, and they must not be filled until they are committed again."""
+        """Give slots up that nobody uses any more. They must not be filled until they are committed again."""
 
 
 class ArenaSource(Protocol):

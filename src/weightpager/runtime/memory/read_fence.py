@@ -11,10 +11,10 @@ class Event(Protocol):
     """A point in a stream's work; `torch.cuda.Event` is one."""
 
     def query(self) -> bool:
-        """Whether all work before it is done."""
+        """Whether all work before this point is done."""
 
     def synchronize(self) -> None:
-        """Wait until it is."""
+        """Wait until all work before this point is done."""
 
 
 class Stream(Hashable, Protocol):
@@ -51,7 +51,7 @@ class ReadFence:
             self._latest[stream] = stream.record_event(self._latest.get(stream))
 
     def events(self) -> Sequence[Event]:
-        """Those after which all that has been noted until now has run; none that have passed."""
+        """Events after which all reads noted until now have run, without events that have passed."""
         with self._lock:
             self._asked_for += self._latest.values()
             self._latest = {}

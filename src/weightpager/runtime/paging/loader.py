@@ -27,8 +27,8 @@ class Loader:
         """Nothing is on its way.
 
         Args:
-            state: of paging.
-            slots: that pages are loaded into.
+            state: what the parts of paging share.
+            slots: plans and frees the slots that pages are loaded into.
         """
         self._state = state
         self._lock = state.lock
@@ -41,8 +41,8 @@ class Loader:
         Whoever calls has the turn, and not the lock. Results and errors are those of `Residency.bring_in`.
 
         Args:
-            request: for the task.
-            tables: of the task, held as soon as reads have begun if there is room.
+            request: names the task.
+            tables: the hold of the task's tables, taken as soon as reads have begun if there is room.
         """
         if request.wait and (small := self._switch_small(request, tables)) is not None:
             return small, None
@@ -84,7 +84,7 @@ class Loader:
             self._forget(set(reserved) - self._state.pager.pages)
 
     def abandon(self, task: int) -> None:
-        """Nobody holds a task any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
+        """Cancel what was to be read for a task that nobody holds any more, and for nobody else. The lock is held."""
         loads = self._unawaited.pop(task, ())
         for load in loads:
             self._give_up(load)
@@ -215,7 +215,7 @@ class Loader:
         self._forget(self._state.pager.cancel(but))
 
     def _forget(self, pages: Collection[int]) -> None:
-        """Pages that won't come: their slots are free again."""
+        """Free the slots of pages that won't come."""
         if not pages:
             return
         self._state.prefetched.cancelled(pages)

@@ -18,7 +18,7 @@ class PendingPages:
     Told by the threads that read, asked by those that compute.
 
     Args:
-        pages: that are on their way.
+        pages: the pages on their way.
         layers: int32 [pages of the bundle], the model layer of each.
         read_timeout: seconds without any arrival after which storage is given up.
         before: pages that are read first: as long as these come, storage works.
@@ -62,7 +62,7 @@ class PendingPages:
             self._changed.notify_all()
 
     def passed(self, pages: Collection[int]) -> None:
-        """Pages have come, whoever wanted them. Each of those that are read first shows once that storage works."""
+        """Pages have come for somebody. Those that are read before this load's show that storage works."""
         with self._changed:
             came = self._before.intersection(pages)
             if came:
@@ -71,13 +71,13 @@ class PendingPages:
                 self._changed.notify_all()
 
     def failed(self, error: BaseException) -> None:
-        """Some will not come; the first reason stays."""
+        """Some pages will not come; the first reason stays."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait for all.
+        """Wait for all pages.
 
         Raises:
             StoreTimeoutError: nothing has arrived for ``read_timeout``, nor what was on its way before.
@@ -116,7 +116,7 @@ class BlockingRead:
     """Waits for all pages of one read into memory of the caller's own.
 
     Args:
-        pages: how many.
+        pages: how many there are.
         read_timeout: seconds in which no read ends, after which storage is given up.
         ended: gives the number of reads that have ended until now, whoever wanted them.
     """
@@ -129,14 +129,14 @@ class BlockingRead:
         self._error: BaseException | None = None
 
     def told(self, pages: Collection[int], error: BaseException | None) -> None:
-        """Some are in place and checked, or won't come."""
+        """Some pages are in place and checked, or won't come."""
         with self._changed:
             self._left -= len(pages)
             self._error = self._error or error
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait until each has come or won't.
+        """Wait until each page has come or failed.
 
         Raises:
             StoreTimeoutError: no read has ended for ``read_timeout``.
@@ -166,11 +166,11 @@ class Waiters:
 
     @property
     def pages(self) -> set[int]:
-        """That anybody waits for."""
+        """Pages that anybody waits for."""
         return set().union(*(pending.left for pending in self._all))
 
     def add(self, pending: PendingPages) -> None:
-        """One more waits."""
+        """Let one more wait."""
         if not pending.complete:
             self._all.append(pending)
 
@@ -185,5 +185,5 @@ class Waiters:
             pending.passed(pages)
 
     def remove(self, pending: PendingPages) -> None:
-        """One waits no more."""
+        """Let one wait no more."""
         self._all = [other for other in self._all if other is not pending]

@@ -72,7 +72,7 @@ class Pager:
             pages: int64 [N], ascending, each once.
             into: uint8 [N, page_bytes], filled in the order of ``pages``; contiguous and aligned as `PageBuffer` says.
             read_timeout: seconds in which no read of the pager ends, after which storage is given up.
-            priority: of the reads.
+            priority: the priority of the reads.
 
         Raises:
             StoreError, PageCorruptError: a page can't be read, or isn't what it should be; what ``into`` holds may not
@@ -96,12 +96,12 @@ class Pager:
         return LandedPages.begin(self.own_reads, store, self._arena, pages)
 
     def ended(self) -> int:
-        """How often reads have ended until now, well or not, but those that threads make themselves."""
+        """How many reads have ended until now, well or not, without those that threads make themselves."""
         return sum(way.ended for way in self._ways)
 
     @property
     def pages(self) -> set[int]:
-        """Those that are on their way to slots of the arena."""
+        """Pages on their way to slots of the arena."""
         return set().union(*(way.pages for way in self._ways))
 
     def cancel(self, but: Collection[int] = ()) -> list[int]:

@@ -106,8 +106,8 @@ class Residency:
         """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale.
 
         Args:
-            plan: of a `snapshot`.
-            version: of that.
+            plan: made from a `snapshot`.
+            version: the version that the snapshot gave.
         """
         if not self._turn.acquire(blocking=False):
             return False
@@ -148,7 +148,7 @@ class Residency:
             self._lock.notify_all()
 
     def await_prefetch(self, timeout: float) -> BaseException | None:
-        """Wait until no read is left that nobody waits for; why one has failed."""
+        """Wait until every prefetch has ended; why the latest has failed, None if it hasn't."""
         with self._lock:
             self._lock.wait_for(lambda: not self._state.prefetched, timeout)
             return self._state.prefetched.error
@@ -169,7 +169,7 @@ class Residency:
             self._state.store.close()
 
     def replace_tasks(self, gone: dict[str, int], needs: list[Pages]) -> list[int]:
-        """Tasks leave and others come; the numbers of those, to be used once the store has their pages.
+        """Remove tasks and add others; the numbers of the new ones, to be used once the store has their pages.
 
         Args:
             gone: numbers of the tasks that leave, by name.
@@ -186,7 +186,7 @@ class Residency:
             return [self.blocks.add_task(need) for need in needs]
 
     def check_unused(self, tasks: dict[str, int]) -> None:
-        """Whether tasks could leave now.
+        """Check that nobody uses these tasks.
 
         Args:
             tasks: numbers by name.
@@ -216,7 +216,7 @@ class Residency:
                 raise
 
     def _await_room(self, request: SwitchRequest, changes: int) -> bool:
-        """Wait until there may be room for a task that had none before these changes; False if that can't be."""
+        """Wait for a change after these, which may have made room; False if none can, or the deadline has passed."""
         with self._lock:
             left = seconds_until(request.deadline)
             most = self._state.memory.slots_beside(0)
@@ -253,7 +253,7 @@ class Residency:
 
     @contextmanager
     def _my_turn(self, deadline: float | None, *, stop_prefetch: bool = True) -> Iterator[None]:
-        """For a switch, or what else mustn't meet one; unless told not to, it cancels prefetches that haven't begun."""
+        """Keep other switches out. Cancels prefetches that haven't begun, unless told not to."""
         left = seconds_until(deadline)
         if not self._turn.acquire(timeout=-1 if left is None else left):
             raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")

@@ -68,7 +68,7 @@ class SlotAllocator:
         return self._state.lock.wait_for(lambda: self._blocks.loading < loading, self._state.read_timeout)
 
     def hang_error(self) -> StoreTimeoutError:
-        """The error where slots are needed that reads have which hang."""
+        """The error where reads that hang have slots which are needed."""
         return storage_hangs(f"not finished a read for {self._state.read_timeout:g} s whose memory is needed")
 
     def _pages_in_use(self, request: SwitchRequest) -> int:
@@ -78,6 +78,6 @@ class SlotAllocator:
         return len(distinct(np.concatenate([self._blocks.needs(request.task), locked])))
 
     def _table_bytes(self, request: SwitchRequest) -> int:
-        """Bytes of the expanded block tables of these tasks."""
+        """Bytes of the expanded block tables of the task and of those in use."""
         room = self._state.memory.tables
         return 0 if request.tables is None else room.needed(request.tables, request.leaving_tables)

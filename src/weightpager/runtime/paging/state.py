@@ -58,6 +58,6 @@ class PagingState:
     lock: threading.Condition = field(default_factory=threading.Condition)
 
     def changed(self) -> None:
-        """There may be room now. The lock is held."""
+        """Tell whoever waits for room that there may be some. The lock is held."""
         self.changes += 1
         self.lock.notify_all()

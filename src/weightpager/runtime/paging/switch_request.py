@@ -22,13 +22,13 @@ class SwitchRequest:
 
     Attributes:
         task: its number.
-        name: for errors.
+        name: its name, for errors.
         leaving: number of the task that is left for it, None if none is.
         give_up: called once, if both don't fit together, when the other can be kept no longer: it releases it.
         deadline: when waiting for other tasks to leave or for another switch ends, by `time.monotonic`; None never
             waits for a task, and as long as it takes for a switch.
         wait: whether to return only when all pages are there.
-        priority: of its reads.
+        priority: the priority of its reads.
         reuse: gives the expected uses of each task in the near future [tasks], for eviction.
         tables: its block tables, expanded while it is held; None if it has none.
         leaving_tables: those of the task that is left.
@@ -71,9 +71,9 @@ class PendingLoad:
     """Pages on their way for one task.
 
     Attributes:
-        reads: issued for it.
-        bytes: in them.
-        pages: that it waits for: its own, and those that an earlier load was bringing already.
+        reads: reads issued for it.
+        bytes: bytes in these reads.
+        pages: the pages that it waits for: its own, and those that an earlier load was bringing already.
         start: when it began, by `time.perf_counter`.
     """
 

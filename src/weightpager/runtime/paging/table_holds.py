@@ -57,7 +57,7 @@ class TableHolds:
 
     @contextmanager
     def to_hold(self, request: SwitchRequest) -> Iterator[TableHold]:
-        """For whoever loads a task's pages: a hold that is undone if that fails."""
+        """A hold of a task's tables, undone if the block fails."""
         hold = TableHold(self, request)
         try:
             with hold.borrowed:
@@ -82,7 +82,7 @@ class TableHolds:
         that too, or none is left, slots make room. Whoever calls has the turn, and not the lock.
 
         Args:
-            request: for the task.
+            request: names the task.
             borrowed: has them expanded already, though there was no room; closed as soon as there can be.
 
         Raises:

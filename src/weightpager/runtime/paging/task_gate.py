@@ -37,12 +37,12 @@ class TaskGate:
 
     @property
     def is_ready(self) -> bool:
-        """Whether nothing is waited for by layers of a task that is held."""
+        """Whether layers find all pages there."""
         return self._pending is None or self._pending.complete
 
     @property
     def has_failed(self) -> bool:
-        """Whether a page won't come that layers wait for."""
+        """Whether a page that layers wait for has failed to load."""
         return self._pending is not None and self._pending.error is not None
 
     def hold(self, pending: PendingPages | None = None) -> None:

@@ -38,8 +38,8 @@ class BlockManager:
         Args:
             needs: of each task the pages, ascending.
             pages: numbers that pages can have.
-            slots: that may be used.
-            capacity: slots that the arena has; ``slots`` if None.
+            slots: how many slots may be used.
+            capacity: how many the arena has; ``slots`` if None.
         """
         self._needs = TaskPages(needs, pages)
         self._slots = Slots(pages, slots, slots if capacity is None else capacity)
@@ -102,7 +102,7 @@ class BlockManager:
         return bool(self._missing[task] == 0)
 
     def missing(self, task: int) -> Pages:
-        """The differential set: a task's pages that are not resident, in order."""
+        """The differential set: a task's pages that are not resident, ascending."""
         need = self._needs.of(task)
         missing: Pages = need[self.page_table[need] == ABSENT]
         return missing
@@ -130,7 +130,7 @@ class BlockManager:
         return self._holders[task] > 0
 
     def locked(self, but_one_hold_of: Sequence[int] = ()) -> Pages:
-        """Pages of held tasks, ascending: these may not be evicted; as if each of some tasks were held once less."""
+        """Pages of held tasks, ascending: these may not be evicted. One hold of each of some tasks is disregarded."""
         return np.flatnonzero(self._is_locked(but_one_hold_of))
 
     def plan(
@@ -169,7 +169,7 @@ class BlockManager:
         return Occupancy(self.page_table != ABSENT, self._slots.reserved != ABSENT, locked, self.free)
 
     def worth(self, tasks: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        """What each page is worth [pages]: the sum over the tasks that need it, given what each task is [tasks]."""
+        """Value of each page [pages]: the sum of the values [tasks] of the tasks that need it."""
         return self._needs.sums(tasks)
 
     def evict(self, pages: Pages) -> None:
@@ -202,17 +202,17 @@ class BlockManager:
         self._slots.cancel(pages)
 
     def retire(self, count: int) -> list[int]:
-        """Use fewer slots; those that went, all of them free before."""
+        """Retire so many free slots; which these are."""
         self.version += 1
         return self._slots.retire(count)
 
     def restore(self, count: int) -> list[int]:
-        """Use slots again that were retired; which these are."""
+        """Use so many retired slots again; which these are."""
         self.version += 1
         return self._slots.restore(count)
 
     def add_task(self, need: Pages) -> int:
-        """The number of a task that came later; it needs these pages, ascending."""
+        """Add a task that needs these pages, ascending; its number."""
         number = self._needs.add(need)
         self._missing = np.append(self._missing, (self.page_table[need] == ABSENT).sum())
         self._holders.append(0)
@@ -242,21 +242,21 @@ class BlockManager:
         assert self._missing.tolist() == [len(self.missing(task)) for task in range(self.tasks)], "a wrong count"
 
     def _is_locked(self, but_one_hold_of: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
-        """Of each page [pages], as in `locked`."""
+        """Whether each page [pages] is one of `locked`."""
         return self._needs.needed_by_any(self._held(but_one_hold_of))
 
     def _held(self, but_one_hold_of: Sequence[int] = ()) -> list[int]:
-        """Tasks that are held, as in `locked`."""
+        """Tasks that are held. One hold of each of some tasks is disregarded."""
         return [task for task, count in enumerate(self._holders) if count > but_one_hold_of.count(task)]
 
     def _first_to_go(self, spare: Pages, count: int, reuse: Callable[[], npt.NDArray[np.floating]] | None) -> Pages:
-        """So many of these resident pages. Who goes first is asked only where some can stay."""
+        """Choose so many of these resident pages. Their order is asked for only where some can stay."""
         if count in (0, len(spare)):
             return spare[:count]
         return self._order.sort(spare, reuse and reuse())[:count]
 
     def _may_go(self, task: int, leaving: int | None) -> tuple[Pages, Pages]:
-        """Resident pages that can go for a task: those no held one needs, and those that only the one left does."""
+        """Resident pages that can go for a task: those that none held needs, and those that only ``leaving`` needs."""
         idle = _where((self.page_table != ABSENT) & ~self._is_kept(task, leaving))
         if leaving is None or not self.is_held(leaving):
             return idle, NO_PAGES
@@ -264,7 +264,7 @@ class BlockManager:
         return idle[~left], idle[left]
 
     def _is_kept(self, task: int, leaving: int | None) -> npt.NDArray[np.bool_]:
-        """Whether this task or a held one needs it, as if the one that is left weren't held for that, of each page."""
+        """Whether ``task`` or a held task needs each page [pages]. One hold of ``leaving`` is disregarded."""
         kept = self._is_locked(() if leaving is None else (leaving,))
         kept |= self._needs.needed_by(task)
         return kept

@@ -84,7 +84,7 @@ class Slots:
         self._free.extend(freed)
 
     def retire(self, count: int) -> list[int]:
-        """Use fewer slots; those that went, all of them free before."""
+        """Retire so many free slots; which these are."""
         if count > len(self._free):
             raise ValueError("expected as many free slots")
         gone = sorted(self._free, reverse=True)[:count]
@@ -93,7 +93,7 @@ class Slots:
         return gone
 
     def restore(self, count: int) -> list[int]:
-        """Use slots again that were retired; which these are."""
+        """Use so many retired slots again; which these are."""
         back = sorted(self._retired)[:count]
         self._retired = sorted(set(self._retired) - set(back), reverse=True)
         self._free[:0] = reversed(back)

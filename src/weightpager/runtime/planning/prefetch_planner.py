@@ -27,7 +27,7 @@ class PrefetchPlan:
     evict: Pages
 
     def first(self, count: int) -> PrefetchPlan:
-        """Its first pages, and what must go for them."""
+        """The plan for the first so many pages, and for what must go for them."""
         free = len(self.load) - len(self.evict)
         return PrefetchPlan(self.load[:count], self.evict[: max(0, count - free)])
 

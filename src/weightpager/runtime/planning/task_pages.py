@@ -39,11 +39,11 @@ class TaskPages:
         return self._needs[task]
 
     def needed_by(self, task: int) -> npt.NDArray[np.bool_]:
-        """Whether a task needs it, of each page [pages]; not to be changed."""
+        """Whether a task needs each page [pages]. Not to be changed."""
         return self._needed_by[:, task]
 
     def needed_by_any(self, tasks: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Whether at least one of these tasks needs it, of each page [pages]."""
+        """Whether at least one of these tasks needs each page [pages]."""
         if not len(tasks):
             return np.zeros(len(self._needed_by), bool)
         needed: npt.NDArray[np.bool_] = self._needed_by[:, tasks[0]].copy()
@@ -57,12 +57,12 @@ class TaskPages:
         return counts
 
     def sums(self, tasks: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        """The sum over the tasks that need it, of each page [pages], given a number for each task [tasks]."""
+        """For each page [pages], the sum of the numbers [tasks] of the tasks that need it."""
         sums: npt.NDArray[np.float64] = (self._signatures @ tasks)[self._signature_of]
         return sums
 
     def greatest(self, tasks: npt.NDArray[np.integer], pages: Pages) -> npt.NDArray[np.float64]:
-        """The greatest of the tasks that need it, of each of ``pages``, given a number ≥ 0 for each task [tasks]."""
+        """For each of ``pages``, the greatest of the numbers ≥ 0 [tasks] of the tasks that need it."""
         greatest: npt.NDArray[np.float64] = (self._signatures * tasks).max(1, initial=0)[self._signature_of[pages]]
         return greatest
 
@@ -78,7 +78,7 @@ class TaskPages:
         return float((len(present) * np.trace(shared) - shared.sum()) / pairs)
 
     def add(self, need: Pages) -> int:
-        """The number of a task that came later; it needs these pages, ascending."""
+        """Add a task that needs these pages, ascending; its number."""
         self._needs.append(need)
         column = np.zeros((len(self._needed_by), 1), bool)
         column[need] = True

@@ -32,7 +32,10 @@ class _Moments:
     squares: float = 0.0
 
     def add(self, value: float) -> float:
-        """Returns the squared deviation that this value adds. From the second value on, its mean is the variance."""
+        """Add a value; the squared deviation that it brings.
+
+        From the second value on, the mean of what is returned is the variance.
+        """
         keep = 1.0 - 1.0 / _MEMORY
         self.weight = self.weight * keep + 1.0
         step = value - self.mean

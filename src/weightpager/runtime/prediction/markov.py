@@ -16,7 +16,7 @@ from weightpager.runtime.prediction.predictor import Forecast
 Floats = npt.NDArray[np.float64]
 
 _Chances = TypeVar("_Chances", float, Floats)
-"""Of one task, or of all [tasks]."""
+"""The chance of one task, or those of all [tasks]."""
 
 ORDER = 3
 MEMORIES = (200.0, 10.0)

@@ -15,7 +15,7 @@ class MakePredictor(Protocol):
     """Makes a predictor that has observed nothing."""
 
     def __call__(self, tasks: int, prior: npt.ArrayLike | None = None) -> LearningPredictor:
-        """For so many tasks, beginning with a transition matrix, or with none."""
+        """A predictor of so many tasks that begins with a transition matrix, or with none."""
         ...
 
 
@@ -25,5 +25,5 @@ DEFAULT = "Markov"
 
 
 def new_predictor(tasks: int, prior: npt.ArrayLike | None = None) -> LearningPredictor:
-    """The one that engines use."""
+    """A predictor of the kind that engines use."""
     return PREDICTORS[DEFAULT](tasks, prior)

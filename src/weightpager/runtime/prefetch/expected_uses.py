@@ -41,7 +41,7 @@ class ExpectedUses:
             predictor: of the next task; it knows the earlier visits.
             switches: [tasks, tasks], how often one task was followed by another so far; changed by `observe`.
             dwells: of each task the seconds that earlier visits have lasted.
-            load_seconds: see above.
+            load_seconds: how long it takes to load what an average switch must.
         """
         self._predictor = predictor
         self._switches = switches
@@ -54,12 +54,12 @@ class ExpectedUses:
 
     @classmethod
     def blank(cls, predictor: TransitionPredictor, tasks: int, load_seconds: float) -> ExpectedUses:
-        """Before anything has been seen."""
+        """An estimate before anything has been seen."""
         return cls(predictor, np.zeros((tasks, tasks), np.int64), [()] * tasks, load_seconds)
 
     @property
     def tasks(self) -> int:
-        """How many there are."""
+        """How many tasks there are."""
         return len(self._switches)
 
     def observe(self, task: int, seconds: float) -> None:

@@ -68,7 +68,7 @@ class Prefetcher:
         """Start the thread.
 
         Args:
-            residency: of the pages.
+            residency: the arena's contents.
             page_bytes: bytes of a page.
             policy: to begin with.
         """

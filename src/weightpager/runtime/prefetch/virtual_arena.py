@@ -65,7 +65,7 @@ class VirtualArena:
         Args:
             needs: of each task the pages, ascending.
             pages: numbers that pages can have.
-            slots: of the arena.
+            slots: how many the arena has.
             page_bytes: bytes of a page.
             storage: what reads cost.
             span: how many pages a read from a page on can cover at most.

@@ -24,7 +24,7 @@ class RowFiles:
         page_bytes: bytes of a page.
         ids: uint8 [pages, 32], what each should be.
         extents: pages that follow each other: the first, counted from the table's first one, descriptor, and offset.
-        reads: of them.
+        reads: reads the pages.
     """
 
     first: int
@@ -35,7 +35,7 @@ class RowFiles:
 
     @classmethod
     def of(cls, first: int, count: int, page_bytes: int, reads: RowReads) -> RowFiles | None:
-        """Of so many pages; None where only the store can read them, or the native module hasn't been built."""
+        """Where so many pages lie; None where only the store can read them, or without the native module."""
         pages = np.arange(first, first + count)
         sources = None if reads.pager.own_reads is None else reads.store.sources(pages)
         if sources is None:
@@ -53,9 +53,9 @@ class NativeRows:
     Used as a context, it keeps others from the memory and the tally; native code does so for itself.
 
     Args:
-        memory: of the table.
+        memory: the table's rows in memory.
         tally: int64 [4]: look-ups, hits, faults and bytes, to be added to.
-        files: that hold the pages.
+        files: where the pages lie.
     """
 
     def __init__(self, memory: RowMemory, tally: npt.NDArray[np.int64], files: RowFiles) -> None:

@@ -24,9 +24,9 @@ class RowCounts:
 
     Attributes:
         lookups: rows that were looked up.
-        hits: of these, in memory.
+        hits: look-ups that found their row in memory.
         faults: rows that were read for a batch; several look-ups of a batch may want the same one.
-        bytes: that were read, of whole pages.
+        bytes: bytes of the whole pages that were read.
     """
 
     lookups: int = 0
@@ -53,8 +53,8 @@ class RowCache:
     for, and nothing that happens to the memory meanwhile can make it wrong.
 
     Args:
-        table: of the bundle.
-        pages: that hold it.
+        table: the table in the bundle.
+        pages: reads its rows from their pages.
         slots: rows that may be in memory.
         files: that hold the pages, where the thread that looks rows up may read them itself.
     """
@@ -70,7 +70,7 @@ class RowCache:
 
     @property
     def counts(self) -> RowCounts:
-        """So far."""
+        """Counts of all look-ups so far."""
         with self._lock:
             return RowCounts(*self._tally.tolist())
 
@@ -81,7 +81,7 @@ class RowCache:
 
     @property
     def slots(self) -> int:
-        """Rows that may be."""
+        """Rows that may be in memory."""
         return self._memory.slots
 
     def fill(self) -> None:

@@ -104,7 +104,9 @@ class RowMemory:
         return slots
 
     def insert(self, ids: Ids, stored: npt.NDArray[np.uint8], *, trial: bool = True) -> None:
-        """Take rows in, in the place of others if there is no room; those that are there already, or too many, aren't.
+        """Take rows in, in the place of others if there is no room.
+
+        Rows that are there already are left out, and the last ones of too many.
 
         Args:
             ids: int64 [n], each once, the most wanted first.

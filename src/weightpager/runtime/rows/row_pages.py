@@ -39,7 +39,7 @@ class RowReads:
     read_timeout: float
 
     def read(self, pages: Ids, into: npt.NDArray[np.uint8]) -> int:
-        """Read by threads of the pager. Arguments and errors are those of `Pager.read`."""
+        """Read pages by threads of the pager. Arguments and errors are those of `Pager.read`."""
         return self.pager.read(self.store, pages, into, self.read_timeout)
 
 
@@ -63,7 +63,7 @@ class RowPages:
     """Knows where a table's rows lie.
 
     Args:
-        entry: of the table.
+        entry: the table's entry in the manifest.
         first: number of its first page.
         page_bytes: bytes of a page.
         read: reads pages by number.

@@ -26,7 +26,7 @@ class RowTables:
         """Nothing is in memory.
 
         Args:
-            bundle: with the tables.
+            bundle: has the tables.
             room: bytes of memory for rows.
             reads: reads pages by number, those of rows behind those of blocks.
 
@@ -42,7 +42,7 @@ class RowTables:
 
     @property
     def counts(self) -> RowCounts:
-        """Of all tables, so far."""
+        """Counts of the look-ups in all tables so far."""
         return reduce(RowCounts.__add__, (cache.counts for cache in self.caches.values()), RowCounts())
 
     @property
@@ -52,7 +52,7 @@ class RowTables:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of memory that they take."""
+        """Bytes of memory that the rows take."""
         return sum(cache.resident * row_memory(cache.entry) for cache in self.caches.values())
 
     @property

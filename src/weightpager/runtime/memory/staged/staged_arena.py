@@ -26,7 +26,7 @@ class Staging:
     """See `ArenaSource`: how pages reach a device.
 
     Attributes:
-        copier: of the device.
+        copier: the device's copier.
         buffers: reads that may be between storage and device at once.
     """
 
@@ -85,12 +85,12 @@ class StagedArena:
 
     @property
     def device(self) -> str:
-        """Of the copier."""
+        """The copier's device."""
         return str(self._copier.device)
 
     @property
     def untouched(self) -> int:
-        """None: the memory isn't the host's."""
+        """No bytes: the memory isn't the host's."""
         return 0
 
     def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
@@ -103,7 +103,7 @@ class StagedArena:
             return _Staged(self, self._free.pop()) if self._free else None
 
     def address(self, slots: npt.NDArray[np.int64]) -> None:
-        """Pages pass through buffers."""
+        """None: pages pass through buffers."""
 
     def note_read(self) -> None:
         self._copier.note_read()
@@ -144,12 +144,12 @@ class StagedArena:
             raise StoreError(f"cannot copy pages to {self._copier.device}: {error}") from error
 
     def give_back(self, rows: Tensor) -> None:
-        """A buffer is free again."""
+        """Put a buffer back among the free ones."""
         with self._order:
             self._free.append(rows)
 
     def _forget(self, slots: Iterable[int]) -> list[int]:
-        """The books no longer have a page in these slots; pages that the table on the device has to forget."""
+        """Strike these slots' pages off the books; the pages that the table on the device has to forget."""
         gone = []
         for slot in slots:
             page = int(self._page_of[slot])
@@ -192,5 +192,5 @@ class _Staged:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """Of a tensor in host memory, without a copy."""
+    """The bytes of a tensor in host memory, without a copy."""
     return tensor.numpy().data

@@ -34,7 +34,7 @@ def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
 
     Args:
         failure: as the native module says it.
-        number: of the storage's error.
+        number: the number of the storage's error.
         page: the read's first, or the one that isn't what it should be.
     """
     if failure == STORAGE:
@@ -49,7 +49,7 @@ def own_read_error(failure: int, number: int, page: int, read_timeout: float, wh
 
     Args:
         failure: as the native module says it; there was one.
-        number: of the storage's error.
+        number: the number of the storage's error.
         page: the read's first, or the one that isn't what it should be.
         read_timeout: seconds without any page after which storage was given up.
         what: was read meanwhile, for the message.

@@ -27,8 +27,8 @@ class LandedPages:
     are in their slots. For one thread.
 
     Attributes:
-        reads: that it takes.
-        bytes: in them.
+        reads: how many reads it takes.
+        bytes: bytes in these reads.
     """
 
     def __init__(self, native: _native.LandedPages, store: VerifyingStore, into: StageSource, pages: Pages) -> None:

@@ -55,11 +55,11 @@ class Reads(Protocol):
 
     @property
     def ended(self) -> int:
-        """How often reads have ended until now, well or not."""
+        """How many reads have ended until now, well or not."""
 
     @property
     def pages(self) -> set[int]:
-        """Those of common loads that have not ended."""
+        """Pages of common loads that have not ended."""
 
     def start(self, load: Load) -> int | None:
         """Begin, as soon as what goes before it has begun; how many reads it takes.

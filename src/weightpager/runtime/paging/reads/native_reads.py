@@ -48,7 +48,7 @@ class NativeReads:
     The queue hashes each page as it comes, and tells of pages in groups: at once when a load is over.
 
     Args:
-        reads: in flight.
+        reads: how many may be in flight.
         ring: whether to use io_uring where there is one.
     """
 

@@ -22,7 +22,7 @@ class _Group:
     """Runs of a load that one thread reads together.
 
     Attributes:
-        slots: of the load, by page.
+        slots: the load's slots, by page.
         after: kernels that may still read these slots have run once these have passed.
     """
 
