@@ -106,8 +106,8 @@ class PendingPages:
             raise self._error
         if not _wait_while_progress(self._changed, self._read_timeout, lambda: self._steps):
             self._error = storage_hangs(
-                f"delivered nothing for {self._read_timeout:g} s, neither of the {len(self._left)} pages outstanding "
-                "nor of what goes before them"
+                f"storage has delivered nothing for {self._read_timeout:g} s, neither of the {len(self._left)} pages "
+                "outstanding nor of what goes before them"
             )
             raise self._error
 
@@ -146,7 +146,8 @@ class BlockingRead:
             while self._left:
                 if not _wait_while_progress(self._changed, self._read_timeout, self._ended):
                     raise storage_hangs(
-                        f"delivered nothing for {self._read_timeout:g} s, {self._left} pages are outstanding"
+                        f"storage has delivered nothing for {self._read_timeout:g} s, "
+                        f"{self._left} pages are outstanding"
                     )
             if self._error is not None:
                 raise self._error

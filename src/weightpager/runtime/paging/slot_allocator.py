@@ -69,7 +69,8 @@ class SlotAllocator:
 
     def hang_error(self) -> StoreTimeoutError:
         """The error where reads that hang have slots which are needed."""
-        return storage_hangs(f"not finished a read for {self._state.read_timeout:g} s whose memory is needed")
+        seconds = self._state.read_timeout
+        return storage_hangs(f"storage has not finished a read for {seconds:g} s whose memory is needed")
 
     def _pages_in_use(self, request: SwitchRequest) -> int:
         """How many pages the task and those in use need, as if the one that is left for it weren't in use."""

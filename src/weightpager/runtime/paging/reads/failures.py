@@ -24,9 +24,9 @@ def storage_hangs(what: str) -> StoreTimeoutError:
     """The error for storage that was given up.
 
     Args:
-        what: it has done or not done, and for how long.
+        what: says what it hasn't done, and for how long.
     """
-    return StoreTimeoutError(f"storage has {what}; check the device, or raise read_timeout if it is only slow")
+    return StoreTimeoutError(f"{what}; check the device, or raise read_timeout if it is only slow")
 
 
 def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
@@ -55,7 +55,7 @@ def own_read_error(failure: int, number: int, page: int, read_timeout: float, wh
         what: was read meanwhile, for the message.
     """
     if failure == HANGS:
-        return storage_hangs(f"delivered nothing for {read_timeout:g} s while {what} were read")
+        return storage_hangs(f"storage has delivered nothing for {read_timeout:g} s while {what} were read")
     if failure == CLOSED:
         return engine_closed()
     error = read_error(failure, number, page)
