@@ -23,9 +23,9 @@ class Paced : public Device {
         const Clock::time_point end =
             microseconds < 0 ? Clock::time_point::max() : Clock::now() + std::chrono::microseconds(microseconds);
         for (;;) {
-            const bool found = tell(ended);
-            const bool woken = collect(found ? Clock::now() : std::min(end, next_arrival()));
-            if (found) return;
+            const bool told = tell(ended);
+            const bool woken = collect(told ? Clock::now() : std::min(end, next_arrival()));
+            if (told) return;
             if (woken || Clock::now() >= end) break;
         }
         tell(ended);
@@ -41,7 +41,7 @@ class Paced : public Device {
 
     Clock::time_point next_arrival() const {
         Clock::time_point next = Clock::time_point::max();
-        for (const Coming& one : held_) next = std::min(next, one.arrives);
+        for (const Coming& held : held_) next = std::min(next, held.arrives);
         return next;
     }
 
@@ -55,7 +55,7 @@ class Paced : public Device {
         read_.clear();
         device_->wait(read_, microseconds);
         for (const Read* read : read_) {
-            const auto same = [&](const Coming& one) { return one.read == read; };
+            const auto same = [&](const Coming& coming) { return coming.read == read; };
             const auto place = std::find_if(coming_.begin(), coming_.end(), same);
             held_.push_back(*place);
             coming_.erase(place);
@@ -66,11 +66,12 @@ class Paced : public Device {
     // Adds what has been read and has arrived; whether there was any.
     bool tell(std::vector<Read*>& ended) {
         const Clock::time_point now = Clock::now();
-        const auto first = std::stable_partition(held_.begin(), held_.end(), [&](const Coming& one) { return one.arrives > now; });
-        const bool found = first != held_.end();
-        for (auto one = first; one != held_.end(); ++one) ended.push_back(one->read);
+        const auto stays = [&](const Coming& held) { return held.arrives > now; };
+        const auto first = std::stable_partition(held_.begin(), held_.end(), stays);
+        const bool any = first != held_.end();
+        for (auto arrived = first; arrived != held_.end(); ++arrived) ended.push_back(arrived->read);
         held_.erase(first, held_.end());
-        return found;
+        return any;
     }
 
     const std::unique_ptr<Device> device_;

@@ -60,10 +60,10 @@ class LandedPages {
 std::unique_ptr<LandedPages> begin(const ReadsOfThreads& reads, size_t most, size_t count, uintptr_t pages,
                                    uintptr_t files, uintptr_t offsets, uintptr_t expected, size_t page_bytes) {
     nb::gil_scoped_release release;
-    auto found = std::make_unique<LandedPages>(reads.shared(), page_bytes);
+    auto landed = std::make_unique<LandedPages>(reads.shared(), page_bytes);
     const PagesToRead wanted{copied<int64_t>(pages, count), copied<int64_t>(offsets, count), copied<int32_t>(files, count),
                              copied<uint8_t>(expected, count * sizeof(Digest))};
-    return found->begin(wanted, most) ? std::move(found) : nullptr;
+    return landed->begin(wanted, most) ? std::move(landed) : nullptr;
 }
 
 }  // namespace
