@@ -111,6 +111,11 @@ class VersionFile(Strict, frozen=True, kw_only=True):
         return sum(self.page_files) + sum(self.row_files)
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of all files but page files."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
     def key(self) -> str:
         """The version's name on a device, which no two versions share, whatever repositories call them."""
         return f"{self.version}-{self.files[MANIFEST].blake3[:16]}"

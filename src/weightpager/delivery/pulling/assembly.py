@@ -16,8 +16,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from weightpager.bundle.files.entry import hash_file
-from weightpager.bundle.format import page_file
+from weightpager.bundle.format import page_file, page_index
 from weightpager.delivery.pulling.installed import BUNDLE, VERSION, write_errors
+from weightpager.delivery.pulling.local_pages import read_part, whole_pages
 from weightpager.delivery.version_file import StoredPiece, VersionFile
 from weightpager.errors import BundleError, DeliveryError
 
@@ -43,7 +44,7 @@ class Assembly:
                     self._places[piece.blake3].append((name, start))
 
     def begin(self) -> None:
-        """Make the folder and the files, at their sizes."""
+        """Make the folder and the files, at their sizes, and write the ids of pages."""
         with write_errors():
             self.bundle.mkdir(parents=True, exist_ok=True)
             (self.folder / VERSION).write_bytes(self._version.dump())
@@ -68,42 +69,34 @@ class Assembly:
                 except BundleError:
                     path.unlink(missing_ok=True)
                     page_file.frame(path, count, self._version.page_bytes)
+        self._put_ids()
 
     def page_files(self) -> Iterator[tuple[str, int, int]]:
         """Name of each page file, its first page and how many it has."""
         return iter(self._files)
 
-    def whole_pages(self, name: str, first: int, count: int) -> list[bool]:
-        """Which pages of a page file are what they should be."""
-        size = self._version.page_bytes
-        start = len(page_file.header(count, size))
-        with write_errors(), (self.bundle / name).open("rb", buffering=0) as file:
-            hashes = page_file.PageHashes(file.fileno(), size)
-            return [hashes.at(start + place * size) == self._ids[first + place] for place in range(count)]
+    def missing_pages(self, name: str, first: int, count: int) -> list[int]:
+        """Numbers of a page file's pages that aren't what they should be."""
+        whole = whole_pages(self.bundle / name, self._ids[first : first + count], self._version.page_bytes)
+        return [first + number for number, is_whole in enumerate(whole) if not is_whole]
 
-    def take_page_file(self, name: str, first: int, count: int, original: Path) -> bool:
-        """Take over a page file of another version as a hard link, if all its pages are right."""
+    def link_page_file(self, name: str, original: Path) -> bool:
+        """Take over a page file of another version as a hard link; whether the storage could."""
         beside = self.folder / "link"
         try:
             beside.unlink(missing_ok=True)
             os.link(original, beside)
-            page_file.check(beside, count, self._version.page_bytes)
             beside.replace(self.bundle / name)
-        except (OSError, BundleError):
+        except OSError:
             return False
-        if all(self.whole_pages(name, first, count)):
-            return True
-        with write_errors():  # a damaged file that is shared must not be written to
-            (self.bundle / name).unlink()
-            page_file.frame(self.bundle / name, count, self._version.page_bytes)
-        return False
+        return True
 
     def page_writer(self) -> PageWriter:
         """A writer of pages to their places; to be closed."""
         return PageWriter(self.bundle, self._files, self._version.page_bytes)
 
-    def take_file(self, name: str, original: Path) -> bool:
-        """Take over a file of another bundle, if it is the right one."""
+    def copy_file(self, name: str, original: Path) -> bool:
+        """Copy a file of another bundle; whether it was the right one."""
         wanted, beside = self._version.files[name], self.folder / "copy"
         with suppress(OSError):
             shutil.copyfile(original, beside)
@@ -121,22 +114,21 @@ class Assembly:
 
     def missing_pieces(self, name: str) -> Iterator[StoredPiece]:
         """Pieces of a file that aren't what they should be."""
-        with write_errors(), (self.bundle / name).open("rb") as file:
-            for _, piece in self._version.files[name].starts():
-                content = file.read(piece.bytes)
-                if piece.blake3 is not None and blake3(content).hexdigest() != piece.blake3:
-                    yield piece
+        for start, piece in self._version.files[name].starts():
+            content = read_part(self.bundle / name, start, piece.bytes)
+            if piece.blake3 is not None and blake3(content).hexdigest() != piece.blake3:
+                yield piece
 
     def put_piece(self, piece: StoredPiece, content: bytes) -> None:
         """Write a piece wherever it belongs."""
         for name, start in self._places[str(piece.blake3)]:
             self._put(name, start, content)
 
-    def put_ids(self, name: str) -> None:
+    def _put_ids(self) -> None:
         """Write the ids of pages into the file that has them."""
-        for start, piece in self._version.files[name].starts():
+        for start, piece in self._version.files[page_index.FILE].starts():
             if piece.blake3 is None:
-                self._put(name, start, b"".join(self._ids))
+                self._put(page_index.FILE, start, b"".join(self._ids))
 
     def _put(self, name: str, start: int, content: bytes) -> None:
         with write_errors(), (self.bundle / name).open("r+b", buffering=0) as file:

@@ -1,25 +1,26 @@
-"""Putting a version together from what is here and what the repository has."""
+"""`Fetch`: puts a version together, by its plan, from what is here and what the repository has."""
 
 from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from weightpager.bundle.files.new_file import new_file
-from weightpager.bundle.format import page_index
 from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.verify import verify
 from weightpager.delivery.names import pack_ids_path
 from weightpager.delivery.packs import ID_BYTES, pack_name
-from weightpager.delivery.pulling.assembly import Assembly, PageWriter
-from weightpager.delivery.pulling.installed import STATE, Places, write_errors
-from weightpager.delivery.pulling.local_pages import LocalPages, LocalPieces, local_bundles
+from weightpager.delivery.pulling.assembly import Assembly
+from weightpager.delivery.pulling.installed import Places, write_errors
+from weightpager.delivery.pulling.local_pages import LocalParts, local_bundles
 from weightpager.delivery.pulling.page_ranges import PageRange, page_ranges
 from weightpager.delivery.pulling.page_transfer import PageTransfer
 from weightpager.delivery.pulling.piece_transfer import PieceTransfer
-from weightpager.delivery.pulling.plan import Cost, cost, pages_by_place
+from weightpager.delivery.pulling.plan import Cost, PullPlan
+from weightpager.delivery.pulling.planner import Planner
 from weightpager.delivery.pulling.transfers import Transfer, bring
 from weightpager.delivery.sources.source import Source, read_at_most
 from weightpager.delivery.version_file import StoredPiece, VersionFile
@@ -55,23 +56,14 @@ class Fetch:
         self._progress = progress
         self._into = into
         self._ids = _ids(source, places.ids, version)
-        self._bundles = local_bundles(into)
-        self._pages = LocalPages(self._bundles, self._ids, version.page_bytes)
-        self._pieces = LocalPieces(self._bundles)
+        self._local = LocalParts(local_bundles(into), self._ids, version.page_bytes)
         self._assembly = Assembly(places.partial / version.key, version, self._ids)
         self._lock = threading.Lock()
 
-    def cost(self) -> Cost:
-        """What `run` would fetch. What is here is compared with its hashes, and nothing is written."""
-        lacking = {page for page, digest in enumerate(self._ids) if self._pages.page(digest) is None}
-        pieces = {
-            str(piece.blake3): piece
-            for name, file in self._version.files.items()
-            if self._whole_file(name) is None
-            for piece in file.pieces
-            if piece.blake3 is not None and self._pieces.piece(piece.blake3) is None
-        }
-        return cost(self._version, lacking, list(pieces.values()))
+    def plan(self) -> PullPlan:
+        """What `run` does. What is here is compared with its hashes, and nothing is written."""
+        planner = Planner(self._version, self._ids, self._local, self._assembly)
+        return planner.plan(self._told("look for pages that are here"))
 
     def run(self) -> Cost:
         """Put the bundle together, check every byte of it, and say what came. What has come stays for the next try.
@@ -80,24 +72,13 @@ class Fetch:
             DeliveryError: something can't be fetched or written.
             UntrustedError: the bundle isn't what its version file says, though its parts are.
         """
-        self._check_room()
+        plan = self.plan()
+        self._check_room(plan)
         self._assembly.begin()
-        names = [name for name in self._version.files if not self._assembly.is_whole(name)]
-        pieces = {str(piece.blake3): piece for name in names for piece in self._pieces_to_fetch(name)}
-        lacking = set(self._pages_to_fetch())
-        self._bring(list(pieces.values()), lacking)
-        for name in names:
-            if not self._assembly.is_whole(name):
-                raise UntrustedError(f"{name}: expected the file that was signed, found pieces that don't make it")
-        self._version.check_manifest(read_manifest(self._assembly.bundle))
-        problems = verify(self._assembly.bundle, self._told("verify")).problems
-        if problems:
-            with write_errors():
-                shutil.rmtree(self._assembly.folder)  # its parts are right, so that trying again would change nothing
-            raise UntrustedError(
-                f"{self._version.name} {self._version.version}: expected a whole bundle, found damage: {problems[0]}"
-            )
-        return cost(self._version, lacking, list(pieces.values()))
+        plan = self._assemble_local(plan)
+        self._fetch(plan)
+        self._check()
+        return plan.cost()
 
     @property
     def folder(self) -> Path:
@@ -111,79 +92,79 @@ class Fetch:
     def _told(self, stage: str) -> _Told:
         return _Told(self._progress, stage)
 
-    def _check_room(self) -> None:
-        free = shutil.disk_usage(self._into).free
-        lacking = [page for page, digest in enumerate(self._ids) if not self._pages.knows(digest)]
-        needed = len(lacking) * self._version.page_bytes + sum(file.bytes for file in self._version.files.values())
-        if free < needed + _SPARE:
+    def _check_room(self, plan: PullPlan) -> None:
+        free, needed = shutil.disk_usage(self._into).free, plan.new_bytes + _SPARE
+        if free < needed:
             raise DeliveryError(
-                f"{self._into}: expected {needed + _SPARE} bytes free for {self._wanted}, found {free}; make room, or "
+                f"{self._into}: expected {needed} bytes free for {self._wanted}, found {free}; make room, or "
                 "keep fewer versions (--keep). The bundle in use stays"
             )
 
-    def _pieces_to_fetch(self, name: str) -> Iterator[StoredPiece]:
-        """Write the pieces of a file that are here, and yield those that aren't."""
-        original = self._whole_file(name)
-        if original is not None and self._assembly.take_file(name, original):
-            return
-        if name == page_index.FILE:
-            self._assembly.put_ids(name)
-        for piece in list(self._assembly.missing_pieces(name)):
-            here = self._pieces.piece(str(piece.blake3))
-            if here is None:
-                yield piece
-            else:
-                self._assembly.put_piece(piece, here)
+    def _assemble_local(self, plan: PullPlan) -> PullPlan:
+        """Link and copy what is here; the plan of what is left.
 
-    def _whole_file(self, name: str) -> Path | None:
-        """The path of the same file in a bundle beside this one, which may be damaged; None if there is none."""
-        wanted = self._version.files[name]
-        for bundle in self._bundles:
-            entry = bundle.manifest.files.get(name)
-            if entry is not None and (entry.bytes, entry.blake3) == (wanted.bytes, wanted.blake3):
-                return bundle.root / name
-        return None
+        A bundle that isn't this one may be pruned meanwhile: what it had is fetched.
+        """
+        pieces = [*self._copy_files(plan.copy_files), *self._copy_pieces(plan.copy_pieces)]
+        pages = self._copy_pages([*self._link_page_files(plan.link_files), *plan.copy_pages])
+        return plan.fetching(pages, pieces)
 
-    def _pages_to_fetch(self) -> Iterator[int]:
-        """Write the pages that are here, and yield the numbers of those that aren't."""
-        told = self._told("look for pages that are here")
-        writer = self._assembly.page_writer()
-        try:
-            for name, first, count in self._assembly.page_files():
-                yield from self._lacking(writer, name, first, count)
-                told(first + count, self._version.pages)
-        finally:
-            writer.close()
+    def _copy_files(self, originals: Mapping[str, Path]) -> list[StoredPiece]:
+        """Copy files. Returns the pieces of those that are gone."""
+        gone: list[StoredPiece] = []
+        for name, original in originals.items():
+            if not self._assembly.copy_file(name, original):
+                gone += self._version.files[name].pieces
+        return gone
 
-    def _lacking(self, writer: PageWriter, name: str, first: int, count: int) -> Iterator[int]:
-        whole = self._assembly.whole_pages(name, first, count)
-        original = None if all(whole) else self._same_page_file(first, count)
-        if original is not None:
-            if self._assembly.take_page_file(name, first, count, original):
-                return
-            whole = self._assembly.whole_pages(name, first, count)
-        for page in (first + place for place, is_whole in enumerate(whole) if not is_whole):
-            content = self._pages.page(self._ids[page])
+    def _copy_pieces(self, pieces: Sequence[StoredPiece]) -> list[StoredPiece]:
+        """Copy pieces of files. Returns those that are gone."""
+        gone: list[StoredPiece] = []
+        for piece in pieces:
+            content = self._local.piece(str(piece.blake3))
             if content is None:
-                yield page
+                gone.append(piece)
             else:
-                writer.put(page, content)
+                self._assembly.put_piece(piece, content)
+        return gone
 
-    def _same_page_file(self, first: int, count: int) -> Path | None:
-        """A page file of the same pages that another pull has brought: it may be shared, since nobody writes to it."""
-        wanted = b"".join(self._ids[first : first + count])
-        for bundle in self._bundles:
-            pulled = STATE in bundle.root.parts and bundle.root != self._assembly.bundle.resolve()
-            if pulled and bundle.manifest.page_bytes == self._version.page_bytes:
-                for path, ids in bundle.page_files():
-                    if ids.tobytes() == wanted:
-                        return path
-        return None
+    def _link_page_files(self, originals: Mapping[str, Path]) -> list[int]:
+        """Link page files. Returns the pages of those that couldn't be linked."""
+        unlinked: list[int] = []
+        for name, first, count in self._assembly.page_files():
+            if name in originals and not self._assembly.link_page_file(name, originals[name]):
+                unlinked += range(first, first + count)
+        return unlinked
 
-    def _bring(self, pieces: Sequence[StoredPiece], lacking: set[int]) -> None:
+    def _copy_pages(self, pages: Sequence[int]) -> list[int]:
+        """Copy pages. Returns those that are gone."""
+        gone: list[int] = []
+        told = self._told("copy pages that are here")
+        with closing(self._assembly.page_writer()) as writer:
+            for page in pages:
+                content = self._local.page(self._ids[page])
+                if content is None:
+                    gone.append(page)
+                else:
+                    writer.put(page, content)
+                told.add(1, len(pages))
+        return gone
+
+    def _check(self) -> None:
+        """Compare all that was put together with what was signed."""
+        for name in self._version.files:
+            if not self._assembly.is_whole(name):
+                raise UntrustedError(f"{name}: expected the file that was signed, found pieces that don't make it")
+        self._version.check_manifest(read_manifest(self._assembly.bundle))
+        problems = verify(self._assembly.bundle, self._told("verify")).problems
+        if problems:
+            with write_errors():
+                shutil.rmtree(self._assembly.folder)  # its parts are right, so that trying again would change nothing
+            raise UntrustedError(f"{self._wanted}: expected a whole bundle, found damage: {problems[0]}")
+
+    def _fetch(self, plan: PullPlan) -> None:
         """Fetch pieces of files, and pages."""
-        size, by_place = self._version.page_bytes, pages_by_place(self._version)
-        wanted = {place: pages for place, pages in by_place.items() if any(page in lacking for page in pages)}
+        size, wanted, pieces = self._version.page_bytes, plan.fetch_places(), plan.fetch_pieces
         told, writer = self._told("fetch (bytes)"), self._assembly.page_writer()
         total = len(wanted) * size + sum(piece.stored for piece in pieces)
 
@@ -194,8 +175,7 @@ class Fetch:
 
         def page_landed(pack: int, place: int, content: bytearray) -> None:
             for page in wanted[pack, place]:
-                if page in lacking:
-                    writer.put(page, content)
+                writer.put(page, content)
             with self._lock:
                 told.add(size, total)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,38 +74,61 @@ def _version(root: Path) -> VersionFile | None:
         return None
 
 
-class LocalPages:
-    """Where pages of certain ids lie on this device."""
+class LocalParts:
+    """Pages and pieces of files that bundles on this device have.
 
-    def __init__(self, bundles: Iterable[LocalBundle], wanted: Iterable[bytes], page_bytes: int) -> None:
+    Attributes:
+        bundles: that have them.
+    """
+
+    def __init__(self, bundles: Sequence[LocalBundle], ids: Iterable[bytes], page_bytes: int) -> None:
+        """List what the bundles should have.
+
+        Args:
+            bundles: that may be damaged.
+            ids: of the pages that are wanted.
+            page_bytes: bytes of a page.
+        """
+        self.bundles = bundles
         self._page_bytes = page_bytes
-        self._places: dict[bytes, list[tuple[Path, int]]] = {digest: [] for digest in wanted}
+        self._pages: dict[bytes, list[tuple[Path, int]]] = {digest: [] for digest in ids}
+        self._pieces: dict[str, tuple[Path, int, int]] = {}
         for bundle in bundles:
+            self._list_pieces(bundle)
             if bundle.manifest.page_bytes == page_bytes:
-                self._list(bundle)
-
-    def _list(self, bundle: LocalBundle) -> None:
-        for path, ids in bundle.page_files():
-            start = len(page_file.header(len(ids), self._page_bytes))
-            for place, row in enumerate(ids):
-                places = self._places.get(row.tobytes())
-                if places is not None:
-                    places.append((path, start + place * self._page_bytes))
-
-    def knows(self, digest: bytes) -> bool:
-        """Whether a page should be here; only `page` compares its bytes."""
-        return bool(self._places.get(digest))
+                self._list_pages(bundle)
 
     def page(self, digest: bytes) -> bytes | None:
         """A page's bytes, checked; None if there is none that is whole."""
-        for path, offset in self._places.get(digest, ()):
-            content = _read(path, offset, self._page_bytes)
+        for path, offset in self._pages.get(digest, ()):
+            content = read_part(path, offset, self._page_bytes)
             if blake3(content).digest() == digest:
                 return content
         return None
 
+    def piece(self, digest: str) -> bytes | None:
+        """A piece's bytes, checked; None if there is none that is whole."""
+        if digest not in self._pieces:
+            return None
+        content = read_part(*self._pieces[digest])
+        return content if blake3(content).hexdigest() == digest else None
 
-def _read(path: Path, offset: int, size: int) -> bytes:
+    def _list_pages(self, bundle: LocalBundle) -> None:
+        for path, ids in bundle.page_files():
+            start = len(page_file.header(len(ids), self._page_bytes))
+            for number, row in enumerate(ids):
+                places = self._pages.get(row.tobytes())
+                if places is not None:
+                    places.append((path, start + number * self._page_bytes))
+
+    def _list_pieces(self, bundle: LocalBundle) -> None:
+        for name, file in (bundle.version.files if bundle.version is not None else {}).items():
+            for start, piece in file.starts():
+                if piece.blake3 is not None:
+                    self._pieces[piece.blake3] = bundle.root / name, start, piece.bytes
+
+
+def read_part(path: Path, offset: int, size: int) -> bytes:
     """Bytes of a file; fewer where they can't be read."""
     try:
         with open_regular(path) as file:
@@ -114,20 +137,12 @@ def _read(path: Path, offset: int, size: int) -> bytes:
         return b""
 
 
-class LocalPieces:
-    """Where pieces of files lie on this device, by their hashes."""
-
-    def __init__(self, bundles: Iterable[LocalBundle]) -> None:
-        self._places: dict[str, tuple[Path, int, int]] = {}
-        for bundle in bundles:
-            for name, file in (bundle.version.files if bundle.version is not None else {}).items():
-                for start, piece in file.starts():
-                    if piece.blake3 is not None:
-                        self._places[piece.blake3] = bundle.root / name, start, piece.bytes
-
-    def piece(self, digest: str) -> bytes | None:
-        """A piece's bytes, checked; None if there is none that is whole."""
-        if digest not in self._places:
-            return None
-        content = _read(*self._places[digest])
-        return content if blake3(content).hexdigest() == digest else None
+def whole_pages(path: Path, ids: Sequence[bytes], page_bytes: int) -> list[bool]:
+    """Which pages of a page file have these ids; none if its frame is another one or it can't be read."""
+    try:
+        start = page_file.check(path, len(ids), page_bytes)
+        with open_regular(path) as file:
+            hashes = page_file.PageHashes(file.fileno(), page_bytes)
+            return [hashes.at(start + number * page_bytes) == digest for number, digest in enumerate(ids)]
+    except (BundleError, OSError):
+        return [False] * len(ids)

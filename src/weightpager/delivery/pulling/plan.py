@@ -1,9 +1,10 @@
-"""What a pull has to do, before anything moves. Pure."""
+"""`PullPlan`: what a pull has to do, before anything moves. Pure; `planner` makes it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from weightpager.delivery.pulling.page_ranges import page_ranges
 from weightpager.delivery.version_file import StoredPiece, VersionFile
@@ -35,29 +36,55 @@ class Cost:
         return self.page_bytes + self.file_bytes
 
 
-def pages_by_place(version: VersionFile) -> dict[tuple[int, int], list[int]]:
-    """The bundle's pages that each place of a pack holds; more than one where pages are the same."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for page, place in enumerate(version.places()):
-        found.setdefault(place, []).append(page)
-    return found
+@dataclass(frozen=True)
+class PullPlan:
+    """Where each part of a version comes from. Parts that already are in their places aren't listed.
 
-
-def cost(version: VersionFile, lacking: Collection[int], pieces: Sequence[StoredPiece]) -> Cost:
-    """What fetching these pages and pieces takes.
-
-    Args:
+    Attributes:
         version: that is wanted.
-        lacking: numbers of pages.
-        pieces: of files that the device lacks, each once.
+        link_files: names of page files, each with one of the same pages that another pull has brought.
+        copy_files: names of other files, each with the same one in another bundle.
+        copy_pages: numbers of pages that bundles on this device have.
+        fetch_pages: numbers of pages that only the repository has.
+        copy_pieces: pieces of files that bundles on this device have, each once.
+        fetch_pieces: pieces of files that only the repository has, each once.
     """
-    wanted = [place for place, pages in pages_by_place(version).items() if pages[0] in lacking]
-    files = sum(file.bytes for file in version.files.values())
-    return Cost(
-        pages=len(wanted),
-        pages_in_all=version.pages,
-        page_bytes=len(wanted) * version.page_bytes,
-        file_bytes=sum(piece.stored for piece in pieces),
-        requests=sum(1 for _ in page_ranges(wanted, version.page_bytes)),
-        bundle_bytes=files + version.pages * version.page_bytes,
-    )
+
+    version: VersionFile
+    link_files: Mapping[str, Path]
+    copy_files: Mapping[str, Path]
+    copy_pages: Sequence[int]
+    fetch_pages: Sequence[int]
+    copy_pieces: Sequence[StoredPiece]
+    fetch_pieces: Sequence[StoredPiece]
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that it may write: pages, and all files, each of which may be written anew."""
+        pages = len(self.copy_pages) + len(self.fetch_pages)
+        return pages * self.version.page_bytes + self.version.file_bytes
+
+    def fetch_places(self) -> dict[tuple[int, int], list[int]]:
+        """The pages to fetch by pack and place in it; several pages where they are the same."""
+        wanted, places = frozenset(self.fetch_pages), dict[tuple[int, int], list[int]]()
+        for page, place in enumerate(self.version.places()):
+            if page in wanted:
+                places.setdefault(place, []).append(page)
+        return places
+
+    def fetching(self, pages: Iterable[int], pieces: Iterable[StoredPiece]) -> PullPlan:
+        """The plan that fetches these too, which were to be copied."""
+        all_pieces = {piece.blake3: piece for piece in [*self.fetch_pieces, *pieces] if piece.blake3 is not None}
+        return replace(self, fetch_pages=[*self.fetch_pages, *pages], fetch_pieces=list(all_pieces.values()))
+
+    def cost(self) -> Cost:
+        """What it takes from the repository."""
+        version, places = self.version, self.fetch_places()
+        return Cost(
+            pages=len(places),
+            pages_in_all=version.pages,
+            page_bytes=len(places) * version.page_bytes,
+            file_bytes=sum(piece.stored for piece in self.fetch_pieces),
+            requests=sum(1 for _ in page_ranges(places, version.page_bytes)),
+            bundle_bytes=version.file_bytes + version.pages * version.page_bytes,
+        )
