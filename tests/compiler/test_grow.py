@@ -25,10 +25,10 @@ from weightpager.bundle.garbage import collect
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import verify
-from weightpager.compiler import grow as growth
 from weightpager.compiler import prepare as preparation
 from weightpager.compiler.alignment.problem import AlignmentProblem, floors
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.growth import grow as growth
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.private_blocks import train_private
@@ -197,7 +197,7 @@ def test_blocks_that_the_base_has_in_another_version_count_as_absent(
         seen.append(fixed)
         return place(saliency, fixed, *others)
 
-    monkeypatch.setattr("weightpager.compiler.grow.place", placed)
+    monkeypatch.setattr("weightpager.compiler.growth.grow.place", placed)
     wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=private_bundle)
     base = BaseBundle.open(private_bundle)
     (fixed,) = seen

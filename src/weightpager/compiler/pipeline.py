@@ -15,7 +15,7 @@ from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.time_left import WholeProgress
 from weightpager.compiler.fit import fit_of, fitted
-from weightpager.compiler.grow import grow
+from weightpager.compiler.growth.grow import grow
 from weightpager.compiler.measuring.controls import compared, measure_controls
 from weightpager.compiler.measuring.measure import measure_written
 from weightpager.compiler.measuring.report import Control, common_fields, control_scores
@@ -181,7 +181,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
     }
     report = CompileReport(**(common_fields(written, prepared, run) | own))
     writer.put(REPORT, report.dump())
-    writer.finish(written.bundle.manifest)
+    writer.finish(written.bundle.manifest)  # once more: it lists the report, for which the bundle had to be read
     return report
 
 

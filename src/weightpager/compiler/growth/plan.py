@@ -1,0 +1,144 @@
+"""`GrowthPlan`: what new tasks add to a base, decided before the first byte is written. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+import weightpager
+from weightpager.bundle import Manifest, PageIndex
+from weightpager.bundle.format.placement import Placement
+from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.pack import pack
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.packing.write import BundlePlan, page_file_counts
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.masks import Masks
+from weightpager.store import StorageModel
+from weightpager.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """What a larger bundle adds to its base, and what of the base its new tasks use.
+
+    Attributes:
+        base: what is added to.
+        added: the pages that are appended, and their tasks; its signatures count the new tasks only.
+        reused: paged weight → [blocks, new tasks], True where a task takes the base's block.
+    """
+
+    base: BaseBundle
+    added: BundlePlan
+    reused: dict[str, npt.NDArray[np.bool_]]
+
+    @property
+    def source(self) -> Source:
+        """The new tasks' modules."""
+        return self.added.weights.source
+
+    @cached_property
+    def form(self) -> ParameterFormat:
+        """As what the new tasks' own parameters are written; a table that the base has keeps its dtype."""
+        manifest = self.base.bundle.manifest
+        form = ParameterFormat.of(self.source.config, self.source.models, manifest.dtype, manifest.block_shape)
+        return replace(form, tied={**form.tied, **{table.name: table for table in manifest.tied_tables}})
+
+    @cached_property
+    def private(self) -> dict[str, dict[str, Tensor]]:
+        """What each new task has for itself, by task and canonical name."""
+        skipped = {f"{info.name}.weight" for info in self.source.paged}
+        return {
+            task.name: {
+                name: tensor
+                for name, tensor in parameters(self.source.models[task.name]).items()
+                if name not in skipped and not self.base.holds(name, tensor, self.form)
+            }
+            for task in self.added.tasks
+        }
+
+    def reused_locations(self, number: int) -> npt.NDArray[np.int64]:
+        """Locations of the base's blocks that new task ``number`` takes."""
+        return np.concatenate([self.base.locations[name][here[:, number]] for name, here in self.reused.items()])
+
+    def reused_pages(self, number: int) -> npt.NDArray[np.int64]:
+        """The base's pages that hold blocks of new task ``number``."""
+        return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
+
+    def index(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
+        """The page index: the base's pages, those that are added, then the base's rows.
+
+        Args:
+            ids: uint8 [pages, 32], of the pages that are added.
+        """
+        bundle, packing = self.base.bundle, self.added.packing
+        signatures = bundle.pages.signatures.copy()
+        for number in range(len(self.added.tasks)):
+            signatures[self.reused_pages(number)] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
+        index = PageIndex(
+            np.concatenate([bundle.pages.ids, ids]),
+            np.concatenate([bundle.pages.layers, packing.layers]),
+            np.concatenate([signatures, packing.signatures << np.uint64(len(bundle.tasks))]),
+        )
+        return index.with_rows(bundle.row_ids)
+
+    def placement(self) -> Placement:
+        """The base's block tables, and those of the new tasks, whose pages follow."""
+        old, packing = self.base.bundle.placement, self.added.packing
+        used = [old.locations_of(task) for task in range(len(self.base.bundle.tasks))]
+        for number in range(len(self.added.tasks)):
+            own = packing.locations_of(number) + old.locations
+            used.append(np.concatenate([self.reused_locations(number), own]))
+        layers = np.concatenate([old.layers, packing.layers])
+        blocks = np.concatenate([old.blocks, packing.blocks_in_layers(old.numbers)])
+        return Placement.of(old.numbers, layers, blocks, used)
+
+    def manifest(self) -> Manifest:
+        """The base's manifest, with what is added."""
+        whole, tied = self.base.bundle.manifest, self.form.tied
+        known = {table.name for table in whole.tied_tables}
+        own = {name for values in self.private.values() for name in values if name in tied}
+        changes = {
+            "generator": f"weightpager {weightpager.__version__}",
+            "tasks": [*whole.tasks, *self.added.tasks],
+            "transitions": self.added.transitions.matrix.tolist(),
+            "page_files": [*whole.page_files, *page_file_counts(self.added.packing)],
+            "resident_reasons": {**self.source.resident, **whole.resident_reasons},
+            "tied_tables": [*whole.tied_tables, *(tied[name] for name in sorted(own - known))],
+        }
+        return msgspec.structs.replace(whole, **changes)
+
+
+def plan_growth(
+    base: BaseBundle, prepared: Prepared, masks: Masks, weights: TaskWeights, transitions: Transitions
+) -> GrowthPlan:
+    """Find out what the base has, and pack the rest."""
+    manifest, entries = base.bundle.manifest, prepared.entries()
+    keep = {info.name: masks.keep[info.name][:, : len(entries)] for info in weights.source.paged}
+    reused, stored = {}, []
+    for info in weights.source.paged:
+        here = keep[info.name] & (base.locations[info.name] >= 0)[:, None] & ~_private(weights, info)
+        stored.append(StoredBlocks.of(info.layer, keep[info.name] & ~here, weights.versions(info)))
+        reused[info.name] = here
+    rate = Transitions.uniform([task.name for task in entries]).switch_rate()
+    packing = pack(stored, base.bundle.block_bytes, rate, StorageModel(), manifest.page_bytes)
+    added = BundlePlan(manifest.dtype, weights, keep, packing, entries, transitions, manifest.alignment)
+    return GrowthPlan(base, added, reused)
+
+
+def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool_]:
+    """Where tasks have values of their own, [blocks, tasks]."""
+    found = np.zeros((info.grid.count, len(weights.source.models)), bool)
+    for number, task in enumerate(weights.source.models):
+        own = weights.private.get(task, {}).get(info.name)
+        if own is not None:
+            found[own.blocks, number] = True
+    return found
