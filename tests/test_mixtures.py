@@ -49,7 +49,11 @@ def drawn(source: Source, data: Any) -> Masks:
     return masks_of(source, keep)
 
 
-def check_any(data: Any, family: str) -> None:
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_masks_and_switches_give_what_transformers_gives_under_them(data: Any) -> None:
+    family = data.draw(st.sampled_from(list(MIXTURES)))
     sizes = {"hidden_size": data.draw(st.sampled_from([32, 48])), "num_hidden_layers": 2}
     inner = data.draw(st.sampled_from([20, 24, 40]))
     sizes |= {"intermediate_size": inner, "moe_intermediate_size": inner}
@@ -67,20 +71,6 @@ def check_any(data: Any, family: str) -> None:
                 with engine.task(task) as module, torch.inference_mode():
                     torch.testing.assert_close(module(input_ids=TOKENS).logits, wanted[task], rtol=1e-3, atol=1e-3)
             assert engine.verify() == []
-
-
-@pytest.mark.slow
-@settings(max_examples=8, deadline=None)
-@given(st.data())
-def test_any_masks_and_switches_give_what_transformers_gives_under_them(data: Any) -> None:
-    check_any(data, data.draw(st.sampled_from(list(MIXTURES))))
-
-
-@pytest.mark.slow
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_so_do_many_more(data: Any) -> None:
-    check_any(data, data.draw(st.sampled_from(list(MIXTURES))))
 
 
 def without(*numbers: int) -> Callable[[Source], Masks]:

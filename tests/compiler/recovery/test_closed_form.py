@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +15,7 @@ from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import tiny
+from sparse import copied, masks_of
 from weightpager.compiler import data as task_data
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model as sources
@@ -71,12 +70,6 @@ def trial(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Source, dict[
     return source, batches
 
 
-def masks_of(source: Source, density: float, seed: int) -> Masks:
-    random = np.random.default_rng(seed)
-    tasks = tuple(source.models)
-    return Masks(tasks, {info.name: random.random((info.grid.count, len(tasks))) < density for info in source.paged})
-
-
 def errors(dense: Source, sparse: Source, masks: Masks, batches: dict[str, list[Batch]]) -> float:
     """Mean squared difference of the base models' last hidden states."""
     total = 0.0
@@ -89,10 +82,6 @@ def errors(dense: Source, sparse: Source, masks: Masks, batches: dict[str, list[
             ).hidden_states[-1]
             total += float((wanted - found)[batch.inputs["attention_mask"].bool()].square().mean())
     return total
-
-
-def copied(source: Source) -> Source:
-    return replace(source, models=copy.deepcopy(source.models))
 
 
 def test_a_layer_takes_what_it_takes_in_the_whole_model(trial: tuple[Source, dict[str, list[Batch]]]) -> None:

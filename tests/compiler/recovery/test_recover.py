@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 import tiny
 import weightpager as wp
+from sparse import copied, masks_of
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.overlap import overlap
@@ -50,16 +50,6 @@ def load(folder: Path, **changes: Any) -> tuple[Source, dict[str, TaskData]]:
         name: task_data.load(name, spec, source.tokenizer, source.classes(name), file.max_length_of(name))
         for name, spec in file.tasks.items()
     }
-
-
-def masks_of(source: Source, density: float = 0.5, seed: int = 0) -> Masks:
-    random = np.random.default_rng(seed)
-    tasks = tuple(source.models)
-    return Masks(tasks, {info.name: random.random((info.grid.count, len(tasks))) < density for info in source.paged})
-
-
-def copied(source: Source) -> Source:
-    return replace(source, models=copy.deepcopy(source.models))
 
 
 def test_dropped_blocks_are_zero_and_sums_are_by_block(tmp_path: Path) -> None:
