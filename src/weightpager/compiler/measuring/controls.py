@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -102,15 +102,17 @@ def _dense_controls(prepared: Prepared, run: Run) -> list[Control]:
     """
     dense, controls = prepared.source, []
     if dense.task_file.recovery_steps:
-        dense, scores = _dense_or_longer(prepared, run)
-        controls.append(Control(DENSE, _bytes(dense, None), scores))
+        dense, scores_of_dense = _dense_or_longer(prepared, run)
+        controls.append(Control(DENSE, _bytes(dense, None), scores_of_dense))
     jobs: dict[tuple[str, str], Job[Score]] = {}
     for name, quantisation in QUANTISATIONS.items():
-        values = partial(_quantised, quantisation)
-        for task, of in prepared.data.items():
-            jobs[name, task] = partial(_score_with, dense.alone(task), task, of, values, QUANTISATIONS["int8"], None)
-    found = _measured(jobs, dense, run)
-    return controls + [Control(name, _bytes(dense, of), found[name]) for name, of in QUANTISATIONS.items()]
+        replacement = _Replacement(partial(_quantised, quantisation), tables=QUANTISATIONS["int8"])
+        for task, data in prepared.data.items():
+            jobs[name, task] = partial(_score_with, replacement, dense.alone(task), task, data)
+    scores = _measured(jobs, dense, run)
+    return controls + [
+        Control(name, _bytes(dense, quantisation), scores[name]) for name, quantisation in QUANTISATIONS.items()
+    ]
 
 
 def _dense_or_longer(prepared: Prepared, run: Run) -> tuple[Source, Mapping[str, Score]]:
@@ -118,7 +120,7 @@ def _dense_or_longer(prepared: Prepared, run: Run) -> tuple[Source, Mapping[str,
     longer = trained_on(
         prepared.source, prepared.data, run.journal, partial(run.progress, f"control {DENSE}: train on")
     )
-    jobs = {(DENSE, task): partial(score_alone, longer.alone(task), task, of) for task, of in prepared.data.items()}
+    jobs = {(DENSE, task): partial(score_alone, longer.alone(task), task, data) for task, data in prepared.data.items()}
     scores = _measured(jobs, longer, run)[DENSE]
     gained = sum(gain(scores[task], prepared.dense[task]) for task in scores)
     return (longer, scores) if gained >= 0 else (prepared.source, prepared.dense)
@@ -163,9 +165,9 @@ def _shared_mask(prepared: Prepared, run: Run) -> Control:
     )
     size = block_bytes(prepared.source.task_file.block, prepared.source.task_file.dtype)
     jobs: dict[tuple[str, str], Job[Score]] = {}
-    for task, of in prepared.data.items():
-        values = partial(_under_mask, weights.alone(task), masks)
-        jobs[MASK, task] = partial(_score_with, weights.source.alone(task), task, of, values, None, masks)
+    for task, data in prepared.data.items():
+        replacement = _Replacement(partial(_under_mask, weights.alone(task), masks), masks=masks)
+        jobs[MASK, task] = partial(_score_with, replacement, weights.source.alone(task), task, data)
     return Control(MASK, kept * size, _measured(jobs, weights.source, run)[MASK])
 
 
@@ -175,36 +177,45 @@ def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: Source, run: R
     def told(key: tuple[str, str]) -> Steps:
         return partial(run.progress, f"control {key[0]}: {key[1]}")
 
-    found = {one.key: one.value for one in run.workers_on(source).each(jobs, told, COPIES)}
+    done = {one.key: one.value for one in run.workers_on(source).each(jobs, told, COPIES)}
     scores: dict[str, dict[str, Score]] = {}
     for control, task in jobs:
-        scores.setdefault(control, {})[task] = found[control, task]
+        scores.setdefault(control, {})[task] = done[control, task]
     return scores
 
 
-def _score_with(
-    source: Source,
-    task: str,
-    data: TaskData,
-    values: Values,
-    tables: Quantisation | None,
-    masks: Masks | None,
-    told: Steps,
-) -> Score:
-    """The score of a task's module with other values in its paged weights, and with quantised ``tables``.
+@dataclass(frozen=True)
+class _Replacement:
+    """What a control has in the place of a model's weights.
 
-    Where there are ``masks``, routers choose experts that these leave something of.
+    Attributes:
+        values: of the paged weights.
+        tables: how embedding tables are quantised; None leaves them.
+        masks: routers choose only experts that these leave something of; None leaves routers alone.
     """
-    model = source.models[task]
-    with torch.no_grad():
-        weights = {
-            module_name(info, model.base_model_prefix): source.scratch.hold(values(source, task, info))
-            for info in source.paged
-        }
-        weights |= {} if masks is None else masks.routes(source, task)
-        if tables is not None:
-            weights |= _rounded_tables(model, tables)
-    return torch_score(Replaced(model, weights), data, source.task_file.dtype, told)
+
+    values: Values
+    tables: Quantisation | None = None
+    masks: Masks | None = None
+
+    def weights(self, source: Source, task: str) -> dict[str, Tensor]:
+        """All that a task's module gets, by the module's own names."""
+        model = source.models[task]
+        with torch.no_grad():
+            weights = {
+                module_name(info, model.base_model_prefix): source.scratch.hold(self.values(source, task, info))
+                for info in source.paged
+            }
+            weights |= {} if self.masks is None else self.masks.routes(source, task)
+            if self.tables is not None:
+                weights |= _rounded_tables(model, self.tables)
+        return weights
+
+
+def _score_with(replacement: _Replacement, source: Source, task: str, data: TaskData, told: Steps) -> Score:
+    """The score of a task's module with a control's weights."""
+    replaced = Replaced(source.models[task], replacement.weights(source, task))
+    return torch_score(replaced, data, source.task_file.dtype, told)
 
 
 def _rounded_tables(model: nn.Module, quantisation: Quantisation) -> dict[str, Tensor]:

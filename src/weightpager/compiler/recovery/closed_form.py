@@ -31,7 +31,7 @@ from weightpager.page_dtype import Encoding
 from weightpager.progress import Steps
 
 STAGE = "refit"
-"""Of the journal."""
+"""The journal's stage of this recovery."""
 
 RIDGE = 0.01
 """r, as a share of the mean diagonal of Σ_t A_t: holds values of which the inputs tell nothing."""
@@ -49,6 +49,63 @@ class _Streams:
 
     dense: LayerStream
     sparse: LayerStream
+
+
+@dataclass(frozen=True)
+class _Refit:
+    """A sparse model that is refitted in place, layer by layer.
+
+    Attributes:
+        dense: what the sparse model should do.
+        sparse: the model whose paged weights change.
+        masks: of every task.
+        streams: of every task, at the layer that is next.
+        encoding: of the pages, if the values shall be such as these give back.
+    """
+
+    dense: Source
+    sparse: Source
+    masks: Masks
+    streams: Mapping[str, _Streams]
+    encoding: Encoding | None
+
+    def layer(self, number: int) -> None:
+        """Refit the linear layers of a layer."""
+        here = [info for info in self.dense.paged if info.layer == number]
+        for names in next(iter(self.streams.values())).dense.fed_alike(number, [info.name for info in here]):
+            self._group([info for info in here if info.name in names])
+
+    def advance(self, number: int) -> None:
+        """Let all hidden states pass a layer."""
+        for task, both in self.streams.items():
+            both.dense.advance(number, {})
+            both.sparse.advance(number, self._weights(task, number))
+
+    def _group(self, group: Sequence[PagedWeightInfo]) -> None:
+        """Refit linear layers that take the same inputs."""
+        first = group[0]
+        a: list[Tensor] = []
+        c: list[Tensor] = []
+        for task, both in self.streams.items():
+            moments = _moments(both, first.layer, first.name, self._weights(task, first.layer))
+            for of_tasks, moment in zip((a, c), moments, strict=True):
+                of_tasks.append(self.dense.scratch.hold(moment))
+        for info in group:
+            keep = [self.masks.spread(task, info) for task in self.streams]
+            original = self.dense.linear(next(iter(self.streams)), info.name).weight.detach()
+            values = solve(original, a, c, keep)
+            if self.encoding is not None:
+                blocks = [torch.from_numpy(self.masks.blocks(task, info)) for task in self.streams]
+                values = fed_back(values, a, blocks, ridge_of(a), info.grid, self.encoding)
+            _put(self.sparse, info, values)
+
+    def _weights(self, task: str, layer: int) -> dict[str, Tensor]:
+        """A task's masked weights of one layer, by canonical name."""
+        return {
+            info.name: self.masks.masked(task, info, self.sparse.linear(task, info.name).weight.detach())
+            for info in self.sparse.paged
+            if info.layer == layer
+        }
 
 
 def tokens_wanted(dense: Source) -> int:
@@ -97,12 +154,11 @@ def refit(
         task: _Streams(*(LayerStream(of.models[task], some, dense.scratch) for of in (dense, sparse)))
         for task, some in batches.items()
     }
+    work = _Refit(dense, sparse, masks, streams, encoding)
     for layer in range(layers):
         if layer >= refitted:
-            _refit_layer(dense, sparse, masks, streams, layer, encoding)
-        for task, both in streams.items():
-            both.dense.advance(layer, {})
-            both.sparse.advance(layer, _weights(sparse, masks, task, layer))
+            work.layer(layer)
+        work.advance(layer)
         if layer >= refitted and (journal.due() or layer + 1 == layers):
             journal.write(STAGE, layer + 1, _values(sparse))
         progress(layer + 1, layers)
@@ -132,53 +188,6 @@ def _values(sparse: Source) -> dict[str, Tensor]:
     """The paged weights that all tasks share, by canonical name, without gradients."""
     first = next(iter(sparse.models))
     return {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}
-
-
-def _refit_layer(
-    dense: Source,
-    sparse: Source,
-    masks: Masks,
-    streams: Mapping[str, _Streams],
-    layer: int,
-    encoding: Encoding | None,
-) -> None:
-    here = [info for info in dense.paged if info.layer == layer]
-    for group in next(iter(streams.values())).dense.fed_alike(layer, [info.name for info in here]):
-        _refit_group(dense, sparse, masks, streams, [info for info in here if info.name in group], encoding)
-
-
-def _refit_group(
-    dense: Source,
-    sparse: Source,
-    masks: Masks,
-    streams: Mapping[str, _Streams],
-    group: Sequence[PagedWeightInfo],
-    encoding: Encoding | None,
-) -> None:
-    """Refit linear layers that take the same inputs."""
-    first, layer = group[0], group[0].layer
-    a: list[Tensor] = []
-    c: list[Tensor] = []
-    for task, both in streams.items():
-        found = _moments(both, layer, first.name, _weights(sparse, masks, task, layer))
-        for of_tasks, moment in zip((a, c), found, strict=True):
-            of_tasks.append(dense.scratch.hold(moment))
-    for info in group:
-        keep = [masks.spread(task, info) for task in streams]
-        values = solve(dense.linear(next(iter(streams)), info.name).weight.detach(), a, c, keep)
-        if encoding is not None:
-            blocks = [torch.from_numpy(masks.blocks(task, info)) for task in streams]
-            values = fed_back(values, a, blocks, ridge_of(a), info.grid, encoding)
-        _put(sparse, info, values)
-
-
-def _weights(sparse: Source, masks: Masks, task: str, layer: int) -> dict[str, Tensor]:
-    """Masked weights of one layer, by canonical name."""
-    return {
-        info.name: masks.masked(task, info, sparse.linear(task, info.name).weight.detach())
-        for info in sparse.paged
-        if info.layer == layer
-    }
 
 
 def _moments(both: _Streams, layer: int, name: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

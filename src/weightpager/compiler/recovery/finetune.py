@@ -29,7 +29,7 @@ from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.progress import Steps
 
 STAGE = "finetune"
-"""Of the journal."""
+"""The journal's stage of this training."""
 
 
 @dataclass(frozen=True)
