@@ -165,7 +165,7 @@ def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:
     source = replace(source, models=copy.deepcopy(source.models))
     private, low_rank = {}, {}
     for number, (task, model) in enumerate(source.models.items()):
-        separate(model, lambda _name, tensor: tensor.ndim == 1)
+        separate(model, pooler=False)
         with torch.no_grad():
             for tensor in parameters(model).values():
                 if tensor.ndim == 1 and tensor.is_floating_point():

@@ -217,7 +217,7 @@ def _train_added(
     """Train the own parameters of new tasks without a head on the dense model; the base stays."""
     tasks = source.task_file.trained_tasks
     for task in tasks:
-        separate(source.models[task])
+        separate(source.models[task], pooler=True)
     train_own(source, data, None, _OWN, journal, progress, workers)
 
 

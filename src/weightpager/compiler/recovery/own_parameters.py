@@ -5,7 +5,8 @@ They are all that a task that is added to a bundle may change: they are loaded w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -30,17 +31,39 @@ _COPIES = 3
 """A training holds a model and its weights under a mask; what is trained is small."""
 
 
-def is_own(name: str, tensor: Tensor) -> bool:
-    """Of the base's parameters, vectors and the pooler, which is as new to a task as its head."""
-    return tensor.ndim == 1 or "pooler" in name
+def separate(model: PreTrainedModel, *, pooler: bool) -> None:
+    """Give a task's module copies of the base's vectors, which other modules must not see moving.
 
-
-def separate(model: PreTrainedModel, chosen: Callable[[str, Tensor], bool] = is_own) -> None:
-    """Give a task's module copies of the base's own parameters, which other modules must not see moving."""
+    Args:
+        model: module of the task.
+        pooler: copy the pooler, too. Joint training has made one for all tasks, which stays; a task that is added to a
+            base trains one of its own, as it does its head.
+    """
     for name, module in model.base_model.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is not None and chosen(f"{name}.{key}", parameter):
+            if parameter is not None and (parameter.ndim == 1 or (pooler and "pooler" in f"{name}.{key}")):
                 module._parameters[key] = nn.Parameter(parameter.detach().clone())
+
+
+def own_parameters(source: Source, task: str) -> dict[str, nn.Parameter]:
+    """What a task trains beside its blocks: the base's vectors, its head and its pooler, where they are its own.
+
+    Vectors must have been made its own by `separate`. Decoders share their head. A pooler that other tasks have stays
+    as they know it, and one of a task that brings its head stays as that head knows it.
+    """
+    spec = source.task_file.tasks[task]
+    others = {id(t) for other, model in source.models.items() if other != task for t in parameters(model).values()}
+
+    def is_own(name: str, tensor: Tensor) -> bool:
+        if not name.startswith(BASE):
+            return spec.labelled
+        return tensor.ndim == 1 or ("pooler" in name and spec.trained and id(tensor) not in others)
+
+    return {
+        name: tensor
+        for name, tensor in parameters(source.models[task]).items()
+        if isinstance(tensor, nn.Parameter) and is_own(name, tensor)
+    }
 
 
 def train_own(
@@ -70,10 +93,10 @@ def train_own(
     tasks, trainings = source.task_file.trained_tasks, {}
     for number, task in enumerate(tasks):
         schedule, name = Schedule(source.task_file.training.steps, number, len(tasks)), own_stage(stage, task)
-        train = partial(_train, source.alone(task), task, data[task], masks, schedule, name)
-        trainings[task] = TaskTraining(name, schedule.own_steps, train, _COPIES)
+        training = _OwnTraining(source.alone(task), task, data[task], masks, schedule, name)
+        trainings[task] = TaskTraining(name, schedule.own_steps, partial(_train, training), _COPIES)
     for done in each_trained(trainings, journal, progress, workers):
-        own = _own_parameters(source, done.key)
+        own = own_parameters(source, done.key)
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(done.value[name])
@@ -84,20 +107,33 @@ def own_stage(stage: str, task: str) -> str:
     return f"{stage}-{task}"
 
 
-def _train(
-    source: Source,
-    task: str,
-    data: TaskData,
-    masks: Masks | None,
-    schedule: Schedule,
-    stage: str,
-    journal: Journal,
-    progress: Steps,
-) -> State:
+@dataclass(frozen=True)
+class _OwnTraining:
+    """The training of one task's own parameters.
+
+    Attributes:
+        source: the model, with this task's module alone.
+        task: its name.
+        data: of the task.
+        masks: that the base computes under; None for the dense base.
+        schedule: which of all tasks' steps it makes.
+        stage: its name in the journal.
+    """
+
+    source: Source
+    task: str
+    data: TaskData
+    masks: Masks | None
+    schedule: Schedule
+    stage: str
+
+
+def _train(of: _OwnTraining, journal: Journal, progress: Steps) -> State:
     """Train a task's own parameters in place, and give their values."""
-    settings, own = source.task_file.training, _own_parameters(source, task)
+    source, task, data = of.source, of.task, of.data
+    settings, own = source.task_file.training, own_parameters(source, task)
     with torch.no_grad():
-        frozen = {} if masks is None else _as_stored(source, masks, task)
+        frozen = {} if of.masks is None else _as_stored(source, of.masks, task)
 
     def error(_task: str, batch: Batch) -> Tensor:
         return loss(logits_with(source.models[task], frozen, batch, data.kind), batch.labels, data.kind)
@@ -105,8 +141,8 @@ def _train(
     groups = [ParameterGroup(own, settings.head_learning_rate)]
     turns = in_turn({task: data}, [task], settings.batch, settings.seed)
     with requiring_gradients(source.models[task], list(own.values())):
-        training = Training(groups, turns, error, schedule.own_steps, schedule=schedule)
-        training.run(journal, stage, progress)
+        training = Training(groups, turns, error, of.schedule.own_steps, schedule=of.schedule)
+        training.run(journal, of.stage, progress)
     return training.state()
 
 
@@ -116,13 +152,3 @@ def _as_stored(source: Source, masks: Masks, task: str) -> dict[str, Tensor]:
     return masks.parameters(
         source, task, source.paged, lambda name, weight: stored_if_coarse(weight, grids[name], dtype)
     )
-
-
-def _own_parameters(source: Source, task: str) -> dict[str, nn.Parameter]:
-    """The head, but of decoders, which share theirs, and what `separate` has made the task's own."""
-    headed = source.task_file.tasks[task].labelled
-    return {
-        name: tensor
-        for name, tensor in parameters(source.models[task]).items()
-        if isinstance(tensor, nn.Parameter) and (is_own(name, tensor) if name.startswith(BASE) else headed)
-    }

@@ -18,14 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from weightpager.backends.torch.model.architecture import BASE
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
-from weightpager.compiler.recovery.own_parameters import separate
+from weightpager.compiler.recovery.own_parameters import own_parameters, separate
 from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
 from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
@@ -123,11 +122,11 @@ class _Lesson:
     def of(cls, lesson: Lesson, task: str, chosen: Chosen) -> _Lesson:
         """Make the task's vectors its own, and find out what it trains."""
         sparse = lesson.sparse
-        separate(sparse.models[task], lambda _name, parameter: parameter.ndim == 1)
+        separate(sparse.models[task], pooler=False)
         teacher, data = lesson.teacher.alone(task), {task: lesson.data[task]}
         alone = replace(lesson, teacher=teacher, sparse=sparse.alone(task), data=data)
         seed = lesson.spec.seed + list(sparse.models).index(task)
-        return cls(alone, task, chosen, list(_own_parameters(sparse, task)), seed)
+        return cls(alone, task, chosen, list(own_parameters(sparse, task)), seed)
 
     @cached_property
     def added(self) -> LowRankParameters:
@@ -189,23 +188,6 @@ def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
     training = Training(groups, turns, error, spec.private_steps, watched, spec.patience, rounding)
     training.run(journal, _stage(task), progress)
     return training.state()
-
-
-def _own_parameters(sparse: Source, task: str) -> dict[str, nn.Parameter]:
-    """The base's vectors, the head, and a pooler that was trained for it alone; a language model's head is shared."""
-    spec = sparse.task_file.tasks[task]
-    others = {id(t) for other, model in sparse.models.items() if other != task for t in parameters(model).values()}
-
-    def is_own(name: str, tensor: Tensor) -> bool:
-        if not name.startswith(BASE):
-            return spec.labelled
-        return tensor.ndim == 1 or ("pooler" in name and spec.trained and id(tensor) not in others)
-
-    return {
-        name: tensor
-        for name, tensor in parameters(sparse.models[task]).items()
-        if isinstance(tensor, nn.Parameter) and is_own(name, tensor)
-    }
 
 
 def _kept(
