@@ -127,7 +127,7 @@ def _pairs(lesson: Lesson, rounds: int) -> Iterator[_Pair]:
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
     rounding = Rounding.of(lesson.sparse, shared, 1)
     assert rounding is not None
-    rounding.at(0)
+    rounding.update(0)
     if not available():
         raise WeightpagerError("expected a processor that multiplies pairs of bfloat16, found one that doesn't")
     products = SparseProducts(lesson.sparse, lesson.masks, rounding)  # whether they are faster is the question

@@ -30,7 +30,7 @@ def close(found: Tensor | None, wanted: Tensor, within: float) -> None:
 def rounded(weight: Tensor, grid: BlockGrid) -> tuple[RowRounding, Tensor]:
     """How its rows are rounded, and what becomes of them."""
     rounding = Rounding({"w": weight}, [PagedWeightInfo("w", 0, grid)], INT4, 1)
-    rounding.at(0)
+    rounding.update(0)
     return rounding.rows("w"), rounding("w", weight)
 
 

@@ -52,7 +52,7 @@ def test_torch_finds_the_scales_that_packing_finds(grid: BlockGrid, dtype: str, 
 def test_training_sees_what_pages_give_back(grid: BlockGrid, seed: int) -> None:
     weight = nn.Parameter(drawn(grid, seed))
     seen = rounding(grid, weight, 10)
-    seen.at(0)
+    seen.update(0)
     found = seen("w", weight)
     assert torch.equal(found, stored(weight, grid, "int4"))
     torch.autograd.backward((found * 3).sum())
@@ -64,18 +64,18 @@ def test_scales_are_searched_now_and_then_and_follow_the_largest_weight_between(
     grid = BlockGrid(16, 32, BlockShape(16, 32))
     weight = nn.Parameter(drawn(grid, 0) + 0.5)
     seen = rounding(grid, weight, 100)
-    seen.at(0)
+    seen.update(0)
     first = seen("w", weight)
     with torch.no_grad():
         weight *= 4
-    seen.at(1)
+    seen.update(1)
     assert torch.equal(seen("w", weight), 4 * first)
     with torch.no_grad():
         weight += 7 * drawn(grid, 1)
-    seen.at(EVERY - 1)
+    seen.update(EVERY - 1)
     kept = {name: found.clone() for name, found in seen.state().items()}
     assert not torch.equal(seen("w", weight), stored(weight, grid, "int4"))
-    seen.at(EVERY)
+    seen.update(EVERY)
     assert torch.equal(seen("w", weight), stored(weight, grid, "int4"))
     other = rounding(grid, weight, 100)
     assert other.fits(kept)

@@ -72,7 +72,7 @@ def compare(source: Source, batches: dict[str, Batch], dtype: str) -> None:
     if dtype == "int4":
         rounding = Rounding.of(source, weights, 10)
         assert rounding is not None
-        rounding.at(0)
+        rounding.update(0)
     skipping = SparseProducts(source, masks, rounding)
     for task, batch in batches.items():
         wanted, theirs = learnt(source, task, masked_logits(source, masks, task, batch, rounding), batch)

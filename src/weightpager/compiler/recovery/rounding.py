@@ -56,8 +56,8 @@ class Rounding:
         dtype = source.task_file.dtype
         return cls(weights, source.paged, ENCODINGS[dtype], steps) if dtype in ROUNDED else None
 
-    def at(self, step: int) -> None:
-        """Search, if it is time to after this step; before the first one it is."""
+    def update(self, step: int) -> None:
+        """Find the rows' divisors anew if this step is one at which that is due; step 0, before the first, is."""
         if step in self._searches:
             for name, weight in self._weights.items():
                 self._divisors[name] = divisors(weight.detach(), self._grids[name], self._encoding)

@@ -126,21 +126,30 @@ class Training:
         if entry is not None:
             self._restore(*entry)
         else:
-            self._search()
+            self._refresh_rounding()
             if self.watch is not None:
-                self.watch.ends(0, self._named)
+                self.watch.check(0, self._named)
         try:
             self._make_steps(journal, stage, progress)
         except KeyboardInterrupt:
             if self._whole and 0 < self.done < self._steps:
                 with suppress(CompileError):
-                    journal.write(stage, self.done, self._state())
+                    journal.write(stage, self.done, self.state())
             raise
         self._optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """The trained values by name, as the journal's last entry has them."""
-        return self._state()
+        """What the journal keeps: the parameters by name, and while there are steps left the optimiser's moments.
+
+        Of early stopping, once the best values are the parameters', only what tells that it was there.
+        """
+        state = {name: parameter.detach() for name, parameter in self._named.items()}
+        goes_on = self.done < self._steps
+        for name, parameter in self._named.items() if goes_on else ():
+            state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
+        if goes_on and self._rounding is not None:
+            state |= self._rounding.state()
+        return state if self.watch is None else state | self.watch.state(with_best=goes_on)
 
     def resumes(self, journal: Journal, stage: str) -> bool:
         """Whether `run` goes on from the journal, whatever the parameters' values are."""
@@ -154,23 +163,23 @@ class Training:
             if step < self.done:
                 continue
             self._step(self._error(task, batch.to(self._device)), self._where(task))
-            self._search()
+            self._refresh_rounding()
             if self.watch is not None:
-                if self.watch.ends(self.done, self._named):
+                if self.watch.check(self.done, self._named):
                     self.done = self._steps
                 if self.done == self._steps:
                     self.watch.go_back(self._named)
             self._whole = True
             if journal.due() or self.done == self._steps:
-                journal.write(stage, self.done, self._state())
+                journal.write(stage, self.done, self.state())
             progress(self.done, self._steps)
 
     def _where(self, task: str) -> str:
         return f"tasks.{task}, step {self._schedule.number(self.done) + 1}"
 
-    def _search(self) -> None:
+    def _refresh_rounding(self) -> None:
         if self._rounding is not None:
-            self._rounding.at(self.done)
+            self._rounding.update(self.done)
 
     def _step(self, error: Tensor, where: str) -> None:
         """Go down the gradient of ``error``; ``where`` says in a message whose it is."""
@@ -184,19 +193,6 @@ class Training:
             theirs["lr"] = share * ours.rate
         self._optimizer.step()
         self.done += 1
-
-    def _state(self) -> dict[str, Tensor]:
-        """What `_restore` needs: the parameters, and while there are steps left the optimiser's moments.
-
-        Of early stopping, once the best values are the parameters', only what tells that it was there.
-        """
-        state = {name: parameter.detach() for name, parameter in self._named.items()}
-        goes_on = self.done < self._steps
-        for name, parameter in self._named.items() if goes_on else ():
-            state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
-        if goes_on and self._rounding is not None:
-            state |= self._rounding.state()
-        return state if self.watch is None else state | self.watch.state(with_best=goes_on)
 
     def _fits(self, state: Mapping[str, Tensor]) -> bool:
         """Whether `_restore` finds all that it needs."""

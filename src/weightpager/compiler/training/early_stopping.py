@@ -62,8 +62,12 @@ class EarlyStopping:
         self._waited = 0
         self._best: dict[str, Tensor] = {}
 
-    def ends(self, step: int, values: Mapping[str, Tensor]) -> bool:
-        """Look at a training after ``step`` steps; True if it should end."""
+    def check(self, step: int, values: Mapping[str, Tensor]) -> bool:
+        """Measure the loss if a check is due after ``step`` steps, and keep the values if they are the best so far.
+
+        Returns:
+            Whether the training should end.
+        """
         if step not in self._checks:
             return False
         found = self.loss()
