@@ -39,20 +39,18 @@ _KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
     (ALL_DECODERS, "text-classification"),
     (ALL_DECODERS, "token-classification"),
 ]
-_QUICK = ("Bert", "Roberta", "ViT", "Llama", "Qwen3", "GPT2")
 _WITHOUT_TOKENS = ("Olmo", "Olmo2", "OPT")  # transformers has no such class of them
 
 
-def _cases(slow: bool) -> list[Any]:
-    """Every architecture with every kind of tasks; of a few architectures the first kind isn't slow."""
+def _cases() -> list[Any]:
+    """Every architecture with every kind of tasks."""
     found = []
     for families, kind in _KINDS:
-        first = kind != "token-classification" and (families is not ALL_DECODERS or kind == "language-modeling")
-        missing = _WITHOUT_TOKENS if kind == "token-classification" else ()
+        missing = {*WITHOUT, *(_WITHOUT_TOKENS if kind == "token-classification" else ())}
         found += [
             pytest.param(family, config, kind, id=f"{family}-{kind}")
             for family, config in families.items()
-            if family not in WITHOUT and family not in missing and (first and family in _QUICK) != slow
+            if family not in missing
         ]
     return found
 
@@ -79,13 +77,6 @@ def check(graphs: Sequence[Graph], config: PretrainedConfig) -> None:
                 np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=limit)
 
 
-def check_both(factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind) -> None:
-    """An architecture's graph, and what it was before it was simplified."""
-    config, form = config_of(family, settings), CallForm.of(kind, image_of(kind))
-    plain = draft_of(empty_module_of(config, kind, 997), form, 997).graph
-    check([exported(factory, family, kind), plain], config)
-
-
 def changed(family: str, changes: Mapping[str, Any], kind: TaskKind) -> Graph:
     """The graph of an architecture with other settings, compared with its module."""
     config = config_of(family, {**ALL_ENCODERS, **ALL_DECODERS}[family] | dict(changes))
@@ -95,19 +86,14 @@ def changed(family: str, changes: Mapping[str, Any], kind: TaskKind) -> Graph:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "settings", "kind"), _cases(slow=False))
+@pytest.mark.parametrize(("family", "settings", "kind"), _cases())
 def test_a_graph_gives_what_its_module_gives(
     tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind
 ) -> None:
-    check_both(tmp_path_factory, family, settings, kind)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "settings", "kind"), _cases(slow=True))
-def test_so_do_graphs_of_other_kinds(
-    tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind
-) -> None:
-    check_both(tmp_path_factory, family, settings, kind)
+    """Before it is simplified, too."""
+    config, form = config_of(family, settings), CallForm.of(kind, image_of(kind))
+    plain = draft_of(empty_module_of(config, kind, 997), form, 997).graph
+    check([exported(tmp_path_factory, family, kind), plain], config)
 
 
 @pytest.mark.parametrize("family", WITHOUT)
