@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from weightpager.graph import Graph, Node, Operand
+from weightpager.graph import Graph, Operand
 
 Size = int | str | None
 """Of an axis: a number, a dimension that a call states, or unknown."""
@@ -30,7 +30,3 @@ class Draft:
 
     graph: Graph
     types: Mapping[Operand, Type]
-
-    def with_nodes(self, nodes: tuple[Node, ...]) -> Draft:
-        """The same with other nodes."""
-        return replace(self, graph=replace(self.graph, nodes=nodes))

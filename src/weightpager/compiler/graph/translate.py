@@ -6,8 +6,9 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from weightpager.compiler.graph.aten import TRANSLATIONS
 from weightpager.compiler.graph.attention import traced
-from weightpager.compiler.graph.builder import Builder
+from weightpager.compiler.graph.builder import Builder, Value
 from weightpager.compiler.graph.draft import Draft
 from weightpager.compiler.graph.form import Called, CallForm
 from weightpager.compiler.model.named_parameters import parameters
@@ -48,28 +49,16 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
     Raises:
         NotExportableError: says what can't be translated.
     """
-    values = dict(module.named_buffers())
-    names = _canonical_names(module)
-    module = module.to("meta")
-    program = _traced(module, form)
-    builder = Builder(_dimensions(program, form), classes)
+    names, buffers = _canonical_names(module), dict(module.named_buffers())  # before it loses its values
+    program = _traced(module.to("meta"), form)
+    builder, placeholders = (
+        Builder(_dimensions(program, form), classes),
+        _Placeholders.of(program, form, names, buffers),
+    )
     found: dict[fx.Node, Any] = {}
-    signature = program.graph_signature
-    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    inputs = iter(form.inputs)
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in held:
-            name = held[node.name].removeprefix("module.")
-            if name in names:
-                found[node] = builder.given(Operand.parameter(names[name]), builder.type_of(node.meta["val"]))
-            else:
-                found[node] = builder.constant(_values(values[name], name))
-        elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
-            constant = program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
-            found[node] = builder.constant(_values(constant, node.name))
-        elif node.op == "placeholder":
-            given = Operand.input(next(inputs).name)
-            found[node] = builder.given(given, builder.type_of(node.meta["val"]))
+        if node.op == "placeholder":
+            found[node] = placeholders.value(node, builder)
         elif node.op == "call_function":
             found[node] = _translated(builder, node, found)
         elif node.op == "output":
@@ -81,6 +70,55 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
     outputs = tuple(GraphOutput(name, str(each.operand.key)) for name, each in zip(form.outputs, results, strict=True))
     graph = Graph(form.kind, form.dims, form.inputs, tuple(builder.nodes), outputs, tuple(builder.constants))
     return Draft(graph, builder.types)
+
+
+@dataclass(frozen=True)
+class _Placeholders:
+    """What the inputs of a trace stand for, by the names of their nodes.
+
+    Attributes:
+        parameters: canonical names of parameters and persistent buffers.
+        constants: other buffers, and tensors that the trace has lifted out of the code; each with its name there.
+        inputs: names of what a call states.
+    """
+
+    parameters: Mapping[str, str]
+    constants: Mapping[str, tuple[str, Tensor]]
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, program: ExportedProgram, form: CallForm, names: Mapping[str, str], buffers: Mapping[str, Tensor]
+    ) -> _Placeholders:
+        """Read a trace's signature.
+
+        Args:
+            program: the trace.
+            form: how the module is called.
+            names: of the module's parameters and persistent buffers; see `_canonical_names`.
+            buffers: of the module, by its own names, with their values.
+        """
+        signature = program.graph_signature
+        held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        own = {node: name.removeprefix("module.") for node, name in held.items()}
+        lifted = signature.inputs_to_lifted_tensor_constants
+        return cls(
+            {node: names[name] for node, name in own.items() if name in names},
+            {
+                **{node: (name, buffers[name]) for node, name in own.items() if name not in names},
+                **{node: (node, program.constants[name]) for node, name in lifted.items()},
+            },
+            {str(node): each.name for node, each in zip(signature.user_inputs, form.inputs, strict=True)},
+        )
+
+    def value(self, node: fx.Node, builder: Builder) -> Value:
+        """The graph's value for an input of the trace."""
+        if node.name in self.constants:
+            name, tensor = self.constants[node.name]
+            return builder.constant(_values(tensor, name))
+        named = self.parameters.get(node.name)
+        operand = Operand.input(self.inputs[node.name]) if named is None else Operand.parameter(named)
+        return builder.given(operand, builder.type_of(node.meta["val"]))
 
 
 def _canonical_names(module: PreTrainedModel) -> dict[str, str]:
