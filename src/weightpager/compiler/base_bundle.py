@@ -75,46 +75,27 @@ class BaseBundle:
         """A hash of all that is in the bundle."""
         return blake3(self.bundle.manifest.dump() + self.bundle.index.ids.tobytes()).hexdigest()
 
-    def settle(self, task_file: TaskFile) -> TaskFile:
-        """The task file with the bundle's block, dtype and page where it states none.
+    def with_base_settings(self, task_file: TaskFile) -> TaskFile:
+        """The task file with the bundle's block, dtype, page and rows."""
+        return task_file.model_copy(update=self._settings)
+
+    def refuse_unsuited(self, task_file: TaskFile) -> None:
+        """See that tasks can be added as their task file says.
 
         Raises:
-            ConfigError: it states others, names a task that the bundle has, or asks for what can't be done.
+            ConfigError: it states other settings than the bundle's, names a task that the bundle has, or asks for what
+                would change the bundle's own tasks.
         """
         if task_file.fit is not None:
             raise ConfigError("fit: expected none with a base, whose dtype and pages stay; state sparsity")
-        manifest = self.bundle.manifest
-        ours: dict[str, Any] = {
-            "block": manifest.block_shape,
-            "dtype": manifest.dtype,
-            "page": manifest.page_bytes,
-            "rows": "on-demand" if manifest.row_tables else "resident",
-        }
-        for key, value in ours.items():
-            stated = getattr(task_file, key)
-            if key in task_file.model_fields_set and stated is not None and stated != value:
-                raise ConfigError(f"{key}: expected {value}, that of the base {self.bundle.path}, found {stated}")
-        if taken := [name for name in task_file.tasks if name in self.bundle.tasks]:
-            raise ConfigError(f"tasks.{taken[0]}: the base {self.bundle.path} has a task of that name; choose another")
-        if len(task_file.tasks) + len(self.bundle.tasks) > MAX_TASKS:
-            most = MAX_TASKS - len(self.bundle.tasks)
-            raise ConfigError(f"tasks: expected at most {most} beside those of the base, found {len(task_file.tasks)}")
-        if task_file.recover.refits:
-            raise ConfigError(
-                "recover: expected neither method nor start to be closed-form, which changes shared values: those of a "
-                "base stay"
-            )
-        if own := [name for name, task in task_file.tasks.items() if task.checkpoint is not None]:
-            raise ConfigError(
-                f"tasks.{own[0]}.checkpoint: expected none with a base, whose blocks a task takes over; compile all "
-                "tasks together, or give this one's 'head'"
-            )
+        self._refuse_other_settings(task_file)
+        self._refuse_names(task_file)
+        _refuse_other_values(task_file)
         for key in ("max_switch", "accuracy_loss"):
             if getattr(task_file, key) is not None:
                 raise ConfigError(f"{key}: expected none with a base, whose masks stay; state alignment")
         if task_file.compare == "all":
             raise ConfigError("compare: expected none with a base: one mask for all tasks would change the old ones")
-        return task_file.model_copy(update=ours)
 
     def adopt(self, source: Source) -> Source:
         """Put the bundle's values into a dense model: order, blocks, resident parameters, configuration, preprocessor.
@@ -158,6 +139,31 @@ class BaseBundle:
         if name in self.bundle.row_tables and name not in form.tables:
             return False
         return torch.equal(found, tensor.to(found.dtype))
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The keys of a task file that the bundle decides, and its values of them."""
+        manifest = self.bundle.manifest
+        return {
+            "block": manifest.block_shape,
+            "dtype": manifest.dtype,
+            "page": manifest.page_bytes,
+            "rows": "on-demand" if manifest.row_tables else "resident",
+        }
+
+    def _refuse_other_settings(self, task_file: TaskFile) -> None:
+        for key, value in self._settings.items():
+            stated = getattr(task_file, key)
+            if key in task_file.model_fields_set and stated is not None and stated != value:
+                raise ConfigError(f"{key}: expected {value}, that of the base {self.bundle.path}, found {stated}")
+
+    def _refuse_names(self, task_file: TaskFile) -> None:
+        """Refuse names that the bundle's tasks have, and more tasks than there may be."""
+        if taken := [name for name in task_file.tasks if name in self.bundle.tasks]:
+            raise ConfigError(f"tasks.{taken[0]}: the base {self.bundle.path} has a task of that name; choose another")
+        if len(task_file.tasks) + len(self.bundle.tasks) > MAX_TASKS:
+            most = MAX_TASKS - len(self.bundle.tasks)
+            raise ConfigError(f"tasks: expected at most {most} beside those of the base, found {len(task_file.tasks)}")
 
     def _check_config(self, source: Source, config: PretrainedConfig) -> None:
         ours, theirs = config.to_dict(), source.config.to_dict()
@@ -203,6 +209,20 @@ class BaseBundle:
         cut = info.grid.cut(weight.numpy()).copy()  # [rows, cols, BH, BW]
         cut[np.divmod(has, info.grid.cols)] = decode(blocks, info.grid.block, self.bundle.manifest.dtype)
         return info.grid.join(cut)
+
+
+def _refuse_other_values(task_file: TaskFile) -> None:
+    """Refuse recovery, and checkpoints, that would change the values of shared blocks."""
+    if task_file.recover.refits:
+        raise ConfigError(
+            "recover: expected neither method nor start to be closed-form, which changes shared values: those of a "
+            "base stay"
+        )
+    if changed := [name for name, task in task_file.tasks.items() if task.checkpoint is not None]:
+        raise ConfigError(
+            f"tasks.{changed[0]}.checkpoint: expected none with a base, whose blocks a task takes over; compile all "
+            "tasks together, or give this one's 'head'"
+        )
 
 
 def _most_used(where: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

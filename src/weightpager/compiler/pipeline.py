@@ -76,7 +76,8 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     task_file, shared = _parse(tasks), Cache.of_user() if cache else Cache.none()
     start = None if base is None else BaseBundle.open(base)
     if start is not None:
-        task_file = start.settle(task_file)
+        start.refuse_unsuited(task_file)
+        task_file = start.with_base_settings(task_file)
     if task_file.transitions is not None:  # read before anything takes long
         read_trace(task_file.transitions, (*(start.bundle.tasks if start else ()), *task_file.tasks))
     identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
