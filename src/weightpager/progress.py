@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, steps done, steps in all). ``partial(progress, stage)`` is the `Steps` of one stage."""
@@ -11,5 +12,15 @@ Steps = Callable[[int, int], None]
 """Told (steps done, steps in all) of work that is one stage."""
 
 
+_Item = TypeVar("_Item")
+
+
 def silent(*_told: object) -> None:
     """Take what a `Progress` or `Steps` is told where nobody looks on."""
+
+
+def counted(items: Sequence[_Item], progress: Steps) -> Iterator[_Item]:
+    """Items one after the other; each is told of once the next one is asked for."""
+    for done, item in enumerate(items, 1):
+        yield item
+        progress(done, len(items))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from weightpager.engine import Engine
 from weightpager.errors import CompileError
 from weightpager.evaluation import intervals
 from weightpager.machine.paths import has_directory, has_file
-from weightpager.progress import Progress, Steps
+from weightpager.progress import Progress, Steps, counted
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data.batches import EVAL_BATCH, Labelled
@@ -47,7 +47,7 @@ def score_task(engine: Engine, name: str, batches: Sequence[Labelled], progress:
     with engine.task(name):
         answer = kind_of(entry.kind).answering(engine.model(name), engine.reader(), entry.generation)
         metrics = () if entry.generation is None else entry.generation.metrics
-        return evaluate(answer, _counted(batches, progress), entry.kind, metrics)
+        return evaluate(answer, counted(batches, progress), entry.kind, metrics)
 
 
 def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = None) -> TaskScore:
@@ -69,12 +69,6 @@ def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = No
             for metric, value in found.others.items()
         ],
     )
-
-
-def _counted(batches: Sequence[Labelled], progress: Steps) -> Iterator[Labelled]:
-    for done, batch in enumerate(batches, 1):
-        yield batch
-        progress(done, len(batches))
 
 
 def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:

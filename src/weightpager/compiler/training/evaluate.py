@@ -16,7 +16,7 @@ from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.training.replaced import Replaced
-from weightpager.progress import Steps, silent
+from weightpager.progress import Steps, counted, silent
 from weightpager.task_data.completions import Asked
 
 Model = nn.Module | Replaced
@@ -42,7 +42,7 @@ def evaluate(
         replaced = model if isinstance(model, Replaced) else Replaced(model, {})
         with evaluating(module), replaced.as_module() as own:
             answer = kind_of(kind).answering(TorchModel(own), asked.tokenizer, asked.generation)
-            given = (batch.arrays() for batch in _counted(batches, progress))
+            given = (batch.arrays() for batch in counted(batches, progress))
             return evaluate_answers(answer, given, kind, asked.generation.metrics)
 
     def logits(inputs: Mapping[str, Tensor]) -> Floats:
@@ -50,14 +50,8 @@ def evaluate(
         return found
 
     with evaluating(module), torch.no_grad():
-        found = ((batch.inputs, batch.labels.cpu().numpy()) for batch in _counted(batches, progress))
+        found = ((batch.inputs, batch.labels.cpu().numpy()) for batch in counted(batches, progress))
         return evaluate_answers(logits, found, kind)
-
-
-def _counted(batches: Sequence[Batch], progress: Steps) -> Iterator[Batch]:
-    for done, batch in enumerate(batches, 1):
-        yield batch
-        progress(done, len(batches))
 
 
 @contextmanager
