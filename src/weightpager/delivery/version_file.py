@@ -120,6 +120,11 @@ class VersionFile(Strict, frozen=True, kw_only=True):
         """The version's name on a device, which no two versions share, whatever repositories call them."""
         return f"{self.version}-{self.files[MANIFEST].blake3[:16]}"
 
+    @staticmethod
+    def name_of(key: str) -> str:
+        """The name of the version that has this key."""
+        return key.rpartition("-")[0]
+
     def places(self) -> Iterator[tuple[int, int]]:
         """Of each page in bundle order, the number of its pack and its place in that."""
         for run in self.runs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -49,8 +49,24 @@ class Donor:
         Raises:
             BundleError: there is none that is whole.
         """
+        return self._page(digest, size, [(name, offset)])
+
+    def page_by_id(self, digest: bytes, size: int) -> bytes:
+        """The page of this id, its bytes checked, from where the donor's own index has it.
+
+        Args:
+            digest: its id.
+            size: bytes of a page.
+
+        Raises:
+            BundleError: there is none that is whole.
+        """
+        return self._page(digest, size, [])
+
+    def _page(self, digest: bytes, size: int, others: Sequence[tuple[str, int]]) -> bytes:
+        """The page of this id, from where it is listed or from other places that may have it."""
         listed = self._places.get(digest, [])
-        for place in dict.fromkeys([*listed, (name, offset)]):
+        for place in dict.fromkeys([*listed, *others]):
             content = self._read(*place, size)
             if blake3(content).digest() == digest:
                 return content

@@ -11,7 +11,7 @@ from pathlib import Path
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.regular_file import open_regular
-from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format import page_index
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.repair.donor import Donor
 from weightpager.bundle.verify import verify
@@ -138,7 +138,7 @@ class _Publishing:
 
         def page(index: int) -> bytes:
             self._progress("write pages", next(count), wanted)
-            return donor.page(ids[index], size, page_file.file_name(0), 0)
+            return donor.page_by_id(ids[index], size)
 
         return page
 

@@ -201,15 +201,15 @@ def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
         if to is None:
             key = installed.previous()
         else:
-            key = next((each for each in reversed(history) if to in (each, _name(each))), None)
+            key = next((each for each in reversed(history) if to in (each, VersionFile.name_of(each))), None)
         if key is None or key == before:
-            known = ", ".join(str(_name(each)) for each in history) or "none"
+            known = ", ".join(map(VersionFile.name_of, history)) or "none"
             raise DeliveryError(
                 f"{installed.places.link}: expected {to or 'a version before the one in use'}, found none; here are: "
                 f"{known}. 'weightpager pull --version' brings another one"
             )
         _roll_back(installed, before, key)
-        return RolledBack(_name(before), _name(key), installed.places.link)
+        return RolledBack(_name(before), VersionFile.name_of(key), installed.places.link)
 
 
 def _make_directory(into: Path) -> None:
@@ -229,5 +229,5 @@ def _roll_back(installed: Installed, from_key: str | None, to_key: str | None) -
 
 
 def _name(key: str | None) -> str | None:
-    """A version's name from its key on a device."""
-    return None if key is None else key.rpartition("-")[0]
+    """The name of the version that has this key, if there is one."""
+    return None if key is None else VersionFile.name_of(key)

@@ -18,20 +18,15 @@ class TufFetcher(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         pieces = self._pieces(url)
-        first = next(pieces)  # a file that is missing must raise now, where the library expects it
-        return _again(first, pieces)
+        next(pieces)  # a file that is missing must raise now, where the library expects it
+        return pieces
 
     def _pieces(self, url: str) -> Iterator[bytes]:
         try:
             with self._source.open(url) as stream:
-                yield b""
+                yield b""  # once the file is open
                 yield from stream.pieces
         except MissingError as error:
             raise DownloadHTTPError(str(error), 404) from error
         except TransferError as error:
             raise DownloadError(str(error)) from error
-
-
-def _again(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from pieces
