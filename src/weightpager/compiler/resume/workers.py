@@ -66,7 +66,7 @@ class InTurn:
         self,
         jobs: Mapping[Key, Job[Value]],
         told: Callable[[Key], Steps],
-        copies: int = 1,  # noqa: ARG002
+        copies: int,  # noqa: ARG002
     ) -> Iterator[Done[Key, Value]]:
         """See `Workers.each`; nothing is held of a job that has ended."""
         for key, job in jobs.items():

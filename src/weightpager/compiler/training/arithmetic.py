@@ -1,4 +1,4 @@
-"""What of a process decides the last digits of what it computes, so that another one computes the same."""
+"""The settings of torch that two processes must share for bit-equal results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Arithmetic:
 
     @classmethod
     def here(cls) -> Arithmetic:
-        """That of this process."""
+        """How this process computes."""
         return cls(
             torch.get_num_threads(),
             multiplies_in_bfloat16(torch.device("cpu")),
@@ -36,7 +36,7 @@ class Arithmetic:
         )
 
     def take(self) -> None:
-        """Have this process, and the thread that calls, compute so."""
+        """Set this process, and the thread that calls, to compute in this way."""
         torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(self.deterministic)
         torch.set_float32_matmul_precision(self.precision)

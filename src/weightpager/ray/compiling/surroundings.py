@@ -1,4 +1,4 @@
-"""What a worker must have as the process has that it works for, so that it computes the same to the last bit."""
+"""The settings that a worker must share with the driver for bit-equal results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PREFIXES = (
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A process's.
+    """The settings of one process.
 
     Attributes:
         versions: of packages, by name.
@@ -40,7 +40,7 @@ class Surroundings:
 
     @classmethod
     def here(cls) -> Surroundings:
-        """Those of this process."""
+        """The settings of this process."""
         return cls(_versions(), _processor(), Arithmetic.here())
 
     def take(self, node: str) -> None:

@@ -84,9 +84,9 @@ class RayWorkers:
                 self._begun += 1
                 running.add(self._begin(sender.pack(job), here, copies), key, self._begun)
             while running.refs:
-                ready, _ = ray.wait(running.refs, timeout=_LOOK)
+                ended, _ = ray.wait(running.refs, timeout=_LOOK)
                 running.tell(self._news())
-                for ref in ready:
+                for ref in ended:
                     found = _found(ref, running)
                     if found is not None:
                         self._compare(found, here)
