@@ -19,9 +19,9 @@ from weightpager.bundle.report.compile_report import read_report
 from weightpager.cli.progress import progress
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_dir
 from weightpager.lab.samples.download.building import key_of
@@ -82,13 +82,13 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
         tasks = {sample.name: sample.entry() for sample in samples}
         task_file = from_dict({**settings, "model": str(model), "transitions": str(trace), "tasks": tasks})
         journal = Journal(folder / "journal", compile_identity(task_file))
-        run = Run(progress, journal)
+        run = CompileRun(progress, journal)
         prepared = prepare(task_file, run)
         for path, alignment in paths.items():
             own = prepared.changed(alignment=alignment, compare="dense" if alignment else "none")
             with writing(path, force=True) as writer:
                 seconds, memory = dict(run.seconds), dict(run.peak_memory)
-                build(writer, own, Run(progress, journal.part(path.stem), seconds=seconds, peak_memory=memory))
+                build(writer, own, CompileRun(progress, journal.part(path.stem), seconds=seconds, peak_memory=memory))
         journal.remove()
     aligned, unaligned = map(Bundle.open, paths)
     return aligned, unaligned

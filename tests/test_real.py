@@ -22,9 +22,9 @@ from weightpager.bundle.verify import verify
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.lab import samples
@@ -61,7 +61,7 @@ def six_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reports, 
     }
     folder = tmp_path_factory.mktemp("real")
     task_file, kept = from_dict(content), Cache(cache_dir() / "compile", 8 << 30)
-    run = Run(journal=Journal(folder / "journal", compile_identity(task_file)))
+    run = CompileRun(journal=Journal(folder / "journal", compile_identity(task_file)))
     reports = []
     prepared = prepare(task_file, run, cache=kept)
     for name, alignment in (("unaligned", 0.0), ("assistant", 2.0)):

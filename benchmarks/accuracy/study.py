@@ -25,9 +25,9 @@ from weightpager.compiler.prepare import calibrated, trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import ROUNDED
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
@@ -108,7 +108,7 @@ class Study:
         self._bundles = bundles
         self._identity = compile_identity(task_file)
         self._progress = progress
-        self._base = trained(task_file, Run(progress, self._journal("base")))
+        self._base = trained(task_file, CompileRun(progress, self._journal("base")))
         self._prepared: tuple[float, Prepared] | None = None
         self._split = "held-out"
 
@@ -137,7 +137,7 @@ class Study:
         if self._prepared is None or self._prepared[0] != fraction:
             task_file = self._base.source.task_file.model_copy(update={"sparsity": 1 - fraction})
             source = replace(self._base.source, task_file=task_file, models=copy.deepcopy(self._base.source.models))
-            run = Run(self._progress, self._journal(f"calibrated-{fraction}"))
+            run = CompileRun(self._progress, self._journal(f"calibrated-{fraction}"))
             found = calibrated(replace(self._base, source=source), run)
             self._prepared = fraction, found
         return self._prepared[1]
@@ -187,7 +187,7 @@ class Study:
         prepared = self.prepared(setting.ordered_for).changed(
             sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover, dtype=setting.dtype
         )
-        run = Run(self._told(setting), self._journal(f"{setting.fraction}-{setting.joint}"))
+        run = CompileRun(self._told(setting), self._journal(f"{setting.fraction}-{setting.joint}"))
         with run.stage("align"):
             masks, gap = choose_blocks(prepared)
         with run.stage("recover"):

@@ -33,8 +33,8 @@ from weightpager.compiler.prepare import trained
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.training_loop import in_turn
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Trained
 from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import SparseProducts
@@ -88,7 +88,7 @@ def main(
     command = provenance.command("benchmarks.compiling.training")
     effort = replace(effort_of(domain, quick=True), base_steps=1, eval_items=4)
     with tempfile.TemporaryDirectory() as folder, progress() as told:
-        found = trained(task_file(domain, effort, 0), Run(told, Journal(Path(folder), "training")))
+        found = trained(task_file(domain, effort, 0), CompileRun(told, Journal(Path(folder), "training")))
     lesson = _lesson(found, density, 0.5 if teacher else 0.0, effort.batch)
     pairs = list(_pairs(lesson, rounds))
     row = _row(pairs, domain, density, teacher=teacher, command=command)

@@ -29,7 +29,7 @@ from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.recovery.own_parameters import separate
-from weightpager.compiler.resume.run import Run
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import least_density
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks
@@ -49,7 +49,7 @@ _SPARE = 0.02  # before training: it makes parameters differ that began alike, s
 _ROUGH, _EXACT = 2, 6  # trials, after the one at the least density
 
 
-def roughly_fitted(source: Source, data: Mapping[str, TaskData], run: Run) -> Source:
+def roughly_fitted(source: Source, data: Mapping[str, TaskData], run: CompileRun) -> Source:
     """Before anything is trained, the dense model with about the density and dtype that ``fit`` leads to, if stated.
 
     Raises:
@@ -61,7 +61,7 @@ def roughly_fitted(source: Source, data: Mapping[str, TaskData], run: Run) -> So
     return _fitted(Prepared(source, data, unknown, _energies(source)), run, _ROUGH, LEAST, _SPARE).source
 
 
-def fitted(prepared: Prepared, run: Run) -> Prepared:
+def fitted(prepared: Prepared, run: CompileRun) -> Prepared:
     """The same with the density and dtype that the task file's ``fit`` leads to, if it has one.
 
     Raises:
@@ -113,7 +113,7 @@ def largest(size: Callable[[float], int], budget: int, slope: float, trials: int
     return density
 
 
-def _fitted(prepared: Prepared, run: Run, trials: int, least: float, spare: float) -> Prepared:
+def _fitted(prepared: Prepared, run: CompileRun, trials: int, least: float, spare: float) -> Prepared:
     """``spare`` is the share of the budget that is left for what isn't known yet."""
     task_file = prepared.source.task_file
     assert task_file.fit is not None
@@ -140,7 +140,7 @@ def _fitted(prepared: Prepared, run: Run, trials: int, least: float, spare: floa
     return prepared.changed(sparsity=1 - density, dtype=_COARSE)
 
 
-def _trial(prepared: Prepared, run: Run) -> int:
+def _trial(prepared: Prepared, run: CompileRun) -> int:
     """The smallest budget of a bundle of these settings, and a page a layer where recovery decides how it is packed."""
     masks, _ = choose_blocks(prepared)
     kept = run.journal.folder

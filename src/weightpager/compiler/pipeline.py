@@ -25,9 +25,9 @@ from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, kept_beside
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
@@ -82,7 +82,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         read_trace(task_file.transitions, (*(start.bundle.tasks if start else ()), *task_file.tasks))
     identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
     whole = WholeProgress(progress)
-    run = Run(whole, Journal(kept_beside(out), identity), whole.expect, workers=workers)
+    run = CompileRun(whole, Journal(kept_beside(out), identity), whole.expect, workers=workers)
     with _telling(run.journal, out), run.journal.held(), writing(out, force=force) as writer:
         prepared = prepare(task_file, run, start, shared)
         if start is None:
@@ -132,7 +132,7 @@ class Sparse:
     controls: Sequence[Control] = ()
 
 
-def build(writer: BundleWriter, prepared: Prepared, run: Run | None = None) -> CompileReport:
+def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = None) -> CompileReport:
     """Align, recover, measure what else could do the job, pack, write, and measure what was written.
 
     Args:
@@ -140,7 +140,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: Run | None = None) -> C
         prepared: the dense model and its saliency.
         run: in which recovery goes on.
     """
-    run = run or Run()
+    run = run or CompileRun()
     with run.stage("align"):
         prepared, frontier = choose_alignment(prepared, run.progress)
         prepared = fitted(prepared, run)
@@ -154,7 +154,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: Run | None = None) -> C
     return assemble(writer, prepared, Sparse(masks, weights, gap, frontier, controls), run)
 
 
-def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run) -> CompileReport:
+def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: CompileRun) -> CompileReport:
     """Pack, write, and measure what was written.
 
     Args:

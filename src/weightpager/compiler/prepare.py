@@ -31,8 +31,8 @@ from weightpager.compiler.recovery.recover import check_method
 from weightpager.compiler.recovery.train import train
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
 from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.resume.shared import COPIES, Shared
 from weightpager.compiler.resume.workers import Workers
 from weightpager.compiler.selection.experts import check_experts, expert_saliency, keeps_whole
@@ -60,19 +60,21 @@ _PROBE = 4
 
 
 def prepare(
-    task_file: TaskFile, run: Run | None = None, base: BaseBundle | None = None, cache: Cache | None = None
+    task_file: TaskFile, run: CompileRun | None = None, base: BaseBundle | None = None, cache: Cache | None = None
 ) -> Prepared:
     """All stages before the first block is chosen; on the values of a base bundle if there is one.
 
     Raises:
         CompileError: the model or the data can't be used, or training diverged.
     """
-    run = run or Run()
+    run = run or CompileRun()
     found = trained(task_file, run, base, cache)
     return calibrated(found, run)
 
 
-def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache: Cache | None = None) -> Trained:
+def trained(
+    task_file: TaskFile, run: CompileRun, base: BaseBundle | None = None, cache: Cache | None = None
+) -> Trained:
     """Load, train where heads are missing, measure the dense model.
 
     Raises:
@@ -111,18 +113,18 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
     return Trained(source, data, dense, shared, moves=base is None, sums=bound.sums)
 
 
-def _place(source: Source, run: Run, adds: bool) -> Scratch:
+def _place(source: Source, run: CompileRun, adds: bool) -> Scratch:
     folder = None if adds else run.journal.folder
     return place(source, folder, read_memory().usable_bytes, moves=not adds and _moves(source))
 
 
-def _tell_where(source: Source, run: Run) -> None:
+def _tell_where(source: Source, run: CompileRun) -> None:
     """Say so where workers aren't asked."""
     if run.workers_on(source) is not run.workers:
         _log.warning("%s doesn't fit into memory and lies in files: its tasks are done in this process", source.path)
 
 
-def _tell(bound: Bound, before: int, run: Run) -> None:
+def _tell(bound: Bound, before: int, run: CompileRun) -> None:
     """State what the process will hold, of which ``before`` bytes were there before the model."""
     run.memory_bound.update({stage: before + _LATER + size for stage, size in bound.stages.items()})
     stage, size = bound.most
@@ -130,7 +132,7 @@ def _tell(bound: Bound, before: int, run: Run) -> None:
     _log.info("memory: at most about %s (%s)%s", format_size(before + _LATER + size), stage, where)
 
 
-def calibrated(found: Trained, run: Run) -> Prepared:
+def calibrated(found: Trained, run: CompileRun) -> Prepared:
     """Measure saliency, and reorder the modules in place if the task file says so.
 
     The journal keeps both: values that were trained in one order are worth nothing in another, and a second calibration
@@ -162,7 +164,7 @@ def calibrated(found: Trained, run: Run) -> Prepared:
         return replace(prepared, evenness=_evenness(prepared, run.progress, run.journal))
 
 
-def _expert_saliency(found: Trained, run: Run) -> SaliencyOfTasks:
+def _expert_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
     source, saliency = found.source, SaliencyOfTasks()
     jobs = {name: partial(_expert_job, source.alone(name), name, batches) for name, batches in _calibration_data(found)}
     done = run.workers_on(source).each(jobs, lambda _task: silent, COPIES)
@@ -221,7 +223,7 @@ def _train_added(
     train_own(source, data, None, _OWN, journal, progress, workers)
 
 
-def _calibrations(found: Trained, run: Run) -> Iterator[tuple[str, Calibration]]:
+def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibration]]:
     """One task's at a time, in any order: each takes as much memory as the paged weights."""
     source = found.source
     jobs = {
@@ -244,7 +246,7 @@ def _calibration_data(found: Trained) -> Iterator[tuple[str, Sequence[Batch]]]:
         yield name, of_task.calibration(spec.items, spec.batch)
 
 
-def _reorder(found: Trained, run: Run) -> tuple[SaliencyOfTasks, Permutations]:
+def _reorder(found: Trained, run: CompileRun) -> tuple[SaliencyOfTasks, Permutations]:
     """Reorder the source; the saliency of the blocks that it then has."""
     source, data = found.source, found.data
     with run.stage("calibrate"):

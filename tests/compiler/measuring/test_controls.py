@@ -21,8 +21,8 @@ from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import cost, measure_controls, trained_on
 from weightpager.compiler.measuring.quantise import INT8
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.evaluate import evaluate
@@ -55,7 +55,9 @@ def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
     monkeypatch.setattr(controls, "gain", lambda _now, _before: 0.0)
     prepared, told = prepared_of(tmp_path), []
     before = {name: tensor.clone() for name, tensor in prepared.source.parameters("animal").items()}
-    found = {control.name: control for control in measure_controls(prepared, Run(lambda *step: told.append(step)))}
+    found = {
+        control.name: control for control in measure_controls(prepared, CompileRun(lambda *step: told.append(step)))
+    }
     assert list(found) == ["dense", "int8", "int4", "int3", "int2"]
     assert [done for stage, done, _ in told if stage == "control dense: train on"] == list(range(1, 7))
     assert all(torch.equal(tensor, before[name]) for name, tensor in prepared.source.parameters("animal").items())
@@ -78,7 +80,7 @@ def test_a_dense_model_that_training_harms_is_compared_as_it_was(
 ) -> None:
     prepared = prepared_of(tmp_path)
     monkeypatch.setattr(controls, "gain", lambda _now, _before: -0.001)
-    dense, int8, *_ = measure_controls(prepared, Run())
+    dense, int8, *_ = measure_controls(prepared, CompileRun())
     assert dense.scores == prepared.dense
     task, data = next(iter(prepared.data.items()))
     with torch.no_grad():
@@ -128,16 +130,16 @@ def test_controls_that_are_skipped_cost_nothing_and_no_verdict_is_given(
 def test_what_too_few_items_could_tell_nothing_of_is_not_trained_unless_asked_for(tmp_path: Path) -> None:
     asked = content(tmp_path)
     unsaid = {key: value for key, value in asked.items() if key != "compare"}  # 40 held-out items a task
-    assert [len(measure_controls(prepare(from_dict(of)), Run())) for of in (asked, unsaid)] == [5, 0]
+    assert [len(measure_controls(prepare(from_dict(of)), CompileRun())) for of in (asked, unsaid)] == [5, 0]
     untrained = prepare(from_dict(unsaid)).changed(recover=from_dict({**unsaid, "recover": "none"}).recover)
-    assert len(measure_controls(untrained, Run())) == 5
+    assert len(measure_controls(untrained, CompileRun())) == 5
 
 
 @pytest.mark.slow
 def test_one_shared_mask_is_trained_by_the_same_spec(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     prepared = prepared_of(tmp_path, compare=True, alignment=0.5)
-    found = measure_controls(prepared, Run(lambda stage, done, _total: told.append((stage, done))))
+    found = measure_controls(prepared, CompileRun(lambda stage, done, _total: told.append((stage, done))))
     assert [control.name for control in found] == ["dense", "int8", "int4", "int3", "int2", "shared mask"]
     assert [done for stage, done in told if stage == "shared mask: fine-tune"] == list(range(1, 7))
 

@@ -28,8 +28,8 @@ from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal, kept_beside
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.compiler.training.early_stopping import CHECKS, check_steps, validation_of
@@ -401,7 +401,7 @@ def test_a_journal_says_what_earlier_runs_took(tmp_path: Path, monkeypatch: pyte
         assert journal.earlier == (0.0, 30.0)[run]
         now += seconds
         part.write("train", run, {"a": torch.zeros(1)})
-    again = Run(journal=Journal(tmp_path, "x"))
+    again = CompileRun(journal=Journal(tmp_path, "x"))
     with again.stage("recover"):
         again.journal.part("shared").read("train")
     assert 40 <= again.seconds["recover"] < 41

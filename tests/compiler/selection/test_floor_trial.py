@@ -13,8 +13,8 @@ import torch
 import tiny
 from weightpager.compiler.alignment.problem import floors
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection import floor_trial as trial
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.floor_trial import HIGH, choose_evenness
@@ -97,9 +97,9 @@ def test_masks_keep_what_the_level_asks_for(prepared: Prepared) -> None:
 def test_a_journal_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task_file = from_dict(tiny.writer(tmp_path, sparsity=0.5))
     journal = Journal(tmp_path / "journal", "one")
-    first = prepare(task_file, Run(journal=journal))
+    first = prepare(task_file, CompileRun(journal=journal))
     monkeypatch.setattr(trial, "_loss", lambda *_: pytest.fail("tried again"))
-    assert prepare(task_file, Run(journal=Journal(tmp_path / "journal", "one"))).evenness == first.evenness
+    assert prepare(task_file, CompileRun(journal=Journal(tmp_path / "journal", "one"))).evenness == first.evenness
 
 
 @pytest.mark.slow
@@ -109,8 +109,8 @@ def test_a_journal_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_journal_that_lacks_something_is_ignored(tmp_path: Path, stage: str, tensors: dict[str, list[float]]) -> None:
     task_file = from_dict(tiny.writer(tmp_path, sparsity=0.5))
     journal = Journal(tmp_path / "journal", "one")
-    first = prepare(task_file, Run(journal=journal))
+    first = prepare(task_file, CompileRun(journal=journal))
     journal.write(stage, 0, {name: torch.tensor(values) for name, values in tensors.items()})
-    again = prepare(task_file, Run(journal=Journal(tmp_path / "journal", "one")))
+    again = prepare(task_file, CompileRun(journal=Journal(tmp_path / "journal", "one")))
     assert again.evenness == first.evenness
     assert again.saliency.keys() == first.saliency.keys()

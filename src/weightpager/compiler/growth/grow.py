@@ -21,7 +21,7 @@ from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.own_parameters import train_own
 from weightpager.compiler.recovery.private_blocks import choose, train_private
-from weightpager.compiler.resume.run import Run
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.parts import parts, spread
 from weightpager.compiler.selection.placement import place
@@ -31,7 +31,7 @@ from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
 
 
-def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -> CompileReport:
+def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: CompileRun) -> CompileReport:
     """Choose, recover, write and measure the new tasks.
 
     Args:
@@ -83,7 +83,7 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
     return chosen
 
 
-def _recover(prepared: Prepared, masks: Masks, run: Run) -> TaskWeights:
+def _recover(prepared: Prepared, masks: Masks, run: CompileRun) -> TaskWeights:
     """The new tasks' values under their masks. Blocks of old tasks stay; who changes one gets a private copy."""
     source = prepared.source
     spec = source.task_file.recover
@@ -99,7 +99,7 @@ def _recover(prepared: Prepared, masks: Masks, run: Run) -> TaskWeights:
     return TaskWeights(sparse)
 
 
-def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: Run) -> CompileReport:
+def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: CompileRun) -> CompileReport:
     """Of all tasks; what it tells of the old ones is what the base's report said, if it has one."""
     bundle, base, names = written.bundle, plan.base.bundle, [task.name for task in plan.added.tasks]
     old = read_report(base) if has_report(base) else None

@@ -26,8 +26,8 @@ from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.train import dense_error, groups
 from weightpager.compiler.recovery.training_loop import Training, in_turn
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.resume.shared import COPIES
 from weightpager.compiler.resume.workers import Job
 from weightpager.compiler.selection.block_choice import choose_blocks
@@ -69,7 +69,7 @@ def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str
     return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * (several and (what == "all" or not trains))
 
 
-def measure_controls(prepared: Prepared, run: Run) -> list[Control]:
+def measure_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
     """All controls that are `compared`; where recovery trains, each of them is trained as long.
 
     Raises:
@@ -95,7 +95,7 @@ def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
     )
 
 
-def _dense_controls(prepared: Prepared, run: Run) -> list[Control]:
+def _dense_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
     """The dense model, if it is trained on, and with its paged weights quantised: one copy for all tasks.
 
     Who quantises a model has its embedding tables in int8.
@@ -115,7 +115,7 @@ def _dense_controls(prepared: Prepared, run: Run) -> list[Control]:
     ]
 
 
-def _dense_or_longer(prepared: Prepared, run: Run) -> tuple[Source, Mapping[str, Score]]:
+def _dense_or_longer(prepared: Prepared, run: CompileRun) -> tuple[Source, Mapping[str, Score]]:
     """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that."""
     longer = trained_on(
         prepared.source, prepared.data, run.journal, partial(run.progress, f"control {DENSE}: train on")
@@ -150,7 +150,7 @@ def gain(now: Score, before: Score) -> float:
     return math.log(before.value / now.value) if now.value < math.inf else -math.inf
 
 
-def _shared_mask(prepared: Prepared, run: Run) -> Control:
+def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
     """One mask for all tasks, in the bundle's dtype, chosen and recovered as the bundle's masks were."""
 
     def told(stage: str, done: int, total: int) -> None:
@@ -171,7 +171,7 @@ def _shared_mask(prepared: Prepared, run: Run) -> Control:
     return Control(MASK, kept * size, _measured(jobs, weights.source, run)[MASK])
 
 
-def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: Source, run: Run) -> Measured:
+def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: Source, run: CompileRun) -> Measured:
     """The scores that jobs of these controls and tasks find."""
 
     def told(key: tuple[str, str]) -> Steps:

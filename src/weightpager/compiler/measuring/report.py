@@ -14,7 +14,7 @@ from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.compiler.measuring.measure import Written
-from weightpager.compiler.resume.run import Run
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.evaluation import intervals
 from weightpager.evaluation.measure import task_score
@@ -35,7 +35,7 @@ class Control:
     scores: Mapping[str, Score]
 
 
-def common_fields(written: Written, prepared: Prepared, run: Run) -> dict[str, Any]:
+def common_fields(written: Written, prepared: Prepared, run: CompileRun) -> dict[str, Any]:
     """The fields of a `CompileReport` that are found in the same way for every bundle.
 
     Args:

@@ -14,8 +14,8 @@ from weightpager.machine.process_memory import forget_peak, give_back, peak_memo
 from weightpager.progress import Progress, silent
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass
+class CompileRun:
     """What all stages of a running compile use; one stage at a time.
 
     Attributes:

@@ -23,9 +23,9 @@ from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity, own_code
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
@@ -129,7 +129,7 @@ def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "unaligned.json").unlink(missing_ok=True)
     task_file = from_dict(content)
-    run = Run(progress, Journal(folder / "journal", compile_identity(task_file)))
+    run = CompileRun(progress, Journal(folder / "journal", compile_identity(task_file)))
     with run.journal.held(), writing(folder / "aligned.bundle", force=True) as writer:
         prepared = prepare(task_file, run, cache=Cache.of_user())
         build(writer, prepared, run)
