@@ -62,7 +62,7 @@ def roughly_fitted(source: Source, data: Mapping[str, TaskData], run: CompileRun
 
 
 def fitted(prepared: Prepared, run: CompileRun) -> Prepared:
-    """The same with the density and dtype that the task file's ``fit`` leads to, if it has one.
+    """The tasks with the density and dtype that the task file's ``fit`` leads to, if it has one.
 
     Raises:
         CompileError: as `roughly_fitted`.
@@ -183,7 +183,7 @@ def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:
 
 
 def _private(prepared: Prepared, masks: Masks, task: str, info: PagedWeightInfo) -> PrivateBlocks:
-    """Those of a weight's shared blocks that matter most to a task, as many as it will have of its own."""
+    """The shared blocks of a weight that matter most to a task, as many as it will have of its own."""
     keep, grid = masks.keep[info.name], info.grid
     mine = keep[:, masks.tasks.index(task)]
     can = np.flatnonzero(mine & (keep.sum(1) > 1))

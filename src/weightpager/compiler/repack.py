@@ -124,7 +124,7 @@ class _Versions:
 
     @classmethod
     def of(cls, subset: TaskSubset) -> list[_Versions]:
-        """Those of every paged weight; tasks that share a location share a version."""
+        """The versions of every paged weight; tasks that share a location share a version."""
         bundle = subset.bundle
         users = subset.signatures(bundle.placement.users())
         found = []

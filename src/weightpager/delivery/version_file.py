@@ -126,7 +126,7 @@ class VersionFile(Strict, frozen=True, kw_only=True):
         return key.rpartition("-")[0]
 
     def places(self) -> Iterator[tuple[int, int]]:
-        """Of each page in bundle order, the number of its pack and its place in that."""
+        """The number of each page's pack, and its place in that, in bundle order."""
         for run in self.runs:
             for place in range(run.first, run.first + run.pages):
                 yield run.pack, place

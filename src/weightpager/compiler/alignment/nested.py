@@ -48,7 +48,7 @@ class NestedProblem:
         return cls(saliency, budgets, pair * (1 - larger) / 2)
 
     def part(self, tasks: Bools) -> NestedProblem:
-        """The same for some of the tasks."""
+        """The problem of some of the tasks."""
         return NestedProblem(self.saliency[tasks], self.budgets[tasks], self.charge[np.ix_(tasks, tasks)])
 
     def separate_prices(self) -> Floats:

@@ -16,8 +16,8 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 FLOOR = 0.02
-"""Of a weight's blocks, which every task keeps. A layer that a task lost altogether passes nothing on, which saliency,
-measured on the dense model, doesn't foresee."""
+"""The share of a weight's blocks that every task keeps. A layer that a task lost altogether passes nothing on, which
+saliency, measured on the dense model, doesn't foresee."""
 
 
 @dataclass(frozen=True, eq=False)

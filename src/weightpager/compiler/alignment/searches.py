@@ -28,7 +28,7 @@ SEARCHES: dict[float, MakeSearch] = {
     12: SubsetSearch,  # 4096 scores a block are the most that is still quick
     float("inf"): FlowSearch,
 }
-"""By the most tasks that a search is for: the one for the fewest that will do is taken."""
+"""Each search by the most tasks that it is for: the first one that takes a problem's tasks searches it."""
 
 
 def align_shared(problem: AlignmentProblem) -> Alignment:

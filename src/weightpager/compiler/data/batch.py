@@ -26,7 +26,7 @@ class Batch:
 
     @classmethod
     def of(cls, arrays: Labelled) -> Batch:
-        """The same of numpy's arrays, not copied."""
+        """A batch over numpy's arrays, which aren't copied."""
         inputs, labels = arrays
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         if isinstance(labels, tuple):
@@ -34,7 +34,7 @@ class Batch:
         return cls(tensors, torch.from_numpy(labels))
 
     def arrays(self) -> Labelled:
-        """The same in numpy's arrays, not copied; only of tensors on the CPU."""
+        """The batch as numpy's arrays, not copied; its tensors must be on the CPU."""
         return {name: tensor.numpy() for name, tensor in self.inputs.items()}, self.wanted or self.labels.numpy()
 
     @property
@@ -49,7 +49,7 @@ class Batch:
         return None if mask is None else mask.bool()
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """The batch on a device."""
         return Batch(
             {name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device), self.wanted
         )

@@ -28,7 +28,7 @@ from weightpager.task_data.rows import labels_of, read_rows
 _log = logging.getLogger(__name__)
 
 NEW_TOKENS = 64
-"""Of a generated text at most, unless the task file says so."""
+"""The most tokens of a generated text, unless the task file says so."""
 
 _GROUPED = 8
 """Training batches whose examples are sorted by length; few, so that the order stays random."""

@@ -60,7 +60,7 @@ def forward_bytes(source: Source, task: str, batch: int) -> int:
 
 
 def _logits(source: Source, task: str) -> int:
-    """Of a task's longest text, or of an image: numbers that the head gives."""
+    """How many numbers the head gives for a task's longest text, or for an image."""
     per_token = FORMS[source.task_file.tasks[task].kind].labels in ("each word", "none")
     labels = len(source.classes(task)) or int(getattr(source.models[task].config, "vocab_size", 0))
     return labels * (_length(source, task) if per_token else 1)
@@ -80,7 +80,7 @@ def _most(config: PretrainedConfig, key: str) -> int:
 
 
 def _patches(source: Source, config: PretrainedConfig) -> int:
-    """Of an image, and one more for its class; 1 where the configuration doesn't tell, as nothing better is known."""
+    """Patches of an image, and one more for its class; 1 where the configuration doesn't tell."""
     shape, patch = source.images.shape if source.images else None, getattr(config, "patch_size", None)
     if shape is None or not isinstance(patch, int) or patch <= 0:
         return 1

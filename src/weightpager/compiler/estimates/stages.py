@@ -65,7 +65,7 @@ class Stages:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """Of each stage, by the name that the report has for it."""
+        """Bytes of each stage, by its name in the report."""
         found = dict(self._own())
         sparse = self._held(self.source.paged_bytes) if self.source.task_file.recover.refits else 0
         sparse += self._model if self.adds else 0
@@ -73,7 +73,7 @@ class Stages:
         return {name: self._model + own + (sparse if name in later else 0) for name, own in found.items()}
 
     def _own(self) -> Iterator[tuple[str, int]]:
-        """Of each stage, beside the model and what recovery has found."""
+        """Bytes of each stage beside the model and what recovery has found."""
         source, file = self.source, self.source.task_file
         paged, answers = source.paged_bytes, self._most(answer_bytes, EVAL_BATCH)
         few = self._most(answer_bytes, _FEW)

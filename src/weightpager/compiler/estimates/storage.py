@@ -145,7 +145,7 @@ def _sides(source: Source) -> int:
 
 
 def _vector_bytes(source: Source) -> int:
-    """Of one task, whose parameters may all be its own, but for the paged weights and those of the base's matrices."""
+    """Bytes of the parameters that may be one task's own: all but paged weights and the base's matrices."""
     model = next(iter(source.models.values()))
     return sum(4 * t.numel() for name, t in parameters(model).items() if t.ndim == 1 or "pooler" in name) + _PER_FILE
 
@@ -177,7 +177,7 @@ def _model_files(folder: Path) -> int:
 
 
 def _copied(base: BaseBundle | None, to: Path) -> int:
-    """Of the base, what can't be linked to: on another file system all of it, else what isn't pages."""
+    """Bytes of the base that can't be linked to: all of them on another file system, else those beside pages."""
     if base is None:
         return 0
     here = file_system(base.bundle.path) == file_system(to)

@@ -14,7 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from weightpager.errors import NotExportableError
 
 NAME = "weightpager"
-"""Of the implementation, for transformers."""
+"""The name by which transformers knows the implementation."""
 
 _IGNORED = frozenset({
     "cache_position", "deterministic", "encoder_hidden_states", "head_mask", "max_length_k", "max_length_q",

@@ -32,7 +32,7 @@ class Value:
 
     @property
     def dtype(self) -> str:
-        """By name."""
+        """Name of its dtype."""
         return self.type.dtype
 
 
@@ -86,13 +86,13 @@ class Builder:
         return self.given(Operand.value(name), type_)
 
     def cast(self, value: Value, dtype: str) -> Value:
-        """The same in another dtype."""
+        """A value in another dtype."""
         if value.dtype == dtype:
             return value
         return self.emit("cast", [value], {"dtype": dtype}, Type(value.shape, dtype))
 
     def reshaped(self, value: Value, shape: tuple[Size, ...]) -> Value:
-        """The same elements in another shape, at most one size of which is unknown."""
+        """A value's elements in another shape, at most one size of which is unknown."""
         if shape == value.shape:
             return value
         return self.emit("reshape", [value], {"shape": stated(shape, 1)}, Type(shape, value.dtype))

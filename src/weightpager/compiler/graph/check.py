@@ -18,7 +18,7 @@ from weightpager.graph.graph import Array
 from weightpager.graph.reference import KeyValues, run
 
 _TOLERANCE = 1e-4
-"""Of the largest output; a wrong mask or a wrong norm is off by far more."""
+"""What an output may be off, as a share of the largest one; a wrong mask or a wrong norm is off by far more."""
 
 _SHAPES = ((2, 7), (1, 1))
 """Texts and tokens of the inputs that are tried. Of the first, the last text is padded."""

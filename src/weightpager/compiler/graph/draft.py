@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from weightpager.graph import Graph, Operand
 
 Size = int | str | None
-"""Of an axis: a number, a dimension that a call states, or unknown."""
+"""The size of an axis: a number, a dimension that a call states, or unknown."""
 
 
 @dataclass(frozen=True)

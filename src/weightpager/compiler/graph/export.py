@@ -77,7 +77,7 @@ def _stand_in(config: PretrainedConfig) -> int:
 
 
 def _with_hidden(graph: Graph) -> Graph:
-    """With what the head reads as an output, so that who wants the last token's logits alone computes no others."""
+    """A graph that also gives what the head reads, so that the last token's logits can be computed alone."""
     makers: dict[str, Node] = {name: node for node in graph.nodes for name in node.outputs}
     node = makers[graph.outputs[0].value]
     while node.op in _AFTER_HEAD and len([each for each in node.inputs if each is not None]) == 1:

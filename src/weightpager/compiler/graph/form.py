@@ -51,7 +51,7 @@ class CallForm:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Of the module. What a language model's head reads is found in its graph."""
+        """Names of the module's outputs. What a language model's head reads is found in its graph."""
         texts = "length" in self.inputs[0].shape
         return ("logits", "hidden") if texts and FORMS[self.kind].labels != "none" else ("logits",)
 

@@ -26,7 +26,7 @@ from weightpager.errors import NotExportableError
 from weightpager.graph import Graph, GraphOutput, Operand
 
 _SIZES = {"batch": 3, "length": 7}
-"""Of the traced inputs: neither is 1, and they differ, so that torch doesn't take one for the other."""
+"""Sizes of the traced inputs: neither is 1, and they differ, so that torch doesn't take one for the other."""
 
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten._assert_scalar.default",
            "aten.sym_constrain_range_for_size.default")  # fmt: skip
@@ -176,7 +176,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch logs, and prints in this thread, of a trace that fails: the error says it."""
+    """Silence what torch logs and prints in this thread about a trace that fails: the error says it."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -100,7 +100,7 @@ def _recover(prepared: Prepared, masks: Masks, run: CompileRun) -> TaskWeights:
 
 
 def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: CompileRun) -> CompileReport:
-    """Of all tasks; what it tells of the old ones is what the base's report said, if it has one."""
+    """The report on all tasks; of the old ones it says what the base's report said, if there is one."""
     bundle, base, names = written.bundle, plan.base.bundle, [task.name for task in plan.added.tasks]
     old = read_report(base) if has_report(base) else None
     reused = np.unique(np.concatenate([plan.reused_locations(number) for number in range(len(names))]))

@@ -47,7 +47,7 @@ class GrowthPlan:
 
     @cached_property
     def form(self) -> ParameterFormat:
-        """As what the new tasks' own parameters are written; a table that the base has keeps its dtype."""
+        """The dtypes of the new tasks' own parameters; a table that the base has keeps its dtype."""
         manifest = self.base.bundle.manifest
         form = ParameterFormat.of(self.source.config, self.source.models, manifest.dtype, manifest.block_shape)
         return replace(form, tied={**form.tied, **{table.name: table for table in manifest.tied_tables}})

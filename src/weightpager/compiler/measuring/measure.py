@@ -73,7 +73,7 @@ class _Place(Protocol):
 
 @dataclass(frozen=True)
 class _Opened:
-    """In this process, by one engine for all jobs."""
+    """The bundle in this process, opened by one engine for all jobs."""
 
     opened: Engine
 
@@ -89,7 +89,7 @@ class _Opened:
 
 @dataclass(frozen=True)
 class _Sent:
-    """In the very job, which may be on another machine: it writes the files to a folder of its own.
+    """The bundle as it travels with a job to another machine, which writes the files to a folder of its own.
 
     Attributes:
         files: bytes by path.

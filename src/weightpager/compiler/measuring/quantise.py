@@ -48,4 +48,4 @@ INT3, INT2 = Quantisation(3, 32), Quantisation(2, 32)
 """The same with fewer bits."""
 
 QUANTISATIONS = {"int8": INT8, "int4": INT4, "int3": INT3, "int2": INT2}
-"""Those that a bundle is compared with, most bits first."""
+"""The quantisations that a bundle is compared with, most bits first."""

@@ -79,7 +79,7 @@ class Checkpoint:
         return class_names(self.model.config)
 
     def with_classes(self) -> Checkpoint:
-        """The same.
+        """The checkpoint itself, once its head is known to tell classes apart.
 
         Raises:
             CompileError: its head has fewer than two different classes.

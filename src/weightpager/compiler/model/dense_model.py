@@ -77,7 +77,7 @@ class Source:
         return self.tokenizer if self.images is None else self.images
 
     def alone(self, task: str) -> Source:
-        """The same with one task's module, and without what reads inputs: all that computing with it takes."""
+        """The model with one task's module, without what reads inputs: all that computing with it takes."""
         return replace(self, models={task: self.models[task]}, tokenizer=None, own_tokenizer=None, images=None)
 
     def linear(self, task: str, name: str) -> nn.Linear:
@@ -96,13 +96,13 @@ class Source:
 
     @property
     def parameter_bytes(self) -> int:
-        """Of all parameters in float32, each once."""
+        """Bytes of all parameters in float32, each counted once."""
         tensors = {id(tensor): tensor for task in self.models for tensor in self.parameters(task).values()}
         return sum(4 * tensor.numel() for tensor in tensors.values())
 
     @property
     def paged_bytes(self) -> int:
-        """Of one task's paged weights in float32; as much as its calibration holds."""
+        """Bytes of one task's paged weights in float32; its calibration holds as much."""
         return sum(4 * info.elements for info in self.paged)
 
     def brings_head(self, task: str) -> bool:

@@ -18,7 +18,8 @@ from weightpager.page_dtype import PageDtype
 _FEW_BITS = ("int8", "int4")
 
 _TIED: TiedDtype = "int8"
-"""Of tables that a head is tied to, beside pages of few bits; in int4 they cost language models much (decision 53)."""
+"""The dtype of tables that a head is tied to, beside pages of few bits. In int4 they cost language models much
+(decision 53)."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ class ParameterFormat:
         return cls(dtype, block, frozenset() if pages == "float32" else embedding_tables(models), tied)
 
     def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:
-        """Of a parameter by canonical name, if it isn't written as blocks; whole numbers stay what they are."""
+        """The dtype of a parameter by canonical name, if it isn't written as blocks; whole numbers keep theirs."""
         if not tensor.is_floating_point():
             return tensor.dtype
         return torch.bfloat16 if name in self.tables else self.dtype
 
     def bytes_of(self, name: str, tensor: Tensor) -> int:
-        """Of a parameter by canonical name, as it is written."""
+        """Bytes of a parameter by canonical name, as it is written."""
         if name in self.tied:
             return self.tied[name].bytes(self.block)
         return tensor.numel() * self.dtype_of(name, tensor).itemsize

@@ -43,7 +43,7 @@ class TaskWeights:
     low_rank: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
 
     def alone(self, task: str) -> TaskWeights:
-        """The same for one task; not to be asked for `versions`."""
+        """The weights of one task; they can't tell `versions`."""
         private = {task: self.private[task]} if task in self.private else {}
         low_rank = {task: self.low_rank[task]} if task in self.low_rank else {}
         return TaskWeights(self.source.alone(task), private, low_rank)

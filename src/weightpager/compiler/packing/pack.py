@@ -98,7 +98,7 @@ class Packing:
         return np.flatnonzero(self.users >> np.uint64(task) & np.uint64(1))
 
     def placement(self, numbers: BlockNumbers, tasks: int) -> Placement:
-        """The same as the block tables of so many tasks."""
+        """The packing as the block tables of so many tasks."""
         used = map(self.locations_of, range(tasks))
         return Placement.of(numbers, self.layers, self.blocks_in_layers(numbers), used)
 
@@ -169,7 +169,7 @@ def _cut(layers: Sequence[LayerBlocks], page_bytes: int, places: int) -> Packing
 
 
 def _positions(packing: Packing) -> npt.NDArray[np.int64]:
-    """Of each page along a chain of the pages' signatures, [pages]."""
+    """The position of each page along a chain of the pages' signatures, [pages]."""
     return SignatureChain.of(packing.signatures).positions(packing.signatures)
 
 
@@ -181,12 +181,12 @@ def _in_stretches(packing: Packing, positions: npt.NDArray[np.int64], length: in
 
 
 def _lengths(layers: int) -> list[int]:
-    """Of stretches, in layers, that are tried: the shortest first."""
+    """Lengths of stretches, in layers, that are tried, the shortest first."""
     return [1 << bits for bits in range(layers.bit_length()) if 1 << bits < layers]
 
 
 def _page_sizes(block_bytes: int) -> list[int]:
-    """Those that hold a block, and waste little at their end if there is such a size."""
+    """Page sizes that hold a block; if possible only those that waste little at their end."""
     possible = [size for size in PAGE_SIZES if size >= block_bytes]
     return [size for size in possible if size % block_bytes <= OVER_READ_LIMIT * size] or possible
 

@@ -31,7 +31,7 @@ class SignatureChain:
 
     @classmethod
     def of(cls, signatures: Signatures) -> SignatureChain:
-        """Of the signatures that there are among these."""
+        """The chain of the different signatures among these."""
         present = np.unique(signatures)
         if len(present) > _CHAINED:
             return cls(present, np.argsort(np.argsort(_gray(present))))

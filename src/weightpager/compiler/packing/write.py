@@ -142,7 +142,7 @@ def _blocks_in_place(
 
 
 def _write_parameters(writer: BundleWriter, plan: BundlePlan, form: ParameterFormat) -> dict[str, Tensor]:
-    """Of each name, the values that the most tasks agree on are resident; tasks with others have them private.
+    """Write each parameter: the values that the most tasks share are resident, other tasks' are private.
 
     Returns:
         Of those that all tasks agree on, the tables that come on demand. They aren't written.

@@ -65,7 +65,7 @@ class LayerStream:
             self._calls = [self._held(_calls(model, layers, batch)) for batch in batches]
 
     def in_features(self, name: str) -> int:
-        """Of a linear layer, by canonical name."""
+        """How many inputs a linear layer has, by canonical name."""
         return self._linear(name).in_features
 
     def inputs(self, layer: int, weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:

@@ -112,7 +112,7 @@ def stored_if_coarse(weight: Tensor, grid: BlockGrid, dtype: PageDtype) -> Tenso
 
 
 def divisors(weight: Tensor, grid: BlockGrid, encoding: Encoding) -> Tensor:
-    """By what each row of a block is scaled: its largest weight divided by this, as bfloat16, is its scale.
+    """The divisor of each row of a block: its largest weight divided by it, as bfloat16, is its scale.
 
     Args:
         weight: float32 ``[out_features, in_features]``.
@@ -133,7 +133,7 @@ def scales(weight: Tensor, grid: BlockGrid, divided_by: Tensor) -> Tensor:
 
 
 def _best(weights: Tensor, encoding: Encoding) -> Tensor:
-    """Of rows [cols, N]."""
+    """The divisors of rows [cols, N] that round them with the least squared error."""
     largest = weights.abs().amax(0)
     best = torch.full_like(largest, encoding.divisors[-1])
     least = torch.full_like(largest, torch.inf)

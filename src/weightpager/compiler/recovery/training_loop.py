@@ -58,7 +58,7 @@ class Schedule:
         return len(range(self.first, self.steps, self.every))
 
     def number(self, done: int) -> int:
-        """Of the step after ``done`` of its own."""
+        """The number, among all steps, of the step after ``done`` of the training's own."""
         return self.first + self.every * done
 
 

@@ -23,7 +23,8 @@ from weightpager.errors import CompileError
 _log = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-3
-"""Of the largest logit: far above float32's rounding in another order, far below what a wrong table does."""
+"""What a logit may be off, as a share of the largest one: far above float32's rounding in another order, far below what
+a wrong table does."""
 
 
 def reorder(

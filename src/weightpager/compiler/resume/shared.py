@@ -30,7 +30,7 @@ COPIES = 3
 """A calibration holds the model, sums as large and, one by one, gradients; a measurement the model, and activations."""
 
 Scores = dict[str, Score]
-"""By task."""
+"""Scores by task."""
 
 
 @dataclass

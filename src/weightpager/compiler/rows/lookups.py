@@ -35,7 +35,7 @@ class _Watched(nn.Embedding):
     """An embedding while it is watched."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """As before, and noted."""
+        """Call the module, and note the ids that it looks up."""
         seen, texts = self.__dict__["_seen"], self.__dict__["_texts"]
         seen.ids.append(ids.detach().reshape(-1).to(torch.int64).numpy().copy())
         seen.words = seen.words and texts is not None and ids.shape == texts.shape and bool(torch.equal(ids, texts))

@@ -63,7 +63,7 @@ class RowUses:
         return places
 
     def entry(self, name: str, columns: int) -> RowTableEntry:
-        """As the manifest has it."""
+        """The table's entry in the manifest."""
         uses = {task: curve.tolist() for task, curve in self.curves.items()}
         return RowTableEntry(name=name, rows=len(self.order), columns=columns, lookups=self.lookups, uses=uses)
 

@@ -64,7 +64,7 @@ class Target:
 
 
 def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, list[FrontierPoint]]:
-    """The same with the alignment that the task file's ``max_switch`` or ``accuracy_loss`` leads to; what was tried.
+    """The tasks with the alignment that ``max_switch`` or ``accuracy_loss`` leads to, and what was tried.
 
     A loss is the mean over the tasks of what alignment costs, in points, on the dense weights without any recovery and
     without the masks of strength 0 losing anything. Fine-tuning wins most of that back, and nothing short of it tells

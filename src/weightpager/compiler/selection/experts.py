@@ -39,7 +39,7 @@ class Layer:
 
 
 def expert_layers(source: Source) -> list[Layer]:
-    """Of all layers whose experts' weights are paged, in the model's order; tasks have the same ones."""
+    """The experts of all layers that page them, in the model's order; all tasks have the same ones."""
     model, paged = next(iter(source.models.values())), {info.name for info in source.paged}
     prefix = model.base_model_prefix + "."
     layers = []

@@ -62,7 +62,7 @@ class Prepared:
     evenness: float = 0.0
 
     def changed(self, **settings: Any) -> Prepared:
-        """The same with other settings of the task file: those that only `build` looks at."""
+        """The prepared tasks with other settings of the task file: those that only `build` looks at."""
         task_file = self.source.task_file.model_copy(update=settings)
         return replace(self, source=replace(self.source, task_file=task_file))
 

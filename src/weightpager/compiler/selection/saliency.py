@@ -79,7 +79,7 @@ def _passes(paged: Sequence[PagedWeightInfo], room: int | None) -> list[list[Pag
 def _sums(
     source: Source, task: str, infos: Sequence[PagedWeightInfo], batches: Sequence[Batch], progress: Steps
 ) -> Calibration:
-    """Of some weights alone, in one pass."""
+    """The sums of some weights alone, in one pass."""
     model, kind = source.models[task], source.task_file.tasks[task].kind
     weights = {info.name: source.linear(task, info.name).weight for info in infos}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}

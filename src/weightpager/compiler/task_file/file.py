@@ -181,7 +181,7 @@ def load(path: str | Path) -> TaskFile:
 
 
 def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float | None) -> TaskFile:
-    """The same with what a command line asks for in place of the file's own alignment, ``max_switch`` or loss.
+    """The file with what a command line asks for in place of its own alignment, ``max_switch`` or loss.
 
     Raises:
         ConfigError: both are given, or one is no size or no number of points.
@@ -194,7 +194,7 @@ def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float 
 
 
 def with_fit(task_file: TaskFile, fit: str | None) -> TaskFile:
-    """The same with what a command line asks the weights in memory to take at most.
+    """The file with the most memory that a command line lets the weights take.
 
     Raises:
         ConfigError: it is no size, or the file states sparsity or dtype.
@@ -203,7 +203,7 @@ def with_fit(task_file: TaskFile, fit: str | None) -> TaskFile:
 
 
 def with_comparison(task_file: TaskFile, compare: str | None) -> TaskFile:
-    """The same with what a command line asks to compare with.
+    """The file with what a command line asks to compare with.
 
     Raises:
         ConfigError: there is no such comparison.
@@ -218,7 +218,7 @@ def _restated(task_file: TaskFile, stated: Mapping[str, object], instead_of: set
 
 
 def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = "task file") -> TaskFile:
-    """The same from a mapping; relative paths start from ``folder``, errors speak of ``name``.
+    """Read a task file from a mapping; relative paths start from ``folder``, errors speak of ``name``.
 
     Raises:
         ConfigError: as `load`.

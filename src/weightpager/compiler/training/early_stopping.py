@@ -12,7 +12,7 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 
 CHECKS = 10
-"""Of a training, and one before its first step; fewer where it has fewer steps."""
+"""Checks of a training, beside one before its first step; fewer where it has fewer steps."""
 
 ITEMS = 128
 """Validation examples per task and check: of the loss, not of a metric, so that few suffice."""

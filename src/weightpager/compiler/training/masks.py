@@ -93,7 +93,7 @@ class Masks:
 
     @torch.no_grad()
     def held(self, source: Source, task: str) -> dict[str, Tensor]:
-        """As `parameters` of all paged weights, for what learns nothing; they lie in the source's scratch."""
+        """`parameters` of all paged weights, without gradients; they lie in the source's scratch."""
         base, found = source.models[task].base_model_prefix, self.routes(source, task)
         for info in source.paged:
             kept = self.masked(task, info, source.linear(task, info.name).weight)

@@ -87,7 +87,7 @@ class BytePairs:
         return found
 
     def closed(self, tokens: Iterable[str]) -> set[str]:
-        """These tokens, and all that they are joined of."""
+        """These tokens, and all tokens that they are joined from."""
         todo = list(tokens)
         found = set(todo)
         while todo:

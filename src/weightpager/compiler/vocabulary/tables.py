@@ -99,7 +99,7 @@ def _rows(values: Tensor, kept: Tensor) -> nn.Parameter:
 
 
 def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Of each token after those before it, float32 [tokens, vocabulary]."""
+    """The logits after each token, float32 [tokens, vocabulary]."""
     with torch.inference_mode():
         found: Tensor = model(input_ids=tokens[None]).logits[0].float()
     return found

@@ -33,7 +33,7 @@ from weightpager.nn import set_as_published
 from weightpager.progress import Progress, silent
 
 _OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-"""Of tokenizers that aren't fast: they would say something else."""
+"""Files of tokenizers that aren't fast: they would still describe the old vocabulary."""
 
 
 Texts = Mapping[str, list[Sequence[int]]]

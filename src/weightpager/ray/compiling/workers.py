@@ -22,7 +22,7 @@ from weightpager.ray.compiling.surroundings import Surroundings, environment
 _log = logging.getLogger(__name__)
 
 BASE_BYTES = 512 << 20
-"""That a worker holds before its first job: torch and transformers, and buffers of their libraries."""
+"""Memory of a worker before its first job: torch and transformers, and buffers of their libraries."""
 
 RETRIES = 3
 """Times that a job is done again whose worker was killed, or whose machine is gone."""
@@ -203,7 +203,7 @@ class _Running(Generic[Key]):
         return ref in self._jobs
 
     def name(self, ref: Ref) -> str:
-        """Of a job, in messages."""
+        """A job's name in messages."""
         key = self._jobs[ref].key
         return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 

@@ -39,7 +39,7 @@ class KnownReplicas:
             self._sent.pop(request.key, None)
 
     def only(self, replicas: Sequence[str]) -> None:
-        """These are the servers there are: what is known of others is forgotten."""
+        """Forget all servers but these, which are all that there are."""
         with self._lock:
             self._standings = {name: self._standings[name] for name in replicas if name in self._standings}
 
@@ -70,5 +70,5 @@ class KnownReplicas:
 
 @cache
 def known_replicas() -> KnownReplicas:
-    """Those of this process: Serve makes the router itself, so that a gateway can't hand it anything."""
+    """What this process knows. Serve makes the router itself, so that a gateway can't hand it anything."""
     return KnownReplicas()

@@ -15,7 +15,7 @@ from weightpager.server.http.run import listen
 _NAME = "weightpager"
 
 _STORE_BYTES = 256 << 20
-"""Of shared memory, in a cluster that is started: answers are small, and Ray would take a third of the memory."""
+"""Bytes of shared memory in a cluster that is started: answers are small, and Ray would take a third of the memory."""
 
 
 @contextmanager
