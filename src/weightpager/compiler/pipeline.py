@@ -104,13 +104,13 @@ def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
     except KeyboardInterrupt as error:
         kept, folder = journal.standing(), kept_beside(out)
         if kept:
-            found = f"kept in {folder}: {', '.join(kept)}. The same command goes on from there; what is "
-            found += "not named is done again"
+            text = f"kept in {folder}: {', '.join(kept)}. The same command goes on from there; what is "
+            text += "not named is done again"
         elif any(folder.rglob("*.safetensors")):
-            found = f"what earlier runs have kept stays in {folder}"
+            text = f"what earlier runs have kept stays in {folder}"
         else:
-            found = "nothing was trained that could be kept: begin again"
-        raise CompileInterrupted(f"interrupted; {found}") from error
+            text = "nothing was trained that could be kept: begin again"
+        raise CompileInterrupted(f"interrupted; {text}") from error
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         without_graph = write_bundle(writer, plan)
     with run.stage("measure sparse"):
         written = measure_written(writer.root, prepared.data, run.progress, run.workers)
-    own = {
+    fields = common_fields(written, prepared, run) | {
         "duality_gap": sparse.gap,
         "alignment": plan.alignment,
         "frontier": list(sparse.frontier),
@@ -180,7 +180,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         "fit": fit_of(prepared, written.bundle),
         "without_graph": without_graph,
     }
-    report = CompileReport(**(common_fields(written, prepared, run) | own))
+    report = CompileReport(**fields)
     writer.put(REPORT, report.dump())
     writer.finish(written.bundle.manifest)  # once more: it lists the report, for which the bundle had to be read
     return report

@@ -62,7 +62,7 @@ def _tensors(content: bytes | mmap) -> dict[str, tuple[int, int]]:
     length = int.from_bytes(content[:8], "little")
     try:
         header = json.loads(content[8 : 8 + length])
-        offsets = {name: of["data_offsets"] for name, of in header.items() if name != "__metadata__"}
+        offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
     return {name: (8 + length + start, 8 + length + end) for name, (start, end) in offsets.items() if start < end}

@@ -33,7 +33,7 @@ class CallForm:
 
     @classmethod
     def of(cls, kind: TaskKind, image: tuple[int, int, int] | None = None) -> CallForm:
-        """Of a kind of tasks.
+        """The form of a kind of tasks.
 
         Args:
             kind: of tasks.

@@ -73,11 +73,11 @@ def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
 def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Masks:
     """The keep masks of all tasks, the new ones first."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    found = [
+    placements = [
         (part, place(part.problem, part.gathered(base.shared))) for part in parts(prepared, transitions.switch_rate())
     ]
-    placed = spread(paged, found, len(task_file.tasks))
-    masks = {name: np.concatenate([own, base.keep[name]], axis=1) for name, own in placed.items()}
+    placed = spread(paged, placements, len(task_file.tasks))
+    masks = {name: np.concatenate([mask, base.keep[name]], axis=1) for name, mask in placed.items()}
     chosen = Masks((*task_file.tasks, *base.bundle.tasks), masks)
     check_left(prepared.source, chosen)
     return chosen
@@ -110,14 +110,14 @@ def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: Compile
         added_bytes=len(plan.added.packing.layers) * bundle.page_bytes,
         private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
     )
-    found = common_fields(written, prepared, run)
-    found |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "alignment": None, "evenness": 0.0}
+    fields = common_fields(written, prepared, run)
+    fields |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "alignment": None, "evenness": 0.0}
     if old is not None:
-        found |= {
-            "tasks": [*old.tasks, *found["tasks"]],
+        fields |= {
+            "tasks": [*old.tasks, *fields["tasks"]],
             "duality_gap": old.duality_gap,
             "alignment": old.alignment,
-            "tied": {**old.tied, **found["tied"]},
+            "tied": {**old.tied, **fields["tied"]},
             "evenness": min(old.evenness, prepared.evenness),
         }
-    return CompileReport(**found)
+    return CompileReport(**fields)

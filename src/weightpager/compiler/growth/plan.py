@@ -136,9 +136,9 @@ def plan_growth(
 
 def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool_]:
     """Where tasks have values of their own, [blocks, tasks]."""
-    found = np.zeros((info.grid.count, len(weights.source.models)), bool)
+    private = np.zeros((info.grid.count, len(weights.source.models)), bool)
     for number, task in enumerate(weights.source.models):
         own = weights.private.get(task, {}).get(info.name)
         if own is not None:
-            found[own.blocks, number] = True
-    return found
+            private[own.blocks, number] = True
+    return private

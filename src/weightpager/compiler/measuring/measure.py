@@ -60,8 +60,8 @@ def measure_written(
 
     with _Opened.of(bundle) if workers.here else nullcontext(_Sent.of(root)) as place:
         jobs = {name: partial(_measured, place, name, of_task) for name, of_task in data.items()}
-        found = {one.key: one.value for one in workers.each(jobs, told, _COPIES)}
-    return Written(bundle, {name: found[name][0] for name in data}, next(iter(found.values()))[1])
+        measured = {one.key: one.value for one in workers.each(jobs, told, _COPIES)}
+    return Written(bundle, {name: measured[name][0] for name in data}, next(iter(measured.values()))[1])
 
 
 class _Place(Protocol):

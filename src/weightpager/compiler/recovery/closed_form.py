@@ -151,8 +151,8 @@ def refit(
     if refitted == layers:
         return
     streams = {
-        task: _Streams(*(LayerStream(of.models[task], some, dense.scratch) for of in (dense, sparse)))
-        for task, some in batches.items()
+        task: _Streams(*(LayerStream(model.models[task], of_task, dense.scratch) for model in (dense, sparse)))
+        for task, of_task in batches.items()
     }
     work = _Refit(dense, sparse, masks, streams, encoding)
     for layer in range(layers):
@@ -169,7 +169,9 @@ def _resume(sparse: Source, journal: Journal) -> int:
     ours = _values(sparse)
 
     def fits(kept: Mapping[str, Tensor]) -> bool:
-        return {name: value.shape for name, value in kept.items()} == {name: of.shape for name, of in ours.items()}
+        return {name: value.shape for name, value in kept.items()} == {
+            name: value.shape for name, value in ours.items()
+        }
 
     entry = journal.read(STAGE, fits)
     if entry is None:

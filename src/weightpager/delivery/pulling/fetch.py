@@ -239,11 +239,11 @@ def _pack_ids(source: Source, folder: Path, name: str, pages: int, page_bytes: i
         known = b""
     if pack_name(page_bytes, known) == name:
         return known
-    found = read_at_most(source, pack_ids_path(name), pages * ID_BYTES)
-    if len(found) != pages * ID_BYTES or pack_name(page_bytes, found) != name:
+    fetched = read_at_most(source, pack_ids_path(name), pages * ID_BYTES)
+    if len(fetched) != pages * ID_BYTES or pack_name(page_bytes, fetched) != name:
         raise UntrustedError(f"{source.place}/{pack_ids_path(name)}: expected the ids that were signed, found others")
     with write_errors():
         folder.mkdir(parents=True, exist_ok=True)
         with new_file(path) as file:
-            file.write(found)
-    return found
+            file.write(fetched)
+    return fetched

@@ -45,17 +45,17 @@ class LocalBundle:
 
 def local_bundles(into: Path) -> list[LocalBundle]:
     """All bundles in a directory, those of pulls included, each once."""
-    found: dict[str, LocalBundle] = {}
+    bundles: dict[str, LocalBundle] = {}
     for root in _roots(into):
         path = os.path.realpath(root)
-        if path not in found:
+        if path not in bundles:
             try:
                 manifest = read_manifest(root)
                 ids = read_page_index(root, manifest).ids
             except BundleError:
                 continue
-            found[path] = LocalBundle(Path(path), manifest, ids, _version(Path(path)))
-    return list(found.values())
+            bundles[path] = LocalBundle(Path(path), manifest, ids, _version(Path(path)))
+    return list(bundles.values())
 
 
 def _roots(into: Path) -> Iterator[Path]:

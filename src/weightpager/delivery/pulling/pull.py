@@ -134,30 +134,30 @@ class _Pull:
             return self._done("current")
         if key in installed.refused and not wish.again:
             return self._done("refused")
-        found: Cost | None = None
+        cost: Cost | None = None
         if not installed.has(key):
             fetch = Fetch(self._source, self._into, installed.places, self._version, connections, self._progress)
             if dry_run:
                 return self._done("would install", fetch.plan().cost())
-            found = fetch.run()
+            cost = fetch.run()
             installed.accept(key, fetch.folder)
         elif dry_run:
             return self._done("would install")
-        return self._use(key, keep, found)
+        return self._use(key, keep, cost)
 
-    def _use(self, key: str, keep: int, found: Cost | None) -> Pulled:
+    def _use(self, key: str, keep: int, cost: Cost | None) -> Pulled:
         installed, check = self._installed, self._check
         if installed.current != key:
             installed.use(key, checked=check is None)
         problem = check(installed.places.link) if check is not None else None
         if problem is not None:
             _roll_back(installed, key, installed.previous())
-            return self._done("rolled back", found, problem)
+            return self._done("rolled back", cost, problem)
         installed.passed()
         installed.prune(keep)
-        return self._done("installed", found)
+        return self._done("installed", cost)
 
-    def _done(self, outcome: Outcome, found: Cost | None = None, problem: str | None = None) -> Pulled:
+    def _done(self, outcome: Outcome, cost: Cost | None = None, problem: str | None = None) -> Pulled:
         return Pulled(
             outcome,
             self._version.version,
@@ -165,7 +165,7 @@ class _Pull:
             self._installed.places.link,
             self._source.received,
             self._source.whole_files,
-            found,
+            cost,
             problem,
         )
 

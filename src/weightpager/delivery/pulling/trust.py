@@ -50,8 +50,8 @@ def signed_version(source: Source, folder: Path, target: str, root: bytes | None
     except tuf.RepositoryError as error:
         raise UntrustedError(f"{source.place}: expected what was signed, found something else: {error}") from error
     except tuf.DownloadError as error:
-        found = error.__cause__ if isinstance(error.__cause__, DeliveryError) else None
-        raise DeliveryError(str(found or f"{source.place}: expected signed metadata, found other: {error}")) from error
+        cause = error.__cause__ if isinstance(error.__cause__, DeliveryError) else None
+        raise DeliveryError(str(cause or f"{source.place}: expected signed metadata, found other: {error}")) from error
 
 
 def _signed_version(source: Source, folder: Path, target: str, root: bytes | None) -> VersionFile:
