@@ -90,16 +90,52 @@ def test_a_bundle_that_goes_while_it_is_copied_is_fetched(fleet: Fleet, beside: 
     assert contents(beside.bundle) == contents(fleet.new)
 
 
+def two_versions(bundle: Path, folder: Path) -> tuple[Device, Place]:
+    """A device that has a bundle without its first task, of a repository that has all of it."""
+    place, old = Place.make(folder), folder / "old.bundle"
+    shutil.copytree(bundle, old)
+    collect(old, drop=[next(iter(Bundle.open(old).tasks))])
+    device = Device(folder / "device", place.trust)
+    place.publish(old)
+    device.pull(place.root)
+    place.publish(bundle)
+    return device, place
+
+
+def damage(path: Path) -> None:
+    """Change a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_dry_run_sees_damage_as_the_pull_does(fleet: Fleet) -> None:
+    device, whole = fleet.device, fleet.device.pull(fleet.place.root, dry_run=True)
+    damage(next(device.bundle.glob("pages-*")))
+    damage(device.bundle / "resident.safetensors")
+    told, done = device.pull(fleet.place.root, dry_run=True), device.pull(fleet.place.root)
+    assert whole.cost is not None
+    assert told.cost == done.cost
+    assert done.cost is not None
+    assert done.cost.pages == whole.cost.pages + 1
+    version = VersionFile.parse((device.bundle.resolve().parent / "version.json").read_bytes())
+    assert done.cost.file_bytes == whole.cost.file_bytes + version.files["resident.safetensors"].pieces[-1].stored
+    assert contents(device.bundle) == contents(fleet.new)
+
+
+def test_a_page_file_that_was_shared_and_is_damaged_isnt_shared_again(wordy_bundle: Path, tmp_path: Path) -> None:
+    device, place = two_versions(wordy_bundle, tmp_path)
+    damage(device.bundle / "rows-0000.safetensors")
+    told, done = device.pull(place.root, dry_run=True), device.pull(place.root)
+    assert told.cost == done.cost
+    assert contents(device.bundle) == contents(wordy_bundle)
+    assert (device.bundle / "rows-0000.safetensors").stat().st_nlink == 1
+
+
 def test_a_page_file_that_cant_be_linked_is_copied(
     wordy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, old = Place.make(tmp_path), tmp_path / "old.bundle"
-    shutil.copytree(wordy_bundle, old)
-    collect(old, drop=[next(iter(Bundle.open(old).tasks))])
-    device = Device(tmp_path / "device", place.trust)
-    place.publish(old)
-    device.pull(place.root)
-    place.publish(wordy_bundle)
+    device, place = two_versions(wordy_bundle, tmp_path)
     refused = []
 
     def refuses(original: Path, _: Path) -> None:

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from weightpager.bundle.files.entry import Hash
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.format import page_index
+from weightpager.bundle.format import page_file, page_index
 from weightpager.bundle.format.manifest import Count, Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, is_inside
 from weightpager.bundle.format.page_file import ALIGNMENT
@@ -124,6 +124,11 @@ class VersionFile(Strict, frozen=True, kw_only=True):
     def name_of(key: str) -> str:
         """The name of the version that has this key."""
         return key.rpartition("-")[0]
+
+    def page_ranges(self) -> Iterator[tuple[str, range]]:
+        """Name of each page file, and the numbers of its pages."""
+        for name, first, count in page_file.page_ranges(self.page_files, self.row_files):
+            yield name, range(first, first + count)
 
     def places(self) -> Iterator[tuple[int, int]]:
         """The number of each page's pack, and its place in that, in bundle order."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from blake3 import blake3
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.format import page_file, page_index
 from weightpager.delivery.pulling.installed import BUNDLE, VERSION, write_errors
-from weightpager.delivery.pulling.local_pages import read_part, whole_pages
+from weightpager.delivery.pulling.local_parts import read_part, whole_pages
 from weightpager.delivery.version_file import StoredPiece, VersionFile
 from weightpager.errors import BundleError, DeliveryError
 
@@ -36,7 +36,7 @@ class Assembly:
         self.bundle = folder / BUNDLE
         self._version = version
         self._ids = ids
-        self._files = list(page_file.page_ranges(version.page_files, version.row_files))
+        self._page_files = dict(version.page_ranges())
         self._places: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for name, file in version.files.items():
             for start, piece in file.starts():
@@ -50,11 +50,7 @@ class Assembly:
             (self.folder / VERSION).write_bytes(self._version.dump())
             for path in self.bundle.rglob("*"):
                 name = path.relative_to(self.bundle).as_posix()
-                if (
-                    not path.is_dir()
-                    and name not in self._version.files
-                    and name not in {each[0] for each in self._files}
-                ):
+                if not path.is_dir() and name not in self._version.files and name not in self._page_files:
                     path.unlink()
             for name, file in self._version.files.items():
                 path = self.bundle / name
@@ -62,26 +58,27 @@ class Assembly:
                 _own(path)
                 with path.open("ab") as opened:
                     opened.truncate(file.bytes)
-            for name, _, count in self._files:
+            for name, pages in self._page_files.items():
                 path = self.bundle / name
                 try:
-                    page_file.check(path, count, self._version.page_bytes)
+                    page_file.check(path, len(pages), self._version.page_bytes)
                 except BundleError:
                     path.unlink(missing_ok=True)
-                    page_file.frame(path, count, self._version.page_bytes)
+                    page_file.frame(path, len(pages), self._version.page_bytes)
         self._put_ids()
 
-    def page_files(self) -> Iterator[tuple[str, int, int]]:
-        """Name of each page file, its first page and how many it has."""
-        return iter(self._files)
-
-    def missing_pages(self, name: str, first: int, count: int) -> list[int]:
+    def missing_pages(self, name: str) -> list[int]:
         """Numbers of a page file's pages that aren't what they should be."""
-        whole = whole_pages(self.bundle / name, self._ids[first : first + count], self._version.page_bytes)
-        return [first + number for number, is_whole in enumerate(whole) if not is_whole]
+        pages = self._page_files[name]
+        whole = whole_pages(self.bundle / name, [self._ids[page] for page in pages], self._version.page_bytes)
+        return [page for page, is_whole in zip(pages, whole, strict=True) if not is_whole]
 
     def link_page_file(self, name: str, original: Path) -> bool:
-        """Take over a page file of another version as a hard link; whether the storage could."""
+        """Take over a page file of another version, whose pages are right, as a hard link.
+
+        Returns:
+            Whether the storage could.
+        """
         beside = self.folder / "link"
         try:
             beside.unlink(missing_ok=True)
@@ -93,10 +90,14 @@ class Assembly:
 
     def page_writer(self) -> PageWriter:
         """A writer of pages to their places; to be closed."""
-        return PageWriter(self.bundle, self._files, self._version.page_bytes)
+        return PageWriter(self.bundle, self._page_files, self._version.page_bytes)
 
     def copy_file(self, name: str, original: Path) -> bool:
-        """Copy a file of another bundle; whether it was the right one."""
+        """Copy a file of another bundle.
+
+        Returns:
+            Whether it was the right one.
+        """
         wanted, beside = self._version.files[name], self.folder / "copy"
         with suppress(OSError):
             shutil.copyfile(original, beside)
@@ -138,11 +139,10 @@ class Assembly:
 class PageWriter:
     """Page files that are opened when the first page is written. Several threads may write."""
 
-    def __init__(self, bundle: Path, files: list[tuple[str, int, int]], page_bytes: int) -> None:
+    def __init__(self, bundle: Path, files: Mapping[str, range], page_bytes: int) -> None:
         self._bundle = bundle
-        self._files = [
-            (name, first, len(page_file.header(count, page_bytes))) for name, first, count in reversed(files) if count
-        ]
+        self._files = files
+        self._starts = {name: len(page_file.header(len(pages), page_bytes)) for name, pages in files.items()}
         self._page_bytes = page_bytes
         self._open: dict[str, int] | None = {}
         self._lock = threading.Lock()  # a descriptor must not be closed, and be another file's, while somebody writes
@@ -153,14 +153,15 @@ class PageWriter:
         Raises:
             DeliveryError: the storage refused it, or nobody wants it any more.
         """
-        name, first, start = next(each for each in self._files if each[1] <= page)
+        name, pages = next(file for file in self._files.items() if page in file[1])
+        offset = self._starts[name] + pages.index(page) * self._page_bytes
         with self._lock, write_errors():
             if self._open is None:
                 raise DeliveryError("a page came too late")
             if name not in self._open:
                 _own(self._bundle / name)
                 self._open[name] = os.open(self._bundle / name, os.O_RDWR | os.O_CLOEXEC)
-            page_file.write_at(self._open[name], content, start + (page - first) * self._page_bytes)
+            page_file.write_at(self._open[name], content, offset)
 
     def close(self) -> None:
         """Close the files."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable
 from pathlib import Path
 
 from weightpager.bundle.files.new_file import new_file
@@ -15,7 +14,8 @@ from weightpager.delivery.names import pack_ids_path
 from weightpager.delivery.packs import ID_BYTES, pack_name
 from weightpager.delivery.pulling.assembly import Assembly
 from weightpager.delivery.pulling.installed import Places, write_errors
-from weightpager.delivery.pulling.local_pages import LocalParts, local_bundles
+from weightpager.delivery.pulling.local_copy import LocalCopy, Nowhere, Target
+from weightpager.delivery.pulling.local_parts import LocalParts, local_bundles
 from weightpager.delivery.pulling.page_ranges import PageRange, page_ranges
 from weightpager.delivery.pulling.page_transfer import PageTransfer
 from weightpager.delivery.pulling.piece_transfer import PieceTransfer
@@ -56,14 +56,13 @@ class Fetch:
         self._progress = progress
         self._into = into
         self._ids = _ids(source, places.ids, version)
-        self._local = LocalParts(local_bundles(into), self._ids, version.page_bytes)
         self._assembly = Assembly(places.partial / version.key, version, self._ids)
+        self._local = LocalParts(local_bundles(into), self._ids, version.page_bytes, self._assembly.bundle)
         self._lock = threading.Lock()
 
-    def plan(self) -> PullPlan:
-        """What `run` does. What is here is compared with its hashes, and nothing is written."""
-        planner = Planner(self._version, self._ids, self._local, self._assembly)
-        return planner.plan(self._told("look for pages that are here"))
+    def cost(self) -> Cost:
+        """What `run` would fetch. What is here is compared with its hashes, and nothing is written."""
+        return self._assemble_local(self._plan(), Nowhere(self._version)).cost()
 
     def run(self) -> Cost:
         """Put the bundle together, check every byte of it, and say what came. What has come stays for the next try.
@@ -72,10 +71,10 @@ class Fetch:
             DeliveryError: something can't be fetched or written.
             UntrustedError: the bundle isn't what its version file says, though its parts are.
         """
-        plan = self.plan()
+        plan = self._plan()
         self._check_room(plan)
         self._assembly.begin()
-        plan = self._assemble_local(plan)
+        plan = self._assemble_local(plan, self._assembly)
         self._fetch(plan)
         self._check()
         return plan.cost()
@@ -92,6 +91,14 @@ class Fetch:
     def _told(self, stage: str) -> _Told:
         return _Told(self._progress, stage)
 
+    def _plan(self) -> PullPlan:
+        planner = Planner(self._version, self._ids, self._local, self._assembly)
+        return planner.plan(self._told("look for pages that are here"))
+
+    def _assemble_local(self, plan: PullPlan, target: Target) -> PullPlan:
+        """Bring what is here to a target. Returns the plan of what is left."""
+        return LocalCopy(self._ids, self._local, target).carry_out(plan, self._told("copy pages that are here"))
+
     def _check_room(self, plan: PullPlan) -> None:
         free, needed = shutil.disk_usage(self._into).free, plan.new_bytes + _SPARE
         if free < needed:
@@ -99,56 +106,6 @@ class Fetch:
                 f"{self._into}: expected {needed} bytes free for {self._wanted}, found {free}; make room, or "
                 "keep fewer versions (--keep). The bundle in use stays"
             )
-
-    def _assemble_local(self, plan: PullPlan) -> PullPlan:
-        """Link and copy what is here; the plan of what is left.
-
-        A bundle that isn't this one may be pruned meanwhile: what it had is fetched.
-        """
-        pieces = [*self._copy_files(plan.copy_files), *self._copy_pieces(plan.copy_pieces)]
-        pages = self._copy_pages([*self._link_page_files(plan.link_files), *plan.copy_pages])
-        return plan.fetching(pages, pieces)
-
-    def _copy_files(self, originals: Mapping[str, Path]) -> list[StoredPiece]:
-        """Copy files. Returns the pieces of those that are gone."""
-        gone: list[StoredPiece] = []
-        for name, original in originals.items():
-            if not self._assembly.copy_file(name, original):
-                gone += self._version.files[name].pieces
-        return gone
-
-    def _copy_pieces(self, pieces: Sequence[StoredPiece]) -> list[StoredPiece]:
-        """Copy pieces of files. Returns those that are gone."""
-        gone: list[StoredPiece] = []
-        for piece in pieces:
-            content = self._local.piece(str(piece.blake3))
-            if content is None:
-                gone.append(piece)
-            else:
-                self._assembly.put_piece(piece, content)
-        return gone
-
-    def _link_page_files(self, originals: Mapping[str, Path]) -> list[int]:
-        """Link page files. Returns the pages of those that couldn't be linked."""
-        unlinked: list[int] = []
-        for name, first, count in self._assembly.page_files():
-            if name in originals and not self._assembly.link_page_file(name, originals[name]):
-                unlinked += range(first, first + count)
-        return unlinked
-
-    def _copy_pages(self, pages: Sequence[int]) -> list[int]:
-        """Copy pages. Returns those that are gone."""
-        gone: list[int] = []
-        told = self._told("copy pages that are here")
-        with closing(self._assembly.page_writer()) as writer:
-            for page in pages:
-                content = self._local.page(self._ids[page])
-                if content is None:
-                    gone.append(page)
-                else:
-                    writer.put(page, content)
-                told.add(1, len(pages))
-        return gone
 
     def _check(self) -> None:
         """Compare all that was put together with what was signed."""

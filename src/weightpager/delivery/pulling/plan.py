@@ -40,13 +40,15 @@ class Cost:
 class PullPlan:
     """Where each part of a version comes from. Parts that already are in their places aren't listed.
 
+    What is linked or copied may turn out damaged, and is fetched then: see `fetching`.
+
     Attributes:
         version: that is wanted.
         link_files: names of page files, each with one of the same pages that another pull has brought.
         copy_files: names of other files, each with the same one in another bundle.
-        copy_pages: numbers of pages that bundles on this device have.
+        copy_pages: numbers of pages that bundles on this device list.
         fetch_pages: numbers of pages that only the repository has.
-        copy_pieces: pieces of files that bundles on this device have, each once.
+        copy_pieces: pieces of files that bundles on this device list, each once.
         fetch_pieces: pieces of files that only the repository has, each once.
     """
 

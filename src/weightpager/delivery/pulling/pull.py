@@ -138,7 +138,7 @@ class _Pull:
         if not installed.has(key):
             fetch = Fetch(self._source, self._into, installed.places, self._version, connections, self._progress)
             if dry_run:
-                return self._done("would install", fetch.plan().cost())
+                return self._done("would install", fetch.cost())
             cost = fetch.run()
             installed.accept(key, fetch.folder)
         elif dry_run:

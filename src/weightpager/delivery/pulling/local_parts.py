@@ -1,4 +1,4 @@
-"""Pages, and files, that a device has: in the bundles beside the new one, and in what broken pulls have left."""
+"""`LocalParts`: pages and files that a device has in the bundles beside the new one, and in what broken pulls left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weightpager.bundle.format import page_file
 from weightpager.bundle.format.names import MANIFEST
 from weightpager.bundle.reader import read_manifest, read_page_index
 from weightpager.delivery.pulling.installed import BUNDLE, STATE, VERSION
-from weightpager.delivery.version_file import VersionFile
+from weightpager.delivery.version_file import StoredFile, VersionFile
 from weightpager.errors import BundleError, DeliveryError
 
 
@@ -75,28 +75,55 @@ def _version(root: Path) -> VersionFile | None:
 
 
 class LocalParts:
-    """Pages and pieces of files that bundles on this device have.
+    """What bundles on this device have. They list it without a look at it; `page` and `piece` compare hashes."""
 
-    Attributes:
-        bundles: that have them.
-    """
-
-    def __init__(self, bundles: Sequence[LocalBundle], ids: Iterable[bytes], page_bytes: int) -> None:
+    def __init__(self, bundles: Sequence[LocalBundle], ids: Iterable[bytes], page_bytes: int, new: Path) -> None:
         """List what the bundles should have.
 
         Args:
             bundles: that may be damaged.
             ids: of the pages that are wanted.
             page_bytes: bytes of a page.
+            new: directory of the bundle that is put together, whose page files can't be linked to themselves.
         """
-        self.bundles = bundles
+        self._bundles = bundles
         self._page_bytes = page_bytes
+        self._new = new.resolve()
         self._pages: dict[bytes, list[tuple[Path, int]]] = {digest: [] for digest in ids}
         self._pieces: dict[str, tuple[Path, int, int]] = {}
         for bundle in bundles:
             self._list_pieces(bundle)
             if bundle.manifest.page_bytes == page_bytes:
                 self._list_pages(bundle)
+
+    def lists_page(self, digest: bytes) -> bool:
+        """Whether a page should be here."""
+        return bool(self._pages.get(digest))
+
+    def lists_piece(self, digest: str) -> bool:
+        """Whether a piece of a file should be here."""
+        return digest in self._pieces
+
+    def file(self, name: str, wanted: StoredFile) -> Path | None:
+        """A file that should be the same one; None if there is none."""
+        for bundle in self._bundles:
+            entry = bundle.manifest.files.get(name)
+            if entry is not None and (entry.bytes, entry.blake3) == (wanted.bytes, wanted.blake3):
+                return bundle.root / name
+        return None
+
+    def page_file(self, ids: Sequence[bytes]) -> Path | None:
+        """A page file that should have these pages, and that another pull has brought; None if there is none.
+
+        It may be shared, since nobody writes to it.
+        """
+        for bundle in self._bundles:
+            pulled = STATE in bundle.root.parts and bundle.root != self._new
+            if pulled and bundle.manifest.page_bytes == self._page_bytes:
+                for path, listed in bundle.page_files():
+                    if listed.tobytes() == b"".join(ids):
+                        return path
+        return None
 
     def page(self, digest: bytes) -> bytes | None:
         """A page's bytes, checked; None if there is none that is whole."""
