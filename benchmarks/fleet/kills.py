@@ -24,7 +24,7 @@ _BEYOND = 1.1
 
 
 def _publish(fleet: Fleet) -> None:
-    fleet.place.publish(fleet.old)
+    fleet.place.publish(fleet.old, version="3")
 
 
 def _pull(fleet: Fleet) -> None:
@@ -87,7 +87,7 @@ def _outcome(trial: Fleet, name: str, command: Callable[[Fleet], None]) -> str:
         done = fresh.pull(trial.place.root)
         expected = {"2": trial.new, "3": trial.old}[done.version]
         assert contents(fresh.bundle) == contents(expected), "a mixed bundle"
-        again = Place(trial.place.root, trial.place.keys).publish(trial.old)
+        again = Place(trial.place.root, trial.place.keys).publish(trial.old, version="3")
         assert trial.device.pull(trial.place.root).version == again.version
         assert contents(trial.device.bundle) == contents(trial.old), "a mixed bundle after all"
         return "new" if done.version == "3" else "old"

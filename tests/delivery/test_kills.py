@@ -51,7 +51,7 @@ def pull(trial):
     assert contents(trial.device.bundle) == new
 
 def publish(trial):
-    trial.place.publish(trial.old)
+    trial.place.publish(trial.old, version="3")
 
 def prune_old(trial):
     prune(trial.place.root, trial.place.keys, 0)
@@ -71,7 +71,7 @@ while True:
     found = contents(trial.device.bundle)
     assert found in (old, new), step
     if command is publish:
-        trial.place.publish(trial.old)
+        trial.place.publish(trial.old, version="3")
         trial.device.pull(trial.place.root)
         assert contents(trial.device.bundle) == old, step
     elif command is prune_old:

@@ -12,7 +12,7 @@ from fleet import NAME, Device, Fleet, Manners, Place, file_server
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.verify import verify
-from weightpager.delivery.pulling.installed import Installed
+from weightpager.delivery.pulling.installed import STATE, Installed
 from weightpager.delivery.pulling.pull import roll_back
 from weightpager.errors import ConfigError, DeliveryError
 
@@ -151,6 +151,21 @@ def test_a_rolled_back_version_comes_only_when_it_is_asked_for(fleet: Fleet) -> 
         roll_back(fleet.device.into, NAME)
     with pytest.raises(DeliveryError, match="expected 7"):
         roll_back(fleet.device.into, NAME, to="7")
+
+
+def test_a_rollback_goes_forth_and_back(fleet: Fleet) -> None:
+    fleet.device.pull(fleet.place.root)
+    for to, now in ((None, "1"), ("2", "2"), (None, "1"), ("2", "2")):
+        assert roll_back(fleet.device.into, NAME, to).now == now
+    with pytest.raises(DeliveryError, match="another version than 2, which is in use already"):
+        roll_back(fleet.device.into, NAME, "2")
+    assert fleet.device.pull(fleet.place.root).outcome == "current"
+
+
+def test_a_rollback_of_a_bundle_that_is_not_here_says_which_are(fleet: Fleet) -> None:
+    with pytest.raises(DeliveryError, match=f"found no 'other'; here are: {NAME}"):
+        roll_back(fleet.device.into, "other")
+    assert [path.name for path in (fleet.device.into / STATE).iterdir()] == [NAME]
 
 
 def test_a_version_that_fails_its_check_goes_back_by_itself(fleet: Fleet) -> None:

@@ -105,7 +105,7 @@ def test_keys_are_replaced_and_devices_follow(fleet: Fleet, role: str) -> None:
     assert len(made) == (3 if role == "root" else 1)
     assert len(list((fleet.place.keys / keys.RETIRED).iterdir())) == len(made)
     fleet.device.pull(fleet.place.root)
-    fleet.place.publish(fleet.old)
+    fleet.place.publish(fleet.old, version="3")
     repository.rotate(fleet.place.root, fleet.place.keys, "root")
     assert fleet.device.pull(fleet.place.root).version == "3"
     assert contents(fleet.device.bundle) == contents(fleet.old)
@@ -127,7 +127,7 @@ def test_a_stolen_key_is_survived_by_a_rotation(fleet: Fleet, tmp_path: Path, ro
         Roles(thief.root, thief.keys).publish(targets=True)
     fleet.device.pull(thief.root)
     repository.rotate(fleet.place.root, fleet.place.keys, role)
-    fleet.place.publish(fleet.old)
+    fleet.place.publish(fleet.old, version="3")
     assert fleet.device.pull(fleet.place.root).version == "3"
     assert contents(fleet.device.bundle) == contents(fleet.old)
     with pytest.raises(DeliveryError):
@@ -158,16 +158,28 @@ def test_a_rotation_that_is_killed_anywhere_leaves_a_repository_that_devices_tak
         trial.device.pull(trial.place.root)
         assert contents(trial.device.bundle) == contents(trial.new)
         repository.rotate(trial.place.root, trial.place.keys, role)
-        trial.place.publish(trial.old)
+        trial.place.publish(trial.old, version="3")
         assert trial.device.pull(trial.place.root).version == "3"
 
 
 def test_a_missing_key_is_asked_for_before_anything_changes(fleet: Fleet) -> None:
     (fleet.place.keys / "timestamp-1.pem").rename(fleet.place.keys / "elsewhere")
-    before = {path: path.read_bytes() for path in (fleet.place.root / "metadata").iterdir()}
+    (fleet.place.root / "objects").rename(fleet.place.root / "gone")  # a publisher would write them again
+    before = sorted(fleet.place.root.rglob("*"))
     with pytest.raises(ConfigError, match="keys of the role timestamp"):
-        fleet.place.publish(fleet.old)
-    assert {path: path.read_bytes() for path in (fleet.place.root / "metadata").iterdir()} == before
+        fleet.place.publish(fleet.old, version="3")
+    assert sorted(fleet.place.root.rglob("*")) == before
+
+
+def test_a_bundle_that_is_published_again_keeps_its_version(fleet: Fleet) -> None:
+    fleet.device.pull(fleet.place.root)
+    assert fleet.place.publish(fleet.new).version == "2"
+    assert fleet.device.pull(fleet.place.root).outcome == "current"
+    assert fleet.place.publish(fleet.new, channel="beta").version == "2"
+    assert fleet.place.publish(fleet.old).version == "1"
+    assert fleet.device.pull(fleet.place.root).in_use == "1"
+    fleet.place.publish(fleet.new, version="4")
+    assert fleet.place.publish(fleet.new).version == "4"
 
 
 def test_the_channels_of_a_repository_have_versions_of_their_own(fleet: Fleet) -> None:

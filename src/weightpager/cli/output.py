@@ -42,10 +42,15 @@ def errors() -> Console:
     return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document on standard output. A number that isn't finite becomes null, since JSON has none."""
+def print_json(value: Any, *, one_line: bool = False) -> None:
+    """Print one JSON document on standard output. A number that isn't finite becomes null, since JSON has none.
+
+    Args:
+        value: to be printed.
+        one_line: without line breaks, where further documents follow.
+    """
     plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
-    typer.echo(json.dumps(plain, indent=1, allow_nan=False))
+    typer.echo(json.dumps(plain, indent=None if one_line else 1, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:

@@ -61,6 +61,7 @@ def test_a_bundle_goes_from_one_machine_to_another(published: Path, weightpager:
     assert contents(Path("bundles/assistant.bundle")) == contents(Path("assistant.bundle"))
     assert "assistant 1 is in use, 2 was" in weightpager("rollback", "assistant", "--into", "bundles").out
     assert "--again" in weightpager(*PULL).out
+    assert "expected a version before" in weightpager("rollback", "assistant", "--into", "bundles").err
 
 
 def test_a_failed_check_is_a_failed_command(published: Path, weightpager: Command) -> None:
@@ -107,6 +108,9 @@ def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, mon
     assert "timestamp.json" in done.err
     assert len(set(waits)) == 3
     assert all(80 <= wait <= 120 for wait in waits)
+    again = weightpager(*FIRST, "--watch", "100", "--json")
+    assert json.loads(again.out)["outcome"] == "current"
+    assert len(again.out.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, mon
         ((*PULL, "--limit-rate", "fast"), "bandwidth: expected"),
         (("publish", "assistant.bundle", "repository", "--name", "A/B"), "name: expected"),
         (("publish", "refresh", "repository", "--also", "all"), "also: expected"),
-        (("rollback", "assistant", "--into", "bundles"), "expected a version before"),
+        (("rollback", "assistant", "--into", "bundles"), "found no 'assistant'; here are: none"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:3]),
 )

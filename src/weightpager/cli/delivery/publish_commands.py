@@ -79,7 +79,12 @@ def bundle_(
         str | None, typer.Option(help="Of the bundle in the repository. Default: the directory's, without .bundle.")
     ] = None,
     channel: Annotated[str, typer.Option(help="Devices of this channel get it.")] = "stable",
-    version: Annotated[str | None, typer.Option(help="Name of the version. Default: the next number.")] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the version. Default: that of the same bundle, if it is there already; else the next number."
+        ),
+    ] = None,
     keys: Keys = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -89,7 +89,15 @@ def pull(
                 dry_run=dry_run,
                 progress=stages,
             )
-        _tell(done, json=json, name=name)
+        if json:
+            output.print_json(done, one_line=watch is not None)
+        else:
+            _tell(done, name)
+        if done.outcome == "rolled back":
+            raise DeliveryError(
+                f"{name} {done.version}: {done.problem}; {done.in_use or 'no version'} is in use, and {done.version} "
+                "is not installed again unless you say --again"
+            )
 
     if watch is None:
         look()
@@ -116,19 +124,11 @@ def _root(path: Path | None) -> bytes | None:
         raise ConfigError(f"trust: expected a file of root metadata, found none at {path}: {error.strerror}") from error
 
 
-def _tell(done: Pulled, *, json: bool, name: str) -> None:
-    if json:
-        output.print_json(done)
-    else:
-        output.say(f"{name} {done.version}: {_words(done)}")
-        if done.whole_files:
-            output.hint(
-                "note: the server gives no parts of files, so that whole packs came; one that knows ranges saves that"
-            )
-    if done.outcome == "rolled back":
-        raise DeliveryError(
-            f"{name} {done.version}: {done.problem}; {done.in_use or 'no version'} is in use, and {done.version} is "
-            "not installed again unless you say --again"
+def _tell(done: Pulled, name: str) -> None:
+    output.say(f"{name} {done.version}: {_words(done)}")
+    if done.whole_files:
+        output.hint(
+            "note: the server gives no parts of files, so that whole packs came; one that knows ranges saves that"
         )
 
 

@@ -18,9 +18,9 @@ def rollback(
     to: Annotated[str | None, typer.Option(metavar="VERSION", help="This one. Default: the one before.")] = None,
     json: Json = False,
 ) -> None:
-    """Use an earlier version of a bundle that `pull` has installed; needs no repository.
+    """Use another version of a bundle that `pull` has installed; needs no repository.
 
-    `pull` doesn't install the version that was in use again, unless it is told so.
+    `pull` doesn't install the newer version that was in use again, unless it is told so.
 
     Example: `weightpager rollback assistant --into bundles/`
     """

@@ -66,7 +66,7 @@ def publish(
         key_folder: that has the keys of targets, snapshot and timestamp.
         name: of the bundle in the repository.
         channel: that gets it.
-        version: its name; None for the next number.
+        version: its name; None for the one under which this bundle is there already, or the next number.
         progress: told of progress.
 
     Raises:
@@ -94,6 +94,7 @@ class _Publishing:
 
     def publish(self, name: str, channel: str, version: str | None) -> Published:
         """Write packs and objects, which nobody refers to yet, then the targets."""
+        self._roles.check_keys("targets", "snapshot", "timestamp")  # before a large bundle is written in vain
         manifest = self._bundle.manifest
         ids = [row.tobytes() for row in self._bundle.index.ids]
         store = PackStore(self._repository, manifest.page_bytes)
@@ -104,7 +105,7 @@ class _Publishing:
         made = VersionFile(
             format="weightpager-version-1",
             name=name,
-            version=version or self._next(name),
+            version=version or self._known(name) or self._next(name),
             page_bytes=manifest.page_bytes,
             page_files=manifest.page_files,
             row_files=manifest.row_files,
@@ -128,10 +129,21 @@ class _Publishing:
         changed = {target: kept, channel_target(made.name, channel): kept}
         self._roles.set_targets({path: text for path, text in changed.items() if self._roles.target(path) != text})
 
+    def _known(self, name: str) -> str | None:
+        """The newest version that is this very bundle, if there is one."""
+        own = hash_file(self._bundle.path / MANIFEST).blake3
+        made = (VersionFile.parse(self._roles.content(path)) for path in self._versions(name))
+        same = [version.version for version in made if version.files[MANIFEST].blake3 == own]
+        return max(same, key=_number, default=None)
+
     def _next(self, name: str) -> str:
+        return str(1 + max(map(_number, self._versions(name).values()), default=0))
+
+    def _versions(self, name: str) -> dict[str, str]:
+        """Target → version, of a bundle's versions that the repository has."""
         prefix = version_target(name, "").removesuffix(".json")
-        known = (path.removeprefix(prefix).removesuffix(".json") for path in self._roles.targets.targets)
-        return str(1 + max((int(text) for text in known if text.isascii() and text.isdigit()), default=0))
+        targets = (path for path in self._roles.targets.targets if path.startswith(prefix))
+        return {path: path.removeprefix(prefix).removesuffix(".json") for path in targets}
 
     def _reader(self, ids: Sequence[bytes], wanted: int) -> Callable[[int], bytes]:
         donor, size, count = Donor(self._bundle.path), self._bundle.page_bytes, itertools.count(1)
@@ -166,3 +178,8 @@ class _Publishing:
             write_file(path, [kept])
             self._file_bytes += piece.stored
         return piece
+
+
+def _number(version: str) -> int:
+    """A version that is called by a number; 0 for any other."""
+    return int(version) if version.isascii() and version.isdigit() else 0

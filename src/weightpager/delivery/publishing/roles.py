@@ -55,6 +55,15 @@ class Roles:
         self.snapshot: Snapshot = self._read(f"{self.timestamp.snapshot_meta.version}.snapshot.json")
         self.targets: Targets = self._read(f"{self.snapshot.meta['targets.json'].version}.targets.json")
 
+    def check_keys(self, *roles: str) -> None:
+        """See that these roles can sign.
+
+        Raises:
+            ConfigError: keys are missing.
+        """
+        for role in roles:
+            self._signers(role, self.root)
+
     def target(self, path: str) -> bytes | None:
         """What a target holds; None if there is none."""
         return self.content(path) if path in self.targets.targets else None

@@ -119,6 +119,19 @@ class Installed:
                 )
             yield cls(places)
 
+    @staticmethod
+    def check_known(into: Path, name: str) -> None:
+        """See that pulls have been made of a bundle.
+
+        Raises:
+            DeliveryError: none has been; says of which bundles they have.
+        """
+        if not Places.of(into, name).home.is_dir():
+            known = ", ".join(folder.name for folder in Installed._folders(into / STATE)) or "none"
+            raise DeliveryError(
+                f"{into}: expected a bundle that 'weightpager pull' has installed, found no {name!r}; here are: {known}"
+            )
+
     @property
     def current(self) -> str | None:
         """Key of the version in use; None if there is none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -151,11 +151,20 @@ class _Pull:
             installed.use(key, checked=check is None)
         problem = check(installed.places.link) if check is not None else None
         if problem is not None:
-            _roll_back(installed, key, installed.previous())
+            self._reject(key)
             return self._done("rolled back", cost, problem)
         installed.passed()
         installed.prune(keep)
         return self._done("installed", cost)
+
+    def _reject(self, key: str) -> None:
+        """Go back from a version that has failed its check."""
+        before = self._installed.previous()
+        self._installed.refuse(key)
+        if before is None:
+            self._installed.unuse()
+        else:
+            self._installed.use(before)
 
     def _done(self, outcome: Outcome, cost: Cost | None = None, problem: str | None = None) -> Pulled:
         return Pulled(
@@ -186,7 +195,9 @@ class RolledBack:
 
 
 def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
-    """Let a bundle's name lead to the version before; the one in use isn't installed again by itself.
+    """Let a bundle's name lead to another version that is here.
+
+    A newer version that was in use isn't installed again by itself. An older one stays what a rollback goes to.
 
     Args:
         into: directory of the device's bundles.
@@ -194,22 +205,29 @@ def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
         to: version that is wanted; None for the one before.
 
     Raises:
-        DeliveryError: it isn't here.
+        DeliveryError: it isn't here, or it is in use.
     """
+    Installed.check_known(into, name)
     with Installed.alone(into, name) as installed:
         before, history = installed.current, installed.history()
-        if to is None:
-            key = installed.previous()
-        else:
-            key = next((each for each in reversed(history) if to in (each, VersionFile.name_of(each))), None)
-        if key is None or key == before:
+        key = installed.previous() if to is None else _named(history, to)
+        if key is None:
             known = ", ".join(map(VersionFile.name_of, history)) or "none"
             raise DeliveryError(
                 f"{installed.places.link}: expected {to or 'a version before the one in use'}, found none; here are: "
                 f"{known}. 'weightpager pull --version' brings another one"
             )
-        _roll_back(installed, before, key)
+        if key == before:
+            raise DeliveryError(f"{installed.places.link}: expected another version than {to}, which is in use already")
+        if before in history and history.index(key) < history.index(before):
+            installed.refuse(before)
+        installed.use(key)
         return RolledBack(_name(before), VersionFile.name_of(key), installed.places.link)
+
+
+def _named(keys: Sequence[str], wanted: str) -> str | None:
+    """The last version that has this name or key, if there is one."""
+    return next((key for key in reversed(keys) if wanted in (key, VersionFile.name_of(key))), None)
 
 
 def _make_directory(into: Path) -> None:
@@ -217,15 +235,6 @@ def _make_directory(into: Path) -> None:
         into.mkdir(exist_ok=True)
     except OSError as error:
         raise DeliveryError(f"{into}: expected a directory for bundles, it can't be made: {error.strerror}") from error
-
-
-def _roll_back(installed: Installed, from_key: str | None, to_key: str | None) -> None:
-    if from_key is not None:
-        installed.refuse(from_key)
-    if to_key is None:
-        installed.unuse()
-    else:
-        installed.use(to_key)
 
 
 def _name(key: str | None) -> str | None:
