@@ -117,6 +117,25 @@ def test_a_task_that_was_removed_is_unknown_and_its_module_refuses(path: Path) -
 
 
 @pytest.mark.slow
+def test_a_task_that_is_leaving_is_not_called_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may look while the budget is of the new bundle, and the task of the old one."""
+    grow(path, "number", sparsity=0.0)
+    with wp.Engine.from_pretrained(path) as engine:
+        take_over, pages = engine._open._take_over, len(engine.bundle.pages_of("number"))
+
+        def looked_at(bundle: Bundle, change: BundleChange) -> None:
+            assert engine._memory.slots_beside(0) < pages
+            engine.check_fits("number")
+            take_over(bundle, change)
+
+        monkeypatch.setattr(engine._open, "_take_over", looked_at)
+        collect(path, ["number"])
+        engine.reload()
+        with pytest.raises(UnknownTaskError):
+            engine.check_fits("number")
+
+
+@pytest.mark.slow
 def test_pages_are_evicted_after_any_task_has_left(path: Path) -> None:
     grow(path)
     bundle = Bundle.open(path)

@@ -76,6 +76,7 @@ class OpenBundle:
         if on_device:  # kernels there can't wait for storage: tables are whole
             self._stated_rows = whole_rows(bundle)
         self._open_store = open_store
+        self._reloads = 0  # counts their beginnings and ends: odd while one is under way
         self.memory = _memory(bundle, config, self._stated_rows, staging)
         arena = self.memory.arena
         self.watch = MemoryWatch(self.memory)
@@ -167,14 +168,24 @@ class OpenBundle:
         return self.backend.dtype(self._resident | self.task(name).private)
 
     def check_fits(self, name: str, beside: Iterable[str]) -> None:
-        """Whether the budget ever holds a task beside these. Errors are those of `Engine.check_fits`."""
+        """Whether the budget ever holds a task beside these. Errors are those of `Engine.check_fits`.
+
+        While another thread reloads the bundle there is no telling: pages and budget may be of two bundles.
+        """
+        reloads = self._reloads
+        refusal = self._refusal(name, beside)
+        if refusal is not None and reloads == self._reloads and not reloads % 2:
+            raise refusal
+
+    def _refusal(self, name: str, beside: Iterable[str]) -> TaskTooLargeError | None:
         together = {name: self.task(name), **{other: self.tasks[other] for other in beside}}
         pages = self.residency.blocks.needed_together([task.number for task in together.values()])
         tables = sum(task.tables.nbytes for task in together.values())
-        if pages > self.memory.slots_beside(tables):
-            what = f"task {name!r}{' beside the real-time tasks' if beside else ''}"
-            error = self.memory.too_small(what, pages, tables=tables)
-            raise TaskTooLargeError(f"task {name!r} can't run: {error}", error.smallest)
+        if pages <= self.memory.slots_beside(tables):
+            return None
+        what = f"task {name!r}{' beside the real-time tasks' if beside else ''}"
+        error = self.memory.too_small(what, pages, tables=tables)
+        return TaskTooLargeError(f"task {name!r} can't run: {error}", error.smallest)
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""
@@ -195,12 +206,15 @@ class OpenBundle:
         change = BundleChange.between(self.bundle, bundle)
         self.residency.check_unused(self._leaving(change))  # before the budget could be blamed
         before = self.memory.needs
+        self._reloads += 1
         try:
             self.resize(self.memory.refit(needs_of(bundle, self._dtype, self._stated_rows)))
             self._take_over(bundle, change)
         except BaseException:
             self._resize(self.memory.refit(before))
             raise
+        finally:
+            self._reloads += 1
         return change
 
     def _leaving(self, change: BundleChange) -> dict[str, int]:
