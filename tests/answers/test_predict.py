@@ -39,6 +39,8 @@ def test_no_more_is_generated_than_model_and_tokenizer_can_read(writer_bundle: P
         assert predict(model, tokenizer, task, [prompt], max_new_tokens=most - 2)
         with pytest.raises(ConfigError, match=f"at most {most} tokens, as the model can read, found 2 and {most - 1}"):
             predict(model, tokenizer, task, [prompt], max_new_tokens=most - 1)
+        with pytest.raises(ConfigError, match="text 2 of 3: expected at least one token, found none"):
+            predict(model, tokenizer, task, [prompt, "", prompt])
 
 
 def test_positions_behind_the_padding_are_not_read() -> None:

@@ -48,11 +48,11 @@ def predict(
     if most is None:
         most = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
     predictions = []
-    for given, asked in zip(inputs, _asked(reader, task, inputs), strict=True):
+    for number, (given, asked) in enumerate(zip(inputs, _asked(reader, task, inputs), strict=True), 1):
         work = kind.read(input_reader, task, asked, most)
         if isinstance(work, Generate) and max_new_tokens is None:
             work = work.within(room_of(model, reader))
-        _check(work, given, model, reader)
+        _check(work, f"text {number} of {len(inputs)}", model, reader)
         query = LoneQuery(work)
         run = begin(task.kind, model, reader, [query])
         while not query.over:
@@ -74,13 +74,14 @@ def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[s
             raise ConfigError(str(error)) from error
 
 
-def _check(work: Work, text: str, model: TaskModel, tokenizer: Tokenizer) -> None:
+def _check(work: Work, place: str, model: TaskModel, tokenizer: Tokenizer) -> None:
     if not work.tokens:
-        raise ConfigError(f"expected a text with at least one token, found {text!r}")
+        raise ConfigError(f"{place}: expected at least one token, found none; leave empty lines out")
     if not isinstance(work, Generate):
         return
     room, wanted = room_of(model, tokenizer), work.max_new_tokens
     if work.tokens + wanted > room:
         raise ConfigError(
-            f"expected at most {room} tokens, as the model can read, found {work.tokens} and {wanted} to be generated"
+            f"{place}: expected at most {room} tokens, as the model can read, found {work.tokens} and {wanted} to be "
+            "generated"
         )

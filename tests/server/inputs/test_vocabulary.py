@@ -48,6 +48,7 @@ def test_a_continuation_gets_what_room_there_is() -> None:
     assert vocabulary().room((4, 7), None, 100, "prompt") == 6
     assert vocabulary().room((4, 7), None, 3, "prompt") == 3
     assert vocabulary(room=5).room((4, 7), None, 100, "prompt") == 3
+    assert vocabulary().room((4, 7), 600, 5, "prompt") == 5  # the server would not generate 600
     for ids, wanted in (((), None), ((4,) * 8, None), ((4, 7), 7)):
         with pytest.raises(RequestError):
             vocabulary().room(ids, wanted, 100, "prompt")

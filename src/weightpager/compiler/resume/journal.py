@@ -170,6 +170,7 @@ class Journal:
             return None
         self._started[stage] -= entry.seconds
         self._earlier += entry.seconds
+        self._tell_of_resuming(stage, entry.step)
         return entry.step, entry.tensors
 
     def has(self, stage: str, fits: Fits = anything) -> bool:
@@ -230,6 +231,12 @@ class Journal:
         if entry is None:
             self._tell_of_loss(stage)
         return entry if entry is not None and fits(entry.tensors) else None
+
+    def _tell_of_resuming(self, stage: str, step: int) -> None:
+        """Say once that a stage doesn't begin at its beginning."""
+        if stage not in self._told and step > 0:
+            self._told.add(stage)
+            _log.info("%s%s: goes on from step %d", _in_words(stage), self._of, step)
 
     def _tell_of_loss(self, stage: str) -> None:
         """Warn once that the entry of a long stage can't be used."""

@@ -73,7 +73,7 @@ class Vocabulary(TokenReader):
         if not ids:
             raise empty(param)
         limit = self.context if self.most_cached is None else min(self.context, self.most_cached)
-        left = limit - len(ids)
+        left, wanted = limit - len(ids), wanted and min(wanted, most)
         if left < (wanted or 1):
             raise self._too_long(param, len(ids), wanted or 1, limit)
         return min(wanted or left, most)
