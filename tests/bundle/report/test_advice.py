@@ -213,7 +213,7 @@ def test_few_held_out_items_are_named(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     found = advise(bundle, measured(bundle, 0.85, {"int8": (arena(bundle), 0.9)}, items=15))
     assert found is not None
-    assert "Few held-out items (animal 15, weather 15, number 15, colour 15)" in found.words
+    assert "Few held-out texts or images (animal 15, weather 15, number 15, colour 15)" in found.words
     assert few_items(measured(bundle, 0.85, {})) == ""
 
 

@@ -225,7 +225,7 @@ def test_the_command_says_what_controls_cost_and_leaves_them_out(tmp_path: Path,
     without = weightpager("compile", path, "--out", tmp_path / "b.bundle", "--compare", "none")
     assert "to compare it with" not in without.err
     assert "controls skipped" in without.out
-    assert "Few held-out items" in without.out
+    assert "Few held-out texts or images" in without.out
     refused = weightpager("compile", path, "--out", tmp_path / "c.bundle", "--compare", "everything")
     assert refused.code == 2
     assert "compare" in refused.err

@@ -48,10 +48,11 @@ def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> 
 
 
 def few_items(report: CompileReport) -> str:
-    """Which tasks have too few held-out items to be judged by, in words; empty if none has."""
+    """Which tasks have too few held-out texts or images to be judged by, in words; empty if none has."""
     counts = {task.name: task.items if task.texts is None else task.texts for task in report.tasks}
     few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW)
-    return f"Few held-out items ({few}): with fewer than {FEW} of a task, differences are mostly chance." if few else ""
+    chance = f"with fewer than {FEW} of a task, differences are mostly chance."
+    return f"Few held-out texts or images ({few}): {chance}" if few else ""
 
 
 def _remedy(ours: Choice, recover: str | None, bundle: Bundle) -> str:
