@@ -195,3 +195,17 @@ def test_a_trace_without_times_is_refused(
     found = weightpager("simulate", assistant_bundle, "--trace", tmp_path / "day.jsonl")
     assert found.code == 2
     assert "expected a time" in found.err
+
+
+def test_options_that_would_be_ignored_are_refused(
+    assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., Any]
+) -> None:
+    trace = tmp_path / "day.jsonl"
+    trace.write_text('{"task": "animal", "time": 1}\n{"task": "weather", "time": 2}\n')
+    for options, words in (
+        ((trace, "--switches", 5), "--switches, --dwell: expected them for a trace given by name"),
+        ((trace, "--dwell", 0), "--switches, --dwell: expected them for a trace given by name"),
+        (("robot", "--compute", 5), "--compute: expected it with --replicas"),
+    ):
+        found = weightpager("simulate", assistant_bundle, "--trace", *options)
+        assert (found.code, words in found.err) == (2, True)

@@ -88,6 +88,7 @@ def test_top_wants_a_url(weightpager: Command, url: str) -> None:
         (["--budget", "1KiB"], 1, "smallest budget that would do"),
         (["--token-file", "nowhere"], 2, "found: No such file or directory; 'openssl rand"),
         (["--remote-admin"], 2, "expected an admin token"),
+        (["--ray", "auto"], 2, "--ray: expected it with --replicas"),
         (["--max-body", "much"], 2, "such as 512MiB"),
         (["--order", "random"], 2, "grouped"),
         (["--host", "192.0.2.1"], 2, "expected a free port at 192.0.2.1:0"),

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from weightpager.store import StorageModel
     from weightpager.trace_file import Visit
 
+_SWITCHES, _DWELL, _COMPUTE = 500, 1.0, 50.0
+"""Where nothing is stated: switches of a trace, seconds between two, milliseconds that a request computes."""
+
 
 def simulate(
     bundle: BundlePath,
@@ -41,14 +44,23 @@ def simulate(
         float | None,
         typer.Option(metavar="MS", min=0, help="Find the smallest budget that waits no longer in the mean."),
     ] = None,
-    switches: Annotated[int, typer.Option(min=1, help="Length of a trace given by name.")] = 500,
-    dwell: Annotated[float, typer.Option(metavar="S", help="Mean seconds between its switches.")] = 1.0,
+    switches: Annotated[
+        int | None, typer.Option(min=1, help=f"Length of a trace given by name. Default: {_SWITCHES}.")
+    ] = None,
+    dwell: Annotated[
+        float | None, typer.Option(metavar="S", help=f"Mean seconds between its switches. Default: {_DWELL:g}.")
+    ] = None,
     replicas: Annotated[
         int, typer.Option(metavar="N", min=1, help="Servers, each with the budget; compare ways to route requests.")
     ] = 1,
     compute: Annotated[
-        float, typer.Option(metavar="MS", min=0, help="What a request computes, with --replicas, beside its switch.")
-    ] = 50.0,
+        float | None,
+        typer.Option(
+            metavar="MS",
+            min=0,
+            help=f"What a request computes, with --replicas, beside its switch. Default: {_COMPUTE:g}.",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,14 +81,19 @@ def simulate(
 
     opened = Bundle.open(bundle)
     device = _Device(opened, if_stated(parse_size, budget), StorageModel(parse_bandwidth(storage)))
+    if _is_file(trace) and (switches, dwell) != (None, None):
+        raise ConfigError("--switches, --dwell: expected them for a trace given by name, found a file; leave them out")
     if replicas == 1:
+        if compute is not None:
+            raise ConfigError("--compute: expected it with --replicas, since switches alone are replayed without")
         visits = _visits(opened, trace, switches, dwell)
         _simulate_one(device, trace, visits, max_wait, json=json, quiet=quiet)
         return
     if max_wait is not None:
         raise ConfigError("--max-wait: expected it without --replicas, since it is about one engine; leave one out")
     requests = _requests(opened, trace, switches, dwell)
-    _simulate_replicas(_Servers(device, replicas, compute / 1e3), requests, json=json, quiet=quiet)
+    seconds = (_COMPUTE if compute is None else compute) / 1e3
+    _simulate_replicas(_Servers(device, replicas, seconds), requests, json=json, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -200,7 +217,7 @@ def _wait(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds >= 0.05 or not milliseconds else "< 0.05 ms"
 
 
-def _requests(bundle: Bundle, trace: str, switches: int, dwell: float) -> Sequence[Visit]:
+def _requests(bundle: Bundle, trace: str, switches: int | None, dwell: float | None) -> Sequence[Visit]:
     """Every line of a trace file, or the visits of a trace by name."""
     from weightpager.errors import ConfigError
     from weightpager.trace_file import read_visits
@@ -213,7 +230,7 @@ def _requests(bundle: Bundle, trace: str, switches: int, dwell: float) -> Sequen
     return requests
 
 
-def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
+def _visits(bundle: Bundle, trace: str, switches: int | None, dwell: float | None) -> tuple[Visit, ...]:
     from weightpager.trace_file import read_timed_visits
 
     if _is_file(trace):
@@ -232,7 +249,7 @@ def _is_file(trace: str) -> bool:
     return True
 
 
-def _named(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
+def _named(bundle: Bundle, trace: str, switches: int | None, dwell: float | None) -> tuple[Visit, ...]:
     from weightpager.errors import ConfigError
     from weightpager.lab.traces import TRACES
     from weightpager.lab.traces.trace import in_place_of
@@ -240,4 +257,4 @@ def _named(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Vis
     names = list(bundle.tasks)
     if len(names) < 2:
         raise ConfigError(f"{bundle.path}: expected at least two tasks to switch between, found {len(names)}")
-    return in_place_of(TRACES[trace], names, switches, dwell)
+    return in_place_of(TRACES[trace], names, switches or _SWITCHES, _DWELL if dwell is None else dwell)

@@ -14,6 +14,7 @@ from weightpager.cli.completion import task_names
 from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Rows, extra
 from weightpager.cli.serving.serve_replicas import Place, serve_replicas
 from weightpager.config import parse_size
+from weightpager.errors import ConfigError
 
 if TYPE_CHECKING:
     from socket import socket
@@ -92,12 +93,13 @@ def serve(
         ),
     ] = None,
     ray: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="With --replicas: a cluster to join; auto for one that runs here, local for one that is started.",
+            help="With --replicas: a cluster to join; auto for one that runs here, local, the default, for one that is "
+            "started.",
         ),
-    ] = "local",
+    ] = None,
     log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Least that is logged.")] = (
         "info"
@@ -138,8 +140,10 @@ def serve(
         "history": history,
     }
     if replicas is not None:
-        serve_replicas(bundle, settings, options, Place(replicas, ray, host, port))
+        serve_replicas(bundle, settings, options, Place(replicas, ray or "local", host, port))
         return
+    if ray is not None:
+        raise ConfigError("--ray: expected it with --replicas, which says how many servers there are")
     with logging_to_stderr(log_level, as_json=log == "json"):
         _serve_here(bundle, settings, options, host, port)
 
