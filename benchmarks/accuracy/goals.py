@@ -231,13 +231,13 @@ GOALS = (
         _gap_closed(0.5, 0.5),
         ("ours",),
     ),
-    Goal("D", 0.14, "at least 0.97 of the dense model", _share_of_dense(0.14, 0.97), ("ours_int4",)),
+    Goal("D", 0.14, "at least 0.97 of the dense model", _share_of_dense(0.14, 0.97), _FOUR_BITS),
     Goal(
         "D",
         0.14,
         "at most 0.01 below an int4 base with a low-rank part for each task, at half of its bytes",
         _beside(0.14, -0.01, "low_rank_int4", WITH_LOW_RANK),
-        ("ours_int4",),
+        _FOUR_BITS,
     ),
     Goal("D", 0.07, "at least 0.90 of the dense model", _share_of_dense(0.07, 0.90), ("ours_int4",)),
     Goal(

@@ -43,6 +43,9 @@ LOOSE = 0.6
 FEW = 0.15
 """The density up to which a tenth of a task's blocks is made private; a twentieth above it."""
 
+PRIVATE_OF_WRITING = 0.1
+"""Share of a writing task's blocks that is made private, whatever it keeps."""
+
 TRAINING_FREE = 0.5
 """The least fraction at which values are worth having without training."""
 
@@ -76,7 +79,9 @@ def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Se
         whole = effort.finetune(seed, low_rank=LOW_RANK)
         yield Setting("low_rank_int4", fraction, 1.0, float("inf"), whole, "int4")
         return
+    private = effort.finetune(seed, PRIVATE_OF_WRITING)
     yield Setting("ours_int4", fraction, density, ALIGNMENT, shared, "int4")
+    yield Setting("ours_private_int4", fraction, density, ALIGNMENT, private, "int4")
     yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
 
 
