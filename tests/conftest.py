@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("quick")
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell has put into the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C, in this process and in others
     gc.disable()  # until all is imported and collected, which stays; looking through it takes a fifth of the time
     import torch
 
