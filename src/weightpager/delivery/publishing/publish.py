@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from blake3 import blake3
+
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.regular_file import open_regular
@@ -170,11 +172,12 @@ class _Publishing:
     def _piece(self, content: mmap.mmap, span: Span) -> StoredPiece:
         if span.ids:
             return StoredPiece(blake3=None, bytes=span.end - span.start, stored=0)
-        piece, kept = stored(content[span.start : span.end])
-        path = self._repository / object_path(str(piece.blake3))
+        raw = content[span.start : span.end]
+        path = self._repository / object_path(blake3(raw).hexdigest())
         with storage_errors():
-            there = path.exists() and path.stat().st_size == piece.stored
-        if not there:
+            there = path.read_bytes() if path.exists() else None
+        piece, kept = stored(raw, there)
+        if kept != there:
             write_file(path, [kept])
             self._file_bytes += piece.stored
         return piece

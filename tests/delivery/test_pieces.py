@@ -1,0 +1,65 @@
+"""How a repository stores pieces of files."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from damage import contents
+from fleet import Device, Fleet, Place
+from weightpager.delivery.names import object_path
+from weightpager.delivery.pieces import restored, stored
+
+RANDOM = np.random.default_rng(0)
+NOISE = RANDOM.bytes(300_000)
+WEIGHTS = np.clip(RANDOM.normal(0, 40, 300_000), -127, 127).astype(np.int8).tobytes()
+
+
+@given(st.binary(min_size=1), st.binary())
+def test_a_piece_comes_back_whatever_lies_under_its_name(raw: bytes, there: bytes) -> None:
+    piece, kept = stored(raw, there)
+    assert restored(piece, kept) == raw
+
+
+@pytest.mark.parametrize("raw", [NOISE, WEIGHTS, b"x"])
+def test_what_compression_would_hardly_make_smaller_stays_as_it_is(raw: bytes) -> None:
+    assert len(zlib.compress(raw, 9)) > len(raw) * 7 / 8
+    assert stored(raw)[1] == raw
+
+
+@pytest.mark.parametrize("raw", [bytes(300_000), b'{"name": "value"}' * 100, NOISE[:100_000] * 2 + bytes(200_000)])
+def test_what_compression_makes_smaller_is_compressed_if_its_start_says_so(raw: bytes) -> None:
+    kept = stored(raw)[1]
+    assert (len(kept) < len(raw)) == (not raw.startswith(NOISE[:1000]))
+
+
+def test_what_another_compression_made_stays_as_older_versions_state_it() -> None:
+    raw = bytes(300_000)
+    others = zlib.compress(raw, 1)
+    assert others != stored(raw)[1]
+    assert stored(raw, others)[1] == others
+
+
+@pytest.mark.parametrize("there", [b"", b"damaged", bytes(300_001), zlib.compress(bytes(299_999))])
+def test_what_makes_other_bytes_is_replaced(there: bytes) -> None:
+    assert stored(bytes(300_000), there) == stored(bytes(300_000))
+
+
+def test_a_version_whose_pieces_were_compressed_otherwise_stays_whole(fleet: Fleet, tmp_path: Path) -> None:
+    """A machine with another zlib, or an older release, has published the first version."""
+    place = Place.make(tmp_path / "place")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("weightpager.delivery.pieces._packed", lambda raw: min(raw, zlib.compress(raw, 1), key=len))
+        place.publish(fleet.old, version="1")
+    before = {path: path.read_bytes() for path in (place.root / object_path("00")).parent.iterdir()}
+    place.publish(fleet.new, version="2", channel="beta")
+    assert {path: path.read_bytes() for path in before} == before
+    for channel, bundle in (("stable", fleet.old), ("beta", fleet.new)):
+        device = Device(tmp_path / channel, place.trust)
+        device.pull(place.root, channel=channel)
+        assert contents(device.bundle) == contents(bundle)
