@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import page as accuracy_page
 from benchmarks.accuracy import rows
 from benchmarks.accuracy.effort import EFFORTS
-from benchmarks.accuracy.goals import GOALS, Goal
-from benchmarks.accuracy.points import gather
+from benchmarks.accuracy.page import page as accuracy_page
+from benchmarks.accuracy.page.goals import GOALS, Goal
+from benchmarks.accuracy.page.points import gather
 from benchmarks.accuracy.rows import Row
 from benchmarks.accuracy.settings import INT4_FRACTIONS, WITH_LOW_RANK, settings
 
@@ -58,6 +58,16 @@ def test_nothing_is_reached_without_rows() -> None:
     assert text.count("| not measured |") == sum(len(goal.methods) for goal in GOALS)
     assert text.count("\nNot measured.\n") == 3
     assert "| yes |" not in text
+
+
+def test_the_page_begins_with_what_int4_keeps_in_each_domain() -> None:
+    ours = [*measured("ours_int4", 0.07, (0.89, 0.78)), *measured("ours_int4", 0.07, (0.87, 0.78), seed=1)]
+    writing = measured("int4", 0.281, (0.9, 0.94), dense=(1.0, 1.0), recover="none", domain="D")
+    short = page([*ours, *writing, *measured("ours", 0.07, (0.5, 0.5))]).split("## What was asked")[0]
+    assert re.findall(r"^\| (\S.* \| 0\..*) \|$", short, re.MULTILINE) == [
+        "dense in int4 | 0.281 | not measured | 0.920 (1 seed)",
+        "weightpager in int4 | 0.07 | -2.00 (2 seeds) | not measured",
+    ]
 
 
 def test_a_seed_without_its_mean_counts_for_nothing() -> None:
@@ -187,7 +197,7 @@ def test_the_command_writes_the_page_and_a_plot_for_each_domain(tmp_path: Path) 
     ]
     rows.add(file, known)
     accuracy_page.main(file, out)
-    for target in re.findall(r"\]\(([^)]+)\)", out.read_text()):
+    for target in re.findall(r"\]\(([^)#]+)\)", out.read_text()):
         assert (tmp_path / target).is_file(), target
     plot = (tmp_path / "accuracy-A.svg").read_text()
     assert {name for name in ("weightpager", "dense", "dense in int8", "one shared mask") if f">{name}<" in plot} == {

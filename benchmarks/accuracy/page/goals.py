@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 
-from benchmarks.accuracy.points import Point, average, find, paired
+from benchmarks.accuracy.page.points import Point, average, find, paired
 from benchmarks.accuracy.settings import WITH_LOW_RANK
 
 _SLACK = 1e-6

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.accuracy.points import Point, average
+from benchmarks.accuracy.page.points import Point, average
 from weightpager.lab.demo.plots import svg
 
 NAMES = {

@@ -1,0 +1,1 @@
+"""The page ``docs/accuracy.md``, from the rows of the accuracy benchmark."""
