@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet.small import small_fleet
-from tests.support.damage import contents
+from tests.support.bundles.damage import contents
 from tests.support.fleet import NAME, Device, Fleet, Place
 from weightpager.delivery.pulling.pull import roll_back
 

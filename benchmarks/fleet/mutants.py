@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet.small import small_fleet
-from tests.support.damage import KINDS, contents, damage
+from tests.support.bundles.damage import KINDS, contents, damage
 from tests.support.fleet import WAYS, Device, Fleet, Manners, file_server
 from weightpager.delivery.publishing import repository
 from weightpager.delivery.pulling import transfers

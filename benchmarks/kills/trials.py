@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.support.damage import KINDS, contents, damage, good_pages
+from tests.support.bundles.damage import KINDS, contents, damage, good_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import REPORT

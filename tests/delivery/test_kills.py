@@ -13,10 +13,11 @@ import pytest
 
 from fleet import Fleet
 
+_SUPPORT = Path(__file__).parents[1] / "support"
 _PROGRAM = """
 import os, shutil, sys
 from pathlib import Path
-sys.path.insert(0, {support!r})
+sys.path[:0] = {support!r}
 from damage import contents
 from fleet import NAME, Device, Fleet, Place
 from weightpager.delivery.publishing.prune import prune
@@ -96,7 +97,7 @@ def test_a_kill_leaves_the_old_bundle_or_the_new_one(
     made_fleet: Fleet, tmp_path: Path, command: str, every: int
 ) -> None:
     program = _PROGRAM.format(
-        support=str(Path(__file__).parents[1] / "support"),
+        support=[str(_SUPPORT), str(_SUPPORT / "bundles")],
         root=str(made_fleet.place.root),
         keys=str(made_fleet.place.keys),
         old=str(made_fleet.old),

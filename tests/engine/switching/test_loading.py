@@ -553,7 +553,10 @@ def test_what_is_kept_in_memory_belongs_to_the_working_set(bundle: Bundle) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
 def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.Tensor], ahead: bool) -> None:
-    """Also outside of CI, for longer: `WEIGHTPAGER_STRESS_SECONDS=300 pytest tests/engine/test_loading.py -k many`."""
+    """Also outside of CI, for longer:
+
+    WEIGHTPAGER_STRESS_SECONDS=300 pytest tests/engine/switching/test_loading.py -k many
+    """
     end = time.monotonic() + float(os.environ.get("WEIGHTPAGER_STRESS_SECONDS", "3"))
     budget = max(room_for(bundle, a, b) for a in TASKS for b in TASKS)
     threads = 32
