@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 import weightpager as wp
 from command import Command
+from json_lines import rows
 from running import serving
 from weightpager.answers.kinds import kind_of
 from weightpager.bundle import Bundle
@@ -44,8 +45,8 @@ def clerk(folder: Path) -> Path:
 
 def prompts(folder: Path, task: str) -> list[str]:
     """What is asked of the task in its held-out data."""
-    rows = [json.loads(line) for line in (folder / f"{task}.eval.jsonl").read_text().splitlines()]
-    return [row["prompt"] if "prompt" in row else row["messages"][0]["content"] for row in rows]
+    asked = rows(folder / f"{task}.eval.jsonl")
+    return [row["prompt"] if "prompt" in row else row["messages"][0]["content"] for row in asked]
 
 
 def evaluated(engine: wp.Engine, task: TaskEntry) -> dict[tuple[int, ...], str]:

@@ -7,23 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import tiny
 import weightpager as wp
 from command import Command
+from encoder_tasks import INPUTS, logits
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.errors import BudgetError, ConfigError
-
-TEXT = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
-
-
-def logits(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    with torch.inference_mode():
-        found: Tensor = module(**inputs).logits
-    return found
 
 
 def held_bytes(engine: wp.Engine) -> int:
@@ -41,17 +34,17 @@ def test_a_task_equals_its_exported_model_in_bfloat16(assistant_bundle: Path, ta
         export_task(Bundle.open(assistant_bundle), task, tmp_path / "out"), dtype=torch.bfloat16
     ).eval()
     with wp.Engine.from_pretrained(assistant_bundle, dtype="bfloat16") as engine, engine.task(task) as module:
-        found = logits(module, TEXT)
+        found = logits(module)
         assert {tensor.dtype for tensor in module.parameters()} == {torch.bfloat16}
     assert found.dtype == torch.bfloat16
-    expected = logits(exported, TEXT)
+    expected = logits(exported)
     assert float((found - expected).norm()) <= 0.03 * float(expected.norm())
 
 
 def test_its_answers_are_near_those_in_float32(assistant_bundle: Path) -> None:
     def answer(dtype: str) -> Tensor:
         with wp.Engine.from_pretrained(assistant_bundle, dtype=dtype) as engine, engine.task("animal") as module:
-            return logits(module, TEXT).float()
+            return logits(module).float()
 
     wide, narrow = answer("auto"), answer("bfloat16")
     assert not torch.equal(wide, narrow)
@@ -84,8 +77,8 @@ def test_a_budget_that_is_too_small_in_float32_may_do(assistant_bundle: Path) ->
 def test_a_decoder_generates(writer_bundle: Path) -> None:
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     with wp.Engine.from_pretrained(writer_bundle, dtype="bfloat16") as engine, engine.task("animals") as module:
-        assert logits(module, TEXT).dtype == torch.bfloat16
-        assert module.generate(**TEXT, **options).shape == (1, 14)
+        assert logits(module).dtype == torch.bfloat16
+        assert module.generate(**INPUTS, **options).shape == (1, 14)
 
 
 def test_images_are_read_in_float32_all_the_same(weightpager: Command, camera_bundle: Path, tmp_path: Path) -> None:

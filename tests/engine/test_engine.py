@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 
 import tiny
 import weightpager as wp
+from encoder_tasks import INPUTS, logits, room_in_use
 from engines import check_pages
 from faults import FaultyStore
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.files import tensor_file
-from weightpager.bundle.footprint import expanded_bytes, footprint
+from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.errors import (
@@ -42,13 +43,6 @@ from weightpager.errors import (
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.store import LocalStore, StorageModel, switch_cost
 
-INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
-
-
-def logits(module: torch.nn.Module) -> torch.Tensor:
-    with torch.inference_mode():
-        return module(**INPUTS).logits
-
 
 def fresh(path: Path, task: str) -> torch.Tensor:
     with wp.Engine.from_pretrained(path) as engine, engine.task(task) as module:
@@ -57,11 +51,7 @@ def fresh(path: Path, task: str) -> torch.Tensor:
 
 def tight(path: Path, *tasks: str) -> int:
     """The budget that just holds these tasks together."""
-    bundle = Bundle.open(path)
-    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
-    fixed = footprint(bundle)
-    tables = sum(expanded_bytes(bundle.placement, bundle.task_numbers[task]) for task in tasks)
-    return fixed.total + max(0, tables - fixed.largest_table) + len(pages) * bundle.page_bytes
+    return room_in_use(Bundle.open(path), *tasks)
 
 
 @pytest.mark.parametrize("task", ["animal", "weather", "number", "colour"])

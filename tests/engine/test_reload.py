@@ -17,6 +17,7 @@ import torch
 
 import tiny
 import weightpager as wp
+from encoder_tasks import logits
 from engines import check_pages
 from faults import FaultyStore
 from weightpager.bundle import Bundle, PageIndex
@@ -29,13 +30,7 @@ from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiv
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import JoinedStore, LocalStore
 
-INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 OLD, NEW = ("animal", "weather"), ("number", "colour")
-
-
-def logits(module: torch.nn.Module) -> torch.Tensor:
-    with torch.inference_mode():
-        return module(**INPUTS).logits
 
 
 def fresh(path: Path) -> dict[str, torch.Tensor]:

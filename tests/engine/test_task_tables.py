@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import weightpager as wp
+from encoder_tasks import TASKS, logits
 from engines import InThread, hanging
 from faults import FaultyStore
 from placements import Drawn, placements
@@ -25,9 +26,6 @@ from weightpager.engine import task_tables
 from weightpager.engine.task_tables import TableSource, TaskTables
 from weightpager.errors import BudgetError, StoreError, TaskTooLargeError
 from weightpager.store import LocalStore
-
-INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 3, 0]])}
-TASKS = ("animal", "weather", "number", "colour")
 
 
 def right(tables: TaskTables, drawn: Drawn, task: int, numbers: np.ndarray) -> bool:
@@ -56,24 +54,8 @@ def test_tables_are_expanded_as_the_placement_says(native: bool, drawn: Drawn, s
         assert next(iter(tables.tables.values())).crow_indices.ctypes.data == address
 
 
-def logits(module: torch.nn.Module) -> torch.Tensor:
-    with torch.inference_mode():
-        return module(**INPUTS).logits
-
-
 def expanded(engine: wp.Engine) -> set[str]:
     return {name for name, task in engine._open.tasks.items() if task.tables in engine._memory.tables._here}
-
-
-@pytest.fixture(scope="module")
-def bundle(assistant_bundle: Path) -> Bundle:
-    return Bundle.open(assistant_bundle)
-
-
-@pytest.fixture(scope="module")
-def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
-    with wp.Engine.from_pretrained(assistant_bundle) as engine:
-        return {task: logits(engine.activate(task)) for task in TASKS}
 
 
 def test_a_budget_for_one_task_holds_one_tasks_tables(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:

@@ -9,14 +9,12 @@ import pytest
 import torch
 
 import weightpager as wp
+from encoder_tasks import INPUTS, TASKS
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.errors import ConfigError, TaskNotActiveError
 from weightpager.kernels.torch import calls, isa
 from weightpager.runtime.memory.staged.cuda_copier import CudaCopier
-
-TASKS = ("animal", "weather", "number", "colour")
-INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import weightpager as wp
-from encoder_tasks import TASKS
+from encoder_tasks import TASKS, logits
 from engines import InThread, hanging
 from faults import FaultyStore
 from weightpager.bundle import Bundle
@@ -31,16 +31,15 @@ def bundle(wordy_bundle: Path) -> Bundle:
     return Bundle.open(wordy_bundle)
 
 
-def logits(module: torch.nn.Module, seed: int) -> torch.Tensor:
-    words = torch.randint(16, 400, (2, 8), generator=torch.Generator().manual_seed(seed))
-    with torch.inference_mode():
-        return module(input_ids=words, attention_mask=torch.ones_like(words)).logits
+def texts(seed: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(16, 400, (2, 8), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @pytest.fixture(scope="module")
 def expected(bundle: Bundle) -> dict[str, list[torch.Tensor]]:
     with wp.Engine(bundle, EngineConfig()) as engine:
-        return {task: [logits(engine.activate(task), seed) for seed in range(30)] for task in TASKS}
+        return {task: [logits(engine.activate(task), texts(seed)) for seed in range(30)] for task in TASKS}
 
 
 def row_pages(bundle: Bundle) -> range:
@@ -51,16 +50,16 @@ def test_a_hung_read_ends_the_forward_and_nothing_else(bundle: Bundle, expected:
     with hanging(bundle, rows=FEW_ROWS, read_timeout=0.2) as (engine, store), engine.task("animal") as module:
         store.hang(row_pages(bundle))
         with pytest.raises(StoreTimeoutError, match=r"0\.2 s"):
-            logits(module, 0)
+            logits(module, texts(0))
         store.resume()
-        assert torch.equal(logits(module, 0), expected["animal"][0])
+        assert torch.equal(logits(module, texts(0)), expected["animal"][0])
 
 
 def test_switches_and_budgets_dont_wait_for_rows(bundle: Bundle, expected: dict[str, list[torch.Tensor]]) -> None:
     with hanging(bundle, rows=FEW_ROWS, io_threads=16) as (engine, store), engine.task("animal") as module:
-        logits(module, 1)
+        logits(module, texts(1))
         store.hang(row_pages(bundle))
-        forward = InThread(lambda: logits(module, 0))
+        forward = InThread(lambda: logits(module, texts(0)))
         store.wait_for_a_read(row_pages(bundle))
         with engine.task("weather") as other:
             assert other is engine.module("weather")
@@ -76,7 +75,7 @@ def test_closing_ends_a_forward_that_waits_for_rows(bundle: Bundle) -> None:
     with hanging(bundle, rows=FEW_ROWS, io_threads=1) as (engine, store):
         module = engine.activate("animal")
         store.hang(row_pages(bundle))
-        forward = InThread(lambda: logits(module, 0))
+        forward = InThread(lambda: logits(module, texts(0)))
         store.wait_for_a_read(row_pages(bundle))
         closing = InThread(engine.close)
         time.sleep(0.05)
@@ -85,7 +84,7 @@ def test_closing_ends_a_forward_that_waits_for_rows(bundle: Bundle) -> None:
         with pytest.raises(EngineClosedError):
             for seed in range(1, 5):
                 forward.result()
-                logits(module, seed)
+                logits(module, texts(seed))
 
 
 @pytest.mark.parametrize(("fault", "error"), [("failing", StoreError), ("damaging", PageCorruptError)])
@@ -96,8 +95,8 @@ def test_a_failed_read_raises_and_the_next_one_is_right(
     with wp.Engine(bundle, EngineConfig(rows=FEW_ROWS), lambda _: store) as engine, engine.task("animal") as module:
         setattr(store, fault, 1)
         with pytest.raises(error):
-            logits(module, 2)
-        assert torch.equal(logits(module, 2), expected["animal"][2])
+            logits(module, texts(2))
+        assert torch.equal(logits(module, texts(2)), expected["animal"][2])
 
 
 def test_a_flipped_bit_is_refused_when_its_row_is_wanted(
@@ -113,12 +112,12 @@ def test_a_flipped_bit_is_refused_when_its_row_is_wanted(
             os.fsync(file.fileno())
         with pytest.raises(PageCorruptError, match="weightpager verify"):
             for seed in range(30):
-                logits(module, seed)
+                logits(module, texts(seed))
         with path.open("r+b") as file:
             file.write(whole)
             os.fsync(file.fileno())
         for seed in range(30):
-            assert torch.equal(logits(module, seed), expected["animal"][seed])
+            assert torch.equal(logits(module, texts(seed)), expected["animal"][seed])
 
 
 def test_threads_switch_resize_and_look_up_at_once(bundle: Bundle, expected: dict[str, list[torch.Tensor]]) -> None:
@@ -132,7 +131,7 @@ def test_threads_switch_resize_and_look_up_at_once(bundle: Bundle, expected: dic
             for _ in range(40):
                 task, text = str(random.choice(TASKS)), int(random.integers(30))
                 with engine.task(task, timeout=30) as module:
-                    if not torch.equal(logits(module, text), expected[task][text]):
+                    if not torch.equal(logits(module, texts(text)), expected[task][text]):
                         wrong.append((task, text))
         except Exception as error:  # noqa: BLE001 - the test's thread shows it
             wrong.append(error)

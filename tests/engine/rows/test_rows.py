@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import weightpager as wp
-from encoder_tasks import TASKS
+from encoder_tasks import TASKS, logits
 from weightpager.backends.torch.parameters import read_rows
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows
@@ -22,14 +22,9 @@ WORDS = "base_model.embeddings.word_embeddings.weight"
 POSITIONS = "base_model.embeddings.position_embeddings.weight"
 
 
-def texts(seed: int, count: int = 4, length: int = 12) -> dict[str, torch.Tensor]:
+def texts(seed: int = 0, count: int = 4, length: int = 12) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, 400, (count, length), generator=torch.Generator().manual_seed(seed))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def logits(module: torch.nn.Module, seed: int = 0) -> torch.Tensor:
-    with torch.inference_mode():
-        return module(**texts(seed)).logits
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def expected(bundle: Bundle) -> dict[tuple[str, int], torch.Tensor]:
         found = {}
         for task in TASKS:
             with engine.task(task) as module:
-                found |= {(task, seed): logits(module, seed) for seed in range(8)}
+                found |= {(task, seed): logits(module, texts(seed)) for seed in range(8)}
         return found
 
 
@@ -66,19 +61,19 @@ def test_rows_give_what_whole_tables_of_the_same_values_give(
     with wp.Engine(bundle, EngineConfig()) as engine:
         for task in TASKS:
             with engine.task(task) as module:
-                assert torch.equal(logits(module), expected[task, 0])
+                assert torch.equal(logits(module, texts()), expected[task, 0])
                 for name, table in read_rows(bundle).items():
                     path = name.replace("base_model", "bert").removesuffix(".weight")
                     assert isinstance(module.get_submodule(path), PagedEmbedding)
                     assert torch.equal(module.get_submodule(path).weight, table)
                     module.set_submodule(path, torch.nn.Embedding.from_pretrained(table))
-                assert torch.equal(logits(module), expected[task, 0])
+                assert torch.equal(logits(module, texts()), expected[task, 0])
 
 
 def test_without_a_budget_nothing_is_read_after_opening(bundle: Bundle) -> None:
     with wp.Engine(bundle, EngineConfig()) as engine:
         with engine.task("animal") as module:
-            logits(module)
+            logits(module, texts())
         rows = engine.report().rows
         assert (rows.rows, rows.resident, rows.faults) == (464, 464, 0)
         assert rows.lookups == rows.hits == 4 * 12 + 12
@@ -92,7 +87,7 @@ def test_any_number_of_rows_in_memory_gives_the_same(
     with wp.Engine(bundle, EngineConfig(budget=budget, rows=rows)) as engine:
         for seed in range(4):
             for task in TASKS:
-                assert torch.equal(logits(engine.activate(task), seed), expected[task, seed])
+                assert torch.equal(logits(engine.activate(task), texts(seed)), expected[task, seed])
         report = engine.report()
         assert report.rows.faults > 0
         assert report.memory.total <= budget
@@ -157,9 +152,9 @@ def test_growing_keeps_tables_and_answers(
     assert verify(grown.path).problems == ()
     assert (grown.row_ids == bundle.row_ids).all()
     with wp.Engine(grown, EngineConfig(budget=smallest_budget(grown))) as engine:
-        logits(engine.activate("pet"))
+        logits(engine.activate("pet"), texts())
         for task in TASKS:
-            assert torch.equal(logits(engine.activate(task)), expected[task, 0])
+            assert torch.equal(logits(engine.activate(task), texts()), expected[task, 0])
 
 
 @pytest.mark.slow
@@ -175,6 +170,6 @@ def test_an_engine_takes_over_a_grown_bundle(
     with wp.Engine(Bundle.open(path), EngineConfig(budget=smallest_budget(bundle) + 200_000)) as engine:
         wp.compile(content, out=path, base=path, force=True)
         assert engine.reload().added == ("pet",)
-        logits(engine.activate("pet"), 3)
+        logits(engine.activate("pet"), texts(3))
         for task in TASKS:
-            assert torch.equal(logits(engine.activate(task), 1), expected[task, 1])
+            assert torch.equal(logits(engine.activate(task), texts(1)), expected[task, 1])

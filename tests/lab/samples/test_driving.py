@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, ViTForImageClassification
 
+from json_lines import rows
 from weightpager.compiler import task_file
 from weightpager.errors import ConfigError
 from weightpager.lab.samples.road import road_model
@@ -29,10 +29,6 @@ EMPTY = Scene(
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return driving(tmp_path_factory.mktemp("cache"), train_scenes=6, eval_scenes=3, report=lambda _: None)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def seen(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

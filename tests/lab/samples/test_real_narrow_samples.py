@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
+from json_lines import rows
 from weightpager.config import cache_dir
 from weightpager.lab.samples import Missing, Sample, text_generation
 from weightpager.lab.samples.items import normalise
@@ -37,11 +35,7 @@ def splits(made: tuple[list[Sample], list[Missing]], name: str) -> list[list[dic
         if missing.name == name:
             pytest.skip(missing.reason)
     sample = next(sample for sample in made[0] if sample.name == name)
-    return [_rows(path) for path in (sample.train, sample.validation, sample.eval)]
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [rows(path) for path in (sample.train, sample.validation, sample.eval)]
 
 
 @pytest.mark.parametrize("name", SIZES)

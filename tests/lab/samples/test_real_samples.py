@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from json_lines import rows
 from weightpager.config import cache_dir
 from weightpager.lab import samples
 from weightpager.lab.samples import Missing, Sample, tasks
@@ -88,10 +88,6 @@ def whole(cache: Path) -> tuple[list[Sample], list[Missing]]:
 @pytest.fixture(scope="module")
 def texts(cache: Path) -> tuple[list[Sample], list[Missing]]:
     return samples.language_modeling(cache, report=print)
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def splits(sample: Sample) -> list[list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from json_lines import rows
 from weightpager.errors import ConfigError
 from weightpager.lab.samples import Missing, SampleUnavailable, domains, tasks
 from weightpager.lab.samples.download.archives import Fetcher
@@ -26,10 +27,6 @@ def nothing(_: Fetcher) -> Iterable[Item]:
 
 def recipe(name: str, read=colours, source: str = "shop 1.0") -> Recipe:  # type: ignore[no-untyped-def]
     return Recipe(name, "text-classification", ("blue", "red"), source, read, tasks.write_rows, ".jsonl")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_files_of_a_sample(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from weightpager.bundle import Bundle
@@ -11,9 +13,9 @@ TASKS = ("animal", "weather", "number", "colour")
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 
 
-def logits(module: torch.nn.Module) -> torch.Tensor:
+def logits(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor] = INPUTS) -> torch.Tensor:
     with torch.inference_mode():
-        return module(**INPUTS).logits
+        return module(**inputs).logits
 
 
 def room_for(bundle: Bundle, *tasks: str, spare: int = 0) -> int:
