@@ -246,6 +246,10 @@ def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: by
     [
         ({"stop": list("abcde")}, "stop: List should have at most 4 items after validation, not 5"),
         ({"prompt": [-1]}, "prompt.0: Input should be greater than or equal to 0"),
+        ({"prompt": [1, "a"]}, "prompt.1: Input should be a valid integer"),
+        ({"prompt": ["a", 1]}, "prompt.1: Input should be a valid string"),
+        ({"prompt": [[1], 2]}, "prompt.1: Input should be a valid list"),
+        ({"prompt": [[1], ["a"]]}, "prompt.1.0: Input should be a valid integer"),
         ({"prompt": [1, 99]}, "expected token ids from 0 to 15, found 99 at 1"),
         ({"logprobs": 3}, "logprobs: not supported; leave it out"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 MOST_TEXTS = 128
 """Texts that a request may have."""
@@ -45,9 +45,24 @@ def _some(forms: str, one: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _form(value: object) -> str:
+    """The tag of a field's form: a list has that of its first element, so that any other is the one to blame."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list):
+        return "lists of token ids"
+    if isinstance(first, (int, float)):
+        return "token ids"
+    return "list of texts" if isinstance(value, list) else "one text"
+
+
 OneOrMoreTexts = Annotated[Text | Texts, _some("a text or texts", "text")]
 TextsOrIds = Annotated[
-    Text | Texts | Ids | ManyIds, _some("a text, texts, token ids, or lists of them", "text or token")
+    Annotated[Text, Tag("one text")]
+    | Annotated[Texts, Tag("list of texts")]
+    | Annotated[Ids, Tag("token ids")]
+    | Annotated[ManyIds, Tag("lists of token ids")],
+    Discriminator(_form),
+    _some("a text, texts, token ids, or lists of them", "text or token"),
 ]
 
 
