@@ -113,17 +113,20 @@ def test_the_doctor_tests_the_native_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"),
+    ("code", "package", "purpose"),
     [
-        ("Engine.from_pretrained({bundle!r}, device='cuda')", "device: 'cuda' needs torch, which isn't installed"),
-        ("Engine.from_pretrained({bundle!r}, backend='torch')", "backend: 'torch' needs torch and transformers"),
-        ("Engine.from_pretrained({bundle!r}).tokenizer()", "tokenizer: transformers' own needs torch and"),
+        ("(bundle, device='cuda')", "torch", "for the device 'cuda', or use the device 'cpu'"),
+        ("(bundle, backend='torch')", "torch", "for the backend 'torch', or use the backend 'native'"),
+        ("(bundle).tokenizer()", "transformers", "for transformers' own tokenizer"),
     ],
     ids=["device", "backend", "tokenizer"],
 )
-def test_what_needs_torch_is_refused_with_what_to_do(code: str, expected: str, bundles: Bundles) -> None:
-    ran = python(f"from weightpager import Engine; {code.format(bundle=str(bundles('assistant')))}")
-    assert f"ConfigError: {expected}" in ran.stderr
+def test_what_needs_torch_is_refused_with_what_to_do(code: str, package: str, purpose: str, bundles: Bundles) -> None:
+    ran = python(
+        f"from weightpager import Engine; bundle = {str(bundles('assistant'))!r}; Engine.from_pretrained{code}"
+    )
+    missing = f"ConfigError: expected the package {package!r}, found none; install 'weightpager[torch]'"
+    assert f"{missing} {purpose}\n" in ran.stderr
 
 
 @native

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 from weightpager.answers.model import ModelLimits, TaskModel
@@ -15,12 +13,9 @@ from weightpager.config import check_backend
 from weightpager.errors import ConfigError
 from weightpager.kernels import isa
 from weightpager.kernels.choice import REFERENCE
-from weightpager.machine.packages import is_installed
+from weightpager.machine.packages import TORCH, is_installed, needing_torch
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer
-
-_TORCH = ("torch", "transformers")
-"""What torch's backend needs."""
 
 
 class Backend(Protocol):
@@ -89,29 +84,9 @@ def open_backend(bundle: Bundle, asked: str, device: str) -> Backend:
 
 
 def _torch(bundle: Bundle, device: str) -> Backend:
-    with needing_torch("backend: 'torch'", "; or use the backend 'native'"):
+    with needing_torch("for the backend 'torch', or use the backend 'native'"):
         from weightpager.backends.torch.backend import TorchBackend
     return TorchBackend(bundle, device)
-
-
-@contextmanager
-def needing_torch(what: str, instead: str = "") -> Iterator[None]:
-    """A block of imports that need torch.
-
-    Args:
-        what: needs it.
-        instead: what else could be done, in words behind the message.
-
-    Raises:
-        ConfigError: torch or transformers isn't installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name not in _TORCH:
-            raise
-        needs = f"{what} needs {' and '.join(_TORCH)}, and {error.name} isn't installed"
-        raise ConfigError(f"{needs}; install 'weightpager[torch]'{instead}") from error
 
 
 def _chosen(bundle: Bundle, asked: str, device: str) -> str:
@@ -123,7 +98,7 @@ def _chosen(bundle: Bundle, asked: str, device: str) -> str:
         return asked
     if device != "cpu":
         return "torch"
-    return "native" if _native_runs(bundle) or not all(map(is_installed, _TORCH)) else "torch"
+    return "native" if _native_runs(bundle) or not all(map(is_installed, TORCH)) else "torch"
 
 
 def _native_runs(bundle: Bundle) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 from weightpager.answers.model import ModelLimits
 from weightpager.bundle import Bundle
-from weightpager.engine.backend import needing_torch
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
 from weightpager.errors import EngineClosedError
+from weightpager.machine.packages import needing_torch
 from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ class EngineView:
             BundleFormatError: transformers can't read it, or the tasks read images.
             ConfigError: transformers isn't installed; `reader` gives a tokenizer that does without.
         """
-        with needing_torch("tokenizer: transformers' own"):
+        with needing_torch("for transformers' own tokenizer"):
             from weightpager.backends.torch.model import architecture
 
         return architecture.tokenizer(self.bundle)
@@ -109,7 +109,7 @@ class EngineView:
             BundleFormatError: transformers can't read it, or the tasks read texts.
             ConfigError: Pillow or transformers isn't installed.
         """
-        with needing_torch("image processor: transformers' own"):
+        with needing_torch("for transformers' own image processor"):
             from weightpager.backends.torch.model import architecture
 
         return architecture.image_reader(self.bundle).processor

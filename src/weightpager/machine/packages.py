@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from weightpager.errors import ConfigError
+
+TORCH = ("torch", "transformers")
+"""What the extra ``torch`` brings."""
 
 
 def is_installed(name: str) -> bool:
@@ -33,3 +38,18 @@ def check_installed(package: str, extra: str, purpose: str) -> None:
 def not_installed(package: str | None, extra: str, purpose: str) -> ConfigError:
     """The error of a package that isn't installed; the arguments are those of `check_installed`."""
     return ConfigError(f"expected the package {package!r}, found none; install 'weightpager[{extra}]' {purpose}")
+
+
+@contextmanager
+def needing_torch(purpose: str) -> Iterator[None]:
+    """A block of imports that need torch, for a purpose as in `check_installed`.
+
+    Raises:
+        ConfigError: torch or transformers isn't installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in TORCH:
+            raise
+        raise not_installed(error.name, "torch", purpose) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightpager.errors import ConfigError
+from weightpager.machine.packages import needing_torch
 from weightpager.runtime.memory.page_arena import ArenaSource
 
 
@@ -22,13 +22,6 @@ def staging(device: str, page_bytes: int, reads: int) -> ArenaSource | None:
     """
     if device == "cpu":
         return None
-    try:
+    with needing_torch(f"for the device {device!r}, or use the device 'cpu'"):
         from weightpager.runtime.memory.staged.cuda_device import cuda_staging
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        wanted = (
-            f"device: {device!r} needs torch, which isn't installed: pip install 'weightpager[torch]', or use 'cpu'"
-        )
-        raise ConfigError(wanted) from error
     return cuda_staging(device, page_bytes, reads)
