@@ -16,7 +16,7 @@ from weightpager.delivery.pulling.assembly import Assembly
 from weightpager.delivery.pulling.installed import Places, write_errors
 from weightpager.delivery.pulling.local_copy import LocalCopy, Nowhere, Target
 from weightpager.delivery.pulling.local_parts import LocalParts, local_bundles
-from weightpager.delivery.pulling.page_ranges import PageRange, page_ranges
+from weightpager.delivery.pulling.pack_requests import PackRequest, pack_requests
 from weightpager.delivery.pulling.page_transfer import PageTransfer
 from weightpager.delivery.pulling.piece_transfer import PieceTransfer
 from weightpager.delivery.pulling.plan import Cost, PullPlan
@@ -136,16 +136,16 @@ class Fetch:
             with self._lock:
                 told.add(size, total)
 
-        def transfer(pages: PageRange) -> PageTransfer:
-            ids = {place: self._ids[wanted[pages.pack, place][0]] for place in pages.pages}
-            pack = self._version.packs[pages.pack].blake3
-            return PageTransfer(self._source, pack, pages, ids, size, page_landed)
+        def transfer(request: PackRequest) -> PageTransfer:
+            ids = {place: self._ids[wanted[request.pack, place][0]] for place in request.pages}
+            pack = self._version.packs[request.pack].blake3
+            return PageTransfer(self._source, pack, request, ids, size, page_landed)
 
-        ranges = list(page_ranges(wanted, size))
+        requests = list(pack_requests(wanted, size))
         first: list[Transfer] = [PieceTransfer(self._source, piece, piece_landed) for piece in pieces]
         try:
-            bring([*first, *map(transfer, ranges[:1])], self._connections)
-            rest = ranges[1:]
+            bring([*first, *map(transfer, requests[:1])], self._connections)
+            rest = requests[1:]
             if self._source.whole_files:  # it gives no parts: one request for each pack, not one for each part
                 rest = _whole_packs(rest)
             bring(map(transfer, rest), self._connections)
@@ -170,12 +170,12 @@ class _Told:
         self(self._done, total)
 
 
-def _whole_packs(ranges: Iterable[PageRange]) -> list[PageRange]:
-    """One range for each pack."""
+def _whole_packs(requests: Iterable[PackRequest]) -> list[PackRequest]:
+    """One request to each pack."""
     pages: dict[int, list[int]] = {}
-    for each in ranges:
-        pages.setdefault(each.pack, []).extend(each.pages)
-    return [PageRange(pack, tuple(sorted(of_pack))) for pack, of_pack in pages.items()]
+    for request in requests:
+        pages.setdefault(request.pack, []).extend(request.pages)
+    return [PackRequest(pack, tuple(sorted(of_pack))) for pack, of_pack in pages.items()]
 
 
 def _ids(source: Source, folder: Path, version: VersionFile) -> list[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from blake3 import blake3
 
 from weightpager.delivery.names import pack_path
-from weightpager.delivery.pulling.page_ranges import PageRange
+from weightpager.delivery.pulling.pack_requests import PackRequest
 from weightpager.delivery.sources.source import Source, TransferError
 
 Landed = Callable[[int, int, bytearray], None]
@@ -21,7 +21,7 @@ class PageTransfer:
         self,
         source: Source,
         pack: str,
-        pages: PageRange,
+        request: PackRequest,
         ids: Mapping[int, bytes],
         page_bytes: int,
         landed: Landed,
@@ -31,34 +31,34 @@ class PageTransfer:
         Args:
             source: of the repository.
             pack: name of the pack.
-            pages: of the pack.
-            ids: of these pages, by their places in the pack.
+            request: to that pack.
+            ids: of its pages, by their places in the pack.
             page_bytes: bytes of a page.
             landed: takes each page once.
         """
         self._source = source
         self._path = pack_path(pack)
-        self._pages: PageRange | None = pages
+        self._request: PackRequest | None = request
         self._ids = ids
         self._size = page_bytes
         self._landed = landed
 
     def left(self) -> int:
-        return len(self._pages.pages) * self._size if self._pages is not None else 0
+        return len(self._request.pages) * self._size if self._request is not None else 0
 
     def attempt(self) -> None:
-        if self._pages is None:
+        if self._request is None:
             return
         done: list[int] = []
         try:
-            self._receive(self._pages, done)
+            self._receive(self._request, done)
         finally:
-            self._pages = self._pages.without(done)
+            self._request = self._request.without(done)
 
-    def _receive(self, pages: PageRange, done: list[int]) -> None:
-        size, wanted = self._size, iter(pages.pages)
+    def _receive(self, request: PackRequest, done: list[int]) -> None:
+        size, wanted = self._size, iter(request.pages)
         place: int | None = next(wanted)
-        with self._source.open(self._path, pages.first * size, pages.end * size) as stream:
+        with self._source.open(self._path, request.first * size, request.end * size) as stream:
             at, buffer = stream.start, bytearray()
             for piece in stream.pieces:
                 view = memoryview(piece)
@@ -72,7 +72,7 @@ class PageTransfer:
                     buffer += taken
                     view, at = view[len(taken) :], at + len(taken)
                     if len(buffer) == size:
-                        self._take(pages.pack, place, buffer)
+                        self._take(request.pack, place, buffer)
                         done.append(place)
                         buffer.clear()
                         place = next(wanted, None)

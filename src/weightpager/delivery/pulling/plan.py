@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weightpager.delivery.pulling.page_ranges import page_ranges
+from weightpager.delivery.pulling.pack_requests import pack_requests
 from weightpager.delivery.version_file import StoredPiece, VersionFile
 
 
@@ -87,6 +87,6 @@ class PullPlan:
             pages_in_all=version.pages,
             page_bytes=len(places) * version.page_bytes,
             file_bytes=sum(piece.stored for piece in self.fetch_pieces),
-            requests=sum(1 for _ in page_ranges(places, version.page_bytes)),
+            requests=sum(1 for _ in pack_requests(places, version.page_bytes)),
             bundle_bytes=version.file_bytes + version.pages * version.page_bytes,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-RANGE_BYTES = 8 << 20
+REQUEST_BYTES = 8 << 20
 """A request asks for no more, so that several connections share the work, and a cut one loses little."""
 
 _WASTE = 32
@@ -13,8 +13,8 @@ _WASTE = 32
 
 
 @dataclass(frozen=True)
-class PageRange:
-    """Pages of one pack that one request brings.
+class PackRequest:
+    """What one request asks a pack for.
 
     Attributes:
         pack: its number.
@@ -34,33 +34,33 @@ class PageRange:
         """Place behind the last page."""
         return self.pages[-1] + 1
 
-    def without(self, landed: Iterable[int]) -> PageRange | None:
-        """What is left of it; None for nothing."""
+    def without(self, landed: Iterable[int]) -> PackRequest | None:
+        """What is left to ask for; None for nothing."""
         left = tuple(sorted(set(self.pages) - set(landed)))
-        return PageRange(self.pack, left) if left else None
+        return PackRequest(self.pack, left) if left else None
 
 
-def page_ranges(places: Iterable[tuple[int, int]], page_bytes: int) -> Iterator[PageRange]:
+def pack_requests(places: Iterable[tuple[int, int]], page_bytes: int) -> Iterator[PackRequest]:
     """Requests that bring these pages, each a pack's number and a place in it.
 
     Args:
         places: of the pages; each is asked for once.
         page_bytes: bytes of a page.
     """
-    most = max(1, RANGE_BYTES // page_bytes)
+    most = max(1, REQUEST_BYTES // page_bytes)
     pending: list[int] = []
     of_pack = -1
     for pack, place in sorted(set(places)):
         if pending and not (pack == of_pack and _joins(pending, place, most)):
-            yield PageRange(of_pack, tuple(pending))
+            yield PackRequest(of_pack, tuple(pending))
             pending = []
         of_pack = pack
         pending.append(place)
     if pending:
-        yield PageRange(of_pack, tuple(pending))
+        yield PackRequest(of_pack, tuple(pending))
 
 
 def _joins(pending: list[int], place: int, most: int) -> bool:
-    """Whether a page joins those before it: the range stays small, and few of its pages are for nothing."""
+    """Whether a page joins those before it: the request stays small, and few of its pages are for nothing."""
     span = place + 1 - pending[0]
     return span <= most and (span - len(pending) - 1) * _WASTE <= span
