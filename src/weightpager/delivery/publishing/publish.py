@@ -103,17 +103,17 @@ class _Publishing:
         wanted = store.lacking(ids)
         page_bytes = store.add(ids, self._reader(ids, len(wanted)), wanted)
         packs, runs = store.located(ids)
-        names = sorted({*manifest.files, MANIFEST, MANIFEST_HASH})
+        files = {file: self._stored(file) for file in sorted({*manifest.files, MANIFEST, MANIFEST_HASH})}
         made = VersionFile(
             format="weightpager-version-1",
             name=name,
-            version=version or self._known(name) or self._next(name),
+            version=version or self._known(name, files[MANIFEST]) or self._next(name),
             page_bytes=manifest.page_bytes,
             page_files=manifest.page_files,
             row_files=manifest.row_files,
             packs=packs,
             runs=runs,
-            files={file: self._stored(file) for file in names},
+            files=files,
         )
         self._sign(made, channel)
         return Published(name, made.version, channel, len(wanted), len(ids), page_bytes, self._file_bytes)
@@ -131,21 +131,22 @@ class _Publishing:
         changed = {target: kept, channel_target(made.name, channel): kept}
         self._roles.set_targets({path: text for path, text in changed.items() if self._roles.target(path) != text})
 
-    def _known(self, name: str) -> str | None:
-        """The newest version that is this very bundle, if there is one."""
-        own = hash_file(self._bundle.path / MANIFEST).blake3
-        made = (VersionFile.parse(self._roles.content(path)) for path in self._versions(name))
-        same = [version.version for version in made if version.files[MANIFEST].blake3 == own]
-        return max(same, key=_number, default=None)
+    def _known(self, name: str, manifest: StoredFile) -> str | None:
+        """The newest version with this very manifest, if there is one."""
+        for version in sorted(self._versions(name), key=_number, reverse=True):
+            stored_version = VersionFile.parse(self._roles.content(version_target(name, version)))
+            if stored_version.files[MANIFEST].blake3 == manifest.blake3:
+                return version
+        return None
 
     def _next(self, name: str) -> str:
-        return str(1 + max(map(_number, self._versions(name).values()), default=0))
+        return str(1 + max(map(_number, self._versions(name)), default=0))
 
-    def _versions(self, name: str) -> dict[str, str]:
-        """Target → version, of a bundle's versions that the repository has."""
+    def _versions(self, name: str) -> list[str]:
+        """A bundle's versions that the repository has."""
         prefix = version_target(name, "").removesuffix(".json")
         targets = (path for path in self._roles.targets.targets if path.startswith(prefix))
-        return {path: path.removeprefix(prefix).removesuffix(".json") for path in targets}
+        return [path.removeprefix(prefix).removesuffix(".json") for path in targets]
 
     def _reader(self, ids: Sequence[bytes], wanted: int) -> Callable[[int], bytes]:
         donor, size, count = Donor(self._bundle.path), self._bundle.page_bytes, itertools.count(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Roles:
             ConfigError: keys are missing.
         """
         for role in roles:
-            self._signers(role, self.root)
+            self._signers(role)
 
     def target(self, path: str) -> bytes | None:
         """What a target holds; None if there is none."""
@@ -132,7 +133,7 @@ class Roles:
 
     def renew_root(self) -> None:
         """Sign a root that expires later."""
-        self._put_root(self._signers("root", self.root))
+        self._put_root(self._signers("root"))
 
     def rotate(self, role: str) -> list[Path]:
         """Give a role new keys in place of all that it has, and return their files.
@@ -140,9 +141,10 @@ class Roles:
         Devices accept the repository at every moment: what the role signs is signed with both before the root changes.
         """
         old = list(self.root.roles[role].keyids)
-        present = self._signers("root", self.root)
+        present = self._signers("root")
         first = self.root.version + 1
         new = keys.create(self._keys, role, [f"{first}-{number}" for number in range(1, len(old) + 1)])
+        self._at_hand.update((signer.public_key.keyid, signer) for signer in new)
         if role != "root":
             self.publish(targets=role == "targets", beside=new)
         for keyid in old:
@@ -159,17 +161,22 @@ class Roles:
         write_file(self._folder / f"{self.root.version}.root.json", [sign("root", self.root, signers, self._days)])
 
     def _signed(self, role: str, signed: Any, more: Iterable[CryptoSigner]) -> bytes:
-        return sign(role, signed, [*self._signers(role, self.root), *more], self._days)
+        return sign(role, signed, [*self._signers(role), *more], self._days)
 
-    def _signers(self, role: str, root: Root) -> list[CryptoSigner]:
-        wanted, present = root.roles[role], keys.read(self._keys)
-        found = [present[keyid][1] for keyid in wanted.keyids if keyid in present]
-        if len(found) < wanted.threshold:
+    def _signers(self, role: str) -> list[CryptoSigner]:
+        wanted = self.root.roles[role]
+        present = [self._at_hand[keyid] for keyid in wanted.keyids if keyid in self._at_hand]
+        if len(present) < wanted.threshold:
             raise ConfigError(
                 f"keys: expected {wanted.threshold} of the {len(wanted.keyids)} keys of the role {role} in "
-                f"{self._keys}, found {len(found)}; copy them there for this command"
+                f"{self._keys}, found {len(present)}; copy them there for this command"
             )
-        return found
+        return present
+
+    @cached_property
+    def _at_hand(self) -> dict[str, CryptoSigner]:
+        """All keys of the folder, by their ids."""
+        return {keyid: signer for keyid, (_, signer) in keys.read(self._keys).items()}
 
     def _target_path(self, target: TargetFile) -> Path:
         folder, _, name = target.path.rpartition("/")
