@@ -31,6 +31,7 @@ def test_a_server_without_manners_changes_nothing(fleet: Fleet, monkeypatch: pyt
                 fleet.device.pull(url)
             assert contents(fleet.device.bundle) == contents(fleet.old)
         manners.way = "honest"
+        monkeypatch.undo()  # a busy machine may need more than the time that hanging servers are given
         fleet.device.pull(url)
     assert contents(fleet.device.bundle) == contents(fleet.new)
 
