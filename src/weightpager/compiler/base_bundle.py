@@ -55,8 +55,8 @@ class BaseBundle:
         for weight, (blocks, locations) in zip(bundle.manifest.weights, bundle.placement.by_weight(), strict=True):
             where = np.full((bundle.manifest.grid(weight).count, len(bundle.tasks)), -1, np.int64)  # [blocks, tasks]
             for number in range(len(bundle.tasks)):
-                own = (users[locations] >> np.uint64(number) & np.uint64(1)).astype(bool)
-                where[blocks[own], number] = locations[own]
+                of_task = (users[locations] >> np.uint64(number) & np.uint64(1)).astype(bool)
+                where[blocks[of_task], number] = locations[of_task]
             most_used = _most_used(where)
             self.keep[weight.name], self.locations[weight.name] = where >= 0, most_used
             self.shared[weight.name] = (where >= 0) & (where == most_used[:, None])
@@ -133,12 +133,12 @@ class BaseBundle:
         A table that older tasks only look rows up in may be too narrow, or not whole in memory, for one that
         multiplies by it.
         """
-        found, dtype = self.resident.get(name), form.dtype_of(name, tensor)
-        if found is None or found.shape != tensor.shape or found.dtype.itemsize < dtype.itemsize:
+        stored, dtype = self.resident.get(name), form.dtype_of(name, tensor)
+        if stored is None or stored.shape != tensor.shape or stored.dtype.itemsize < dtype.itemsize:
             return False
         if name in self.bundle.row_tables and name not in form.tables:
             return False
-        return torch.equal(found, tensor.to(found.dtype))
+        return torch.equal(stored, tensor.to(stored.dtype))
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -106,10 +106,10 @@ def largest(size: Callable[[float], int], budget: int, slope: float, trials: int
         if density == 1 or budget - taken <= _CLOSE * budget:
             break
         tried = min(1.0, density + 0.99 * (budget - taken) / slope)
-        found = size(tried)
-        slope = max(slope, (found - taken) / (tried - density))
-        if found <= budget:
-            density, taken = tried, found
+        needed = size(tried)
+        slope = max(slope, (needed - taken) / (tried - density))
+        if needed <= budget:
+            density, taken = tried, needed
     return density
 
 
@@ -194,12 +194,12 @@ def _private(prepared: Prepared, masks: Masks, task: str, info: PagedWeightInfo)
 
 def _energies(source: Source) -> SaliencyOfTasks:
     """Something for masks to be chosen by while nothing has been measured: squares, differently drawn for each task."""
-    found: SaliencyOfTasks = {}
+    energies: SaliencyOfTasks = {}
     for number, task in enumerate(source.models):
         drawn = np.random.default_rng(number)
-        found[task] = {
+        energies[task] = {
             info.name: block_sums(source.linear(task, info.name).weight.detach().square(), info.grid).double().numpy()
             * drawn.lognormal(size=info.grid.count)
             for info in source.paged
         }
-    return found
+    return energies

@@ -105,8 +105,8 @@ def trained(
             train(source, data, told, kept)
         else:
             _train_added(source, data, kept, told, run.workers_on(source))
-        own = [own_stage(_OWN, task) for task in source.task_file.trained_tasks]
-        shared.training_ended(kept, ["train"] if base is None else own)
+        own_stages = [own_stage(_OWN, task) for task in source.task_file.trained_tasks]
+        shared.training_ended(kept, ["train"] if base is None else own_stages)
     with run.stage("measure dense"):
         jobs = {name: partial(score_alone, source.alone(name), name, of) for name, of in data.items()}
         dense = shared.scores(source, jobs, run.workers_on(source), run.progress)
@@ -184,9 +184,9 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
     entry = journal.read("floors", lambda tensors: "evenness" in tensors)
     if entry is not None:
         return entry[1]["evenness"].item()
-    found = choose_evenness(prepared, progress)
-    journal.write("floors", 0, {"evenness": torch.tensor(found, dtype=torch.float64)})
-    return found
+    evenness = choose_evenness(prepared, progress)
+    journal.write("floors", 0, {"evenness": torch.tensor(evenness, dtype=torch.float64)})
+    return evenness
 
 
 def _moves(source: Source) -> bool:

@@ -127,12 +127,12 @@ class _Versions:
         """The versions of every paged weight; tasks that share a location share a version."""
         bundle = subset.bundle
         users = subset.signatures(bundle.placement.users())
-        found = []
+        versions = []
         for entry, (blocks, locations) in zip(bundle.manifest.weights, bundle.placement.by_weight(), strict=True):
             used = users[locations] != 0
             stored = StoredBlocks(entry.layer, blocks[used], users[locations[used]])
-            found.append(cls(stored, locations[used]))
-        return found
+            versions.append(cls(stored, locations[used]))
+        return versions
 
     def locate(self, blocks: npt.NDArray[np.int64], users: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Where the versions with these users of these blocks lie now."""
@@ -203,8 +203,8 @@ class _Repacking:
     def _locations(self, span: slice) -> npt.NDArray[np.int64]:
         """Where the blocks that will lie in these places lie now; −1 for an empty place."""
         weights, blocks, users = self.packing.weights[span], self.packing.blocks[span], self.packing.users[span]
-        found = np.full(len(weights), -1, np.int64)
+        locations = np.full(len(weights), -1, np.int64)
         for number in np.unique(weights[weights >= 0]):
             here = weights == number
-            found[here] = self.versions[number].locate(blocks[here], users[here])
-        return found
+            locations[here] = self.versions[number].locate(blocks[here], users[here])
+        return locations

@@ -26,21 +26,21 @@ def align(problem: AlignmentProblem) -> Alignment:
         ValueError, CompileError: as `AlignmentProblem.check`.
     """
     problem.check()
-    found = align_versions(problem)
+    alignment = align_versions(problem)
     if not problem.sizes:
-        return found
+        return alignment
     saliency, strength, least = problem.saliency, problem.strength, problem.floors
-    bound, pinned = found.bound, np.zeros(saliency.shape, np.bool_)
+    bound, pinned = alignment.bound, np.zeros(saliency.shape, np.bool_)
     price = 4 * (float(saliency.max()) + (strength if np.isfinite(strength) else 0.0))
     for _ in range(_ROUNDS):  # what one weight gains another may lose
-        short = _kept(found.keep, problem.sizes) < least  # [weights, tasks]
+        short = _kept(alignment.keep, problem.sizes) < least  # [weights, tasks]
         if not short.any():
             break
         pinned |= _pins(problem, np.where(short, least, 0))
         dearer = align_versions(replace(problem, saliency=saliency + price * pinned))
         paid = price * np.array([(dearer.keep & pinned).sum(), pinned.sum()])
-        found = replace(dearer, objective=dearer.objective - paid[0], bound=min(bound, dearer.bound - paid[1]))
-    return found
+        alignment = replace(dearer, objective=dearer.objective - paid[0], bound=min(bound, dearer.bound - paid[1]))
+    return alignment
 
 
 def _kept(keep: Bools, sizes: tuple[int, ...]) -> Ints:

@@ -38,9 +38,9 @@ class _Items:
 
     @classmethod
     def of(cls, versions: npt.NDArray[np.integer]) -> _Items:
-        found = [versions == version for version in np.unique(versions)]  # [B, T] each
-        there = [np.flatnonzero(of_version.any(1)) for of_version in found]
-        permitted = [of_version[blocks] for of_version, blocks in zip(found, there, strict=True)]
+        by_version = [versions == version for version in np.unique(versions)]  # [B, T] each
+        there = [np.flatnonzero(of_version.any(1)) for of_version in by_version]
+        permitted = [of_version[blocks] for of_version, blocks in zip(by_version, there, strict=True)]
         return cls(np.concatenate(there), np.concatenate(permitted))
 
 
@@ -53,12 +53,12 @@ def align_versions(problem: AlignmentProblem) -> Alignment:
     # More than a task's swap of one item for another can save in loads.
     bonus = 2.0 * problem.strength * float((problem.rate.sum(0) + problem.rate.sum(1)).max()) + float(saliency.mean())
     worth = np.where(items.permitted, saliency[items.blocks], 0.0)  # [items, T]
-    found = align_shared(replace(problem, saliency=np.where(items.permitted, worth + bonus, 0.0)))
-    kept = _repaired(found.keep, worth, items.permitted)
+    alignment = align_shared(replace(problem, saliency=np.where(items.permitted, worth + bonus, 0.0)))
+    kept = _repaired(alignment.keep, worth, items.permitted)
     keep = np.zeros(saliency.shape, np.bool_)
     np.logical_or.at(keep, items.blocks, kept & items.permitted)
     objective = float(worth[kept].sum()) - problem.strength * expected_switch_blocks(kept, problem.switch_rate)
-    return Alignment(keep, objective, found.bound - bonus * float(problem.budgets.sum()))
+    return Alignment(keep, objective, alignment.bound - bonus * float(problem.budgets.sum()))
 
 
 def _repaired(keep: Bools, worth: Floats, permitted: Bools) -> Bools:

@@ -109,15 +109,15 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     """
     where = place(name, "train", task.train)
     if task.takes_images:
-        found = {str(label): label for _, label in images.listed(task.train, where, *task.columns)}
+        labels = {str(label): label for _, label in images.listed(task.train, where, *task.columns)}
     else:
         _, column = task.columns
         rows, nested = read_rows(task.train, where, column), FORMS[task.kind].labels != "one"
-        found = {str(label): label for row in labels_of(rows, column, where, nested) for label in row}
-    if len(found) < 2:
-        raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")
-    numbered = all(isinstance(label, int) for label in found.values())
-    return tuple(sorted(found, key=lambda name: (int(found[name]), name) if numbered else (0, name)))
+        labels = {str(label): label for row in labels_of(rows, column, where, nested) for label in row}
+    if len(labels) < 2:
+        raise CompileError(f"{where}: expected at least two different labels, found {', '.join(labels) or 'none'}")
+    numbered = all(isinstance(label, int) for label in labels.values())
+    return tuple(sorted(labels, key=lambda name: (int(labels[name]), name) if numbered else (0, name)))
 
 
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
@@ -173,11 +173,11 @@ def _asked(name: str, task: TaskSpec, reader: Tokenizer, splits: Mapping[str, Se
 
 
 def _warn(name: str, task: TaskSpec, data: TaskData) -> None:
-    found = [("train", task.train, doubts.of_labels(data.classes)), ("train", task.train, doubts.of_few(data.train))]
-    found.append(("eval", task.eval, doubts.of_held_out(data.train, data.eval)))
+    warnings = [("train", task.train, doubts.of_labels(data.classes)), ("train", task.train, doubts.of_few(data.train))]
+    warnings.append(("eval", task.eval, doubts.of_held_out(data.train, data.eval)))
     if task.validation is not None and data.validation is not None:
-        found.append(("validation", task.validation, doubts.of_held_out(data.train, data.validation)))
-    for split, path, lines in found:
+        warnings.append(("validation", task.validation, doubts.of_held_out(data.train, data.validation)))
+    for split, path, lines in warnings:
         for line in lines:
             _log.warning("%s: %s", place(name, split, path), line)
 

@@ -75,8 +75,8 @@ def _length(source: Source, task: str) -> int:
 
 def _most(config: PretrainedConfig, key: str) -> int:
     """A number of the configuration; the largest where stages differ, 0 where it doesn't tell."""
-    found = getattr(config, key, None) or 0  # GPT-Neo has None
-    return max(found, default=0) if isinstance(found, (list, tuple)) else int(found)
+    stated = getattr(config, key, None) or 0  # GPT-Neo has None
+    return max(stated, default=0) if isinstance(stated, (list, tuple)) else int(stated)
 
 
 def _patches(source: Source, config: PretrainedConfig) -> int:

@@ -196,13 +196,13 @@ def check_stages(source: Source, available: int | None, *, moves: bool, adds: bo
     on_disk = source.scratch.folder is not None
     if available is not None and not on_disk:
         available += source.parameter_bytes
-    found = bound(source, available, moves=moves, on_disk=on_disk, adds=adds)
-    for stage, needed in found.stages.items():
+    memory_bound = bound(source, available, moves=moves, on_disk=on_disk, adds=adds)
+    for stage, needed in memory_bound.stages.items():
         if stage == "calibrate":
             _check_batch(source.task_file, "calibration", source.task_file.calibration.batch, needed, available)
         else:
             _check("memory", f"the stage {stage!r}, which takes", needed, available, _ADVICE.get(stage, _SMALLER))
-    return found
+    return memory_bound
 
 
 def _check_batch(file: TaskFile, section: str, batch: int, needed: int, available: int | None) -> None:

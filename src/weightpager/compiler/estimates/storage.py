@@ -48,9 +48,9 @@ def bundle_bytes(source: Source) -> int:
     size, layers = block_bytes(file.block, file.dtype), max(info.layer for info in source.paged) + 1
     blocks = sum(info.grid.count for info in source.paged)
     kept = {task: round((1 - file.sparsity_of(task)) * blocks) for task in tasks}
-    own = file.recover.private_blocks if file.recover.method == "finetune" else 0.0
+    private_share = file.recover.private_blocks if file.recover.method == "finetune" else 0.0
     together = sum(kept.values()) if source.versions else min(blocks, sum(kept.values()))
-    stored = round((together + own * sum(kept.values())) * size / _FILL) + layers * (file.page or _PAGE)
+    stored = round((together + private_share * sum(kept.values())) * size / _FILL) + layers * (file.page or _PAGE)
     rows = sum(info.grid.rows for info in source.paged)
     tables = _PER_KEPT * sum(kept.values()) + len(tasks) * 4 * rows
     low_rank = 4 * len(tasks) * file.recover.low_rank * _sides(source)
@@ -131,9 +131,9 @@ def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
         if spec.method == "finetune" and not adds:
             yield _Stage((1 + _MOMENTS + best) * values, values)
         if spec.method == "finetune" and (adds or spec.trains_alone):
-            own = paged + 4 * spec.low_rank * _sides(source) + _vector_bytes(source)
+            trained_bytes = paged + 4 * spec.low_rank * _sides(source) + _vector_bytes(source)
             for _task in source.models:
-                yield _Stage((1 + _MOMENTS + best) * own, own)
+                yield _Stage((1 + _MOMENTS + best) * trained_bytes, trained_bytes)
 
     if file.compare != "none" and file.recovery_steps and not adds:  # the control
         yield _Stage((1 + _MOMENTS + best) * values, values)
@@ -155,15 +155,15 @@ def _resident_bytes(source: Source) -> int:
     file = source.task_file
     form = ParameterFormat.of(source.config, source.models, file.dtype, file.block)
     paged = {f"{info.name}.weight" for info in source.paged}
-    found = {
+    sizes = {
         id(tensor): form.bytes_of(name, tensor)
         for model in source.models.values()
         for name, tensor in parameters(model).items()
         if name not in paged
     }
     spec = file.recover
-    own = spec.method == "finetune" and spec.trains_alone
-    return sum(found.values()) + (len(source.models) * _vector_bytes(source) if own else 0)
+    trains_alone = spec.method == "finetune" and spec.trains_alone
+    return sum(sizes.values()) + (len(source.models) * _vector_bytes(source) if trains_alone else 0)
 
 
 def _order_bytes(source: Source) -> int:

@@ -65,10 +65,10 @@ def _forward(
         raise NotExportableError("attention with a mask, or a bias, of its own for each pair of tokens")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    found = traced_attention(
+    attended = traced_attention(
         query, key, value, attention_mask, scale, causal, sliding_window or 0, float(softcap or 0.0)
     )
-    return found.transpose(1, 2), None
+    return attended.transpose(1, 2), None
 
 
 def _mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:

@@ -56,13 +56,13 @@ def logits(module: PreTrainedModel, inputs: Mapping[str, Array]) -> Array:
 
 def in_pieces(graph: Graph, values: Mapping[str, Array], inputs: Mapping[str, Array], ends: tuple[int, ...]) -> Array:
     """A language model's logits, of calls that each bring the tokens up to an end."""
-    memory, found, start = KeyValues(), [], 0
+    memory, pieces, start = KeyValues(), [], 0
     for end in ends:
         piece = {name: value[:, start:end] for name, value in inputs.items()}
         piece["attention_mask"] = inputs["attention_mask"][:, :end]
-        found.append(run(graph, values, piece, memory)["logits"])
+        pieces.append(run(graph, values, piece, memory)["logits"])
         start = end
-    return np.concatenate(found, 1)
+    return np.concatenate(pieces, 1)
 
 
 def made_up(form: CallForm, module: PreTrainedModel, texts: int, tokens: int) -> dict[str, Array]:
@@ -80,8 +80,8 @@ def made_up(form: CallForm, module: PreTrainedModel, texts: int, tokens: int) ->
         mask[-1, tokens - tokens // 3 :] = 0
         ids[mask == 0] = 0 if padding is None else padding
     positions = np.broadcast_to(np.arange(tokens), (texts, tokens)).copy()
-    found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    return {each.name: found[each.name] for each in form.inputs}
+    made = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {each.name: made[each.name] for each in form.inputs}
 
 
 def give_values(module: PreTrainedModel) -> None:

@@ -64,9 +64,9 @@ def empty_module_of(config: PretrainedConfig, kind: TaskKind, classes: int) -> P
         BundleFormatError: transformers can't build it.
     """
     names = [str(each) for each in range(classes)] if FORMS[kind].labels != "none" else ()
-    own = copy.deepcopy(config)
-    own.dtype = torch.float32  # else what a constructor computes is rounded
-    module = module_of_kind(own, kind, names).float()
+    copied = copy.deepcopy(config)
+    copied.dtype = torch.float32  # else what a constructor computes is rounded
+    module = module_of_kind(copied, kind, names).float()
     module.config.use_cache = False
     return module
 

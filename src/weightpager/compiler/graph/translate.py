@@ -100,12 +100,12 @@ class _Placeholders:
         """
         signature = program.graph_signature
         held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        own = {node: name.removeprefix("module.") for node, name in held.items()}
+        held_names = {node: name.removeprefix("module.") for node, name in held.items()}
         lifted = signature.inputs_to_lifted_tensor_constants
         return cls(
-            {node: names[name] for node, name in own.items() if name in names},
+            {node: names[name] for node, name in held_names.items() if name in names},
             {
-                **{node: (name, buffers[name]) for node, name in own.items() if name not in names},
+                **{node: (name, buffers[name]) for node, name in held_names.items() if name not in names},
                 **{node: (node, program.constants[name]) for node, name in lifted.items()},
             },
             {str(node): each.name for node, each in zip(signature.user_inputs, form.inputs, strict=True)},
@@ -205,12 +205,12 @@ class _OthersOnly:
 def _dimensions(program: ExportedProgram, form: CallForm) -> dict[str, str]:
     """The trace's symbols for the sizes that a call states."""
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    found = {}
+    dimensions = {}
     for name, given in zip(program.graph_signature.user_inputs, form.inputs, strict=True):
         for traced_size, size in zip(by_name[str(name)].meta["val"].shape, given.shape, strict=True):
             if isinstance(size, str):
-                found[str(traced_size)] = size
-    return found
+                dimensions[str(traced_size)] = size
+    return dimensions
 
 
 def _translated(builder: Builder, node: fx.Node, found: dict[fx.Node, Any]) -> Any:

@@ -95,8 +95,8 @@ class GrowthPlan:
         old, packing = self.base.bundle.placement, self.added.packing
         used = [old.locations_of(task) for task in range(len(self.base.bundle.tasks))]
         for number in range(len(self.added.tasks)):
-            own = packing.locations_of(number) + old.locations
-            used.append(np.concatenate([self.reused_locations(number), own]))
+            locations = packing.locations_of(number) + old.locations
+            used.append(np.concatenate([self.reused_locations(number), locations]))
         layers = np.concatenate([old.layers, packing.layers])
         blocks = np.concatenate([old.blocks, packing.blocks_in_layers(old.numbers)])
         return Placement.of(old.numbers, layers, blocks, used)
@@ -105,14 +105,14 @@ class GrowthPlan:
         """The base's manifest, with what is added."""
         whole, tied = self.base.bundle.manifest, self.form.tied
         known = {table.name for table in whole.tied_tables}
-        own = {name for values in self.private.values() for name in values if name in tied}
+        private_tables = {name for values in self.private.values() for name in values if name in tied}
         changes = {
             "generator": f"weightpager {weightpager.__version__}",
             "tasks": [*whole.tasks, *self.added.tasks],
             "transitions": self.added.transitions.matrix.tolist(),
             "page_files": [*whole.page_files, *page_file_counts(self.added.packing)],
             "resident_reasons": {**self.source.resident, **whole.resident_reasons},
-            "tied_tables": [*whole.tied_tables, *(tied[name] for name in sorted(own - known))],
+            "tied_tables": [*whole.tied_tables, *(tied[name] for name in sorted(private_tables - known))],
         }
         return msgspec.structs.replace(whole, **changes)
 
@@ -138,7 +138,7 @@ def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool
     """Where tasks have values of their own, [blocks, tasks]."""
     private = np.zeros((info.grid.count, len(weights.source.models)), bool)
     for number, task in enumerate(weights.source.models):
-        own = weights.private.get(task, {}).get(info.name)
-        if own is not None:
-            private[own.blocks, number] = True
+        of_task = weights.private.get(task, {}).get(info.name)
+        if of_task is not None:
+            private[of_task.blocks, number] = True
     return private

@@ -69,9 +69,9 @@ class Checkpoint:
         model, info = _from_pretrained(directory.path, kind, config, seed)
         check_base(model, directory.path)
         _check_complete(model, info, where, may_lack, hint)
-        found = parameters(model)
-        _check_finite(found, directory.path)
-        return cls(model, found, where)
+        tensors = parameters(model)
+        _check_finite(tensors, directory.path)
+        return cls(model, tensors, where)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -95,12 +95,12 @@ class Checkpoint:
             CompileError: the two don't have parameters of the same names and shapes.
         """
         for key, tensor in self.parameters.items():
-            found = other.parameters.get(key)
-            if found is None or found.shape != tensor.shape:
-                shape = "nothing" if found is None else list(found.shape)
+            theirs = other.parameters.get(key)
+            if theirs is None or theirs.shape != tensor.shape:
+                shape = "nothing" if theirs is None else list(theirs.shape)
                 raise CompileError(f"{other.where}: expected {key!r} of shape {list(tensor.shape)}, found {shape}")
             if not key.startswith(BASE):
-                tensor.data = found.data.clone()
+                tensor.data = theirs.data.clone()
 
     def share(self, shared: dict[str, Tensor], *, with_head: bool) -> PreTrainedModel:
         """The module over the tensors that tasks share, in place of its own; those that aren't shared yet are its own.
@@ -124,9 +124,9 @@ class Checkpoint:
 
     def has_base_of(self, other: Checkpoint) -> bool:
         """Whether everything but the heads is equal."""
-        own = self.parameters.items()
+        ours = self.parameters.items()
         return all(
-            torch.equal(other.parameters[key].float(), tensor.float()) for key, tensor in own if key.startswith(BASE)
+            torch.equal(other.parameters[key].float(), tensor.float()) for key, tensor in ours if key.startswith(BASE)
         )
 
 

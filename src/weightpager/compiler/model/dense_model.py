@@ -143,10 +143,10 @@ def load(task_file: TaskFile, place: Callable[[Source], Scratch] = _in_memory) -
         checkpoints: dict[str, dict[str, Tensor]] = {}
         shared: dict[str, Tensor] = {}
         for name, task in task_file.tasks.items():
-            found, own = load_module(name, task_file, directory, images or tokenizer)
-            models[name] = found.share(shared, with_head=not task.labelled and own is None)
-            if own is not None:
-                checkpoints[name] = {key: tensor.float() for key, tensor in own.parameters.items()}
+            checkpoint, brought = load_module(name, task_file, directory, images or tokenizer)
+            models[name] = checkpoint.share(shared, with_head=not task.labelled and brought is None)
+            if brought is not None:
+                checkpoints[name] = {key: tensor.float() for key, tensor in brought.parameters.items()}
     paged, resident = sort_weights(models, task_file.block, path)
     if (small := share_of(models, paged, resident)).is_small:
         _log.warning("%s: paged is %s", path, small.words)

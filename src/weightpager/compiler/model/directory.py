@@ -114,12 +114,12 @@ class ModelDirectory:
         """
         words = getattr(self.config.get_text_config(), "vocab_size", tokenizer.pad_token_id + 1)
         check_known(tokenizer, tokenizer.pad_token_id, words, str(self.path))
-        own: int | None = getattr(self.config, "pad_token_id", None)
-        if own is not None and own != tokenizer.pad_token_id and 0 <= own < words:
+        configured: int | None = getattr(self.config, "pad_token_id", None)
+        if configured is not None and configured != tokenizer.pad_token_id and 0 <= configured < words:
             with empty_on_meta():
                 model = call(self.path, AutoModel.from_config, self.config, trust_remote_code=False)
                 if position_table(model) is not None:
-                    return own
+                    return configured
         return int(tokenizer.pad_token_id)
 
     def images(self) -> TransformersImageReader:
@@ -199,9 +199,9 @@ def load_generation(path: Path) -> dict[str, Any]:
     if not (path / GENERATION).is_file():
         return {}
     _checked(path, parse, GENERATION, call(path, (path / GENERATION).read_bytes))
-    found = call(path, GenerationConfig.from_pretrained, path, local_files_only=True).to_dict()
-    unused = () if found.get("do_sample") else _SAMPLING  # transformers would refuse to write these
-    kept = {key: found[key] for key in GENERATION_KEYS if found.get(key) is not None and key not in unused}
+    stated = call(path, GenerationConfig.from_pretrained, path, local_files_only=True).to_dict()
+    unused = () if stated.get("do_sample") else _SAMPLING  # transformers would refuse to write these
+    kept = {key: stated[key] for key in GENERATION_KEYS if stated.get(key) is not None and key not in unused}
     # Some say so that they have no such word.
     kept = {key: value for key, value in kept.items() if not (key.endswith("_token_id") and value == -1)}
     settings: GenerationSettings = _checked(path, generation_settings, GENERATION, kept)
@@ -226,13 +226,13 @@ def check_known(tokenizer: Any, number: int, words: int, where: str) -> None:
 
 
 def _read_config(path: Path, **options: Any) -> PretrainedConfig:
-    found = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False, **options)
-    if (writer := later_writer(found)) is not None:
+    config = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False, **options)
+    if (writer := later_writer(config)) is not None:
         raise CompileError(
             f"{path}: expected a model that transformers {transformers.__version__} reads, found one that {writer} "
             "wrote; update transformers"
         )
-    return _plain(cast(PretrainedConfig, found))
+    return _plain(cast(PretrainedConfig, config))
 
 
 def _plain(config: PretrainedConfig) -> PretrainedConfig:

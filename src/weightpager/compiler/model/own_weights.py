@@ -58,9 +58,9 @@ def lay_over(
         _take_resident(models[task], checkpoint, task, {f"{info.name}.weight" for info in paged}, tolerance, form)
     versions: dict[str, Versions] = {}
     for info in paged:
-        found = _take_paged(models, checkpoints, info, tolerance)
-        if (found != SHARED).any():
-            versions[info.name] = found
+        block_versions = _take_paged(models, checkpoints, info, tolerance)
+        if (block_versions != SHARED).any():
+            versions[info.name] = block_versions
     return versions
 
 
@@ -101,9 +101,9 @@ def _take_paged(
     tolerance: float,
 ) -> Versions:
     name, numbers = f"{info.name}.weight", {task: number for number, task in enumerate(models)}
-    own = {numbers[task]: _cut(info, checkpoints[task][name]) for task in models if task in checkpoints}
+    of_tasks = {numbers[task]: _cut(info, checkpoints[task][name]) for task in models if task in checkpoints}
     base = _cut(info, parameters(next(iter(models.values())))[name])
-    versions, values = group(base, own, len(models), tolerance)
+    versions, values = group(base, of_tasks, len(models), tolerance)
     for task in checkpoints:
         number = numbers[task]
         if (versions[:, number] != SHARED).any():

@@ -128,11 +128,11 @@ def tied_tables(models: Mapping[str, PreTrainedModel]) -> dict[str, tuple[int, i
                 if tensor is not None:
                     users.setdefault(id(tensor), []).append(module)
         for name, tensor in parameters(model).items():
-            found = users.get(id(tensor), [])
-            looked_up = [module for module in found if is_plain_embedding(module)]
-            if len(looked_up) + sum(map(is_linear, found)) < len(found) or not looked_up:
+            using = users.get(id(tensor), [])
+            looked_up = [module for module in using if is_plain_embedding(module)]
+            if len(looked_up) + sum(map(is_linear, using)) < len(using) or not looked_up:
                 others.add(name)
-            elif len(looked_up) < len(found):
+            elif len(looked_up) < len(using):
                 tied[name] = (tensor.shape[0], tensor.shape[1])
     return {name: shape for name, shape in tied.items() if name not in others}
 

@@ -51,7 +51,7 @@ def load_module(
     """
     task = task_file.tasks[name]
     head = _brought(name, task, directory, reads)
-    own = head if task.checkpoint is not None else None
+    brought = head if task.checkpoint is not None else None
     options: dict[str, Any] = {} if task.takes_images else {"pad_token_id": directory.config.pad_token_id}
     if task.labelled:
         names = head.classes if head is not None else data.classes(name, task)
@@ -66,19 +66,21 @@ def load_module(
     def may_lack(weight: str) -> bool:
         in_head, in_pooler = not weight.startswith(BASE), "pooler" in weight
         # transformers counts the pooler to the base, but a checkpoint without a classifier often has none.
-        return in_head or in_pooler if own is not None else task.labelled and (in_head or (head is None and in_pooler))
+        if brought is not None:
+            return in_head or in_pooler
+        return task.labelled and (in_head or (head is None and in_pooler))
 
     hint = "" if task.labelled else "; language-modeling needs a decoder that was saved with its head"
     where, seed = f"tasks.{name}: {directory.path}", task_file.training.seed
-    found = Checkpoint.load(directory, task.kind, where, may_lack=may_lack, hint=hint, seed=seed, **options)
+    checkpoint = Checkpoint.load(directory, task.kind, where, may_lack=may_lack, hint=hint, seed=seed, **options)
     if head is not None:
-        found.take_head(head)
-        if head is not own and not found.has_base_of(head):
+        checkpoint.take_head(head)
+        if head is not brought and not checkpoint.has_base_of(head):
             text = "tasks.%s.head was trained on other base weights than the model's: expect it to do badly"
             _log.warning(text, name)
     if not task.takes_images:
-        _check_positions(found.model, task_file.max_length_of(name), f"tasks.{name}")
-    return found, own
+        _check_positions(checkpoint.model, task_file.max_length_of(name), f"tasks.{name}")
+    return checkpoint, brought
 
 
 def _brought(name: str, task: TaskSpec, model: ModelDirectory, reads: Any) -> Checkpoint | None:

@@ -51,11 +51,11 @@ class TaskWeights:
     def weight(self, task: str, info: PagedWeightInfo) -> Tensor:
         """A task's values ``[out_features, in_features]``, float32. Not to be written to."""
         shared = self.source.linear(task, info.name).weight.detach()
-        own = self.private.get(task, {}).get(info.name)
-        if own is None or not len(own.blocks):
+        private = self.private.get(task, {}).get(info.name)
+        if private is None or not len(private.blocks):
             return shared
         cut = info.grid.cut(shared.numpy())  # [rows, cols, BH, BW], a copy
-        cut[np.divmod(own.blocks, info.grid.cols)] = own.values.numpy()
+        cut[np.divmod(private.blocks, info.grid.cols)] = private.values.numpy()
         return torch.from_numpy(info.grid.join(cut))
 
     def versions(self, info: PagedWeightInfo) -> Versions:
@@ -64,7 +64,7 @@ class TaskWeights:
         shared = np.full((info.grid.count, len(tasks)), SHARED, np.int8)
         versions: Versions = self.source.versions.get(info.name, shared).copy()
         for number, task in enumerate(tasks):
-            own = self.private.get(task, {}).get(info.name)
-            if own is not None:
-                versions[own.blocks, number] = len(tasks) + number
+            private = self.private.get(task, {}).get(info.name)
+            if private is not None:
+                versions[private.blocks, number] = len(tasks) + number
         return versions

@@ -90,8 +90,8 @@ class Packing:
 
     def blocks_in_layers(self, numbers: BlockNumbers) -> npt.NDArray[np.int64]:
         """The number in its layer of the block in each place, int64 [pages, blocks_per_page]."""
-        found = np.where(self.weights < 0, numbers.unused, numbers.in_layer(self.weights, self.blocks))
-        return found.reshape(-1, self.blocks_per_page)
+        numbered = np.where(self.weights < 0, numbers.unused, numbers.in_layer(self.weights, self.blocks))
+        return numbered.reshape(-1, self.blocks_per_page)
 
     def locations_of(self, task: int) -> npt.NDArray[np.int64]:
         """Where the blocks lie that task number ``task`` uses, ascending."""

@@ -51,7 +51,7 @@ class SignatureChain:
 
 def _gray(signatures: Signatures) -> Signatures:
     """Each signature's position among all 2^64 in the order of Gray's code, in which neighbours differ in one bit."""
-    found = signatures.copy()
+    positions = signatures.copy()
     for shift in (1, 2, 4, 8, 16, 32):
-        found ^= found >> np.uint64(shift)
-    return np.asarray(found, np.uint64)
+        positions ^= positions >> np.uint64(shift)
+    return np.asarray(positions, np.uint64)

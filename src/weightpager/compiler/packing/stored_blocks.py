@@ -43,9 +43,9 @@ class StoredBlocks:
         blocks, signatures = [], []
         for version in np.unique(versions):
             signature = np.where(versions == version, held, np.uint64(0)).sum(1, dtype=np.uint64)
-            found = np.flatnonzero(signature)
-            blocks.append(found)
-            signatures.append(signature[found])
+            used = np.flatnonzero(signature)
+            blocks.append(used)
+            signatures.append(signature[used])
         return cls(layer, np.concatenate(blocks), np.concatenate(signatures))
 
     def used(self, tasks: int) -> npt.NDArray[np.int64]:
@@ -66,12 +66,12 @@ class LayerBlocks:
 
 def ordered(stored: Sequence[StoredBlocks]) -> list[LayerBlocks]:
     """Layer by layer, blocks of one signature together, along a chain."""
-    found = []
+    layers = []
     for layer in sorted({weight.layer for weight in stored}):
         here = [(number, weight) for number, weight in enumerate(stored) if weight.layer == layer]
         weights = np.concatenate([np.full(len(weight.blocks), number) for number, weight in here])
         blocks = np.concatenate([weight.blocks for _, weight in here])
         signatures = np.concatenate([weight.signatures for _, weight in here])
         order = np.lexsort((blocks, weights, SignatureChain.of(signatures).positions(signatures)))
-        found.append(LayerBlocks(layer, weights[order], blocks[order], signatures[order]))
-    return found
+        layers.append(LayerBlocks(layer, weights[order], blocks[order], signatures[order]))
+    return layers

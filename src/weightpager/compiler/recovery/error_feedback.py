@@ -34,7 +34,7 @@ def fed_back(
         grid: the weight's blocks.
         encoding: of their pages.
     """
-    found = weight.clone()
+    rounded = weight.clone()
     scaled = scales(weight, grid, divisors(weight, grid, encoding))
     width, columns = grid.block.cols, torch.arange(grid.in_features)
     for row in range(grid.rows):
@@ -49,8 +49,8 @@ def fed_back(
         rows = slice(row * grid.block.rows, min((row + 1) * grid.block.rows, grid.out_features))
         steps = scaled[row, : rows.stop - rows.start, at // width].double()  # [rows, used]
         hessian = _hessian(a, kept[:, at // width].double(), ridge, at)
-        found[rows, at] = feed_back(weight[rows, at].double(), steps, hessian, encoding).float()
-    return found
+        rounded[rows, at] = feed_back(weight[rows, at].double(), steps, hessian, encoding).float()
+    return rounded
 
 
 def _hessian(a: Sequence[Tensor], masks: Tensor, ridge: float, at: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def feed_back(weight: Tensor, scaled: Tensor, hessian: Tensor, encoding: Encodin
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(inverse, upper=True).numpy()
-    left, found = weight.numpy().copy(), np.empty(weight.shape)
+    left, rounded = weight.numpy().copy(), np.empty(weight.shape)
     steps, divisible = scaled.numpy(), torch.where(scaled == 0, 1.0, scaled).numpy()
     # Columns are few numbers each, on which numpy takes a fifth of torch's time.
     for start in range(0, left.shape[1], _AT_ONCE):
@@ -87,8 +87,8 @@ def feed_back(weight: Tensor, scaled: Tensor, hessian: Tensor, encoding: Encodin
         errors = np.empty((len(left), end - start))
         for column in range(start, end):
             numbers = np.rint(left[:, column] / divisible[:, column]).clip(encoding.least, encoding.largest)
-            found[:, column] = numbers * steps[:, column]
-            errors[:, column - start] = (left[:, column] - found[:, column]) / upper[column, column]
+            rounded[:, column] = numbers * steps[:, column]
+            errors[:, column - start] = (left[:, column] - rounded[:, column]) / upper[column, column]
             left[:, column + 1 : end] -= np.outer(errors[:, column - start], upper[column, column + 1 : end])
         left[:, end:] -= errors @ upper[start:end, end:]
-    return torch.from_numpy(found)
+    return torch.from_numpy(rounded)

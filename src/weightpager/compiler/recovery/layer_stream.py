@@ -133,8 +133,8 @@ class LayerStream:
         replaced = {f"{name.removeprefix(BASE + prefix + '.')}.weight": value for name, value in weights.items()}
         with torch.inference_mode(), autocast(calls.hidden.device):
             whole = (calls.hidden, *arguments)
-            found = functional_call(self._base.get_submodule(prefix), replaced, whole, options)
-        hidden = found[0] if isinstance(found, tuple) else found
+            output = functional_call(self._base.get_submodule(prefix), replaced, whole, options)
+        hidden = output[0] if isinstance(output, tuple) else output
         if not isinstance(hidden, Tensor) or hidden.shape != calls.hidden.shape:
             raise CompileError(f"closed-form recovery: expected layers that return hidden states; {_ELSE}")
         return hidden

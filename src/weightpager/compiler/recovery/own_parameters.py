@@ -96,9 +96,9 @@ def train_own(
         training = _OwnTraining(source.alone(task), task, data[task], masks, schedule, name)
         trainings[task] = TaskTraining(name, schedule.own_steps, partial(_train, training), _COPIES)
     for done in each_trained(trainings, journal, progress, workers):
-        own = own_parameters(source, done.key)
+        trainable = own_parameters(source, done.key)
         with torch.no_grad():
-            for name, parameter in own.items():
+            for name, parameter in trainable.items():
                 parameter.copy_(done.value[name])
 
 
@@ -131,16 +131,16 @@ class _OwnTraining:
 def _train(of: _OwnTraining, journal: Journal, progress: Steps) -> State:
     """Train a task's own parameters in place, and give their values."""
     source, task, data = of.source, of.task, of.data
-    settings, own = source.task_file.training, own_parameters(source, task)
+    settings, trainable = source.task_file.training, own_parameters(source, task)
     with torch.no_grad():
         frozen = {} if of.masks is None else _as_stored(source, of.masks, task)
 
     def error(_task: str, batch: Batch) -> Tensor:
         return loss(logits_with(source.models[task], frozen, batch, data.kind), batch.labels, data.kind)
 
-    groups = [ParameterGroup(own, settings.head_learning_rate)]
+    groups = [ParameterGroup(trainable, settings.head_learning_rate)]
     turns = in_turn({task: data}, [task], settings.batch, settings.seed)
-    with requiring_gradients(source.models[task], list(own.values())):
+    with requiring_gradients(source.models[task], list(trainable.values())):
         training = Training(groups, turns, error, of.schedule.own_steps, schedule=of.schedule)
         training.run(journal, of.stage, progress)
     return training.state()

@@ -57,10 +57,10 @@ def choose(lesson: Lesson) -> dict[str, Chosen]:
         can = np.concatenate([masks.keep[name][:, number] & (masks.keep[name].sum(1) > 1) for name in names])
         pull = np.where(can, np.concatenate([pulls[name] for name in names]), -1.0)
         wanted = min(int(lesson.spec.private_blocks * keep.sum()), int(can.sum()))
-        own = np.zeros(len(pull), bool)
-        own[np.argsort(-pull, kind="stable")[:wanted]] = True
+        picked = np.zeros(len(pull), bool)
+        picked[np.argsort(-pull, kind="stable")[:wanted]] = True
         ends = np.cumsum([len(pulls[name]) for name in names])[:-1]
-        chosen[task] = dict(zip(names, np.split(own, ends), strict=True))
+        chosen[task] = dict(zip(names, np.split(picked, ends), strict=True))
     return chosen
 
 
@@ -159,27 +159,27 @@ def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
     lesson, task, added = of.lesson, of.task, of.added
     sparse, masks, spec = lesson.sparse, lesson.masks, lesson.spec
     model = sparse.models[task]
-    own: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used
+    copies: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used
     frozen: dict[str, Tensor] = {}
     free = {info.name: of.free(info) for info in sparse.paged}
     for info in sparse.paged:
         weight = sparse.linear(task, info.name).weight.detach()
-        own[info.name] = nn.Parameter(weight.clone())
+        copies[info.name] = nn.Parameter(weight.clone())
         kept = stored_if_coarse(weight, info.grid, sparse.task_file.dtype)
         frozen[info.name] = drop(masks.masked(task, info, kept), ~free[info.name], info.grid)
-    rounding, routes = Rounding.of(sparse, own, spec.private_steps), masks.routes(sparse, task)
+    rounding, routes = Rounding.of(sparse, copies, spec.private_steps), masks.routes(sparse, task)
 
     def error(_task: str, batch: Batch) -> Tensor:
         weights = dict(routes)
         for info in sparse.paged:
-            moving = own[info.name] if rounding is None else rounding(info.name, own[info.name])
+            moving = copies[info.name] if rounding is None else rounding(info.name, copies[info.name])
             whole = frozen[info.name] + drop(moving, free[info.name], info.grid)
             weights[module_name(info, model.base_model_prefix)] = added.added(info.name, whole)
         return lesson.error_of(task, logits_with(model, weights, batch, lesson.data[task].kind), batch)
 
     vectors = {name: cast(nn.Parameter, sparse.parameters(task)[name]) for name in of.vectors}
     groups = [
-        ParameterGroup(own, spec.learning_rate),
+        ParameterGroup(copies, spec.learning_rate),
         # Low-rank parts begin at nothing, as heads do.
         ParameterGroup({**vectors, **added.parameters()}, spec.head_learning_rate),
     ]

@@ -66,8 +66,8 @@ class Rounding:
         """One of the weights as a page will hold it; gradients pass as if it hadn't been rounded."""
         with torch.no_grad():
             values = _rounded(weight, self._divisors[name], self._grids[name], self._encoding)
-        found: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
-        return found
+        rounded: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
+        return rounded
 
     def rows(self, name: str) -> RowRounding:
         """How the rows of one of the weights' blocks are rounded, for products with the blocks alone."""
@@ -102,8 +102,8 @@ def stored(weight: Tensor, grid: BlockGrid, dtype: PageDtype) -> Tensor:
     """A weight ``[out_features, in_features]`` as pages of any dtype give it back."""
     cut = grid.cut(weight.detach().cpu().numpy())
     blocks = encode(cut.reshape(-1, grid.block.rows, grid.block.cols).astype(np.float32, copy=False), dtype)
-    found = grid.join(decode(blocks, grid.block, dtype).reshape(cut.shape))
-    return torch.from_numpy(found.copy()).to(weight.device)
+    decoded = grid.join(decode(blocks, grid.block, dtype).reshape(cut.shape))
+    return torch.from_numpy(decoded.copy()).to(weight.device)
 
 
 def stored_if_coarse(weight: Tensor, grid: BlockGrid, dtype: PageDtype) -> Tensor:

@@ -145,11 +145,11 @@ def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[s
 
 
 def _answers(source: Source, probes: Mapping[str, Batch]) -> dict[str, Tensor]:
-    found = {}
+    answers = {}
     for task, batch in probes.items():
         with evaluating(source.models[task]), torch.inference_mode():
-            found[task] = source.scratch.hold(source.models[task](**batch.inputs).logits)
-    return found
+            answers[task] = source.scratch.hold(source.models[task](**batch.inputs).logits)
+    return answers
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -43,8 +43,8 @@ class Part:
         groups, units = order.shape
         elements = np.arange(groups * self.repeat * units * self.inner)
         cut = elements.reshape(groups, self.repeat, units, self.inner)
-        found: Indices = np.take_along_axis(cut, order[:, None, :, None], 2).reshape(-1)
-        return found
+        spread: Indices = np.take_along_axis(cut, order[:, None, :, None], 2).reshape(-1)
+        return spread
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ def dimensions(models: Mapping[str, PreTrainedModel]) -> tuple[Dimension, ...]:
     sizes: dict[str, tuple[int, ...]] = {}
     for task, model in models.items():
         named = parameters(model)
-        found = axes_of(named)
-        if found is None:
+        model_axes = axes_of(named)
+        if model_axes is None:
             return ()
-        axes |= {tensor_key(task, name): entry for name, entry in found.items()}
+        axes |= {tensor_key(task, name): entry for name, entry in model_axes.items()}
         sizes |= {tensor_key(task, name): tuple(tensor.shape) for name, tensor in named.items()}
     return _Finder(axes, sizes).all(next(iter(models.values())).config)
 
 
 def _layer(key: str) -> str:
-    found = re.search(r"\.(\d+)\.", key.rpartition("/")[2])
-    return found[1] if found else ""
+    match = re.search(r"\.(\d+)\.", key.rpartition("/")[2])
+    return match[1] if match else ""
 
 
 @dataclass
@@ -112,8 +112,8 @@ class _Finder:
                 continue
             whole = {"query": (1, queries * channels), "key": (1, channels), "value": (1, channels)}
             self._add(f"layer {layer}, heads", 1, groups, whole | {"mixed": (1, queries * channels)}, layer)
-            own = {"query": (1, channels), "mixed": (1, channels)}
-            self._add(f"layer {layer}, query heads", groups, queries, own, layer)
+            query_axes = {"query": (1, channels), "mixed": (1, channels)}
+            self._add(f"layer {layer}, query heads", groups, queries, query_axes, layer)
             values = {"value": (1, 1), "mixed": (queries, 1)}
             self._add(f"layer {layer}, value channels", groups, channels, values, layer)
         return tuple(self.found)

@@ -139,8 +139,8 @@ def axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
     """What every axis of a module's tensors runs over, from the one family that knows them all."""
     for family in FAMILIES.values():
         rows = {**family, **(_POOLED if f"{BASE}pooler.dense.weight" in named else {})}
-        found = {name: rows.get(_without_number(name)) for name in named}
-        known = {name: entry for name, entry in found.items() if entry is not None and len(entry) == named[name].ndim}
+        axes = {name: rows.get(_without_number(name)) for name in named}
+        known = {name: entry for name, entry in axes.items() if entry is not None and len(entry) == named[name].ndim}
         if len(known) == len(named):
             return known
     return None

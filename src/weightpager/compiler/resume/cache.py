@@ -111,12 +111,12 @@ class Cache:
 
     def entries(self) -> list[Kept]:
         """All entries, the most recently used first."""
-        found = []
+        entries = []
         for path in self._files(_SUFFIX):
             with suppress(OSError):
                 facts = path.stat()
-                found.append(Kept(path, facts.st_size, facts.st_mtime))
-        return sorted(found, key=lambda kept: kept.used, reverse=True)
+                entries.append(Kept(path, facts.st_size, facts.st_mtime))
+        return sorted(entries, key=lambda kept: kept.used, reverse=True)
 
     def clear(self) -> int:
         """Remove all entries; the bytes that they took.

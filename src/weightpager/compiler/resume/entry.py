@@ -69,9 +69,9 @@ def step_of(path: Path, owner: Owner) -> tuple[int, bool] | None:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    found = blake3()
+    digest = blake3()
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(uint8).numpy().data)
+    return digest.hexdigest()

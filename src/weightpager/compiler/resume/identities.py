@@ -55,8 +55,8 @@ def compile_identity(task_file: TaskFile) -> str:
         for key, path in {"train": task.train, "validation": task.validation}.items():
             if path is not None:
                 facts.append(fingerprint(path, f"tasks.{name}.{key}", task.kind, task.columns))
-    own = [path for task in task_file.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
-    facts += [fact for folder in (task_file.model, *own) for fact in _weight_facts(folder)]
+    brought = [path for task in task_file.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
+    facts += [fact for folder in (task_file.model, *brought) for fact in _weight_facts(folder)]
     if task_file.transitions is not None:
         facts.append(hashed(task_file.transitions, str(task_file.transitions)))
     return _hash(*facts)

@@ -92,10 +92,10 @@ class Journal:
     def part(self, name: str, identity: str | None = None, cache: Cache | None = None) -> Journal:
         """A journal in a folder of this one's; without an ``identity`` of its own it has this one's."""
         folder = None if self._folder is None else self._folder / name
-        found = Journal(folder, self._identity if identity is None else identity, cache)
-        found._of = f" of the {name.replace('-', ' ')}" if identity is None else ""
-        self._parts[name] = found
-        return found
+        journal = Journal(folder, self._identity if identity is None else identity, cache)
+        journal._of = f" of the {name.replace('-', ' ')}" if identity is None else ""
+        self._parts[name] = journal
+        return journal
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -200,15 +200,15 @@ class Journal:
 
     def standing(self) -> list[str]:
         """The long stages, in words, that this compile would resume."""
-        found = [f"{_in_words(stage)} (whole, in the cache)" for stage in self._settled]
+        stages = [f"{_in_words(stage)} (whole, in the cache)" for stage in self._settled]
         for path in [] if self._folder is None else sorted(self._folder.glob("*.safetensors")):
             at = step_of(path, self._owner())
             if at is not None and at[1] and at[0]:
-                found.append(f"{_in_words(path.stem)} up to step {at[0]}")
+                stages.append(f"{_in_words(path.stem)} up to step {at[0]}")
         for part in self._parts.values():
             theirs = [f"{words}{part._of}" for words in part.standing()]
-            found = found + theirs if part._of else theirs + found  # the dense model's training comes first
-        return found
+            stages = stages + theirs if part._of else theirs + stages  # the dense model's training comes first
+        return stages
 
     def remove(self) -> None:
         """Remove all entries."""

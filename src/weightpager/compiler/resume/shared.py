@@ -78,14 +78,15 @@ class Shared:
         def told(task: str) -> Steps:
             return partial(progress, f"measure dense {task}")
 
-        found = {
+        outcomes = {
             task: Outcomes(*(tensors[part].numpy() for part in _PARTS))
             for task, tensors, _ in self._each(
                 "scores", self.held_out, set(_PARTS), _Finds(workers, jobs, _parts, told)
             )
         }
         return {
-            name: Score.of(task.kind, found[name], task.wanted_metrics) for name, task in source.task_file.tasks.items()
+            name: Score.of(task.kind, outcomes[name], task.wanted_metrics)
+            for name, task in source.task_file.tasks.items()
         }
 
     def calibrations(

@@ -187,13 +187,13 @@ def _expected(keep: Bools, versions: Versions | None, switch_rate: Floats) -> fl
 def _expected_private(keep: Bools, share: float, switch_rate: Floats) -> float:
     """Most blocks that an average switch loads though both tasks keep them: one of the two has values of its own."""
     mask = keep.astype(np.float64)
-    both, own = mask.T @ mask, share * mask.sum(0)
-    return float(np.sum(switch_rate * np.minimum(both, np.add.outer(own, own))))
+    both, private = mask.T @ mask, share * mask.sum(0)
+    return float(np.sum(switch_rate * np.minimum(both, np.add.outer(private, private))))
 
 
 def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[str, float]:
     """Every task's metric on its validation data, else on training data, with masks laid on the dense weights."""
-    found = {}
+    scores = {}
     for task, of_task in data.items():
         model = source.models[task]
         weights = masks.held(source, task)
@@ -206,8 +206,8 @@ def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[
         kind: TaskKind = "language-modeling" if of_task.asked is not None else of_task.kind
         score = evaluate(Replaced(model, weights), batches, kind)
         # Perplexities rise by per cents, accuracies fall by points.
-        found[task] = 100 * score.value if score.higher_is_better else -100 * float(np.log(score.value))
-    return found
+        scores[task] = 100 * score.value if score.higher_is_better else -100 * float(np.log(score.value))
+    return scores
 
 
 def _points(free: Mapping[str, float], aligned: Mapping[str, float]) -> float:

@@ -49,7 +49,7 @@ def aligned(prepared: Prepared) -> Choice:
     many, since what they add isn't comparable between layers.
     """
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    found = [(part, align(part.problem)) for part in parts(prepared, transitions_of(task_file).switch_rate())]
-    keep = spread(paged, [(part, alignment.keep) for part, alignment in found], len(task_file.tasks))
-    saliency = sum(part.blocks * float(part.problem.saliency[alignment.keep].sum()) for part, alignment in found)
-    return Choice(Masks(tuple(task_file.tasks), keep), gap_of([alignment for _, alignment in found]), saliency)
+    alignments = [(part, align(part.problem)) for part in parts(prepared, transitions_of(task_file).switch_rate())]
+    keep = spread(paged, [(part, alignment.keep) for part, alignment in alignments], len(task_file.tasks))
+    saliency = sum(part.blocks * float(part.problem.saliency[alignment.keep].sum()) for part, alignment in alignments)
+    return Choice(Masks(tuple(task_file.tasks), keep), gap_of([alignment for _, alignment in alignments]), saliency)

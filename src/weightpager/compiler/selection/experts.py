@@ -88,15 +88,15 @@ def expert_saliency(
 
 
 def _spread(source: Source, task: str, layers: Sequence[Layer], sums: dict[str, Tensor]) -> dict[str, FloatArray]:
-    found = {info.name: np.ones(info.grid.count) for info in source.paged}
+    saliency = {info.name: np.ones(info.grid.count) for info in source.paged}
     for layer in layers:
         if not torch.isfinite(sums[layer.name]).all():
             raise CompileError(f"tasks.{task}: calibration of {layer.name!r} gave NaN or infinity")
         for names, value in zip(layer.experts, sums[layer.name].tolist(), strict=True):
-            blocks = sum(len(found[name]) for name in names)
+            blocks = sum(len(saliency[name]) for name in names)
             for name in names:
-                found[name][:] = value / blocks
-    return found
+                saliency[name][:] = value / blocks
+    return saliency
 
 
 def experts_kept(source: Source, task: str) -> int:

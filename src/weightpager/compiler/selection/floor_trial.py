@@ -37,9 +37,9 @@ def choose_evenness(prepared: Prepared, progress: Progress) -> float:
     alone = prepared.changed(alignment=0.0, transitions=None)  # which matter to nobody who chooses for itself
 
     def tried(number: int, masks: Masks | None) -> float:
-        found = _loss(prepared, masks, batches)
+        mean_loss = _loss(prepared, masks, batches)
         progress("choose floors", number, 3)
-        return found
+        return mean_loss
 
     low, high = (
         tried(number, choose_blocks(replace(alone, evenness=evenness))[0])
@@ -54,10 +54,10 @@ def choose_evenness(prepared: Prepared, progress: Progress) -> float:
 
 def _loss(prepared: Prepared, masks: Masks | None, batches: Mapping[str, Sequence[Batch]]) -> float:
     """Mean over tasks and batches; of the dense model without masks."""
-    source, found = prepared.source, []
+    source, losses = prepared.source, []
     with torch.no_grad():
         for task, of_task in batches.items():
             model, kind = source.models[task], prepared.data[task].kind
             weights = {} if masks is None else masks.held(source, task)
-            found += [loss(logits_with(model, weights, batch, kind), batch.labels, kind) for batch in of_task]
-    return float(torch.stack(found).mean())
+            losses += [loss(logits_with(model, weights, batch, kind), batch.labels, kind) for batch in of_task]
+    return float(torch.stack(losses).mean())

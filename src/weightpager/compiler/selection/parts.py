@@ -34,10 +34,10 @@ class Part:
     def gathered(self, masks: Mapping[str, Bools]) -> Bools:
         """[units, tasks]: True where a mask [blocks, tasks] of each of its weights has all of a unit."""
         tasks = next(iter(masks.values())).shape[1]
-        found = np.ones((len(self.problem.saliency), tasks), np.bool_)
+        gathered = np.ones((len(self.problem.saliency), tasks), np.bool_)
         for name, units in self.units.items():
-            found[units] &= masks[name].all(0) if isinstance(units, int) else masks[name]
-        return found
+            gathered[units] &= masks[name].all(0) if isinstance(units, int) else masks[name]
+        return gathered
 
 
 def parts(prepared: Prepared, switch_rate: Floats) -> list[Part]:

@@ -119,19 +119,19 @@ class TaskFile(Frozen):
             )
 
     def _check_own_weights(self) -> None:
-        own = next((name for name, task in self.tasks.items() if task.checkpoint is not None), None)
-        if own is None:
+        with_checkpoint = next((name for name, task in self.tasks.items() if task.checkpoint is not None), None)
+        if with_checkpoint is None:
             return
         if self.recover.method != "none":
             raise broken(
                 f"recover: expected none, found {self.recover.method}: it fits values that all tasks share, "
-                f"and {own} has a checkpoint of its own"
+                f"and {with_checkpoint} has a checkpoint of its own"
             )
         for name, task in self.tasks.items():
             if task.trained:
                 raise broken(
                     f"tasks.{name}: expected a head or a checkpoint: training this task would change the model's "
-                    f"weights, and those that {own}'s checkpoint shares with it"
+                    f"weights, and those that {with_checkpoint}'s checkpoint shares with it"
                 )
 
     @property

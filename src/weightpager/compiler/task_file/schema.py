@@ -21,12 +21,12 @@ from weightpager.compiler.task_file.file import SECTIONS, TaskFile
 
 def schema() -> dict[str, Any]:
     """What `load` accepts, as far as a schema can say it: whether files are there and fit together it can't."""
-    found = TaskFile.model_json_schema(schema_generator=_Generator)
-    definitions = found["$defs"]
-    found["properties"]["tasks"]["additionalProperties"] = False
+    document = TaskFile.model_json_schema(schema_generator=_Generator)
+    definitions = document["$defs"]
+    document["properties"]["tasks"]["additionalProperties"] = False
     for section in SECTIONS.values():
-        _describe(found if section is TaskFile else definitions[section.__name__], section)
-    return {"$schema": _Generator.schema_dialect, **found, "title": "weightpager task file"}
+        _describe(document if section is TaskFile else definitions[section.__name__], section)
+    return {"$schema": _Generator.schema_dialect, **document, "title": "weightpager task file"}
 
 
 def text() -> str:

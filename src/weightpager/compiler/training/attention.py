@@ -39,9 +39,9 @@ class _InFloat32(TorchFunctionMode):
     ) -> Any:
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        found = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        wide = {name: _wide(value) for name, value in (kwargs or {}).items()}
         with torch.autocast("cpu", enabled=False):
-            return func(*map(_wide, args), **found).to(args[0].dtype)
+            return func(*map(_wide, args), **wide).to(args[0].dtype)
 
 
 def _wide(value: Any) -> Any:

@@ -70,9 +70,9 @@ class EarlyStopping:
         """
         if step not in self._checks:
             return False
-        found = self.loss()
-        if found < self._least:
-            self._least, self._waited = found, 0
+        loss = self.loss()
+        if loss < self._least:
+            self._least, self._waited = loss, 0
             self._best = {name: value.detach().clone() for name, value in values.items()}
         else:
             self._waited += 1

@@ -58,11 +58,11 @@ class _Loss(torch.autograd.Function):
                 answers = log_theirs.exp()
                 total += weight * log_theirs.sub_(log_ours).mul_(answers).sum()
             if gradient is not None:
-                found = log_ours.exp_()
-                found.scatter_add_(1, places, torch.full_like(places, weight - 1, dtype=found.dtype))
+                row_gradient = log_ours.exp_()
+                row_gradient.scatter_add_(1, places, torch.full_like(places, weight - 1, dtype=row_gradient.dtype))
                 if answers is not None:
-                    found.sub_(answers, alpha=weight)
-                gradient[rows] = found.mul_(share)
+                    row_gradient.sub_(answers, alpha=weight)
+                gradient[rows] = row_gradient.mul_(share)
         ctx.gradient = gradient
         return total * share
 

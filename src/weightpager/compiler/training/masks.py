@@ -84,21 +84,21 @@ class Masks:
 
         They are ``rounded``, if that is given. With them are the task's `routes`.
         """
-        base, found = source.models[task].base_model_prefix, self.routes(source, task)
+        base, weights = source.models[task].base_model_prefix, self.routes(source, task)
         for info in infos:
             weight: Tensor = source.linear(task, info.name).weight
             kept = weight if rounded is None else rounded(info.name, weight)
-            found[module_name(info, base)] = self.masked(task, info, kept)
-        return found
+            weights[module_name(info, base)] = self.masked(task, info, kept)
+        return weights
 
     @torch.no_grad()
     def held(self, source: Source, task: str) -> dict[str, Tensor]:
         """`parameters` of all paged weights, without gradients; they lie in the source's scratch."""
-        base, found = source.models[task].base_model_prefix, self.routes(source, task)
+        base, weights = source.models[task].base_model_prefix, self.routes(source, task)
         for info in source.paged:
             kept = self.masked(task, info, source.linear(task, info.name).weight)
-            found[module_name(info, base)] = source.scratch.hold(kept)
-        return found
+            weights[module_name(info, base)] = source.scratch.hold(kept)
+        return weights
 
 
 def masked_logits(

@@ -31,12 +31,12 @@ class Replaced:
     def as_module(self) -> Iterator[nn.Module]:
         """The module with these values in it; nobody else may use it meanwhile. Its own are back afterwards."""
         named = dict([*self.module.named_parameters(), *self.module.named_buffers()])
-        own = {name: named[name] for name in self.weights}
-        before = {name: tensor.data for name, tensor in own.items()}
+        replaced = {name: named[name] for name in self.weights}
+        before = {name: tensor.data for name, tensor in replaced.items()}
         try:
-            for name, tensor in own.items():
+            for name, tensor in replaced.items():
                 tensor.data = self.weights[name].detach()
             yield self.module
         finally:
-            for name, tensor in own.items():
+            for name, tensor in replaced.items():
                 tensor.data = before[name]

@@ -74,12 +74,12 @@ class SparseProducts:
 
     def _of(self, task: str) -> dict[int, _Sparse]:
         """Sparse weights by the identity of the parameter."""
-        found = {}
+        sparse = {}
         for info in self._source.paged:
             layer, kept = self._source.linear(task, info.name), self._masks.blocks(task, info)
             if _is_plain(layer) and kept.mean() <= MOST_KEPT:
-                found[id(layer.weight)] = _Sparse(info, KeptBlocks(kept, info.grid), torch.from_numpy(kept))
-        return found
+                sparse[id(layer.weight)] = _Sparse(info, KeptBlocks(kept, info.grid), torch.from_numpy(kept))
+        return sparse
 
     def _others(self, sparse: Mapping[int, _Sparse]) -> list[PagedWeightInfo]:
         """Weights that are multiplied whole."""
@@ -106,9 +106,9 @@ class _Skipping(TorchFunctionMode):
             bias = args[2] if len(args) > 2 else given.get("bias")
             rounding = None if self._rounding is None else self._rounding.rows(sparse.info.name)
             return sparse.blocks.linear(args[0], args[1], bias, rounding)
-        found = func(*args, **given)
-        if not isinstance(found, Tensor) or not any(id(one) in self._sparse for one in (*args, *given.values())):
-            return found
+        result = func(*args, **given)
+        if not isinstance(result, Tensor) or not any(id(one) in self._sparse for one in (*args, *given.values())):
+            return result
         return func(*map(self._masked, args), **{name: self._masked(value) for name, value in given.items()})
 
     def _masked(self, value: Any) -> Any:

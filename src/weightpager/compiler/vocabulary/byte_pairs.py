@@ -43,15 +43,15 @@ class BytePairs:
         Raises:
             CompileError: it doesn't join pairs, or can't spell a text whose characters it doesn't know.
         """
-        found = cls(json.loads(tokenizer.backend_tokenizer.to_str()))
-        if (kind := found._model.get("type")) != "BPE":
+        byte_pairs = cls(json.loads(tokenizer.backend_tokenizer.to_str()))
+        if (kind := byte_pairs._model.get("type")) != "BPE":
             raise CompileError(f"{where}: expected a tokenizer of byte pairs (BPE), found {kind}")
-        if not found._bytes:
+        if not byte_pairs._bytes:
             raise CompileError(
                 f"{where}: expected a tokenizer that can spell any text by its bytes, found one that knows some "
                 "characters only: with fewer tokens it could not read others"
             )
-        return found
+        return byte_pairs
 
     @property
     def _model(self) -> Mapping[str, Any]:
@@ -89,12 +89,12 @@ class BytePairs:
     def closed(self, tokens: Iterable[str]) -> set[str]:
         """These tokens, and all tokens that they are joined from."""
         todo = list(tokens)
-        found = set(todo)
+        closure = set(todo)
         while todo:
-            new = set(self._parts.get(todo.pop(), ())) - found
-            found |= new
+            new = set(self._parts.get(todo.pop(), ())) - closure
+            closure |= new
             todo += new
-        return found
+        return closure
 
     def kept(self, seen: Mapping[int, int], always: Iterable[int], most: int | None = None) -> list[int]:
         """The ids of a smaller vocabulary, rising.
@@ -111,14 +111,14 @@ class BytePairs:
         names = {number: token for token, number in self.ids.items()}
         added = [token["content"] for token in self.file["added_tokens"]]
         unknown = [self._model["unk_token"]] if self._model.get("unk_token") else []
-        found = self.closed([*self._bytes, *added, *unknown, *(names[number] for number in always if number in names)])
-        if most is not None and most < len(found):
-            raise CompileError(f"tokens: expected at least {len(found)}, the bytes and special tokens, found {most}")
+        kept = self.closed([*self._bytes, *added, *unknown, *(names[number] for number in always if number in names)])
+        if most is not None and most < len(kept):
+            raise CompileError(f"tokens: expected at least {len(kept)}, the bytes and special tokens, found {most}")
         for number in sorted(seen, key=lambda number: (-seen[number], number)):
-            new = self.closed([names[number]]) - found
-            if most is None or len(found) + len(new) <= most:
-                found |= new
-        return sorted(self.ids[token] for token in found)
+            new = self.closed([names[number]]) - kept
+            if most is None or len(kept) + len(new) <= most:
+                kept |= new
+        return sorted(self.ids[token] for token in kept)
 
     def renumbered(self, new: Mapping[int, int]) -> dict[str, Any]:
         """``tokenizer.json`` with the tokens of these ids alone, by their new ids."""

@@ -31,5 +31,5 @@ def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> 
     known = classes(name, task) if task.labelled else ()
     read = items_reader(task.kind, task.columns, reader, known, task_file.max_length_of(name))
     path = task.train if split == "train" else task.eval
-    found = read(path, place(name, split, path), task.items if split == "eval" else None)
-    return [item.tokens for item in found if isinstance(item, Example)]
+    items = read(path, place(name, split, path), task.items if split == "eval" else None)
+    return [item.tokens for item in items if isinstance(item, Example)]

@@ -76,8 +76,8 @@ def _gelu(builder: Builder, node: fx.Node, x: Value, approximate: str = "none") 
 def _reduced(op: str) -> Callable[..., Value]:
     def translate(builder: Builder, node: fx.Node, x: Value, axes: Any = None, keep: bool = False, **_: Any) -> Value:
         axes = range(len(x.shape)) if axes is None else [axes] if isinstance(axes, int) else axes
-        found = [each % len(x.shape) for each in axes]
-        return builder.emit(op, [x], {"axes": found, "keep": keep}, traced_type(builder, node))
+        positive_axes = [each % len(x.shape) for each in axes]
+        return builder.emit(op, [x], {"axes": positive_axes, "keep": keep}, traced_type(builder, node))
 
     return translate
 
@@ -93,8 +93,8 @@ def _argmax(builder: Builder, node: fx.Node, x: Value, axis: int, keep: bool = F
     type_ = traced_type(builder, node)
     axis %= len(x.shape)
     gone = Type((*x.shape[:axis], *x.shape[axis + 1 :]), "int64")
-    found = builder.emit("argmax", [x], {"axis": axis}, gone)
-    return builder.reshaped(found, type_.shape) if keep else found
+    indices = builder.emit("argmax", [x], {"axis": axis}, gone)
+    return builder.reshaped(indices, type_.shape) if keep else indices
 
 
 def _logical(op: str) -> Callable[..., Value]:

@@ -30,9 +30,9 @@ def fuse_rotary(draft: Draft) -> Draft:
         if node.op != "add" or node.inputs[1] is None:
             return None
         for straight, crossed in operand_pairs(node):
-            found = _turned(view, straight, crossed)
-            if found is not None:
-                x, turn = found
+            turned = _turned(view, straight, crossed)
+            if turned is not None:
+                x, turn = turned
                 attributes = {"interleaved": False, "scaling": turn.scaling, "layout": "bhtd"}
                 return Node("rotary", (x, turn.positions, turn.inv_freq), attributes, node.outputs)
         return None
@@ -48,9 +48,9 @@ def _turned(view: View, straight: Operand | None, crossed: Operand | None) -> tu
         for half_turned, sine in operand_pairs(second):
             if x is None or _half_turned(view, half_turned) != x:
                 continue
-            found, other = _turn(view, cosine, "cos"), _turn(view, sine, "sin")
-            if found is not None and found == other and _fits(view, x, found):
-                return x, found
+            turn, other = _turn(view, cosine, "cos"), _turn(view, sine, "sin")
+            if turn is not None and turn == other and _fits(view, x, turn):
+                return x, turn
     return None
 
 

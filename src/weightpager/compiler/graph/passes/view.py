@@ -74,13 +74,13 @@ def rewritten(draft: Draft, rule: Rule) -> Draft:
     equal: dict[Operand, Operand] = {}
     for old in draft.graph.nodes:
         node = replace(old, inputs=tuple(None if each is None else equal.get(each, each) for each in old.inputs))
-        found = rule(view, node)
-        if isinstance(found, Operand):
+        replacement = rule(view, node)
+        if isinstance(replacement, Operand):
             if old.output not in view.results:
-                equal[Operand.value(old.output)] = found
+                equal[Operand.value(old.output)] = replacement
                 continue
-            found = None
-        made = node if found is None else found
+            replacement = None
+        made = node if replacement is None else replacement
         nodes.append(made)
         view.makers.update(dict.fromkeys(made.outputs, made))
     return view.finished(nodes)
