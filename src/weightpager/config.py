@@ -77,9 +77,9 @@ def _in_tenths(whole: int, tenths: Callable[[int, int], int]) -> str:
     """Bytes in the unit that gives a number of 1 to 1024; ``tenths`` maps bytes and a unit's bytes to tenths of it."""
     if whole < 1024:
         return f"{whole} B"
-    found = {unit: tenths(whole, _UNITS[unit.upper()]) for unit in ("KiB", "MiB", "GiB")}
-    unit = next((unit for unit, count in found.items() if count < 10240), "GiB")
-    return f"{found[unit] // 10}.{found[unit] % 10} {unit}"
+    counts = {unit: tenths(whole, _UNITS[unit.upper()]) for unit in ("KiB", "MiB", "GiB")}
+    unit = next((unit for unit, count in counts.items() if count < 10240), "GiB")
+    return f"{counts[unit] // 10}.{counts[unit] % 10} {unit}"
 
 
 def format_duration(seconds: float) -> str:
@@ -92,9 +92,9 @@ def format_duration(seconds: float) -> str:
 
 def cache_dir() -> Path:
     """Where downloads, demo results and what compiles share lie: ``WEIGHTPAGER_CACHE``, else XDG's cache folder."""
-    own = os.environ.get("WEIGHTPAGER_CACHE")
-    if own:
-        return Path(own).expanduser()
+    stated = os.environ.get("WEIGHTPAGER_CACHE")
+    if stated:
+        return Path(stated).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "weightpager"
 
@@ -105,11 +105,11 @@ def cache_limit() -> int:
     Raises:
         ConfigError: the variable is no size.
     """
-    own = (os.environ.get("WEIGHTPAGER_CACHE_LIMIT") or "").strip()
-    if own == "0":
+    stated = (os.environ.get("WEIGHTPAGER_CACHE_LIMIT") or "").strip()
+    if stated == "0":
         return 0
     try:
-        return parse_size(own) if own else _CACHE_LIMIT
+        return parse_size(stated) if stated else _CACHE_LIMIT
     except ConfigError as error:
         raise ConfigError(f"WEIGHTPAGER_CACHE_LIMIT: {error}, or 0 to keep nothing") from None
 

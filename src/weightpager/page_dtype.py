@@ -154,8 +154,8 @@ def best_scales(weights: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDA
     """
     rows = weights.reshape(-1, weights.shape[-1])
     parts = [rows[first : first + _ROWS_AT_ONCE].T for first in range(0, len(rows), _ROWS_AT_ONCE)]
-    found = [_best_scales(np.ascontiguousarray(part), encoding) for part in parts]
-    return np.concatenate([np.empty(0, _SCALE), *found]).reshape(weights.shape[:-1])
+    scales = [_best_scales(np.ascontiguousarray(part), encoding) for part in parts]
+    return np.concatenate([np.empty(0, _SCALE), *scales]).reshape(weights.shape[:-1])
 
 
 _ROWS_AT_ONCE = 4096  # as many as stay in a processor's cache

@@ -29,11 +29,11 @@ class TokenReader:
 
     def copy(self: _Reader) -> _Reader:
         """A reader with a tokenizer of its own, so that nobody waits while it reads a long text."""
-        found = copy.copy(self)
-        found._lock = threading.Lock()
+        reader = copy.copy(self)
+        reader._lock = threading.Lock()
         with self._lock:
-            found._tokenizer = self._tokenizer.copy()
-        return found
+            reader._tokenizer = self._tokenizer.copy()
+        return reader
 
     def whole(self, text: str) -> Ids:
         """A text, as it is trained with, never cut."""
@@ -45,8 +45,8 @@ class TokenReader:
 
     def cut_words(self, words: Sequence[str], max_length: int | None) -> tuple[Ids, tuple[int | None, ...]]:
         """Words in a row, cut likewise; and the word that each token begins, None if it begins none."""
-        found = self._read(" ".join(words), most=self._most(max_length))
-        return found.ids, tuple(word_starts(words, found.spans))
+        encoded = self._read(" ".join(words), most=self._most(max_length))
+        return encoded.ids, tuple(word_starts(words, encoded.spans))
 
     def prompt(self, text: str) -> Ids:
         """A text that is to be continued, without special tokens."""
@@ -58,11 +58,11 @@ class TokenReader:
 
     def _read(self, text: str, *, most: int | None = None, special: bool = True) -> Encoded:
         with self._lock:
-            found = self._tokenizer.encode(text, most=most, special=special)
+            encoded = self._tokenizer.encode(text, most=most, special=special)
         # Checked here, so that nobody else's texts fail with one that the model can't read.
-        if max(found.ids, default=0) >= self.size:
+        if max(encoded.ids, default=0) >= self.size:
             raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {self.size}, as the model has", "larger ones")
-        return found
+        return encoded
 
 
 def word_starts(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:

@@ -165,13 +165,13 @@ class Bundle:
         if file not in self.manifest.files:
             return permutations_file.NOTHING_MOVED
         arrays = read_arrays(self.path, file, self.entry(file), permutations_file.check_header)
-        found = Permutations.parse(arrays)
+        permutations = Permutations.parse(arrays)
         sizes = {f"{weight.name}.weight": (weight.out_features, weight.in_features) for weight in self.manifest.weights}
-        for (tensor, axis), order in found.orders.items():
+        for (tensor, axis), order in permutations.orders.items():
             shape = sizes.get(tensor)
             if shape is not None and (axis >= len(shape) or shape[axis] != len(order)):
                 raise BundleFormatError(file, f"{tensor}:{axis}", f"an axis of {list(shape)}", f"{len(order)} indices")
-        return found
+        return permutations
 
     @cached_property
     def row_tables(self) -> dict[str, RowTable]:

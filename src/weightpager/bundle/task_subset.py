@@ -55,10 +55,10 @@ class TaskSubset:
 
     def signatures(self, signatures: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Signatures over the bundle's tasks as signatures over these."""
-        found = np.zeros_like(signatures)
+        renumbered = np.zeros_like(signatures)
         for number, before in enumerate(self.numbers):
-            found |= ((signatures >> np.uint64(before)) & np.uint64(1)) << np.uint64(number)
-        return found
+            renumbered |= ((signatures >> np.uint64(before)) & np.uint64(1)) << np.uint64(number)
+        return renumbered
 
     def manifest(self, *, page_bytes: int, page_files: list[int]) -> Manifest:
         """The bundle's manifest with these tasks and with other pages."""
@@ -91,8 +91,8 @@ class TaskSubset:
             BundleFormatError: a file isn't what the manifest says.
             CompileError: the storage refused it.
         """
-        own = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
-        wanted = {RESIDENT, row_table.FILE, *own}
+        private_files = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
+        wanted = {RESIDENT, row_table.FILE, *private_files}
         kinds = {self.bundle.task(name).kind for name in self.names}
         for name, entry in self.bundle.manifest.files.items():
             of_kind = kind_of_file(name)

@@ -68,7 +68,7 @@ def application(*verbs: str) -> typer.Typer:
 
     Only their modules are imported: what typer builds for all options of all verbs takes as much memory as a task.
     """
-    found = typer.Typer(
+    app = typer.Typer(
         name="weightpager",
         help="One model, many sparse tasks, one memory budget: switch tasks by loading only the pages that differ.",
         no_args_is_help=True,
@@ -76,12 +76,12 @@ def application(*verbs: str) -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WEIGHTPAGER"},
     )
-    found.callback(invoke_without_command=True)(_root)
+    app.callback(invoke_without_command=True)(_root)
     for purpose, places in _VERBS.items():
         for verb, place in places.items():
             if not verbs or verb in verbs:
-                _add(found, verb, import_module(f"weightpager.cli.{place}"), purpose)
-    return found
+                _add(app, verb, import_module(f"weightpager.cli.{place}"), purpose)
+    return app
 
 
 def _add(to: typer.Typer, verb: str, module: ModuleType, purpose: str) -> None:

@@ -59,12 +59,12 @@ def examine(path: Path, progress: Progress) -> Diagnosis:
 
 def _read_memory(memory: Memory, most_threads: int, progress: Progress) -> tuple[Bandwidth, ...]:
     size, counts = memory_read.probe_bytes(memory), sorted({1, most_threads})
-    found = []
+    bandwidths = []
     for done, threads in enumerate(counts):
         progress("memory", done, len(counts))
-        found.append(memory_read.kernel_read_bandwidth(size, threads))
+        bandwidths.append(memory_read.kernel_read_bandwidth(size, threads))
     progress("memory", len(counts), len(counts))
-    return tuple(found)
+    return tuple(bandwidths)
 
 
 def _examine_storage(directory: Path, progress: Progress) -> Storage:
@@ -76,17 +76,17 @@ def _examine_storage(directory: Path, progress: Progress) -> Storage:
         progress("storage", done, storage.STEPS)
 
     progress("storage", done, storage.STEPS)
-    found = examine_storage(directory, step)
+    examined = examine_storage(directory, step)
     progress("storage", storage.STEPS, storage.STEPS)
-    return found
+    return examined
 
 
 def _test_kernels(progress: Progress) -> tuple[SelfTest, ...]:
     kernels, tried = kernels_here(), cases()
-    found = []
+    self_tests = []
     for name, kernel in kernels.items():
         # A stage of its own: should a kernel end the process, the last line of progress names it.
         progress(f"self-test of {name}", 0, 1)
-        found.append(self_test(name, kernel, tried))
+        self_tests.append(self_test(name, kernel, tried))
         progress(f"self-test of {name}", 1, 1)
-    return tuple(found)
+    return tuple(self_tests)

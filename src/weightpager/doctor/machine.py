@@ -154,11 +154,11 @@ def _check_sizes(path: Path, total_bytes: int, block_bytes: int, threads: int) -
         raise ConfigError(f"total_bytes: expected a multiple of block_bytes, {block_bytes}, got {total_bytes}")
     if threads < 1:
         raise ConfigError(f"threads: expected at least one, got {threads}")
-    found = path.stat()
-    if found.st_size < total_bytes:
-        raise ConfigError(f"{path}: expected at least {total_bytes} bytes, got {found.st_size}")
-    if found.st_blocks * 512 < total_bytes:
-        raise ConfigError(f"{path}: expected {total_bytes} bytes on disk, got {found.st_blocks * 512}: it has holes")
+    facts = path.stat()
+    if facts.st_size < total_bytes:
+        raise ConfigError(f"{path}: expected at least {total_bytes} bytes, got {facts.st_size}")
+    if facts.st_blocks * 512 < total_bytes:
+        raise ConfigError(f"{path}: expected {total_bytes} bytes on disk, got {facts.st_blocks * 512}: it has holes")
 
 
 def _read_direct(path: Path, total_bytes: int, block_bytes: int, threads: int) -> float:

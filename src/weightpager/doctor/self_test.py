@@ -77,8 +77,8 @@ def cases(seed: int = 0) -> list[Case]:
 
 def kernels_here() -> dict[str, Kernel]:
     """By name, best first: every kernel that can run on this machine, the reference last where torch is installed."""
-    found = {name: _native(number) for number, name in enumerate(NATIVE)}
-    return found | ({REFERENCE: _reference()} if is_installed("torch") else {})
+    kernels = {name: _native(number) for number, name in enumerate(NATIVE)}
+    return kernels | ({REFERENCE: _reference()} if is_installed("torch") else {})
 
 
 def self_test(name: str, kernel: Kernel, tried: list[Case]) -> SelfTest:

@@ -63,11 +63,11 @@ def directory_of(path: Path) -> Path:
         ConfigError: there is no such path, or it is out of reach.
     """
     try:
-        found = path.stat()
+        facts = path.stat()
     except OSError as error:
         asked = f"path: expected a directory or a file on the storage to examine, got {path}"
         raise ConfigError(f"{asked}: {error.strerror}") from error
-    return path if stat.S_ISDIR(found.st_mode) else path.parent
+    return path if stat.S_ISDIR(facts.st_mode) else path.parent
 
 
 def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
@@ -79,19 +79,19 @@ def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
         directory: an existing one.
         step: called after each of `STEPS` steps; fewer where something can't be measured.
     """
-    found = Storage(directory, *_mounted(directory))
+    storage = Storage(directory, *_mounted(directory))
     try:
         free = shutil.disk_usage(directory).free
         size = probe_bytes(free)
         if size == 0:
             needed = format_enough(_FREE_SHARE * _PIECE)
-            return replace(found, problem=f"too little space: expected {needed} free, got {format_room(free)}")
+            return replace(storage, problem=f"too little space: expected {needed} free, got {format_room(free)}")
         with tempfile.NamedTemporaryFile(prefix=".weightpager-doctor-", dir=directory) as file:
             written = _fill(file, size)
             step()
-            return _measure(found, Path(file.name), written, step)
+            return _measure(storage, Path(file.name), written, step)
     except OSError as error:
-        return replace(found, problem=f"a file can't be written there: {error.strerror}")
+        return replace(storage, problem=f"a file can't be written there: {error.strerror}")
 
 
 def probe_bytes(free: int) -> int:

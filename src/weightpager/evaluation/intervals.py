@@ -33,12 +33,12 @@ def of_score(score: Score) -> tuple[float, float]:
 
     Words of one text hang together, so that they are drawn together.
     """
-    found = score.outcomes
+    outcomes = score.outcomes
     if score.metric == "perplexity":
-        return _bootstrap(_perplexity, found.sums, _counts(found))
+        return _bootstrap(_perplexity, outcomes.sums, _counts(outcomes))
     if score.metric == "accuracy":
         return _wilson(round(score.value * score.items), score.items)
-    return _bootstrap(_ratio, np.append(found.sums, [1.0, 0.0]), np.append(_counts(found), [1.0, 1.0]))
+    return _bootstrap(_ratio, np.append(outcomes.sums, [1.0, 0.0]), np.append(_counts(outcomes), [1.0, 1.0]))
 
 
 def of_gap(ours: Score, other: Score, dense: Score) -> tuple[float, float]:
@@ -66,12 +66,12 @@ def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> tuple[float, 
     if items < FEWEST or not all(np.isfinite(sample).all() for sample in drawn):
         return UNKNOWN
     generator, at_once = np.random.default_rng(0), max(1, _AT_ONCE // items)
-    found: list[Floats] = []
+    resampled: list[Floats] = []
     for start in range(0, RESAMPLES, at_once):
         indices = generator.integers(0, items, (min(at_once, RESAMPLES - start), items))
-        found.append(statistic(*(sample[indices] for sample in drawn), axis=-1))
+        resampled.append(statistic(*(sample[indices] for sample in drawn), axis=-1))
     outside = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(np.concatenate(found), [outside, 100 - outside])
+    low, high = np.percentile(np.concatenate(resampled), [outside, 100 - outside])
     return float(low), float(high)
 
 

@@ -115,13 +115,13 @@ class Graph:
 
     def parameters(self) -> Iterator[str]:
         """Canonical names of all parameters that it takes, each once, in the order of their first use."""
-        found = (
+        names = (
             operand.key
             for node in self.nodes
             for operand in node.inputs
             if operand is not None and operand.kind == "parameter"
         )
-        return iter(dict.fromkeys(map(str, found)))
+        return iter(dict.fromkeys(map(str, names)))
 
 
 DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}

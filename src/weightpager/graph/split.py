@@ -33,14 +33,14 @@ def split(graph: Graph, name: str, width: int) -> tuple[Graph, Graph]:
 
 def _needed(nodes: tuple[Node, ...], values: set[str], given: str | None = None) -> tuple[Node, ...]:
     """The nodes that give these values, but for what a given one needs."""
-    found = []
+    needed = []
     wanted = values - {given}
     for node in reversed(nodes):
         if wanted.isdisjoint(node.outputs):
             continue
-        found.append(node)
+        needed.append(node)
         wanted |= {str(each.key) for each in node.inputs if each is not None and each.kind == "value"} - {given}
-    return tuple(reversed(found))
+    return tuple(reversed(needed))
 
 
 def _from(node: Node, at: GraphOutput, name: str) -> Node:

@@ -142,17 +142,17 @@ def _attributes(entry: Field, operator: Operator, dims: tuple[str, ...]) -> dict
 
 
 def _check_attentions(where: Field, nodes: tuple[Node, ...]) -> None:
-    found = [node.attributes["index"] for node in nodes if node.op == "attention"]
-    if found != list(range(len(found))):
-        raise BundleFormatError(where.file, where.place, "attentions numbered from 0 on", str(found)[:80])
+    numbers = [node.attributes["index"] for node in nodes if node.op == "attention"]
+    if numbers != list(range(len(numbers))):
+        raise BundleFormatError(where.file, where.place, "attentions numbered from 0 on", str(numbers)[:80])
 
 
 def _constants(entry: Field) -> tuple[Array, ...]:
-    left, found = MOST_CONSTANT_BYTES, []
+    left, constants = MOST_CONSTANT_BYTES, []
     for each in entry.items(MOST_CONSTANTS):
-        found.append(_constant(each, left))
-        left -= found[-1].nbytes
-    return tuple(found)
+        constants.append(_constant(each, left))
+        left -= constants[-1].nbytes
+    return tuple(constants)
 
 
 def _constant(entry: Field, left: int) -> Array:

@@ -62,11 +62,11 @@ class DirectReader:
                 return file.read([into[start : start + length]], offset + start, wanted)
 
         try:
-            found = sum(self._pool.map(piece, range(0, size, _PIECE)))
+            filled = sum(self._pool.map(piece, range(0, size, _PIECE)))
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from error
-        if found < size:
-            raise StoreError(f"{path}: expected {size} bytes from {offset} on, read {found}")
+        if filled < size:
+            raise StoreError(f"{path}: expected {size} bytes from {offset} on, read {filled}")
         return size
 
     def close(self) -> None:

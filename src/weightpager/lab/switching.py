@@ -43,12 +43,12 @@ def time_switches(engine: Engine, repeats: int, progress: Steps = silent) -> lis
     """Time every ordered pair: the arena holds just the task that is left, then the next one is activated."""
     names = list(engine.bundle.tasks)
     pairs = [(a, b) for a in names for b in names if a != b]
-    found = []
+    timed = []
     with closing(RawReads(engine.bundle)) as raw:
         for done, (a, b) in enumerate(pairs, 1):
-            found.append(_time_pair(engine, raw, a, b, repeats))
+            timed.append(_time_pair(engine, raw, a, b, repeats))
             progress(done, len(pairs))
-    return found
+    return timed
 
 
 def _time_pair(engine: Engine, raw: RawReads, a: str, b: str, repeats: int) -> TimedSwitch:

@@ -138,10 +138,10 @@ def _join(process: int, needed: Sequence[str], cleanup: ExitStack) -> dict[str, 
     """Move a process into new groups: by needed limit, the group that can enforce it, or why there is none."""
     table, own_groups = mounts(), Path("/proc/self/cgroup").read_text()
     controllers = {limit: _CONTROLLERS[limit] for limit in needed}
-    found = {controller: find_hierarchy(controller, table, own_groups) for controller in controllers.values()}
-    joined: dict[str, Group | str] = {name: _no_controller(name) for name in found}
-    for hierarchy in {hierarchy for hierarchy in found.values() if hierarchy is not None}:
-        wanted = frozenset(controller for controller in found if found[controller] == hierarchy)
+    hierarchies = {controller: find_hierarchy(controller, table, own_groups) for controller in controllers.values()}
+    joined: dict[str, Group | str] = {name: _no_controller(name) for name in hierarchies}
+    for hierarchy in {hierarchy for hierarchy in hierarchies.values() if hierarchy is not None}:
+        wanted = frozenset(controller for controller in hierarchies if hierarchies[controller] == hierarchy)
         joined |= _join_one(process, hierarchy, wanted, cleanup)
     return {limit: joined[controller] for limit, controller in controllers.items()}
 

@@ -40,8 +40,8 @@ def mounts(table: str | None = None) -> list[Mount]:
         OSError: a system without ``/proc``, which wasn't given a text.
     """
     text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()) if table is None else table
-    found = map(_parse_mount, text.split("\n"))  # other separators may be part of a path
-    return [mount for mount in found if mount is not None]
+    parsed = map(_parse_mount, text.split("\n"))  # other separators may be part of a path
+    return [mount for mount in parsed if mount is not None]
 
 
 def mount_of(path: str | os.PathLike[str]) -> Mount:

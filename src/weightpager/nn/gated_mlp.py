@@ -71,10 +71,10 @@ def fuse_gated_mlps(model: nn.Module) -> int:
 
     Modules that aren't known to compute exactly this, and projections with low-rank parts, stay as they are.
     """
-    found = [(name, fused) for name, module in model.named_modules() if (fused := _fused(module)) is not None]
-    for name, fused in found:
+    layers = [(name, fused) for name, module in model.named_modules() if (fused := _fused(module)) is not None]
+    for name, fused in layers:
         model.set_submodule(name, fused)
-    return len(found)
+    return len(layers)
 
 
 def _fused(module: nn.Module) -> PagedGatedMLP | None:

@@ -54,21 +54,21 @@ class ImageProcessor:
 
     def __call__(self, image: PilImage) -> Pixels:
         """The pixels of an image in RGB, float32 [channels, height, width]."""
-        own = self._settings
-        if own.get("do_resize"):
-            height, width = _target(own["size"], image.height, image.width)
-            filtered = own.get("resample")
+        settings = self._settings
+        if settings.get("do_resize"):
+            height, width = _target(settings["size"], image.height, image.width)
+            filtered = settings.get("resample")
             image = image.resize((width, height), _BILINEAR if filtered is None else filtered)
         pixels = np.moveaxis(np.array(image), -1, 0)
-        if own.get("do_center_crop"):
-            pixels = _center(pixels, own["crop_size"]["height"], own["crop_size"]["width"])
-        if own.get("do_rescale"):
-            pixels = (pixels.astype(np.float64) * own["rescale_factor"]).astype(np.float32)
-        found = pixels.astype(np.float32)
-        if own.get("do_normalize"):
-            mean, deviation = (_each(own[name], len(found)) for name in ("image_mean", "image_std"))
-            found = (found - mean) / deviation
-        return np.ascontiguousarray(found)
+        if settings.get("do_center_crop"):
+            pixels = _center(pixels, settings["crop_size"]["height"], settings["crop_size"]["width"])
+        if settings.get("do_rescale"):
+            pixels = (pixels.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
+        values = pixels.astype(np.float32)
+        if settings.get("do_normalize"):
+            mean, deviation = (_each(settings[name], len(values)) for name in ("image_mean", "image_std"))
+            values = (values - mean) / deviation
+        return np.ascontiguousarray(values)
 
 
 def check_sides(settings: Mapping[str, Any]) -> None:
@@ -83,8 +83,8 @@ def check_sides(settings: Mapping[str, Any]) -> None:
 
 
 def _numbers(size: Any) -> list[int]:
-    found = size.values() if isinstance(size, Mapping) else [size]
-    return [int(side) for side in found if side is not None]
+    sides = size.values() if isinstance(size, Mapping) else [size]
+    return [int(side) for side in sides if side is not None]
 
 
 def _kind_of(size: Any) -> str | None:
@@ -107,10 +107,10 @@ def _center(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[An
     inner = pixels[:, _middle(pixels.shape[1], height), _middle(pixels.shape[2], width)]
     if inner.shape[1:] == (height, width):
         return inner
-    found = np.zeros((len(pixels), height, width), pixels.dtype)
+    centred = np.zeros((len(pixels), height, width), pixels.dtype)
     top, left = (_border(have, want) for have, want in zip(pixels.shape[1:], (height, width), strict=True))
-    found[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
-    return found
+    centred[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+    return centred
 
 
 def _middle(have: int, want: int) -> slice:

@@ -83,24 +83,24 @@ class _Renderer:
         return self._joined(self._template.generate(given))
 
     def _joined(self, parts: Iterable[str]) -> str:
-        found: list[str] = []
+        pieces: list[str] = []
         length = 0
         for part in parts:
-            found.append(part)
+            pieces.append(part)
             length += len(part)
             if length > self._most:
                 raise OverflowError(f"a text of {self._most} characters")
-        return "".join(found)
+        return "".join(pieces)
 
 
 def environment() -> ImmutableSandboxedEnvironment:
     """What chat templates are written for."""
-    found = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    found.filters["tojson"] = _to_json
-    found.globals["raise_exception"] = _refuse
-    found.globals["strftime_now"] = _now
-    found.globals["namespace"] = _Namespace
-    return found
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    jinja.filters["tojson"] = _to_json
+    jinja.globals["raise_exception"] = _refuse
+    jinja.globals["strftime_now"] = _now
+    jinja.globals["namespace"] = _Namespace
+    return jinja
 
 
 class _Generation(Extension):

@@ -86,8 +86,8 @@ class Tokenizer:
         """
         if most != self._cut:
             self._set_cut(most)
-        found = self._inner.encode(text, add_special_tokens=special)
-        return Encoded(tuple(found.ids), tuple(found.offsets))
+        encoding = self._inner.encode(text, add_special_tokens=special)
+        return Encoded(tuple(encoding.ids), tuple(encoding.offsets))
 
     def encode_all(self, texts: Sequence[str], *, most: int | None = None, special: bool = True) -> list[Encoded]:
         """The tokens of each text, found on several cores; otherwise as `encode`."""
@@ -135,31 +135,31 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     settings = _settings(folder)
     try:
         with panics_as_errors():
-            found = Tokenizer(
+            tokenizer = Tokenizer(
                 tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE)), settings, _template(folder, settings)
             )
-            found.decode(found.encode("a").ids)  # some of what is wrong with one shows only when it is used
+            tokenizer.decode(tokenizer.encode("a").ids)  # some of what is wrong with one shows only when it is used
     except Exception as error:
         raise BundleFormatError(name, "content", "a tokenizer that the tokenizers library can read", error) from error
-    return found
+    return tokenizer
 
 
 def _sharing(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """A tokenizer over the same model and other parts, with padding, truncation and flags of its own."""
-    found = tokenizers.Tokenizer(inner.model)
+    tokenizer = tokenizers.Tokenizer(inner.model)
     for part in _PARTS:
         if (value := getattr(inner, part)) is not None:
-            setattr(found, part, value)
+            setattr(tokenizer, part, value)
     added = inner.get_added_tokens_decoder()
-    found.add_tokens([token for _, token in sorted(added.items())])
+    tokenizer.add_tokens([token for _, token in sorted(added.items())])
     # Tokens that the model doesn't know get numbers in turn; where those were others, all is copied.
-    return found if found.get_added_tokens_decoder() == added else tokenizers.Tokenizer.from_str(inner.to_str())
+    return tokenizer if tokenizer.get_added_tokens_decoder() == added else tokenizers.Tokenizer.from_str(inner.to_str())
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
     file = folder / TOKENIZER
-    found: Mapping[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
-    return found
+    settings: Mapping[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    return settings
 
 
 def _special(name: str, value: Any) -> str | None:
@@ -175,11 +175,11 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The chat template, where transformers of any version wrote it."""
     if (folder / _TEMPLATE).is_file():
         return (folder / _TEMPLATE).read_text(encoding="utf-8")
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # of several, each with its name
-        found = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}
-    if isinstance(found, dict):
-        found = found.get("default", "{{ raise_exception('the model has several templates, no default one') }}")
-    elif found is None and (folder / _MORE_TEMPLATES).is_dir():
-        found = "{{ raise_exception('the model has several templates, no default one') }}"
-    return found if isinstance(found, str) and found else None
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # of several, each with its name
+        template = {str(each.get("name")): each.get("template") for each in template if isinstance(each, dict)}
+    if isinstance(template, dict):
+        template = template.get("default", "{{ raise_exception('the model has several templates, no default one') }}")
+    elif template is None and (folder / _MORE_TEMPLATES).is_dir():
+        template = "{{ raise_exception('the model has several templates, no default one') }}"
+    return template if isinstance(template, str) and template else None

@@ -93,13 +93,13 @@ class CompletionReader:
                 both = f"{self.prompt!r} and {self.completion!r}, or {MESSAGES!r}"
                 raise CompileError(f"{where}: expected columns {both}, found {', '.join(sorted(first))}")
         with closing(ChatTemplate.of(self.tokenizer, MOST_CHARACTERS)) as template:
-            found = [self._example(row, in_one, template, f"{where}: row {n}") for n, row in enumerate(rows, 1)]
-        if len({example.chat for example in found}) > 1:
+            items = [self._example(row, in_one, template, f"{where}: row {n}") for n, row in enumerate(rows, 1)]
+        if len({example.chat for example in items}) > 1:
             raise CompileError(f"{where}: expected prompts that all are texts or all are messages, found both")
-        cut = sum(self.tokenizer.end_id != example.tokens[-1] for example in found)
+        cut = sum(self.tokenizer.end_id != example.tokens[-1] for example in items)
         if cut:
-            _log.warning("%s: %d of %d completions are cut at max_length %d", where, cut, len(found), self.max_length)
-        return tuple(found)
+            _log.warning("%s: %d of %d completions are cut at max_length %d", where, cut, len(items), self.max_length)
+        return tuple(items)
 
     def _example(self, row: Row, in_one: bool, template: ChatTemplate, where: str) -> Completion:
         asked: str | Messages

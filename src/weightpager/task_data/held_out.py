@@ -44,13 +44,13 @@ def read_held_out(
     columns = (entry.eval.text, entry.eval.label)
     items = items_reader(entry.kind, columns, reader, entry.classes, entry.max_length or 0)
     where = place(entry.name, "eval", path)
-    found = items(path, where, entry.eval.items)
+    examples = items(path, where, entry.eval.items)
     if entry.generation is not None:
-        if (form := completions.form(found)) != entry.generation.prompts:
+        if (form := completions.form(examples)) != entry.generation.prompts:
             expected = f"expected prompts of the form {entry.generation.prompts}, as the task was compiled with"
             raise CompileError(f"{where}: {expected}, found {form}")
-        return completions.prompts(found, size, pad_id(vocabulary, cast(Tokenizer, reader)))
-    return batched(found, size, entry.kind, _collated(reader, vocabulary))
+        return completions.prompts(examples, size, pad_id(vocabulary, cast(Tokenizer, reader)))
+    return batched(examples, size, entry.kind, _collated(reader, vocabulary))
 
 
 def items_reader(

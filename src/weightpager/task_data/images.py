@@ -72,9 +72,9 @@ def read(
     Raises:
         CompileError: as `listed`, a label isn't known, or an image can't be used.
     """
-    found = listed(path, where, *columns, most)
-    ids = label_ids([[label] for _, label in found], classes, where)
-    pictures = tuple(Picture(file, number) for (file, _), (number,) in zip(found, ids, strict=True))
+    labelled = listed(path, where, *columns, most)
+    ids = label_ids([[label] for _, label in labelled], classes, where)
+    pictures = tuple(Picture(file, number) for (file, _), (number,) in zip(labelled, ids, strict=True))
     shapes = {tuple(_pixels(picture, reader, f"{where}: image {n}").shape) for n, picture in enumerate(pictures, 1)}
     if len(shapes) != 1:
         raise CompileError(f"{where}: expected images that the image processor makes of one size, found {shapes}")
@@ -122,12 +122,12 @@ def _of_folder(path: Path, where: str) -> list[tuple[Path, Label]]:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise CompileError(f"{where}: expected a folder for each class in it, found none; or name a file of rows")
-    found: list[tuple[Path, Label]] = []
+    labelled: list[tuple[Path, Label]] = []
     for folder in folders:
         files = [file for file in folder.iterdir() if not file.name.startswith(".")]
         if other := sorted(file.name for file in files if file.suffix.lower() not in SUFFIXES):
             raise CompileError(f"{where}: expected files of {', '.join(SUFFIXES)} in {folder}, found {other[0]}")
-        found += [(file, folder.name) for file in files]
-    if not found:
+        labelled += [(file, folder.name) for file in files]
+    if not labelled:
         raise CompileError(f"{where}: expected at least one image, found empty folders")
-    return sorted(found, key=lambda entry: blake3(f"{entry[1]}/{entry[0].name}".encode()).digest())
+    return sorted(labelled, key=lambda entry: blake3(f"{entry[1]}/{entry[0].name}".encode()).digest())

@@ -106,19 +106,19 @@ READERS: dict[str, tuple[str, Callable[[Path], Iterator[Row]]]] = {
 def _object(text: bytes) -> Row | None:
     """The JSON object that a line is; None if it is none."""
     try:
-        found = json.loads(text)
-        if isinstance(found, dict) and rb"\u" in text:
-            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+        value = json.loads(text)
+        if isinstance(value, dict) and rb"\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no character
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _checked(line: bytes, number: int) -> Row:
-    found = _object(line)
-    if found is None:
+    row = _object(line)
+    if row is None:
         raise ValueError(f"row {number}: {_fault(line)}")
-    return found
+    return row
 
 
 def _fault(line: bytes) -> str:
@@ -157,8 +157,8 @@ def _spanning(path: Path) -> Iterator[Row]:
 
 
 def _behind_blanks(text: str, start: int) -> int:
-    found = _BLANK.match(text, start)
-    return start if found is None else found.end()
+    blanks = _BLANK.match(text, start)
+    return start if blanks is None else blanks.end()
 
 
 def _check_names(names: list[str], separator: str) -> None:
@@ -185,10 +185,10 @@ def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     """The class names of columns with class numbers, as the datasets library writes them."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        found = {column: _names_in(feature) for column, feature in features.items()}
+        classes = {column: _names_in(feature) for column, feature in features.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # anybody may write there
         return {}
-    return {column: names for column, names in found.items() if names}
+    return {column: names for column, names in classes.items() if names}
 
 
 def _names_in(feature: Any) -> list[str]:

@@ -27,8 +27,8 @@ class TokenClassification(EncodingKind):
 
     def outcomes(self, logits: Floats, works: Sequence[Tag]) -> list[Outcome]:
         """Tags by the number of their class."""
-        found = softmax(logits)
-        best, choice = found.max(-1), np.argmax(found, -1)  # [texts, tokens]
+        shares = softmax(logits)
+        best, choice = shares.max(-1), np.argmax(shares, -1)  # [texts, tokens]
         return [_tagged(text, best[row], choice[row]) for row, text in enumerate(works)]
 
     def prediction(self, task: TaskEntry, given: str, outcome: Tagged) -> Prediction:

@@ -141,8 +141,8 @@ class Lowering:
         operand = node.inputs[at]
         if operand is None or operand.kind != "parameter":
             return False
-        found = self._of(operand)
-        return isinstance(found, Blocks) and found.low_rank is not None
+        value = self._of(operand)
+        return isinstance(value, Blocks) and value.low_rank is not None
 
     def _adapted(self, node: Node, x: int, at: int, bias: int, activation: str) -> int:
         """A product with a weight that may have a low-rank part."""

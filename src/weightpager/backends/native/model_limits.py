@@ -56,17 +56,17 @@ class ModelConfig:
 
     def number(self, name: str) -> int | None:
         """One of `_NAMES`; None if it isn't stated."""
-        found = (self._values.get(each) for each in _NAMES[name])
-        return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
+        stated = (self._values.get(each) for each in _NAMES[name])
+        return next((int(value) for value in stated if isinstance(value, int) and value > 0), None)
 
     @property
     def context(self) -> int:
         """Tokens that the model can read, as far as it says."""
-        found = min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS)
+        tokens = min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS)
         if self._values.get("model_type") not in _BEHIND_PADDING:
-            return found
+            return tokens
         padding = self._values.get("pad_token_id")
-        return max(1, found - (padding if isinstance(padding, int) else _PADDING) - 1)
+        return max(1, tokens - (padding if isinstance(padding, int) else _PADDING) - 1)
 
     @property
     def narrow(self) -> bool:

@@ -43,8 +43,8 @@ class NativeModel:
         return self.limits.context
 
     def logits(self, inputs: Inputs) -> Floats:
-        found = self.task.below(self._with_positions(inputs))
-        return self.task.head(found["hidden"]) if self.task.has_head else found["logits"]
+        outputs = self.task.below(self._with_positions(inputs))
+        return self.task.head(outputs["hidden"]) if self.task.has_head else outputs["logits"]
 
     def hidden(self, inputs: Inputs) -> Floats:
         return self.task.below(self._with_positions(inputs))["hidden"]
@@ -95,9 +95,9 @@ class _Read:
             "attention_mask": self.mask[:, :stop],
             "position_ids": positions(self.mask[:, :stop])[:, self.done :],
         }
-        found = self._model.task.below(inputs, self._memory)["hidden"]
+        hidden = self._model.task.below(inputs, self._memory)["hidden"]
         self.done = stop
-        return found
+        return hidden
 
     def append(self, tokens: Integers) -> None:
         """One more token of each text, [texts]."""
@@ -156,5 +156,5 @@ class NativePieces:
         return bool(self._read.done == self._length)
 
     def read_piece(self) -> Floats:
-        found: Floats = self._read.read(self._read.done + self._read.piece(self._length))[0]
-        return found
+        piece: Floats = self._read.read(self._read.done + self._read.piece(self._length))[0]
+        return piece

@@ -96,13 +96,13 @@ class Program:
                 for stretch in self._stretches:
                     self._run(stretch, done, gate, threads)
                     done = stretch.end
-                found = {each.name: self._read(self._values[each.value]) for each in self._graph.outputs}
+                outputs = {each.name: self._read(self._values[each.value]) for each in self._graph.outputs}
                 self._native.finish()
             except _native.TooLargeError as error:
                 raise MemoryError(str(error)) from None
             finally:
                 self._native.end()
-        return found
+        return outputs
 
     def _run(self, stretch: _Stretch, first: int, gate: Gate | None, threads: int) -> None:
         if stretch.rows is not None:

@@ -19,8 +19,8 @@ class Sampler:
     def draw(self, logits: Floats) -> Integers:
         """The next token of each text, [texts], of logits [texts, words]."""
         if self._sampling.temperature == 0:
-            found: Integers = np.argmax(logits, -1)
-            return found
+            likeliest: Integers = np.argmax(logits, -1)
+            return likeliest
         shares = softmax(logits.astype(np.float64) / max(self._sampling.temperature, np.finfo(np.float64).tiny))
         if self._sampling.top_p < 1:
             shares = np.stack([_likeliest(row, self._sampling.top_p) for row in shares])
@@ -33,9 +33,9 @@ def _likeliest(shares: Floats, most: float) -> Floats:
     order = np.argsort(-shares, kind="stable")
     before = np.cumsum(shares[order]) - shares[order]
     kept = order[(before < most) | (np.arange(len(order)) == 0)]
-    found = np.zeros_like(shares)
-    found[kept] = shares[kept]
-    return found
+    likely = np.zeros_like(shares)
+    likely[kept] = shares[kept]
+    return likely
 
 
 def _at(shares: Floats, point: float) -> int:

@@ -81,15 +81,15 @@ def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> d
         BundleFormatError: the bundle orders an axis that a parameter doesn't have.
     """
     back = bundle.permutations().inverse()
-    found = {}
+    restored = {}
     for name, value in values.items():
         for axis, order in back.of(task, name).items():
             if axis >= value.ndim or value.shape[axis] != len(order):
                 wanted = f"an axis of {list(value.shape)}"
                 raise BundleFormatError(permutations_file.FILE, f"{name}:{axis}", wanted, f"{len(order)} indices")
             value = value.index_select(axis, torch.from_numpy(order))
-        found[name] = value
-    return found
+        restored[name] = value
+    return restored
 
 
 def dense_weights(bundle: Bundle, task: str) -> dict[str, Tensor]:

@@ -115,14 +115,14 @@ class TorchPieces:
     @torch.no_grad()
     def read_piece(self) -> Floats:
         stop = self._read + self._activations.piece(1, self._read, self._ids.shape[1])
-        found = self._base(
+        output = self._base(
             input_ids=self._ids[:, self._read : stop],
             attention_mask=torch.ones_like(self._ids[:, :stop]),
             use_cache=True,
             **{CACHE: self._cache},
         )
         self._read = stop
-        return _floats(found.last_hidden_state[0])
+        return _floats(output.last_hidden_state[0])
 
 
 def _floats(tensor: Tensor) -> Floats:

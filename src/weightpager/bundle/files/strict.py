@@ -32,8 +32,8 @@ class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def plain(self) -> dict[str, Any]:
         """Its fields, made of JSON's types."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
-        return found
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields
 
     def dump(self) -> bytes:
         """The JSON that `read` reads."""
@@ -47,11 +47,11 @@ def parse(name: str, content: bytes) -> Any:
         BundleFormatError: the file ``name`` is no JSON in UTF-8.
     """
     try:
-        found = json.loads(content.decode())
-        msgspec.json.encode(found)  # refuses halves of surrogate pairs, which could never be printed
+        value = json.loads(content.decode())
+        msgspec.json.encode(value)  # refuses halves of surrogate pairs, which could never be printed
     except (ValueError, RecursionError) as error:
         raise BundleFormatError(name, "content", "JSON", str(error)[:120]) from None
-    return found
+    return value
 
 
 def read_parts(name: str, kind: type[_Struct], content: bytes) -> _Struct:

@@ -281,13 +281,13 @@ class Manifest(Strict, frozen=True, kw_only=True):
         if isinstance(version, int) and not 1 <= version <= VERSION:  # before its fields, which may be others
             known = f"a version from 1 to {VERSION}; a newer weightpager may read this bundle"
             raise BundleFormatError(MANIFEST, "version", known, version)
-        found = checked(MANIFEST, cls, value)
+        manifest = checked(MANIFEST, cls, value)
         try:
-            found._check()
+            manifest._check()
         except ValueError as error:
             expected, _, other = str(error).partition(", got ")
             raise BundleFormatError(MANIFEST, "document", expected, other or "others") from None
-        return found
+        return manifest
 
 
 def _check_inside(files: Iterable[str]) -> None:

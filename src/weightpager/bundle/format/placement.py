@@ -75,10 +75,10 @@ class Placement:
 
     def users(self) -> npt.NDArray[np.uint64]:
         """The signature of each location, uint64 [locations]."""
-        found = np.zeros(self.locations, np.uint64)
+        signatures = np.zeros(self.locations, np.uint64)
         for task in range(len(self.used)):
-            found[self.locations_of(task)] |= np.uint64(1) << np.uint64(task)
-        return found
+            signatures[self.locations_of(task)] |= np.uint64(1) << np.uint64(task)
+        return signatures
 
     def signatures(self) -> npt.NDArray[np.uint64]:
         """The signature of each page, uint64 [pages]."""

@@ -38,12 +38,12 @@ def read_placement(root: Path, manifest: Manifest, numbers: BlockNumbers, pages:
     for task in manifest.tasks:
         file, locations = tables_file(task.name), []
         for position, table in enumerate(_read_tables(root, manifest, pages, file)):
-            found = numbers.in_layer(np.array(position), table.blocks(numbers.grids[position])).astype(numbers.dtype)
+            stored = numbers.in_layer(np.array(position), table.blocks(numbers.grids[position])).astype(numbers.dtype)
             before = blocks[table.locations]
-            if ((before != numbers.unused) & (before != found)).any() or len(distinct(table.locations)) != table.kept:
+            if ((before != numbers.unused) & (before != stored)).any() or len(distinct(table.locations)) != table.kept:
                 field = f"{numbers.names[position]}.locations"
                 raise BundleFormatError(file, field, "one block in each place", "several")
-            blocks[table.locations] = found
+            blocks[table.locations] = stored
             locations.append(table.locations)
         used.append(np.concatenate(locations))
     return Placement.of(numbers, pages.layers, blocks.reshape(len(pages), -1), used)

@@ -88,8 +88,8 @@ class Losses:
             if control.name == DENSE:
                 gap = _mean_interval({task: -loss for task, loss in losses.items()}, control.gap_intervals)
                 return None if gap is None else turned(gap)
-        found = {task.name: task.loss_interval for task in self.report.tasks if task.loss_interval is not None}
-        return _mean_interval(losses, found)
+        intervals = {task.name: task.loss_interval for task in self.report.tasks if task.loss_interval is not None}
+        return _mean_interval(losses, intervals)
 
     @property
     def _ours(self) -> dict[str, float]:

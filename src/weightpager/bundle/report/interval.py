@@ -43,8 +43,8 @@ def mean_interval(estimates: Sequence[float], intervals: Iterable[tuple[float, f
     pairs = list(zip(estimates, intervals, strict=True))
     below = math.hypot(*(max(0.0, estimate - low) for estimate, (low, _) in pairs)) / count
     above = math.hypot(*(max(0.0, high - estimate) for estimate, (_, high) in pairs)) / count
-    found = centre - below, centre + above
-    return UNKNOWN if math.isnan(found[0]) or math.isnan(found[1]) else found
+    interval = centre - below, centre + above
+    return UNKNOWN if math.isnan(interval[0]) or math.isnan(interval[1]) else interval
 
 
 def items_to_tell(estimate: float, interval: tuple[float, float], items: int) -> int | None:

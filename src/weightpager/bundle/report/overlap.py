@@ -36,13 +36,13 @@ def overlap_of(keep: npt.NDArray[np.bool_], weights: npt.ArrayLike | None = None
 
 def _shared(keep: npt.NDArray[np.bool_], sizes: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
     """What A and B both keep, [A, B]."""
-    found: npt.NDArray[np.float64] = np.where(keep, sizes[:, None], 0.0).T @ keep
-    return found
+    shared: npt.NDArray[np.float64] = np.where(keep, sizes[:, None], 0.0).T @ keep
+    return shared
 
 
 def _by_need(shared: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    own = shared.diagonal()
-    return np.divide(shared, own, out=np.ones_like(shared), where=own > 0)
+    needed = shared.diagonal()
+    return np.divide(shared, needed, out=np.ones_like(shared), where=needed > 0)
 
 
 def mean_overlap(matrix: npt.NDArray[np.float64]) -> float:

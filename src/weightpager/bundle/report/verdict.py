@@ -56,8 +56,8 @@ class Verdict:
         room = format_room(self.budget)
         if best is None:
             return f"Nothing that was measured fits {room}{self._more_sparsity()}"
-        found = f"This bundle does not fit {room} of paged weights; {_called(best)} does and {_loses(best, self.unit)}."
-        return found + _HOW.get(best.name, "")
+        words = f"This bundle does not fit {room} of paged weights; {_called(best)} does and {_loses(best, self.unit)}."
+        return words + _HOW.get(best.name, "")
 
     def _simpler(self, best: Choice) -> str:
         return (

@@ -58,12 +58,12 @@ def run(
     with _opened(bundle, task, budget, dtype, rows, backend) as engine:
         entry = engine.bundle.task(task)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
-        found = engine.predict(task, inputs, max_new_tokens=max_new_tokens)
+        predictions = engine.predict(task, inputs, max_new_tokens=max_new_tokens)
         report = engine.report()
     if json:
-        output.print_json({"task": task, "predictions": found, "engine": report})
+        output.print_json({"task": task, "predictions": predictions, "engine": report})
         return
-    for prediction in found:
+    for prediction in predictions:
         score = "" if prediction.score is None else f"  ({prediction.score:.1%})"
         output.say(f"{prediction.label}{score}")
     load = report.switches[-1]

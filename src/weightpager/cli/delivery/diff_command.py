@@ -22,19 +22,19 @@ def diff(
 
     Example: `weightpager diff assistant.bundle larger.bundle`
     """
-    found = difference(Bundle.open(old), Bundle.open(new))
+    changes = difference(Bundle.open(old), Bundle.open(new))
     if json:
-        output.print_json(found)
+        output.print_json(changes)
         return
-    _shares("task", found.tasks)
-    _shares("layer", found.layers)
+    _shares("task", changes.tasks)
+    _shares("layer", changes.layers)
     output.say(
-        f"{output.size(found.new_bytes)} of pages are new, {output.size(found.row_bytes)} of them hold rows; "
-        f"{output.size(found.gone_bytes)} are gone"
+        f"{output.size(changes.new_bytes)} of pages are new, {output.size(changes.row_bytes)} of them hold rows; "
+        f"{output.size(changes.gone_bytes)} are gone"
     )
-    if found.files:
-        output.say("other files: " + ", ".join(f"{name} ({output.size(size)})" for name, size in found.files.items()))
-    for what, names in (("added", found.added), ("removed", found.removed)):
+    if changes.files:
+        output.say("other files: " + ", ".join(f"{name} ({output.size(size)})" for name, size in changes.files.items()))
+    for what, names in (("added", changes.added), ("removed", changes.removed)):
         if names:
             output.say(f"{what}: {', '.join(names)}")
 

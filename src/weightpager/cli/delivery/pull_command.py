@@ -138,11 +138,11 @@ def _words(done: Pulled) -> str:
     if done.outcome == "refused":
         return f"was rolled back here, {done.in_use or 'none'} stays in use; --again takes it"
     if done.cost is None:
-        found = "all of it is here"
+        fetched = "all of it is here"
     else:
         cost = done.cost
-        found = (
+        fetched = (
             f"{cost.pages} of {cost.pages_in_all} pages ({output.size(cost.page_bytes)}) and "
             f"{output.size(cost.file_bytes)} of other files, of a bundle of {output.size(cost.bundle_bytes)}"
         )
-    return f"{done.outcome}; {found}; {output.size(done.received)} came; {shlex.quote(str(done.path))}"
+    return f"{done.outcome}; {fetched}; {output.size(done.received)} came; {shlex.quote(str(done.path))}"

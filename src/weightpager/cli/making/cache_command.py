@@ -27,24 +27,24 @@ def cache(
     with extra("compile"):
         from weightpager.compiler.resume.cache import Cache
 
-    found = Cache.of_user()
+    compile_cache = Cache.of_user()
     if clear:
-        freed = found.clear()
+        freed = compile_cache.clear()
         if json:
-            output.print_json({"folder": found.folder, "freed_bytes": freed})
+            output.print_json({"folder": compile_cache.folder, "freed_bytes": freed})
         else:
-            output.say(f"{found.folder}: {output.size(freed)} freed")
+            output.say(f"{compile_cache.folder}: {output.size(freed)} freed")
         return
-    entries = found.entries()
+    entries = compile_cache.entries()
     if json:
-        output.print_json({"folder": found.folder, "limit_bytes": found.limit, "entries": entries})
+        output.print_json({"folder": compile_cache.folder, "limit_bytes": compile_cache.limit, "entries": entries})
         return
-    if found.folder is None:
+    if compile_cache.folder is None:
         output.say("WEIGHTPAGER_CACHE_LIMIT is 0: compiles keep nothing for each other")
         return
     used = sum(kept.bytes for kept in entries)
     ages = [(kept, format_duration(max(0.0, time.time() - kept.used))) for kept in entries]
     rows = [[kept.path.name, output.size(kept.bytes), f"{age} ago"] for kept, age in ages]
     if rows:
-        output.table(str(found.folder), ["", "size", "used"], rows)
-    output.say(f"{found.folder}: {output.size(used)} of {output.size(found.limit)}")
+        output.table(str(compile_cache.folder), ["", "size", "used"], rows)
+    output.say(f"{compile_cache.folder}: {output.size(used)} of {output.size(compile_cache.limit)}")

@@ -42,16 +42,16 @@ def trim(
         from weightpager.compiler.vocabulary import trim as write_trimmed
 
     with notes(quiet or json), progress(quiet or json) as stages:
-        found = write_trimmed(load(tasks), out, tokens, stages)
+        trimmed = write_trimmed(load(tasks), out, tokens, stages)
     if json:
-        output.print_json(found)
+        output.print_json(trimmed)
         return
     output.table(
-        f"{out}: {found.after} of {found.before} tokens",
+        f"{out}: {trimmed.after} of {trimmed.before} tokens",
         ["task", "different tokens in training texts", "tokens of held-out texts", "now", "longer by"],
-        [[name, task.seen, task.before, task.after, _longer(task)] for name, task in found.tasks.items()],
+        [[name, task.seen, task.before, task.after, _longer(task)] for name, task in trimmed.tasks.items()],
     )
-    output.say(_parameters(found))
+    output.say(_parameters(trimmed))
     if not quiet:
         model = quoted(os.path.relpath(out, tasks.parent))  # paths in a task file begin at its folder
         output.next_step(f"'model: {model}' in {tasks}; then weightpager compile, which trains what is left")

@@ -43,11 +43,11 @@ def read(folder: Path) -> dict[str, tuple[Path, CryptoSigner]]:
     """
     if not has_directory(folder):
         raise ConfigError(f"keys: expected the folder of key files that 'publish init' made, found none at {folder}")
-    found = {}
+    by_id = {}
     for path in sorted(folder.glob("*.pem")):
         signer = _read(path)
-        found[signer.public_key.keyid] = path, signer
-    return found
+        by_id[signer.public_key.keyid] = path, signer
+    return by_id
 
 
 def _read(path: Path) -> CryptoSigner:

@@ -73,10 +73,10 @@ def _old(known: Mapping[str, VersionFile], roles: Roles, keep: int) -> list[str]
 
 def _parts(version: VersionFile) -> set[str]:
     """Where a version's pages and pieces lie."""
-    found = {object_path(piece.blake3) for file in version.files.values() for piece in file.pieces if piece.blake3}
+    paths = {object_path(piece.blake3) for file in version.files.values() for piece in file.pieces if piece.blake3}
     for pack in version.packs:
-        found |= {pack_ids_path(pack.blake3), pack_path(pack.blake3)}
-    return found
+        paths |= {pack_ids_path(pack.blake3), pack_path(pack.blake3)}
+    return paths
 
 
 def _unused(repository: Path, used: set[str]) -> Iterator[Path]:

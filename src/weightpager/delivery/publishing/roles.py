@@ -79,9 +79,9 @@ class Roles:
     def set_targets(self, contents: Mapping[str, bytes]) -> None:
         """Write targets, and sign a state that has them."""
         for path, content in contents.items():
-            found = TargetFile.from_data(path, content, ["sha256"])
-            write_file(self._target_path(found), [content])
-            self.targets.targets[path] = found
+            target = TargetFile.from_data(path, content, ["sha256"])
+            write_file(self._target_path(target), [content])
+            self.targets.targets[path] = target
         self.publish(targets=True)
 
     def remove_targets(self, paths: Iterable[str]) -> None:

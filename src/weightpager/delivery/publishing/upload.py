@@ -122,8 +122,8 @@ def _check_newer(repository: Path, store: Any, root: str, url: str) -> None:
 
 def _files(repository: Path) -> list[str]:
     """A repository's files in the order in which they are copied."""
-    found = (path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file())
-    stages = {path: stage for path in found if (stage := _stage(path)) is not None}
+    paths = (path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file())
+    stages = {path: stage for path in paths if (stage := _stage(path)) is not None}
     return sorted(stages, key=lambda path: (stages[path], path))
 
 
@@ -136,8 +136,8 @@ def _listed(store: Any, root: str) -> Mapping[str, int]:
     if not store.exists(root):
         return {}
     store.invalidate_cache()
-    found: dict[str, dict[str, Any]] = store.find(root, detail=True)
-    return {path.removeprefix(root).lstrip("/"): int(entry["size"]) for path, entry in found.items()}
+    entries: dict[str, dict[str, Any]] = store.find(root, detail=True)
+    return {path.removeprefix(root).lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
 
 
 def _batches(paths: list[str]) -> Iterator[tuple[int, int]]:

@@ -49,9 +49,9 @@ def conv2d(x: Array, weight: Array, bias: Array | None, *, stride: list[int], pa
     batch, channels, height, width = windows.shape[:4]
     parts = windows.reshape(batch, groups, channels // groups, height, width, *weight.shape[2:])
     kernels = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
-    found = np.einsum("bgchwij,gocij->bgohw", parts, kernels, optimize=True)
-    found = found.reshape(batch, len(weight), height, width)
-    return np.asarray(found if bias is None else found + bias[:, None, None])
+    product = np.einsum("bgchwij,gocij->bgohw", parts, kernels, optimize=True)
+    product = product.reshape(batch, len(weight), height, width)
+    return np.asarray(product if bias is None else product + bias[:, None, None])
 
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {

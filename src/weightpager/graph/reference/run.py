@@ -58,8 +58,8 @@ def run(
             attributes = {name: _sized(value, dims) for name, value in attributes.items()}
         if node.op == "attention":
             attributes["memory"] = memory
-        found = FUNCTIONS[node.op](*map(operand, node.inputs), **attributes)
-        values.update(zip(node.outputs, found if isinstance(found, tuple) else (found,), strict=True))
+        results = FUNCTIONS[node.op](*map(operand, node.inputs), **attributes)
+        values.update(zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True))
     return {each.name: values[each.value] for each in graph.outputs}
 
 

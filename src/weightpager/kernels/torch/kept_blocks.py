@@ -145,12 +145,12 @@ class KeptBlocks:
             float32 [out_features, in_features].
         """
         x, dy = x.contiguous(), dy.contiguous()
-        found = torch.zeros(self._shape)
+        gradient = torch.zeros(self._shape)
         tokens = x.numel() // self._shape[1]
         self._native.add_gradient(
-            self._products, x.data_ptr(), dy.data_ptr(), tokens, found.data_ptr(), torch.get_num_threads()
+            self._products, x.data_ptr(), dy.data_ptr(), tokens, gradient.data_ptr(), torch.get_num_threads()
         )
-        return found
+        return gradient
 
 
 class _Linear(torch.autograd.Function):

@@ -88,7 +88,7 @@ def _product(
         block, step = first + word // steps, word % steps
         slot, place, there = _find(block, wanted, locations, page_table, slots, PER_PAGE)
         at = slot * page_words + (place * steps + step) * BLOCK_ROWS
-        found = tl.load(words + at[:, None] + output[None, :], mask=there[:, None], other=0)  # [WORDS, OUTPUTS]
+        packed = tl.load(words + at[:, None] + output[None, :], mask=there[:, None], other=0)  # [WORDS, OUTPUTS]
         feature = tl.load(col_indices + block, mask=wanted, other=0) * BLOCK_COLS + step * neighbours
         feature = tl.where(wanted, feature, in_features)  # beyond the last there is nothing to multiply
         if DTYPE == "int8" or DTYPE == "int4":
@@ -99,7 +99,7 @@ def _product(
         absent = (wanted & (there == 0))[:, None]
         fresh = tl.zeros((TOKENS, OUTPUTS), tl.float32) if one_block else sums
         for neighbour in tl.static_range(neighbours):
-            weights = _unpacked(found, DTYPE, neighbour)
+            weights = _unpacked(packed, DTYPE, neighbour)
             if (DTYPE == "int8" or DTYPE == "int4") and not one_block:
                 weights = weights * scale
             weights = tl.where(absent, float("nan"), weights)

@@ -54,11 +54,11 @@ class Ranking:
 def memory_figures(rows: Sequence[Resident]) -> dict[str, float]:
     """Our weights in memory against the best rivals', by flat key; a key is missing where all rivals lose more."""
     ranking = Ranking.of(rows)
-    found = {
+    compared = {
         "memory.weights_vs_best_rival": ranking.best,
         "memory.weights_vs_best_that_never_loads": ranking.best_resident,
     }
-    return {key: ranking.ours.bytes / row.bytes for key, row in found.items() if row is not None}
+    return {key: ranking.ours.bytes / row.bytes for key, row in compared.items() if row is not None}
 
 
 def switch_figures(switches: Sequence[DemoSwitch]) -> dict[str, float]:

@@ -83,8 +83,8 @@ def _of_checkpoints(bundle: Bundle, metric: float, parameters: int, switches: Se
     """Of each task's own sparse checkpoint, which has the bundle's own accuracy."""
     paged = {task: len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks}
     largest, total, dtype = max(paged.values()), sum(paged.values()), bundle.manifest.dtype
-    own = own_parameters(bundle)
-    whole = max(own[task] + paged[task] for task in bundle.tasks)
+    own_bytes = own_parameters(bundle)
+    whole = max(own_bytes[task] + paged[task] for task in bundle.tasks)
     return [
         Resident(
             name=f"own sparse {dtype} per task, weights reloaded",

@@ -92,6 +92,6 @@ def _smollm2(cache: Path, directory: Path) -> None:
 
 
 def _check(archive: pins.Archive, name: str, content: bytes, expected: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise unavailable(archive, f"{name}: expected SHA-256 {expected}, got {found}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        raise unavailable(archive, f"{name}: expected SHA-256 {expected}, got {digest}")

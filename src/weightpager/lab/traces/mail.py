@@ -75,5 +75,5 @@ def _list_of(headers: Message) -> str:
     identity = str(headers.get("List-Id", "")).rpartition("<")[2].rstrip("> ")
     posted = str(headers.get("Mailing-List", "")).removeprefix("list ").removeprefix("contact ")
     sender = str(headers.get("Sender", "")).strip('<" ')
-    found = identity or posted.partition(";")[0] or (sender if "bounce" in sender else "")
-    return found.partition("@")[0].partition(".")[0].lower() or PERSONAL
+    name = identity or posted.partition(";")[0] or (sender if "bounce" in sender else "")
+    return name.partition("@")[0].partition(".")[0].lower() or PERSONAL

@@ -87,14 +87,14 @@ class _Unpickler(pickle.Unpickler):
 
 def _content(storage: torch.UntypedStorage) -> Bytes:
     """A storage's bytes, not copied."""
-    found: Bytes = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    return found
+    content: Bytes = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+    return content
 
 
 def _storage(content: Bytes, start: int) -> torch.UntypedStorage:
     """A storage of its own with these bytes, which begins at ``start`` in a cache line."""
     room = np.empty(content.nbytes + _LINE, np.uint8)
     first = (start - room.ctypes.data) % _LINE
-    own = room[first : first + content.nbytes]
-    own[:] = content
-    return torch.from_numpy(own).untyped_storage()
+    aligned = room[first : first + content.nbytes]
+    aligned[:] = content
+    return torch.from_numpy(aligned).untyped_storage()

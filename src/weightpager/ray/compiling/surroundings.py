@@ -49,11 +49,11 @@ class Surroundings:
         Raises:
             ConfigError: it has other versions.
         """
-        own = _versions()
-        if own != self.versions:
-            other = [name for name, version in self.versions.items() if own.get(name) != version]
+        here = _versions()
+        if here != self.versions:
+            other = [name for name, version in self.versions.items() if here.get(name) != version]
             expected = ", ".join(f"{name} {self.versions[name]}" for name in other)
-            found = ", ".join(f"{name} {own.get(name)}" for name in other)
+            found = ", ".join(f"{name} {here.get(name)}" for name in other)
             raise ConfigError(
                 f"--ray: expected {expected} on every machine of the cluster, as where the compile was started, "
                 f"found {found} on {node}; install the same there"

@@ -87,11 +87,11 @@ class RayWorkers:
                 ended, _ = ray.wait(running.refs, timeout=_LOOK)
                 running.tell(self._news())
                 for ref in ended:
-                    found = _found(ref, running)
-                    if found is not None:
-                        self._compare(found, here)
-                        yield Done(running.took(ref, found.steps), found.unpacked(), found.seconds)
-                    del found
+                    result = _found(ref, running)
+                    if result is not None:
+                        self._compare(result, here)
+                        yield Done(running.took(ref, result.steps), result.unpacked(), result.seconds)
+                    del result
         finally:
             running.cancel()
         if running.failure is not None:

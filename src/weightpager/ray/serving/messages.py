@@ -66,10 +66,10 @@ class ForwardedRequest:
 def task_of(body: bytes) -> str:
     """The task that a request's body asks for as its ``model``; empty if it names none. A server judges the body."""
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    task = found.get("model") if isinstance(found, dict) else None
+    task = value.get("model") if isinstance(value, dict) else None
     return task if isinstance(task, str) else ""
 
 

@@ -130,8 +130,8 @@ class HistoryFile:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                found = self._changed.wait_for(lambda: bool(self._closing or self._pending), self._until_sync())
-                if found and self._changed.wait_for(lambda: self._closing, self._delay):
+                changed = self._changed.wait_for(lambda: bool(self._closing or self._pending), self._until_sync())
+                if changed and self._changed.wait_for(lambda: self._closing, self._delay):
                     break
             self.flush()
         self.flush(sync=True)

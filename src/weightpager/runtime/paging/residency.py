@@ -207,9 +207,9 @@ class Residency:
                 self._hold(request)
             try:
                 with self._tables.to_hold(request) as tables:
-                    found = self._loader.bring_in(request, tables)
+                    loaded = self._loader.bring_in(request, tables)
                     tables.hold()
-                return found
+                return loaded
             except BaseException:
                 with self._lock:
                     self._release(request.task)  # no news for who waits for room: only this turn held it

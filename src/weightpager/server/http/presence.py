@@ -78,8 +78,8 @@ def running(folder: Path | None = None) -> list[Presence]:
     if not os.path.lexists(folder):
         return []
     _check_own(folder)
-    found = [_read(path) for path in folder.glob(f"*{_SUFFIX}")]
-    return sorted((presence for presence in found if presence is not None), key=lambda presence: presence.started)
+    presences = [_read(path) for path in folder.glob(f"*{_SUFFIX}")]
+    return sorted((presence for presence in presences if presence is not None), key=lambda presence: presence.started)
 
 
 def _write(presence: Presence, folder: Path) -> tuple[Path, IO[str]]:

@@ -30,10 +30,10 @@ class TransformersImageReader(ImageReader):
 
     def _through(self, image: PilImage) -> Pixels:
         """What transformers makes of an image; whatever it raises goes through."""
-        found = self.processor(images=image, return_tensors="np")["pixel_values"]
-        if len(found) != 1:
-            raise ValueError(f"expected one image, found {list(np.shape(found))}")
-        return np.asarray(found[0], np.float32)
+        pixels = self.processor(images=image, return_tensors="np")["pixel_values"]
+        if len(pixels) != 1:
+            raise ValueError(f"expected one image, found {list(np.shape(pixels))}")
+        return np.asarray(pixels[0], np.float32)
 
 
 def image_model(config: PretrainedConfig) -> ImageModel:

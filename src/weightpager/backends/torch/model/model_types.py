@@ -66,8 +66,8 @@ def check_config_class(name: str, values: dict[str, Any]) -> None:
         BundleFormatError: it does, it has, or transformers knows no such type.
     """
     model_type = values.get("model_type")
-    found = allowed_class(model_type)
-    if found is None:
+    kind = allowed_class(model_type)
+    if kind is None:
         if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
             wanted = (
                 "a model that is made of no other whole model, which its configuration would choose; "
@@ -76,8 +76,8 @@ def check_config_class(name: str, values: dict[str, Any]) -> None:
         else:
             wanted = f"a type that transformers {transformers.__version__} knows"
         raise BundleFormatError(name, "model_type", wanted, repr(model_type)[:80])
-    for setting in hidden_parts(found, values):
-        raise BundleFormatError(name, setting[:80], f"no setting of that name, a part of {found.__name__}", "one")
+    for setting in hidden_parts(kind, values):
+        raise BundleFormatError(name, setting[:80], f"no setting of that name, a part of {kind.__name__}", "one")
 
 
 def check_tokenizer_class(name: str, values: dict[str, Any]) -> None:
@@ -93,9 +93,9 @@ def check_tokenizer_class(name: str, values: dict[str, Any]) -> None:
     stated = values.get("tokenizer_class")
     if stated is None:
         return
-    found = tokenizer_class_from_name(stated) if isinstance(stated, str) else stated
+    kind = tokenizer_class_from_name(stated) if isinstance(stated, str) else stated
     # Where transformers knows none of that name, it takes what any tokenizer.json works with.
-    if found is not None and not (isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)):
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase)):
         raise BundleFormatError(name, "tokenizer_class", "one of transformers' tokenizers", repr(stated)[:80])
 
 

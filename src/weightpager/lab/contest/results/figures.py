@@ -49,13 +49,13 @@ STRICT_SHARE = 0.7
 
 def figures(contest: Contest) -> dict[str, float]:
     """All figures of a contest whose `figures` are still empty."""
-    found: dict[str, float | None] = {}
-    found |= _switch(contest)
-    found |= _memory(contest)
-    found |= _bookkeeping(contest)
-    found |= _accuracy(contest)
-    found |= _compile(contest.compile_seconds)
-    return {key: float(f"{value:.5g}") for key, value in found.items() if value is not None}
+    values: dict[str, float | None] = {}
+    values |= _switch(contest)
+    values |= _memory(contest)
+    values |= _bookkeeping(contest)
+    values |= _accuracy(contest)
+    values |= _compile(contest.compile_seconds)
+    return {key: float(f"{value:.5g}") for key, value in values.items() if value is not None}
 
 
 def speedup(theirs: Row, ours: Row, field: Field) -> dict[str, float] | None:
@@ -79,25 +79,25 @@ def spread(values: list[float]) -> dict[str, float] | None:
 
 def _switch(contest: Contest) -> dict[str, float | None]:
     ours = contest.row("ours")
-    found: dict[str, float | None] = {"switch.overlap_mean": contest.facts.mean_overlap}
+    values: dict[str, float | None] = {"switch.overlap_mean": contest.facts.mean_overlap}
     if contest.facts.mean_overlap < 1:
-        found["switch.speedup_strict_asked"] = STRICT_SHARE / (1 - contest.facts.mean_overlap)
+        values["switch.speedup_strict_asked"] = STRICT_SHARE / (1 - contest.facts.mean_overlap)
     if ours is None:
-        return found
+        return values
     for word, name in RIVALS.items():
         theirs = contest.row(name)
         for field, prefix in (("ready", ""), ("first_output", "first_output_")):
             ratios = None if theirs is None else speedup(theirs, ours, field)  # type: ignore[arg-type]
             for kind, value in (ratios or {}).items():
-                found[f"switch.{prefix}speedup_{word}_{kind}"] = value
+                values[f"switch.{prefix}speedup_{word}_{kind}"] = value
     for field in ("ready", "first_output"):
         for kind, value in (spread(ours.values(field)) or {}).items():  # type: ignore[arg-type]
-            found[f"switch.{field}_{kind}_ms"] = 1e3 * value
+            values[f"switch.{field}_{kind}_ms"] = 1e3 * value
     read = ours.values("bytes")
     if read and sum(ours.values("ready")):
-        found["switch.bytes_mean"] = fmean(read)
-        found["switch.gbps"] = sum(read) / sum(ours.values("ready")) / 1e9
-    return found
+        values["switch.bytes_mean"] = fmean(read)
+        values["switch.gbps"] = sum(read) / sum(ours.values("ready")) / 1e9
+    return values
 
 
 def _memory(contest: Contest) -> dict[str, float | None]:
@@ -105,7 +105,7 @@ def _memory(contest: Contest) -> dict[str, float | None]:
     if ours is None or ours.found is None:
         return {}
     paged = ours.found.memory.paged
-    found: dict[str, float | None] = {
+    values: dict[str, float | None] = {
         "memory.paged_bytes": paged,
         "memory.weights_bytes": ours.found.memory.weights,
         "memory.process_peak_bytes": ours.peak_memory,
@@ -116,15 +116,15 @@ def _memory(contest: Contest) -> dict[str, float | None]:
         theirs = contest.row(name)
         if theirs is None or theirs.found is None:
             continue
-        found[f"memory.paged_below_shared_{word}"] = 1 - paged / theirs.found.memory.paged
-        found[f"memory.weights_below_shared_{word}"] = 1 - ours.found.memory.weights / theirs.found.memory.weights
-        found[f"memory.process_below_shared_{word}"] = _below(ours.peak_memory, theirs.peak_memory)
-        found[f"memory.process_below_shared_{word}_proportional"] = _below(
+        values[f"memory.paged_below_shared_{word}"] = 1 - paged / theirs.found.memory.paged
+        values[f"memory.weights_below_shared_{word}"] = 1 - ours.found.memory.weights / theirs.found.memory.weights
+        values[f"memory.process_below_shared_{word}"] = _below(ours.peak_memory, theirs.peak_memory)
+        values[f"memory.process_below_shared_{word}_proportional"] = _below(
             ours.found.memory.proportional, theirs.found.memory.proportional
         )
     best = best_rival(contest)
-    found["memory.weights_vs_best_rival"] = best and ours.found.memory.weights / best
-    return found
+    values["memory.weights_vs_best_rival"] = best and ours.found.memory.weights / best
+    return values
 
 
 def best_rival(contest: Contest) -> int | None:
@@ -132,14 +132,14 @@ def best_rival(contest: Contest) -> int | None:
     known = _accuracy(contest)
     ours = known.get("accuracy.mean")
     lower = any(score.metric == LOWER_IS_BETTER for score in contest.scores)
-    found = []
+    weights_bytes = []
     for name, key in ACCURACY.items():
         row, value = contest.row(name), known.get(key)
         if row is None or row.found is None or ours is None or value is None:
             continue
         if (value <= ours if lower else value >= ours) and row.found.memory.weights:
-            found.append(row.found.memory.weights)
-    return min(found, default=None)
+            weights_bytes.append(row.found.memory.weights)
+    return min(weights_bytes, default=None)
 
 
 def _below(ours: int | None, theirs: int | None) -> float | None:
@@ -147,17 +147,17 @@ def _below(ours: int | None, theirs: int | None) -> float | None:
 
 
 def _bookkeeping(contest: Contest) -> dict[str, float | None]:
-    facts, found = contest.facts, {}
-    found["bookkeeping.table_share"] = facts.table_bytes / (facts.table_bytes + facts.stored_bytes)
+    facts, values = contest.facts, {}
+    values["bookkeeping.table_share"] = facts.table_bytes / (facts.table_bytes + facts.stored_bytes)
     ours, dense = contest.row("ours"), contest.row("dense_direct")
     if ours is None or ours.found is None:
-        return {**found}
+        return {**values}
     forward = median(ours.found.forwards)
-    found["bookkeeping.forward_ms"] = 1e3 * forward
-    found["bookkeeping.tokens_per_second"] = ours.found.tokens / forward
+    values["bookkeeping.forward_ms"] = 1e3 * forward
+    values["bookkeeping.tokens_per_second"] = ours.found.tokens / forward
     if dense is not None and dense.found is not None:
-        found["bookkeeping.forward_speedup_dense"] = median(dense.found.forwards) / forward
-    return {**found}
+        values["bookkeeping.forward_speedup_dense"] = median(dense.found.forwards) / forward
+    return {**values}
 
 
 def _accuracy(contest: Contest) -> dict[str, float | None]:
@@ -165,14 +165,14 @@ def _accuracy(contest: Contest) -> dict[str, float | None]:
     known = [score for score in contest.scores if score.dense is not None]
     if len({score.metric == LOWER_IS_BETTER for score in known}) != 1:
         return {}
-    found: dict[str, float | None] = {
+    values: dict[str, float | None] = {
         "accuracy.mean": fmean(score.sparse for score in known),
         "accuracy.dense_mean": fmean(score.dense for score in known if score.dense is not None),
     }
     for control in contest.controls:
         if all(score.name in control.scores for score in known):
-            found[f"accuracy.{_key(control.name)}_mean"] = fmean(control.scores[score.name] for score in known)
-    return found
+            values[f"accuracy.{_key(control.name)}_mean"] = fmean(control.scores[score.name] for score in known)
+    return values
 
 
 def _compile(seconds: Mapping[str, float]) -> dict[str, float | None]:

@@ -58,10 +58,10 @@ def write_sparse(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: P
     for done, task in enumerate(tasks):
         progress("write sparse checkpoints", done, len(tasks))
         blocks, tables = compact(bundle, task)
-        found = {BLOCKS: blocks, **resident(bundle), **private(bundle, task)}
+        tensors = {BLOCKS: blocks, **resident(bundle), **private(bundle, task)}
         for name, table in tables.items():
-            found |= {f"{name}.{field}": torch.from_numpy(getattr(table, field)) for field in FIELDS}
-        write_checkpoint(sparse_path(folder, task), found)
+            tensors |= {f"{name}.{field}": torch.from_numpy(getattr(table, field)) for field in FIELDS}
+        write_checkpoint(sparse_path(folder, task), tensors)
     progress("write sparse checkpoints", len(tasks), len(tasks))
 
 

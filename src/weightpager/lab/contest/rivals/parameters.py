@@ -38,17 +38,17 @@ def private(bundle: Bundle, task: str) -> dict[str, Tensor]:
 
 def fixed_bytes(bundle: Bundle) -> int:
     """Bytes of all parameters that aren't paged, of all tasks together."""
-    own = (value for task in bundle.tasks for value in private(bundle, task).values())
-    return sum(value.nbytes for value in (*resident(bundle).values(), *own))
+    private_values = (value for task in bundle.tasks for value in private(bundle, task).values())
+    return sum(value.nbytes for value in (*resident(bundle).values(), *private_values))
 
 
 def wide(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same with tables in few bits multiplied out."""
-    found = dict(values)
+    widened = dict(values)
     for name in [name for name in values if name.endswith(SCALE)]:
-        scale, weight = found.pop(name), f"{name.removesuffix(SCALE)}.weight"
-        found[weight] = values[weight].to(scale.dtype) * scale[:, None]
-    return found
+        scale, weight = widened.pop(name), f"{name.removesuffix(SCALE)}.weight"
+        widened[weight] = values[weight].to(scale.dtype) * scale[:, None]
+    return widened
 
 
 def as_shipped(tensor: Tensor) -> Tensor:

@@ -53,11 +53,11 @@ def sha256_of(path: Path) -> str:
 
 def _verified(archive: Archive, path: Path) -> Path:
     if not path.is_file():
-        others = ", ".join(sorted(found.name for found in path.parent.iterdir() if found.is_file())) or "nothing"
+        others = ", ".join(sorted(other.name for other in path.parent.iterdir() if other.is_file())) or "nothing"
         raise unavailable(archive, f"expected a file {archive.file}, got {others}")
-    found = sha256_of(path)
-    if found != archive.sha256:
-        raise unavailable(archive, f"expected SHA-256 {archive.sha256}, got {found}; the file was discarded")
+    digest = sha256_of(path)
+    if digest != archive.sha256:
+        raise unavailable(archive, f"expected SHA-256 {archive.sha256}, got {digest}; the file was discarded")
     return path
 
 

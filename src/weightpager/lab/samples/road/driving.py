@@ -60,11 +60,11 @@ def images(folder: Path, names: Sequence[str]) -> road_picture.Pixels:
     """Pictures of a sample's folder, [N, SIDE, SIDE, 3]."""
     from PIL import Image
 
-    found = []
+    pictures = []
     for name in names:
         with Image.open(folder / name) as image:
-            found.append(np.asarray(image))
-    return np.stack(found)
+            pictures.append(np.asarray(image))
+    return np.stack(pictures)
 
 
 def _build(limits: dict[str, int], report: Callable[[str], None], directory: Path) -> None:

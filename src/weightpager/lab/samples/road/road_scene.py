@@ -170,15 +170,15 @@ def _obstacle(random: np.random.Generator) -> Thing:
 
 
 def _scenery(random: np.random.Generator) -> list[Thing]:
-    found = []
+    things = []
     for _ in range(int(random.integers(2, 8))):
         kind: Literal["tree", "house"] = "tree" if random.random() < 0.5 else "house"
         side = float(random.uniform(*_BESIDE[kind]))  # so far that nothing on the road is behind it
         x = side if random.random() < 0.5 else -side - LANE
-        found.append(Thing(kind, float(random.uniform(8, 35)), x, _colour(random)))
+        things.append(Thing(kind, float(random.uniform(8, 35)), x, _colour(random)))
     if random.random() < 0.5:  # a round sign, perhaps red or green
-        found.append(Thing("sign", float(random.uniform(7, 30)), float(random.uniform(2.6, 4.0)), _colour(random)))
+        things.append(Thing("sign", float(random.uniform(7, 30)), float(random.uniform(2.6, 4.0)), _colour(random)))
     if random.random() < 0.5:  # somebody in the other lane
-        found.append(Thing("car", float(random.uniform(6, 40)), -LANE, _colour(random)))
-    found += [Thing("lamp", float(at), -LANE - 2.5, (1.0, 0.75, 0.4)) for at in random.uniform(8, 40, 2)]
-    return found
+        things.append(Thing("car", float(random.uniform(6, 40)), -LANE, _colour(random)))
+    things += [Thing("lamp", float(at), -LANE - 2.5, (1.0, 0.75, 0.4)) for at in random.uniform(8, 40, 2)]
+    return things

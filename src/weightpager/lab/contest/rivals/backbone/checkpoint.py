@@ -30,9 +30,9 @@ def write_quantised(bundle: Bundle, folder: Path, dtype: FewBits, progress: Prog
         OSError: the storage refused it.
     """
     progress(f"write the {dtype} checkpoint", 0, 1)
-    found = resident(bundle, dtype)
+    values = resident(bundle, dtype)
     for name, weight in dense_weights(bundle, next(iter(bundle.tasks))).items():
         fits = dtype == "int4" and takes_int4(weight)
-        found[f"{name}.weight"], found[name + SCALE] = pack_int4(*int4_groups(weight)) if fits else int8_rows(weight)
-    write_checkpoint(quantised_path(folder, dtype), found)
+        values[f"{name}.weight"], values[name + SCALE] = pack_int4(*int4_groups(weight)) if fits else int8_rows(weight)
+    write_checkpoint(quantised_path(folder, dtype), values)
     progress(f"write the {dtype} checkpoint", 1, 1)

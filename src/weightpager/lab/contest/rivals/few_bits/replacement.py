@@ -21,14 +21,14 @@ def put_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     parts, head = dict(module.named_modules()), _tied_head(module) if names else None
     for name in names:
         weight, scale, bias = values[f"{name}.weight"], values[name + SCALE], values.get(f"{name}.bias")
-        own = full_name(module, name)
-        if own not in parts:  # some tasks lack a pooler that others have
+        full = full_name(module, name)
+        if full not in parts:  # some tasks lack a pooler that others have
             continue
-        if not hasattr(parts[own], "num_embeddings"):
+        if not hasattr(parts[full], "num_embeddings"):
             layer = Int4Linear if weight.dtype == torch.uint8 else Int8Linear
-            module.set_submodule(own, layer(weight, scale, bias))
+            module.set_submodule(full, layer(weight, scale, bias))
             continue
-        module.set_submodule(own, Int8Embedding(weight, scale))
+        module.set_submodule(full, Int8Embedding(weight, scale))
         if head is not None and len(weight) == parts[head].out_features:
             module.set_submodule(head, Int8Linear(weight, scale, None))
 
