@@ -69,13 +69,16 @@ std::vector<int64_t> ReadQueue::cancel(const uint8_t* keep, size_t count) {
         return read.common && std::none_of(read.pages.begin(), read.pages.end(), kept);
     });
     std::vector<int64_t> pages;
-    for (const Owned& read : gone) pages.insert(pages.end(), read->pages.begin(), read->pages.end());
+    for (const Owned& read : gone) {
+        pages.insert(pages.end(), read->pages.begin(), read->pages.end());
+        forget_read(*read);
+    }
     return pages;
 }
 
 void ReadQueue::withdraw(uint64_t load) {
     const std::lock_guard<std::mutex> held(lock_);
-    take_back([&](const Read& read) { return read.load == load; });
+    for (const Owned& read : take_back([&](const Read& read) { return read.load == load; })) forget_read(*read);
 }
 
 std::vector<int64_t> ReadQueue::outstanding() const {
@@ -255,7 +258,6 @@ std::vector<ReadQueue::Owned> ReadQueue::take_back(const std::function<bool(cons
     for (Owned& read : waiting_) (which(*read) ? gone : stay).push_back(std::move(read));
     waiting_ = std::move(stay);
     std::make_heap(waiting_.begin(), waiting_.end(), Later());
-    for (const Owned& read : gone) forget_read(*read);
     return gone;
 }
 

@@ -63,7 +63,8 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
     // Pages of common loads that haven't been told, or whose telling hasn't ended.
     std::vector<int64_t> outstanding() const;
 
-    // Nothing begins any more; what was queued. Reads in flight are told of when they end, until `abandon`.
+    // Nothing begins any more; what was queued. Reads in flight are told of when they end, until `abandon`. A load of
+    // which something was queued is never said to be over: its owner has still to be told of that.
     std::vector<Told> close();
     void abandon();
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -210,6 +211,30 @@ def test_closing_during_a_load_tells_whoever_waits(store: VerifyingStore) -> Non
         loaded.wait()
         assert loaded.came | set(loaded.failed) == set(range(0, PAGES, 2))
         assert all(isinstance(error, EngineClosedError) for error in loaded.failed.values())
+
+
+def test_closing_tells_of_reads_that_never_begin_though_their_load_ends_meanwhile(store: VerifyingStore) -> None:
+    failed: list[int] = []
+
+    def told(pages: Collection[int], error: BaseException | None) -> None:
+        if error is None:
+            return
+        assert reads._thread is not None
+        reads._thread.join(20)  # it tells of the read in flight, the load's last one
+        failed.extend(pages)
+
+    _native.imitate_storage(4 * PAGE)
+    try:
+        reads = native_reads.NativeReads(1)
+        pages = np.arange(0, 8, 2)
+        reads.start(Load(store, Arena(8, 8, PAGE), pages, pages, Priority.ON_DEMAND, told))
+        while not reads._queue.in_flight:
+            time.sleep(0.001)
+        assert reads.close()
+    finally:
+        _native.imitate_storage(0.0)
+    assert sorted(failed) == [2, 4, 6]
+    assert not reads._loads
 
 
 def test_what_has_not_begun_is_taken_back_and_never_told(store: VerifyingStore) -> None:

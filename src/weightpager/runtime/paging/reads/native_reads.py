@@ -128,6 +128,7 @@ class NativeReads:
             return True
         thread.join(JOIN_SECONDS)
         if not thread.is_alive():
+            self._loads.clear()
             return True
         _abandon(os.getpid(), self._queue, thread)
         _hanging.append((self._queue, self._loads))
