@@ -17,6 +17,7 @@ from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, settle
 from weightpager.bundle import Bundle
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, PageCorruptError
+from weightpager.runtime.paging.loader import Loader
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
 
@@ -135,6 +136,29 @@ def test_ctrl_c_loses_no_slot(
         with pytest.raises(KeyboardInterrupt):
             engine.activate(new)
         assert engine.report().active == ((old,) if where == "wait" else ())
+        for task in TASKS:
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+        settle(engine)
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["small", "in two phases"])
+def test_ctrl_c_before_a_task_is_given_up_keeps_nobody_out(
+    bundle: Bundle, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    def pressed(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with wp.Engine.from_pretrained(bundle.path, budget=room_for(bundle, largest(bundle))) as engine:
+        old, new = that_dont_fit(bundle, engine)
+        engine.activate(old)
+        if not small:
+            monkeypatch.setattr(Loader, "_switch_small", lambda *_: None)
+        monkeypatch.setattr(Loader, "_commit", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            engine.activate(new)
+        assert engine.report().active == (old,)
+        assert not engine._open._paging.committing  # else all that follows would wait for ever
         for task in TASKS:
             assert torch.equal(logits(engine.activate(task)), expected[task])
         settle(engine)
