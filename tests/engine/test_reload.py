@@ -278,6 +278,21 @@ def test_reloading_for_nothing_keeps_no_file_open(path: Path) -> None:
         check(engine, fresh(path))
 
 
+def test_a_reload_without_new_pages_opens_no_store_whose_end_could_fail(path: Path) -> None:
+    class Stuck(FaultyStore):
+        def close(self) -> None:
+            super().close()
+            raise OSError("the cable was pulled")
+
+    kinds = iter([FaultyStore, Stuck])
+    with wp.Engine(Bundle.open(path), EngineConfig(), lambda bundle: next(kinds)(LocalStore(bundle))) as engine:
+        collect(path, ["weather"])
+        assert engine.reload() == BundleChange((), ("weather",), ())
+        with pytest.raises(UnknownTaskError):
+            engine.activate("weather")
+        check(engine, fresh(path))
+
+
 @pytest.mark.slow
 def test_a_reload_opens_its_store_as_the_engine_did(path: Path) -> None:
     opened: list[FaultyStore] = []

@@ -131,18 +131,23 @@ class PageNumbers:
             )
         return numbers
 
+    def new_among(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Indices of a bundle's pages that aren't read from any store yet, ascending.
+
+        Args:
+            numbers: what `of` has said of the bundle.
+        """
+        return np.flatnonzero(numbers >= len(self.index))
+
     def adopt(self, bundle: Bundle, store: PageStore, numbers: npt.NDArray[np.int64]) -> None:
-        """Read new pages from this store from now on. It is closed with the others, or at once if no page is new.
+        """Read new pages from this store from now on; it is closed with the others.
 
         Args:
             bundle: whose pages they are.
             store: the bundle's store.
             numbers: what `of` has said of it.
         """
-        new = np.flatnonzero(numbers >= len(self.index))
-        if not len(new):
-            store.close()
-            return
+        new = self.new_among(numbers)
         old, added = self.index, bundle.pages
         self.store.add(store, new)
         self.index = (

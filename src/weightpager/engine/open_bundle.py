@@ -227,14 +227,7 @@ class OpenBundle:
         tables = TableSource(bundle.placement, numbers)
         come = {name: self._read(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
         gone = self._leaving(change)
-        store = self._open_store(bundle)
-        try:
-            added = self.residency.replace_tasks(gone, [pages_of(bundle, name, numbers) for name in come])
-        except BaseException:
-            store.close()
-            raise
-        self._numbers.adopt(bundle, store, numbers)
-        self.reads.index = self._paging.index = self._numbers.index
+        added = self._replace_tasks(bundle, numbers, gone, come)
         for task, number in zip(come.values(), added, strict=True):
             task.number = number
         stay = {name: task for name, task in self.tasks.items() if name not in gone}
@@ -243,6 +236,24 @@ class OpenBundle:
         for name in gone:
             self.memory.tables.forget(self.tasks[name].tables)
         self._state = _State(bundle, stay | come)
+
+    def _replace_tasks(
+        self, bundle: Bundle, numbers: npt.NDArray[np.int64], gone: dict[str, int], come: Iterable[str]
+    ) -> list[int]:
+        """Have tasks leave and others come, and new pages read from the bundle's store; the new tasks' numbers."""
+        needs = [pages_of(bundle, name, numbers) for name in come]
+        if not len(self._numbers.new_among(numbers)):
+            # Without a store: to close it, once the tasks have changed, could fail.
+            return self.residency.replace_tasks(gone, needs)
+        store = self._open_store(bundle)
+        try:
+            added = self.residency.replace_tasks(gone, needs)
+        except BaseException:
+            store.close()
+            raise
+        self._numbers.adopt(bundle, store, numbers)
+        self.reads.index = self._paging.index = self._numbers.index
+        return added
 
     def _build(self, bundle: Bundle, name: str, task: OpenTask) -> Any:
         with self.memory.tables.borrowed(task.tables):
