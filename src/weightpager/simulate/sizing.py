@@ -120,7 +120,8 @@ class Sizing:
         return self._simulator.learner(self._storage, self._bundle.manifest.transitions)
 
     def _budget(self, slots: int) -> int:
-        return needs_of(self._bundle).fixed.total + slots * self._bundle.page_bytes
+        """The fewest bytes that leave room for so many pages, beside the rows of tables that come before them."""
+        return _memory(self._bundle, None).smallest_budget(slots)
 
 
 def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
@@ -134,10 +135,14 @@ def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
     Raises:
         BudgetError: the largest task doesn't fit; says the smallest budget that would do.
     """
-    memory = MemoryController(budget, needs_of(bundle), page_bytes=bundle.page_bytes)
+    memory = _memory(bundle, budget)
     if memory.slots < largest_task:
         raise memory.too_small("the largest task", largest_task)
     return memory.slots
+
+
+def _memory(bundle: Bundle, budget: int | None) -> MemoryController:
+    return MemoryController(budget, needs_of(bundle), page_bytes=bundle.page_bytes)
 
 
 def _waiting(policy: str, simulation: Simulation) -> Waiting:
