@@ -66,11 +66,14 @@ def test_it_has_no_parameters_and_keeps_what_it_is(layer: nn.Module) -> None:
     assert layer.padding_idx == 0
 
 
-def test_rows_that_arent_there_and_ids_that_are_none() -> None:
-    layer = PagedEmbedding(Rows(), 30, 12, torch.float32)
+def test_rows_that_arent_there_are_refused(layer: nn.Module) -> None:
     for wrong in (30, -1):
         with pytest.raises(IndexError):
             layer(torch.tensor([wrong]))
+
+
+def test_ids_that_are_none_are_refused() -> None:
+    layer = PagedEmbedding(Rows(), 30, 12, torch.float32)
     with pytest.raises(TypeError, match="int64 or int32"):
         layer(torch.tensor([1.0]))
     assert "30, 12, int8 in pages to torch.float32" in repr(layer)

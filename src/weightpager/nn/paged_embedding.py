@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from weightpager.kernels.torch.arrays import as_array
 from weightpager.kernels.torch.tables import widened
@@ -99,5 +100,9 @@ class Int8Embedding(nn.Module):
         return self(torch.arange(self.num_embeddings, device=self.stored.device))  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``[...]`` of whole numbers to ``[..., embedding_dim]``."""
-        return widened(self.stored[ids.to(torch.int64)], self.wide.dtype)
+        """``[...]`` of int64 or int32 to ``[..., embedding_dim]``.
+
+        Raises:
+            IndexError: a row isn't in the table; on a GPU its assertion fails instead.
+        """
+        return widened(embedding(ids, self.stored), self.wide.dtype)  # an index would count ids below 0 from the end
