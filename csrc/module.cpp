@@ -1,5 +1,5 @@
 // The Python module. Memory crosses the border as addresses, so that torch's headers are needed neither to build
-// nor to run; weightpager/kernels/cpu.py has checked what they point to.
+// nor to run; the modules of weightpager/kernels have checked what they point to.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -78,7 +78,6 @@ void look_up(uintptr_t pages, int64_t blocks, int64_t block_rows, int64_t block_
 }  // namespace
 
 NB_MODULE(_native, m) {
-    nb::set_leak_warnings(false);  // a process may end with an engine open; that is nothing to tell its user
     m.def("isas", &isas);
     m.def("exact", &exact);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "own"); });
@@ -102,5 +101,6 @@ NB_MODULE(_native, m) {
     bind_rows(m);
     bind_programs(m);
     bind_training(m);
-    nb::set_leak_warnings(false);  // what a read that hangs may still write to is kept when the interpreter ends
+    // A process may end with an engine open, and what a read that hangs may still write to is kept until then.
+    nb::set_leak_warnings(false);
 }

@@ -8,14 +8,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "address.hpp"
 #include "paged_linear.hpp"
 
 namespace weightpager {
-
-template <class T>
-T* at_address(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 inline Dtype dtype_named(const std::string& name) {
     if (name == "float32") return Dtype::float32;
@@ -39,8 +35,8 @@ class Weight {
     Weight(uintptr_t arena, uintptr_t page_table, uintptr_t crow_indices, uintptr_t col_indices, uintptr_t locations,
            int64_t slots, int64_t page_bytes, int64_t blocks_per_page, int64_t out_features, int64_t in_features,
            int64_t block_rows, int64_t block_cols, const std::string& dtype)
-        : problem_{at_address<const uint8_t>(arena), at_address<const int32_t>(page_table), at_address<const int32_t>(crow_indices),
-                   at_address<const int32_t>(col_indices), at_address<const int32_t>(locations),
+        : problem_{at<const uint8_t>(arena), at<const int32_t>(page_table), at<const int32_t>(crow_indices),
+                   at<const int32_t>(col_indices), at<const int32_t>(locations),
                    slots, page_bytes, blocks_per_page, out_features, in_features, block_rows, block_cols,
                    dtype_named(dtype), nullptr, nullptr, Dtype::float32, 0, nullptr, Dtype::float32} {}
 
@@ -71,11 +67,11 @@ class Weight {
    private:
     Problem with(uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias, bool bias_bfloat16) const {
         Problem problem = problem_;
-        problem.x = at_address<const void>(x);
-        problem.y = at_address<void>(y);
+        problem.x = at<const void>(x);
+        problem.y = at<void>(y);
         problem.dtype = dtype_of(bfloat16);
         problem.tokens = tokens;
-        problem.bias = at_address<const void>(bias);
+        problem.bias = at<const void>(bias);
         problem.bias_dtype = dtype_of(bias_bfloat16);
         return problem;
     }

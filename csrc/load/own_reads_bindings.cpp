@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "../address.hpp"
 #include "bindings.hpp"
 
 namespace nb = nanobind;
@@ -15,7 +16,7 @@ namespace {
 
 template <class T>
 std::vector<T> copied(uintptr_t address, size_t count) {
-    const T* const first = reinterpret_cast<const T*>(address);
+    const T* const first = at<const T>(address);
     return {first, first + count};
 }
 
@@ -44,8 +45,8 @@ class LandedPages {
 
     // Copies the pages into slots of this memory, in the order in which they were asked for.
     void place(size_t count, uintptr_t slots, uintptr_t memory) const {
-        const int64_t* const slot = reinterpret_cast<const int64_t*>(slots);
-        uint8_t* const arena = reinterpret_cast<uint8_t*>(memory);
+        const int64_t* const slot = at<const int64_t>(slots);
+        uint8_t* const arena = at<uint8_t>(memory);
         for (size_t i = 0; i < count; ++i)
             std::memcpy(arena + slot[i] * static_cast<int64_t>(page_bytes_), flight_->landed() + i * page_bytes_, page_bytes_);
     }

@@ -143,7 +143,7 @@ void run_embedding(const Step& step, const Running& running) {
                         static_cast<size_t>(columns) * sizeof(float));
 }
 
-// The caller looks these up before it goes on behind this node (`Program::wanted_rows`).
+// The caller looks these up before it goes on behind this node (`Program::write`).
 void leave_to_caller(const Step&, const Running&) {}
 
 void infer_embedding(Inference& inference) {

@@ -11,6 +11,7 @@
 
 #include <tuple>
 
+#include "address.hpp"
 #include "program.hpp"
 #include "weight.hpp"
 
@@ -47,7 +48,7 @@ class PyProgram {
     void add_array(const std::string& name, uintptr_t address, const std::string& dtype, const Sizes& sizes) {
         Parameter parameter;
         parameter.name = name;
-        parameter.data = at_address<const void>(address);
+        parameter.data = at<const void>(address);
         parameter.type = type_named(dtype);
         parameter.sizes = sizes;
         program_.add_parameter(parameter);
@@ -81,7 +82,7 @@ class PyProgram {
     void begin(const std::vector<uintptr_t>& addresses, const std::vector<Sizes>& sizes,
                std::shared_ptr<AttentionMemory> memory) {
         std::vector<const void*> data;
-        for (uintptr_t address : addresses) data.push_back(at_address<const void>(address));
+        for (uintptr_t address : addresses) data.push_back(at<const void>(address));
         program_.begin(std::move(data), sizes, std::move(memory));
     }
 
@@ -94,8 +95,8 @@ class PyProgram {
     void end() { program_.end(); }
     Sizes sizes(int value) const { return program_.value(value).sizes; }
     std::string dtype(int value) const { return text_of(program_.value(value).type); }
-    void read(int value, uintptr_t to) const { program_.read(value, at_address<void>(to)); }
-    void write(int value, uintptr_t from, int64_t bytes) { program_.write(value, at_address<const void>(from), bytes); }
+    void read(int value, uintptr_t to) const { program_.read(value, at<void>(to)); }
+    void write(int value, uintptr_t from, int64_t bytes) { program_.write(value, at<const void>(from), bytes); }
     int64_t activation_bytes() const { return program_.activation_bytes(); }
     int64_t plans_made() const { return program_.plans_made(); }
 
