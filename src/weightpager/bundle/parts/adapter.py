@@ -23,9 +23,7 @@ BASE = "base_model."
 """How the canonical name of every paged weight begins."""
 
 MOST_RANK = 1024
-
-"""What PEFT is told of the kinds of tasks. With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, but
-heads are private parameters here."""
+"""The largest rank of a low-rank part."""
 
 _PEFT = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -164,6 +162,10 @@ def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
 
 
 def _task_type(kind: TaskKind) -> Literal["CAUSAL_LM"] | None:
+    """What PEFT is told of a kind of tasks.
+
+    With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, but heads are private parameters here.
+    """
     return "CAUSAL_LM" if FORMS[kind].labels == "none" else None
 
 
