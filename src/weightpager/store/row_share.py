@@ -67,12 +67,12 @@ NO_MORE_ROWS = RowShare()
 """Rows have what they have, whatever the budget."""
 
 
-def row_share(bundle: Bundle, storage: StorageModel | None = None) -> RowShare:
-    """How a bundle's tables share a budget with its blocks, on storage as a model has it."""
+def row_share(bundle: Bundle) -> RowShare:
+    """How a bundle's tables share a budget with its blocks, on the storage that `StorageModel` takes for granted."""
     entries = bundle.manifest.row_tables
     if not entries:
         return NO_MORE_ROWS
-    storage = storage or StorageModel()
+    storage = StorageModel()
     page = bundle.page_bytes
     largest = max(len(bundle.pages_of(task)) for task in bundle.tasks) * page
     every = len(bundle.pages) * page

@@ -48,9 +48,7 @@ Header = Mapping[str, Stated]
 
 
 @contextmanager
-def checked_tensors(
-    root: Path, name: str, entry: FileEntry, check: Callable[[Header], object], framework: str = "np"
-) -> Iterator[Any]:
+def checked_tensors(root: Path, name: str, entry: FileEntry, check: Callable[[Header], object]) -> Iterator[Any]:
     """Open a safetensors file and check it against its manifest entry; the file that was checked stays open.
 
     Args:
@@ -58,12 +56,11 @@ def checked_tensors(
         name: of the file.
         entry: the manifest's.
         check: refuses a header that nothing justifies, before the file is read.
-        framework: whose tensors ``get_tensor`` gives.
 
     Raises:
         BundleFormatError: it is missing, damaged, or no such file.
     """
-    with _opened(root, name, entry, framework) as (file, tensors):
+    with _opened(root, name, entry) as (file, tensors):
         check(_header(tensors))
         check_hash(file, name, entry)
         yield tensors
@@ -110,7 +107,7 @@ def stored_tensors(
     root: Path, name: str, entry: FileEntry, check: Callable[[Header], object]
 ) -> Iterator[StoredTensors]:
     """A checked file whose tensors of any dtype can be read. Arguments and errors are those of `checked_tensors`."""
-    with _opened(root, name, entry, "np") as (file, tensors):
+    with _opened(root, name, entry) as (file, tensors):
         header = _header(tensors)
         check(header)
         check_hash(file, name, entry)
@@ -126,15 +123,15 @@ def read_header(root: Path, name: str, entry: FileEntry) -> Header:
     Raises:
         BundleFormatError: it is missing, of another size, or no such file.
     """
-    with _opened(root, name, entry, "np") as (_, tensors):
+    with _opened(root, name, entry) as (_, tensors):
         return _header(tensors)
 
 
 @contextmanager
-def _opened(root: Path, name: str, entry: FileEntry, framework: str) -> Iterator[tuple[BinaryIO, Any]]:
+def _opened(root: Path, name: str, entry: FileEntry) -> Iterator[tuple[BinaryIO, Any]]:
     with open_entry(root, name, entry) as file:
         try:
-            tensors = safe_open(f"/proc/self/fd/{file.fileno()}", framework=framework)
+            tensors = safe_open(f"/proc/self/fd/{file.fileno()}", framework="np")
         except (SafetensorError, OSError) as error:
             raise BundleFormatError(name, "content", "a safetensors file", error) from error
         with tensors:
