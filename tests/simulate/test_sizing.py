@@ -17,7 +17,7 @@ from weightpager.trace_file import Visit
 def bundle(wordy_bundle: Path) -> Bundle:
     """Its rows on demand get a part of any budget that is more than the largest task's pages."""
     bundle = Bundle.open(wordy_bundle)
-    assert row_share(bundle).hot
+    assert row_share(bundle).hot_rows
     return bundle
 
 

@@ -32,35 +32,38 @@ TEXTS_PER_SWITCH = 8
 class RowShare:
     """What rows get beyond the least that they always have.
 
+    Room goes to the pages of the largest task first, then to hot rows, to all other pages, to expanded block tables,
+    and last to all other rows.
+
     Attributes:
-        hot: bytes of those rows that save more than blocks do.
-        all: bytes of all rows beyond the least, hot ones included.
-        blocks: bytes of pages that come before hot rows; the largest task's.
-        every: bytes of all pages.
+        hot_rows: bytes of the rows that save more time than pages do.
+        all_rows: bytes of all rows beyond the least, hot ones included.
+        largest_task: bytes of the pages of the largest task.
+        all_pages: bytes of all pages.
     """
 
-    hot: int = 0
-    all: int = 0
-    blocks: int = 0
-    every: int = 0
+    hot_rows: int = 0
+    all_rows: int = 0
+    largest_task: int = 0
+    all_pages: int = 0
 
     def of(self, room: int, tables: int = 0) -> int:
-        """Bytes for rows of those that a budget leaves to rows, pages and tables; it never falls with more room.
+        """Bytes for rows; they never fall with more room.
 
         Args:
-            room: what it leaves.
-            tables: bytes for expanded block tables that come after all pages, and before rows that aren't hot.
+            room: bytes that a budget leaves to rows, pages and expanded block tables.
+            tables: bytes of these tables.
         """
-        enough = self.every + self.hot
-        left = min(room, max(enough, room - tables)) - self.blocks
+        left = room - self.largest_task
         if left <= 0:
             return 0
-        hot = min(self.hot, left)
-        return hot + min(self.all - self.hot, max(0, left - hot - (self.every - self.blocks)))
+        hot = min(self.hot_rows, left)
+        behind_pages = left - hot - (self.all_pages - self.largest_task)
+        return hot + min(self.all_rows - self.hot_rows, max(0, behind_pages - tables))
 
     def beside(self, pages: int) -> int:
-        """Bytes that rows get where room is just enough for so many bytes of pages."""
-        return self.hot if pages > self.blocks else 0
+        """Bytes for rows where room is just enough for so many bytes of pages and the rows that come before them."""
+        return self.hot_rows if pages > self.largest_task else 0
 
 
 NO_MORE_ROWS = RowShare()
@@ -74,13 +77,13 @@ def row_share(bundle: Bundle) -> RowShare:
         return NO_MORE_ROWS
     storage = StorageModel()
     page = bundle.page_bytes
-    largest = max(len(bundle.pages_of(task)) for task in bundle.tasks) * page
-    every = len(bundle.pages) * page
-    save = _switch_seconds(bundle, storage) / (every - largest) if every > largest else 0.0
+    largest_task = max(len(bundle.pages_of(task)) for task in bundle.tasks) * page
+    all_pages = len(bundle.pages) * page
+    save = _switch_seconds(bundle, storage) / (all_pages - largest_task) if all_pages > largest_task else 0.0
     read = storage.seconds(1, page) * TEXTS_PER_SWITCH
     segments = [segment for entry in entries for segment in _segments(entry)]
     hot = sum(segment.bytes for segment in segments if segment.lookups * read > save * segment.bytes)
-    return RowShare(hot, sum(segment.bytes for segment in segments), largest, every)
+    return RowShare(hot, sum(segment.bytes for segment in segments), largest_task, all_pages)
 
 
 def row_bytes(bundle: Bundle, budget: int, stated: int | None = None) -> int:

@@ -187,7 +187,7 @@ class MemoryController:
     def _for_all(self, pages: int) -> int:
         """The budget for so many pages, all rows and all tasks' expanded tables."""
         tables = self._more_tables(max(self.needs.fixed.all_tables, self.least_tables))
-        return self._fixed + pages * self.page_bytes + self.needs.more_rows.all + tables
+        return self._fixed + pages * self.page_bytes + self.needs.more_rows.all_rows + tables
 
     @property
     def _staging_bytes(self) -> int:
