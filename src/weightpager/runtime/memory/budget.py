@@ -10,7 +10,7 @@ from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
-from weightpager.runtime.memory.table_room import TableRoom
+from weightpager.runtime.memory.table_cache import TableCache
 from weightpager.store.row_share import NO_MORE_ROWS, RowShare
 
 
@@ -62,7 +62,7 @@ class MemoryController:
         page_bytes: bytes of a page.
         slots: pages that may be in the arena.
         needs: what the bundle asks for.
-        tables: room for expanded block tables: what pages and rows leave, at least what the tasks in use take.
+        tables: expanded block tables, in what pages and rows leave, and at least in what the tasks in use take.
         least_tables: bytes of it that tasks in use together want, whatever slots must go for it.
     """
 
@@ -100,7 +100,7 @@ class MemoryController:
         wanted = needs.pages if capacity is None else capacity
         self.slots = self._slots_for(self.budget, wanted)
         self.arena = self._reserve(wanted)
-        self.tables = TableRoom(self._table_room())
+        self.tables = TableCache(self._table_bytes())
 
     @property
     def use(self) -> MemoryUse:
@@ -171,7 +171,7 @@ class MemoryController:
         """Bytes of wanted tables beyond `_fewest_tables`."""
         return max(0, wanted - self._fewest_tables)
 
-    def _table_room(self) -> int:
+    def _table_bytes(self) -> int:
         """Bytes for expanded tables: what pages and rows leave of the budget, as far as it is of use."""
         left = self.budget - self._fixed - self._more_rows(self.budget) - self._taken(self.slots) * self.page_bytes
         most, least = self._more_tables(self.needs.fixed.all_tables), self._more_tables(self.least_tables)
@@ -203,7 +203,7 @@ class MemoryController:
         self._whole = self._whole and budget == self._for_all(self._taken(self.needs.pages))
         self.arena.release(retired)
         self.arena.commit(restored)
-        self.tables.resize(self._table_room())
+        self.tables.resize(self._table_bytes())
 
     def smallest_budget(self, pages: int, tables: int = 0) -> int:
         """Bytes that hold everything fixed and ``pages`` pages, beside the rows that come before these.

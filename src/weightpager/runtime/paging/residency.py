@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.errors import BudgetError, BusyError
-from weightpager.runtime.memory.table_room import Expandable
+from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.arena_resizer import ArenaResizer
 from weightpager.runtime.paging.loader import Loader
 from weightpager.runtime.paging.reads.failures import engine_closed

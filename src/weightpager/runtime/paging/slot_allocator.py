@@ -80,5 +80,5 @@ class SlotAllocator:
 
     def _table_bytes(self, request: SwitchRequest) -> int:
         """Bytes of the expanded block tables of the task and of those in use."""
-        room = self._state.memory.tables
-        return 0 if request.tables is None else room.needed(request.tables, request.leaving_tables)
+        cache = self._state.memory.tables
+        return 0 if request.tables is None else cache.needed(request.tables, request.leaving_tables)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.errors import SwitchFailedError, WeightpagerError
-from weightpager.runtime.memory.table_room import Expandable
+from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.reads.load import Priority
 

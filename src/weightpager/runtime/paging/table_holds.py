@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from weightpager.errors import WeightpagerError
-from weightpager.runtime.memory.table_room import Expandable
+from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.arena_resizer import ArenaResizer
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
@@ -90,20 +90,20 @@ class TableHolds:
             StoreTimeoutError: reads that hang have slots that must go.
             SwitchFailedError: either, after ``give_up``.
         """
-        room = self._state.memory.tables
+        cache = self._state.memory.tables
         with self._state.lock:
             if borrowed is None and self.try_hold(request):
                 return
-            gives_up = request.leaving_tables is not None and room.has_one_user(request.leaving_tables)
+            gives_up = request.leaving_tables is not None and cache.has_one_user(request.leaving_tables)
         if gives_up:
             request.give_up()
         if borrowed is not None:
             borrowed.close()  # what nobody uses goes, the least recently used first: those of the task that was left
         try:
             with self._state.lock:
-                if request.tables is not None and not room.hold(request.tables):
-                    self._resizer.resize(self._state.memory.budget, room.needed(request.tables))
-                    room.hold(request.tables)
+                if request.tables is not None and not cache.hold(request.tables):
+                    self._resizer.resize(self._state.memory.budget, cache.needed(request.tables))
+                    cache.hold(request.tables)
         except WeightpagerError as error:
             if not gives_up:
                 raise

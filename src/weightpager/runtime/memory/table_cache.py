@@ -25,14 +25,14 @@ class Expandable(Protocol):
         """Give the memory back; nobody reads it."""
 
 
-class TableRoom:
-    """Memory for expanded tables. Those of tasks in use stay; of others the least recently used ones go first.
+class TableCache:
+    """An LRU cache of expanded tables. Those of tasks in use stay; of others the least recently used ones go first.
 
     Safe to use from several threads. Expanding takes a fraction of a millisecond and needs no storage: it is done under
     the lock.
 
     Attributes:
-        size: bytes that there are.
+        size: bytes that it may take.
     """
 
     def __init__(self, size: int) -> None:

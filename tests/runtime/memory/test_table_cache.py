@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from weightpager.runtime.memory.table_room import TableRoom
+from weightpager.runtime.memory.table_cache import TableCache
 
 
 @dataclass(eq=False)
@@ -28,41 +28,41 @@ class Tables:
 
 
 def test_the_least_recently_used_go_first() -> None:
-    room, (a, b, c) = TableRoom(20), [Tables(10) for _ in range(3)]
+    cache, (a, b, c) = TableCache(20), [Tables(10) for _ in range(3)]
     for tables in (a, b, a, c):
-        assert room.hold(tables)
-        room.release(tables)
+        assert cache.hold(tables)
+        cache.release(tables)
     assert [tables.expanded for tables in (a, b, c)] == [True, False, True]
 
 
 def test_tables_in_use_stay() -> None:
-    room, (a, b, c) = TableRoom(20), [Tables(10) for _ in range(3)]
-    assert room.hold(a)
-    assert room.hold(b)
-    assert not room.hold(c)
+    cache, (a, b, c) = TableCache(20), [Tables(10) for _ in range(3)]
+    assert cache.hold(a)
+    assert cache.hold(b)
+    assert not cache.hold(c)
     assert [tables.expanded for tables in (a, b, c)] == [True, True, False]
-    assert (room.in_use, room.needed(c), room.needed(a)) == (20, 30, 20)
-    room.release(b)
-    assert room.hold(c)
+    assert (cache.in_use, cache.needed(c), cache.needed(a)) == (20, 30, 20)
+    cache.release(b)
+    assert cache.hold(c)
     assert [tables.expanded for tables in (a, b, c)] == [True, False, True]
 
 
 def test_what_is_borrowed_may_take_more_for_a_moment() -> None:
-    room, a, b = TableRoom(10), Tables(10), Tables(10)
-    assert room.hold(a)
-    with pytest.raises(ValueError, match="stop"), room.borrowed(b):
-        assert (b.expanded, room.taken) == (True, 20)
+    cache, a, b = TableCache(10), Tables(10), Tables(10)
+    assert cache.hold(a)
+    with pytest.raises(ValueError, match="stop"), cache.borrowed(b):
+        assert (b.expanded, cache.taken) == (True, 20)
         raise ValueError("stop")
-    assert (a.expanded, b.expanded, room.taken) == (True, False, 10)
+    assert (a.expanded, b.expanded, cache.taken) == (True, False, 10)
 
 
 def test_tables_that_nobody_asks_for_again_go() -> None:
-    room, a = TableRoom(10), Tables(10)
-    assert room.hold(a)
-    room.release(a)
-    room.forget(a)
-    room.forget(a)
-    assert (a.expanded, room.taken) == (False, 0)
+    cache, a = TableCache(10), Tables(10)
+    assert cache.hold(a)
+    cache.release(a)
+    cache.forget(a)
+    cache.forget(a)
+    assert (a.expanded, cache.taken) == (False, 0)
 
 
 class AnyHolds(RuleBasedStateMachine):
@@ -70,33 +70,33 @@ class AnyHolds(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.room = TableRoom(30)
+        self.cache = TableCache(30)
         self.tables = [Tables(size) for size in (5, 10, 10, 20, 30)]
         self.holds: list[Tables] = []
 
     @rule(which=st.integers(0, 4))
     def hold(self, which: int) -> None:
         tables = self.tables[which]
-        fits = sum(one.nbytes for one in {*self.holds, tables}) <= self.room.size
-        assert self.room.hold(tables) == fits
+        fits = sum(one.nbytes for one in {*self.holds, tables}) <= self.cache.size
+        assert self.cache.hold(tables) == fits
         if fits:
             self.holds.append(tables)
 
     @rule(which=st.integers(0, 100))
     def release(self, which: int) -> None:
         if self.holds:
-            self.room.release(self.holds.pop(which % len(self.holds)))
+            self.cache.release(self.holds.pop(which % len(self.holds)))
 
     @rule(size=st.integers(0, 80))
     def resize(self, size: int) -> None:
-        self.room.resize(max(size, self.room.in_use))
+        self.cache.resize(max(size, self.cache.in_use))
 
     @invariant()
     def sound(self) -> None:
         assert all(tables.expanded for tables in self.holds)
-        assert self.room.taken == sum(tables.nbytes for tables in self.tables if tables.expanded) <= self.room.size
-        assert self.room.in_use == sum(tables.nbytes for tables in set(self.holds))
-        assert all(self.room.has_one_user(tables) == (self.holds.count(tables) == 1) for tables in self.tables)
+        assert self.cache.taken == sum(tables.nbytes for tables in self.tables if tables.expanded) <= self.cache.size
+        assert self.cache.in_use == sum(tables.nbytes for tables in set(self.holds))
+        assert all(self.cache.has_one_user(tables) == (self.holds.count(tables) == 1) for tables in self.tables)
 
 
 TestAnyHolds = AnyHolds.TestCase
