@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.files.tensor_file import Stated
+from weightpager.bundle.files.tensor_file import TensorInfo
 from weightpager.bundle.format.tied_table import STORED, TiedTableEntry
 from weightpager.bundle.parts.parameter_file import stored_parameters
 from weightpager.kernels import PagedWeight
@@ -110,7 +110,7 @@ def _tied_weights(bundle: Bundle, values: Mapping[str, StoredParameter]) -> dict
     }
 
 
-def _dtype(stated: Stated, narrow: bool) -> str:
+def _dtype(stated: TensorInfo, narrow: bool) -> str:
     return "bfloat16" if narrow and stated.dtype == "float32" else stated.dtype
 
 

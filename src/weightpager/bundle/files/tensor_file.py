@@ -34,8 +34,8 @@ _MOST_AT_ONCE = 1 << 30
 
 
 @dataclass(frozen=True)
-class Stated:
-    """What a header says of a tensor, in numpy's words."""
+class TensorInfo:
+    """What a safetensors header says of a tensor: numpy's name of its dtype, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class Stated:
         return f"{self.dtype} {self.shape}"[:80]
 
 
-Header = Mapping[str, Stated]
+Header = Mapping[str, TensorInfo]
 
 
 @contextmanager
@@ -141,5 +141,6 @@ def _opened(root: Path, name: str, entry: FileEntry) -> Iterator[tuple[BinaryIO,
 def _header(tensors: Any) -> Header:
     slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping
     return {
-        key: Stated(_DTYPES.get(of.get_dtype(), of.get_dtype()), tuple(of.get_shape())) for key, of in slices.items()
+        key: TensorInfo(_DTYPES.get(of.get_dtype(), of.get_dtype()), tuple(of.get_shape()))
+        for key, of in slices.items()
     }

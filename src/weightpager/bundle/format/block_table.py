@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.blocks import BlockGrid, KeepMask
-from weightpager.bundle.files.tensor_file import Header, Stated
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 
 Int32 = npt.NDArray[np.int32]
@@ -99,7 +99,7 @@ class BlockTable:
 
         crow, cols, where = self.crow_indices, self.col_indices, self.locations
         arrays = ((field, getattr(self, field)) for field in FIELDS)
-        stated = {field: Stated(str(array.dtype), array.shape) for field, array in arrays}
+        stated = {field: TensorInfo(str(array.dtype), array.shape) for field, array in arrays}
         self.check_header(stated, grid, file, name)
         if crow[0] != 0 or crow[-1] != len(cols) or (crow[1:] < crow[:-1]).any():
             raise wrong("crow_indices", f"rising from 0 to {len(cols)}", f"{crow[0]} … {crow[-1]}")

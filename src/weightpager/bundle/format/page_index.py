@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.files.tensor_file import Header, Stated
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 
 FILE = "page-index.safetensors"
@@ -61,9 +61,9 @@ class PageIndex:
             BundleFormatError: a tensor is missing, not what the manifest says, or one too many.
         """
         wanted = {
-            "ids": Stated("uint8", (pages, 32)),
-            "layers": Stated("int32", (pages,)),
-            "signatures": Stated("uint64", (pages,)),
+            "ids": TensorInfo("uint8", (pages, 32)),
+            "layers": TensorInfo("int32", (pages,)),
+            "signatures": TensorInfo("uint64", (pages,)),
         }
         if header.keys() != wanted.keys():
             raise BundleFormatError(FILE, "tensors", sorted(wanted), str(sorted(header))[:400])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.files.tensor_file import Header, Stated
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.bundle.format.block_numbers import BlockNumbers, Int64
 from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.manifest import Manifest
@@ -137,8 +137,8 @@ class Placement:
         """
         pages, places = manifest.pages, manifest.blocks_per_page
         wanted = {
-            "blocks": Stated(str(numbers.dtype), (pages, places)),
-            "used": Stated("uint8", (len(manifest.tasks), -(-pages * places // 8))),
+            "blocks": TensorInfo(str(numbers.dtype), (pages, places)),
+            "used": TensorInfo("uint8", (len(manifest.tasks), -(-pages * places // 8))),
         }
         if header.keys() != wanted.keys():
             raise BundleFormatError(FILE, "tensors", sorted(wanted), str(sorted(header))[:400])

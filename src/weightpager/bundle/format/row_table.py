@@ -17,7 +17,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.files.tensor_file import Header, Stated
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 from weightpager.page_dtype import encode
 
@@ -142,7 +142,7 @@ def check_header(header: Header, entries: Sequence[RowTableEntry]) -> None:
     Raises:
         BundleFormatError: a tensor is missing, of another dtype or shape, or one too many.
     """
-    wanted = {entry.name: Stated(np.dtype(entry.places_dtype()).name, (entry.rows,)) for entry in entries}
+    wanted = {entry.name: TensorInfo(np.dtype(entry.places_dtype()).name, (entry.rows,)) for entry in entries}
     if header.keys() != wanted.keys():
         raise BundleFormatError(FILE, "tensors", str(sorted(wanted))[:400], str(sorted(header))[:400])
     for name, expected in wanted.items():

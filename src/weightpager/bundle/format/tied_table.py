@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.files.tensor_file import Header, Stated
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 from weightpager.page_dtype import ENCODINGS, block_bytes, decode, encode
 
@@ -48,10 +48,10 @@ class TiedTableEntry(Strict, frozen=True, kw_only=True):
     columns: Annotated[int, Meta(ge=1, le=2**24)]
     dtype: TiedDtype
 
-    def stored(self, block: BlockShape) -> Stated:
+    def stored(self, block: BlockShape) -> TensorInfo:
         """What the header of a parameter file says of it."""
         grid = self.grid(block)
-        return Stated(STORED, (grid.rows, grid.cols * block_bytes(block, self.dtype)))
+        return TensorInfo(STORED, (grid.rows, grid.cols * block_bytes(block, self.dtype)))
 
     def grid(self, block: BlockShape) -> BlockGrid:
         """Its blocks."""

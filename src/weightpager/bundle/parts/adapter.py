@@ -14,7 +14,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.files.tensor_file import Header, Stated, read_arrays
+from weightpager.bundle.files.tensor_file import Header, TensorInfo, read_arrays
 from weightpager.bundle.format.manifest import FORMS, TaskKind, WeightEntry
 from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError
@@ -140,8 +140,8 @@ def _targets(bundle: Bundle, config: AdapterConfig, file: str) -> dict[str, Weig
 
 
 def _header(config: AdapterConfig, weights: Mapping[str, WeightEntry]) -> Header:
-    down = {f"{_PEFT}{name}{_A}": Stated("float32", (config.r, of.in_features)) for name, of in weights.items()}
-    up = {f"{_PEFT}{name}{_B}": Stated("float32", (of.out_features, config.r)) for name, of in weights.items()}
+    down = {f"{_PEFT}{name}{_A}": TensorInfo("float32", (config.r, of.in_features)) for name, of in weights.items()}
+    up = {f"{_PEFT}{name}{_B}": TensorInfo("float32", (of.out_features, config.r)) for name, of in weights.items()}
     return down | up
 
 
