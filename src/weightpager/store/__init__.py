@@ -6,7 +6,7 @@ from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
 from weightpager.store.read_plan import PageRun, StorageModel, coalesce, group_runs, most_pages, read_count
 from weightpager.store.switch_cost import SwitchCost, all_switches, span_of, switch_cost
-from weightpager.store.wrappers import VerifyingStore
+from weightpager.store.verifying import VerifyingStore
 
 __all__ = [
     "BlockReader",

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.page_dtype import page_blocks
 from weightpager.store.local import LocalStore
-from weightpager.store.wrappers import VerifyingStore
+from weightpager.store.verifying import VerifyingStore
 
 
 class BlockReader:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.store.local import LocalStore
-from weightpager.store.wrappers import VerifyingStore
+from weightpager.store.verifying import VerifyingStore
 
 
 class RowReader:
