@@ -1,23 +1,18 @@
-"""What has become of a bundle since an engine opened it, and the numbers of its pages, which outlive that."""
+"""What has become of a bundle since an engine opened it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
-from weightpager.bundle import Bundle, PageIndex
+from weightpager.bundle import Bundle
 from weightpager.bundle.format import row_table
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.parts.adapter import adapter_files
 from weightpager.errors import BundleError
 from weightpager.graph.file import kind_of_file
-from weightpager.runtime.planning.plans import Pages
-from weightpager.store import JoinedStore, PageStore
 
 
 @dataclass(frozen=True)
@@ -42,24 +37,33 @@ class BundleChange:
             BundleError: they aren't of the same model, or have pages of another size, so that an engine can't go from
                 one to the other.
         """
-        for what in ("block", "layout", "dtype", "layers", "weights"):
-            if getattr(old.manifest, what) != getattr(new.manifest, what):
-                raise _other_model(new, what)
-        before, after = _graphs(old), _graphs(new)
-        same_graphs = all(before[kind] == after[kind] for kind in before.keys() & after.keys())
-        if _shared_files(old) != _shared_files(new) or not same_graphs:
-            raise _other_model(new, "model or resident parameters")
-        if old.page_bytes != new.page_bytes:
-            old_size, new_size = (f"{bundle.page_bytes // 1024}KiB" for bundle in (old, new))
-            raise BundleError(
-                f"{new.path}: expected pages of {old_size}, as the engine has them, found {new_size}; "
-                f"'weightpager repack --page {old_size}' keeps them, or close the engine and open the bundle again"
-            )
+        _check_continues(old, new)
         both = [name for name in new.tasks if name in old.tasks]
         return cls(
             tuple(name for name in new.tasks if name not in old.tasks),
             tuple(name for name in old.tasks if name not in new.tasks),
             tuple(name for name in both if _fingerprint(old, name) != _fingerprint(new, name)),
+        )
+
+
+def _check_continues(old: Bundle, new: Bundle) -> None:
+    """See that an engine can go from one state of a bundle to another.
+
+    Raises:
+        BundleError: they aren't of the same model, or have pages of another size.
+    """
+    for what in ("block", "layout", "dtype", "layers", "weights"):
+        if getattr(old.manifest, what) != getattr(new.manifest, what):
+            raise _other_model(new, what)
+    before, after = _graphs(old), _graphs(new)
+    same_graphs = all(before[kind] == after[kind] for kind in before.keys() & after.keys())
+    if _shared_files(old) != _shared_files(new) or not same_graphs:
+        raise _other_model(new, "model or resident parameters")
+    if old.page_bytes != new.page_bytes:
+        old_size, new_size = (f"{bundle.page_bytes // 1024}KiB" for bundle in (old, new))
+        raise BundleError(
+            f"{new.path}: expected pages of {old_size}, as the engine has them, found {new_size}; "
+            f"'weightpager repack --page {old_size}' keeps them, or close the engine and open the bundle again"
         )
 
 
@@ -94,82 +98,3 @@ def _fingerprint(bundle: Bundle, task: str) -> bytes:
         for array in (table.crow_indices, table.col_indices, bundle.pages.ids[page], place):
             whole.update(np.ascontiguousarray(array).tobytes())
     return bytes(whole.digest())
-
-
-class PageNumbers:
-    """Every page that a bundle has had since the engine opened it, each under one number.
-
-    A page that is found again in a changed bundle, by its id and layer, keeps its number and the place that it is read
-    from. Of pages that are equal, the first is taken for the first, and so on.
-
-    Attributes:
-        index: of all of them; signatures are those of the bundle that brought the page, and not used.
-        store: reads them by these numbers.
-        capacity: numbers that there can be.
-    """
-
-    def __init__(self, bundle: Bundle, store: PageStore, capacity: int) -> None:
-        self.capacity = capacity
-        self.store = JoinedStore()
-        self.index = PageIndex(bundle.pages.ids[:0], bundle.pages.layers[:0], bundle.pages.signatures[:0])
-        self.adopt(bundle, store, self.of(bundle))
-
-    def of(self, bundle: Bundle) -> npt.NDArray[np.int64]:
-        """The numbers of a bundle's pages, int64 [its pages]; new pages get the next free ones.
-
-        Raises:
-            BundleError: there are more than the engine has room for.
-        """
-        known = {key: number for number, key in enumerate(_keys(self.index))}
-        numbers = np.array([known.get(key, -1) for key in _keys(bundle.pages)], np.int64)
-        new = numbers < 0
-        numbers[new] = len(self.index) + np.arange(new.sum())
-        if len(self.index) + new.sum() > self.capacity:
-            raise BundleError(
-                f"{bundle.path}: expected at most {self.capacity} pages since the engine was opened, found "
-                f"{len(self.index) + new.sum()}; close it and open the bundle again"
-            )
-        return numbers
-
-    def new_among(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Indices of a bundle's pages that aren't read from any store yet, ascending.
-
-        Args:
-            numbers: what `of` has said of the bundle.
-        """
-        return np.flatnonzero(numbers >= len(self.index))
-
-    def adopt(self, bundle: Bundle, store: PageStore, numbers: npt.NDArray[np.int64]) -> None:
-        """Read new pages from this store from now on; it is closed with the others.
-
-        Args:
-            bundle: whose pages they are.
-            store: the bundle's store.
-            numbers: what `of` has said of it.
-        """
-        new = self.new_among(numbers)
-        old, added = self.index, bundle.pages
-        self.store.add(store, new)
-        self.index = (
-            added
-            if not len(old)
-            else PageIndex(
-                np.concatenate([old.ids, added.ids[new]]),
-                np.concatenate([old.layers, added.layers[new]]),
-                np.concatenate([old.signatures, added.signatures[new]]),
-            )
-        )
-
-
-def _keys(index: PageIndex) -> Iterator[tuple[bytes, int, int]]:
-    """What tells each page from all others of its bundle: id, layer, and how many before it had the same."""
-    seen: Counter[tuple[bytes, int]] = Counter()
-    for page, layer in zip(index.ids, index.layers.tolist(), strict=True):
-        key = page.tobytes(), layer
-        yield *key, seen[key]
-        seen[key] += 1
-
-
-def pages_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Pages:
-    """A task's pages by these numbers, ascending."""
-    return np.sort(numbers[bundle.pages_of(task)])

@@ -10,7 +10,7 @@ from typing import Any
 
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import reuse_after
-from weightpager.engine.report import SwitchLog
+from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest

@@ -12,7 +12,8 @@ from weightpager.bundle import Bundle
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
-from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
+from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
+from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import EngineClosedError
 from weightpager.machine.packages import needing_torch
 from weightpager.page_dtype import ENCODINGS
