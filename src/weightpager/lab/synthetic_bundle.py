@@ -21,8 +21,9 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
+from weightpager.compiler.packing.plan import BundlePlan
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.packing.write import BundlePlan, write_bundle
+from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.masks import Keep
 from weightpager.page_dtype import PageDtype, block_bytes

@@ -18,8 +18,9 @@ from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, para
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
+from weightpager.compiler.packing.plan import BundlePlan
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.packing.write import BundlePlan, page_file_counts
+from weightpager.compiler.packing.write import page_file_counts
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Masks
 from weightpager.store import StorageModel

@@ -1,20 +1,50 @@
-"""From the values and who keeps what to all that is decided about a bundle before its first byte is written."""
+"""`BundlePlan`: all that is decided about a bundle before its first byte is written."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from weightpager.bundle import TaskEntry
+from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing, pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.packing.write import BundlePlan
-from weightpager.compiler.rows.row_uses import choose_tables
+from weightpager.compiler.rows.row_uses import NO_ROWS, RowChoice, choose_tables
 from weightpager.compiler.selection.block_choice import transitions_of
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Keep
-from weightpager.page_dtype import block_bytes
+from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class BundlePlan:
+    """All that has been decided about a bundle before its first byte is written.
+
+    Attributes:
+        dtype: of the pages.
+        weights: the values.
+        keep: who keeps what.
+        packing: where it lies.
+        tasks: in the order of the signatures' bits.
+        transitions: between them.
+        alignment: strength λ that the masks were aligned with; None for one shared mask.
+        permutations: that the values have gone through.
+        rows: embedding tables that come on demand.
+    """
+
+    dtype: PageDtype
+    weights: TaskWeights
+    keep: Keep
+    packing: Packing
+    tasks: tuple[TaskEntry, ...]
+    transitions: Transitions
+    alignment: float | None
+    permutations: Permutations = NOTHING_MOVED
+    rows: RowChoice = NO_ROWS
 
 
 def plan_bundle(prepared: Prepared, weights: TaskWeights, keep: Keep) -> BundlePlan:

@@ -4,62 +4,29 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 import weightpager
-from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskEntry, TaskKind, WeightEntry
+from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskKind, WeightEntry
 from weightpager.bundle.format.block_numbers import BlockNumbers
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.format.page_file import file_counts, file_name
-from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.graph.write import write_graphs
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing
+from weightpager.compiler.packing.parameter_shares import ParameterShares, share_parameters
+from weightpager.compiler.packing.plan import BundlePlan
 from weightpager.compiler.recovery.low_rank import write_adapters
-from weightpager.compiler.rows.row_uses import NO_ROWS, RowChoice
 from weightpager.compiler.rows.write import WrittenRows, write_rows
-from weightpager.compiler.training.masks import Keep
-from weightpager.page_dtype import PageDtype, block_bytes, encode, page_content
-from weightpager.transitions import Transitions
-
-
-@dataclass(frozen=True)
-class BundlePlan:
-    """All that has been decided about a bundle before its first byte is written.
-
-    Attributes:
-        dtype: of the pages.
-        weights: the values.
-        keep: who keeps what.
-        packing: where it lies.
-        tasks: in the order of the signatures' bits.
-        transitions: between them.
-        alignment: strength λ that the masks were aligned with; None for one shared mask.
-        permutations: that the values have gone through.
-        rows: embedding tables that come on demand.
-    """
-
-    dtype: PageDtype
-    weights: TaskWeights
-    keep: Keep
-    packing: Packing
-    tasks: tuple[TaskEntry, ...]
-    transitions: Transitions
-    alignment: float | None
-    permutations: Permutations = NOTHING_MOVED
-    rows: RowChoice = NO_ROWS
+from weightpager.page_dtype import block_bytes, encode, page_content
 
 
 def write_bundle(writer: BundleWriter, plan: BundlePlan) -> dict[TaskKind, str]:
@@ -72,8 +39,9 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> dict[TaskKind, str]:
     ids = write_pages(writer, plan)
     writer.put_permutations(plan.permutations)
     form = ParameterFormat.of(source.config, source.models, plan.dtype, source.paged[0].grid.block)
-    tables = _write_parameters(writer, plan, form)
-    rows = write_rows(writer, plan.rows.tables, tables, plan.packing.page_bytes)
+    shares = _parameter_shares(plan)
+    _write_parameters(writer, shares, form)
+    rows = write_rows(writer, plan.rows.tables, shares.tables, plan.packing.page_bytes)
     writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures).with_rows(rows.ids))
     write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
@@ -141,48 +109,20 @@ def _blocks_in_place(
     return flat
 
 
-def _write_parameters(writer: BundleWriter, plan: BundlePlan, form: ParameterFormat) -> dict[str, Tensor]:
-    """Write each parameter: the values that the most tasks share are resident, other tasks' are private.
-
-    Returns:
-        Of those that all tasks agree on, the tables that come on demand. They aren't written.
-    """
-    source, tasks = plan.weights.source, [task.name for task in plan.tasks]
-    skipped = {f"{info.name}.weight" for info in source.paged}
-    of_task = {task: parameters(source.models[task]) for task in tasks}
-    resident: dict[str, Tensor] = {}
-    private: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
-    for name in sorted({name for values in of_task.values() for name in values} - skipped):
-        groups = _agreeing({task: of_task[task][name] for task in tasks if name in of_task[task]})
-        largest = max(groups, key=len)
-        for group in groups:
-            if group is largest and (len(group) > 1 or len(tasks) == 1):
-                resident[name] = of_task[group[0]][name]
-            else:
-                for task in group:
-                    private[task][name] = of_task[task][name]
-    in_all = {name for name in plan.rows.tables if not any(name in own for own in private.values())}
-    tables = {name: resident.pop(name) for name in sorted(in_all & resident.keys())}
-    writer.put(RESIDENT, form.content(resident))
-    for task in tasks:
-        writer.put(private_file(task), form.content(private[task]))
-    return tables
+def _parameter_shares(plan: BundlePlan) -> ParameterShares:
+    source = plan.weights.source
+    paged = {f"{info.name}.weight" for info in source.paged}
+    others = {
+        task.name: {name: value for name, value in parameters(source.models[task.name]).items() if name not in paged}
+        for task in plan.tasks
+    }
+    return share_parameters(others, plan.rows.tables)
 
 
-def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Tasks in groups of the same values."""
-    groups: list[list[str]] = []
-    for task, tensor in tensors.items():
-        group = next((group for group in groups if _same(tensors[group[0]], tensor)), None)
-        if group is None:
-            groups.append([task])
-        else:
-            group.append(task)
-    return groups
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b)))
+def _write_parameters(writer: BundleWriter, shares: ParameterShares, form: ParameterFormat) -> None:
+    writer.put(RESIDENT, form.content(shares.resident))
+    for task, values in shares.private.items():
+        writer.put(private_file(task), form.content(values))
 
 
 def _write_model(writer: BundleWriter, source: Source) -> None:
