@@ -27,7 +27,7 @@ from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
-from weightpager.compiler.resume.journal import Journal, kept_beside
+from weightpager.compiler.resume.journal import Journal, journal_folder
 from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
@@ -82,7 +82,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         read_trace(task_file.transitions, (*(start.bundle.tasks if start else ()), *task_file.tasks))
     identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
     whole = WholeProgress(progress)
-    run = CompileRun(whole, Journal(kept_beside(out), identity), whole.expect, workers=workers)
+    run = CompileRun(whole, Journal(journal_folder(out), identity), whole.expect, workers=workers)
     with _telling(run.journal, out), run.journal.held(), writing(out, force=force) as writer:
         prepared = prepare(task_file, run, start, shared)
         if start is None:
@@ -102,7 +102,7 @@ def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        kept, folder = journal.standing(), kept_beside(out)
+        kept, folder = journal.resumable(), journal_folder(out)
         if kept:
             text = f"kept in {folder}: {', '.join(kept)}. The same command goes on from there; what is "
             text += "not named is done again"

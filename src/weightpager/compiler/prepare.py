@@ -81,7 +81,7 @@ def trained(
         CompileError: as `prepare`.
     """
     shared = Shared.of(task_file, "" if base is None else base.identity(), cache or Cache.none())
-    kept = shared.journal(run.journal)
+    journal = shared.journal(run.journal)
     with run.stage("load"):
         before = resident_memory() or 0
         source = dense_source.load(task_file, partial(_place, run=run, adds=base is not None))
@@ -102,11 +102,11 @@ def trained(
     with run.stage("train"):
         told = partial(run.progress, "train the dense model")
         if base is None:
-            train(source, data, told, kept)
+            train(source, data, told, journal)
         else:
-            _train_added(source, data, kept, told, run.workers_on(source))
+            _train_added(source, data, journal, told, run.workers_on(source))
         own_stages = [own_stage(_OWN, task) for task in source.task_file.trained_tasks]
-        shared.training_ended(kept, ["train"] if base is None else own_stages)
+        shared.training_ended(journal, ["train"] if base is None else own_stages)
     with run.stage("measure dense"):
         jobs = {name: partial(score_alone, source.alone(name), name, of) for name, of in data.items()}
         dense = shared.scores(source, jobs, run.workers_on(source), run.progress)

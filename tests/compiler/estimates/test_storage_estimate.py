@@ -14,7 +14,7 @@ from weightpager.compiler.estimates import storage
 from weightpager.compiler.estimates.storage import bundle_bytes, cache_bytes, journal_bytes
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.journal import kept_beside
+from weightpager.compiler.resume.journal import journal_folder
 from weightpager.errors import CompileError
 
 FINETUNE = {"method": "finetune", "steps": 6, "batch": 8}
@@ -58,7 +58,7 @@ def test_the_estimate_holds_against_what_a_compile_takes(
 
     def look(*_: object) -> None:
         nonlocal most
-        most = max(most, size_of(kept_beside(out)))
+        most = max(most, size_of(journal_folder(out)))
 
     wp.compile(content, out=out, progress=look, cache=cached)
     assert size_of(out) <= bundle < 3 * size_of(out) + 200_000
@@ -76,7 +76,7 @@ def test_a_compile_is_refused_before_it_trains(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CompileError, match=r"out: expected about \d.* of free storage at .*, found 97.6 KiB: up to"):
         wp.compile(content, out=tmp_path / "a.bundle", progress=lambda stage, *_: stages.append(stage))
     assert stages == []
-    assert not kept_beside(tmp_path / "a.bundle").exists()
+    assert not journal_folder(tmp_path / "a.bundle").exists()
     monkeypatch.setattr(storage, "free_bytes", lambda _: None)
     wp.compile(content, out=tmp_path / "a.bundle")
 

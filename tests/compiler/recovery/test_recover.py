@@ -29,7 +29,7 @@ from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
 from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.journal import Journal, kept_beside
+from weightpager.compiler.resume.journal import Journal, journal_folder
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.compiler.training.early_stopping import CHECKS, check_steps, validation_of
@@ -343,7 +343,7 @@ def test_a_journal_lies_beside_the_bundle(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "current").symlink_to("a.bundle")
     monkeypatch.chdir(tmp_path / "a.bundle")
     for out in (".", "../a.bundle", "../current", tmp_path / "a.bundle"):
-        assert kept_beside(out) == tmp_path / ".a.bundle.resume"
+        assert journal_folder(out) == tmp_path / ".a.bundle.resume"
 
 
 @pytest.mark.slow
@@ -360,14 +360,14 @@ def test_of_two_compiles_into_one_bundle_the_second_is_refused(tmp_path: Path) -
     bundle = wp.compile(content, out=out, progress=progress)
     assert again
     assert verify(bundle.path).problems == ()
-    assert not kept_beside(out).exists()
+    assert not journal_folder(out).exists()
 
 
 def test_a_failed_compile_leaves_no_empty_journal(tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path) | {"model": str(tmp_path / "nowhere")}
     with pytest.raises(WeightpagerError):
         wp.compile(content, out=tmp_path / "a.bundle")
-    assert not kept_beside(tmp_path / "a.bundle").exists()
+    assert not journal_folder(tmp_path / "a.bundle").exists()
 
 
 def test_the_journal_of_another_compile_is_ignored(tmp_path: Path) -> None:

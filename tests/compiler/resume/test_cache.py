@@ -133,13 +133,13 @@ def test_a_journal_gives_a_finished_stage_to_the_cache(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "c", 10**7)
     part = Journal(tmp_path / "j", "compile").part("dense", "dense", cache)
     part.write("train", 3, {"a": torch.ones(2)})
-    assert part.keep("train") is None
-    assert part.settled("train")
+    assert part.move_to_cache("train") is None
+    assert part.is_in_cache("train")
     assert not list((tmp_path / "j").rglob("*.safetensors"))
     other = Journal(tmp_path / "other", "another").part("dense", "dense", cache)
     step, tensors = other.read("train") or (0, {})
     assert (step, tensors["a"].tolist()) == (3, [1.0, 1.0])
-    assert other.keep("train") is not None
+    assert other.move_to_cache("train") is not None
     assert other.earlier == 0.0
     assert Journal(tmp_path / "j", "compile").part("dense", "changed", cache).read("train") is None
 

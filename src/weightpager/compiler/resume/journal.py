@@ -17,6 +17,7 @@ from weightpager.bundle.files.lock import locked
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.entry import Entry, read_entry, step_of, write_entry
+from weightpager.compiler.resume.stage_words import in_words
 from weightpager.errors import CompileError
 from weightpager.machine.paths import has_directory
 
@@ -28,21 +29,6 @@ SECONDS = 10.0
 SHARE = 0.03
 """Share of the time that may go into entries: one that takes a second is written twice a minute."""
 
-_WORDS = {
-    "train": "the dense model's training",
-    "refit": "the refit",
-    "finetune": "fine-tuning",
-    "dense": "the dense model's further training",
-}
-"""Names of long stages in messages."""
-
-_OF_TASKS = {
-    "own-dense-": "the dense model's training for {}",
-    "own-sparse-": "the training of {}'s own parameters",
-    "private-": "{}'s own values",
-}
-"""The same of stages that each task has for itself, by how their names begin."""
-
 Fits = Callable[[Mapping[str, Tensor]], bool]
 """Whether an entry's tensors are all that its stage needs."""
 
@@ -52,7 +38,7 @@ def anything(_tensors: Mapping[str, Tensor]) -> bool:
     return True
 
 
-def kept_beside(out: str | Path) -> Path:
+def journal_folder(out: str | Path) -> Path:
     """Where the compile of a bundle keeps its journal: beside what ``out`` leads to, be it a link or ``.``."""
     path = Path(os.path.realpath(out))
     return path.with_name(f".{path.name}.resume")
@@ -80,7 +66,7 @@ class Journal:
         self._earlier = 0.0
         self._parts: dict[str, Journal] = {}
         self._cached: dict[str, float] = {}
-        self._settled: set[str] = set()
+        self._in_cache: set[str] = set()
         self._told: set[str] = set()
         self._of = ""
 
@@ -181,8 +167,8 @@ class Journal:
         """Whether there is an entry that `read` finds, here or in the cache."""
         return self.has(stage) or self._cache.read(stage, self._owner()) is not None
 
-    def keep(self, stage: str) -> float | None:
-        """Move a finished stage's entry to the cache, if there is one.
+    def move_to_cache(self, stage: str) -> float | None:
+        """Move a finished stage's entry to the cache, if there is a cache.
 
         Returns:
             Seconds that the cache has saved; None where it had nothing.
@@ -191,22 +177,22 @@ class Journal:
         if cached is not None or (
             self._folder is not None and self._cache.adopt(stage, self._owner(), self._path(stage))
         ):
-            self._settled.add(stage)
+            self._in_cache.add(stage)
         return cached
 
-    def settled(self, stage: str) -> bool:
-        """Whether `keep` has found a stage in the cache, or put it there."""
-        return stage in self._settled
+    def is_in_cache(self, stage: str) -> bool:
+        """Whether `move_to_cache` has found a stage in the cache, or put it there."""
+        return stage in self._in_cache
 
-    def standing(self) -> list[str]:
+    def resumable(self) -> list[str]:
         """The long stages, in words, that this compile would resume."""
-        stages = [f"{_in_words(stage)} (whole, in the cache)" for stage in self._settled]
+        stages = [f"{in_words(stage)} (whole, in the cache)" for stage in self._in_cache]
         for path in [] if self._folder is None else sorted(self._folder.glob("*.safetensors")):
             at = step_of(path, self._owner())
             if at is not None and at[1] and at[0]:
-                stages.append(f"{_in_words(path.stem)} up to step {at[0]}")
+                stages.append(f"{in_words(path.stem)} up to step {at[0]}")
         for part in self._parts.values():
-            theirs = [f"{words}{part._of}" for words in part.standing()]
+            theirs = [f"{words}{part._of}" for words in part.resumable()]
             stages = stages + theirs if part._of else theirs + stages  # the dense model's training comes first
         return stages
 
@@ -236,7 +222,7 @@ class Journal:
         """Say once that a stage doesn't begin at its beginning."""
         if stage not in self._told and step > 0:
             self._told.add(stage)
-            _log.info("%s%s: goes on from step %d", _in_words(stage), self._of, step)
+            _log.info("%s%s: goes on from step %d", in_words(stage), self._of, step)
 
     def _tell_of_loss(self, stage: str) -> None:
         """Warn once that the entry of a long stage can't be used."""
@@ -249,10 +235,3 @@ class Journal:
     def _path(self, stage: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{stage}.safetensors"
-
-
-def _in_words(stage: str) -> str:
-    for prefix, words in _OF_TASKS.items():
-        if stage.startswith(prefix):
-            return words.format(stage.removeprefix(prefix))
-    return _WORDS.get(stage, stage)

@@ -62,12 +62,12 @@ class Shared:
         """The part of a compile's journal in which the dense model's training stands."""
         return journal.part("dense", self.dense, self.cache)
 
-    def training_ended(self, kept: Journal, stages: Sequence[str]) -> None:
-        """Keep what stages of `journal` have trained, if anything, and say what time the cache saved or will save."""
-        saved = [seconds for seconds in map(kept.keep, stages) if seconds is not None]
+    def training_ended(self, journal: Journal, stages: Sequence[str]) -> None:
+        """Keep what stages of a journal have trained, if anything, and say what time the cache saved or will save."""
+        saved = [seconds for seconds in map(journal.move_to_cache, stages) if seconds is not None]
         if saved:
             _log.info("the dense model: taken from the cache, %s saved", format_duration(sum(saved)))
-        elif any(map(kept.settled, stages)):
+        elif any(map(journal.is_in_cache, stages)):
             _log.info(
                 "the dense model is kept in %s: another sparsity or dtype won't train it again", self.cache.folder
             )
