@@ -17,11 +17,12 @@ from weightpager.answers.score import Score
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
+from weightpager.compiler.calibration import calibrated
 from weightpager.compiler.measuring.quantise import Quantisation
 from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.pipeline import Sparse, assemble
-from weightpager.compiler.prepare import calibrated, trained
+from weightpager.compiler.prepare import trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import ROUNDED

@@ -25,7 +25,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import verify
-from weightpager.compiler import prepare as preparation
+from weightpager.compiler import calibration
 from weightpager.compiler.alignment.problem import AlignmentProblem, floors
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.growth import grow as growth
@@ -92,9 +92,9 @@ def grown_bundle(private_bundle: Path) -> Path:
 def test_the_report_claims_floors_that_all_tasks_keep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_base: float, of_new: float
 ) -> None:
-    monkeypatch.setattr(preparation, "choose_evenness", lambda *_: of_base)
+    monkeypatch.setattr(calibration, "choose_evenness", lambda *_: of_base)
     base = wp.compile(tiny.assistant(tmp_path), out=tmp_path / "base.bundle")
-    monkeypatch.setattr(preparation, "choose_evenness", lambda *_: of_new)
+    monkeypatch.setattr(calibration, "choose_evenness", lambda *_: of_new)
     grown = wp.compile(new_tasks(folder_of(tmp_path, "new")), out=tmp_path / "grown.bundle", base=base.path)
     assert read_report(base).evenness == of_base
     assert read_report(grown).evenness == min(of_base, of_new)

@@ -33,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Tasks that share less than the usual ones; no trial sets the floors, which here would choose by chance."""
     folder = tmp_path_factory.mktemp("sparse")
     with pytest.MonkeyPatch.context() as patch, same_everywhere():
-        patch.setattr("weightpager.compiler.prepare.choose_evenness", lambda *_: HIGH)
+        patch.setattr("weightpager.compiler.calibration.choose_evenness", lambda *_: HIGH)
         wp.compile(tiny.assistant(folder, sparsity=0.85), out=folder / "sparse.bundle")
     return Bundle.open(folder / "sparse.bundle")
 

@@ -18,7 +18,7 @@ from weightpager.answers.score import Score
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
-from weightpager.compiler.measuring.controls import cost, measure_controls, trained_on
+from weightpager.compiler.measuring.controls import control_work, measure_controls, trained_on
 from weightpager.compiler.measuring.quantise import INT8
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.compile_run import CompileRun
@@ -107,7 +107,7 @@ def test_a_gain_is_a_higher_share_or_a_lower_perplexity() -> None:
 
 def test_steps_of_private_blocks_are_the_dense_models_too(tmp_path: Path) -> None:
     task_file = from_dict(content(tmp_path, recover={**RECOVER, "private_blocks": 0.2, "private_steps": 3}))
-    assert "18 steps" in str(cost(task_file))
+    assert "18 steps" in str(control_work(task_file))
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_controls_that_are_skipped_cost_nothing_and_no_verdict_is_given(
     assert not any("control" in stage for stage in told)
     assert advise(bundle, report) is None
     assert "not compared with anything simpler: controls skipped" in weightpager("inspect", bundle.path).out
-    assert cost(from_dict(task_file)) is None
+    assert control_work(from_dict(task_file)) is None
 
 
 @pytest.mark.slow

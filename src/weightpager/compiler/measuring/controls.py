@@ -82,7 +82,7 @@ def measure_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
     return controls
 
 
-def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
+def control_work(task_file: TaskFile, what: Compared | None = None) -> str | None:
     """What the controls will take, in words; None if nothing is trained for them. ``what`` is `compared`, if known."""
     steps, what = task_file.recovery_steps, what or task_file.compare
     if steps == 0 or what in ("none", "few"):

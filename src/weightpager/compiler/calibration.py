@@ -1,0 +1,155 @@
+"""By what blocks are chosen: their saliency, on modules that are reordered where that helps, and floors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
+from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
+from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.shared import COPIES
+from weightpager.compiler.selection.experts import expert_saliency, keeps_whole
+from weightpager.compiler.selection.floor_trial import choose_evenness
+from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
+from weightpager.compiler.selection.saliency import Calibration, FloatArray, block_saliency, calibrate
+from weightpager.progress import Progress, Steps, silent
+
+_PROBE = 4
+"""Texts or windows per task that the reordered model has to answer as before."""
+
+
+def calibrated(found: Trained, run: CompileRun) -> Prepared:
+    """Measure saliency, and reorder the modules in place if the task file says so.
+
+    The journal keeps both: values that were trained in one order are worth nothing in another, and a second calibration
+    may differ in its last digits.
+
+    Raises:
+        CompileError: a loss or an input isn't finite.
+    """
+    source = found.source
+    with run.stage("calibrate"):
+        entry = run.journal.read("calibrate", partial(_has_all, source=source))
+    if entry is not None:
+        saliency, permutations = _restored(entry[1])
+        apply(source.models, permutations)
+    elif found.moves and moves(source):
+        saliency, permutations = _reorder(found, run)
+    elif keeps_whole(source):
+        permutations = NOTHING_MOVED
+        with run.stage("calibrate"):
+            saliency = _expert_saliency(found, run)
+    else:
+        permutations = NOTHING_MOVED
+        with run.stage("calibrate"):
+            by_task = {name: block_saliency(source, sums.items()) for name, sums in _calibrations(found, run)}
+        saliency = {name: by_task[name] for name in found.data}
+    run.journal.write("calibrate", 0, _tensors(saliency, permutations))
+    prepared = Prepared(source, found.data, found.dense, saliency, permutations)
+    with run.stage("floors"):
+        return replace(prepared, evenness=_evenness(prepared, run.progress, run.journal))
+
+
+def _expert_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
+    source, saliency = found.source, SaliencyOfTasks()
+    jobs = {name: partial(_expert_job, source.alone(name), name, batches) for name, batches in _calibration_data(found)}
+    done = run.workers_on(source).each(jobs, lambda _task: silent, COPIES)
+    for number, one in enumerate(done, 1):
+        saliency[one.key] = one.value
+        run.progress("calibrate", number, len(jobs))
+    return {name: saliency[name] for name in found.data}
+
+
+def _expert_job(source: Source, task: str, batches: Sequence[Batch], _told: Steps) -> dict[str, FloatArray]:
+    return expert_saliency(source, task, batches)
+
+
+def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
+    if keeps_whole(prepared.source):
+        return 0.0  # there are no floors
+    entry = journal.read("floors", lambda tensors: "evenness" in tensors)
+    if entry is not None:
+        return entry[1]["evenness"].item()
+    evenness = choose_evenness(prepared, progress)
+    journal.write("floors", 0, {"evenness": torch.tensor(evenness, dtype=torch.float64)})
+    return evenness
+
+
+def moves(source: Source) -> bool:
+    """Whether the model is reordered; one whose tasks have weights of their own, or keep whole experts, isn't."""
+    return source.task_file.reorder and not source.versions and not keeps_whole(source)
+
+
+def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibration]]:
+    """One task's at a time, in any order: each takes as much memory as the paged weights."""
+    source = found.source
+    jobs = {
+        name: partial(_calibration_job, source.alone(name), name, batches, found.sums)
+        for name, batches in _calibration_data(found)
+    }
+    for number, one in enumerate(found.shared.calibrations(source, jobs, run.workers_on(source)), 1):
+        yield one
+        run.progress("calibrate", number, len(jobs))
+    found.shared.calibrated()
+
+
+def _calibration_job(source: Source, task: str, batches: Sequence[Batch], room: int | None, told: Steps) -> Calibration:
+    return calibrate(source, task, batches, told, room)
+
+
+def _calibration_data(found: Trained) -> Iterator[tuple[str, Sequence[Batch]]]:
+    spec = found.source.task_file.calibration
+    for name, of_task in found.data.items():
+        yield name, of_task.calibration(spec.items, spec.batch)
+
+
+def _reorder(found: Trained, run: CompileRun) -> tuple[SaliencyOfTasks, Permutations]:
+    """Reorder the source; the saliency of the blocks that it then has."""
+    source, data = found.source, found.data
+    with run.stage("calibrate"):
+        by_task = dict(_calibrations(found, run))
+        calibrations = {name: by_task.pop(name) for name in data}
+    with run.stage("reorder"):
+        probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
+        densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}
+        permutations = reorder(source, calibrations, probes, densities)
+        saliency: SaliencyOfTasks = {}
+        for name in data:  # each is given back as soon as it has been used
+            moved = permuted_calibration(permutations, calibrations.pop(name))
+            saliency[name] = block_saliency(source, moved)
+    return saliency, permutations
+
+
+_SALIENCY, _ORDER = "saliency/", "order/"
+
+
+def _tensors(saliency: SaliencyOfTasks, permutations: Permutations) -> dict[str, Tensor]:
+    values = {
+        f"{_SALIENCY}{task}/{weight}": torch.from_numpy(values)
+        for task, of_task in saliency.items()
+        for weight, values in of_task.items()
+    }
+    return values | {_ORDER + name: torch.from_numpy(order) for name, order in permutations.arrays().items()}
+
+
+def _has_all(tensors: Mapping[str, Tensor], *, source: Source) -> bool:
+    """Whether a journal's entry has the saliency of every weight to every task."""
+    return all(f"{_SALIENCY}{task}/{info.name}" in tensors for task in source.models for info in source.paged)
+
+
+def _restored(tensors: Mapping[str, Tensor]) -> tuple[SaliencyOfTasks, Permutations]:
+    saliency: SaliencyOfTasks = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_SALIENCY):
+            task, _, weight = name.removeprefix(_SALIENCY).partition("/")
+            saliency.setdefault(task, {})[weight] = tensor.numpy()
+    orders = {name.removeprefix(_ORDER): t.numpy() for name, t in tensors.items() if name.startswith(_ORDER)}
+    return saliency, Permutations.parse(orders)
