@@ -45,13 +45,13 @@ class Queue {
     }
 
     // How many reads it takes; -1 if the queue has been closed.
-    int64_t load(uint64_t number, int priority, bool common, size_t most, size_t count, uintptr_t pages, uintptr_t files,
+    int64_t load(uint64_t number, int priority, bool cancellable, size_t most, size_t count, uintptr_t pages, uintptr_t files,
                  uintptr_t offsets, uintptr_t slots, uintptr_t expected, uintptr_t memory, size_t page_bytes) {
         nb::gil_scoped_release release;
         std::vector<Read> reads =
             plan_reads(sources(count, pages, files, offsets, slots, expected, memory, page_bytes), most);
         const auto planned = static_cast<int64_t>(reads.size());
-        return queue_->add(number, priority, common, std::move(reads)) ? planned : -1;
+        return queue_->add(number, priority, cancellable, std::move(reads)) ? planned : -1;
     }
 
     // What is told, and the loads that are over; None if nothing will come any more.

@@ -19,7 +19,7 @@ enum class Progress { again, complete, failed };
 struct Read {
     uint64_t load = 0;  // whose read it is
     int priority = 0;   // lower ones go first
-    bool common = true;  // may be taken back for other loads
+    bool cancellable = true;  // may be taken back for other loads; else only withdrawn with its own
     uint64_t number = 0;  // among equals, in this order
     int file = -1;
     int64_t offset = 0;

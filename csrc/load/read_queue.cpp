@@ -15,7 +15,7 @@ struct Later {
 
 }  // namespace
 
-bool ReadQueue::add(uint64_t load, int priority, bool common, std::vector<Read> reads) {
+bool ReadQueue::add(uint64_t load, int priority, bool cancellable, std::vector<Read> reads) {
     const std::lock_guard<std::mutex> held(lock_);
     if (closed_) return false;
     if (reads.empty()) over_.push_back(load);
@@ -23,7 +23,7 @@ bool ReadQueue::add(uint64_t load, int priority, bool common, std::vector<Read> 
     for (Read& read : reads) {
         read.load = load;
         read.priority = priority;
-        read.common = common;
+        read.cancellable = cancellable;
         read.number = next_number_++;
         waiting_.push_back(std::make_unique<Read>(std::move(read)));
         std::push_heap(waiting_.begin(), waiting_.end(), Later());
@@ -66,7 +66,7 @@ std::vector<int64_t> ReadQueue::cancel(const uint8_t* keep, size_t count) {
     const std::lock_guard<std::mutex> held(lock_);
     const auto kept = [&](int64_t page) { return static_cast<size_t>(page) < count && keep[page] != 0; };
     const auto gone = take_back([&](const Read& read) {
-        return read.common && std::none_of(read.pages.begin(), read.pages.end(), kept);
+        return read.cancellable && std::none_of(read.pages.begin(), read.pages.end(), kept);
     });
     std::vector<int64_t> pages;
     for (const Owned& read : gone) {
@@ -85,7 +85,7 @@ std::vector<int64_t> ReadQueue::outstanding() const {
     const std::lock_guard<std::mutex> held(lock_);
     std::vector<int64_t> pages;
     const auto note = [&](const Read& read) {
-        if (read.common) pages.insert(pages.end(), read.pages.begin(), read.pages.end());
+        if (read.cancellable) pages.insert(pages.end(), read.pages.begin(), read.pages.end());
     };
     for (const auto& flying : flying_) note(*flying.second);
     for (const Read* read : checking_) note(*read);

@@ -47,20 +47,20 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
     ReadQueue(Open open, const Hasher& hasher, const QueueLimits& limits)
         : open_(std::move(open)), hasher_(hasher), limits_(limits) {}
 
-    // Queues the reads of a load. False if the queue has been closed. What isn't `common` can only be withdrawn.
-    bool add(uint64_t load, int priority, bool common, std::vector<Read> reads);
+    // Queues the reads of a load. False if the queue has been closed. What isn't cancellable can only be withdrawn.
+    bool add(uint64_t load, int priority, bool cancellable, std::vector<Read> reads);
 
     // Works until there is something to tell: at once when a load is over or a read has failed, else in groups. What was
     // told before counts as known now. False if nothing will come any more.
     bool drive(Report& report);
 
-    // Takes back common reads that haven't begun, but those with a page that is to be kept; their pages.
+    // Takes back cancellable reads that haven't begun, but those with a page that is to be kept; their pages.
     std::vector<int64_t> cancel(const uint8_t* keep, size_t count);
 
     // Takes back what hasn't begun of one load.
     void withdraw(uint64_t load);
 
-    // Pages of common loads that haven't been told, or whose telling hasn't ended.
+    // Pages of cancellable loads that haven't been told, or whose telling hasn't ended.
     std::vector<int64_t> outstanding() const;
 
     // Nothing begins any more; what was queued. Reads in flight are told of when they end, until `abandon`. A load of

@@ -154,8 +154,8 @@ void what_has_not_begun_is_taken_back() {
     QueueLimits limits;
     limits.reads = 1;
     const auto queue = queue_of(script, limits);
-    Pages common({1, 3, 5, 6}), own({11}), other({21});
-    queue->add(0, 1, true, common.reads());
+    Pages cancellable({1, 3, 5, 6}), own({11}), other({21});
+    queue->add(0, 1, true, cancellable.reads());
     queue->add(1, 1, false, own.reads());
     queue->add(2, 1, false, other.reads());
     std::thread driver([&] {
@@ -199,6 +199,26 @@ void a_read_that_hangs_keeps_nothing_but_itself() {
     queue->abandon();
     driver.join();
     EXPECT(queue->in_flight() == 2);
+}
+
+// Whoever closes has still to tell its owner of what was dropped.
+void a_load_that_closing_has_cut_short_is_not_over() {
+    Script script;
+    script.result = [](Read& read) { return read.pages[0] == 1 ? kHangs : static_cast<int64_t>(read.bytes()); };
+    QueueLimits limits;
+    limits.reads = 1;
+    const auto queue = queue_of(script, limits);
+    Pages pages({1, 3});
+    queue->add(0, 1, true, pages.reads());
+    Report report;
+    std::thread driver([&] { EXPECT(queue->drive(report)); });
+    while (queue->in_flight() < 1) std::this_thread::yield();
+    const std::vector<Told> dropped = queue->close();
+    EXPECT(dropped.size() == 1 && dropped[0].load == 0 && dropped[0].pages == std::vector<int64_t>{3});
+    script.resume();
+    driver.join();
+    EXPECT(report.told.size() == 1 && report.told[0].pages == std::vector<int64_t>{1} && report.over.empty());
+    EXPECT(!queue->drive(report));
 }
 
 // Threads that add and take back, while others hash.
@@ -312,6 +332,7 @@ int main() {
     bytes_in_flight_are_bounded();
     what_has_not_begun_is_taken_back();
     a_read_that_hangs_keeps_nothing_but_itself();
+    a_load_that_closing_has_cut_short_is_not_over();
     many_threads_lose_nothing();
     real_devices_read_files();
     test_own_reads();

@@ -42,7 +42,7 @@ class ReadQueue:
         self,
         number: int,
         priority: int,
-        common: bool,
+        cancellable: bool,
         most: int,
         count: int,
         pages: int,

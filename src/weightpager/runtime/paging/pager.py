@@ -81,7 +81,7 @@ class Pager:
             EngineClosedError: the pager has been closed.
         """
         blocking = BlockingRead(len(pages), read_timeout, self.ended)
-        load = Load(store, PageBuffer(into), pages, np.arange(len(pages)), priority, blocking.told, common=False)
+        load = Load(store, PageBuffer(into), pages, np.arange(len(pages)), priority, blocking.told, cancellable=False)
         reads = self._start(load)
         try:
             blocking.wait()

@@ -38,7 +38,8 @@ class Load:
         priority: who may overtake whom.
         ended: told of pages that have come, or of those of a read that failed and why. Pages that came are in place and
             checked. Called in a thread of the pager.
-        common: whether it is for the arena, where others may want its slots and take back what hasn't begun.
+        cancellable: whether `Reads.cancel` may take back what hasn't begun, as of pages for the arena; else only
+            `Reads.withdraw` does.
     """
 
     store: PageStore
@@ -47,7 +48,7 @@ class Load:
     slots: npt.NDArray[np.integer]
     priority: Priority
     ended: Callable[[Collection[int], BaseException | None], None]
-    common: bool = True
+    cancellable: bool = True
 
 
 class Reads(Protocol):
@@ -59,7 +60,7 @@ class Reads(Protocol):
 
     @property
     def pages(self) -> set[int]:
-        """Pages of common loads that have not ended."""
+        """Pages of cancellable loads that have not ended."""
 
     def start(self, load: Load) -> int | None:
         """Begin, as soon as what goes before it has begun; how many reads it takes.
@@ -71,7 +72,7 @@ class Reads(Protocol):
         """
 
     def cancel(self, but: Collection[int]) -> list[int]:
-        """Take back common reads that have not begun, but those with pages ``but``; their pages, which won't come."""
+        """Take back cancellable reads that haven't begun, except those of pages ``but``; the pages that won't come."""
 
     def withdraw(self, load: Load) -> None:
         """Take back what has not begun of one load. Its pages aren't told."""

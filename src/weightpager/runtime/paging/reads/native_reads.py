@@ -90,7 +90,7 @@ class NativeReads:
         reads = self._queue.load(
             number,
             int(load.priority),
-            load.common,
+            load.cancellable,
             most_pages(load.into.page_bytes),
             len(pages),
             pages.ctypes.data,

@@ -80,13 +80,15 @@ class ThreadReads:
     @property
     def pages(self) -> set[int]:
         with self._changed:
-            return {page for group in (*self._queue, *self._running) if group.load.common for page in group.pages}
+            return {page for group in (*self._queue, *self._running) if group.load.cancellable for page in group.pages}
 
     def cancel(self, but: Collection[int]) -> list[int]:
         if not self._queue:  # a load that is just beginning begins after this
             return []
         with self._changed:
-            return self._take_back(lambda group: group.load.common and not any(page in but for page in group.pages))
+            return self._take_back(
+                lambda group: group.load.cancellable and not any(page in but for page in group.pages)
+            )
 
     def withdraw(self, load: Load) -> None:
         with self._changed:
