@@ -70,7 +70,7 @@ def test_a_wait_is_what_its_bytes_take(bundle: Bundle) -> None:
 def test_loading_ahead_saves_a_regular_round_its_waits(bundle: Bundle) -> None:
     sizing = Sizing(bundle, visits(*ROUND * 20), STORAGE)
     slots = Simulator(bundle).largest_task + 1  # tasks are about as large as each other: something to prefetch into
-    recency, reuse, ahead = sizing.waiting(budget_for(bundle, slots))
+    recency, reuse, ahead = sizing.waits(budget_for(bundle, slots))
     assert ahead.mean_ms < reuse.mean_ms <= recency.mean_ms
     assert ahead.hit_rate > 0.3
     assert recency.hit_rate == reuse.hit_rate == 0
@@ -103,7 +103,7 @@ def test_pages_that_were_on_their_way_when_a_switch_came_are_loaded_too(bundle: 
     simulator = Simulator(bundle)
     found = simulator.run(trace, Device(len(bundle.pages), STORAGE), simulator.learner(STORAGE))
     assert found.prefetched.late
-    ahead = Sizing(bundle, trace, STORAGE).waiting(None)[-1]
+    ahead = Sizing(bundle, trace, STORAGE).waits(None)[-1]
     assert ahead.bytes_per_switch == pytest.approx(once * bundle.page_bytes / 3)
 
 
@@ -111,11 +111,11 @@ def test_pages_that_were_on_their_way_when_a_switch_came_are_loaded_too(bundle: 
 def test_the_smallest_budget_waits_no_longer_than_asked(bundle: Bundle) -> None:
     sizing = Sizing(bundle, visits(*ROUND * 10), STORAGE)
     least = budget_for(bundle, Simulator(bundle).largest_task)
-    longest = sizing.waiting(least)[-1].mean_ms
+    longest = sizing.waits(least)[-1].mean_ms
     assert sizing.smallest_budget((longest + 0.001) / 1e3) == least  # waits are rounded
     found = sizing.smallest_budget(longest / 2e3)
     assert found > least
-    assert sizing.waiting(found)[-1].mean_ms <= longest / 2
+    assert sizing.waits(found)[-1].mean_ms <= longest / 2
 
 
 def test_a_wait_that_no_budget_gives_is_an_error(bundle: Bundle) -> None:

@@ -31,7 +31,7 @@ def sizing(bundle: Bundle) -> Sizing:
 @pytest.mark.parametrize("mean_seconds", [0.0, 1e-4, 1e-3])
 def test_the_budget_that_is_found_waits_no_longer_than_was_asked_for(sizing: Sizing, mean_seconds: float) -> None:
     budget = sizing.smallest_budget(mean_seconds)
-    (found,) = (waiting for waiting in sizing.waiting(budget) if waiting.policy == PREFETCH)
+    (found,) = (waits for waits in sizing.waits(budget) if waits.policy == PREFETCH)
     assert found.mean_ms <= 1e3 * mean_seconds
 
 

@@ -25,7 +25,7 @@ _STEPS = 10
 
 
 @dataclass(frozen=True)
-class Waiting:
+class SwitchWaits:
     """What switches wait for under one policy.
 
     Attributes:
@@ -72,7 +72,7 @@ class Sizing:
         """
         return slots_of(self._bundle, budget, self._simulator.largest_task)
 
-    def waiting(self, budget: int | None, steps: Steps = silent) -> list[Waiting]:
+    def waits(self, budget: int | None, steps: Steps = silent) -> list[SwitchWaits]:
         """What switches wait for under each policy.
 
         Raises:
@@ -80,7 +80,7 @@ class Sizing:
         """
         device, waits = Device(self.slots(budget), self._storage), []
         for done, policy in enumerate((RECENCY, REUSE, PREFETCH), 1):
-            waits.append(_waiting(policy, self._run(device, policy)))
+            waits.append(_waits_of(policy, self._run(device, policy)))
             steps(done, 3)
         return waits
 
@@ -145,11 +145,11 @@ def _memory(bundle: Bundle, budget: int | None) -> MemoryController:
     return MemoryController(budget, needs_of(bundle), page_bytes=bundle.page_bytes)
 
 
-def _waiting(policy: str, simulation: Simulation) -> Waiting:
+def _waits_of(policy: str, simulation: Simulation) -> SwitchWaits:
     median, p95, p99 = np.percentile(simulation.switches, [50, 95, 99])
     counts = simulation.prefetched
     loaded = counts.loaded + counts.late + sum(wait.pages for wait in simulation.waits[1:])
-    return Waiting(
+    return SwitchWaits(
         policy,
         mean_ms=_milliseconds(simulation.switches.mean()),
         median_ms=_milliseconds(median),

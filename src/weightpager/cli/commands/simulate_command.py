@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from weightpager.bundle import Bundle
     from weightpager.progress import Steps
     from weightpager.simulate.routing_comparison import Routed
-    from weightpager.simulate.sizing import Waiting
+    from weightpager.simulate.sizing import SwitchWaits
     from weightpager.store import StorageModel
     from weightpager.trace_file import Visit
 
@@ -135,14 +135,14 @@ def _simulate_one(
     smallest = None
     with progress(quiet or json) as stages:
         sizing = Sizing(device.bundle, visits, device.storage)
-        waiting = sizing.waiting(device.budget, partial(stages, "replay"))
+        waits = sizing.waits(device.budget, partial(stages, "replay"))
         if max_wait is not None:
             smallest = sizing.smallest_budget(max_wait / 1e3, partial(stages, "find a budget"))
     slots = sizing.slots(device.budget)
     if json:
-        output.print_json({"visits": len(visits), "slots": slots, "waiting": waiting, "smallest_budget": smallest})
+        output.print_json({"visits": len(visits), "slots": slots, "waiting": waits, "smallest_budget": smallest})
         return
-    _print_waiting(f"{len(visits) - 1} switches of {trace}", slots, len(device.bundle.pages), waiting)
+    _print_waits(f"{len(visits) - 1} switches of {trace}", slots, len(device.bundle.pages), waits)
     if smallest is not None:
         output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
 
@@ -192,7 +192,7 @@ def _print_routing(title: str, slots: int, pages: int, routed: Sequence[Routed])
         output.say("note: all pages fit into each, which loads them once; try a smaller --budget.")
 
 
-def _print_waiting(title: str, slots: int, pages: int, waiting: Sequence[Waiting]) -> None:
+def _print_waits(title: str, slots: int, pages: int, waits: Sequence[SwitchWaits]) -> None:
     output.table(
         f"{title}, room for {slots} of {pages} pages",
         ["", "mean wait", "median", "95 %", "99 %", "without a wait", "loaded per switch", "there in time", "in vain"],
@@ -205,7 +205,7 @@ def _print_waiting(title: str, slots: int, pages: int, waiting: Sequence[Waiting
                 f"{row.hit_rate:.0%}",
                 output.size(row.wasted_bytes),
             ]
-            for row in waiting
+            for row in waits
         ],
     )
     output.explain("without a wait", "there in time", "in vain")
