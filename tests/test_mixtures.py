@@ -24,7 +24,8 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.training.masks import Masks, masked_logits
+from weightpager.compiler.training.logits import masked_logits
+from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.replaced import Replaced
 from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.errors import BundleFormatError, ConfigError

@@ -17,14 +17,14 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery import train
-from weightpager.compiler.training import masks
+from weightpager.compiler.training import logits
 from weightpager.compiler.training.evaluate import evaluate
 from weightpager.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks, "autocast", nullcontext)
+    monkeypatch.setattr(logits, "autocast", nullcontext)
 
 
 def load(content: dict[str, Any], folder: Path) -> tuple[Source, dict[str, TaskData]]:

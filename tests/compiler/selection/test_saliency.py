@@ -19,13 +19,13 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.selection.saliency import block_saliency, calibrate, normalised
-from weightpager.compiler.training import masks
+from weightpager.compiler.training import logits
 from weightpager.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks, "autocast", nullcontext)
+    monkeypatch.setattr(logits, "autocast", nullcontext)
 
 
 def load(folder: Path, *kinds: str, **more: Any) -> Source:

@@ -13,9 +13,8 @@ import families
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.training import masks
+from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.loss import aligned, loss, needed
-from weightpager.compiler.training.masks import logits_with
 
 KINDS: list[TaskKind] = ["text-generation", "language-modeling"]
 
@@ -23,7 +22,7 @@ KINDS: list[TaskKind] = ["text-generation", "language-modeling"]
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rounding to bfloat16, which would hide small differences."""
-    monkeypatch.setattr(masks, "autocast", lambda device: nullcontext())
+    monkeypatch.setattr("weightpager.compiler.training.logits.autocast", lambda device: nullcontext())
 
 
 def batch() -> Batch:

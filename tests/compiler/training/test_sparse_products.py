@@ -18,8 +18,9 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training import device, sparse_products
+from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.masks import Masks, masked_logits
+from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import MOST_KEPT, SparseProducts
 from weightpager.kernels.torch.kept_blocks import products
 

@@ -23,8 +23,9 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.compiler.training.device import placed, training_device
 from weightpager.compiler.training.early_stopping import validation_of
+from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.masks import Masks, Rounded, masked_logits
+from weightpager.compiler.training.masks import Masks, Rounded
 from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.progress import Steps
 

@@ -23,8 +23,9 @@ from weightpager.compiler.recovery.task_trainings import State, TaskTraining, ea
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.masks import Masks, logits_with
+from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Steps
 
 _COPIES = 3

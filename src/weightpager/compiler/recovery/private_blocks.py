@@ -32,7 +32,8 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
-from weightpager.compiler.training.masks import block_sums, drop, logits_with, module_name
+from weightpager.compiler.training.logits import logits_with
+from weightpager.compiler.training.masks import block_sums, drop, module_name
 from weightpager.progress import Steps
 
 _COPIES = 5

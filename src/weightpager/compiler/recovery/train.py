@@ -15,8 +15,8 @@ from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
 from weightpager.compiler.training.device import placed, training_device
+from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.masks import masked_logits
 from weightpager.progress import Steps, silent
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.named_parameters import canonical
 from weightpager.compiler.selection.saliency import FloatArray
 from weightpager.compiler.training.evaluate import evaluating
-from weightpager.compiler.training.masks import Masks, masked_logits
+from weightpager.compiler.training.logits import masked_logits
+from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
 from weightpager.nn import Experts, mixtures
 from weightpager.progress import Steps, silent

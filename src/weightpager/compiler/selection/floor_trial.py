@@ -14,8 +14,9 @@ import torch
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.masks import Masks, logits_with
+from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Progress
 
 HIGH = 0.5

@@ -15,8 +15,8 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.training.evaluate import evaluating
+from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.masks import masked_logits
 from weightpager.errors import CompileError
 from weightpager.progress import Steps, silent
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.blocks import BlockGrid
-from weightpager.bundle import TaskKind
-from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.named_parameters import canonical
-from weightpager.compiler.training.attention import attention
-from weightpager.compiler.training.device import autocast
-from weightpager.compiler.training.loss import needed
 from weightpager.nn import mixtures
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
@@ -99,38 +90,6 @@ class Masks:
             kept = self.masked(task, info, source.linear(task, info.name).weight)
             weights[module_name(info, base)] = source.scratch.hold(kept)
         return weights
-
-
-def masked_logits(
-    sparse: Source, masks: Masks | None, task: str, batch: Batch, rounded: Rounded | None = None
-) -> Tensor:
-    """A task's logits, as `logits_with` finds them, under its masks if there are any.
-
-    Gradients reach the module's own parameters.
-    """
-    weights = {} if masks is None else masks.parameters(sparse, task, sparse.paged, rounded)
-    return logits_with(sparse.models[task], weights, batch, sparse.task_file.tasks[task].kind)
-
-
-def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], batch: Batch, kind: TaskKind) -> Tensor:
-    """A module's logits with some of its parameters replaced, for `loss`: where texts are written, of what counts."""
-    places = needed(batch.labels, kind)
-    head = None if places is None else model.get_output_embeddings()
-    with autocast(model.device), attention(model.device, batch.tokens), _only_at(places, head):
-        return cast(Tensor, functional_call(model, weights, kwargs=dict(batch.inputs)).logits)
-
-
-@contextmanager
-def _only_at(places: Tensor | None, head: nn.Module | None) -> Iterator[None]:
-    """A head that computes at these places [texts, tokens] alone, and gives [places, vocabulary]."""
-    if places is None or head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, given: (given[0][places],))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def module_name(info: PagedWeightInfo, base: str) -> str:

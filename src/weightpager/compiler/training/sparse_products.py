@@ -18,7 +18,8 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.training.device import multiplies_in_bfloat16
-from weightpager.compiler.training.masks import Masks, drop, logits_with
+from weightpager.compiler.training.logits import logits_with
+from weightpager.compiler.training.masks import Masks, drop
 from weightpager.kernels.torch.kept_blocks import KeptBlocks, RowRounding, products
 
 MOST_KEPT = 0.75
