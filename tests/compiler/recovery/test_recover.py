@@ -32,7 +32,7 @@ from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal, journal_folder
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
-from weightpager.compiler.training.early_stopping import CHECKS, check_steps, validation_of
+from weightpager.compiler.training.early_stopping import CHECKS, Validation, check_steps, validation_of
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks, block_sums, drop
 from weightpager.errors import CompileError, ConfigError, WeightpagerError
@@ -429,7 +429,7 @@ class Watched:
             return (self.value - wanted).square().sum()
 
         groups = [ParameterGroup({"value": self.value}, 0.05)]
-        self.training = Training(groups, self.turns, error, 100, {"only": [batch]}, patience)
+        self.training = Training(groups, self.turns, error, 100, Validation({"only": [batch]}, patience))
         self.steps: list[int] = []
 
     def run(self, journal: Journal, stop_at: int | None = None) -> float:
@@ -474,7 +474,8 @@ def test_the_last_steps_of_a_training_count(steps: int) -> None:
             return (value - 10).square().sum()
 
         groups, turns = [ParameterGroup({"value": value}, 0.01)], iter([("only", batch)] * steps)
-        Training(groups, turns, error, steps, {"only": [batch]} if watched else None, CHECKS).run(QUIET, "one", nothing)
+        validation = Validation({"only": [batch]}, CHECKS) if watched else None
+        Training(groups, turns, error, steps, validation).run(QUIET, "one", nothing)
         return value.item()
 
     assert trained(watched=True) == trained(watched=False)

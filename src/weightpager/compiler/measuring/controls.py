@@ -135,10 +135,10 @@ def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, pr
     spec, steps = dense.task_file.recover, dense.task_file.recovery_steps
     longer = replace(dense, models=copy.deepcopy(dense.models))
     tasks = list(longer.models)
-    turns, watched = in_turn(data, tasks, spec.batch, spec.seed), validation_of(data, tasks, spec.patience)
+    turns, validation = in_turn(data, tasks, spec.batch, spec.seed), validation_of(data, tasks, spec.patience)
     with placed(longer.models.values(), training_device()):
         rates = groups(longer, tasks, spec)
-        training = Training(rates, turns, dense_error(longer, data), steps, watched, spec.patience)
+        training = Training(rates, turns, dense_error(longer, data), steps, validation)
         training.run(journal, _STAGE, progress)
     return longer
 

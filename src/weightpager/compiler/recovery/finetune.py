@@ -90,7 +90,7 @@ def resumes(lesson: Lesson, journal: Journal) -> bool:
 def _training(lesson: Lesson) -> Training:
     tasks, spec = list(lesson.sparse.models), lesson.spec
     turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
-    watched = validation_of(lesson.data, tasks, spec.patience)
+    validation = validation_of(lesson.data, tasks, spec.patience)
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
     rounding = Rounding.of(lesson.sparse, shared, spec.steps)
     products = SparseProducts.of(lesson.sparse, lesson.masks, rounding)
@@ -101,4 +101,4 @@ def _training(lesson: Lesson) -> Training:
         return lesson.error_of(task, products.logits(task, batch), batch)
 
     rates = groups(lesson.sparse, tasks, spec)
-    return Training(rates, turns, error, spec.steps, watched, spec.patience, rounding)
+    return Training(rates, turns, error, spec.steps, validation, rounding)

@@ -185,8 +185,8 @@ def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
         ParameterGroup({**vectors, **added.parameters()}, spec.head_learning_rate),
     ]
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
-    watched = validation_of(lesson.data, [task], spec.patience)
-    training = Training(groups, turns, error, spec.private_steps, watched, spec.patience, rounding)
+    validation = validation_of(lesson.data, [task], spec.patience)
+    training = Training(groups, turns, error, spec.private_steps, validation, rounding)
     training.run(journal, _stage(task), progress)
     return training.state()
 

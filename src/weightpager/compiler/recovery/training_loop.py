@@ -78,8 +78,7 @@ class Training:
         turns: Iterator[tuple[str, Batch]],
         error: Callable[[str, Batch], Tensor],
         steps: int,
-        watched: Validation | None = None,
-        patience: int = 0,
+        validation: Validation | None = None,
         rounding: Rounding | None = None,
         schedule: Schedule | None = None,
     ) -> None:
@@ -90,8 +89,7 @@ class Training:
             turns: whose batch each step takes, from the first step on.
             error: of a task on a batch.
             steps: in all.
-            watched: for early stopping; None has none.
-            patience: of early stopping.
+            validation: for early stopping; None has none.
             rounding: that errors go through; told after which step the training stands.
             schedule: of the rate; None where all its steps are the training's own.
         """
@@ -107,9 +105,8 @@ class Training:
             [{"params": list(group.parameters.values())} for group in self._groups], weight_decay=0.01, fused=True
         )
         self.watch: EarlyStopping | None = None
-        if watched is not None:
-            placed = {task: [batch.to(self._device) for batch in batches] for task, batches in watched.items()}
-            self.watch = EarlyStopping(error, placed, steps, patience)
+        if validation is not None:
+            self.watch = EarlyStopping(error, validation.to(self._device), steps)
 
     def run(self, journal: Journal, stage: str, progress: Steps) -> None:
         """Make all steps, from where the journal's stage stands. Ctrl-C between two steps is noted, too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,12 +26,26 @@ def check_steps(steps: int) -> frozenset[int]:
     return frozenset({0, *(-(-steps * number // CHECKS) for number in range(1, CHECKS + 1))})
 
 
-Validation = Mapping[str, Sequence[Batch]]
-"""Task → batches that it is checked on."""
+@dataclass(frozen=True)
+class Validation:
+    """What says when a training ends.
+
+    Attributes:
+        batches: task → batches that it is checked on.
+        patience: checks in a row without improvement after which the training ends.
+    """
+
+    batches: Mapping[str, Sequence[Batch]]
+    patience: int
+
+    def to(self, device: torch.device) -> Validation:
+        """The same with its batches on a device."""
+        placed = {task: [batch.to(device) for batch in batches] for task, batches in self.batches.items()}
+        return Validation(placed, self.patience)
 
 
 def validation_of(data: Mapping[str, TaskData], tasks: Sequence[str], patience: int) -> Validation | None:
-    """What a training of these tasks is checked on; None if one has no validation data, or the patience is 0."""
+    """The validation of a training of these tasks; None if one has no validation data, or the patience is 0."""
     examples = {task: data[task].validation for task in tasks}
     if patience == 0 or not all(examples.values()):
         return None
@@ -39,25 +54,24 @@ def validation_of(data: Mapping[str, TaskData], tasks: Sequence[str], patience: 
         for task, of_task in examples.items()
         if of_task
     }
-    return {task: data[task].batches(of_task, ITEMS // 2) for task, of_task in drawn.items()}
+    batches = {task: data[task].batches(of_task, ITEMS // 2) for task, of_task in drawn.items()}
+    return Validation(batches, patience)
 
 
 class EarlyStopping:
     """Watches a training through its loss on validation data."""
 
-    def __init__(self, error: Callable[[str, Batch], Tensor], data: Validation, steps: int, patience: int) -> None:
+    def __init__(self, error: Callable[[str, Batch], Tensor], validation: Validation, steps: int) -> None:
         """Watch a training.
 
         Args:
             error: the loss of a task on a batch.
-            data: what to check on.
+            validation: what to check on, and for how long in vain.
             steps: of the training.
-            patience: checks in a row without improvement after which it ends.
         """
         self._error = error
-        self._data = data
+        self._validation = validation
         self._checks = check_steps(steps)
-        self._patience = patience
         self._least = float("inf")
         self._waited = 0
         self._best: dict[str, Tensor] = {}
@@ -76,14 +90,14 @@ class EarlyStopping:
             self._best = {name: value.detach().clone() for name, value in values.items()}
         else:
             self._waited += 1
-        return self._waited >= self._patience
+        return self._waited >= self._validation.patience
 
     def loss(self) -> float:
         """Mean over the tasks of the mean over their batches."""
         with torch.no_grad():
             means = [
                 sum(self._error(task, batch).item() for batch in batches) / len(batches)
-                for task, batches in self._data.items()
+                for task, batches in self._validation.batches.items()
             ]
         return sum(means) / len(means)
 
