@@ -75,7 +75,7 @@ def _weight_facts(folder: Path) -> list[str]:
 @cache
 def own_code() -> str:
     """A hash of the code that trains and measures. In a checkout it changes while the version stays."""
-    rooms = [Path(weightpager.__file__).parent / room for room in ("answers", "compiler")]
+    rooms = [Path(weightpager.__file__).parent / room for room in ("answers", "compiler", "kernels")]
     return _hash(*(hash_file(path).blake3 for room in rooms for path in sorted(room.rglob("*.py"))))
 
 
