@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,34 @@ def test_no_more_is_generated_than_model_and_tokenizer_can_read(writer_bundle: P
             predict(model, tokenizer, task, [prompt], max_new_tokens=most - 1)
         with pytest.raises(ConfigError, match="text 2 of 3: expected at least one token, found none"):
             predict(model, tokenizer, task, [prompt, "", prompt])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ("one two", r"expected a list, such as \['one two'\], found 'one two' alone"),
+        (b"one", r"expected a list, such as \[b'one'\], found b'one' alone"),
+        (["one", None], "expected texts in Unicode, found nothing at 2 of 2"),
+        ([b"one"], "expected texts in Unicode, found b'one' at 1 of 1"),
+        (["\udcff"], r"expected texts in Unicode, found '\\udcff' at 1 of 1"),
+    ],
+)
+def test_anything_but_several_texts_is_refused(writer_bundle: Path, inputs: Any, words: str) -> None:
+    with wp.Engine.from_pretrained(writer_bundle) as engine, pytest.raises(ConfigError, match=words):
+        engine.predict("numbers", inputs)
+
+
+def test_inputs_may_come_one_by_one(writer_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(writer_bundle) as engine:
+        assert engine.predict("numbers", iter(["one", "two"])) == engine.predict("numbers", ["one", "two"])
+
+
+def test_one_image_alone_is_refused(camera_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(camera_bundle) as engine:
+        with pytest.raises(ConfigError, match="expected a list, such as .'a.png'., found 'a.png' alone"):
+            engine.predict("warm", "a.png")
+        with pytest.raises(ConfigError, match="expected paths of images, found 3 at 1 of 1"):
+            engine.predict("warm", [3])  # type: ignore[list-item]
 
 
 def test_positions_behind_the_padding_are_not_read() -> None:

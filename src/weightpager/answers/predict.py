@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +17,7 @@ from weightpager.answers.query import LoneQuery
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Work
 from weightpager.bundle import TaskEntry
-from weightpager.errors import ConfigError, RequestError
+from weightpager.errors import ConfigError, RequestError, shown
 from weightpager.readers.tokenizer import Tokenizer
 
 _NEW_TOKENS = 32
@@ -24,7 +25,7 @@ _NEW_TOKENS = 32
 
 
 def predict(
-    model: TaskModel, reader: Any, task: TaskEntry, inputs: Sequence[str], *, max_new_tokens: int | None = None
+    model: TaskModel, reader: Any, task: TaskEntry, inputs: Iterable[str], *, max_new_tokens: int | None = None
 ) -> list[Prediction]:
     """Run a task's model on inputs, one at a time: a batch's padding would change the last bits of a result.
 
@@ -37,11 +38,13 @@ def predict(
             for.
 
     Raises:
-        ConfigError: a text has no tokens, or with the continuation that is asked for more than the model can read; the
-            model's chat template doesn't take it.
+        ConfigError: an input is no text or path, or there is one text in place of several; a text has no tokens, or
+            with the continuation that is asked for more than the model can read; the model's chat template doesn't take
+            it.
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
+    inputs = _checked(task, inputs)
     kind = kind_of(task.kind)
     input_reader = reader if task.takes_images else TokenReader(reader, model.vocabulary)
     most = max_new_tokens
@@ -61,7 +64,34 @@ def predict(
     return predictions
 
 
-def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[str]:
+def _checked(task: TaskEntry, inputs: Iterable[str]) -> list[str]:
+    """All inputs. One text in place of several is refused: each of its characters would be answered."""
+    if isinstance(inputs, (str, bytes)):
+        raise ConfigError(f"inputs: expected a list, such as [{shown(inputs)}], found {shown(inputs)} alone")
+    wanted = "paths of images" if task.takes_images else "texts in Unicode"
+    found = list(inputs)
+    for number, given in enumerate(found, 1):
+        if not _suits(task, given):
+            raise ConfigError(f"inputs: expected {wanted}, found {shown(given)} at {number} of {len(found)}")
+    return found
+
+
+def _suits(task: TaskEntry, given: object) -> bool:
+    """Whether an input can be read; a path may be any that the file system has."""
+    if task.takes_images:
+        return isinstance(given, (str, os.PathLike))
+    return isinstance(given, str) and _is_unicode(given)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # of a lone surrogate, as in an argument of the command line that isn't UTF-8
+        return False
+    return True
+
+
+def _asked(tokenizer: Any, task: TaskEntry, inputs: list[str]) -> list[str]:
     """The texts that are read for the inputs: themselves, or conversations that they begin."""
     if task.generation is None or task.generation.prompts == "plain":
         return inputs

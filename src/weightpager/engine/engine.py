@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -216,7 +216,7 @@ class Engine(EngineMaintenance):
         self._check_open()
         return self._open.model(name)
 
-    def predict(self, name: str, inputs: Sequence[str], *, max_new_tokens: int | None = None) -> list[Prediction]:
+    def predict(self, name: str, inputs: Iterable[str], *, max_new_tokens: int | None = None) -> list[Prediction]:
         """A task's answers to texts, or to images by their paths.
 
         The task is current afterwards. Each input is read alone, as `weightpager run` does it.
@@ -228,7 +228,8 @@ class Engine(EngineMaintenance):
                 room for.
 
         Raises:
-            ConfigError: a text has no tokens, or with the continuation that is asked for more than the model can read.
+            ConfigError: an input is no text or path, or there is one text in place of several; a text has no tokens, or
+                with the continuation that is asked for more than the model can read.
             BundleFormatError: the bundle's files can't read its inputs.
             ImageError: a path leads to no image that can be used; it is named.
             Others: those of `activate`.
