@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -379,6 +380,16 @@ def test_threads_share_an_engine(assistant_bundle: Path) -> None:
             thread.join()
         check_pages(engine)
     assert wrong == []
+
+
+def test_predictions_of_several_threads_follow_one_another(assistant_bundle: Path) -> None:
+    tasks = ("animal", "weather", "number", "colour")
+    budget = max(tight(assistant_bundle, task) for task in tasks)
+    with wp.Engine.from_pretrained(assistant_bundle, budget=budget) as engine:
+        expected = {task: engine.predict(task, ["red cat"]) for task in tasks}
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda task: (task, engine.predict(task, ["red cat"])), tasks * 10))
+    assert all(answer == expected[task] for task, answer in found)
 
 
 def test_a_module_is_neither_copied_nor_saved_nor_given_values(assistant_bundle: Path, tmp_path: Path) -> None:

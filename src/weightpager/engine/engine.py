@@ -219,7 +219,8 @@ class Engine(EngineMaintenance):
     def predict(self, name: str, inputs: Iterable[str], *, max_new_tokens: int | None = None) -> list[Prediction]:
         """A task's answers to texts, or to images by their paths.
 
-        The task is current afterwards. Each input is read alone, as `weightpager run` does it.
+        The task is current meanwhile and afterwards: predictions and activations of several threads follow one another.
+        Each input is read alone, as `weightpager run` does it.
 
         Args:
             name: of the task.
@@ -234,9 +235,10 @@ class Engine(EngineMaintenance):
             ImageError: a path leads to no image that can be used; it is named.
             Others: those of `activate`.
         """
-        self.activate(name)
-        reader, entry = self._readers.of(self.bundle, self.reader), self.bundle.task(name)
-        return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
+        with self._activating:
+            self.activate(name)
+            reader, entry = self._readers.of(self.bundle, self.reader), self.bundle.task(name)
+            return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
 
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
