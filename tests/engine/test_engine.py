@@ -407,6 +407,27 @@ def test_a_module_is_neither_copied_nor_saved_nor_given_values(assistant_bundle:
         assert torch.equal(logits(module), before)
 
 
+@pytest.mark.parametrize("cast", ["half", "double", "bfloat16"])
+def test_a_module_is_cast_only_by_opening_the_bundle_so(assistant_bundle: Path, cast: str) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle, backend="torch") as engine:
+        module = engine.activate("animal")
+        before = logits(module)
+        with pytest.raises(InferenceOnlyError, match="open the bundle with the dtype and device that you want"):
+            getattr(module, cast)()
+        assert torch.equal(logits(module), before)
+
+
+def test_a_module_moves_nowhere_else(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle, backend="torch") as engine:
+        module = engine.activate("animal")
+        before = logits(module)
+        with pytest.raises(InferenceOnlyError, match="from torch.float32 on cpu to torch.float32 on meta"):
+            module.to("meta")
+        assert module.to("cpu") is module
+        assert module.cpu() is module
+        assert torch.equal(logits(module), before)
+
+
 def test_real_time_tasks_are_a_list(assistant_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"such as \['animal'\]"):
         wp.Engine.from_pretrained(assistant_bundle, real_time="animal")

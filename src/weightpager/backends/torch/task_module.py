@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -85,7 +85,9 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
     if bundle.task(task).takes_images:
         module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
-    return module.to(device)  # what its constructor computed was on the host
+    module.to(device)  # what its constructor computed was on the host
+    module._apply = partial(_stay, module)  # type: ignore[method-assign]
+    return module
 
 
 def paged_weight(
@@ -192,6 +194,19 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
         "a task's module has its paged weights in the engine's arena, and they would be missing from what is saved; "
         "'weightpager export' writes all of them"
     )
+
+
+def _stay(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: ARG001
+    """Stand in for ``_apply``, through which torch casts and moves modules: let through only what changes nothing."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        converted = convert(tensor.new_empty(0))
+        if (converted.dtype, converted.device) != (tensor.dtype, tensor.device):
+            raise InferenceOnlyError(
+                f"a task's module stays as the engine made it, and can't go from {tensor.dtype} on {tensor.device} to "
+                f"{converted.dtype} on {converted.device}: its kernels, and the budget, count on that; open the bundle "
+                "with the dtype and device that you want"
+            )
+    return module
 
 
 def _round_pixels(
