@@ -9,9 +9,9 @@ from weightpager.config import (
     format_enough,
     format_room,
     format_size,
-    if_stated,
     parse_bandwidth,
     parse_size,
+    stated_size,
 )
 from weightpager.errors import ConfigError
 
@@ -94,7 +94,7 @@ def test_devices_are_known_by_torchs_names(device: str) -> None:
 
 
 def test_a_size_that_is_not_stated_is_none() -> None:
-    assert if_stated(parse_size, None) is None
-    assert if_stated(parse_size, "2KiB") == 2048
-    with pytest.raises(ConfigError, match="size: expected a number with a unit"):
-        if_stated(parse_size, "")
+    assert stated_size(None, "budget") is None
+    assert stated_size("2KiB", "budget") == 2048
+    with pytest.raises(ConfigError, match="budget: expected a number with a unit"):
+        stated_size("", "budget")

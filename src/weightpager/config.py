@@ -10,29 +10,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
 
 from weightpager.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _CACHE_LIMIT = 8 << 30
-_Text = TypeVar("_Text")
-_Value = TypeVar("_Value")
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
 
 
-def parse_size(size: str | int) -> int:
+def parse_size(size: str | int, where: str = "size") -> int:
     """Bytes in ``"512MiB"``, ``"1.5 GB"`` or a plain number.
 
     Raises:
-        ConfigError: the text is no size, or the size is not positive.
+        ConfigError: the text is no size, or the size is not positive; says ``where`` it was stated.
     """
     match = _SIZE.fullmatch(str(size).strip())
     if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"size: expected a number with a unit, such as 512MiB or 1.5GB, got {size!r}")
+        raise ConfigError(f"{where}: expected a number with a unit, such as 512MiB or 1.5GB, got {size!r}")
     count = int(Fraction(match[1]) * _UNITS[match[2].upper()])
     if count <= 0:
-        raise ConfigError(f"size: expected more than zero bytes, got {size!r}")
+        raise ConfigError(f"{where}: expected more than zero bytes, got {size!r}")
     return count
 
 
@@ -48,9 +45,9 @@ def parse_bandwidth(text: str) -> float:
         raise ConfigError(f"bandwidth: expected a size per second, such as 300MB/s, got {text!r}") from None
 
 
-def if_stated(parse: Callable[[_Text], _Value], text: _Text | None) -> _Value | None:
-    """What a setting's text says; None if it isn't stated. Errors are those of ``parse``."""
-    return None if text is None else parse(text)
+def stated_size(size: str | int | None, where: str) -> int | None:
+    """Bytes of a setting; None if it isn't stated. Errors are those of `parse_size`."""
+    return None if size is None else parse_size(size, where)
 
 
 def format_size(count: float) -> str:

@@ -186,7 +186,7 @@ def test_the_budget_is_an_upper_bound(assistant_bundle: Path) -> None:
 
 @pytest.mark.parametrize("budget", ["64 parsecs", "", "-1MiB", 0])
 def test_a_wrong_budget_is_refused(assistant_bundle: Path, budget: str | int) -> None:
-    with pytest.raises(ConfigError, match="size"):
+    with pytest.raises(ConfigError, match="budget: expected"):
         wp.Engine.from_pretrained(assistant_bundle, budget=budget)
 
 
@@ -426,6 +426,12 @@ def test_a_module_moves_nowhere_else(assistant_bundle: Path) -> None:
         assert module.to("cpu") is module
         assert module.cpu() is module
         assert torch.equal(logits(module), before)
+
+
+@pytest.mark.parametrize("setting", ["budget", "kv_reserve", "rows"])
+def test_a_setting_that_is_no_size_is_named(assistant_bundle: Path, setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{setting}: expected a number with a unit"):
+        wp.Engine.from_pretrained(assistant_bundle, **{setting: "much"})  # type: ignore[arg-type]
 
 
 def test_real_time_tasks_are_a_list(assistant_bundle: Path) -> None:

@@ -15,7 +15,7 @@ from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
 from weightpager.answers.predict import predict
 from weightpager.bundle import Bundle
-from weightpager.config import EngineConfig, parse_size
+from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.thread_reader import ThreadReader
@@ -126,12 +126,12 @@ class Engine(EngineMaintenance):
         if isinstance(real_time, str):
             raise ConfigError(f"real_time: expected names of tasks, such as [{real_time!r}], got a text")
         config = EngineConfig(
-            budget=None if budget is None else parse_size(budget),
+            budget=stated_size(budget, "budget"),
             device=device,
             dtype=dtype,
             io_threads=io_threads,
-            kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve),
-            rows=None if rows is None else parse_size(rows),
+            kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve, "kv_reserve"),
+            rows=stated_size(rows, "rows"),
             real_time=tuple(real_time),
             read_timeout=read_timeout,
             prefetch=prefetch,

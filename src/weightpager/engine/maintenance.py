@@ -80,7 +80,7 @@ class EngineMaintenance(EngineView):
         """
         self._check_open()
         with self._changing:
-            self._open.resize(parse_size(budget))
+            self._open.resize(parse_size(budget, "budget"))
             self._renew_policy()
 
     def repair(self) -> list[int]:

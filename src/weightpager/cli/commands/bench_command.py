@@ -13,7 +13,7 @@ from weightpager.cli import output
 from weightpager.cli.options import Quiet, extra
 from weightpager.cli.output_file import check_writable, write_file
 from weightpager.cli.progress import progress
-from weightpager.config import cache_dir, if_stated, parse_bandwidth, parse_size
+from weightpager.config import cache_dir, parse_bandwidth, stated_size
 
 if TYPE_CHECKING:
     from weightpager.lab.contest.results.plan import Plan
@@ -58,7 +58,7 @@ def bench(
     from weightpager.lab.contest.results.result import Limits
 
     limits = Limits(
-        memory=if_stated(parse_size, memory),
+        memory=stated_size(memory, "--memory"),
         storage=None if storage is None else int(parse_bandwidth(storage)),
         cpus=cpus,
     )

@@ -14,7 +14,7 @@ from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Quiet, Rows, extra
 from weightpager.cli.progress import progress
-from weightpager.config import if_stated, parse_size
+from weightpager.config import parse_size, stated_size
 from weightpager.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _opened(bundle: Path, task: str, budget: str | None, dtype: str, rows: str |
         return Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype, backend=backend)
     except BudgetError:
         if budget is not None:
-            check_fits(Bundle.open(bundle), task, parse_size(budget), dtype, if_stated(parse_size, rows))
+            check_fits(Bundle.open(bundle), task, parse_size(budget), dtype, stated_size(rows, "rows"))
         raise
 
 

@@ -7,7 +7,7 @@ from weightpager.bundle.report.compile_report import CompileReport, has_report, 
 from weightpager.cli import output, report_output
 from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, SwitchFacts, TiedTableFacts
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
-from weightpager.config import if_stated, parse_bandwidth, parse_size
+from weightpager.config import parse_bandwidth, stated_size
 
 _MOST_PAIRS = 4
 _MOST_TENSORS = 4
@@ -20,7 +20,7 @@ def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s
     """
     opened = Bundle.open(bundle)
     report = read_report(opened) if has_report(opened) else None
-    facts = BundleFacts.of(opened, report, if_stated(parse_size, budget), parse_bandwidth(storage))
+    facts = BundleFacts.of(opened, report, stated_size(budget, "budget"), parse_bandwidth(storage))
     if json:
         output.print_json(facts.plain())
         return

@@ -13,7 +13,7 @@ from weightpager.bundle.footprint import check_fits, footprint
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Rows, Storage
-from weightpager.config import if_stated, parse_bandwidth, parse_size
+from weightpager.config import parse_bandwidth, stated_size
 from weightpager.errors import ConfigError
 from weightpager.store import StorageModel, SwitchCost, switch_cost
 from weightpager.store.row_share import room_for_pages, row_bytes, row_share
@@ -46,7 +46,7 @@ def plan(
     model = StorageModel(parse_bandwidth(storage))
     if worst == (to_task is not None) or (worst and from_task is not None):
         raise ConfigError("plan: expected either --to TASK, with or without --from TASK, or --worst alone")
-    size, stated = if_stated(parse_size, budget), if_stated(parse_size, rows)
+    size, stated = stated_size(budget, "budget"), stated_size(rows, "rows")
     slots = None if size is None else max(0, room_for_pages(opened, size, stated) // opened.page_bytes)
     fitting = [name for name in opened.tasks if slots is None or len(opened.pages_of(name)) <= slots]
     if size is not None and (to_task or not fitting):

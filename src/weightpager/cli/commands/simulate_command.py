@@ -12,7 +12,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
 from weightpager.cli.progress import progress
-from weightpager.config import if_stated, parse_bandwidth, parse_size
+from weightpager.config import parse_bandwidth, stated_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def simulate(
     from weightpager.store import StorageModel
 
     opened = Bundle.open(bundle)
-    device = _Device(opened, if_stated(parse_size, budget), StorageModel(parse_bandwidth(storage)))
+    device = _Device(opened, stated_size(budget, "budget"), StorageModel(parse_bandwidth(storage)))
     if _is_file(trace) and (switches, dwell) != (None, None):
         raise ConfigError("--switches, --dwell: expected them for a trace given by name, found a file; leave them out")
     if replicas == 1:

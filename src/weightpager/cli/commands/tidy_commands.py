@@ -47,7 +47,7 @@ def repack(
     with extra("compile"):
         from weightpager.compiler.repack import repack as repack_bundle
 
-    size: PageSize = None if page is None else "auto" if page == "auto" else parse_size(page)
+    size: PageSize = None if page is None else "auto" if page == "auto" else parse_size(page, "--page")
     with progress(quiet or json) as stages:
         done = repack_bundle(
             bundle,

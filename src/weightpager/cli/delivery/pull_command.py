@@ -16,7 +16,7 @@ from weightpager.cli import output
 from weightpager.cli.delivery.checks import checks
 from weightpager.cli.options import Json, Quiet, extra
 from weightpager.cli.progress import progress
-from weightpager.config import if_stated, parse_bandwidth
+from weightpager.config import parse_bandwidth
 from weightpager.delivery.names import checked_name
 from weightpager.errors import ConfigError, DeliveryError, WeightpagerError
 
@@ -74,7 +74,7 @@ def pull(
         if text is not None:
             checked_name(what, text)
     wish = Wish(name, channel, version, _root(trust), again)
-    rate = if_stated(parse_bandwidth, limit_rate)
+    rate = None if limit_rate is None else parse_bandwidth(limit_rate)
     checked = checks(check, check_rows)
 
     def look() -> None:

@@ -123,7 +123,7 @@ def serve(
         grace=grace,
         most_new_tokens=max_new_tokens,
         most_text_tokens=max_text_tokens,
-        body_bytes=parse_size(max_body),
+        body_bytes=parse_size(max_body, "--max-body"),
         token=read_token(token_file),
         admin_token=read_token(admin_token_file),
         remote_admin=remote_admin,

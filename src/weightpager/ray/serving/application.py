@@ -72,7 +72,7 @@ def app(
     path = Path(bundle).absolute()
     opened = Bundle.open(path)
     everything = footprint(opened).total + len(opened.pages) * opened.page_bytes
-    weights = everything if budget is None else parse_size(budget)
+    weights = everything if budget is None else parse_size(budget, "budget")
     servers = serve.deployment(
         name="servers",
         ray_actor_options={"num_cpus": cpus, "memory": weights + _BESIDE},
