@@ -232,6 +232,8 @@ def test_what_is_not_utf_8_is_said(assistant: Running) -> None:
     [
         (b"\xff\xfe{", "body: expected JSON in UTF-8, found the byte 0xff at 0"),
         (b"[" * 500_000, "body: expected JSON, found values inside too many others"),
+        (b'{"model": "weather", "input": "\\ud800"}', "input: expected Unicode text, found half of a surrogate pair"),
+        (b"", "body: expected a value, found nothing"),
     ],
 )
 def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: bytes, message: str) -> None:
@@ -245,12 +247,13 @@ def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: by
     ("fields", "message"),
     [
         ({"stop": list("abcde")}, "stop: List should have at most 4 items after validation, not 5"),
-        ({"prompt": [-1]}, "prompt.0: Input should be greater than or equal to 0"),
-        ({"prompt": [1, "a"]}, "prompt.1: Input should be a valid integer"),
-        ({"prompt": ["a", 1]}, "prompt.1: Input should be a valid string"),
-        ({"prompt": [[1], 2]}, "prompt.1: Input should be a valid list"),
-        ({"prompt": [[1], ["a"]]}, "prompt.1.0: Input should be a valid integer"),
+        ({"prompt": [-1]}, "prompt.0: expected greater than or equal to 0, found -1"),
+        ({"prompt": [1, "a"]}, "prompt.1: expected a valid integer, found 'a'"),
+        ({"prompt": ["a", 1]}, "prompt.1: expected a valid string, found 1"),
+        ({"prompt": [[1], 2]}, "prompt.1: expected a valid list, found 2"),
+        ({"prompt": [[1], ["a"]]}, "prompt.1.0: expected a valid integer, found 'a'"),
         ({"prompt": [1, 99]}, "expected token ids from 0 to 15, found 99 at 1"),
+        ({"model": None}, "model: expected a valid string, found nothing"),
         ({"logprobs": 3}, "logprobs: not supported; leave it out"),
     ],
 )

@@ -26,6 +26,7 @@ from weightpager.errors import (
     TaskTooLargeError,
     UnknownTaskError,
     WeightpagerError,
+    shown,
 )
 from weightpager.server.routes.exchange import ClientGoneError
 from weightpager.server.schema.common import ErrorAnswer, ErrorDetail
@@ -108,9 +109,20 @@ def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
         return None, f"expected JSON, found none from character {problem['loc'][-1]} on"
     # pydantic adds names of its own to the path, such as that of a form; they name no field.
     path = [str(part) for part in problem["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-    unsupported = problem["type"] == "none_required"
-    said = "not supported; leave it out" if unsupported else str(problem["msg"]).removeprefix("Value error, ")
-    return ".".join(path) or None, said
+    return ".".join(path) or None, _in_words(problem)
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    """What was expected and what was found; pydantic tells the former only."""
+    if problem["type"] == "none_required":
+        return "not supported; leave it out"
+    if problem["type"] == "missing":
+        return "expected a value, found nothing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    expected = message.removeprefix("Input should be ")
+    found = problem["input"]
+    said = type(found).__name__ if isinstance(found, (dict, list)) else shown(found)
+    return message if expected == message else f"expected {expected}, found {said}"
 
 
 def _fit(problem: Mapping[str, Any]) -> tuple[int, bool]:

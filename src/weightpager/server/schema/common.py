@@ -19,7 +19,7 @@ def encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("Unicode text, without lone surrogates") from None
+        raise ValueError("expected Unicode text, found half of a surrogate pair") from None
     return text
 
 
