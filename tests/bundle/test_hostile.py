@@ -103,6 +103,10 @@ def test_a_missing_file_is_named(copy: Path) -> None:
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     assert "weightpager compile" in refused(tmp_path / "nothing")
     assert "manifest.json" in refused(tmp_path)
+    (tmp_path / "file").touch()
+    assert "found a file" in refused(tmp_path / "file")
+    (tmp_path / "link").symlink_to("nothing")
+    assert "found a link to nothing" in refused(tmp_path / "link")
 
 
 @pytest.mark.parametrize(

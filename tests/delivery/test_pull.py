@@ -219,7 +219,7 @@ def test_a_bundle_that_no_pull_has_made_is_not_replaced(fleet: Fleet, tmp_path: 
 
 
 def test_the_first_pull_wants_to_know_whom_to_trust(fleet: Fleet, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--trust"):
+    with pytest.raises(ConfigError, match="from which this bundle hasn't come yet.* with --trust"):
         Device(tmp_path / "fresh").pull(fleet.place.root)
 
 

@@ -32,7 +32,7 @@ from weightpager.bundle.format.version_1 import tables_file
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.graph import Graph, read_graph
 from weightpager.graph.file import graph_file
-from weightpager.machine.paths import has_directory
+from weightpager.machine.paths import has_directory, has_file
 from weightpager.page_dtype import block_bytes
 
 _MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must not be read into memory whole
@@ -64,7 +64,7 @@ class Bundle:
         """
         root = Path(path)
         if not has_directory(root):
-            raise _no_bundle(root, "a file" if os.path.lexists(root) else "nothing there")
+            raise _no_bundle(root, _instead_of_directory(root))
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")
         manifest = read_manifest(root)
@@ -218,6 +218,12 @@ class Bundle:
         if not np.array_equal(self.placement.signatures(), self.pages.signatures):
             expected = "the tasks that use a block in each page"
             raise BundleFormatError(page_index_file.FILE, "signatures", expected, "others")
+
+
+def _instead_of_directory(path: Path) -> str:
+    if not os.path.lexists(path):
+        return "nothing there"
+    return "a link to nothing" if path.is_symlink() and not has_file(path) else "a file"
 
 
 def _no_bundle(root: Path, found: str) -> BundleError:

@@ -37,7 +37,8 @@ def pull(
     channel: Annotated[str, typer.Option(help="Whose version.")] = "stable",
     version: Annotated[str | None, typer.Option(help="This one, whatever the channel has.")] = None,
     trust: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Root metadata that you trust; needed the first time.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Root metadata that you trust; needed the first time of each NAME."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come.")] = False,
     keep: Annotated[int, typer.Option(min=1, help="Versions that stay, the one in use included.")] = 2,

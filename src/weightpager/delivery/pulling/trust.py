@@ -58,8 +58,8 @@ def _signed_version(source: Source, folder: Path, target: str, root: bytes | Non
     folder.mkdir(parents=True, exist_ok=True)
     if root is None and not (folder / "root.json").exists():
         raise ConfigError(
-            f"trust: expected the root metadata of {source.place}, which this device hasn't seen yet; give the file "
-            "1.root.json that 'weightpager publish init' named, with --trust"
+            f"trust: expected the root metadata of {source.place}, from which this bundle hasn't come yet; give "
+            "the file 1.root.json that 'weightpager publish init' named, with --trust"
         )
     updater = Updater(
         metadata_dir=str(folder),
