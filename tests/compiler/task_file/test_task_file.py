@@ -117,6 +117,10 @@ def test_merge_keys_work(write: Writer) -> None:
     ("changes", "expected"),
     [
         ("blok: 16x32", "blok: unknown key; did you mean 'block'?"),
+        ("private_blocks: 0.1", "private_blocks: unknown key; it belongs to 'recover'"),
+        ("steps: 3", "steps: unknown key; it belongs to 'training' or 'recover'"),
+        ("max_length: 3", "max_length: unknown key; it belongs to a task or 'calibration'"),
+        ("training: {dtype: int8}", "training.dtype: unknown key; it belongs to the file itself"),
         ("xyz: 1", "xyz: unknown key; the keys here are model, block"),
         ("block: 16x33", "block cols: expected a power of two from 8 to 256, got 33"),
         ("block: big", "block: expected ROWSxCOLS such as 16x32, got 'big'"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from pydantic import BaseModel
@@ -55,8 +55,15 @@ def explain(detail: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> st
 
 def _unknown(where: list[str], sections: Mapping[str, type[BaseModel]]) -> str:
     known = list(sections[where[0] if len(where) > 1 else ""].model_fields)
-    hint = _hint(where[-1], known) or f"; the keys here are {', '.join(known)}"
+    elsewhere = [name for name, section in sections.items() if where[-1] in section.model_fields]
+    hint = _place(elsewhere) or _hint(where[-1], known) or f"; the keys here are {', '.join(known)}"
     return f"{'.'.join(where)}: unknown key{hint}"
+
+
+def _place(sections: Sequence[str]) -> str:
+    """Where a key belongs that is one of other sections; the whole file's is the empty name."""
+    places = ["a task" if name == "tasks" else repr(name) if name else "the file itself" for name in sections]
+    return f"; it belongs to {' or '.join(places)}" if places else ""
 
 
 def _hint(found: object, known: list[str]) -> str:
