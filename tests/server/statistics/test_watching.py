@@ -194,6 +194,7 @@ def test_a_server_that_stops_is_not_ready(assistant_bundle: Path) -> None:
         running.service.worker.stop()
         assert client.get("/ready").status_code == 503
         assert client.get("/health").status_code == 200
+        assert (client.head("/ready").status_code, client.head("/health").status_code) == (503, 200)
         refused = client.post("/v1/embeddings", json={"model": "weather", "input": "sun"})
         assert refused.status_code == 503
         assert refused.headers["retry-after"]

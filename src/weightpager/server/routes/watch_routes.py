@@ -24,11 +24,13 @@ _HEADERS = {
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)  # as many proxies and monitors ask
 async def health() -> dict[str, str]:
     """The process is alive."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses={503: {"description": "Requests are not taken."}})
 async def ready(service: Serving) -> JSONResponse:
     """Whether requests are taken."""
