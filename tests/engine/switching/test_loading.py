@@ -401,7 +401,7 @@ def test_a_budget_changes_while_the_engine_runs(bundle: Bundle, expected: dict[s
         assert engine._memory.arena.pages.ctypes.data == address
         settle(engine)
         for wrong in ("a lot", 0, "-1MiB"):
-            with pytest.raises(ConfigError, match="size"):
+            with pytest.raises(ConfigError, match="budget: expected"):
                 engine.set_budget(wrong)
 
 
