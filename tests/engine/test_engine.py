@@ -428,6 +428,15 @@ def test_a_module_moves_nowhere_else(assistant_bundle: Path) -> None:
         assert torch.equal(logits(module), before)
 
 
+def test_a_module_is_not_put_into_training(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle, backend="torch") as engine:
+        module = engine.activate("animal")
+        with pytest.raises(InferenceOnlyError, match="for inference, and dropout would change its answers"):
+            module.train()
+        assert module.eval() is module
+        assert not any(part.training for part in module.modules())
+
+
 @pytest.mark.parametrize("setting", ["budget", "kv_reserve", "rows"])
 def test_a_setting_that_is_no_size_is_named(assistant_bundle: Path, setting: str) -> None:
     with pytest.raises(ConfigError, match=f"^{setting}: expected a number with a unit"):

@@ -87,6 +87,7 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
         module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
     module.to(device)  # what its constructor computed was on the host
     module._apply = partial(_stay, module)  # type: ignore[method-assign]
+    module.train = partial(_evaluate, module)  # type: ignore[method-assign]
     return module
 
 
@@ -207,6 +208,16 @@ def _stay(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool 
                 "with the dtype and device that you want"
             )
     return module
+
+
+def _evaluate(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Stand in for ``train``, which ``eval`` calls, too: dropout would stay for whoever uses the task next."""
+    if mode:
+        raise InferenceOnlyError(
+            "a task's module is for inference, and dropout would change its answers from now on; train the checkpoint "
+            "and compile it again"
+        )
+    return nn.Module.train(module, mode)
 
 
 def _round_pixels(
