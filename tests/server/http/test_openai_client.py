@@ -247,7 +247,7 @@ def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: by
     ("fields", "message"),
     [
         ({"stop": list("abcde")}, "stop: List should have at most 4 items after validation, not 5"),
-        ({"prompt": [-1]}, "prompt.0: expected greater than or equal to 0, found -1"),
+        ({"prompt": [-1]}, "prompt.0: expected a number greater than or equal to 0, found -1"),
         ({"prompt": [1, "a"]}, "prompt.1: expected a valid integer, found 'a'"),
         ({"prompt": ["a", 1]}, "prompt.1: expected a valid string, found 1"),
         ({"prompt": [[1], 2]}, "prompt.1: expected a valid list, found 2"),

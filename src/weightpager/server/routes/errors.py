@@ -120,6 +120,8 @@ def _in_words(problem: Mapping[str, Any]) -> str:
         return "expected a value, found nothing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     expected = message.removeprefix("Input should be ")
+    if expected.startswith(("greater ", "less ")):
+        expected = f"a number {expected}"
     found = problem["input"]
     said = type(found).__name__ if isinstance(found, (dict, list)) else shown(found)
     return message if expected == message else f"expected {expected}, found {said}"
