@@ -70,6 +70,18 @@ def test_pages_of_bundles_that_came_otherwise_are_used(fleet: Fleet, tmp_path: P
     assert next(device.bundle.glob("pages-*")).stat().st_nlink == 1
 
 
+def test_other_commands_leave_installed_versions_alone(fleet: Fleet, tmp_path: Path) -> None:
+    """`rollback` to a version would else lead to something else under its number."""
+    device = Device(tmp_path / "fresh", fleet.place.trust)
+    device.pull(fleet.place.root)
+    for path in (device.bundle, device.bundle.resolve()):
+        with pytest.raises(ConfigError, match="out: expected a bundle of your own, found .* that 'weightpager pull'"):
+            collect(path, drop=[next(iter(Bundle.open(path).tasks))])
+    assert contents(device.bundle) == contents(fleet.new)
+    copied = Path(shutil.copytree(device.bundle, tmp_path / "copied.bundle"))
+    collect(copied, drop=[next(iter(Bundle.open(copied).tasks))])
+
+
 def test_page_files_that_stay_are_shared_between_versions(wordy_bundle: Path, tmp_path: Path) -> None:
     place, old = Place.make(tmp_path), tmp_path / "old.bundle"
     shutil.copytree(wordy_bundle, old)

@@ -23,7 +23,7 @@ from weightpager.bundle.files.permissions import imitate_tree
 from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.bundle.format import page_file, page_index, permutations, placement, row_table
 from weightpager.bundle.format.manifest import VERSION, Manifest
-from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, PULLED
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.placement import Placement
@@ -133,7 +133,8 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
         force: replace an existing bundle. Anything else that exists is never replaced.
 
     Raises:
-        ConfigError: the target exists, or has come meanwhile, and may not be replaced; or its parent doesn't exist.
+        ConfigError: the target exists, or has come meanwhile, and may not be replaced, or was installed by `pull`;
+            or its parent doesn't exist.
         CompileError: the storage refused a write.
     """
     path = Path(os.path.realpath(target))
@@ -151,6 +152,11 @@ def _check_target(path: Path, force: bool) -> None:
         raise ConfigError(f"out: expected a directory to write into, but {path.parent} does not exist")
     if not os.path.lexists(path):
         return
+    if path.match(PULLED):
+        raise ConfigError(
+            f"out: expected a bundle of your own, found {path}, a version that 'weightpager pull' installed and that "
+            "'rollback' counts on; write elsewhere, or copy the bundle first"
+        )
     if not has_file(path / MANIFEST):
         raise ConfigError(f"out: {path} exists and is not a bundle; choose another name")
     if not force:

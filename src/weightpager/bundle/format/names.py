@@ -10,6 +10,9 @@ RESIDENT = "resident.safetensors"
 REPORT = "report.json"
 MODEL = "model"
 
+PULLED = ".weightpager/*/versions/*/bundle"
+"""Where `pull` puts signed versions: nothing else writes there."""
+
 
 def private_file(task: str) -> str:
     """Where a task's private parameters lie."""
