@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import pty
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +56,16 @@ def test_words_are_explained_as_the_glossary_has_them(capsys: pytest.CaptureFixt
 def test_an_interval_of_which_nothing_is_known_is_no_number() -> None:
     assert output.measured(1.0, (-math.inf, math.inf)) == "1.0000 (too few texts to tell)"
     assert output.measured(0.5, (0.25, 0.75)) == "0.5000 (0.250 to 0.750)"
+
+
+def test_what_takes_seconds_is_told_in_a_terminal_alone() -> None:
+    code = "import time; from weightpager.cli.output import busy\nwith busy('load torch'): time.sleep(0.3)"
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, check=True)
+        assert b"load torch" in os.read(ours, 4096)
+        assert done.stdout == b""
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b""

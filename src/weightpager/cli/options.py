@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from weightpager.cli import output
 from weightpager.machine.packages import check_installed, not_installed
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
@@ -62,7 +63,7 @@ _PURPOSE = "to use this command"
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """A block of imports that need an extra of the package.
+    """A block of imports that need an extra of the package. In a terminal it says when that takes seconds.
 
     Raises:
         ConfigError: it isn't installed.
@@ -70,6 +71,7 @@ def extra(name: str) -> Iterator[None]:
     for package in PACKAGES.get(name, ()):
         check_installed(package, name, _PURPOSE)
     try:
-        yield
+        with output.busy("load torch and transformers") if name == "compile" else nullcontext():
+            yield
     except ModuleNotFoundError as error:
         raise not_installed(error.name, name, _PURPOSE) from error

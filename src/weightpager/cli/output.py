@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,11 @@ def errors() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+
+
+def busy(doing: str) -> AbstractContextManager[object]:
+    """Show on standard error, if that is a terminal, what the block does; the line goes when it ends."""
+    return errors().status(doing) if sys.stderr.isatty() else nullcontext()
 
 
 def print_json(value: Any, *, one_line: bool = False) -> None:

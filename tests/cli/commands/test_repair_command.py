@@ -52,7 +52,7 @@ def test_what_is_left_is_said(weightpager: Command, damaged: Path, assistant_bun
     found = weightpager("verify", damaged, "--repair", "--from", other)
     assert found.code == 1
     assert "pages mended: 0" in found.out
-    assert found.out.endswith("1 problems left\n")
+    assert found.out.endswith("1 problem left\n")
     assert "resident.safetensors: file: expected a readable file" in found.err
     assert f"not mended: {other}: resident.safetensors: size: expected" in found.err
     assert "try another copy with --from, or copy the whole bundle again" in found.err

@@ -54,7 +54,7 @@ def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
     if json:
         output.print_json(result)
     else:
-        verdict = f"{len(result.problems)} problems" if result.problems else "all well"
+        verdict = _counted(result.problems) if result.problems else "all well"
         _print_problems(result.problems, result.advice)
         output.say(f"{bundle}: {result.files} files, {result.pages} pages: {verdict}")
     if result.problems:
@@ -86,8 +86,12 @@ def _print_repair(bundle: Path, done: Repair, advice: Sequence[str]) -> None:
         output.say(f"pages mended: {numbers}{', …' if len(done.mended_pages) > _MOST_NAMED else ''}")
     _print_problems(done.problems, advice)
     mended = f"{len(done.mended_files)} of {done.files} files and {len(done.mended_pages)} of {done.pages} pages"
-    verdict = f"{len(done.problems)} problems left" if done.problems else "all well"
+    verdict = f"{_counted(done.problems)} left" if done.problems else "all well"
     output.say(f"{bundle}: {mended} mended: {verdict}")
+
+
+def _counted(problems: Sequence[str]) -> str:
+    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
 
 
 def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
