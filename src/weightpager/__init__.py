@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from weightpager.bundle import Bundle
-    from weightpager.compiler import compile  # noqa: A004 - wp.compile is what users expect
+    from weightpager.compiler.pipeline import compile  # noqa: A004 - wp.compile is what users expect
     from weightpager.engine import Engine, EngineReport, SwitchReport
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ _HOMES = {
     "Engine": "weightpager.engine",
     "EngineReport": "weightpager.engine",
     "SwitchReport": "weightpager.engine",
-    "compile": "weightpager.compiler",
+    "compile": "weightpager.compiler.pipeline",
 }
 
 

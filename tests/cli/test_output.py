@@ -58,8 +58,8 @@ def test_an_interval_of_which_nothing_is_known_is_no_number() -> None:
     assert output.measured(0.5, (0.25, 0.75)) == "0.5000 (0.250 to 0.750)"
 
 
-def test_what_takes_seconds_is_told_in_a_terminal_alone() -> None:
-    code = "import time; from weightpager.cli.output import busy\nwith busy('load torch'): time.sleep(0.3)"
+def test_that_torch_is_loaded_is_told_in_a_terminal_alone() -> None:
+    code = "import time; from weightpager.cli.output import loading_torch\nwith loading_torch(): time.sleep(0.3)"
     ours, theirs = pty.openpty()
     try:
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, check=True)

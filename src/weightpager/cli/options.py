@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from weightpager.cli import output
 from weightpager.machine.packages import check_installed, not_installed
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
@@ -63,7 +62,7 @@ _PURPOSE = "to use this command"
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """A block of imports that need an extra of the package. In a terminal it says when that takes seconds.
+    """A block of imports that need an extra of the package.
 
     Raises:
         ConfigError: it isn't installed.
@@ -71,7 +70,6 @@ def extra(name: str) -> Iterator[None]:
     for package in PACKAGES.get(name, ()):
         check_installed(package, name, _PURPOSE)
     try:
-        with output.busy("load torch and transformers") if name == "compile" else nullcontext():
-            yield
+        yield
     except ModuleNotFoundError as error:
         raise not_installed(error.name, name, _PURPOSE) from error

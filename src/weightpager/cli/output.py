@@ -43,9 +43,9 @@ def errors() -> Console:
     return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
-def busy(doing: str) -> AbstractContextManager[object]:
-    """Show on standard error, if that is a terminal, what the block does; the line goes when it ends."""
-    return errors().status(doing) if sys.stderr.isatty() else nullcontext()
+def loading_torch() -> AbstractContextManager[object]:
+    """A block of imports that bring torch, which takes seconds: said on standard error, if that is a terminal."""
+    return errors().status("load torch and transformers") if sys.stderr.isatty() else nullcontext()
 
 
 def print_json(value: Any, *, one_line: bool = False) -> None:

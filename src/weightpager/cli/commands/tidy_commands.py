@@ -44,7 +44,7 @@ def repack(
 
     Example: `weightpager repack assistant.bundle --out tidy.bundle`
     """
-    with extra("compile"):
+    with extra("compile"), output.loading_torch():
         from weightpager.compiler.repack import repack as repack_bundle
 
     size: PageSize = None if page is None else "auto" if page == "auto" else parse_size(page, "--page")
@@ -98,7 +98,7 @@ def upgrade(
 
     Example: `weightpager upgrade assistant.bundle --out new.bundle`
     """
-    with extra("compile"):
+    with extra("compile"), output.loading_torch():
         from weightpager.compiler.upgrade import upgrade as upgrade_bundle
 
     done = upgrade_bundle(bundle, out, force=force)

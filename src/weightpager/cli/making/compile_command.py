@@ -79,13 +79,14 @@ def compile_(
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """
     with extra("compile"):
-        from weightpager.compiler import compile as compile_bundle
-        from weightpager.compiler.estimates.time_left import WHOLE
         from weightpager.compiler.task_file.file import load, with_comparison, with_fit, with_wish
 
     try:
         task_file = with_wish(with_fit(load(tasks), fit), max_switch, accuracy_loss)
         task_file = with_comparison(task_file, compare)
+        with output.loading_torch():  # what is wrong in a task file is told before
+            from weightpager.compiler.estimates.time_left import WHOLE
+            from weightpager.compiler.pipeline import compile as compile_bundle
         with notes(quiet or json), _workers(ray) as workers, progress(quiet or json, WHOLE) as stages:
             bundle = compile_bundle(
                 task_file, out, base=base, force=force, cache=not no_cache, progress=stages, workers=workers

@@ -39,10 +39,12 @@ def trim(
     """
     with extra("compile"):
         from weightpager.compiler.task_file.file import load
-        from weightpager.compiler.vocabulary import trim as write_trimmed
 
+    task_file = load(tasks)
+    with output.loading_torch():
+        from weightpager.compiler.vocabulary import trim as write_trimmed
     with notes(quiet or json), progress(quiet or json) as stages:
-        trimmed = write_trimmed(load(tasks), out, tokens, stages)
+        trimmed = write_trimmed(task_file, out, tokens, stages)
     if json:
         output.print_json(trimmed)
         return
