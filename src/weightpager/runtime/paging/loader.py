@@ -44,13 +44,34 @@ class Loader:
             request: names the task.
             tables: the hold of the task's tables, taken as soon as reads have begun if there is room.
         """
-        try:
-            if request.wait and (small := self._switch_small(request, tables)) is not None:
-                return small, None
-            return self._switch(request, tables)
-        except BaseException:
-            self._end_commit()  # Ctrl-C may come between its begin and the block that ends it
-            raise
+        if request.wait and (small := self._switch_small(request, tables)) is not None:
+            return small, None
+        stats = LoadStats()
+        while True:
+            with self._lock:
+                plan = self._slots.plan(request)
+                if self._begin_commit(plan.needs_commit and not (plan.has_first_phase and request.wait)):
+                    commit_plan = self._merged(plan, request)
+                    break
+                load, stamp = self._start(plan, request), self._stamp()
+            tables.try_hold()
+            if not request.wait:
+                return load.cost(until_now=False), load
+            stats += self._finish(load)
+            if not plan.needs_commit:
+                return stats, None
+            with self._lock:
+                if self._begin_commit(self._stamp() == stamp and not self._state.blocks.loading):
+                    commit_plan = plan.second_phase
+                    break
+        committed, last_load = self._commit_and_load(request, commit_plan, tables)
+        return stats + committed, last_load
+
+    def end_commit(self) -> None:
+        """Let others hold tasks again: the second phase is over, or Ctrl-C came just before it."""
+        with self._lock:
+            self._state.committing = False
+            self._lock.notify_all()
 
     def prefetch(self, pages: Pages) -> None:
         """Load absent pages, ascending, that nobody waits for. The lock is held."""
@@ -75,29 +96,6 @@ class Loader:
             self._give_up(load)
         if loads:
             self._cancel_unwanted()
-
-    def _switch(self, request: SwitchRequest, tables: TableHold) -> tuple[LoadStats, PendingLoad | None]:
-        """Load what a held task lacks in two phases, the first of them before anything is given up for it."""
-        stats = LoadStats()
-        while True:
-            with self._lock:
-                plan = self._slots.plan(request)
-                if self._begin_commit(plan.needs_commit and not (plan.has_first_phase and request.wait)):
-                    commit_plan = self._merged(plan, request)
-                    break
-                load, stamp = self._start(plan, request), self._stamp()
-            tables.try_hold()
-            if not request.wait:
-                return load.cost(until_now=False), load
-            stats += self._finish(load)
-            if not plan.needs_commit:
-                return stats, None
-            with self._lock:
-                if self._begin_commit(self._stamp() == stamp and not self._state.blocks.loading):
-                    commit_plan = plan.second_phase
-                    break
-        committed, last_load = self._commit_and_load(request, commit_plan, tables)
-        return stats + committed, last_load
 
     def _switch_small(self, request: SwitchRequest, tables: TableHold) -> LoadStats | None:
         """Read all that a held task lacks before anything is given up for it.
@@ -145,12 +143,6 @@ class Loader:
         self._state.committing = begins
         return begins
 
-    def _end_commit(self) -> None:
-        """Let others hold tasks again."""
-        with self._lock:
-            self._state.committing = False
-            self._lock.notify_all()
-
     def _merged(self, plan: SwitchPlan, request: SwitchRequest) -> Callable[[], SwitchPlan]:
         """A way to plan both phases in one, once the old task has been given up. The lock is held.
 
@@ -184,7 +176,7 @@ class Loader:
         except WeightpagerError as error:
             raise request.failed(error) from error
         finally:
-            self._end_commit()
+            self.end_commit()
 
     def _start(self, plan: SwitchPlan, request: SwitchRequest) -> PendingLoad:
         state = self._state

@@ -211,6 +211,7 @@ class Residency:
                     tables.hold()
                 return loaded
             except BaseException:
+                self._loader.end_commit()
                 with self._lock:
                     self._release(request.task)  # no news for who waits for room: only this turn held it
                 raise
