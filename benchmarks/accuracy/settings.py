@@ -15,7 +15,7 @@ BYTES = {dtype: block_bytes(_BLOCK, dtype) / block_bytes(_BLOCK, "bfloat16") for
 """Of a block with its scales, as a share of the same one in bfloat16."""
 
 METHODS = (
-    "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "unaligned",
+    "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "ours_low_rank_int4", "unaligned",
     "shared_mask", "shared_mask_int8", "shared_mask_int4", "low_rank_int4", "per_task_checkpoint",
 )  # fmt: skip
 
@@ -23,7 +23,11 @@ LOW_RANK = 8
 WITH_LOW_RANK = 0.304
 """All of SmolLM2's paged weights in int4, 0.281, and one task's low-rank parts in bfloat16."""
 
-FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5), "D": (0.14, WITH_LOW_RANK, 0.07)}
+_HALF = 0.14
+HALF_WITH_LOW_RANK = 0.163
+"""Half of these weights, and the same low-rank parts."""
+
+FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5), "D": (_HALF, WITH_LOW_RANK, HALF_WITH_LOW_RANK, 0.07)}
 INT4_FRACTIONS = {"A": (0.07, 0.14, 0.035, 0.1, 0.21), "B": (), "D": ()}
 """Where four bits are measured, too: a quarter of the blocks first, then half, an eighth, a third, three quarters."""
 
@@ -74,11 +78,14 @@ def _narrow_settings(fraction: float, effort: Effort, seed: int, *, eights: bool
 
 def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Setting]:
     """Of tasks that write: in four bits alone, beside a base in four bits with a low-rank part for each task."""
-    shared, density = effort.finetune(seed), fraction / BYTES["int4"]
+    low_rank = effort.finetune(seed, low_rank=LOW_RANK)
     if fraction == WITH_LOW_RANK:
-        whole = effort.finetune(seed, low_rank=LOW_RANK)
-        yield Setting("low_rank_int4", fraction, 1.0, float("inf"), whole, "int4")
+        yield Setting("low_rank_int4", fraction, 1.0, float("inf"), low_rank, "int4")
         return
+    if fraction == HALF_WITH_LOW_RANK:
+        yield Setting("ours_low_rank_int4", fraction, _HALF / BYTES["int4"], ALIGNMENT, low_rank, "int4")
+        return
+    shared, density = effort.finetune(seed), fraction / BYTES["int4"]
     private = effort.finetune(seed, PRIVATE_OF_WRITING)
     yield Setting("ours_int4", fraction, density, ALIGNMENT, shared, "int4")
     yield Setting("ours_private_int4", fraction, density, ALIGNMENT, private, "int4")

@@ -15,7 +15,7 @@ from benchmarks.accuracy.page import page as accuracy_page
 from benchmarks.accuracy.page.goals import GOALS, Goal
 from benchmarks.accuracy.page.points import gather
 from benchmarks.accuracy.rows import Row
-from benchmarks.accuracy.settings import INT4_FRACTIONS, WITH_LOW_RANK, settings
+from benchmarks.accuracy.settings import HALF_WITH_LOW_RANK, INT4_FRACTIONS, WITH_LOW_RANK, settings
 
 
 def measured(
@@ -143,6 +143,17 @@ def test_four_bits_are_measured_beside_as_many_bytes_of_eight() -> None:
         assert ours.joint != mask.joint
         assert replace(ours, dtype="bfloat16").joint != ours.joint  # it isn't trained through any rounding
     assert not any(s.dtype == "int4" for s in settings("B", 0.5, EFFORTS["B"], 0, quick=False))
+
+
+def test_low_rank_parts_count_beside_the_blocks() -> None:
+    whole, half = (
+        next(settings("D", fraction, EFFORTS["D"], 0, quick=False)) for fraction in (WITH_LOW_RANK, HALF_WITH_LOW_RANK)
+    )
+    assert (whole.method, half.method) == ("low_rank_int4", "ours_low_rank_int4")
+    assert whole.recover == half.recover
+    assert whole.recover.low_rank > 0
+    parts = WITH_LOW_RANK - whole.density * 4.5 / 16
+    assert half.fraction - half.density * 4.5 / 16 == pytest.approx(parts, abs=1e-3)
 
 
 def test_perplexities_are_compared_as_ratios() -> None:
