@@ -45,6 +45,15 @@ def parse_bandwidth(text: str) -> float:
         raise ConfigError(f"bandwidth: expected a size per second, such as 300MB/s, got {text!r}") from None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which JSON and command lines can bring and no tokenizer or file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def stated_size(size: str | int | None, where: str) -> int | None:
     """Bytes of a setting; None if it isn't stated. Errors are those of `parse_size`."""
     return None if size is None else parse_size(size, where)

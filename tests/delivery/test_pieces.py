@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,40 +15,45 @@ from damage import contents
 from fleet import Device, Fleet, Place
 from weightpager.delivery.names import object_path
 from weightpager.delivery.pieces import restored, stored
+from weightpager.delivery.version_file import StoredPiece
 
 RANDOM = np.random.default_rng(0)
 NOISE = RANDOM.bytes(300_000)
 WEIGHTS = np.clip(RANDOM.normal(0, 40, 300_000), -127, 127).astype(np.int8).tobytes()
 
 
+def kept_of(raw: bytes, there: bytes | None = None) -> tuple[StoredPiece, bytes]:
+    return stored(blake3(raw).hexdigest(), raw, there)
+
+
 @given(st.binary(min_size=1), st.binary())
 def test_a_piece_comes_back_whatever_lies_under_its_name(raw: bytes, there: bytes) -> None:
-    piece, kept = stored(raw, there)
+    piece, kept = kept_of(raw, there)
     assert restored(piece, kept) == raw
 
 
 @pytest.mark.parametrize("raw", [NOISE, WEIGHTS, b"x"])
 def test_what_compression_would_hardly_make_smaller_stays_as_it_is(raw: bytes) -> None:
     assert len(zlib.compress(raw, 9)) > len(raw) * 7 / 8
-    assert stored(raw)[1] == raw
+    assert kept_of(raw)[1] == raw
 
 
 @pytest.mark.parametrize("raw", [bytes(300_000), b'{"name": "value"}' * 100, NOISE[:100_000] * 2 + bytes(200_000)])
 def test_what_compression_makes_smaller_is_compressed_if_its_start_says_so(raw: bytes) -> None:
-    kept = stored(raw)[1]
+    kept = kept_of(raw)[1]
     assert (len(kept) < len(raw)) == (not raw.startswith(NOISE[:1000]))
 
 
 def test_what_another_compression_made_stays_as_older_versions_state_it() -> None:
     raw = bytes(300_000)
     others = zlib.compress(raw, 1)
-    assert others != stored(raw)[1]
-    assert stored(raw, others)[1] == others
+    assert others != kept_of(raw)[1]
+    assert kept_of(raw, others)[1] == others
 
 
 @pytest.mark.parametrize("there", [b"", b"damaged", bytes(300_001), zlib.compress(bytes(299_999))])
 def test_what_makes_other_bytes_is_replaced(there: bytes) -> None:
-    assert stored(bytes(300_000), there) == stored(bytes(300_000))
+    assert kept_of(bytes(300_000), there) == kept_of(bytes(300_000))
 
 
 def test_a_version_whose_pieces_were_compressed_otherwise_stays_whole(fleet: Fleet, tmp_path: Path) -> None:

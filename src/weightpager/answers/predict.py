@@ -17,6 +17,7 @@ from weightpager.answers.query import LoneQuery
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Work
 from weightpager.bundle import TaskEntry
+from weightpager.config import is_unicode
 from weightpager.errors import ConfigError, RequestError, shown
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -69,26 +70,18 @@ def _checked(task: TaskEntry, inputs: Iterable[str]) -> list[str]:
     if isinstance(inputs, (str, bytes)):
         raise ConfigError(f"inputs: expected a list, such as [{shown(inputs)}], found {shown(inputs)} alone")
     wanted = "paths of images" if task.takes_images else "texts in Unicode"
-    found = list(inputs)
-    for number, given in enumerate(found, 1):
+    checked = list(inputs)
+    for number, given in enumerate(checked, 1):
         if not _suits(task, given):
-            raise ConfigError(f"inputs: expected {wanted}, found {shown(given)} at {number} of {len(found)}")
-    return found
+            raise ConfigError(f"inputs: expected {wanted}, found {shown(given)} at {number} of {len(checked)}")
+    return checked
 
 
 def _suits(task: TaskEntry, given: object) -> bool:
     """Whether an input can be read; a path may be any that the file system has."""
     if task.takes_images:
         return isinstance(given, (str, os.PathLike))
-    return isinstance(given, str) and _is_unicode(given)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # of a lone surrogate, as in an argument of the command line that isn't UTF-8
-        return False
-    return True
+    return isinstance(given, str) and is_unicode(given)
 
 
 def _asked(tokenizer: Any, task: TaskEntry, inputs: list[str]) -> list[str]:

@@ -74,17 +74,17 @@ def _tensors(content: bytes | mmap) -> dict[str, tuple[int, int]]:
     return {name: (8 + length + start, 8 + length + end) for name, (start, end) in offsets.items() if start < end}
 
 
-def stored(raw: bytes, there: bytes | None = None) -> tuple[StoredPiece, bytes]:
+def stored(name: str, raw: bytes, there: bytes | None = None) -> tuple[StoredPiece, bytes]:
     """A piece, and its bytes as the repository has them: compressed where that saves an eighth.
 
     Weights save a twentieth. A device fetches that sooner than it decompresses the rest.
 
     Args:
+        name: the BLAKE3 of ``raw``.
         raw: bytes of the piece.
         there: what the repository has under this piece's name. It is kept if it makes these bytes, since older
             versions state its size.
     """
-    name = blake3(raw).hexdigest()
     if there is not None and 0 < len(there) <= len(raw):
         piece = StoredPiece(blake3=name, bytes=len(raw), stored=len(there))
         if restored(piece, there) == raw:

@@ -121,18 +121,24 @@ def test_a_task_that_others_enter_meanwhile_keeps_its_pages(
         settle(engine)
 
 
-@pytest.mark.parametrize("where", ["wait", "place"])
-def test_ctrl_c_loses_no_slot(
-    bundle: Bundle, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def pressed_once(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Stands in for a step before which Ctrl-C is pressed; all that was replaced is itself again."""
+
     def pressed(*_: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
+    return pressed
+
+
+@pytest.mark.parametrize("where", ["wait", "place"])
+def test_ctrl_c_loses_no_slot(
+    bundle: Bundle, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     with wp.Engine.from_pretrained(bundle.path, budget=room_for(bundle, largest(bundle))) as engine:
         old, new = that_dont_fit(bundle, engine)
         engine.activate(old)
-        monkeypatch.setattr(LandedPages, where, pressed)
+        monkeypatch.setattr(LandedPages, where, pressed_once(monkeypatch))
         with pytest.raises(KeyboardInterrupt):
             engine.activate(new)
         assert engine.report().active == ((old,) if where == "wait" else ())
@@ -145,16 +151,12 @@ def test_ctrl_c_loses_no_slot(
 def test_ctrl_c_before_a_task_is_given_up_keeps_nobody_out(
     bundle: Bundle, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, small: bool
 ) -> None:
-    def pressed(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
     with wp.Engine.from_pretrained(bundle.path, budget=room_for(bundle, largest(bundle))) as engine:
         old, new = that_dont_fit(bundle, engine)
         engine.activate(old)
         if not small:
             monkeypatch.setattr(Loader, "_switch_small", lambda *_: None)
-        monkeypatch.setattr(Loader, "_commit", pressed)
+        monkeypatch.setattr(Loader, "_commit", pressed_once(monkeypatch))
         with pytest.raises(KeyboardInterrupt):
             engine.activate(new)
         assert engine.report().active == (old,)

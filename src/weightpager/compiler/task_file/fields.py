@@ -11,7 +11,7 @@ from typing_extensions import LiteralString
 
 from weightpager.blocks import BlockShape
 from weightpager.bundle.format.manifest import FORMS
-from weightpager.config import parse_size
+from weightpager.config import is_unicode, parse_size
 from weightpager.errors import ConfigError
 from weightpager.machine.paths import has_directory, has_file
 
@@ -36,10 +36,8 @@ def _path(value: object, info: ValidationInfo) -> Path:
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, a NUL
         raise broken(f"expected a path: {error}") from None
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise broken(f"expected a path of Unicode text without lone surrogates, found {str(path)!r}") from None
+    if not is_unicode(str(path)):
+        raise broken(f"expected a path of Unicode text without lone surrogates, found {str(path)!r}")
     return path
 
 

@@ -174,10 +174,11 @@ class _Publishing:
         if span.ids:
             return StoredPiece(blake3=None, bytes=span.end - span.start, stored=0)
         raw = content[span.start : span.end]
-        path = self._repository / object_path(blake3(raw).hexdigest())
+        name = blake3(raw).hexdigest()
+        path = self._repository / object_path(name)
         with storage_errors():
             there = path.read_bytes() if path.exists() else None
-        piece, kept = stored(raw, there)
+        piece, kept = stored(name, raw, there)
         if kept != there:
             write_file(path, [kept])
             self._file_bytes += piece.stored

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from weightpager.config import is_unicode
+
 MOST_TEXTS = 128
 """Texts that a request may have."""
 
@@ -16,10 +18,8 @@ def encodable(text: str) -> str:
     Raises:
         ValueError: it isn't Unicode.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("expected Unicode text, found half of a surrogate pair") from None
+    if not is_unicode(text):
+        raise ValueError("expected Unicode text, found half of a surrogate pair")
     return text
 
 
