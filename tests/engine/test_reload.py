@@ -25,8 +25,8 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.config import EngineConfig
-from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.page_numbers import PageNumbers
+from weightpager.engine.opened.bundle_change import BundleChange
+from weightpager.engine.opened.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import JoinedStore, LocalStore

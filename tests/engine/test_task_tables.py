@@ -22,8 +22,8 @@ from weightpager.bundle import Bundle, garbage
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.block_table import FIELDS
 from weightpager.config import EngineConfig
-from weightpager.engine import task_tables
-from weightpager.engine.task_tables import TableSource, TaskTables
+from weightpager.engine.opened import task_tables
+from weightpager.engine.opened.task_tables import TableSource, TaskTables
 from weightpager.errors import BudgetError, StoreError, TaskTooLargeError
 from weightpager.store import LocalStore
 

@@ -17,7 +17,7 @@ from weightpager.answers.predict import predict
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
-from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.thread_reader import ThreadReader
 from weightpager.errors import ConfigError
 from weightpager.runtime.history.history_file import HistoryFile

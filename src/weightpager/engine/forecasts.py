@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.prediction.predictor import Forecast, LearningPredictor, TransitionPredictor, replay
 from weightpager.runtime.prediction.predictors import new_predictor

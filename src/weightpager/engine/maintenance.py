@@ -6,8 +6,8 @@ import threading
 from functools import partial
 
 from weightpager.config import EngineConfig, parse_size
-from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.opened.bundle_change import BundleChange
+from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import prefetch_policy, reuse_after
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.engine.view import EngineView

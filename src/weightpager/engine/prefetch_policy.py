@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor, replay

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 
-from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.report import SwitchReport
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.paging.switch_request import LoadStats

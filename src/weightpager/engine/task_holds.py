@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import reuse_after
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError

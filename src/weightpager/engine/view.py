@@ -10,8 +10,8 @@ from typing import Any
 from weightpager.answers.model import ModelLimits
 from weightpager.bundle import Bundle
 from weightpager.engine.forecasts import ForecastReport, Forecasts
-from weightpager.engine.open_bundle import OpenBundle
-from weightpager.engine.open_task import OpenTask
+from weightpager.engine.opened.open_bundle import OpenBundle
+from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import EngineClosedError

@@ -9,7 +9,7 @@ import numpy as np
 
 from weightpager.bundle import Bundle
 from weightpager.config import format_enough
-from weightpager.engine.open_bundle import needs_of
+from weightpager.engine.opened.open_bundle import needs_of
 from weightpager.errors import BudgetError
 from weightpager.progress import Steps, silent
 from weightpager.runtime.memory.budget import MemoryController

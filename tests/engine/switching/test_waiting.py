@@ -279,7 +279,7 @@ def test_an_engine_that_cannot_be_opened_keeps_no_file_open(
     def refuses(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("weightpager.engine.open_bundle.Residency", refuses)
+    monkeypatch.setattr("weightpager.engine.opened.open_bundle.Residency", refuses)
     threads = threading.active_count()
     with pytest.raises(MemoryError):
         wp.Engine(bundle, EngineConfig())

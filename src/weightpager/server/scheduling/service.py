@@ -14,7 +14,7 @@ from weightpager.answers.model import ModelLimits
 from weightpager.answers.work import Embed, Generate, Work
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.errors import RequestError, TaskTooLargeError
 from weightpager.readers.image_reader import ImageReader
 from weightpager.server.inputs.inputs import PictureInputs, TextInputs

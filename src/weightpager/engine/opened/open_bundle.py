@@ -18,10 +18,10 @@ from weightpager.bundle.footprint import footprint, page_capacity, whole_rows
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.engine.backend import open_backend
-from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.open_task import OpenTask, TaskReader
-from weightpager.engine.page_numbers import PageNumbers, pages_of
-from weightpager.engine.task_tables import TableSource
+from weightpager.engine.opened.bundle_change import BundleChange
+from weightpager.engine.opened.open_task import OpenTask, TaskReader
+from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
+from weightpager.engine.opened.task_tables import TableSource
 from weightpager.errors import TaskTooLargeError
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryController, Needs

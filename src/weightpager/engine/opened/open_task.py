@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.parts.adapter import LowRank, read_adapter
 from weightpager.engine.backend import Backend
-from weightpager.engine.task_tables import TableSource, TaskTables
+from weightpager.engine.opened.task_tables import TableSource, TaskTables
 from weightpager.runtime.memory.page_arena import PageArena
 from weightpager.runtime.paging.task_gate import TaskGate
 
