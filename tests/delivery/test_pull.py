@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from damage import contents
+from damage import contents, damage
 from fleet import NAME, Device, Fleet, Manners, Place, file_server
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.verify import verify
+from weightpager.bundle.verify import Verification, verify
+from weightpager.delivery.pulling import fetch
 from weightpager.delivery.pulling.installed import STATE, Installed
 from weightpager.delivery.pulling.pull import roll_back
 from weightpager.errors import ConfigError, DeliveryError
+from weightpager.progress import Steps
 
 
 def lacking(fleet: Fleet) -> int:
@@ -33,6 +35,22 @@ def test_a_device_gets_the_bundle_byte_for_byte(fleet: Fleet, tmp_path: Path, wa
     assert verify(device.bundle).problems == ()
     assert done.cost is not None
     assert done.cost.pages == done.cost.pages_in_all
+
+
+def test_what_storage_spoils_before_the_check_comes_again_alone(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(bundle: Path, progress: Steps) -> Verification:
+        damage(bundle / "resident.safetensors", "flip", 0)
+        return verify(bundle, progress)
+
+    device = Device(tmp_path / "fresh", fleet.place.trust)
+    with monkeypatch.context() as patch, pytest.raises(DeliveryError, match="found damage: resident.safetensors"):
+        patch.setattr(fetch, "verify", spoiled)
+        device.pull(fleet.place.root)
+    done = device.pull(fleet.place.root)
+    assert (done.outcome, done.cost and done.cost.pages) == ("installed", 0)
+    assert contents(device.bundle) == contents(fleet.new)
 
 
 def test_only_what_a_device_lacks_comes(fleet: Fleet) -> None:

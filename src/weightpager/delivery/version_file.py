@@ -23,6 +23,9 @@ from weightpager.errors import BundleFormatError, UntrustedError
 PIECE_BYTES = 4 << 20
 """A piece is at most so large, so that a device holds little in memory, and goes on in the middle of a large file."""
 
+HEADS = (MANIFEST, MANIFEST_HASH)
+"""The manifest and its hash. The manifest lists every other file of `VersionFile.files`."""
+
 
 class StoredPiece(Strict, frozen=True, kw_only=True):
     """A part of a file.
@@ -143,7 +146,7 @@ class VersionFile(Strict, frozen=True, kw_only=True):
             UntrustedError: they differ.
         """
         ours = (self.page_bytes, self.page_files, self.row_files)
-        listed = {name: (file.bytes, file.blake3) for name, file in self.files.items() if name not in _HEADS}
+        listed = {name: (file.bytes, file.blake3) for name, file in self.files.items() if name not in HEADS}
         if ours != (manifest.page_bytes, manifest.page_files, manifest.row_files) or listed != {
             name: (entry.bytes, entry.blake3) for name, entry in manifest.files.items()
         }:
@@ -167,6 +170,3 @@ class VersionFile(Strict, frozen=True, kw_only=True):
     def dump(self) -> bytes:
         """Canonical JSON that `parse` reads: the same version gives the same bytes."""
         return msgspec.json.encode(self, order="sorted") + b"\n"
-
-
-_HEADS = (MANIFEST, MANIFEST_HASH)

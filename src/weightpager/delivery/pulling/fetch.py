@@ -23,7 +23,7 @@ from weightpager.delivery.pulling.plan import Cost, PullPlan
 from weightpager.delivery.pulling.planner import Planner
 from weightpager.delivery.pulling.transfers import Transfer, bring
 from weightpager.delivery.sources.source import Source, read_at_most
-from weightpager.delivery.version_file import StoredPiece, VersionFile
+from weightpager.delivery.version_file import HEADS, StoredPiece, VersionFile
 from weightpager.errors import DeliveryError, UntrustedError
 from weightpager.progress import Progress
 
@@ -108,15 +108,17 @@ class Fetch:
             )
 
     def _check(self) -> None:
-        """Compare all that was put together with what was signed."""
-        for name in self._version.files:
+        """Compare the manifest with what was signed, and by its hashes all other files.
+
+        Raises:
+            UntrustedError: they differ. What has come stays: the next try finds what is wrong, and fetches only that.
+        """
+        for name in HEADS:
             if not self._assembly.is_whole(name):
                 raise UntrustedError(f"{name}: expected the file that was signed, found pieces that don't make it")
         self._version.check_manifest(read_manifest(self._assembly.bundle))
         problems = verify(self._assembly.bundle, self._told("verify")).problems
         if problems:
-            with write_errors():
-                shutil.rmtree(self._assembly.folder)  # its parts are right, so that trying again would change nothing
             raise UntrustedError(f"{self._wanted}: expected a whole bundle, found damage: {problems[0]}")
 
     def _fetch(self, plan: PullPlan) -> None:
