@@ -1,4 +1,5 @@
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, example, given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from weightpager.config import (
     EngineConfig,
+    cache_dir,
     format_enough,
     format_room,
     format_size,
@@ -98,3 +100,13 @@ def test_a_size_that_is_not_stated_is_none() -> None:
     assert stated_size("2KiB", "budget") == 2048
     with pytest.raises(ConfigError, match="budget: expected a number with a unit"):
         stated_size("", "budget")
+
+
+@pytest.mark.parametrize(
+    ("stated", "folder"), [("/var/cache", "/var/cache"), ("relative", "/home/user/.cache"), ("", "/home/user/.cache")]
+)
+def test_a_cache_folder_of_xdgs_is_absolute(monkeypatch: pytest.MonkeyPatch, stated: str, folder: str) -> None:
+    monkeypatch.delenv("WEIGHTPAGER_CACHE", raising=False)
+    monkeypatch.setenv("HOME", "/home/user")
+    monkeypatch.setenv("XDG_CACHE_HOME", stated)
+    assert cache_dir() == Path(folder, "weightpager")

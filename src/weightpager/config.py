@@ -101,8 +101,13 @@ def cache_dir() -> Path:
     stated = os.environ.get("WEIGHTPAGER_CACHE")
     if stated:
         return Path(stated).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "weightpager"
+    return (xdg_folder("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "weightpager"
+
+
+def xdg_folder(variable: str) -> Path | None:
+    """The folder that a variable of XDG's names; None where it names none. A relative one counts as none, says XDG."""
+    folder = Path(os.environ.get(variable, ""))
+    return folder if folder.is_absolute() else None
 
 
 def cache_limit() -> int:

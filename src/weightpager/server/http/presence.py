@@ -16,6 +16,7 @@ from typing import IO
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weightpager.bundle.files.regular_file import open_regular
+from weightpager.config import xdg_folder
 
 _SUFFIX = ".server"
 _MOST_BYTES = 2**16
@@ -43,9 +44,9 @@ class Presence(BaseModel):
 
 def usual_folder() -> Path:
     """Where servers of this user are announced: below ``XDG_RUNTIME_DIR``, else in the folder for temporary files."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base:
-        return Path(base) / "weightpager"
+    base = xdg_folder("XDG_RUNTIME_DIR")
+    if base is not None:
+        return base / "weightpager"
     return Path(tempfile.gettempdir()) / f"weightpager-{os.getuid()}"
 
 
