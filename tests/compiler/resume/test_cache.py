@@ -250,9 +250,10 @@ def test_clearing_says_what_it_could_not_remove(tmp_path: Path, monkeypatch: pyt
     assert cache.entries() == []
 
 
-def test_what_other_code_has_trained_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", ["own_code", "_native_code"])
+def test_what_other_code_has_trained_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     task_file = from_dict(tiny.assistant(tmp_path))
     found = identities.stage_identities(task_file, "")
     assert found == identities.stage_identities(task_file, "")
-    monkeypatch.setattr(identities, "own_code", lambda: "other code")
+    monkeypatch.setattr(identities, code, lambda: "other code")
     assert not set(found) & set(identities.stage_identities(task_file, ""))

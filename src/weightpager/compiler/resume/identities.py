@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import tokenizers
@@ -74,9 +75,16 @@ def _weight_facts(folder: Path) -> list[str]:
 
 @cache
 def own_code() -> str:
-    """A hash of the code that trains and measures. In a checkout it changes while the version stays."""
+    """A hash of the Python that trains and measures. In a checkout it changes while the version stays."""
     rooms = [Path(weightpager.__file__).parent / room for room in ("answers", "compiler", "kernels")]
     return _hash(*(hash_file(path).blake3 for room in rooms for path in sorted(room.rglob("*.py"))))
+
+
+@cache
+def _native_code() -> str:
+    """A hash of the native module; empty where it hasn't been built. Two builds of the same code may differ."""
+    found = find_spec("weightpager.kernels._native")
+    return "" if found is None or found.origin is None else hash_file(Path(found.origin)).blake3
 
 
 def _machine() -> list[str]:
@@ -84,7 +92,7 @@ def _machine() -> list[str]:
     device = training_device()
     kind = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = [package.__version__ for package in (weightpager, torch, transformers, tokenizers)]
-    return [own_code(), *versions, device.type, kind, str(torch.get_num_threads())]
+    return [own_code(), _native_code(), *versions, device.type, kind, str(torch.get_num_threads())]
 
 
 def _learnt(task_file: TaskFile) -> list[str]:
