@@ -116,6 +116,8 @@ def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
     assert json.loads(slow.out)["predicted_ms"] > start["predicted_ms"]
     shown = weightpager("plan", assistant_bundle, "--to", "weather").out
     assert "pages to load" in shown
+    assert re.search(r"it fits +│ +yes", shown)
+    shown = weightpager("plan", assistant_bundle, "--from", "animal", "--to", "weather").out
     assert re.search(r"both tasks fit +│ +yes", shown)
     for bandwidth in ("300MB", "300MB/s"):
         shown = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", bandwidth).out

@@ -128,7 +128,7 @@ def _print(planned: _PlannedSwitch, storage: str) -> None:
             [f"predicted at {storage.strip().removesuffix('/s')}/s", output.milliseconds(cost.seconds)],
             ["at most, whatever else is in memory", output.milliseconds(cost.most_seconds)],
             ["peak memory for weights", output.enough(planned.peak_bytes)],
-            ["both tasks fit", planned.both_fit],
+            ["both tasks fit" if cost.from_task else "it fits", planned.both_fit],
             *([["of the budget for rows", output.size(planned.row_bytes)]] if planned.row_bytes else []),
         ],
     )
