@@ -116,7 +116,8 @@ class TaskGate:
         if self._holders == 0:
             raise TaskNotActiveError(
                 f"task {self._task!r} is not active, its pages may be gone; "
-                f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'"
+                f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'; the "
+                "engine must be open"
             )
 
 
