@@ -27,6 +27,7 @@ def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Qu
     if isinstance(queries[0].work, Generate):
         return GenerationRun(model, tokenizer, queries)
     if queries[0].cached:
+        assert len(queries) == 1  # the scheduler runs such a text alone
         return EmbeddingRun(model, queries[0])
     if isinstance(queries[0].work, Embed):
         return EncodingRun(embed, model, tokenizer, queries)

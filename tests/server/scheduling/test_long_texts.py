@@ -158,6 +158,18 @@ def test_the_vector_of_a_long_text_is_the_same_but_for_rounding(
     assert found.vector == pytest.approx(wanted.vector, abs=1e-5)
 
 
+def test_long_vectors_of_one_request_all_come(writer_bundle: Path) -> None:
+    with serving(writer_bundle, Settings(policy=Policy(step=0.0), timeout=10)) as running:
+
+        def vectors(*texts: list[int]) -> list[list[float]]:
+            found = running.openai.embeddings.create(model="animals", input=list(texts))
+            return [row.embedding for row in found.data]
+
+        texts = [list(IDS), list(IDS[:100]), list(IDS[4:])]
+        assert vectors(*texts) == [vectors(text)[0] for text in texts]
+        running.until_idle()
+
+
 def test_nothing_is_kept_of_a_text_that_is_read_at_once(
     module: tuple[wp.Engine, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
