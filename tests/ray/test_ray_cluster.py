@@ -68,9 +68,11 @@ def test_a_worker_with_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_workers_get_the_variables_that_decide_on_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    monkeypatch.setenv("SECRET", "1")
+    secrets = {"SECRET", "HF_TOKEN", "TORCH_HUB_TOKEN", "WEIGHTPAGER_SIGNING_KEY"}
+    for name in secrets:
+        monkeypatch.setenv(name, "1")
     assert environment()["ONEDNN_MAX_CPU_ISA"] == "AVX2"
-    assert "SECRET" not in environment()
+    assert not secrets & environment().keys()
 
 
 def test_errors_arrive_as_they_were_raised() -> None:

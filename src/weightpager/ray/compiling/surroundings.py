@@ -19,9 +19,12 @@ from weightpager.compiler.training.arithmetic import Arithmetic
 from weightpager.errors import ConfigError
 
 _PREFIXES = (
-    "ATEN_", "BLIS_", "DNNL_", "GOMP_", "HF_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TOKENIZERS_", "TORCH_",
+    "ATEN_", "BLIS_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TOKENIZERS_", "TORCH_",
     "TRANSFORMERS_", "WEIGHTPAGER_",
 )  # fmt: skip
+
+_SECRETS = ("_KEY", "_SECRET", "_TOKEN")
+"""Ends of the names of variables that stay here: Ray shows a worker's variables to whoever looks at the cluster."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Surroundings:
 
 def environment() -> dict[str, str]:
     """Variables of this process's environment that libraries which compute look at."""
-    return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
+    names = [name for name in os.environ if name.startswith(_PREFIXES) and not name.endswith(_SECRETS)]
+    return {name: os.environ[name] for name in names}
 
 
 @cache
