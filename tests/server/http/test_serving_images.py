@@ -52,6 +52,7 @@ def test_it_is_listed(camera: Running) -> None:
         ("file:///etc/passwd", "expected an image as a data URL"),
         ("data:text/plain;base64,aGVsbG8=", "expected an image as a data URL"),
         ("data:image/png;base64,!!!", "expected base64 in the data URL"),
+        ("data:image/png;base64,é", "expected base64 in the data URL"),
         ("data:image/png;base64,", "found something else"),
         ("data:image/png;base64,aGVsbG8=", "found something else"),
     ],

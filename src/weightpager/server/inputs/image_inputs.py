@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import copy
 import re
 from dataclasses import dataclass, field
@@ -57,10 +56,11 @@ class ImageInputs:
             raise _refused("expected an image as a data URL: data:image/png;base64,…")
         try:
             content = base64.b64decode(url[start.end() :], validate=True)
+        except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
+            raise _refused(f"expected base64 in the data URL: {error}") from error
+        try:
             _check_effort(content)
             return Picture(content, pixel_count(content, MOST_PIXELS))
-        except binascii.Error as error:
-            raise _refused(f"expected base64 in the data URL: {error}") from error
         except ImageError as error:
             raise _refused(str(error)) from error
 
