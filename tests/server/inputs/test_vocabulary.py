@@ -54,6 +54,8 @@ def test_a_continuation_gets_what_room_there_is() -> None:
             vocabulary().room(ids, wanted, 100, "prompt")
     with pytest.raises(RequestError, match="at most 5 tokens, as the server's --kv-reserve holds"):
         vocabulary(room=5).room((4, 7), 4, 100, "prompt")
+    with pytest.raises(RequestError, match="at most 0 tokens, as the server's --kv-reserve holds"):
+        vocabulary(room=0).room((4, 7), None, 100, "prompt")
 
 
 def test_a_word_that_the_model_lacks_fails_alone() -> None:

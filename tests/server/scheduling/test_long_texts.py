@@ -38,6 +38,9 @@ LONG = "cat dog cow one two three red sun " * 14
 
 IDS = tuple(4 + number * number % 11 for number in range(112))
 
+KEPT = 2 * 2 * 2 * 16 * 4
+"""Bytes that a cache holds of a token: keys and values of two layers, two heads of 16."""
+
 
 @pytest.fixture(autouse=True)
 def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,14 +249,22 @@ def test_the_longest_text_follows_from_how_it_is_read() -> None:
 
 
 def test_a_reserve_for_caches_holds_long_vectors_too(writer_bundle: Path) -> None:
-    token = 2 * 2 * 2 * 16 * 4  # two layers, two heads of 16
-    with wp.Engine.from_pretrained(writer_bundle, kv_reserve=120 * token) as engine:
+    with wp.Engine.from_pretrained(writer_bundle, kv_reserve=120 * KEPT) as engine:
         service, task = Service(engine, Settings()), engine.bundle.task("animals")
         service.admit(task, 2)
         jobs = service.submit(task, [Embed(IDS), Embed(IDS[:20])], print)
         assert [job.cached for job in jobs] == [True, False]
         assert Batch(jobs[:1], 0.0).started.tokens == len(IDS)
         assert service.worker.policy.room == 120
+
+
+def test_a_text_that_the_reserve_never_holds_gets_no_vector(writer_bundle: Path) -> None:
+    with serving(writer_bundle, kv_reserve=100 * KEPT) as running:
+        expected = "at most 100 tokens, as the server's --kv-reserve holds, found 112"
+        with pytest.raises(openai.BadRequestError, match=expected) as refused:
+            running.openai.embeddings.create(model="animals", input=[list(IDS[:20]), list(IDS)])
+        assert (refused.value.param, refused.value.code) == ("input", "context_length_exceeded")
+        assert running.openai.embeddings.create(model="animals", input=list(IDS[:100])).data
 
 
 def test_a_server_whose_worker_is_stuck_is_not_ready(writer_bundle: Path) -> None:

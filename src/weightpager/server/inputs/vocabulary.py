@@ -46,6 +46,15 @@ class Vocabulary(TokenReader):
             raise self._too_long("input", len(ids))
         return ids
 
+    def check_kept(self, ids: Ids, param: str) -> None:
+        """See that a cache may hold a whole text.
+
+        Raises:
+            RequestError: the text is too long.
+        """
+        if self.most_cached is not None and len(ids) > self.most_cached:
+            raise self._too_long(param, len(ids), limit=self.most_cached)
+
     def checked(self, ids: Sequence[int], param: str) -> Ids:
         """Token ids that a client sends itself.
 
@@ -79,10 +88,11 @@ class Vocabulary(TokenReader):
         return min(wanted or left, most)
 
     def _too_long(self, param: str, found: int, wanted: int = 0, limit: int | None = None) -> RequestError:
+        limit = self.context if limit is None else limit
         more = f" and {wanted} to be generated" if wanted else ""
-        what = "model can read" if limit in (None, self.context) else "server's --kv-reserve holds"
+        what = "model can read" if limit == self.context else "server's --kv-reserve holds"
         return RequestError(
-            f"expected at most {limit or self.context} tokens, as the {what}, found {found}{more}",
+            f"expected at most {limit} tokens, as the {what}, found {found}{more}",
             param,
             "context_length_exceeded",
         )

@@ -209,6 +209,10 @@ class Service:
                 f"expected at most {most} tokens a text, as the server's --max-text-tokens, found {longest}",
                 code="context_length_exceeded",
             )
+        vocabulary = self.inputs.vocabulary
+        for work in works:
+            if vocabulary is not None and isinstance(work, Embed) and self._cached(work):
+                vocabulary.check_kept(work.ids, "input")
 
     def _cached(self, work: Work) -> bool:
         return isinstance(work, Generate) or (isinstance(work, Embed) and self._limit.cached(len(work.ids)))
