@@ -86,7 +86,7 @@ def test_top_wants_a_url(weightpager: Command, url: str) -> None:
     ("options", "code", "words"),
     [
         (["--budget", "1KiB"], 1, "smallest budget that would do"),
-        (["--token-file", "nowhere"], 2, "found: No such file or directory; 'openssl rand"),
+        (["--token-file", "nowhere"], 2, "found: No such file or directory; '(umask 077; openssl rand"),
         (["--remote-admin"], 2, "expected an admin token"),
         (["--ray", "auto"], 2, "--ray: expected it with --replicas"),
         (["--max-body", "much"], 2, "--max-body: expected a number with a unit, such as 512MiB"),

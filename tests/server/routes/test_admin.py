@@ -299,7 +299,7 @@ def test_a_token_is_read_from_a_file(tmp_path: Path) -> None:
     assert read_token(path) == TOKEN
     for content in ("short", "two words that are long enough", ""):
         path.write_text(content)
-        with pytest.raises(ConfigError, match="openssl rand"):
+        with pytest.raises(ConfigError, match=r"\(umask 077; openssl rand"):
             read_token(path)
     with pytest.raises(ConfigError, match="readable file"):
         read_token(tmp_path / "none")

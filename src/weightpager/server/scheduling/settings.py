@@ -9,7 +9,7 @@ from pathlib import Path
 from weightpager.errors import ConfigError
 from weightpager.server.scheduling.policy import Policy
 
-_MAKE_ONE = "'openssl rand -hex 32 > FILE' makes one"
+_MAKE_ONE = "'(umask 077; openssl rand -hex 32 > FILE)' makes one"
 
 
 @dataclass(frozen=True)
