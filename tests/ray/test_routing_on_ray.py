@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import serve
 from ray.exceptions import ActorDiedError
 from starlette.requests import Request
 
 from running import TOKEN
+from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.errors import ConfigError
 from weightpager.ray.serving.autoscaling import Load, policy, wanted
 from weightpager.ray.serving.gateway import Gateway
 from weightpager.ray.serving.known_replicas import KnownReplicas
 from weightpager.ray.serving.messages import ForwardedRequest, Piece, ResponseStart, Standing, task_of
 from weightpager.ray.serving.reply import Reply
+from weightpager.ray.serving.server_replica import ServerReplica
 from weightpager.routing.router import ReplicaView
 from weightpager.server.scheduling.settings import Settings
 
@@ -226,6 +231,37 @@ def test_a_stream_that_has_begun_is_not_begun_again(error: Exception) -> None:
     assert client.body.startswith(b"data: 1\n\ndata: {")
     assert b"server_ended" in client.body
     assert [message["type"] for message in client.sent].count("http.response.start") == 1
+
+
+@pytest.fixture
+def replica(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerReplica]:
+    """A server, made as Serve does."""
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="a"))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setenv("WEIGHTPAGER_THREADS", "1")
+    found = ServerReplica(str(assistant_bundle), Settings(), 1, {})
+    yield found
+    found._service.close()
+
+
+def test_an_unforeseen_failure_has_openais_form(replica: ServerReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a private matter")
+
+    async def pieces() -> list[Piece]:
+        body = json.dumps({"model": "weather", "input": "sun"}).encode()
+        headers = ((b"content-type", b"application/json"),)
+        asked = ForwardedRequest("1", "weather", "POST", "/v1/classifications", b"", headers, body)
+        return [piece async for piece in replica.answer(asked)]
+
+    monkeypatch.setattr(EncodingKind, "encode", broken)
+    start, body, last = asyncio.run(pieces())
+    assert isinstance(start, ResponseStart)
+    assert start.status == 500
+    assert b"x-request-id" in dict(start.headers)
+    assert isinstance(body, bytes)
+    assert json.loads(body)["error"]["message"] == "the server failed; its log says why"
+    assert isinstance(last, Standing)
 
 
 @pytest.mark.parametrize(

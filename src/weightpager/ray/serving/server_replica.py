@@ -59,6 +59,7 @@ class ServerReplica:
 
     async def _run(self, request: ForwardedRequest, pieces: asyncio.Queue[Piece | None]) -> None:
         body: list[dict[str, Any]] = [{"type": "http.request", "body": request.body, "more_body": False}]
+        whole = False
 
         async def receive() -> dict[str, Any]:
             if not body:
@@ -66,13 +67,19 @@ class ServerReplica:
             return body.pop()
 
         async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal whole
             if message["type"] == "http.response.start":
                 pieces.put_nowait(ResponseStart(message["status"], tuple(map(tuple, message["headers"]))))
-            elif part := message.get("body", b""):
+                return
+            if part := message.get("body", b""):
                 pieces.put_nowait(part)
+            whole = not message.get("more_body", False)
 
         try:
             await self._app(request.scope(), receive, send)
+        except Exception:
+            if not whole:  # the client of a whole answer has its 500, and the log has the error
+                raise
         finally:
             pieces.put_nowait(None)
 
