@@ -18,7 +18,7 @@ from running import ADMIN, TOKEN, Running, serving
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, StoreError
 from weightpager.server.http.app import create_app
 from weightpager.server.routes.status import status
 from weightpager.server.scheduling.service import Service
@@ -213,6 +213,29 @@ def test_reload_says_why_it_is_refused_and_the_server_goes_on(assistant_bundle: 
         link.symlink_to(bundle)
         refused = client.post("/admin/reload")
         assert (refused.status_code, "repack --page 4KiB" in refused.json()["error"]["message"]) == (409, True)
+
+
+def test_a_reload_that_would_take_a_pinned_task_is_a_conflict(assistant_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    with serving(bundle, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
+        client.post("/admin/pin", json={"task": "weather"}).raise_for_status()
+        collect(bundle, ["weather"])
+        refused = client.post("/admin/reload")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+        assert "goes on with the bundle that it has: " in refused.json()["error"]["message"]
+        assert running.openai.embeddings.create(model="weather", input="sun").data
+        client.post("/admin/unpin", json={"task": "weather"}).raise_for_status()
+        assert client.post("/admin/reload").json()["removed"] == ["weather"]
+
+
+def test_a_reload_whose_storage_fails_is_a_conflict(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> None:
+        raise StoreError("pages.bin: Input/output error")
+
+    with serving(assistant_bundle, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
+        monkeypatch.setattr(running.service.engine, "reload", unreadable)
+        refused = client.post("/admin/reload")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "bundle")
 
 
 def test_the_state_is_told_while_a_task_leaves(

@@ -14,7 +14,7 @@ from typing import TypeVar
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
-from weightpager.errors import BudgetError, BundleError, BusyError, ConflictError, RequestError
+from weightpager.errors import BudgetError, BundleError, BusyError, ConflictError, RequestError, StoreError
 from weightpager.server.routes.access import Serving, admin
 from weightpager.server.routes.errors import RESPONSES
 from weightpager.server.scheduling.service import Service
@@ -74,8 +74,9 @@ async def reload(service: Serving) -> Reloaded:
     """Take over changes of the bundle on disk: tasks that were added, removed or compiled anew."""
     try:
         change = await _between(service, service.reload)
-    except BundleError as error:  # the admin can mend what lies there; the server goes on with the bundle that it has
-        raise ConflictError(f"the server goes on with the bundle that it has: {error}", code="bundle") from error
+    except (BundleError, StoreError, RequestError) as error:  # the admin can mend what lies there, or unpin a task
+        code = error.code if isinstance(error, RequestError) else "bundle"
+        raise ConflictError(f"the server goes on with the bundle that it has: {error}", code=code) from error
     return Reloaded(added=list(change.added), removed=list(change.removed), changed=list(change.changed))
 
 
