@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
@@ -19,13 +21,15 @@ from command import Command
 from json_lines import rows
 from running import serving
 from weightpager.answers.kinds import kind_of
+from weightpager.answers.work import Generate
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import TaskEntry
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.task_file import from_dict
-from weightpager.errors import CompileError, ConfigError
+from weightpager.errors import BusyError, CompileError, ConfigError
 from weightpager.evaluation.measure import measure
 from weightpager.progress import silent
+from weightpager.server.scheduling.job import Event, Failed
 from weightpager.task_data.held_out import read_held_out
 
 RECOVER = {"method": "finetune", "steps": 8, "batch": 8}
@@ -220,3 +224,17 @@ def test_an_answer_ends_where_the_model_can_read_no_more(clerk: Path) -> None:
         assert ours == theirs
         with pytest.raises(ConfigError, match="found 126 and 4 to be generated"):
             engine.predict("after", [prompt], max_new_tokens=4)
+
+
+def test_a_prompt_that_was_read_in_another_form_is_not_answered(clerk: Path) -> None:
+    with serving(clerk) as running:
+        service, told = running.service, SimpleQueue[Event]()
+        task = service.task("after")
+        assert task.generation is not None
+        before = structs.replace(task, generation=structs.replace(task.generation, prompts="chat"))
+        service.admit(before, 1)
+        service.submit(before, [Generate((4, 5), 1)], told.put)
+        event = told.get(timeout=60)
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, BusyError)
+    assert "compiled anew" in str(event.error)

@@ -189,4 +189,5 @@ class Worker:
 
 def _read_by(task: TaskEntry) -> tuple[object, ...]:
     """What a request was read by, and what its answer is written by."""
-    return (task.kind, task.classes, task.max_length)
+    prompts = None if task.generation is None else task.generation.prompts
+    return (task.kind, task.classes, task.max_length, prompts)
