@@ -20,6 +20,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.errors import ConfigError, StoreError
 from weightpager.server.http.app import create_app
+from weightpager.server.http.run import server
 from weightpager.server.routes.status import status
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings, read_token
@@ -55,6 +56,19 @@ async def test_the_admin_asks_from_this_machine_unless_allowed(
         for address, wanted in (("192.0.2.7", status), ("no address", status), ("127.0.0.1", 200), ("::1", 200)):
             transport = httpx.ASGITransport(app, client=(address, 1234))
             headers = {"Authorization": f"Bearer {ADMIN}"}
+            async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
+                assert (await client.post("/admin/verify")).status_code == wanted
+
+
+@pytest.mark.anyio
+async def test_a_header_makes_nobody_local(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    headers = {"Authorization": f"Bearer {ADMIN}", "X-Forwarded-For": "127.0.0.1"}
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        config = server(Service(engine, Settings(admin_token=ADMIN)), host="127.0.0.1", port=0).config
+        config.load()
+        for address, wanted in (("192.0.2.7", 403), ("127.0.0.1", 200), ("::1", 200)):
+            transport = httpx.ASGITransport(config.loaded_app, client=(address, 1234))
             async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
                 assert (await client.post("/admin/verify")).status_code == wanted
 

@@ -23,6 +23,8 @@ from weightpager.server.scheduling.settings import Settings
 _HEADER_BYTES = 32 * 2**10
 _CONNECTIONS = 1024
 _IDLE_SECONDS = 15
+_PROXIES = "127.0.0.1,::1"
+"""Addresses whose X-Forwarded-For is believed: it decides who asks from this machine."""
 
 _WAYS_OUT = {
     errno.EADDRINUSE: "'weightpager ps' lists your servers, --port 0 takes any free port",
@@ -51,6 +53,7 @@ def server(service: Service, *, host: str, port: int) -> uvicorn.Server:
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=math.ceil(service.settings.grace),
+        forwarded_allow_ips=_PROXIES,  # unstated, it would be whatever FORWARDED_ALLOW_IPS says
         server_header=False,
         access_log=False,
         log_config=None,
