@@ -91,6 +91,10 @@ def test_words_that_overtake_each_other_are_sorted_out() -> None:
     known.only(["b", "c"])
     assert known.standings() == [standing("b")]
     assert known.request_bytes() == 0.0
+    known.told(standing("a", sequence=3, request_bytes=10.0))  # its last answer comes when it has gone
+    known.told(standing("c"))
+    assert known.standings() == [standing("b"), standing("c")]
+    assert known.request_bytes() == 0.0
 
 
 @dataclass

@@ -20,10 +20,13 @@ class KnownReplicas:
         self._lock = threading.Lock()
         self._standings: dict[str, Standing] = {}
         self._sent: dict[str, tuple[str, str]] = {}
+        self._there: frozenset[str] | None = None  # until `only` has said
 
     def told(self, standing: Standing) -> None:
-        """A server has said how it stands; an older word than the last one is passed over."""
+        """A server has said how it stands; older words, and those of a server that has gone, are passed over."""
         with self._lock:
+            if self._there is not None and standing.replica not in self._there:
+                return
             known = self._standings.get(standing.replica)
             if known is None or known.sequence < standing.sequence:
                 self._standings[standing.replica] = standing
@@ -41,6 +44,7 @@ class KnownReplicas:
     def only(self, replicas: Sequence[str]) -> None:
         """Forget all servers but these, which are all that there are."""
         with self._lock:
+            self._there = frozenset(replicas)
             self._standings = {name: self._standings[name] for name in replicas if name in self._standings}
 
     def views(self, replicas: Sequence[str], task: str) -> list[ReplicaView]:
