@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import threading
 import time
@@ -253,6 +254,14 @@ def test_a_fault_in_a_stream_leaves_its_traceback_in_the_log(
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.getMessage() == "a request failed: no such piece"
     assert "in unwritable" in logging.Formatter().format(record)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_says_how_long_it_waited(writer: Running, stream: bool) -> None:
+    body = {"model": "animals", "prompt": "cat", "max_tokens": 2, "stream": stream}
+    with writer.http() as client:
+        answer = client.post("/v1/completions", json=body)
+    assert re.fullmatch(r"queue;dur=\d+\.\d", answer.headers["server-timing"])
 
 
 def test_a_slow_reader_holds_nobody_up(writer: Running) -> None:

@@ -101,6 +101,11 @@ class Exchange:
             raise event.error
         return event
 
+    @property
+    def waited(self) -> float | None:
+        """The longest wait of a job that has begun, in seconds; None as long as none has."""
+        return max((job.began - job.arrived for job in self.jobs if job.began is not None), default=None)
+
     async def _come(self, seconds: float) -> Event | None:
         return await asyncio.wait_for(self._events.get(), max(0.0, seconds))
 
@@ -132,6 +137,4 @@ async def exchange(service: Service, request: Request, task: TaskEntry, texts: i
         events.cancel()
         if not events.jobs:
             service.queue.give_up(texts)
-        request.state.waited = max(
-            (job.began - job.arrived for job in events.jobs if job.began is not None), default=None
-        )
+        request.state.waited = events.waited

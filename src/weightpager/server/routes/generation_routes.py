@@ -105,6 +105,7 @@ async def _respond(
         if body.stream:
             # The first event decides what the status is: errors before it are answered like any other.
             first = await events.next()
+            request.state.waited = events.waited  # for the header, which goes before the exchange ends
             stream = _stream(stack.pop_all(), events, first, prompt, texts, form)
             return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
         outcomes = [outcome for outcome in await events.outcomes(texts) if isinstance(outcome, Generated)]
