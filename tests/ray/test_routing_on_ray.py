@@ -195,10 +195,10 @@ class Answer:
         pass
 
 
-def forwarded(servers: Any) -> Client:
+def forwarded(servers: Any, task: str = "spam") -> Client:
     """What a client gets of a request."""
     client = Client()
-    body = [{"type": "http.request", "body": b'{"model": "spam"}', "more_body": False}]
+    body = [{"type": "http.request", "body": json.dumps({"model": task}).encode(), "more_body": False}]
 
     async def receive() -> Any:
         return body.pop()
@@ -225,6 +225,12 @@ def test_no_server_is_left(error: Exception, asked: int) -> None:
     assert client.sent[0]["status"] == 503
     assert (b"retry-after", b"1") in client.sent[0]["headers"]
     assert servers.asked == asked
+
+
+def test_the_log_has_a_bounded_name_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    forwarded(Servers([([], died())]), "x" * 100_000)
+    assert len(caplog.messages) == 4
+    assert all("a request for 'xxx" in message and len(message) < 200 for message in caplog.messages)
 
 
 @pytest.mark.parametrize("error", [died(), asyncio.TimeoutError()])

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from weightpager.errors import shown
 from weightpager.ray.serving.known_replicas import known_replicas
 from weightpager.ray.serving.messages import ForwardedRequest, Piece, Standing
 from weightpager.ray.serving.reply import Reply
@@ -70,7 +71,7 @@ class Gateway:
                     await reply.take(piece)
                 return
             except (RayActorError, asyncio.TimeoutError) as error:
-                _log.warning("a request for %r has no answer: %s", request.task, type(error).__name__)
+                _log.warning("a request for %s has no answer: %s", shown(request.task), type(error).__name__)
                 if reply.begun:
                     await reply.cut()
                     return
