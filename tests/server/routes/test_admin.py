@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
@@ -21,6 +22,7 @@ from weightpager.compiler.repack import repack
 from weightpager.errors import ConfigError, StoreError
 from weightpager.server.http.app import create_app
 from weightpager.server.http.run import server
+from weightpager.server.routes.encoding_routes import models
 from weightpager.server.routes.status import status
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings, read_token
@@ -268,6 +270,29 @@ def test_the_state_is_told_while_a_task_leaves(
         found = status(service)
     assert [task.name for task in found.tasks] == list(engine.bundle.tasks)
     assert "weather" not in engine.bundle.tasks
+
+
+@pytest.mark.parametrize("route", ["status", "models"])
+def test_a_task_that_leaves_while_tasks_are_listed_is_left_out(
+    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    with wp.Engine.from_pretrained(bundle) as engine:
+        service, fits = Service(engine, Settings()), engine.check_fits
+
+        def reloaded_first(name: str) -> None:
+            if "weather" in engine.bundle.tasks:
+                collect(bundle, ["weather"])
+                engine.reload()
+            fits(name)
+
+        monkeypatch.setattr(engine, "check_fits", reloaded_first)
+        if route == "status":
+            found = [task.name for task in status(service).tasks]
+        else:
+            found = [model.id for model in asyncio.run(models(service)).data]
+    assert found == list(engine.bundle.tasks)
+    assert "weather" not in found
 
 
 def test_an_unknown_task_is_blamed_on_its_field(assistant: Running) -> None:

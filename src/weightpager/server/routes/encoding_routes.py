@@ -35,13 +35,14 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(user)], 
 @router.get("/models")
 async def models(service: Serving) -> ModelList:
     """All tasks; loads nothing."""
-    return ModelList(data=[_model(task, service) for task in service.engine.bundle.tasks.values()])
+    tasks = service.engine.bundle.tasks
+    return ModelList(data=[_model(tasks[name], service, fits) for name, fits in service.fitting(tasks).items()])
 
 
 @router.get("/models/{name}")
 async def model(name: str, service: Serving) -> Model:
     """One task; loads nothing."""
-    return _model(service.task(name), service)
+    return _model(service.task(name), service, service.fits(name))
 
 
 @router.post("/embeddings")
@@ -84,14 +85,14 @@ def separate(given: TextsOrIds) -> list[str | list[int]]:
     return [numbers] if numbers else [item for item in given if not isinstance(item, int)]
 
 
-def _model(task: TaskEntry, service: Service) -> Model:
+def _model(task: TaskEntry, service: Service, available: bool) -> Model:
     return Model(
         id=task.name,
         created=int(service.started),
         kind=task.kind,
         classes=task.classes,
         max_length=task.max_length,
-        available=service.fits(task.name),
+        available=available,
     )
 
 

@@ -31,8 +31,9 @@ def status(service: Service) -> Status:
     report, residency, waiting = engine.report(), engine.residency(), service.queue.waiting()
     forecast, fetched = engine.forecast(), report.prefetch
     known = engine.bundle.tasks
-    # A reload may have come between the two: only tasks that are in both are shown.
-    monitor, names = engine.monitor, [name for name in residency.needs if name in known]
+    # A reload may come between any two: only tasks that are in all of them are shown.
+    fits = service.fitting(name for name in residency.needs if name in known)
+    monitor, names = engine.monitor, list(fits)
     return Status(
         version=__version__,
         state="ready" if service.ready else "stuck" if service.stuck else "stopping",
@@ -53,7 +54,7 @@ def status(service: Service) -> Status:
         current=monitor.current,
         running=service.worker.running,
         queue_limit=service.queue.limit,
-        tasks=[_task(service, residency, known[name], waiting.get(name, 0)) for name in names],
+        tasks=[_task(service, residency, known[name], waiting.get(name, 0), fits[name]) for name in names],
         pages=_pages(residency),
         prefetch=None if fetched is None else PrefetchStatus(active=fetched.pays, **vars(fetched.pages)),
         rows=None if report.rows is None else RowStatus(**vars(report.rows)),
@@ -80,13 +81,13 @@ def _in_order(chances: Mapping[str, float], names: Sequence[str]) -> list[float]
     return [round(chances.get(name, 0.0), 4) for name in names]
 
 
-def _task(service: Service, residency: ResidencyMap, task: TaskEntry, waiting: int) -> TaskStatus:
+def _task(service: Service, residency: ResidencyMap, task: TaskEntry, waiting: int, available: bool) -> TaskStatus:
     name = task.name
     return TaskStatus(
         name=name,
         kind=task.kind,
         prompts=None if task.generation is None else task.generation.prompts,
-        available=service.fits(name),
+        available=available,
         resident=residency.share(name),
         waiting=waiting,
         requests=service.engine.monitor.requests.get(name, 0),

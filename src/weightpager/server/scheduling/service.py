@@ -6,7 +6,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from weightpager.answers.kinds import kind_of
@@ -15,7 +16,7 @@ from weightpager.answers.work import Embed, Generate, Work
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.opened.bundle_change import BundleChange
-from weightpager.errors import RequestError, TaskTooLargeError
+from weightpager.errors import RequestError, TaskTooLargeError, UnknownTaskError
 from weightpager.readers.image_reader import ImageReader
 from weightpager.server.inputs.inputs import PictureInputs, TextInputs
 from weightpager.server.inputs.text_limit import TextLimit, default_limit
@@ -85,6 +86,14 @@ class Service:
         except TaskTooLargeError:
             return False
         return True
+
+    def fitting(self, tasks: Iterable[str]) -> dict[str, bool]:
+        """As `fits` for each of these tasks; those that a reload takes away meanwhile are left out."""
+        found = {}
+        for task in tasks:
+            with suppress(UnknownTaskError):
+                found[task] = self.fits(task)
+        return found
 
     def warn_of_missing(self) -> None:
         """Log a warning for every task that can't run; it names the budget that the task needs."""
