@@ -158,6 +158,7 @@ def test_places_are_taken_before_anything_is_read(request: pytest.FixtureRequest
         refused = ask(client, body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
         assert refused.headers["retry-after"]
+        assert "\nweightpager_queue_taken_texts 3.0\n" in client.get("/metrics").text
         many = ask(client, body | {"input": body["input"] * 2})
         assert (many.status_code, many.json()["error"]["message"][:20]) == (400, "expected at most 4 t")
         assert held.began == 1

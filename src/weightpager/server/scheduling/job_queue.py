@@ -107,6 +107,11 @@ class JobQueue:
         with self._changed:
             return dict(Counter(job.task for job in self._jobs if not job.cancelled))
 
+    def taken(self) -> int:
+        """How many places are taken: by jobs that wait, and by texts that are still being read."""
+        with self._changed:
+            return sum(not job.cancelled for job in self._jobs) + self._reserved
+
     def close(self) -> list[Job]:
         """Close the queue. The jobs that were waiting leave it, and are returned."""
         with self._changed:

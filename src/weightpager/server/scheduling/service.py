@@ -65,7 +65,7 @@ class Service:
             vocabulary = Vocabulary(reader, limits, _room(engine, limits))
             self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
         self.queue = JobQueue(settings.queue)
-        self.metrics = Metrics(engine, self.queue.waiting, self.queue.limit)
+        self.metrics = Metrics(engine, self.queue)
         self._limit = self._text_limit(limits)
         self.worker = Worker(engine, self.queue, self._policy(), self.metrics)
         self.started = time.time()

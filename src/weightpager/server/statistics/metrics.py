@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,12 +25,24 @@ _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SWITCHES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
-
-Waiting = Callable[[], Mapping[str, int]]
-"""How many texts wait, by task."""
-
 _WORK, _LIST = "/v1/", "/v1/models"
 """How routes begin that clients ask for work, and those among them that only tell which tasks there are."""
+
+
+class Queue(Protocol):
+    """The queue before the worker, as far as metrics tell of it.
+
+    Attributes:
+        limit: places that there are.
+    """
+
+    limit: int
+
+    def waiting(self) -> Mapping[str, int]:
+        """How many texts wait, by task."""
+
+    def taken(self) -> int:
+        """How many places are taken, also those of texts that are being read."""
 
 
 class Metrics:
@@ -41,8 +54,8 @@ class Metrics:
         latest_switches: and when they were over, in seconds since 1970; oldest first.
     """
 
-    def __init__(self, engine: Engine, waiting: Waiting, limit: int) -> None:
-        """Everything is zero; ``limit`` texts may wait."""
+    def __init__(self, engine: Engine, queue: Queue) -> None:
+        """Everything is zero."""
         self.registry = CollectorRegistry()
         self.traffic = Traffic()
         self.latest_switches: deque[tuple[float, SwitchReport]] = deque(maxlen=_LATEST)
@@ -69,7 +82,7 @@ class Metrics:
         self._longest_gap = _Most(
             "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", registry
         )
-        self.registry.register(_EngineState(engine, waiting, limit))
+        self.registry.register(_EngineState(engine, queue))
 
     def answered(self, route: str, task: str, status: int, seconds: float) -> None:
         """A request is over. ``route`` and ``task`` are names of ours, never text of a client's."""
@@ -126,10 +139,9 @@ class _Most:
 class _EngineState(Collector):
     """Read from the engine and the queue when asked for."""
 
-    def __init__(self, engine: Engine, waiting: Waiting, limit: int) -> None:
+    def __init__(self, engine: Engine, queue: Queue) -> None:
         self._engine = engine
-        self._waiting = waiting
-        self._limit = limit
+        self._queue = queue
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is follows from the bundle's tasks."""
@@ -145,7 +157,7 @@ class _EngineState(Collector):
         if report.prefetch is not None:
             yield from _prefetch(report.prefetch, self._engine.bundle.page_bytes)
         yield from _residency(self._engine.residency())
-        yield from _queue(self._waiting(), self._limit, self._engine.bundle.tasks)
+        yield from _queue(self._queue, self._engine.bundle.tasks)
 
 
 def _memory(report: EngineReport) -> Iterator[Metric]:
@@ -196,12 +208,15 @@ def _residency(residency: ResidencyMap) -> Iterator[Metric]:
     yield share
 
 
-def _queue(waiting: Mapping[str, int], limit: int, tasks: Mapping[str, object]) -> Iterator[Metric]:
+def _queue(queue: Queue, tasks: Iterable[str]) -> Iterator[Metric]:
+    waiting = queue.waiting()
     depth = GaugeMetricFamily("weightpager_queue_texts", "Texts that wait for their turn.", labels=["task"])
     for task in tasks:
         depth.add_metric([task], waiting.get(task, 0))
     yield depth
-    yield _gauge("weightpager_queue_limit_texts", "Texts that may wait.", limit)
+    taken = "Places in the queue, those of texts that are being read included."
+    yield _gauge("weightpager_queue_taken_texts", taken, queue.taken())
+    yield _gauge("weightpager_queue_limit_texts", "Texts that may wait or be read.", queue.limit)
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:
