@@ -168,6 +168,12 @@ def test_who_has_been_ready_for_longest_goes_first_in_its_task() -> None:
     assert next_batch([Waiting("b", 2.5)], turn, 3.0, by_arrival, started=[Started("a", 0.0, 2.0)]) == Plan(run=0)
 
 
+def test_nobody_lingers_beside_a_batch_that_is_ready() -> None:
+    policy, turn, waiting = Policy(linger=1), Turn("b"), [Waiting("a", 1.0)]
+    assert next_batch(waiting, turn, 1.5, policy) == Plan(again=2.0)
+    assert next_batch(waiting, turn, 1.5, policy, started=[Started("a", 0.0, 1.2)]) == Plan((0,))
+
+
 def test_texts_of_similar_length_run_together() -> None:
     lengths = [500, 3, 400, 9, 260, 1000]
     waiting = [Waiting("a", float(number), prompt=length) for number, length in enumerate(lengths)]

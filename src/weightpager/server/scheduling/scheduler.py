@@ -105,7 +105,7 @@ def next_batch(
     batch = together(waiting, alike, started, policy)
     full = len(batch) == policy.batch or len(batch) < len(alike)
     due = first.arrived + min(policy.linger, policy.patience)
-    if task != turn.task and task not in resident and not full and now < due:
+    if run is None and task != turn.task and task not in resident and not full and now < due:
         return Plan(again=due)
     return Plan(batch)
 
