@@ -22,7 +22,7 @@ class Fairness:
     Attributes:
         queue_weight: what a request in the queue weighs, in what a replica loads while a request computes.
         slack: requests by which the queue that gets the next request may be longer than the shortest one.
-        share: of the latest requests, how many times the average a replica may have had.
+        share: a replica may have had at most this many times the average number of the latest requests.
         window: requests after which an earlier one counts 1/e.
     """
 

@@ -57,7 +57,8 @@ class Reading(Generic[_Tool]):
         Args:
             tool: of the first thread.
             copied: makes the tool of the second thread when it is first needed.
-            most: texts or images of large requests that are read at a time; a single request may have more.
+            most: how many texts or images large requests may hold together while they are read. One request alone may
+                hold more.
         """
         self._usual = Lane("reading", lambda: tool)
         self._large = Lane("reading-large", copied)

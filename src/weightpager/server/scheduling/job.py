@@ -66,7 +66,8 @@ class Job:
         index: number of the text in its request.
         arrived, deadline: by `time.monotonic`.
         listener: is told what happens to it.
-        long: whether it would change how shorter texts in its batch are read.
+        long: whether the text is so long that the model would read shorter texts of its batch in another way. Such
+            texts run apart.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
         began: when its batch began; None before.
         over: whether it has ended, and the listener knows how.
