@@ -257,3 +257,14 @@ def test_what_other_code_has_trained_is_not_taken(tmp_path: Path, monkeypatch: p
     assert found == identities.stage_identities(task_file, "")
     monkeypatch.setattr(identities, code, lambda: "other code")
     assert not set(found) & set(identities.stage_identities(task_file, ""))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "qwen.tiktoken"])
+def test_whatever_a_tokenizer_reads_counts(tmp_path: Path, name: str) -> None:
+    task_file = from_dict(tiny.clerk(tmp_path))
+    file = task_file.model / name
+    file.write_text("one", encoding="utf-8")
+    stages, whole = identities.stage_identities(task_file, ""), identities.compile_identity(task_file)
+    file.write_text("two", encoding="utf-8")
+    assert not set(stages) & set(identities.stage_identities(task_file, ""))
+    assert whole != identities.compile_identity(task_file)

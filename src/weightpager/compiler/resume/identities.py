@@ -18,8 +18,8 @@ from weightpager.compiler.training.device import training_device
 from weightpager.task_data.held_out import fingerprint
 from weightpager.task_data.rows import hashed
 
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
-"""Endings of what a model is loaded from: weights, configuration, vocabulary."""
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
+"""Endings of what a model is loaded from: weights, configuration, vocabulary, chat template."""
 
 
 def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
