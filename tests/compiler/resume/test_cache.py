@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tiny
+import tiny_models
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.resume import identities
@@ -268,3 +269,32 @@ def test_whatever_a_tokenizer_reads_counts(tmp_path: Path, name: str) -> None:
     file.write_text("two", encoding="utf-8")
     assert not set(stages) & set(identities.stage_identities(task_file, ""))
     assert whole != identities.compile_identity(task_file)
+
+
+def test_classes_in_another_order_are_learnt_anew(tmp_path: Path) -> None:
+    content = tiny.camera(tmp_path)
+    content["tasks"] = {"colour": content["tasks"]["colour"]}
+    named = [str(path.relative_to(tmp_path)) for path in sorted((tmp_path / "colour").rglob("*.png"))]
+    found = set()
+    for ending, labels in ((".jsonl", range(11)), (".jsonl", map(str, range(11))), (".csv", range(11))):
+        rows = [{"image": image, "label": label} for image, label in zip(named, labels, strict=False)]
+        path = tmp_path / f"train{ending}"
+        if ending == ".csv":
+            path.write_text("image,label\n" + "".join(f"{row['image']},{row['label']}\n" for row in rows))
+        else:
+            tiny_models.jsonl(path, rows)
+        content["tasks"]["colour"]["train"] = str(path)
+        task_file = from_dict(content)
+        found |= {identities.stage_identities(task_file, "")[0], identities.compile_identity(task_file)}
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_the_same_file_read_as_another_kind_counts(tmp_path: Path, split: str) -> None:
+    content = tiny.writer(tmp_path)
+    found = set()
+    for name in ("texts.csv", "texts.txt"):
+        (tmp_path / name).write_text("text\n" + "red blue green " * 20, encoding="utf-8")
+        content["tasks"]["animals"][split] = str(tmp_path / name)
+        found.add(identities.stage_identities(from_dict(content), "")[1])
+    assert len(found) == 2

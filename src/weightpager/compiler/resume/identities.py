@@ -13,7 +13,9 @@ from blake3 import blake3
 
 import weightpager
 from weightpager.bundle.files.entry import hash_file
+from weightpager.compiler.data import classes
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.compiler.training.device import training_device
 from weightpager.task_data.held_out import fingerprint
 from weightpager.task_data.rows import hashed
@@ -37,7 +39,7 @@ def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
     """
     dense = _hash(base, *_machine(), *_weight_facts(task_file.model), *_learnt(task_file))
     held_out = [
-        f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.items}"
+        f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.eval.suffix} {task.items}"
         + (f" {task.wanted_metrics} {task.max_new_tokens}" if task.completes else "")
         for name, task in task_file.tasks.items()
     ]
@@ -53,9 +55,9 @@ def compile_identity(task_file: TaskFile) -> str:
     facts = [task_file.model_dump_json(exclude={"compare"})]
     facts += [str(sorted(spec.stated_steps)) for spec in (task_file.training, task_file.recover)]
     for name, task in task_file.tasks.items():
-        for key, path in {"train": task.train, "validation": task.validation}.items():
-            if path is not None:
-                facts.append(fingerprint(path, f"tasks.{name}.{key}", task.kind, task.columns))
+        facts.append(_training_data(name, task))
+        if task.validation is not None:
+            facts.append(fingerprint(task.validation, f"tasks.{name}.validation", task.kind, task.columns))
     brought = [path for task in task_file.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
     facts += [fact for folder in (task_file.model, *brought) for fact in _weight_facts(folder)]
     if task_file.transitions is not None:
@@ -100,13 +102,23 @@ def _learnt(task_file: TaskFile) -> list[str]:
     training = task_file.training
     facts = [training.model_dump_json(), str(sorted(training.stated_steps))]
     for name, task in task_file.tasks.items():
-        data = fingerprint(task.train, f"tasks.{name}.train", task.kind, task.columns)
+        data = _training_data(name, task)
         facts.append(f"{name} {task.kind} {task.columns} {task_file.max_length_of(name)} {data}")
         for folder in (task.head, task.checkpoint):
             facts += ["none"] if folder is None else _weight_facts(folder)
     if any(task.checkpoint is not None for task in task_file.tasks.values()):  # their blocks are compared as stored
         facts.append(f"{task_file.block} {task_file.dtype} {task_file.tolerance}")
     return facts
+
+
+def _training_data(name: str, task: TaskSpec) -> str:
+    """What is learnt from. A file's ending says how it is read.
+
+    Of images the fingerprint has labels as texts, and whole numbers are classes in another order than texts.
+    """
+    data = fingerprint(task.train, f"tasks.{name}.train", task.kind, task.columns)
+    ordered = classes(name, task) if task.takes_images and task.trained else ()
+    return f"{data} {task.train.suffix} {ordered}"
 
 
 def _hash(*facts: str) -> str:
