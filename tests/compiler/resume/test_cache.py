@@ -8,6 +8,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -298,3 +299,11 @@ def test_the_same_file_read_as_another_kind_counts(tmp_path: Path, split: str) -
         content["tasks"]["animals"][split] = str(tmp_path / name)
         found.add(identities.stage_identities(from_dict(content), "")[1])
     assert len(found) == 2
+
+
+def test_code_that_reads_data_or_runs_models_counts() -> None:
+    wanted = {"task_data/images.py", "readers/tokenizer.py", "nn/__init__.py", "backends/torch/model/architecture.py"}
+    with patch.object(identities, "hash_file", wraps=identities.hash_file) as hashed:
+        identities.own_code.__wrapped__()
+    package = Path(wp.__file__).parent
+    assert wanted <= {str(call.args[0].relative_to(package)) for call in hashed.call_args_list}

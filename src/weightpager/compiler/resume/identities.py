@@ -23,6 +23,9 @@ from weightpager.task_data.rows import hashed
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 """Endings of what a model is loaded from: weights, configuration, vocabulary, chat template."""
 
+_ROOMS = ("answers", "backends", "compiler", "kernels", "nn", "readers", "task_data")
+"""Where the code lies that reads data and runs models."""
+
 
 def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
     """Hashes of all that decides on the stages that compiles share; none depends on sparsity, alignment or recovery.
@@ -78,7 +81,7 @@ def _weight_facts(folder: Path) -> list[str]:
 @cache
 def own_code() -> str:
     """A hash of the Python that trains and measures. In a checkout it changes while the version stays."""
-    rooms = [Path(weightpager.__file__).parent / room for room in ("answers", "compiler", "kernels")]
+    rooms = [Path(weightpager.__file__).parent / room for room in _ROOMS]
     return _hash(*(hash_file(path).blake3 for room in rooms for path in sorted(room.rglob("*.py"))))
 
 
