@@ -307,3 +307,11 @@ def test_code_that_reads_data_or_runs_models_counts() -> None:
         identities.own_code.__wrapped__()
     package = Path(wp.__file__).parent
     assert wanted <= {str(call.args[0].relative_to(package)) for call in hashed.call_args_list}
+
+
+def test_scores_of_float32_are_measured_for_themselves(tmp_path: Path) -> None:
+    content = tiny.assistant(tmp_path)
+    files = [from_dict(content | {"dtype": dtype}) for dtype in ("int4", "int8", "float32")]
+    found = [identities.stage_identities(file, "") for file in files]
+    assert found[0] == found[1]
+    assert [a == b for a, b in zip(found[1], found[2], strict=True)] == [True, False, True]

@@ -46,6 +46,7 @@ def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
         + (f" {task.wanted_metrics} {task.max_new_tokens}" if task.completes else "")
         for name, task in task_file.tasks.items()
     ]
+    held_out.append(str(task_file.dtype == "float32"))  # then nothing is rounded: see `torch_score`
     return dense, _hash(dense, *held_out), _hash(dense, task_file.calibration.model_dump_json(), task_file.saliency)
 
 
