@@ -315,3 +315,17 @@ def test_scores_of_float32_are_measured_for_themselves(tmp_path: Path) -> None:
     found = [identities.stage_identities(file, "") for file in files]
     assert found[0] == found[1]
     assert [a == b for a, b in zip(found[1], found[2], strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize(("recover", "trained", "goes_on"), [
+    ("closed-form", True, False), ({"method": "finetune", "start": "closed-form"}, True, False),
+    ("finetune", True, True), ("closed-form", False, True),
+])  # fmt: skip
+def test_a_refit_goes_on_from_the_dense_model_that_it_was_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recover: Any, trained: bool, goes_on: bool
+) -> None:
+    content = tiny.assistant(tmp_path) if trained else tiny.writer(tmp_path)
+    task_file = from_dict(content | {"recover": recover})
+    here = identities.compile_identity(task_file)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert (identities.compile_identity(task_file) == here) == goes_on

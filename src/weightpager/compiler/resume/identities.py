@@ -64,6 +64,8 @@ def compile_identity(task_file: TaskFile) -> str:
             facts.append(fingerprint(task.validation, f"tasks.{name}.validation", task.kind, task.columns))
     brought = [path for task in task_file.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
     facts += [fact for folder in (task_file.model, *brought) for fact in _weight_facts(folder)]
+    if task_file.recover.refits and task_file.trained_tasks:  # half of a refit fits no other dense model
+        facts += _machine()
     if task_file.transitions is not None:
         facts.append(hashed(task_file.transitions, str(task_file.transitions)))
     return _hash(*facts)
