@@ -23,7 +23,7 @@ from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.scratch import Scratch
 from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import own_stage, separate, train_own
-from weightpager.compiler.recovery.recover import check_method
+from weightpager.compiler.recovery.recover import check_method, check_refit
 from weightpager.compiler.recovery.train import train
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
@@ -98,6 +98,7 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     check_experts(source)
     check_rank(source, task_file.recover.low_rank)
     data = _load_data(source)
+    check_refit(source, data)
     source = replace(source, task_file=with_steps(source.task_file, data))
     return roughly_fitted(source, data, run), data
 

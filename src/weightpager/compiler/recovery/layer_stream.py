@@ -134,13 +134,51 @@ class LayerStream:
         with torch.inference_mode(), autocast(calls.hidden.device):
             whole = (calls.hidden, *arguments)
             output = functional_call(self._base.get_submodule(prefix), replaced, whole, options)
-        hidden = output[0] if isinstance(output, tuple) else output
-        if not isinstance(hidden, Tensor) or hidden.shape != calls.hidden.shape:
-            raise CompileError(f"closed-form recovery: expected layers that return hidden states; {_ELSE}")
-        return hidden
+        return _given(output, calls.hidden)
 
     def _linear(self, name: str) -> nn.Linear:
         return cast(nn.Linear, self._base.get_submodule(name.removeprefix(BASE)))
+
+
+def check_layers(model: PreTrainedModel, batch: Batch, count: int) -> None:
+    """See that each of the first ``count`` layers runs once, and takes what the one before it gives.
+
+    Raises:
+        CompileError: it isn't so, and a stream's hidden states wouldn't be the model's.
+    """
+    base, ran = model.base_model, 0
+    given: Tensor | None = None
+    names = repeated_layers(base)[:count]
+
+    def check(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+            nonlocal ran, given
+            taken = options["hidden_states"] if "hidden_states" in options else arguments[0]
+            if number < ran:
+                expected = f"expected layers that run once each, found {names[number]} run again"
+                raise CompileError(f"closed-form recovery: {expected}; {_ELSE}")
+            if number > ran or (given is not None and not torch.equal(taken, given)):
+                expected = f"expected layers that take what the one before gives, found other inputs of {names[number]}"
+                raise CompileError(f"closed-form recovery: {expected}; {_ELSE}")
+            ran, given = ran + 1, _given(output, taken).clone()
+
+        return hook
+
+    with ExitStack() as hooks, torch.inference_mode():
+        for number, name in enumerate(names):
+            layer = base.get_submodule(name)
+            hooks.callback(layer.register_forward_hook(check(number), with_kwargs=True).remove)
+        base(**batch.inputs)
+    if ran < count:
+        raise CompileError(f"closed-form recovery: the model doesn't call {names[ran]}; {_ELSE}")
+
+
+def _given(output: Any, taken: Tensor) -> Tensor:
+    """The hidden states that a layer returns."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    if not isinstance(hidden, Tensor) or hidden.shape != taken.shape:
+        raise CompileError(f"closed-form recovery: expected layers that return hidden states; {_ELSE}")
+    return hidden
 
 
 def _calls(model: PreTrainedModel, layers: Sequence[nn.Module], batch: Batch) -> _Calls:

@@ -12,6 +12,7 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
+from weightpager.compiler.recovery.layer_stream import check_layers
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.journal import Journal
@@ -58,6 +59,18 @@ def recover(
         return TaskWeights(sparse)
     with lesson.placed():
         return train_private(lesson, choose(lesson), journal, partial(progress, "private blocks"), workers)
+
+
+def check_refit(source: Source, data: Mapping[str, TaskData]) -> None:
+    """See before anything is trained that layers can be refitted one by one, if the task file says so.
+
+    Raises:
+        CompileError: they can't.
+    """
+    if source.task_file.recover.refits:
+        task, of_task = next(iter(data.items()))
+        layers = max(info.layer for info in source.paged) + 1
+        check_layers(source.models[task], of_task.calibration(1, 1)[0], layers)
 
 
 def check_method(source: Source) -> None:
