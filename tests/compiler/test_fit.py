@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +18,12 @@ import weightpager as wp
 from command import Command
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.compiler.fit import LEAST, largest
+from weightpager.compiler import fit
+from weightpager.compiler.fit import LEAST, _density, _trial, largest, settled
+from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.selection.alignment_target import _switch_bytes
+from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
 from weightpager.compiler.task_file.file import from_dict, with_fit
 from weightpager.errors import CompileError, ConfigError
 
@@ -138,3 +146,52 @@ def test_the_command_says_what_was_chosen_and_why(tmp_path: Path, weightpager: C
     refused = weightpager("compile", stated, "--out", tmp_path / "b.bundle", "--fit", "120KiB")
     assert refused.code == 2
     assert "fit: expected no dtype beside it" in " ".join(refused.err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [{"max_switch": "2KiB"}, {"accuracy_loss": 1.0}])
+def test_limits_of_alignment_hold_at_the_density_that_fits(tmp_path: Path, limit: dict[str, Any]) -> None:
+    aligned = content(tmp_path, fit="120KiB") | limit
+    del aligned["alignment"]
+    rough, run = prepare(from_dict(aligned)).changed(sparsity=0.9), CompileRun()
+    found, frontier = settled(rough, run)
+    task_file = found.source.task_file
+    assert _density(found) > 0.2
+    assert _trial(found, run) <= 120 * 1024
+    strength = task_file.alignment if math.isfinite(task_file.alignment) else None
+    (chosen,) = (point for point in frontier if point.alignment == strength)
+    rate = transitions_of(task_file).switch_rate() * (1 - np.eye(len(task_file.tasks)))
+    assert chosen.switch_bytes == pytest.approx(_switch_bytes(found.source, choose_blocks(found)[0], rate))
+    assert chosen.switch_bytes <= 2048 if "max_switch" in limit else chosen.loss <= 1
+
+
+@pytest.mark.parametrize("most", [0.5, 0.8])
+def test_a_density_that_no_longer_fits_falls_until_it_does(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
+    told = 0
+
+    class Tasks:
+        """As much of prepared tasks as is looked at; stronger alignment leaves less room."""
+
+        def __init__(self, density: float, strength: int = 0) -> None:
+            self.density, self.strength = density, strength
+            self.source = SimpleNamespace(task_file=SimpleNamespace(fit=1, dtype="int4"))
+
+        def changed(self, sparsity: float) -> Tasks:
+            return Tasks(1 - sparsity, self.strength)
+
+    def choose(tasks: Tasks, _progress: object) -> tuple[Tasks, list[str]]:
+        nonlocal told
+        told += 1
+        return Tasks(tasks.density, told), ["tried"]
+
+    def fits(tasks: Tasks) -> float:
+        return most / min(tasks.strength, 4) ** 0.1
+
+    names = {"choose_alignment": choose, "_density": lambda tasks: tasks.density}
+    names |= {"fitted": lambda tasks, _: Tasks(fits(tasks), tasks.strength)}
+    names |= {"_trial": lambda tasks, _: 1 if tasks.density <= fits(tasks) else 2}
+    for name, value in names.items():
+        monkeypatch.setattr(fit, name, value)
+    found, _ = settled(Tasks(0.1), CompileRun())  # type: ignore[arg-type]
+    assert 0.98 * most / 4**0.1 <= found.density <= fits(found)  # type: ignore[attr-defined, arg-type]
+    assert found.strength == told > 3  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ from weightpager.bundle import Bundle, BundleWriter
 from weightpager.bundle.files.new_directory import scratch
 from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows
 from weightpager.bundle.parts.adapter import LowRank
-from weightpager.bundle.report.compile_report import Fit
+from weightpager.bundle.report.compile_report import Fit, FrontierPoint
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
@@ -30,6 +30,7 @@ from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import least_density
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks
@@ -47,6 +48,7 @@ _ROWS = 8  # one row of so many, of tables that come on demand: on held-out text
 _CLOSE = 0.01  # of the budget may be left
 _SPARE = 0.02  # before training: it makes parameters differ that began alike, such as biases of heads
 _ROUGH, _EXACT = 2, 6  # trials, after the one at the least density
+_LOWER = 0.99  # of a density that turned out not to fit
 
 
 def roughly_fitted(source: Source, data: Mapping[str, TaskData], run: CompileRun) -> Source:
@@ -72,12 +74,29 @@ def fitted(prepared: Prepared, run: CompileRun) -> Prepared:
     return _fitted(prepared, run, _EXACT, LEAST / 2, 0.0)  # a budget that has been accepted must do
 
 
+def settled(prepared: Prepared, run: CompileRun) -> tuple[Prepared, list[FrontierPoint]]:
+    """The tasks with the density, dtype and alignment that the task file's limits lead to, and the alignments tried.
+
+    An alignment is chosen for one density and dtype. If ``fit`` leads to others, it is chosen again. What fits depends
+    a little on the alignment: from then on the density only falls, until both limits hold.
+
+    Raises:
+        CompileError: as `roughly_fitted` and `choose_alignment`.
+    """
+    prepared, frontier = choose_alignment(prepared, run.progress)
+    found = fitted(prepared, run)
+    while frontier and _form(found) != _form(prepared):
+        prepared, frontier = choose_alignment(found, run.progress)
+        found = _kept_or_lower(prepared, run)
+    return found, frontier
+
+
 def fit_of(prepared: Prepared, bundle: Bundle) -> Fit | None:
     """What was chosen and why, for the report of the bundle that came of it; None if density and dtype were stated."""
     task_file = prepared.source.task_file
     if task_file.fit is None:
         return None
-    density, room = 1 - task_file.sparsity_of(next(iter(task_file.tasks))), format_room(task_file.fit)
+    density, room = _density(prepared), format_room(task_file.fit)
     if density == 1:
         why = f"{room} hold all blocks in {task_file.dtype}, so none is dropped"
     else:
@@ -138,6 +157,25 @@ def _fitted(prepared: Prepared, run: CompileRun, trials: int, least: float, spar
             f"what is always in memory take, found {format_room(task_file.fit)}; give more, or compile a smaller model"
         )
     return prepared.changed(sparsity=1 - density, dtype=_COARSE)
+
+
+def _kept_or_lower(prepared: Prepared, run: CompileRun) -> Prepared:
+    """The tasks as they are if they fit with their alignment, else with a density that is lower."""
+    fit = prepared.source.task_file.fit
+    if fit is None or _trial(prepared, run) <= fit:
+        return prepared
+    found, lower = fitted(prepared, run), _LOWER * _density(prepared)
+    return found if _density(found) <= lower else found.changed(sparsity=1 - lower)
+
+
+def _density(prepared: Prepared) -> float:
+    task_file = prepared.source.task_file
+    return 1 - task_file.sparsity_of(next(iter(task_file.tasks)))
+
+
+def _form(prepared: Prepared) -> tuple[float, PageDtype]:
+    """What ``fit`` decides on."""
+    return _density(prepared), prepared.source.task_file.dtype
 
 
 def _trial(prepared: Prepared, run: CompileRun) -> int:

@@ -14,7 +14,7 @@ from weightpager.bundle.report.compile_report import CompileReport, FrontierPoin
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.time_left import WholeProgress
-from weightpager.compiler.fit import fit_of, fitted
+from weightpager.compiler.fit import fit_of, settled
 from weightpager.compiler.growth.grow import grow
 from weightpager.compiler.measuring.controls import compared, measure_controls
 from weightpager.compiler.measuring.measure import measure_written
@@ -29,7 +29,6 @@ from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, journal_folder
 from weightpager.compiler.resume.workers import IN_TURN, Workers
-from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.prepared import Prepared
@@ -142,8 +141,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
     """
     run = run or CompileRun()
     with run.stage("align"):
-        prepared, frontier = choose_alignment(prepared, run.progress)
-        prepared = fitted(prepared, run)
+        prepared, frontier = settled(prepared, run)
         masks, gap = choose_blocks(prepared)
         check_left(prepared.source, masks)
     with run.stage("recover"):
