@@ -323,6 +323,15 @@ def test_what_does_not_fit_the_base_is_said(tmp_path: Path, assistant_bundle: Pa
     refused(CompileError, "hidden_act: expected 'gelu', that of the base", model=str(other))
 
 
+def test_rows_may_be_stated_as_the_base_states_them(tmp_path: Path, assistant_bundle: Path, wordy_bundle: Path) -> None:
+    without, tables = BaseBundle.open(assistant_bundle), BaseBundle.open(wordy_bundle)
+    on_demand, resident = (from_dict(new_tasks(tmp_path, rows=rows)) for rows in ("on-demand", "resident"))
+    for start, task_file in ((without, on_demand), (without, resident), (tables, on_demand)):
+        start.refuse_unsuited(task_file)
+    with pytest.raises(ConfigError, match="rows: expected on-demand, that of the base .*, found resident"):
+        tables.refuse_unsuited(resident)
+
+
 @pytest.mark.slow
 def test_a_killed_growth_leaves_the_base(tmp_path: Path, assistant_bundle: Path) -> None:
     path = tmp_path / "a.bundle"

@@ -152,7 +152,10 @@ class BaseBundle:
         }
 
     def _refuse_other_settings(self, task_file: TaskFile) -> None:
-        for key, value in self._settings.items():
+        settings = self._settings
+        if not self.bundle.row_tables:  # so be it where none was large enough, too
+            del settings["rows"]
+        for key, value in settings.items():
             stated = getattr(task_file, key)
             if key in task_file.model_fields_set and stated is not None and stated != value:
                 raise ConfigError(f"{key}: expected {value}, that of the base {self.bundle.path}, found {stated}")
