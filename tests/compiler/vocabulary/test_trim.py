@@ -161,6 +161,11 @@ def broken(folder: Path, how: str) -> TaskFile:
     content = tiny_pairs.tasks(folder, model)
     if how == "word pieces":
         content["model"] = str(tiny_models.llama(folder / "pieces"))
+    if how == "a token more":
+        own = tiny_pairs.tokenizer(tiny_pairs.by_level())
+        words = len(own)
+        own.add_special_tokens({"pad_token": "<new>"})
+        tiny_pairs.llama(folder / "whole", own=own, vocab_size=words)
     if how == "checkpoint":
         content["tasks"] = {"fox": {**content["tasks"]["fox"], "checkpoint": str(model)}}
     return from_dict(content)
@@ -170,6 +175,7 @@ def broken(folder: Path, how: str) -> TaskFile:
     ("how", "message"),
     [
         ("word pieces", "expected a tokenizer of byte pairs"),
+        ("a token more", "whole: expected words that the model knows, with ids below .*, found '<new>'"),
         ("checkpoint", r"tasks.fox.checkpoint: expected none, found .*whole"),
         ("there", "out: .*small exists; choose another name"),
         ("nowhere", "out: expected a directory to write into"),

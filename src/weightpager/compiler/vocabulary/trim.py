@@ -22,7 +22,7 @@ from weightpager.backends.torch.new_model import free_target, refusals
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.settings.checks import GENERATION, TOKENIZER, TOKENIZER_FILE
 from weightpager.compiler.model.checkpoint import Checkpoint
-from weightpager.compiler.model.directory import ModelDirectory, load_generation
+from weightpager.compiler.model.directory import ModelDirectory, check_known, load_generation
 from weightpager.compiler.model.task_module import check_config
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.vocabulary.byte_pairs import BytePairs
@@ -99,6 +99,8 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         before = dict(_read(task_file, "eval", tokenizer, progress))
         seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
         kept = pairs.kept(seen, named_ids(directory.config) | ids_in(generation), most)
+        words = directory.config.get_text_config().vocab_size
+        check_known(tokenizer, kept[-1], words, str(directory.path))
         new = {number: place for place, number in enumerate(kept)}
         model = _model(directory, new)
         with new_directory(target, partial(refusals, target), replace=False) as temporary:
@@ -113,7 +115,6 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
                 _check_tokens(texts, again, kept, directory.path)
             else:
                 _check_spelling(texts, tokenizer, smaller, directory.path)
-    words = directory.config.get_text_config().vocab_size
     tasks = {
         name: TrimmedTask(len(set().union(*texts[name])), _total(before[name]), _total(after[name])) for name in texts
     }
