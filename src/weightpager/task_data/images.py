@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
+from weightpager.config import is_unicode
 from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.readers.image_file import MOST_OF_A_PATH
@@ -119,15 +121,25 @@ def _pixels(picture: Picture, reader: ImageReader, where: str) -> Any:
 
 
 def _of_folder(path: Path, where: str) -> list[tuple[Path, Label]]:
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry for entry in _seen_in(path, where) if has_directory(entry))
     if not folders:
         raise CompileError(f"{where}: expected a folder for each class in it, found none; or name a file of rows")
     labelled: list[tuple[Path, Label]] = []
     for folder in folders:
-        files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+        if not is_unicode(folder.name):
+            raise CompileError(f"{where}: expected class names in UTF-8, found the folder {folder.name!r}; rename it")
+        files = _seen_in(folder, where)
         if other := sorted(file.name for file in files if file.suffix.lower() not in SUFFIXES):
             raise CompileError(f"{where}: expected files of {', '.join(SUFFIXES)} in {folder}, found {other[0]}")
         labelled += [(file, folder.name) for file in files]
     if not labelled:
         raise CompileError(f"{where}: expected at least one image, found empty folders")
-    return sorted(labelled, key=lambda entry: blake3(f"{entry[1]}/{entry[0].name}".encode()).digest())
+    return sorted(labelled, key=lambda entry: blake3(os.fsencode(f"{entry[1]}/{entry[0].name}")).digest())
+
+
+def _seen_in(folder: Path, where: str) -> list[Path]:
+    """What is in a folder and isn't hidden."""
+    try:
+        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise CompileError(f"{where}: {folder} cannot be read: {error.strerror or error}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,38 @@ def test_says_what_is_wrong_with_rows(tmp_path: Path, reader: ImageReader, row: 
     task = spec(tmp_path)
     rows(task.eval, {"image": "warm/red/0.png", "label": "red"}, row)
     with pytest.raises(CompileError, match=expected):
+        load(task, reader)
+
+
+def named(raw: bytes) -> str:
+    """A name as it comes from a file system, which takes any bytes."""
+    return os.fsdecode(raw)
+
+
+def test_images_may_have_any_name_and_classes_may_not(tmp_path: Path, reader: ImageReader) -> None:
+    task = spec(tmp_path)
+    red = Path(task.train) / "red"
+    (red / "0.png").rename(red / named(b"caf\xe9.png"))
+    assert len(load(task, reader).train) == 8
+    fingerprint(task.train, "here", task.kind, task.columns)
+    red.rename(red.with_name(named(b"roug\xe9")))
+    with pytest.raises(CompileError, match=r"tasks\.warm\.train .*class names in UTF-8, found the folder 'roug"):
+        load(task, reader)
+
+
+@pytest.mark.parametrize("closed", ["warm", "red"])
+def test_a_folder_that_may_not_be_read_is_said(
+    tmp_path: Path, reader: ImageReader, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    task, whole = spec(tmp_path), Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path.name == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(CompileError, match=rf"tasks\.warm\.train .*{closed} cannot be read: Permission denied"):
         load(task, reader)
 
 
