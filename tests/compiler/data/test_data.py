@@ -540,6 +540,17 @@ def test_held_out_rows_that_are_training_rows_are_warned_of(
     assert f"tasks.spam.{split} ({path}): 4 of 4 examples are training examples too" in found
 
 
+def test_held_out_rows_that_choices_were_made_by_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = ["one", "two", "good", "bad", "film", "the"]
+    rows = [{"text": f"{a} {b}", "label": "x" if a == "one" else "y"} for a in numbers for b in numbers]
+    task = texts(tmp_path, rows)
+    tiny.jsonl(task.eval, [{"text": f"{a} film film", "label": "x"} for a in numbers])
+    (found,) = warnings_of(task.model_copy(update={"validation": task.eval}), caplog)
+    assert f"tasks.spam.eval ({task.eval}): 6 of 6 examples are validation examples too" in found
+
+
 def test_a_repeated_message_among_many_is_no_mistake(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     numbers = ["one", "two", "good", "bad", "film", "the"]
     rows = [{"text": f"{a} {b}", "label": a} for a in numbers for b in numbers]

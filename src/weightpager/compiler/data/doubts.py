@@ -12,7 +12,7 @@ FEW = 10
 """Training examples below which a warning is given."""
 
 SHARE = 0.05
-"""Share of held-out items that may be training items too: short messages repeat by nature."""
+"""Share of held-out items that another split may have, too: short messages repeat by nature."""
 
 
 def of_labels(classes: Sequence[str]) -> Iterator[str]:
@@ -30,13 +30,13 @@ def of_few(train: Sequence[Item]) -> Iterator[str]:
         yield f"{len(train)} examples teach a task little, and its figures mean little; {FEW} are few already"
 
 
-def of_held_out(train: Sequence[Item], held_out: Sequence[Item]) -> Iterator[str]:
-    """Held-out items, or prompts, that are training items too."""
-    known = set(map(_content, train))
+def of_held_out(used: Sequence[Item], held_out: Sequence[Item], split: str = "training") -> Iterator[str]:
+    """Held-out items, or prompts, that were used before as items of another split."""
+    known = set(map(_content, used))
     seen = sum(_content(item) in known for item in held_out)
     if seen > SHARE * len(held_out):
         yield (
-            f"{seen} of {len(held_out)} examples are training examples too: what is measured on them is too good; "
+            f"{seen} of {len(held_out)} examples are {split} examples too: what is measured on them is too good; "
             "take them out of one of the two files"
         )
 

@@ -175,6 +175,7 @@ def _asked(name: str, task: TaskSpec, reader: Tokenizer, splits: Mapping[str, Se
 def _warn(name: str, task: TaskSpec, data: TaskData) -> None:
     warnings = [("train", task.train, doubts.of_labels(data.classes)), ("train", task.train, doubts.of_few(data.train))]
     warnings.append(("eval", task.eval, doubts.of_held_out(data.train, data.eval)))
+    warnings.append(("eval", task.eval, doubts.of_held_out(data.validation or (), data.eval, "validation")))
     if task.validation is not None and data.validation is not None:
         warnings.append(("validation", task.validation, doubts.of_held_out(data.train, data.validation)))
     for split, path, lines in warnings:
