@@ -21,7 +21,7 @@ class Lookups:
     """What was seen of a table.
 
     Attributes:
-        ids: int64 [n], the rows that were looked up.
+        ids: int64 [n], the rows that were looked up, as often as each text alone would have looked them up.
         words: whether these were the texts' own tokens, each time.
         read: whether the model read the table past its lookups.
     """
@@ -37,7 +37,10 @@ class _Watched(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Call the module, and note the ids that it looks up."""
         seen, texts = self.__dict__["_seen"], self.__dict__["_texts"]
-        seen.ids.append(ids.detach().reshape(-1).to(torch.int64).numpy().copy())
+        rows = ids.detach().reshape(-1).to(torch.int64).numpy()
+        # What has no row for each text, such as positions, is looked up once for all of them.
+        together = texts is not None and len(ids) != len(texts) and ids.numel() != texts.numel()
+        seen.ids.append(np.tile(rows, len(texts) if together else 1))
         seen.words = seen.words and texts is not None and ids.shape == texts.shape and bool(torch.equal(ids, texts))
         self.__dict__["_inside"] = True
         try:

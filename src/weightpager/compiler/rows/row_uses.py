@@ -22,7 +22,7 @@ LEAST_BYTES = 1 << 20
 """A smaller table, in bfloat16, stays in memory: little is saved, and a fault costs as much as any."""
 
 _WATCHED = 32
-"""Texts of each task that are run to see what is looked up; the words of all training texts are counted beside."""
+"""Texts of each task, at most, that are run to see what is looked up; all training texts' words are counted beside."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,7 +97,8 @@ def choose_tables(source: Source, data: Mapping[str, TaskData]) -> RowChoice:
     large, reasons = _large_tables(source)
     if not large:
         return RowChoice({}, reasons)
-    seen = {task: watch(model, _batch(data[task])) for task, model in source.models.items()}
+    batches = {task: _batch(data[task]) for task in source.models}
+    seen = {task: watch(model, batches[task]) for task, model in source.models.items()}
     tables = {}
     for name, rows in large.items():
         of_tasks = {task: found[name] for task, found in seen.items() if name in found}
@@ -105,7 +106,10 @@ def choose_tables(source: Source, data: Mapping[str, TaskData]) -> RowChoice:
             reasons[name] = "embedding that is used past its lookup"
             continue
         counts = {task: _counts(one, data[task], rows) for task, one in of_tasks.items()}
-        texts = {task: len(data[task].train) if one.words else _WATCHED for task, one in of_tasks.items()}
+        texts = {
+            task: len(data[task].train) if one.words else len(batches[task]["input_ids"])
+            for task, one in of_tasks.items()
+        }
         tables[name] = RowUses.of(counts, texts)
     return RowChoice(tables, reasons)
 
