@@ -46,7 +46,11 @@ _COARSE: PageDtype = "int4"
 _ROOMY: tuple[PageDtype, ...] = ("bfloat16", "int8")  # taken where all blocks fit
 _ROWS = 8  # one row of so many, of tables that come on demand: on held-out texts these serve 82 to 88 % of the look-ups
 _CLOSE = 0.01  # of the budget may be left
-_SPARE = 0.02  # before training: it makes parameters differ that began alike, such as biases of heads
+_SPARE = 0.02
+"""Share of the budget that is left free before training.
+
+Training makes parameters differ that began equal, such as biases of heads. Each task then holds its own.
+"""
 _ROUGH, _EXACT = 2, 6  # trials, after the one at the least density
 _LOWER = 0.99  # of a density that turned out not to fit
 

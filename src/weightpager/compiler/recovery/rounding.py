@@ -22,7 +22,10 @@ from weightpager.kernels.torch.kept_blocks import RowRounding
 from weightpager.page_dtype import ENCODINGS, Encoding, PageDtype, decode, encode
 
 ROUNDED: frozenset[PageDtype] = frozenset({"int4"})
-"""Dtypes whose rounding recovery goes through: the others round so little that nothing is gained."""
+"""Dtypes that recovery allows for: it trains with weights as these pages would hold them.
+
+Other dtypes round too little for that to gain anything.
+"""
 
 EVERY = 20
 """Steps between two searches, beside those at which a training is checked."""

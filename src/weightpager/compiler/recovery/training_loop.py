@@ -40,7 +40,10 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which steps a training makes, of those over which a rate rises and falls.
+    """Which steps a training makes.
+
+    Several trainings may share one rate that rises and falls over `steps` steps. This one makes step `first`, and then
+    every `every`-th.
 
     Attributes:
         steps: in all.

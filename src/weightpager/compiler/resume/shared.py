@@ -35,11 +35,13 @@ Scores = dict[str, Score]
 
 @dataclass
 class Shared:
-    """The cache, and under which names a compile's stages lie there.
+    """What a compile finds in the cache, and puts there.
+
+    `dense`, `held_out` and `sums` are hashes. Each names an entry by all that the entry depends on.
 
     Attributes:
         cache: where finished stages are kept.
-        dense, held_out, sums: the identities of the dense model, its scores and its calibration.
+        dense, held_out, sums: of the dense model, its scores and its calibration.
         seconds: that calibrations from the cache took when they were made.
     """
 

@@ -66,9 +66,10 @@ class Target:
 def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, list[FrontierPoint]]:
     """The tasks with the alignment that ``max_switch`` or ``accuracy_loss`` leads to, and what was tried.
 
-    A loss is the mean over the tasks of what alignment costs, in points, on the dense weights without any recovery and
-    without the masks of strength 0 losing anything. Fine-tuning wins most of that back, and nothing short of it tells
-    how much; there the loss is the percentage of kept saliency that alignment gives up.
+    A loss is the mean over the tasks of what alignment costs, in points. It is measured with masks on the dense
+    weights, before any recovery. Masks of strength 0 have a loss of 0, whatever sparsity itself costs. Where recovery
+    fine-tunes, nothing short of the training tells what is lost in the end. There the loss is the percentage of kept
+    saliency that alignment gives up.
 
     Raises:
         CompileError: what the task file asks for can't be had.
