@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -329,3 +329,16 @@ def test_a_refit_goes_on_from_the_dense_model_that_it_was_of(
     here = identities.compile_identity(task_file)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert (identities.compile_identity(task_file) == here) == goes_on
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), RuntimeError("Too many open files")])
+def test_an_entry_that_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    cache = Cache(tmp_path / "c", 10**7)
+    cache.write("train", OWNER, 0, megabyte())
+    with monkeypatch.context() as patched:
+        patched.setattr("weightpager.compiler.resume.entry.safe_open", Mock(side_effect=error))
+        assert cache.read("train", OWNER) is None
+    assert "damaged" not in caplog.text
+    assert cache.read("train", OWNER) is not None

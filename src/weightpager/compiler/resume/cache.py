@@ -76,7 +76,11 @@ class Cache:
         path = self._path(stage, owner)
         if not os.path.lexists(path):
             return None
-        entry = read_entry(path, owner)
+        try:
+            entry = read_entry(path, owner)
+        except OSError as error:  # another compile may have made room meanwhile
+            _log.info("%s: cannot be read: %s", path, error)
+            return None
         if entry is None:
             _log.warning("%s: damaged; removed, and what it held is done again", path)
             with suppress(OSError):

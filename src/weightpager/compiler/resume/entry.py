@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from torch import Tensor, uint8
 
 from weightpager.errors import CompileError
 
-_DAMAGE = (SafetensorError, OSError, ValueError, KeyError)
+_DAMAGE = (SafetensorError, ValueError, KeyError)
 
 Owner = Mapping[str, str]
 """What an entry's maker states of itself; who asks for it has to state the same."""
@@ -50,8 +51,12 @@ def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
 
 
 def read_entry(path: Path, owner: Owner) -> Entry | None:
-    """The entry in a file; None if it is damaged, or another owner's."""
-    with suppress(*_DAMAGE), safe_open(path, framework="pt") as file:
+    """The entry in a file; None if it is damaged, or another owner's.
+
+    Raises:
+        OSError: the file isn't there any more, or can't be read now.
+    """
+    with suppress(*_DAMAGE), _opened(path) as file:
         facts = file.metadata() or {}
         if owner.items() <= facts.items():
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -62,10 +67,19 @@ def read_entry(path: Path, owner: Owner) -> Entry | None:
 
 def step_of(path: Path, owner: Owner) -> tuple[int, bool] | None:
     """The step that an entry has reached, and whether it is this owner's, by its header; None if it is damaged."""
-    with suppress(*_DAMAGE), safe_open(path, framework="pt") as file:
+    with suppress(OSError, *_DAMAGE), _opened(path) as file:
         facts = file.metadata() or {}
         return int(facts["step"]), owner.items() <= facts.items()
     return None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except RuntimeError as error:  # torch opens it a second time, and says so of a file that it can't open
+        raise OSError(str(error)) from error
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -213,7 +213,9 @@ class Journal:
     def _entry(self, stage: str, fits: Fits) -> Entry | None:
         if self._folder is None or not self._path(stage).is_file():
             return None
-        entry = read_entry(self._path(stage), self._owner())
+        entry = None
+        with suppress(OSError):
+            entry = read_entry(self._path(stage), self._owner())
         if entry is None:
             self._tell_of_loss(stage)
         return entry if entry is not None and fits(entry.tensors) else None
