@@ -190,17 +190,23 @@ class Installed:
         state = self._state
         history = state.history if key in state.history else [*state.history, key]
         refused = [each for each in state.refused if each != key]
-        self._remember(_State(history=history, refused=refused, unchecked=None if checked else key))
+        # The check of the version in use stays due until the link leads to another one.
+        due = state.unchecked if checked else key
+        self._remember(_State(history=history, refused=refused, unchecked=due))
         link, new = self.places.link, self.places.home / "link"
         with write_errors():
             new.unlink(missing_ok=True)
             new.symlink_to(Path(STATE, self.places.home.name, "versions", key, BUNDLE))
             new.replace(link)
             sync(link.parent)
+        if checked:
+            self.passed()
 
     def passed(self) -> None:
-        """Remember that the version in use has passed its check."""
-        self._remember(structs.replace(self._state, unchecked=None))
+        """Remember that the version in use is well: no check of it is due, and it isn't refused."""
+        state, current = self._state, self.current
+        refused = [each for each in state.refused if each != current]
+        self._remember(structs.replace(state, refused=refused, unchecked=None))
 
     def refuse(self, key: str) -> None:
         """Remember that a version isn't wanted here."""
@@ -240,8 +246,9 @@ class Installed:
         return self.places.home / "state.json"
 
     def _remember(self, state: _State) -> None:
-        with write_errors(), new_file(self._state_path) as file:
-            file.write(json.encode(state))
+        if state != self._state:
+            with write_errors(), new_file(self._state_path) as file:
+                file.write(json.encode(state))
 
 
 def _sync_tree(folder: Path) -> None:

@@ -130,9 +130,11 @@ class _Pull:
     def run(self, wish: Wish, keep: int, connections: int, *, dry_run: bool) -> Pulled:
         """See `pull`."""
         key, installed = self._version.key, self._installed
+        if installed.current != key and not dry_run:
+            self._make_up()
         if installed.current == key and not (installed.unchecked and self._check is not None):
             return self._done("current")
-        if key in installed.refused and not wish.again:
+        if key in installed.refused and installed.current != key and not wish.again:
             return self._done("refused")
         cost: Cost | None = None
         if not installed.has(key):
@@ -145,20 +147,34 @@ class _Pull:
             return self._done("would install")
         return self._use(key, keep, cost)
 
+    def _make_up(self) -> None:
+        """Check the version in use before another one replaces it, if its own check was interrupted."""
+        current = self._installed.current
+        if current is not None and self._installed.unchecked:
+            self._problem(current)
+
     def _use(self, key: str, keep: int, cost: Cost | None) -> Pulled:
-        installed, check = self._installed, self._check
+        installed = self._installed
         if installed.current != key:
-            installed.use(key, checked=check is None)
-        problem = check(installed.places.link) if check is not None else None
+            installed.use(key, checked=self._check is None)
+        problem = self._problem(key)
         if problem is not None:
-            self._reject(key)
             return self._done("rolled back", cost, problem)
-        installed.passed()
         installed.prune(keep)
         return self._done("installed", cost)
 
+    def _problem(self, key: str) -> str | None:
+        """What the check finds of the version in use; if it finds something, the version before comes back."""
+        if self._check is None:
+            return None
+        problem = self._check(self._installed.places.link)
+        if problem is None:
+            self._installed.passed()
+        else:
+            self._reject(key)
+        return problem
+
     def _reject(self, key: str) -> None:
-        """Go back from a version that has failed its check."""
         before = self._installed.previous()
         self._installed.refuse(key)
         if before is None:

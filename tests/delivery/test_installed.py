@@ -1,0 +1,108 @@
+"""What a device remembers of its versions, and what of it a kill at any step leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from damage import contents
+from fleet import NAME, Device, Fleet
+from weightpager.delivery.pulling.pull import Pulled
+
+
+class _KilledError(BaseException):
+    pass
+
+
+def killed(step: int, command: Callable[[], object]) -> bool:
+    """Run a command that dies after so many steps: right before or right after it changes the state or the link.
+
+    Returns:
+        Whether it died; else it had fewer steps.
+    """
+    left = iter(range(step))
+
+    def dying(change: Callable[..., object]) -> Callable[..., object]:
+        def change_or_die(path: Path, *arguments: Any, **options: Any) -> object:
+            is_step = Path(*arguments or (path,)).name in ("state.json", f"{NAME}.bundle")
+            if is_step and next(left, None) is None:
+                raise _KilledError
+            done = change(path, *arguments, **options)
+            if is_step and next(left, None) is None:
+                raise _KilledError
+            return done
+
+        return change_or_die
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", dying(Path.replace))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        try:
+            command()
+        except _KilledError:
+            return True
+    return False
+
+
+def kills(fleet: Fleet, folder: Path, command: Callable[[Fleet], object]) -> Iterator[Fleet]:
+    """Fleets in which a command died, in each one step later, and at last one in which it ended."""
+    died, step = True, 0
+    while died:
+        trial = fleet.copied(folder / str(step))
+        died = killed(step, partial(command, trial))
+        yield trial
+        step += 1
+    assert step > 6
+
+
+def pull_checked(fleet: Fleet, device: Device | None = None) -> Pulled:
+    """A pull that lets only the old version pass."""
+
+    def check(bundle: Path) -> str | None:
+        return None if contents(bundle) == contents(fleet.old) else "it is no good"
+
+    return (device or fleet.device).pull(fleet.place.root, check=check)
+
+
+@pytest.mark.parametrize("checked_next", [True, False])
+def test_a_version_that_failed_its_check_goes_whatever_stopped_that(
+    fleet: Fleet, tmp_path: Path, checked_next: bool
+) -> None:
+    for trial in kills(fleet, tmp_path, pull_checked):
+        if not checked_next and contents(trial.device.bundle) == contents(trial.new):
+            assert trial.device.pull(trial.place.root).outcome == "current"
+        assert pull_checked(trial).outcome in ("rolled back", "refused")
+        assert contents(trial.device.bundle) == contents(trial.old)
+        assert trial.device.pull(trial.place.root).outcome == "refused"
+
+
+def test_a_first_version_that_failed_its_check_goes_whatever_stopped_that(fleet: Fleet, tmp_path: Path) -> None:
+    def pull_first(trial: Fleet) -> Pulled:
+        return pull_checked(trial, Device(trial.device.into / "fresh", trial.place.trust))
+
+    for trial in kills(fleet, tmp_path, pull_first):
+        assert pull_first(trial).in_use is None
+        assert not (trial.device.into / "fresh" / trial.device.bundle.name).is_symlink()
+
+
+def test_a_version_that_passes_its_check_in_the_end_is_like_any_other(fleet: Fleet, tmp_path: Path) -> None:
+    for trial in kills(fleet, tmp_path, pull_checked):
+        if contents(trial.device.bundle) == contents(trial.new):
+            assert trial.device.pull(trial.place.root, check=lambda _: None).outcome == "installed"
+            trial.place.publish(trial.old, version="3")
+            assert trial.device.pull(trial.place.root, check=lambda _: "bad").in_use == "2"
+
+
+def test_a_check_that_was_interrupted_is_made_up_for_before_a_newer_version_comes(fleet: Fleet) -> None:
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet.device.pull(fleet.place.root, check=interrupted)
+    fleet.place.publish(fleet.old, version="3")
+    done = fleet.device.pull(fleet.place.root, check=lambda _: "bad")
+    assert (done.outcome, done.in_use) == ("rolled back", "1")
