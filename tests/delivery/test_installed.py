@@ -11,7 +11,9 @@ import pytest
 
 from damage import contents
 from fleet import NAME, Device, Fleet
-from weightpager.delivery.pulling.pull import Pulled
+from weightpager.delivery.pulling.installed import STATE
+from weightpager.delivery.pulling.pull import Pulled, roll_back
+from weightpager.errors import DeliveryError
 
 
 class _KilledError(BaseException):
@@ -106,3 +108,54 @@ def test_a_check_that_was_interrupted_is_made_up_for_before_a_newer_version_come
     fleet.place.publish(fleet.old, version="3")
     done = fleet.device.pull(fleet.place.root, check=lambda _: "bad")
     assert (done.outcome, done.in_use) == ("rolled back", "1")
+
+
+def versions(device: Device) -> Path:
+    return device.into / STATE / NAME / "versions"
+
+
+@pytest.mark.parametrize("deleted_first", ["bundle", "version.json"])
+def test_half_of_a_version_never_counts_as_one(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, deleted_first: str
+) -> None:
+    key = fleet.device.bundle.resolve().parent.name
+
+    def dies(folder: Path, **_: object) -> None:
+        if folder.name.startswith(key):
+            file = next(path for path in sorted((folder / deleted_first).rglob("*")) or [folder / deleted_first])
+            file.unlink()
+            raise _KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        patch.setattr("shutil.rmtree", dies)
+        fleet.device.pull(fleet.place.root, keep=1)
+    with pytest.raises(DeliveryError, match="expected 1, found none"):
+        roll_back(fleet.device.into, NAME, to="1")
+    fleet.place.publish(fleet.old)
+    assert fleet.device.pull(fleet.place.root).version == "1"
+    assert contents(fleet.device.bundle) == contents(fleet.old)
+    assert list(versions(fleet.device).parent.glob("partial/*")) == []
+
+
+def test_a_folder_without_a_bundle_is_no_version(fleet: Fleet) -> None:
+    (key,) = (path.name for path in versions(fleet.device).iterdir())
+    fleet.device.pull(fleet.place.root, keep=1)
+    (versions(fleet.device) / key).mkdir()
+    (versions(fleet.device) / key / "version.json").touch()
+    fleet.place.publish(fleet.old)
+    assert fleet.device.pull(fleet.place.root).version == "1"
+    assert contents(fleet.device.bundle) == contents(fleet.old)
+
+
+def test_what_cant_be_deleted_stays_whole(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def refuses(path: Path, to: Path) -> Path:
+        if path.parent.name == "versions":
+            raise PermissionError(1, "Operation not permitted")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refuses)
+    fleet.device.pull(fleet.place.root, keep=1)
+    assert roll_back(fleet.device.into, NAME).now == "1"
+    assert contents(fleet.device.bundle) == contents(fleet.old)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,9 @@ BUNDLE, VERSION = "bundle", "version.json"
 
 STATE = ".weightpager"
 """Folder beside the bundles, for all that pulls keep."""
+
+_GONE = ".gone"
+"""At the end of a folder's name: of a version that is being deleted. No key ends so."""
 
 write_errors = partial(
     storage_errors_as,
@@ -177,6 +180,8 @@ class Installed:
         with write_errors():
             _sync_tree(folder)
             self.places.versions.mkdir(exist_ok=True)
+            if not self.has(key):
+                shutil.rmtree(self.places.versions / key, ignore_errors=True)  # without a bundle it is none
             folder.rename(self.places.versions / key)
             sync(self.places.versions)
 
@@ -224,11 +229,18 @@ class Installed:
         kept = {*self.history()[-keep:], self.current}
         for folder in self._folders(self.places.versions):
             if folder.name not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._discard(folder)
         for folder in self._folders(self.places.partial):
             shutil.rmtree(folder, ignore_errors=True)
         left = self.history()
         self._remember(structs.replace(self._state, history=left))
+
+    def _discard(self, folder: Path) -> None:
+        """Move a version away in one step, since half of one would count as whole; what can't be moved stays."""
+        with suppress(OSError):
+            self.places.partial.mkdir(exist_ok=True)
+            folder.rename(self.places.partial / f"{folder.name}{_GONE}")
+            sync(folder.parent)
 
     @staticmethod
     def _folders(parent: Path) -> list[Path]:
