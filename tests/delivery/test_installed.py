@@ -159,3 +159,11 @@ def test_what_cant_be_deleted_stays_whole(fleet: Fleet, monkeypatch: pytest.Monk
     fleet.device.pull(fleet.place.root, keep=1)
     assert roll_back(fleet.device.into, NAME).now == "1"
     assert contents(fleet.device.bundle) == contents(fleet.old)
+
+
+def test_a_version_that_was_rolled_back_takes_no_place_among_those_that_stay(fleet: Fleet) -> None:
+    assert pull_checked(fleet).outcome == "rolled back"
+    fleet.place.publish(fleet.old, version="3")
+    assert fleet.device.pull(fleet.place.root, keep=2).in_use == "3"
+    assert sorted(path.name[0] for path in versions(fleet.device).iterdir()) == ["1", "3"]
+    assert roll_back(fleet.device.into, NAME).now == "1"

@@ -225,8 +225,9 @@ class Installed:
             sync(self.places.link.parent)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the last so many versions; never the one in use."""
-        kept = {*self.history()[-keep:], self.current}
+        """Remove all but the last so many versions that weren't rolled back; never the one in use."""
+        refused = self.refused
+        kept = {*[key for key in self.history() if key not in refused][-keep:], self.current}
         for folder in self._folders(self.places.versions):
             if folder.name not in kept:
                 self._discard(folder)

@@ -91,7 +91,7 @@ def pull(
         source: of the repository.
         into: directory of the device's bundles; it is made if the one above it is there.
         wish: what is wanted.
-        keep: versions that stay, the one in use included.
+        keep: versions that stay, the one in use included; those that were rolled back go.
         connections: at once.
         check: of the new version in use; if it finds something, the version before comes back.
         dry_run: only say what would come.
