@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as time_of_day
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,34 @@ def test_a_device_believes_no_other_root(fleet: Fleet, tmp_path: Path) -> None:
     with pytest.raises(UntrustedError, match="signatures"):
         device.pull(fleet.place.root)
     assert not device.bundle.exists()
+
+
+def test_whom_a_device_trusts_survives_a_kill(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, metadata = os.remove, fleet.device.into / ".weightpager" / NAME / "metadata"
+
+    def removes_and_dies(path: str) -> None:
+        remove(path)
+        raise KeyboardInterrupt
+
+    repository.rotate(fleet.place.root, fleet.place.keys, "root")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.remove", removes_and_dies)
+        fleet.device.pull(fleet.place.root)
+    assert not (metadata / "root.json").exists()
+    fleet.device.pull(fleet.place.root)
+    for path in metadata.glob("root_history/*"):
+        path.write_bytes(b"")  # as a power cut leaves what wasn't synced
+    assert fleet.device.pull(fleet.place.root).outcome == "current"
+    assert json.loads((metadata / "trusted.json").read_bytes())["signed"]["version"] == 2
+
+
+@pytest.mark.parametrize("whose", ["typed", "kept"])
+def test_root_metadata_that_is_none_is_asked_for_again(fleet: Fleet, tmp_path: Path, whose: str) -> None:
+    device = Device(tmp_path / "fresh", b"{}") if whose == "typed" else fleet.device
+    if whose == "kept":
+        (device.into / ".weightpager" / NAME / "metadata" / "trusted.json").write_bytes(b"")
+    with pytest.raises(ConfigError, match="trust: expected root metadata .* with --trust"):
+        device.pull(fleet.place.root)
 
 
 def test_old_metadata_is_refused(fleet: Fleet, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Device:
     ) -> Pulled:
         self.into.mkdir(exist_ok=True)
         source = open_source(str(place), connections=3)
-        trust = None if (self.into / ".weightpager" / NAME / "metadata" / "root.json").exists() else self.trust
+        trust = None if (self.into / ".weightpager" / NAME / "state.json").exists() else self.trust
         try:
             return pull(source, self.into, Wish(NAME, channel, root=trust, again=again), check=check, **options)
         finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from tuf.api import exceptions as tuf
 from tuf.ngclient import Updater
 
+from weightpager.bundle.files.new_file import new_file
 from weightpager.delivery.names import METADATA, TARGETS
 from weightpager.delivery.sources.source import Source
 from weightpager.delivery.sources.tuf_fetcher import TufFetcher
@@ -15,6 +17,11 @@ from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import ConfigError, DeliveryError, UntrustedError
 
 _TARGET_BYTES = 256 << 20
+
+_KEPT_ROOT = "trusted.json"
+"""The root metadata that a device trusts, in its folder of metadata."""
+
+_GIVE = "give the file 1.root.json that 'weightpager publish init' named, with --trust"
 
 
 def signed_version(source: Source, folder: Path, target: str, root: bytes | None) -> VersionFile:
@@ -27,6 +34,7 @@ def signed_version(source: Source, folder: Path, target: str, root: bytes | None
         root: the root metadata that the device's owner trusts; None for the one that it has seen last.
 
     Raises:
+        ConfigError: there is no such root metadata.
         UntrustedError: what the repository gives isn't signed, is older than what was seen, or has expired.
         DeliveryError: a file is missing or can't be read; there is no such target.
     """
@@ -56,19 +64,11 @@ def signed_version(source: Source, folder: Path, target: str, root: bytes | None
 
 def _signed_version(source: Source, folder: Path, target: str, root: bytes | None) -> VersionFile:
     folder.mkdir(parents=True, exist_ok=True)
-    if root is None and not (folder / "root.json").exists():
-        raise ConfigError(
-            f"trust: expected the root metadata of {source.place}, from which this bundle hasn't come yet; give "
-            "the file 1.root.json that 'weightpager publish init' named, with --trust"
-        )
-    updater = Updater(
-        metadata_dir=str(folder),
-        metadata_base_url=METADATA,
-        target_base_url=TARGETS,
-        fetcher=TufFetcher(source),
-        bootstrap=root,
-    )
-    updater.refresh()
+    updater = _updater(source, folder, _kept_root(folder) if root is None else root)
+    try:
+        updater.refresh()
+    finally:
+        _keep_root(folder)
     info = updater.get_targetinfo(target)
     if info is None:
         raise DeliveryError(
@@ -79,6 +79,41 @@ def _signed_version(source: Source, folder: Path, target: str, root: bytes | Non
     path = folder / "target.json"
     updater.download_target(info, str(path))
     return VersionFile.parse(path.read_bytes())
+
+
+def _updater(source: Source, folder: Path, root: bytes | None) -> Updater:
+    """TUF's client, which begins with a root that is trusted and writes to a folder."""
+    if root is None:
+        raise ConfigError(
+            f"trust: expected the root metadata of {source.place}, from which this bundle hasn't come yet; {_GIVE}"
+        )
+    try:
+        return Updater(
+            metadata_dir=str(folder),
+            metadata_base_url=METADATA,
+            target_base_url=TARGETS,
+            fetcher=TufFetcher(source),
+            bootstrap=root,
+        )
+    except tuf.RepositoryError as error:
+        raise ConfigError(f"trust: expected root metadata that signs itself, found none: {error}; {_GIVE}") from error
+
+
+def _kept_root(folder: Path) -> bytes | None:
+    """The root that was trusted last; None if there was none."""
+    try:
+        return (folder / _KEPT_ROOT).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _keep_root(folder: Path) -> None:
+    """Keep the root that is trusted now. TUF deletes and writes its own at every look: a kill may leave none."""
+    with suppress(FileNotFoundError):  # it hadn't room for its own
+        root = (folder / "root.json").read_bytes()
+        if root != _kept_root(folder):
+            with new_file(folder / _KEPT_ROOT) as file:
+                file.write(root)
 
 
 def _now() -> str:
