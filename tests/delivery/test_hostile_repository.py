@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,19 @@ def test_a_repository_that_is_gone_is_named(fleet: Fleet) -> None:
         pass
     with pytest.raises(DeliveryError, match=url):
         fleet.device.pull(url)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "fifo"])
+@pytest.mark.parametrize(
+    "places", ["metadata/timestamp.json", "targets/*/channels/*", "packs/*.ids", "packs/*.pack", "objects/*"]
+)
+def test_what_is_no_ordinary_file_cannot_be_read(fleet: Fleet, places: str, make: Callable[[Path], None]) -> None:
+    for path in fleet.place.root.glob(places):
+        path.unlink()
+        make(path)
+    with pytest.raises(DeliveryError, match="cannot be read"):
+        fleet.device.pull(fleet.place.root)
+    assert contents(fleet.device.bundle) == contents(fleet.old)
 
 
 @pytest.mark.slow

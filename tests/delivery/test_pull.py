@@ -262,10 +262,11 @@ def test_a_full_disk_leaves_what_is_in_use(fleet: Fleet, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("weightpager.bundle.format.page_file.write_at", full)
-        with pytest.raises(DeliveryError, match="No space left"):
-            fleet.device.pull(fleet.place.root)
+    for writes in ("weightpager.bundle.format.page_file.write_at", "tuf.ngclient.Updater._persist_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(writes, full)
+            with pytest.raises(DeliveryError, match="No space left"):
+                fleet.device.pull(fleet.place.root)
     assert contents(fleet.device.bundle) == contents(fleet.old)
     fleet.device.pull(fleet.place.root)
     assert contents(fleet.device.bundle) == contents(fleet.new)

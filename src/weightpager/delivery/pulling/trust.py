@@ -11,6 +11,7 @@ from tuf.ngclient import Updater
 
 from weightpager.bundle.files.new_file import new_file
 from weightpager.delivery.names import METADATA, TARGETS
+from weightpager.delivery.pulling.installed import write_errors
 from weightpager.delivery.sources.source import Source
 from weightpager.delivery.sources.tuf_fetcher import TufFetcher
 from weightpager.delivery.version_file import VersionFile
@@ -36,10 +37,11 @@ def signed_version(source: Source, folder: Path, target: str, root: bytes | None
     Raises:
         ConfigError: there is no such root metadata.
         UntrustedError: what the repository gives isn't signed, is older than what was seen, or has expired.
-        DeliveryError: a file is missing or can't be read; there is no such target.
+        DeliveryError: a file is missing or can't be read or written; there is no such target.
     """
     try:
-        return _signed_version(source, folder, target, root)
+        with write_errors():
+            return _signed_version(source, folder, target, root)
     except tuf.ExpiredMetadataError as error:
         raise UntrustedError(
             f"{source.place}: {error}, and this device's clock says {_now()}. Set the clock if it is wrong; else the "

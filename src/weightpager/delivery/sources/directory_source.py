@@ -27,19 +27,24 @@ class DirectorySource:
 
     @contextmanager
     def open(self, path: str, start: int = 0, end: int | None = None) -> Iterator[Stream]:
+        with self._opened(path) as file:
+            file.seek(start)
+            yield Stream(start, self._pieces(file, path, None if end is None else end - start))
+
+    def _opened(self, path: str) -> BinaryIO:
         try:
-            with open_regular(self._root / path) as file:
-                file.seek(start)
-                yield Stream(start, self._pieces(file, path, None if end is None else end - start))
+            return open_regular(self._root / path)
         except FileNotFoundError as error:
             raise MissingError(f"{self.place}: expected the file {path}, found none") from error
+        except OSError as error:
+            raise self._unreadable(path, error) from error
 
     def _pieces(self, file: BinaryIO, path: str, left: int | None) -> Iterator[bytes]:
         while left is None or left > 0:
             try:
                 piece = file.read(_PIECE if left is None else min(left, _PIECE))
             except OSError as error:
-                raise TransferError(f"{self.place}: {path}: cannot be read: {error.strerror or error}") from error
+                raise self._unreadable(path, error) from error
             if not piece:
                 if left is not None:
                     raise TransferError(f"{self.place}: {path}: expected {left} more bytes, found its end")
@@ -49,6 +54,9 @@ class DirectorySource:
             if left is not None:
                 left -= len(piece)
             yield piece
+
+    def _unreadable(self, path: str, error: OSError) -> TransferError:
+        return TransferError(f"{self.place}: {path}: cannot be read: {error.strerror or error}")
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
