@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from command import Command
+from command import Command, run
 from damage import contents
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
@@ -70,6 +70,17 @@ def test_a_failed_check_is_a_failed_command(published: Path, weightpager: Comman
     done = weightpager(*PULL, "--check", 'test "$WEIGHTPAGER_BUNDLE" = bundles/assistant.bundle && exit 3')
     assert done.code == 1
     assert "its check ended with code 3; 1 is in use" in done.err
+
+
+def test_what_a_check_prints_is_no_part_of_the_json(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (("publish", "init", "repository"), ("publish", "assistant.bundle", "repository")):
+        assert run(capfd, monkeypatch, *words).code == 0
+    trust = ("--trust", "repository/metadata/1.root.json")
+    done = run(capfd, monkeypatch, *PULL, *trust, "--json", "--check", "echo all is well")
+    assert json.loads(done.out)["outcome"] == "installed"
+    assert "all is well" in done.err
 
 
 def test_rows_are_answered_as_they_should_be(published: Path, weightpager: Command) -> None:

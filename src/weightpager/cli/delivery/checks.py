@@ -13,6 +13,8 @@ from typing import Any
 from weightpager.errors import ConfigError, WeightpagerError
 
 _SECONDS = 600
+_STANDARD_ERROR = 2
+"""Where a command prints: standard output may be one JSON document."""
 
 Check = Callable[[Path], str | None]
 
@@ -33,7 +35,9 @@ def checks(command: str | None, rows: Path | None) -> Check | None:
 def _run(bundle: Path, command: str) -> str | None:
     environment = os.environ | {"WEIGHTPAGER_BUNDLE": str(bundle)}
     try:
-        done = subprocess.run(command, shell=True, env=environment, timeout=_SECONDS, check=False)  # noqa: S602 - the user's
+        done = subprocess.run(  # noqa: S602 - the user's
+            command, shell=True, env=environment, stdout=_STANDARD_ERROR, timeout=_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"its check didn't end within {_SECONDS} s"
     return f"its check ended with code {done.returncode}" if done.returncode else None
