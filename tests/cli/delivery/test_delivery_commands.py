@@ -95,8 +95,29 @@ def test_rows_are_answered_as_they_should_be(published: Path, weightpager: Comma
         done = weightpager(*PULL, "--check-rows", rows, "--again")
         assert done.code == 1
         assert problem in done.err
-    rows.write_text("{}")
-    assert "expected task, text and label" in weightpager(*PULL, "--check-rows", rows).err
+    for text, line in (("{}", 1), ("\n[1]", 2), ('\n\n{"task"', 3), ('"task text label"', 1), ("\n \n", 0)):
+        rows.write_text(text)
+        problem = f"rows.jsonl:{line}: expected JSON with task, text and label" if line else "at least one row"
+        assert problem in weightpager(*PULL, "--check-rows", rows).err
+
+
+def test_rows_may_have_any_text_and_blank_lines_between_them(published: Path, weightpager: Command) -> None:
+    with Engine.from_pretrained("assistant.bundle") as engine:
+        text = "red\u2028\u0085cat"
+        label = engine.predict("animal", [text])[0].label
+    row = json.dumps({"task": "animal", "text": text, "label": label}, ensure_ascii=False)
+    Path("rows.jsonl").write_text(f"\n{row}\n \n{row}\n", encoding="utf-8")
+    assert weightpager(*FIRST, "--check-rows", "rows.jsonl").code == 0
+
+
+def test_a_version_that_breaks_while_it_answers_goes_back(
+    published: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("rows.jsonl").write_text('{"task": "animal", "text": "red cat", "label": "cat"}')
+    monkeypatch.setattr(Engine, "predict", lambda *_: 1 / 0)
+    done = weightpager(*FIRST, "--check-rows", "rows.jsonl")
+    assert done.code == 1
+    assert "can't be answered: ZeroDivisionError: division by zero; no version is in use" in done.err
 
 
 def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:

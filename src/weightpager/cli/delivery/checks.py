@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from weightpager.errors import ConfigError, WeightpagerError
+from weightpager.errors import ConfigError, WeightpagerError, first_line
 
 _SECONDS = 600
 _STANDARD_ERROR = 2
@@ -46,16 +46,28 @@ def _run(bundle: Path, command: str) -> str | None:
 def _rows(path: Path) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            row: Any = json.loads(line)
-            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("task", "text", "label")):
-                raise ConfigError(f"check-rows: {path}:{number}: expected task, text and label, found {line[:80]!r}")
-            found[row["task"]].append((row["text"], row["label"]))
+        lines = path.read_text(encoding="utf-8").split("\n")  # other separators may be part of a text
     except (OSError, ValueError) as error:
         raise ConfigError(f"check-rows: expected JSON lines in {path}, found none: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            task, text, label = _row(f"{path}:{number}", line)
+            found[task].append((text, label))
     if not found:
         raise ConfigError(f"check-rows: expected at least one row in {path}, found none")
     return found
+
+
+def _row(where: str, line: str) -> list[str]:
+    """Task, text and label of a line."""
+    try:
+        row: Any = json.loads(line)
+        values = [row[key] for key in ("task", "text", "label")]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        values = [None]
+    if not all(isinstance(value, str) for value in values):
+        raise ConfigError(f"check-rows: {where}: expected JSON with task, text and label, found {line[:80]!r}")
+    return values
 
 
 def _answer(bundle: Path, rows: dict[str, list[tuple[str, str]]]) -> str | None:
@@ -70,4 +82,6 @@ def _answer(bundle: Path, rows: dict[str, list[tuple[str, str]]]) -> str | None:
                         return f"{task}: expected {label!r} for {text[:60]!r}, found {answer.label!r}"
     except WeightpagerError as error:
         return f"its rows can't be answered: {error}"
+    except Exception as error:  # noqa: BLE001 - whatever it is, such a version must not stay in use
+        return f"its rows can't be answered: {type(error).__name__}: {first_line(error)}"
     return None
