@@ -148,6 +148,34 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.bundle"]
 
 
+class _KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_kill_where_nothing_can_be_exchanged_leaves_a_bundle_to_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    target, rename, steps = tmp_path / "a.bundle", Path.rename, iter(range(step))
+    write(target, b"one")
+
+    def dies(path: Path, to: Path) -> Path:
+        if next(steps, None) is None:
+            raise _KilledError
+        return rename(path, to)
+
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        patch.setattr("weightpager.bundle.files.new_directory._rename_exchange", lambda *_: False)
+        patch.setattr("weightpager.bundle.files.new_directory._remove", lambda _: dies(tmp_path, tmp_path))
+        patch.setattr(Path, "rename", dies)
+        write(target, b"two", force=True)
+    assert target.exists() == (step == 2)
+    with pytest.raises(ConfigError, match="--force"):
+        write(target, b"three")
+    assert content(target) == (b"two" if step == 2 else b"one")
+    assert [name for name in os.listdir(tmp_path) if ".old-" in name] == []
+
+
 def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
     write(tmp_path / "v1.bundle", b"one")
     (tmp_path / "current").symlink_to("v1.bundle")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import hash_file
-from weightpager.bundle.files.new_directory import new_directory
+from weightpager.bundle.files.new_directory import new_directory, restore
 from weightpager.bundle.files.permissions import imitate_tree
 from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.bundle.format import page_file, page_index, permutations, placement, row_table
@@ -138,6 +138,9 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
         CompileError: the storage refused a write.
     """
     path = Path(os.path.realpath(target))
+    if has_directory(path.parent):
+        with storage_errors():
+            restore(path)
     _check_target(path, force)
     with new_directory(path, storage_errors, replace=force) as temporary:
         yield BundleWriter(temporary)

@@ -112,7 +112,7 @@ def sync(path: Path) -> None:
 def _exchange(new: Path, target: Path) -> None:
     if not _rename_exchange(new, target):
         # The file system can't exchange: between these two steps the target is missing, but never half-written.
-        old = target.with_name(f"{new.name}-old")
+        old = target.with_name(f"{_aside(target)}{new.name.rpartition('-')[2]}")
         try:
             target.rename(old)
             new.rename(target)
@@ -121,6 +121,24 @@ def _exchange(new: Path, target: Path) -> None:
                 old.rename(target)
             raise
         _remove(old)
+
+
+def restore(target: Path) -> None:
+    """Undo half of an exchange: put back what a killed process had moved aside, or remove it if all was done.
+
+    Raises:
+        OSError: the storage refused it.
+    """
+    for old in target.parent.glob(f"{glob.escape(_aside(target))}*"):
+        if os.path.lexists(target):
+            _remove(old)
+        else:
+            old.rename(target)
+
+
+def _aside(target: Path) -> str:
+    """The beginning of the name under which a directory waits while another one takes its place."""
+    return f".{target.name}.old-"
 
 
 def _rename_exchange(new: Path, target: Path) -> bool:
