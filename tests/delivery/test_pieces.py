@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +16,12 @@ from hypothesis import strategies as st
 
 from damage import contents
 from fleet import Device, Fleet, Place
+from weightpager.bundle import Bundle
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.delivery.names import object_path
 from weightpager.delivery.pieces import restored, stored
 from weightpager.delivery.version_file import StoredPiece
+from weightpager.errors import BundleError
 
 RANDOM = np.random.default_rng(0)
 NOISE = RANDOM.bytes(300_000)
@@ -69,3 +75,32 @@ def test_a_version_whose_pieces_were_compressed_otherwise_stays_whole(fleet: Fle
         device = Device(tmp_path / channel, place.trust)
         device.pull(place.root, channel=channel)
         assert contents(device.bundle) == contents(bundle)
+
+
+def flip(bundle: Path, _: Path) -> None:
+    path = bundle / "resident.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def other_manifest(bundle: Path, other: Path) -> None:
+    for name in (MANIFEST, MANIFEST_HASH):
+        shutil.copyfile(other / name, bundle / name)
+
+
+def gone(bundle: Path, _: Path) -> None:
+    shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize("change", [flip, other_manifest, gone])
+def test_a_bundle_that_changes_while_it_is_published_is_not_signed(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, Path], None]
+) -> None:
+    bundle = Path(shutil.copytree(fleet.new, tmp_path / "new.bundle"))
+    opened = Bundle.open(bundle)
+    exchanging = SimpleNamespace(open=lambda _: change(bundle, fleet.old) or opened)
+    with monkeypatch.context() as patch:
+        patch.setattr("weightpager.delivery.publishing.publish.Bundle", exchanging)
+        with pytest.raises(BundleError, match="changed while it was published|expected a readable file"):
+            fleet.place.publish(bundle, version="3")
+    assert fleet.device.pull(fleet.place.root).version == "2"

@@ -11,14 +11,14 @@ from pathlib import Path
 from blake3 import blake3
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.files.entry import hash_file
-from weightpager.bundle.files.regular_file import open_regular
+from weightpager.bundle.files.entry import FileEntry, hash_file, open_entry
 from weightpager.bundle.format import page_index
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
+from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.repair.donor import Donor
 from weightpager.bundle.verify import verify
 from weightpager.delivery.names import channel_target, object_path, version_target
-from weightpager.delivery.pieces import Span, spans, stored
+from weightpager.delivery.pieces import spans, stored
 from weightpager.delivery.publishing.pack_store import PackStore
 from weightpager.delivery.publishing.repository import alone
 from weightpager.delivery.publishing.roles import Roles
@@ -72,7 +72,7 @@ def publish(
         progress: told of progress.
 
     Raises:
-        BundleError: the bundle is damaged.
+        BundleError: the bundle is damaged, or changed meanwhile.
         ConfigError: the version exists and is another bundle, or a key is missing.
         DeliveryError: the repository can't be read or written.
     """
@@ -104,6 +104,8 @@ class _Publishing:
         page_bytes = store.add(ids, self._reader(ids, len(wanted)), wanted)
         packs, runs = store.located(ids)
         files = {file: self._stored(file) for file in sorted({*manifest.files, MANIFEST, MANIFEST_HASH})}
+        if read_manifest(self._bundle.path) != manifest:
+            raise self._changed(MANIFEST)
         made = VersionFile(
             format="weightpager-version-1",
             name=name,
@@ -158,22 +160,34 @@ class _Publishing:
         return page
 
     def _stored(self, name: str) -> StoredFile:
-        unlisted = name in (MANIFEST, MANIFEST_HASH)
-        entry = hash_file(self._bundle.path / name) if unlisted else self._bundle.entry(name)
+        entry, digest = self._entry(name), blake3()
         pieces: list[StoredPiece] = []
         if entry.bytes:
             ids_of = "ids" if name == page_index.FILE else None
             with (
-                open_regular(self._bundle.path / name) as file,
+                open_entry(self._bundle.path, name, entry) as file,
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
             ):
-                pieces = [self._piece(content, span) for span in spans(content, ids_of)]
+                for span in spans(content, ids_of):
+                    raw = content[span.start : span.end]
+                    digest.update(raw)
+                    pieces.append(StoredPiece(blake3=None, bytes=len(raw), stored=0) if span.ids else self._piece(raw))
+        if digest.hexdigest() != entry.blake3:
+            raise self._changed(name)
         return StoredFile(bytes=entry.bytes, blake3=entry.blake3, pieces=pieces)
 
-    def _piece(self, content: mmap.mmap, span: Span) -> StoredPiece:
-        if span.ids:
-            return StoredPiece(blake3=None, bytes=span.end - span.start, stored=0)
-        raw = content[span.start : span.end]
+    def _entry(self, name: str) -> FileEntry:
+        if name not in (MANIFEST, MANIFEST_HASH):
+            return self._bundle.entry(name)
+        try:
+            return hash_file(self._bundle.path / name)
+        except OSError as error:
+            raise self._changed(name) from error
+
+    def _changed(self, name: str) -> BundleError:
+        return BundleError(f"{self._bundle.path}: {name} changed while it was published; publish it again")
+
+    def _piece(self, raw: bytes) -> StoredPiece:
         name = blake3(raw).hexdigest()
         path = self._repository / object_path(name)
         with storage_errors():
