@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zlib
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fleet import Device, Fleet, Place
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.delivery.names import object_path
-from weightpager.delivery.pieces import restored, stored
+from weightpager.delivery.pieces import Span, restored, spans, stored
 from weightpager.delivery.version_file import StoredPiece
 from weightpager.errors import BundleError
 
@@ -75,6 +76,36 @@ def test_a_version_whose_pieces_were_compressed_otherwise_stays_whole(fleet: Fle
         device = Device(tmp_path / channel, place.trust)
         device.pull(place.root, channel=channel)
         assert contents(device.bundle) == contents(bundle)
+
+
+def file_of(offsets: object, size: int = 100_000, length: int | None = None) -> bytes:
+    """A safetensors file with one tensor, which lies where it says."""
+    header = json.dumps({"a": {"data_offsets": offsets}}).encode()
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *map(file_of, (["a", "b"], [1], [1, 2, 3], 7, None, {}, [0, 1e5], [True, 50_000], [-20_000, 20_000])),
+        file_of([0, 100_001]),
+        file_of([0, 10**18]),
+        file_of([50_000, 0]),
+        b" " * 8 + b'{"a":{"data_offsets":[0,20000]}}',
+        file_of([0, 20_000], length=2**63),
+        (100_000).to_bytes(8, "little") + b'{"a":' * 100_000,
+    ],
+    ids=lambda content: content[:60].decode("latin-1"),
+)
+def test_a_file_is_cut_inside_whatever_its_header_says(content: bytes) -> None:
+    assert spans(content, "a") == [Span(0, len(content))]
+
+
+def test_a_file_is_cut_where_large_tensors_lie() -> None:
+    content = file_of([0, 20_000])
+    first = len(content) - 100_000
+    assert spans(content) == [Span(0, first), Span(first, first + 20_000), Span(first + 20_000, len(content))]
+    assert spans(content, "a")[1] == Span(first, first + 20_000, ids=True)
 
 
 def flip(bundle: Path, _: Path) -> None:

@@ -64,14 +64,18 @@ def _span(start: int, end: int, ids: tuple[int, int] | None) -> Iterator[Span]:
 
 
 def _tensors(content: bytes | mmap) -> dict[str, tuple[int, int]]:
-    """Where each tensor lies; nothing if this is no safetensors file."""
-    length = int.from_bytes(content[:8], "little")
+    """Where each tensor that has bytes lies in the file; nothing if this is no safetensors file."""
+    first = 8 + int.from_bytes(content[:8], "little")
     try:
-        header = json.loads(content[8 : 8 + length])
+        header = json.loads(content[8:first])
         offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return {
+            name: (first + start, first + end)
+            for name, (start, end) in offsets.items()
+            if type(start) is type(end) is int and 0 <= start < end <= len(content) - first
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
-    return {name: (8 + length + start, 8 + length + end) for name, (start, end) in offsets.items() if start < end}
 
 
 def stored(name: str, raw: bytes, there: bytes | None = None) -> tuple[StoredPiece, bytes]:
