@@ -49,14 +49,19 @@ def loading_torch() -> AbstractContextManager[object]:
 
 
 def print_json(value: Any, *, one_line: bool = False) -> None:
-    """Print one JSON document on standard output. A number that isn't finite becomes null, since JSON has none.
+    """Print one JSON document on standard output.
 
     Args:
         value: to be printed.
         one_line: without line breaks, where further documents follow.
     """
+    typer.echo(to_json(value, one_line=one_line))
+
+
+def to_json(value: Any, *, one_line: bool = False) -> str:
+    """A JSON document. A number that isn't finite becomes null, since JSON has none."""
     plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
-    typer.echo(json.dumps(plain, indent=None if one_line else 1, allow_nan=False))
+    return json.dumps(plain, indent=None if one_line else 1, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

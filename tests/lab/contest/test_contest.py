@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,17 @@ def test_the_command_marks_rows_whose_limit_did_not_hold(
     assert "the sparse_whole*" in done.out
     assert "the ours*" not in done.out
     assert f"* no result under the limit: {limit}" in done.out
+
+
+def test_the_command_writes_json_whatever_it_found(
+    assistant_bundle: Path, tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest = contests.contest(contests.row("ours", contests.found(0.01)))
+    contest = contest.model_copy(update={"figures": {"finite": 0.5, "endless": math.inf, "none": math.nan}})
+    monkeypatch.setattr("weightpager.lab.contest.run.run_contest", lambda *_: contest)
+    assert weightpager("bench", assistant_bundle, "--json", tmp_path / "bench.json").code == 0
+    found = json.loads((tmp_path / "bench.json").read_text(), parse_constant=pytest.fail)
+    assert found["figures"] == {"finite": 0.5, "endless": None, "none": None}
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def bench(
         contest = run_contest(shortened(plan) if quick else plan, stages)
     _print(contest)
     if json is not None:
-        write_file("json", json, contest.model_dump_json(indent=1) + "\n")
+        write_file("json", json, output.to_json(contest) + "\n")
 
 
 def _plan(
