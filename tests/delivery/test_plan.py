@@ -123,6 +123,15 @@ def test_a_dry_run_sees_damage_as_the_pull_does(fleet: Fleet) -> None:
     assert contents(device.bundle) == contents(fleet.new)
 
 
+def test_copies_of_damaged_files_are_removed(fleet: Fleet) -> None:
+    for path in fleet.device.bundle.rglob("*.*"):
+        if path.is_file() and path.name not in (MANIFEST, MANIFEST_HASH, page_index.FILE):
+            damage(path)
+    fleet.device.pull(fleet.place.root)
+    assert contents(fleet.device.bundle) == contents(fleet.new)
+    assert {path.name for path in fleet.device.bundle.resolve().parent.iterdir()} == {"bundle", "version.json"}
+
+
 def test_a_page_file_that_was_shared_and_is_damaged_isnt_shared_again(wordy_bundle: Path, tmp_path: Path) -> None:
     device, place = two_versions(wordy_bundle, tmp_path)
     damage(device.bundle / "rows-0000.safetensors")

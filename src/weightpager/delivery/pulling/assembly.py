@@ -100,10 +100,13 @@ class Assembly:
         """
         wanted, beside = self._version.files[name], self.folder / "copy"
         with suppress(OSError):
-            shutil.copyfile(original, beside)
-            if hash_file(beside).blake3 == wanted.blake3:
-                beside.replace(self.bundle / name)
-                return True
+            try:
+                shutil.copyfile(original, beside)
+                if hash_file(beside).blake3 == wanted.blake3:
+                    beside.replace(self.bundle / name)
+                    return True
+            finally:
+                beside.unlink(missing_ok=True)
         return False
 
     def is_whole(self, name: str) -> bool:
