@@ -8,9 +8,32 @@ from pathlib import Path
 
 import pytest
 
+from command import Command
 from weightpager.cli.options import PACKAGES
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+SIMULATE = ("simulate", "assistant.bundle", "--trace", "mail")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pull", "repository", "assistant", "--into", "bundles", "--watch"),
+        ("top", "--interval"),
+        (*SIMULATE, "--max-wait"),
+        (*SIMULATE, "--dwell"),
+        (*SIMULATE, "--replicas", "2", "--compute"),
+    ],
+    ids=lambda words: words[-1],
+)
+def test_a_number_that_isnt_finite_is_refused(weightpager: Command, words: tuple[str, ...], number: str) -> None:
+    done = weightpager(*words, number)
+    assert done.code == 2
+    refused_by_typer = "greater than or equal to" in done.err  # which versions of it do with nan
+    assert refused_by_typer or f"{words[-1]}: expected a finite number, found {number}" in done.err
 
 
 def named(extras: dict[str, list[str]], extra: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from weightpager.errors import ConfigError
 from weightpager.machine.packages import check_installed, not_installed
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
@@ -41,6 +43,17 @@ TokenFile = Annotated[
 Storage = Annotated[
     str, typer.Option(metavar="SIZE/s", help="Bandwidth of the storage that predictions assume, such as 300MB/s.")
 ]
+
+
+def finite(option: typer.CallbackParam, value: float | None) -> float | None:
+    """The callback of an option that takes a number: no lower bound refuses inf, nor nan in every version of typer.
+
+    Raises:
+        ConfigError: the number isn't finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(f"{option.opts[0]}: expected a finite number, found {value}")
+    return value
 
 
 _TORCH = ("torch", "transformers")

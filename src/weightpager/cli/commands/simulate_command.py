@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
+from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage, finite
 from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth, stated_size
 
@@ -42,13 +42,16 @@ def simulate(
     storage: Storage = "1GB/s",
     max_wait: Annotated[
         float | None,
-        typer.Option(metavar="MS", min=0, help="Find the smallest budget that waits no longer in the mean."),
+        typer.Option(
+            metavar="MS", min=0, callback=finite, help="Find the smallest budget that waits no longer in the mean."
+        ),
     ] = None,
     switches: Annotated[
         int | None, typer.Option(min=1, help=f"Length of a trace given by name. Default: {_SWITCHES}.")
     ] = None,
     dwell: Annotated[
-        float | None, typer.Option(metavar="S", help=f"Mean seconds between its switches. Default: {_DWELL:g}.")
+        float | None,
+        typer.Option(metavar="S", callback=finite, help=f"Mean seconds between its switches. Default: {_DWELL:g}."),
     ] = None,
     replicas: Annotated[
         int, typer.Option(metavar="N", min=1, help="Servers, each with the budget; compare ways to route requests.")
@@ -58,6 +61,7 @@ def simulate(
         typer.Option(
             metavar="MS",
             min=0,
+            callback=finite,
             help=f"What a request computes, with --replicas, beside its switch. Default: {_COMPUTE:g}.",
         ),
     ] = None,
