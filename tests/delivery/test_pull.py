@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from urllib3 import ProxyManager
 
 from damage import contents, damage
 from fleet import NAME, Device, Fleet, Manners, Place, file_server
@@ -15,6 +16,8 @@ from weightpager.bundle.verify import Verification, verify
 from weightpager.delivery.pulling import fetch
 from weightpager.delivery.pulling.installed import STATE, Installed
 from weightpager.delivery.pulling.pull import roll_back
+from weightpager.delivery.sources.http_source import HttpSource
+from weightpager.delivery.sources.open_source import open_source
 from weightpager.errors import ConfigError, DeliveryError
 from weightpager.progress import Steps
 
@@ -159,6 +162,25 @@ def test_a_server_without_ranges_gives_whole_packs_and_that_is_said(fleet: Fleet
         done = fleet.device.pull(url)
     assert done.whole_files
     assert contents(fleet.device.bundle) == contents(fleet.new)
+
+
+@pytest.mark.parametrize("proxy", ["proxy:3128", "10.0.0.1:3128", "user:word@proxy:3128", "http://proxy:3128"])
+def test_a_proxy_may_be_stated_as_curl_takes_it(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setattr("weightpager.delivery.sources.http_source.getproxies", lambda: {"http": proxy})
+    monkeypatch.setattr("weightpager.delivery.sources.http_source.proxy_bypass", lambda _: False)
+    source = open_source("http://example.org/repository")
+    assert isinstance(source, HttpSource)
+    assert isinstance(source._pool, ProxyManager)
+    assert source._pool.proxy is not None
+    assert (source._pool.proxy.scheme, source._pool.proxy.port) == ("http", 3128)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://proxy:1080", "http://[x", "http://proxy:port"])
+def test_a_proxy_that_cant_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setattr("weightpager.delivery.sources.http_source.getproxies", lambda: {"http": proxy})
+    monkeypatch.setattr("weightpager.delivery.sources.http_source.proxy_bypass", lambda _: False)
+    with pytest.raises(ConfigError, match="http_proxy: expected"):
+        open_source("http://example.org/repository")
 
 
 def test_a_version_that_is_in_use_is_left_alone(fleet: Fleet) -> None:

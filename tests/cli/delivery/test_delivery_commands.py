@@ -150,6 +150,7 @@ def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, mon
     [
         (("pull", "nowhere", "assistant", "--into", "bundles"), "found no metadata/"),
         (("pull", "ftp://x/y", "assistant", "--into", "bundles"), "expected http://"),
+        (("pull", "http://[x", "assistant", "--into", "bundles"), "expected http://"),
         (("pull", "repository", "../x", "--into", "bundles"), "name: expected"),
         (("pull", "repository", "assistant", "--into", "no/bundles", "--trust", "root.json"), "No such file"),
         ((*PULL, "--trust", "none.json"), "trust: expected"),

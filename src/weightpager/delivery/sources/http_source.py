@@ -106,15 +106,24 @@ class HttpSource:
 
 
 def _pool(url: str, connections: int, seconds: float) -> urllib3.PoolManager:
-    parts = urlsplit(url)
+    wrong = ConfigError(f"url: expected http://, https:// or a directory, found {url[:200]!r}")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise wrong from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"url: expected http://, https:// or a directory, found {url[:200]!r}")
+        raise wrong
     retries = Retry(total=None, connect=0, read=0, other=0, status=0, redirect=_REDIRECTS)
     timeout = urllib3.Timeout(connect=seconds, read=seconds)
     proxy = getproxies().get(parts.scheme)
-    if proxy and not proxy_bypass(parts.hostname):
-        return urllib3.ProxyManager(proxy, maxsize=connections + 2, retries=retries, timeout=timeout)
-    return urllib3.PoolManager(maxsize=connections + 2, retries=retries, timeout=timeout)
+    if not proxy or proxy_bypass(parts.hostname):
+        return urllib3.PoolManager(maxsize=connections + 2, retries=retries, timeout=timeout)
+    try:
+        stated = proxy if "://" in proxy else f"http://{proxy}"  # as curl reads it
+        return urllib3.ProxyManager(stated, maxsize=connections + 2, retries=retries, timeout=timeout)
+    except HTTPError as error:  # its text may have a password
+        expected = f"{parts.scheme}_proxy: expected an HTTP proxy such as http://proxy:3128"
+        raise ConfigError(f"{expected}, found another text in the environment") from error
 
 
 def _reason(error: BaseException) -> str:
