@@ -84,6 +84,18 @@ def test_a_report_of_a_hopeless_model_can_be_read(assistant_bundle: Path, perple
     assert all(score.sparse == pytest.approx(perplexity, nan_ok=True) for score in found.tasks)
 
 
+@pytest.mark.parametrize("whose", ["dense", "control"])
+def test_a_perplexity_that_cant_be_divided_by_is_refused(assistant_bundle: Path, whose: str) -> None:
+    whole = read_report(Bundle.open(assistant_bundle))
+    dense = 0.0 if whose == "dense" else 2.0
+    tasks = [score.model_copy(update={"metric": "perplexity", "dense": dense}) for score in whole.tasks]
+    trained = ControlScore(name="dense", resident_bytes=1, scores=dict.fromkeys((task.name for task in tasks), 0.0))
+    controls = [trained] if whose == "control" else []
+    broken = whole.model_copy(update={"tasks": tasks, "controls": controls})
+    with pytest.raises(ValueError, match="a perplexity above 0"):
+        CompileReport.model_validate_json(broken.dump())
+
+
 @pytest.mark.parametrize("accuracy", [math.inf, math.nan])
 def test_scores_that_are_no_numbers_are_never_advised(assistant_bundle: Path, accuracy: float) -> None:
     bundle = Bundle.open(assistant_bundle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -211,9 +211,16 @@ class CompileReport(Document):
         ):
             if not names <= found.keys():
                 raise ValueError(f"{what}: a value for each of {sorted(names)}, got {sorted(found)}"[:400])
-        if any(task.metric == LOWER_IS_BETTER and task.dense is not None and task.dense <= 0 for task in self.tasks):
+        if any(score <= 0 for score in self._perplexities()):
             raise ValueError(f"a {LOWER_IS_BETTER} above 0")
         return self
+
+    def _perplexities(self) -> Iterator[float]:
+        """Perplexities of the dense model and of controls. Those of the bundle are divided by some of them."""
+        for task in self.tasks:
+            if task.metric == LOWER_IS_BETTER:
+                yield from () if task.dense is None else (task.dense,)
+                yield from (control.scores[task.name] for control in self.controls)
 
     def dump(self) -> bytes:
         """The file's content."""
