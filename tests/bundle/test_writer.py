@@ -105,6 +105,17 @@ def test_a_file_that_another_bundle_shares_keeps_its_mode(tmp_path: Path, umask:
     assert stat.S_IMODE(shared.stat().st_mode) == 0o644
 
 
+def test_a_file_that_is_taken_over_twice_leaves_both_originals(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    with writing(tmp_path / "a.bundle") as writer:
+        writer.link("pages", tmp_path / "one")
+        writer.link("pages", tmp_path / "two")
+        writer.add("manifest.json", lambda file: file.write(b"three"))
+    assert (tmp_path / "a.bundle" / "pages").read_text() == "two"
+    assert (tmp_path / "one").read_text() == "one"
+
+
 def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     target = tmp_path / "home"
     target.mkdir()

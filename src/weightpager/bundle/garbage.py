@@ -85,7 +85,7 @@ def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool
     counts: list[int] = []
     for name, first, pages in bundle.manifest.block_page_ranges():
         staying = first + np.flatnonzero(used[first : first + pages])
-        if len(staying) == pages:
+        if len(staying) == pages > 0:
             writer.link(page_file.file_name(len(counts)), bundle.path / name)
         elif len(staying):
             content = _pages(bundle, name, pages, first, staying.tolist())

@@ -102,6 +102,7 @@ class BundleWriter:
         path = self.root / name
         with storage_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # as in `add`
             try:
                 os.link(os.path.realpath(original), path)
             except OSError:
