@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from damage import contents
 from fleet import NAME, Device, Fleet, Place
 from weightpager.delivery.publishing.prune import prune
 from weightpager.delivery.publishing.upload import STAGES, upload
+from weightpager.delivery.publishing.written_file import write_file
 from weightpager.errors import ConfigError, DeliveryError
 
 
@@ -84,6 +85,26 @@ def test_cut_off_anywhere_it_leaves_the_old_state_or_the_new_one(
     assert seen[0] == "1"
     assert seen[-1] == "2"
     assert len(seen) > len(STAGES)
+
+
+def test_what_a_killed_publisher_left_in_a_store_harms_nobody(
+    place: Place, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(path: Path, pieces: Iterable[bytes]) -> None:
+        if path.name.endswith(".snapshot.json"):
+            raise KeyboardInterrupt
+        write_file(path, pieces)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("weightpager.delivery.publishing.roles.write_file", dies)
+        place.publish(fleet.new, "beta-1")
+    store = tmp_path / "store"
+    upload(place.root, store.as_uri())
+    place.publish(fleet.new, "beta-2")  # as many bytes as before
+    upload(place.root, store.as_uri())
+    device = Device(tmp_path / "device", place.trust)
+    device.pull(store, channel="beta-2")
+    assert contents(device.bundle) == contents(fleet.new)
 
 
 def test_what_was_pruned_goes_when_that_is_said(place: Place, fleet: Fleet, tmp_path: Path) -> None:

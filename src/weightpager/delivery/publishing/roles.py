@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,11 @@ class Roles:
         more = list(beside)
         writes = []
         if targets:
-            self.targets.version += 1
+            self.targets.version = self._free("targets", self.targets.version)
             signed = self._signed("targets", self.targets, more)
             writes.append((f"{self.targets.version}.targets.json", signed))
             self.snapshot.meta["targets.json"] = MetaFile(self.targets.version, len(signed))
-        self.snapshot.version += 1
+        self.snapshot.version = self._free("snapshot", self.snapshot.version)
         signed = self._signed("snapshot", self.snapshot, more)
         writes.append((f"{self.snapshot.version}.snapshot.json", signed))
         self.timestamp.version += 1
@@ -130,6 +131,10 @@ class Roles:
         writes.append(("timestamp.json", self._signed("timestamp", self.timestamp, more)))
         for name, content in writes:
             write_file(self._folder / name, [content])
+
+    def _free(self, role: str, version: int) -> int:
+        """The next version that has no file: files keep their content for ever, also those of a killed publisher."""
+        return next(number for number in count(version + 1) if not (self._folder / f"{number}.{role}.json").exists())
 
     def renew_root(self) -> None:
         """Sign a root that expires later."""
