@@ -62,7 +62,7 @@ class RowShare:
         return hot + min(self.all_rows - self.hot_rows, max(0, behind_pages - tables))
 
     def beside(self, pages: int) -> int:
-        """Bytes for rows where room is just enough for so many bytes of pages and the rows that come before them."""
+        """What rows get in the smallest budget that holds so many bytes of pages."""
         return self.hot_rows if pages > self.largest_task else 0
 
 

@@ -24,8 +24,8 @@ class SwitchCost:
         bytes: bytes of those pages.
         reads: how many reads load them.
         seconds: predicted by the storage model.
-        most_seconds: the same for the worst that may be in the arena besides, pages that each make two reads of one. It
-            holds as long as no third task is in use.
+        most_seconds: seconds at worst. Pages that are in the arena already may cut a read in two. No third task may be
+            in use.
         peak_pages: pages in memory while both tasks are whole.
     """
 
