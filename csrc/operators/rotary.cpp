@@ -92,7 +92,7 @@ void infer_rotary(Inference& inference) {
                      "operand 2: expected at most half as many frequencies as features, found " + text_of(frequencies.sizes) +
                          " for " + text_of(x.sizes));
     const std::string key = "rotary " + inference.name_of(1) + " " + inference.name_of(2) + " " + text_of_bits(scaling);
-    const int64_t bytes = checked_elements({positions.elements(), frequencies.sizes[0], 2}) * int64_t{sizeof(float)};
+    const int64_t bytes = inference.elements_of({positions.elements(), frequencies.sizes[0], 2}) * int64_t{sizeof(float)};
     inference.remember(Rotary{inference.share(key, bytes), tokens_first, interleaved});
     View out = inference.own(Type::float32, x.sizes);
     inference.give_view(out);

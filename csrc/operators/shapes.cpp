@@ -75,17 +75,20 @@ void infer_reshape(Inference& inference) {
     for (size_t i = 0; i < sizes.size(); ++i) {
         inference.expect(sizes[i] >= -1 && sizes[i] <= kLargestAxis && (sizes[i] >= 0 || unknown < 0),
                          "attribute shape: expected sizes and at most one -1, found " + text_of(sizes));
-        if (sizes[i] < 0)
+        if (sizes[i] < 0) {
             unknown = static_cast<int64_t>(i);
-        else
-            known *= sizes[i];
-        inference.expect(known <= kMostElements, "attribute shape: expected fewer elements, found " + text_of(sizes));
+            continue;
+        }
+        inference.expect(sizes[i] == 0 || known <= kMostElements / sizes[i],
+                         "attribute shape: expected fewer elements, found " + text_of(sizes));
+        known *= sizes[i];
     }
     const int64_t elements = x.elements();
     if (unknown >= 0 && known > 0 && elements % known == 0) sizes[static_cast<size_t>(unknown)] = elements / known;
     const bool fits = (unknown < 0 ? known : known > 0 ? sizes[static_cast<size_t>(unknown)] * known : -1) == elements;
     inference.expect(fits, "attribute shape: expected a shape of " + std::to_string(elements) + " elements for " +
                                text_of(x.sizes) + ", found " + text_of(sizes));
+    inference.elements_of(sizes);
     View view = x;
     const Sizes strides = elements == 0 ? Sizes{} : strides_for(x, sizes);
     if (elements != 0 && strides.size() == sizes.size()) {
@@ -147,9 +150,9 @@ void infer_expand(Inference& inference) {
                          "attribute shape: expected what " + text_of(view.sizes) + " broadcasts to, found " + text_of(sizes));
         strides[added + i] = size == view.sizes[i] ? view.strides[i] : 0;
     }
+    inference.elements_of(sizes);
     view.sizes = sizes;
     view.strides = strides;
-    checked_elements(sizes);
     inference.give_view(view);
 }
 

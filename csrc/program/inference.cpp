@@ -111,14 +111,17 @@ int64_t Inference::axis(const std::string& name, int64_t rank) const {
     return axis;
 }
 
-View Inference::own(Type type, const Sizes& sizes) {
-    int64_t elements = 0;
+int64_t Inference::elements_of(const Sizes& sizes) const {
     try {
-        elements = checked_elements(sizes);
+        return checked_elements(sizes);
     } catch (const std::invalid_argument& error) {
         fail(error.what());
     }
-    return {type, sizes, dense_strides(sizes), Place::buffer, planning_.add_buffer(elements * bytes_of(type)), 0};
+}
+
+View Inference::own(Type type, const Sizes& sizes) {
+    const int64_t bytes = elements_of(sizes) * bytes_of(type);
+    return {type, sizes, dense_strides(sizes), Place::buffer, planning_.add_buffer(bytes), 0};
 }
 
 View& Inference::give(Type type, const Sizes& sizes) {

@@ -89,6 +89,8 @@ class Inference {
     int64_t bound(const std::string& name) const;
     bool given(const std::string& name) const { return node_.attributes.count(name) != 0; }
     int64_t axis(const std::string& name, int64_t rank) const;
+    // How many elements a value of these sizes has. Fails where that is more than there may be.
+    int64_t elements_of(const Sizes& sizes) const;
 
     // A value of its own memory; of the second, the result may be another view.
     View& give(Type type, const Sizes& sizes);

@@ -20,9 +20,11 @@ int64_t checked_elements(const Sizes& sizes) {
     int64_t elements = 1;
     for (int64_t size : sizes) {
         if (size < 0 || size > kLargestAxis) throw std::invalid_argument("expected sizes from 0 to 2^31, found " + text_of(sizes));
-        // Of empty axes too: strides are products of sizes.
-        elements *= size == 0 ? 1 : size;
-        if (elements > kMostElements) throw std::invalid_argument("expected at most 2^40 elements, found " + text_of(sizes));
+        // Of empty axes too: strides are products of sizes. The product itself may not fit into an int64.
+        const int64_t factor = size == 0 ? 1 : size;
+        if (elements > kMostElements / factor)
+            throw std::invalid_argument("expected at most 2^40 elements, found " + text_of(sizes));
+        elements *= factor;
     }
     for (int64_t size : sizes)
         if (size == 0) return 0;

@@ -172,10 +172,49 @@ bool refuses(const Body& body) {
     return false;
 }
 
+// Whether a program of one operator, behind such a value and, if `other` isn't empty, another, is refused.
+bool refuses_node(const Kernel& kernel, const std::string& op, const Sizes& one, const Sizes& other, const Sizes& shape) {
+    Program program(kernel, kMostBytes);
+    program.add_input({"x", Type::float32, {1}});
+    const auto add = [&](const std::string& name, const std::vector<int>& operands, const Sizes& sizes) {
+        program.add_node(name, operands, {{"shape", sizes}, {"value", 1.0}, {"dtype", std::string("float32")}}, 1);
+        return program.description().values() - 1;
+    };
+    std::vector<int> operands;
+    for (const Sizes& sizes : {one, other})
+        if (!sizes.empty()) operands.push_back(add("expand", {add("full", {}, Sizes(sizes.size(), 1))}, sizes));
+    program.add_output(add(op, operands, shape));
+    const float x = 1;
+    try {
+        program.begin({&x}, {{1}}, nullptr);
+    } catch (const std::invalid_argument&) {
+        return true;
+    }
+    return false;
+}
+
+// Products of sizes that are 0, negative or beyond 64 bits there.
+std::vector<std::string> size_mistakes(const Kernel& kernel) {
+    constexpr int64_t kMany = 1 << 20, kMore = 1 << 24, kFewer = 1 << 23;
+    std::vector<std::string> found;
+    const auto expect_refusal = [&](const char* op, const Sizes& one, const Sizes& other, const Sizes& shape) {
+        if (!refuses_node(kernel, op, one, other, shape))
+            found.push_back(std::string(kernel.name) + ", " + op + ": sizes beyond 2^40 elements are taken");
+    };
+    for (int64_t last : {kMore, kFewer}) {
+        expect_refusal("full", {}, {}, {kMany, kMany, last});
+        expect_refusal("expand", {1, 1, 1}, {}, {kMany, kMany, last});
+        expect_refusal("add", {kMany, kMany, 1}, {1, 1, last}, {});
+        expect_refusal("reshape", {0, 1}, {}, {kMany, kMany, last});
+        expect_refusal("reshape", {0, 1}, {}, {0, kLargestAxis, kLargestAxis, last});
+    }
+    return found;
+}
+
 }  // namespace
 
 std::vector<std::string> program_mistakes(const Kernel& kernel, int64_t cases) {
-    std::vector<std::string> found;
+    std::vector<std::string> found = size_mistakes(kernel);
     int64_t ran = 0;
     for (int64_t number = 0; number < cases; ++number) {
         RandomProgram program(kernel, number);

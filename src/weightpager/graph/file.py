@@ -48,7 +48,7 @@ def write_graph(graph: Graph) -> bytes:
 def read_graph(name: str, content: bytes, kind: str | None = None) -> Graph:
     """Validate a graph's file.
 
-    What it doesn't check is what needs the parameters: that they exist, and that shapes fit.
+    What it does not check needs the parameters: that they exist, that shapes fit, and how many elements a value has.
 
     Args:
         name: of the file, for errors.

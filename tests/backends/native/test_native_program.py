@@ -304,11 +304,16 @@ def test_weights_of_two_layers_in_one_operator_are_refused() -> None:
         Program(_feed_forward(), parts.native)
 
 
+TOO_LARGE = [2**20, 2**20, 2**24]
+"""Sizes whose product is 0 in 64 bits."""
+
 WRONG = [
     ("reshape", [(2, 3)], {"shape": [5]}),
     ("reshape", [(2, 3)], {"shape": [-1, 0]}),
     ("reshape", [(2, 3)], {"shape": [2**31 - 1, 2**31 - 1, 2**31 - 1]}),
     ("reshape", [(0, 3)], {"shape": [-1, 0]}),
+    ("reshape", [(0, 3)], {"shape": [0, 2**31 - 1, 2**31 - 1]}),
+    ("reshape", [(0, 3)], {"shape": TOO_LARGE}),
     ("permute", [(2, 3)], {"axes": [0, 0]}),
     ("permute", [(2, 3)], {"axes": [0]}),
     ("slice", [(2, 3)], {"axis": 2, "start": 0, "end": None, "step": 1}),
@@ -316,10 +321,14 @@ WRONG = [
     ("expand", [(2, 3)], {"shape": [3]}),
     ("expand", [(2, 3)], {"shape": [3, 3]}),
     ("expand", [(1, 1)], {"shape": [2**31 - 1, 2**31 - 1]}),
+    ("expand", [(1, 1, 1)], {"shape": TOO_LARGE}),
+    ("expand", [(1, 1, 1)], {"shape": [2**20, 2**20, 2**23]}),
     ("concat", [(2, 3), (2, 4)], {"axis": 0}),
     ("concat", [(2, 3), (2,)], {"axis": 0}),
     ("concat", [], {"axis": 0}),
     ("full", [], {"shape": [2**31 - 1, 2**31 - 1], "value": 0, "dtype": "float32"}),
+    ("full", [], {"shape": TOO_LARGE, "value": 0, "dtype": "float32"}),
+    ("full", [], {"shape": [2**20, 2**20, 2**23], "value": 0, "dtype": "float32"}),
     ("full", [], {"shape": [-1], "value": 0, "dtype": "float32"}),
     ("full", [], {"shape": [1], "value": 0, "dtype": "float16"}),
     ("arange", [], {"start": 0, "end": 5, "step": -1}),
@@ -359,6 +368,20 @@ def test_wrong_nodes_are_refused(op: str, shapes: list[Any], attributes: dict[st
     graph = Graph("test", ("batch",), inputs, (Node(op, operands, attributes, outputs),), (GraphOutput("y", "v0"),))
     with pytest.raises(ValueError, match="expected"):
         Program(graph, {}).run(arrays)
+
+
+def test_operands_that_broadcast_to_too_many_elements_are_refused() -> None:
+    value, one = Operand.value, [1, 1, 1]
+    nodes = (
+        Node("full", (), {"shape": one, "value": 1, "dtype": "float32"}, ("v0",)),
+        Node("expand", (value("v0"),), {"shape": [*TOO_LARGE[:2], 1]}, ("v1",)),
+        Node("expand", (value("v0"),), {"shape": [1, 1, TOO_LARGE[2]]}, ("v2",)),
+        Node("add", (value("v1"), value("v2")), {"scalar": None}, ("v3",)),
+        Node("slice", (value("v3"),), {"axis": 0, "start": 0, "end": 0, "step": 1}, ("v4",)),
+    )
+    graph = Graph("test", ("batch",), (GraphInput("x", "float32", ("batch",)),), nodes, (GraphOutput("y", "v4"),))
+    with pytest.raises(ValueError, match=r"node 3 \(add\): expected at most 2\^40 elements, found \[1048576, "):
+        Program(graph, {}).run({"x": np.ones(1, np.float32)})
 
 
 WRONG_ATTENTIONS = [
