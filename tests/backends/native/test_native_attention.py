@@ -84,6 +84,19 @@ def test_a_query_that_sees_nothing_gives_zeros() -> None:
     np.testing.assert_allclose(found[1, :, 69], operands[2][1, :, 69], rtol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_heads_give_nothing(layout: str, causal: bool) -> None:
+    """As a slice of the heads from 0 to 0 has it."""
+    whole = np.ones((2, 3, 3, 4), np.float32)
+    query = whole[:, :0] if layout == "bhtd" else whole[:, :, :0]
+    graph, inputs, _ = single_node("attention", [query, whole, whole, None], _attributes(layout=layout, causal=causal))
+    memory, wanted = AttentionMemory(2**20), run(graph, {}, inputs)["y0"]
+    assert wanted.size == 0
+    assert Program(graph, {}).run(inputs)["y0"].shape == wanted.shape
+    assert Program(graph, {}).run(inputs, memory)["y0"].shape == wanted.shape
+
+
 def test_scores_that_are_no_numbers_stay_so() -> None:
     operands = [np.full((1, 1, 3, 4), np.nan, np.float32)] * 3
     graph, inputs, _ = single_node("attention", [*operands, None], _attributes())
