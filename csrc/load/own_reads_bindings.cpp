@@ -51,6 +51,12 @@ class LandedPages {
             std::memcpy(arena + slot[i] * static_cast<int64_t>(page_bytes_), flight_->landed() + i * page_bytes_, page_bytes_);
     }
 
+    // Gives the lane back; what hangs keeps it until it ends. Nothing else may be called after that.
+    void drop() {
+        nb::gil_scoped_release release;
+        flight_.reset();
+    }
+
    private:
     const std::shared_ptr<OwnReads> reads_;
     const size_t page_bytes_;
@@ -94,7 +100,8 @@ void bind_own_reads(nb::module_& module) {
     nb::class_<LandedPages>(module, "LandedPages")
         .def_prop_ro("reads", &LandedPages::reads)
         .def("wait", &LandedPages::wait)
-        .def("place", &LandedPages::place);
+        .def("place", &LandedPages::place)
+        .def("drop", &LandedPages::drop);
     nb::class_<ReadsOfThreads>(module, "OwnReads")
         .def(nb::init<unsigned, bool>(), nb::kw_only(), nb::arg("reads"), nb::arg("ring"))
         .def("begin", &begin)

@@ -68,29 +68,47 @@ def test_nobody_else_reads(bundle: Bundle, expected: dict[str, torch.Tensor], mo
         settle(engine)
 
 
+def damage(bundle: Bundle, copy: Path, page: int) -> Callable[[], object]:
+    """Changes a page in a copy of a bundle; what undoes that."""
+    name, first, count = next(iter(bundle.manifest.page_ranges()))
+    file = copy / name
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) - (count - page + first) * bundle.page_bytes] ^= 1
+    file.write_bytes(damaged)
+    return lambda: file.write_bytes(whole)
+
+
 def test_a_page_that_cannot_be_read_never_costs_the_old_task(
     bundle: Bundle, expected: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Though both don't fit together: a long load would have given it up before."""
     path = shutil.copytree(bundle.path, tmp_path / "bundle")
-    name, first, count = next(iter(bundle.manifest.page_ranges()))
-    file = path / name
     with wp.Engine.from_pretrained(path, budget=room_for(bundle, largest(bundle))) as engine:
         old, new = that_dont_fit(bundle, engine)
         last = int(np.setdiff1d(bundle.pages_of(new), bundle.pages_of(old))[-1])
         engine.activate(old)
-        whole = file.read_bytes()
-        pages = len(whole) - count * bundle.page_bytes
-        damaged = bytearray(whole)
-        damaged[pages + (last - first) * bundle.page_bytes] ^= 1
-        file.write_bytes(damaged)
+        mend = damage(bundle, path, last)
         with pytest.raises(PageCorruptError, match=f"page {last}"):
             engine.activate(new)
         assert engine.report().active == (old,)
         assert torch.equal(logits(engine.module(old)), expected[old])
         settle(engine)
-        file.write_bytes(whole)
+        mend()
         assert torch.equal(logits(engine.activate(new)), expected[new])
+
+
+def test_an_error_that_is_kept_keeps_no_lane(bundle: Bundle, tmp_path: Path) -> None:
+    """Closing would wait for it, and after a few of them nobody could read."""
+    path = shutil.copytree(bundle.path, tmp_path / "bundle")
+    with wp.Engine.from_pretrained(path) as engine:
+        damage(bundle, path, int(bundle.pages_of("animal")[0]))
+        with pytest.raises(PageCorruptError) as kept:
+            engine.activate("animal")
+        own_reads = engine._open._paging.pager.own_reads
+        assert own_reads is not None
+        assert own_reads.close(0.1)
+        assert kept.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("spare", range(0, 12, 2))

@@ -102,13 +102,25 @@ class Loader:
 
         None, and nothing has changed, where that is much, some of it is on its way, or there is no room.
         """
-        state, blocks, start = self._state, self._state.blocks, time.perf_counter()
+        start, landed = time.perf_counter(), self._land(request)
+        if landed is None:
+            return None
+        try:
+            return self._take_in(landed, request, tables, start)
+        finally:
+            landed.drop()  # an error's traceback may keep it for long
+
+    def _land(self, request: SwitchRequest) -> LandedPages | None:
+        """Begin to read what a held task lacks beside the arena; None as `_switch_small` says."""
+        state = self._state
         with self._lock:
-            if blocks.loading or not blocks.has_room(request.task, request.leaving):
+            if state.blocks.loading or not state.blocks.has_room(request.task, request.leaving):
                 return None
-            landed = state.pager.land(state.store, blocks.missing(request.task))
-            if landed is None:
-                return None
+            return state.pager.land(state.store, state.blocks.missing(request.task))
+
+    def _take_in(self, landed: LandedPages, request: SwitchRequest, tables: TableHold, start: float) -> LoadStats:
+        """Wait for what a held task lacks, and put it into slots."""
+        state = self._state
         tables.try_hold_or_borrow(SMALL_SWITCH_BYTES)
         with self._lock:
             plan, stamp = self._slots.plan(request), self._stamp()

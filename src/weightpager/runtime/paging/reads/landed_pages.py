@@ -24,7 +24,7 @@ class LandedPages:
     """Pages on their way to memory that is this object's, where they are hashed; then they are copied into slots.
 
     No slot has to be free, or belongs to a read that hangs. This memory is beside the budget, and goes back when they
-    are in their slots. For one thread.
+    are dropped. For one thread.
 
     Attributes:
         reads: how many reads it takes.
@@ -93,3 +93,10 @@ class LandedPages:
         memory = self._into.address(wide)
         assert memory is not None
         self._native.place(len(wide), wide.ctypes.data, memory)
+
+    def drop(self) -> None:
+        """Let another thread read in their memory. What hangs keeps it until it ends.
+
+        Called once they are in their slots, or won't be. Nothing else may be called after that.
+        """
+        self._native.drop()
