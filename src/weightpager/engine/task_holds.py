@@ -79,7 +79,11 @@ class TaskHolds:
         except BudgetError:
             self._open.check_fits(name, self._real_time)  # says so if it is no matter of who leaves
             raise
-        task.gate.hold(None if load is None else load.pages)
+        try:
+            task.gate.hold(None if load is None else load.pages)
+        except BaseException:  # Ctrl-C, say
+            self._open.residency.let_go(task.number, task.tables)
+            raise
         try:
             seconds, waited = time.perf_counter() - start, load is None
             before = self._switches.record_switch(name, stats, seconds, waited=waited, is_visit=is_visit)

@@ -19,7 +19,10 @@ from weightpager.bundle import Bundle
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, PageCorruptError
 from weightpager.runtime.paging.loader import Loader
 from weightpager.runtime.paging.pager import Pager
+from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
+from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.planning.eviction_order import EvictionOrder
 
 pytest.importorskip("weightpager.kernels._native")
 
@@ -181,6 +184,21 @@ def test_ctrl_c_before_a_task_is_given_up_keeps_nobody_out(
         assert not engine._open._paging.committing  # else all that follows would wait for ever
         for task in TASKS:
             assert torch.equal(logits(engine.activate(task)), expected[task])
+        settle(engine)
+
+
+@pytest.mark.parametrize(("owner", "step"), [(EvictionOrder, "used"), (PrefetchedPages, "needed"), (TaskGate, "hold")])
+def test_ctrl_c_while_a_resident_task_is_entered_leaves_it_to_nobody(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, owner: type, step: str
+) -> None:
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        with engine.task("animal"):
+            assert engine._memory.tables.in_use > 0
+        monkeypatch.setattr(owner, step, pressed_once(monkeypatch))
+        with pytest.raises(KeyboardInterrupt), engine.task("animal"):
+            raise AssertionError("the block was entered")
+        assert engine.report().active == ()
+        assert engine.blocks.locked().size == engine._memory.tables.in_use == 0
         settle(engine)
 
 

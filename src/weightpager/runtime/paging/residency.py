@@ -246,11 +246,17 @@ class Residency:
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
-            if not self._tables.try_hold(request):
+            held = False
+            try:
+                held = self._tables.try_hold(request)
+                if held:
+                    self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
+            except BaseException:  # Ctrl-C, say
+                self.let_go(request.task, request.tables if held else None)
+                raise
+            if not held:
                 self._release(request.task)
-                return False
-            self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
-            return True
+            return held
 
     @contextmanager
     def _my_turn(self, deadline: float | None, *, stop_prefetch: bool = True) -> Iterator[None]:

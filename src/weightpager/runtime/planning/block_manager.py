@@ -115,9 +115,9 @@ class BlockManager:
         """Keep a task's pages from eviction until as many `release` calls have followed; counts as a use."""
         if self.is_gone(task):
             raise ValueError("expected a task that wasn't removed")
-        self._holders[task] += 1
         self._order.used(task)
         self.version += 1
+        self._holders[task] += 1  # last: should Ctrl-C come before, nobody holds it
 
     def release(self, task: int) -> None:
         """Undo one `hold`."""
