@@ -21,7 +21,9 @@ class Sampler:
         if self._sampling.temperature == 0:
             likeliest: Integers = np.argmax(logits, -1)
             return likeliest
-        shares = softmax(logits.astype(np.float64) / max(self._sampling.temperature, np.finfo(np.float64).tiny))
+        below = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+        with np.errstate(over="ignore"):  # to -inf: such a word has no share
+            shares = softmax(below / self._sampling.temperature)
         if self._sampling.top_p < 1:
             shares = np.stack([_likeliest(row, self._sampling.top_p) for row in shares])
         points = self._random.random(len(shares))
