@@ -73,12 +73,14 @@ std::vector<int64_t> ReadQueue::cancel(const uint8_t* keep, size_t count) {
         pages.insert(pages.end(), read->pages.begin(), read->pages.end());
         forget_read(*read);
     }
+    wake();
     return pages;
 }
 
 void ReadQueue::withdraw(uint64_t load) {
     const std::lock_guard<std::mutex> held(lock_);
     for (const Owned& read : take_back([&](const Read& read) { return read.load == load; })) forget_read(*read);
+    wake();
 }
 
 std::vector<int64_t> ReadQueue::outstanding() const {
@@ -192,7 +194,7 @@ bool ReadQueue::idle() const {
 }
 
 bool ReadQueue::must_report() const {
-    if (finished_.empty()) return false;
+    if (finished_.empty()) return !over_.empty();
     return urgent_ || idle() || Clock::now() - first_finished_ >= std::chrono::microseconds(limits_.group_microseconds);
 }
 

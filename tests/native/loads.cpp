@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -173,6 +174,42 @@ void what_has_not_begun_is_taken_back() {
     EXPECT((script.begun == std::vector<int64_t>{1, 5, 11}));
 }
 
+// Though nothing else happens that would be told.
+void a_load_that_nothing_is_left_of_is_over() {
+    Script script;
+    script.result = [](Read&) { return kHangs; };
+    QueueLimits limits;
+    limits.reads = 1;
+    const auto queue = queue_of(script, limits);
+    Pages hanging({1}), withdrawn({3}), cancelled({5});
+    queue->add(0, 1, true, hanging.reads());
+    queue->add(1, 1, false, withdrawn.reads());
+    queue->add(2, 1, true, cancelled.reads());
+    std::atomic<size_t> over{0};
+    std::thread driver([&] {
+        Report report;
+        while (queue->drive(report)) {
+            EXPECT(report.told.empty());
+            over += report.over.size();
+            report = {};
+        }
+    });
+    const auto are_over = [&](size_t loads) {
+        for (int i = 0; i < 5000 && over < loads; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return over == loads;
+    };
+    while (queue->in_flight() < 1) std::this_thread::yield();
+    queue->withdraw(1);
+    EXPECT(are_over(1));
+    EXPECT(queue->cancel(nullptr, 0) == std::vector<int64_t>{5});
+    EXPECT(are_over(2));
+    queue->add(3, 1, true, {});
+    EXPECT(are_over(3));
+    queue->close();
+    queue->abandon();
+    driver.join();
+}
+
 void a_read_that_hangs_keeps_nothing_but_itself() {
     Script script;
     script.result = [](Read& read) { return read.pages[0] == 3 ? kHangs : static_cast<int64_t>(read.bytes()); };
@@ -331,6 +368,7 @@ int main() {
     what_is_urgent_overtakes_what_has_not_begun();
     bytes_in_flight_are_bounded();
     what_has_not_begun_is_taken_back();
+    a_load_that_nothing_is_left_of_is_over();
     a_read_that_hangs_keeps_nothing_but_itself();
     a_load_that_closing_has_cut_short_is_not_over();
     many_threads_lose_nothing();
