@@ -34,7 +34,7 @@ class Device {
 // The calling thread is the one that begins and waits, unless the ring is for `any_thread`, which takes a little longer.
 std::unique_ptr<Device> open_ring(unsigned depth, bool any_thread = false);
 
-// Threads with `preadv`, one for each read in flight.
+// Threads with `preadv`, one for each read in flight, or as many as the process may have.
 std::unique_ptr<Device> open_threads(unsigned threads);
 
 // Storage that gives so many bytes a second, to all devices together, one read after the other. Time in which nothing is

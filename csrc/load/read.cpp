@@ -35,6 +35,10 @@ bool follows(const PageSources& sources, size_t i) {
 
 Progress Read::take_result() {
     if (result == -EINTR || result == -EAGAIN) return Progress::again;
+    if (result == kNoThread) {
+        failure = Failure::no_thread;
+        return Progress::failed;
+    }
     if (result <= 0) {
         failure = result == 0 ? Failure::end_of_file : Failure::storage;
         error = static_cast<int>(-result);

@@ -10,8 +10,11 @@
 
 namespace weightpager {
 
-// The last two are of reads that a thread makes itself.
-enum class Failure { none, storage, end_of_file, corrupt, hangs, closed };
+// `hangs` and `closed` are of reads that a thread makes itself.
+enum class Failure { none, storage, end_of_file, corrupt, hangs, closed, no_thread };
+
+// A result: there is no thread that could read.
+constexpr int64_t kNoThread = INT64_MIN;
 
 // What a read that storage has answered needs.
 enum class Progress { again, complete, failed };

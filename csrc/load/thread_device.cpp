@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "device.hpp"
@@ -42,9 +43,7 @@ void serve(const std::shared_ptr<Shared>& shared) {
 
 class Threads : public Device {
    public:
-    explicit Threads(unsigned threads) : shared_(std::make_shared<Shared>()) {
-        for (unsigned i = 0; i < threads; ++i) std::thread([shared = shared_] { serve(shared); }).detach();
-    }
+    explicit Threads(unsigned threads) : shared_(std::make_shared<Shared>()), most_(threads) { start(); }
 
     ~Threads() override {
         const std::lock_guard<std::mutex> held(shared_->lock);
@@ -55,7 +54,13 @@ class Threads : public Device {
     const char* name() const override { return "threads"; }
 
     void begin(Read& read) override {
+        if (threads_ == 0) start();
         const std::lock_guard<std::mutex> held(shared_->lock);
+        if (threads_ == 0) {
+            read.result = kNoThread;
+            shared_->ended.push_back(&read);
+            return;
+        }
         shared_->begun.push_back(&read);
         shared_->work.notify_one();
     }
@@ -79,7 +84,17 @@ class Threads : public Device {
     }
 
    private:
+    // With fewer threads than wanted, reads wait for each other. Without any they fail, until one can be started.
+    void start() {
+        try {
+            for (; threads_ < most_; ++threads_) std::thread([shared = shared_] { serve(shared); }).detach();
+        } catch (const std::system_error&) {  // the process may have no more
+        }
+    }
+
     std::shared_ptr<Shared> shared_;
+    const unsigned most_;
+    unsigned threads_ = 0;
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Tests of loads without Python: with a device whose reads end as a test wants, and with the real ones. Exit code 1 if one
 // fails.
 #include <fcntl.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -358,6 +359,47 @@ void real_devices_read_files() {
     close(file);
 }
 
+// Threads can't be started while this lives: their stacks would be larger than all memory that there can be.
+class NoThreads {
+   public:
+    NoThreads() {
+        pthread_getattr_default_np(&kept_);
+        pthread_attr_t huge;
+        pthread_attr_init(&huge);
+        pthread_attr_setstacksize(&huge, size_t{1} << 50);
+        EXPECT(pthread_setattr_default_np(&huge) == 0);
+        pthread_attr_destroy(&huge);
+    }
+    ~NoThreads() {
+        pthread_setattr_default_np(&kept_);
+        pthread_attr_destroy(&kept_);
+    }
+
+   private:
+    pthread_attr_t kept_;
+};
+
+void reads_fail_while_no_thread_can_be_started() {
+    char path[] = "/tmp/load_tests.XXXXXX";
+    const int file = mkstemp(path);
+    unlink(path);
+    for (int64_t page = 0; page < 8; ++page)
+        if (pwrite(file, content(page).data(), kPage, page * static_cast<int64_t>(kPage)) < 0) std::abort();
+    const auto queue = std::make_shared<ReadQueue>([] { return open_device(false, 4); }, *hashers()[0], QueueLimits());
+    Pages pages({1, 2, 3, 5, 7}, file);
+    {
+        const NoThreads none;
+        queue->add(0, 1, true, pages.reads());
+        size_t failed = 0;
+        for (const Told& told : driven(*queue)) failed += told.failure == Failure::no_thread ? told.pages.size() : 0;
+        EXPECT(failed == 5);
+    }
+    queue->add(1, 1, true, pages.reads());
+    for (const Told& told : driven(*queue)) EXPECT(told.failure == Failure::none);
+    EXPECT(pages.right());
+    close(file);
+}
+
 }  // namespace
 
 int main() {
@@ -373,6 +415,7 @@ int main() {
     a_load_that_closing_has_cut_short_is_not_over();
     many_threads_lose_nothing();
     real_devices_read_files();
+    reads_fail_while_no_thread_can_be_started();
     test_own_reads();
     std::cout << (failures == 0 ? "loads: all is well" : "loads: failed") << std::endl;
     return failures == 0 ? 0 : 1;

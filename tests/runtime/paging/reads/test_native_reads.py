@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +201,48 @@ def test_a_closed_one_takes_nothing(store: VerifyingStore) -> None:
     with pytest.raises(EngineClosedError, match="open the bundle again"):
         Loaded(reads, store, np.arange(2), np.arange(2), Arena(8, 8, PAGE))
     assert reads.pages == set()
+
+
+@pytest.mark.parametrize("kind", [native_reads.NativeReads, ThreadReads])
+def test_without_threads_a_load_is_refused_and_a_later_one_comes(
+    store: VerifyingStore, monkeypatch: pytest.MonkeyPatch, kind: Callable[[int], Reads]
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    reads, pages, arena = kind(2), np.arange(4), Arena(8, 8, PAGE)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(StoreError, match=r"none could be started; raise the limit of threads"):
+        Loaded(reads, store, pages, pages, arena)
+    monkeypatch.undo()
+    assert Loaded(reads, store, pages, pages, arena).wait().came == {0, 1, 2, 3}
+    assert reads.close()
+
+
+def test_fewer_threads_than_wanted_read_too(store: VerifyingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def starts_one(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    reads, pages = ThreadReads(4), np.arange(0, PAGES, 2)
+    monkeypatch.setattr(threading.Thread, "start", starts_one)
+    assert Loaded(reads, store, pages, pages, Arena(PAGES, PAGES, PAGE)).wait().came == set(pages.tolist())
+    assert reads.close()
+
+
+def test_closing_before_any_thread_could_be_started(store: VerifyingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    reads = native_reads.NativeReads(2)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(StoreError):
+        Loaded(reads, store, np.arange(2), np.arange(2), Arena(8, 8, PAGE))
+    assert reads.close()
 
 
 def test_closing_during_a_load_tells_whoever_waits(store: VerifyingStore) -> None:

@@ -6,8 +6,8 @@ import os
 
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError, WeightpagerError
 
-STORAGE, END_OF_FILE, CORRUPT, HANGS, CLOSED = 1, 2, 3, 4, 5
-"""Why a read failed, as the native module says it; the last two are of reads that a thread makes itself."""
+STORAGE, END_OF_FILE, CORRUPT, HANGS, CLOSED, NO_THREAD = 1, 2, 3, 4, 5, 6
+"""Why a read failed, as the native module says it; `HANGS` and `CLOSED` are of reads that a thread makes itself."""
 
 
 def engine_closed() -> EngineClosedError:
@@ -18,6 +18,14 @@ def engine_closed() -> EngineClosedError:
 def closed_while_loading() -> EngineClosedError:
     """The error for whoever waits for pages while the engine is closed."""
     return EngineClosedError("the engine was closed while pages were being loaded")
+
+
+def no_thread() -> StoreError:
+    """The error where no thread can be started that would read."""
+    return StoreError(
+        "cannot read pages: expected a thread to read them with, but none could be started; "
+        "raise the limit of threads (ulimit -u, or that of the container or service)"
+    )
 
 
 def storage_hangs(what: str) -> StoreTimeoutError:
@@ -39,6 +47,8 @@ def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
     """
     if failure == STORAGE:
         return StoreError(f"cannot read page {page}: {os.strerror(number)}")
+    if failure == NO_THREAD:
+        return no_thread()
     if failure == END_OF_FILE:
         return StoreError(f"cannot read page {page}: the file ends too early")
     return PageCorruptError(page, "on load") if failure == CORRUPT else None

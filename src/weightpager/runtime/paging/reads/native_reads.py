@@ -18,9 +18,11 @@ import weightpager.kernels._native as _native
 from weightpager.runtime.paging.reads.failures import (
     CORRUPT,
     END_OF_FILE,
+    NO_THREAD,
     STORAGE,
     closed_while_loading,
     engine_closed,
+    no_thread,
     read_error,
 )
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load
@@ -141,7 +143,11 @@ class NativeReads:
                 self._thread = threading.Thread(
                     target=_drive, args=(self._queue, self._loads, self._ended), name="weightpager-pager", daemon=True
                 )
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError as error:  # the process may have no more
+                    self._thread = None
+                    raise no_thread() from error
                 # A daemon that is in native code when the interpreter ends would end the process by force.
                 weakref.finalize(self, _abandon, os.getpid(), self._queue, self._thread)
 
@@ -151,7 +157,7 @@ def _drive(queue: _native.ReadQueue, loads: dict[int, _BegunLoad], ended: list[i
     while (report := queue.drive()) is not None:
         for number, packed, failure, error, corrupt in report[0]:
             (load, store), pages = loads[number], _pages(packed)
-            if failure not in (STORAGE, END_OF_FILE):
+            if failure not in (STORAGE, END_OF_FILE, NO_THREAD):
                 store.count(len(pages) * load.into.page_bytes)
             ended[0] += 1
             load.ended(pages, read_error(failure, error, corrupt if failure == CORRUPT else pages[0]))

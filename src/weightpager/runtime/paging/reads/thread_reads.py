@@ -12,7 +12,7 @@ from itertools import count, islice
 from weightpager.errors import StoreError, first_line
 from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
-from weightpager.runtime.paging.reads.failures import closed_while_loading, engine_closed
+from weightpager.runtime.paging.reads.failures import closed_while_loading, engine_closed, no_thread
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority
 from weightpager.store import PageRun, coalesce, group_runs
 
@@ -111,7 +111,12 @@ class ThreadReads:
             name = f"weightpager-pager-{len(self._threads)}"
             # Daemons: a read that hangs in the kernel must not keep the interpreter from ending.
             thread = threading.Thread(target=self._work, name=name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process may have no more
+                if not self._threads:
+                    raise no_thread() from error
+                return
             self._threads.append(thread)
 
     def _work(self) -> None:
