@@ -1,6 +1,7 @@
 #include "attention_memory.hpp"
 
 #include <algorithm>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -56,11 +57,30 @@ void AttentionMemory::add_block(Layer& layer) {
         throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +
                                 std::to_string(bytes_ + bytes) + ": give fewer or shorter texts");
     // Zeros: of keys that aren't there yet products are computed, too, before they are thrown away.
-    layer.keys.emplace_back(new uint8_t[static_cast<size_t>(layer.shape.batch * key_bytes(layer.shape))]());
-    layer.values.emplace_back(new uint8_t[static_cast<size_t>(layer.shape.batch * value_bytes(layer.shape))]());
-    layer.key_blocks.push_back(layer.keys.back().get());
-    layer.value_blocks.push_back(layer.values.back().get());
+    Block keys(new uint8_t[static_cast<size_t>(layer.shape.batch * key_bytes(layer.shape))]());
+    Block values(new uint8_t[static_cast<size_t>(layer.shape.batch * value_bytes(layer.shape))]());
+    const size_t blocks = layer.keys.size() + 1;
+    layer.keys.reserve(blocks);
+    layer.values.reserve(blocks);
+    layer.key_blocks.reserve(blocks);
+    layer.value_blocks.reserve(blocks);
+    // Nothing below throws: a layer has as many keys as values, whenever memory runs out.
+    layer.key_blocks.push_back(keys.get());
+    layer.value_blocks.push_back(values.get());
+    layer.keys.push_back(std::move(keys));
+    layer.values.push_back(std::move(values));
     bytes_ += bytes;
+}
+
+// A block at a time, so that the old rows and the new ones never take memory together.
+void AttentionMemory::select_rows(Layer& layer, const std::vector<int64_t>& rows) {
+    for (size_t i = 0; i < layer.keys.size(); ++i) {
+        layer.keys[i] = selected(layer.keys[i].get(), key_bytes(layer.shape), rows);
+        layer.key_blocks[i] = layer.keys[i].get();
+        layer.values[i] = selected(layer.values[i].get(), value_bytes(layer.shape), rows);
+        layer.value_blocks[i] = layer.values[i].get();
+    }
+    layer.shape.batch = static_cast<int64_t>(rows.size());
 }
 
 void AttentionMemory::shorten(int64_t tokens) {
@@ -96,14 +116,11 @@ void AttentionMemory::select(const std::vector<int64_t>& rows) {
     if (bytes > most_bytes_)
         throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +
                                 std::to_string(bytes));
-    for (Layer& layer : layers_) {
-        for (size_t i = 0; i < layer.keys.size(); ++i) {
-            layer.keys[i] = selected(layer.keys[i].get(), key_bytes(layer.shape), rows);
-            layer.values[i] = selected(layer.values[i].get(), value_bytes(layer.shape), rows);
-            layer.key_blocks[i] = layer.keys[i].get();
-            layer.value_blocks[i] = layer.values[i].get();
-        }
-        layer.shape.batch = static_cast<int64_t>(rows.size());
+    try {
+        for (Layer& layer : layers_) select_rows(layer, rows);
+    } catch (const std::bad_alloc&) {  // some blocks have other rows already
+        shorten(0);
+        throw;
     }
     bytes_ = bytes;
     batch_ = static_cast<int64_t>(rows.size());

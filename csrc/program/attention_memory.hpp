@@ -41,7 +41,7 @@ class AttentionMemory {
     // The last tokens are forgotten, `tokens` of them stay. Without any, the memory is as a new one.
     void shorten(int64_t tokens);
 
-    // Row i of the batch becomes what row `rows[i]` was.
+    // Row i of the batch becomes what row `rows[i]` was. If memory runs out, all tokens are forgotten.
     void select(const std::vector<int64_t>& rows);
 
    private:
@@ -50,6 +50,7 @@ class AttentionMemory {
     int64_t value_bytes(const Shape& shape) const;
     int64_t block_bytes(const Shape& shape) const;
     void add_block(Layer& layer);
+    void select_rows(Layer& layer, const std::vector<int64_t>& rows);
 
     const int64_t most_bytes_;
     const bool halves_;

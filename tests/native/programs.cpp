@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 
 #include "paged_weight.hpp"
@@ -211,10 +212,41 @@ std::vector<std::string> size_mistakes(const Kernel& kernel) {
     return found;
 }
 
+#if !defined(__SANITIZE_ADDRESS__)  // which ends the process where there is no memory
+// Runs out of memory: there are no 2^48 bytes.
+template <class Body>
+bool runs_out(const Body& body) {
+    try {
+        body();
+    } catch (const std::bad_alloc&) {
+        return true;
+    }
+    return false;
+}
+
+std::vector<std::string> attention_memory_mistakes() {
+    std::vector<std::string> found;
+    AttentionMemory grows(INT64_MAX);
+    for (int turn = 0; turn < 2; ++turn)
+        if (!runs_out([&] { grows.room_for(0, {1, 1, 1, int64_t{1} << 40}, 1); }))
+            found.push_back("attention memory: keys without values, once memory ran out");
+    AttentionMemory chooses(INT64_MAX);
+    chooses.room_for(0, {2, 1, 0, 0}, 1);
+    chooses.room_for(1, {2, 1, 0, 1 << 18}, 1);
+    chooses.keep(1);
+    if (!runs_out([&] { chooses.select(std::vector<int64_t>(1 << 22)); }) || chooses.tokens() != 0 || chooses.bytes() != 0)
+        found.push_back("attention memory: some layers have other rows, once memory ran out");
+    return found;
+}
+#else
+std::vector<std::string> attention_memory_mistakes() { return {}; }
+#endif
+
 }  // namespace
 
 std::vector<std::string> program_mistakes(const Kernel& kernel, int64_t cases) {
-    std::vector<std::string> found = size_mistakes(kernel);
+    std::vector<std::string> found = size_mistakes(kernel), torn = attention_memory_mistakes();
+    found.insert(found.end(), torn.begin(), torn.end());
     int64_t ran = 0;
     for (int64_t number = 0; number < cases; ++number) {
         RandomProgram program(kernel, number);
