@@ -50,6 +50,8 @@ class Table {
         return told(outcome);
     }
 
+    // A context in Python, which keeps others from the memory and the tally. No function of Python's own begins between
+    // the lock and what it guards, so that Ctrl-C can't come there.
     void lock() {
         nb::gil_scoped_release release;
         table_.lock().lock();
@@ -80,8 +82,8 @@ void bind_rows(nb::module_& module) {
              nb::arg("stay"), nb::arg("state"), nb::arg("tally"), nb::arg("ids"), nb::arg("first_page"),
              nb::arg("page_bytes"), nb::arg("most"), nb::arg("bytes_at_once"), nb::arg("extents"))
         .def("look_up", &Table::look_up)
-        .def("lock", &Table::lock)
-        .def("unlock", &Table::unlock);
+        .def("__enter__", &Table::lock)
+        .def("__exit__", [](Table& table, const nb::args&) { table.unlock(); });
 }
 
 }  // namespace weightpager

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -292,6 +294,23 @@ def test_ctrl_c_ends_a_look_up_that_hangs(files: Files) -> None:
         signal.signal(signal.SIGALRM, old)
     hanging.answer(FIRST)
     assert hanging.close()
+
+
+def test_ctrl_c_never_leaves_the_memory_locked(pager: Pager, files: Files) -> None:
+    """It comes when a function of Python's own begins; none does while the lock is taken or given back."""
+    cache = files.cache(pager, 20)
+
+    def press(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_name in ("__enter__", "__exit__"):
+            raise AssertionError(f"Ctrl-C could come in {frame.f_code.co_name}")
+
+    sys.settrace(press)
+    try:
+        cache.resize(15)
+        assert cache.counts.lookups == 0
+    finally:
+        sys.settrace(None)
+    assert torch.equal(looked_up(cache, np.arange(30)), files.values[:30])
 
 
 def test_closing_gives_up_what_hangs_and_keeps_its_memory(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +49,9 @@ class RowFiles:
 class NativeRows:
     """Looks rows up in a memory and reads those that it lacks; does what `RowCache` does without it.
 
-    Used as a context, it keeps others from the memory and the tally; native code does so for itself.
+    Attributes:
+        table: the native one. As a context it keeps others from the memory and the tally, as its look-ups do. Python
+            code around its lock would leave it taken if Ctrl-C came there.
 
     Args:
         memory: the table's rows in memory.
@@ -66,7 +67,7 @@ class NativeRows:
         self._kept = memory, tally, files  # native code has addresses of what these own
         self._columns = memory.row_bytes - 2
         self._reads = files.reads
-        self._table = _native.RowTable(
+        self.table = _native.RowTable(
             own_reads,
             **memory.addresses(),
             tally=tally.ctypes.data,
@@ -78,20 +79,12 @@ class NativeRows:
             extents=files.extents,
         )
 
-    def __enter__(self) -> None:
-        self._table.lock()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._table.unlock()
-
     def look_up(self, ids: npt.NDArray[np.int64], out: Wide) -> bool:
         """As `RowCache.look_up`; False where a row isn't in the table."""
         check_wide(out, len(ids), self._columns)
         ids = np.ascontiguousarray(ids, np.int64)
         reads = self._reads
-        outcome = self._table.look_up(
+        outcome = self.table.look_up(
             ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.read_timeout, reads.pager.ended
         )
         if outcome is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,8 @@ class RowCache:
         self._memory = RowMemory(table.places, table.entry.row_bytes, slots)
         self._tally = np.zeros(4, np.int64)
         self._native = None if files is None else NativeRows(self._memory, self._tally, files)
-        self._lock = self._native or threading.Lock()  # of the memory and the tally
+        # Of the memory and the tally.
+        self._lock: AbstractContextManager[object] = threading.Lock() if self._native is None else self._native.table
 
     @property
     def counts(self) -> RowCounts:
