@@ -41,6 +41,7 @@ void gather_patch(const Shape& s, const View& x, const float* image, int64_t gro
 void run_convolution(const Step& step, const Running& running) {
     const View &x = step.in[0], &weight = step.in[1];
     const Shape& s = step.recall<Shape>();
+    if (s.outputs == 0) return;  // of any number of groups
     const Parameter& kernel = running.parameters[static_cast<size_t>(weight.number)];
     const float* bias = step.in[2].number >= 0 ? running.data(step.in[2]) : nullptr;
     float* patches = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
@@ -81,7 +82,8 @@ void infer_convolution(Inference& inference) {
                          kernel.size() == 4,
                      weight.name + ": expected a weight of four axes, found " + text_of(kernel));
     inference.expect(stride.size() == 2 && padding.size() == 2, "expected two strides and two paddings");
-    inference.expect(x.rank() == 4 && groups >= 1 && kernel[0] % groups == 0 && x.sizes[1] == kernel[1] * groups,
+    inference.expect(x.rank() == 4 && groups >= 1 && groups <= kLargestAxis && kernel[0] % groups == 0 &&
+                         x.sizes[1] == kernel[1] * groups,
                      "operand 0: expected [batch, channels, height, width] for " + weight.name + " " + text_of(kernel) + " in " +
                          std::to_string(groups) + " groups, found " + text_of(x.sizes));
     if (inference.has(2)) {

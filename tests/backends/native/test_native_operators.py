@@ -296,6 +296,15 @@ def test_convolutions(
     _products_agree("conv2d", [x, weight, bias], attributes, rng, isa, 1e-4, narrow)
 
 
+@pytest.mark.parametrize("groups", [1, 3, 2**31 - 1])
+def test_convolutions_without_outputs_give_nothing(groups: int) -> None:
+    x, weight = np.ones((2, 0, 4, 4), np.float32), np.ones((0, 0, 1, 1), np.float32)
+    graph, inputs, parameters = single_node(
+        "conv2d", [x, weight, None], {"stride": [1, 1], "padding": [0, 0], "groups": groups}, [1]
+    )
+    assert Program(graph, parameters).run(inputs)["y0"].shape == (2, 0, 4, 4)
+
+
 @given(SHAPES, st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), SEEDS)
 def test_matrix_products(shape: list[int], rows: int, inner: int, columns: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
