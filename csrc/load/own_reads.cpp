@@ -198,8 +198,11 @@ size_t OwnReads::Flight::reads() const { return lane_.reads.size(); }
 
 Outcome OwnReads::Flight::wait(Patience& patience) {
     for (;;) {
-        for (Read* read : lane_.ended) land(*read);
-        lane_.ended.clear();
+        while (!lane_.ended.empty()) {  // one by one: should a check throw, the others are still here
+            Read& read = *lane_.ended.front();
+            lane_.ended.erase(lane_.ended.begin());
+            land(read);
+        }
         if (outcome_.failure == Failure::none) begin_some();
         if (lane_.flying == 0) return outcome_;
         lane_.device->wait(lane_.ended, kSliceMicroseconds);

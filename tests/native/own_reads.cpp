@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <new>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -138,6 +139,35 @@ void reads_go_on_while_their_thread_does_something_else() {
     EXPECT(reader.reads.close(std::chrono::seconds(10)));
 }
 
+bool out_of_memory = false;
+
+void compress(const uint8_t* const* inputs, size_t blocks, size_t last, const uint32_t* counters, uint32_t flags,
+              uint32_t start, uint32_t end, uint32_t* results) {
+    if (out_of_memory) throw std::bad_alloc();
+    hashers()[0]->compress(inputs, blocks, last, counters, flags, start, end, results);
+}
+
+void a_check_that_throws_leaves_its_lane_to_others() {
+    const Hasher hasher{"runs out", hashers()[0]->lanes, &compress};
+    Script script;
+    OwnReads reads([&] { return std::make_unique<Scripted>(script); }, hasher, 4, 1);
+    const auto read = [&] {
+        Questions questions(100);
+        return reads.read(wanted({1, 3, 5}), kPage, 2, questions, [](const uint8_t*) {}).failure;
+    };
+    out_of_memory = true;
+    bool thrown = false;
+    try {
+        read();
+    } catch (const std::bad_alloc&) {
+        thrown = true;
+    }
+    EXPECT(thrown);
+    out_of_memory = false;
+    EXPECT(read() == Failure::none);
+    EXPECT(reads.close(std::chrono::seconds(10)));
+}
+
 // A table in a file, its rows in places of their own, and threads that look it up while its memory is small.
 void a_table_gives_its_rows_to_many_threads() {
     constexpr int64_t kRows = 300, kColumns = 61, kRowBytes = kColumns + 2;
@@ -233,6 +263,7 @@ void test_own_reads() {
     pages_come_in_order_whatever_storage_gives();
     the_first_failure_counts_and_nothing_begins_after_it();
     what_hangs_keeps_its_lane_and_nobody_else();
+    a_check_that_throws_leaves_its_lane_to_others();
     reads_go_on_while_their_thread_does_something_else();
     a_table_gives_its_rows_to_many_threads();
 }
