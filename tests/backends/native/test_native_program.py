@@ -15,6 +15,7 @@ native = pytest.importorskip("weightpager.kernels._native")
 
 from native_blocks import blocks_of  # noqa: E402 - without the native module there is none
 from weightpager.backends.native import Arenas, Program, thread_count  # noqa: E402
+from weightpager.backends.native.task import NativeTask  # noqa: E402
 from weightpager.errors import ConfigError  # noqa: E402
 from weightpager.kernels import PageNotResidentError  # noqa: E402
 
@@ -106,6 +107,16 @@ def test_each_layer_waits_for_its_own_pages() -> None:
     program = Program(_feed_forward(), parts.native)
     assert "logits" in program.run({"input_ids": IDS}, gate=gate)
     assert gate.calls == [("enter", 0), ("leave", 0), ("enter", 1), ("leave", 1)]
+
+
+def test_a_tasks_head_waits_for_its_pages() -> None:
+    node = Node("linear", (Operand.input("hidden"), _parameter("down"), None), {"activation": "none"}, ("v0",))
+    hidden = GraphInput("hidden", "float32", ("batch", "length", WIDE))
+    head = Graph("language-modeling", ("batch", "length"), (hidden,), (node,), (GraphOutput("logits", "v0"),))
+    parts, gate = _Parts(), _Gate()
+    programs = Program(_feed_forward(), parts.native), Program(head, {"down": parts.native["down"]})
+    assert NativeTask(_feed_forward(), programs, gate).head(_values(8, 1, 2, WIDE)).shape == (1, 2, FEATURES)
+    assert gate.calls == [("enter", 1), ("leave", 1)]
 
 
 def test_a_page_that_is_not_there_is_told_and_may_come_later() -> None:

@@ -71,9 +71,12 @@ class NativeTask:
         return self._below.run(inputs, memory, self._gate)
 
     def head(self, hidden: Array) -> Array:
-        """Logits of hidden states, float32 [batch, tokens, words] of [batch, tokens, width]; only if it `has_head`."""
+        """Logits of hidden states, float32 [batch, tokens, words] of [batch, tokens, width]; only if it `has_head`.
+
+        Errors are those of a call.
+        """
         assert self._head is not None
-        return self._head.run({"hidden": hidden})["logits"]
+        return self._head.run({"hidden": hidden}, gate=self._gate)["logits"]
 
     def _default(self, name: str, inputs: Mapping[str, Array], memory: AttentionMemory | None) -> Array | None:
         make, ids = _DEFAULTS.get(name), inputs.get("input_ids")
