@@ -59,13 +59,14 @@ inline void interleave(const uint16_t* block, int64_t rows, int64_t cols, uint16
         for (int64_t r = 0; r < rows; ++r, to += 2) std::memcpy(to, block + r * cols + c, 2 * sizeof *to);
 }
 
-// [rows, cols] to [rows / 2, cols] pairs: the same of its transpose.
-inline void interleave_turned(const uint16_t* block, int64_t rows, int64_t cols, uint16_t* to) {
-    for (int64_t r = 0; r < rows; r += 2, to += 2 * cols) {
-        const uint16_t *even = block + r * cols, *odd = even + cols;
+// [rows, cols] to [rows / 2, cols] pairs: the same of its transpose. Two rows become their pairs in the same place.
+inline void interleave_turned(uint16_t* block, int64_t rows, int64_t cols) {
+    for (int64_t r = 0; r < rows; r += 2, block += 2 * cols) {
+        uint16_t two[2 * kLargestBlock];
+        std::memcpy(two, block, static_cast<size_t>(2 * cols) * sizeof *two);
         for (int64_t c = 0; c < cols; ++c) {
-            const uint32_t both = pair(even[c], odd[c]);
-            std::memcpy(to + 2 * c, &both, sizeof both);
+            const uint32_t both = pair(two[c], two[cols + c]);
+            std::memcpy(block + 2 * c, &both, sizeof both);
         }
     }
 }
@@ -74,8 +75,8 @@ void pack(const KeptBlocks& of, const float* weight, const RowRounding& rounding
           int threads) {
     const int64_t grid_cols = parts(of.in_features, of.block_cols), size = of.block_rows * of.block_cols;
     parallel_for(parts(of.out_features, of.block_rows), threads, [&](int64_t grid_row) {
-        const std::unique_ptr<uint16_t[]> block(new uint16_t[static_cast<size_t>(size)]);
         for (int32_t k = of.crow_indices[grid_row]; k < of.crow_indices[grid_row + 1]; ++k) {
+            uint16_t* const block = turned + k * size;  // no memory of its own, since this must not throw
             const int64_t first_col = of.col_indices[k] * of.block_cols;
             const int64_t cols = smaller(of.block_cols, of.in_features - first_col);
             for (int64_t r = 0; r < of.block_rows; ++r) {
@@ -85,10 +86,10 @@ void pack(const KeptBlocks& of, const float* weight, const RowRounding& rounding
                 std::memset(row + real, 0, static_cast<size_t>(of.block_cols - real) * sizeof *row);
                 if (rounding.divisors)
                     round_row(row, of.block_cols, rounding.divisors[out * grid_cols + of.col_indices[k]], rounding);
-                narrow_row(row, of.block_cols, block.get() + r * of.block_cols);
+                narrow_row(row, of.block_cols, block + r * of.block_cols);
             }
-            interleave(block.get(), of.block_rows, of.block_cols, blocks + k * size);
-            interleave_turned(block.get(), of.block_rows, of.block_cols, turned + k * size);
+            interleave(block, of.block_rows, of.block_cols, blocks + k * size);
+            interleave_turned(block, of.block_rows, of.block_cols);
         }
     });
 }
