@@ -63,8 +63,8 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
     // Pages of cancellable loads that haven't been told, or whose telling hasn't ended.
     std::vector<int64_t> outstanding() const;
 
-    // Nothing begins any more; what was queued. Reads in flight are told of when they end, until `abandon`. A load of
-    // which something was queued is never said to be over: its owner has still to be told of that.
+    // Nothing begins any more. Returns the reads that had not begun. The caller tells their owners. `drive` never reports
+    // such a load as over. Reads in flight are told of when they end, until `abandon`.
     std::vector<Told> close();
     void abandon();
 

@@ -39,8 +39,8 @@ struct RowMemory {
     // So many uses come.
     void begin_uses(int64_t count);
 
-    // Takes rows in, each once, the most wanted first, in the place of others if there is no room; those that are there
-    // already, or too many, aren't. Row i is at `base + offsets[i]`.
+    // Takes rows in. Each row occurs once, and the most wanted comes first. A row that is in memory already is left out.
+    // If there is no room, other rows go. If too few may go, the last ones are left out. Row i is at `base + offsets[i]`.
     void insert(const std::vector<int64_t>& wanted, const uint8_t* base, const std::vector<int64_t>& offsets);
 
    private:

@@ -7,8 +7,8 @@ using Region = void (*)(void* data);
 
 // Calls `region(data)` at least once and at most `threads` times, on as many threads at once, and returns when all calls
 // have. The calling thread is one of them. The others are kept: after a call they spin for a moment, as the next call
-// usually follows soon, and then sleep. One that is slow to come isn't waited for, so a region hands out its work in
-// pieces, and what a piece comes to must not depend on who takes it.
+// usually follows soon, and then sleep. The call does not wait for a thread that comes late. So a region hands out its
+// work in pieces. The result of a piece must not depend on the thread.
 //
 // Any thread may call, also from inside a region, and also after a fork: the child starts threads of its own. While one
 // call has the threads, others are carried out by their callers alone.
