@@ -64,7 +64,7 @@ def six_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reports, 
     run = CompileRun(journal=Journal(folder / "journal", compile_identity(task_file)))
     reports = []
     prepared = prepare(task_file, run, cache=kept)
-    for name, alignment in (("unaligned", 0.0), ("assistant", 2.0)):
+    for name, alignment in (("unaligned", 0.0), ("assistant", 1.7)):
         with writing(folder / f"{name}.bundle") as writer:
             reports.append(build(writer, prepared.changed(alignment=alignment, compare="none")))
     return folder / "assistant.bundle", (reports[0], reports[1]), [task.name for task in missing]
