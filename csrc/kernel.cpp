@@ -25,6 +25,9 @@ namespace {
 
 constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 
+// Whether an activation is spread over a register once for all outputs. AVX2 has no operand that is spread as it is read.
+constexpr bool kSharesInputs = kLanes == 8;
+
 // A step is two input features, or eight: what a block holds of them for N outputs is read at once. How weights are stored
 // decides what that is, what activations it is multiplied with, and what sums them up:
 //   Input, inputs, rows    activations of a step: how many, in rows of single ones or of pairs
@@ -249,18 +252,46 @@ struct Accumulators {
 
     template <int Step>
     WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const typename Weights::Input* x) {
+        if constexpr (kSharesInputs && Out::Registers == 2) {
+            add_to_two<Step>(step, block_rows, x);
+            return;
+        }
         unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
             constexpr int R = decltype(r)::value;
             const auto read = Weights::template read<Out::N>(step + R * Out::N * Weights::row_bytes, block_rows);
             unroll<Weights::rows>([&](auto row) WEIGHTPAGER_INLINED {
-                constexpr int Row = decltype(row)::value, chain = (Step * Weights::rows + Row) % chains;
+                constexpr int Row = decltype(row)::value;
                 const auto weights = Weights::template operand<Out::N, Row>(read);
                 unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
                     constexpr int T = decltype(t)::value;
-                    sum[chain][T][R] = Weights::template add<Out::N>(sum[chain][T][R], weights, x[Row * Width + T]);
+                    add_product<Step, Row, T, R>(weights, x[Row * Width + T]);
                 });
             });
         });
+    }
+
+    // The same, each activation for both registers at once.
+    template <int Step>
+    WEIGHTPAGER_INLINE void add_to_two(const uint8_t* step, int64_t block_rows, const typename Weights::Input* x) {
+        const auto first = Weights::template read<Out::N>(step, block_rows);
+        const auto second = Weights::template read<Out::N>(step + Out::N * Weights::row_bytes, block_rows);
+        unroll<Weights::rows>([&](auto row) WEIGHTPAGER_INLINED {
+            constexpr int Row = decltype(row)::value;
+            const auto weights = Weights::template operand<Out::N, Row>(first);
+            const auto others = Weights::template operand<Out::N, Row>(second);
+            unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
+                constexpr int T = decltype(t)::value;
+                const typename Weights::Input input = x[Row * Width + T];
+                add_product<Step, Row, T, 0>(weights, input);
+                add_product<Step, Row, T, 1>(others, input);
+            });
+        });
+    }
+
+    template <int Step, int Row, int T, int R, class Operand>
+    WEIGHTPAGER_INLINE void add_product(const Operand& weights, typename Weights::Input x) {
+        Sum& to = sum[(Step * Weights::rows + Row) % chains][T][R];
+        to = Weights::template add<Out::N>(to, weights, x);
     }
 
     // Calls `with` for the sum of every token and register of outputs. Unrolled: one look at an accumulator by a number
@@ -301,11 +332,14 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
         const Place place = find_block(p, bytes, k);
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
+        int64_t distance = 0;
         // Blocks that follow each other in a row lie anywhere in memory: the hardware can't foresee the next.
-        Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : place;
-        if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
-        const int64_t distance = next.block - place.block;
-        if constexpr (Weights::scaled) __builtin_prefetch(next.scales + row_in_block);
+        if (tile.first) {
+            Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : place;
+            if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
+            distance = next.block - place.block;
+            if constexpr (Weights::scaled) __builtin_prefetch(next.scales + row_in_block);
+        }
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
         const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + Weights::inputs - 1) / Weights::inputs;
         for (int pass = 0; pass < Weights::passes; ++pass) {

@@ -41,7 +41,6 @@ WEIGHTPAGER_INLINE Place find_block(const Problem& p, int64_t bytes, int64_t kep
 }
 
 inline float bias_of(const Problem& p, int64_t output) {
-    if (p.bias == nullptr) return 0.0f;
     if (p.bias_dtype == Dtype::float32) return static_cast<const float*>(p.bias)[output];
     return from_bfloat16(static_cast<const uint16_t*>(p.bias)[output]);
 }
@@ -60,7 +59,20 @@ WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_
     const int64_t left = p.out_features - first_output;
     const int outputs = left < Out::count ? static_cast<int>(left) : Out::count;
     float bias[Out::count] = {};
-    for (int o = 0; o < outputs; ++o) bias[o] = bias_of(p, first_output + o);
+    if (p.bias != nullptr)
+        for (int o = 0; o < outputs; ++o) bias[o] = bias_of(p, first_output + o);
+    // Most often nothing is to be done with them, and there are many tokens for the few blocks of a row.
+    const bool as_they_are = tile.gate_out == nullptr && tile.gate == nullptr && p.finish == Unary::none;
+    if (as_they_are && outputs == Out::count && p.dtype == Dtype::float32) {
+        for (int t = 0; t < tile.tokens; ++t) {
+            float* const to = static_cast<float*>(p.y) + (tile.first_token + t) * p.out_features + first_output;
+            for (int r = 0; r < Out::Registers; ++r) {
+                const auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+                std::memcpy(to + r * Out::N, &value, sizeof value);
+            }
+        }
+        return;
+    }
     for (int t = 0; t < tile.tokens; ++t) {
         const int64_t at = (tile.first_token + t) * p.out_features + first_output;
         for (int r = 0; r < Out::Registers; ++r) {
