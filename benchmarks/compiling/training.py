@@ -129,7 +129,7 @@ def _pairs(lesson: Lesson, rounds: int) -> Iterator[_Pair]:
     assert rounding is not None
     rounding.update(0)
     if not available():
-        raise WeightpagerError("expected a processor that multiplies pairs of bfloat16, found one that doesn't")
+        raise WeightpagerError("expected the native module, found none: install a wheel, or build it")
     products = SparseProducts(lesson.sparse, lesson.masks, rounding)  # whether they are faster is the question
     ways: list[Way] = [
         lambda task, batch: lesson.error(task, batch, rounding),

@@ -1,4 +1,4 @@
-#include <string>
+#include <cstring>
 
 #include "../paged_linear.hpp"
 #include "products.hpp"
@@ -6,17 +6,23 @@
 namespace weightpager {
 namespace {
 
+constexpr const Products* kCompiled[] = {
+#if defined(WEIGHTPAGER_AVX512_BF16)
+    &products_avx512_bf16,
+#endif
+#if defined(WEIGHTPAGER_X86)
+    &products_avx512, &products_avx2,
+#elif defined(__aarch64__)
+    &products_neon_bf16, &products_neon,
+#endif
+    &products_generic,
+};
+
 std::vector<const Products*> find_products() {
     std::vector<const Products*> found;
-    for ([[maybe_unused]] const Kernel* kernel : kernels()) {
-        [[maybe_unused]] const std::string name = kernel->name;
-#if defined(WEIGHTPAGER_AVX512_BF16)
-        if (name == products_avx512_bf16.name) found.push_back(&products_avx512_bf16);
-#elif defined(WEIGHTPAGER_NEON_BF16)
-        if (name == products_neon_bf16.name) found.push_back(&products_neon_bf16);
-#endif
-    }
-    found.push_back(&products_generic);
+    for (const Kernel* kernel : kernels())
+        for (const Products* one : kCompiled)
+            if (std::strcmp(kernel->name, one->name) == 0) found.push_back(one);
     return found;
 }
 

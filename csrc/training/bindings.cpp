@@ -28,10 +28,15 @@ class Blocks {
                                     at<uint16_t>(blocks), at<uint16_t>(turned), threads);
     }
 
-    void add_gradient(size_t number, uintptr_t x, uintptr_t dy, int64_t tokens, uintptr_t sum, int threads) const {
+    void add_gradient(size_t number, uintptr_t x, uintptr_t dy, bool bfloat16, int64_t tokens, uintptr_t sum,
+                      int threads) const {
         nb::gil_scoped_release release;
-        products().at(number)->add_gradient(of_, at<const uint16_t>(x), at<const uint16_t>(dy), tokens,
-                                            at<float>(sum), threads);
+        const Products& by = *products().at(number);
+        float* const to = at<float>(sum);
+        if (bfloat16)
+            by.add_gradient(of_, at<const uint16_t>(x), at<const uint16_t>(dy), tokens, to, threads);
+        else
+            by.add_gradient_float32(of_, at<const float>(x), at<const float>(dy), tokens, to, threads);
     }
 
    private:

@@ -22,7 +22,7 @@ namespace {
 constexpr int kLanes = WEIGHTPAGER_LANES;
 constexpr int64_t kLargestBlock = 256;
 // So that the panels of a row and of a column of blocks, 16 and 32 wide, stay in the first-level cache together.
-constexpr int64_t kPairsAtOnce = 128;
+constexpr int64_t kElementsAtOnce = 128;
 
 using L = Lanes<kLanes>;
 using Float = L::Float;
@@ -94,66 +94,108 @@ void pack(const KeptBlocks& of, const float* weight, const RowRounding& rounding
     });
 }
 
-// Tokens 2 * pair and 2 * pair + 1 of some features side by side: [groups of `width` features][pairs][width]; zero where
-// there is none.
+// An element of a panel is what a step of a sum multiplies: a pair of tokens in bfloat16, or a token in float32.
+
+struct Pairs {
+    using Value = uint16_t;
+    using Element = uint32_t;
+    using Register = L::Bits;
+    static constexpr int tokens = 2;
+
+    static Element element(const Value* values, const Value* of_next) { return pair(*values, of_next ? *of_next : 0); }
+
+    static WEIGHTPAGER_INLINE Float add(Float sum, Register columns, Element by) {
+#if defined(WEIGHTPAGER_DOT)
+        return dot<kLanes>(sum, columns, by);
+#else
+        constexpr uint32_t kHigh = 0xffff0000u;
+        sum += reinterpret_cast<Float>(columns << 16) * from_bfloat16(static_cast<uint16_t>(by));
+        return sum + reinterpret_cast<Float>(columns & kHigh) * from_bfloat16(static_cast<uint16_t>(by >> 16));
+#endif
+    }
+
+    static float add_one(float sum, Element one, Element other) {
+        sum += from_bfloat16(static_cast<uint16_t>(one)) * from_bfloat16(static_cast<uint16_t>(other));
+        return sum + from_bfloat16(static_cast<uint16_t>(one >> 16)) * from_bfloat16(static_cast<uint16_t>(other >> 16));
+    }
+};
+
+struct Singles {
+    using Value = float;
+    using Element = float;
+    using Register = Float;
+    static constexpr int tokens = 1;
+
+    static Element element(const Value* value, const Value*) { return *value; }
+    static WEIGHTPAGER_INLINE Float add(Float sum, Register columns, Element by) { return sum + columns * by; }
+    static float add_one(float sum, Element one, Element other) { return sum + one * other; }
+};
+
+// Elements of some features side by side: [groups of `width` features][elements][width]; zero where there is no feature, or
+// no second token.
+template <class Of>
 class Panels {
    public:
-    Panels(const uint16_t* from, int64_t tokens, int64_t features, int64_t width)
+    using Value = typename Of::Value;
+    using Element = typename Of::Element;
+
+    Panels(const Value* from, int64_t tokens, int64_t features, int64_t width)
         : from_(from), tokens_(tokens), features_(features), width_(width),
-          packed_(new uint32_t[static_cast<size_t>(count() * kPairsAtOnce * width)]) {}
+          packed_(new Element[static_cast<size_t>(count() * kElementsAtOnce * width)]) {}
 
     int64_t count() const { return parts(features_, width_); }
-    const uint32_t* at(int64_t group) const { return packed_.get() + group * kPairsAtOnce * width_; }
+    const Element* at(int64_t group) const { return packed_.get() + group * kElementsAtOnce * width_; }
 
-    void fill(int64_t group, int64_t first_pair, int64_t pairs) {
+    void fill(int64_t group, int64_t first_element, int64_t elements) {
         const int64_t first = group * width_, count = smaller(width_, features_ - first);
-        uint32_t* to = packed_.get() + group * kPairsAtOnce * width_;
-        for (int64_t p = 0; p < pairs; ++p, to += width_) {
-            const int64_t token = 2 * (first_pair + p);
-            const uint16_t* even = from_ + token * features_ + first;
-            if (token + 1 < tokens_)
-                for (int64_t i = 0; i < count; ++i) to[i] = pair(even[i], even[features_ + i]);
+        Element* to = packed_.get() + group * kElementsAtOnce * width_;
+        for (int64_t e = 0; e < elements; ++e, to += width_) {
+            const int64_t token = Of::tokens * (first_element + e);
+            const Value* values = from_ + token * features_ + first;
+            if (token + Of::tokens <= tokens_)
+                for (int64_t i = 0; i < count; ++i) to[i] = Of::element(values + i, values + features_ + i);
             else
-                for (int64_t i = 0; i < count; ++i) to[i] = even[i];
+                for (int64_t i = 0; i < count; ++i) to[i] = Of::element(values + i, nullptr);
             for (int64_t i = count; i < width_; ++i) to[i] = 0;
         }
     }
 
    private:
-    const uint16_t* from_;
+    const Value* from_;
     int64_t tokens_, features_, width_;
-    std::unique_ptr<uint32_t[]> packed_;
+    std::unique_ptr<Element[]> packed_;
 };
 
-#if defined(WEIGHTPAGER_DOT)
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kRows = 8;  // of a piece: two registers for each leave some of 32
-
-WEIGHTPAGER_INLINE Float multiplied(Float sum, L::Bits pairs, uint32_t by) { return dot<kLanes>(sum, pairs, by); }
 #else
 constexpr int kRows = 4;
-
-WEIGHTPAGER_INLINE Float multiplied(Float sum, L::Bits pairs, uint32_t by) {
-    constexpr uint32_t kHigh = 0xffff0000u;
-    sum += reinterpret_cast<Float>(pairs << 16) * from_bfloat16(static_cast<uint16_t>(by));
-    return sum + reinterpret_cast<Float>(pairs & kHigh) * from_bfloat16(static_cast<uint16_t>(by >> 16));
-}
 #endif
-
 constexpr int kRegisters = 2;  // a row of a piece
 constexpr int kCols = kRegisters * kLanes;
 
-// A piece of a block, [kRows, kCols] of `sum`, gains what these pairs of tokens give.
-inline void add_piece(const uint32_t* x, int64_t x_width, const uint32_t* dy, int64_t dy_width, int64_t pairs, float* sum,
-                      int64_t stride) {
+// Elements of some features in a panel, and how far it is to the next ones.
+template <class Of>
+struct Features {
+    const typename Of::Element* first;
+    int64_t width;
+
+    Features from(int64_t feature) const { return {first + feature, width}; }
+};
+
+// A piece of a block, [kRows, kCols] of `sum`, gains what these elements give.
+template <class Of>
+inline void add_piece(Features<Of> x, Features<Of> dy, int64_t elements, float* sum, int64_t stride) {
     Float sums[kRows][kRegisters];
     unroll<kRows>([&](auto r) WEIGHTPAGER_INLINED {
         unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { sums[r][i] = load<Float>(sum + r * stride + i * kLanes); });
     });
-    for (int64_t p = 0; p < pairs; ++p, x += x_width, dy += dy_width) {
-        L::Bits columns[kRegisters];
-        unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { columns[i] = load<L::Bits>(x + i * kLanes); });
+    for (int64_t e = 0; e < elements; ++e, x.first += x.width, dy.first += dy.width) {
+        typename Of::Register columns[kRegisters];
+        unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { columns[i] = load<typename Of::Register>(x.first + i * kLanes); });
         unroll<kRows>([&](auto r) WEIGHTPAGER_INLINED {
-            unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { sums[r][i] = multiplied(sums[r][i], columns[i], dy[r]); });
+            const auto row = dy.first[r];
+            unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { sums[r][i] = Of::add(sums[r][i], columns[i], row); });
         });
     }
     unroll<kRows>([&](auto r) WEIGHTPAGER_INLINED {
@@ -163,21 +205,20 @@ inline void add_piece(const uint32_t* x, int64_t x_width, const uint32_t* dy, in
 }
 
 // The same at an edge of the weight, or where a block is narrower than a piece.
-inline void add_part(const uint32_t* x, int64_t x_width, const uint32_t* dy, int64_t dy_width, int64_t pairs, float* sum,
-                     int64_t stride, int64_t rows, int64_t cols) {
+template <class Of>
+inline void add_part(Features<Of> x, Features<Of> dy, int64_t elements, float* sum, int64_t stride, int64_t rows,
+                     int64_t cols) {
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < cols; ++c) {
             float value = sum[r * stride + c];
-            for (int64_t p = 0; p < pairs; ++p) {
-                const uint32_t one = x[p * x_width + c], other = dy[p * dy_width + r];
-                value += from_bfloat16(static_cast<uint16_t>(one)) * from_bfloat16(static_cast<uint16_t>(other));
-                value += from_bfloat16(static_cast<uint16_t>(one >> 16)) * from_bfloat16(static_cast<uint16_t>(other >> 16));
-            }
+            for (int64_t e = 0; e < elements; ++e)
+                value = Of::add_one(value, x.first[e * x.width + c], dy.first[e * dy.width + r]);
             sum[r * stride + c] = value;
         }
 }
 
-void add_block(const KeptBlocks& of, const uint32_t* x, const uint32_t* dy, int64_t pairs, int64_t first_row,
+template <class Of>
+void add_block(const KeptBlocks& of, Features<Of> x, Features<Of> dy, int64_t elements, int64_t first_row,
                int64_t first_col, float* sum) {
     const int64_t rows = smaller(of.block_rows, of.out_features - first_row);
     const int64_t cols = smaller(of.block_cols, of.in_features - first_col);
@@ -187,27 +228,29 @@ void add_block(const KeptBlocks& of, const uint32_t* x, const uint32_t* dy, int6
             const int64_t some_rows = smaller(kRows, rows - r), some_cols = smaller(kCols, cols - c);
             float* const at = block + r * of.in_features + c;
             if (some_rows == kRows && some_cols == kCols)
-                add_piece(x + c, of.block_cols, dy + r, of.block_rows, pairs, at, of.in_features);
+                add_piece(x.from(c), dy.from(r), elements, at, of.in_features);
             else
-                add_part(x + c, of.block_cols, dy + r, of.block_rows, pairs, at, of.in_features, some_rows, some_cols);
+                add_part(x.from(c), dy.from(r), elements, at, of.in_features, some_rows, some_cols);
         }
 }
 
-void add_gradient(const KeptBlocks& of, const uint16_t* x, const uint16_t* dy, int64_t tokens, float* sum, int threads) {
-    Panels columns(x, tokens, of.in_features, of.block_cols), rows(dy, tokens, of.out_features, of.block_rows);
-    const int64_t all_pairs = parts(tokens, 2);
-    for (int64_t first = 0; first < all_pairs; first += kPairsAtOnce) {
-        const int64_t pairs = smaller(kPairsAtOnce, all_pairs - first);
+template <class Of>
+void add_gradient(const KeptBlocks& of, const typename Of::Value* x, const typename Of::Value* dy, int64_t tokens, float* sum,
+                  int threads) {
+    Panels<Of> columns(x, tokens, of.in_features, of.block_cols), rows(dy, tokens, of.out_features, of.block_rows);
+    const int64_t all = parts(tokens, Of::tokens);
+    for (int64_t first = 0; first < all; first += kElementsAtOnce) {
+        const int64_t elements = smaller(kElementsAtOnce, all - first);
         parallel_for(columns.count() + rows.count(), threads, [&](int64_t i) {
             if (i < columns.count())
-                columns.fill(i, first, pairs);
+                columns.fill(i, first, elements);
             else
-                rows.fill(i - columns.count(), first, pairs);
+                rows.fill(i - columns.count(), first, elements);
         });
         parallel_for(rows.count(), threads, [&](int64_t row) {
             for (int32_t k = of.crow_indices[row]; k < of.crow_indices[row + 1]; ++k)
-                add_block(of, columns.at(of.col_indices[k]), rows.at(row), pairs, row * of.block_rows,
-                          of.col_indices[k] * of.block_cols, sum);
+                add_block<Of>(of, {columns.at(of.col_indices[k]), of.block_cols}, {rows.at(row), of.block_rows}, elements,
+                              row * of.block_rows, of.col_indices[k] * of.block_cols, sum);
         });
     }
 }
@@ -215,6 +258,6 @@ void add_gradient(const KeptBlocks& of, const uint16_t* x, const uint16_t* dy, i
 }  // namespace
 
 extern const Products WEIGHTPAGER_PRODUCTS;
-const Products WEIGHTPAGER_PRODUCTS = {WEIGHTPAGER_TEXT(WEIGHTPAGER_NAME), pack, add_gradient};
+const Products WEIGHTPAGER_PRODUCTS = {WEIGHTPAGER_TEXT(WEIGHTPAGER_NAME), pack, add_gradient<Pairs>, add_gradient<Singles>};
 
 }  // namespace weightpager

@@ -43,10 +43,19 @@ def rounded(weight: Tensor, grid: BlockGrid) -> tuple[RowRounding, Tensor]:
     st.floats(0, 1),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([torch.bfloat16, torch.float32]),
     st.integers(0, 2**32 - 1),
 )
 def test_products_are_those_of_the_masked_weight(
-    outs: int, ins: int, block: BlockShape, tokens: int, density: float, rounds: bool, biased: bool, seed: int
+    outs: int,
+    ins: int,
+    block: BlockShape,
+    tokens: int,
+    density: float,
+    rounds: bool,
+    biased: bool,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed % 2**31)
     grid = BlockGrid(outs, ins, block)
@@ -54,24 +63,26 @@ def test_products_are_those_of_the_masked_weight(
     x, weight, bias = torch.randn(tokens, ins), torch.randn(outs, ins), torch.randn(outs)
     rows, values = rounded(weight, grid) if rounds else (None, weight)
     masked = drop(values, torch.from_numpy(kept), grid).bfloat16().float()
-    low, dy = x.bfloat16().float(), torch.randn(tokens, outs).bfloat16()
+    x, dy = x.to(dtype), torch.randn(tokens, outs).to(dtype)
+    within = 0.01 if dtype == torch.bfloat16 else 1e-5
     for number in range(len(products())):
         blocks = KeptBlocks(kept, grid, number)
         given_ = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
         y = blocks.linear(given_[0], given_[1], given_[2] if biased else None, rows)
-        assert y.dtype == torch.bfloat16
+        assert y.dtype == dtype
         y.backward(dy)
-        close(y, low @ masked.T + (bias if biased else 0), 0.01)
-        close(given_[0].grad, dy.float() @ masked, 0.01)
-        close(given_[1].grad, drop(dy.float().T @ low, torch.from_numpy(kept), grid), 1e-5)
+        close(y, x.float() @ masked.T + (bias if biased else 0), within)
+        close(given_[0].grad, dy.float() @ masked, within)
+        close(given_[1].grad, drop(dy.float().T @ x.float(), torch.from_numpy(kept), grid), 1e-5)
         if biased:
             close(given_[2].grad, dy.float().sum(0), 1e-5)
 
 
-def test_any_number_of_threads_finds_the_same() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_any_number_of_threads_finds_the_same(dtype: torch.dtype) -> None:
     grid = BlockGrid(80, 96, BlockShape(16, 32))
     blocks = KeptBlocks(np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5, grid)
-    x, weight, before = torch.randn(2, 200, 96), torch.randn(80, 96), torch.get_num_threads()
+    x, weight, before = torch.randn(2, 200, 96).to(dtype), torch.randn(80, 96), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):

@@ -19,6 +19,12 @@ std::vector<uint16_t> halves(int64_t count, Random& random) {
     return found;
 }
 
+std::vector<float> widened(const std::vector<uint16_t>& halves) {
+    std::vector<float> found;
+    for (const uint16_t half : halves) found.push_back(from_bfloat16(half));
+    return found;
+}
+
 // A weight, which of its blocks are kept, and how its rows are rounded.
 struct Case {
     explicit Case(Random& random)
@@ -108,20 +114,26 @@ class Check {
         const int64_t tokens = random_.one_in(4) ? random_.between(250, 530) : random_.between(1, 9);
         const int64_t outs = case_.out_features, ins = case_.in_features;
         const std::vector<uint16_t> x = halves(tokens * ins, random_), dy = halves(tokens * outs, random_);
-        std::vector<float> found(static_cast<size_t>(outs * ins), 1.0f);
+        const std::vector<float> wide_x = widened(x), wide_dy = widened(dy);
+        std::vector<float> found(static_cast<size_t>(outs * ins), 1.0f), found_wide = found;
         std::vector<double> wanted(found.size(), 1.0);
         products_.add_gradient(case_.kept(), x.data(), dy.data(), tokens, found.data(), 2);
+        products_.add_gradient_float32(case_.kept(), wide_x.data(), wide_dy.data(), tokens, found_wide.data(), 2);
         each_block([&](int64_t, int64_t first_row, int64_t first_col) {
             for (int64_t out = first_row; out < std::min(first_row + case_.rows, outs); ++out)
                 for (int64_t in = first_col; in < std::min(first_col + case_.cols, ins); ++in)
                     for (int64_t t = 0; t < tokens; ++t)
                         wanted[static_cast<size_t>(out * ins + in)] +=
-                            double{from_bfloat16(dy[static_cast<size_t>(t * outs + out)])} *
-                            from_bfloat16(x[static_cast<size_t>(t * ins + in)]);
+                            double{wide_dy[static_cast<size_t>(t * outs + out)]} * wide_x[static_cast<size_t>(t * ins + in)];
         });
+        compare("a gradient of bfloat16", wanted, found, tokens);
+        compare("a gradient of float32", wanted, found_wide, tokens);
+    }
+
+    void compare(const char* what, const std::vector<double>& wanted, const std::vector<float>& found, int64_t tokens) {
         for (size_t i = 0; i < wanted.size(); ++i)
             if (!(std::abs(found[i] - wanted[i]) <= 1e-5 * static_cast<double>(tokens + 1)))
-                return tell("a gradient", wanted[i], found[i]);
+                return tell(what, wanted[i], found[i]);
     }
 
     const Products& products_;

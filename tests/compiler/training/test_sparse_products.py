@@ -27,9 +27,10 @@ from weightpager.kernels.torch.kept_blocks import products
 pytestmark = pytest.mark.skipif(not products(), reason="no native module")
 
 
-@pytest.fixture(autouse=True)
-def _in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_bfloat16_pays", lambda: True)
+@pytest.fixture(autouse=True, params=[True, False], ids=["bfloat16", "float32"])
+def _multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this processor would choose."""
+    monkeypatch.setattr(device, "_bfloat16_pays", lambda: request.param)
 
 
 def load(made: dict[str, Any]) -> tuple[Source, dict[str, Batch]]:
@@ -134,8 +135,12 @@ def test_a_processor_where_skipping_does_not_pay_learns_by_whole_weights(
     source, _ = load(tiny.assistant(tmp_path))
     masks = masks_of(source)
     for pays in (True, False):
-        monkeypatch.setattr(sparse_products, "_skipping_pays", lambda pays=pays: pays)
+        monkeypatch.setattr(sparse_products, "_skipping_pays", lambda _, pays=pays: pays)
         assert (SparseProducts.of(source, masks, None) is not None) == pays
-    monkeypatch.setattr(device, "_bfloat16_pays", lambda: False)
-    monkeypatch.setattr(sparse_products, "_skipping_pays", lambda: True)
-    assert SparseProducts.of(source, masks, None) is None
+
+
+def test_weights_of_float32_are_not_learnt_through_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_products, "_skipping_pays", lambda _: True)
+    source, _ = load(tiny.assistant(tmp_path, dtype="float32"))
+    narrow = device.multiplies_in_bfloat16(torch.device("cpu"))
+    assert (SparseProducts.of(source, masks_of(source), None) is not None) == narrow

@@ -6,9 +6,10 @@ that keep it. The dense model teaches: its answers are part of the loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,6 +65,13 @@ class Lesson:
             answers = masked_logits(self.teacher, None, task, batch)
         return loss(logits, batch.labels, kind, answers, weight)
 
+    def errors(self, rounding: Rounding | None) -> Callable[[str, Batch], Tensor]:
+        """What finds `error` of a task on a batch, by kept blocks alone where that is faster."""
+        products = SparseProducts.of(self.sparse, self.masks, rounding)
+        if products is None:
+            return partial(self.error, rounded=rounding)
+        return lambda task, batch: self.error_of(task, products.logits(task, batch), batch)
+
     def placed(self) -> AbstractContextManager[None]:
         """Both models on the device to train on."""
         return placed([*self.teacher.models.values(), *self.sparse.models.values()], training_device())
@@ -93,12 +101,5 @@ def _training(lesson: Lesson) -> Training:
     validation = validation_of(lesson.data, tasks, spec.patience)
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
     rounding = Rounding.of(lesson.sparse, shared, spec.steps)
-    products = SparseProducts.of(lesson.sparse, lesson.masks, rounding)
-
-    def error(task: str, batch: Batch) -> Tensor:
-        if products is None:
-            return lesson.error(task, batch, rounding)
-        return lesson.error_of(task, products.logits(task, batch), batch)
-
     rates = groups(lesson.sparse, tasks, spec)
-    return Training(rates, turns, error, spec.steps, validation, rounding)
+    return Training(rates, turns, lesson.errors(rounding), spec.steps, validation, rounding)

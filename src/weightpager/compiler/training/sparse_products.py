@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
-from torch.overrides import TorchFunctionMode
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.training.device import multiplies_in_bfloat16
+from weightpager.compiler.training.linear_products import Multiplying, is_plain
 from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.masks import Masks, drop
 from weightpager.kernels.torch.kept_blocks import KeptBlocks, RowRounding, products
@@ -38,11 +38,21 @@ class Rounds(Protocol):
 
 @dataclass(frozen=True)
 class _Sparse:
-    """One weight in a task's module: its blocks, and what to do where not a linear layer asks for it."""
+    """The product with a task's blocks of one weight."""
 
     info: PagedWeightInfo
-    blocks: KeptBlocks
+    values: Tensor
     kept: Tensor
+    blocks: KeptBlocks
+    rounding: Rounds | None
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        rounding = None if self.rounding is None else self.rounding.rows(self.info.name)
+        return self.blocks.linear(x, self.values, bias, rounding)
+
+    def weight(self) -> Tensor:
+        rounded = self.values if self.rounding is None else self.rounding(self.info.name, self.values)
+        return drop(rounded, self.kept, self.info.grid)
 
 
 class SparseProducts:
@@ -57,20 +67,18 @@ class SparseProducts:
             rounding: that products go through.
         """
         self._source, self._masks, self._rounding = source, masks, rounding
-        self._sparse = {task: self._of(task) for task in masks.tasks}
+        self._sparse = {task: self._of(task) for task in source.models}
         self._whole = {task: self._others(found) for task, found in self._sparse.items()}
 
     @classmethod
     def of(cls, source: Source, masks: Masks, rounding: Rounds | None) -> SparseProducts | None:
-        """None where it isn't faster: it takes a CPU that multiplies pairs of bfloat16, and no GPU."""
-        device = next(iter(source.models.values())).device
-        faster = device.type == "cpu" and multiplies_in_bfloat16(device) and _skipping_pays()
-        return cls(source, masks, rounding) if faster else None
+        """None where whole weights are faster."""
+        return cls(source, masks, rounding) if skipping_pays(source) else None
 
     def logits(self, task: str, batch: Batch) -> Tensor:
         """A task's logits under its masks, as `masked_logits` finds them."""
         weights = self._masks.parameters(self._source, task, self._whole[task], self._rounding)
-        with _Skipping(self._sparse[task], self._rounding):
+        with Multiplying(self._sparse[task]):
             return logits_with(self._source.models[task], weights, batch, self._source.task_file.tasks[task].kind)
 
     def _of(self, task: str) -> dict[int, _Sparse]:
@@ -78,8 +86,9 @@ class SparseProducts:
         sparse = {}
         for info in self._source.paged:
             layer, kept = self._source.linear(task, info.name), self._masks.blocks(task, info)
-            if _is_plain(layer) and kept.mean() <= MOST_KEPT:
-                sparse[id(layer.weight)] = _Sparse(info, KeptBlocks(kept, info.grid), torch.from_numpy(kept))
+            if is_plain(layer) and kept.mean() <= MOST_KEPT:
+                blocks = KeptBlocks(kept, info.grid)
+                sparse[id(layer.weight)] = _Sparse(info, layer.weight, torch.from_numpy(kept), blocks, self._rounding)
         return sparse
 
     def _others(self, sparse: Mapping[int, _Sparse]) -> list[PagedWeightInfo]:
@@ -88,65 +97,58 @@ class SparseProducts:
         return [info for info in self._source.paged if info.name not in skipped]
 
 
-class _Skipping(TorchFunctionMode):
-    """Linear layers multiply by kept blocks alone. Whatever else asks for such a weight gets it masked."""
-
-    def __init__(self, sparse: Mapping[int, _Sparse], rounding: Rounds | None) -> None:
-        super().__init__()
-        self._sparse, self._rounding = sparse, rounding
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = dict(kwargs or {})
-        if func is linear and len(args) > 1 and (sparse := self._sparse.get(id(args[1]))):
-            bias = args[2] if len(args) > 2 else given.get("bias")
-            rounding = None if self._rounding is None else self._rounding.rows(sparse.info.name)
-            return sparse.blocks.linear(args[0], args[1], bias, rounding)
-        result = func(*args, **given)
-        if not isinstance(result, Tensor) or not any(id(one) in self._sparse for one in (*args, *given.values())):
-            return result
-        return func(*map(self._masked, args), **{name: self._masked(value) for name, value in given.items()})
-
-    def _masked(self, value: Any) -> Any:
-        sparse = self._sparse.get(id(value))
-        if sparse is None:
-            return value
-        rounded = value if self._rounding is None else self._rounding(sparse.info.name, value)
-        return drop(rounded, sparse.kept, sparse.info.grid)
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer multiplies by a weight as `KeptBlocks` wants it."""
-    if type(layer) is not nn.Linear:
+def skipping_pays(source: Source) -> bool:
+    """Whether to multiply by kept blocks alone: where that is faster, and what it rounds is rounded anyway."""
+    device = next(iter(source.models.values())).device
+    if device.type != "cpu" or not (multiplies_in_bfloat16(device) or source.task_file.dtype != "float32"):
         return False
-    return layer.weight.dtype == torch.float32 and layer.weight.is_contiguous()
+    return cpu_skips()
 
 
-@cache
-def _skipping_pays() -> bool:
+def cpu_skips() -> bool:
+    """Whether this process's trial has found that kept blocks alone are faster on this CPU, or it was told so."""
+    return _skipping_pays(torch.device("cpu")) if _stated.pays is None else _stated.pays
+
+
+def state_skipping(pays: bool) -> None:
+    """State for this process what a trial has found in the one that it works for."""
+    _stated.pays = pays
+
+
+@dataclass
+class _Stated:
+    pays: bool | None = None
+
+
+_stated = _Stated()
+
+
+def _skipping_pays(device: torch.device) -> bool:
     """Whether this CPU goes forward and back through half of a layer's blocks clearly faster than through all of it.
 
-    The instruction set doesn't tell: where torch multiplies in tiles (AMX), dense products are many times as fast.
+    The instruction set doesn't tell: where torch multiplies in tiles (AMX), dense products are many times as fast. A
+    step under masks also lays them over whole weights, and rounds all of these, which a trial leaves out.
     """
     if not products() or products()[0] == "generic":
         return False
+    return _pays_in(torch.bfloat16 if multiplies_in_bfloat16(device) else torch.float32)
+
+
+@cache
+def _pays_in(dtype: torch.dtype) -> bool:
+    """The same, of activations in this dtype."""
     grid = BlockGrid(1536, 384, BlockShape(16, 32))
     half = np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5
     blocks = KeptBlocks(half, grid)
     weight = torch.ones(grid.out_features, grid.in_features, requires_grad=True)
-    x = torch.ones(512, grid.in_features, dtype=torch.bfloat16, requires_grad=True)
+    x = torch.ones(512, grid.in_features, dtype=dtype, requires_grad=True)
     trials = [(_seconds(blocks.linear, x, weight), _seconds(_dense, x, weight)) for _ in range(6)][1:]
     sparse, dense = (min(column) for column in zip(*trials, strict=True))
-    return bool(sparse < 0.8 * dense)
+    return bool(sparse < 0.9 * dense)
 
 
 def _dense(x: Tensor, weight: Tensor) -> Tensor:
-    return linear(x, weight.bfloat16())
+    return linear(x, weight.to(x.dtype))
 
 
 def _seconds(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> float:

@@ -92,16 +92,16 @@ class KeptBlocks:
     ) -> Tensor:
         """``x @ W.T + bias`` with the other blocks of W zero; differentiable in x, W and bias.
 
-        It is multiplied in bfloat16 and summed up in float32. Gradients pass the rounding as if there were none.
+        W is rounded to bfloat16, and products are summed up in float32. Gradients pass as if nothing were rounded.
 
         Args:
-            x: [..., in_features].
+            x: [..., in_features], bfloat16 or float32; its gradient and that of the result are found in the same.
             weight: float32 [out_features, in_features], contiguous.
             bias: [out_features], float32 or bfloat16.
             rounding: of the rows of W's blocks.
 
         Returns:
-            bfloat16 [..., out_features].
+            [..., out_features], in the dtype of x.
 
         Raises:
             ValueError: an operand is not as described.
@@ -109,7 +109,7 @@ class KeptBlocks:
         if weight.dtype != torch.float32 or weight.shape != self._shape or not weight.is_contiguous():
             wanted = f"contiguous float32 {list(self._shape)}"
             raise ValueError(f"weight: expected {wanted}, got {weight.dtype} {list(weight.shape)}")
-        y: Tensor = _Linear.apply(x.bfloat16(), weight, bias, self, rounding)  # type: ignore[no-untyped-call]
+        y: Tensor = _Linear.apply(x, weight, bias, self, rounding)  # type: ignore[no-untyped-call]
         return y
 
     def packed(self, weight: Tensor, rounding: RowRounding | None) -> tuple[PagedWeight, PagedWeight]:
@@ -138,8 +138,8 @@ class KeptBlocks:
         """``dy.T @ x`` in the kept blocks, zero elsewhere.
 
         Args:
-            x: bfloat16 [..., in_features].
-            dy: bfloat16 [..., out_features].
+            x: [..., in_features], bfloat16 or float32.
+            dy: [..., out_features], in the dtype of x.
 
         Returns:
             float32 [out_features, in_features].
@@ -148,9 +148,28 @@ class KeptBlocks:
         gradient = torch.zeros(self._shape)
         tokens = x.numel() // self._shape[1]
         self._native.add_gradient(
-            self._products, x.data_ptr(), dy.data_ptr(), tokens, gradient.data_ptr(), torch.get_num_threads()
+            self._products,
+            x.data_ptr(),
+            dy.data_ptr(),
+            x.dtype == torch.bfloat16,
+            tokens,
+            gradient.data_ptr(),
+            torch.get_num_threads(),
         )
         return gradient
+
+
+class FrozenBlocks:
+    """Some of a weight's blocks whose values stay: packed once, and without a gradient of their own."""
+
+    def __init__(self, blocks: KeptBlocks, weight: Tensor) -> None:
+        """State which, and a float32 weight that has their values; they are rounded to bfloat16."""
+        self._forward, self._turned = blocks.packed(weight, None)
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As `KeptBlocks.linear`; differentiable in x and bias."""
+        y: Tensor = _FrozenLinear.apply(x, bias, self._forward, self._turned)  # type: ignore[no-untyped-call]
+        return y
 
 
 class _Linear(torch.autograd.Function):
@@ -170,10 +189,31 @@ class _Linear(torch.autograd.Function):
         return (
             paged_linear(dy, ctx.turned) if of_x else None,
             ctx.of.gradient(x, dy) if of_weight else None,
-            dy.flatten(0, -2).sum(0, dtype=torch.float32).to(ctx.bias_dtype) if of_bias else None,
+            _bias_gradient(dy, ctx.bias_dtype) if of_bias else None,
             None,
             None,
         )
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: PagedWeight, turned: PagedWeight) -> Tensor:
+        ctx.turned, ctx.bias_dtype = turned, None if bias is None else bias.dtype
+        return paged_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        of_x, of_bias = ctx.needs_input_grad[:2]
+        return (
+            paged_linear(dy, ctx.turned) if of_x else None,
+            _bias_gradient(dy, ctx.bias_dtype) if of_bias else None,
+            None,
+            None,
+        )
+
+
+def _bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
+    return dy.flatten(0, -2).sum(0, dtype=torch.float32).to(dtype)
 
 
 def _paged(arena: Any, table: _Table, shape: tuple[int, ...], block: tuple[int, int]) -> PagedWeight:
