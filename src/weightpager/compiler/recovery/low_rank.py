@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from weightpager.bundle import BundleWriter, TaskEntry
 from weightpager.bundle.parts.adapter import LowRank, adapter_files, serialise
@@ -43,6 +44,11 @@ class LowRankParameters:
         """``weight [out_features, in_features]`` with this weight's part added; differentiable."""
         pair = self._pairs.get(name)
         return weight if pair is None else weight + pair[1] @ pair[0]
+
+    def added_to(self, name: str, y: Tensor, x: Tensor) -> Tensor:
+        """``y [..., out_features]`` with what this weight's part makes of ``x [..., in_features]``; differentiable."""
+        pair = self._pairs.get(name)
+        return y if pair is None else y + linear(linear(x, pair[0]), pair[1])
 
     def of(self, trained: Mapping[str, Tensor]) -> dict[str, LowRank]:
         """The parts by paged weight, of values that parameters of the same names were trained to."""

@@ -7,7 +7,7 @@ the task isn't active. Blocks that only one task keeps are private without any c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -21,19 +21,20 @@ from torch import Tensor, nn
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.own_parameters import own_parameters, separate
-from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
+from weightpager.compiler.recovery.own_products import OwnProducts
+from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
-from weightpager.compiler.training.logits import logits_with
-from weightpager.compiler.training.masks import block_sums, drop, module_name
+from weightpager.compiler.training.masks import block_sums, drop
 from weightpager.progress import Steps
 
 _COPIES = 5
@@ -50,9 +51,10 @@ def choose(lesson: Lesson) -> dict[str, Chosen]:
     """The blocks of each task that get values of its own: of those that it keeps, a share that it pulls hardest."""
     sparse, masks = lesson.sparse, lesson.masks
     chosen: dict[str, Chosen] = {}
+    errors = lesson.errors(None)
     for task in sparse.models:
         number = masks.tasks.index(task)
-        pulls = _pulls(lesson, task)
+        pulls = _pulls(lesson, task, errors)
         names = list(pulls)
         keep = np.concatenate([masks.keep[name][:, number] for name in names])
         can = np.concatenate([masks.keep[name][:, number] & (masks.keep[name].sum(1) > 1) for name in names])
@@ -149,34 +151,27 @@ class _Lesson:
         for name in self.vectors:
             parameters[name].copy_(state[name])
         private = {
-            info.name: _kept(sparse, self.task, info, state[info.name], self.chosen[info.name], self.free(info))
+            info.name: _kept(sparse, self.task, info, state.get(info.name), self.chosen[info.name], self.free(info))
             for info in sparse.paged
         }
         return private, self.added.of(state)
 
 
 def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
-    """Train a task; the values of its blocks, a whole copy of each weight, and of all else that it trains."""
+    """Train a task: blocks, of which a whole copy of their weight is given, and all else that it trains."""
     lesson, task, added = of.lesson, of.task, of.added
-    sparse, masks, spec = lesson.sparse, lesson.masks, lesson.spec
-    model = sparse.models[task]
-    copies: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used
-    frozen: dict[str, Tensor] = {}
+    sparse, spec = lesson.sparse, lesson.spec
     free = {info.name: of.free(info) for info in sparse.paged}
-    for info in sparse.paged:
-        weight = sparse.linear(task, info.name).weight.detach()
-        copies[info.name] = nn.Parameter(weight.clone())
-        kept = stored_if_coarse(weight, info.grid, sparse.task_file.dtype)
-        frozen[info.name] = drop(masks.masked(task, info, kept), ~free[info.name], info.grid)
-    rounding, routes = Rounding.of(sparse, copies, spec.private_steps), masks.routes(sparse, task)
+    copies = {  # of which only the free blocks are used
+        info.name: nn.Parameter(sparse.linear(task, info.name).weight.detach().clone())
+        for info in sparse.paged
+        if free[info.name].any()
+    }
+    rounding = Rounding.of(sparse, copies, spec.private_steps)
+    products = OwnProducts(sparse, lesson.masks, task, free, copies, added, rounding)
 
     def error(_task: str, batch: Batch) -> Tensor:
-        weights = dict(routes)
-        for info in sparse.paged:
-            moving = copies[info.name] if rounding is None else rounding(info.name, copies[info.name])
-            whole = frozen[info.name] + drop(moving, free[info.name], info.grid)
-            weights[module_name(info, model.base_model_prefix)] = added.added(info.name, whole)
-        return lesson.error_of(task, logits_with(model, weights, batch, lesson.data[task].kind), batch)
+        return lesson.error_of(task, products.logits(batch), batch)
 
     vectors = {name: cast(nn.Parameter, sparse.parameters(task)[name]) for name in of.vectors}
     groups = [
@@ -187,14 +182,23 @@ def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
     validation = validation_of(lesson.data, [task], spec.patience)
     training = Training(groups, turns, error, spec.private_steps, validation, rounding)
-    training.run(journal, _stage(task), progress)
+    learnt = [*copies.values(), *vectors.values(), *added.parameters().values()]
+    with requiring_gradients(sparse.models[task], learnt):
+        training.run(journal, _stage(task), progress)
     return training.state()
 
 
 def _kept(
-    sparse: Source, task: str, info: PagedWeightInfo, own: Tensor, chosen: npt.NDArray[np.bool_], free: Tensor
+    sparse: Source,
+    task: str,
+    info: PagedWeightInfo,
+    own: Tensor | None,
+    chosen: npt.NDArray[np.bool_],
+    free: Tensor,
 ) -> PrivateBlocks:
     """Write blocks that no other task has to the shared weight; the chosen ones stay apart."""
+    if own is None:
+        return PrivateBlocks(np.empty(0, np.int64), torch.empty(0, info.grid.block.rows, info.grid.block.cols))
     weight = sparse.linear(task, info.name).weight
     alone = free & ~torch.from_numpy(chosen.reshape(free.shape))
     weight.copy_(drop(weight, ~alone, info.grid) + drop(own, alone, info.grid))
@@ -203,14 +207,14 @@ def _kept(
     return PrivateBlocks(blocks, torch.from_numpy(cut[blocks]))
 
 
-def _pulls(lesson: Lesson, task: str) -> dict[str, npt.NDArray[np.float64]]:
+def _pulls(lesson: Lesson, task: str, errors: Callable[[str, Batch], Tensor]) -> dict[str, npt.NDArray[np.float64]]:
     """How hard a task pulls each block: Σ over the block of |mean gradient|, [blocks] by paged weight."""
     sparse = lesson.sparse
     weights = {info.name: sparse.linear(task, info.name).weight for info in sparse.paged}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
     turns = in_turn(lesson.data, [task], lesson.spec.batch, lesson.spec.seed + 2)
     for _, batch in islice(turns, _BATCHES):
-        error = lesson.error(task, batch.to(sparse.models[task].device))
+        error = errors(task, batch.to(sparse.models[task].device))
         gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
         for name, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
