@@ -33,8 +33,8 @@ def drawn(grid: BlockGrid, seed: int) -> Tensor:
     return torch.from_numpy(weight.astype(np.float32))
 
 
-def rounding(grid: BlockGrid, weight: Tensor, steps: int) -> Rounding:
-    return Rounding({"w": weight}, [PagedWeightInfo("w", 0, grid)], INT4, steps)
+def rounding(grid: BlockGrid, weight: Tensor, steps: int, *, checked: bool = True) -> Rounding:
+    return Rounding({"w": weight}, [PagedWeightInfo("w", 0, grid)], INT4, steps, checked=checked)
 
 
 @given(GRIDS, st.sampled_from(["int4", "int8"]), st.integers(0, 2**16))
@@ -82,6 +82,18 @@ def test_scales_are_searched_now_and_then_and_follow_the_largest_weight_between(
     assert not other.fits({})
     other.restore(kept)
     assert not torch.equal(other("w", weight), stored(weight, grid, "int4"))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_scales_are_searched_where_a_training_is_measured(checked: bool) -> None:
+    grid = BlockGrid(16, 32, BlockShape(16, 32))
+    weight = nn.Parameter(drawn(grid, 0) + 0.5)
+    seen = rounding(grid, weight, 2 * EVERY, checked=checked)
+    seen.update(0)
+    with torch.no_grad():
+        weight += 7 * drawn(grid, 1)
+    seen.update(4)
+    assert torch.equal(seen("w", weight), stored(weight, grid, "int4")) == checked
 
 
 @given(st.integers(1, 12), st.integers(0, 2**16))

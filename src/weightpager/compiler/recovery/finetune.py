@@ -100,6 +100,6 @@ def _training(lesson: Lesson) -> Training:
     turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
     validation = validation_of(lesson.data, tasks, spec.patience)
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
-    rounding = Rounding.of(lesson.sparse, shared, spec.steps)
+    rounding = Rounding.of(lesson.sparse, shared, spec.steps, checked=validation is not None)
     rates = groups(lesson.sparse, tasks, spec)
     return Training(rates, turns, lesson.errors(rounding), spec.steps, validation, rounding)

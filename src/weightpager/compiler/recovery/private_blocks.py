@@ -167,7 +167,8 @@ def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
         for info in sparse.paged
         if free[info.name].any()
     }
-    rounding = Rounding.of(sparse, copies, spec.private_steps)
+    validation = validation_of(lesson.data, [task], spec.patience)
+    rounding = Rounding.of(sparse, copies, spec.private_steps, checked=validation is not None)
     products = OwnProducts(sparse, lesson.masks, task, free, copies, added, rounding)
 
     def error(_task: str, batch: Batch) -> Tensor:
@@ -180,7 +181,6 @@ def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
         ParameterGroup({**vectors, **added.parameters()}, spec.head_learning_rate),
     ]
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
-    validation = validation_of(lesson.data, [task], spec.patience)
     training = Training(groups, turns, error, spec.private_steps, validation, rounding)
     learnt = [*copies.values(), *vectors.values(), *added.parameters().values()]
     with requiring_gradients(sparse.models[task], learnt):

@@ -38,7 +38,13 @@ class Rounding:
     """What a training sees of weights whose pages have few bits, and the divisors that it has found for their rows."""
 
     def __init__(
-        self, weights: Mapping[str, Tensor], paged: Sequence[PagedWeightInfo], encoding: Encoding, steps: int
+        self,
+        weights: Mapping[str, Tensor],
+        paged: Sequence[PagedWeightInfo],
+        encoding: Encoding,
+        steps: int,
+        *,
+        checked: bool = True,
     ) -> None:
         """Round these weights.
 
@@ -47,17 +53,20 @@ class Rounding:
             paged: how they are cut into blocks.
             encoding: of their pages.
             steps: of the training.
+            checked: whether that is measured on the way, which takes the divisors that packing would find.
         """
         self._weights, self._grids = weights, {info.name: info.grid for info in paged}
         self._encoding = encoding
-        self._searches = check_steps(steps) | set(range(0, steps, EVERY))
+        self._searches = set(range(0, steps, EVERY)) | (check_steps(steps) if checked else set())
         self._divisors: dict[str, Tensor] = {}
 
     @classmethod
-    def of(cls, source: Source, weights: Mapping[str, Tensor], steps: int) -> Rounding | None:
+    def of(
+        cls, source: Source, weights: Mapping[str, Tensor], steps: int, *, checked: bool = True
+    ) -> Rounding | None:
         """What a training of a source's weights goes through; None where pages round so little that it needn't."""
         dtype = source.task_file.dtype
-        return cls(weights, source.paged, ENCODINGS[dtype], steps) if dtype in ROUNDED else None
+        return cls(weights, source.paged, ENCODINGS[dtype], steps, checked=checked) if dtype in ROUNDED else None
 
     def update(self, step: int) -> None:
         """Find the rows' divisors anew if this step is one at which that is due; step 0, before the first, is."""
