@@ -61,9 +61,7 @@ class Rounding:
         self._divisors: dict[str, Tensor] = {}
 
     @classmethod
-    def of(
-        cls, source: Source, weights: Mapping[str, Tensor], steps: int, *, checked: bool = True
-    ) -> Rounding | None:
+    def of(cls, source: Source, weights: Mapping[str, Tensor], steps: int, *, checked: bool = True) -> Rounding | None:
         """What a training of a source's weights goes through; None where pages round so little that it needn't."""
         dtype = source.task_file.dtype
         return cls(weights, source.paged, ENCODINGS[dtype], steps, checked=checked) if dtype in ROUNDED else None
