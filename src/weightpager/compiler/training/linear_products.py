@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+_MANY = (list, tuple)
+
 
 class Product(Protocol):
     """What a linear layer multiplies by in place of its weight."""
@@ -41,13 +43,24 @@ class Multiplying(TorchFunctionMode):
             bias = args[2] if len(args) > 2 else given.get("bias")
             return product.linear(args[0].bfloat16() if torch.is_autocast_enabled("cpu") else args[0], bias)
         result = func(*args, **given)
-        if not isinstance(result, Tensor) or not any(id(one) in self._products for one in (*args, *given.values())):
+        if not self._uses((*args, *given.values())) or not _has_tensors(result):
             return result
-        return func(*map(self._replaced, args), **{name: self._replaced(value) for name, value in given.items()})
+        return func(*self._replaced(args), **{name: self._replaced(value) for name, value in given.items()})
+
+    def _uses(self, value: Any) -> bool:
+        """Whether a weight that a product stands for is, or is among, what a function was given."""
+        return any(map(self._uses, value)) if type(value) in _MANY else id(value) in self._products
 
     def _replaced(self, value: Any) -> Any:
+        if type(value) in _MANY:
+            return type(value)(map(self._replaced, value))
         product = self._products.get(id(value))
         return value if product is None else product.weight()
+
+
+def _has_tensors(result: Any) -> bool:
+    """Whether a function gave something that depends on values, and not a shape or a flag."""
+    return any(map(_has_tensors, result)) if type(result) in _MANY else isinstance(result, Tensor)
 
 
 def is_plain(layer: nn.Module) -> bool:
