@@ -94,20 +94,23 @@ void pack(const KeptBlocks& of, const float* weight, const RowRounding& rounding
     });
 }
 
-// An element of a panel is what a step of a sum multiplies: a pair of tokens in bfloat16, or a token in float32.
+// A sum goes from element to element of a panel. In bfloat16 an element holds two tokens of a feature, in float32 one.
 
 struct Pairs {
     using Value = uint16_t;
     using Element = uint32_t;
-    using Register = L::Bits;
+    template <int N>
+    using Register = typename Lanes<N>::Bits;
     static constexpr int tokens = 2;
 
     static Element element(const Value* values, const Value* of_next) { return pair(*values, of_next ? *of_next : 0); }
 
-    static WEIGHTPAGER_INLINE Float add(Float sum, Register columns, Element by) {
+    template <int N>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Float add(typename Lanes<N>::Float sum, Register<N> columns, Element by) {
 #if defined(WEIGHTPAGER_DOT)
-        return dot<kLanes>(sum, columns, by);
+        return dot<N>(sum, columns, by);
 #else
+        using Float = typename Lanes<N>::Float;
         constexpr uint32_t kHigh = 0xffff0000u;
         sum += reinterpret_cast<Float>(columns << 16) * from_bfloat16(static_cast<uint16_t>(by));
         return sum + reinterpret_cast<Float>(columns & kHigh) * from_bfloat16(static_cast<uint16_t>(by >> 16));
@@ -123,11 +126,15 @@ struct Pairs {
 struct Singles {
     using Value = float;
     using Element = float;
-    using Register = Float;
+    template <int N>
+    using Register = typename Lanes<N>::Float;
     static constexpr int tokens = 1;
 
     static Element element(const Value* value, const Value*) { return *value; }
-    static WEIGHTPAGER_INLINE Float add(Float sum, Register columns, Element by) { return sum + columns * by; }
+    template <int N>
+    static WEIGHTPAGER_INLINE Register<N> add(Register<N> sum, Register<N> columns, Element by) {
+        return sum + columns * by;
+    }
     static float add_one(float sum, Element one, Element other) { return sum + one * other; }
 };
 
@@ -152,7 +159,7 @@ class Panels {
         for (int64_t e = 0; e < elements; ++e, to += width_) {
             const int64_t token = Of::tokens * (first_element + e);
             const Value* values = from_ + token * features_ + first;
-            if (token + Of::tokens <= tokens_)
+            if (Of::tokens > 1 && token + Of::tokens <= tokens_)
                 for (int64_t i = 0; i < count; ++i) to[i] = Of::element(values + i, values + features_ + i);
             else
                 for (int64_t i = 0; i < count; ++i) to[i] = Of::element(values + i, nullptr);
@@ -171,8 +178,6 @@ constexpr int kRows = 8;  // of a piece: two registers for each leave some of 32
 #else
 constexpr int kRows = 4;
 #endif
-constexpr int kRegisters = 2;  // a row of a piece
-constexpr int kCols = kRegisters * kLanes;
 
 // Elements of some features in a panel, and how far it is to the next ones.
 template <class Of>
@@ -183,28 +188,32 @@ struct Features {
     Features from(int64_t feature) const { return {first + feature, width}; }
 };
 
-// A piece of a block, [kRows, kCols] of `sum`, gains what these elements give.
-template <class Of>
-inline void add_piece(Features<Of> x, Features<Of> dy, int64_t elements, float* sum, int64_t stride) {
-    Float sums[kRows][kRegisters];
+// A piece of a block, [kRows, Registers * N] of `sum`, gains what these elements give. Returns the piece's columns.
+template <class Of, int N, int Registers>
+inline int64_t add_piece(Features<Of> x, Features<Of> dy, int64_t elements, float* sum, int64_t stride) {
+    using Vector = typename Lanes<N>::Float;
+    using Columns = typename Of::template Register<N>;
+    Vector sums[kRows][Registers];
     unroll<kRows>([&](auto r) WEIGHTPAGER_INLINED {
-        unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { sums[r][i] = load<Float>(sum + r * stride + i * kLanes); });
+        unroll<Registers>([&](auto i) WEIGHTPAGER_INLINED { sums[r][i] = load<Vector>(sum + r * stride + i * N); });
     });
     for (int64_t e = 0; e < elements; ++e, x.first += x.width, dy.first += dy.width) {
-        typename Of::Register columns[kRegisters];
-        unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { columns[i] = load<typename Of::Register>(x.first + i * kLanes); });
+        Columns columns[Registers];
+        unroll<Registers>([&](auto i) WEIGHTPAGER_INLINED { columns[i] = load<Columns>(x.first + i * N); });
         unroll<kRows>([&](auto r) WEIGHTPAGER_INLINED {
             const auto row = dy.first[r];
-            unroll<kRegisters>([&](auto i) WEIGHTPAGER_INLINED { sums[r][i] = Of::add(sums[r][i], columns[i], row); });
+            unroll<Registers>(
+                [&](auto i) WEIGHTPAGER_INLINED { sums[r][i] = Of::template add<N>(sums[r][i], columns[i], row); });
         });
     }
     unroll<kRows>([&](auto r) WEIGHTPAGER_INLINED {
-        unroll<kRegisters>(
-            [&](auto i) WEIGHTPAGER_INLINED { std::memcpy(sum + r * stride + i * kLanes, &sums[r][i], sizeof(Float)); });
+        unroll<Registers>(
+            [&](auto i) WEIGHTPAGER_INLINED { std::memcpy(sum + r * stride + i * N, &sums[r][i], sizeof(Vector)); });
     });
+    return Registers * N;
 }
 
-// The same at an edge of the weight, or where a block is narrower than a piece.
+// The same at an edge of the weight, where no piece fits.
 template <class Of>
 inline void add_part(Features<Of> x, Features<Of> dy, int64_t elements, float* sum, int64_t stride, int64_t rows,
                      int64_t cols) {
@@ -217,6 +226,19 @@ inline void add_part(Features<Of> x, Features<Of> dy, int64_t elements, float* s
         }
 }
 
+// The widest piece that fits into these rows and columns, or all of them one by one. Returns the columns that are done.
+template <class Of>
+int64_t add_some(Features<Of> x, Features<Of> dy, int64_t elements, float* sum, int64_t stride, int64_t rows, int64_t cols) {
+    if (rows == kRows) {
+        if (cols >= 2 * kLanes) return add_piece<Of, kLanes, 2>(x, dy, elements, sum, stride);
+        if (cols >= kLanes) return add_piece<Of, kLanes, 1>(x, dy, elements, sum, stride);
+        if constexpr (kLanes > 8)
+            if (cols >= 8) return add_piece<Of, 8, 1>(x, dy, elements, sum, stride);
+    }
+    add_part(x, dy, elements, sum, stride, rows, cols);
+    return cols;
+}
+
 template <class Of>
 void add_block(const KeptBlocks& of, Features<Of> x, Features<Of> dy, int64_t elements, int64_t first_row,
                int64_t first_col, float* sum) {
@@ -224,14 +246,9 @@ void add_block(const KeptBlocks& of, Features<Of> x, Features<Of> dy, int64_t el
     const int64_t cols = smaller(of.block_cols, of.in_features - first_col);
     float* const block = sum + first_row * of.in_features + first_col;
     for (int64_t r = 0; r < rows; r += kRows)
-        for (int64_t c = 0; c < cols; c += kCols) {
-            const int64_t some_rows = smaller(kRows, rows - r), some_cols = smaller(kCols, cols - c);
-            float* const at = block + r * of.in_features + c;
-            if (some_rows == kRows && some_cols == kCols)
-                add_piece(x.from(c), dy.from(r), elements, at, of.in_features);
-            else
-                add_part(x.from(c), dy.from(r), elements, at, of.in_features, some_rows, some_cols);
-        }
+        for (int64_t c = 0; c < cols;)
+            c += add_some(x.from(c), dy.from(r), elements, block + r * of.in_features + c, of.in_features,
+                          smaller(kRows, rows - r), cols - c);
 }
 
 template <class Of>
