@@ -22,7 +22,9 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.own_weights import SHARED
 from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.recovery import private_blocks
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
@@ -210,6 +212,20 @@ def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
                 ).weight = torch.nn.Parameter(weights.weight(task, paged))
                 assert linear is sparse.linear(task, paged.name)
     assert error(lesson) < first
+
+
+def test_a_task_that_moves_nothing_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are all other tasks' too, in a model whose norms have no weights and whose layers have no biases."""
+    monkeypatch.setattr(private_blocks, "own_parameters", lambda *_: {})
+    dense, data = load(tmp_path)
+    masks, journal = masks_of(dense, 1.1), Journal(tmp_path / "journal", "one")
+    lesson = Lesson(dense, copied(dense), masks, data, RecoverSpec(method="finetune", private_steps=2, batch=8))
+    weights = train_private(lesson, choose(lesson), journal, nothing)
+    for info in dense.paged:
+        assert (weights.versions(info) == SHARED).all()
+        assert torch.equal(weights.weight("animal", info), dense.linear("animal", info.name).weight)
+    journal.write("private-animal", 2, {})  # as it comes from a worker elsewhere
+    assert journal.read("private-animal") == (2, {})
 
 
 @pytest.mark.slow

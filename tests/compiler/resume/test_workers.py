@@ -19,7 +19,7 @@ from weightpager.compiler.recovery import private_blocks
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import IN_TURN, Done, Job, Key, Value
-from weightpager.compiler.training import device, sparse_products
+from weightpager.compiler.training import device
 from weightpager.compiler.training.arithmetic import Arithmetic
 from weightpager.errors import CompileError
 from weightpager.progress import Steps, silent
@@ -182,12 +182,9 @@ def test_an_entry_of_a_journal_may_say_what_it_took(tmp_path: Path) -> None:
 
 def test_a_process_computes_as_the_one_that_it_works_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_bfloat16_pays", lambda: True)
-    monkeypatch.setattr(sparse_products, "_skipping_pays", lambda _: True)
-    for module in (device, sparse_products):
-        monkeypatch.setattr(module, "_stated", module._Stated())
+    monkeypatch.setattr(device, "_stated", device._Stated())
     theirs = Arithmetic.here()
-    assert theirs == Arithmetic(torch.get_num_threads(), True, True, False, "highest")
-    for module, trial in ((device, "_bfloat16_pays"), (sparse_products, "_skipping_pays")):
-        monkeypatch.setattr(module, trial, time.sleep)  # which isn't made
+    assert theirs == Arithmetic(torch.get_num_threads(), True, False, "highest")
+    monkeypatch.setattr(device, "_bfloat16_pays", time.sleep)  # a trial, which isn't made
     theirs.take()
     assert Arithmetic.here() == theirs

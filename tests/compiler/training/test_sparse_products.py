@@ -135,12 +135,12 @@ def test_a_processor_where_skipping_does_not_pay_learns_by_whole_weights(
     source, _ = load(tiny.assistant(tmp_path))
     masks = masks_of(source)
     for pays in (True, False):
-        monkeypatch.setattr(sparse_products, "_skipping_pays", lambda _, pays=pays: pays)
+        monkeypatch.setattr(sparse_products, "_skipping_pays", lambda *_, pays=pays: pays)
         assert (SparseProducts.of(source, masks, None) is not None) == pays
 
 
 def test_weights_of_float32_are_not_learnt_through_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse_products, "_skipping_pays", lambda _: True)
+    monkeypatch.setattr(sparse_products, "_skipping_pays", lambda *_: True)
     source, _ = load(tiny.assistant(tmp_path, dtype="float32"))
     narrow = device.multiplies_in_bfloat16(torch.device("cpu"))
     assert (SparseProducts.of(source, masks_of(source), None) is not None) == narrow

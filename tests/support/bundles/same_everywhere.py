@@ -24,7 +24,7 @@ def same_everywhere() -> Iterator[None]:
     """Compile in bfloat16, by whole products: trials, by chance on a busy machine, would decide what is learnt."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.compiler.training.device._bfloat16_pays", lambda: True)
-        patch.setattr("weightpager.compiler.training.sparse_products._skipping_pays", lambda _: False)
+        patch.setattr("weightpager.compiler.training.sparse_products._skipping_pays", lambda *_: False)
         patch.setattr("weightpager.compiler.training.attention.SHORT", 0)
         yield
 

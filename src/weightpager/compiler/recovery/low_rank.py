@@ -46,7 +46,7 @@ class LowRankParameters:
         return weight if pair is None else weight + pair[1] @ pair[0]
 
     def added_to(self, name: str, y: Tensor, x: Tensor) -> Tensor:
-        """``y [..., out_features]`` with what this weight's part makes of ``x [..., in_features]``; differentiable."""
+        """``y + x Aᵀ Bᵀ``: a layer's outputs y [..., out_features], and what its part makes of the inputs x."""
         pair = self._pairs.get(name)
         return y if pair is None else y + linear(linear(x, pair[0]), pair[1])
 

@@ -16,13 +16,13 @@ from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
 from weightpager.compiler.training.linear_products import Multiplying, Product, is_plain
 from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.masks import Masks, drop, module_name
-from weightpager.compiler.training.sparse_products import MOST_KEPT, skipping_pays
-from weightpager.kernels.torch.kept_blocks import FrozenBlocks, KeptBlocks
+from weightpager.compiler.training.sparse_products import MOST_KEPT
+from weightpager.kernels.torch.kept_blocks import FrozenBlocks, KeptBlocks, products
 
 
 @dataclass(frozen=True)
 class _Skipped:
-    """The blocks of a weight that a task keeps, the others skipped: those that stay, and those that it learns."""
+    """How to multiply by the blocks that a task keeps: those that stay, and those that it learns, if there are any."""
 
     frozen: FrozenBlocks
     learnt: KeptBlocks | None
@@ -106,6 +106,8 @@ class OwnProducts:
         own: Mapping[str, nn.Parameter],
         added: LowRankParameters,
         rounding: Rounding | None,
+        *,
+        skips: bool,
     ) -> None:
         """State what moves.
 
@@ -117,23 +119,24 @@ class OwnProducts:
             own: paged weight → float32 [out_features, in_features], the values of these; of weights that have some.
             added: low-rank parts.
             rounding: of ``own``.
+            skips: whether to multiply by kept blocks alone, as `skipping_pays` says of the process that was started.
         """
         self._source, self._task, self._own, self._added, self._rounding = source, task, own, added, rounding
         self._routes = masks.routes(source, task)
-        skips = skipping_pays(source)
+        skips = skips and bool(products())  # a worker may lack the native module
         self._weights = [_Weight.of(source, masks, task, info, free[info.name], skips=skips) for info in source.paged]
 
     def logits(self, batch: Batch) -> Tensor:
         """The task's logits, as `logits_with` finds them."""
         model, kind = self._source.models[self._task], self._source.task_file.tasks[self._task].kind
-        products: dict[int, Product] = {}
+        found: dict[int, Product] = {}
         replaced = dict(self._routes)
         for of in self._weights:
             layer = self._source.linear(self._task, of.info.name)
             product = _OwnProduct(of, self._own.get(of.info.name), self._rounding, self._added)
             if is_plain(layer):
-                products[id(layer.weight)] = product
+                found[id(layer.weight)] = product
             else:
                 replaced[module_name(of.info, model.base_model_prefix)] = product.weight()
-        with Multiplying(products):
+        with Multiplying(found):
             return logits_with(model, replaced, batch, kind)

@@ -35,6 +35,7 @@ from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.masks import block_sums, drop
+from weightpager.compiler.training.sparse_products import skipping_pays
 from weightpager.progress import Steps
 
 _COPIES = 5
@@ -84,7 +85,8 @@ def train_private(
     Raises:
         CompileError: the loss is no longer finite.
     """
-    lessons = {task: _Lesson.of(lesson, task, chosen[task]) for task in lesson.sparse.models}
+    skips = skipping_pays(lesson.sparse)
+    lessons = {task: _Lesson.of(lesson, task, chosen[task], skips=skips) for task in lesson.sparse.models}
     private, low_rank = {}, {}
     steps = lesson.spec.private_steps
     trainings = {task: TaskTraining(_stage(task), steps, partial(_train, of), _COPIES) for task, of in lessons.items()}
@@ -113,6 +115,7 @@ class _Lesson:
         chosen: blocks that get values of its own.
         vectors: parameters beside the blocks that it trains: its own vectors, head and pooler.
         seed: of its low-rank parts.
+        skips: whether it multiplies by kept blocks alone; decided once, so that every worker does the same.
     """
 
     lesson: Lesson
@@ -120,16 +123,17 @@ class _Lesson:
     chosen: Chosen
     vectors: Sequence[str]
     seed: int
+    skips: bool
 
     @classmethod
-    def of(cls, lesson: Lesson, task: str, chosen: Chosen) -> _Lesson:
+    def of(cls, lesson: Lesson, task: str, chosen: Chosen, *, skips: bool) -> _Lesson:
         """Make the task's vectors its own, and find out what it trains."""
         sparse = lesson.sparse
         separate(sparse.models[task], pooler=False)
         teacher, data = lesson.teacher.alone(task), {task: lesson.data[task]}
         alone = replace(lesson, teacher=teacher, sparse=sparse.alone(task), data=data)
         seed = lesson.spec.seed + list(sparse.models).index(task)
-        return cls(alone, task, chosen, list(own_parameters(sparse, task)), seed)
+        return cls(alone, task, chosen, list(own_parameters(sparse, task)), seed, skips)
 
     @cached_property
     def added(self) -> LowRankParameters:
@@ -167,22 +171,24 @@ def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
         for info in sparse.paged
         if free[info.name].any()
     }
+    vectors = {name: cast(nn.Parameter, sparse.parameters(task)[name]) for name in of.vectors}
+    # Low-rank parts begin at nothing, as heads do.
+    groups = [
+        ParameterGroup(copies, spec.learning_rate),
+        ParameterGroup({**vectors, **added.parameters()}, spec.head_learning_rate),
+    ]
+    learnt = [parameter for group in groups for parameter in group.parameters.values()]
+    if not learnt:  # all its blocks are other tasks' too, in a model without vectors
+        return {}
     validation = validation_of(lesson.data, [task], spec.patience)
     rounding = Rounding.of(sparse, copies, spec.private_steps, checked=validation is not None)
-    products = OwnProducts(sparse, lesson.masks, task, free, copies, added, rounding)
+    products = OwnProducts(sparse, lesson.masks, task, free, copies, added, rounding, skips=of.skips)
 
     def error(_task: str, batch: Batch) -> Tensor:
         return lesson.error_of(task, products.logits(batch), batch)
 
-    vectors = {name: cast(nn.Parameter, sparse.parameters(task)[name]) for name in of.vectors}
-    groups = [
-        ParameterGroup(copies, spec.learning_rate),
-        # Low-rank parts begin at nothing, as heads do.
-        ParameterGroup({**vectors, **added.parameters()}, spec.head_learning_rate),
-    ]
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
     training = Training(groups, turns, error, spec.private_steps, validation, rounding)
-    learnt = [*copies.values(), *vectors.values(), *added.parameters().values()]
     with requiring_gradients(sparse.models[task], learnt):
         training.run(journal, _stage(task), progress)
     return training.state()

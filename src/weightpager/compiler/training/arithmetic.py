@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from weightpager.compiler.training.device import multiplies_in_bfloat16, state_bfloat16
-from weightpager.compiler.training.sparse_products import cpu_skips, state_skipping
 
 
 @dataclass(frozen=True)
@@ -17,14 +16,12 @@ class Arithmetic:
     Attributes:
         threads: of torch: sums are split among them.
         bfloat16: whether matrices are multiplied in bfloat16. A trial says so, and a busy machine may answer otherwise.
-        skips: whether training skips dropped blocks; the same.
         deterministic: whether torch keeps to algorithms that give the same at every run.
         precision: of float32's products, as torch names it.
     """
 
     threads: int
     bfloat16: bool
-    skips: bool
     deterministic: bool
     precision: str
 
@@ -34,7 +31,6 @@ class Arithmetic:
         return cls(
             torch.get_num_threads(),
             multiplies_in_bfloat16(torch.device("cpu")),
-            cpu_skips(),
             torch.are_deterministic_algorithms_enabled(),
             torch.get_float32_matmul_precision(),
         )
@@ -45,4 +41,3 @@ class Arithmetic:
         torch.use_deterministic_algorithms(self.deterministic)
         torch.set_float32_matmul_precision(self.precision)
         state_bfloat16(self.bfloat16)
-        state_skipping(self.skips)

@@ -98,32 +98,17 @@ class SparseProducts:
 
 
 def skipping_pays(source: Source) -> bool:
-    """Whether to multiply by kept blocks alone: where that is faster, and what it rounds is rounded anyway."""
-    device = next(iter(source.models.values())).device
-    if device.type != "cpu" or not (multiplies_in_bfloat16(device) or source.task_file.dtype != "float32"):
+    """Whether to multiply by kept blocks alone: where a trial says that it is faster.
+
+    It rounds weights to bfloat16. So it is for pages that round as much, or for products that are in bfloat16 anyway.
+    """
+    device, task_file = next(iter(source.models.values())).device, source.task_file
+    if device.type != "cpu" or not (multiplies_in_bfloat16(device) or task_file.dtype != "float32"):
         return False
-    return cpu_skips()
+    return _skipping_pays(device, task_file.block)
 
 
-def cpu_skips() -> bool:
-    """Whether this process's trial has found that kept blocks alone are faster on this CPU, or it was told so."""
-    return _skipping_pays(torch.device("cpu")) if _stated.pays is None else _stated.pays
-
-
-def state_skipping(pays: bool) -> None:
-    """State for this process what a trial has found in the one that it works for."""
-    _stated.pays = pays
-
-
-@dataclass
-class _Stated:
-    pays: bool | None = None
-
-
-_stated = _Stated()
-
-
-def _skipping_pays(device: torch.device) -> bool:
+def _skipping_pays(device: torch.device, block: BlockShape) -> bool:
     """Whether this CPU goes forward and back through half of a layer's blocks clearly faster than through all of it.
 
     The instruction set doesn't tell: where torch multiplies in tiles (AMX), dense products are many times as fast. A
@@ -131,13 +116,13 @@ def _skipping_pays(device: torch.device) -> bool:
     """
     if not products() or products()[0] == "generic":
         return False
-    return _pays_in(torch.bfloat16 if multiplies_in_bfloat16(device) else torch.float32)
+    return _pays_in(torch.bfloat16 if multiplies_in_bfloat16(device) else torch.float32, block)
 
 
 @cache
-def _pays_in(dtype: torch.dtype) -> bool:
-    """The same, of activations in this dtype."""
-    grid = BlockGrid(1536, 384, BlockShape(16, 32))
+def _pays_in(dtype: torch.dtype, block: BlockShape) -> bool:
+    """The same, of activations in this dtype. Small blocks cost more for each weight."""
+    grid = BlockGrid(1536, 384, block)
     half = np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5
     blocks = KeptBlocks(half, grid)
     weight = torch.ones(grid.out_features, grid.in_features, requires_grad=True)

@@ -17,6 +17,8 @@ import weightpager
 from weightpager.compiler.resume.identities import own_code
 from weightpager.compiler.training.arithmetic import Arithmetic
 from weightpager.errors import ConfigError
+from weightpager.kernels import isa
+from weightpager.kernels.torch.kept_blocks import products
 
 _PREFIXES = (
     "ATEN_", "BLIS_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TOKENIZERS_", "TORCH_",
@@ -81,4 +83,5 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    kernels = f"kernels for {isa()} and {(*products(), 'none')[0]}"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {kernels}"
