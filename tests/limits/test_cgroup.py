@@ -291,6 +291,24 @@ def test_what_was_enabled_for_a_group_is_taken_back(tmp_path: Path, monkeypatch:
     assert written[-1] == "-io"
 
 
+def test_a_controller_that_another_run_uses_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tree(tmp_path, "")
+    written: list[str] = []
+
+    def hand_on(file: Path, value: str) -> None:
+        written.append(value)
+        if value == "+io":
+            file.write_text("io")
+
+    monkeypatch.setattr(control_group, "_write", hand_on)
+    first = Group(Hierarchy(2, tmp_path, own), frozenset({"blkio"}))
+    second = Group(Hierarchy(2, tmp_path, own), frozenset({"blkio"}))
+    first.remove()
+    assert written == ["+io"]
+    second.remove()
+    assert list(tmp_path.glob("weightpager-*")) == []
+
+
 @pytest.mark.parametrize(
     ("swaps", "note"), [("Filename Type\n", ""), ("Filename Type\n/swap file\n", ", but swap is not limited")]
 )

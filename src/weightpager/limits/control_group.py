@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0
 """How long to wait for processes that were killed."""
 
+_PREFIX = "weightpager-"
+
 
 class Group:
     """A new, empty control group.
@@ -32,7 +34,7 @@ class Group:
     def __init__(self, hierarchy: Hierarchy, wanted: frozenset[str]) -> None:
         self.version, self.top = hierarchy.version, hierarchy.top
         parent, self.controllers, self._enabled = _best_parent(hierarchy, wanted)
-        self.path = parent / f"weightpager-{os.getpid()}-{time.monotonic_ns()}"
+        self.path = parent / f"{_PREFIX}{os.getpid()}-{time.monotonic_ns()}"
         try:
             self.path.mkdir()
         except OSError:
@@ -115,8 +117,8 @@ class Group:
 def places(hierarchy: Hierarchy) -> list[Path]:
     """Where a new group may be made, best first.
 
-    Inside this process's own group, so that the limits around it keep holding. In version 2 a group that has
-    processes can't hand controllers to groups inside it, so the groups around it come next.
+    Version 1: in this process's own group. Version 2: there too, or in a group around it, since a group that has
+    processes can't hand controllers on. So the limits around the process keep holding as far as possible.
     """
     return [hierarchy.own] if hierarchy.version == 1 else hierarchy.groups()
 
@@ -154,8 +156,11 @@ def _enable(parent: Path, controller: str) -> bool:
 
 
 def _disable(parent: Path, controllers: frozenset[str]) -> None:
+    """Take back what was enabled for a group that is gone, or was never made."""
+    if controllers and any(parent.glob(f"{_PREFIX}*")):
+        return  # another run's limits would go with them
     for controller in controllers:
-        with suppress(OSError):  # somebody else has begun to use it
+        with suppress(OSError):  # a group inside it hands it on
             _write(parent / "cgroup.subtree_control", f"-{V2_NAMES[controller]}")
 
 
