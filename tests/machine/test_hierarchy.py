@@ -58,6 +58,11 @@ def test_lines_that_name_no_group_that_is_in_sight_leave_the_top(tmp_path: Path,
     assert find_hierarchy("memory", [mount("cgroup", tmp_path, "memory")], own) == Hierarchy(1, tmp_path, tmp_path)
 
 
+def test_a_group_that_cannot_be_looked_at_leaves_the_top(tmp_path: Path) -> None:
+    own = "8:memory:/" + "a" * 300  # a name that stat() refuses, as it does a directory that others may not enter
+    assert find_hierarchy("memory", [mount("cgroup", tmp_path, "memory")], own) == Hierarchy(1, tmp_path, tmp_path)
+
+
 def test_a_group_lies_in_those_around_it(tmp_path: Path) -> None:
     assert Hierarchy(2, tmp_path, tmp_path / "a/b").groups() == [tmp_path / "a/b", tmp_path / "a", tmp_path]
     assert Hierarchy(1, tmp_path, tmp_path).groups() == [tmp_path]

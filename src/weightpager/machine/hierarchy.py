@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightpager.machine.mounts import Mount
+from weightpager.machine.paths import has_directory
 
 V2_NAMES = {"memory": "memory", "blkio": "io"}
 """By a controller's name in version 1: its name in version 2."""
@@ -72,5 +73,5 @@ def _own_directory(mount: Mount, own_groups: str, controller: str) -> Path:
         if group.startswith("/") and controller in controllers.split(","):
             inside = os.path.relpath(group, mount.root or "/")
             directory = mount.point / inside
-            return directory if not inside.startswith("..") and directory.is_dir() else mount.point
+            return directory if not inside.startswith("..") and has_directory(directory) else mount.point
     return mount.point
