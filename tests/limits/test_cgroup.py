@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -314,6 +315,25 @@ def test_a_controller_that_another_run_uses_stays(tmp_path: Path, monkeypatch: p
 )
 def test_swap_that_stays_is_said(swaps: str, note: str) -> None:
     assert limits._swap_note(swaps) == note
+
+
+def hide(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a file of the system's look as if it weren't there."""
+    read_text = Path.read_text
+
+    def look(path: Path, *arguments: Any, **options: Any) -> str:
+        if str(path) == hidden:
+            raise FileNotFoundError(2, "No such file or directory", hidden)
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", look)
+
+
+def test_memory_is_limited_on_a_kernel_without_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(Hierarchy(2, tmp_path, tree(tmp_path, "", handed_on="memory")), frozenset({"memory"}))
+    (group.path / "memory.max").touch()
+    hide("/proc/swaps", monkeypatch)
+    assert limits.limit_memory(group, MIB) == (MIB, "memory controller, version 2")
 
 
 def test_the_command_line_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def limit_memory(group: Group, asked: int) -> tuple[int, str]:
     try:
         group.write("memory.memsw.limit_in_bytes", "memory.swap.max", str(asked) if group.version == 1 else "0")
     except OSError:
-        note += _swap_note(Path("/proc/swaps").read_text())
+        with suppress(FileNotFoundError):  # a kernel without swap has no such table
+            note += _swap_note(Path("/proc/swaps").read_text())
     held = group_limit(Hierarchy(group.version, group.top, group.path))
     if held is None:
         raise ConfigError(f"expected the limit that was just set on {group.path}, found none")
