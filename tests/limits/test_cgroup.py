@@ -48,6 +48,18 @@ def leftovers() -> list[Path]:
     return [directory for directory in walked if directory.name.startswith(f"weightpager-{os.getpid()}-")]
 
 
+def hide(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a file of the system's look as if it weren't there."""
+    read_text = Path.read_text
+
+    def look(path: Path, *arguments: Any, **options: Any) -> str:
+        if str(path) == hidden:
+            raise FileNotFoundError(2, "No such file or directory", hidden)
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", look)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     yield
@@ -235,6 +247,16 @@ def test_without_controllers_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_a_command_runs_on_a_kernel_without_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide("/proc/self/cgroup", monkeypatch)
+    run = run_limited(["echo", "ran"], memory=MIB, storage_bytes_per_s=MIB)
+    assert run.stdout == "ran\n"
+    assert run.missing == (
+        "memory: unlimited: /proc/self/cgroup: No such file or directory",
+        "storage: unlimited: /proc/self/cgroup: No such file or directory",
+    )
+
+
 def test_without_permission_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def denied(file: Path, value: str) -> None:
         raise PermissionError(13, "Permission denied", str(file))
@@ -315,18 +337,6 @@ def test_a_controller_that_another_run_uses_stays(tmp_path: Path, monkeypatch: p
 )
 def test_swap_that_stays_is_said(swaps: str, note: str) -> None:
     assert limits._swap_note(swaps) == note
-
-
-def hide(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a file of the system's look as if it weren't there."""
-    read_text = Path.read_text
-
-    def look(path: Path, *arguments: Any, **options: Any) -> str:
-        if str(path) == hidden:
-            raise FileNotFoundError(2, "No such file or directory", hidden)
-        return read_text(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "read_text", look)
 
 
 def test_memory_is_limited_on_a_kernel_without_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

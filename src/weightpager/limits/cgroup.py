@@ -136,7 +136,10 @@ def _launch(command: Sequence[str], cpus: int | None, cleanup: ExitStack) -> tup
 
 def _join(process: int, needed: Sequence[str], cleanup: ExitStack) -> dict[str, Group | str]:
     """Move a process into new groups: by needed limit, the group that can enforce it, or why there is none."""
-    table, own_groups = mounts(), Path("/proc/self/cgroup").read_text()
+    try:
+        table, own_groups = mounts(), Path("/proc/self/cgroup").read_text()
+    except OSError as error:  # a kernel without control groups, or a system without /proc
+        return dict.fromkeys(needed, reason(error))
     controllers = {limit: _CONTROLLERS[limit] for limit in needed}
     hierarchies = {controller: find_hierarchy(controller, table, own_groups) for controller in controllers.values()}
     joined: dict[str, Group | str] = {name: _no_controller(name) for name in hierarchies}
