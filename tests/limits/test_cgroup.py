@@ -231,6 +231,16 @@ def test_limits_that_are_none_are_refused(limits: dict[str, int], name: str) -> 
         run_limited(["true"], **limits)  # type: ignore[arg-type] # one of the three, all of them int
 
 
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf"), 2_000_001.0])
+def test_a_timeout_that_cannot_be_waited_for_is_refused(timeout: float) -> None:
+    with pytest.raises(ConfigError, match="timeout: expected more than zero and at most 2000000 seconds, got"):
+        run_limited(["true"], timeout=timeout)
+
+
+def test_the_longest_timeout_can_be_waited_for() -> None:
+    assert run_limited(["true"], timeout=2_000_000).exit_code == 0
+
+
 def test_no_command_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected a program"):
         run_limited([])
@@ -363,7 +373,15 @@ def test_the_command_line_says_what_held(capsys: pytest.CaptureFixture[str], mem
 
 
 @pytest.mark.parametrize(
-    "given", [[], ["--memory", "1GiB"], ["--memory", "much", "--", "true"], ["--cpus", "0", "--", "true"], ["true"]]
+    "given",
+    [
+        [],
+        ["--memory", "1GiB"],
+        ["--memory", "much", "--", "true"],
+        ["--cpus", "0", "--", "true"],
+        ["--timeout", "nan", "--", "true"],
+        ["true"],
+    ],
 )
 def test_wrong_usage_exits_with_2(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

@@ -25,6 +25,9 @@ _CONTROLLERS = {"memory": "memory", "storage": "blkio"}  # by limit: the control
 _LAUNCHER = 'read -r _ && exec "$@" </dev/null'
 """The command must not run before it is in its groups: the shell waits for a line, then becomes the command."""
 
+_MOST_SECONDS = 2_000_000
+"""Of a timeout: the kernel is told milliseconds, in 32 bits."""
+
 
 @dataclass(frozen=True)
 class LimitedRun:
@@ -80,13 +83,13 @@ def run_limited(
         storage_bytes_per_s: most bytes per second read from the disk that holds ``storage_path``.
         cpus: how many CPUs it may run on.
         storage_path: any path on the disk that is to be slowed down.
-        timeout: seconds after which it is killed.
+        timeout: seconds after which it is killed, at most 2,000,000.
 
     Raises:
-        ConfigError: the command is empty, or a limit isn't positive.
+        ConfigError: the command is empty, a limit isn't positive, or the timeout is out of bounds.
         OSError: no process can be started.
     """
-    _check(command, memory=memory, storage_bytes_per_s=storage_bytes_per_s, cpus=cpus)
+    _check(command, timeout, memory=memory, storage_bytes_per_s=storage_bytes_per_s, cpus=cpus)
     with ExitStack() as cleanup:
         process, cpu_limit = _launch(command, cpus, cleanup)
         needed = ["memory"] if storage_bytes_per_s is None else ["memory", "storage"]  # memory is always measured
@@ -111,9 +114,11 @@ def run_limited(
         )
 
 
-def _check(command: Sequence[str], **limits: int | None) -> None:
+def _check(command: Sequence[str], timeout: float | None, **limits: int | None) -> None:
     if not command:
         raise ConfigError("command: expected a program, got nothing")
+    if timeout is not None and not 0 < timeout <= _MOST_SECONDS:
+        raise ConfigError(f"timeout: expected more than zero and at most {_MOST_SECONDS} seconds, got {timeout}")
     for name, value in limits.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{name}: expected more than zero, got {value}")
