@@ -35,6 +35,15 @@ def test_a_sound_machine_is_ready() -> None:
     assert judge(SOUND).words == "ready: kernel avx512 on 4 threads"
 
 
+def test_a_machine_without_any_kernel_is_not_ready() -> None:
+    found = judge(replace(SOUND, self_tests=(), kernels=replace(KERNELS, available=(), missing="No module")))
+    assert not found.ready
+    assert found.words == (
+        "not ready: no kernel can run here; install a C++ compiler (g++ or clang++), then weightpager again, "
+        "or install 'weightpager[torch]'"
+    )
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

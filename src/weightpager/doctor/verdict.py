@@ -15,7 +15,7 @@ class Verdict:
     """Whether the machine is ready, and what to fix.
 
     Attributes:
-        ready: whether every kernel computes rightly.
+        ready: whether a kernel can run here, and every one that can computes rightly.
         words: one line for people: ready, or what to fix.
     """
 
@@ -25,6 +25,9 @@ class Verdict:
 
 def judge(found: Diagnosis) -> Verdict:
     """Judge what was found."""
+    if not found.self_tests:
+        way_out = f"{INSTALL_NATIVE}, or install 'weightpager[torch]'"
+        return Verdict(False, f"not ready: no kernel can run here; {way_out}")
     wrong = [test.kernel for test in found.self_tests if test.failures]
     if wrong:
         return Verdict(False, f"not ready: {', '.join(wrong)} failed the self-test; {_way_out(found)}")

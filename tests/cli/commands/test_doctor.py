@@ -156,6 +156,21 @@ def test_a_missing_native_module_is_said_with_what_to_do(tmp_path: Path) -> None
     assert "ready, but slow without the native kernels: install a C++ compiler" in last_line(found.stdout)
 
 
+def test_a_machine_without_any_kernel_is_not_ready(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['weightpager.kernels._native'] = sys.modules['torch'] = None\n"
+        "from weightpager.doctor import memory_read, storage\n"
+        "memory_read._MOST = storage._PIECE = storage._MOST = 1 << 20\n"
+        f"sys.argv = ['weightpager', 'doctor', '--path', {str(tmp_path)!r}]\n"
+        "from weightpager.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found.stderr
+    assert "torch isn't installed" in found.stdout
+    assert "torch sees none" not in found.stdout
+    assert last_line(found.stdout).startswith("not ready: no kernel can run here; ")
+
+
 def test_the_environment_names_a_path(weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTPAGER_DOCTOR_PATH", str(tmp_path))
     assert json.loads(weightpager("doctor", "--json").out)["storage"]["directory"] == str(tmp_path)

@@ -10,6 +10,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.options import Json, Quiet
 from weightpager.cli.progress import progress
+from weightpager.machine.packages import is_installed
 
 if TYPE_CHECKING:
     from weightpager.doctor.examine import Diagnosis
@@ -31,7 +32,7 @@ def doctor(
 ) -> None:
     """Examine this machine: processor, kernels, memory, storage, and whether every kernel computes rightly.
 
-    Writes a temporary file of at most 128 MiB, and removes it. Exit code 1 if a kernel computes wrongly.
+    Writes a temporary file of at most 128 MiB, and removes it. Exit code 1 if a kernel is wrong, or none can run.
 
     Example: `weightpager doctor --path /srv/bundles`
     """
@@ -117,14 +118,15 @@ def _names(features: dict[str, bool], *, has: bool) -> str:
 
 
 def _kernel_rows(kernels: KernelChoice) -> list[tuple[str, str]]:
-    why = "named by WEIGHTPAGER_ISA" if kernels.asked else "the best here"
+    best = "the best here" if kernels.available else "which needs torch"
+    why = "named by WEIGHTPAGER_ISA" if kernels.asked else best
     return [
-        ("can run, best first", ", ".join(kernels.available)),
+        ("can run, best first", ", ".join(kernels.available) or "none"),
         ("chosen", f"{kernels.chosen} ({why})"),
         ("serves float32", kernels.exact),
         ("threading", kernels.threading),
         ("native module", f"missing: {kernels.missing}" if kernels.missing else "there"),
-        ("on a GPU", kernels.gpu or "torch sees none"),
+        ("on a GPU", kernels.gpu or ("torch sees none" if is_installed("torch") else "torch isn't installed")),
     ]
 
 
