@@ -159,6 +159,20 @@ def test_a_cache_out_of_sight_is_no_proof(
     assert reason in proof.reason
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), KeyError("mnt_id")])
+def test_a_file_system_that_the_system_does_not_tell_is_no_proof(
+    file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def unknown(path: Path) -> Mount:
+        raise error
+
+    monkeypatch.setattr("weightpager.doctor.cold.mount_of", unknown)
+    with cold_read([file]) as proof:
+        pass
+    assert not proof.cold
+    assert proof.reason == f"{file}: the system doesn't tell on which file system it lies"
+
+
 def test_reads_that_mincore_does_not_show_are_no_proof(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.doctor.cold.resident_bytes", lambda path: 0)
     with cold_read([file]) as proof:

@@ -69,6 +69,16 @@ def test_a_file_system_without_direct_reads_is_said(empty: Path, monkeypatch: py
     assert found.problem == "cannot open a file there: its file system has no O_DIRECT"
 
 
+def test_reads_that_cannot_be_measured_are_said(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> object:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(storage, "direct_read_bandwidth", refuse)
+    found = examine_storage(empty)
+    assert (found.direct, found.pages) == (None, None)
+    assert found.problem == "reads can't be measured there: Operation not permitted"
+
+
 def test_an_interruption_leaves_no_file(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def press(path: Path, *_: object, **__: object) -> object:
         assert os.listdir(empty) == [path.name]

@@ -128,8 +128,8 @@ def _cache_out_of_sight(file: Path) -> str:
     """Why the file system may serve reads from memory that mincore doesn't show, else an empty text."""
     try:
         mount = mount_of(file)
-    except LookupError as error:
-        return str(error)
+    except (OSError, LookupError):  # a system without /proc, or a mount out of sight
+        return "the system doesn't tell on which file system it lies"
     if mount.kind in _MEMORY:
         return f"{mount.kind} keeps its files in memory"
     if mount.kind not in _PROVABLE:

@@ -132,6 +132,8 @@ def _measure(found: Storage, file: Path, size: int, step: Step) -> Storage:
         return replace(found, direct=False, problem=_unnamed(str(error), file))
     except ConfigError as error:  # a file system that doesn't say what of a file is on disk
         return replace(found, problem=_unnamed(str(error), file))
+    except OSError as error:
+        return replace(found, problem=f"reads can't be measured there: {error.strerror}")
     sequential, pages = (replace(read, doubt=_unnamed(read.doubt, file)) for read in (sequential, pages))
     return replace(found, direct=True, sequential=sequential, pages=pages)
 
