@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from weightpager.errors import ConfigError
+from weightpager.machine.mounts import Mount
 from weightpager.machine.storage import disk_of, whole_disk
 
 
@@ -43,4 +44,13 @@ def test_a_local_file_has_a_disk(disk: Path) -> None:
 
 def test_a_file_in_memory_has_no_disk(memory_file_system: Path) -> None:
     with pytest.raises(ConfigError, match="expected a file system on a disk, got tmpfs"):
+        disk_of(memory_file_system)
+
+
+def test_a_mount_out_of_sight_has_no_disk(memory_file_system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_sight(path: Path) -> Mount:
+        raise LookupError(f"{path}: no mount has the number 7")
+
+    monkeypatch.setattr("weightpager.machine.storage.mount_of", out_of_sight)
+    with pytest.raises(ConfigError, match="expected a file system on a disk, got one whose mount is out of sight"):
         disk_of(memory_file_system)

@@ -59,7 +59,11 @@ def _existing(path: Path) -> Path:
 
 
 def _mounted_device(path: str | os.PathLike[str]) -> int:
-    mount = mount_of(path)
+    try:
+        mount = mount_of(path)
+    except LookupError as error:
+        asked = f"{os.fspath(path)}: expected a file system on a disk"
+        raise ConfigError(f"{asked}, got one whose mount is out of sight, as in a chroot") from error
     try:
         source = Path(mount.source).stat()
     except OSError:
