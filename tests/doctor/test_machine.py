@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,19 @@ def test_a_description_is_json_and_names_what_a_row_needs() -> None:
     assert described["memory_bytes"] > 0
     assert described["versions"]["numpy"]
     assert described["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", described["commit"])
+
+
+def test_a_processor_that_is_unknown_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_text = Path.read_text
+
+    def without(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == Path("/proc/cpuinfo"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", without)
+    described = machine.describe()
+    assert (described["cpu"], described["isa"]) == (None, [])
 
 
 def test_measuring_needs_no_torch() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from weightpager import __version__
 from weightpager.doctor.cold import cold_read
-from weightpager.doctor.processor import cpu_flags, cpu_model
+from weightpager.doctor.processor import cpu_flags, cpu_model, read_cpuinfo
 from weightpager.errors import ConfigError, StoreError
 from weightpager.machine.direct_file import ALIGNMENT, DirectFile, aligned_memory
 
@@ -64,7 +64,7 @@ def describe() -> dict[str, object]:
 
     It never imports torch; its number of threads is given if it is loaded already.
     """
-    cpu = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
+    cpu = parse_cpuinfo(read_cpuinfo())
     return {
         "cpu": cpu["model"],
         "isa": cpu["isa"],

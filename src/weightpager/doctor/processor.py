@@ -35,12 +35,16 @@ class Processor:
 
 def read_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
     """This machine's processor; a system without ``/proc/cpuinfo`` leaves name and features unknown."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        text = ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return parse_processor(text, platform.machine(), cores)
+    return parse_processor(read_cpuinfo(cpuinfo), platform.machine(), cores)
+
+
+def read_cpuinfo(file: Path = Path("/proc/cpuinfo")) -> str:
+    """The text that describes the processor; empty on a system without such a file."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def parse_processor(cpuinfo: str, machine: str, usable_cores: int) -> Processor:
