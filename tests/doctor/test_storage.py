@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,15 @@ def test_an_interruption_leaves_no_file(empty: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(storage, "direct_read_bandwidth", press)
     with pytest.raises(KeyboardInterrupt):
         examine_storage(empty)
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    old, young = tmp_path / ".weightpager-doctor-old", tmp_path / ".weightpager-doctor-young"
+    for file, age in ((old, 4000.0), (young, 0.0)):
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+    examine_storage(tmp_path)
+    assert list(tmp_path.iterdir()) == [young]  # of a run that goes on
 
 
 def test_too_little_space_is_said(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:

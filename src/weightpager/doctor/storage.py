@@ -8,6 +8,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,10 @@ _WRITE_SECONDS = 1.0
 _FREE_SHARE = 4  # the file takes at most one part in so many of the free space
 _LONG, _PAGE = 1 << 20, 64 << 10  # bytes of a read, in sequence and as pages are read
 _REPEATS = 3
+
+_PREFIX = ".weightpager-doctor-"
+_LEFT_SECONDS = 3600.0
+"""Older files were left by runs that were killed. Younger ones may be of a run that goes on, which takes seconds."""
 
 Step = Callable[[], None]
 
@@ -71,9 +76,10 @@ def directory_of(path: Path) -> Path:
 
 
 def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
-    """Write a temporary file of at most 128 MiB, for about a second, and read it; it is removed in any case.
+    """Write a temporary file of at most 128 MiB, for about a second, read it and remove it.
 
-    Where that can't be done, `Storage.problem` says why; nothing is raised for it.
+    Files that killed runs left there are removed, too. Where nothing can be measured, `Storage.problem` says why;
+    nothing is raised for it.
 
     Args:
         directory: an existing one.
@@ -81,12 +87,13 @@ def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
     """
     storage = Storage(directory, *_mounted(directory))
     try:
+        _remove_leftovers(directory)
         free = shutil.disk_usage(directory).free
         size = probe_bytes(free)
         if size == 0:
             needed = format_enough(_FREE_SHARE * _PIECE)
             return replace(storage, problem=f"too little space: expected {needed} free, got {format_room(free)}")
-        with tempfile.NamedTemporaryFile(prefix=".weightpager-doctor-", dir=directory) as file:
+        with tempfile.NamedTemporaryFile(prefix=_PREFIX, dir=directory) as file:
             written = _fill(file, size)
             step()
             return _measure(storage, Path(file.name), written, step)
@@ -105,6 +112,13 @@ def _mounted(directory: Path) -> tuple[str | None, str | None]:
     except (OSError, LookupError):  # a system without /proc, or a mount out of sight
         return None, None
     return mount.kind, mount.source
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for file in directory.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            if time.time() - file.lstat().st_mtime > _LEFT_SECONDS:
+                file.unlink()
 
 
 def _fill(file: IO[bytes], most: int) -> int:
