@@ -19,7 +19,10 @@ Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
 
 FEWEST = 6
-"""Items that an interval needs: five all point the same way by chance in more than one of twenty cases."""
+"""Items that a bootstrap needs, the two made-up ones included; of perplexity, which has none, six real ones.
+
+Five all point the same way by chance in more than one of twenty cases.
+"""
 
 _HOPELESS = 300.0
 """Nats per token above which perplexities are equally bad; twice that can still be divided."""
