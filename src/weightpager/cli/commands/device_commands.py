@@ -177,6 +177,10 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
             text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
     except UnicodeError as error:
         raise ConfigError(f"run: expected UTF-8 text: {error}") from error
-    if not any(text.strip() for text in inputs):  # a blank one among others is answered, so that lines match
+    except OSError as error:  # nohup lets nothing be read
+        why = error.strerror or error
+        raise ConfigError(f"run: cannot read standard input: {why}; give texts as arguments") from error
+    # A blank text among others goes to the task, so that lines match. A model that makes no token of it refuses it.
+    if not any(text.strip() for text in inputs):
         raise ConfigError("run: expected a text as argument or on standard input")
     return inputs
