@@ -243,7 +243,17 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """``yaml.safe_load`` that refuses duplicate and non-text keys and reads ``1e-4`` as a number."""
+    """``yaml.safe_load`` that refuses duplicate and non-text keys and reads ``1e-4`` as a number.
+
+    It names values that only look like one, such as the date 2024-02-30, at which PyYAML ends with any error.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            what = f"{shown(node.value)} is no {node.tag.rpartition(':')[2]}; quote it if it is text"
+            raise ConstructorError(None, None, what, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
