@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from weightpager.errors import CompileError
 from weightpager.task_data.row_files import json_rows, separated_rows
@@ -109,4 +111,22 @@ def test_what_is_wrong_with_columns_is_said(tmp_path: Path, content: str, expect
     path = tmp_path / "rows.csv"
     path.write_text(content)
     with pytest.raises(CompileError, match=f"here: cannot be read as csv: {expected}"):
+        read_rows(path, "here", "text")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "found"),
+    [
+        (10**8, pyarrow.date32(), "date value out of range"),
+        (2**60, pyarrow.timestamp("us"), "date value out of range"),
+        (0, pyarrow.timestamp("us", tz="Nowhere/City"), "Nowhere/City"),
+    ],
+)
+def test_a_time_that_python_cannot_hold_is_refused(
+    tmp_path: Path, number: int, kind: pyarrow.DataType, found: str
+) -> None:
+    path, whole = tmp_path / "rows.parquet", pyarrow.int32() if kind == pyarrow.date32() else pyarrow.int64()
+    times = pyarrow.array([number], whole).cast(kind)
+    parquet.write_table(pyarrow.table({"text": ["a"], "at": times}), path)
+    with pytest.raises(CompileError, match=f"here: cannot be read as parquet: expected times of .*{found}"):
         read_rows(path, "here", "text")

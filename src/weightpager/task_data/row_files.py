@@ -71,7 +71,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file; class numbers whose names it knows, as names.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or has a time that Python doesn't hold, or a time zone unknown here.
         ConfigError: the package that reads it isn't installed.
     """
     try:
@@ -86,6 +86,9 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                     yield {column: _named(value, names.get(column)) for column, value in row.items()}
     except ArrowException as error:
         raise ValueError(first_line(error)) from error
+    except (OverflowError, LookupError) as error:
+        expected = "expected times of the years 1 to 9999 and of time zones that this machine knows"
+        raise ValueError(f"{expected}, found others: {first_line(error)}; leave the column out") from error
 
 
 def whole_text(path: Path) -> Iterator[Row]:
