@@ -84,7 +84,8 @@ def test_the_command(writer_bundle: Path, tmp_path: Path) -> None:
     arguments = f"pretrained={writer_bundle},task=animals,budget=64MiB,prefix_token_id={PREFIX},add_bos_token=False"
     command = [sys.executable, "-m", "weightpager.harness", "--model", "weightpager", "--model_args", arguments]
     places = ["--tasks", "words", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out.json")]
-    ran = subprocess.run([*command, *places], capture_output=True, text=True)
+    options = ["--device", "cpu", "--batch_size", "2"]
+    ran = subprocess.run([*command, *places, *options], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     (written,) = tmp_path.glob("out*.json")
     found = json.loads(written.read_text())["results"]["words"]["word_perplexity,none"]
