@@ -46,6 +46,20 @@ def test_what_comes_during_a_dwell_is_not_waited_for() -> None:
     assert (found.counts.hits, found.counts.late, found.counts.misses) == (2, 3, 1)
 
 
+def test_reads_in_flight_stay_so_where_the_dwell_is_rounded() -> None:
+    """The first batch ends at a time from which the rest of the dwell, rounded twice, falls short of the switch."""
+    first, seconds = 0.25 + 2.0**-54, 0.875 + 2.0**-53
+    assert first + (seconds - first) < seconds
+    found = arena([0], [1], list(range(2, 12)), slots=12)
+    found.switch(0, None)
+    found.storage = StorageModel(bytes_per_second=1e300, seconds_per_read=first)
+    found.dwell(seconds, lambda elapsed: one(2 if elapsed else 1, 3))
+    assert found.blocks.loading == 4
+    assert found.switch(2, None).pages == 4
+    assert found.blocks.is_resident(2)
+    assert found.blocks.loading == 0
+
+
 def test_reads_in_flight_for_another_task_are_waited_for_and_their_pages_stay() -> None:
     found = arena([0], [1, 2, 3, 4, 5, 6], [7], slots=8)
     found.switch(0, None)

@@ -91,7 +91,8 @@ class VirtualArena:
     def dwell(self, seconds: float, uses_at: UsesAt) -> None:
         """A task runs for so long; meanwhile pages are prefetched."""
         now = 0.0
-        while now < seconds:
+        # Reads in flight last until the switch, even if rounding has left `now` below `seconds`.
+        while now < seconds and not self._coming:
             uses = uses_at(now)
             plan = NOTHING if uses is None else self._plan(uses)
             now = now + self._prefetch(plan, seconds - now) if len(plan.load) else look_again(now)
