@@ -66,6 +66,18 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, expected: str) -> None
     assert str(raised.value).startswith(f"{path}:3: {expected}")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [{"task": "s" * 10_000}, {"task": ["s"] * 10_000}, {"task": "spam", "k" * 10_000: 1}],
+    ids=["name", "no name", "key"],
+)
+def test_what_is_wrong_is_quoted_in_part(tmp_path: Path, row: dict[str, object]) -> None:
+    path = write(tmp_path / "day.jsonl", json.dumps(row))
+    with pytest.raises(ConfigError) as raised:
+        read_trace(path, TASKS)
+    assert len(str(raised.value)) < len(str(path)) + 200
+
+
 def test_a_trace_that_is_not_text_or_not_there_is_named(tmp_path: Path) -> None:
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b"\xff\x00\x80")

@@ -173,7 +173,7 @@ def _lines(path: Path) -> list[bytes]:
 
 def _check(visit: Visit, tasks: Sequence[str] | None, latest: float, *, timed: bool) -> None:
     if tasks is not None and visit.task not in tasks:
-        raise ValueError(f"expected one of {', '.join(tasks)}, got {visit.task!r}")
+        raise ValueError(f"expected one of {', '.join(tasks)}, got {visit.task[:80]!r}")
     if visit.start < latest:
         raise ValueError(f"expected a time from {latest} up, got {visit.start}")
     if timed and math.isnan(visit.start):
@@ -182,12 +182,12 @@ def _check(visit: Visit, tasks: Sequence[str] | None, latest: float, *, timed: b
 
 def _visit(row: dict[str, object]) -> Visit:
     if unknown := sorted(row.keys() - {"task", "time", "resumed"}):
-        raise ValueError(f"expected the keys task and time, got {', '.join(map(repr, unknown))}")
+        raise ValueError(f"expected the keys task and time, got {', '.join(map(repr, unknown))[:80]}")
     name, moment, resumed = row.get("task"), row.get("time"), row.get("resumed", False)
     if not isinstance(resumed, bool):
         raise ValueError(f"expected true or false for resumed, got {str(resumed)[:80]}")
     if not isinstance(name, str):
-        raise ValueError(f"expected a task's name, got {name!r}")
+        raise ValueError(f"expected a task's name, got {repr(name)[:80]}")
     return Visit(name, math.nan if moment is None else _seconds(moment), resumed)
 
 
