@@ -21,6 +21,7 @@ import httpx
 import pytest
 from ray.serve import Application
 
+import weightpager as wp
 from running import serving
 from weightpager.errors import ConfigError
 from weightpager.ray.serving.application import app
@@ -132,6 +133,13 @@ def test_the_pages_application_is_one(writer_bundle: Path, tmp_path: Path, monke
 def test_an_application_that_cannot_be(writer_bundle: Path, arguments: dict[str, Any], wrong: str) -> None:
     with pytest.raises(ConfigError, match=wrong):
         app(writer_bundle, **arguments)
+
+
+def test_a_server_without_a_budget_gets_what_its_engine_takes(wordy_bundle: Path) -> None:
+    [servers, _] = app(wordy_bundle)._bound_deployment.init_args
+    reserved = servers._bound_deployment.ray_actor_options["memory"]
+    with wp.Engine.from_pretrained(wordy_bundle) as engine:
+        assert reserved == engine.report().budget + (400 << 20)
 
 
 def test_answers_are_those_of_one_server(cluster: Cluster, writer_bundle: Path) -> None:
