@@ -128,6 +128,13 @@ def test_a_budget_below_the_largest_task_is_refused(bundle: Bundle) -> None:
         Sizing(bundle, visits(*ROUND), STORAGE).slots(budget_for(bundle, Simulator(bundle).largest_task - 1))
 
 
+def test_a_budget_below_every_task_is_told_what_the_largest_takes(bundle: Bundle) -> None:
+    sizing = Sizing(bundle, visits(*ROUND), STORAGE)
+    with pytest.raises(BudgetError, match=r"\(1024 bytes\) is too small\. To hold the largest task") as refused:
+        sizing.slots(1024)
+    assert sizing.slots(refused.value.smallest) == Simulator(bundle).largest_task
+
+
 @pytest.mark.slow
 def test_the_command_replays_a_file(assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., Any]) -> None:
     trace = tmp_path / "day.jsonl"

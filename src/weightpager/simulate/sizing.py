@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import format_enough
 from weightpager.engine.opened.open_bundle import needs_of
 from weightpager.errors import BudgetError
@@ -135,10 +136,10 @@ def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
     Raises:
         BudgetError: the largest task doesn't fit; says the smallest budget that would do.
     """
-    memory = _memory(bundle, budget)
-    if memory.slots < largest_task:
-        raise memory.too_small("the largest task", largest_task)
-    return memory.slots
+    least = smallest_budget(bundle)
+    if budget is not None and budget < least:
+        raise _memory(bundle, least).too_small("the largest task", largest_task, budget)
+    return _memory(bundle, budget).slots
 
 
 def _memory(bundle: Bundle, budget: int | None) -> MemoryController:
