@@ -90,7 +90,7 @@ def test_tasks_must_be_named_apart(tasks: list[str]) -> None:
         Transitions.from_trace(tasks, [])
 
 
-@pytest.mark.parametrize("smoothing", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("smoothing", [-1.0, float("nan"), float("inf"), 1e308])
 def test_a_smoothing_that_is_no_count_is_refused(smoothing: float) -> None:
     with pytest.raises(ConfigError, match="smoothing"):
         Transitions.from_trace(TASKS, [], smoothing)

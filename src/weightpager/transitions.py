@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,9 @@ from weightpager.errors import ConfigError
 Floats = npt.NDArray[np.float64]
 
 _DOUBLINGS = 64
+
+_MOST_SMOOTHING = 1e300
+"""Far beyond any use. A row of such counts has a finite sum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +60,10 @@ class Transitions:
                 With 0 a task that was never left is followed by all others alike.
 
         Raises:
-            ConfigError: a visit to an unknown task, or a smoothing that is negative or not finite.
+            ConfigError: a visit to an unknown task, or a smoothing that is negative, or so large that sums overflow.
         """
-        if not (math.isfinite(smoothing) and smoothing >= 0):
-            raise ConfigError(f"smoothing: expected a finite number from 0 up, got {smoothing}")
+        if not 0 <= smoothing <= _MOST_SMOOTHING:
+            raise ConfigError(f"smoothing: expected a number from 0 to {_MOST_SMOOTHING:g}, got {smoothing}")
         _check_names(tuple(tasks))
         row = {task: number for number, task in enumerate(tasks)}
         if unknown := next((task for task in visits if task is not None and task not in row), None):
