@@ -36,6 +36,21 @@ def test_a_number_that_isnt_finite_is_refused(weightpager: Command, words: tuple
     assert refused_by_typer or f"{words[-1]}: expected a finite number, found {number}" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--dwell", "1e308"), "expected a mean dwell time over 0 and up to 1e+09 seconds, got 1e+308"),
+        (("--replicas", "2", "--compute", "1e308"), "--compute: expected at most 1e+09 milliseconds, found 1e+308"),
+    ],
+)
+def test_times_whose_sums_are_not_finite_are_refused(
+    weightpager: Command, assistant_bundle: Path, words: tuple[str, ...], expected: str
+) -> None:
+    done = weightpager("simulate", assistant_bundle, "--trace", "random", *words)
+    assert done.code == 2
+    assert expected in done.err
+
+
 def named(extras: dict[str, list[str]], extra: str) -> set[str]:
     """Distributions of an extra and of those that it includes."""
     found = set()

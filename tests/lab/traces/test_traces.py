@@ -135,7 +135,9 @@ def test_a_random_walk_is_uniform() -> None:
     np.testing.assert_allclose(found.matrix[~np.eye(16, dtype=bool)], 1 / 15, atol=0.03)
 
 
-@pytest.mark.parametrize(("switches", "dwell"), [(0, 1.0), (5, 0.0), (5, -1.0), (5, math.inf), (5, math.nan)])
+@pytest.mark.parametrize(
+    ("switches", "dwell"), [(0, 1.0), (5, 0.0), (5, -1.0), (5, math.inf), (5, math.nan), (5, 1e308)]
+)
 @pytest.mark.parametrize("name", sorted(TRACES))
 def test_impossible_sizes_are_refused(name: str, switches: int, dwell: float) -> None:
     with pytest.raises(ConfigError, match="trace: expected"):

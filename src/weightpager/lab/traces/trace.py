@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,9 @@ import numpy as np
 from weightpager.errors import ConfigError
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.trace_file import Visit, merged
+
+_LONGEST_DWELL = 1e9
+"""Seconds, some thirty years. The sum of any number of such dwell times is finite."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,12 @@ def check_size(switches: int, dwell: float) -> None:
     """Refuse what no trace can have.
 
     Raises:
-        ConfigError: no switch, or a mean dwell time that isn't a positive number of seconds.
+        ConfigError: no switch, or a mean dwell time that isn't over 0 and up to 1e9 seconds.
     """
     if switches < 1:
         raise ConfigError(f"trace: expected at least one switch, got {switches}")
-    if not 0 < dwell < math.inf:
-        raise ConfigError(f"trace: expected a mean dwell time over 0 seconds, got {dwell}")
+    if not 0 < dwell <= _LONGEST_DWELL:
+        raise ConfigError(f"trace: expected a mean dwell time over 0 and up to {_LONGEST_DWELL:g} seconds, got {dwell}")
 
 
 def in_place_of(
