@@ -55,9 +55,9 @@ class Affinity:
        Q are under way on N replicas never makes a queue longer than Q / N + slack + 1: none grows without bound unless
        all do. The router holds no request back, and a server lets each of its tasks begin within a bound
        (`Policy.longest_wait`): nobody starves.
-    2. Of these, replicas that have had at most ``share`` times the average of the latest requests, and one more, if
-       there are any. Without this a first replica would get everything while requests come one by one: it always lacks
-       less than one that was never used.
+    2. Of these, a replica may get the request while its count of the latest requests is at most ``share`` times the
+       average, plus one. If no replica meets this, rule 1 alone decides. Without this rule a first replica would get
+       everything while requests come one by one: it always lacks less than one that was never used.
 
     Attributes:
         request_bytes: as given; who learns it while requests come may change it.

@@ -98,10 +98,10 @@ class RoutingComparison:
     def oracle(self, replicas: int, others: Sequence[Replay]) -> Replay:
         """Route with the whole trace known: of several routings, take the one that loads least.
 
-        Each replica gives up the pages that it needs last. Where requests are served in the order in which they come,
-        nothing that sends them to the same replicas loads less. The routings are those of the others, and a home
-        for each task (`TaskHomes`). So it never loads more than others that serve in this order; yet it is
-        no lower bound, since another routing may be better.
+        Each replica gives up the pages that it needs last. For a given choice of replicas, and in order of arrival, no
+        other eviction loads fewer pages. The routings are those of the others, and a home for each task (`TaskHomes`).
+        So it never loads more than others that serve in this order; yet it is no lower bound, since another routing may
+        be better.
 
         Args:
             replicas: how many.

@@ -24,8 +24,8 @@ class SwitchCost:
         bytes: bytes of those pages.
         reads: how many reads load them.
         seconds: predicted by the storage model.
-        most_seconds: seconds at worst. Pages that are in the arena already may cut a read in two. No third task may be
-            in use.
+        most_seconds: the longest that the switch can take, whatever else is in memory, as long as no third task is in
+            use. A page that is there already saves its own bytes, but may split one read into two.
         peak_pages: pages in memory while both tasks are whole.
     """
 
