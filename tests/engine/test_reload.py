@@ -27,6 +27,7 @@ from weightpager.compiler.repack import repack
 from weightpager.config import EngineConfig
 from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.engine.opened.page_numbers import PageNumbers
+from weightpager.engine.opened.task_tables import TaskTables
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import JoinedStore, LocalStore
@@ -215,6 +216,27 @@ def test_a_bundle_that_leaves_too_little_room_changes_nothing(path: Path) -> Non
             engine.activate("number")
         engine.set_budget(4 * budget)
         assert engine.reload().added == NEW
+        check(engine, fresh(path))
+
+
+def test_a_reload_without_memory_for_the_tables_that_stay_changes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise MemoryError
+
+    expected = fresh(path)
+    with wp.Engine.from_pretrained(path) as engine:
+        check(engine, expected)
+        engine.deactivate()
+        collect(path, ["weather"])
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskTables, "follow", refused)
+            with pytest.raises(MemoryError):
+                engine.reload()
+        check(engine, expected)
+        engine.deactivate()
+        assert engine.reload() == BundleChange((), ("weather",), ())
         check(engine, fresh(path))
 
 

@@ -228,12 +228,12 @@ class OpenBundle:
         tables = TableSource(bundle.placement, numbers)
         come = {name: self._read(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
         gone = self._leaving(change)
-        added = self._replace_tasks(bundle, numbers, gone, come)
-        for task, number in zip(come.values(), added, strict=True):
-            task.number = number
         stay = {name: task for name, task in self.tasks.items() if name not in gone}
         for name, task in stay.items():
             task.tables.follow(tables, bundle.task_numbers[name])
+        added = self._replace_tasks(bundle, numbers, gone, come)
+        for task, number in zip(come.values(), added, strict=True):
+            task.number = number
         for name in gone:
             self.memory.tables.forget(self.tasks[name].tables)
         self._state = _State(bundle, stay | come)
