@@ -1,4 +1,4 @@
-"""A batch of prompts of a decoder that looks its positions up in a table, which has an end."""
+"""Batches of prompts: of a decoder whose table of positions has an end, and within what caches may hold."""
 
 from __future__ import annotations
 
@@ -9,9 +9,26 @@ from transformers import OPTForCausalLM
 
 import tiny
 from weightpager.answers.generation.completions import completions
+from weightpager.answers.model import Integers
 from weightpager.answers.padded import padded
-from weightpager.answers.work import Generate
-from weightpager.backends.torch.torch_model import TorchModel
+from weightpager.answers.work import Generate, Sampling
+from weightpager.backends.torch.torch_model import TorchModel, TorchTexts
+
+
+class WatchedModel(TorchModel):
+    """Keeps the prompts of each batch that was begun."""
+
+    begun: list[Integers]
+
+    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> TorchTexts:
+        self.begun.append(ids)
+        return super().grow(ids, mask, sampling, pad)
+
+
+def opt(folder: Path) -> WatchedModel:
+    model = WatchedModel(OPTForCausalLM.from_pretrained(tiny.opt(folder)).eval())
+    model.begun = []
+    return model
 
 
 @pytest.mark.parametrize(("tokens", "room", "most"), [(2, 12, 8), (6, 12, 6), (11, 12, 1), (12, 12, 1), (20, 12, 1)])
@@ -20,7 +37,7 @@ def test_a_continuation_ends_where_there_is_no_more_room(tokens: int, room: int,
 
 
 def test_prompts_that_leave_little_room_are_answered_as_each_alone(tmp_path: Path) -> None:
-    model, reader = TorchModel(OPTForCausalLM.from_pretrained(tiny.opt(tmp_path)).eval()), tiny.reader()
+    model, reader = opt(tmp_path), tiny.reader()
     assert model.context == 32
     words = [["red"] * 2, ["cat"] * 30, ["dog", "sun"] * 12, ["one"] * 30, ["snow"] * 31, ["two"] * 5]
     prompts = [tuple(tiny.WORDS.index(word) + 4 for word in each) for each in words]
@@ -29,3 +46,21 @@ def test_prompts_that_leave_little_room_are_answered_as_each_alone(tmp_path: Pat
     assert answers == alone
     lengths = [len(reader.encode(answer, special=False).ids) for answer in answers]
     assert all(length <= min(8, 32 - len(each)) for length, each in zip(lengths, words, strict=True))
+
+
+def test_caches_hold_no_more_than_their_bound(tmp_path: Path) -> None:
+    model, reader = opt(tmp_path), tiny.reader()
+    lengths = [24, 3, 10, 28] * 70  # those of 28 tokens leave room for four more
+    prompts = [tuple(4 + (length + place) % 12 for place in range(length)) for length in lengths]
+    answers = completions(model, reader, padded(prompts, 0, left=True), 8)
+    alone = {prompt: completions(model, reader, padded([prompt], 0), 8)[0] for prompt in set(prompts)}
+    assert answers == [alone[prompt] for prompt in prompts]
+    begun = [ids.shape for ids in model.begun[: -len(alone)]]
+    assert begun == [(113, 10), (64, 24), (33, 24), (64, 28), (6, 28)]  # with up to eight more, 2,048 at most
+
+
+def test_a_text_that_is_longer_than_the_bound_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpager.answers.generation.completions.CACHED_TOKENS", 24)
+    model, reader = opt(tmp_path), tiny.reader()
+    completions(model, reader, padded([(4,) * length for length in (20, 4, 20, 4)], 0, left=True), 8)
+    assert [ids.shape for ids in model.begun] == [(2, 4), (1, 20), (1, 20)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,6 +11,12 @@ from weightpager.answers.generation.generation_run import GenerationRun
 from weightpager.answers.model import Inputs, TaskModel
 from weightpager.answers.query import LoneQuery
 from weightpager.answers.work import Generate, Generated
+
+CACHED_TOKENS = 2048
+"""Tokens that the caches of prompts which run together may come to hold, unless a single text takes more.
+
+It is a constant: what is free in memory may not change the last bits of an answer.
+"""
 
 
 def room_of(model: TaskModel, tokenizer: Any) -> int:
@@ -21,8 +27,8 @@ def room_of(model: TaskModel, tokenizer: Any) -> int:
 def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> list[str]:
     """The greedy continuation of each prompt of a batch, up to a token that ends it or ``most`` tokens.
 
-    They are read together, as far as the model has room for all of them, and computed as `weightpager run` and the
-    server compute them. A continuation ends where the model can read no more.
+    They are read together, as far as the model and `CACHED_TOKENS` have room for all of them, and computed as
+    `weightpager run` and the server compute them. A continuation ends where the model can read no more.
 
     Args:
         model: whose task is active.
@@ -34,21 +40,39 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
     waiting = [LoneQuery(work, cached=True) for work in works]
-    for together in _together(waiting, most):
+    for together in _together(waiting, most, room):
         run = GenerationRun(model, tokenizer, together)
         while not all(query.over for query in together):
             run.step(math.inf)
     return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]
 
 
-def _together(queries: Sequence[LoneQuery], most: int) -> Iterator[Sequence[LoneQuery]]:
-    """Queries that can run together: those with room for ``most`` tokens, and of the others those of equal length.
+def _together(queries: Sequence[LoneQuery], most: int, room: int) -> Iterator[Sequence[LoneQuery]]:
+    """Queries that can run together, within `CACHED_TOKENS`.
 
-    A batch needs positions for texts that are over, too, as long as another one goes on.
+    Those with room for ``most`` tokens make one group. Of the others, each prompt length makes a group of its own: a
+    text that is over still takes a position for every token that another one gets.
     """
 
-    def tokens(query: LoneQuery) -> int:
-        assert isinstance(query.work, Generate)
-        return query.work.tokens if query.work.max_new_tokens < most else 0
+    def group(query: LoneQuery) -> int:
+        return query.work.tokens if query.work.tokens + most > room else 0
 
-    return (list(each) for _, each in groupby(sorted(queries, key=tokens), tokens))
+    for _, each in groupby(sorted(queries, key=lambda query: query.work.tokens), group):
+        yield from _batches(each)
+
+
+def _batches(group: Iterable[LoneQuery]) -> Iterator[Sequence[LoneQuery]]:
+    """A group in its order, the longest text last, as many at a time as caches may hold."""
+    batch: list[LoneQuery] = []
+    for query in group:
+        if batch and (len(batch) + 1) * _length(query) > CACHED_TOKENS:
+            yield batch
+            batch = []
+        batch.append(query)
+    yield batch
+
+
+def _length(query: LoneQuery) -> int:
+    """Tokens of a prompt and its longest continuation."""
+    assert isinstance(query.work, Generate)
+    return query.work.tokens + query.work.max_new_tokens

@@ -15,7 +15,8 @@ from weightpager.backends.native.sampling import Sampler
 from weightpager.backends.native.task import NativeTask
 
 MOST_CACHE_BYTES = 2**40
-"""Keys and values of one batch take no more. Batches are planned by a tighter bound, the budget's reserve."""
+"""Keys and values of one batch take no more. The server plans batches by a tighter bound. `eval` bounds the tokens of a
+batch."""
 
 
 @dataclass(frozen=True)
