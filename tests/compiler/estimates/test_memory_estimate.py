@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 import tiny
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
-from weightpager.compiler.estimates.activations import activation_bytes
+from weightpager.compiler.estimates.activations import activation_bytes, key_value_bytes
 from weightpager.compiler.estimates.memory import (
     bound,
     check_stages,
@@ -164,6 +166,27 @@ def test_a_model_that_does_not_state_its_neurons_has_four_to_a_hidden_unit(
     source = load(tmp_path)
     vars(source.models["animal"].config)["intermediate_size"] = None  # as GPT-Neo's does
     assert activation_bytes(source, "animal", 1) == 16 * 3 * (54 * 64 + 16 * 4 * 64) + 2 * 12
+
+
+def test_prompts_that_are_answered_count_their_caches(tmp_path: Path) -> None:
+    def stages(most: int) -> Mapping[str, int]:
+        content = tiny.clerk(tmp_path, compare="dense")
+        content["tasks"] = {name: {**task, "max_new_tokens": most} for name, task in content["tasks"].items()}
+        return bound(sources.load(task_file.from_dict(content)), None, moves=False, on_disk=True).stages
+
+    few, more, most = (stages(tokens) for tokens in (4, 14, 500))
+    cached = 2 * 2 * 2 * 16 * 4  # a token's keys and values: 2 layers, 2 heads of 16 numbers, in float32
+    for stage in few:
+        measured = stage in ("measure dense", "controls", "measure sparse")
+        assert more[stage] - few[stage] == measured * 32 * 10 * cached
+        assert most[stage] - few[stage] == measured * (2048 - 32 * 20) * cached
+
+
+def test_a_model_without_attention_keeps_no_keys_and_values(tmp_path: Path) -> None:
+    source = sources.load(task_file.from_dict(tiny.clerk(tmp_path)))
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=16, hidden_size=32, num_hidden_layers=2, state_size=4))
+    assert key_value_bytes(source, "after", 32) > 0
+    assert key_value_bytes(replace(source, models=dict.fromkeys(source.models, mamba)), "after", 32) == 0
 
 
 def test_windows_of_a_language_model_are_measured_few_at_a_time(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
-"""What a batch takes in memory on its way through a model: activations and logits."""
+"""What a batch takes in memory on its way through a model: activations, logits, and caches of prompts."""
 
 from __future__ import annotations
 
 from transformers import PretrainedConfig
 
+from weightpager.answers.generation.completions import CACHED_TOKENS
+from weightpager.backends.torch.attention_cache import bytes_per_token
+from weightpager.backends.torch.model.architecture import context_length
 from weightpager.bundle.format.manifest import FORMS
+from weightpager.compiler.data.splits import NEW_TOKENS
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.training.attention import SHORT
 from weightpager.compiler.training.device import multiplies_in_bfloat16, training_device
@@ -57,6 +61,15 @@ def forward_bytes(source: Source, task: str, batch: int) -> int:
     hidden = _most(config, "hidden_size")
     neurons = _most(config, "intermediate_size") or _NEURONS * hidden
     return batch * _length(source, task) * 4 * (_HIDDEN * hidden + _WIDE * neurons)
+
+
+def key_value_bytes(source: Source, task: str, batch: int) -> int:
+    """Keys and values of a batch of a task's longest prompts while they are answered; 0 if there are none."""
+    spec, model = source.task_file.tasks[task], source.models[task]
+    if not (spec.completes and hasattr(model.config.get_text_config(), "num_attention_heads")):  # Mamba has none
+        return 0
+    length = min(_length(source, task) + (spec.max_new_tokens or NEW_TOKENS), context_length(model))
+    return max(min(batch * length, CACHED_TOKENS), length) * bytes_per_token(model.config, itemsize=4)
 
 
 def _logits(source: Source, task: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from weightpager.compiler.estimates.activations import activation_bytes, answer_bytes, forward_bytes
+from weightpager.compiler.estimates.activations import activation_bytes, answer_bytes, forward_bytes, key_value_bytes
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.recovery.closed_form import tokens_wanted
@@ -77,8 +77,9 @@ class Stages:
         source, file = self.source, self.source.task_file
         paged, answers = source.paged_bytes, self._most(answer_bytes, EVAL_BATCH)
         few = self._most(answer_bytes, _FEW)
+        caches = max(key_value_bytes(source, task, EVAL_BATCH) for task in source.models)
         yield "load", self._largest
-        yield "measure dense", answers + self._most(forward_bytes, EVAL_BATCH)
+        yield "measure dense", caches + answers + self._most(forward_bytes, EVAL_BATCH)
         waiting = self._held(len(source.models) * paged) if self.moves else 0
         yield "calibrate", max(0, waiting - paged) + self.sums + self.gradients
         if self.moves:
@@ -90,10 +91,10 @@ class Stages:
         yield "recover", self._refit if file.recover.refits else 0
         if file.compare != "none":
             tables = self._largest + self._held(paged)
-            yield "controls", tables + 2 * max(self._largest, self._widest) + answers
+            yield "controls", tables + 2 * max(self._largest, self._widest) + caches + answers
         yield "pack", placed
         yield "write", max(self._written, self._pages)
-        yield "measure sparse", self._bundle + answers + self._most(forward_bytes, EVAL_BATCH)
+        yield "measure sparse", self._bundle + caches + answers + self._most(forward_bytes, EVAL_BATCH)
 
     @cached_property
     def gradients(self) -> int:
