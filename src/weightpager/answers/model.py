@@ -95,6 +95,10 @@ class TaskModel(Protocol):
         """Tokens that it can read, prompt and continuation together, as far as it says."""
 
     @property
+    def together(self) -> int | None:
+        """Tokens up to which a text doesn't change how others of its batch are read; None for any number."""
+
+    @property
     def ends(self) -> frozenset[int]:
         """Tokens that end a text, by the model."""
 

@@ -1,11 +1,12 @@
-"""Batches of prompts: of a decoder whose table of positions has an end, and within what caches may hold."""
+"""Batches of prompts: how many run together, and which, so that each is answered as if it were alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from transformers import OPTForCausalLM
+import torch
+from transformers import OPTForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import tiny
 from weightpager.answers.generation.completions import completions
@@ -64,3 +65,20 @@ def test_a_text_that_is_longer_than_the_bound_runs_alone(tmp_path: Path, monkeyp
     model, reader = opt(tmp_path), tiny.reader()
     completions(model, reader, padded([(4,) * length for length in (20, 4, 20, 4)], 0, left=True), 8)
     assert [ids.shape for ids in model.begun] == [(2, 4), (1, 20), (1, 20)]
+
+
+def test_a_long_prompt_does_not_change_how_short_ones_are_answered() -> None:
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [8.0] * 8}
+    config = Phi3Config(
+        hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32, vocab_size=16,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, initializer_range=0.5, max_position_embeddings=64,
+        original_max_position_embeddings=16, rope_scaling={"type": "longrope", **rope},
+    )  # fmt: skip
+    model, reader = TorchModel(Phi3ForCausalLM(config).eval()), tiny.reader()
+    assert model.together == 16
+    # Those of 3 and 8 tokens stay within 16, those of 12 pass it while they grow, and those of 20 before.
+    sizes = [(length, step) for length in (3, 8, 12, 20) for step in (5, 7)]
+    prompts = [tuple(4 + (place * step) % 12 for place in range(length)) for length, step in sizes]
+    answers = completions(model, reader, padded(prompts, 0, left=True), 8)
+    assert answers == [completions(model, reader, padded([prompt], 0), 8)[0] for prompt in prompts]

@@ -40,22 +40,29 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
     waiting = [LoneQuery(work, cached=True) for work in works]
-    for together in _together(waiting, most, room):
+    alike = room if model.together is None else min(room, model.together)
+    for together in _together(waiting, most, alike):
         run = GenerationRun(model, tokenizer, together)
         while not all(query.over for query in together):
             run.step(math.inf)
     return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]
 
 
-def _together(queries: Sequence[LoneQuery], most: int, room: int) -> Iterator[Sequence[LoneQuery]]:
+def _together(queries: Sequence[LoneQuery], most: int, alike: int) -> Iterator[Sequence[LoneQuery]]:
     """Queries that can run together, within `CACHED_TOKENS`.
 
     Those with room for ``most`` tokens make one group. Of the others, each prompt length makes a group of its own: a
-    text that is over still takes a position for every token that another one gets.
+    text that is over still takes a position for every token that another one gets, and a long one may change how
+    shorter ones are read.
+
+    Args:
+        queries: in any order.
+        most: new tokens that a text gets where there is room.
+        alike: tokens of prompt and continuation up to which prompts of any lengths can run together.
     """
 
     def group(query: LoneQuery) -> int:
-        return query.work.tokens if query.work.tokens + most > room else 0
+        return query.work.tokens if query.work.tokens + most > alike else 0
 
     for _, each in groupby(sorted(queries, key=lambda query: query.work.tokens), group):
         yield from _batches(each)

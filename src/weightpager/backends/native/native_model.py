@@ -43,6 +43,10 @@ class NativeModel:
     def context(self) -> int:
         return self.limits.context
 
+    @property
+    def together(self) -> int | None:
+        return self.limits.together
+
     def logits(self, inputs: Inputs) -> Floats:
         outputs = self.task.below(self._with_positions(inputs))
         return self.task.head(outputs["hidden"]) if self.task.has_head else outputs["logits"]

@@ -15,7 +15,7 @@ from weightpager.answers.model import Floats, Inputs, Integers, See
 from weightpager.answers.work import Sampling
 from weightpager.backends.torch.attention_cache import CACHE, new_cache, without_cache
 from weightpager.backends.torch.limits import activations_of
-from weightpager.backends.torch.model.architecture import context_length
+from weightpager.backends.torch.model.architecture import context_length, even_length
 from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 
@@ -38,6 +38,10 @@ class TorchModel:
     @property
     def context(self) -> int:
         return context_length(self._module)
+
+    @property
+    def together(self) -> int | None:
+        return even_length(self._module.config)
 
     @property
     def ends(self) -> frozenset[int]:
