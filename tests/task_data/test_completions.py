@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,26 @@ def test_other_rows_are_refused(path: Path, row: dict[str, Any], message: str | 
 def test_a_row_among_others_is_named(path: Path) -> None:
     with pytest.raises(CompileError, match=r"data: row 2: expected a completion"):
         read(path, [{"prompt": "red", "completion": "cat"}, {"prompt": "red"}])
+
+
+@pytest.mark.parametrize(
+    ("said", "most", "limit", "remedy"),
+    [
+        (4, 4, "the 4 that the tokenizer says the model reads (model_max_length)", "leave the row out"),
+        (8, 8, "the 8 that the tokenizer says the model reads (model_max_length)", "leave the row out"),
+        (9, 8, "max_length 8", "raise max_length"),
+    ],
+)
+def test_a_prompt_leaves_room_for_an_answer(path: Path, said: int, most: int, limit: str, remedy: str) -> None:
+    own = reader()
+    own.longest = said
+    rows = CompletionReader("prompt", "completion", own, 8)
+    path.write_text(json.dumps({"prompt": "red " * (most - 1), "completion": "cat"}))
+    assert rows.read(path, "data")
+    path.write_text(json.dumps({"prompt": "red " * most, "completion": "cat"}))
+    expected = f"row 1: expected a prompt of fewer tokens than {limit}, so that a completion has room, found {most}; "
+    with pytest.raises(CompileError, match=re.escape(expected + remedy)):
+        rows.read(path, "data")
 
 
 def test_a_template_that_refuses_a_conversation_is_an_error(path: Path) -> None:

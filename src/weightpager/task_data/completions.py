@@ -112,14 +112,25 @@ class CompletionReader:
             raise CompileError(f"{where}: expected a prompt, found an empty text")
         if not answer.strip():
             raise CompileError(f"{where}: expected a completion, found an empty text")
-        if len(prompt) >= self.max_length:
-            raise CompileError(
-                f"{where}: expected a prompt of fewer tokens than max_length {self.max_length}, so that a completion "
-                f"has room, found {len(prompt)}; raise max_length, or leave the row out"
-            )
+        self._check_room(len(prompt), where)
         completion = [*self._ids(answer), self._end][: self.max_length - len(prompt)]
         labels = [IGNORED] * len(prompt) + completion
         return Completion([*prompt, *completion], labels, prompt, answer, not isinstance(asked, str))
+
+    def _check_room(self, tokens: int, where: str) -> None:
+        """Refuse a prompt of so many tokens if no completion fits behind it."""
+        longest = self.tokenizer.longest
+        if tokens < min(self.max_length, longest):
+            return
+        if self.max_length < longest:
+            most, remedy = f"max_length {self.max_length}", "raise max_length, or leave the row out"
+        else:
+            most = f"the {longest} that the tokenizer says the model reads (model_max_length)"
+            remedy = "leave the row out, or mend tokenizer_config.json if the model reads more"
+        raise CompileError(
+            f"{where}: expected a prompt of fewer tokens than {most}, so that a completion has room, found {tokens}; "
+            f"{remedy}"
+        )
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return self.tokenizer.encode(text, special=False).ids
