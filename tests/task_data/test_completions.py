@@ -15,6 +15,7 @@ import tiny
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.compiler import data
 from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.tokens import reader_of
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
 from weightpager.readers.tokenizer import Tokenizer
@@ -166,6 +167,17 @@ def test_a_template_that_refuses_a_conversation_is_an_error(path: Path) -> None:
     refusing = "{{ raise_exception('users first') }}"
     with pytest.raises(CompileError, match=r"row 1: .*template takes: users first"):
         read(path, [{"messages": [USER, ANSWER]}], template=refusing)
+
+
+def test_the_default_one_of_several_templates_counts(path: Path) -> None:
+    path.write_text(json.dumps({"messages": [USER, ANSWER]}))
+    own = tokenizer()
+    own.chat_template = {"tool_use": "green", "default": tiny.TEMPLATE}
+    (found,) = CompletionReader("prompt", "completion", reader_of(own), 8).read(path, "data")
+    assert found.prompt == (RED, SNOW)
+    own.chat_template = {"tool_use": "green"}
+    with pytest.raises(CompileError, match="row 1: .*several templates, no default one"):
+        CompletionReader("prompt", "completion", reader_of(own), 8).read(path, "data")
 
 
 def test_a_tokenizer_must_name_an_end(path: Path) -> None:

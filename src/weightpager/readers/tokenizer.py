@@ -23,6 +23,9 @@ _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _TEMPLATE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
 
+NO_DEFAULT = "{{ raise_exception('the model has several templates, no default one') }}"
+"""Refuses every conversation: nobody says which of several templates a task would be asked with."""
+
 ANY_LENGTH = 2**40
 """Tokens. Some tokenizers say that they read any length; a larger number means that."""
 
@@ -179,7 +182,7 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     if isinstance(template, list):  # of several, each with its name
         template = {str(each.get("name")): each.get("template") for each in template if isinstance(each, dict)}
     if isinstance(template, dict):
-        template = template.get("default", "{{ raise_exception('the model has several templates, no default one') }}")
+        template = template.get("default", NO_DEFAULT)
     elif template is None and (folder / _MORE_TEMPLATES).is_dir():
-        template = "{{ raise_exception('the model has several templates, no default one') }}"
+        template = NO_DEFAULT
     return template if isinstance(template, str) and template else None

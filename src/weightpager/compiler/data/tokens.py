@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from weightpager.readers.tokenizer import Encoded, Tokenizer
+from weightpager.readers.tokenizer import NO_DEFAULT, Encoded, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,5 @@ def reader_of(tokenizer: Any) -> Tokenizer:
     inner = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     template = tokenizer.chat_template
     if isinstance(template, dict):
-        template = template.get("default")
+        template = template.get("default", NO_DEFAULT)
     return Tokenizer(inner, {**tokenizer.special_tokens_map, "model_max_length": tokenizer.model_max_length}, template)
