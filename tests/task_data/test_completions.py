@@ -180,6 +180,17 @@ def test_the_default_one_of_several_templates_counts(path: Path) -> None:
         CompletionReader("prompt", "completion", reader_of(own), 8).read(path, "data")
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_special_tokens_in_texts_are_read_as_on_a_device(split: bool) -> None:
+    inner = tokenizer().backend_tokenizer
+    named = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    own = PreTrainedTokenizerFast(tokenizer_object=inner, split_special_tokens=split, **named)
+    found = reader_of(own).encode("red [SEP]", special=False).ids
+    assert (found == (RED, END)) is not split
+    assert found == tiny.reader(own).encode("red [SEP]", special=False).ids
+    assert list(found) == own("red [SEP]", add_special_tokens=False)["input_ids"]
+
+
 def test_a_tokenizer_must_name_an_end(path: Path) -> None:
     read(path, [{"prompt": "red", "completion": "cat"}])
     with pytest.raises(CompileError, match="names a token which ends a text"):

@@ -41,4 +41,5 @@ def reader_of(tokenizer: Any) -> Tokenizer:
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default", NO_DEFAULT)
-    return Tokenizer(inner, {**tokenizer.special_tokens_map, "model_max_length": tokenizer.model_max_length}, template)
+    settings = {"model_max_length": tokenizer.model_max_length, "split_special_tokens": tokenizer.split_special_tokens}
+    return Tokenizer(inner, {**tokenizer.special_tokens_map, **settings}, template)
