@@ -26,7 +26,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import TaskEntry
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.task_file import from_dict
-from weightpager.errors import BusyError, CompileError, ConfigError
+from weightpager.errors import BundleFormatError, BusyError, CompileError, ConfigError
 from weightpager.evaluation.measure import measure
 from weightpager.progress import silent
 from weightpager.server.scheduling.job import Event, Failed
@@ -186,6 +186,13 @@ def test_held_out_data_of_another_form_is_refused(clerk: Path, folder: Path) -> 
         other = folder / "twice.eval.jsonl"
         with pytest.raises(CompileError, match="expected prompts of the form plain, as the task was compiled with"):
             read_held_out(engine.bundle.task("after"), other, engine.reader(), 16, 32)
+
+
+def test_held_out_words_that_the_model_lacks_are_refused(clerk: Path, folder: Path) -> None:
+    with wp.Engine.from_pretrained(clerk) as engine:
+        task, reader = engine.bundle.task("after"), engine.reader()
+        with pytest.raises(BundleFormatError, match="expected ids below 8, as the model has, found larger ones"):
+            read_held_out(task, folder / "after.eval.jsonl", reader, 8, 32)
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,18 @@ class TokenReader:
         with self._lock:
             encoded = self._tokenizer.encode(text, most=most, special=special)
         # Checked here, so that nobody else's texts fail with one that the model can't read.
-        if max(encoded.ids, default=0) >= self.size:
-            raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {self.size}, as the model has", "larger ones")
+        check_ids(encoded.ids, self.size)
         return encoded
+
+
+def check_ids(ids: Sequence[int], size: int) -> None:
+    """See that a model has such tokens: its ids are below ``size``.
+
+    Raises:
+        BundleFormatError: the tokenizer knows words that the model doesn't.
+    """
+    if max(ids, default=0) >= size:
+        raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {size}, as the model has", "larger ones")
 
 
 def word_starts(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:

@@ -27,6 +27,7 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
 
     Raises:
         CompileError: a task names no data, or its file isn't there or can't be read.
+        BundleFormatError: the tokenizer knows words of the data that the model doesn't.
         UnknownTaskError: the bundle has no such task.
         ConfigError: the data needs a package that isn't installed.
     """

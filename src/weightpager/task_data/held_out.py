@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from weightpager.answers.padded import pad_id
+from weightpager.answers.token_reader import check_ids
 from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
 from weightpager.errors import CompileError
 from weightpager.readers.image_reader import ImageReader
@@ -38,6 +39,7 @@ def read_held_out(
 
     Raises:
         CompileError: the data can't be used, or the entry names none.
+        BundleFormatError: the tokenizer knows words of the data that the model doesn't.
     """
     if entry.eval is None:
         raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
@@ -45,6 +47,9 @@ def read_held_out(
     items = items_reader(entry.kind, columns, reader, entry.classes, entry.max_length or 0)
     where = place(entry.name, "eval", path)
     examples = items(path, where, entry.eval.items)
+    for example in examples:
+        if isinstance(example, Example):
+            check_ids(example.tokens, vocabulary)
     if entry.generation is not None:
         if (form := completions.form(examples)) != entry.generation.prompts:
             expected = f"expected prompts of the form {entry.generation.prompts}, as the task was compiled with"

@@ -25,7 +25,7 @@ from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData, collate_texts
 from weightpager.compiler.task_file.sections import TaskSpec
-from weightpager.errors import CompileError
+from weightpager.errors import BundleFormatError, CompileError
 from weightpager.task_data.held_out import read_held_out
 from weightpager.task_data.texts import Example, first_pieces
 
@@ -426,6 +426,8 @@ def test_a_bundles_held_out_data(tmp_path: Path) -> None:
     assert (found[1] == expected[1]).all()
     with pytest.raises(CompileError, match="names no held-out data"):
         read_held_out(msgspec.structs.replace(entry, eval=None), task.eval, tiny_files.reader(TOKENIZER), 14, 8)
+    with pytest.raises(BundleFormatError, match="tokenizer: expected ids below 5, as the model has, found larger ones"):
+        read_held_out(entry, task.eval, tiny_files.reader(TOKENIZER), 5, 8)
 
 
 def test_the_task_file_reaches_the_reader(tmp_path: Path) -> None:
