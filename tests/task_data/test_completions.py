@@ -169,6 +169,15 @@ def test_a_template_that_refuses_a_conversation_is_an_error(path: Path) -> None:
         read(path, [{"messages": [USER, ANSWER]}], template=refusing)
 
 
+def test_a_template_that_takes_too_much_is_an_error(path: Path) -> None:
+    expected = (
+        "data: row 1: the model's chat template took more than a text of 1048576 characters for these messages and was "
+        "stopped; write the prompt as a text, or mend chat_template"
+    )
+    with pytest.raises(CompileError, match=f"^{expected}$"):
+        read(path, [{"messages": [USER, ANSWER]}], template="{{ 'a' * 2 ** 21 }}")
+
+
 def test_the_default_one_of_several_templates_counts(path: Path) -> None:
     path.write_text(json.dumps({"messages": [USER, ANSWER]}))
     own = tokenizer()

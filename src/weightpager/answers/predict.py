@@ -92,7 +92,7 @@ def _asked(tokenizer: Any, task: TaskEntry, inputs: list[str]) -> list[str]:
 
     with closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS)) as template:
         try:
-            return [template.render([{"role": "user", "content": given}], task.name) for given in inputs]
+            return [template.render([{"role": "user", "content": given}]) for given in inputs]
         except RequestError as error:
             raise ConfigError(str(error)) from error
 

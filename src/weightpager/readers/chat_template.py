@@ -28,6 +28,9 @@ _GRACE = 0.5
 
 _MOST_OF_AN_ERROR = 400
 
+LIMIT = "chat_template_limit"
+"""Code of the error that a template takes too much for a conversation."""
+
 MOST_CHARACTERS = 2**20
 """Of a conversation that comes from whoever runs this process."""
 
@@ -76,16 +79,15 @@ class ChatTemplate:
         """That of a tokenizer."""
         return cls(tokenizer.chat_template, tokenizer.special, most_characters)
 
-    def render(self, messages: Sequence[Mapping[str, str]], task: str) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """What is to be continued; without a template, the messages' texts, a line each.
 
         Args:
             messages: each with a ``role`` and its ``content``.
-            task: that is asked for, named where something is wrong.
 
         Raises:
             ConfigError: the package that renders templates isn't installed.
-            RequestError: the template doesn't take such a conversation, or takes too much for it.
+            RequestError: the template doesn't take such a conversation, or takes too much for it (`LIMIT`).
         """
         if self._source is None:
             return plain(messages)
@@ -94,12 +96,8 @@ class ChatTemplate:
         with self._lock:
             answer = self._ask(json.dumps(given).encode())
         if "limit" in answer:
-            raise RequestError(
-                f"task {task!r}: the bundle's chat template took more than {answer['limit']} for these messages and "
-                "was stopped; send a prompt of your own to /v1/completions",
-                "messages",
-                "chat_template_limit",
-            )
+            problem = f"the model's chat template took more than {answer['limit']} for these messages and was stopped"
+            raise RequestError(problem, "messages", LIMIT)
         if "error" in answer:
             problem = shortened(answer["error"], _MOST_OF_AN_ERROR)
             raise RequestError(f"expected messages that the model's chat template takes: {problem}", "messages")

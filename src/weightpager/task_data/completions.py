@@ -20,7 +20,7 @@ from weightpager.answers.kinds.kind import IGNORED
 from weightpager.answers.padded import padded
 from weightpager.bundle import Generation
 from weightpager.errors import CompileError, RequestError, shown
-from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate
+from weightpager.readers.chat_template import LIMIT, MOST_CHARACTERS, ChatTemplate
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data.batches import Batches, Labelled
 from weightpager.task_data.row_files import Row
@@ -202,6 +202,7 @@ def _messages(value: Any, where: str) -> Messages:
 
 def _rendered(template: ChatTemplate, messages: Messages, where: str) -> str:
     try:
-        return template.render(messages, "compile")
+        return template.render(messages)
     except RequestError as error:
-        raise CompileError(f"{where}: {error}") from error
+        remedy = "; write the prompt as a text, or mend chat_template" if error.code == LIMIT else ""
+        raise CompileError(f"{where}: {error}{remedy}") from error

@@ -8,7 +8,8 @@ from typing import TypeVar
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Ids, Work
 from weightpager.bundle import TaskEntry
-from weightpager.readers.chat_template import ChatTemplate, plain
+from weightpager.errors import RequestError
+from weightpager.readers.chat_template import LIMIT, ChatTemplate, plain
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.server.inputs.image_inputs import ImageInputs, check_together
@@ -78,9 +79,19 @@ class TextInputs:
         if task.generation is not None and task.generation.prompts == "plain":
             texts = [plain(messages)]
         else:
-            texts = await self._chats.read(lambda template, given: template.render(given, task.name), [messages])
+            texts = [await self._rendered(messages, task)]
         (ids,) = await self.read(Vocabulary.prompt, texts)
         return ids
+
+    async def _rendered(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> str:
+        try:
+            (text,) = await self._chats.read(ChatTemplate.render, [messages])
+        except RequestError as error:
+            if error.code != LIMIT:
+                raise
+            what = f"task {task.name!r}: {error}; send a prompt of your own to /v1/completions"
+            raise RequestError(what, error.param, error.code) from error
+        return text
 
     def close(self) -> None:
         """Read nothing any more."""
