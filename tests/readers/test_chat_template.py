@@ -57,11 +57,11 @@ def test_conversations_are_written_as_transformers_writes_them(source: str) -> N
 def test_the_default_one_of_several_counts() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = {"tool_use": "a", "default": "b"}
-    with closing(ChatTemplate.of(tiny.reader(tokenizer), 10)) as found:
+    with closing(ChatTemplate.of(tiny.reader(tokenizer), 100)) as found:
         assert found.render(MESSAGES) == "b"
     tokenizer.chat_template = {"tool_use": "a"}
     with (
-        closing(ChatTemplate.of(tiny.reader(tokenizer), 10)) as found,
+        closing(ChatTemplate.of(tiny.reader(tokenizer), 100)) as found,
         pytest.raises(RequestError, match="no default one"),
     ):
         found.render(MESSAGES)
@@ -119,6 +119,15 @@ def test_a_conversation_after_one_that_was_stopped_is_written() -> None:
             with pytest.raises(RequestError, match="0.2 s of computing"):
                 found.render(MESSAGES[:1])
             assert found.render(MESSAGES) == "well"
+
+
+def test_a_conversation_too_long_for_the_process_is_refused() -> None:
+    with template("well") as found:
+        for length in (10_001, 2**28):
+            with pytest.raises(RequestError, match="took more than a text of 10000 characters") as refused:
+                found.render([{"role": "user", "content": "a" * length}])
+            assert refused.value.code == "chat_template_limit"
+        assert found.render([{"role": "user", "content": "a" * 10_000}]) == "well"
 
 
 def test_a_process_that_was_ended_is_replaced() -> None:

@@ -64,7 +64,7 @@ class ChatTemplate:
         Args:
             source: the template; None if the model has none.
             tokens: the tokenizer's special ones, by name, which a template may use.
-            most_characters: that may come of a conversation.
+            most_characters: that a conversation may have, and that may come of it.
             seconds: of the processor's time that one may take.
         """
         self._source = source
@@ -92,9 +92,7 @@ class ChatTemplate:
         if self._source is None:
             return plain(messages)
         check_installed("jinja2", "serve", "for a chat template")
-        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
-        with self._lock:
-            answer = self._ask(json.dumps(given).encode())
+        answer = self._answer(messages)
         if "limit" in answer:
             problem = f"the model's chat template took more than {answer['limit']} for these messages and was stopped"
             raise RequestError(problem, "messages", LIMIT)
@@ -109,6 +107,13 @@ class ChatTemplate:
             self._process[0].kill()
         with self._lock:
             self._end()
+
+    def _answer(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        if sum(len(message["content"]) for message in messages) > self._most:  # perhaps more than the process can read
+            return {"limit": f"a text of {self._most} characters"}
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
+        with self._lock:
+            return self._ask(json.dumps(given).encode())
 
     def _ask(self, question: bytes) -> dict[str, str]:
         try:
