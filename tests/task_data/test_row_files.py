@@ -130,3 +130,10 @@ def test_a_time_that_python_cannot_hold_is_refused(
     parquet.write_table(pyarrow.table({"text": ["a"], "at": times}), path)
     with pytest.raises(CompileError, match=f"here: cannot be read as parquet: expected times of .*{found}"):
         read_rows(path, "here", "text")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_running_text_is_read_without_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(f"{mark}red\ngreen", encoding="utf-8")
+    assert read_rows(path, "here", "text", running_text=True) == [{"text": "red\ngreen"}]

@@ -93,7 +93,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 def whole_text(path: Path) -> Iterator[Row]:
     """The file as one text, in column ``text``."""
-    yield {"text": path.read_text(encoding="utf-8")}
+    yield {"text": path.read_text(encoding="utf-8-sig")}
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Iterator[Row]]]] = {
