@@ -27,7 +27,7 @@ from transformers import (
 
 from weightpager.answers.generation import forward_size
 from weightpager.answers.generation.forward_size import Activations
-from weightpager.backends.torch.attention_cache import new_cache, reads_in_pieces, without_cache
+from weightpager.backends.torch.attention_cache import bytes_per_token, new_cache, reads_in_pieces, without_cache
 from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": None}
@@ -131,6 +131,11 @@ def test_a_model_that_keeps_other_states_is_read_and_continued_at_once() -> None
         assert not texts.unread
         texts.grow(8, **PLAIN)
     assert torch.equal(texts.ids, wanted)
+    assert bytes_per_token(config, 4) == 0  # states don't grow with the text
+
+
+def test_a_token_takes_keys_and_values_of_every_layer() -> None:
+    assert bytes_per_token(LlamaConfig(**ROTARY), 4) == 2 * 2 * 2 * 8 * 4
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,18 @@ def without_cache(module: nn.Module) -> dict[str, bool]:
 
 
 def bytes_per_token(config: Any, itemsize: int) -> int:
-    """Most bytes that a token takes in a cache: keys and values of every layer.
+    """Most bytes that a token takes in a cache: keys and values of every layer; 0 of a model without attention.
 
     Args:
         config: of the model.
         itemsize: bytes of a number that it computes with, whatever pages are in.
     """
     text_config = config.get_text_config()
-    heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
-    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    queries = getattr(text_config, "num_attention_heads", None)
+    if not queries:
+        return 0
+    heads = getattr(text_config, "num_key_value_heads", None) or queries
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // queries
     return 2 * int(text_config.num_hidden_layers) * int(heads) * int(width) * itemsize
 
 

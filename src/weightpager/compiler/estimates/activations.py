@@ -66,7 +66,7 @@ def forward_bytes(source: Source, task: str, batch: int) -> int:
 def key_value_bytes(source: Source, task: str, batch: int) -> int:
     """Keys and values of a batch of a task's longest prompts while they are answered; 0 if there are none."""
     spec, model = source.task_file.tasks[task], source.models[task]
-    if not (spec.completes and hasattr(model.config.get_text_config(), "num_attention_heads")):  # Mamba has none
+    if not spec.completes:
         return 0
     length = min(_length(source, task) + (spec.max_new_tokens or NEW_TOKENS), context_length(model))
     return max(min(batch * length, CACHED_TOKENS), length) * bytes_per_token(model.config, itemsize=4)
