@@ -141,30 +141,28 @@ def test_storage_that_cannot_be_measured_is_no_failure(
     assert "storage was not measured (too little space" in last_line(found.out)
 
 
-@pytest.mark.slow
-def test_a_missing_native_module_is_said_with_what_to_do(tmp_path: Path) -> None:
+def without(modules: list[str], path: Path) -> subprocess.CompletedProcess[str]:
+    """What the command says where these can't be imported."""
     code = (
-        "import sys; sys.modules['weightpager.kernels._native'] = None\n"
+        f"import sys; sys.modules.update(dict.fromkeys({modules!r}))\n"
         "from weightpager.doctor import memory_read, storage\n"
         "memory_read._MOST = storage._PIECE = storage._MOST = 1 << 20\n"
-        f"sys.argv = ['weightpager', 'doctor', '--path', {str(tmp_path)!r}]\n"
+        f"sys.argv = ['weightpager', 'doctor', '--path', {str(path)!r}]\n"
         "from weightpager.cli import main; main()"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_missing_native_module_is_said_with_what_to_do(tmp_path: Path) -> None:
+    found = without(["weightpager.kernels._native"], tmp_path)
     assert found.returncode == 0, found.stderr
     assert "missing: " in found.stdout
     assert "ready, but slow without the native kernels: install a C++ compiler" in last_line(found.stdout)
 
 
 def test_a_machine_without_any_kernel_is_not_ready(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['weightpager.kernels._native'] = sys.modules['torch'] = None\n"
-        "from weightpager.doctor import memory_read, storage\n"
-        "memory_read._MOST = storage._PIECE = storage._MOST = 1 << 20\n"
-        f"sys.argv = ['weightpager', 'doctor', '--path', {str(tmp_path)!r}]\n"
-        "from weightpager.cli import main; main()"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = without(["weightpager.kernels._native", "torch"], tmp_path)
     assert found.returncode == 1, found.stderr
     assert "torch isn't installed" in found.stdout
     assert "torch sees none" not in found.stdout
