@@ -217,6 +217,7 @@ def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
 def test_a_task_that_moves_nothing_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks are all other tasks' too, in a model whose norms have no weights and whose layers have no biases."""
     monkeypatch.setattr(private_blocks, "own_parameters", lambda *_: {})
+    monkeypatch.delattr(private_blocks, "_pulls")  # nobody asks how hard blocks are pulled where none is chosen
     dense, data = load(tmp_path)
     masks, journal = masks_of(dense, 1.1), Journal(tmp_path / "journal", "one")
     lesson = Lesson(dense, copied(dense), masks, data, RecoverSpec(method="finetune", private_steps=2, batch=8))

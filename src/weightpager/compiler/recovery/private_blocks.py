@@ -51,6 +51,8 @@ _BATCHES = 8
 def choose(lesson: Lesson) -> dict[str, Chosen]:
     """The blocks of each task that get values of its own: of those that it keeps, a share that it pulls hardest."""
     sparse, masks = lesson.sparse, lesson.masks
+    if not lesson.spec.private_blocks:
+        return {task: {info.name: np.zeros(info.grid.count, bool) for info in sparse.paged} for task in sparse.models}
     chosen: dict[str, Chosen] = {}
     errors = lesson.errors(None)
     for task in sparse.models:
