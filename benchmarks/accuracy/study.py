@@ -26,6 +26,7 @@ from weightpager.compiler.prepare import trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import ROUNDED
+from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
@@ -100,8 +101,8 @@ class Outcome:
 class Study:
     """A dense model of some tasks, and what is made of it.
 
-    Trainings are journalled in ``folder``, so that a stopped run goes on where it was. Bundles are kept in ``bundles``,
-    if that isn't None.
+    Trainings are journalled in ``folder``, so that a stopped run goes on where it was. The dense model, its scores and
+    its calibration are in the user's cache. Bundles are kept in ``bundles``, if that isn't None.
     """
 
     def __init__(self, task_file: TaskFile, folder: Path, progress: Progress, bundles: Path | None = None) -> None:
@@ -109,7 +110,7 @@ class Study:
         self._bundles = bundles
         self._identity = compile_identity(task_file)
         self._progress = progress
-        self._base = trained(task_file, CompileRun(progress, self._journal("base")))
+        self._base = trained(task_file, CompileRun(progress, self._journal("base")), cache=Cache.of_user())
         self._prepared: tuple[float, Prepared] | None = None
         self._split = "held-out"
 
