@@ -65,13 +65,14 @@ def _few(found: measured.Measured, names: tuple[str, ...]) -> measured.Measured:
 def demo_table(rows: list[Resident]) -> str:
     """What the demo compares, the least memory first; **bold** where it is ours."""
     shown = sorted((row for row in rows if row.name not in _LEFT_OUT), key=lambda row: (not row.ours, row.bytes))
-    return table(["", "weights in memory", "mean accuracy", "a switch reads"], [_demo_line(row) for row in shown])
+    head = ["", "weights in memory", "of these, blocks", "mean accuracy", "a switch reads"]
+    return table(head, [_demo_line(row) for row in shown])
 
 
 def _demo_line(row: Resident) -> list[str]:
     weight = "**" if row.ours else ""
     name, size = (f"{weight}{text}{weight}" for text in (row.name, format_size(row.bytes)))
-    return [name, size, f"{row.mean_metric:.3f}", _switch(row)]
+    return [name, size, format_size(row.paged_bytes), f"{row.mean_metric:.3f}", _switch(row)]
 
 
 def _switch(row: Resident) -> str:

@@ -27,7 +27,7 @@ def test_ours_come_first_and_the_others_by_memory() -> None:
             resident(OURS, 2 << 20, 1 << 19, 1.25),
         ]
     ).splitlines()
-    assert lines[2] == f"| **{OURS}** | **2.0 MiB** | 0.800 | 512.0 KiB, 1.2 ms |"
+    assert lines[2] == f"| **{OURS}** | **2.0 MiB** | 2.0 MiB | 0.800 | 512.0 KiB, 1.2 ms |"
     assert [line.split(" | ")[0] for line in lines[3:]] == ["| one shared mask", "| dense in int4"]
     assert lines[3].endswith("| nothing |")
 

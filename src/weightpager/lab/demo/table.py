@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, whole_rows
-from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport
+from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport, ControlScore
 from weightpager.lab.contest.rivals.parameters import private, resident
 from weightpager.lab.demo.result import OURS, DemoSwitch, Resident
 
@@ -35,25 +35,34 @@ def rows(bundle: Bundle, report: CompileReport, switches: Sequence[DemoSwitch]) 
     """The table.
 
     What isn't ours has its embedding tables in int8, beside weights in bfloat16 in bfloat16. One shared mask has what
-    we have but for the mask: it is a bundle as well.
+    we have but for the mask: it is a bundle as well. So is a dense model in the pages' dtype, by a sparsity of 0: it
+    stands there with whole tables, as others hold it, and with rows on demand.
     """
     heads = sum(_bytes(private(bundle, task).values()) for task in bundle.tasks)
     few_bits, wide = (_bytes(resident(bundle, dtype).values()) + heads for dtype in ("int8", "bfloat16"))
     ours = fmean(task.sparse for task in report.tasks)
     always = footprint(bundle, rows=row_bytes(bundle))
-    parameters = {DENSE: wide, MASK: always.total - always.tables}
-    controls = [
-        Resident(
-            name=_CONTROLS.get(control.name, f"dense in {control.name}").format(dtype=bundle.manifest.dtype),
-            bytes=parameters.get(control.name, few_bits) + control.resident_bytes,
-            paged_bytes=control.resident_bytes,
-            mean_bytes_per_switch=0,
-            mean_metric=fmean(control.scores.values()),
-            ms_per_switch=0.0,
-        )
-        for control in sorted(report.controls, key=lambda control: control.resident_bytes)
-    ]
+    as_bundle, dtype = always.total - always.tables, bundle.manifest.dtype
+    parameters = {DENSE: wide, MASK: as_bundle}
+    controls = []
+    for control in sorted(report.controls, key=lambda control: control.resident_bytes):
+        name = _CONTROLS.get(control.name, f"dense in {control.name}").format(dtype=dtype)
+        if control.name == dtype:
+            controls.append(_resident(f"{name}, a bundle of all blocks", as_bundle, control))
+        controls.append(_resident(name, parameters.get(control.name, few_bits), control))
     return [*_of_engine(bundle, ours, switches), *_of_checkpoints(bundle, ours, few_bits, switches), *controls]
+
+
+def _resident(name: str, parameters: int, control: ControlScore) -> Resident:
+    """What never switches, beside so many bytes that aren't paged."""
+    return Resident(
+        name=name,
+        bytes=parameters + control.resident_bytes,
+        paged_bytes=control.resident_bytes,
+        mean_bytes_per_switch=0,
+        mean_metric=fmean(control.scores.values()),
+        ms_per_switch=0.0,
+    )
 
 
 def _of_engine(bundle: Bundle, metric: float, switches: Sequence[DemoSwitch]) -> list[Resident]:

@@ -1,0 +1,32 @@
+"""The rows of the demo's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.report.compile_report import MASK, ControlScore, read_report
+from weightpager.lab.demo.result import OURS, DemoSwitch
+from weightpager.lab.demo.table import row_bytes, rows
+
+
+def test_a_dense_model_is_compared_as_a_bundle_too(wordy_bundle: Path) -> None:
+    bundle = Bundle.open(wordy_bundle)
+    dense, mask = (
+        ControlScore(name=name, resident_bytes=size, scores=dict.fromkeys(bundle.tasks, 0.5))
+        for name, size in ((bundle.manifest.dtype, 4000), (MASK, 1000))
+    )
+    report = read_report(bundle).model_copy(update={"controls": (dense, mask)})
+    switch = DemoSwitch(
+        from_task="a", to_task="b", bytes=1, ms=1, gbps=1, whole_sparse_bytes=1, whole_sparse_ms=1,
+        own_checkpoint_bytes=1, own_checkpoint_ms=1, dense_ms=1,
+    )  # fmt: skip
+    found = {row.name: row for row in rows(bundle, report, [switch])}
+    name = f"dense in {bundle.manifest.dtype}"
+    assert row_bytes(bundle) is not None
+    as_bundle, whole = found[f"{name}, a bundle of all blocks"], found[name]
+    assert as_bundle.paged_bytes == whole.paged_bytes == 4000
+    assert as_bundle.bytes < whole.bytes
+    shared = found[f"one shared mask in {bundle.manifest.dtype}"]
+    assert as_bundle.bytes - as_bundle.paged_bytes == shared.bytes - shared.paged_bytes
+    assert found[OURS].bytes - found[OURS].paged_bytes > shared.bytes - shared.paged_bytes  # ours has block tables
