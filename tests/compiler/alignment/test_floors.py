@@ -81,3 +81,15 @@ def test_an_evenness_raises_floors_to_its_share_of_the_budget() -> None:
     found = align(AlignmentProblem(saliency(1e-3), budgets, RATE, 0.5, SAME, SIZES, 0.5))
     assert (kept(found.keep) >= raised).all()
     assert found.keep.sum(0).tolist() == budgets.tolist()
+
+
+def test_floors_hold_where_each_round_displaces_the_next_weight() -> None:
+    weights = [np.zeros(100), *(np.repeat([strength, 0.0], [2, 98]) for strength in range(1, 12)), np.full(100, 1e2)]
+    values, budgets = np.concatenate(weights)[:, None], np.array([122])
+    problem = AlignmentProblem(values, budgets, np.zeros((1, 1)), 0.0, sizes=(100,) * 13)
+    found = align(problem)
+    by_weight = found.keep.reshape(13, 100).sum(1)
+    assert (by_weight >= problem.floors[:, 0]).all()
+    assert found.keep.sum() == 122
+    assert found.objective == values[found.keep].sum()
+    assert found.objective <= found.bound

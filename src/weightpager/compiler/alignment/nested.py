@@ -39,8 +39,8 @@ class NestedProblem:
 
         With |A_t| and |A_u| fixed, ``|A_u - A_t|`` and ``|A_t - A_u|`` differ by a constant. So a pair need only pay
         for blocks that the smaller mask keeps and the larger one does not; prices then stay at the scale of the
-        saliency however strong the alignment. More than all saliency together decides nothing more, and would drown
-        the saliency in rounding.
+        saliency however strong the alignment. A charge above the sum of all saliency changes no decision. It is cut
+        there, since sums with larger numbers would lose the saliency's digits.
         """
         ceiling = 2 * float(saliency.sum()) or 1.0
         pair = np.minimum(strength, ceiling / np.where(pair_rate > 0, pair_rate, 1.0)) * pair_rate

@@ -19,8 +19,8 @@ def align(problem: AlignmentProblem) -> Alignment:
     The same problem gives the same answer, and reordering the tasks reorders the masks.
 
     Where masks fall short of the floors, the weight is aligned by itself with the floors as budgets; the blocks that
-    this chooses are then made too dear to drop. Objective and bound are those of masks that keep these blocks: what
-    floors cost is not in the gap.
+    this chooses are then made too dear to drop. The bound holds for masks that keep these blocks. So the gap doesn't
+    count what the floors cost.
 
     Raises:
         ValueError, CompileError: as `AlignmentProblem.check`.
@@ -32,11 +32,12 @@ def align(problem: AlignmentProblem) -> Alignment:
     saliency, strength, least = problem.saliency, problem.strength, problem.floors
     bound, pinned = alignment.bound, np.zeros(saliency.shape, np.bool_)
     price = 4 * (float(saliency.max()) + (strength if np.isfinite(strength) else 0.0))
-    for _ in range(_ROUNDS):  # what one weight gains another may lose
+    for number in range(_ROUNDS):  # what one weight gains another may lose
         short = _kept(alignment.keep, problem.sizes) < least  # [weights, tasks]
         if not short.any():
             break
-        pinned |= _pins(problem, np.where(short, least, 0))
+        last = number == _ROUNDS - 1  # all floors at once, which take half of a budget at most: none is short then
+        pinned = _pins(problem, least) if last else pinned | _pins(problem, np.where(short, least, 0))
         dearer = align_versions(replace(problem, saliency=saliency + price * pinned))
         paid = price * np.array([(dearer.keep & pinned).sum(), pinned.sum()])
         alignment = replace(dearer, objective=dearer.objective - paid[0], bound=min(bound, dearer.bound - paid[1]))
