@@ -138,6 +138,10 @@ def test_merge_keys_work(write: Writer) -> None:
         ("page: tiny", "page: expected auto or a size such as 64KiB, found 'tiny'"),
         ("page: true", "page: expected auto or"),
         ("block: 256x256\npage: 4096", "page: expected at least one int4 block of 33280 bytes, found 4096"),
+        (
+            "fit: 8GiB\nblock: 64x64\npage: 4096",
+            "page: expected at least one bfloat16 block of 8192 bytes, which fit may choose, found 4096",
+        ),
         ("transitions: nowhere.jsonl", "transitions: expected a file, found none at"),
         ("transitions: model", "transitions: expected a file, found none at"),
         ("calibration: {items: 0}", "calibration.items: expected at least 1, found 0"),

@@ -89,9 +89,7 @@ class TaskFile(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskFile:
-        least = block_bytes(self.block, self.dtype)
-        if self.page is not None and self.page < least:
-            raise broken(f"page: expected at least one {self.dtype} block of {least} bytes, found {self.page}")
+        self._check_page()
         self._check_fit()
         self._check_own_weights()
         images = [name for name, task in self.tasks.items() if task.takes_images]
@@ -108,6 +106,12 @@ class TaskFile(Frozen):
         if self.recover.method != "finetune" and self.recover.start != "dense":
             raise broken(f"recover.start: expected method finetune, found {self.recover.method}")
         return self
+
+    def _check_page(self) -> None:
+        dtype, chosen = (self.dtype, "") if self.fit is None else ("bfloat16", ", which fit may choose")
+        least = block_bytes(self.block, dtype)
+        if self.page is not None and self.page < least:
+            raise broken(f"page: expected at least one {dtype} block of {least} bytes{chosen}, found {self.page}")
 
     def _check_fit(self) -> None:
         stated = sorted(self.model_fields_set & {"sparsity", "dtype"})
