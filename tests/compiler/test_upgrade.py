@@ -67,6 +67,16 @@ def test_a_bundle_has_no_graph_of_a_kind_that_it_lacks(assistant_bundle: Path) -
     assert Bundle.open(assistant_bundle).graph("language-modeling") is None
 
 
+def test_a_graph_stays_where_todays_export_fails(
+    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.graph.write._exported", lambda *_: "no memory")
+    done = upgrade(assistant_bundle, tmp_path / "new.bundle")
+    assert done.graphs == KINDS
+    assert done.without_graph == {}
+    assert Bundle.open(tmp_path / "new.bundle").read(FILE) == Bundle.open(assistant_bundle).read(FILE)
+
+
 def test_an_older_bundle_opens_and_is_upgraded(assistant_bundle: Path, tmp_path: Path) -> None:
     old = without_graphs(assistant_bundle, tmp_path / "old.bundle")
     bundle = Bundle.open(old)

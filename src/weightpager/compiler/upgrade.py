@@ -9,7 +9,8 @@ from weightpager.backends.torch.model.architecture import image_reader, read_con
 from weightpager.bundle import Bundle, BundleWriter, TaskKind, writing
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.graph.write import write_graphs
-from weightpager.graph.file import kind_of_file
+from weightpager.errors import BundleFormatError
+from weightpager.graph.file import graph_file, kind_of_file
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ def _write(writer: BundleWriter, subset: TaskSubset) -> dict[TaskKind, str]:
     kinds = [task.kind for task in bundle.manifest.tasks]
     image = image_reader(bundle).shape if bundle.takes_images else None
     reasons = write_graphs(writer, read_config(bundle), kinds, image)
+    for kind in [kind for kind in reasons if _has_graph(bundle, kind)]:  # the graph that it has is better than none
+        writer.link(graph_file(kind), bundle.path / graph_file(kind))
+        del reasons[kind]
     manifest = subset.manifest(page_bytes=bundle.page_bytes, page_files=bundle.manifest.page_files)
     subset.finish(writer, manifest, reasons)
     return reasons
+
+
+def _has_graph(bundle: Bundle, kind: TaskKind) -> bool:
+    """Whether a bundle has a graph of this kind that can be read."""
+    try:
+        return bundle.graph(kind) is not None
+    except BundleFormatError:
+        return False
