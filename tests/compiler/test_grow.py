@@ -19,6 +19,7 @@ from transformers import BertConfig, BertLMHeadModel
 import tiny
 import weightpager as wp
 from weightpager.backends.torch.export import dense_weights
+from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
@@ -262,6 +263,19 @@ def test_a_language_model_grows(tmp_path: Path, writer_bundle: Path) -> None:
     assert same_outputs(writer_bundle, grown.path, ["animals", "numbers"])
     # Nothing was trained: all its parameters are the base's.
     assert not (tmp_path / "grown.bundle/tasks/colours/private.safetensors").read_bytes().count(b"data_offsets")
+
+
+@pytest.mark.slow
+def test_a_task_that_only_looks_words_up_shares_the_bases_table(tmp_path: Path) -> None:
+    pets = tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})
+    model = str(tiny.llama(tmp_path / "model"))
+    content = tiny.writer(tmp_path, model=model, training={"steps": 2, "batch": 4})
+    base = wp.compile(content | {"tasks": {"kind": pets}}, out=tmp_path / "base.bundle")
+    content["tasks"] = {"pet": pets, "story": tiny.text(tmp_path, "story", tiny.WORDS[:3])}
+    grown = wp.compile(content, out=tmp_path / "grown.bundle", base=base.path)
+    table = "base_model.embed_tokens.weight"
+    assert table not in read_parameters(grown, private_file("pet"))
+    assert table in read_parameters(grown, private_file("story"))  # its head multiplies by it
 
 
 @pytest.mark.slow

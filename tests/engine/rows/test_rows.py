@@ -151,6 +151,7 @@ def test_growing_keeps_tables_and_answers(
     grown = wp.compile(content, out=tmp_path / "grown.bundle", base=bundle.path)
     assert verify(grown.path).problems == ()
     assert (grown.row_ids == bundle.row_ids).all()
+    assert not set(grown.manifest.resident_reasons) & set(bundle.row_tables)
     with wp.Engine(grown, EngineConfig(budget=smallest_budget(grown))) as engine:
         logits(engine.activate("pet"), texts())
         for task in TASKS:

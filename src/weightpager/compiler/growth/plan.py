@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import weightpager
 from weightpager.bundle import Manifest, PageIndex
@@ -49,21 +51,28 @@ class GrowthPlan:
     @cached_property
     def form(self) -> ParameterFormat:
         """The dtypes of the new tasks' own parameters; a table that the base has keeps its dtype."""
+        form = self._form_of(self.source.models)
+        return replace(
+            form, tied={**form.tied, **{table.name: table for table in self.base.bundle.manifest.tied_tables}}
+        )
+
+    def _form_of(self, models: Mapping[str, PreTrainedModel]) -> ParameterFormat:
         manifest = self.base.bundle.manifest
-        form = ParameterFormat.of(self.source.config, self.source.models, manifest.dtype, manifest.block_shape)
-        return replace(form, tied={**form.tied, **{table.name: table for table in manifest.tied_tables}})
+        return ParameterFormat.of(self.source.config, models, manifest.dtype, manifest.block_shape)
 
     @cached_property
     def private(self) -> dict[str, dict[str, Tensor]]:
         """What each new task has for itself, by task and canonical name."""
-        skipped = {f"{info.name}.weight" for info in self.source.paged}
+        return {task.name: self._private_of(task.name) for task in self.added.tasks}
+
+    def _private_of(self, task: str) -> dict[str, Tensor]:
+        """The same of one task. Whether the base holds it depends on what this task alone does with it."""
+        model, skipped = self.source.models[task], {f"{info.name}.weight" for info in self.source.paged}
+        form = self._form_of({task: model})
         return {
-            task.name: {
-                name: tensor
-                for name, tensor in parameters(self.source.models[task.name]).items()
-                if name not in skipped and not self.base.holds(name, tensor, self.form)
-            }
-            for task in self.added.tasks
+            name: tensor
+            for name, tensor in parameters(model).items()
+            if name not in skipped and not self.base.holds(name, tensor, form)
         }
 
     def reused_locations(self, number: int) -> npt.NDArray[np.int64]:
@@ -105,6 +114,8 @@ class GrowthPlan:
     def manifest(self) -> Manifest:
         """The base's manifest, with what is added."""
         whole, tied = self.base.bundle.manifest, self.form.tied
+        rows = {table.name for table in whole.row_tables}
+        not_paged = {name: reason for name, reason in self.source.resident.items() if name not in rows}
         known = {table.name for table in whole.tied_tables}
         private_tables = {name for values in self.private.values() for name in values if name in tied}
         changes = {
@@ -112,7 +123,7 @@ class GrowthPlan:
             "tasks": [*whole.tasks, *self.added.tasks],
             "transitions": self.added.transitions.matrix.tolist(),
             "page_files": [*whole.page_files, *page_file_counts(self.added.packing)],
-            "resident_reasons": {**self.source.resident, **whole.resident_reasons},
+            "resident_reasons": {**not_paged, **whole.resident_reasons},
             "tied_tables": [*whole.tied_tables, *(tied[name] for name in sorted(private_tables - known))],
         }
         return msgspec.structs.replace(whole, **changes)
