@@ -132,3 +132,10 @@ def test_the_least_loss_that_a_refusal_names_is_enough(least: float) -> None:
     stated = re.search(r"expected at least ([0-9.]+),", str(refused.value))
     assert stated is not None
     search(Target("loss", float(stated[1])), constant)
+
+
+def test_a_refusal_says_what_would_help() -> None:
+    with pytest.raises(CompileError, match="got 50 B; tasks of the same sparsity can share all blocks"):
+        search(Target("switch_bytes", 50), smooth)
+    with pytest.raises(CompileError, match="got 50 B; fewer recover.private_blocks make that less"):
+        search(Target("switch_bytes", 50), smooth, "fewer recover.private_blocks make that less")

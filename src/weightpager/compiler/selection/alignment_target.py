@@ -35,6 +35,8 @@ _DOUBLINGS, _HALVINGS = 12, 7
 _ITEMS = 512  # training examples that stand in for validation data
 _STRONGEST = FIRST * 2**_DOUBLINGS
 
+_SHARED = "tasks of the same sparsity can share all blocks"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -98,7 +100,7 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
             loss = 100 * (1 - chosen.saliency / free.saliency)
         return Point(strength, _switch_bytes(source, chosen.masks, switch_rate), loss)
 
-    best, points = search(target, point)
+    best, points = search(target, point, _remedy(prepared))
     return prepared.changed(alignment=best.strength), [
         FrontierPoint(
             alignment=point.strength if math.isfinite(point.strength) else None,
@@ -109,7 +111,7 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     ]
 
 
-def search(target: Target, evaluate: Callable[[float], Point]) -> tuple[Point, list[Point]]:
+def search(target: Target, evaluate: Callable[[float], Point], remedy: str = _SHARED) -> tuple[Point, list[Point]]:
     """The best point that meets the target, and all points that were tried.
 
     Bytes fall with the strength and losses rise, so a limit on bytes asks for the weakest alignment that meets it, and
@@ -119,6 +121,7 @@ def search(target: Target, evaluate: Callable[[float], Point]) -> tuple[Point, l
     Args:
         target: what is asked for.
         evaluate: measures one strength; called about twenty times at most, once for each.
+        remedy: what would let switches load less.
 
     Raises:
         CompileError: the target can't be met; names the least that can be had.
@@ -137,7 +140,8 @@ def search(target: Target, evaluate: Callable[[float], Point]) -> tuple[Point, l
         return tried[best], [*tried.values()]
     easy = next((end for end in ends if meets(end)), None)
     if easy is None:
-        raise CompileError(_refusal(target, min(tried.values(), key=lambda point: float(getattr(point, target.what)))))
+        least = min(tried.values(), key=lambda point: float(getattr(point, target.what)))
+        raise CompileError(_refusal(target, least, remedy))
     good, bad = _bracket(meets, away)
     if good is not None and bad is not None:
         for _ in range(_HALVINGS):
@@ -158,14 +162,24 @@ def _bracket(meets: Callable[[float], bool], away: float) -> tuple[float | None,
     return (strength, None) if first_meets else (None, strength)
 
 
-def _refusal(target: Target, least: Point) -> str:
+def _refusal(target: Target, least: Point, remedy: str) -> str:
     if target.what == "loss":
         enough = f"{least.loss + 0.005:.2f}"  # rounded up: stating it must do
         return f"accuracy_loss: expected at least {enough}, which no alignment at all costs, got {target.most:g}"
     return (
         f"max_switch: expected at least {math.ceil(least.switch_bytes)} B, the least that an average switch "
-        f"between these tasks loads, got {format_room(target.most)}; tasks of the same sparsity can share all blocks"
+        f"between these tasks loads, got {format_room(target.most)}; {remedy}"
     )
+
+
+def _remedy(prepared: Prepared) -> str:
+    """What would let switches load less than the least that was found."""
+    if prepared.source.versions:
+        return "it includes the blocks of which checkpoints have other values"
+    recover = prepared.source.task_file.recover
+    if recover.method == "finetune" and recover.private_blocks:
+        return "fewer recover.private_blocks make that less"
+    return _SHARED
 
 
 def _switch_bytes(source: Source, masks: Masks, switch_rate: Floats) -> float:
