@@ -140,6 +140,7 @@ class TaskSubset:
             "page_fill": page_fill(written),
             "over_read": over_read(written),
             "controls": controls,
+            "fit": None,  # it speaks of the tasks and the pages that there were
             "without_graph": {kind: why for kind, why in reasons.items() if kind in kinds},
         }
         writer.put(REPORT, report.model_copy(update=changes).dump())

@@ -81,8 +81,8 @@ def fitted(prepared: Prepared, run: CompileRun) -> Prepared:
 def settled(prepared: Prepared, run: CompileRun) -> tuple[Prepared, list[FrontierPoint]]:
     """The tasks with the density, dtype and alignment that the task file's limits lead to, and the alignments tried.
 
-    An alignment is chosen for one density and dtype. If ``fit`` leads to others, it is chosen again. What fits depends
-    a little on the alignment: from then on the density only falls, until both limits hold.
+    The alignment changes a little what fits. So both are chosen in turn. From the second turn on the density can only
+    fall, which ends the search.
 
     Raises:
         CompileError: as `roughly_fitted` and `choose_alignment`.

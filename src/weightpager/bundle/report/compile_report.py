@@ -118,7 +118,7 @@ class FrontierPoint(Document):
     Attributes:
         alignment: λ; None for one shared mask.
         switch_bytes: of the blocks that an average switch loads; pages add over-read.
-        loss: in points, against no alignment; None where it was not asked for.
+        loss: against no alignment: in points where it was measured, else in percent of the saliency that is kept.
     """
 
     alignment: float | None

@@ -111,12 +111,12 @@ def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: Compile
         private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
     )
     fields = common_fields(written, prepared, run)
-    fields |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "alignment": None, "evenness": 0.0}
+    fields |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "evenness": 0.0}
+    fields["alignment"] = base.manifest.alignment
     if old is not None:
         fields |= {
             "tasks": [*old.tasks, *fields["tasks"]],
             "duality_gap": old.duality_gap,
-            "alignment": old.alignment,
             "tied": {**old.tied, **fields["tied"]},
             "evenness": min(old.evenness, prepared.evenness),
         }

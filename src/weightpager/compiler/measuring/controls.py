@@ -65,8 +65,13 @@ def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str
     if what in ("none", "few"):
         return []
     trains = task_file.recovery_steps > 0
-    several = len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
-    return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * (several and (what == "all" or not trains))
+    shared = _can_share(task_file) and (what == "all" or not trains)
+    return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * shared
+
+
+def _can_share(task_file: TaskFile) -> bool:
+    """Whether one shared mask is anything else than what is compiled."""
+    return len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
 
 
 def measure_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
@@ -87,7 +92,7 @@ def control_work(task_file: TaskFile, what: Compared | None = None) -> str | Non
     steps, what = task_file.recovery_steps, what or task_file.compare
     if steps == 0 or what in ("none", "few"):
         return None
-    masked = " and one shared mask" if what == "all" and len(task_file.tasks) > 1 else ""
+    masked = " and one shared mask" if what == "all" and _can_share(task_file) else ""
     each = " each" if masked else ""
     return (
         f"{steps} steps of recovery, and as many{each} for the dense model{masked} to compare it with; "

@@ -35,7 +35,7 @@ SECONDS_PER_PAGE = 3e-6
 """What a page costs besides its bytes and its read: a hash, a slot, its place in the page table."""
 
 WORTH_THE_ORDER = 1.1
-"""Layers that run first come first, as long as the longer reads that other orders allow save less than a tenth."""
+"""Pages follow the order of the layers. Another order is taken only if it makes a switch a tenth faster."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,10 @@ def differential(signatures: Signatures, current: int, following: int) -> npt.ND
 
 
 def over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> npt.NDArray[np.float64]:
-    """Per task, [tasks]: the share of its pages' bytes that it doesn't use."""
+    """Per task, [tasks]: the share of the places in its pages that it doesn't use.
+
+    Bytes at a page's end that hold no block don't count.
+    """
     used = sum(weight.used(tasks) for weight in stored)
     places = packing.page_counts(tasks) * packing.blocks_per_page
     return np.asarray(1.0 - used / np.maximum(places, 1))
