@@ -80,8 +80,8 @@ def test_a_table_is_multiplied_by_as_any_paged_weight(dtype: TiedDtype, tokens: 
 def test_ids_of_any_shape_and_strides_are_looked_up() -> None:
     weight, values = table(40, 50, BlockShape(16, 32), "int8")
     ids = torch.tensor([[3, 39, 3], [0, 17, 2]])
-    assert torch.equal(look_up(weight, ids.T, torch.float32), values[ids.T])
-    assert torch.equal(look_up(weight, torch.tensor(7), torch.float32), values[7])
+    for some in (ids.T, ids[:, -1:], ids[:, 0], ids[:1, :1].expand(5, 1), torch.tensor(7)):
+        assert torch.equal(look_up(weight, some, torch.float32), values[some])
     assert look_up(weight, ids[:0], torch.bfloat16).shape == (0, 3, 50)
 
 

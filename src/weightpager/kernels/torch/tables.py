@@ -29,7 +29,7 @@ def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
     if ids.dtype not in (torch.int64, torch.int32):  # as torch does
         raise TypeError(f"expected ids to be int64 or int32, got {ids.dtype}")
     on_host = isinstance(weight, PagedWeight)
-    flat = ids.detach().reshape(-1).to(torch.int64)
+    flat = ids.detach().reshape(-1).to(torch.int64).contiguous()
     if on_host and flat.numel():
         low, high = (int(bound) for bound in flat.aminmax())
         if low < 0 or high >= weight.out_features:
