@@ -100,6 +100,14 @@ def test_any_number_of_threads_finds_the_same(dtype: torch.dtype) -> None:
             assert torch.equal(one, two)
 
 
+def test_a_gradient_lies_on_the_host_whatever_the_default_device() -> None:
+    grid = BlockGrid(20, 40, BlockShape(16, 32))
+    blocks, x, dy = KeptBlocks(np.ones((2, 2), bool), grid), torch.randn(3, 40), torch.randn(3, 20)
+    with torch.device("meta"):
+        found = blocks.gradient(x, dy)
+    close(found, dy.T @ x, 1e-5)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     grid = BlockGrid(20, 40, BlockShape(16, 32))
     with pytest.raises(ValueError, match=r"expected a mask of \(2, 2\) blocks, got \(1, 2\)"):

@@ -85,6 +85,14 @@ def test_ids_of_any_shape_and_strides_are_looked_up() -> None:
     assert look_up(weight, ids[:0], torch.bfloat16).shape == (0, 3, 50)
 
 
+def test_rows_lie_on_the_host_whatever_the_default_device() -> None:
+    weight, values = table(40, 50, BlockShape(16, 32), "int8")
+    ids = torch.tensor([3, 39])
+    with torch.device("meta"):
+        found = look_up(weight, ids, torch.float32)
+    assert torch.equal(found, values[ids])
+
+
 @pytest.mark.parametrize("ids", [[40], [0, -1], [47], [2**40]])
 def test_ids_out_of_range_are_refused(ids: list[int]) -> None:
     weight, _ = table(40, 50, BlockShape(16, 32), "int4")

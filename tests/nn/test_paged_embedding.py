@@ -56,6 +56,13 @@ def test_it_gives_what_an_embedding_gives(layer: nn.Module, dtype: torch.dtype, 
     assert torch.equal(layer.weight, plain.weight)
 
 
+def test_rows_lie_on_the_host_whatever_the_default_device(dtype: torch.dtype) -> None:
+    layer = PagedEmbedding(Rows(), 30, 12, dtype)
+    with torch.device("meta"):
+        found = layer(IDS)
+    assert torch.equal(found, TABLE.to(dtype)[IDS])
+
+
 def test_another_dtype_can_be_asked_for(layer: nn.Module) -> None:
     assert torch.equal(layer.to(torch.bfloat16)(IDS), TABLE.bfloat16()[IDS])
 

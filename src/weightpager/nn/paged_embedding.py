@@ -65,7 +65,7 @@ class PagedEmbedding(GraphEmbedding):
         """
         if ids.dtype not in (torch.int64, torch.int32):  # as torch does
             raise TypeError(f"expected ids to be int64 or int32, got {ids.dtype}")
-        out = torch.empty((*ids.shape, self.embedding_dim), dtype=self.wide.dtype)
+        out = torch.empty((*ids.shape, self.embedding_dim), dtype=self.wide.dtype, device="cpu")
         flat = ids.detach().reshape(-1).to(torch.int64).numpy()
         self.source.look_up(np.ascontiguousarray(flat), as_array(out.view(-1, self.embedding_dim)))
         return out

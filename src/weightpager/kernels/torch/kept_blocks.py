@@ -145,7 +145,7 @@ class KeptBlocks:
             float32 [out_features, in_features].
         """
         x, dy = x.contiguous(), dy.contiguous()
-        gradient = torch.zeros(self._shape)
+        gradient = torch.zeros(self._shape, device="cpu")
         tokens = x.numel() // self._shape[1]
         self._native.add_gradient(
             self._products,

@@ -36,7 +36,7 @@ def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
             raise IndexError(f"expected ids from 0 to {weight.out_features - 1}, got {low} to {high}")
     if not isinstance(weight, PagedWeight) or not NATIVE:
         return reference(weight, flat, dtype).view(*ids.shape, weight.in_features)
-    out = torch.empty((*ids.shape, weight.in_features), dtype=dtype)
+    out = torch.empty((*ids.shape, weight.in_features), dtype=dtype, device="cpu")
     _native.look_up_rows(
         weight.arena.ctypes.data,
         weight.grid[1],
