@@ -13,7 +13,7 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.model.dense_model import PagedWeightInfo
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.training.masks import drop
-from weightpager.kernels.torch.kept_blocks import KeptBlocks, RowRounding, products
+from weightpager.kernels.torch.kept_blocks import FrozenBlocks, KeptBlocks, RowRounding, products
 from weightpager.page_dtype import ENCODINGS
 
 BLOCKS = st.builds(BlockShape, st.sampled_from([8, 16, 64]), st.sampled_from([8, 32, 128]))
@@ -116,5 +116,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for weight in (torch.zeros(20, 41), torch.zeros(20, 40).bfloat16(), torch.zeros(40, 20).T):
         with pytest.raises(ValueError, match=r"weight: expected contiguous float32 \[20, 40\]"):
             blocks.linear(torch.zeros(3, 40), weight)
+        with pytest.raises(ValueError, match=r"weight: expected contiguous float32 \[20, 40\]"):
+            FrozenBlocks(blocks, weight)
     with pytest.raises(ValueError, match=r"x: expected \[..., 40\]"):
         blocks.linear(torch.zeros(3, 41), torch.zeros(20, 40))

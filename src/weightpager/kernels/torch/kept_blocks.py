@@ -106,14 +106,18 @@ class KeptBlocks:
         Raises:
             ValueError: an operand is not as described.
         """
-        if weight.dtype != torch.float32 or weight.shape != self._shape or not weight.is_contiguous():
-            wanted = f"contiguous float32 {list(self._shape)}"
-            raise ValueError(f"weight: expected {wanted}, got {weight.dtype} {list(weight.shape)}")
         y: Tensor = _Linear.apply(x, weight, bias, self, rounding)  # type: ignore[no-untyped-call]
         return y
 
     def packed(self, weight: Tensor, rounding: RowRounding | None) -> tuple[PagedWeight, PagedWeight]:
-        """W as kernels multiply by it, and its transpose."""
+        """W as kernels multiply by it, and its transpose.
+
+        Raises:
+            ValueError: the weight isn't contiguous float32 of this shape, or has no values.
+        """
+        if weight.dtype != torch.float32 or weight.shape != self._shape or not weight.is_contiguous():
+            wanted = f"contiguous float32 {list(self._shape)}"
+            raise ValueError(f"weight: expected {wanted}, got {weight.dtype} {list(weight.shape)}")
         check_memory(weight)
         size = max(self._count, 1) * self._block.rows * self._block.cols * _BYTES
         arena, turned = np.empty((1, size), np.uint8), np.empty((1, size), np.uint8)
@@ -163,7 +167,7 @@ class FrozenBlocks:
     """Some of a weight's blocks whose values stay: packed once, and without a gradient of their own."""
 
     def __init__(self, blocks: KeptBlocks, weight: Tensor) -> None:
-        """State which, and a float32 weight that has their values; they are rounded to bfloat16."""
+        """State which, and a contiguous float32 weight that has their values; they are rounded to bfloat16."""
         self._forward, self._turned = blocks.packed(weight, None)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
