@@ -21,6 +21,21 @@ def test_a_tiny_temperature_draws_the_likeliest_word(temperature: float, top_p: 
         assert sampler.draw(logits).tolist() == [1, 1, 0]
 
 
+def drawn(seed: int | None) -> list[int]:
+    sampler = Sampler(Sampling(1.0, 1.0, seed=seed))
+    return [int(sampler.draw(np.zeros((1, 1000), np.float32))[0]) for _ in range(8)]
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 0, 7, 2**63 - 1])
+def test_every_seed_that_the_server_takes_draws_the_same_each_time(seed: int) -> None:
+    assert drawn(seed) == drawn(seed) != drawn(seed + 1)
+
+
+def test_seeds_draw_what_numpy_draws() -> None:
+    points = np.random.default_rng(7).random(8)
+    assert drawn(7) == (points * 1000).astype(int).tolist()
+
+
 def test_words_that_are_equally_likely_are_all_drawn() -> None:
     sampler = Sampler(Sampling(1e-310, 1.0, seed=0))
     drawn = {int(sampler.draw(np.array([[3, 9, 9, 2]], np.float32))[0]) for _ in range(50)}

@@ -14,7 +14,8 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        # numpy takes no negative seed.
+        self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % 2**64)
 
     def draw(self, logits: Floats) -> Integers:
         """The next token of each text, [texts], of logits [texts, words]."""
