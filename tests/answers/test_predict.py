@@ -26,6 +26,7 @@ from weightpager.backends.torch.model.architecture import context_length, empty_
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import TaskEntry
 from weightpager.errors import ConfigError
+from weightpager.kernels.choice import NATIVE
 from weightpager.readers.tokenizer import ANY_LENGTH, open_tokenizer
 
 
@@ -57,6 +58,16 @@ def test_no_more_is_generated_than_model_and_tokenizer_can_read(writer_bundle: P
 def test_anything_but_several_texts_is_refused(writer_bundle: Path, inputs: Any, words: str) -> None:
     with wp.Engine.from_pretrained(writer_bundle) as engine, pytest.raises(ConfigError, match=words):
         engine.predict("numbers", inputs)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_continuation_of_no_tokens_is_refused(writer_bundle: Path, backend: str, most: int) -> None:
+    if backend == "native" and not NATIVE:
+        pytest.skip("the native kernels are not built")
+    words = f"max_new_tokens: expected at least 1, found {most}"
+    with wp.Engine.from_pretrained(writer_bundle, backend=backend) as engine, pytest.raises(ConfigError, match=words):
+        engine.predict("numbers", ["one two"], max_new_tokens=most)
 
 
 def test_inputs_may_come_one_by_one(writer_bundle: Path) -> None:

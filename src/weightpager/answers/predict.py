@@ -41,10 +41,12 @@ def predict(
     Raises:
         ConfigError: an input is no text or path, or there is one text in place of several; a text has no tokens, or
             with the continuation that is asked for more than the model can read; the model's chat template doesn't take
-            it.
+            it; fewer new tokens than one are asked for.
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
     inputs = _checked(task, inputs)
     kind = kind_of(task.kind)
     input_reader = reader if task.takes_images else TokenReader(reader, model.vocabulary)

@@ -230,7 +230,8 @@ class Engine(EngineMaintenance):
 
         Raises:
             ConfigError: an input is no text or path, or there is one text in place of several; a text has no tokens, or
-                with the continuation that is asked for more than the model can read.
+                with the continuation that is asked for more than the model can read; fewer new tokens than one are
+                asked for.
             BundleFormatError: the bundle's files can't read its inputs.
             ImageError: a path leads to no image that can be used; it is named.
             Others: those of `activate`.
