@@ -32,6 +32,9 @@ def test_what_needs_more_than_the_output_is_named() -> None:
     graph = classifier()
     with pytest.raises(ValueError, match=r"output 'hidden', found \['logits'\]"):
         split(graph, "hidden", 8)
+    twice = replace(graph, outputs=(*graph.outputs, GraphOutput("hidden", "v9")))
+    with pytest.raises(ValueError, match="the value of 'hidden' as no other output, found it as 'logits'"):
+        split(twice, "hidden", 8)
     early = replace(graph, outputs=(*graph.outputs, GraphOutput("hidden", "v3")))
     with pytest.raises(ValueError, match="need input_ids"):
         split(early, "hidden", 8)

@@ -16,12 +16,14 @@ def split(graph: Graph, name: str, width: int) -> tuple[Graph, Graph]:
         width: of it.
 
     Raises:
-        ValueError: the graph has no such output, or an other one needs more.
+        ValueError: the graph has no such output, or an other one needs more or is the same value.
     """
     at = next((each for each in graph.outputs if each.name == name), None)
     if at is None:
         raise ValueError(f"expected a graph with the output {name!r}, found {[each.name for each in graph.outputs]}")
     others = tuple(each for each in graph.outputs if each.name != name)
+    if same := next((each.name for each in others if each.value == at.value), None):
+        raise ValueError(f"expected the value of {name!r} as no other output, found it as {same!r}")
     below = replace(graph, nodes=_needed(graph.nodes, {at.value}), outputs=(at,))
     above = tuple(_from(node, at, name) for node in _needed(graph.nodes, {each.value for each in others}, at.value))
     head = replace(graph, inputs=(GraphInput(name, "float32", (*graph.dims, width)),), nodes=above, outputs=others)

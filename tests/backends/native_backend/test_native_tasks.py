@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from weightpager.backends.native.program import AttentionMemory
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BundleFormatError, ConfigError, SwitchFailedError, TaskNotActiveError
+from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
 from weightpager.graph.file import graph_file
 from weightpager.kernels.choice import NATIVE
 
@@ -153,10 +156,10 @@ def test_a_page_that_cannot_be_loaded_raises_from_the_task(assistant_bundle: Pat
             task(input_ids=IDS)
 
 
-def with_graph(bundle: Path, to: Path, change: Any) -> Path:
-    """A copy whose graph of text-classification says something else, or isn't there; all hashes fit."""
+def with_graph(bundle: Path, to: Path, change: Any, kind: str = "text-classification") -> Path:
+    """A copy whose graph of a kind of tasks says something else, or isn't there; all hashes fit."""
     shutil.copytree(bundle, to)
-    name, manifest = graph_file("text-classification"), json.loads((to / "manifest.json").read_text())
+    name, manifest = graph_file(kind), json.loads((to / "manifest.json").read_text())
     if change is None:
         (to / name).unlink()
         del manifest["files"][name]
@@ -190,6 +193,56 @@ def test_a_graph_whose_parameters_do_not_fit_is_refused(
     lying = with_graph(assistant_bundle, tmp_path / "lying.bundle", lambda text: text.replace(old, new))
     with native(lying) as engine, pytest.raises((BundleFormatError, ValueError), match=r"expected"):
         engine.activate("animal")(input_ids=IDS)
+
+
+@pytest.mark.parametrize("name", ["logits", "hidden"])
+def test_a_graph_without_an_output_that_answers_need_is_refused(
+    assistant_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    old, new = f'"name":"{name}"', '"name":"other"'
+    lying = with_graph(assistant_bundle, tmp_path / "lying.bundle", lambda text: text.replace(old, new))
+    with pytest.raises(BundleFormatError, match="graph-text-classification.json: outputs: expected hidden, logits"):
+        native(lying)
+
+
+def hidden_below(graph: Graph) -> Graph:
+    """Its output ``hidden`` is the first node's value."""
+    outputs = [replace(each, value="v0") if each.name == "hidden" else each for each in graph.outputs]
+    return replace(graph, outputs=tuple(outputs))
+
+
+def head_of_a_vector(graph: Graph) -> Graph:
+    """Its head's weight is a norm's."""
+    norm = next(name for name in graph.parameters() if name.endswith("norm.weight"))
+    head = graph.nodes[-1]
+    assert head.op == "linear"
+    inputs = (head.inputs[0], Operand.parameter(norm), *head.inputs[2:])
+    return replace(graph, nodes=(*graph.nodes[:-1], replace(head, inputs=inputs)))
+
+
+def hidden_twice(graph: Graph) -> Graph:
+    """Another output is the value of ``hidden``."""
+    hidden = next(each.value for each in graph.outputs if each.name == "hidden")
+    return replace(graph, outputs=(*graph.outputs, GraphOutput("more", hidden)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (hidden_below, "a linear head of the value 'hidden', with a matrix as its weight"),
+        (head_of_a_vector, "a linear head of the value 'hidden', with a matrix as its weight"),
+        (hidden_twice, "the value of 'hidden' as no other output, found it as 'more'"),
+    ],
+)
+def test_a_graph_whose_head_cannot_be_run_alone_is_refused(
+    writer_bundle: Path, tmp_path: Path, change: Callable[[Graph], Graph], words: str
+) -> None:
+    def changed(text: str) -> str:
+        return write_graph(change(read_graph("graph", text.encode()))).decode()
+
+    lying = with_graph(writer_bundle, tmp_path / "lying.bundle", changed, "language-modeling")
+    with native(lying) as engine, pytest.raises(BundleFormatError, match=words):
+        engine.activate("animals")
 
 
 def test_what_cannot_run_is_refused(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.errors import BundleFormatError, ConfigError
-from weightpager.graph import Graph, Operand
+from weightpager.graph import Graph, Node, Operand
+from weightpager.graph.file import graph_file
 from weightpager.graph.split import split
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
 from weightpager.readers.image_reader import ImageReader, open_image_reader
@@ -94,24 +95,41 @@ class NativeBackend:
 
 def _split(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Graph, ...]:
     """A language model's graph below its head, and the head: few tokens of a prompt need logits."""
-    hidden = next((each.value for each in graph.outputs if each.name == "hidden"), None)
-    if hidden is None or FORMS[graph.kind].labels != "none":  # type: ignore[index]
+    if FORMS[graph.kind].labels != "none":  # type: ignore[index]
         return (graph,)
-    head = next(node for node in graph.nodes if node.op == "linear" and node.inputs[0] == Operand.value(hidden))
-    weight = None if head.inputs[1] is None else parameters.get(str(head.inputs[1].key))
-    if not isinstance(weight, (Blocks, np.ndarray)):
-        raise ValueError("expected a parameter as the head's weight")
-    width = weight.weight.in_features if isinstance(weight, Blocks) else weight.shape[1]
+    hidden = next(each.value for each in graph.outputs if each.name == "hidden")  # `_graph` has seen that it is there
+    heads = (node for node in graph.nodes if node.op == "linear" and node.inputs[0] == Operand.value(hidden))
+    width = _width(next(heads, None), parameters)
+    if width is None:
+        raise ValueError("expected a linear head of the value 'hidden', with a matrix as its weight")
     return split(graph, "hidden", width)
 
 
+def _width(head: Node | None, parameters: Mapping[str, ProgramParameter]) -> int | None:
+    """How many numbers a linear head takes of each token; None where its weight is no matrix."""
+    operand = None if head is None else head.inputs[1]
+    weight = None if operand is None else parameters.get(str(operand.key))
+    if isinstance(weight, Blocks):
+        return weight.weight.in_features
+    return weight.shape[1] if isinstance(weight, np.ndarray) and weight.ndim == 2 else None
+
+
 def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
+    """A kind's graph, which gives what answers need.
+
+    Raises:
+        ConfigError: there is none.
+        BundleFormatError: it lacks an output.
+    """
     graph = bundle.graph(kind)
     if graph is None:
         raise ConfigError(
             f"backend: 'native' needs a graph of {kind} in the bundle, and {bundle.path} has none; use the backend "
             "'torch', or see whether 'weightpager upgrade' can add one"
         )
+    wanted, found = {"logits"} if FORMS[kind].images else {"logits", "hidden"}, [each.name for each in graph.outputs]
+    if not wanted <= set(found):
+        raise BundleFormatError(graph_file(kind), "outputs", ", ".join(sorted(wanted)), ", ".join(found))
     return graph
 
 
