@@ -108,6 +108,17 @@ def test_a_gradient_lies_on_the_host_whatever_the_default_device() -> None:
     close(found, dy.T @ x, 1e-5)
 
 
+def test_an_input_may_be_one_token_without_an_axis_for_it() -> None:
+    grid = BlockGrid(20, 40, BlockShape(16, 32))
+    blocks, weight = KeptBlocks(np.ones((2, 2), bool), grid), torch.randn(20, 40)
+    frozen = FrozenBlocks(blocks, weight)
+    for frozen_or_learnt in (frozen.linear, lambda x, bias: blocks.linear(x, weight, bias)):
+        x, bias, dy = torch.randn(40, requires_grad=True), torch.randn(20, requires_grad=True), torch.randn(20)
+        frozen_or_learnt(x, bias).backward(dy)
+        close(x.grad, dy @ weight.bfloat16().float(), 1e-5)
+        close(bias.grad, dy, 1e-5)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     grid = BlockGrid(20, 40, BlockShape(16, 32))
     with pytest.raises(ValueError, match=r"expected a mask of \(2, 2\) blocks, got \(1, 2\)"):

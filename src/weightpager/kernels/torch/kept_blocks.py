@@ -217,7 +217,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
-    return dy.flatten(0, -2).sum(0, dtype=torch.float32).to(dtype)
+    return dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(dtype)
 
 
 def _paged(arena: Any, table: _Table, shape: tuple[int, ...], block: tuple[int, int]) -> PagedWeight:
