@@ -142,8 +142,10 @@ def best_scales(weights: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDA
     """The scales [...] of rows ``[..., cols]``, as bits of bfloat16: of each row's candidates the one that fits best.
 
     A candidate is the row's largest weight, divided by one of the encoding's divisors and rounded to bfloat16. It fits
-    best if the squares of what its numbers are off by have the least sum; of equals the first is taken. A divisor for
-    every number that a row's largest weight may have become finds the scale of such a row again.
+    best if the squares of what its numbers are off by have the least sum; of equals the first is taken.
+
+    After rounding, a row's largest weight is a whole number n times its scale. The divisors hold every such n. So the
+    same scale is found again, and encoding what was decoded changes nothing.
 
     Squares are added up by halves, ``e[:, :h] + e[:, h:]``, in units of the largest weight: so that nothing overflows,
     and other code can come to the same bits.

@@ -48,9 +48,10 @@ def _register(layer: GraphLayer) -> int:
 
 
 def is_wanted() -> bool:
-    """Whether operations are being recorded, or computed without values: what a layer does past torch would be lost.
+    """Whether torch records operations, or computes shapes only.
 
-    At any other time the dispatcher would only cost time.
+    A record lacks what native code does, so layers call the operation instead. At any other time the dispatcher would
+    only cost time.
     """
     return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 

@@ -58,7 +58,8 @@ def _together(queries: Sequence[LoneQuery], most: int, alike: int) -> Iterator[S
     Args:
         queries: in any order.
         most: new tokens that a text gets where there is room.
-        alike: tokens of prompt and continuation up to which prompts of any lengths can run together.
+        alike: tokens of a prompt and its continuation. Prompts that stay within this number run together, whatever
+            their lengths. Longer ones run only with prompts of the same length.
     """
 
     def group(query: LoneQuery) -> int:

@@ -16,7 +16,9 @@ ACTIVATION_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class Activations:
-    """What a forward takes beside weights and caches, estimated from above where scores of attention are kept whole.
+    """Bytes that a forward takes beside weights and caches.
+
+    They are an upper bound where attention keeps all its scores.
 
     Attributes:
         per_token: bytes of a token that is read.

@@ -238,7 +238,10 @@ def _flatten_head(module: nn.Module) -> None:
 
 
 def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
-    """Give every parameter its value; another task's modules may lack some of the resident ones."""
+    """Give every parameter its value.
+
+    Some values may be left over: they belong to parts that only other tasks' modules have.
+    """
     wanted = module.state_dict(keep_vars=True)
     for name in wanted.keys() & state.keys():
         if wanted[name].shape != state[name].shape:
