@@ -58,36 +58,23 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
     """
-    bundle, task, arena = parts.bundle, parts.name, parts.arena
-    values = parts.parameters.values
-    sources: dict[str, RowSource | Tensor] = {**parts.rows, **rows}
-    device = _device(arena)
+    bundle, task, values = parts.bundle, parts.name, parts.parameters.values
     module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
     state = {full_name(module, name): value for name, value in values.items()}
-    for entry in bundle.manifest.weights:
-        name = full_name(module, entry.name)
-        weight = paged_weight(bundle, entry, parts.tables[entry.name], arena, parts.page_table)
-        part = parts.low_rank.get(entry.name)
-        added = None if part is None else (_on(device, part.down), _on(device, part.up))
-        _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, parts.gate, added))
+    _put_paged_layers(module, parts, state)
     dtype = activation_dtype(state.values())
-    for table in (name for name in bundle.row_tables if name not in values):
-        _replace_embedding(module, bundle.row_tables[table].entry, sources[table], dtype)
-    for name, weight in parts.parameters.tied.items():
-        put_tied(module, full_name(module, name), weight, dtype)
-        del state[full_name(module, name)]
+    _put_row_tables(module, parts, rows, dtype)
+    _put_tied_tables(module, parts, state, dtype)
     route(module, task, parts.tables)
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
     keep_tables_narrow(module, dtype)
-    module.register_load_state_dict_pre_hook(_refuse_values)  # type: ignore[no-untyped-call]
-    module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+    _refuse_files(module)
     if bundle.task(task).takes_images:
         module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
-    module.to(device)  # what its constructor computed was on the host
-    module._apply = partial(_stay, module)  # type: ignore[method-assign]
-    module.train = partial(_evaluate, module)  # type: ignore[method-assign]
+    module.to(_device(parts.arena))  # what its constructor computed was on the host
+    _refuse_changes(module)
     return module
 
 
@@ -138,6 +125,36 @@ def route(module: nn.Module, task: str, tables: Mapping[str, BlockTable]) -> boo
     return dropped
 
 
+def _put_paged_layers(module: nn.Module, parts: TaskParts[Tensors], state: Mapping[str, Tensor]) -> None:
+    """Put a paged layer in place of each linear layer whose weight is paged; ``state`` has their biases."""
+    device = _device(parts.arena)
+    for entry in parts.bundle.manifest.weights:
+        name = full_name(module, entry.name)
+        weight = paged_weight(parts.bundle, entry, parts.tables[entry.name], parts.arena, parts.page_table)
+        part = parts.low_rank.get(entry.name)
+        added = None if part is None else (_on(device, part.down), _on(device, part.up))
+        _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, parts.gate, added))
+
+
+def _put_row_tables(
+    module: nn.Module, parts: TaskParts[Tensors], rows: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Put an embedding over stored rows in place of each whose table comes on demand, or as whole ``rows``."""
+    sources: dict[str, RowSource | Tensor] = {**parts.rows, **rows}
+    for name, table in parts.bundle.row_tables.items():
+        if name not in parts.parameters.values:
+            _replace_embedding(module, table.entry, sources[name], dtype)
+
+
+def _put_tied_tables(
+    module: nn.Module, parts: TaskParts[Tensors], state: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Put layers over tables in blocks in place of those that share one; these tables leave ``state``."""
+    for name, weight in parts.parameters.tied.items():
+        put_tied(module, full_name(module, name), weight, dtype)
+        del state[full_name(module, name)]
+
+
 def _device(arena: HostOrDeviceArray) -> torch.device:
     return arena.device if isinstance(arena, Tensor) else torch.device("cpu")
 
@@ -183,6 +200,12 @@ def _is_tied(module: nn.Module, weight: Tensor) -> bool:
     return sum(each is weight for _, each in module.named_parameters(remove_duplicate=False)) > 1
 
 
+def _refuse_files(module: nn.Module) -> None:
+    """Have the module take no values, and save none."""
+    module.register_load_state_dict_pre_hook(_refuse_values)  # type: ignore[no-untyped-call]
+    module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
+
+
 def _refuse_values(*_: Any) -> None:
     raise InferenceOnlyError(
         "a task's module takes no other values: it shares parameters with all tasks of the bundle, and has its paged "
@@ -195,6 +218,12 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
         "a task's module has its paged weights in the engine's arena, and they would be missing from what is saved; "
         "'weightpager export' writes all of them"
     )
+
+
+def _refuse_changes(module: nn.Module) -> None:
+    """Have the module stay in its dtype, on its device and in inference."""
+    module._apply = partial(_stay, module)  # type: ignore[method-assign]
+    module.train = partial(_evaluate, module)  # type: ignore[method-assign]
 
 
 def _stay(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: ARG001
