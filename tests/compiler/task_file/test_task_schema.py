@@ -14,7 +14,7 @@ from test_docs import blocks
 
 from weightpager.compiler.task_file.schema import schema, text
 
-PAGE = Path(__file__).parents[3] / "docs" / "task-file.md"
+PAGES = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,10 @@ def test_the_copy_that_is_given_out_is_up_to_date() -> None:
     assert given_out == text(), "run: python -m weightpager.compiler.task_file.schema"
 
 
-def test_the_examples_of_the_documentation_pass(editor: jsonschema.Draft202012Validator) -> None:
-    examples = blocks("yaml", PAGE.read_text(encoding="utf-8"))
-    assert len(examples) == 2
+@pytest.mark.parametrize(("page", "count"), [("task-file.md", 2), ("tutorial.md", 1), ("growing.md", 1)])
+def test_the_examples_of_the_documentation_pass(editor: jsonschema.Draft202012Validator, page: str, count: int) -> None:
+    examples = blocks("yaml", (PAGES / page).read_text(encoding="utf-8"))
+    assert len(examples) == count
     for example in examples:
         editor.validate(yaml.safe_load(re.sub(r"(\d)e-", r"\1.0e-", example)))
 
