@@ -13,12 +13,14 @@ from weightpager.server.routes import admin_routes, encoding_routes, generation_
 PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs(assistant: Running, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs(writer: Running, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    plain = code.replace("http://127.0.0.1:8000", assistant.url).replace('"spam"', '"weather"')
+    plain = code.replace("http://127.0.0.1:8000", writer.url).replace('"german"', '"animals"')
     scope: dict[str, object] = {}
     exec(compile(plain, "serving.md", "exec"), scope)
-    assert "weather" in capsys.readouterr().out
+    assert "animals" in capsys.readouterr().out
+    choice = scope["answer"].choices[0]  # type: ignore[attr-defined]
+    assert isinstance(choice.message.content, str)
     vector = scope["vector"]
     assert isinstance(vector, list)
     assert len(vector) == 64
