@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "weightpager"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEPLOYING = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+FLEET = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -147,6 +148,41 @@ def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
         assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout[-300:] + ran.stderr
 
 
+def test_the_unit_that_pulls_has_the_options_that_it_is_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (started,) = re.findall(
+        r"^ExecStart=\S+/weightpager (.+)$", blocks("ini", FLEET)[0].replace("\\\n", ""), re.MULTILINE
+    )
+    done = run(capsys, monkeypatch, *shlex.split(started), "--help")
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_the_unit_that_pulls_is_sound(tmp_path: Path) -> None:
+    unit = tmp_path / "weightpager-pull.service"
+    unit.write_text(blocks("ini", FLEET)[0].replace("/opt/weightpager/bin/weightpager", sys.executable))
+    ran = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page's script needs curl")
+def test_the_script_that_tells_a_server_passes_on_what_it_answers(assistant_bundle: Path, tmp_path: Path) -> None:
+    (script,) = [code for code in blocks("text", FLEET) if code.startswith("#!")]
+    (tmp_path / "admin.token").write_text(ADMIN)
+    environment = {"PATH": os.environ["PATH"], "CREDENTIALS_DIRECTORY": str(tmp_path)}
+
+    def code(url: str) -> int:
+        command = ["sh", "-c", script.replace("http://127.0.0.1:8000", url)]
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    with serving(assistant_bundle, Settings(admin_token=ADMIN)) as running:
+        assert code(running.url) == 0
+    assert code(running.url) == 0  # it isn't running any more
+    with serving(assistant_bundle, Settings(admin_token=ADMIN[::-1])) as running:
+        assert code(running.url) != 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands need curl")
 def test_a_newer_bundle_is_taken_over_as_the_page_says(assistant_bundle: Path, tmp_path: Path) -> None:
@@ -192,7 +228,7 @@ def test_the_commands_for_many_devices_run(
     monkeypatch.chdir(tmp_path)
     (answer,) = wp.Engine.from_pretrained("larger.bundle").predict("animal", ["red cat"])
     Path("rows.jsonl").write_text(json.dumps({"task": "animal", "text": "red cat", "label": answer.label}))
-    scripts = blocks("sh", (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8"))
+    scripts = blocks("sh", FLEET)
     commands = [line for code in scripts for line in code.splitlines()]
     assert len(commands) == 17
     Path("repository").mkdir()
