@@ -315,7 +315,7 @@ def test_the_documented_file_parses(folder: Path) -> None:
     plain = task_file.from_dict({"model": folder / "model", "tasks": {"code": parsed.tasks["code"]}}, folder)
     changed = {name for name in TaskFile.model_fields if getattr(parsed, name) != getattr(plain, name)}
     assert changed == {"sparsity", "transitions", "tasks"}, "the example states the defaults"
-    assert parsed.sparsity == 0.75  # that of a training, which this file makes none of
+    assert parsed.sparsity == plain.sparsity_of("code")
 
 
 def test_every_key_is_documented() -> None:
