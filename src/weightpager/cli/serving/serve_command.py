@@ -71,7 +71,7 @@ def serve(
     kv_reserve: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N (not run on a GPU yet).")] = "cpu",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
     real_time: Annotated[
@@ -105,7 +105,9 @@ def serve(
         "info"
     ),
 ) -> None:
-    """Serve a bundle's tasks to OpenAI's clients; the task is the `model`. Needs `weightpager[serve]`.
+    """Serve a bundle's tasks over HTTP; the task is the `model`. Needs `weightpager[serve]`.
+
+    Tasks that write, and embeddings, answer OpenAI's clients; classification has a route of its own.
 
     A page at / shows what the server does; /metrics is for Prometheus, /docs lists the routes.
 
