@@ -24,13 +24,25 @@ Ctrl-C. What people usually do next is said on standard error.
 PowerShell. In zsh the first Tab of a new shell only loads what was installed; the second one completes.
 """
 
+_VARIABLES = """## Other variables
+
+| environment | |
+|---|---|
+| `WEIGHTPAGER_THREADS` | Threads of native code, 1 to 256. Default: as `OMP_NUM_THREADS`, or all usable cores. |
+| `WEIGHTPAGER_ISA` | Kernels, such as `avx2`; `weightpager doctor` lists them. Default: the best that run here. |
+| `WEIGHTPAGER_BACKEND` | `native` or `torch`, where a command's `--backend` is `auto`. |
+| `WEIGHTPAGER_CACHE` | Directory of downloads and of what compiles share. Default: in the user's cache directory. |
+| `WEIGHTPAGER_CACHE_LIMIT` | Size that compiles may keep there; 0 keeps nothing. Default: `8GiB`. |
+"""
+
 
 def page() -> str:
     """The page, as Markdown."""
     by_purpose: dict[str, list[str]] = {}
     for name, purpose, callback in verbs(application()):
         by_purpose.setdefault(purpose, []).append(_command(name, callback))
-    return "\n".join([_HEAD, *(f"## {purpose}\n\n" + "\n".join(found) for purpose, found in by_purpose.items())])
+    sections = (f"## {purpose}\n\n" + "\n".join(found) for purpose, found in by_purpose.items())
+    return "\n".join([_HEAD, *sections, _VARIABLES])
 
 
 def verbs(of: typer.Typer, above: str = "", purpose: str = "") -> Iterator[tuple[str, str, Callable[..., Any]]]:
