@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from command import Command
 from weightpager.answers.score import Score
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
+from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import control_work, measure_controls, trained_on
 from weightpager.compiler.measuring.quantise import INT8
+from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
@@ -28,7 +31,7 @@ from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.evaluate import evaluate
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
-from weightpager.progress import silent
+from weightpager.progress import Steps, silent
 
 RECOVER = {"method": "finetune", "steps": 6, "batch": 8, "learning_rate": 3e-3}
 
@@ -90,6 +93,28 @@ def test_a_dense_model_that_training_harms_is_compared_as_it_was(
         round_tables(prepared.source.models[task])
     batches = data.batches(data.eval, 32)
     assert int8.scores[task] == evaluate(prepared.source.models[task], batches, data.kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("validated", [True, False])
+def test_validation_data_choose_the_dense_model_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, validated: bool
+) -> None:
+    """Training gains on validation data here, and loses on held-out data."""
+    prepared = prepared_of(tmp_path)
+    if validated:
+        data = {task: replace(of_task, validation=of_task.train) for task, of_task in prepared.data.items()}
+        prepared = replace(prepared, data=data)
+
+    def score(source: Source, task: str, data: TaskData, _told: Steps) -> Score:
+        right = source.models[task] is not prepared.source.models[task]
+        if data.eval == prepared.data[task].eval:
+            return Score("accuracy", 0.0 if right else 1.0, 30)
+        return Score("accuracy", 1.0 if right else 0.0, 30)
+
+    monkeypatch.setattr(controls, "score_alone", score)
+    dense = measure_controls(prepared, CompileRun())[0]
+    assert (dense.scores == prepared.dense) is not validated
 
 
 def test_a_gain_is_a_higher_share_or_a_lower_perplexity() -> None:
@@ -220,7 +245,7 @@ def test_the_command_says_what_controls_cost_and_leaves_them_out(tmp_path: Path,
     found = weightpager("compile", path, "--out", tmp_path / "a.bundle")
     assert found.code == 0
     assert "6 steps of recovery, and as many for the dense model to compare it with" in " ".join(found.err.split())
-    assert "dense, trained as long" in found.out
+    assert "dense, or trained as long if better" in found.out
     assert "controls" in found.out
     without = weightpager("compile", path, "--out", tmp_path / "b.bundle", "--compare", "none")
     assert "to compare it with" not in without.err

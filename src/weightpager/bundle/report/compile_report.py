@@ -21,7 +21,7 @@ LOWER_IS_BETTER = "perplexity"
 
 
 DENSE = "dense"
-"""The control that is the dense model, trained as long as the bundle."""
+"""The control that is the dense model, trained as long as the bundle, or as it was if that does better."""
 
 MASK = "shared mask"
 """The control in which all tasks keep the same blocks."""

@@ -121,14 +121,36 @@ def _dense_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
 
 
 def _dense_or_longer(prepared: Prepared, run: CompileRun) -> tuple[Source, Mapping[str, Score]]:
-    """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that."""
-    longer = trained_on(
-        prepared.source, prepared.data, run.journal, partial(run.progress, f"control {DENSE}: train on")
-    )
-    jobs = {(DENSE, task): partial(score_alone, longer.alone(task), task, data) for task, data in prepared.data.items()}
-    scores = _measured(jobs, longer, run)[DENSE]
-    gained = sum(gain(scores[task], prepared.dense[task]) for task in scores)
-    return (longer, scores) if gained >= 0 else (prepared.source, prepared.dense)
+    """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that.
+
+    Validation data decide; held-out data only where a task has none.
+    """
+    dense, data = prepared.source, prepared.data
+    longer = trained_on(dense, data, run.journal, partial(run.progress, f"control {DENSE}: train on"))
+    validation = _validation(data)
+    if validation is None:
+        scores = _scores(longer, data, run)
+        return (longer, scores) if _gains(scores, prepared.dense) else (dense, prepared.dense)
+    now, before = (_scores(source, validation, run, " on validation data") for source in (longer, dense))
+    return (longer, _scores(longer, data, run)) if _gains(now, before) else (dense, prepared.dense)
+
+
+def _validation(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | None:
+    """The tasks with their validation data in place of held-out data; None if one has none."""
+    found = {task: replace(of_task, eval=of_task.validation) for task, of_task in data.items() if of_task.validation}
+    return found if len(found) == len(data) else None
+
+
+def _scores(source: Source, data: Mapping[str, TaskData], run: CompileRun, where: str = "") -> Mapping[str, Score]:
+    """Task → score of a dense model; ``where`` says on which data it is measured, if not on held-out data."""
+    name = DENSE + where
+    jobs = {(name, task): partial(score_alone, source.alone(task), task, of_task) for task, of_task in data.items()}
+    return _measured(jobs, source, run)[name]
+
+
+def _gains(now: Mapping[str, Score], before: Mapping[str, Score]) -> bool:
+    """Whether tasks have gained on average, or lost nothing."""
+    return sum(gain(now[task], before[task]) for task in now) >= 0
 
 
 def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps) -> Source:
