@@ -183,11 +183,15 @@ def test_tables_show_the_mean_over_seeds_and_its_ends() -> None:
 
 def test_where_something_simpler_wins_the_page_says_so() -> None:
     known = [*measured("ours", 0.5, (0.88, 0.78)), *measured("shared_mask", 0.5, (0.89, 0.79))]
-    assert "a = 0.5: one shared mask at 0.5 has accuracy 0.8400, weightpager 0.8300." in page(known)
+    assert (
+        "a = 0.5: one shared mask at 0.5 has accuracy 0.8400 (-1.00 to dense), weightpager 0.8300 (-2.00 to dense)."
+        in page(known)
+    )
     assert "Where something simpler" not in page(measured("ours", 0.5, (0.88, 0.78)))
     apart = [*measured("ours", 0.5, (0.90, 0.80)), *measured("ours", 0.5, (0.88, 0.78), seed=1)]
     close = [*apart, *measured("shared_mask", 0.5, (0.88, 0.79)), *measured("shared_mask", 0.5, (0.88, 0.77), seed=1)]
-    assert "has accuracy 0.8300, weightpager 0.8400, which is less than seeds differ." in page(close)
+    said = "0.8300 (-2.00 to dense), weightpager 0.8400 (-1.00 to dense), which is less than seeds differ."
+    assert said in page(close)
     assert "Where something simpler" not in page([*apart, *measured("shared_mask", 0.5, (0.87, 0.78))])
     int4_below = [*measured("ours", 0.5, (0.88, 0.78)), *measured("int4", 0.265, (0.95, 0.95), recover="none")]
     assert "dense in int4 at 0.265" in page(int4_below)
@@ -195,6 +199,25 @@ def test_where_something_simpler_wins_the_page_says_so() -> None:
     assert "dense in int4 at 0.281" in page(just_above)
     int8_above = [*measured("ours", 0.25, (0.88, 0.78)), *measured("int8", 0.503, (0.95, 0.95), recover="none")]
     assert "Where something simpler" not in page(int8_above)
+
+
+def test_methods_with_other_seeds_are_compared_by_what_they_lose() -> None:
+    ours = [*measured("ours", 0.5, (0.88, 0.78)), *measured("ours", 0.5, (0.84, 0.74), dense=(0.86, 0.76), seed=1)]
+    assert "Where something simpler" not in page([*ours, *measured("shared_mask", 0.5, (0.87, 0.77))])
+    better = page([*ours, *measured("shared_mask", 0.5, (0.881, 0.781))])
+    assert "0.8310 (-1.90 to dense), weightpager 0.8100 (-2.00 to dense)." in better
+
+
+def test_one_seed_may_be_off_by_half_a_point() -> None:
+    ours = measured("ours", 0.5, (0.88, 0.78))
+    for value, said in ((0.8751, True), (0.8749, False)):
+        text = page([*ours, *measured("shared_mask", 0.5, (value, value - 0.1))])
+        assert ("; with one seed, half a point may be chance." in text) is said
+    dense = (10.0, 20.0)
+    ours = measured("ours", 0.5, (11.0, 22.0), dense=dense, domain="B")
+    for factor, said in ((1.1049, True), (1.1051, False)):
+        shared = measured("shared_mask", 0.5, (10 * factor, 20 * factor), dense=dense, domain="B")
+        assert (f"({factor:.3f} × dense), weightpager 16.50 (1.100 × dense)" in page([*ours, *shared])) is said
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.accuracy.page.points import Point
+from benchmarks.accuracy.page.points import Point, average
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ class Domain:
     def against_dense(self, point: Point) -> str:
         """Points of a hundred, or how many times the dense perplexity."""
         return f"{point.value() / point.dense():.3f} ×" if self.lower else f"{-point.loss():+.2f}"
+
+    def losses(self, point: Point) -> list[float]:
+        """What each seed loses against its dense model: points of a hundred, or percent of perplexity."""
+        sign = -1 if self.lower else 1
+        return [100 * sign * (row.dense - row.value) / (row.dense if self.lower else 1) for row in point.means]
+
+    def lost(self, point: Point) -> float:
+        """The mean of `losses`."""
+        return average(self.losses(point))
 
     def value(self, point: Point) -> str:
         """The mean over seeds, and the worst and the best seed if there are several."""
