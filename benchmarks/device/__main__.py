@@ -26,7 +26,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.device.measured import tell
+from benchmarks.device.measured import check, tell
 from benchmarks.device.onnx_rows import exported_task, text_models
 from benchmarks.device.processes import environment, in_turns, smallest_budget
 from weightpager.bundle import Bundle
@@ -46,6 +46,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Measure whole processes."""
+    check("texts", only, json_)
     opened = Bundle.open(bundle)
     names = [each.name for each in opened.tasks.values() if each.kind == "text-classification"]
     name = task or names[0]

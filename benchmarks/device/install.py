@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.device.measured import Row, tell
+from benchmarks.device.measured import Row, check, tell
 
 
 def main(
@@ -24,6 +24,7 @@ def main(
     only: Annotated[str, typer.Option(help="Only rows with this in their names.")] = "",
 ) -> None:
     """Fetch, and add up."""
+    check("install", only, json_)
     wanted = {
         "native": [str(wheel)],
         "torch": [f"{wheel}[torch]"],

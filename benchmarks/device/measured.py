@@ -26,7 +26,8 @@ class Measured(Document):
         about: what every row shares, for people.
         rows: by process.
         machine: that they ran on.
-        load: processes that were running in the five minutes before the end, ours and theirs included.
+        load: processes that were running in the five minutes before the end, ours and theirs included; the most if
+            rows were measured at several times.
         command, commit: that print them.
     """
 
@@ -46,18 +47,57 @@ def read(file: Path) -> dict[Section, Measured]:
     return _FILE.validate_json(file.read_bytes()) if file.is_file() else {}
 
 
-def tell(section: Section, about: str, rows: dict[str, Row], module: str, file: Path | None) -> None:
-    """Print rows, and put them into a file if there is one; other rows that it has stay."""
+def check(section: Section, only: str, file: Path | None) -> None:
+    """Refuse before anything is measured what `tell` would refuse of rows with ``only`` in their names.
+
+    Raises:
+        typer.BadParameter: as `tell`.
+    """
     known = {} if file is None else read(file)
-    kept = known[section].rows if section in known else {}
+    if section in known and any(only not in row for row in known[section].rows):
+        _refuse_others(section, known[section], _now())
+
+
+def tell(section: Section, about: str, rows: dict[str, Row], module: str, file: Path | None) -> None:
+    """Print rows, and put them into a file if there is one; other rows that it has stay.
+
+    Raises:
+        typer.BadParameter: the rows that stay were measured on another processor, at another commit or otherwise.
+    """
     found = Measured(
         about=about,
-        rows=kept | rows,
+        rows=rows,
         machine=describe(),
         load=round(os.getloadavg()[1], 1),
         command=command(module),
         commit=commit(),
     )
-    typer.echo(_FILE.dump_json({section: found.model_copy(update={"rows": rows})}, indent=1))
+    typer.echo(_FILE.dump_json({section: found}, indent=1))
     if file is not None:
+        known = read(file)
+        if section in known and known[section].rows.keys() - rows.keys():
+            found = _beside(section, known[section], found)
         file.write_bytes(_FILE.dump_json({**known, section: found}, indent=1) + b"\n")
+
+
+def _beside(section: Section, kept: Measured, found: Measured) -> Measured:
+    """New rows, and those of an earlier run that they don't replace."""
+    _refuse_others(section, kept, {**_now(), "about": found.about})
+    both = kept.command if kept.command == found.command else f"{kept.command} && {found.command}"
+    load = max(kept.load, found.load)
+    return found.model_copy(update={"rows": kept.rows | found.rows, "command": both, "load": load})
+
+
+def _now() -> dict[str, str]:
+    return {"cpu": str(describe().get("cpu")), "commit": commit()}
+
+
+def _refuse_others(section: Section, kept: Measured, now: dict[str, str]) -> None:
+    were = {"cpu": str(kept.machine.get("cpu")), "commit": kept.commit, "about": kept.about}
+    for what, value in now.items():
+        if were[what] != value:
+            raise typer.BadParameter(
+                f"expected the other rows of {section!r} to have the same {what}, {value!r}; found {were[what]!r}. "
+                "Measure all rows again, or write these into another file",
+                param_hint="--json",
+            )

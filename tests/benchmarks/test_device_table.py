@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
+import typer
+from pydantic import TypeAdapter, ValidationError
 
-from benchmarks.device.measured import Row, read, tell
+from benchmarks.device.measured import Measured, Row, Section, check, read, tell
 from benchmarks.report import results_file, run
 from benchmarks.report.device import commands, processes
 from benchmarks.report.results_file import Results
@@ -36,6 +38,24 @@ def test_rows_that_are_measured_again_leave_the_others(file: Path) -> None:
     found = read(file)
     assert found.keys() == {"texts", "install", "decoder"}
     assert found["texts"].rows == {"native": text_row(5 * MIB), "onnx_sessions_int8": text_row(3 * MIB)}
+
+
+@pytest.mark.parametrize("change", [{"machine": {"cpu": "another"}}, {"commit": "another"}, {"about": "another"}])
+def test_rows_of_another_run_are_not_mixed_with_these(file: Path, change: dict[str, Any]) -> None:
+    known = read(file)
+    other = known["texts"].model_copy(update=change)
+    before = TypeAdapter(dict[Section, Measured]).dump_json({**known, "texts": other})
+    file.write_bytes(before)
+    with pytest.raises(typer.BadParameter, match="expected the other rows of 'texts' to have the same"):
+        tell("texts", "two texts", {"native": text_row(5 * MIB)}, "benchmarks.device", file)
+    assert file.read_bytes() == before
+    if "about" not in change:
+        with pytest.raises(typer.BadParameter, match="found 'another'"):
+            check("texts", "native", file)
+    check("texts", "", file)
+    both = {"native": text_row(5 * MIB), "onnx_sessions_int8": text_row(MIB)}
+    tell("texts", "two texts", both, "benchmarks.device", file)
+    assert read(file)["texts"].rows == both
 
 
 def test_a_process_is_a_line(file: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.device.decoder.work import DECODED, PREFILL, SHORT
-from benchmarks.device.measured import tell
+from benchmarks.device.measured import check, tell
 from benchmarks.device.processes import in_turns, smallest_budget
 from weightpager.bundle import Bundle
 
@@ -35,6 +35,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Measure whole processes."""
+    check("decoder", only, json_)
     with tempfile.TemporaryDirectory() as folder:
         commands: dict[str, list[str]] = {}
         for bundle in bundles:

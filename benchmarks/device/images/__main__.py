@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.device.measured import tell
+from benchmarks.device.measured import check, tell
 from benchmarks.device.onnx_rows import image_models
 from benchmarks.device.processes import in_turns, smallest_budget
 from weightpager.bundle import Bundle
@@ -34,6 +34,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Measure whole processes."""
+    check("images", only, json_)
     opened = Bundle.open(bundle)
     task = next(each.name for each in opened.tasks.values() if each.kind == "image-classification")
     size = str(json.loads(opened.read(_CONFIG))["image_size"])
