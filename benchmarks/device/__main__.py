@@ -72,8 +72,8 @@ def main(
             "server_bytes": _server_bytes(bundle, given),
         }
     about = (
-        f"{TEXTS} texts of {name}, one of {len(names)} tasks, threads: {threads}; our budget is "
-        f"{format_size(int(budget))}, for all tasks one after the other {format_size(int(largest))}"
+        f"{TEXTS} texts of {name}, one of {len(names)} tasks that classify texts, threads: {threads}; our budget is "
+        f"{format_size(int(budget))}, for all of these tasks {format_size(int(largest))}"
     )
     tell("texts", about, rows, "benchmarks.device", json_)
 

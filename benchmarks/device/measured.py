@@ -13,7 +13,9 @@ from benchmarks.provenance import command, commit
 from weightpager.bundle.report.document import Document
 from weightpager.doctor.machine import describe
 
-Row = dict[str, float | list[float]]
+Figure = float | list[float]
+
+Row = dict[str, Figure]
 """Figures of a process by name; of ``NAME_spread`` the least and the most."""
 
 Section = Literal["texts", "decoder", "images", "install"]

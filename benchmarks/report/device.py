@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from benchmarks.device.measured import Measured, Row, Section
+from benchmarks.device.measured import Figure, Measured, Row, Section
 from benchmarks.report.tables import size, table
 
 _TITLES = {
     "native": "weightpager, native code",
-    "native_tasks": "weightpager, native code, all tasks one after the other",
+    "native_tasks": "weightpager, native code, its tasks that classify texts, one after the other",
     "torch": "weightpager, torch",
     "onnx_int8": "ONNX Runtime, int8, a head a task",
     "onnx_float32": "ONNX Runtime, float32, a head a task",
@@ -51,7 +51,14 @@ def processes(measured: Mapping[Section, Measured]) -> str:
         if section in measured
         for name, row in measured[section].rows.items()
     ]
-    header = ["", "process", "most memory; with long inputs, too", "first output", "speed", "fetched to install"]
+    header = [
+        "",
+        "process",
+        "most memory; with long inputs, too",
+        "first output, files in the page cache",
+        "speed",
+        "fetched to install",
+    ]
     return table(header[:columns], lines) if lines else ""
 
 
@@ -59,7 +66,7 @@ def commands(measured: Mapping[Section, Measured]) -> list[str]:
     """How each was measured."""
     return [
         f"{section}: {found.about}. `{found.command}`, commit {found.commit}, on {found.machine.get('cpu')}, "
-        f"{found.machine.get('usable_cores')} cores, {found.load:g} processes running"
+        f"{found.machine.get('usable_cores')} cores, load average {found.load:g}"
         for section, found in measured.items()
     ]
 
@@ -76,12 +83,20 @@ def _memory(row: Row) -> str:
 
 
 def _start(row: Row) -> str:
-    found = f"{_seconds(row['first_output_ms'])} s"
+    found = f"{_seconds(row['first_output_ms'])} s{_spread(row, 'first_output_ms', _seconds)}"
     return f"{found}; `run` in all {_seconds(row['run_ms'])} s" if "run_ms" in row else found
 
 
 def _speed(row: Row) -> str:
-    return ", ".join(text.format(_short(_number(row[key]))) for key, text in _SPEEDS.items() if key in row)
+    return ", ".join(
+        text.format(_short(row[key])) + _spread(row, key, _short) for key, text in _SPEEDS.items() if key in row
+    )
+
+
+def _spread(row: Row, key: str, written: Callable[[Figure], str]) -> str:
+    """The least and the most of a figure's runs, where they are known."""
+    ends = row.get(f"{key}_spread")
+    return f" ({written(ends[0])} to {written(ends[1])})" if isinstance(ends, list) else ""
 
 
 def _install(installs: Mapping[str, Row], name: str) -> str:
@@ -91,18 +106,19 @@ def _install(installs: Mapping[str, Row], name: str) -> str:
     return _bytes(row["bytes"]) + (", and a compiler" if _number(row["sources"]) > 0 else "")
 
 
-def _bytes(value: float | list[float] | None) -> str:
+def _bytes(value: Figure | None) -> str:
     return size(None if value is None else _number(value))
 
 
-def _seconds(ms: float | list[float]) -> str:
+def _seconds(ms: Figure) -> str:
     return f"{_number(ms) / 1e3:.2f}"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def _short(value: Figure) -> str:
+    number = _number(value)
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _number(value: float | list[float]) -> float:
+def _number(value: Figure) -> float:
     assert not isinstance(value, list)
     return value

@@ -73,6 +73,12 @@ def test_a_process_is_a_line(file: Path) -> None:
     assert text.index("| texts |") < text.index("| decoder |")
 
 
+def test_the_least_and_the_most_are_shown_where_they_are_known(file: Path) -> None:
+    row = text_row(MIB) | {"first_output_ms_spread": [250.0, 410.0], "ms_16x64_spread": [79.0, 101.4]}
+    tell("texts", "two texts", {"native": row}, "benchmarks.device", file)
+    assert "| 0.30 s (0.25 to 0.41) | 16 × 64 tokens 80 ms (79 to 101) |" in processes(read(file))
+
+
 def test_how_it_was_measured_is_said(file: Path) -> None:
     said = [line.split(".")[0] for line in commands(read(file))]
     assert said == ["texts: two texts", "install: by pip", "decoder: greedily"]
