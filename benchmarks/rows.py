@@ -1,6 +1,6 @@
 """Rows on demand: how often held-out texts find their rows in memory, and what a forward costs.
 
-    python -m benchmarks.rows ~/.cache/weightpager/demo/KEY/aligned.bundle --other german.txt --json rows.json
+    python -m benchmarks.rows ~/.cache/weightpager/demo/KEY/aligned.bundle --other german.txt --json
 
 The bundle's tasks read the held-out texts that its manifest names. A bundle whose tables are whole is measured as if it
 had been compiled with ``rows: on-demand``: its training texts lie beside the held-out ones. Two engines take turns,
