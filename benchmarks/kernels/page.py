@@ -166,7 +166,7 @@ def _calls(rows: Mapping[str, Row]) -> str:
     if turns := rows.get("alternating"):
         lines.append(
             f"* A paged layer and a dense one of torch, {turns.shape} at {turns.tokens} tokens, take {turns.ms:.3f} ms "
-            f"in turn, and {turns.dense_ms:.3f} ms each by itself: they share their threads."
+            f"in turn, and {turns.dense_ms:.3f} ms in all when each runs by itself: they share their threads."
         )
     return "\n".join(lines)
 

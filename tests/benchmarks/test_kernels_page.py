@@ -77,7 +77,7 @@ def test_calls_are_told_in_words() -> None:
     rows = [row(kernel="module", ms=0.006, dense_ms=0.004), row(kernel="alternating", ms=0.28, dense_ms=0.27)]
     text = page.page(rows, "kernels.json")
     assert "adds 2.0 µs" in text
-    assert "0.280 ms in turn, and 0.270 ms each" in text
+    assert "0.280 ms in turn, and 0.270 ms in all when each runs by itself" in text
 
 
 def test_rows_replace_those_of_the_same_kernel_and_instruction_set(tmp_path: Path) -> None:
