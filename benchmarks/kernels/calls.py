@@ -37,7 +37,7 @@ def main(json: Annotated[Path, typer.Option(help="File to put the rows into.")])
         f"our product and torch's in turn take {rows[1].ms:.4f} ms, and {rows[1].dense_ms:.4f} in all when each runs "
         f"by itself: {rows[1].speedup:.2f} x"
     )
-    replace_rows(json, rows)
+    replace_rows(json, rows, "benchmarks.kernels.calls")
 
 
 def module_overhead() -> Row:

@@ -60,7 +60,7 @@ def main(
             f"{of.kernel:8} {of.shape} {of.block} {of.dtype:9} {of.sparsity:4.0%}  {of.ms:8.2f} ms, "
             f"dense {of.dense_ms:8.2f}: {of.speedup:.2f} x"
         )
-    replace_rows(json, rows)
+    replace_rows(json, rows, "benchmarks.kernels.generate")
 
 
 def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None, list[float]]) -> Row:

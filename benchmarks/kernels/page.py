@@ -5,7 +5,6 @@ python -m benchmarks.kernels.page --json docs/kernels.json --out docs/kernels-me
 
 from __future__ import annotations
 
-import json as json_file
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from benchmarks.kernels.goals import (
     SMALLER_SPEEDUP,
     Goal,
 )
-from benchmarks.kernels.run import Row
+from benchmarks.kernels.run import Row, read
 
 _TOP = """# Kernels, measured
 
@@ -31,6 +30,11 @@ heading names the processor. Ratios are dense time over ours, in one run, the ke
 another weight, and a GiB of weights lies between two uses of one. Each cell is the median over four models' widest
 layers, with the worst of them in brackets. It is **bold** where a figure that was asked for is missed. Dense layers
 have the same instructions as ours: `amx_bf16` meets torch with AMX, `avx512_bf16` torch without.
+
+Dense layers are never in int8 or int4: pages of these are divided by the same dense layer as pages in bfloat16, and
+torch's own products in int8 and int4 are not timed here. Dense layers are torch's plain ones, whose weights aren't
+prepacked. Prepacking, as `torch.compile` does it for one shape, makes them faster: where they are in bfloat16, a table
+for each processor says by how much, and ratios against prepacked layers are smaller by that.
 
 ```
 python -m benchmarks.kernels --json docs/kernels.json
@@ -54,8 +58,7 @@ def main(
     """Write the page."""
     if not json.is_file():
         raise typer.BadParameter(f"expected a file of rows, found nothing at {json}", param_hint="--json")
-    rows = [Row(**row) for row in json_file.loads(json.read_text(encoding="utf-8"))]
-    out.write_text(page(rows, json.name), encoding="utf-8")
+    out.write_text(page(read(json), json.name), encoding="utf-8")
 
 
 def page(rows: Sequence[Row], json_name: str) -> str:
@@ -88,6 +91,8 @@ def page(rows: Sequence[Row], json_name: str) -> str:
     whole = [row for row in rows if row.kernel in ("prefill", "body", "decode")]
     if whole:
         parts.append(f"## A whole model, through transformers {_on(whole)}\n\n{_WHOLE}\n\n{_models(whole)}\n")
+    if measured := sorted({f"* `{row.command}`, commit {row.commit}" for row in rows if row.command}):
+        parts.append("## Where the rows come from\n\n" + "\n".join(measured) + "\n")
     return "\n".join(parts)
 
 
@@ -104,7 +109,8 @@ def _speedups(rows: Sequence[Row]) -> str:
         for count in tokens:
             found = [row.speedup for row in rows if (row.sparsity, row.tokens) == (sparsity, count)]
             asked = prepacked or count <= MOST_TOKENS_IN_FLOAT32
-            cells.append(_cell(found, GOALS.get((rows[0].dtype, sparsity, count)) if asked else None))
+            goal = GOALS.get((rows[0].dtype, sparsity, count)) if asked else None
+            cells.append(_cell(found, goal) if found else "-")
         lines.append(cells)
     return _table(["sparsity", *(f"{count} tokens" for count in tokens)], lines)
 
@@ -116,12 +122,16 @@ def _cell(found: Sequence[float], goal: Goal | None) -> str:
 
 def _bandwidth(rows: Sequence[Row]) -> str:
     single = [row for row in rows if row.tokens == 1]
+    known = {(row.shape, row.block, row.dtype, row.sparsity): row for row in single}
     shapes = sorted({row.shape for row in single}, key=lambda shape: [row.shape for row in single].index(shape))
     lines = []
     for block, dtype, sparsity in sorted({(row.block, row.dtype, row.sparsity) for row in single}):
         cells = [f"{block} {dtype} {sparsity:.0%}"]
         for shape in shapes:
-            row = next(r for r in single if (r.shape, r.block, r.dtype, r.sparsity) == (shape, block, dtype, sparsity))
+            row = known.get((shape, block, dtype, sparsity))
+            if row is None:
+                cells.append("-")
+                continue
             share = (row.gbps or 0) / (row.read_gbps or 1)
             text = f"{share:.0%} of {row.read_gbps:.0f} GB/s"
             cells.append(text if share >= LEAST_SHARE_OF_READ or dtype != "bfloat16" else f"**{text}**")

@@ -12,7 +12,7 @@ import json as json_file
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated
@@ -62,7 +62,7 @@ TOKENS = (1, 8, 32, 128, 512)
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel at one shape; the keys of the JSON."""
+    """One kernel at one shape; the keys of the JSON. Earlier rows have neither command nor commit."""
 
     kernel: str
     isa: str
@@ -78,6 +78,13 @@ class Row:
     gbps: float | None
     read_gbps: float | None
     cpu: str
+    command: str = ""
+    commit: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, float, int]:
+        """What tells rows apart: one measurement each."""
+        return self.kernel, self.isa, self.shape, self.block, self.dtype, self.sparsity, self.tokens
 
 
 Call = Callable[[Tensor], Tensor]
@@ -103,16 +110,20 @@ def main(
                 for row in measured(shape, count, blocks, arena, repeats):
                     rows.append(row)
                     typer.echo(line(row))
-    replace_rows(json, rows)
+    replace_rows(json, rows, "benchmarks.kernels")
     typer.echo(summary(rows))
 
 
-def replace_rows(file: Path, rows: Sequence[Row]) -> None:
-    """Put rows into a file, in place of those of the same kernels and instruction sets; others stay."""
-    old = json_file.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    ours = {(row.kernel, row.isa) for row in rows}
-    kept = [row for row in old if (row["kernel"], row["isa"]) not in ours]
-    file.write_text(json_file.dumps([*kept, *map(asdict, rows)], indent=1) + "\n", encoding="utf-8")
+def read(file: Path) -> list[Row]:
+    """The rows of a file; none if there is no file."""
+    return [Row(**row) for row in json_file.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
+def replace_rows(file: Path, rows: Sequence[Row], module: str) -> None:
+    """Put rows that a module's command has measured into a file, in place of those that measured the same."""
+    command, commit = provenance.command(module), provenance.commit()
+    merged = {row.key: row for row in [*read(file), *(replace(row, command=command, commit=commit) for row in rows)]}
+    file.write_text(json_file.dumps([asdict(row) for row in merged.values()], indent=1) + "\n", encoding="utf-8")
 
 
 def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Tensor, repeats: int) -> Iterator[Row]:

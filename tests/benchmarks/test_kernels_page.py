@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.kernels import page
 from benchmarks.kernels.goals import GOALS
-from benchmarks.kernels.run import Row, replace_rows
+from benchmarks.kernels.run import Row, read, replace_rows
 
 KNOWN = Row(
     kernel="paged_linear",
@@ -80,13 +80,23 @@ def test_calls_are_told_in_words() -> None:
     assert "0.280 ms in turn, and 0.270 ms in all when each runs by itself" in text
 
 
-def test_rows_replace_those_of_the_same_kernel_and_instruction_set(tmp_path: Path) -> None:
+def test_rows_replace_those_that_measured_the_same(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
-    replace_rows(file, [row(), row(isa="avx2")])
-    replace_rows(file, [row(ms=0.25, tokens=8)])
-    text = file.read_text()
-    assert text.count('"avx512"') == text.count('"avx2"') == 1
-    assert '"ms": 0.25' in text
+    replace_rows(file, [row(), row(tokens=8), row(shape="Other 64x32"), row(isa="avx2")], "benchmarks.kernels")
+    replace_rows(file, [row(ms=0.25, tokens=8)], "benchmarks.kernels.calls")
+    found = {(one.isa, one.shape, one.tokens): one for one in read(file)}
+    assert len(found) == 4
+    assert found["avx512", "Model 64x32", 8].ms == 0.25
+    assert found["avx512", "Model 64x32", 1].ms == found["avx2", "Model 64x32", 1].ms == 0.5
+    commands = [found["avx512", "Model 64x32", tokens].command for tokens in (1, 8)]
+    assert [text.split()[2] for text in commands] == ["benchmarks.kernels", "benchmarks.kernels.calls"]
+    assert "benchmarks.kernels.calls" in page.page(read(file), "kernels.json").split("## Where the rows come from")[1]
+
+
+def test_what_was_not_measured_of_a_layer_is_a_dash() -> None:
+    text = page.page([row(), row(tokens=8), row(sparsity=0.0), row(shape="Other 64x32")], "kernels.json")
+    assert "| 0% | 2.00 (2.00) | - |" in text
+    assert "| 16x32 bfloat16 0% | 90% of 10 GB/s | - |" in text
 
 
 def test_a_page_needs_rows(tmp_path: Path) -> None:
