@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks import provenance
+from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
-from weightpager.kernels.torch import calls
 from weightpager.lab.synthetic_bundle import half_billion_config
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.paging.task_gate import TaskGate
@@ -50,9 +50,8 @@ def main(
     models: dict[Variant | None, Qwen2ForCausalLM] = {None: dense_model()}
     models |= {variant: paged_model(models[None], variant) for variant in VARIANTS}
     rows = []
-    before = calls().get(kernels.isa(), 0)
-    found = timed(models, repeats)
-    assert calls()[kernels.isa()] > before, "the paged kernel must have run"
+    with paged_kernel_runs():
+        found = timed(models, repeats)
     for kernel, tokens in (("prefill", PREFILL), ("body", PREFILL), ("decode", DECODED)):
         rows += [row(kernel, tokens, variant, found[kernel]) for variant in VARIANTS]
     for of in rows:

@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.run import DTYPES, ROTATED, SHAPES, Call, Key, Shape, timed
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager.kernels.torch import paged_linear
@@ -61,7 +62,8 @@ def main(
 def measured(shape: Shape, tables: BlockTables, arenas: dict[str, Arena], repeats: int) -> Row:
     """One shape on both arenas."""
     calls: dict[Key, Call] = {kind: paged(tables, arena) for kind, arena in arenas.items()}
-    seconds = timed(calls, torch.randn(1, shape.in_features).bfloat16(), repeats)
+    with paged_kernel_runs():
+        seconds = timed(calls, torch.randn(1, shape.in_features).bfloat16(), repeats)
     pairs = [small / huge for small, huge in zip(seconds["small"], seconds["huge"], strict=True)]
     small, huge = (round(tables.bytes / statistics.median(seconds[kind]) / 1e9, 2) for kind in ("small", "huge"))
     low, median, high = (round(bound, 3) for bound in statistics.quantiles(pairs, n=4))

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks import provenance
+from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.blocks import BlockShape
@@ -142,7 +143,8 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
                 calls[variant], size = paged_layer(shape, variant, arena)
                 calls[size] = plain_read(arena, size)
                 sizes[variant] = size
-    seconds = timed(calls, x, repeats)
+    with paged_kernel_runs():
+        seconds = timed(calls, x, repeats)
     for variant, size in sizes.items():
         ms, dense_ms = (1e3 * statistics.median(seconds[key]) for key in (variant, "dense"))
         ratio = statistics.median(a / b for a, b in zip(seconds["dense"], seconds[variant], strict=True))

@@ -20,7 +20,8 @@ from bare import python
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, WeightpagerError
+from weightpager.kernels import isa
 from weightpager.lab.contest.measure.measuring import measure
 from weightpager.lab.contest.measure.prompt import prompt
 from weightpager.lab.contest.measure.worker import do
@@ -205,6 +206,7 @@ def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, mon
     assert all((sample.ready is None) == method(name).lazy for sample in found.samples)
     assert len(found.visits) == 3
     assert found.memory.resident >= found.memory.anonymous > 0
+    assert found.calls.keys() == ({isa()} if name.startswith("ours") and found.backend == "torch" else set())
     if name == "shared_mask":
         assert sum(sample.bytes for sample in found.samples) == 0
 
@@ -255,6 +257,17 @@ def test_every_visit_of_a_trace_leads_to_another_task(bundle: Bundle, tmp_path: 
     walk = [rival.left, *(visit.task for visit in found.visits)]
     assert len(found.visits) == 3
     assert all(a != b for a, b in pairwise(walk))
+
+
+def test_ours_is_not_measured_where_the_paged_kernel_did_not_run(bundle: Bundle, tmp_path: Path) -> None:
+    class Dense(Recorded):
+        def kernel_calls(self) -> dict[str, int]:
+            return {"reference": 3}
+
+    rival = Dense(tmp_path / "weights")
+    rival.file.write_bytes(b"weights")
+    with pytest.raises(WeightpagerError, match="expected the paged kernel of"):
+        measure(rival, method("ours"), bundle, list(bundle.tasks), job_of("ours", bundle, tmp_path, repeats=0))
 
 
 def test_a_trace_that_was_not_proved_cold_says_so(bundle: Bundle, tmp_path: Path, memory_file_system: Path) -> None:

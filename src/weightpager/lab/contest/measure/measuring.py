@@ -12,6 +12,7 @@ from typing import Any
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.doctor.cold import cold_read
+from weightpager.errors import WeightpagerError
 from weightpager.lab.contest.measure.process_memory import bytes_from_storage, memory_sizes, resident_bytes
 from weightpager.lab.contest.measure.prompt import items, prompt
 from weightpager.lab.contest.measure.tour import circuit, random_walk
@@ -27,7 +28,12 @@ Inputs = Mapping[str, Mapping[str, Any]]
 
 
 def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], job: Job) -> Found:
-    """Measure a method that has been set up for these tasks."""
+    """Measure a method that has been set up for these tasks.
+
+    Raises:
+        WeightpagerError: paged kernels should have run, and didn't.
+    """
+    before = rival.kernel_calls()
     inputs = {task: rival.prepared(bundle.task(task), prompt(bundle, task, job.seed)) for task in tasks}
     for task in tasks:
         rival.run(rival.switch(task), inputs[task])  # what is built at first use isn't part of a switch
@@ -49,7 +55,22 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         torch_threads=rival.threads(),
         backend=rival.backend,
         paced=job.pace is not None,
+        calls=_kernel_calls(rival, before),
     )
+
+
+def _kernel_calls(rival: Rival, before: Mapping[str, int] | None) -> dict[str, int]:
+    """How often each paged kernel has run since; empty where none is counted."""
+    now = rival.kernel_calls()
+    if now is None or before is None:
+        return {}
+    ran = {name: count - before.get(name, 0) for name, count in now.items() if count > before.get(name, 0)}
+    if kernels.isa() not in ran:
+        raise WeightpagerError(
+            f"expected the paged kernel of {kernels.isa()} to run while it was measured, found "
+            f"{', '.join(ran) or 'none'} that ran; this is a fault of weightpager: report it"
+        )
+    return ran
 
 
 def _pairs(rival: Rival, tasks: Sequence[str], inputs: Inputs, job: Job, *, lazy: bool) -> tuple[list[Sample], str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from weightpager.bundle.report.document import Document
 
 
@@ -101,6 +103,7 @@ class Found(Document):
         torch_threads: that computed, native code's where it did.
         paced: whether the process slowed its own reads down.
         backend: what computed, "torch" or "native"; torch in results of earlier versions.
+        calls: how often each paged kernel has run, where torch ran ours; empty otherwise, and in earlier results.
     """
 
     samples: list[Sample]
@@ -113,3 +116,4 @@ class Found(Document):
     torch_threads: int
     paced: bool
     backend: str = "torch"
+    calls: dict[str, int] = Field(default_factory=dict)

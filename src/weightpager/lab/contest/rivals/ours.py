@@ -72,6 +72,13 @@ class Ours(Rival):
     def files(self, task: str) -> list[Path]:  # noqa: ARG002 - any of them may hold a page of it
         return self._files
 
+    def kernel_calls(self) -> dict[str, int] | None:
+        if self.backend == "native":  # has no other way to multiply
+            return None
+        from weightpager.kernels.torch import calls
+
+        return calls()
+
     def weight_bytes(self) -> int:
         return self._engine.report().memory.total
 

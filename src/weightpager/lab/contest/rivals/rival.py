@@ -79,6 +79,10 @@ class Rival(ABC):
         """What a switch to a task may read."""
         return []
 
+    def kernel_calls(self) -> dict[str, int] | None:
+        """How often each paged kernel has run in this process; None where it runs none, or can't run anything else."""
+        return None
+
     @abstractmethod
     def weight_bytes(self) -> int:
         """Bytes of weights in memory now, tables and adapters included."""
