@@ -30,6 +30,7 @@ import typer
 from transformers import OlmoeConfig
 
 import weightpager as wp
+from benchmarks import row_file
 from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.provenance import command, commit
 from weightpager.backends.torch.attention_cache import CACHE
@@ -97,7 +98,7 @@ def main(
             typer.echo(f"  {name:24} {value:,.2f}" if isinstance(value, float) else f"  {name:24} {value}")
     if json is not None:
         facts = {"command": command("benchmarks.experts"), "commit": commit(), "layers": layers, "tasks": tasks}
-        json.write_text(json_format.dumps({**facts, "runs": found, "medians": rows}, indent=1) + "\n", encoding="utf-8")
+        row_file.write_json(json, {**facts, "runs": found, "medians": rows})
 
 
 def write(unit: str, layers: int, tasks: int, path: Path) -> None:

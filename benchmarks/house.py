@@ -10,7 +10,6 @@ A room is a folder with Python files. Nothing here is a limit: the figures show 
 from __future__ import annotations
 
 import ast
-import json as json_module
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import row_file
 from weightpager.engine import Engine
 from weightpager.lab.synthetic_bundle import bundle_of, small
 
@@ -116,7 +116,7 @@ def main(
     _show(house, before)
     if json is not None:
         found = {"house": asdict(house), "against": against, "before": asdict(before) if before is not None else None}
-        json.write_text(json_module.dumps(found, indent=1) + "\n", encoding="utf-8")
+        row_file.write_json(json, found)
 
 
 def calls_to_a_read(bundle: Path) -> list[str]:

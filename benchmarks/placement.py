@@ -11,18 +11,17 @@ as it does.
 
 from __future__ import annotations
 
-import json as json_file
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig, cache_dir
@@ -65,8 +64,7 @@ class Row:
         queue_weight, slack: of the affinity; None for other ways.
         routed: what was found in virtual time.
         real_bytes, real_switches: of real engines; None where none ran.
-        command: that prints the row.
-        commit: of the sources.
+        cpu, command, commit: where the row comes from.
     """
 
     users: int
@@ -78,6 +76,7 @@ class Row:
     routed: Routed
     real_bytes: int | None
     real_switches: int | None
+    cpu: str
     command: str
     commit: str
 
@@ -96,7 +95,7 @@ def main(
         for row in measured:
             rows.append(row)
             typer.echo(line(row))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    row_file.write(json, rows)
     wrong = [row for row in rows if row.real_bytes is not None and not agrees(row)]
     if wrong:
         raise SystemExit(f"{len(wrong)} rows of real engines differ from the simulated ones")
@@ -183,7 +182,7 @@ class Bench:
         self, users: int, f: float, replicas: int, requests: int, settings: Fairness | None, routed: Routed
     ) -> Row:
         weight, slack = (None, None) if settings is None else (settings.queue_weight, settings.slack)
-        made = partial(Row, command=provenance.command("benchmarks.placement"), commit=provenance.commit())
+        made = partial(Row, **provenance.origin("benchmarks.placement"))
         return made(users, f, replicas, requests, weight, slack, routed, None, None)
 
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 from weightpager.doctor.processor import cpu_model
 
@@ -25,3 +26,16 @@ def commit() -> str:
 def cpu() -> str:
     """The model of this machine's processor."""
     return cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8")) or "unknown"
+
+
+class Origin(TypedDict):
+    """All three, by the names that rows have for them."""
+
+    cpu: str
+    command: str
+    commit: str
+
+
+def origin(module: str) -> Origin:
+    """Of what a module's command measures."""
+    return {"cpu": cpu(), "command": command(module), "commit": commit()}

@@ -15,7 +15,7 @@ import json as json_file
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ import torch
 import typer
 
 import weightpager as wp
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, REPORT
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.resume.workers import IN_TURN, Done, Job, Key, Value, Workers
@@ -99,7 +99,7 @@ def main(
     with _cluster() as workers:
         rows.append(_row("ray", content, workers, WORKERS))
     typer.echo(_line(rows[1]))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    row_file.write(json, rows)
     ratio = rows[1].waited / rows[0].waited
     same = rows[0].digest == rows[1].digest
     equal = "equal" if same else "DIFFER"
@@ -146,9 +146,8 @@ def _row(way: str, content: dict[str, Any], workers: Workers, count: int) -> Row
     with TemporaryDirectory() as folder:
         bundle = wp.compile(content, Path(folder, "a.bundle"), cache=False, workers=timed)
         seconds, digest = read_report(bundle).seconds, _digest(bundle.path)
-    threads, command = torch.get_num_threads(), provenance.command("benchmarks.ray_compile")
-    origin = provenance.cpu(), command, provenance.commit()
-    return Row(way, count, threads, timed.jobs, timed.waited, seconds, digest, *origin)
+    origin = provenance.origin("benchmarks.ray_compile")
+    return Row(way, count, torch.get_num_threads(), timed.jobs, timed.waited, seconds, digest, **origin)
 
 
 def _digest(bundle: Path) -> str:

@@ -11,21 +11,20 @@ so that nothing is in memory. The last run kills a server every 20 seconds.
 from __future__ import annotations
 
 import asyncio
-import json as json_file
 import os
 import random
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from benchmarks.serving.clients import Answers, Ask, Tally, replay
 from benchmarks.serving.run import trace
 from benchmarks.serving.texts import made_texts, right_answers
@@ -100,7 +99,7 @@ def main(
     if kill:
         rows.append(_run(bundle, "affinity", FRACTIONS[-1], FAIRNESS.queue_weight, asks, answers, KILL_EVERY))
         typer.echo(line(rows[-1]))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    row_file.write(json, rows)
 
 
 def _run(

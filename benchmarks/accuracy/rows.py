@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks import row_file
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,9 @@ class Row:
 
 def read(path: Path) -> list[Row]:
     """The rows of a file; none if there is no file."""
-    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    return row_file.read(path, Row)
 
 
 def add(path: Path, rows: Iterable[Row]) -> None:
     """Put rows into a file, in place of those that measured the same."""
-    merged = {row.key: row for row in [*read(path), *rows]}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps([asdict(row) for row in merged.values()], indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    row_file.add(path, rows, Row)

@@ -9,22 +9,21 @@ Masks are random, and weights are those of a dense model that was hardly trained
 from __future__ import annotations
 
 import copy
-import json as json_file
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 from torch import Tensor
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from benchmarks.accuracy.effort import effort_of
 from benchmarks.accuracy.run import Domain, task_file
 from weightpager.cli.progress import progress
@@ -60,7 +59,7 @@ class Row:
         whole_seconds, kept_seconds: of a step, the mean over the batches.
         faster, quarters: the median over the batches of whole / kept, and its quartiles.
         loss_apart: the largest difference of a batch's two losses, as a share of the loss.
-        command, commit: that print the row.
+        cpu, command, commit: where the row comes from.
     """
 
     domain: str
@@ -75,6 +74,7 @@ class Row:
     loss_apart: float
     command: str
     commit: str
+    cpu: str = ""
 
 
 def main(
@@ -85,20 +85,18 @@ def main(
     rounds: Annotated[int, typer.Option(help="Batches of each task.")] = 3,
 ) -> None:
     """Measure steps of recovery in pairs."""
-    command = provenance.command("benchmarks.compiling.training")
     effort = replace(effort_of(domain, quick=True), base_steps=1, eval_items=4)
     with tempfile.TemporaryDirectory() as folder, progress() as told:
         found = trained(task_file(domain, effort, 0), CompileRun(told, Journal(Path(folder), "training")))
     lesson = _lesson(found, density, 0.5 if teacher else 0.0, effort.batch)
     pairs = list(_pairs(lesson, rounds))
-    row = _row(pairs, domain, density, teacher=teacher, command=command)
+    row = _row(pairs, domain, density, teacher=teacher)
     typer.echo(
         f"{row.tokens:.0f} tokens a step: {row.tokens / row.whole_seconds:.0f} tokens/s with whole weights, "
         f"{row.tokens / row.kept_seconds:.0f} with kept blocks, {row.faster:.2f} x "
         f"({row.quarters[0]:.2f} to {row.quarters[1]:.2f})"
     )
-    rows: list[dict[str, Any]] = json_file.loads(json.read_text(encoding="utf-8")) if json.exists() else []
-    json.write_text(json_file.dumps([*rows, asdict(row)], indent=1) + "\n", encoding="utf-8")
+    row_file.write(json, [*row_file.read(json, Row), row])
 
 
 def _lesson(found: Trained, density: float, distillation: float, batch: int) -> Lesson:
@@ -156,7 +154,7 @@ def _step(lesson: Lesson, way: Way, task: str, batch: Batch) -> tuple[float, flo
     return time.process_time() - start, error.item()
 
 
-def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool, command: str) -> Row:
+def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool) -> Row:
     low, middle, high = statistics.quantiles([pair.whole / pair.kept for pair in pairs], n=4)
     return Row(
         domain=domain,
@@ -169,8 +167,7 @@ def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool, comm
         faster=round(middle, 3),
         quarters=(round(low, 3), round(high, 3)),
         loss_apart=max(pair.loss_apart for pair in pairs),
-        command=command,
-        commit=provenance.commit(),
+        **provenance.origin("benchmarks.compiling.training"),
     )
 
 

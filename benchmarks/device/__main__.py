@@ -31,6 +31,7 @@ from benchmarks.device.onnx_rows import exported_task, text_models
 from benchmarks.device.processes import environment, in_turns, smallest_budget
 from weightpager.bundle import Bundle
 from weightpager.config import format_size
+from weightpager.machine.process_memory import resident_memory
 
 TEXTS = 200
 _BACKENDS = ("native", "torch")
@@ -122,8 +123,9 @@ def _server_bytes(bundle: Path, given: Mapping[str, str]) -> int:
             asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/embeddings", body, headers)
             with urllib.request.urlopen(asked, timeout=60) as answer:
                 answer.read()
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+        resident = resident_memory(Path(f"/proc/{process.pid}"))
+        assert resident is not None, "Linux states what a process has resident"
+        return resident
     finally:
         process.terminate()
         process.wait()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import typer
 from pydantic import TypeAdapter
 
+from benchmarks import row_file
 from benchmarks.provenance import command, commit
 from weightpager.bundle.report.document import Document
 from weightpager.doctor.machine import describe
@@ -79,7 +80,7 @@ def tell(section: Section, about: str, rows: dict[str, Row], module: str, file: 
         known = read(file)
         if section in known and known[section].rows.keys() - rows.keys():
             found = _beside(section, known[section], found)
-        file.write_bytes(_FILE.dump_json({**known, section: found}, indent=1) + b"\n")
+        row_file.write_text(file, _FILE.dump_json({**known, section: found}, indent=1).decode() + "\n")
 
 
 def _beside(section: Section, kept: Measured, found: Measured) -> Measured:

@@ -47,7 +47,10 @@ def work(tasks: Sequence[str], answer: Answer, forward: Forward, words: int, tex
 
 
 def peak_bytes() -> int:
-    """The most that the process has had resident, pages of mapped files included."""
+    """The most that the process has had resident, pages of mapped files included.
+
+    Read here, as a rival's process must not load anything of ours.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from benchmarks.fleet import changes, kills, mutants, speed
 
 
@@ -37,7 +37,7 @@ def main(
         found[name] = figures
         typer.echo(f"{name}: {json.dumps(figures)}")
         if file is not None:
-            file.write_text(json.dumps(found, indent=1) + "\n")
+            row_file.write_json(file, found)
 
     with tempfile.TemporaryDirectory(prefix="weightpager-fleet-", dir=folder) as place:
         work = Path(place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import signal
 import sys
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.fuzz.trial import Stopped
+from weightpager.machine.memory import size_field
 
 CPU_SECONDS = 2.0
 WALL_SECONDS = 8.0
@@ -123,6 +123,6 @@ def unprivileged(wanted: bool) -> Iterator[None]:
 
 
 def _status(name: str) -> int:
-    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert match is not None, f"Linux states {name}"
-    return int(match[1]) * 1024
+    found = size_field(Path("/proc/self/status").read_text(encoding="ascii"), name)
+    assert found is not None, f"Linux states {name}"
+    return found

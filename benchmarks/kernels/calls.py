@@ -15,7 +15,6 @@ import torch
 import typer
 from torch.nn.functional import linear
 
-from benchmarks import provenance
 from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
@@ -102,7 +101,6 @@ def row(kernel: str, out_features: int, in_features: int, tokens: int, ours: flo
         speedup=round(theirs / ours, 3),
         gbps=None,
         read_gbps=None,
-        cpu=provenance.cpu(),
     )
 
 

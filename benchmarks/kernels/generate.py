@@ -22,7 +22,6 @@ import typer
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from benchmarks import provenance
 from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
@@ -80,7 +79,6 @@ def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None
         speedup=round(statistics.median(a / b for a, b in zip(seconds[None], seconds[variant], strict=True)), 3),
         gbps=None,
         read_gbps=None,
-        cpu=provenance.cpu(),
     )
 
 

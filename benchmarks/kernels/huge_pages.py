@@ -22,6 +22,8 @@ from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.run import DTYPES, ROTATED, SHAPES, Call, Key, Shape, timed
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager.kernels.torch import paged_linear
+from weightpager.machine.memory import size_field
+from weightpager.machine.process_memory import resident_memory
 from weightpager.runtime.memory.host_arena import Arena
 
 SLOTS = ROTATED // 2 // PAGE_BYTES
@@ -103,18 +105,12 @@ def half_released(arena: Arena) -> dict[str, int]:
 
 def resident_mib() -> int:
     """Of this process."""
-    return kib("/proc/self/status", "VmRSS") >> 10
+    return (resident_memory() or 0) >> 20
 
 
 def free_mib() -> int:
     """Of the machine; others' doings are in it."""
-    return kib("/proc/meminfo", "MemFree") >> 10
-
-
-def kib(file: str, name: str) -> int:
-    """A line of a file in /proc."""
-    lines = Path(file).read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+    return (size_field(Path("/proc/meminfo").read_text(encoding="ascii"), "MemFree") or 0) >> 20
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from benchmarks.kernels.goals import (
     Goal,
 )
 from benchmarks.kernels.run import Row, read
+from benchmarks.report.tables import table
 
 _TOP = """# Kernels, measured
 
@@ -112,7 +113,7 @@ def _speedups(rows: Sequence[Row]) -> str:
             goal = GOALS.get((rows[0].dtype, sparsity, count)) if asked else None
             cells.append(_cell(found, goal) if found else "-")
         lines.append(cells)
-    return _table(["sparsity", *(f"{count} tokens" for count in tokens)], lines)
+    return table(["sparsity", *(f"{count} tokens" for count in tokens)], lines)
 
 
 def _cell(found: Sequence[float], goal: Goal | None) -> str:
@@ -136,7 +137,7 @@ def _bandwidth(rows: Sequence[Row]) -> str:
             text = f"{share:.0%} of {row.read_gbps:.0f} GB/s"
             cells.append(text if share >= LEAST_SHARE_OF_READ or dtype != "bfloat16" else f"**{text}**")
         lines.append(cells)
-    return _table(["", *shapes], lines)
+    return table(["", *shapes], lines)
 
 
 def _against(rows: Sequence[Row], dtype: str, wider: str, goal: Goal) -> str:
@@ -152,7 +153,7 @@ def _against(rows: Sequence[Row], dtype: str, wider: str, goal: Goal) -> str:
             found = [slow / fast for slow, fast in zip(theirs, ours, strict=True) if slow and fast]
             cells.append(_cell(found, goal) if found else "-")
         lines.append(cells)
-    return _table(["sparsity", *(f"{count} tokens" for count in tokens)], lines)
+    return table(["sparsity", *(f"{count} tokens" for count in tokens)], lines)
 
 
 def _prepacked(rows: Sequence[Row]) -> str:
@@ -161,7 +162,7 @@ def _prepacked(rows: Sequence[Row]) -> str:
     def ratio(row: Row) -> float:
         return row.dense_ms / (row.prepacked_ms or row.dense_ms)
 
-    return _table([f"{count} tokens" for count in tokens], [[_of(rows, count, ratio) for count in tokens]])
+    return table([f"{count} tokens" for count in tokens], [[_of(rows, count, ratio) for count in tokens]])
 
 
 def _of(rows: Sequence[Row], tokens: int, value: Callable[[Row], float]) -> str:
@@ -189,11 +190,7 @@ def _models(rows: Sequence[Row]) -> str:
         text = _cell([row.speedup], goal).replace(f" ({row.speedup:.2f})", "")
         facts = [row.kernel, row.shape, row.block, row.dtype, f"{row.sparsity:.0%}", str(row.tokens)]
         lines.append([*facts, f"{row.dense_ms:.2f}", f"{row.ms:.2f}", text])
-    return _table(header, lines)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+    return table(header, lines)
 
 
 if __name__ == "__main__":

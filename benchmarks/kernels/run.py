@@ -8,11 +8,10 @@ calls take turns, so that a machine that slows down slows them all.
 
 from __future__ import annotations
 
-import json as json_file
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
@@ -63,7 +62,10 @@ TOKENS = (1, 8, 32, 128, 512)
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel at one shape; the keys of the JSON. Earlier rows have neither command nor commit."""
+    """One kernel at one shape; the keys of the JSON.
+
+    `replace_rows` fills in the last three. Earlier rows have neither command nor commit.
+    """
 
     kernel: str
     isa: str
@@ -78,7 +80,7 @@ class Row:
     speedup: float
     gbps: float | None
     read_gbps: float | None
-    cpu: str
+    cpu: str = ""
     command: str = ""
     commit: str = ""
 
@@ -117,14 +119,13 @@ def main(
 
 def read(file: Path) -> list[Row]:
     """The rows of a file; none if there is no file."""
-    return [Row(**row) for row in json_file.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+    return row_file.read(file, Row)
 
 
 def replace_rows(file: Path, rows: Sequence[Row], module: str) -> None:
     """Put rows that a module's command has measured into a file, in place of those that measured the same."""
-    command, commit = provenance.command(module), provenance.commit()
-    merged = {row.key: row for row in [*read(file), *(replace(row, command=command, commit=commit) for row in rows)]}
-    file.write_text(json_file.dumps([asdict(row) for row in merged.values()], indent=1) + "\n", encoding="utf-8")
+    origin = provenance.origin(module)
+    row_file.add(file, [replace(row, **origin) for row in rows], Row)
 
 
 def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Tensor, repeats: int) -> Iterator[Row]:
@@ -163,7 +164,6 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
             speedup=round(ratio, 3),
             gbps=round(size / ms / 1e6, 2),
             read_gbps=round(size / statistics.median(seconds[size]) / 1e9, 2),
-            cpu=provenance.cpu(),
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import row_file
 from benchmarks.prefetch.real_time import RIVALS
 
 
@@ -46,7 +46,7 @@ class Row:
 
 def read(file: Path) -> list[Row]:
     """The rows of a file; none if there is no file."""
-    return [Row(**row) for row in json.loads(file.read_bytes())] if file.is_file() else []
+    return row_file.read(file, Row)
 
 
 def speedups(rows: Iterable[Row]) -> dict[str, float]:

@@ -9,11 +9,10 @@ serve many tasks today.
 
 from __future__ import annotations
 
-import json as json_file
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from benchmarks.prefetch.oracles import Known, Liar, Oracle
 from benchmarks.prefetch.real_time import RIVALS, of_engine, of_rival
@@ -176,7 +175,7 @@ def main(
             typer.echo(line(row))
     for key, value in speedups(rows).items():
         typer.echo(f"{key} = {value:.4g}")
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    row_file.write(json, rows)
 
 
 def _measured_in(row: Row) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from benchmarks import row_file
 from weightpager.bundle.report.document import Document
 from weightpager.lab.contest.results.figures import align_pack_share
 from weightpager.lab.contest.results.result import Contest
@@ -165,6 +166,4 @@ def read(path: Path) -> Results:
 
 def write(path: Path, results: Results) -> None:
     """Put results in a file's place."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    row_file.write_text(path, results.model_dump_json(indent=1) + "\n")

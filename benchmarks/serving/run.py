@@ -13,13 +13,11 @@ printed is the table for ``docs/serving.md``.
 from __future__ import annotations
 
 import asyncio
-import json as json_file
 import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +25,7 @@ import httpx
 import torch
 import typer
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from benchmarks.serving import attack as attacks
 from benchmarks.serving.attack import AttackRow
 from benchmarks.serving.clients import Answers, Ask, Ids, Tally, crowd, replay, watch
@@ -89,7 +87,7 @@ def main(
 
 
 def _write(path: Path, rows: Sequence[Row | AttackRow]) -> None:
-    path.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    row_file.write(path, rows)
 
 
 def trace(tasks: Sequence[str], texts: Sequence[Ids], rate: float, seconds: float, seed: int) -> list[Ask]:

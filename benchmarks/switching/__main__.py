@@ -7,7 +7,6 @@ Random weights of real shapes; direct reads, so that the page cache plays no par
 
 from __future__ import annotations
 
-import json as json_file
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks import provenance
+from benchmarks import provenance, row_file
 from benchmarks.switching.shares import SHARES
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
@@ -47,8 +46,7 @@ class Row:
         budget: bytes; that of the whole bundle, or less.
         from_task, to_task: the pair.
         bytes: loaded.
-        command: that prints the row.
-        commit: of the sources.
+        cpu, command, commit: where the row comes from.
         overlap: share of the next task's kept bytes that the one before keeps too.
         load_ms: from planning to the last page checked and in place.
         load_gbps: of those bytes.
@@ -67,6 +65,7 @@ class Row:
     from_task: str
     to_task: str
     bytes: int
+    cpu: str
     command: str
     commit: str
     overlap: float | None = None
@@ -102,7 +101,7 @@ def main(
         for row in measured:
             rows.append(row)
             typer.echo(line(row))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    row_file.write(json, rows)
 
 
 def pairs(model: str, bundle: Bundle, repeats: int) -> Iterator[Row]:
@@ -234,13 +233,14 @@ def direct_read(bundle: Bundle, count: int) -> float:
 
 def line(row: Row) -> str:
     """A row for people."""
-    found = {key: value for key, value in asdict(row).items() if value is not None and key not in ("command", "commit")}
+    facts = asdict(row).items()
+    found = {key: value for key, value in facts if value is not None and key not in ("cpu", "command", "commit")}
     return "  ".join(f"{key} {value}" for key, value in found.items())
 
 
 def _row(model: str, engine: Engine, a: str, b: str, count: int, **measured: Any) -> Row:
-    budget = engine.report().budget
-    return Row(model, budget, a, b, count, provenance.command("benchmarks.switching"), provenance.commit(), **measured)
+    origin = provenance.origin("benchmarks.switching")
+    return Row(model, engine.report().budget, a, b, count, **origin, **measured)
 
 
 if __name__ == "__main__":

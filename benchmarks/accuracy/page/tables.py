@@ -8,6 +8,7 @@ from benchmarks.accuracy.page.domains import DOMAINS, Domain
 from benchmarks.accuracy.page.goals import GOALS
 from benchmarks.accuracy.page.plot import NAMES, QUANTISED, label
 from benchmarks.accuracy.page.points import Point, find
+from benchmarks.report.tables import table
 from weightpager.config import format_size
 
 _SPARSE_INT4 = ("ours_private_int4", "ours_int4", "shared_mask_int4")
@@ -32,7 +33,7 @@ def summary_table(points: Sequence[Point]) -> str:
             if any(found):
                 cells = [_short(domain, point) for domain, point in zip(domains, found, strict=True)]
                 lines.append([NAMES[method], f"{fraction:g}", *cells])
-    return _table(["", "share of dense bytes (a)", *(f"{domain.title}: {domain.short}" for domain in domains)], lines)
+    return table(["", "share of dense bytes (a)", *(f"{domain.title}: {domain.short}" for domain in domains)], lines)
 
 
 def _usual(method: str) -> str:
@@ -59,7 +60,7 @@ def goals_table(points: Sequence[Point]) -> str:
             lines.append(
                 [goal.domain, f"{goal.fraction:g}", goal.asked, NAMES[method], verdict.word, verdict.found or "–"]
             )
-    return _table(["domain", "a", "asked", "method", "reached", "found"], lines)
+    return table(["domain", "a", "asked", "method", "reached", "found"], lines)
 
 
 def frontier_table(points: Sequence[Point], domain: Domain) -> str:
@@ -82,7 +83,7 @@ def frontier_table(points: Sequence[Point], domain: Domain) -> str:
         ]
         for point in ordered
     ]
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def task_table(points: Sequence[Point], domain: Domain) -> str:
@@ -95,9 +96,4 @@ def task_table(points: Sequence[Point], domain: Domain) -> str:
         [task, domain.form.format(most.dense(task)), *(domain.form.format(point.value(task)) for point in columns)]
         for task in [*shown, "mean"]
     ]
-    return _table(["task", "dense", *(label(point) for point in columns)], lines)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+    return table(["task", "dense", *(label(point) for point in columns)], lines)
