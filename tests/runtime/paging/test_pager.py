@@ -65,12 +65,12 @@ def loaded(pager: Pager, store: Pages, slots: dict[int, int]) -> list[tuple[list
     told: list[tuple[list[int], BaseException | None]] = []
     over = threading.Event()
 
-    def ended(pages: Collection[int], error: BaseException | None) -> None:
+    def on_read_end(pages: Collection[int], error: BaseException | None) -> None:
         told.append((list(pages), error))
         if sum(len(pages) for pages, _ in told) == len(slots):
             over.set()
 
-    start(pager, store, slots, Priority.ON_DEMAND, ended)
+    start(pager, store, slots, Priority.ON_DEMAND, on_read_end)
     assert over.wait(20)
     return told
 
@@ -96,11 +96,11 @@ def test_groups_that_run_are_changed_under_the_lock_only(pager: Pager) -> None:
     """Removing one compares groups, which lets other threads come between: one that removed at once could die."""
     told, go = threading.Event(), threading.Event()
 
-    def ended(_pages: Collection[int], _error: BaseException | None) -> None:
+    def on_read_end(_pages: Collection[int], _error: BaseException | None) -> None:
         told.set()
         go.wait(20)
 
-    start(pager, Pages(), {1: 9, 2: 0}, Priority.ON_DEMAND, ended)
+    start(pager, Pages(), {1: 9, 2: 0}, Priority.ON_DEMAND, on_read_end)
     assert told.wait(20)
     with pager._ways[-1]._changed:
         go.set()

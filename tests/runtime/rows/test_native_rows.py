@@ -150,7 +150,7 @@ def test_who_reads(pager: Pager, files: Files, request: pytest.FixtureRequest) -
     wanted = request.node.callspec.params["pager"]
     assert pager.own_reads.device in {wanted, "threads"}
     assert (files.store.bytes - before) % files.page_bytes == 0 < files.store.bytes - before
-    assert pager.ended() == 0
+    assert pager.reads_ended() == 0
 
 
 def test_many_pages_are_read_in_pieces(pager: Pager, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_what_comes_late_but_in_time_is_waited_for(files: Files) -> None:
 def test_storage_that_works_for_others_is_not_given_up(files: Files) -> None:
     hanging = Hanging(files, read_timeout=0.06)
     count = iter(range(10**6))
-    hanging.pager.ended = lambda: next(count)  # type: ignore[method-assign]
+    hanging.pager.reads_ended = lambda: next(count)  # type: ignore[method-assign]
     later = threading.Timer(0.4, hanging.answer, (FIRST,))
     later.start()
     assert torch.equal(looked_up(hanging.cache, hanging.row(0)), files.values[torch.from_numpy(hanging.row(0))])

@@ -76,7 +76,7 @@ class Loader:
     def prefetch(self, pages: Pages) -> None:
         """Load absent pages, ascending, that nobody waits for. The lock is held."""
         slots = self._state.blocks.reserve(pages)
-        self._state.pager.load(self._state.store, pages, slots, Priority.PREFETCH, self._ended)
+        self._state.pager.load(self._state.store, pages, slots, Priority.PREFETCH, self._on_read_end)
         self._state.prefetched.begun(pages.tolist())
 
     def stop_prefetch(self) -> None:
@@ -124,7 +124,7 @@ class Loader:
         tables.try_hold_or_borrow(SMALL_SWITCH_BYTES)
         with self._lock:
             plan, stamp = self._slots.plan(request), self._stamp()
-        landed.wait(state.read_timeout, state.pager.ended)
+        landed.wait(state.read_timeout, state.pager.reads_ended)
         stats = LoadStats(landed.reads, landed.bytes, time.perf_counter() - start)
         with self._lock:
             if state.closed:
@@ -198,7 +198,7 @@ class Loader:
         slots = state.blocks.reserve(plan.prepare)
         pages = [*plan.loading.tolist(), *plan.prepare.tolist()]
         pending = PendingPages(pages, state.index.layers, state.read_timeout, before)
-        reads = state.pager.load(state.store, plan.prepare, slots, request.priority, self._ended)
+        reads = state.pager.load(state.store, plan.prepare, slots, request.priority, self._on_read_end)
         state.waiters.add(pending)
         load = PendingLoad(reads, len(plan.prepare) * state.memory.page_bytes, pending)
         if not request.wait:
@@ -237,7 +237,7 @@ class Loader:
         self._state.prefetched.cancelled(pages)
         self._state.blocks.cancel(pages)
 
-    def _ended(self, pages: Collection[int], error: BaseException | None) -> None:
+    def _on_read_end(self, pages: Collection[int], error: BaseException | None) -> None:
         """A read has ended: its pages are resident, or their slots free again."""
         state = self._state
         with self._lock:
@@ -245,7 +245,7 @@ class Loader:
                 state.blocks.publish(pages)
             else:
                 state.blocks.cancel(pages)
-            state.prefetched.ended(pages, error)
+            state.prefetched.on_read_end(pages, error)
             if state.prefetched.error is not None:
                 self.stop_prefetch()
             for pending in state.waiters.waiting_for(pages):

@@ -118,17 +118,17 @@ class BlockingRead:
     Args:
         pages: how many there are.
         read_timeout: seconds in which no read ends, after which storage is given up.
-        ended: gives the number of reads that have ended until now, whoever wanted them.
+        reads_ended: gives the number of reads that have ended until now, whoever wanted them.
     """
 
-    def __init__(self, pages: int, read_timeout: float, ended: Callable[[], int]) -> None:
+    def __init__(self, pages: int, read_timeout: float, reads_ended: Callable[[], int]) -> None:
         self._changed = threading.Condition()
         self._left = pages
         self._read_timeout = read_timeout
-        self._ended = ended
+        self._reads_ended = reads_ended
         self._error: BaseException | None = None
 
-    def told(self, pages: Collection[int], error: BaseException | None) -> None:
+    def on_read_end(self, pages: Collection[int], error: BaseException | None) -> None:
         """Some pages are in place and checked, or won't come."""
         with self._changed:
             self._left -= len(pages)
@@ -144,7 +144,7 @@ class BlockingRead:
         """
         with self._changed:
             while self._left:
-                if not _wait_while_progress(self._changed, self._read_timeout, self._ended):
+                if not _wait_while_progress(self._changed, self._read_timeout, self._reads_ended):
                     raise storage_hangs(
                         f"storage has delivered nothing for {self._read_timeout:g} s, "
                         f"{self._left} pages are outstanding"

@@ -46,14 +46,14 @@ class Pager:
         pages: Pages,
         slots: npt.NDArray[np.integer],
         priority: Priority,
-        ended: Callable[[Collection[int], BaseException | None], None],
+        on_read_end: Callable[[Collection[int], BaseException | None], None],
     ) -> int:
         """Start to load pages into slots of the arena; how many reads it takes. Arguments are those of `Load`.
 
         Raises:
             EngineClosedError: the pager has been closed.
         """
-        return self._start(Load(store, self._arena, pages, slots, priority, ended))
+        return self._start(Load(store, self._arena, pages, slots, priority, on_read_end))
 
     def read(
         self,
@@ -80,8 +80,10 @@ class Pager:
             StoreTimeoutError: storage hangs. A late answer may still be written to ``into``, which must be dropped.
             EngineClosedError: the pager has been closed.
         """
-        blocking = BlockingRead(len(pages), read_timeout, self.ended)
-        load = Load(store, PageBuffer(into), pages, np.arange(len(pages)), priority, blocking.told, cancellable=False)
+        blocking = BlockingRead(len(pages), read_timeout, self.reads_ended)
+        load = Load(
+            store, PageBuffer(into), pages, np.arange(len(pages)), priority, blocking.on_read_end, cancellable=False
+        )
         reads = self._start(load)
         try:
             blocking.wait()
@@ -95,9 +97,9 @@ class Pager:
         """Begin to read pages beside the arena. None where that can't be done. See `LandedPages.begin`."""
         return LandedPages.begin(self.own_reads, store, self._arena, pages)
 
-    def ended(self) -> int:
+    def reads_ended(self) -> int:
         """How many reads have ended until now, well or not, without those that threads make themselves."""
-        return sum(way.ended for way in self._ways)
+        return sum(way.reads_ended for way in self._ways)
 
     @property
     def pages(self) -> set[int]:

@@ -52,7 +52,7 @@ class PrefetchedPages:
         self._pages.difference_update(late)
         self.ledger.needed(pages, len(late), misses)
 
-    def ended(self, pages: Collection[int], error: BaseException | None) -> None:
+    def on_read_end(self, pages: Collection[int], error: BaseException | None) -> None:
         """A read of these pages has ended, well or not."""
         if not self._pages:
             return

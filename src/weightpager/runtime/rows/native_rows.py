@@ -85,7 +85,7 @@ class NativeRows:
         ids = np.ascontiguousarray(ids, np.int64)
         reads = self._reads
         outcome = self.table.look_up(
-            ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.read_timeout, reads.pager.ended
+            ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.read_timeout, reads.pager.reads_ended
         )
         if outcome is None:
             return False

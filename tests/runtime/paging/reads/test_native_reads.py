@@ -136,7 +136,7 @@ def test_who_makes_the_reads(reads: native_reads.NativeReads, store: VerifyingSt
     wanted = request.node.callspec.params["reads"]
     assert reads.device in ({wanted, "threads"} if wanted == "io_uring" else {wanted})
     assert reads.pages == set()
-    assert reads.ended > 0
+    assert reads.reads_ended > 0
 
 
 def test_a_damaged_page_is_named_and_others_come(

@@ -71,17 +71,17 @@ class LandedPages:
         )
         return None if native is None else cls(native, store, into, pages)
 
-    def wait(self, read_timeout: float, ended: Callable[[], int]) -> None:
+    def wait(self, read_timeout: float, reads_ended: Callable[[], int]) -> None:
         """Wait until all are there and checked.
 
         Args:
             read_timeout: seconds in which no read ends, of this or of the pager's, after which storage is given up.
-            ended: gives how often reads of the pager have ended until now.
+            reads_ended: gives how often reads of the pager have ended until now.
 
         Raises:
             StoreError, PageCorruptError, StoreTimeoutError, EngineClosedError: what kept a page from coming.
         """
-        failure, number, page, read = self._native.wait(read_timeout, ended)
+        failure, number, page, read = self._native.wait(read_timeout, reads_ended)
         if read:
             self._store.count(read)
         if failure:

@@ -36,8 +36,8 @@ class Load:
         pages: int64 [N], ascending.
         slots: [N], the slot of each. It belongs to its read until that has ended.
         priority: who may overtake whom.
-        ended: told of pages that have come, or of those of a read that failed and why. Pages that came are in place and
-            checked. Called in a thread of the pager.
+        on_read_end: called in a thread of the pager with pages that have come, or with those of a read that failed and
+            why. Pages that came are in place and checked.
         cancellable: whether `Reads.cancel` may take back what hasn't begun, as of pages for the arena; else only
             `Reads.withdraw` does.
     """
@@ -47,7 +47,7 @@ class Load:
     pages: Pages
     slots: npt.NDArray[np.integer]
     priority: Priority
-    ended: Callable[[Collection[int], BaseException | None], None]
+    on_read_end: Callable[[Collection[int], BaseException | None], None]
     cancellable: bool = True
 
 
@@ -55,7 +55,7 @@ class Reads(Protocol):
     """Carries loads out. Safe to use from several threads."""
 
     @property
-    def ended(self) -> int:
+    def reads_ended(self) -> int:
         """How many reads have ended until now, well or not."""
 
     @property

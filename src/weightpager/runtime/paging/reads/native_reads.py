@@ -59,7 +59,7 @@ class NativeReads:
             reads=reads, most_bytes=_BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
         )
         self._loads: dict[int, _BegunLoad] = {}
-        self._ended = [0]
+        self._reads_ended = [0]
         self._numbers = count()
         self._lock = threading.Lock()  # of starting the thread
         self._thread: threading.Thread | None = None
@@ -70,8 +70,8 @@ class NativeReads:
         return self._queue.device
 
     @property
-    def ended(self) -> int:
-        return self._ended[0]
+    def reads_ended(self) -> int:
+        return self._reads_ended[0]
 
     @property
     def pages(self) -> set[int]:
@@ -123,7 +123,7 @@ class NativeReads:
 
     def close(self) -> bool:
         for number, pages, *_ in self._queue.close():
-            self._loads[number].load.ended(_pages(pages), closed_while_loading())
+            self._loads[number].load.on_read_end(_pages(pages), closed_while_loading())
         with self._lock:
             thread = self._thread
         if thread is None or thread is threading.current_thread():  # the garbage collector may close it, in any thread
@@ -141,7 +141,10 @@ class NativeReads:
             if self._thread is None:
                 # A daemon: a read that hangs must not keep the interpreter from ending.
                 self._thread = threading.Thread(
-                    target=_drive, args=(self._queue, self._loads, self._ended), name="weightpager-pager", daemon=True
+                    target=_drive,
+                    args=(self._queue, self._loads, self._reads_ended),
+                    name="weightpager-pager",
+                    daemon=True,
                 )
                 try:
                     self._thread.start()
@@ -152,15 +155,15 @@ class NativeReads:
                 weakref.finalize(self, _abandon, os.getpid(), self._queue, self._thread)
 
 
-def _drive(queue: _native.ReadQueue, loads: dict[int, _BegunLoad], ended: list[int]) -> None:
+def _drive(queue: _native.ReadQueue, loads: dict[int, _BegunLoad], reads_ended: list[int]) -> None:
     """Carry out the loads of a queue until it is closed. It doesn't know its owner, which may go meanwhile."""
     while (report := queue.drive()) is not None:
         for number, packed, failure, error, corrupt in report[0]:
             (load, store), pages = loads[number], _pages(packed)
             if failure not in (STORAGE, END_OF_FILE, NO_THREAD):
                 store.count(len(pages) * load.into.page_bytes)
-            ended[0] += 1
-            load.ended(pages, read_error(failure, error, corrupt if failure == CORRUPT else pages[0]))
+            reads_ended[0] += 1
+            load.on_read_end(pages, read_error(failure, error, corrupt if failure == CORRUPT else pages[0]))
             del load, store
         for number in report[1]:
             loads.pop(number, None)

@@ -56,7 +56,7 @@ class ThreadReads:
         self._closed = False
         self._count = threads
         self._threads: list[threading.Thread] = []
-        self.ended = 0
+        self.reads_ended = 0
 
     def start(self, load: Load) -> int:
         runs = coalesce(load.pages.tolist(), load.store.span, load.into.page_bytes)
@@ -100,7 +100,7 @@ class ThreadReads:
             dropped, self._queue = self._queue, []
             self._changed.notify_all()
         for group in dropped:
-            group.load.ended(group.pages, closed_while_loading())
+            group.load.on_read_end(group.pages, closed_while_loading())
         for thread in self._threads:
             if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
                 thread.join(JOIN_SECONDS)
@@ -142,10 +142,10 @@ class ThreadReads:
             failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
             failure.__cause__ = error
         stage.give_back()
-        group.load.ended(group.pages, failure)
+        group.load.on_read_end(group.pages, failure)
         with self._changed:  # it compares groups, and another thread may come between
             self._running.remove(group)
-            self.ended += 1
+            self.reads_ended += 1
 
     def _next(self) -> tuple[_Group, Stage] | None:
         """The next group and its stage; None once it is closed."""
