@@ -236,7 +236,7 @@ def test_a_failing_read_in_the_commit_phase_leaves_no_task_and_nothing_wrong(ass
     store = FaultyStore(LocalStore(bundle))
     with wp.Engine(bundle, EngineConfig(tight(assistant_bundle, old)), lambda _: store) as engine:
         module = engine.activate(old)
-        plan = engine.blocks.plan(bundle.task_numbers[new], leaving=bundle.task_numbers[old])
+        plan = engine.blocks.plan(bundle.task_numbers[new], previous=bundle.task_numbers[old])
         assert plan is not None
         assert len(plan.commit)
         store.bad = set(plan.commit.tolist())

@@ -191,11 +191,11 @@ class Engine(EngineMaintenance):
         with self._activating:
             if name == self._current and (again := self._holds.enter_again(name, wait=wait)) is not None:
                 return again
-            leaving = None if name == self._current else self._current
-            module = self._holds.hold(name, leaving, self._leave_current, wait=wait, timeout=timeout)
-            left, self._current = self._current, name
-            if left is not None:
-                self._holds.release(left)
+            previous = None if name == self._current else self._current
+            module = self._holds.hold(name, previous, self._leave_current, wait=wait, timeout=timeout)
+            still_held, self._current = self._current, name
+            if still_held is not None:
+                self._holds.release(still_held)
             return module
 
     def module(self, name: str) -> Any:

@@ -43,7 +43,7 @@ class TaskHolds:
     def hold(
         self,
         name: str,
-        leaving: str | None = None,
+        previous: str | None = None,
         give_up: Callable[[], None] = lambda: None,
         *,
         wait: bool = True,
@@ -54,8 +54,8 @@ class TaskHolds:
 
         Args:
             name: of the task.
-            leaving: the task that is left for it.
-            give_up: leaves that one, if both don't fit together.
+            previous: the task that is left for it.
+            give_up: leaves the previous task, if both don't fit together.
             wait: whether to return only when all pages are there.
             timeout: seconds to wait for room and for other switches.
             is_visit: whether somebody asked for the task; to keep it in memory is no visit.
@@ -65,14 +65,14 @@ class TaskHolds:
         request = SwitchRequest(
             task.number,
             name,
-            leaving=None if leaving is None else self._open.tasks[leaving].number,
+            previous=None if previous is None else self._open.tasks[previous].number,
             give_up=give_up,
             deadline=_deadline(timeout),
             wait=wait,
             priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
             reuse=partial(reuse_after, task.number, self._open, self._switches.monitor),
             tables=task.tables,
-            leaving_tables=None if leaving is None else self._open.tasks[leaving].tables,
+            previous_tables=None if previous is None else self._open.tasks[previous].tables,
         )
         try:
             stats, load = self._open.residency.bring_in(request)

@@ -98,7 +98,7 @@ def test_the_old_task_is_given_up_only_for_what_has_no_other_room() -> None:
     bring_in(blocks, 0)
     bring_in(blocks, 2)
     blocks.hold(0)
-    plan = blocks.plan(1, leaving=0)
+    plan = blocks.plan(1, previous=0)
     assert plan is not None
     assert plan.evict.tolist() == [9]
     assert plan.prepare.tolist() == [3]
@@ -111,12 +111,12 @@ def test_pages_that_another_task_in_use_needs_are_not_given_up() -> None:
     bring_in(blocks, 0)
     blocks.hold(0)
     blocks.hold(1)
-    assert blocks.plan(2, leaving=0) is None
-    plan = blocks.plan(3, leaving=0)
+    assert blocks.plan(2, previous=0) is None
+    plan = blocks.plan(3, previous=0)
     assert plan is not None
     assert plan.commit.tolist() == [3, 4]
     assert blocks.locked().tolist() == [0, 1, 2]
-    assert blocks.locked(but_one_hold_of=[0]).tolist() == [0]
+    assert blocks.locked(released=[0]).tolist() == [0]
 
 
 def test_pages_that_are_on_their_way_are_not_loaded_again() -> None:
@@ -220,24 +220,24 @@ class Residency(RuleBasedStateMachine):
     def switch_at_once(self, task: int, which: int, wanted: list[int]) -> None:
         """From one of the tasks that are held, all pages in one step, as a plan of both phases says."""
         task %= len(self.needs)
-        leaving = self.held[which % len(self.held)] if self.held else None
+        previous = self.held[which % len(self.held)] if self.held else None
         reuse = np.array(wanted[: len(self.needs)], np.float64)
-        plan = self.blocks.plan(task, leaving, lambda: reuse)
+        plan = self.blocks.plan(task, previous, lambda: reuse)
         if self.coming:
             return
-        stay = self.needs[task].union(*(self.needs[one] for one in self.others(leaving)))
-        assert self.blocks.has_room(task, leaving) == (plan is not None) == (len(stay) <= self.blocks.slots)
+        stay = self.needs[task].union(*(self.needs[one] for one in self.others(previous)))
+        assert self.blocks.has_room(task, previous) == (plan is not None) == (len(stay) <= self.blocks.slots)
         if plan is None:
             return
         absent = self.needs[task] - resident(self.blocks)
         assert [*plan.prepare.tolist(), *plan.commit.tolist()] == sorted(absent)
         assert not set(plan.evict.tolist()) & (self.kept() | self.needs[task])
-        assert len(plan.leave) == len(plan.commit)
-        assert not set(plan.leave.tolist()) & stay
+        assert len(plan.evict_previous) == len(plan.commit)
+        assert not set(plan.evict_previous.tolist()) & stay
         if len(plan.commit):
-            assert leaving is not None
-            self.held.remove(leaving)
-            self.blocks.release(leaving)
+            assert previous is not None
+            self.held.remove(previous)
+            self.blocks.release(previous)
             plan = plan.merged()
         self.blocks.evict(plan.evict)
         self.blocks.reserve(plan.prepare)
@@ -245,11 +245,11 @@ class Residency(RuleBasedStateMachine):
         self.blocks.hold(task)
         self.held.append(task)
 
-    def others(self, leaving: int | None) -> list[int]:
+    def others(self, previous: int | None) -> list[int]:
         """What is held beside one hold of a task."""
         others = list(self.held)
-        if leaving is not None:
-            others.remove(leaving)
+        if previous is not None:
+            others.remove(previous)
         return others
 
     @rule()

@@ -75,10 +75,10 @@ class TableCache:
         finally:
             self.release(tables)
 
-    def needed(self, tables: Expandable, leaving: Expandable | None = None) -> int:
-        """Bytes that these and those in use take together, as if ``leaving`` were held once less."""
+    def needed(self, tables: Expandable, released: Expandable | None = None) -> int:
+        """Bytes that these and those in use take together, as if ``released`` had been released once."""
         with self._lock:
-            gone = {leaving} if leaving is not None and self._users[leaving] == 1 else set()
+            gone = {released} if released is not None and self._users[released] == 1 else set()
             return _nbytes({*self._in_use(), tables} - gone | {tables})
 
     def has_one_user(self, tables: Expandable) -> bool:

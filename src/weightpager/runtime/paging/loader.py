@@ -36,7 +36,7 @@ class Loader:
         self._unawaited: dict[int, Sequence[PendingLoad]] = {}  # of each held task, loads that nobody has waited for
 
     def bring_in(self, request: SwitchRequest, tables: TableHold) -> tuple[LoadStats, PendingLoad | None]:
-        """Load what a held task lacks: first what fits beside the task that is left, then the rest in its place.
+        """Load what a held task lacks: first what fits beside the previous one, then the rest in that one's place.
 
         Whoever calls has the turn, and not the lock. Results and errors are those of `Residency.bring_in`.
 
@@ -114,7 +114,7 @@ class Loader:
         """Begin to read what a held task lacks beside the arena; None as `_switch_small` says."""
         state = self._state
         with self._lock:
-            if state.blocks.loading or not state.blocks.has_room(request.task, request.leaving):
+            if state.blocks.loading or not state.blocks.has_room(request.task, request.previous):
                 return None
             return state.pager.land(state.store, state.blocks.missing(request.task))
 
@@ -156,7 +156,7 @@ class Loader:
         return begins
 
     def _merged(self, plan: SwitchPlan, request: SwitchRequest) -> Callable[[], SwitchPlan]:
-        """A way to plan both phases in one, once the old task has been given up. The lock is held.
+        """A way to plan both phases in one, once the previous task has been given up. The lock is held.
 
         What is loading now may have come by then, or not.
         """
@@ -167,7 +167,7 @@ class Loader:
     def _commit_and_load(
         self, request: SwitchRequest, make_plan: Callable[[], SwitchPlan], tables: TableHold
     ) -> tuple[LoadStats, PendingLoad | None]:
-        """Give up the task that is left, and load what is planned then in its place."""
+        """Give up the previous task, and load what is planned then in its place."""
         with self._commit(request):
             load = self._start(make_plan(), request)
         tables.try_hold()
@@ -180,7 +180,7 @@ class Loader:
 
     @contextmanager
     def _commit(self, request: SwitchRequest) -> Iterator[None]:
-        """Give up the task that is left; until its place is taken, with the lock held, nobody else can hold one."""
+        """Give up the previous task. Until its place is taken, with the lock held, nobody else can hold a task."""
         try:
             request.give_up()
             with self._lock:

@@ -52,7 +52,7 @@ class Residency:
         Raises:
             BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
             BusyError: the deadline passed while another switch was going on; nothing has changed.
-            StoreError, PageCorruptError: a load failed while the task being left was whole, and it still is.
+            StoreError, PageCorruptError: a load failed while the previous task was whole, and it still is.
             SwitchFailedError: a load failed after ``give_up``.
             EngineClosedError: it has been closed.
         """

@@ -25,7 +25,7 @@ class SlotAllocator:
     def plan(self, request: SwitchRequest) -> SwitchPlan:
         """A plan, as soon as reads in flight leave room for one.
 
-        Their slots are waited for if there is no room without them, or to keep the task that is left.
+        Their slots are waited for if there is no room without them, or to keep the previous task.
 
         Raises:
             BudgetError: tasks in use leave no room.
@@ -33,7 +33,7 @@ class SlotAllocator:
         """
         hangs = False
         while True:
-            plan = self._blocks.plan(request.task, request.leaving, request.reuse)
+            plan = self._blocks.plan(request.task, request.previous, request.reuse)
             if plan is not None and (hangs or not (plan.needs_commit and self._state.prefetched)):
                 return plan
             if plan is None and not self.fits(request):
@@ -73,12 +73,12 @@ class SlotAllocator:
         return storage_hangs(f"storage has not finished a read for {seconds:g} s whose memory is needed")
 
     def _pages_in_use(self, request: SwitchRequest) -> int:
-        """How many pages the task and those in use need, as if the one that is left for it weren't in use."""
-        counted_less = [request.task] if request.leaving is None else [request.task, request.leaving]
-        locked = self._blocks.locked(but_one_hold_of=counted_less)
+        """How many pages the task and those in use need, as if the previous one weren't in use."""
+        released = [request.task] if request.previous is None else [request.task, request.previous]
+        locked = self._blocks.locked(released=released)
         return len(distinct(np.concatenate([self._blocks.needs(request.task), locked])))
 
     def _table_bytes(self, request: SwitchRequest) -> int:
         """Bytes of the expanded block tables of the task and of those in use."""
         cache = self._state.memory.tables
-        return 0 if request.tables is None else cache.needed(request.tables, request.leaving_tables)
+        return 0 if request.tables is None else cache.needed(request.tables, request.previous_tables)

@@ -38,8 +38,8 @@ class PagingState:
         store: where pages come from; it checks them.
         read_timeout: seconds without any page after which storage is given up.
         waiters: who waits for which page.
-        committing: True from the moment the old task is given up until the new task has its slots. Meanwhile nobody may
-            hold a task.
+        committing: True from the moment the previous task is given up until the new task has its slots. Meanwhile
+            nobody may hold a task.
         changes: how often something happened that may have made room for a task that had none.
         closed: whether nothing may be held any more.
         lock: guards these.

@@ -23,34 +23,34 @@ class SwitchRequest:
     Attributes:
         task: its number.
         name: its name, for errors.
-        leaving: number of the task that is left for it, None if none is.
-        give_up: called once, if both don't fit together, when the other can be kept no longer: it releases it.
+        previous: number of the task that is left for it, None if none is.
+        give_up: releases the previous task. Called once, if both don't fit together, when that can be kept no longer.
         deadline: when waiting for other tasks to leave or for another switch ends, by `time.monotonic`; None never
             waits for a task, and as long as it takes for a switch.
         wait: whether to return only when all pages are there.
         priority: the priority of its reads.
         reuse: gives the expected uses of each task in the near future [tasks], for eviction.
         tables: its block tables, expanded while it is held; None if it has none.
-        leaving_tables: those of the task that is left.
+        previous_tables: those of the previous task.
     """
 
     task: int
     name: str
-    leaving: int | None = None
+    previous: int | None = None
     give_up: Callable[[], None] = lambda: None
     deadline: float | None = None
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
     reuse: Callable[[], npt.NDArray[np.floating]] | None = None
     tables: Expandable | None = None
-    leaving_tables: Expandable | None = None
+    previous_tables: Expandable | None = None
 
     def after_give_up(self) -> SwitchRequest:
-        """The request that remains once the task that is left has been given up."""
+        """The request that remains once the previous task has been given up."""
         return SwitchRequest(self.task, self.name, reuse=self.reuse)
 
     def failed(self, error: WeightpagerError) -> SwitchFailedError:
-        """The error for a failure after the task that is left has been given up."""
+        """The error for a failure after the previous task has been given up."""
         return SwitchFailedError(f"switching to {self.name!r} failed, no task is active now: {error}")
 
 

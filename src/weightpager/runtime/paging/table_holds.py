@@ -34,7 +34,7 @@ class TableHold:
     def try_hold_or_borrow(self, most: int) -> None:
         """Hold them if there is room; else, if they take at most so many bytes, expand them beside it for a while.
 
-        The task that is left still has its own meanwhile.
+        The previous task still has its own meanwhile.
         """
         self.try_hold()
         tables = self._request.tables
@@ -78,7 +78,7 @@ class TableHolds:
     def hold(self, request: SwitchRequest, borrowed: ExitStack | None = None) -> None:
         """Hold a task's tables, once its pages are there or on their way.
 
-        If there is no room, the task that is left gives up its own: all that could fail has been done. If others hold
+        If there is no room, the previous task gives up its own: all that could fail has been done. If others hold
         that too, or none is left, slots make room. Whoever calls has the turn, and not the lock.
 
         Args:
@@ -94,11 +94,11 @@ class TableHolds:
         with self._state.lock:
             if borrowed is None and self.try_hold(request):
                 return
-            gives_up = request.leaving_tables is not None and cache.has_one_user(request.leaving_tables)
+            gives_up = request.previous_tables is not None and cache.has_one_user(request.previous_tables)
         if gives_up:
             request.give_up()
         if borrowed is not None:
-            borrowed.close()  # what nobody uses goes, the least recently used first: those of the task that was left
+            borrowed.close()  # what nobody uses goes, the least recently used first: those of the previous task
         try:
             with self._state.lock:
                 if request.tables is not None and not cache.hold(request.tables):

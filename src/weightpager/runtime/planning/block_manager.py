@@ -129,36 +129,41 @@ class BlockManager:
         """Whether anybody holds a task."""
         return self._holders[task] > 0
 
-    def locked(self, but_one_hold_of: Sequence[int] = ()) -> Pages:
-        """Pages of held tasks, ascending: these may not be evicted. One hold of each of some tasks is disregarded."""
-        return np.flatnonzero(self._is_locked(but_one_hold_of))
+    def locked(self, released: Sequence[int] = ()) -> Pages:
+        """Pages of held tasks, ascending, as if each of ``released`` had been released once. They must stay."""
+        return np.flatnonzero(self._is_locked(released))
 
     def plan(
-        self, task: int, leaving: int | None = None, reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+        self, task: int, previous: int | None = None, reuse: Callable[[], npt.NDArray[np.floating]] | None = None
     ) -> SwitchPlan | None:
         """How to make all of a task's pages resident; None if that can't be done.
 
         Args:
             task: the next one.
-            leaving: the task that is being left, held once for that, given up only if it must be.
+            previous: the task that is left for it. It is held once, and given up only if it must be.
             reuse: gives the expected uses of each task in the near future [tasks]; asked only where pages must go. What
                 tasks will use least goes first, and among equals what was used least recently.
         """
         missing = self.missing(task)
         coming = self._slots.reserved[missing] != ABSENT
         loading, absent = missing[coming], missing[~coming]
-        spare, freed = self._may_go(task, leaving)
+        spare, freed = self._may_go(task, previous)
         now = min(len(absent), self.free + len(spare))
         going, later = max(0, now - self.free), len(absent) - now
         if later > len(freed):
             return None
-        evict, leave = self._first_to_go(spare, going, reuse), self._first_to_go(freed, later, reuse)
-        return SwitchPlan(evict, loading, absent[:now], absent[now:], leave)
+        return SwitchPlan(
+            evict=self._first_to_go(spare, going, reuse),
+            loading=loading,
+            prepare=absent[:now],
+            commit=absent[now:],
+            evict_previous=self._first_to_go(freed, later, reuse),
+        )
 
-    def has_room(self, task: int, leaving: int | None = None) -> bool:
+    def has_room(self, task: int, previous: int | None = None) -> bool:
         """Whether `plan` finds room for a task, where no page is loading."""
         gone = self.page_table != ABSENT
-        gone &= ~self._is_kept(task, leaving)
+        gone &= ~self._is_kept(task, previous)
         return bool(self._missing[task] <= self.free + np.count_nonzero(gone))
 
     def occupancy(self, current: int | None = None) -> Occupancy:
@@ -241,13 +246,13 @@ class BlockManager:
         assert all(count >= 0 or count == GONE for count in self._holders), "more releases than holds"
         assert self._missing.tolist() == [len(self.missing(task)) for task in range(self.tasks)], "a wrong count"
 
-    def _is_locked(self, but_one_hold_of: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
+    def _is_locked(self, released: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
         """Whether each page [pages] is one of `locked`."""
-        return self._needs.needed_by_any(self._held(but_one_hold_of))
+        return self._needs.needed_by_any(self._held(released))
 
-    def _held(self, but_one_hold_of: Sequence[int] = ()) -> list[int]:
-        """Tasks that are held. One hold of each of some tasks is disregarded."""
-        return [task for task, count in enumerate(self._holders) if count > but_one_hold_of.count(task)]
+    def _held(self, released: Sequence[int] = ()) -> list[int]:
+        """Tasks that are held, as if each of ``released`` had been released once."""
+        return [task for task, count in enumerate(self._holders) if count > released.count(task)]
 
     def _first_to_go(self, spare: Pages, count: int, reuse: Callable[[], npt.NDArray[np.floating]] | None) -> Pages:
         """Choose so many of these resident pages. Their order is asked for only where some can stay."""
@@ -255,17 +260,17 @@ class BlockManager:
             return spare[:count]
         return self._order.sort(spare, reuse and reuse())[:count]
 
-    def _may_go(self, task: int, leaving: int | None) -> tuple[Pages, Pages]:
-        """Resident pages that can go for a task: those that none held needs, and those that only ``leaving`` needs."""
-        idle = _where((self.page_table != ABSENT) & ~self._is_kept(task, leaving))
-        if leaving is None or not self.is_held(leaving):
+    def _may_go(self, task: int, previous: int | None) -> tuple[Pages, Pages]:
+        """Resident pages that can go for a task: those that no held task needs, and those of ``previous`` alone."""
+        idle = _where((self.page_table != ABSENT) & ~self._is_kept(task, previous))
+        if previous is None or not self.is_held(previous):
             return idle, NO_PAGES
-        left = self._needs.needed_by(leaving)[idle]
-        return idle[~left], idle[left]
+        of_previous = self._needs.needed_by(previous)[idle]
+        return idle[~of_previous], idle[of_previous]
 
-    def _is_kept(self, task: int, leaving: int | None) -> npt.NDArray[np.bool_]:
-        """Whether ``task`` or a held task needs each page [pages]. One hold of ``leaving`` is disregarded."""
-        kept = self._is_locked(() if leaving is None else (leaving,))
+    def _is_kept(self, task: int, previous: int | None) -> npt.NDArray[np.bool_]:
+        """Whether ``task`` or a held task needs each page [pages], as if ``previous`` had been released once."""
+        kept = self._is_locked(() if previous is None else (previous,))
         kept |= self._needs.needed_by(task)
         return kept
 

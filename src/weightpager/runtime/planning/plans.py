@@ -36,37 +36,39 @@ class SwitchPlan:
     Attributes:
         evict: resident pages that no task in use needs, given up in the prepare phase.
         loading: pages that an earlier load is bringing already.
-        prepare: pages loaded while the old task is still whole; ascending.
-        commit: pages for which the old task must be given up first; ascending. Empty if both fit together.
-        leave: pages of the old task that are given up for these.
+        prepare: pages loaded while the previous task is still whole; ascending.
+        commit: pages for which the previous task must be given up first; ascending. Empty if both fit together.
+        evict_previous: pages of the previous task that are given up for these.
     """
 
     evict: Pages
     loading: Pages
     prepare: Pages
     commit: Pages
-    leave: Pages
+    evict_previous: Pages
 
     @property
     def has_first_phase(self) -> bool:
-        """Whether pages are to come while the old task is still whole."""
+        """Whether pages are to come while the previous task is still whole."""
         return len(self.prepare) + len(self.loading) > 0
 
     @property
     def needs_commit(self) -> bool:
-        """Whether the old task must be given up."""
+        """Whether the previous task must be given up."""
         return len(self.commit) > 0
 
     def second_phase(self) -> SwitchPlan:
-        """What is left once the first phase has ended and the old task has been given up."""
-        return SwitchPlan(self.leave, NO_PAGES, self.commit, NO_PAGES, NO_PAGES)
+        """What remains once the first phase has ended and the previous task has been given up."""
+        return _one_phase(evict=self.evict_previous, loading=NO_PAGES, prepare=self.commit)
 
     def merged(self) -> SwitchPlan:
-        """Both phases in one, once the old task has been given up."""
-        return SwitchPlan(
-            np.concatenate([self.evict, self.leave]),
-            self.loading,
-            np.concatenate([self.prepare, self.commit]),
-            NO_PAGES,
-            NO_PAGES,
+        """Both phases in one, once the previous task has been given up."""
+        return _one_phase(
+            evict=np.concatenate([self.evict, self.evict_previous]),
+            loading=self.loading,
+            prepare=np.concatenate([self.prepare, self.commit]),
         )
+
+
+def _one_phase(*, evict: Pages, loading: Pages, prepare: Pages) -> SwitchPlan:
+    return SwitchPlan(evict, loading, prepare, commit=NO_PAGES, evict_previous=NO_PAGES)

@@ -154,8 +154,8 @@ class VirtualArena:
         seconds, self._coming, self._busy = self._busy, [], 0.0
         return int(wanted.sum()), seconds
 
-    def _bring_in(self, task: int, leaving: int | None, reuse: npt.NDArray[np.floating] | None) -> Pages:
-        plan = self.blocks.plan(task, leaving, None if reuse is None else lambda: reuse)
+    def _bring_in(self, task: int, previous: int | None, reuse: npt.NDArray[np.floating] | None) -> Pages:
+        plan = self.blocks.plan(task, previous, None if reuse is None else lambda: reuse)
         if plan is None:
             raise ValueError("expected a task that fits into the arena")
         self._evict(plan.evict)
