@@ -8,7 +8,7 @@ from functools import partial
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.prefetch_policy import prefetch_policy, reuse_after
+from weightpager.engine.prefetch_policy import prefetch_policy, uses_after
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.engine.view import EngineView
 from weightpager.runtime.history.task_monitor import TaskMonitor
@@ -58,8 +58,8 @@ class EngineMaintenance(EngineView):
         """
         self._check_open()
         number = self._open.task(name).number
-        reuse = partial(reuse_after, number, self._open, self.monitor)
-        return self._residency.prefetch(SwitchRequest(number, name, reuse=reuse))
+        expected_uses = partial(uses_after, number, self._open, self.monitor)
+        return self._residency.prefetch(SwitchRequest(number, name, expected_uses=expected_uses))
 
     def evict(self) -> int:
         """Drop all pages that no task in use needs; how many went."""

@@ -13,7 +13,7 @@ from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor, replay
 from weightpager.runtime.prediction.predictors import new_predictor
-from weightpager.runtime.prefetch.expected_uses import ExpectedUses, expected_reuse
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses, expected_uses_after
 from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.runtime.prefetch.virtual_arena import VirtualArena
@@ -46,12 +46,12 @@ def prefetch_policy(
     return PrefetchPolicy(expected, _trial(opened, held), size, now)
 
 
-def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
+def uses_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
     """Expected uses of each task, by number, once this one is entered, for eviction; 0 for tasks that have left."""
     tasks = opened.tasks
     numbers = [task.number for task in tasks.values()]
     uses = np.zeros(opened.residency.blocks.tasks)
-    uses[numbers] = expected_reuse(monitor.followed(list(tasks)), numbers.index(number))
+    uses[numbers] = expected_uses_after(monitor.followed(list(tasks)), numbers.index(number))
     return uses
 
 

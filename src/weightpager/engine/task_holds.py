@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.prefetch_policy import reuse_after
+from weightpager.engine.prefetch_policy import uses_after
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
 from weightpager.runtime.paging.reads.load import Priority
@@ -70,7 +70,7 @@ class TaskHolds:
             deadline=_deadline(timeout),
             wait=wait,
             priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-            reuse=partial(reuse_after, task.number, self._open, self._switches.monitor),
+            expected_uses=partial(uses_after, task.number, self._open, self._switches.monitor),
             tables=task.tables,
             previous_tables=None if previous is None else self._open.tasks[previous].tables,
         )

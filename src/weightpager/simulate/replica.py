@@ -130,11 +130,11 @@ class Replica:
         """Make a task current."""
         if task == self._current:
             return Wait(0.0, 0)
-        reuse = self._predictor.uses_after(self._numbers[task])
+        expected_uses = self._predictor.uses_after(self._numbers[task])
         if self._leave_first:
             self._arena.leave()
         self._current = task
-        return self._arena.switch(self._numbers[task], reuse)
+        return self._arena.switch(self._numbers[task], expected_uses)
 
     def _resident(self) -> set[str]:
         """Tasks that wait and are in memory."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.prefetch.expected_uses import expected_reuse
+from weightpager.runtime.prefetch.expected_uses import expected_uses_after
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,7 +36,7 @@ class CountedReuse:
 
     def uses_after(self, task: int) -> Floats:
         """See `UsePredictor.uses_after`."""
-        return expected_reuse(self._followed, task)
+        return expected_uses_after(self._followed, task)
 
 
 class KnownReuse:

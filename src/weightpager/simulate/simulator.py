@@ -142,10 +142,10 @@ class Simulator:
         trial = PrefetchTrial(lambda: self.arena(device)) if prefetch else None
         for visit, following in zip(visits, [*visits[1:], visits[-1]], strict=True):
             task, dwell = self.numbers[visit.task], max(0.0, following.start - visit.start)
-            reuse = predictor.uses_after(task)
-            waits.append(arena.switch(task, reuse))
+            expected_uses = predictor.uses_after(task)
+            waits.append(arena.switch(task, expected_uses))
             if trial is not None and len(waits) > 1:  # nobody could have foreseen the first
-                trial.switched(task, clock.elapsed, clock.uses_at, reuse, device.storage)
+                trial.switched(task, clock.elapsed, clock.uses_at, expected_uses, device.storage)
             clock.switched(task, waits[-1].seconds)
             if watch is not None:
                 watch(clock.now, arena)

@@ -5,7 +5,7 @@ import pytest
 
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
-from weightpager.runtime.prefetch.expected_uses import DISCOUNT, ExpectedUses, expected_reuse, expected_uses
+from weightpager.runtime.prefetch.expected_uses import DISCOUNT, ExpectedUses, expected_uses, expected_uses_after
 
 
 def after_rounds(load_seconds: float) -> ExpectedUses:
@@ -75,7 +75,7 @@ def test_uses_sum_over_all_switches_ahead() -> None:
 
 def test_a_round_expects_each_task_the_later_the_further_away() -> None:
     switches = 1e9 * np.roll(np.eye(4), 1, axis=1)
-    found = expected_reuse(switches, 0)
+    found = expected_uses_after(switches, 0)
     lap = 1 / (1 - DISCOUNT**4)
     assert found == pytest.approx(lap * DISCOUNT ** np.array([3.0, 0.0, 1.0, 2.0]), rel=1e-6)
 
@@ -89,10 +89,10 @@ def test_it_is_the_sum_over_all_switches_ahead() -> None:
         ahead = ahead @ chances
         expected += weight * ahead
         weight *= DISCOUNT
-    assert expected_reuse(switches, 2) == pytest.approx(expected)
+    assert expected_uses_after(switches, 2) == pytest.approx(expected)
 
 
 def test_tasks_of_which_nothing_is_known_are_all_alike() -> None:
-    found = expected_reuse(np.zeros((3, 3), np.int64), 1)
+    found = expected_uses_after(np.zeros((3, 3), np.int64), 1)
     assert found[0] == pytest.approx(found[2])
-    assert expected_reuse(np.zeros((1, 1), np.int64), 0).tolist() == [0.0]
+    assert expected_uses_after(np.zeros((1, 1), np.int64), 0).tolist() == [0.0]

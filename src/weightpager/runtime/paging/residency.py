@@ -18,7 +18,7 @@ from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest, seconds_until
 from weightpager.runtime.paging.table_holds import TableHolds
-from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages
+from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, Uses
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.planning.prefetch_planner import PrefetchPlan
 
@@ -88,18 +88,18 @@ class Residency:
             self._resizer.resize(budget)
             self._state.changed()
 
-    def snapshot(self, current: int, uses: npt.NDArray[np.floating]) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
+    def snapshot(self, current: int, expected_uses: Uses) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
         """What prefetches are planned from.
 
         Args:
             current: the task that ran last; its pages count as locked.
-            uses: expected uses of each task [tasks]; of those that came later none are expected.
+            expected_uses: of each task [tasks]; of those that came later none are expected.
 
         Returns:
             What is where, what each page is worth [pages], and the version of both.
         """
         with self._lock:
-            every = np.pad(uses, (0, self.blocks.tasks - len(uses)))
+            every = np.pad(expected_uses, (0, self.blocks.tasks - len(expected_uses)))
             return self.blocks.occupancy(current), self.blocks.worth(every), self.blocks.version
 
     def start_prefetch(self, plan: PrefetchPlan, version: int) -> bool:

@@ -33,7 +33,7 @@ class SlotAllocator:
         """
         hangs = False
         while True:
-            plan = self._blocks.plan(request.task, request.previous, request.reuse)
+            plan = self._blocks.plan(request.task, request.previous, request.expected_uses)
             if plan is not None and (hangs or not (plan.needs_commit and self._state.prefetched)):
                 return plan
             if plan is None and not self.fits(request):

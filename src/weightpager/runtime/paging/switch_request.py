@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from weightpager.errors import SwitchFailedError, WeightpagerError
 from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.reads.load import Priority
+from weightpager.runtime.planning.plans import Uses
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class SwitchRequest:
             waits for a task, and as long as it takes for a switch.
         wait: whether to return only when all pages are there.
         priority: the priority of its reads.
-        reuse: gives the expected uses of each task in the near future [tasks], for eviction.
+        expected_uses: gives the expected uses of each task, for eviction; None goes by recency alone.
         tables: its block tables, expanded while it is held; None if it has none.
         previous_tables: those of the previous task.
     """
@@ -41,13 +39,13 @@ class SwitchRequest:
     deadline: float | None = None
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
-    reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+    expected_uses: Callable[[], Uses] | None = None
     tables: Expandable | None = None
     previous_tables: Expandable | None = None
 
     def after_give_up(self) -> SwitchRequest:
         """The request that remains once the previous task has been given up."""
-        return SwitchRequest(self.task, self.name, reuse=self.reuse)
+        return SwitchRequest(self.task, self.name, expected_uses=self.expected_uses)
 
     def failed(self, error: WeightpagerError) -> SwitchFailedError:
         """The error for a failure after the previous task has been given up."""

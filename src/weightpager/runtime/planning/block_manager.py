@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from weightpager.runtime.planning.eviction_order import EvictionOrder
 from weightpager.runtime.planning.page_table import ABSENT, Slots
-from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, SwitchPlan
+from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, SwitchPlan, Uses
 from weightpager.runtime.planning.task_pages import TaskPages
 
 GONE = -(1 << 62)
@@ -134,15 +134,15 @@ class BlockManager:
         return np.flatnonzero(self._is_locked(released))
 
     def plan(
-        self, task: int, previous: int | None = None, reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+        self, task: int, previous: int | None = None, expected_uses: Callable[[], Uses] | None = None
     ) -> SwitchPlan | None:
         """How to make all of a task's pages resident; None if that can't be done.
 
         Args:
             task: the next one.
             previous: the task that is left for it. It is held once, and given up only if it must be.
-            reuse: gives the expected uses of each task in the near future [tasks]; asked only where pages must go. What
-                tasks will use least goes first, and among equals what was used least recently.
+            expected_uses: gives the expected uses of each task. It is asked only where pages must go. What tasks will
+                use least goes first, and among equals what was used least recently.
         """
         missing = self.missing(task)
         coming = self._slots.reserved[missing] != ABSENT
@@ -153,11 +153,11 @@ class BlockManager:
         if later > len(freed):
             return None
         return SwitchPlan(
-            evict=self._first_to_go(spare, going, reuse),
+            evict=self._first_to_go(spare, going, expected_uses),
             loading=loading,
             prepare=absent[:now],
             commit=absent[now:],
-            evict_previous=self._first_to_go(freed, later, reuse),
+            evict_previous=self._first_to_go(freed, later, expected_uses),
         )
 
     def has_room(self, task: int, previous: int | None = None) -> bool:
@@ -254,11 +254,11 @@ class BlockManager:
         """Tasks that are held, as if each of ``released`` had been released once."""
         return [task for task, count in enumerate(self._holders) if count > released.count(task)]
 
-    def _first_to_go(self, spare: Pages, count: int, reuse: Callable[[], npt.NDArray[np.floating]] | None) -> Pages:
+    def _first_to_go(self, spare: Pages, count: int, expected_uses: Callable[[], Uses] | None) -> Pages:
         """Choose so many of these resident pages. Their order is asked for only where some can stay."""
         if count in (0, len(spare)):
             return spare[:count]
-        return self._order.sort(spare, reuse and reuse())[:count]
+        return self._order.sort(spare, expected_uses and expected_uses())[:count]
 
     def _may_go(self, task: int, previous: int | None) -> tuple[Pages, Pages]:
         """Resident pages that can go for a task: those that no held task needs, and those of ``previous`` alone."""

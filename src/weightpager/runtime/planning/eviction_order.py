@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.plans import Pages, Uses
 from weightpager.runtime.planning.task_pages import TaskPages
 
 
@@ -34,14 +33,14 @@ class EvictionOrder:
         """A task was added."""
         self._last_use = np.append(self._last_use, 0)
 
-    def sort(self, pages: Pages, reuse: npt.NDArray[np.floating] | None) -> Pages:
+    def sort(self, pages: Pages, expected_uses: Uses | None) -> Pages:
         """Resident pages in the order in which to give them up.
 
         Args:
             pages: ascending.
-            reuse: [tasks], expected uses of each in the near future; None goes by recency alone.
+            expected_uses: of each task; None goes by recency alone.
         """
         last_use = self._needs.greatest(self._last_use, pages)
-        order = np.lexsort((last_use,) if reuse is None else (last_use, self._needs.sums(reuse)[pages]))
+        order = np.lexsort((last_use,) if expected_uses is None else (last_use, self._needs.sums(expected_uses)[pages]))
         ordered: Pages = pages[order]
         return ordered

@@ -11,6 +11,9 @@ Pages = npt.NDArray[np.int64]
 
 NO_PAGES: Pages = np.zeros(0, np.int64)
 
+Uses = npt.NDArray[np.floating]
+"""[tasks], how often each task is expected to be used in the near future."""
+
 
 @dataclass(frozen=True, eq=False)
 class Occupancy:

@@ -88,7 +88,7 @@ class ExpectedUses:
 
     def uses_after(self, task: int) -> Floats:
         """Expected uses of each task [tasks], once this one runs."""
-        return expected_reuse(self._switches, task)
+        return expected_uses_after(self._switches, task)
 
     def _dwell(self) -> Floats:
         """Mean seconds of a visit to each task [tasks]; as long as a load takes, before any visit has ended."""
@@ -97,7 +97,7 @@ class ExpectedUses:
         return np.asarray((self._seconds + _SHRINKAGE * mean) / (self._visits + _SHRINKAGE))
 
 
-def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
+def expected_uses_after(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
     """Expected uses of each task after ``task``, one k switches away counting `DISCOUNT` to the power of k - 1.
 
     Args:
@@ -112,7 +112,7 @@ def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[
 def expected_uses(
     switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]
 ) -> npt.NDArray[np.float64]:
-    """Expected uses of each task [tasks], counted like `expected_reuse`, when the next one is known by its chances.
+    """Expected uses of each task [tasks], as by `expected_uses_after`, when the next one is known by its chances.
 
     With p those chances, P the matrix of transition probabilities and G a diagonal of discounts: ``p (I - G P)^-1``.
 

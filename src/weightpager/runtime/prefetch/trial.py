@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
-
+from weightpager.runtime.planning.plans import Uses
 from weightpager.runtime.prefetch.virtual_arena import UsesAt, VirtualArena
 from weightpager.store import StorageModel
 
@@ -37,7 +35,7 @@ class PrefetchTrial:
         self.pays = True
 
     def switched(
-        self, task: int, dwell: float, uses_at: UsesAt, reuse: npt.NDArray[np.floating] | None, storage: StorageModel
+        self, task: int, dwell: float, uses_at: UsesAt, expected_uses: Uses | None, storage: StorageModel
     ) -> None:
         """A switch has come. One to a task that doesn't fit is left out: it came under another budget.
 
@@ -45,14 +43,14 @@ class PrefetchTrial:
             task: to which.
             dwell: seconds since the one before.
             uses_at: what was expected between the two.
-            reuse: expected uses of each task after it, for eviction.
+            expected_uses: of each task after it, for eviction.
             storage: what reads have cost lately.
         """
         if not self._prefetching.has_room_for(task):
             return
         self._prefetching.storage = self._plain.storage = storage
         self._prefetching.dwell(dwell, uses_at)
-        prefetching, plain = (arena.switch(task, reuse).seconds for arena in (self._prefetching, self._plain))
+        prefetching, plain = (arena.switch(task, expected_uses).seconds for arena in (self._prefetching, self._plain))
         self._saved = MEMORY * self._saved + plain - prefetching
         self._waited = MEMORY * self._waited + plain
         self._lately = ALERTNESS * self._lately + plain - prefetching

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.plans import NO_PAGES, Pages
+from weightpager.runtime.planning.plans import NO_PAGES, Pages, Uses
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts, PrefetchLedger
 from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
 from weightpager.store import PageRun, StorageModel, coalesce
@@ -97,19 +97,19 @@ class VirtualArena:
             plan = NOTHING if uses is None else self._plan(uses)
             now = now + self._prefetch(plan, seconds - now) if len(plan.load) else look_again(now)
 
-    def switch(self, task: int, reuse: npt.NDArray[np.floating] | None) -> Wait:
+    def switch(self, task: int, expected_uses: Uses | None) -> Wait:
         """The next task is asked for.
 
         Args:
             task: its number; see `has_room_for`.
-            reuse: expected uses of each task after it [tasks], for eviction; None evicts what was used least recently.
+            expected_uses: of each task after it, for eviction; None evicts what was used least recently.
         """
         late, seconds = self._finish_reads(task)
         self.blocks.hold(task)
-        pages = self._bring_in(task, self._current, reuse)
+        pages = self._bring_in(task, self._current, expected_uses)
         if len(self.blocks.missing(task)):
             self.leave()
-            pages = np.concatenate([pages, self._bring_in(task, None, reuse)])
+            pages = np.concatenate([pages, self._bring_in(task, None, expected_uses)])
         self.leave()
         self._current = task
         self._ledger.needed(self.blocks.needs(task), late, len(pages))
@@ -154,8 +154,8 @@ class VirtualArena:
         seconds, self._coming, self._busy = self._busy, [], 0.0
         return int(wanted.sum()), seconds
 
-    def _bring_in(self, task: int, previous: int | None, reuse: npt.NDArray[np.floating] | None) -> Pages:
-        plan = self.blocks.plan(task, previous, None if reuse is None else lambda: reuse)
+    def _bring_in(self, task: int, previous: int | None, expected_uses: Uses | None) -> Pages:
+        plan = self.blocks.plan(task, previous, None if expected_uses is None else lambda: expected_uses)
         if plan is None:
             raise ValueError("expected a task that fits into the arena")
         self._evict(plan.evict)
