@@ -33,7 +33,7 @@ from weightpager.errors import (
     TaskNotActiveError,
     UnknownTaskError,
 )
-from weightpager.runtime.paging.page_waits import PendingPages, Waiters
+from weightpager.runtime.paging.reads.page_waits import PendingPages, Waiters
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import LocalStore, PageStore
 from weightpager.trace_file import Visit

@@ -17,10 +17,10 @@ from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, settle
 from weightpager.bundle import Bundle
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, PageCorruptError
-from weightpager.runtime.paging.loader import Loader
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
+from weightpager.runtime.paging.switch import Switch
 from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.eviction_order import EvictionOrder
 
@@ -176,8 +176,8 @@ def test_ctrl_c_before_a_task_is_given_up_keeps_nobody_out(
         old, new = that_dont_fit(bundle, engine)
         engine.activate(old)
         if not small:
-            monkeypatch.setattr(Loader, "_switch_small", lambda *_: None)
-        monkeypatch.setattr(Loader, "_commit", pressed_once(monkeypatch))
+            monkeypatch.setattr(Switch, "_load_small", lambda *_: None)
+        monkeypatch.setattr(Switch, "_commit", pressed_once(monkeypatch))
         with pytest.raises(KeyboardInterrupt):
             engine.activate(new)
         assert engine.report().active == (old,)

@@ -24,7 +24,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
-from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.reads.page_waits import PendingPages
 from weightpager.runtime.paging.task_gate import TaskGate
 
 

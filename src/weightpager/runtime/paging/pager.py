@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.memory.page_buffer import PageBuffer
-from weightpager.runtime.paging.page_waits import BlockingRead
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority, Reads
+from weightpager.runtime.paging.reads.page_waits import BlockingRead
 from weightpager.runtime.paging.reads.thread_reads import ThreadReads
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import PageStore

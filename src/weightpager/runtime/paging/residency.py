@@ -12,10 +12,11 @@ import numpy.typing as npt
 from weightpager.errors import BudgetError, BusyError
 from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.arena_resizer import ArenaResizer
-from weightpager.runtime.paging.loader import Loader
+from weightpager.runtime.paging.loads import Loads
 from weightpager.runtime.paging.reads.failures import engine_closed
 from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.switch import Switch
 from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest, seconds_until
 from weightpager.runtime.paging.table_holds import TableHolds
 from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, Uses
@@ -40,7 +41,7 @@ class Residency:
         self._turn = threading.Lock()
         self._slots = SlotAllocator(state)
         self._resizer = ArenaResizer(state, self._slots)
-        self._loader = Loader(state, self._slots)
+        self._loads = Loads(state, self._slots)
         self._tables = TableHolds(state, self._resizer)
         self.blocks = state.blocks
 
@@ -116,7 +117,7 @@ class Residency:
                 if self.blocks.version != version or self._state.prefetched:
                     return False
                 self._slots.evict(plan.evict)
-                self._loader.prefetch(np.sort(plan.load))
+                self._loads.prefetch(np.sort(plan.load))
                 return True
         finally:
             self._turn.release()
@@ -138,13 +139,13 @@ class Residency:
             plan = self._slots.plan(request)
             self._slots.evict(plan.evict)
             if len(plan.prepare):
-                self._loader.prefetch(plan.prepare)
+                self._loads.prefetch(plan.prepare)
             return len(plan.prepare)
 
     def stop_prefetch(self) -> None:
         """Don't begin any more of the reads that nobody waits for."""
         with self._lock:
-            self._loader.stop_prefetch()
+            self._loads.stop_prefetch()
             self._lock.notify_all()
 
     def await_prefetch(self, timeout: float) -> BaseException | None:
@@ -207,11 +208,11 @@ class Residency:
                 self._hold(request)
             try:
                 with self._tables.to_hold(request) as tables:
-                    loaded = self._loader.bring_in(request, tables)
+                    loaded = Switch(self._state, self._slots, self._loads, request, tables).carry_out()
                     tables.hold()
                 return loaded
             except BaseException:
-                self._loader.end_commit()
+                self._state.end_commit()
                 with self._lock:
                     self._release(request.task)  # no news for who waits for room: only this turn held it
                 raise
@@ -228,7 +229,7 @@ class Residency:
     def _release(self, task: int) -> None:
         self.blocks.release(task)
         if not self.blocks.is_held(task):
-            self._loader.abandon(task)
+            self._loads.abandon(task)
 
     def _hold(self, request: SwitchRequest) -> None:
         if self._state.closed:
@@ -268,10 +269,10 @@ class Residency:
             with self._lock:
                 if self.blocks.loading:
                     if stop_prefetch:
-                        self._loader.stop_prefetch()
+                        self._loads.stop_prefetch()
                         self._lock.notify_all()
                     if not self._state.closed:
-                        self._loader.cancel_lost()
+                        self._loads.cancel_lost()
             yield
         finally:
             self._turn.release()

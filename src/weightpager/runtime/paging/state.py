@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from weightpager.bundle import PageIndex
 from weightpager.runtime.memory.budget import MemoryController
-from weightpager.runtime.paging.page_waits import Waiters
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
+from weightpager.runtime.paging.reads.page_waits import Waiters
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.store import PageStore
 
@@ -23,7 +23,8 @@ class PagingState:
 
     ===============  =================================================================================================
     `Residency`      holders in ``blocks``, tasks that come and leave, ``changes``, ``closed``
-    `Loader`         pages that are reserved, come or are cancelled; ``waiters``, ``prefetched``, ``committing``
+    `Switch`         ``committing``; pages of a small switch, which come in one step
+    `Loads`          other pages that are reserved, come or are cancelled; ``waiters``, ``prefetched``
     `SlotAllocator`  pages that are evicted
     `ArenaResizer`   slots; ``memory``
     `PageCheck`      bytes in the arena of pages that are resident
@@ -62,3 +63,9 @@ class PagingState:
         """Tell whoever waits for room that there may be some. The lock is held."""
         self.changes += 1
         self.lock.notify_all()
+
+    def end_commit(self) -> None:
+        """Let others hold tasks again: the second phase is over, or Ctrl-C came just before it."""
+        with self.lock:
+            self.committing = False
+            self.lock.notify_all()

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from weightpager.errors import SwitchFailedError, WeightpagerError
 from weightpager.runtime.memory.table_cache import Expandable
-from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.reads.load import Priority
+from weightpager.runtime.paging.reads.page_waits import PendingPages
 from weightpager.runtime.planning.plans import Uses
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
-from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.reads.page_waits import PendingPages
 
 
 class TaskGate:

@@ -1,1 +1,1 @@
-"""How pages are read: without Python between the reads, or by threads of Python. Owns threads."""
+"""How pages are read, by native code or by threads of Python, and who waits for them. Owns threads."""

@@ -1,0 +1,160 @@
+"""Carries a switch out: at once if it is small, else in two phases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from weightpager.errors import WeightpagerError
+from weightpager.runtime.paging.loads import Loads
+from weightpager.runtime.paging.reads.failures import closed_while_loading
+from weightpager.runtime.paging.reads.landed_pages import LandedPages
+from weightpager.runtime.paging.slot_allocator import SlotAllocator
+from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
+from weightpager.runtime.paging.table_holds import TableHold
+from weightpager.runtime.planning.plans import NO_PAGES, SwitchPlan
+from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
+
+
+class Switch:
+    """Brings in what a held task lacks. For one request, and for whoever has the turn and doesn't hold the lock."""
+
+    def __init__(
+        self, state: PagingState, slots: SlotAllocator, loads: Loads, request: SwitchRequest, tables: TableHold
+    ) -> None:
+        """Nothing has begun.
+
+        Args:
+            state: what the parts of paging share.
+            slots: plans and frees the slots that pages are loaded into.
+            loads: begins loads, and waits for them.
+            request: names the task, which is held.
+            tables: the hold of the task's tables, taken as soon as reads have begun if there is room.
+        """
+        self._state = state
+        self._lock = state.lock
+        self._slots = slots
+        self._loads = loads
+        self._request = request
+        self._tables = tables
+
+    def carry_out(self) -> tuple[LoadStats, PendingLoad | None]:
+        """Load first what fits beside the previous task, then the rest in that one's place.
+
+        Results and errors are those of `Residency.bring_in`.
+        """
+        state, request = self._state, self._request
+        if request.wait and (small := self._load_small()) is not None:
+            return small, None
+        stats = LoadStats()
+        while True:
+            with self._lock:
+                plan = self._slots.plan(request)
+                state.committing = plan.needs_commit and not (plan.has_first_phase and request.wait)
+                if state.committing:
+                    commit_plan = self._merged(plan)
+                    break
+                load, stamp = self._loads.start(plan, request), self._stamp()
+            self._tables.try_hold()
+            if not request.wait:
+                return load.cost(until_now=False), load
+            stats += self._loads.finish(load)
+            if not plan.needs_commit:
+                return stats, None
+            with self._lock:
+                state.committing = self._stamp() == stamp and not state.blocks.loading
+                if state.committing:
+                    commit_plan = plan.second_phase
+                    break
+        committed, last_load = self._commit_and_load(commit_plan)
+        return stats + committed, last_load
+
+    def _load_small(self) -> LoadStats | None:
+        """Read all that the task lacks before anything is given up for it.
+
+        Returns None, and has changed nothing, where that is much, some of it is on its way, or there is no room.
+        """
+        start, landed = time.perf_counter(), self._land()
+        if landed is None:
+            return None
+        try:
+            return self._take_in(landed, start)
+        finally:
+            landed.drop()  # an error's traceback may keep it for long
+
+    def _land(self) -> LandedPages | None:
+        """Begin to read what the task lacks beside the arena. Returns None where `_load_small` does."""
+        state, request = self._state, self._request
+        with self._lock:
+            if state.blocks.loading or not state.blocks.has_room(request.task, request.previous):
+                return None
+            return state.pager.land(state.store, state.blocks.missing(request.task))
+
+    def _take_in(self, landed: LandedPages, start: float) -> LoadStats:
+        """Wait for what the task lacks, and put it into slots."""
+        state, request = self._state, self._request
+        self._tables.try_hold_or_borrow(SMALL_SWITCH_BYTES)
+        with self._lock:
+            plan, stamp = self._slots.plan(request), self._stamp()
+        landed.wait(state.read_timeout, state.pager.reads_ended)
+        stats = LoadStats(landed.reads, landed.bytes, time.perf_counter() - start)
+        with self._lock:
+            if state.closed:
+                raise closed_while_loading()
+            if self._stamp() != stamp:
+                plan = self._slots.plan(request)
+            state.committing = plan.needs_commit
+            if not state.committing:
+                self._place(landed, plan)
+                return stats
+        with self._commit():
+            self._place(landed, plan.merged())
+        return stats
+
+    def _place(self, landed: LandedPages, plan: SwitchPlan) -> None:
+        """Put pages that have landed into their slots. The lock is held, and no page is on its way."""
+        blocks = self._state.blocks
+        self._state.prefetched.needed(blocks.needs(self._request.task), NO_PAGES, len(plan.prepare))
+        self._slots.evict(plan.evict)
+        landed.place(blocks.reserve(plan.prepare))
+        blocks.publish(plan.prepare)
+
+    def _stamp(self) -> tuple[int, int]:
+        """Another value when others have come or gone: what was planned may not be the best any more."""
+        return self._state.blocks.version, self._state.changes
+
+    def _merged(self, plan: SwitchPlan) -> Callable[[], SwitchPlan]:
+        """A way to plan both phases in one, once the previous task has been given up. The lock is held.
+
+        What is loading now may have come by then, or not.
+        """
+        if self._state.blocks.loading:
+            return partial(self._slots.plan, self._request.after_give_up())
+        return plan.merged
+
+    def _commit_and_load(self, make_plan: Callable[[], SwitchPlan]) -> tuple[LoadStats, PendingLoad | None]:
+        """Give up the previous task, and load what is planned then in its place."""
+        with self._commit():
+            load = self._loads.start(make_plan(), self._request)
+        self._tables.try_hold()
+        if not self._request.wait:
+            return load.cost(until_now=False), load
+        try:
+            return self._loads.finish(load), None
+        except WeightpagerError as error:
+            raise self._request.failed(error) from error
+
+    @contextmanager
+    def _commit(self) -> Iterator[None]:
+        """Give up the previous task. Until its place is taken, with the lock held, nobody else can hold a task."""
+        try:
+            self._request.give_up()
+            with self._lock:
+                yield
+        except WeightpagerError as error:
+            raise self._request.failed(error) from error
+        finally:
+            self._state.end_commit()
