@@ -18,7 +18,7 @@ from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch import Switch
 from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest, seconds_until
-from weightpager.runtime.paging.table_holds import TableHolds
+from weightpager.runtime.paging.table_hold import TableHold
 from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, Uses
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.planning.prefetch_planner import PrefetchPlan
@@ -42,7 +42,6 @@ class Residency:
         self._slots = SlotAllocator(state)
         self._resizer = ArenaResizer(state, self._slots)
         self._loads = Loads(state, self._slots)
-        self._tables = TableHolds(state, self._resizer)
         self.blocks = state.blocks
 
     def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, PendingLoad | None]:
@@ -207,7 +206,7 @@ class Residency:
                 self._resizer.restore()
                 self._hold(request)
             try:
-                with self._tables.to_hold(request) as tables:
+                with TableHold(self._state, self._resizer, request) as tables:
                     loaded = Switch(self._state, self._slots, self._loads, request, tables).carry_out()
                     tables.hold()
                 return loaded
@@ -247,17 +246,16 @@ class Residency:
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
-            held = False
             try:
-                held = self._tables.try_hold(request)
-                if held:
-                    self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
+                with TableHold(self._state, self._resizer, request) as tables:
+                    if tables.try_hold():
+                        self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
             except BaseException:  # Ctrl-C, say
-                self.let_go(request.task, request.tables if held else None)
+                self.let_go(request.task)
                 raise
-            if not held:
+            if not tables.held:
                 self._release(request.task)
-            return held
+            return tables.held
 
     @contextmanager
     def _my_turn(self, deadline: float | None, *, stop_prefetch: bool = True) -> Iterator[None]:

@@ -14,7 +14,7 @@ from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
-from weightpager.runtime.paging.table_holds import TableHold
+from weightpager.runtime.paging.table_hold import TableHold
 from weightpager.runtime.planning.plans import NO_PAGES, SwitchPlan
 from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
 
