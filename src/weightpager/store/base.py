@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,22 @@ class FileStore(PageStore, Protocol):
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
         """Where pages lie, int64 [N], ascending; None if it can't say of all of them."""
+
+
+@runtime_checkable
+class DirectStore(Protocol):
+    """A store that says how it reads.
+
+    Attributes:
+        direct: whether reads bypass the page cache.
+    """
+
+    direct: bool
+
+
+def is_direct(store: PageStore) -> bool:
+    """Whether reads of a store bypass the page cache; False where it doesn't say."""
+    return isinstance(store, DirectStore) and store.direct
 
 
 def file_store(store: PageStore) -> FileStore | None:

@@ -15,13 +15,14 @@ from weightpager.backends.parameters import read_parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, page_capacity, whole_rows
-from weightpager.bundle.format.names import RESIDENT
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.config import EngineConfig
 from weightpager.engine.backend import open_backend
 from weightpager.engine.opened.bundle_change import BundleChange
-from weightpager.engine.opened.open_task import OpenTask, TaskReader
+from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
-from weightpager.engine.opened.task_tables import TableSource
+from weightpager.engine.opened.task_tables import TableSource, TaskTables
 from weightpager.errors import TaskTooLargeError
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryController, Needs
@@ -32,10 +33,12 @@ from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.rows.row_pages import RowReads
 from weightpager.runtime.rows.row_tables import RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
+from weightpager.store.base import is_direct
 from weightpager.store.row_share import NO_MORE_ROWS, row_share
 
 
@@ -85,15 +88,14 @@ class OpenBundle:
         # All that a task is built from is read now: the bundle may be replaced while the engine runs.
         self.backend = open_backend(bundle, config.backend, arena.device)
         self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
-        self._read = TaskReader(self.backend, arena, config.dtype).read
         with ExitStack() as undone:
             store = open_store(bundle)
-            self.direct = bool(getattr(store, "direct", False))
+            self.direct = is_direct(store)
             self._numbers = PageNumbers(bundle, store, page_capacity(bundle))
             self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
             undone.callback(self.reads.close)
             tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
-            tasks = {name: self._read(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
+            tasks = {name: self._read_task(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
             self._state = _State(bundle, tasks)
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
@@ -111,13 +113,27 @@ class OpenBundle:
         capacity, numbers = page_capacity(bundle), np.arange(len(bundle.pages))
         needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
         return PagingState(
-            BlockManager(needs, capacity, self.memory.slots, self.memory.arena.capacity),
-            PrefetchedPages(capacity),
-            self.memory,
-            self._numbers.index,
-            pager,
-            self.reads,
-            read_timeout,
+            blocks=BlockManager(needs, capacity, self.memory.slots, self.memory.arena.capacity),
+            prefetched=PrefetchedPages(capacity),
+            memory=self.memory,
+            index=self._numbers.index,
+            pager=pager,
+            store=self.reads,
+            read_timeout=read_timeout,
+        )
+
+    def _read_task(self, bundle: Bundle, name: str, number: int, source: TableSource) -> OpenTask:
+        """Read all that one of a bundle's tasks is built from. Its block tables come from this source.
+
+        Raises:
+            BundleError: a file of it is damaged.
+        """
+        return OpenTask(
+            number=number,
+            private=self.backend.place(read_parameters(bundle, private_file(name), self._dtype)),
+            gate=TaskGate(name, self.memory.arena.note_read),
+            tables=TaskTables(source, bundle.task_numbers[name]),
+            low_rank=read_adapter(bundle, name),
         )
 
     @property
@@ -226,7 +242,7 @@ class OpenBundle:
         """Take over a changed bundle; all that can fail comes first."""
         numbers = self._numbers.of(bundle)
         tables = TableSource(bundle.placement, numbers)
-        come = {name: self._read(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
+        come = {name: self._read_task(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
         gone = self._leaving(change)
         stay = {name: task for name, task in self.tasks.items() if name not in gone}
         for name, task in stay.items():
@@ -260,15 +276,15 @@ class OpenBundle:
         with self.memory.tables.borrowed(task.tables):
             return self.backend.build(
                 TaskParts(
-                    bundle,
-                    name,
-                    task.tables.tables,
-                    self._resident | task.private,
-                    task.low_rank,
-                    task.gate,
-                    self.memory.arena.pages,
-                    self._page_table,
-                    self.rows.caches,
+                    bundle=bundle,
+                    name=name,
+                    tables=task.tables.tables,
+                    parameters=self._resident | task.private,
+                    low_rank=task.low_rank,
+                    gate=task.gate,
+                    arena=self.memory.arena.pages,
+                    page_table=self._page_table,
+                    rows=self.rows.caches,
                 )
             )
 

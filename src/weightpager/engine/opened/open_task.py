@@ -7,13 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightpager.answers.model import TaskModel
-from weightpager.backends.parameters import read_parameters
-from weightpager.bundle import Bundle
-from weightpager.bundle.format.names import private_file
-from weightpager.bundle.parts.adapter import LowRank, read_adapter
-from weightpager.engine.backend import Backend
-from weightpager.engine.opened.task_tables import TableSource, TaskTables
-from weightpager.runtime.memory.page_arena import PageArena
+from weightpager.bundle.parts.adapter import LowRank
+from weightpager.engine.opened.task_tables import TaskTables
 from weightpager.runtime.paging.task_gate import TaskGate
 
 
@@ -42,30 +37,3 @@ class OpenTask:
     module: Any = None
     model: TaskModel | None = None
     building: threading.Lock = field(default_factory=threading.Lock)
-
-
-@dataclass(frozen=True)
-class TaskReader:
-    """Reads all that tasks are built from.
-
-    Attributes:
-        backend: places their parameters.
-        arena: whose pages they read.
-        dtype: as an `EngineConfig` states it.
-    """
-
-    backend: Backend
-    arena: PageArena
-    dtype: str
-
-    def read(self, bundle: Bundle, name: str, number: int, source: TableSource) -> OpenTask:
-        """One of a bundle's tasks, with block tables from this source.
-
-        Raises:
-            BundleError: a file of it is damaged.
-        """
-        private = self.backend.place(read_parameters(bundle, private_file(name), self.dtype))
-        gate = TaskGate(name, self.arena.note_read)
-        return OpenTask(
-            number, TaskTables(source, bundle.task_numbers[name]), private, read_adapter(bundle, name), gate
-        )
