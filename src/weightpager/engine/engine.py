@@ -18,7 +18,6 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.thread_reader import ThreadReader
 from weightpager.errors import ConfigError
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
@@ -69,7 +68,6 @@ class Engine(EngineMaintenance):
         super().__init__(opened, monitor, config)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
-        self._readers = ThreadReader()
         self._enter_real_time()
         if config.prefetch:
             self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
@@ -238,7 +236,7 @@ class Engine(EngineMaintenance):
         """
         with self._activating:
             self.activate(name)
-            reader, entry = self._readers.of(self.bundle, self.reader), self.bundle.task(name)
+            reader, entry = self._readers.own(self.bundle), self.bundle.task(name)
             return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
 
     def deactivate(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from weightpager.answers.model import ModelLimits
 from weightpager.bundle import Bundle
 from weightpager.engine.forecasts import ForecastReport, Forecasts
+from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
@@ -38,8 +38,7 @@ class EngineView:
         self._switches = SwitchLog(opened, monitor)
         self._forecasts = Forecasts(opened, monitor)
         self._prefetcher: Prefetcher | None = None
-        self._reading = threading.Lock()
-        self._first_reader: tuple[Bundle | None, Tokenizer | None] = None, None
+        self._readers = InputReaders(opened.backend)
 
     @property
     def bundle(self) -> Bundle:
@@ -81,15 +80,7 @@ class EngineView:
             BundleFormatError: they can't be read.
             ConfigError: the tasks read images, and Pillow isn't installed.
         """
-        bundle = self.bundle
-        with self._reading:
-            known, first = self._first_reader
-            if known is bundle and first is not None:
-                return first.copy()
-            reader = self._open.backend.reader(bundle)
-            if isinstance(reader, Tokenizer):
-                self._first_reader = bundle, reader.copy()
-            return reader
+        return self._readers.new(self.bundle)
 
     def tokenizer(self) -> Any:
         """The bundle's tokenizer; read from its files when asked for.
