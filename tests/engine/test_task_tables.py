@@ -41,7 +41,7 @@ def test_tables_are_expanded_as_the_placement_says(native: bool, drawn: Drawn, s
     pages = len(drawn.placement.layers)
     numbers = np.random.default_rng(seed).permutation(2 * pages + 1)[:pages].astype(np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_tables, "AVAILABLE", native and task_tables.AVAILABLE)
+        patch.setattr(task_tables, "NATIVE", task_tables.NATIVE if native else ())
         source = TableSource(drawn.placement, numbers)
     for task in range(3):
         tables = TaskTables(source, task)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-try:
-    import weightpager.kernels._native as _native
-except ImportError:
-    AVAILABLE = False
-else:
-    AVAILABLE = True  # a `TableExpander` can be made
+from weightpager.kernels.choice import NATIVE
+
+if NATIVE:  # else no `TableExpander` can be made
+    from weightpager.kernels import _native
 
 
 class TableExpander:

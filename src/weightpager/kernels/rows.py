@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.kernels.choice import NATIVE
 from weightpager.page_dtype import ENCODINGS
 
-try:
-    import weightpager.kernels._native as _native
-except ImportError:  # `choice` warns of it
-    _HAS_NATIVE = False
-else:
-    _HAS_NATIVE = True
+if NATIVE:
+    from weightpager.kernels import _native
 
 Positions = npt.NDArray[np.int64]
 
@@ -37,7 +34,7 @@ def widen_rows(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions,
         ValueError: an argument isn't as described, or a row isn't inside of ``stored`` or ``out``.
     """
     _check(stored, offsets, at, out)
-    if not _HAS_NATIVE:
+    if not NATIVE:
         reference(stored, offsets, at, out)
         return
     _native.widen_rows(

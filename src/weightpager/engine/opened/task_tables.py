@@ -11,7 +11,8 @@ import numpy.typing as npt
 from weightpager.bundle import BlockTable
 from weightpager.bundle.footprint import expanded_bytes
 from weightpager.bundle.format.placement import Placement
-from weightpager.kernels.block_tables import AVAILABLE, TableExpander
+from weightpager.kernels.block_tables import TableExpander
+from weightpager.kernels.choice import NATIVE
 from weightpager.machine.direct_file import aligned_memory
 
 
@@ -30,7 +31,7 @@ class TableSource:
         firsts = blocks.first.tolist()
         grids = [(first, grid.rows, grid.cols) for first, grid in zip(firsts, blocks.grids, strict=True)]
         self._native: TableExpander | None = None
-        if AVAILABLE:
+        if NATIVE:
             self._native = TableExpander(placement.blocks, placement.layers, self._numbers, blocks.starts, grids)
 
     def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:

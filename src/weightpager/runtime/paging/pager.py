@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.memory.page_buffer import PageBuffer
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
@@ -17,8 +17,9 @@ from weightpager.runtime.paging.reads.thread_reads import ThreadReads
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import PageStore
 
-if TYPE_CHECKING:
+if NATIVE:
     from weightpager.kernels import _native
+    from weightpager.runtime.paging.reads.native_reads import NativeReads
 
 
 class Pager:
@@ -37,8 +38,8 @@ class Pager:
 
     def __init__(self, arena: StageSource, reads: int) -> None:
         self._arena = arena
-        self._ways: list[Reads] = [*_native_reads(reads), ThreadReads(reads)]
-        self.own_reads = _own_reads(reads)
+        self._ways: list[Reads] = [NativeReads(reads), ThreadReads(reads)] if NATIVE else [ThreadReads(reads)]
+        self.own_reads = _native.OwnReads(reads=reads, ring=True) if NATIVE else None
 
     def load(
         self,
@@ -126,19 +127,3 @@ class Pager:
             if reads is not None:
                 return reads
         raise AssertionError("threads bring any pages")
-
-
-def _native_reads(reads: int) -> list[Reads]:
-    try:
-        from weightpager.runtime.paging.reads.native_reads import NativeReads
-    except ImportError:  # it hasn't been built
-        return []
-    return [NativeReads(reads)]
-
-
-def _own_reads(reads: int) -> _native.OwnReads | None:
-    try:
-        from weightpager.kernels import _native
-    except ImportError:
-        return None
-    return _native.OwnReads(reads=reads, ring=True)
