@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import os
+from enum import IntEnum
 
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError, WeightpagerError
 
-STORAGE, END_OF_FILE, CORRUPT, HANGS, CLOSED, NO_THREAD = 1, 2, 3, 4, 5, 6
-"""Why a read failed, as the native module says it; `HANGS` and `CLOSED` are of reads that a thread makes itself."""
+
+class Failure(IntEnum):
+    """Why a read failed, by the numbers of ``Failure`` in ``csrc/load/read.hpp``.
+
+    `HANGS` and `CLOSED` are of reads that a thread makes itself.
+    """
+
+    NONE = 0
+    STORAGE = 1
+    END_OF_FILE = 2
+    CORRUPT = 3
+    HANGS = 4
+    CLOSED = 5
+    NO_THREAD = 6
 
 
 def engine_closed() -> EngineClosedError:
@@ -41,32 +54,32 @@ def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
     """The error for a failure that the native module reports; None where there was none.
 
     Args:
-        failure: as the native module says it.
+        failure: a `Failure`, as the native module says it.
         number: the number of the storage's error.
         page: the read's first, or the one that isn't what it should be.
     """
-    if failure == STORAGE:
+    if failure == Failure.STORAGE:
         return StoreError(f"cannot read page {page}: {os.strerror(number)}")
-    if failure == NO_THREAD:
+    if failure == Failure.NO_THREAD:
         return no_thread()
-    if failure == END_OF_FILE:
+    if failure == Failure.END_OF_FILE:
         return StoreError(f"cannot read page {page}: the file ends too early")
-    return PageCorruptError(page, "on load") if failure == CORRUPT else None
+    return PageCorruptError(page, "on load") if failure == Failure.CORRUPT else None
 
 
 def own_read_error(failure: int, number: int, page: int, read_timeout: float, what: str) -> WeightpagerError:
     """The error for a failure of reads that a thread makes itself.
 
     Args:
-        failure: as the native module says it; there was one.
+        failure: a `Failure`, as the native module says it; not `Failure.NONE`.
         number: the number of the storage's error.
         page: the read's first, or the one that isn't what it should be.
         read_timeout: seconds without any page after which storage was given up.
         what: was read meanwhile, for the message.
     """
-    if failure == HANGS:
+    if failure == Failure.HANGS:
         return storage_hangs(f"storage has delivered nothing for {read_timeout:g} s while {what} were read")
-    if failure == CLOSED:
+    if failure == Failure.CLOSED:
         return engine_closed()
     error = read_error(failure, number, page)
     assert error is not None, failure

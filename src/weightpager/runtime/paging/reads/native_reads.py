@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Collection
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -16,10 +17,7 @@ import numpy as np
 
 import weightpager.kernels._native as _native
 from weightpager.runtime.paging.reads.failures import (
-    CORRUPT,
-    END_OF_FILE,
-    NO_THREAD,
-    STORAGE,
+    Failure,
     closed_while_loading,
     engine_closed,
     no_thread,
@@ -44,6 +42,17 @@ class _BegunLoad(NamedTuple):
     """Where the load's pages come from."""
 
 
+@dataclass
+class _Progress:
+    """What the thread that drives a queue tells its owner, which it doesn't know.
+
+    Attributes:
+        reads_ended: how many reads have ended, well or not.
+    """
+
+    reads_ended: int = 0
+
+
 class NativeReads:
     """See `Reads`. One thread gives the kernel reads by io_uring, or where that is refused to threads that block.
 
@@ -59,7 +68,7 @@ class NativeReads:
             reads=reads, most_bytes=_BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
         )
         self._loads: dict[int, _BegunLoad] = {}
-        self._reads_ended = [0]
+        self._progress = _Progress()
         self._numbers = count()
         self._lock = threading.Lock()  # of starting the thread
         self._thread: threading.Thread | None = None
@@ -71,7 +80,7 @@ class NativeReads:
 
     @property
     def reads_ended(self) -> int:
-        return self._reads_ended[0]
+        return self._progress.reads_ended
 
     @property
     def pages(self) -> set[int]:
@@ -142,7 +151,7 @@ class NativeReads:
                 # A daemon: a read that hangs must not keep the interpreter from ending.
                 self._thread = threading.Thread(
                     target=_drive,
-                    args=(self._queue, self._loads, self._reads_ended),
+                    args=(self._queue, self._loads, self._progress),
                     name="weightpager-pager",
                     daemon=True,
                 )
@@ -155,15 +164,15 @@ class NativeReads:
                 weakref.finalize(self, _abandon, os.getpid(), self._queue, self._thread)
 
 
-def _drive(queue: _native.ReadQueue, loads: dict[int, _BegunLoad], reads_ended: list[int]) -> None:
+def _drive(queue: _native.ReadQueue, loads: dict[int, _BegunLoad], progress: _Progress) -> None:
     """Carry out the loads of a queue until it is closed. It doesn't know its owner, which may go meanwhile."""
     while (report := queue.drive()) is not None:
         for number, packed, failure, error, corrupt in report[0]:
             (load, store), pages = loads[number], _pages(packed)
-            if failure not in (STORAGE, END_OF_FILE, NO_THREAD):
+            if failure not in (Failure.STORAGE, Failure.END_OF_FILE, Failure.NO_THREAD):
                 store.count(len(pages) * load.into.page_bytes)
-            reads_ended[0] += 1
-            load.on_read_end(pages, read_error(failure, error, corrupt if failure == CORRUPT else pages[0]))
+            progress.reads_ended += 1
+            load.on_read_end(pages, read_error(failure, error, corrupt if failure == Failure.CORRUPT else pages[0]))
             del load, store
         for number in report[1]:
             loads.pop(number, None)
