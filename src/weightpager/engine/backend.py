@@ -30,7 +30,7 @@ class Backend(Protocol):
         """The kernel that multiplies by paged weights."""
 
     def place(self, stored: Parameters) -> Any:
-        """Parameters where tasks read them, a `Placed`; the engine keeps nothing else of them."""
+        """Parameters where tasks read them, a `Placed`. The engine keeps nothing else of them."""
 
     def dtype(self, placed: Any) -> str:
         """What a task of such placed parameters computes in: "float32" or "bfloat16"."""

@@ -141,7 +141,7 @@ class Engine(EngineMaintenance):
 
     @contextmanager
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
-        """A task to be called, usable inside the ``with`` block; its pages stay until the block ends.
+        """A task to be called, usable inside the ``with`` block. Its pages stay until the block ends.
 
         Of torch's backend it is transformers' module, tensors in and out; of the native one a
         `weightpager.backends.native.task.NativeTask`, which takes numpy's arrays by name and gives them by name.
@@ -173,7 +173,7 @@ class Engine(EngineMaintenance):
             self._holds.release(name)
 
     def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Any:
-        """Make a task the current one until the next `activate`; its module.
+        """Make a task the current one until the next `activate`. Returns its module.
 
         The task that was current before is left only when the new one is in place. If both don't fit together, it is
         given up after as much of the new one as possible has been loaded. With ``wait=False`` it is left at once, and
@@ -210,7 +210,7 @@ class Engine(EngineMaintenance):
         return self._open.entrance(name)[1]
 
     def model(self, name: str) -> TaskModel:
-        """What answers need of a task, in numpy's arrays whatever backend runs it; otherwise as `module`."""
+        """What answers need of a task, in numpy's arrays whatever backend runs it. All else is as `module` says."""
         self._check_open()
         return self._open.model(name)
 
@@ -240,16 +240,16 @@ class Engine(EngineMaintenance):
             return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
 
     def deactivate(self) -> None:
-        """Leave the current task, if any; its pages stay until their slots are wanted."""
+        """Leave the current task, if any. Its pages stay until their slots are wanted."""
         self._check_process()
         with self._activating:
             self._leave_current()
 
     def close(self) -> None:
-        """Drop queued loads, finish those in flight and close the bundle's files; modules must not be called any more.
+        """Drop queued loads, finish those in flight and close the bundle's files.
 
-        Whoever waits for a load gets an `EngineClosedError`. In a process that was forked nothing happens: threads and
-        files are its parent's.
+        Modules must not be called any more. Whoever waits for a load gets an `EngineClosedError`. In a process that was
+        forked nothing happens: threads and files are its parent's.
 
         Raises:
             StoreError: the store couldn't be closed; all else is.

@@ -28,7 +28,7 @@ class EngineMaintenance(EngineView):
         self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
 
     def pin(self, name: str) -> None:
-        """Load a task and keep its pages until `unpin`; that is no visit. Errors are those of `task`."""
+        """Load a task and keep its pages until `unpin`. That is no visit. Errors are those of `task`."""
         self._check_open()
         self._holds.pin(name)
 
@@ -43,7 +43,7 @@ class EngineMaintenance(EngineView):
         self._holds.unpin(name)
 
     def prefetch(self, name: str) -> int:
-        """Begin to load a task that comes soon, once no switch is going on; how many pages were queued for that.
+        """Begin to load a task that comes soon, once no switch is going on. Returns how many pages were queued.
 
         They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
         takes back what hasn't begun; so does a task that is named later where both have no room. Nothing keeps the
@@ -62,12 +62,12 @@ class EngineMaintenance(EngineView):
         return self._residency.prefetch(SwitchRequest(number, name, expected_uses=expected_uses))
 
     def evict(self) -> int:
-        """Drop all pages that no task in use needs; how many went."""
+        """Drop all pages that no task in use needs. Returns how many went."""
         self._check_process()
         return self._residency.evict_unlocked()
 
     def set_budget(self, budget: str | int) -> None:
-        """Use more or less memory from now on; the arena stays where it is, and so do the modules.
+        """Use more or less memory from now on. The arena stays where it is, and so do the modules.
 
         Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
         whole bundle needs isn't used. More than the machine has is said in the log.
@@ -84,7 +84,7 @@ class EngineMaintenance(EngineView):
             self._renew_policy()
 
     def repair(self) -> list[int]:
-        """Load damaged pages again, each into its place; which they were.
+        """Reload damaged pages in place. Returns their numbers.
 
         A forward that runs meanwhile may have read the damage; one that starts later reads what is right.
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class SwitchLog:
-    """Keeps reports of switches; says once if the tasks in use need more than the arena holds. Safe for many threads.
+    """Keeps reports of switches. Says once if the tasks in use need more than the arena holds. Safe for many threads.
 
     Args:
         opened: whose tasks they are.
@@ -34,7 +34,9 @@ class SwitchLog:
         self._warned = False
 
     def record_switch(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, is_visit: bool) -> str | None:
-        """Keep the report of a switch, and tell the monitor of a visit; the task of the visit before, None without one.
+        """Keep the report of a switch, and tell the monitor of a visit.
+
+        Returns the task of the visit before, None without one.
 
         Args:
             name: of the task that was switched to.

@@ -50,7 +50,7 @@ class TaskHolds:
         timeout: float | None = None,
         is_visit: bool = True,
     ) -> Any:
-        """Hold a task until `release`; its module. Errors are those of `Engine.task` and `Engine.activate`.
+        """Hold a task until `release`. Returns its module. Errors are those of `Engine.task` and `Engine.activate`.
 
         Args:
             name: of the task.
@@ -103,7 +103,7 @@ class TaskHolds:
             self._open.residency.let_go(task.number, task.tables)
 
     def enter_again(self, name: str, *, wait: bool) -> Any:
-        """A task that is held is asked for again; its module, or None if it must be held anew, to be waited for."""
+        """A held task is asked for again. Returns its module, or None if it must be held anew, to be waited for."""
         task = self._open.tasks[name]
         if not task.gate.is_ready and (wait or task.gate.has_failed):
             return None

@@ -59,7 +59,7 @@ class EngineView:
         return self._open.dtype(name)
 
     def check_fits(self, name: str) -> None:
-        """Whether the budget ever holds a task, beside real-time ones; loads nothing.
+        """Check that the budget ever holds a task, beside real-time ones. Loads nothing.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
@@ -74,7 +74,7 @@ class EngineView:
         return self._open.backend.limits(self.bundle, widest)
 
     def reader(self) -> Tokenizer | ImageReader:
-        """What reads the tasks' inputs, for one thread at a time; read from the bundle's files when first asked for.
+        """What reads the tasks' inputs, for one thread at a time. Read from the bundle's files when first asked for.
 
         Raises:
             BundleFormatError: they can't be read.
@@ -83,7 +83,7 @@ class EngineView:
         return self._readers.new(self.bundle)
 
     def tokenizer(self) -> Any:
-        """The bundle's tokenizer; read from its files when asked for.
+        """The bundle's tokenizer, read from its files when asked for.
 
         Raises:
             BundleFormatError: transformers can't read it, or the tasks read images.
@@ -95,7 +95,7 @@ class EngineView:
         return architecture.tokenizer(self.bundle)
 
     def image_processor(self) -> Any:
-        """The image processor of a bundle whose tasks read images; read from its files when asked for.
+        """The image processor of a bundle whose tasks read images, read from its files when asked for.
 
         Raises:
             BundleFormatError: transformers can't read it, or the tasks read texts.
@@ -140,7 +140,7 @@ class EngineView:
         return self._switches.last
 
     def residency(self) -> ResidencyMap:
-        """Which pages are in the arena now, by layer and task; loads nothing."""
+        """Which pages are in the arena now, by layer and task. Loads nothing."""
         self._check_process()
         needs = {name: self.blocks.needs(task.number) for name, task in self._tasks.items()}
         layers = self._open.layers
@@ -152,7 +152,7 @@ class EngineView:
         return frozenset(name for name, task in self._tasks.items() if self.blocks.is_resident(task.number))
 
     def forecast(self) -> ForecastReport | None:
-        """What probably comes next by what has been learnt, whether anything is prefetched or not; loads nothing.
+        """What probably comes next by what has been learnt, whether anything is prefetched or not. Loads nothing.
 
         The history is caught up with when this is called. A planner isn't asked. None before the first request.
         """

@@ -8,7 +8,7 @@ from weightpager.page_dtype import ENCODINGS, Encoding
 
 
 class Blocked:
-    """Sizes of a paged weight that follow from others; `PagedWeight` says what its attributes are."""
+    """Sizes of a paged weight that follow from others. `PagedWeight` says what its attributes are."""
 
     __slots__ = ()
 
@@ -48,7 +48,7 @@ class Blocked:
 
     @property
     def blocks_per_page(self) -> int:
-        """Blocks in a page; what is left of the page's bytes is not theirs."""
+        """Blocks in a page. What is left of the page's bytes is not theirs."""
         return int(self.arena.shape[1]) // (self.block_bytes + self.scale_bytes)
 
     @property

@@ -36,7 +36,7 @@ def threading() -> str:
 
 
 def paged_linear(x: Values, weight: PagedWeight, bias: Values | None, isa: int, threads: int) -> Values:
-    """``x @ W.T + bias``, accumulated in float32; the number of threads doesn't change the result.
+    """``x @ W.T + bias``, accumulated in float32. The number of threads doesn't change the result.
 
     Args:
         x: [..., in_features], float32, or bfloat16 as uint16; contiguous.

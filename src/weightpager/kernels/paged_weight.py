@@ -14,7 +14,7 @@ Indices = npt.NDArray[np.int32]
 
 
 class PageNotResidentError(RuntimeError):
-    """A kernel met a page that isn't in the arena; nothing was computed."""
+    """A kernel met a page that isn't in the arena. Nothing was computed."""
 
     def __init__(self, page: int) -> None:
         super().__init__(f"page {page} is not in the arena: expected every page of a weight to be loaded before use")
@@ -23,7 +23,7 @@ class PageNotResidentError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedWeight(Blocked):
-    """One paged weight ``[out_features, in_features]`` of one task, as a kernel on the host sees it; arrays only.
+    """One paged weight ``[out_features, in_features]`` of one task, as a kernel on the host sees it. Arrays only.
 
     The weight is cut into blocks of ``block_rows x block_cols``, zero-padded at the edges. How they lie in pages is
     described in `weightpager.page_dtype`.

@@ -22,7 +22,7 @@ _WIDE = (np.dtype(np.float32), np.dtype(np.uint16))
 
 
 def widen_rows(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Wide) -> None:
-    """Widen stored rows into rows of ``out``; exact in float32, rounded to nearest in bfloat16.
+    """Widen stored rows into rows of ``out``: exact in float32, rounded to nearest in bfloat16.
 
     Args:
         stored: uint8 [bytes], contiguous; a row is int8 [columns] and its scale, a bfloat16, at any offset.

@@ -74,7 +74,7 @@ class OpenBundle:
         open_store: Callable[[Bundle], PageStore] = LocalStore,
         staging: ArenaSource | None = None,
     ) -> None:
-        """Open it; nothing is resident. Arguments and errors are those of `Engine`."""
+        """Open it. Nothing is resident. Arguments and errors are those of `Engine`."""
         self._dtype, self._stated_rows = config.dtype, config.rows
         on_device = config.device.startswith("cuda")
         if on_device:  # kernels there can't wait for storage: tables are whole
@@ -218,7 +218,7 @@ class OpenBundle:
             self.rows.resize(self.memory.rows)
 
     def reload(self) -> BundleChange:
-        """Take over what has become of the bundle since; what that was. Errors are those of `Engine.reload`."""
+        """Take over what has become of the bundle since. Returns what that was. Errors are those of `Engine.reload`."""
         bundle = Bundle.open(self.bundle.path)
         change = BundleChange.between(self.bundle, bundle)
         self.residency.check_unused(self._leaving(change))  # before the budget could be blamed
@@ -239,7 +239,7 @@ class OpenBundle:
         return {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
 
     def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
-        """Take over a changed bundle; all that can fail comes first."""
+        """Take over a changed bundle. All that can fail comes first."""
         numbers = self._numbers.of(bundle)
         tables = TableSource(bundle.placement, numbers)
         come = {name: self._read_task(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
@@ -257,7 +257,7 @@ class OpenBundle:
     def _replace_tasks(
         self, bundle: Bundle, numbers: npt.NDArray[np.int64], gone: dict[str, int], come: Iterable[str]
     ) -> list[int]:
-        """Have tasks leave and others come, and new pages read from the bundle's store; the new tasks' numbers."""
+        """Have tasks leave and others come, and new pages read from the bundle's store. Returns the new numbers."""
         needs = [pages_of(bundle, name, numbers) for name in come]
         if not len(self._numbers.new_among(numbers)):
             # Without a store: to close it, once the tasks have changed, could fail.

@@ -33,7 +33,7 @@ class PageNumbers:
         self.adopt(bundle, store, self.of(bundle))
 
     def of(self, bundle: Bundle) -> npt.NDArray[np.int64]:
-        """The numbers of a bundle's pages, int64 [its pages]; new pages get the next free ones.
+        """The numbers of a bundle's pages, int64 [its pages]. New pages get the next free ones.
 
         Raises:
             BundleError: there are more than the engine has room for.
@@ -58,7 +58,7 @@ class PageNumbers:
         return np.flatnonzero(numbers >= len(self.index))
 
     def adopt(self, bundle: Bundle, store: PageStore, numbers: npt.NDArray[np.int64]) -> None:
-        """Read new pages from this store from now on; it is closed with the others.
+        """Read new pages from this store from now on. It is closed with the others.
 
         Args:
             bundle: whose pages they are.

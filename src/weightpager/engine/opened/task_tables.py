@@ -65,7 +65,7 @@ class TaskTables:
     """
 
     def __init__(self, source: TableSource, task: int) -> None:
-        """Reserve address space; no memory is taken.
+        """Reserve address space. No memory is taken.
 
         Args:
             source: gives the tables.

@@ -14,7 +14,7 @@ from weightpager.kernels.torch.operands import check_memory, operands
 
 
 def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) -> Tensor:
-    """``x @ W.T + bias`` on ``torch.get_num_threads()`` threads; their number doesn't change the result.
+    """``x @ W.T + bias`` on ``torch.get_num_threads()`` threads. Their number doesn't change the result.
 
     ``x`` and ``bias`` have been checked by `weightpager.kernels.torch.paged_linear`.
 

@@ -42,7 +42,7 @@ class DeviceWeight(Blocked):
 
     @classmethod
     def of(cls, weight: PagedWeight, device: str | torch.device = "cpu") -> DeviceWeight:
-        """The same weight on a device; where that is the host, over the same memory."""
+        """The same weight on a device. Where that is the host, it is over the same memory."""
         arena, page_table, crow, columns, locations = (tensor.to(device) for tensor in tensors(weight))
         return cls(
             arena=arena,

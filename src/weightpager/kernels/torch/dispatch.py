@@ -33,7 +33,7 @@ _calls_lock = Lock()
 
 
 def paged_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """``x @ W.T + bias``, accumulated in float32; for inference: no gradient flows through it.
+    """``x @ W.T + bias``, accumulated in float32. For inference: no gradient flows through it.
 
     On one machine a result depends on the values and on the shape of x, never on the number of threads.
 
@@ -145,7 +145,7 @@ def _elsewhere(device: torch.device) -> str:
 
 
 def _gpu() -> ModuleType:
-    """The GPU's kernels; imported when they are needed, since Triton takes a second to be."""
+    """The GPU's kernels. They are imported when they are needed, since Triton takes a second to be."""
     return import_module("weightpager.kernels.torch.gpu")
 
 

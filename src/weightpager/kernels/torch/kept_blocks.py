@@ -37,7 +37,7 @@ class RowRounding:
 
 @dataclass(frozen=True)
 class _Table:
-    """Which blocks each row of a grid has, and where they lie; as `PagedWeight` has it."""
+    """Which blocks each row of a grid has, and where they lie, as `PagedWeight` has it."""
 
     crow: Indices
     columns: Indices
@@ -90,7 +90,7 @@ class KeptBlocks:
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, rounding: RowRounding | None = None
     ) -> Tensor:
-        """``x @ W.T + bias`` with the other blocks of W zero; differentiable in x, W and bias.
+        """``x @ W.T + bias`` with the other blocks of W zero. Differentiable in x, W and bias.
 
         W is rounded to bfloat16, and products are summed up in float32. Gradients pass as if nothing were rounded.
 
@@ -167,11 +167,11 @@ class FrozenBlocks:
     """Some of a weight's blocks whose values stay: packed once, and without a gradient of their own."""
 
     def __init__(self, blocks: KeptBlocks, weight: Tensor) -> None:
-        """State which, and a contiguous float32 weight that has their values; they are rounded to bfloat16."""
+        """State which, and a contiguous float32 weight that has their values. They are rounded to bfloat16."""
         self._forward, self._turned = blocks.packed(weight, None)
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """As `KeptBlocks.linear`; differentiable in x and bias."""
+        """As `KeptBlocks.linear`. Differentiable in x and bias."""
         y: Tensor = _FrozenLinear.apply(x, bias, self._forward, self._turned)  # type: ignore[no-untyped-call]
         return y
 

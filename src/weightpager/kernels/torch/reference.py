@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu_tanh":
 
 
 def dense_weight(weight: Weight) -> Tensor:
-    """The weight as ``[out_features, in_features]``, zero where a block is dropped; float32 where blocks are scaled.
+    """The weight as ``[out_features, in_features]``, zero where a block is dropped. Float32 where blocks are scaled.
 
     Raises:
         PageNotResidentError: a block's page is not in the arena.

@@ -15,7 +15,7 @@ if NATIVE:
 
 
 def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows ``[..., in_features]`` of a whole weight; exact in float32, rounded to nearest in bfloat16.
+    """Rows ``[..., in_features]`` of a whole weight: exact in float32, rounded to nearest in bfloat16.
 
     Args:
         weight: as `whole_weight` makes it.

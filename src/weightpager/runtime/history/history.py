@@ -39,7 +39,7 @@ class History:
         return bool(self.foreign) and not self.visits and not self.requests
 
     def lose(self, line: bytes) -> bool:
-        """Count a line that can't be read; whether there was one: after a power cut a file may end in zeros."""
+        """Count a line that can't be read. Returns whether there is one: a file may end in zeros after a power cut."""
         if rest := line.strip(b" \0"):
             self.lost += 1
             self.foreign += not any(rest.startswith(ours[: len(rest)]) for ours in _BEGINNINGS)
@@ -47,7 +47,7 @@ class History:
 
 
 def parse_history(content: bytes) -> History:
-    """What can be read of a file; a damaged line is a gap. Never raises."""
+    """What can be read of a file. A damaged line is a gap. Never raises."""
     history, earlier = History(), _EarlierLines()
     gap, shift = True, 0.0
     for line in content.splitlines():

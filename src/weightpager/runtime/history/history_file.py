@@ -103,7 +103,7 @@ class HistoryFile:
                 self._changed.notify()
 
     def flush(self, *, sync: bool = False) -> None:
-        """Write what is pending; with ``sync`` wait for the disk."""
+        """Write what is pending. With ``sync`` wait for the disk."""
         with self._writing:
             if self._closed:
                 return

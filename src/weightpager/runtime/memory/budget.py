@@ -147,7 +147,7 @@ class MemoryController:
         return max(0, min(self.needs.pages, capacity, room // self.page_bytes))
 
     def refit(self, needs: Needs) -> int:
-        """Note what a changed bundle needs; the budget to `resize` to: the same, or again enough for all pages."""
+        """Note what a changed bundle needs. Returns the budget to `resize` to: the same, or enough for all pages."""
         self.needs = needs
         return self._for_all(self._taken(needs.pages)) if self._whole else self.budget
 

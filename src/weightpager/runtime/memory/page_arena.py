@@ -42,7 +42,7 @@ class StageSource(Protocol):
     page_bytes: int
 
     def stage(self) -> Stage | None:
-        """What one more read needs; None if others must end first. Never waits."""
+        """What one more read needs. None if others must end first: this never waits."""
 
     def address(self, slots: npt.NDArray[np.int64]) -> int | None:
         """Where slot 0 begins, for a caller that fills these slots itself; None if a stage must fill them."""
@@ -78,7 +78,7 @@ class PageArena(StageSource, Protocol):
         """Where kernels look pages up, int32 [pages]: follows the block manager's table. To be called once."""
 
     def note_read(self) -> None:
-        """This thread has launched kernels that read slots; they may be late."""
+        """This thread has launched kernels that read slots. They may be late."""
 
     def content(self, slot: int) -> memoryview:
         """The bytes of a slot that is resident."""

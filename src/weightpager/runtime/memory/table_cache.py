@@ -22,7 +22,7 @@ class Expandable(Protocol):
         """Take memory and write the tables. Doesn't fail."""
 
     def give_back(self) -> None:
-        """Give the memory back; nobody reads it."""
+        """Give the memory back. Nobody reads it."""
 
 
 class TableCache:
@@ -48,7 +48,7 @@ class TableCache:
             return self._taken()
 
     def hold(self, tables: Expandable) -> bool:
-        """Expand a task's tables and keep them until `release`; False if those in use leave no room."""
+        """Expand a task's tables and keep them until `release`. Returns False if those in use leave no room."""
         with self._lock:
             if tables not in self._here:
                 self._shrink(self.size - tables.nbytes)
@@ -58,7 +58,7 @@ class TableCache:
             return True
 
     def release(self, tables: Expandable) -> None:
-        """Undo one `hold`; the tables stay until their room is wanted."""
+        """Undo one `hold`. The tables stay until their room is wanted."""
         with self._lock:
             self._users[tables] -= 1
             self._shrink(self.size)

@@ -28,7 +28,7 @@ class PageCheck:
         return [page for piece in pieces for page in self._damaged(piece)]
 
     def repair(self) -> list[int]:
-        """Load damaged pages again, into the slots that they are in; which they were.
+        """Reload damaged pages in place. Returns their numbers.
 
         Raises:
             StoreError, PageCorruptError: storage doesn't have a page as it should be; it stays as it is.

@@ -49,7 +49,7 @@ class Pager:
         priority: Priority,
         on_read_end: Callable[[Collection[int], BaseException | None], None],
     ) -> int:
-        """Start to load pages into slots of the arena; how many reads it takes. Arguments are those of `Load`.
+        """Start to load pages into slots of the arena. Returns the number of reads. Arguments are those of `Load`.
 
         Raises:
             EngineClosedError: the pager has been closed.
@@ -64,9 +64,10 @@ class Pager:
         read_timeout: float,
         priority: Priority = Priority.ON_DEMAND,
     ) -> int:
-        """Read pages into memory of the caller's own, and wait until all are there and checked; how many reads it took.
+        """Read pages into memory of the caller's own, and wait until all are there and checked.
 
-        No slot, no page table and no load of an arena has to do with it. The caller holds no lock of paging.
+        No slot, no page table and no load of an arena has to do with it. The caller holds no lock of paging. Returns
+        the number of reads.
 
         Args:
             store: where they come from; it checks them.
@@ -108,14 +109,14 @@ class Pager:
         return set().union(*(way.pages for way in self._ways))
 
     def cancel(self, but: Collection[int] = ()) -> list[int]:
-        """Take back all reads that have not begun, except those with pages ``but``; their pages, which won't come.
+        """Take back all reads that have not begun, except those with pages ``but``.
 
-        What `read` waits for is not taken back.
+        What `read` waits for is not taken back. Returns the pages that won't come.
         """
         return [page for way in self._ways for page in way.cancel(but)]
 
     def close(self) -> bool:
-        """Drop what is queued and end the threads; False if one hangs in a read and had to be left."""
+        """Drop what is queued and end the threads. Returns False if one hangs in a read and had to be left."""
         ends = [way.close() for way in self._ways]
         if self.own_reads is not None:
             ends.append(self.own_reads.close(JOIN_SECONDS))

@@ -45,9 +45,10 @@ class Residency:
         self.blocks = state.blocks
 
     def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, PendingLoad | None]:
-        """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
+        """Hold a task and load what it lacks.
 
-        Where tasks in use leave no room it waits, until the deadline, and others may switch meanwhile.
+        Where tasks in use leave no room it waits, until the deadline, and others may switch meanwhile. Returns what
+        the load cost, and what is still on its way if it wasn't waited for.
 
         Raises:
             BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
@@ -78,7 +79,7 @@ class Residency:
             self._state.changed()
 
     def evict_unlocked(self) -> int:
-        """Empty the arena of all that nobody holds; how many pages went."""
+        """Empty the arena of all that nobody holds. Returns the number of pages that went."""
         with self._my_turn(None), self._lock:
             return self._slots.evict_unlocked()
 
@@ -122,9 +123,10 @@ class Residency:
             self._turn.release()
 
     def prefetch(self, request: SwitchRequest) -> int:
-        """Start to load what a task lacks, though nobody waits for it; how many pages. The task isn't held.
+        """Start to load what a task lacks, though nobody waits for it. The task isn't held.
 
-        Where prefetches for others leave no room, they are cancelled as far as they haven't begun.
+        Where prefetches for others leave no room, they are cancelled as far as they haven't begun. Returns the number
+        of pages.
 
         Raises:
             BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
@@ -148,7 +150,7 @@ class Residency:
             self._lock.notify_all()
 
     def await_prefetch(self, timeout: float) -> BaseException | None:
-        """Wait until every prefetch has ended; why the latest has failed, None if it hasn't."""
+        """Wait until every prefetch has ended. Returns why the latest has failed, None if it hasn't."""
         with self._lock:
             self._lock.wait_for(lambda: not self._state.prefetched, timeout)
             return self._state.prefetched.error
@@ -169,7 +171,7 @@ class Residency:
             self._state.store.close()
 
     def replace_tasks(self, gone: dict[str, int], needs: list[Pages]) -> list[int]:
-        """Remove tasks and add others; the numbers of the new ones, to be used once the store has their pages.
+        """Remove tasks and add others. Returns the new ones' numbers, to be used once the store has their pages.
 
         Args:
             gone: numbers of the tasks that leave, by name.
@@ -217,7 +219,7 @@ class Residency:
                 raise
 
     def _await_room(self, request: SwitchRequest, changes: int) -> bool:
-        """Wait for a change after these, which may have made room; False if none can, or the deadline has passed."""
+        """Wait for a change after these, which may have made room. False if none can, or the deadline has passed."""
         with self._lock:
             left = seconds_until(request.deadline)
             most = self._state.memory.slots_beside(0)

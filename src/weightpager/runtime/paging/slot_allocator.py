@@ -13,7 +13,7 @@ from weightpager.runtime.planning.plans import Pages, SwitchPlan
 
 
 class SlotAllocator:
-    """Plans which slots a task's pages take, and frees them; waits for those of reads in flight where it must.
+    """Plans which slots a task's pages take, and frees them. Waits for those of reads in flight where it must.
 
     Whoever calls has the turn and holds the lock, which is given up while waiting.
     """
@@ -56,14 +56,14 @@ class SlotAllocator:
         self._state.prefetched.ledger.went(pages)
 
     def evict_unlocked(self) -> int:
-        """Give up all that no held task needs; how many pages went."""
+        """Give up all that no held task needs. Returns the number of pages that went."""
         self._state.lock.wait_for(lambda: not self._state.prefetched, self._state.read_timeout)
         pages = self._blocks.evictable()
         self.evict(pages)
         return len(pages)
 
     def await_read(self) -> bool:
-        """Wait until a read in flight has ended, whoever wanted it; False if storage hangs."""
+        """Wait until a read in flight has ended, whoever wanted it. Returns False if storage hangs."""
         loading = self._blocks.loading
         return self._state.lock.wait_for(lambda: self._blocks.loading < loading, self._state.read_timeout)
 

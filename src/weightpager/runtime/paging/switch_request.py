@@ -87,5 +87,5 @@ class PendingLoad:
 
 
 def seconds_until(deadline: float | None) -> float | None:
-    """What is left until a deadline by `time.monotonic`, as a timeout that `threading` takes; None without one."""
+    """Seconds until a deadline by `time.monotonic`, as a timeout that `threading` takes. None without one."""
     return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)

@@ -56,7 +56,7 @@ class TableHold:
         return self.held
 
     def try_hold_or_borrow(self, most: int) -> None:
-        """Hold them if there is room; else borrow them, if they take at most so many bytes.
+        """Hold them if there is room. Else borrow them, if they take at most so many bytes.
 
         The previous task still has its own meanwhile.
         """

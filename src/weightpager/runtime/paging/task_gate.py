@@ -56,7 +56,7 @@ class TaskGate:
             self._holders += 1
 
     def release(self) -> None:
-        """Undo one `hold`; the last one waits for the layers that are reading, whatever signal handlers raise.
+        """Undo one `hold`. The last one waits for the layers that are reading, whatever signal handlers raise.
 
         Whether this returns or raises, the hold is undone and no layer is inside any more.
         """

@@ -108,11 +108,11 @@ class BlockManager:
         return missing
 
     def missing_pages(self, task: int) -> int:
-        """How many of a task's pages are not resident; in a time that doesn't depend on them."""
+        """How many of a task's pages are not resident. The time that it takes doesn't depend on them."""
         return int(self._missing[task])
 
     def hold(self, task: int) -> None:
-        """Keep a task's pages from eviction until as many `release` calls have followed; counts as a use."""
+        """Keep a task's pages from eviction until as many `release` calls have followed. Counts as a use."""
         if self.is_gone(task):
             raise ValueError("expected a task that wasn't removed")
         self._order.used(task)
@@ -167,7 +167,7 @@ class BlockManager:
         return bool(self._missing[task] <= self.free + np.count_nonzero(gone))
 
     def occupancy(self, current: int | None = None) -> Occupancy:
-        """What is where; the pages of a task that ran last are locked like those of held ones."""
+        """What is where. The pages of a task that ran last are locked like those of held ones."""
         locked = self._is_locked()
         if current is not None:
             locked |= self._needs.needed_by(current)
@@ -178,7 +178,7 @@ class BlockManager:
         return self._needs.sums(tasks)
 
     def evict(self, pages: Pages) -> None:
-        """Give up resident pages that no held task needs; their slots are free at once."""
+        """Give up resident pages that no held task needs. Their slots are free at once."""
         if any(self._needs.needed_by(task)[pages].any() for task in self._held()):
             raise ValueError("expected pages that no held task needs")
         self._missing += self._needs.count(pages)  # first: should Ctrl-C come between, no task is thought complete
@@ -190,7 +190,7 @@ class BlockManager:
         return self._order.sort(self._spare(), None)
 
     def reserve(self, pages: Pages) -> npt.NDArray[np.int32]:
-        """Take a free slot for each absent page, int32 [pages]; absent they stay until `publish`."""
+        """Take a free slot for each absent page. Returns them, int32 [pages]. The pages stay absent until `publish`."""
         slots = self._slots.reserve(pages)
         self.version += 1
         return slots
@@ -207,17 +207,17 @@ class BlockManager:
         self._slots.cancel(pages)
 
     def retire(self, count: int) -> list[int]:
-        """Retire so many free slots; which these are."""
+        """Retire so many free slots. Returns their numbers."""
         self.version += 1
         return self._slots.retire(count)
 
     def restore(self, count: int) -> list[int]:
-        """Use so many retired slots again; which these are."""
+        """Use so many retired slots again. Returns their numbers."""
         self.version += 1
         return self._slots.restore(count)
 
     def add_task(self, need: Pages) -> int:
-        """Add a task that needs these pages, ascending; its number."""
+        """Add a task that needs these pages, ascending. Returns its number."""
         number = self._needs.add(need)
         self._missing = np.append(self._missing, (self.page_table[need] == ABSENT).sum())
         self._holders.append(0)
@@ -225,7 +225,7 @@ class BlockManager:
         return number
 
     def remove_task(self, task: int) -> None:
-        """A task that nobody holds needs nothing any more, and can't be held again; its number stays unused."""
+        """A task that nobody holds needs nothing any more, and can't be held again. Its number stays unused."""
         if self.is_held(task):
             raise ValueError("expected a task that isn't held")
         self._needs.remove(task)
@@ -237,7 +237,7 @@ class BlockManager:
         return self._holders[task] == GONE
 
     def check_integrity(self) -> None:
-        """Every slot is free, reserved, retired or names the page that names it; every count is right.
+        """Every slot is free, reserved, retired or names the page that names it. Every count is right.
 
         Raises:
             AssertionError: a bug of ours.

@@ -52,7 +52,7 @@ class Slots:
         return len(self._free)
 
     def reserve(self, pages: Pages) -> npt.NDArray[np.int32]:
-        """Take a free slot for each absent page, int32 [pages]; absent they stay until `publish`."""
+        """Take a free slot for each absent page. Returns them, int32 [pages]. The pages stay absent until `publish`."""
         absent = (self.page_table[pages] == ABSENT).all() and (self.reserved[pages] == ABSENT).all()
         if not absent or len(pages) > len(self._free):
             raise ValueError("expected absent pages and a free slot for each")
@@ -63,7 +63,7 @@ class Slots:
         return slots
 
     def publish(self, pages: Iterable[int]) -> Pages:
-        """Pages are in their reserved slots; which these are."""
+        """Pages are in their reserved slots. Returns the pages."""
         came, slots = self._take_reserved(pages)
         self._page_of_slot[slots] = came
         self.page_table[came] = slots
@@ -74,7 +74,7 @@ class Slots:
         self._free.extend(self._take_reserved(pages)[1].tolist())
 
     def evict(self, pages: Pages) -> None:
-        """Give up resident pages; their slots are free at once."""
+        """Give up resident pages. Their slots are free at once."""
         slots = self.page_table[pages]
         if (slots == ABSENT).any():
             raise ValueError("expected resident pages")
@@ -84,7 +84,7 @@ class Slots:
         self._free.extend(freed)
 
     def retire(self, count: int) -> list[int]:
-        """Retire so many free slots; which these are."""
+        """Retire so many free slots. Returns their numbers."""
         if count > len(self._free):
             raise ValueError("expected as many free slots")
         gone = sorted(self._free, reverse=True)[:count]
@@ -93,7 +93,7 @@ class Slots:
         return gone
 
     def restore(self, count: int) -> list[int]:
-        """Use so many retired slots again; which these are."""
+        """Use so many retired slots again. Returns their numbers."""
         back = sorted(self._retired)[:count]
         self._retired = sorted(set(self._retired) - set(back), reverse=True)
         self._free[:0] = reversed(back)

@@ -11,7 +11,7 @@ from weightpager.runtime.planning.plans import NO_PAGES, Pages
 
 
 class TaskPages:
-    """The pages of tasks that are numbers; tasks may come and leave, a number is used once. Not thread-safe.
+    """The pages of tasks that are numbers. Tasks may come and leave, a number is used once. Not thread-safe.
 
     Many pages have the same signature: what is asked of each page's tasks is computed once for each signature.
     """
@@ -78,7 +78,7 @@ class TaskPages:
         return float((len(present) * np.trace(shared) - shared.sum()) / pairs)
 
     def add(self, need: Pages) -> int:
-        """Add a task that needs these pages, ascending; its number."""
+        """Add a task that needs these pages, ascending. Returns its number."""
         self._needs.append(need)
         column = np.zeros((len(self._needed_by), 1), bool)
         column[need] = True

@@ -32,7 +32,7 @@ class _Moments:
     squares: float = 0.0
 
     def add(self, value: float) -> float:
-        """Add a value; the squared deviation that it brings.
+        """Add a value. Returns the squared deviation that it brings.
 
         From the second value on, the mean of what is returned is the variance.
         """

@@ -59,7 +59,7 @@ class PrefetchPolicy:
 
 
 class Prefetcher:
-    """Prefetches between switches; never in the way of one.
+    """Prefetches between switches, never in the way of one.
 
     The predictor is asked, and learns, on one thread. One that is slow or hangs delays prefetches and nothing else.
     """
@@ -97,14 +97,14 @@ class Prefetcher:
         return self._policy.expected.score
 
     def tell(self, news: Switched) -> None:
-        """A switch has come; takes no time."""
+        """A switch has come. Takes no time."""
         with self._changed:
             self._news.append(news)
             self._latest.append(news)
             self._changed.notify()
 
     def renew(self, policy: PrefetchPolicy) -> None:
-        """Use another policy, once it has learnt the switches since it was made; takes no time."""
+        """Use another policy, once it has learnt the switches since it was made. Takes no time."""
         with self._changed:
             self._newer = policy
             while self._latest and self._latest[0].time <= policy.time:

@@ -89,7 +89,7 @@ class VirtualArena:
         return self.blocks.needed_together([task, *self._held]) <= self.blocks.slots
 
     def dwell(self, seconds: float, uses_at: UsesAt) -> None:
-        """A task runs for so long; meanwhile pages are prefetched."""
+        """A task runs for so long. Meanwhile pages are prefetched."""
         now = 0.0
         # Reads in flight last until the switch, even if rounding has left `now` below `seconds`.
         while now < seconds and not self._coming:
@@ -116,7 +116,7 @@ class VirtualArena:
         return Wait(seconds + self._seconds(pages), len(pages))
 
     def leave(self) -> None:
-        """Leave the current task, if any; its pages stay until their slots are wanted."""
+        """Leave the current task, if any. Its pages stay until their slots are wanted."""
         if self._current is not None:
             self.blocks.release(self._current)
             self._current = None

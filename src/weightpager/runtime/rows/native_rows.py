@@ -47,7 +47,7 @@ class RowFiles:
 
 
 class NativeRows:
-    """Looks rows up in a memory and reads those that it lacks; does what `RowCache` does without it.
+    """Looks rows up in a memory and reads those that it lacks, as `RowCache` does without it.
 
     Attributes:
         table: the native one. As a context it keeps others from the memory and the tally, as its look-ups do. Python
@@ -80,7 +80,7 @@ class NativeRows:
         )
 
     def look_up(self, ids: npt.NDArray[np.int64], out: Wide) -> bool:
-        """As `RowCache.look_up`; False where a row isn't in the table."""
+        """As `RowCache.look_up`. Returns False where a row isn't in the table."""
         check_wide(out, len(ids), self._columns)
         ids = np.ascontiguousarray(ids, np.int64)
         reads = self._reads

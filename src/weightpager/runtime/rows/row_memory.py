@@ -95,7 +95,7 @@ class RowMemory:
         return np.asarray(self._slot_of[ids] < 0)
 
     def look_up(self, ids: Ids) -> Ids:
-        """The slots of these rows, −1 where one is absent; they count as used."""
+        """The slots of these rows, −1 where one is absent. The rows count as used."""
         slots = self._slot_of[ids].astype(np.int64)
         used = slots[slots >= 0]
         self._begin_uses(len(ids))

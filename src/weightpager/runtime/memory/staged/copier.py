@@ -60,4 +60,4 @@ class Copier(Protocol):
         """Events after which all kernels that have been noted until now have read their slots."""
 
     def start(self, copies: Callable[[], None], after: Sequence[Event]) -> Event:
-        """Begin work on slots once events have passed, in the order of calls; the event that ends it."""
+        """Begin work on slots once events have passed, in the order of calls. Returns the event that ends it."""

@@ -131,7 +131,7 @@ class StagedArena:
             self._memory.release(gone)
 
     def place(self, rows: Tensor, slots: Mapping[int, int], after: Sequence[Event]) -> None:
-        """Copy ``rows`` [len(slots), page_bytes] into slots; see `Stage.place`."""
+        """Copy ``rows`` [len(slots), page_bytes] into slots. See `Stage.place`."""
         try:
             with self._order:
                 filled = any(self._page_of[slot] != _NOTHING for slot in slots.values())  # else nobody can be reading
@@ -149,7 +149,7 @@ class StagedArena:
             self._free.append(rows)
 
     def _forget(self, slots: Iterable[int]) -> list[int]:
-        """Strike these slots' pages off the books; the pages that the table on the device has to forget."""
+        """Strike these slots' pages off the books. Returns those that the table on the device has to forget."""
         gone = []
         for slot in slots:
             page = int(self._page_of[slot])

@@ -21,7 +21,7 @@ _NO_SLOTS = np.zeros(0, np.int64)
 
 
 class LandedPages:
-    """Pages on their way to memory that is this object's, where they are hashed; then they are copied into slots.
+    """Pages on their way to memory that is this object's, where they are hashed. Then they are copied into slots.
 
     No slot has to be free, or belongs to a read that hangs. This memory is beside the budget, and goes back when they
     are dropped. For one thread.

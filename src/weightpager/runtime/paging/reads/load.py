@@ -19,7 +19,7 @@ JOIN_SECONDS = 5.0
 
 
 class Priority(IntEnum):
-    """Whose reads go first; what is being read already is finished."""
+    """Whose reads go first. What is being read already is finished."""
 
     REAL_TIME = 0
     ON_DEMAND = 1
@@ -63,7 +63,7 @@ class Reads(Protocol):
         """Pages of cancellable loads that have not ended."""
 
     def start(self, load: Load) -> int | None:
-        """Begin, as soon as what goes before it has begun; how many reads it takes.
+        """Begin, as soon as what goes before it has begun. Returns the number of reads.
 
         None if it can't bring these pages, or not to there: then nothing has changed.
 
@@ -72,10 +72,10 @@ class Reads(Protocol):
         """
 
     def cancel(self, but: Collection[int]) -> list[int]:
-        """Take back cancellable reads that haven't begun, except those of pages ``but``; the pages that won't come."""
+        """Take back cancellable reads that haven't begun, except those of pages ``but``. Returns what won't come."""
 
     def withdraw(self, load: Load) -> None:
         """Take back what has not begun of one load. Its pages aren't told."""
 
     def close(self) -> bool:
-        """Drop what has not begun; False if a read hangs and had to be left."""
+        """Drop what has not begun. Returns False if a read hangs and had to be left."""

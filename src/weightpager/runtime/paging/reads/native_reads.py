@@ -185,7 +185,7 @@ def _pages(packed: bytes) -> list[int]:
 
 
 def _abandon(process: int, queue: _native.ReadQueue, thread: threading.Thread) -> None:
-    """End the thread that drives a queue, whatever hangs; not in a process that was forked."""
+    """End the thread that drives a queue, whatever hangs. Does nothing in a process that was forked."""
     if os.getpid() == process:
         queue.close()
         queue.abandon()

@@ -13,7 +13,7 @@ from weightpager.runtime.paging.reads.failures import storage_hangs
 
 
 class PendingPages:
-    """Counts down the pages of a load, altogether and by model layer; layers of a running model wait on it.
+    """Counts down the pages of a load, altogether and by model layer. Layers of a running model wait on it.
 
     Told by the threads that read, asked by those that compute.
 
@@ -71,7 +71,7 @@ class PendingPages:
                 self._changed.notify_all()
 
     def failed(self, error: BaseException) -> None:
-        """Some pages will not come; the first reason stays."""
+        """Some pages will not come. The first reason stays."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -154,7 +154,7 @@ class BlockingRead:
 
 
 def _wait_while_progress(changed: threading.Condition, seconds: float, progress: Callable[[], int]) -> bool:
-    """Wait for news; False if none came for so long, and progress is what it was before."""
+    """Wait for news. Returns False if none came for so long, and progress is what it was before."""
     before = progress()
     return changed.wait(seconds) or progress() != before
 

@@ -160,7 +160,7 @@ class ThreadReads:
         return None
 
     def _take_back(self, which: Callable[[_Group], bool]) -> list[int]:
-        """Groups that have not begun won't; the pages of those that were taken back. The lock is held."""
+        """Take back groups that have not begun. Returns their pages. The lock is held."""
         gone: list[_Group] = []
         stay: list[_Group] = []
         for group in self._queue:
