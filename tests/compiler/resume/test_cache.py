@@ -135,15 +135,29 @@ def test_a_journal_gives_a_finished_stage_to_the_cache(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "c", 10**7)
     part = Journal(tmp_path / "j", "compile").part("dense", "dense", cache)
     part.write("train", 3, {"a": torch.ones(2)})
-    assert part.move_to_cache("train") is None
+    assert part.give_to_cache("train") is None
     assert part.is_in_cache("train")
-    assert not list((tmp_path / "j").rglob("*.safetensors"))
+    assert (tmp_path / "j" / "dense" / "train.safetensors").samefile(cache.entries()[0].path)  # it takes no more bytes
+    assert part.resumable() == ["the dense model's training (whole, in the cache)"]
     other = Journal(tmp_path / "other", "another").part("dense", "dense", cache)
     step, tensors = other.read("train") or (0, {})
     assert (step, tensors["a"].tolist()) == (3, [1.0, 1.0])
-    assert other.move_to_cache("train") is not None
+    assert other.give_to_cache("train") is not None
     assert other.earlier == 0.0
     assert Journal(tmp_path / "j", "compile").part("dense", "changed", cache).read("train") is None
+
+
+def test_a_journal_keeps_what_the_cache_forgets(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 10**7)
+    part = Journal(tmp_path / "j", "compile").part("dense", "dense", cache)
+    part.write("train", 3, megabyte(), seconds=60.0)
+    part.give_to_cache("train")
+    cache.clear()
+    again = Journal(tmp_path / "j", "compile").part("dense", "dense", cache)
+    assert (again.read("train") or (0, {}))[0] == 3
+    assert again.earlier == 60.0
+    assert again.give_to_cache("train") is None
+    assert len(cache.entries()) == 1
 
 
 @pytest.mark.slow

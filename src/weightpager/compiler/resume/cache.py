@@ -97,15 +97,12 @@ class Cache:
         return self._put(stage, owner, size, lambda path: write_entry(path, owner, entry))
 
     def adopt(self, stage: str, owner: Owner, path: Path) -> bool:
-        """Move a finished stage's file, an entry of the same owner, here; False if it stays where it is."""
+        """Keep a finished stage's file, an entry of the same owner, here too; False if it isn't kept."""
         try:
             size = path.stat().st_size
         except OSError:
             return False
-        if not self._put(stage, owner, size, lambda here: _move(path, here)):
-            return False
-        path.unlink(missing_ok=True)
-        return True
+        return self._put(stage, owner, size, lambda here: _link_or_copy(path, here))
 
     def stop(self, reason: object) -> None:
         """Keep nothing more, and say why; what is there is still found."""
@@ -178,8 +175,8 @@ class Cache:
         return self.folder / f"{stage}-{blake3(repr(sorted(owner.items())).encode()).hexdigest()[:32]}{_SUFFIX}"
 
 
-def _move(path: Path, to: Path) -> None:
-    """Rename, or copy where that is another file system."""
+def _link_or_copy(path: Path, to: Path) -> None:
+    """Link, or copy where that is another file system."""
     try:
         os.link(path, to)
     except OSError:

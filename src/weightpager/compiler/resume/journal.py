@@ -167,8 +167,8 @@ class Journal:
         """Whether there is an entry that `read` finds, here or in the cache."""
         return self.has(stage) or self._cache.read(stage, self._owner()) is not None
 
-    def move_to_cache(self, stage: str) -> float | None:
-        """Move a finished stage's entry to the cache, if there is a cache.
+    def give_to_cache(self, stage: str) -> float | None:
+        """Give a finished stage's entry to the cache, if there is one. It stays here too: caches forget.
 
         Returns:
             Seconds that the cache has saved; None where it had nothing.
@@ -181,14 +181,14 @@ class Journal:
         return cached
 
     def is_in_cache(self, stage: str) -> bool:
-        """Whether `move_to_cache` has found a stage in the cache, or put it there."""
+        """Whether `give_to_cache` has found a stage in the cache, or put it there."""
         return stage in self._in_cache
 
     def resumable(self) -> list[str]:
         """The long stages, in words, that this compile would resume."""
         stages = [f"{in_words(stage)} (whole, in the cache)" for stage in self._in_cache]
         for path in [] if self._folder is None else sorted(self._folder.glob("*.safetensors")):
-            at = step_of(path, self._owner())
+            at = None if path.stem in self._in_cache else step_of(path, self._owner())
             if at is not None and at[1] and at[0]:
                 stages.append(f"{in_words(path.stem)} up to step {at[0]}")
         for part in self._parts.values():

@@ -66,7 +66,7 @@ class Shared:
 
     def training_ended(self, journal: Journal, stages: Sequence[str]) -> None:
         """Keep what stages of a journal have trained, if anything, and say what time the cache saved or will save."""
-        saved = [seconds for seconds in map(journal.move_to_cache, stages) if seconds is not None]
+        saved = [seconds for seconds in map(journal.give_to_cache, stages) if seconds is not None]
         if saved:
             _log.info("the dense model: taken from the cache, %s saved", format_duration(sum(saved)))
         elif any(map(journal.is_in_cache, stages)):
