@@ -39,6 +39,10 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     return Cache.of_user()
 
 
+def stages_in(cache: Cache) -> set[str]:
+    return {kept.path.name.rpartition("-")[0] for kept in cache.entries()}
+
+
 class EnoughError(Exception):
     """The stages that are looked at are over."""
 
@@ -92,11 +96,23 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
         assert cache.write(stage, OWNER, 0, megabyte())
         os.utime(next((tmp_path / "c").glob(f"{stage}-*")), (number, number))
     assert cache.read("one", OWNER) is not None  # which uses it
+    cache = Cache(tmp_path / "c", 3_500_000)  # another compile's
     assert cache.write("four", OWNER, 0, megabyte())
-    left = {kept.path.name.partition("-")[0] for kept in cache.entries()}
-    assert left == {"one", "three", "four"}
+    assert stages_in(cache) == {"one", "three", "four"}
     assert not cache.write("large", OWNER, 0, {"a": torch.zeros(10**6)})
     assert len(cache.entries()) == 3
+
+
+def test_what_a_compile_has_used_stays_until_its_end(tmp_path: Path) -> None:
+    theirs, ours = (Cache(tmp_path / "c", 3_500_000) for _ in range(2))
+    for stage in ("train", "old"):
+        assert theirs.write(stage, OWNER, 0, megabyte())
+    assert ours.read("train", OWNER) is not None
+    for path in (tmp_path / "c").iterdir():  # the training takes longer than whatever others do
+        os.utime(path, (path.name.startswith("old"),) * 2)
+    written = [ours.write(stage, OWNER, 0, megabyte()) for stage in ("sums-a", "sums-b", "sums-c")]
+    assert written == [True, True, False]
+    assert stages_in(ours) == {"train", "sums-a", "sums-b"}
 
 
 def test_unfinished_files_of_killed_processes_go_after_a_day(tmp_path: Path) -> None:

@@ -46,13 +46,17 @@ class Kept:
 
 
 class Cache:
-    """Entries by stage and owner, at most ``limit`` bytes in all. A storage that refuses one ends no compile."""
+    """Entries by stage and owner, at most ``limit`` bytes in all. A storage that refuses one ends no compile.
+
+    What this object has read or written makes no room for what it writes: a compile that is resumed needs all of it.
+    """
 
     def __init__(self, folder: Path | None, limit: int) -> None:
         """Keep entries in ``folder``, created when first needed; None keeps and finds none."""
         self.folder = folder
         self.limit = limit
         self._takes = True
+        self._used: set[Path] = set()
 
     @classmethod
     def none(cls) -> Cache:
@@ -86,6 +90,7 @@ class Cache:
             with suppress(OSError):
                 path.unlink()
             return None
+        self._used.add(path)
         with suppress(OSError):
             os.utime(path)
         return entry
@@ -140,9 +145,11 @@ class Cache:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # they may tell of private data
-            self._make_room(size)
+            if not self._make_room(size):
+                return False
             fill(unfinished)
             unfinished.replace(path)
+            self._used.add(path)
         except (OSError, CompileError) as error:
             self.stop((isinstance(error, OSError) and error.strerror) or error)
             return False
@@ -151,19 +158,28 @@ class Cache:
                 unfinished.unlink(missing_ok=True)
         return True
 
-    def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago until ``size`` more bytes keep to the limit, and what has been abandoned."""
-        for path in self._files(_UNFINISHED):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _ABANDONED:
-                    path.unlink()
-        used = size
-        for kept in self.entries():
+    def _make_room(self, size: int) -> bool:
+        """Remove what others used longest ago until ``size`` more bytes keep to the limit; False if they can't."""
+        self._remove_abandoned()
+        entries = self.entries()
+        used = size + sum(kept.bytes for kept in entries if kept.path in self._used)
+        if used > self.limit:
+            return False
+        for kept in entries:
+            if kept.path in self._used:
+                continue
             used += kept.bytes
             if used > self.limit:
                 _log.info("%s: removed %s, used longest ago", kept.path, format_size(kept.bytes))
                 with suppress(OSError):
                     kept.path.unlink()
+        return True
+
+    def _remove_abandoned(self) -> None:
+        for path in self._files(_UNFINISHED):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
 
     def _files(self, suffix: str) -> Iterator[Path]:
         if self.folder is not None:
