@@ -116,8 +116,7 @@ def _train(source: Source, data: Mapping[str, TaskData], journal: Journal, run: 
     if adds:
         _train_added(source, data, journal, told, run.workers_on(source))
         return [own_stage(_OWN, task) for task in source.task_file.trained_tasks]
-    train(source, data, told, journal)
-    return ["train"]
+    return ["train"] if train(source, data, told, journal) else []
 
 
 def _place(source: Source, run: CompileRun, adds: bool) -> Scratch:

@@ -17,8 +17,10 @@ import tiny
 import tiny_models
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler.prepare import trained
 from weightpager.compiler.resume import identities
 from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_limit
@@ -174,6 +176,14 @@ def test_a_journal_keeps_what_the_cache_forgets(tmp_path: Path) -> None:
     assert again.earlier == 60.0
     assert again.give_to_cache("train") is None
     assert len(cache.entries()) == 1
+
+
+@pytest.mark.slow
+def test_a_compile_that_trains_nothing_gives_no_training_to_the_cache(tmp_path: Path) -> None:
+    cache, folder = Cache(tmp_path / "c", 10**8), tmp_path / "j"
+    Journal(folder, "of tasks without heads").part("dense", "of these").write("train", 3, megabyte())
+    trained(from_dict(tiny.writer(tmp_path)), CompileRun(journal=Journal(folder, "ours")), cache=cache)
+    assert stages_in(cache) == {"scores-animals", "scores-numbers"}
 
 
 @pytest.mark.slow
