@@ -181,6 +181,7 @@ def test_says_what_is_wrong(write: Writer, changes: str, expected: str) -> None:
         ("    head: nowhere", "tasks.spam.head: expected a model directory, found none at"),
         ("    text: ''", "tasks.spam.text: expected text that is not empty, found ''"),
         ("    max_length: 2", "tasks.spam.max_length: expected at least 8, found 2"),
+        ("    max_length: 1048577", "tasks.spam.max_length: expected at most 1048576, found 1048577"),
     ],
 )
 def test_says_what_is_wrong_in_a_task(write: Writer, task: str, expected: str) -> None:
