@@ -32,6 +32,7 @@ Anything else that escapes is a bug of ours.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -167,9 +168,28 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+class _Repr(reprlib.Repr):
+    """A ``repr`` that looks at little more than a message shows: aliases make a few lines of YAML very large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
+        self.maxstring = self.maxlong = self.maxother = 200
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes no number that is longer
+            return "a number of thousands of digits"
+
+
+_REPR = _Repr()
+
+
 def shown(found: object) -> str:
     """What was found, in at most 80 characters."""
-    return "nothing" if found is None else shortened(repr(found))
+    return "nothing" if found is None else shortened(_REPR.repr(found))
 
 
 def first_line(error: BaseException) -> str:

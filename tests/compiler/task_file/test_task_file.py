@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ def test_merge_keys_work(write: Writer) -> None:
         ("training: {learning_rate: 0}", "training.learning_rate: expected more than 0, found 0"),
         ("sparsity: 0.1\nsparsity: 0.2", "line 3, column 1: the key 'sparsity' is there twice"),
         ("no: 1", "line 2, column 1: the key 'no' is no text: quote it"),
+        ("? !!str [a]\n: 1", "line 2, column 3: the key [...] is no text: quote it"),
         ("transitions: 2024-02-30", "line 2, column 14: '2024-02-30' is no timestamp; quote it if it is text"),
         ("sparsity: 0x_", "line 2, column 11: '0x_' is no int; quote it if it is text"),
         ("sparsity: 1" + ":00" * 200 + ".0", "is no float; quote it if it is text"),
@@ -167,6 +169,32 @@ def test_says_what_is_wrong(write: Writer, changes: str, expected: str) -> None:
         task_file.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert not re.search(r"pydantic|Input should|TaskFile|errors\.pydantic", str(caught.value))
+
+
+HUGE = "0x" + "F" * 5000
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (f"training: {{steps: {HUGE}}}", "training.steps: expected less than 2147483648, found a number of thousands"),
+        (f"block: {HUGE}", "block: expected ROWSxCOLS such as 16x32, got 'a number of thousands of digits'"),
+        (f"page: {HUGE}", "page: expected auto or a size such as 64KiB, found a number of thousands of digits"),
+        ("reorder: *j", "reorder: expected"),
+        ("dtype: *j", "dtype: expected 'bfloat16'"),
+        ("block: *j", "block: expected ROWSxCOLS such as 16x32, got '[[[[...], [...]"),
+        ("fit: *j", "fit: expected a size such as 8MiB, found [[[[...], [...]"),
+        ("? *j\n: 1", "the key [...] is no text: quote it"),
+        ("sparsity: !!int {=: x, y: *j}", "{...} is no int; quote it if it is text"),
+    ],
+)
+def test_of_values_without_end_a_message_shows_the_beginning(write: Writer, changes: str, expected: str) -> None:
+    lists = "b: &b [x]\n" + "".join(
+        f"{this}: &{this} [{', '.join([f'*{before}'] * 9)}]\n" for before, this in pairwise("bcdefghij")
+    )
+    with pytest.raises(ConfigError, match=re.escape(expected)) as caught:
+        task_file.load(write(lists + changes))
+    assert max(map(len, str(caught.value).splitlines())) < 1000
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing_extensions import LiteralString
 from weightpager.blocks import BlockShape
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.config import is_unicode, parse_size
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, shown
 from weightpager.machine.paths import has_directory, has_file
 
 RecoverMethod = Literal["none", "closed-form", "finetune"]
@@ -71,7 +71,7 @@ def _block(value: object) -> BlockShape:
     if isinstance(value, BlockShape):
         return value
     try:
-        return BlockShape.parse(str(value))
+        return BlockShape.parse(value if isinstance(value, str) else shown(value))
     except ConfigError as error:
         raise broken(str(error).removeprefix("block: ")) from error
 
@@ -109,8 +109,8 @@ def _size(value: object) -> int | None:
 
 def _bytes(value: object, expected: LiteralString) -> int:
     try:
-        return parse_size(value if isinstance(value, int) else str(value))
-    except ConfigError as error:
+        return parse_size(value if isinstance(value, (int, str)) else shown(value))
+    except (ConfigError, ValueError) as error:  # Python writes no number of thousands of digits
         raise PydanticCustomError("expected", expected) from error
 
 

@@ -256,7 +256,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            what = f"{shown(node.value)} is no {node.tag.rpartition(':')[2]}; quote it if it is text"
+            what = f"{_words(node)} is no {node.tag.rpartition(':')[2]}; quote it if it is text"
             raise ConstructorError(None, None, what, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -264,8 +264,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
-            if key.tag != "tag:yaml.org,2002:str":
-                raise ConstructorError(None, None, f"the key {key.value!r} is no text: quote it", key.start_mark)
+            if key.tag != "tag:yaml.org,2002:str" or not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(None, None, f"the key {_words(key)} is no text: quote it", key.start_mark)
             if key.value in seen:
                 raise ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
             seen.add(key.value)
@@ -275,6 +275,13 @@ class _Loader(yaml.SafeLoader):
 # YAML 1.1 wants a dot in a float; people and YAML 1.2 don't.
 _FLOAT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def _words(node: yaml.Node) -> str:
+    """A node as a message shows it, for which none inside of it is looked at."""
+    if isinstance(node, yaml.ScalarNode):
+        return shown(node.value)
+    return "{...}" if isinstance(node, yaml.MappingNode) else "[...]"
 
 
 def _syntax(error: yaml.YAMLError | UnicodeDecodeError) -> str:

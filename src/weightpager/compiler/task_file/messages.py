@@ -30,6 +30,9 @@ _EXPECTED = {
     "too_long": "at most {max_length} entries",
 }
 
+_LONG = 80
+"""Characters of a word that can't be meant for a known one."""
+
 
 def explain(detail: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> str:
     """One validation error as a person reads it.
@@ -67,5 +70,5 @@ def _place(sections: Sequence[str]) -> str:
 
 
 def _hint(found: object, known: list[str]) -> str:
-    close = get_close_matches(str(found), known, n=1)
+    close = get_close_matches(found, known, n=1) if isinstance(found, str) and len(found) < _LONG else []
     return f"; did you mean {close[0]!r}?" if close else ""
