@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from weightpager.compiler.estimates.memory import (
     bound,
     check_stages,
     check_training,
+    dense_training_bytes,
     place,
     recover_bytes,
     training_bytes,
@@ -53,6 +54,34 @@ def test_a_tiny_model_fits_and_a_huge_batch_does_not(tmp_path: Path) -> None:
     huge = load(tmp_path, recover={"method": "finetune", "batch": 2**30})
     with pytest.raises(CompileError, match=r"recover\.batch: expected"):
         check(huge, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("make", "section", "otherwise"),
+    [
+        (tiny.assistant, "training", "take a smaller model, or tasks that bring a head"),
+        (tiny.assistant, "recover", "set recover: closed-form, which takes less"),
+        (tiny.camera, "training", "take a smaller model, or tasks that bring a head"),
+    ],
+)
+def test_a_smaller_batch_is_advised_where_it_is_enough(
+    tmp_path: Path, make: Callable[..., dict[str, Any]], section: str, otherwise: str
+) -> None:
+    specs: dict[str, dict[str, Any]] = {key: {"batch": 1} for key in ("training", "recover")}
+    specs["recover"]["method"] = "finetune" if section == "recover" else "none"
+    specs[section]["batch"] = batch = 2**20
+    source, texts = sources.load(task_file.from_dict(make(tmp_path, **specs))), make is tiny.assistant
+    one = max(activation_bytes(source, task, 1) for task in source.models)
+    alone = {"training": dense_training_bytes, "recover": recover_bytes}[section](source) - batch * one
+
+    def advice(available: int) -> str:
+        with pytest.raises(CompileError, match=rf"{section}\.batch: expected .* MiB; ") as caught:
+            check_training(source, available)
+        return str(caught.value).rpartition("; ")[2]
+
+    assert advice(alone + one) == "take a smaller batch" + " or max_length" * texts
+    assert advice(alone + one - 1) == ("take a batch of 1 and a smaller max_length" if texts else otherwise)
+    assert advice(alone - 1) == otherwise
 
 
 def test_reordering_counts_what_all_tasks_hold_at_once(tmp_path: Path) -> None:

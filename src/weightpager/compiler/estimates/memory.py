@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from weightpager.compiler.estimates.activations import activation_bytes
 from weightpager.compiler.estimates.stages import Stages
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
-from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.device import training_device
 from weightpager.errors import CompileError
 from weightpager.machine.memory import read_memory
@@ -39,6 +38,11 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
         copies: of the model beside it.
     """
     return source.parameter_bytes * (_GRADIENT_AND_MOMENTS + copies) + _most_activations(source, batch)
+
+
+def dense_training_bytes(source: Source) -> int:
+    """What the training of the dense model takes."""
+    return training_bytes(source, source.task_file.training.batch, copies=0)
 
 
 def recover_bytes(source: Source) -> int:
@@ -174,11 +178,11 @@ def check_training(source: Source, available: int | None, *, adds: bool = False)
     """
     file = source.task_file
     if file.trained_tasks:
-        needed = own_bytes(source) if adds else training_bytes(source, file.training.batch, copies=0)
-        _check_batch(file, "training", file.training.batch, needed, available)
+        otherwise = f"{_SMALLER}, or tasks that bring a head"
+        _check_batch(source, "training", own_bytes if adds else dense_training_bytes, available, otherwise)
     if file.recover.method == "finetune":
-        needed = private_bytes(source) if adds else recover_bytes(source)
-        _check_batch(file, "recover", file.recover.batch, needed, available)
+        otherwise = "set recover: none" if adds else "set recover: closed-form, which takes less"
+        _check_batch(source, "recover", private_bytes if adds else recover_bytes, available, otherwise)
 
 
 def check_stages(source: Source, available: int | None, *, moves: bool, adds: bool = False) -> Bound:
@@ -196,19 +200,40 @@ def check_stages(source: Source, available: int | None, *, moves: bool, adds: bo
     on_disk = source.scratch.folder is not None
     if available is not None and not on_disk:
         available += source.parameter_bytes
-    memory_bound = bound(source, available, moves=moves, on_disk=on_disk, adds=adds)
+
+    def bound_of(other: Source) -> Bound:
+        return bound(other, available, moves=moves, on_disk=on_disk, adds=adds)
+
+    memory_bound = bound_of(source)
     for stage, needed in memory_bound.stages.items():
         if stage == "calibrate":
-            _check_batch(source.task_file, "calibration", source.task_file.calibration.batch, needed, available)
+            _check_batch(source, "calibration", lambda other: bound_of(other).stages["calibrate"], available, _SMALLER)
         else:
             _check("memory", f"the stage {stage!r}, which takes", needed, available, _ADVICE.get(stage, _SMALLER))
     return memory_bound
 
 
-def _check_batch(file: TaskFile, section: str, batch: int, needed: int, available: int | None) -> None:
-    items, advice = ("images", "") if file.takes_images else ("texts", " or max_length")
-    found = f"{batch} {items}, which need"
-    _check(f"{section}.batch", found, needed, available, f"take a smaller batch{advice}")
+def _check_batch(
+    source: Source, section: str, needed: Callable[[Source], int], available: int | None, otherwise: str
+) -> None:
+    """Refuse a section's batch that doesn't fit; ``otherwise`` is the way out where the model alone doesn't."""
+    size = needed(source)
+    if available is None or size <= available:
+        return
+    images, batch = source.task_file.takes_images, getattr(source.task_file, section).batch
+    if needed(_with_batch(source, section, 1)) <= available:
+        advice = "take a smaller batch" + ("" if images else " or max_length")
+    elif not images and needed(_with_batch(source, section, 0)) <= available:
+        advice = "take a batch of 1 and a smaller max_length"
+    else:
+        advice = otherwise
+    _check(f"{section}.batch", f"{batch} {'images' if images else 'texts'}, which need", size, available, advice)
+
+
+def _with_batch(source: Source, section: str, batch: int) -> Source:
+    file = source.task_file
+    spec = getattr(file, section).model_copy(update={"batch": batch})
+    return replace(source, task_file=file.model_copy(update={section: spec}))
 
 
 def _check(key: str, found: str, needed: int, available: int | None, advice: str) -> None:
