@@ -112,6 +112,11 @@ def test_a_family_without_a_graph_says_why(family: str) -> None:
         ("Beit", {"use_relative_position_bias": True}, "a bias, of its own for each pair"),
         ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "torch.export: .*data-dependent"),
         (
+            "Qwen2Moe",
+            {"mlp_only_layers": [0, 1], "use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8},
+            "a local mask that its attention doesn't state",
+        ),
+        (
             "Phi3",
             {
                 "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
@@ -140,6 +145,7 @@ def test_settings_that_leave_no_graph(
         ("Mistral", {"sliding_window": 3}),
         ("Qwen2", {"tie_word_embeddings": True}),
         ("Gemma2", {"sliding_window": 3, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 7.0}),
+        ("Gemma2", {"sliding_window": 3, "layer_types": ["full_attention"] * 2}),
         ("GPT2", {"activation_function": "relu", "scale_attn_by_inverse_layer_idx": True}),
         ("GPTNeoX", {"rotary_pct": 0.5, "use_parallel_residual": False}),
         ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "attention_bias": True, "mlp_bias": True}),

@@ -43,6 +43,17 @@ def _(query: Tensor, _key: Tensor, value: Tensor, *_settings: object) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+@torch.library.custom_op("weightpager::local_mask", mutates_args=())
+def traced_local_mask(mask: Tensor, size: int) -> Tensor:
+    """What a trace has in place of a mask that hides distant tokens, too; the padded ones are all that it has."""
+    return mask.clone()
+
+
+@traced_local_mask.register_fake
+def _(mask: Tensor, _size: int) -> Tensor:
+    return torch.empty_like(mask)
+
+
 def _forward(
     module: nn.Module,
     query: Tensor,
@@ -71,9 +82,15 @@ def _forward(
     return attended.transpose(1, 2), None
 
 
-def _mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
-    """The mask of padded tokens as it is: which tokens see which follows from the attention's own settings."""
-    return attention_mask
+def _mask(*_: Any, attention_mask: Tensor | None = None, local_size: int | None = None, **__: Any) -> Tensor | None:
+    """The mask of padded tokens as it is: which tokens see which follows from the attention's own settings.
+
+    One that hides distant tokens is marked, so that an attention that doesn't state so is found.
+    """
+    if attention_mask is None or local_size is None:
+        return attention_mask
+    marked: Tensor = traced_local_mask(attention_mask, local_size)
+    return marked
 
 
 @contextmanager

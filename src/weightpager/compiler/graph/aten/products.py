@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -75,6 +76,17 @@ def _pair(value: Any) -> list[int]:
     return numbers * 2 if len(numbers) == 1 else numbers
 
 
+@dataclass(frozen=True)
+class _LocalMask(Value):
+    """A mask of padded tokens that also hides those that are ``size`` or more away."""
+
+    size: int
+
+
+def _local_mask(_builder: Builder, _node: fx.Node, mask: Value, size: int) -> Value:
+    return _LocalMask(mask.operand, mask.type, size)
+
+
 def _attention(
     builder: Builder,
     node: fx.Node,
@@ -87,6 +99,9 @@ def _attention(
     window: int,
     softcap: float,
 ) -> Value:
+    # Looking both ways, an attention counts its own token, too.
+    if isinstance(mask, _LocalMask) and window not in (mask.size, mask.size + 1):
+        raise NotExportableError("a local mask that its attention doesn't state")
     attributes = {
         "scale": scale,
         "causal": causal,
@@ -109,5 +124,6 @@ TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "aten.conv2d.default": _conv2d,
     "aten.conv2d.padding": _conv2d,
     "weightpager.attention.default": _attention,
+    "weightpager.local_mask.default": _local_mask,
 }
 """torch's name → its translation."""
