@@ -178,6 +178,32 @@ def test_a_journal_keeps_what_the_cache_forgets(tmp_path: Path) -> None:
     assert len(cache.entries()) == 1
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_what_appears_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool) -> None:
+    synced, replaced = [], []
+    sync, replace = os.fsync, Path.replace
+
+    def syncing(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    def replacing(path: Path, to: Path) -> Path:
+        replaced.append(path.stat().st_ino)
+        assert replaced[-1] in synced
+        return replace(path, to)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "replace", replacing)
+    if not linked:
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError(18, "Invalid cross-device link")))
+    cache = Cache(tmp_path / "c", 10**7)
+    part = Journal(tmp_path / "j", "compile").part("dense", "dense", cache)
+    part.write("train", 3, megabyte())
+    part.give_to_cache("train")
+    cache.write("sums", OWNER, 0, megabyte())
+    assert len(set(replaced)) == (2 if linked else 3)
+
+
 @pytest.mark.slow
 def test_a_compile_that_trains_nothing_gives_no_training_to_the_cache(tmp_path: Path) -> None:
     cache, folder = Cache(tmp_path / "c", 10**8), tmp_path / "j"

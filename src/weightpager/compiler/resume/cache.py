@@ -18,6 +18,7 @@ from pathlib import Path
 from blake3 import blake3
 from torch import Tensor
 
+from weightpager.bundle.files.new_directory import sync
 from weightpager.compiler.resume.entry import Entry, Owner, read_entry, write_entry
 from weightpager.config import cache_dir, cache_limit, format_size
 from weightpager.errors import CompileError
@@ -197,3 +198,4 @@ def _link_or_copy(path: Path, to: Path) -> None:
         os.link(path, to)
     except OSError:
         shutil.copyfile(path, to)
+        sync(to)

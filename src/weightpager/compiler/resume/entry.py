@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
+from weightpager.bundle.files.new_directory import sync
 from weightpager.errors import CompileError
 
 _DAMAGE = (SafetensorError, ValueError, KeyError)
@@ -37,7 +38,7 @@ class Entry:
 
 
 def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
-    """Write an entry with a hash of its tensors. The caller has to make the file appear in one step.
+    """Write an entry with a hash of its tensors, to the disk. The caller has to make the file appear in one step.
 
     Raises:
         OSError, CompileError: the storage refused it.
@@ -48,6 +49,7 @@ def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
         save_file(tensors, path, metadata=dict(owner) | facts)
     except SafetensorError as error:  # its way to say that the disk is full
         raise CompileError(f"cannot write {path.parent}: {error}") from error
+    sync(path)
 
 
 def read_entry(path: Path, owner: Owner) -> Entry | None:
