@@ -21,6 +21,7 @@ from weightpager.compiler.prepare import trained
 from weightpager.compiler.resume import identities
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.resume.entry import Entry, Owner, write_entry
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_limit
@@ -147,6 +148,21 @@ def test_two_that_write_the_same_entry_leave_a_whole_one(tmp_path: Path) -> None
     assert entry is not None
     assert (entry.tensors["a"] == 1).all()
     assert len(one.entries()) == 1
+
+
+def test_two_machines_write_beside_each_other_with_equal_process_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (Cache(tmp_path / "c", 10**7) for _ in range(2))
+
+    def writing(path: Path, owner: Owner, entry: Entry) -> None:
+        write_entry(path, owner, entry)
+        monkeypatch.setattr("weightpager.compiler.resume.cache.write_entry", write_entry)
+        assert two.write("train", OWNER, 1, megabyte())
+
+    monkeypatch.setattr("weightpager.compiler.resume.cache.write_entry", writing)
+    assert one.write("train", OWNER, 1, megabyte())
+    assert stages_in(one) == {"train"}
 
 
 def test_a_journal_gives_a_finished_stage_to_the_cache(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -143,7 +144,7 @@ class Cache:
         if self.folder is None or not self._takes or size > self.limit:
             return False
         path = self._path(stage, owner)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_UNFINISHED}")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # they may tell of private data
             if not self._make_room(size):
