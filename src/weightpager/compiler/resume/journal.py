@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -93,19 +93,14 @@ class Journal:
         if self._folder is None or not has_directory(self._folder.parent):  # who writes the bundle will say so
             yield
             return
-        with storage_errors():
-            self._folder.mkdir(exist_ok=True)
-        taken = CompileError(
-            f"expected that nobody else compiles this bundle, found another compile that holds {self._folder}; "
-            "wait until it has ended, or choose another name"
-        )
-        with locked(self._folder, os.O_RDONLY, taken, storage_errors, required=False):
+        with _locked(self._folder):
             try:
                 yield
-                self.remove()
-            finally:
+            except BaseException:
                 for journal in (*self._parts.values(), self):
                     journal._drop_if_empty()
+                raise
+            self.remove()  # what is there from now on is another compile's
 
     @property
     def folder(self) -> Path | None:
@@ -237,3 +232,18 @@ class Journal:
     def _path(self, stage: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{stage}.safetensors"
+
+
+def _locked(folder: Path) -> ExitStack:
+    """Lock a folder, made where it is missing. Who held it before may remove it between any two steps."""
+    taken = CompileError(
+        f"expected that nobody else compiles this bundle, found another compile that holds {folder}; "
+        "wait until it has ended, or choose another name"
+    )
+    while True:
+        with storage_errors(), ExitStack() as stack:
+            folder.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):
+                descriptor = stack.enter_context(locked(folder, os.O_RDONLY, taken, nullcontext, required=False))
+                if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                    return stack.pop_all()
