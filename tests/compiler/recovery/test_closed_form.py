@@ -173,6 +173,16 @@ def test_a_refit_laid_over_a_model_leaves_it_and_finds_the_same(
                 assert (tensor is ours) == (name not in {f"{info.name}.weight" for info in dense.paged})
 
 
+@pytest.mark.slow
+def test_a_refit_for_other_masks_is_done_again(trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path) -> None:
+    dense, batches = trial
+    first, others = (masks_of(dense, 0.6, seed=seed) for seed in (0, 1))
+    for masks, done_again in ((first, True), (first, False), (others, True), (others, False)):
+        told = Mock()
+        refit(dense, copied(dense), masks, batches, Journal(tmp_path / "j", "one"), told)
+        assert told.called == done_again
+
+
 def killing(layers_done: int) -> Callable[[int, int], None]:
     def killed(done: int, _total: int) -> None:
         if done == layers_done:

@@ -39,6 +39,9 @@ RIDGE = 0.01
 _TOKENS = 16
 """Tokens of a task for each input of the widest layer: more of them hardly move a mean over pairs of inputs."""
 
+_MASKS = "#masks"
+"""What an entry of the journal has beside values: the hash of the masks that they were refitted for."""
+
 _ITERATIONS = 50
 _TOLERANCE = 1e-3  # of the residual, relative to the right-hand side; more digits are below the noise of the data
 
@@ -147,7 +150,7 @@ def refit(
     Raises:
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
     """
-    refitted, layers = _resume(sparse, journal), max(info.layer for info in dense.paged) + 1
+    refitted, layers = _resume(sparse, masks, journal), max(info.layer for info in dense.paged) + 1
     if refitted == layers:
         return
     streams = {
@@ -160,18 +163,19 @@ def refit(
             work.layer(layer)
         work.advance(layer)
         if layer >= refitted and (journal.due() or layer + 1 == layers):
-            journal.write(STAGE, layer + 1, _values(sparse))
+            journal.write(STAGE, layer + 1, _state(sparse, masks))
         progress(layer + 1, layers)
 
 
-def _resume(sparse: Source, journal: Journal) -> int:
-    """Set ``sparse`` to what an earlier run has reached: how many layers that had refitted."""
-    ours = _values(sparse)
+def _resume(sparse: Source, masks: Masks, journal: Journal) -> int:
+    """Set ``sparse`` to what an earlier run has reached under these masks: how many layers that had refitted."""
+    ours = _state(sparse, masks)
 
     def fits(kept: Mapping[str, Tensor]) -> bool:
-        return {name: value.shape for name, value in kept.items()} == {
+        alike = {name: value.shape for name, value in kept.items()} == {
             name: value.shape for name, value in ours.items()
         }
+        return alike and torch.equal(kept[_MASKS], ours[_MASKS])
 
     entry = journal.read(STAGE, fits)
     if entry is None:
@@ -186,10 +190,11 @@ def _put(sparse: Source, info: PagedWeightInfo, values: Tensor) -> None:
     sparse.linear(next(iter(sparse.models)), info.name).weight.data = sparse.scratch.hold(values)
 
 
-def _values(sparse: Source) -> dict[str, Tensor]:
-    """The paged weights that all tasks share, by canonical name, without gradients."""
+def _state(sparse: Source, masks: Masks) -> dict[str, Tensor]:
+    """The paged weights that all tasks share, by canonical name, without gradients; and whose masks they are for."""
     first = next(iter(sparse.models))
-    return {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}
+    values = {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}
+    return values | {_MASKS: torch.tensor(list(masks.digest()), dtype=torch.uint8)}
 
 
 def _moments(both: _Streams, layer: int, name: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from weightpager.backends.torch.model.architecture import BASE
@@ -34,6 +35,13 @@ class Masks:
 
     tasks: tuple[str, ...]
     keep: Keep
+
+    def digest(self) -> bytes:
+        """A hash of who keeps what."""
+        digest = blake3(repr(self.tasks).encode())
+        for name, keep in sorted(self.keep.items()):
+            digest.update(f"{name} {keep.shape}\n".encode() + keep.tobytes())
+        return digest.digest()
 
     def blocks(self, task: str, info: PagedWeightInfo) -> npt.NDArray[np.bool_]:
         """A task's mask of one weight, [grid rows, grid cols]."""
