@@ -48,7 +48,8 @@ def dense_training_bytes(source: Source) -> int:
 def recover_bytes(source: Source) -> int:
     """What ``finetune`` takes: the sparse model, its best values so far, and paged weights under their masks.
 
-    If controls are trained, the sparse model stays in memory meanwhile.
+    Controls are trained after recovery. The recovered model stays in memory while they are, so it counts once more
+    (`waiting`).
     """
     spec = source.task_file.recover
     best, waiting = 1 if spec.patience else 0, 0 if source.task_file.compare == "none" else 1

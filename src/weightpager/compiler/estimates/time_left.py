@@ -15,7 +15,8 @@ class TimeLeft:
     """Seconds that are left, by a plan and a clock.
 
     A stage's own pace counts for what is left of it, the mean pace so far for the stages behind it. Stages come in the
-    order of the plan: one that is told of ends all before it, which may have been in a journal or a cache.
+    order of the plan. When a stage tells of its first step, all stages before it count as done, even those that told
+    nothing because a journal or a cache had them.
     """
 
     def __init__(self, plan: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:

@@ -43,7 +43,7 @@ def sort_weights(
     resident: dict[str, str] = {}
     for model in models.values():
         reasons = why_resident(model, block)
-        # A tied weight has one canonical name: by its other ones it must not be paged a second time.
+        # A tied weight has several names, of which one is canonical. Only that one may be paged.
         wanted = parameters(model).keys() - reasons
         here = {info.name: info for info in _pageable(model, block) if info.name + ".weight" in wanted}
         if paged and here.keys() != paged.keys():

@@ -49,10 +49,11 @@ class Journal:
 
     An entry is written to a temporary file and renamed, so it is whole or absent. Entries of another compile, told by
     ``identity``, or of another version, which may train otherwise, are ignored and overwritten. An entry says how long
-    its stage has taken, in all runs together: a stage starts when it is read, or when the journal is made.
+    its stage has taken, over all runs. The clock of a stage starts at its `read`, or with the journal if it is never
+    read.
 
-    A part whose identity is that of a stage's own settings may have a cache: what is there needn't be done again, and
-    what is finished goes there.
+    A part may have an identity of its own, of those settings alone that its stages depend on. Such a part may use the
+    cache. What it finds there isn't done again, and what it has finished goes there.
     """
 
     def __init__(self, folder: Path | None, identity: str, cache: Cache | None = None) -> None:
