@@ -55,14 +55,42 @@ class Point:
 
 @dataclass(frozen=True)
 class Target:
-    """What the user states: at most so much of one of a point's two numbers."""
+    """What the user states: at most so much of one of a point's two numbers.
+
+    Attributes:
+        what: the number.
+        most: of it.
+        easiest: strengths of which one meets the target if any does.
+        best: the strength that would be taken if it met the target.
+        factor: from one strength to the next one towards the best.
+    """
 
     what: Literal["switch_bytes", "loss"]
     most: float
+    easiest: tuple[float, ...]
+    best: float
+    factor: float
+
+    @classmethod
+    def at_most_bytes(cls, most: float) -> Target:
+        """The weakest alignment that keeps to a limit on an average switch.
+
+        Where tasks have values of their own, one mask for all may load more than strong alignment does.
+        """
+        return cls("switch_bytes", most, easiest=(INFINITY, _STRONGEST), best=0.0, factor=0.5)
+
+    @classmethod
+    def at_most_loss(cls, most: float) -> Target:
+        """The strongest alignment that costs no more than so many points."""
+        return cls("loss", most, easiest=(0.0,), best=INFINITY, factor=2.0)
+
+    def of(self, point: Point) -> float:
+        """The number that is limited."""
+        return point.loss if self.what == "loss" else point.switch_bytes
 
     def met_by(self, point: Point) -> bool:
         """Whether a point is good enough."""
-        return bool(getattr(point, self.what) <= self.most)
+        return self.of(point) <= self.most
 
 
 def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, list[FrontierPoint]]:
@@ -78,12 +106,12 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     """
     source, task_file = prepared.source, prepared.source.task_file
     if task_file.max_switch is not None:
-        target = Target("switch_bytes", task_file.max_switch)
+        target = Target.at_most_bytes(task_file.max_switch)
     elif task_file.accuracy_loss is not None:
-        target = Target("loss", task_file.accuracy_loss)
+        target = Target.at_most_loss(task_file.accuracy_loss)
     else:
         return prepared, []
-    measured = target.what == "loss" and task_file.recover.method != "finetune"
+    measured = task_file.accuracy_loss is not None and task_file.recover.method != "finetune"
     switch_rate = transitions_of(task_file).switch_rate() * (1 - np.eye(len(task_file.tasks)))
     free = aligned(prepared.changed(alignment=0.0))
     scores = _scores(source, prepared.data, free.masks) if measured else {}
@@ -133,16 +161,12 @@ def search(target: Target, evaluate: Callable[[float], Point], remedy: str = _SH
             tried[strength] = evaluate(strength)
         return target.met_by(tried[strength])
 
-    # The ends at which the target is easiest, the end that would be best, and the way from the first strength to it.
-    # Where tasks have values of their own, one mask for all may load more than strong alignment does.
-    ends, best, away = ((INFINITY, _STRONGEST), 0.0, 0.5) if target.what == "switch_bytes" else ((0.0,), INFINITY, 2.0)
-    if meets(best):
-        return tried[best], [*tried.values()]
-    easy = next((end for end in ends if meets(end)), None)
+    if meets(target.best):
+        return tried[target.best], [*tried.values()]
+    easy = next((strength for strength in target.easiest if meets(strength)), None)
     if easy is None:
-        least = min(tried.values(), key=lambda point: float(getattr(point, target.what)))
-        raise CompileError(_refusal(target, least, remedy))
-    good, bad = _bracket(meets, away)
+        raise CompileError(_refusal(target, min(tried.values(), key=target.of), remedy))
+    good, bad = _bracket(meets, target.factor)
     if good is not None and bad is not None:
         for _ in range(_HALVINGS):
             middle = math.sqrt(good * bad)
@@ -151,12 +175,12 @@ def search(target: Target, evaluate: Callable[[float], Point], remedy: str = _SH
     return tried[wanted], [*tried.values()]
 
 
-def _bracket(meets: Callable[[float], bool], away: float) -> tuple[float | None, float | None]:
+def _bracket(meets: Callable[[float], bool], factor: float) -> tuple[float | None, float | None]:
     """Two strengths next to each other of which the first meets the target and the second doesn't; None at an end."""
     last, strength = None, FIRST
     first_meets = meets(strength)
     for _ in range(_DOUBLINGS):
-        last, strength = strength, strength * (away if first_meets else 1 / away)
+        last, strength = strength, strength * (factor if first_meets else 1 / factor)
         if meets(strength) != first_meets:
             return (last, strength) if first_meets else (strength, last)
     return (strength, None) if first_meets else (None, strength)
