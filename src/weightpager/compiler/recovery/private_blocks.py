@@ -32,6 +32,7 @@ from weightpager.compiler.recovery.task_trainings import State, TaskTraining, ea
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.masks import block_sums, drop
@@ -88,7 +89,7 @@ def train_private(
         CompileError: the loss is no longer finite.
     """
     skips = skipping_pays(lesson.sparse)
-    lessons = {task: _Lesson.of(lesson, task, chosen[task], skips=skips) for task in lesson.sparse.models}
+    lessons = {task: TaskLesson.of(lesson, task, chosen[task], skips=skips) for task in lesson.sparse.models}
     private, low_rank = {}, {}
     steps = lesson.spec.private_steps
     trainings = {task: TaskTraining(_stage(task), steps, partial(_train, of), _COPIES) for task, of in lessons.items()}
@@ -108,7 +109,7 @@ def _stage(task: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class TaskLesson:
     """What one task learns.
 
     Attributes:
@@ -128,7 +129,7 @@ class _Lesson:
     skips: bool
 
     @classmethod
-    def of(cls, lesson: Lesson, task: str, chosen: Chosen, *, skips: bool) -> _Lesson:
+    def of(cls, lesson: Lesson, task: str, chosen: Chosen, *, skips: bool) -> TaskLesson:
         """Make the task's vectors its own, and find out what it trains."""
         sparse = lesson.sparse
         separate(sparse.models[task], pooler=False)
@@ -163,37 +164,85 @@ class _Lesson:
         return private, self.added.of(state)
 
 
-def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
+@dataclass(frozen=True)
+class _Learnt:
+    """What one task's training moves, by name.
+
+    Attributes:
+        free: of every paged weight, the blocks that move.
+        copies: of paged weights that have such blocks; only these blocks of them are used.
+        vectors: the task's own vectors, head and pooler.
+        added: its low-rank parts.
+    """
+
+    free: Mapping[str, Tensor]
+    copies: Mapping[str, nn.Parameter]
+    vectors: Mapping[str, nn.Parameter]
+    added: LowRankParameters
+
+    @classmethod
+    def of(cls, learns: TaskLesson) -> _Learnt:
+        """Find the free blocks, and copy the weights that have some."""
+        sparse, task = learns.lesson.sparse, learns.task
+        free = {info.name: learns.free(info) for info in sparse.paged}
+        copies = {
+            name: nn.Parameter(sparse.linear(task, name).weight.detach().clone())
+            for name, blocks in free.items()
+            if blocks.any()
+        }
+        vectors = {name: cast(nn.Parameter, sparse.parameters(task)[name]) for name in learns.vectors}
+        return cls(free, copies, vectors, learns.added)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All of them; none where all its blocks are other tasks' too, in a model without vectors."""
+        return [*self.copies.values(), *self.vectors.values(), *self.added.parameters().values()]
+
+    def groups(self, spec: RecoverSpec) -> list[ParameterGroup]:
+        """All of them with their rates. Low-rank parts begin at nothing, as heads do."""
+        return [
+            ParameterGroup(self.copies, spec.learning_rate),
+            ParameterGroup({**self.vectors, **self.added.parameters()}, spec.head_learning_rate),
+        ]
+
+
+def _train(learns: TaskLesson, journal: Journal, progress: Steps) -> State:
     """Train a task: blocks, of which a whole copy of their weight is given, and all else that it trains."""
-    lesson, task, added = of.lesson, of.task, of.added
-    sparse, spec = lesson.sparse, lesson.spec
-    free = {info.name: of.free(info) for info in sparse.paged}
-    copies = {  # of which only the free blocks are used
-        info.name: nn.Parameter(sparse.linear(task, info.name).weight.detach().clone())
-        for info in sparse.paged
-        if free[info.name].any()
-    }
-    vectors = {name: cast(nn.Parameter, sparse.parameters(task)[name]) for name in of.vectors}
-    # Low-rank parts begin at nothing, as heads do.
-    groups = [
-        ParameterGroup(copies, spec.learning_rate),
-        ParameterGroup({**vectors, **added.parameters()}, spec.head_learning_rate),
-    ]
-    learnt = [parameter for group in groups for parameter in group.parameters.values()]
-    if not learnt:  # all its blocks are other tasks' too, in a model without vectors
+    learnt = _Learnt.of(learns)
+    if not learnt.parameters:
         return {}
+    training = _training(learns, learnt)
+    with requiring_gradients(learns.lesson.sparse.models[learns.task], learnt.parameters):
+        training.run(journal, _stage(learns.task), progress)
+    return training.state()
+
+
+def _training(learns: TaskLesson, learnt: _Learnt) -> Training:
+    lesson, task, spec = learns.lesson, learns.task, learns.lesson.spec
     validation = validation_of(lesson.data, [task], spec.patience)
-    rounding = Rounding.of(sparse, copies, spec.private_steps, checked=validation is not None)
-    products = OwnProducts(sparse, lesson.masks, task, free, copies, added, rounding, skips=of.skips)
+    rounding = Rounding.of(lesson.sparse, learnt.copies, spec.private_steps, checked=validation is not None)
+    products = OwnProducts(
+        source=lesson.sparse,
+        masks=lesson.masks,
+        task=task,
+        free=learnt.free,
+        own=learnt.copies,
+        added=learnt.added,
+        rounding=rounding,
+        skips=learns.skips,
+    )
 
     def error(_task: str, batch: Batch) -> Tensor:
         return lesson.error_of(task, products.logits(batch), batch)
 
-    turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
-    training = Training(groups, turns, error, spec.private_steps, validation, rounding)
-    with requiring_gradients(sparse.models[task], learnt):
-        training.run(journal, _stage(task), progress)
-    return training.state()
+    return Training(
+        groups=learnt.groups(spec),
+        turns=in_turn(lesson.data, [task], spec.batch, spec.seed + 1),
+        error=error,
+        steps=spec.private_steps,
+        validation=validation,
+        rounding=rounding,
+    )
 
 
 def _kept(
