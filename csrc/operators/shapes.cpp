@@ -84,10 +84,14 @@ void infer_reshape(Inference& inference) {
         known *= sizes[i];
     }
     const int64_t elements = x.elements();
-    if (unknown >= 0 && known > 0 && elements % known == 0) sizes[static_cast<size_t>(unknown)] = elements / known;
-    const bool fits = (unknown < 0 ? known : known > 0 ? sizes[static_cast<size_t>(unknown)] * known : -1) == elements;
-    inference.expect(fits, "attribute shape: expected a shape of " + std::to_string(elements) + " elements for " +
-                               text_of(x.sizes) + ", found " + text_of(sizes));
+    if (unknown >= 0 && known > 0 && elements % known == 0) {
+        sizes[static_cast<size_t>(unknown)] = elements / known;
+        known = elements;
+        unknown = -1;
+    }
+    inference.expect(unknown < 0 && known == elements,
+                     "attribute shape: expected a shape of " + std::to_string(elements) + " elements for " +
+                         text_of(x.sizes) + ", found " + text_of(sizes));
     inference.elements_of(sizes);
     View view = x;
     const Sizes strides = elements == 0 ? Sizes{} : strides_for(x, sizes);
