@@ -18,20 +18,21 @@ void by_size(Type type, const With& with) {
     }
 }
 
-// A view's elements to another's place; the second has as many axes of the same sizes.
-void move_elements(const View& from, const View& to, const Running& running) {
-    by_size(from.type, [&](auto zero) {
-        using T = decltype(zero);
-        const T* x = running.data<T>(from);
-        T* y = running.data<T>(to);
-        Loop<2>(from.sizes, {&to, &from}).run(running.worth(from.elements()), [&](const auto& at, const auto& by, int64_t count) {
-            if (by[0] == 1 && by[1] == 1) {
-                std::memcpy(y + at[0], x + at[1], static_cast<size_t>(count) * sizeof(T));
-                return;
-            }
-            for (int64_t i = 0; i < count; ++i) y[at[0] + i * by[0]] = x[at[1] + i * by[1]];
-        });
+// A view's elements to those of another, which begin at `y`; it has as many axes of the same sizes.
+template <class T>
+void move_to(const View& from, const View& to, T* y, const Running& running) {
+    const T* x = running.data<T>(from);
+    Loop<2>(from.sizes, {&to, &from}).run(running.worth(from.elements()), [&](const auto& at, const auto& by, int64_t count) {
+        if (by[0] == 1 && by[1] == 1) {
+            std::memcpy(y + at[0], x + at[1], static_cast<size_t>(count) * sizeof(T));
+            return;
+        }
+        for (int64_t i = 0; i < count; ++i) y[at[0] + i * by[0]] = x[at[1] + i * by[1]];
     });
+}
+
+void move_elements(const View& from, const View& to, const Running& running) {
+    by_size(from.type, [&](auto zero) { move_to(from, to, running.data<decltype(zero)>(to), running); });
 }
 
 // Strides for other sizes of the same elements without a copy; empty where there are none.
@@ -234,6 +235,12 @@ void infer_full(Inference& inference) {
 }  // namespace
 
 void copy_elements(const Step& step, const Running& running) { move_elements(step.in[0], step.out[0], running); }
+
+void copy_out(const View& from, const Running& running, void* to) {
+    View dense = from;
+    dense.strides = dense_strides(from.sizes);
+    by_size(from.type, [&](auto zero) { move_to(from, dense, static_cast<decltype(zero)*>(to), running); });
+}
 
 std::vector<Operator> shape_operators() {
     return {

@@ -138,4 +138,7 @@ std::vector<std::string> operator_names();
 // Copies a view's elements, in row-major order, to a dense one.
 void copy_elements(const Step& step, const Running& running);
 
+// Copies a view's elements, in row-major order, to memory outside the activations.
+void copy_out(const View& from, const Running& running, void* to);
+
 }  // namespace weightpager

@@ -9,6 +9,24 @@ namespace {
 
 constexpr size_t kMostPlans = 16;
 constexpr size_t kMostNodes = 20000;
+constexpr size_t kMaskOperand = 3;  // of attention
+
+// Whether attention sees an input as a mask, and nothing else sees it: then it may grow without another plan.
+bool is_only_mask(const Description& description, size_t input) {
+    const auto is_it = [&](int value) { return value == static_cast<int>(input); };
+    if (description.inputs[input].sizes.size() != 2) return false;
+    if (std::any_of(description.outputs.begin(), description.outputs.end(), is_it)) return false;
+    bool used = false;
+    for (const Node& node : description.nodes) {
+        const bool attends = node.op->name == std::string("attention");
+        for (size_t operand = 0; operand < node.operands.size(); ++operand) {
+            if (!is_it(node.operands[operand])) continue;
+            if (!attends || operand != kMaskOperand) return false;
+            used = true;
+        }
+    }
+    return used;
+}
 
 }  // namespace
 
@@ -55,18 +73,8 @@ void Program::add_node(const std::string& op, std::vector<int> operands, std::ma
 void Program::add_output(int value) {
     expect_value(value, description_.values());
     description_.outputs.push_back(value);
-    // What only attention sees as a mask may grow without another plan.
-    for (size_t i = 0; i < description_.inputs.size(); ++i) {
-        bool mask = description_.inputs[i].sizes.size() == 2, used = false;
-        for (const Node& node : description_.nodes)
-            for (size_t operand = 0; operand < node.operands.size(); ++operand)
-                if (node.operands[operand] == static_cast<int>(i)) {
-                    used = true;
-                    mask = mask && node.op->name == std::string("attention") && operand == 3;
-                }
-        for (int output : description_.outputs) mask = mask && output != static_cast<int>(i);
-        description_.inputs[i].is_mask = mask && used;
-    }
+    for (size_t i = 0; i < description_.inputs.size(); ++i)
+        description_.inputs[i].is_mask = is_only_mask(description_, i);
     plans_.clear();
 }
 
@@ -147,18 +155,7 @@ const View& Program::value(int number) const {
 }
 
 void Program::read(int number, void* to) const {
-    const View& from = value(number);
-    Step step;
-    step.in.push_back(from);
-    step.out.push_back({from.type, from.sizes, dense_strides(from.sizes), Place::input, 0, 0});
-    const Running running = this->running(1, nullptr);
-    // The place that is written to stands in for an input.
-    std::vector<const void*> data = call().data;
-    data.push_back(to);
-    step.out[0].number = static_cast<int64_t>(data.size()) - 1;
-    const Running copying{running.kernel,      running.vectors, 1, running.parameters, running.inputs, data,
-                          running.activations, running.buffer_offsets, nullptr, nullptr};
-    copy_elements(step, copying);
+    copy_out(value(number), running(1, nullptr), to);
 }
 
 void Program::write(int number, const void* from, int64_t bytes) {
