@@ -99,7 +99,7 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The sources of the compiled kernels and the project's metadata: when they change, install again.
-BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/load/* csrc/operators/* csrc/operators/vector/* csrc/program/* csrc/rows/* csrc/threads/* csrc/training/*)
+BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/linear/* csrc/linear/kernels/* csrc/load/* csrc/operators/* csrc/operators/vector/* csrc/program/* csrc/rows/* csrc/threads/* csrc/training/*)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

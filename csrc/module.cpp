@@ -16,13 +16,13 @@
 #include "block_rows.hpp"
 #include "block_tables.hpp"
 #include "load/bindings.hpp"
-#include "memory.hpp"
-#include "paged_linear.hpp"
+#include "read_memory.hpp"
+#include "linear/paged_linear.hpp"
 #include "parallel.hpp"
 #include "program/bindings.hpp"
 #include "rows/bindings.hpp"
 #include "training/bindings.hpp"
-#include "weight.hpp"
+#include "linear/weight.hpp"
 
 namespace nb = nanobind;
 using namespace weightpager;

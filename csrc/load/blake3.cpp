@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "divide.hpp"
 #include "processor.hpp"
 
 namespace weightpager {
@@ -22,7 +23,7 @@ using Node = std::array<uint32_t, 8>;
 class Level {
    public:
     Level(const Hasher& hasher, size_t bytes, uint32_t flags, uint32_t start, uint32_t end)
-        : hasher_(hasher), blocks_(bytes == 0 ? 1 : (bytes + kBlock - 1) / kBlock),
+        : hasher_(hasher), blocks_(bytes == 0 ? 1 : divide_up(bytes, kBlock)),
           last_(bytes - (blocks_ - 1) * kBlock), flags_(flags), start_(start), end_(end) {}
 
     void add(const uint8_t* input, size_t counter, Node* result) {
@@ -71,7 +72,7 @@ class Forest {
    public:
     Forest(const Hasher& hasher, const uint8_t* const* buffers, size_t count, size_t length)
         : hasher_(hasher), buffers_(buffers), count_(count), length_(length),
-          stride_(length == 0 ? 1 : (length + kChunk - 1) / kChunk), left_(stride_), nodes_(count * stride_) {}
+          stride_(length == 0 ? 1 : divide_up(length, kChunk)), left_(stride_), nodes_(count * stride_) {}
 
     void digest(Digest* digests) {
         compress_chunks();

@@ -2,6 +2,7 @@
 // instruction set, with WEIGHTPAGER_HASHER its name and WEIGHTPAGER_LANES its registers' 32-bit lanes.
 #include "blake3.hpp"
 #include "lanes.hpp"
+#include "text.hpp"
 
 namespace weightpager {
 namespace {
@@ -112,8 +113,6 @@ void compress(const uint8_t* const* inputs, size_t blocks, size_t last, const ui
 
 }  // namespace
 
-#define WEIGHTPAGER_TEXT_OF(name) #name
-#define WEIGHTPAGER_TEXT(name) WEIGHTPAGER_TEXT_OF(name)
 extern const Hasher WEIGHTPAGER_HASHER;
 const Hasher WEIGHTPAGER_HASHER = {WEIGHTPAGER_TEXT(WEIGHTPAGER_HASHER) + 5, kLanes, compress};  // without "hash_"
 

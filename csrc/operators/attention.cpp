@@ -3,6 +3,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "divide.hpp"
 #include "families.hpp"
 #include "half.hpp"
 #include "parallel.hpp"
@@ -104,7 +105,7 @@ void run_attention(const Step& step, const Running& running) {
     if (running.memory != nullptr && a.causal) append_to_memory(step, running, a);
     if (step.in[3].number >= 0) take_mask(step, running, a);
     if (a.heads == 0) return;  // the memory has the keys and values by now
-    const int64_t rows = a.rows(), pieces = (rows + kQueriesAtOnce - 1) / kQueriesAtOnce, share = (rows + pieces - 1) / pieces;
+    const int64_t rows = a.rows(), pieces = divide_up(rows, kQueriesAtOnce), share = divide_up(rows, pieces);
     parallel_for(a.batch * a.groups * pieces, running.worth(a.batch * a.heads * a.queries * a.keys * a.depth / 8), [&](int64_t i) {
         const int64_t group = i / pieces, first = i % pieces * share;
         running.vectors.attend(a, group / a.groups, group % a.groups, first, std::min(rows, first + share));

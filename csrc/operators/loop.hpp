@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 
+#include "divide.hpp"
 #include "parallel.hpp"
 #include "program/value.hpp"
 
@@ -42,11 +43,11 @@ class Loop {
     // Calls `body(at, steps, count)`: offsets of a run's first elements, what lies between them, and their number.
     template <class Body>
     void run(int threads, const Body& body) const {
-        const int64_t inner = sizes_[rank_ - 1], pieces = (inner + kPiece - 1) / kPiece;
+        const int64_t inner = sizes_[rank_ - 1], pieces = divide_up(inner, kPiece);
         int64_t outer = 1;
         for (int axis = 0; axis + 1 < rank_; ++axis) outer *= sizes_[axis];
         const int64_t together = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, inner)), runs = outer * pieces;
-        parallel_for((runs + together - 1) / together, threads, [&](int64_t group) {
+        parallel_for(divide_up(runs, together), threads, [&](int64_t group) {
             for (int64_t i = group * together; i < std::min(runs, (group + 1) * together); ++i) {
                 const int64_t first = i % pieces * kPiece;
                 Each at;

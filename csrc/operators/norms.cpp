@@ -1,6 +1,7 @@
 // Norms over the last axis, alone and with the sum before them.
 #include <algorithm>
 
+#include "divide.hpp"
 #include "families.hpp"
 #include "parallel.hpp"
 
@@ -35,7 +36,7 @@ void run_norm(const Step& step, const Running& running) {
     norm.offset = Centred ? 0.0f : number_of<float>(step, "offset");
     norm.centred = Centred;
     const int64_t rows = step.in[0].rows(), share = std::max<int64_t>(1, kRowsWorth / std::max<int64_t>(1, norm.columns));
-    parallel_for((rows + share - 1) / share, running.worth(3 * rows * norm.columns), [&](int64_t i) {
+    parallel_for(divide_up(rows, share), running.worth(3 * rows * norm.columns), [&](int64_t i) {
         running.vectors.norm(norm, i * share, std::min(rows, (i + 1) * share));
     });
 }
@@ -66,7 +67,7 @@ void run_softmax(const Step& step, const Running& running) {
     const int64_t share = std::max<int64_t>(1, kRowsWorth / std::max<int64_t>(1, columns));
     const float* x = running.data(step.in[0]);
     float* y = running.data(step.out[0]);
-    parallel_for((rows + share - 1) / share, running.worth(8 * rows * columns), [&](int64_t i) {
+    parallel_for(divide_up(rows, share), running.worth(8 * rows * columns), [&](int64_t i) {
         running.vectors.softmax(x, y, columns, i * share, std::min(rows, (i + 1) * share));
     });
 }

@@ -5,6 +5,7 @@
 
 #include "bfloat16.hpp"
 #include "block_rows.hpp"
+#include "divide.hpp"
 #include "families.hpp"
 #include "parallel.hpp"
 #include "products.hpp"
@@ -84,7 +85,7 @@ void run_paged_gated(const Step& step, const Running& running) {
         each->dtype = Dtype::float32;
         each->tokens = x.rows();
     }
-    const int64_t missing = paged_gated(running.kernel, gate, problem, step.recall<Activation>(), running.threads);
+    const int64_t missing = paged_gated(running.kernel, gate, problem, step.recall<Unary>(), running.threads);
     if (missing != kAllResident) *running.missing = missing;
 }
 
@@ -107,11 +108,8 @@ void infer_gated(Inference& inference) {
     const Parameter &gate = inference.parameter(1), &up = inference.parameter(2);
     const View out = inference.give(Type::float32, sizes);
     const bool known = activation == Unary::silu || activation == Unary::gelu_tanh;
-    if (known && gate.paged && up.paged && alike(*gate.paged, *up.paged)) {
-        inference.remember(activation == Unary::silu ? Activation::silu : Activation::gelu_tanh);
-        return inference.run_by(&run_paged_gated);
-    }
     inference.remember(activation);
+    if (known && gate.paged && up.paged && alike(*gate.paged, *up.paged)) return inference.run_by(&run_paged_gated);
     inference.want_scratch(out.elements() * int64_t{sizeof(float)});
     inference.run_by(&run_gated);
 }
@@ -130,7 +128,7 @@ void run_embedding(const Step& step, const Running& running) {
     check_ids(ids, count, table.sizes[0]);
     if (table.paged) {
         const Problem& p = *table.paged;
-        return look_up_rows({p.arena, (p.in_features + p.block_cols - 1) / p.block_cols, p.block_rows, p.block_cols,
+        return look_up_rows({p.arena, divide_up(p.in_features, p.block_cols), p.block_rows, p.block_cols,
                              p.weight_dtype == Dtype::int4, columns},
                             ids, count, out, false);
     }
@@ -215,7 +213,7 @@ void infer_matmul(Inference& inference) {
 void multiply_dense(const Dense& dense, int64_t rows, int64_t outputs, const Running& running) {
     // Pieces of rows and outputs that don't depend on the number of threads: few rows share a weight's rows.
     constexpr int64_t kRows = 48, kOutputs = 32;
-    const int64_t row_pieces = (rows + kRows - 1) / kRows, output_pieces = (outputs + kOutputs - 1) / kOutputs;
+    const int64_t row_pieces = divide_up(rows, kRows), output_pieces = divide_up(outputs, kOutputs);
     parallel_for(row_pieces * output_pieces, running.worth(rows * outputs * dense.inputs / 8), [&](int64_t i) {
         const int64_t row = i / output_pieces * kRows, output = i % output_pieces * kOutputs;
         running.vectors.dense(dense, row, std::min(rows, row + kRows), output, std::min(outputs, output + kOutputs));

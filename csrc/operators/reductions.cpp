@@ -1,6 +1,7 @@
 // Sums, means, running sums and greatest elements along axes. None of them depends on the number of threads.
 #include <algorithm>
 
+#include "divide.hpp"
 #include "families.hpp"
 #include "loop.hpp"
 
@@ -16,7 +17,7 @@ void run_sum(const Step& step, const Running& running) {
     auto* out = running.data<std::conditional_t<std::is_same_v<T, float>, float, int64_t>>(step.out[0]);
     const AxisExtents& extents = step.recall<AxisExtents>();
     const int64_t along = extents.along, behind = extents.behind;
-    const int64_t parts = (behind + kPart - 1) / kPart;
+    const int64_t parts = divide_up(behind, kPart);
     parallel_for(extents.before * parts, running.worth(extents.before * along * behind), [&](int64_t i) {
         const int64_t first = i % parts * kPart, count = std::min(kPart, behind - first);
         const T* from = x + i / parts * along * behind + first;

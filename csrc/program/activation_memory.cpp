@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <numeric>
 
+#include "divide.hpp"
+
 namespace weightpager {
 namespace {
 
 constexpr int64_t kAligned = 64;
 
-int64_t rounded(int64_t bytes) { return (bytes + kAligned - 1) / kAligned * kAligned; }
+int64_t rounded(int64_t bytes) { return divide_up(bytes, kAligned) * kAligned; }
 
 }  // namespace
 

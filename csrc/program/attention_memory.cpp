@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "divide.hpp"
 #include "operators/vector/vectors.hpp"
 
 namespace weightpager {
@@ -91,7 +92,7 @@ void AttentionMemory::shorten(int64_t tokens) {
         layers_.clear();
         bytes_ = batch_ = 0;
     }
-    const size_t blocks = static_cast<size_t>((tokens + kKeysAtOnce - 1) / kKeysAtOnce);
+    const size_t blocks = static_cast<size_t>(divide_up(tokens, kKeysAtOnce));
     for (Layer& layer : layers_)
         while (layer.keys.size() > blocks) {
             layer.keys.pop_back();

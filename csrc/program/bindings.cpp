@@ -13,7 +13,7 @@
 
 #include "address.hpp"
 #include "program.hpp"
-#include "weight.hpp"
+#include "linear/weight.hpp"
 
 namespace nb = nanobind;
 

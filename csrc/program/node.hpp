@@ -7,7 +7,7 @@
 #include <variant>
 #include <vector>
 
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "value.hpp"
 
 namespace weightpager {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "divide.hpp"
 #include "widen.hpp"
 
 namespace weightpager {
@@ -38,7 +39,7 @@ Outcome RowTable::look_up(const int64_t* ids, int64_t count, const Wide& out, Pa
 Outcome RowTable::fault(std::vector<Wanted>& missing, const Wide& out, Patience& patience) {
     std::sort(missing.begin(), missing.end());
     const size_t page = pages_.page_bytes, row = static_cast<size_t>(memory_.row_bytes);
-    const size_t most = std::max<size_t>(1, pages_.bytes_at_once / (page * (1 + (row + page - 1) / page)));
+    const size_t most = std::max<size_t>(1, pages_.bytes_at_once / (page * (1 + divide_up(row, page))));
     const Wanted* const end = missing.data() + missing.size();
     size_t bytes = 0;
     for (const Wanted* begin = missing.data(); begin != end;) {

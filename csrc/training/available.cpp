@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "../paged_linear.hpp"
+#include "../linear/paged_linear.hpp"
 #include "products.hpp"
 
 namespace weightpager {

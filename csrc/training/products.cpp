@@ -4,17 +4,16 @@
 
 #include <memory>
 
-#include "../bfloat16.hpp"
-#include "../lanes.hpp"
-#include "../magnitude.hpp"
-#include "../parallel.hpp"
+#include "bfloat16.hpp"
+#include "divide.hpp"
+#include "lanes.hpp"
+#include "magnitude.hpp"
+#include "parallel.hpp"
+#include "text.hpp"
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-#include "../dot.hpp"
+#include "linear/kernels/dot.hpp"
 #define WEIGHTPAGER_DOT
 #endif
-
-#define WEIGHTPAGER_TEXT_OF(name) #name
-#define WEIGHTPAGER_TEXT(name) WEIGHTPAGER_TEXT_OF(name)
 
 namespace weightpager {
 namespace {
@@ -28,7 +27,6 @@ using L = Lanes<kLanes>;
 using Float = L::Float;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
 // A row of a block as its page will hold it. The scale of a row of zeros is 0.
 inline void round_row(float* row, int64_t cols, float divisor, const RowRounding& to) {
@@ -73,8 +71,8 @@ inline void interleave_turned(uint16_t* block, int64_t rows, int64_t cols) {
 
 void pack(const KeptBlocks& of, const float* weight, const RowRounding& rounding, uint16_t* blocks, uint16_t* turned,
           int threads) {
-    const int64_t grid_cols = parts(of.in_features, of.block_cols), size = of.block_rows * of.block_cols;
-    parallel_for(parts(of.out_features, of.block_rows), threads, [&](int64_t grid_row) {
+    const int64_t grid_cols = divide_up(of.in_features, of.block_cols), size = of.block_rows * of.block_cols;
+    parallel_for(divide_up(of.out_features, of.block_rows), threads, [&](int64_t grid_row) {
         for (int32_t k = of.crow_indices[grid_row]; k < of.crow_indices[grid_row + 1]; ++k) {
             uint16_t* const block = turned + k * size;  // no memory of its own, since this must not throw
             const int64_t first_col = of.col_indices[k] * of.block_cols;
@@ -150,7 +148,7 @@ class Panels {
         : from_(from), tokens_(tokens), features_(features), width_(width),
           packed_(new Element[static_cast<size_t>(count() * kElementsAtOnce * width)]) {}
 
-    int64_t count() const { return parts(features_, width_); }
+    int64_t count() const { return divide_up(features_, width_); }
     const Element* at(int64_t group) const { return packed_.get() + group * kElementsAtOnce * width_; }
 
     void fill(int64_t group, int64_t first_element, int64_t elements) {
@@ -255,7 +253,7 @@ template <class Of>
 void add_gradient(const KeptBlocks& of, const typename Of::Value* x, const typename Of::Value* dy, int64_t tokens, float* sum,
                   int threads) {
     Panels<Of> columns(x, tokens, of.in_features, of.block_cols), rows(dy, tokens, of.out_features, of.block_rows);
-    const int64_t all = parts(tokens, Of::tokens);
+    const int64_t all = divide_up(tokens, Of::tokens);
     for (int64_t first = 0; first < all; first += kElementsAtOnce) {
         const int64_t elements = smaller(kElementsAtOnce, all - first);
         parallel_for(columns.count() + rows.count(), threads, [&](int64_t i) {

@@ -81,14 +81,14 @@ class Layer {
     std::vector<uint8_t> bias_;
 };
 
-double activated(double x, Activation activation) {
-    if (activation == Activation::silu) return x / (1 + std::exp(-x));
+double activated(double x, Unary activation) {
+    if (activation == Unary::silu) return x / (1 + std::exp(-x));
     constexpr double kRootOfTwoByPi = 0.79788456080286536;
     return x / 2 * (1 + std::tanh(kRootOfTwoByPi * (x + 0.044715 * x * x * x)));
 }
 
 // An error of the gate is multiplied with the slope of the activation, below 1.2, and the other factor; and conversely.
-Expected gated(const Expected& gate, const Expected& other, Activation activation) {
+Expected gated(const Expected& gate, const Expected& other, Unary activation) {
     Expected result;
     for (size_t i = 0; i < gate.y.size(); ++i) {
         const double factor = activated(gate.y[i], activation), y = factor * other.y[i];
@@ -110,7 +110,7 @@ class Trial {
           expected_(layer_.product(x_)) {
         if (!random_.one_in(kOneGatedIn)) return;
         gate_.emplace(test_, random_);
-        activation_ = random_.one_in(2) ? Activation::silu : Activation::gelu_tanh;
+        activation_ = random_.one_in(2) ? Unary::silu : Unary::gelu_tanh;
         expected_ = gated(gate_->product(x_), expected_, activation_);
     }
 
@@ -193,7 +193,7 @@ class Trial {
     std::vector<uint8_t> x_;
     Layer layer_;
     std::optional<Layer> gate_;
-    Activation activation_ = Activation::silu;
+    Unary activation_ = Unary::silu;
     Expected expected_;
     std::string calling_;
     std::vector<std::string> mistakes_;

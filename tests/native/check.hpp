@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 
 // What `kernels` do wrong in case `number`, one line for each mistake; none if all is well.
 std::vector<std::string> mistakes(int64_t number, const std::vector<const weightpager::Kernel*>& kernels);

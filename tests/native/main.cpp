@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "products.hpp"
 #include "programs.hpp"
 #include "test_case.hpp"

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "bfloat16.hpp"
+#include "divide.hpp"
 #include "load/own_reads.hpp"
 #include "rows/row_table.hpp"
 #include "scripted.hpp"
@@ -180,7 +181,7 @@ void a_table_gives_its_rows_to_many_threads() {
         const uint16_t scale = to_bfloat16(static_cast<float>(1 + row % 5));
         std::memcpy(at + kColumns, &scale, sizeof scale);
     }
-    stream.resize((stream.size() + kPage - 1) / kPage * kPage);
+    stream.resize(divide_up(stream.size(), kPage) * kPage);
     char path[] = "/tmp/row_tests.XXXXXX";
     const int file = mkstemp(path);
     unlink(path);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "divide.hpp"
 #include "values.hpp"
 
 using namespace weightpager;
@@ -11,8 +12,6 @@ namespace {
 
 constexpr int64_t kScaleBytes = 2;  // bfloat16
 constexpr uint8_t kSpoilt = 0xff;   // NaN, in float32 and bfloat16
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool keeps_row(Mask mask, Random& random) {
     return mask == Mask::nothing ? false : mask == Mask::empty_rows ? random.one_in(2) : true;

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "random.hpp"
 #include "test_case.hpp"
 

@@ -5,13 +5,12 @@
 #include <sstream>
 
 #include "bfloat16.hpp"
+#include "divide.hpp"
 #include "random.hpp"
 
 using namespace weightpager;
 
 namespace {
-
-int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
 std::vector<uint16_t> halves(int64_t count, Random& random) {
     std::vector<uint16_t> found(static_cast<size_t>(count));
@@ -29,15 +28,15 @@ std::vector<float> widened(const std::vector<uint16_t>& halves) {
 struct Case {
     explicit Case(Random& random)
         : out_features(random.between(1, 70)), in_features(random.between(1, 70)), rows(int64_t{8} << random.between(0, 2)),
-          cols(int64_t{8} << random.between(0, 2)), grid_cols(parts(in_features, cols)), rounds(random.one_in(2)) {
+          cols(int64_t{8} << random.between(0, 2)), grid_cols(divide_up(in_features, cols)), rounds(random.one_in(2)) {
         for (int64_t i = 0; i < out_features * in_features; ++i) weight.push_back(random.one_in(9) ? 0 : random.number());
         crow.push_back(0);
-        for (int64_t row = 0; row < parts(out_features, rows); ++row) {
+        for (int64_t row = 0; row < divide_up(out_features, rows); ++row) {
             for (int64_t col = 0; col < grid_cols; ++col)
                 if (!random.one_in(3)) columns.push_back(static_cast<int32_t>(col));
             crow.push_back(static_cast<int32_t>(columns.size()));
         }
-        for (int64_t i = 0; i < parts(out_features, rows) * rows * grid_cols; ++i)
+        for (int64_t i = 0; i < divide_up(out_features, rows) * rows * grid_cols; ++i)
             divisors.push_back(static_cast<float>(random.between(5, 8)));
     }
 

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 
 // Random programs, most of them wrong somewhere: each is refused or runs, and gives the same bits on any number of threads.
 // Whether they read or write where they mustn't, a sanitizer says.

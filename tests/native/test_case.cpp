@@ -2,6 +2,8 @@
 
 #include <sstream>
 
+#include "divide.hpp"
+
 using weightpager::Dtype;
 
 namespace {
@@ -36,7 +38,7 @@ const char* name(Mask mask) {
 // Every other time a multiple of the block.
 int64_t features(int64_t block, int64_t low, int64_t high, Random& random) {
     const int64_t drawn = random.between(low, high);
-    return random.one_in(2) ? drawn : (drawn + block - 1) / block * block;
+    return random.one_in(2) ? drawn : weightpager::divide_up(drawn, block) * block;
 }
 
 std::optional<Dtype> bias(Random& random) {

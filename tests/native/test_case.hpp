@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "random.hpp"
 
 enum class Mask : int { nothing, everything, empty_rows, random };

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "random.hpp"
 
 inline double read_value(const uint8_t* from, weightpager::Dtype dtype) {

@@ -2,6 +2,7 @@
 // greater score is met (Milakov and Gimelshein, Online normalizer calculation for softmax). No score is stored for longer.
 #pragma once
 
+#include "divide.hpp"
 #include "norms.hpp"
 
 namespace weightpager {
@@ -17,7 +18,7 @@ class QueryTile {
    public:
     QueryTile(const Attention& a, int64_t batch, int64_t group, int64_t first_row, int64_t rows)
         : a_(a), batch_(batch), group_(group), first_row_(first_row), rows_(static_cast<int>(rows)),
-          width_((a.value_depth + kLanes - 1) / kLanes * kLanes) {
+          width_(divide_up(a.value_depth, kLanes) * kLanes) {
         for (int r = 0; r < rows_; ++r) {
             const float* from = a.query + batch * a.query_at.batch + head(r) * a.query_at.head + token(r) * a.query_at.token;
             for (int64_t d = 0; d < a.depth; ++d) query_[r * a.depth + d] = from[d] * a.scale;

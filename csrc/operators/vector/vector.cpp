@@ -5,10 +5,8 @@
 #include "dense.hpp"
 #include "elements.hpp"
 #include "norms.hpp"
+#include "text.hpp"
 #include "vectors.hpp"
-
-#define WEIGHTPAGER_TEXT_OF(name) #name
-#define WEIGHTPAGER_TEXT(name) WEIGHTPAGER_TEXT_OF(name)
 
 namespace weightpager {
 

@@ -4,10 +4,7 @@
 #include "bfloat16.hpp"
 #include "functions.hpp"
 #include "lanes.hpp"
-#include "paged_linear.hpp"
-
-#define WEIGHTPAGER_TEXT_OF(name) #name
-#define WEIGHTPAGER_TEXT(name) WEIGHTPAGER_TEXT_OF(name)
+#include "linear/paged_linear.hpp"
 
 namespace weightpager {
 namespace {  // see bfloat16.hpp
@@ -46,9 +43,9 @@ inline float bias_of(const Problem& p, int64_t output) {
 }
 
 template <int N>
-WEIGHTPAGER_INLINE typename Lanes<N>::Float activated(typename Lanes<N>::Float x, Activation activation) {
+WEIGHTPAGER_INLINE typename Lanes<N>::Float activated(typename Lanes<N>::Float x, Unary activation) {
     // Both are x times a sigmoid; gelu's tanh(z) is 2 sigmoid(2 z) - 1.
-    const auto inner = activation == Activation::silu ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
+    const auto inner = activation == Unary::silu ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
     return x / (1.0f + exponential<N>(-inner));
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 
+#include "divide.hpp"
 #include "paged_linear.hpp"
 
 namespace weightpager {
@@ -20,7 +21,7 @@ class WideRow {
         wide_.page_bytes = most * block_bytes(wide_);
         wide_.blocks_per_page = most;
         wide_.slots = 1;
-        blocks_.reset(new (std::nothrow) Line[static_cast<size_t>((wide_.page_bytes + kLine - 1) / kLine)]);
+        blocks_.reset(new (std::nothrow) Line[static_cast<size_t>(divide_up(wide_.page_bytes, kLine))]);
         crow_indices_.reset(new (std::nothrow) int32_t[static_cast<size_t>(rows_) + 1]);
         locations_.reset(new (std::nothrow) int32_t[static_cast<size_t>(most)]);
         if (!has_room()) return;

@@ -1,19 +1,17 @@
 // y[T, O] = x[T, I] . W^T + bias for a weight that is cut into blocks, in pages, in slots of an arena.
 //
-// Every instruction set brings a `Kernel` (kernel.cpp, compiled once for each); `paged_linear` splits the work.
+// Every instruction set brings a `Kernel` (kernels/kernel.cpp, compiled once for each); `paged_linear` splits the work.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "divide.hpp"
 #include "unary.hpp"
 
 namespace weightpager {
 
 enum class Dtype : int { float32, bfloat16, int8, int4 };
-
-// What a gated layer does to its gate before it multiplies.
-enum class Activation : int { silu, gelu_tanh };
 
 // One call: plain memory, owned by the caller and already validated, except for `page_table`, whose entries
 // change between calls.
@@ -39,7 +37,7 @@ struct Problem {
 
 namespace {  // as in bfloat16.hpp, and for the same reason
 
-inline int64_t grid_rows(const Problem& p) { return (p.out_features + p.block_rows - 1) / p.block_rows; }
+inline int64_t grid_rows(const Problem& p) { return divide_up(p.out_features, p.block_rows); }
 
 inline int64_t element_bits(Dtype dtype) {
     return dtype == Dtype::float32 ? 32 : dtype == Dtype::bfloat16 ? 16 : dtype == Dtype::int8 ? 8 : 4;
@@ -73,7 +71,7 @@ struct Tile {
     // when the other weight's are multiplied with them.
     float* gate_out;
     const float* gate;
-    Activation activation;
+    Unary activation;  // of the gate: silu or gelu_tanh
 };
 
 constexpr int64_t kAllResident = -1;
@@ -106,8 +104,7 @@ const Kernel& suitable(const Kernel& kernel, const Problem& problem);
 int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads);
 
 // y = activation(x . gate^T + gate bias) * (x . W^T + bias), where `gate` and `problem` have the same x and shape.
-// Returns as `paged_linear` does.
-int64_t paged_gated(const Kernel& kernel, const Problem& gate, const Problem& problem, Activation activation,
-                    int threads);
+// The activation is silu or gelu_tanh. Returns as `paged_linear` does.
+int64_t paged_gated(const Kernel& kernel, const Problem& gate, const Problem& problem, Unary activation, int threads);
 
 }  // namespace weightpager

@@ -7,9 +7,11 @@
 
 #include "amx_tiles.hpp"
 #include "dequantise.hpp"
+#include "divide.hpp"
 #include "lanes.hpp"
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "sweep.hpp"
+#include "text.hpp"
 
 namespace weightpager {
 namespace {
@@ -125,7 +127,7 @@ int64_t sweep_groups(const Problem& p, const Tile& tile, int64_t grid_row) {
     return kAllResident;
 }
 
-int width(int tokens) { return (tokens + kTokens - 1) / kTokens * kTokens; }
+int width(int tokens) { return divide_up(tokens, kTokens) * kTokens; }
 
 int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     int64_t missing = kAllResident;

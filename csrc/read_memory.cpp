@@ -1,8 +1,9 @@
-#include "memory.hpp"
+#include "read_memory.hpp"
 
 #include <atomic>
 #include <cstring>
 
+#include "divide.hpp"
 #include "parallel.hpp"
 
 namespace weightpager {
@@ -26,7 +27,7 @@ uint64_t read_share(const uint8_t* memory, int64_t bytes) {
 
 uint64_t read_all(const uint8_t* memory, int64_t bytes, int threads) {
     std::atomic<uint64_t> sum{0};
-    const int64_t shares = (bytes + kShareBytes - 1) / kShareBytes;
+    const int64_t shares = divide_up(bytes, kShareBytes);
     parallel_for(shares, threads, [&](int64_t share) {
         const int64_t first = share * kShareBytes, left = bytes - first;
         sum.fetch_add(read_share(memory + first, left < kShareBytes ? left : kShareBytes), std::memory_order_relaxed);

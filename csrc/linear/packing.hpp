@@ -1,6 +1,7 @@
 // The activations of a tile as its kernel wants them: see `Packing`.
 #pragma once
 
+#include "divide.hpp"
 #include "paged_linear.hpp"
 
 namespace weightpager {
@@ -13,9 +14,9 @@ constexpr int64_t kStepInputs = 8;  // at most
 
 // 32-bit numbers of a token.
 inline int64_t packed_rows(Packing packing, int64_t in_features) {
-    if (packing == Packing::lines) return (in_features + kTileInputs - 1) / kTileInputs * kLine;
+    if (packing == Packing::lines) return divide_up(in_features, kTileInputs) * kLine;
     // As many as a step of any weight needs.
-    const int64_t inputs = (in_features + kStepInputs - 1) / kStepInputs * kStepInputs;
+    const int64_t inputs = divide_up(in_features, kStepInputs) * kStepInputs;
     return packing == Packing::floats ? inputs : inputs / 2;
 }
 

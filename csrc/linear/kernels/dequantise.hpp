@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "lanes.hpp"
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "sweep.hpp"
 
 namespace weightpager {

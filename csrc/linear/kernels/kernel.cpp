@@ -7,10 +7,12 @@
 
 #include <cstddef>
 
+#include "divide.hpp"
 #include "integers.hpp"
 #include "lanes.hpp"
-#include "paged_linear.hpp"
+#include "linear/paged_linear.hpp"
 #include "sweep.hpp"
+#include "text.hpp"
 
 #if defined(WEIGHTPAGER_EXACT)
 #include "dot.hpp"
@@ -341,7 +343,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
             if constexpr (Weights::scaled) __builtin_prefetch(next.scales + row_in_block);
         }
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
-        const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + Weights::inputs - 1) / Weights::inputs;
+        const int64_t steps = divide_up(inputs < p.block_cols ? inputs : p.block_cols, Weights::inputs);
         for (int pass = 0; pass < Weights::passes; ++pass) {
             const Input* x =
                 static_cast<const Input*>(tile.x) + first_input / Weights::inputs * width + pass * pass_width;

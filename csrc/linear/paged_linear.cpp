@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "divide.hpp"
 #include "packing.hpp"
 #include "parallel.hpp"
 #include "wide_row.hpp"
@@ -18,8 +19,6 @@ constexpr int64_t kPanelBytesPerThread = 1 << 17;  // packing less than this is 
 constexpr int64_t kSerialWork = 1 << 16;           // multiplications that are done before other threads have woken up
 constexpr int64_t kOutputsAtOnce = 16;             // of a block that is dequantised
 constexpr int64_t kChunksPerThread = 8;            // so that a thread that is held up doesn't hold up the rest
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool begins(const char* text, const char* with) { return std::strncmp(text, with, std::strlen(with)) == 0; }
 
@@ -73,7 +72,7 @@ class Panel {
                 part(sums_, i),
                 nullptr,
                 nullptr,
-                Activation::silu};
+                Unary::none};
     }
 
    private:
@@ -106,7 +105,7 @@ class Panel {
 struct Work {
     const Problem& problem;
     const Problem* gate;
-    Activation activation;
+    Unary activation;
 
     int64_t rows() const { return grid_rows(problem); }
 
@@ -241,11 +240,10 @@ const Kernel& suitable(const Kernel& kernel, const Problem& problem) {
 }
 
 int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads) {
-    return run(kernel, {problem, nullptr, Activation::silu}, threads);
+    return run(kernel, {problem, nullptr, Unary::none}, threads);
 }
 
-int64_t paged_gated(const Kernel& kernel, const Problem& gate, const Problem& problem, Activation activation,
-                    int threads) {
+int64_t paged_gated(const Kernel& kernel, const Problem& gate, const Problem& problem, Unary activation, int threads) {
     return run(kernel, {problem, &gate, activation}, threads);
 }
 

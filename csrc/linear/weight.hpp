@@ -21,9 +21,9 @@ inline Dtype dtype_named(const std::string& name) {
     throw std::invalid_argument("no dtype '" + name + "'");
 }
 
-inline Activation activation_named(const std::string& name) {
-    if (name == "silu") return Activation::silu;
-    if (name == "gelu_tanh") return Activation::gelu_tanh;
+inline Unary activation_named(const std::string& name) {
+    if (name == "silu") return Unary::silu;
+    if (name == "gelu_tanh") return Unary::gelu_tanh;
     throw std::invalid_argument("no activation '" + name + "'");
 }
 
@@ -54,7 +54,7 @@ class Weight {
                   bool bfloat16, int64_t tokens, uintptr_t gate_bias, bool gate_bias_bfloat16, uintptr_t bias,
                   bool bias_bfloat16, int threads) const {
         const Kernel& kernel = *kernels().at(isa);
-        const Activation chosen = activation_named(activation);
+        const Unary chosen = activation_named(activation);
         const Problem first = gate.with(x, 0, bfloat16, tokens, gate_bias, gate_bias_bfloat16);
         const Problem second = with(x, y, bfloat16, tokens, bias, bias_bfloat16);
         nanobind::gil_scoped_release release;
