@@ -69,10 +69,7 @@ class Panel {
                 kernel_.width(tokens),
                 i == 0,
                 part(scales_, i),
-                part(sums_, i),
-                nullptr,
-                nullptr,
-                Unary::none};
+                part(sums_, i)};
     }
 
    private:

@@ -13,9 +13,9 @@ namespace weightpager {
 
 enum class Dtype : int { float32, bfloat16, int8, int4 };
 
-// One call: plain memory, owned by the caller and already validated, except for `page_table`, whose entries
-// change between calls.
-struct Problem {
+// A weight: plain memory, owned by the caller and already validated, except for `page_table`, whose entries change
+// between calls.
+struct PagedMatrix {
     const uint8_t* arena;         // [slots, page_bytes]
     const int32_t* page_table;    // [pages], slot or anything outside [0, slots) where absent
     const int32_t* crow_indices;  // [grid_rows + 1]
@@ -25,25 +25,28 @@ struct Problem {
     int64_t out_features, in_features;
     int64_t block_rows, block_cols;
     Dtype weight_dtype;
+};
 
+// One call; its memory, too, is the caller's and has been validated.
+struct Problem : PagedMatrix {
     const void* x;  // [tokens, in_features]
     void* y;        // [tokens, out_features]
     Dtype dtype;    // of x and y: float32 or bfloat16
     int64_t tokens;
-    const void* bias;  // [out_features] or null
-    Dtype bias_dtype;  // float32 or bfloat16
-    Unary finish = Unary::none;  // what is done with the outputs
+    const void* bias = nullptr;         // [out_features] or null
+    Dtype bias_dtype = Dtype::float32;  // or bfloat16
+    Unary finish = Unary::none;         // what is done with the outputs
 };
 
 namespace {  // as in bfloat16.hpp, and for the same reason
 
-inline int64_t grid_rows(const Problem& p) { return divide_up(p.out_features, p.block_rows); }
+inline int64_t grid_rows(const PagedMatrix& p) { return divide_up(p.out_features, p.block_rows); }
 
 inline int64_t element_bits(Dtype dtype) {
     return dtype == Dtype::float32 ? 32 : dtype == Dtype::bfloat16 ? 16 : dtype == Dtype::int8 ? 8 : 4;
 }
 
-inline int64_t block_bytes(const Problem& p) { return p.block_rows * p.block_cols * element_bits(p.weight_dtype) / 8; }
+inline int64_t block_bytes(const PagedMatrix& p) { return p.block_rows * p.block_cols * element_bits(p.weight_dtype) / 8; }
 
 // Whether each row of a block has a scale.
 inline bool scaled(Dtype dtype) { return dtype == Dtype::int8 || dtype == Dtype::int4; }
@@ -69,9 +72,9 @@ struct Tile {
 
     // Of a gated layer, float32 [tokens, block_rows]: where the gate's outputs go, in place of y, and whence they come
     // when the other weight's are multiplied with them.
-    float* gate_out;
-    const float* gate;
-    Unary activation;  // of the gate: silu or gelu_tanh
+    float* gate_out = nullptr;
+    const float* gate = nullptr;
+    Unary activation = Unary::none;  // of the gate: silu or gelu_tanh
 };
 
 constexpr int64_t kAllResident = -1;
@@ -89,7 +92,7 @@ struct Kernel {
 
     // Null, or writes a row of blocks that are scaled as blocks of bfloat16 that this kernel takes too, one after the
     // other; returns as `sweep` does. Pays from so many tokens on; blocks have a multiple of 16 rows.
-    int64_t (*dequantise_row)(const Problem& problem, int64_t grid_row, uint8_t* to);
+    int64_t (*dequantise_row)(const PagedMatrix& weight, int64_t grid_row, uint8_t* to);
     int64_t least_tokens;
 };
 

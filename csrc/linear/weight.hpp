@@ -29,16 +29,16 @@ inline Unary activation_named(const std::string& name) {
 
 inline Dtype dtype_of(bool bfloat16) { return bfloat16 ? Dtype::bfloat16 : Dtype::float32; }
 
-// A paged weight, and what a call adds to it. The memory belongs to the caller's tensors.
+// A paged weight, and calls of it. The memory belongs to the caller's tensors.
 class Weight {
    public:
     Weight(uintptr_t arena, uintptr_t page_table, uintptr_t crow_indices, uintptr_t col_indices, uintptr_t locations,
            int64_t slots, int64_t page_bytes, int64_t blocks_per_page, int64_t out_features, int64_t in_features,
            int64_t block_rows, int64_t block_cols, const std::string& dtype)
-        : problem_{at<const uint8_t>(arena), at<const int32_t>(page_table), at<const int32_t>(crow_indices),
-                   at<const int32_t>(col_indices), at<const int32_t>(locations),
-                   slots, page_bytes, blocks_per_page, out_features, in_features, block_rows, block_cols,
-                   dtype_named(dtype), nullptr, nullptr, Dtype::float32, 0, nullptr, Dtype::float32} {}
+        : matrix_{at<const uint8_t>(arena), at<const int32_t>(page_table), at<const int32_t>(crow_indices),
+                  at<const int32_t>(col_indices), at<const int32_t>(locations),
+                  slots, page_bytes, blocks_per_page, out_features, in_features, block_rows, block_cols,
+                  dtype_named(dtype)} {}
 
     // `isa` is an index into `isas()`. Returns the index of a page that isn't resident, or -1.
     int64_t linear(size_t isa, uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias,
@@ -61,22 +61,15 @@ class Weight {
         return paged_gated(kernel, first, second, chosen, std::max(1, threads));
     }
 
-    // The weight's half of a problem.
-    const Problem& problem() const { return problem_; }
+    const PagedMatrix& matrix() const { return matrix_; }
 
    private:
     Problem with(uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias, bool bias_bfloat16) const {
-        Problem problem = problem_;
-        problem.x = at<const void>(x);
-        problem.y = at<void>(y);
-        problem.dtype = dtype_of(bfloat16);
-        problem.tokens = tokens;
-        problem.bias = at<const void>(bias);
-        problem.bias_dtype = dtype_of(bias_bfloat16);
-        return problem;
+        return {matrix_, at<const void>(x), at<void>(y), dtype_of(bfloat16), tokens, at<const void>(bias),
+                dtype_of(bias_bfloat16)};
     }
 
-    Problem problem_;
+    PagedMatrix matrix_;
 };
 
 }  // namespace weightpager

@@ -36,7 +36,7 @@ class WideRow {
     bool has_room() const { return blocks_ != nullptr && crow_indices_ != nullptr && locations_ != nullptr; }
 
     // Returns as `dequantise_row` does.
-    int64_t fill(const Kernel& kernel, const Problem& p, int64_t row) {
+    int64_t fill(const Kernel& kernel, const PagedMatrix& p, int64_t row) {
         // Of these a sweep of this row reads three.
         crow_indices_[static_cast<size_t>(row)] = 0;
         crow_indices_[static_cast<size_t>(row) + 1] = crow_indices_[static_cast<size_t>(rows_)] =
@@ -54,7 +54,7 @@ class WideRow {
         uint8_t bytes[kLine];
     };
 
-    static int64_t kept(const Problem& p, int64_t row) { return p.crow_indices[row + 1] - p.crow_indices[row]; }
+    static int64_t kept(const PagedMatrix& p, int64_t row) { return p.crow_indices[row + 1] - p.crow_indices[row]; }
 
     Problem wide_;
     int64_t rows_;

@@ -14,16 +14,14 @@ namespace weightpager {
 namespace {
 
 // x [rows, inputs] without gaps.
-void multiply_paged(const Problem& weight, const View& x, const float* bias, float* y, Unary activation,
+Problem product_of(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
+                   const Running& running) {
+    return {weight, running.data(x), y, Dtype::float32, x.rows(), bias, Dtype::float32, activation};
+}
+
+void multiply_paged(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
                     const Running& running) {
-    Problem problem = weight;
-    problem.x = running.data(x);
-    problem.y = y;
-    problem.dtype = Dtype::float32;
-    problem.tokens = x.rows();
-    problem.bias = bias;
-    problem.bias_dtype = Dtype::float32;
-    problem.finish = activation;
+    const Problem problem = product_of(weight, x, bias, y, activation, running);
     const int64_t missing = paged_linear(running.kernel, problem, running.threads);
     if (missing != kAllResident) *running.missing = missing;
 }
@@ -77,15 +75,11 @@ void infer_linear(Inference& inference) {
 }
 
 void run_paged_gated(const Step& step, const Running& running) {
-    const View& x = step.in[0];
-    Problem gate = *weight_of(step, 1, running).paged, problem = *weight_of(step, 2, running).paged;
-    for (Problem* each : {&gate, &problem}) {
-        each->x = running.data(x);
-        each->y = running.data(step.out[0]);
-        each->dtype = Dtype::float32;
-        each->tokens = x.rows();
-    }
-    const int64_t missing = paged_gated(running.kernel, gate, problem, step.recall<Unary>(), running.threads);
+    const auto product = [&](size_t i) {
+        const PagedMatrix& weight = *weight_of(step, i, running).paged;
+        return product_of(weight, step.in[0], nullptr, running.data(step.out[0]), Unary::none, running);
+    };
+    const int64_t missing = paged_gated(running.kernel, product(1), product(2), step.recall<Unary>(), running.threads);
     if (missing != kAllResident) *running.missing = missing;
 }
 
@@ -97,7 +91,7 @@ void run_gated(const Step& step, const Running& running) {
     running.vectors.binary(Binary::multiply, gate, 1, y, 1, y, step.out[0].elements());
 }
 
-bool alike(const Problem& a, const Problem& b) {
+bool alike(const PagedMatrix& a, const PagedMatrix& b) {
     return a.block_rows == b.block_rows && a.block_cols == b.block_cols && a.weight_dtype == b.weight_dtype;
 }
 
@@ -127,7 +121,7 @@ void run_embedding(const Step& step, const Running& running) {
     const int64_t count = step.in[1].elements(), columns = table.sizes[1];
     check_ids(ids, count, table.sizes[0]);
     if (table.paged) {
-        const Problem& p = *table.paged;
+        const PagedMatrix& p = *table.paged;
         return look_up_rows({p.arena, divide_up(p.in_features, p.block_cols), p.block_rows, p.block_cols,
                              p.weight_dtype == Dtype::int4, columns},
                             ids, count, out, false);

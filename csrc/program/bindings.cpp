@@ -57,8 +57,8 @@ class PyProgram {
     void add_weight(const std::string& name, const Weight& weight, bool table) {
         Parameter parameter;
         parameter.name = name;
-        parameter.paged = weight.problem();
-        parameter.sizes = {weight.problem().out_features, weight.problem().in_features};
+        parameter.paged = weight.matrix();
+        parameter.sizes = {weight.matrix().out_features, weight.matrix().in_features};
         parameter.table = table;
         program_.add_parameter(parameter);
     }

@@ -31,13 +31,14 @@ struct Node {
 
 // Memory belongs to the caller, and stays.
 struct Parameter {
-    std::string name;                // for errors
-    const void* data = nullptr;      // dense
+    std::string name;            // for errors
+    const void* data = nullptr;  // dense
     Type type = Type::float32;
     Sizes sizes;
-    std::optional<Problem> paged;    // a weight in blocks instead; of a table all blocks are there, a row of them a page
+    // A weight in blocks instead; of a table all blocks are there, a row of them a page.
+    std::optional<PagedMatrix> paged;
     bool table = false;
-    bool elsewhere = false;          // rows that the caller looks up when a call comes to them
+    bool elsewhere = false;  // rows that the caller looks up when a call comes to them
 
     bool plain() const { return !paged && !elsewhere && type != Type::bfloat16; }
 };

@@ -46,13 +46,8 @@ class Layer {
     PagedWeight& weight() { return weight_; }
 
     Problem problem(const std::vector<uint8_t>& x) const {
-        Problem problem = weight_.problem();
-        problem.x = x.data();
-        problem.dtype = test_.dtype;
-        problem.tokens = test_.tokens;
-        problem.bias = test_.bias ? bias_.data() : nullptr;
-        problem.bias_dtype = bias_dtype();
-        return problem;
+        return {weight_.matrix(), x.data(), nullptr, test_.dtype, test_.tokens, test_.bias ? bias_.data() : nullptr,
+                bias_dtype()};
     }
 
     Expected product(const std::vector<uint8_t>& activations) const {

@@ -32,22 +32,10 @@ PagedWeight::PagedWeight(const TestCase& test, Random& random)
             fill_block(static_cast<int64_t>(row), kept, random);
 }
 
-Problem PagedWeight::problem() const {
-    Problem problem{};
-    problem.arena = arena_.data();
-    problem.page_table = page_table_.data();
-    problem.crow_indices = crow_indices_.data();
-    problem.col_indices = col_indices_.data();
-    problem.locations = locations_.data();
-    problem.slots = slots_;
-    problem.page_bytes = page_bytes_;
-    problem.blocks_per_page = test_.blocks_per_page;
-    problem.out_features = test_.out_features;
-    problem.in_features = test_.in_features;
-    problem.block_rows = test_.block_rows;
-    problem.block_cols = test_.block_cols;
-    problem.weight_dtype = test_.weight_dtype;
-    return problem;
+PagedMatrix PagedWeight::matrix() const {
+    return {arena_.data(), page_table_.data(), crow_indices_.data(), col_indices_.data(), locations_.data(),
+            slots_, page_bytes_, test_.blocks_per_page, test_.out_features, test_.in_features,
+            test_.block_rows, test_.block_cols, test_.weight_dtype};
 }
 
 int32_t PagedWeight::replace_slot(int64_t page, int32_t slot) {

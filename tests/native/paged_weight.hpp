@@ -12,8 +12,8 @@ class PagedWeight {
    public:
     PagedWeight(const TestCase& test, Random& random);
 
-    // The weight's half of a problem; it points into this object.
-    weightpager::Problem problem() const;
+    // Points into this object.
+    weightpager::PagedMatrix matrix() const;
 
     // [out_features, in_features]
     const std::vector<double>& dense() const { return dense_; }

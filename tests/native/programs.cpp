@@ -107,7 +107,7 @@ class RandomProgram {
         }
         Parameter paged;
         paged.name = "paged";
-        paged.paged = weight_.problem();
+        paged.paged = weight_.matrix();
         paged.sizes = {test_.out_features, test_.in_features};
         program_.add_parameter(paged);
         first_node_ = program_.description().values();

@@ -66,7 +66,7 @@ WEIGHTPAGER_INLINE void widen_int4(uint8_t* to, int64_t to_bytes, const uint8_t*
 
 // `inputs` inputs of 16 outputs of a block, from these on.
 template <Dtype Weights>
-WEIGHTPAGER_INLINE void dequantise(const Problem& p, const Place& place, int64_t first_input, int64_t row_in_block,
+WEIGHTPAGER_INLINE void dequantise(const PagedMatrix& p, const Place& place, int64_t first_input, int64_t row_in_block,
                                    int64_t inputs, uint8_t* to, int64_t to_bytes) {
     const Twice scales((__m512)widen<kWidened>(place.scales + row_in_block));
     constexpr int64_t together = Weights == Dtype::int8 ? 2 : 8, bytes = together * (Weights == Dtype::int8 ? 8 : 4) / 8;
@@ -78,7 +78,7 @@ WEIGHTPAGER_INLINE void dequantise(const Problem& p, const Place& place, int64_t
 }
 
 template <Dtype Weights>
-int64_t dequantise_row(const Problem& p, int64_t grid_row, uint8_t* to) {
+int64_t dequantise_row(const PagedMatrix& p, int64_t grid_row, uint8_t* to) {
     const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
     const int64_t bytes = block_bytes(p), ahead = blocks_ahead(bytes);
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k, to += 2 * p.block_rows * p.block_cols) {
@@ -96,7 +96,7 @@ int64_t dequantise_row(const Problem& p, int64_t grid_row, uint8_t* to) {
 }
 
 // A `Kernel`'s function of this name.
-int64_t dequantise_row(const Problem& p, int64_t grid_row, uint8_t* to) {
+int64_t dequantise_row(const PagedMatrix& p, int64_t grid_row, uint8_t* to) {
     return p.weight_dtype == Dtype::int8 ? dequantise_row<Dtype::int8>(p, grid_row, to)
                                          : dequantise_row<Dtype::int4>(p, grid_row, to);
 }

@@ -27,7 +27,7 @@ constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 // How far from a block the one is that is fetched meanwhile. Blocks that follow each other in a row lie anywhere in
 // memory: the hardware can't foresee the next.
 template <class Weights>
-WEIGHTPAGER_INLINE int64_t distance_ahead(const Problem& p, const Place& place, int64_t bytes, int64_t then, int64_t kept,
+WEIGHTPAGER_INLINE int64_t distance_ahead(const PagedMatrix& p, const Place& place, int64_t bytes, int64_t then, int64_t kept,
                                           int64_t row_in_block) {
     Place next = then < kept ? find_block(p, bytes, then) : place;
     if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
@@ -223,7 +223,7 @@ bool suits(const Problem& p) { return !has_scales(p); }
 #endif
 
 #if defined(__AVX512BF16__)
-constexpr auto kDequantiseRow = static_cast<int64_t (*)(const Problem&, int64_t, uint8_t*)>(dequantise_row);
+constexpr auto kDequantiseRow = static_cast<int64_t (*)(const PagedMatrix&, int64_t, uint8_t*)>(dequantise_row);
 #else
 constexpr std::nullptr_t kDequantiseRow = nullptr;
 #endif

@@ -26,7 +26,7 @@ struct Place {
     const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of a page whose dtype is scaled
 };
 
-WEIGHTPAGER_INLINE Place find_block(const Problem& p, int64_t bytes, int64_t kept) {
+WEIGHTPAGER_INLINE Place find_block(const PagedMatrix& p, int64_t bytes, int64_t kept) {
     const uint32_t location = static_cast<uint32_t>(p.locations[kept]);
     const uint32_t per_page = static_cast<uint32_t>(p.blocks_per_page);
     const int64_t slot = p.page_table[location / per_page];
