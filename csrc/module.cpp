@@ -43,10 +43,10 @@ std::string exact(size_t isa) {
 }
 
 // Which block lies in each place of a bundle's pages. The memory belongs to the caller's arrays.
-class Placed {
+class TableExpander {
    public:
-    Placed(uintptr_t blocks, uintptr_t layers, uintptr_t page_numbers, uintptr_t starts, int64_t pages, int64_t places,
-           bool wide, int64_t total, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& grids)
+    TableExpander(uintptr_t blocks, uintptr_t layers, uintptr_t page_numbers, uintptr_t starts, int64_t pages,
+                  int64_t places, bool wide, int64_t total, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& grids)
         : placement_{at<const void>(blocks), wide, at<const int32_t>(layers), at<const int64_t>(page_numbers),
                      pages, places, at<const int64_t>(starts), total} {
         for (const auto& [first, rows, cols] : grids) grids_.push_back({first, rows, cols});
@@ -83,10 +83,10 @@ NB_MODULE(_native, m) {
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "own"); });
     m.def("read_memory", &read_memory);
     m.def("look_up_rows", &look_up);
-    nb::class_<Placed>(m, "Placement")
+    nb::class_<TableExpander>(m, "TableExpander")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, bool, int64_t,
                       const std::vector<std::tuple<int64_t, int64_t, int64_t>>&>())
-        .def("expand", &Placed::expand);
+        .def("expand", &TableExpander::expand);
     nb::class_<Weight>(m, "Weight")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t,
                       int64_t, int64_t, int64_t, const std::string&>(),

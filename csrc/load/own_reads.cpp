@@ -175,9 +175,7 @@ OwnReads::Flight::Flight(OwnReads& reads, Lane& lane, const PagesToRead& wanted,
         memory_ = memory;
         std::vector<int64_t> slots(count);
         std::iota(slots.begin(), slots.end(), 0);
-        lane.reads = plan_reads({count, wanted.pages.data(), wanted.files.data(), wanted.offsets.data(), slots.data(),
-                                 wanted.expected.data(), memory, page_bytes},
-                                most);
+        lane.reads = plan_reads(wanted.sources(memory, slots.data(), page_bytes), most);
         lane.ended.clear();
         begin_some();
         lane.device->wait(lane.ended, 0);  // now the kernel knows of them

@@ -40,6 +40,11 @@ struct PagesToRead {
     std::vector<int64_t> pages, offsets;  // ascending
     std::vector<int32_t> files;
     std::vector<uint8_t> expected;  // [pages, 32]
+
+    // For reads into slots of a memory.
+    PageSources sources(uint8_t* memory, const int64_t* slots, size_t page_bytes) const {
+        return {pages.size(), pages.data(), files.data(), offsets.data(), slots, expected.data(), memory, page_bytes};
+    }
 };
 
 // Lanes that threads read in, each with a device and memory that pages land in. Any thread may call.

@@ -64,7 +64,7 @@ class LandedPages {
 };
 
 // None if no lane is free, or they have been closed.
-std::unique_ptr<LandedPages> begin(const ReadsOfThreads& reads, size_t most, size_t count, uintptr_t pages,
+std::unique_ptr<LandedPages> begin(const OwnReadsBinding& reads, size_t most, size_t count, uintptr_t pages,
                                    uintptr_t files, uintptr_t offsets, uintptr_t expected, size_t page_bytes) {
     nb::gil_scoped_release release;
     auto landed = std::make_unique<LandedPages>(reads.shared(), page_bytes);
@@ -84,10 +84,10 @@ bool Waiting::left() {
     return Clock::now() - since_ < seconds_;
 }
 
-ReadsOfThreads::ReadsOfThreads(unsigned reads, bool ring)
+OwnReadsBinding::OwnReadsBinding(unsigned reads, bool ring)
     : reads_(std::make_shared<OwnReads>([=] { return open_device(ring, reads, true); }, *hashers()[0], reads)) {}
 
-bool ReadsOfThreads::close(double seconds) {
+bool OwnReadsBinding::close(double seconds) {
     nb::gil_scoped_release release;
     return reads_->close(std::chrono::microseconds(static_cast<int64_t>(1e6 * seconds)));
 }
@@ -102,11 +102,11 @@ void bind_own_reads(nb::module_& module) {
         .def("wait", &LandedPages::wait)
         .def("place", &LandedPages::place)
         .def("drop", &LandedPages::drop);
-    nb::class_<ReadsOfThreads>(module, "OwnReads")
+    nb::class_<OwnReadsBinding>(module, "OwnReads")
         .def(nb::init<unsigned, bool>(), nb::kw_only(), nb::arg("reads"), nb::arg("ring"))
         .def("begin", &begin)
-        .def("close", &ReadsOfThreads::close)
-        .def_prop_ro("device", &ReadsOfThreads::device);
+        .def("close", &OwnReadsBinding::close)
+        .def_prop_ro("device", &OwnReadsBinding::device);
 }
 
 }  // namespace weightpager

@@ -29,9 +29,9 @@ class Waiting : public Patience {
     Clock::time_point since_ = Clock::now();
 };
 
-class ReadsOfThreads {
+class OwnReadsBinding {
    public:
-    ReadsOfThreads(unsigned reads, bool ring);
+    OwnReadsBinding(unsigned reads, bool ring);
 
     bool close(double seconds);
     std::string device() const { return reads_->device(); }

@@ -44,7 +44,7 @@ void run_convolution(const Step& step, const Running& running) {
     if (s.outputs == 0) return;  // of any number of groups
     const Parameter& kernel = running.parameters[static_cast<size_t>(weight.number)];
     const float* bias = step.in[2].number >= 0 ? running.data(step.in[2]) : nullptr;
-    float* patches = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
+    float* patches = running.data(View{Type::float32, {}, {}, Memory::buffer, step.scratch.number, 0});
     float* out = running.data(step.out[0]);
     const int64_t rows = x.sizes[0] * s.patches(), outputs = s.outputs / s.groups;
     const int64_t weight_bytes = outputs * s.patch() * bytes_of(kernel.type);

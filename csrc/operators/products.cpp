@@ -85,7 +85,7 @@ void run_paged_gated(const Step& step, const Running& running) {
 
 void run_gated(const Step& step, const Running& running) {
     float* y = running.data(step.out[0]);
-    float* gate = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
+    float* gate = running.data(View{Type::float32, {}, {}, Memory::buffer, step.scratch.number, 0});
     multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, step.recall<Unary>(), running);
     multiply(weight_of(step, 2, running), step.in[0], nullptr, y, Unary::none, running);
     running.vectors.binary(Binary::multiply, gate, 1, y, 1, y, step.out[0].elements());

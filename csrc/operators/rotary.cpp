@@ -49,7 +49,7 @@ struct Rotary {
 
 void run_rotary(const Step& step, const Running& running) {
     const View &x = step.in[0], &out = step.out[0];
-    float* table = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
+    float* table = running.data(View{Type::float32, {}, {}, Memory::buffer, step.scratch.number, 0});
     const Rotary& rotary = step.recall<Rotary>();
     const size_t token = rotary.tokens_first ? 1 : 2, head = 3 - token;
     if (rotary.fills_table) fill_table(step, running, table);

@@ -21,14 +21,14 @@ const View& Inference::in(size_t i) const {
     return step_.in[i];
 }
 
-bool Inference::is_parameter(size_t i) const { return has(i) && step_.in[i].place == Place::parameter; }
+bool Inference::is_parameter(size_t i) const { return has(i) && step_.in[i].memory == Memory::parameter; }
 
 bool Inference::is_mask(size_t i) const {
-    return in(i).place == Place::input && planning_.inputs[static_cast<size_t>(in(i).number)].is_mask;
+    return in(i).memory == Memory::input && planning_.inputs[static_cast<size_t>(in(i).number)].is_mask;
 }
 
 const Parameter& Inference::parameter(size_t i) const {
-    expect(in(i).place == Place::parameter, "operand " + std::to_string(i) + ": expected a parameter");
+    expect(in(i).memory == Memory::parameter, "operand " + std::to_string(i) + ": expected a parameter");
     return planning_.parameters[static_cast<size_t>(in(i).number)];
 }
 
@@ -39,7 +39,7 @@ const View& Inference::dense(size_t i) {
     copy.node = &node_;
     copy.run = &copy_elements;
     copy.in.push_back(from);
-    View to{from.type, from.sizes, dense_strides(from.sizes), Place::buffer,
+    View to{from.type, from.sizes, dense_strides(from.sizes), Memory::buffer,
             planning_.add_buffer(from.elements() * bytes_of(from.type)), 0};
     copy.out.push_back(to);
     planning_.use(from);
@@ -121,7 +121,7 @@ int64_t Inference::elements_of(const Sizes& sizes) const {
 
 View Inference::own(Type type, const Sizes& sizes) {
     const int64_t bytes = elements_of(sizes) * bytes_of(type);
-    return {type, sizes, dense_strides(sizes), Place::buffer, planning_.add_buffer(bytes), 0};
+    return {type, sizes, dense_strides(sizes), Memory::buffer, planning_.add_buffer(bytes), 0};
 }
 
 View& Inference::give(Type type, const Sizes& sizes) {
@@ -133,7 +133,7 @@ void Inference::give_view(View view) { step_.out.push_back(std::move(view)); }
 
 void Inference::want_scratch(int64_t bytes) {
     expect(bytes >= 0 && bytes < kMostScratch, "expected less memory to be needed");
-    step_.scratch = {Type::boolean, {bytes}, {1}, Place::buffer, planning_.add_buffer(bytes), 0};
+    step_.scratch = {Type::boolean, {bytes}, {1}, Memory::buffer, planning_.add_buffer(bytes), 0};
 }
 
 bool Inference::share(const std::string& key, int64_t bytes) {
@@ -143,7 +143,7 @@ bool Inference::share(const std::string& key, int64_t bytes) {
         planning_.shared[key] = step_.scratch.number;
         return true;
     }
-    step_.scratch = {Type::boolean, {bytes}, {1}, Place::buffer, found->second, 0};
+    step_.scratch = {Type::boolean, {bytes}, {1}, Memory::buffer, found->second, 0};
     return false;
 }
 

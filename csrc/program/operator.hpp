@@ -19,7 +19,7 @@ class AttentionMemory;
 struct Step {
     const Node* node = nullptr;
     void (*run)(const Step& step, const struct Running& running) = nullptr;
-    std::vector<View> in, out;  // what is left out is a view of no place: `number` is -1
+    std::vector<View> in, out;  // what is left out is a view of no memory: `number` is -1
     View scratch;
     std::any settled;  // what the operator has settled for its runs, of a type of its own
 
@@ -44,8 +44,8 @@ struct Running {
 
     template <class T = float>
     T* data(const View& view) const {
-        const void* start = view.place == Place::input       ? input_data[static_cast<size_t>(view.number)]
-                            : view.place == Place::parameter ? parameters[static_cast<size_t>(view.number)].data
+        const void* start = view.memory == Memory::input       ? input_data[static_cast<size_t>(view.number)]
+                            : view.memory == Memory::parameter ? parameters[static_cast<size_t>(view.number)].data
                                                              : activations + buffer_offsets[static_cast<size_t>(view.number)];
         return static_cast<T*>(const_cast<void*>(start)) + view.offset;
     }

@@ -7,7 +7,7 @@ namespace weightpager {
 namespace {
 
 View view_of_parameter(const Parameter& parameter, size_t number) {
-    return {parameter.type, parameter.sizes, dense_strides(parameter.sizes), Place::parameter, static_cast<int64_t>(number), 0};
+    return {parameter.type, parameter.sizes, dense_strides(parameter.sizes), Memory::parameter, static_cast<int64_t>(number), 0};
 }
 
 // Sizes that a call states are the same in all inputs; of a mask, which is the longer one, earlier tokens are part. Its
@@ -40,7 +40,7 @@ void take_inputs(Planning& planning, const std::vector<Sizes>& input_sizes, int6
                 throw std::invalid_argument("input " + input.name + ": expected a size of " + std::to_string(input.sizes[axis]) +
                                             " on axis " + std::to_string(axis) + ", found " + text_of(sizes));
         }
-        planning.plan.values.push_back({input.type, sizes, dense_strides(sizes), Place::input, static_cast<int64_t>(i), 0});
+        planning.plan.values.push_back({input.type, sizes, dense_strides(sizes), Memory::input, static_cast<int64_t>(i), 0});
     }
 }
 
@@ -73,7 +73,7 @@ int64_t Planning::add_buffer(int64_t bytes) {
 }
 
 void Planning::use(const View& view) {
-    if (view.place == Place::buffer && view.number >= 0) buffers[static_cast<size_t>(view.number)].last = now();
+    if (view.memory == Memory::buffer && view.number >= 0) buffers[static_cast<size_t>(view.number)].last = now();
 }
 
 int Description::values() const {

@@ -109,7 +109,7 @@ void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& siz
     std::vector<View> inputs;
     for (size_t i = 0; i < sizes.size(); ++i) {
         const Input& input = description_.inputs[i];
-        inputs.push_back({input.type, sizes[i], dense_strides(sizes[i]), Place::input, static_cast<int64_t>(i), 0});
+        inputs.push_back({input.type, sizes[i], dense_strides(sizes[i]), Memory::input, static_cast<int64_t>(i), 0});
         for (size_t axis = 0; axis < sizes[i].size() && tokens == 0; ++axis)
             if (input.sizes[axis] == kLength && !input.is_mask) tokens = sizes[i][axis];
     }
@@ -160,7 +160,7 @@ void Program::read(int number, void* to) const {
 
 void Program::write(int number, const void* from, int64_t bytes) {
     const View& to = value(number);
-    if (to.place != Place::buffer || !to.dense() || to.elements() * bytes_of(to.type) != bytes)
+    if (to.memory != Memory::buffer || !to.dense() || to.elements() * bytes_of(to.type) != bytes)
         throw std::invalid_argument("expected " + to.text() + " of a node, found " + std::to_string(bytes) + " bytes");
     const Running running = this->running(1, nullptr);
     std::memcpy(running.activations + running.buffer_offsets[static_cast<size_t>(to.number)] + to.offset * bytes_of(to.type),

@@ -29,12 +29,12 @@ int64_t checked_elements(const Sizes& sizes);
 Sizes dense_strides(const Sizes& sizes);
 
 // Memory that a view looks at: of a call's input, of the program's parameter, or of a buffer among the activations.
-enum class Place : int { input, parameter, buffer };
+enum class Memory : int { input, parameter, buffer };
 
 struct View {
     Type type = Type::float32;
     Sizes sizes, strides;  // strides in elements
-    Place place = Place::buffer;
+    Memory memory = Memory::buffer;
     int64_t number = -1;  // of the input, parameter or buffer
     int64_t offset = 0;   // in elements
 

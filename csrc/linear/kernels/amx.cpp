@@ -34,7 +34,8 @@ struct Totals {
 
 // Loads 32 inputs of 16 outputs.
 template <Dtype Weights>
-WEIGHTPAGER_INLINE void load_weights(const Problem& p, const Place& place, int64_t first_input, int64_t row_in_block) {
+WEIGHTPAGER_INLINE void load_weights(const PagedMatrix& p, const BlockPlace& place, int64_t first_input,
+                                     int64_t row_in_block) {
     if constexpr (Weights == Dtype::bfloat16) {
         const uint8_t* from = place.block + (first_input / 2 * p.block_rows + row_in_block) * 4;
         WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, from, p.block_rows * 4);
@@ -93,9 +94,10 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
 
     clear<Groups>();
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
-        const Place place = find_block(p, bytes, k);
+        const BlockPlace place = find_block(p, bytes, k);
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
-        const Place next = fetches && k + ahead < kept ? find_block(p, bytes, k + ahead) : Place{nullptr, nullptr};
+        const BlockPlace next =
+            fetches && k + ahead < kept ? find_block(p, bytes, k + ahead) : BlockPlace{nullptr, nullptr};
         if (next.block != nullptr)
             for (int64_t line = 0; line < bytes; line += kLineBytes) __builtin_prefetch(next.block + line, 0, kIntoL2);
         for (int64_t input = 0; input < p.block_cols; input += kTileInputs) {

@@ -66,8 +66,8 @@ WEIGHTPAGER_INLINE void widen_int4(uint8_t* to, int64_t to_bytes, const uint8_t*
 
 // `inputs` inputs of 16 outputs of a block, from these on.
 template <Dtype Weights>
-WEIGHTPAGER_INLINE void dequantise(const PagedMatrix& p, const Place& place, int64_t first_input, int64_t row_in_block,
-                                   int64_t inputs, uint8_t* to, int64_t to_bytes) {
+WEIGHTPAGER_INLINE void dequantise(const PagedMatrix& p, const BlockPlace& place, int64_t first_input,
+                                   int64_t row_in_block, int64_t inputs, uint8_t* to, int64_t to_bytes) {
     const Twice scales((__m512)widen<kWidened>(place.scales + row_in_block));
     constexpr int64_t together = Weights == Dtype::int8 ? 2 : 8, bytes = together * (Weights == Dtype::int8 ? 8 : 4) / 8;
     const uint8_t* from = place.block + (first_input / together * p.block_rows + row_in_block) * bytes;
@@ -82,9 +82,9 @@ int64_t dequantise_row(const PagedMatrix& p, int64_t grid_row, uint8_t* to) {
     const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
     const int64_t bytes = block_bytes(p), ahead = blocks_ahead(bytes);
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k, to += 2 * p.block_rows * p.block_cols) {
-        const Place place = find_block(p, bytes, k);
+        const BlockPlace place = find_block(p, bytes, k);
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
-        const Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : Place{nullptr, nullptr};
+        const BlockPlace next = k + ahead < kept ? find_block(p, bytes, k + ahead) : BlockPlace{nullptr, nullptr};
         if (next.block != nullptr) {
             __builtin_prefetch(next.scales);
             for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next.block + line, 0, kIntoL2);

@@ -27,9 +27,9 @@ constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 // How far from a block the one is that is fetched meanwhile. Blocks that follow each other in a row lie anywhere in
 // memory: the hardware can't foresee the next.
 template <class Weights>
-WEIGHTPAGER_INLINE int64_t distance_ahead(const PagedMatrix& p, const Place& place, int64_t bytes, int64_t then, int64_t kept,
-                                          int64_t row_in_block) {
-    Place next = then < kept ? find_block(p, bytes, then) : place;
+WEIGHTPAGER_INLINE int64_t distance_ahead(const PagedMatrix& p, const BlockPlace& place, int64_t bytes, int64_t then,
+                                          int64_t kept, int64_t row_in_block) {
+    BlockPlace next = then < kept ? find_block(p, bytes, then) : place;
     if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
     if constexpr (Weights::scaled) __builtin_prefetch(next.scales + row_in_block);
     return next.block - place.block;
@@ -95,7 +95,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     Accumulators<Weights, Out, Width> sums;
     typename Lanes<Out::N>::Float total[Width][Out::Registers] = {};
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
-        const Place place = find_block(p, bytes, k);
+        const BlockPlace place = find_block(p, bytes, k);
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
         const int64_t distance =
             tile.first ? distance_ahead<Weights>(p, place, bytes, k + ahead, kept, row_in_block) : 0;

@@ -21,12 +21,12 @@ constexpr int kIntoL2 = 2;              // which has room for more outstanding l
 inline int64_t blocks_ahead(int64_t bytes) { return bytes < kBytesAhead ? kBytesAhead / bytes : 1; }
 
 // Where a block lies, or null if its page isn't resident.
-struct Place {
+struct BlockPlace {
     const uint8_t* block;
     const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of a page whose dtype is scaled
 };
 
-WEIGHTPAGER_INLINE Place find_block(const PagedMatrix& p, int64_t bytes, int64_t kept) {
+WEIGHTPAGER_INLINE BlockPlace find_block(const PagedMatrix& p, int64_t bytes, int64_t kept) {
     const uint32_t location = static_cast<uint32_t>(p.locations[kept]);
     const uint32_t per_page = static_cast<uint32_t>(p.blocks_per_page);
     const int64_t slot = p.page_table[location / per_page];

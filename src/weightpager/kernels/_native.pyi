@@ -81,7 +81,7 @@ class OwnReads:
     @property
     def device(self) -> str: ...
 
-class RowTable:
+class RowLookup:
     def __init__(
         self,
         reads: OwnReads,
@@ -111,7 +111,7 @@ class RowTable:
     def __enter__(self) -> None: ...
     def __exit__(self, *of: object) -> None: ...
 
-class Placement:
+class TableExpander:
     def __init__(
         self,
         blocks: int,

@@ -37,7 +37,7 @@ class TableExpander:
         self._kept = tuple(map(np.ascontiguousarray, (blocks, layers, page_numbers, starts)))  # what it points to
         places, of_pages, numbers, of_layers = (array.ctypes.data for array in self._kept)
         pages, per_page = blocks.shape
-        self._native = _native.Placement(
+        self._native = _native.TableExpander(
             places, of_pages, numbers, of_layers, pages, per_page, blocks.itemsize == 4, int(starts[-1]), list(grids)
         )
         self._rows = sum(rows + 1 for _, rows, _ in grids)

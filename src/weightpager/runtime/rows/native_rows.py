@@ -50,7 +50,7 @@ class NativeRows:
     """Looks rows up in a memory and reads those that it lacks, as `RowCache` does without it.
 
     Attributes:
-        table: the native one. As a context it keeps others from the memory and the tally, as its look-ups do. Python
+        lookup: the native one. As a context it keeps others from the memory and the tally, as its look-ups do. Python
             code around its lock would leave it taken if Ctrl-C came there.
 
     Args:
@@ -67,7 +67,7 @@ class NativeRows:
         self._kept = memory, tally, files  # native code has addresses of what these own
         self._columns = memory.row_bytes - 2
         self._reads = files.reads
-        self.table = _native.RowTable(
+        self.lookup = _native.RowLookup(
             own_reads,
             **memory.addresses(),
             tally=tally.ctypes.data,
@@ -84,7 +84,7 @@ class NativeRows:
         check_wide(out, len(ids), self._columns)
         ids = np.ascontiguousarray(ids, np.int64)
         reads = self._reads
-        outcome = self.table.look_up(
+        outcome = self.lookup.look_up(
             ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.read_timeout, reads.pager.reads_ended
         )
         if outcome is None:

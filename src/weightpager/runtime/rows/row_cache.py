@@ -68,7 +68,7 @@ class RowCache:
         self._tally = np.zeros(4, np.int64)
         self._native = None if files is None else NativeRows(self._memory, self._tally, files)
         # Of the memory and the tally.
-        self._lock: AbstractContextManager[object] = threading.Lock() if self._native is None else self._native.table
+        self._lock: AbstractContextManager[object] = threading.Lock() if self._native is None else self._native.lookup
 
     @property
     def counts(self) -> RowCounts:

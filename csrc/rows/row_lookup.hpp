@@ -19,7 +19,7 @@ struct Extent {
 };
 
 // Where a table's pages are.
-struct RowPages {
+struct RowFiles {
     int64_t first_page;   // of the bundle
     size_t page_bytes;
     const uint8_t* ids;   // of the table's pages, [32] each
@@ -40,10 +40,10 @@ struct Tally {
 };
 
 // Any thread may call. The lock is kept neither while storage works nor while what has been read is widened.
-class RowTable {
+class RowLookup {
    public:
-    RowTable(const RowMemory& memory, RowPages pages, std::shared_ptr<OwnReads> reads, Tally tally)
-        : memory_(memory), pages_(std::move(pages)), reads_(std::move(reads)), tally_(tally) {}
+    RowLookup(const RowMemory& memory, RowFiles files, std::shared_ptr<OwnReads> reads, Tally tally)
+        : memory_(memory), files_(std::move(files)), reads_(std::move(reads)), tally_(tally) {}
 
     // Writes rows, all of them in the table, to `out`. What memory lacks is read at once and in place of others kept.
     Outcome look_up(const int64_t* ids, int64_t count, const Wide& out, Patience& patience);
@@ -58,11 +58,11 @@ class RowTable {
 
     Outcome fault(std::vector<Wanted>& missing, const Wide& out, Patience& patience);
     Outcome read_some(const Wanted* begin, const Wanted* end, const Wide& out, Patience& patience);
-    PagesToRead sources(const std::vector<int64_t>& pages) const;
+    PagesToRead pages_to_read(const std::vector<int64_t>& pages) const;
     int64_t columns() const { return memory_.row_bytes - 2; }  // and a scale
 
     RowMemory memory_;
-    const RowPages pages_;
+    const RowFiles files_;
     const std::shared_ptr<OwnReads> reads_;
     const Tally tally_;
     std::mutex lock_;

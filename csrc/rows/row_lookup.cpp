@@ -1,4 +1,4 @@
-#include "row_table.hpp"
+#include "row_lookup.hpp"
 
 #include <algorithm>
 
@@ -7,17 +7,17 @@
 
 namespace weightpager {
 
-struct RowTable::Wanted {
+struct RowLookup::Wanted {
     int64_t place, row, at;
 
     bool operator<(const Wanted& other) const { return place != other.place ? place < other.place : at < other.at; }
 };
 
-bool RowTable::has_all(const int64_t* ids, int64_t count) const {
+bool RowLookup::has_all(const int64_t* ids, int64_t count) const {
     return std::all_of(ids, ids + count, [&](int64_t id) { return id >= 0 && id < memory_.rows; });
 }
 
-Outcome RowTable::look_up(const int64_t* ids, int64_t count, const Wide& out, Patience& patience) {
+Outcome RowLookup::look_up(const int64_t* ids, int64_t count, const Wide& out, Patience& patience) {
     std::vector<Wanted> missing;
     {
         const std::lock_guard<std::mutex> held(lock_);
@@ -36,10 +36,10 @@ Outcome RowTable::look_up(const int64_t* ids, int64_t count, const Wide& out, Pa
 }
 
 // A piece at a time, so that memory for pages is bounded; a row that occurs twice is in one piece.
-Outcome RowTable::fault(std::vector<Wanted>& missing, const Wide& out, Patience& patience) {
+Outcome RowLookup::fault(std::vector<Wanted>& missing, const Wide& out, Patience& patience) {
     std::sort(missing.begin(), missing.end());
-    const size_t page = pages_.page_bytes, row = static_cast<size_t>(memory_.row_bytes);
-    const size_t most = std::max<size_t>(1, pages_.bytes_at_once / (page * (1 + divide_up(row, page))));
+    const size_t page = files_.page_bytes, row = static_cast<size_t>(memory_.row_bytes);
+    const size_t most = std::max<size_t>(1, files_.bytes_at_once / (page * (1 + divide_up(row, page))));
     const Wanted* const end = missing.data() + missing.size();
     size_t bytes = 0;
     for (const Wanted* begin = missing.data(); begin != end;) {
@@ -56,8 +56,8 @@ Outcome RowTable::fault(std::vector<Wanted>& missing, const Wide& out, Patience&
     return {};
 }
 
-Outcome RowTable::read_some(const Wanted* begin, const Wanted* end, const Wide& out, Patience& patience) {
-    const auto page = static_cast<int64_t>(pages_.page_bytes);
+Outcome RowLookup::read_some(const Wanted* begin, const Wanted* end, const Wide& out, Patience& patience) {
+    const auto page = static_cast<int64_t>(files_.page_bytes);
     std::vector<int64_t> pages, rows, offsets;  // where each row will lie behind where its pages land
     for (const Wanted* one = begin; one != end; ++one) {
         if (one != begin && one->place == one[-1].place) continue;
@@ -69,7 +69,7 @@ Outcome RowTable::read_some(const Wanted* begin, const Wanted* end, const Wide& 
         rows.push_back(one->row);
         offsets.push_back(before * page + from % page);
     }
-    return reads_->read(sources(pages), pages_.page_bytes, pages_.most, patience, [&](const uint8_t* landed) {
+    return reads_->read(pages_to_read(pages), files_.page_bytes, files_.most, patience, [&](const uint8_t* landed) {
         size_t which = 0;
         for (const Wanted* one = begin; one != end; ++one) {
             if (one->row != rows[which]) ++which;
@@ -83,16 +83,16 @@ Outcome RowTable::read_some(const Wanted* begin, const Wanted* end, const Wide& 
 }
 
 // Of the table's pages, ascending.
-PagesToRead RowTable::sources(const std::vector<int64_t>& pages) const {
+PagesToRead RowLookup::pages_to_read(const std::vector<int64_t>& pages) const {
     PagesToRead found;
     for (int64_t page : pages) {
-        const auto after = std::upper_bound(pages_.extents.begin(), pages_.extents.end(), page,
+        const auto after = std::upper_bound(files_.extents.begin(), files_.extents.end(), page,
                                             [](int64_t number, const Extent& extent) { return number < extent.first; });
         const Extent& extent = after[-1];
-        const uint8_t* id = pages_.ids + page * static_cast<int64_t>(sizeof(Digest));
-        found.pages.push_back(pages_.first_page + page);
+        const uint8_t* id = files_.ids + page * static_cast<int64_t>(sizeof(Digest));
+        found.pages.push_back(files_.first_page + page);
         found.files.push_back(extent.file);
-        found.offsets.push_back(extent.offset + (page - extent.first) * static_cast<int64_t>(pages_.page_bytes));
+        found.offsets.push_back(extent.offset + (page - extent.first) * static_cast<int64_t>(files_.page_bytes));
         found.expected.insert(found.expected.end(), id, id + sizeof(Digest));
     }
     return found;
