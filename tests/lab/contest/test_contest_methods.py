@@ -167,6 +167,20 @@ def test_what_rivals_hold_is_counted_in_their_own_precision(pages: str, tmp_path
             assert rival.paged_bytes() == size, name
 
 
+@pytest.mark.parametrize("name", ["sparse_strict", "shared_mask"])
+def test_a_sparse_rival_takes_its_tables_as_its_checkpoints_have_them(
+    name: str, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_anew(*_: object) -> None:
+        pytest.fail("tables were made anew, which takes more memory than they do")
+
+    for module in ("parameters", "sparse_tasks"):
+        monkeypatch.setattr(f"weightpager.lab.contest.rivals.{module}.resident", made_anew, raising=False)
+    with made(name, bundle, folder) as rival, torch.inference_mode():
+        task = next(iter(bundle.tasks))
+        assert torch.isfinite(rival.switch(task)(**asked(bundle, task)).logits).all()
+
+
 def tables_of(rival: Rival, tasks: list[str]) -> list[set[int]]:
     """Where the block tables of each task's module lie."""
     layers = [[part for part in rival.switch(task).modules() if isinstance(part, PagedLinear)] for task in tasks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import linear
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from weightpager.backends.torch.export import dense_weights
 from weightpager.backends.torch.model.architecture import full_name
@@ -74,6 +77,28 @@ def test_int8_layers_compute_what_their_numbers_say() -> None:
     assert float((Int8Linear(*int8_rows(weight), None)(x).float() - wanted).norm()) <= 0.02 * float(wanted.norm())
     ids = torch.tensor([[3, 63], [0, 3]])
     assert torch.equal(Int8Embedding(*int8_rows(weight))(ids), multiplied_int8(weight)[ids].bfloat16())
+
+
+class Widest(TorchDispatchMode):
+    """Knows the bytes of the largest tensor that any operation made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, _types: object, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.bytes = max([self.bytes, *(t.nbytes for t in tree_leaves(found) if isinstance(t, torch.Tensor))])
+        return found
+
+
+def test_a_large_table_is_rounded_in_little_memory() -> None:
+    table = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with Widest() as widest:
+        numbers, scales = int8_rows(table)
+    assert widest.bytes <= table.nbytes
+    for rows in (slice(0, 5000), slice(5000, None)):
+        own, own_scales = int8_rows(table[rows])
+        assert torch.equal(numbers[rows], own)
+        assert torch.equal(scales[rows], own_scales)
 
 
 def test_only_what_the_product_takes_is_in_int4() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,15 +115,31 @@ def compact(bundle: Bundle, task: str) -> tuple[Tensor, dict[str, BlockTable]]:
 def split(tensors: dict[str, Tensor], bundle: Bundle) -> tuple[dict[str, BlockTable], dict[str, Tensor]]:
     """The block tables of a sparse checkpoint's tensors, which share their memory, and its other parameters."""
     tables = {name: BlockTable(*(tensors[f"{name}.{field}"].numpy() for field in FIELDS)) for name in _names(bundle)}
-    used = {BLOCKS, *(f"{name}.{field}" for name in tables for field in FIELDS)}
+    used = _of_blocks(bundle)
     return tables, {name: value for name, value in tensors.items() if name not in used}
 
 
 def read_tables(file: CheckpointFile, bundle: Bundle) -> dict[str, BlockTable]:
     """The block tables of a sparse checkpoint."""
-    wanted = [f"{name}.{field}" for name in _names(bundle) for field in FIELDS]
+    return split(_read(file, [f"{name}.{field}" for name in _names(bundle) for field in FIELDS]), bundle)[0]
+
+
+def read_shared(files: Mapping[str, CheckpointFile], bundle: Bundle) -> dict[str, Tensor]:
+    """What tasks share, by canonical name, out of their sparse checkpoints: rounding it anew would take memory."""
+    found: dict[str, Tensor] = {}
+    for task, file in files.items():
+        found |= _read(file, file.places.keys() - _of_blocks(bundle) - private(bundle, task).keys() - found.keys())
+    return found
+
+
+def _read(file: CheckpointFile, names: Iterable[str]) -> dict[str, Tensor]:
     with safe_open(file.path, framework="pt") as tensors:
-        return split({name: tensors.get_tensor(name).clone() for name in wanted}, bundle)[0]
+        return {name: tensors.get_tensor(name).clone() for name in names}
+
+
+def _of_blocks(bundle: Bundle) -> set[str]:
+    """Names in a sparse checkpoint of all that its paged weights take."""
+    return {BLOCKS, *(f"{name}.{field}" for name in _names(bundle) for field in FIELDS)}
 
 
 def _names(bundle: Bundle) -> list[str]:

@@ -36,10 +36,10 @@ def private(bundle: Bundle, task: str) -> dict[str, Tensor]:
     return _shipped(bundle, private_file(task))
 
 
-def fixed_bytes(bundle: Bundle) -> int:
-    """Bytes of all parameters that aren't paged, of all tasks together."""
+def fixed_bytes(bundle: Bundle, shared: Mapping[str, Tensor]) -> int:
+    """Bytes of all parameters that aren't paged: of what tasks share, and of all tasks' own."""
     private_values = (value for task in bundle.tasks for value in private(bundle, task).values())
-    return sum(value.nbytes for value in (*resident(bundle).values(), *private_values))
+    return sum(value.nbytes for value in (*shared.values(), *private_values))
 
 
 def wide(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ def wide(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     widened = dict(values)
     for name in [name for name in values if name.endswith(SCALE)]:
         scale, weight = widened.pop(name), f"{name.removesuffix(SCALE)}.weight"
-        widened[weight] = values[weight].to(scale.dtype) * scale[:, None]
+        widened[weight] = values[weight].to(scale.dtype).mul_(scale[:, None])
     return widened
 
 

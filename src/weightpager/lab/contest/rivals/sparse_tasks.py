@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
-from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, sparse_path
+from weightpager.lab.contest.rivals.assets import BLOCKS, read_shared, read_tables, sparse_path
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.lab.contest.rivals.modules import sparse_module
-from weightpager.lab.contest.rivals.parameters import fixed_bytes, private, resident
+from weightpager.lab.contest.rivals.parameters import fixed_bytes, private
 from weightpager.lab.contest.rivals.rival import Setting
 from weightpager.lab.contest.rivals.torch_rival import TorchRival
 from weightpager.lab.direct_reader import DirectReader, new_buffer
@@ -30,9 +30,10 @@ class SparseTasks(TorchRival):
 
     def __init__(self, setting: Setting, *, places: int | None = None) -> None:
         bundle = setting.bundle
-        self._fixed = fixed_bytes(bundle)
         self._table_bytes = {task: bundle.placement.table_bytes(bundle.task_numbers[task]) for task in setting.tasks}
         self._files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in setting.tasks}
+        shared = read_shared(self._files, bundle)
+        self._fixed = fixed_bytes(bundle, shared)
         self._page_bytes = bundle.page_bytes
         self._most = max(_pages(file) for file in self._files.values())
         size = self._most * bundle.page_bytes
@@ -43,7 +44,8 @@ class SparseTasks(TorchRival):
         self._places: OrderedDict[str, int] = OrderedDict()  # the last one is the current task
         arena = torch.frombuffer(self._memory, dtype=torch.uint8)[: places * size].view(-1, bundle.page_bytes)
         self._tables = {task: torch.arange(_pages(file), dtype=torch.int32) for task, file in self._files.items()}
-        self._modules = modules_over(bundle, {task: task for task in setting.tasks}, self._files, arena, self._tables)
+        masks = {task: task for task in setting.tasks}
+        self._modules = modules_over(bundle, masks, self._files, shared, arena, self._tables)
 
     def switch(self, task: str) -> nn.Module:
         if task not in self._places:
@@ -94,8 +96,9 @@ class SharedMask(TorchRival):
         reader.close()
         arena = torch.frombuffer(memory, dtype=torch.uint8)[: self._paged].view(-1, bundle.page_bytes)
         tables = dict.fromkeys(setting.tasks, torch.arange(len(arena), dtype=torch.int32))
-        self._modules = modules_over(bundle, dict.fromkeys(setting.tasks, first), files, arena, tables)
-        self._fixed = fixed_bytes(bundle) + bundle.placement.table_bytes(bundle.task_numbers[first])
+        shared = read_shared(files, bundle)
+        self._modules = modules_over(bundle, dict.fromkeys(setting.tasks, first), files, shared, arena, tables)
+        self._fixed = fixed_bytes(bundle, shared) + bundle.placement.table_bytes(bundle.task_numbers[first])
 
     def switch(self, task: str) -> nn.Module:
         return self._modules[task]
@@ -111,6 +114,7 @@ def modules_over(
     bundle: Bundle,
     masks: dict[str, str],
     files: dict[str, CheckpointFile],
+    shared: dict[str, Tensor],
     arena: Tensor,
     page_tables: dict[str, Tensor],
 ) -> dict[str, nn.Module]:
@@ -120,10 +124,10 @@ def modules_over(
         bundle: of the tasks.
         masks: task → the task whose blocks it uses.
         files: the tasks' sparse checkpoints.
+        shared: what all tasks share, by canonical name.
         arena: uint8 [slots, page_bytes].
         page_tables: by task.
     """
-    shared = resident(bundle)
     tables = {owner: read_tables(files[owner], bundle) for owner in dict.fromkeys(masks.values())}
     modules = {}
     for task, owner in masks.items():
