@@ -207,6 +207,18 @@ def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
         assert rival.paged_bytes() <= one
 
 
+def test_an_lru_has_as_much_room_as_we_have_however_large_its_own_tables_are(
+    bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.lab.contest.rivals.sparse_tasks.fixed_bytes", lambda *_: 1 << 30)
+    a, b = list(bundle.tasks)[:2]
+    with made("sparse_lru", bundle, folder, 2.0) as rival:
+        rival.switch(a)
+        one = rival.paged_bytes()
+        rival.switch(b)
+        assert rival.paged_bytes() > one
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in METHODS])
 def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

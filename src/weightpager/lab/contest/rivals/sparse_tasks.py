@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
 from weightpager.lab.contest.rivals.assets import BLOCKS, read_shared, read_tables, sparse_path
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.lab.contest.rivals.modules import sparse_module
 from weightpager.lab.contest.rivals.parameters import fixed_bytes, private
-from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.contest.rivals.rival import DTYPE, Setting
 from weightpager.lab.contest.rivals.torch_rival import TorchRival
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
@@ -37,7 +38,8 @@ class SparseTasks(TorchRival):
         self._page_bytes = bundle.page_bytes
         self._most = max(_pages(file) for file in self._files.values())
         size = self._most * bundle.page_bytes
-        places = places or max(1, min(len(setting.tasks), (setting.budget - self._fixed) // size))
+        room = setting.budget - footprint(bundle, DTYPE).total  # the budget was made with our tables
+        places = places or max(1, min(len(setting.tasks), room // size))
         self._memory = memoryview(new_buffer(places * size))
         self._reader = DirectReader(setting.threads, setting.reading)
         self._free = list(range(places))
