@@ -55,7 +55,7 @@ class Row:
         kills: servers that were killed.
         requests, refused, failed, wrong: answered; answered 429; anything else; answers that aren't the engine's.
         bytes_loaded, switches: of all servers, after they were opened.
-        p50, p99: from asking to the answer.
+        p50, p99: from asking to the answer; None where nothing was answered.
         command, commit: that print the row.
     """
 
@@ -69,8 +69,8 @@ class Row:
     wrong: int
     bytes_loaded: int
     switches: int
-    p50: float
-    p99: float
+    p50: float | None
+    p99: float | None
     command: str
     commit: str
 
@@ -128,8 +128,6 @@ def _run(
 def _row(
     routing: Routing, f: float, weight: float | None, kills: int, tally: Tally, before: list[Any], after: list[Any]
 ) -> Row:
-    times = sorted(tally.seconds)
-
     def grown(name: str) -> int:
         return sum(int(one[name]) for one in after) - sum(int(one[name]) for one in before)
 
@@ -138,14 +136,14 @@ def _row(
         f=f,
         queue_weight=weight,
         kills=kills,
-        requests=len(times),
+        requests=len(tally.seconds),
         refused=tally.refused,
         failed=len(tally.failed),
         wrong=tally.wrong,
         bytes_loaded=0 if kills else grown("bytes_read"),  # what a server that died had loaded is forgotten
         switches=0 if kills else grown("switches"),
-        p50=times[len(times) // 2],
-        p99=times[int(0.99 * (len(times) - 1))],
+        p50=tally.p50,
+        p99=tally.p99,
         command=provenance.command("benchmarks.ray_serving"),
         commit=provenance.commit(),
     )
@@ -182,15 +180,18 @@ def _standings(url: str) -> list[dict[str, Any]]:
 def line(row: Row, robin: Row | None = None) -> str:
     """A row for people; bytes beside round robin's."""
     lost = f"{row.refused} refused, {row.failed} failed, {row.wrong} wrong"
-    ratio = "" if robin is None or row is robin else f" ({robin.bytes_loaded / row.bytes_loaded:.2f} × fewer)"
+    ratio = ""
+    if robin is not None and row is not robin and row.bytes_loaded:
+        ratio = f" ({robin.bytes_loaded / row.bytes_loaded:.2f} × fewer)"
     loaded = f"{row.switches:5} switches {row.bytes_loaded / 1e6:8.0f} MB{ratio}"
     if row.kills:
         loaded = f"{row.kills} killed"
     way = row.routing if row.queue_weight is None else f"{row.routing} {row.queue_weight:g}"
-    return (
-        f"f {row.f:<4} {way:14} {row.requests:5} answered, {lost}  {loaded}  "
-        f"p50 {1e3 * row.p50:6.1f} ms  p99 {1e3 * row.p99:7.1f} ms"
-    )
+    return f"f {row.f:<4} {way:14} {row.requests:5} answered, {lost}  {loaded}  p50 {_ms(row.p50)}  p99 {_ms(row.p99)}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e3 * seconds:.1f} ms"
 
 
 if __name__ == "__main__":

@@ -50,6 +50,25 @@ class Tally:
             self.waits.setdefault(ask.task, []).append(_waited(answer))
             self.wrong += not _close(answer.json()["data"][0]["embedding"], answers[ask.task, ask.text])
 
+    @property
+    def p50(self) -> float | None:
+        """The median from asking to the answer; None where nothing was answered."""
+        return self._share(0.5)
+
+    @property
+    def p99(self) -> float | None:
+        """The 99th percentile of the same."""
+        return self._share(0.99)
+
+    @property
+    def longest_wait(self) -> float | None:
+        """The longest in the queue of any request; None where nothing was answered."""
+        return max(itertools.chain(*self.waits.values()), default=None)
+
+    def _share(self, share: float) -> float | None:
+        times = sorted(self.seconds)
+        return times[int(share * (len(times) - 1))] if times else None
+
 
 async def crowd(url: str, asks: Sequence[Sequence[Ask]], seconds: float, answers: Answers) -> Tally:
     """Clients that each ask, in a circle, again as soon as they are answered, for so long."""
@@ -84,14 +103,15 @@ async def replay(url: str, asks: Sequence[Ask], answers: Answers) -> Tally:
 
 
 async def watch(url: str, seconds: float) -> int:
-    """The most bytes that weights took in this time."""
+    """The most bytes that weights took in this time, looked at at least once."""
     most, end = 0, time.monotonic() + seconds
     async with _session(url) as session:
-        while time.monotonic() < end:
+        while True:
             memory: dict[str, int] = (await session.get("/status")).json()["memory"]
             most = max(most, sum(memory.values()))
+            if time.monotonic() >= end:
+                return most
             await asyncio.sleep(0.5)
-    return most
 
 
 def _session(url: str) -> httpx.AsyncClient:

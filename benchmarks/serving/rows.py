@@ -22,9 +22,9 @@ class Row:
         budget, most_bytes: for weights, and what they took at most.
         requests, refused, failed, wrong: answered; answered 429; anything else; answers that aren't the engine's.
         switches: that the server made.
-        p50, p99: from asking to the answer.
+        p50, p99: from asking to the answer; None where nothing was answered.
         p99_bound: that is asked of every order of a trace; None for the crowd.
-        longest_wait: of any request in the queue.
+        longest_wait: of any request in the queue; None where nothing was answered.
         longest_gap: that a task with waiting requests went unserved.
         bound: on that, by the policy, the slowest batch and the slowest switch; None where there is none.
         command, commit: that print the row.
@@ -41,10 +41,10 @@ class Row:
     failed: int
     wrong: int
     switches: int
-    p50: float
-    p99: float
+    p50: float | None
+    p99: float | None
     p99_bound: float | None
-    longest_wait: float
+    longest_wait: float | None
     longest_gap: float
     bound: float | None
     command: str
@@ -54,7 +54,7 @@ class Row:
     def keeps(self) -> bool:
         """Whether every request was answered rightly, and 99 % of them within the bound."""
         lost = self.refused + self.failed + self.wrong
-        return not lost and (self.p99_bound is None or self.p99 <= self.p99_bound)
+        return not lost and self.p99 is not None and (self.p99_bound is None or self.p99 <= self.p99_bound)
 
 
 def line(row: Row) -> str:
@@ -62,8 +62,8 @@ def line(row: Row) -> str:
     bound = "" if row.bound is None else f" (bound {row.bound:.2f} s)"
     return (
         f"{row.what} {row.order} linger {row.linger:g}: {row.requests} answered, {row.refused} refused, {row.failed} "
-        f"failed, {row.wrong} wrong; {row.switches} switches; p50 {row.p50:.2f} s, p99 {row.p99:.2f} s, waited at most "
-        f"{row.longest_wait:.2f} s, no task for longer than {row.longest_gap:.2f} s{bound}; "
+        f"failed, {row.wrong} wrong; {row.switches} switches; p50 {_s(row.p50)}, p99 {_s(row.p99)}, waited at most "
+        f"{_s(row.longest_wait)}, no task for longer than {row.longest_gap:.2f} s{bound}; "
         f"{format_size(row.most_bytes)} of {format_size(row.budget)}"
     )
 
@@ -97,5 +97,9 @@ def _cells(row: Row) -> str:
     order = "first come" if row.order == "arrival" else "grouped"
     linger = "" if row.order == "arrival" else f"{row.linger:g} s"
     answered = f"{row.requests:,}; {row.refused}, {row.failed}, {row.wrong}"
-    times = f"{row.p50:.2f} s | {row.p99:.2f} s | {row.longest_gap:.2f} s"
+    times = f"{_s(row.p50)} | {_s(row.p99)} | {_s(row.longest_gap)}"
     return f"| {order} | {linger} | {answered} | {row.switches} | {times} | {'yes' if row.keeps else '**no**'} |"
+
+
+def _s(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.2f} s"

@@ -122,11 +122,12 @@ def _crowd(bundle: Bundle, texts: Sequence[Ids], answers: Answers, seconds: floa
 def _trace(
     bundle: Bundle, asks: Sequence[Ask], answers: Answers, order: str, patience: float, linger: float, p99: float
 ) -> Row:
+    async def both(url: str) -> tuple[Tally, int]:
+        return await asyncio.gather(replay(url, asks, answers), watch(url, asks[-1].at if asks else 0.0))
+
     with _serving(bundle, order, patience, linger) as url:
-        tally = asyncio.run(replay(url, asks, answers))
-        found = _status(url)
-        most = sum(found["memory"].values())
-        return _row("trace", order, patience, linger, bundle, tally, most, found, _text(url), p99)
+        tally, most = asyncio.run(both(url))
+        return _row("trace", order, patience, linger, bundle, tally, most, _status(url), _text(url), p99)
 
 
 def _row(
@@ -141,7 +142,6 @@ def _row(
     metrics: str,
     p99_bound: float | None = None,
 ) -> Row:
-    times = sorted(tally.seconds)
     return Row(
         what=what,
         order=order,
@@ -149,15 +149,15 @@ def _row(
         linger=linger,
         budget=found["budget"],
         most_bytes=most,
-        requests=len(times),
+        requests=len(tally.seconds),
         refused=tally.refused,
         failed=len(tally.failed),
         wrong=tally.wrong,
         switches=found["switches_total"],
-        p50=times[len(times) // 2],
-        p99=times[int(0.99 * (len(times) - 1))],
+        p50=tally.p50,
+        p99=tally.p99,
         p99_bound=p99_bound,
-        longest_wait=max(max(waits) for waits in tally.waits.values()),
+        longest_wait=tally.longest_wait,
         longest_gap=_plain_metrics(metrics)["weightpager_longest_gap_seconds"],
         bound=_bound(patience, linger, len(bundle.tasks), metrics) if order == "grouped" else None,
         command=provenance.command("benchmarks.serving"),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.serving.rows import Row, table, verdict
+from benchmarks.serving.clients import Tally
+from benchmarks.serving.rows import Row, line, table, verdict
 
 KNOWN = Row(
     what="trace",
@@ -62,3 +63,28 @@ def test_the_crowd_is_no_row_of_the_table() -> None:
         "| first come |  | 1,200; 0, 0, 0 | 300 | 0.20 s | 3.00 s | 2.50 s | yes |",
         "| grouped | 0 s | 1,200; 0, 0, 0 | 300 | 0.20 s | 5.00 s | 2.50 s | **no** |",
     ]
+
+
+def test_a_run_in_which_nothing_was_answered_is_a_row_that_says_so() -> None:
+    tally = Tally(refused=7, failed=["503 not ready"])
+    assert (tally.p50, tally.p99, tally.longest_wait) == (None, None, None)
+    none = row(requests=0, refused=tally.refused, failed=1, p50=tally.p50, p99=tally.p99, longest_wait=None)
+    assert not none.keeps
+    assert not replace(none, refused=0, failed=0).keeps
+    assert "0 answered, 7 refused, 1 failed, 0 wrong; 300 switches; p50 –, p99 –, waited at most –," in line(none)
+    assert "| first come |  | 0; 7, 1, 0 | 300 | – | – | 2.50 s | **no** |" in table([none])
+
+
+def test_half_of_the_answers_took_no_longer_than_the_median() -> None:
+    tally = Tally(seconds=[3.0, 1.0, 2.0], waits={"a": [0.5], "b": [0.25, 0.75]})
+    assert (tally.p50, tally.p99, tally.longest_wait) == (2.0, 2.0, 0.75)
+
+
+def test_servers_that_loaded_nothing_have_no_ratio() -> None:
+    pytest.importorskip("ray")
+    from benchmarks import ray_serving
+
+    robin = ray_serving.Row("round-robin", 0.5, None, 0, 0, 9, 0, 0, 1000, 2, None, None, "python", "abc")
+    idle = replace(robin, routing="affinity", queue_weight=1.0, bytes_loaded=0)
+    assert "fewer" not in ray_serving.line(idle, robin)
+    assert "9 refused" in ray_serving.line(idle, robin)
