@@ -14,6 +14,7 @@ from weightpager.doctor.machine import describe
 from weightpager.errors import ConfigError
 from weightpager.lab.contest.measure.processes import measured
 from weightpager.lab.contest.measure.scores import scores
+from weightpager.lab.contest.measure.texts import write_texts
 from weightpager.lab.contest.results.facts import budget_for, facts
 from weightpager.lab.contest.results.figures import figures
 from weightpager.lab.contest.results.plan import LEAST_SECONDS, Plan
@@ -82,6 +83,7 @@ def _asked(plan: Plan) -> list[Method]:
 
 def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress) -> Iterator[Row]:
     absent = _write_assets(plan, asked, folder, progress)
+    write_texts(plan.bundle, plan.tasks, folder)
     jobs = [(method, room) for method in asked for room in plan.rooms_of(method)]
     for done, (method, room) in enumerate(jobs):  # ours first: a quick contest may end before the last ones
         progress("measure", done, len(jobs))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 from weightpager import kernels
@@ -14,7 +15,7 @@ from weightpager.bundle import Bundle
 from weightpager.doctor.cold import cold_read
 from weightpager.errors import WeightpagerError
 from weightpager.lab.contest.measure.process_memory import bytes_from_storage, memory_sizes, resident_bytes
-from weightpager.lab.contest.measure.prompt import items, prompt
+from weightpager.lab.contest.measure.prompt import TEXTS, Prompts, items
 from weightpager.lab.contest.measure.tour import circuit, random_walk
 from weightpager.lab.contest.results.found import Found, Job, ProcessMemory, Sample, Visit
 from weightpager.lab.contest.rivals.methods import Method
@@ -24,7 +25,11 @@ from weightpager.transitions import Transitions
 FORWARD_SECONDS = 0.5
 LEAST_FORWARDS, MOST_FORWARDS = 3, 200
 
-Inputs = Mapping[str, Mapping[str, Any]]
+SWITCH, VISIT, FORWARD, FIRST = range(4)
+"""What a prompt is for: the first part of its number."""
+
+Ask = Callable[..., Mapping[str, Any]]
+"""A task's prompt of a number, as the method takes it."""
 
 
 def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], job: Job) -> Found:
@@ -34,15 +39,19 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         WeightpagerError: paged kernels should have run, and didn't.
     """
     before = rival.kernel_calls()
-    inputs = {task: rival.prepared(bundle.task(task), prompt(bundle, task, job.seed)) for task in tasks}
+    prompts = Prompts(bundle, job.seed, Path(job.folder) / TEXTS)
+
+    def ask(task: str, *number: int) -> Mapping[str, Any]:
+        return rival.prepared(bundle.task(task), prompts.of(task, *number))
+
     for task in tasks:
-        rival.run(rival.switch(task), inputs[task])  # what is built at first use isn't part of a switch
-    warm = partial(_forwards, rival, tasks[0], inputs[tasks[0]])
-    forwards = warm()
-    samples, note = _pairs(rival, tasks, inputs, job, lazy=method.lazy)
-    forwards += warm()
-    visits, doubt = _trace(rival, bundle, tasks, inputs, job, statistics.median(forwards))
-    forwards += warm()  # a virtual machine's cores are faster at one time than at another
+        rival.run(rival.switch(task), ask(task, FIRST))  # what is built at first use isn't part of a switch
+    warm = partial(_forwards, rival, tasks[0], ask)
+    forwards = warm(0)
+    samples, note = _pairs(rival, tasks, ask, job, lazy=method.lazy)
+    forwards += warm(1)
+    visits, doubt = _trace(rival, bundle, tasks, ask, job, statistics.median(forwards))
+    forwards += warm(2)  # a virtual machine's cores are faster at one time than at another
     memory = ProcessMemory(weights=rival.weight_bytes(), paged=rival.paged_bytes(), **memory_sizes())
     return Found(
         samples=samples,
@@ -54,6 +63,7 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         kernel=kernels.isa(),
         torch_threads=rival.threads(),
         backend=rival.backend,
+        prompts=prompts.source,
         paced=job.pace is not None,
         calls=_kernel_calls(rival, before),
     )
@@ -73,7 +83,7 @@ def _kernel_calls(rival: Rival, before: Mapping[str, int] | None) -> dict[str, i
     return ran
 
 
-def _pairs(rival: Rival, tasks: Sequence[str], inputs: Inputs, job: Job, *, lazy: bool) -> tuple[list[Sample], str]:
+def _pairs(rival: Rival, tasks: Sequence[str], ask: Ask, job: Job, *, lazy: bool) -> tuple[list[Sample], str]:
     """Cold switches with only the current task in memory; and why one of them wasn't cold, else an empty text."""
     walk = circuit(tasks, job.seed)
     count = job.repeats * (len(walk) - 1)
@@ -81,13 +91,14 @@ def _pairs(rival: Rival, tasks: Sequence[str], inputs: Inputs, job: Job, *, lazy
     note = ""
     end = time.perf_counter() + job.seconds
     if count:
-        rival.run(rival.switch(walk[0]), inputs[walk[0]])
+        rival.run(rival.switch(walk[0]), ask(walk[0], FIRST))
     for a, b in islice(cycle(pairwise(walk)), count):
         if len(samples) >= len(tasks) and time.perf_counter() > end:
             break
         rival.forget()
+        inputs = ask(b, SWITCH, len(samples))
         with cold_read(rival.files(b)) as proof:
-            samples.append(_switch(rival, a, b, inputs[b], lazy=lazy))
+            samples.append(_switch(rival, a, b, inputs, lazy=lazy))
         note = note or proof.reason
     return samples, note
 
@@ -109,7 +120,7 @@ def _switch(rival: Rival, a: str, b: str, inputs: Mapping[str, Any], *, lazy: bo
 
 
 def _trace(
-    rival: Rival, bundle: Bundle, tasks: Sequence[str], inputs: Inputs, job: Job, forward: float
+    rival: Rival, bundle: Bundle, tasks: Sequence[str], ask: Ask, job: Job, forward: float
 ) -> tuple[list[Visit], str]:
     """A random walk by the bundle's transitions. It starts cold; after that memory and page cache are left alone.
 
@@ -120,13 +131,14 @@ def _trace(
     transitions = Transitions(tuple(bundle.tasks), bundle.manifest.transitions).only(tasks)  # type: ignore[arg-type]
     first, *walk = random_walk(transitions, 1 + job.visits, job.seed)
     visits: list[Visit] = []
-    rival.run(rival.switch(first), inputs[first])
+    rival.run(rival.switch(first), ask(first, FIRST))
     rival.forget()
     with cold_read({file for task in tasks for file in rival.files(task)}) as proof:
         for task in walk:
+            inputs = ask(task, VISIT, len(visits))
             read = bytes_from_storage()
             start = time.perf_counter()
-            rival.run(rival.switch(task), inputs[task])
+            rival.run(rival.switch(task), inputs)
             seconds = time.perf_counter() - start
             visits.append(
                 Visit(
@@ -140,12 +152,13 @@ def _trace(
     return visits, proof.reason
 
 
-def _forwards(rival: Rival, task: str, inputs: Mapping[str, Any]) -> list[float]:
-    """Seconds of warm forwards, one after the other."""
+def _forwards(rival: Rival, task: str, ask: Ask, turn: int) -> list[float]:
+    """Seconds of warm forwards, one after the other; each turn has other prompts."""
     module = rival.switch(task)
     found: list[float] = []
-    rival.run(module, inputs)
+    rival.run(module, ask(task, FIRST))
     while len(found) < LEAST_FORWARDS or (len(found) < MOST_FORWARDS and sum(found) < FORWARD_SECONDS):
+        inputs = ask(task, FORWARD, turn, len(found))
         start = time.perf_counter()
         rival.run(module, inputs)
         found.append(time.perf_counter() - start)

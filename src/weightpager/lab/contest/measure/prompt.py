@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
 
 from weightpager.answers.model import Inputs
 from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
+from weightpager.lab.contest.results.found import Source
 from weightpager.readers.image_reader import read_image_model
 
 TOKENS = 32
 
+TEXTS = "texts.safetensors"
+"""A file with pieces of each task's held-out texts, int64 [pieces, TOKENS] by task; tasks without any aren't in it."""
 
-def prompt(bundle: Bundle, task: str, seed: int) -> Inputs:
+
+class Prompts:
+    """Prompts by number: every method gets the same ones, and no two switches of it the same.
+
+    Attributes:
+        source: of the first task's.
+
+    Args:
+        bundle: of the tasks.
+        seed: of the contest.
+        texts: a file as `TEXTS`; if it isn't there, prompts are random.
+    """
+
+    def __init__(self, bundle: Bundle, seed: int, texts: Path) -> None:
+        self._bundle = bundle
+        self._seed = seed
+        self._pieces = load_file(texts) if texts.is_file() else {}
+        self.source: Source = "held-out" if next(iter(bundle.tasks)) in self._pieces else "random"
+
+    def of(self, task: str, *number: int) -> Inputs:
+        """A task's prompt of this number, which may have several parts."""
+        seed = (self._seed, *number)
+        pieces = self._pieces.get(task)
+        if pieces is None:
+            return prompt(self._bundle, task, seed)
+        return _text(pieces[[np.random.default_rng(seed).integers(len(pieces))]])
+
+
+def prompt(bundle: Bundle, task: str, seed: int | Sequence[int]) -> Inputs:
     """One text of random words, or one image of random pixels.
 
     Raises:
@@ -25,13 +62,16 @@ def prompt(bundle: Bundle, task: str, seed: int) -> Inputs:
     words = ModelConfig.read(bundle).number("vocab_size")
     if words is None:
         raise ConfigError("expected a model whose configuration has vocab_size, found none")
-    ids = drawn.integers(0, words, (1, TOKENS), np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return _text(drawn.integers(0, words, (1, TOKENS), np.int64))
 
 
 def items(bundle: Bundle, task: str) -> int:
     """What `prompt` is counted as: its tokens, or one for an image."""
     return 1 if bundle.task(task).takes_images else TOKENS
+
+
+def _text(ids: npt.NDArray[Any]) -> Inputs:
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def _shape(bundle: Bundle) -> tuple[int, int, int]:

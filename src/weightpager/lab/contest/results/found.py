@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from weightpager.bundle.report.document import Document
+
+Source = Literal["one", "random", "held-out"]
+"""Of prompts: one for all forwards, as earlier versions had it; random ones; pieces of the task's held-out texts."""
 
 
 class Job(Document):
@@ -58,7 +63,7 @@ class Visit(Document):
 
     Attributes:
         task: visited.
-        waited: seconds until the first output, less a warm forward of the same prompt: what the switch cost.
+        waited: seconds until the first output, less a warm forward of such prompts: what the switch cost.
         bytes: that the process got from storage.
         weight_bytes: of weights in memory afterwards.
         process_bytes: of the whole process in memory afterwards.
@@ -104,6 +109,7 @@ class Found(Document):
         paced: whether the process slowed its own reads down.
         backend: what computed, "torch" or "native"; torch in results of earlier versions.
         calls: how often each paged kernel has run, where torch ran ours; empty otherwise, and in earlier results.
+        prompts: where they come from; in results of earlier versions there was one.
     """
 
     samples: list[Sample]
@@ -117,3 +123,4 @@ class Found(Document):
     paced: bool
     backend: str = "torch"
     calls: dict[str, int] = Field(default_factory=dict)
+    prompts: Source = "one"
