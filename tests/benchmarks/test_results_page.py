@@ -189,3 +189,15 @@ def test_headlines_say_how_many_pairs_they_rest_on() -> None:
     ours = row("ours", found(0.01))
     assert "| 2 of 2 |" in headlines({"whole": contest(ours, row("sparse_whole", found(0.1)))})
     assert "| 1 of 2 |" in headlines({"cut short": contest(ours, row("sparse_whole", hasty))})
+
+
+def test_a_rival_that_the_benchmark_itself_filled_the_memory_of_is_not_said_to_need_it() -> None:
+    killed = row("shared_mask", None, status="failed", reason="killed for want of memory: it needs more than 2.0 GiB")
+    plain = contest(row("ours", found(0.01)), killed, killed.model_copy(update={"set_up": True, "room": 2.0}))
+    few_bits = plain.model_copy(update={"facts": plain.facts.model_copy(update={"dtype": "int4"})})
+    before, after = run.tables.not_measured(few_bits)
+    assert before.startswith(
+        "the shared_mask: failed, killed for want of memory at 2.0 GiB. The benchmark's own set-up "
+    )
+    assert after == "the shared_mask, room for 2 tasks: failed, killed for want of memory: it needs more than 2.0 GiB"
+    assert "own set-up" not in run.tables.not_measured(plain)[0]

@@ -83,7 +83,8 @@ def test_what_does_not_fit_the_limit_is_a_result(assistant_bundle: Path, weightp
     if row.unlimited:
         pytest.skip(row.unlimited[0])
     assert row.status == "failed"
-    assert "more than 64.0 MiB" in row.reason
+    assert "killed for want of memory while it was set up: it needs more than 64.0 MiB" in row.reason
+    assert row.set_up is False
 
 
 def test_checkpoints_need_a_place_to_be_written(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, format_room
-from weightpager.lab.contest.results.found import Found, Job
+from weightpager.lab.contest.results.found import READY, Found, Job
 from weightpager.lab.contest.results.plan import Plan
 from weightpager.lab.contest.results.result import Row
 from weightpager.lab.contest.rivals.methods import Method
@@ -41,7 +41,8 @@ def measured(plan: Plan, row: Row, method: Method, bundle: Bundle, folder: Path)
     )
     job_file, result_file = folder / "job.json", folder / "result.json"
     job_file.write_text(job.model_dump_json(), encoding="utf-8")
-    result_file.unlink(missing_ok=True)
+    for file in (result_file, ready := folder / READY):
+        file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "weightpager.lab.contest.measure.worker", str(job_file), str(result_file)]
     run = run_limited(
         command,
@@ -57,14 +58,16 @@ def measured(plan: Plan, row: Row, method: Method, bundle: Bundle, folder: Path)
         "seconds": run.seconds,
     }
     if run.exit_code != 0 or not result_file.is_file():
-        return row.model_copy(update={**changes, "status": "failed", "reason": _failure(run, plan)})
+        reason = _failure(run, plan, set_up=ready.exists())
+        return row.model_copy(update={**changes, "status": "failed", "reason": reason, "set_up": ready.exists()})
     found = Found.model_validate_json(result_file.read_bytes())
     return row.model_copy(update={**changes, "status": "measured", "found": found})
 
 
-def _failure(run: LimitedRun, plan: Plan) -> str:
+def _failure(run: LimitedRun, plan: Plan, *, set_up: bool) -> str:
     if run.oom_kills and plan.limits.memory is not None:
-        return f"killed for want of memory: it needs more than {format_room(plan.limits.memory)}"
+        when = "" if set_up else " while it was set up"
+        return f"killed for want of memory{when}: it needs more than {format_room(plan.limits.memory)}"
     if run.timed_out:
         return f"killed after {run.seconds:.0f} s"
     lines = [line for line in run.stderr.splitlines() if line.strip()]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from weightpager.bundle import Bundle
 from weightpager.lab.contest.measure.measuring import measure
-from weightpager.lab.contest.results.found import Found, Job
+from weightpager.lab.contest.results.found import READY, Found, Job
 from weightpager.lab.contest.rivals.methods import method
 from weightpager.lab.contest.rivals.pace import Pace
 from weightpager.lab.contest.rivals.rival import Setting
@@ -30,6 +30,7 @@ def do(job: Job) -> Found:
     tasks = tuple(bundle.tasks)[: min(job.tasks, asked.tasks or job.tasks)]
     rival = asked.make(Setting(bundle, tasks, Path(job.folder), job.budget, job.threads, pace))
     try:
+        (Path(job.folder) / READY).touch()
         rival.use_threads(len(os.sched_getaffinity(0)))
         return measure(rival, asked, bundle, tasks, job)
     finally:

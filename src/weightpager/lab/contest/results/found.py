@@ -12,6 +12,10 @@ Source = Literal["one", "random", "held-out"]
 """Of prompts: one for all forwards, as earlier versions had it; random ones; pieces of the task's held-out texts."""
 
 
+READY = "ready"
+"""A file in the folder of a job: its method has been set up."""
+
+
 class Job(Document):
     """What a process is asked to measure.
 

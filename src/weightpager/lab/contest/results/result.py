@@ -75,6 +75,7 @@ class Row(Document):
         budget: bytes for weights.
         status: ``failed`` is a result too: what doesn't fit into the memory limit is killed.
         reason: why it was skipped or failed.
+        set_up: whether it had been set up when it failed; None if it didn't fail, and in results of earlier versions.
         unlimited: a line for each limit that was asked for and didn't hold; the row is no result under that limit.
         peak_memory: most bytes that the process's control group held, page cache included; None if not measured.
         seconds: that the process took.
@@ -87,6 +88,7 @@ class Row(Document):
     budget: int
     status: Literal["measured", "skipped", "failed"]
     reason: str = ""
+    set_up: bool | None = None
     unlimited: list[str] = Field(default_factory=list)
     peak_memory: int | None = None
     seconds: float = 0.0
