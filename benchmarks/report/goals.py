@@ -104,7 +104,7 @@ PUBLISHED: Mapping[str, tuple[str, float]] = {
 
 
 def verdict(goal: Goal, contest: Contest) -> tuple[str, str]:
-    """``yes``, ``no``, ``not measured`` or ``not asked``, and what was found."""
+    """``yes``, ``no``, ``not measured``, ``not proved cold`` or ``not asked``, and what was found."""
     if goal.sparse and contest.facts.sparsity < 0.745 and contest.facts.dtype not in ("int8", "int4"):
         return "not asked", "–"
     if goal.dtype and contest.facts.dtype != goal.dtype:
@@ -113,6 +113,8 @@ def verdict(goal: Goal, contest: Contest) -> tuple[str, str]:
     least = contest.figures.get(goal.least_key) if goal.least_key else goal.least
     if found is None or (goal.least_key and least is None):
         return "not measured", "–"
+    if goal.key.startswith("switch.") and not contest.cold:
+        return "not proved cold", "–"
     reached = found <= goal.most if goal.most is not None else found >= (least or 0.0)
     text = f"{found:.3g}" if not goal.least_key else f"{found:.3g}, asked {least:.3g}"
     return ("yes" if reached else "no"), text

@@ -87,6 +87,7 @@ def render(results: Results, json: Path, out: Path) -> str:
         compiling=results.compiling,
         compile_peak="" if results.compiling is None else tables.size(results.compiling.peak_memory),
         granularity=tables.granularity(results.granularity) if results.granularity else "",
+        doubts=tables.doubts(results.granularity),
         scaling=tables.scaling(results.scaling) if results.scaling else "",
         scaling_plot=f"{out.stem}-scaling.svg",
     )

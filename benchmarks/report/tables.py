@@ -115,11 +115,10 @@ def methods(contest: Contest) -> str:
 
 
 def not_measured(contest: Contest) -> list[str]:
-    """A line for every method that has no figures, and for every limit that didn't hold."""
+    """A line for every method that has no figures or wasn't proved cold, and for every limit that didn't hold."""
     lines = [f"{_name(row)}: {row.status}, {_reason(row, contest)}" for row in contest.rows if row.status != "measured"]
     lines += sorted({f"* not under the limit: {line}" for row in contest.rows for line in row.unlimited})
-    notes = {row.found.cold_note for row in contest.rows if row.found and row.found.cold_note}
-    return lines + [f"not proved cold: {note}" for note in sorted(notes)]
+    return lines + [f"{_name(row)}: not proved cold, {row.cold_note}" for row in contest.rows if row.cold_note]
 
 
 def _name(row: Row) -> str:
@@ -185,6 +184,15 @@ def granularity(rows: Sequence[GranularityRow]) -> str:
         for row in rows
     ]  # fmt: skip
     return table(header, lines)
+
+
+def doubts(rows: Sequence[GranularityRow]) -> list[str]:
+    """A line for each row whose reads may not have been cold."""
+    return [
+        f"Blocks {row.block}, pages of {format_size(row.page_bytes)}: {row.doubt}, so that its times count for nothing."
+        for row in rows
+        if row.doubt
+    ]
 
 
 def scaling(rows: Sequence[ScalingRow]) -> str:

@@ -61,6 +61,8 @@ def winners(contests: Mapping[str, Contest]) -> str:
     for name, contest in contests.items():
         rows = [row for row in contest.comparable if row.room == 1.0]
         for what, (value, form) in CRITERIA.items():
+            if "cold" in what and not contest.cold:
+                continue
             known = [(found, row) for row in rows if (found := value(row)) is not None]
             own = [pair for pair in known if pair[1].method in OURS]
             if not own or len(known) == len(own):
@@ -94,12 +96,16 @@ def headlines(contests: Mapping[str, Contest]) -> str:
             name,
             contest.facts.dtype,
             f"{contest.facts.mean_overlap:.2f}",
-            *(form(contest.figures[key]) if key in contest.figures else "–" for key, form in columns.values()),
+            *(form(contest.figures[key]) if _counts(contest, key) else "–" for key, form in columns.values()),
             _pairs(contest),
         ]
         for name, contest in contests.items()
     ]
     return table(["contest", "pages", "overlap", *columns, "pairs"], lines)
+
+
+def _counts(contest: Contest, key: str) -> bool:
+    return key in contest.figures and (contest.cold or not key.startswith("switch."))
 
 
 def _pairs(contest: Contest) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
     with Engine(bundle, EngineConfig()) as engine, cold_read(files) as proof:
         direct = [_direct_switch(engine, cost.from_task, cost.to_task) for cost in costs if cost.from_task]
         forward = _forward(engine, bundle)
-    buffered, delivered, cached = zip(*(_buffered(bundle, c.from_task or "", c.to_task) for c in costs), strict=True)
+    readings = [_buffered(bundle, cost.from_task or "", cost.to_task) for cost in costs]
     return GranularityRow(
         model=recipe.name,
         tasks=recipe.tasks,
@@ -83,12 +84,12 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
         kept_bytes=round(statistics.fmean(_needed(bundle, cost.from_task or "", cost.to_task) for cost in costs)),
         reads=round(statistics.fmean(cost.reads for cost in costs), 1),
         direct_ms=_ms(direct),
-        buffered_ms=_ms(buffered),
-        buffered_bytes=round(statistics.fmean(delivered)),
-        cached_ms=_ms(cached),
+        buffered_ms=_ms([reading.seconds for reading in readings]),
+        buffered_bytes=round(statistics.fmean(reading.delivered for reading in readings)),
+        cached_ms=_ms([reading.again for reading in readings]),
         forward_ms=_ms(forward),
         table_bytes=footprint(bundle).tables,
-        doubt=doubt(proof),
+        doubt=doubt(proof) or next((reading.doubt for reading in readings if reading.doubt), ""),
         command=provenance.command("benchmarks.switching.granularity"),
         commit=provenance.commit(),
     )
@@ -114,22 +115,34 @@ def _forward(engine: Engine, bundle: Bundle) -> list[float]:
     return seconds[1:]
 
 
-def _buffered(bundle: Bundle, a: str, b: str) -> tuple[float, int, float]:
-    """Seconds of a switch's reads through the page cache, bytes that storage delivered, seconds of them once more."""
+@dataclass(frozen=True)
+class _Reading:
+    """A switch's reads through the page cache: seconds, bytes that storage delivered, and seconds of them once more.
+
+    ``doubt`` says why the first ones weren't cold; empty if they were.
+    """
+
+    seconds: float
+    delivered: int
+    again: float
+    doubt: str
+
+
+def _buffered(bundle: Bundle, a: str, b: str) -> _Reading:
     have = set(bundle.pages_of(a).tolist())
     missing = [page for page in bundle.pages_of(b).tolist() if page not in have]
     memory = memoryview(bytearray(len(missing) * bundle.page_bytes))
     store = LocalStore(bundle, direct=False)
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
     try:
-        with cold_read(files):
+        with cold_read(files) as proof:
             before = bytes_from_storage()
             cold = _read(store, bundle, missing, memory)
             delivered = bytes_from_storage() - before
             warm = _read(store, bundle, missing, memory)
     finally:
         store.close()
-    return cold, delivered, warm
+    return _Reading(cold, delivered, warm, proof.reason)
 
 
 def _read(store: LocalStore, bundle: Bundle, pages: list[int], memory: memoryview) -> float:
@@ -147,7 +160,7 @@ def _needed(bundle: Bundle, a: str, b: str) -> int:
     return sum(location not in have for location in bundle.kept_locations(b).tolist()) * bundle.block_bytes
 
 
-def _ms(seconds: list[float] | tuple[float, ...]) -> float:
+def _ms(seconds: list[float]) -> float:
     return round(1e3 * statistics.median(seconds), 3)
 
 

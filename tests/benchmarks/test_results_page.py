@@ -12,10 +12,11 @@ from benchmarks.prefetch.rows import Row as PrefetchRow
 from benchmarks.report import results_file, run
 from benchmarks.report.goals import GOALS, verdict
 from benchmarks.report.reasons import reasons
-from benchmarks.report.results_file import CompileRow, Results, ScalingRow
-from benchmarks.report.winners import headlines
+from benchmarks.report.results_file import CompileRow, GranularityRow, Results, ScalingRow
+from benchmarks.report.winners import headlines, winners
 from contests import contest, found, row
 from weightpager.lab.contest.results.figures import figures
+from weightpager.lab.contest.results.found import Found
 from weightpager.lab.contest.results.result import Contest, Row
 
 
@@ -74,6 +75,57 @@ def test_a_row_whose_limit_did_not_hold_is_marked_and_wins_nothing(folder: Path)
     first, rest = page(folder).split("## What was asked")
     assert "shared_int8" not in first
     assert "| the shared_int8* |" in rest
+
+
+WARM = "a.bin: tmpfs keeps its files in memory"
+
+
+def warm(ready: float) -> Found:
+    return found(ready).model_copy(update={"cold_note": WARM})
+
+
+def test_a_rival_that_was_not_proved_cold_wins_nothing_and_says_so() -> None:
+    text = made_up(row("ours", found(0.01)), row("sparse_whole", warm(0.001)), row("sparse_strict", found(0.04)))
+    assert text.row("sparse_whole") is None
+    assert "switch.speedup_whole_mean" not in text.figures
+    assert "ours; next the sparse_strict, 40 ms" in winners({"text": text})
+    assert run.tables.not_measured(text) == [f"the sparse_whole: not proved cold, {WARM}"]
+
+
+def test_where_we_were_not_proved_cold_no_switch_counts() -> None:
+    text = made_up(row("ours", warm(0.01)), row("sparse_whole", warm(0.12)))
+    assert verdict(GOALS[0], text) == ("not proved cold", "–")
+    assert "| a cold switch" not in winners({"text": text})
+    assert "| a warm forward |" in winners({"text": text})
+    assert "12.0 ×" not in headlines({"text": text})
+    assert verdict(next(goal for goal in GOALS if goal.key == "memory.paged_below_checkpoints"), text)[0] == "yes"
+
+
+def test_a_page_size_that_may_not_have_been_read_cold_says_so() -> None:
+    plain = GranularityRow(
+        model="made up",
+        tasks=6,
+        sparsity=0.75,
+        block="16x32",
+        page_bytes=65536,
+        pages=9,
+        page_fill=1.0,
+        planned_bytes=1,
+        kept_bytes=1,
+        reads=1.0,
+        direct_ms=1.0,
+        buffered_ms=1.0,
+        buffered_bytes=1,
+        cached_ms=1.0,
+        forward_ms=1.0,
+        table_bytes=1,
+        doubt="",
+        command="python",
+        commit="abc",
+    )
+    assert run.tables.doubts([plain]) == []
+    (line,) = run.tables.doubts([plain.model_copy(update={"doubt": WARM})])
+    assert line == f"Blocks 16x32, pages of 64.0 KiB: {WARM}, so that its times count for nothing."
 
 
 def test_what_was_asked_is_answered(folder: Path) -> None:

@@ -115,6 +115,11 @@ class Row(Document):
         return [float(value) for sample in found if (value := getattr(sample, field)) is not None]
 
     @property
+    def cold_note(self) -> str:
+        """Why its reads weren't proved cold; empty if they were, or it wasn't measured."""
+        return self.found.cold_note if self.found else ""
+
+    @property
     def mean_waited(self) -> float | None:
         """Seconds that a visit of the trace waited, on average; None without a trace."""
         visits = self.found.visits if self.found else []
@@ -164,7 +169,23 @@ class Contest(Document):
 
     @property
     def comparable(self) -> list[Row]:
-        """Rows that were measured under the same limits as ours; without a limit, it is as if on another machine."""
-        measured = [row for row in self.rows if row.status == "measured"]
-        ours = next((row for row in measured if row.method == "ours"), None)
-        return [row for row in measured if ours is None or set(row.unlimited) == set(ours.unlimited)]
+        """Rows that were measured as ours was: under the same limits, and cold unless ours wasn't either.
+
+        Without a limit it is as if on another machine, and out of the page cache as if from another disk.
+        """
+        measured, ours = [row for row in self.rows if row.status == "measured"], self._ours
+        return [
+            row
+            for row in measured
+            if ours is None
+            or (set(row.unlimited) == set(ours.unlimited) and (not row.cold_note or bool(ours.cold_note)))
+        ]
+
+    @property
+    def cold(self) -> bool:
+        """Whether our reads were proved cold, without which no figure of a switch counts."""
+        return self._ours is None or not self._ours.cold_note
+
+    @property
+    def _ours(self) -> Row | None:
+        return next((row for row in self.rows if row.method == "ours" and row.status == "measured"), None)
