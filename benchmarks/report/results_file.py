@@ -17,6 +17,7 @@ class GranularityRow(Document):
 
     Attributes:
         model, tasks, sparsity, block, page_bytes: of the bundle.
+        overlap: of the tasks, over all ordered pairs; None in rows of earlier versions.
         pages: that it has.
         page_fill: share of their bytes that some task uses.
         planned_bytes: of an average switch, over-read included.
@@ -35,6 +36,7 @@ class GranularityRow(Document):
     model: str
     tasks: int
     sparsity: float
+    overlap: float | None = None
     block: str
     page_bytes: int
     pages: int

@@ -144,11 +144,27 @@ def bookkeeping(contests: Mapping[str, Contest]) -> str:
         "bookkeeping.forward_ms": "forward of 32 tokens (one image), ms",
         "bookkeeping.forward_speedup_dense": "dense forward ÷ ours",
     }
-    lines = [
-        [name, *(f"{contest.figures[key]:.3g}" if key in contest.figures else "–" for key in keys)]
-        for name, contest in contests.items()
-    ]
+    lines = [[name, *(_bookkept(contest, key) for key in keys)] for name, contest in contests.items()]
     return table(["contest", *keys.values()], lines)
+
+
+def _bookkept(contest: Contest, key: str) -> str:
+    if key.endswith("_dense") and not contest.has_bf16:
+        return "–, no bfloat16"
+    return f"{contest.figures[key]:.3g}" if key in contest.figures else "–"
+
+
+def slow_at_bf16(contests: Mapping[str, Contest]) -> list[str]:
+    """A sentence for each contest whose processor can't do what its rivals compute in."""
+    return [_slow(name, contest) for name, contest in contests.items() if not contest.has_bf16]
+
+
+def _slow(name: str, contest: Contest) -> str:
+    said = f"The contest *{name}* ran on a processor that has no instructions for bfloat16, in which rivals compute."
+    dense = contest.row("dense_direct")
+    if dense is not None and dense.found is not None:
+        said += f" A forward of a dense checkpoint takes {ms(median(dense.found.forwards))} there."
+    return said + " Compare switches until ready there, not first outputs."
 
 
 def compile_cost(contests: Mapping[str, Contest], compiling: CompileRow | None) -> str:
@@ -184,6 +200,15 @@ def granularity(rows: Sequence[GranularityRow]) -> str:
         for row in rows
     ]  # fmt: skip
     return table(header, lines)
+
+
+def of_tasks(rows: Sequence[GranularityRow]) -> str:
+    """What tasks the bundles have of which switches were measured."""
+    found = {(row.tasks, row.sparsity, row.overlap): None for row in rows}
+    return "; ".join(
+        f"{tasks} tasks at {sparsity:.0%} sparsity" + ("" if overlap is None else f" that overlap by {overlap:.2f}")
+        for tasks, sparsity, overlap in found
+    )
 
 
 def doubts(rows: Sequence[GranularityRow]) -> list[str]:

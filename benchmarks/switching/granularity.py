@@ -25,6 +25,7 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.fill import page_fill
+from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.doctor.cold import cold_read
 from weightpager.engine import Engine
@@ -76,6 +77,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
         model=recipe.name,
         tasks=recipe.tasks,
         sparsity=1 - recipe.density,
+        overlap=round(mean_overlap(overlap(bundle)), 2),
         block=bundle.manifest.block,
         page_bytes=bundle.page_bytes,
         pages=len(bundle.pages),

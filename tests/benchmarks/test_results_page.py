@@ -43,6 +43,29 @@ SCALING = ScalingRow(
 )
 
 
+PAGE_SIZE = GranularityRow(
+    model="made up",
+    tasks=6,
+    sparsity=0.75,
+    block="16x32",
+    page_bytes=65536,
+    pages=9,
+    page_fill=1.0,
+    planned_bytes=1,
+    kept_bytes=1,
+    reads=1.0,
+    direct_ms=1.0,
+    buffered_ms=1.0,
+    buffered_bytes=1,
+    cached_ms=1.0,
+    forward_ms=1.0,
+    table_bytes=1,
+    doubt="",
+    command="python",
+    commit="abc",
+)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     ours, whole = row("ours", found(0.01)), row("sparse_whole", found(0.12))
@@ -102,29 +125,8 @@ def test_where_we_were_not_proved_cold_no_switch_counts() -> None:
 
 
 def test_a_page_size_that_may_not_have_been_read_cold_says_so() -> None:
-    plain = GranularityRow(
-        model="made up",
-        tasks=6,
-        sparsity=0.75,
-        block="16x32",
-        page_bytes=65536,
-        pages=9,
-        page_fill=1.0,
-        planned_bytes=1,
-        kept_bytes=1,
-        reads=1.0,
-        direct_ms=1.0,
-        buffered_ms=1.0,
-        buffered_bytes=1,
-        cached_ms=1.0,
-        forward_ms=1.0,
-        table_bytes=1,
-        doubt="",
-        command="python",
-        commit="abc",
-    )
-    assert run.tables.doubts([plain]) == []
-    (line,) = run.tables.doubts([plain.model_copy(update={"doubt": WARM})])
+    assert run.tables.doubts([PAGE_SIZE]) == []
+    (line,) = run.tables.doubts([PAGE_SIZE.model_copy(update={"doubt": WARM})])
     assert line == f"Blocks 16x32, pages of 64.0 KiB: {WARM}, so that its times count for nothing."
 
 
@@ -253,3 +255,21 @@ def test_a_rival_that_the_benchmark_itself_filled_the_memory_of_is_not_said_to_n
     )
     assert after == "the shared_mask, room for 2 tasks: failed, killed for want of memory: it needs more than 2.0 GiB"
     assert "own set-up" not in run.tables.not_measured(plain)[0]
+
+
+def test_a_processor_without_bfloat16_is_named_where_its_forwards_mislead() -> None:
+    rows = row("ours", found(0.01)), row("dense_direct", found(1, forward=4.0))
+    plain = made_up(*rows)
+    slow = plain.model_copy(update={"machine": {**plain.machine, "isa": ["avx2"]}})
+    assert "forward_speedup_dense" not in " ".join(figures(slow))
+    assert "| slow | 0.1 | 1 | –, no bfloat16 |" in run.tables.bookkeeping({"slow": slow})
+    assert "| plain | 0.1 | 1 | 4e+03 |" in run.tables.bookkeeping({"plain": plain})
+    (said,) = run.tables.slow_at_bf16({"plain": plain, "slow": slow})
+    assert said.startswith("The contest *slow* ran on a processor")
+    assert "takes 4.00 s there" in said
+
+
+def test_tasks_of_page_sizes_are_those_that_were_measured() -> None:
+    known = PAGE_SIZE.model_copy(update={"overlap": 0.5})
+    assert run.tables.of_tasks([PAGE_SIZE, PAGE_SIZE]) == "6 tasks at 75% sparsity"
+    assert run.tables.of_tasks([known]) == "6 tasks at 75% sparsity that overlap by 0.50"

@@ -155,7 +155,7 @@ def _bookkeeping(contest: Contest) -> dict[str, float | None]:
     forward = median(ours.found.forwards)
     values["bookkeeping.forward_ms"] = 1e3 * forward
     values["bookkeeping.tokens_per_second"] = ours.found.tokens / forward
-    if dense is not None and dense.found is not None:
+    if dense is not None and dense.found is not None and contest.has_bf16:  # else torch is slow in bfloat16
         values["bookkeeping.forward_speedup_dense"] = median(dense.found.forwards) / forward
     return {**values}
 

@@ -187,5 +187,11 @@ class Contest(Document):
         return self._ours is None or not self._ours.cold_note
 
     @property
+    def has_bf16(self) -> bool:
+        """Whether the processor has instructions for bfloat16, in which rivals compute; unless it is known not to."""
+        isa = self.machine.get("isa")
+        return isa is None or any("bf16" in name for name in isa)
+
+    @property
     def _ours(self) -> Row | None:
         return next((row for row in self.rows if row.method == "ours" and row.status == "measured"), None)
