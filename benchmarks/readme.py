@@ -54,7 +54,7 @@ def tables(docs: Path) -> dict[str, str]:
     return {
         "demo": demo_table([Resident(**row) for row in demo["memory"]]),
         "processes": processes({section: _few(rows[section], names) for section, names in _PROCESSES.items()}),
-        "contests": winners.headlines(results_file.read(docs / "results.json").contests),
+        "contests": winners.headlines(results_file.read(docs / "results.json").contests) + "\n\n–: not measured.",
     }
 
 

@@ -70,7 +70,7 @@ def goals(contests: Mapping[str, Contest], compiling: CompileRow | None, ahead: 
     else:
         reached = "yes" if compiling.align_pack_share <= MOST_ALIGN_PACK else "**no**"
         lines.append([key, asked, "text assistant", reached, f"{compiling.align_pack_share:.3g}"])
-    return table(["figure", "asked", "contest", "reached", "found"], lines)
+    return table(["figure", "our own goal, set before", "contest", "reached", "found"], lines)
 
 
 def published(contests: Mapping[str, Contest]) -> str:
@@ -108,7 +108,7 @@ def methods(contest: Contest) -> str:
         ])  # fmt: skip
     header = [
         "method", "ready, ms: p50 / p95 / p99", "first output, ms: p50 / p95 / p99", "read a switch", "GB/s",
-        "a visit waits", "weights", "paged weights", "process, peak", "process, PSS",
+        "a visit waits", "weights", "paged weights", "charged to the group, peak", "process, PSS",
         "tokens (images) a second", "switches",
     ]  # fmt: skip
     return table(header, lines)

@@ -2,89 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
 
-from benchmarks.report.tables import mean, ms, table
+from benchmarks.report.tables import ms, table
 from weightpager.config import format_size
-from weightpager.lab.contest.results.figures import NEVER_LOAD, RIVALS
+from weightpager.lab.contest.results.figures import NEVER_LOAD, RIVALS, Field, speedup
 from weightpager.lab.contest.results.result import Contest, Row
 
-OURS = ("ours", "ours_while_loading")
-"""Rows of the system as it is; without alignment it is a rival."""
+OURS, LOADING = "ours", "ours_while_loading"
+"""Rows of the system as it is, waiting for pages or running while they are loaded; without alignment it is a rival."""
 
 Value = Callable[[Row], float | None]
 
 HEADLINES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "a switch": ("switch.ready_mean_ms", lambda value: ms(value / 1e3)),
     "faster than a whole sparse checkpoint": ("switch.speedup_whole_mean", lambda value: f"{value:.1f} ×"),
-    "than its paged weights only": ("switch.speedup_strict_mean", lambda value: f"{value:.1f} ×"),
-    "than a dense checkpoint": ("switch.speedup_dense_mean", lambda value: f"{value:.1f} ×"),
+    "faster than its paged weights only": ("switch.speedup_strict_mean", lambda value: f"{value:.1f} ×"),
+    "faster than a dense checkpoint": ("switch.speedup_dense_mean", lambda value: f"{value:.1f} ×"),
     "paged weights in memory, against a shared dense backbone": (
         "memory.paged_below_shared_bf16",
         lambda value: f"{-value:+.0%}",
     ),
-    "all weights in memory, of the best rival as accurate": (
+    "our weights in memory ÷ those of the smallest rival as accurate (more than 1: ours are larger)": (
         "memory.weights_vs_best_rival",
-        lambda value: f"{value:.2f} ×",
+        lambda value: f"{value:.2f}",
     ),
-    "whole process, against the same": ("memory.process_below_shared_bf16", lambda value: f"{-value:+.0%}"),
+    "whole process, against a shared dense backbone": (
+        "memory.process_below_shared_bf16",
+        lambda value: f"{-value:+.0%}",
+    ),
 }
 """Column → the figure that it shows, and how it is written. A column that no contest has a figure for isn't shown."""
 
 _COMPARED = tuple(RIVALS[word] for word in ("whole", "strict", "dense"))
 
-CRITERIA: Mapping[str, tuple[Value, Callable[[float], str]]] = {
-    "a cold switch until ready": (lambda row: mean(row, "ready"), lambda value: ms(value)),
-    "a cold switch until the first output": (lambda row: mean(row, "first_output"), lambda value: ms(value)),
+SWITCHES: Mapping[str, tuple[Field, str]] = {
+    "a cold switch until ready": ("ready", OURS),
+    "a cold switch until the first output": ("first_output", LOADING),
+}
+"""What is timed for each pair of tasks → the field of samples, and which of our rows is compared."""
+
+OTHERS: Mapping[str, tuple[Value, Callable[[float], str], str]] = {
     # Not the waiting alone: what is loaded anew in every forward would count as a forward.
-    "a visit of the trace until its output": (lambda row: _visit(row), lambda value: ms(value)),
+    "a visit of the trace until its output": (lambda row: _visit(row), lambda value: ms(value), LOADING),
     "a warm forward": (
         lambda row: median(row.found.forwards) if row.found else None,
         lambda value: ms(value),
+        OURS,
     ),
     "weights in memory": (
         lambda row: float(row.found.memory.weights) if row.found and row.found.memory.weights else None,
         lambda value: format_size(value),
+        OURS,
     ),
-    "the whole process's peak": (
+    "charged to the group, peak": (
         lambda row: None if row.peak_memory is None else float(row.peak_memory),
         lambda value: format_size(value),
+        OURS,
     ),
 }
-"""What less is better of → its value in a row, and how it is written. No weights at all in memory is no value."""
+"""What else less is better of → its value in a row, how it is written, and which of our rows is compared.
+
+It is always the same one: the lesser of two rows is one that had luck. No weights at all in memory is no value.
+"""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A row in one comparison: the least ``rank`` wins."""
+
+    rank: float
+    row: Row
+    shown: str
+
+    @property
+    def is_ours(self) -> bool:
+        return self.row.method in (OURS, LOADING)
 
 
 def winners(contests: Mapping[str, Contest]) -> str:
     """Who is best at what, and how we compare: the table that names what beats us."""
     lines = []
     for name, contest in contests.items():
-        rows = [row for row in contest.comparable if row.room == 1.0]
-        for what, (value, form) in CRITERIA.items():
-            if "cold" in what and not contest.cold:
+        for what, entries in _comparisons(contest):
+            own = [entry for entry in entries if entry.is_ours]
+            if not own or len(entries) == 1:
                 continue
-            known = [(found, row) for row in rows if (found := value(row)) is not None]
-            own = [pair for pair in known if pair[1].method in OURS]
-            if not own or len(known) == len(own):
-                continue
-            loading = [pair for pair in known if pair[1].method not in NEVER_LOAD.values()]
-            ours = min(own, key=lambda pair: pair[0])
-            lines.append([name, what, _best(known, form), _best(loading, form), form(ours[0])])
-    return table(["contest", "least of", "best", "best of those that load", "ours"], lines)
+            loading = [entry for entry in entries if entry.row.method not in NEVER_LOAD.values()]
+            lines.append([name, what, _best(entries), _best(loading), own[0].shown])
+    return table(["contest", "what is compared (less is better)", "best", "best of those that load", "ours"], lines)
+
+
+def _comparisons(contest: Contest) -> Iterable[tuple[str, list[_Entry]]]:
+    for what, (field, which) in SWITCHES.items() if contest.cold else ():
+        yield what, _by_pairs(contest, field, _ours(contest, which))
+    for what, (value, form, which) in OTHERS.items():
+        rows = [row for row in (_ours(contest, which), *_rivals(contest)) if row is not None]
+        known = [(found, row) for row in rows if (found := value(row)) is not None]
+        yield what, [_Entry(found, row, form(found)) for found, row in known]
+
+
+def _ours(contest: Contest, which: str) -> Row | None:
+    return contest.row(which) or contest.row(OURS)
+
+
+def _rivals(contest: Contest) -> list[Row]:
+    return [row for row in contest.comparable if row.room == 1.0 and row.method not in (OURS, LOADING)]
+
+
+def _by_pairs(contest: Contest, field: Field, ours: Row | None) -> list[_Entry]:
+    """By how much longer or shorter others take over the pairs that both have; their times are means over these."""
+    if ours is None or not (own := ours.medians(field)):
+        return []
+    entries = [_Entry(1.0, ours, ms(fmean(own.values())))]
+    for row in _rivals(contest):
+        if (ratio := speedup(row, ours, field)) is not None:
+            common = [value for pair, value in row.medians(field).items() if pair in own]
+            pairs = f" ({len(common)} of {len(own)} pairs)" if len(common) < len(own) else ""
+            entries.append(_Entry(ratio["mean"], row, ms(fmean(common)) + pairs))
+    return entries
 
 
 def _visit(row: Row) -> float | None:
     return None if row.found is None or row.mean_waited is None else row.mean_waited + median(row.found.forwards)
 
 
-def _best(known: Sequence[tuple[float, Row]], form: Callable[[float], str]) -> str:
+def _best(entries: Sequence[_Entry]) -> str:
     """The method with the least value; in bold if it isn't ours, else with the next one."""
-    ranked = sorted(known, key=lambda pair: pair[0])
-    best, row = ranked[0]
-    if row.method not in OURS:
-        return f"**{row.label}**, {form(best)}"
-    behind = [pair for pair in ranked if not pair[1].method.startswith("ours")]
-    return f"ours; next {behind[0][1].label}, {form(behind[0][0])}" if behind else "ours"
+    ranked = sorted(entries, key=lambda entry: entry.rank)
+    best = ranked[0]
+    if not best.is_ours:
+        return f"**{best.row.label}**, {best.shown}"
+    behind = [entry for entry in ranked if not entry.row.method.startswith("ours")]
+    return f"ours; next {behind[0].row.label}, {behind[0].shown}" if behind else "ours"
 
 
 def headlines(contests: Mapping[str, Contest]) -> str:
@@ -96,12 +147,20 @@ def headlines(contests: Mapping[str, Contest]) -> str:
             name,
             contest.facts.dtype,
             f"{contest.facts.mean_overlap:.2f}",
+            _switch(contest),
             *(form(contest.figures[key]) if _counts(contest, key) else "–" for key, form in columns.values()),
             _pairs(contest),
         ]
         for name, contest in contests.items()
     ]
-    return table(["contest", "pages", "overlap", *columns, "pairs"], lines)
+    return table(["contest", "pages", "overlap", "a switch", *columns, "pairs"], lines)
+
+
+def _switch(contest: Contest) -> str:
+    """Until ready, the mean over all pairs that we were measured of."""
+    ours = contest.row(OURS) if contest.cold else None
+    found = ours.medians("ready") if ours is not None else {}
+    return ms(fmean(found.values())) if found else "–"
 
 
 def _counts(contest: Contest, key: str) -> bool:
@@ -110,6 +169,6 @@ def _counts(contest: Contest, key: str) -> bool:
 
 def _pairs(contest: Contest) -> str:
     """The fewest ordered pairs of which a method in the headlines was measured, of how many there are."""
-    compared = [row for name in ("ours", *_COMPARED) if (row := contest.row(name)) is not None]
+    compared = [row for name in (OURS, *_COMPARED) if (row := contest.row(name)) is not None]
     tasks = len(contest.facts.tasks)
     return f"{min((len(row.medians('ready')) for row in compared), default=0)} of {tasks * (tasks - 1)}"

@@ -273,3 +273,23 @@ def test_tasks_of_page_sizes_are_those_that_were_measured() -> None:
     known = PAGE_SIZE.model_copy(update={"overlap": 0.5})
     assert run.tables.of_tasks([PAGE_SIZE, PAGE_SIZE]) == "6 tasks at 75% sparsity"
     assert run.tables.of_tasks([known]) == "6 tasks at 75% sparsity that overlap by 0.50"
+
+
+def test_rows_are_compared_over_the_pairs_that_both_have() -> None:
+    ours = found(0.01)
+    slow = [sample.model_copy(update={"ready": 0.05}) for sample in ours.samples if sample.from_task == "b"]
+    uneven = ours.model_copy(update={"samples": [*ours.samples[:1], *slow]})  # 10 ms from a, 50 ms from b
+    hasty = found(0.02)
+    hasty = hasty.model_copy(update={"samples": hasty.samples[:1]})  # from a alone
+    said = winners({"uneven": contest(row("ours", uneven), row("sparse_whole", hasty))})
+    assert "| a cold switch until ready | ours; next the sparse_whole, 20 ms (1 of 2 pairs) |" in said
+    assert "| 30 ms |" in said
+
+
+def test_of_our_rows_always_the_same_is_compared() -> None:
+    lucky = row("ours_while_loading", found(None, forward=0.0001), peak_memory=1)
+    said = winners({"even": contest(row("ours", found(0.01)), lucky, row("sparse_whole", found(0.12)))})
+    assert "| a warm forward | ours; next the sparse_whole, 1 ms | ours; next the sparse_whole, 1 ms | 1 ms |" in said
+    assert "| charged to the group, peak | ours; next the sparse_whole, 4.9 KiB |" in said
+    assert "| a cold switch until the first output | ours; next the sparse_whole, 121 ms |" in said
+    assert "| 0.1 ms |" in said  # running while it loads, the first output comes at once
