@@ -76,6 +76,7 @@ def measured(bundle: Bundle, peak_memory: int | None) -> CompileRow:
         duality_gap=report.duality_gap,
         command=provenance.command("benchmarks.compiling.cost"),
         commit=provenance.commit(),
+        cpu=provenance.cpu(),
     )
 
 

@@ -138,6 +138,7 @@ def measured(bundle: Bundle, run: LimitedRun, facts: dict[str, Any]) -> LargeCom
         stage_bound=report.memory_bound,
         command=provenance.command("benchmarks.compiling.large"),
         commit=provenance.commit(),
+        cpu=provenance.cpu(),
     )
 
 

@@ -27,6 +27,7 @@ class Row:
         mode: virtual or real.
         command: that prints the row.
         commit: of the sources.
+        cpu: of the machine; empty in rows of earlier versions.
     """
 
     trace: str
@@ -42,6 +43,7 @@ class Row:
     mode: str
     command: str
     commit: str
+    cpu: str = ""
 
 
 def read(file: Path) -> list[Row]:

@@ -255,4 +255,5 @@ def row(
         mode=mode,
         command=provenance.command("benchmarks.prefetch"),
         commit=provenance.commit(),
+        cpu=provenance.cpu(),
     )  # fmt: skip

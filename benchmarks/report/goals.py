@@ -116,5 +116,5 @@ def verdict(goal: Goal, contest: Contest) -> tuple[str, str]:
     if goal.key.startswith("switch.") and not contest.cold:
         return "not proved cold", "–"
     reached = found <= goal.most if goal.most is not None else found >= (least or 0.0)
-    text = f"{found:.3g}" if not goal.least_key else f"{found:.3g}, asked {least:.3g}"
+    text = f"{found:.3g}" if not goal.least_key else f"{found:.3g}, goal {least:.3g}"
     return ("yes" if reached else "no"), text

@@ -23,14 +23,14 @@ class GranularityRow(Document):
         planned_bytes: of an average switch, over-read included.
         kept_bytes: the part of it that the next task uses and the last one doesn't keep.
         reads: of an average switch.
-        direct_ms: of an average switch, cold, past the page cache.
+        direct_ms: of a switch, cold, past the page cache: the median, as all times are.
         buffered_ms: of the same reads through the page cache, cold.
         buffered_bytes: that storage delivered for them, read-ahead included.
         cached_ms: of the same reads once more, from the page cache.
         forward_ms: of a prompt.
         table_bytes: of all block tables, page index and page table.
         doubt: why reads may not have been cold; else empty.
-        command, commit: that print the row.
+        command, commit, cpu: that print the row, and what on; earlier rows don't have the processor.
     """
 
     model: str
@@ -53,6 +53,7 @@ class GranularityRow(Document):
     doubt: str
     command: str
     commit: str
+    cpu: str = ""
 
 
 class ScalingRow(Document):
@@ -67,7 +68,7 @@ class ScalingRow(Document):
         switch_bytes: of an average switch.
         switch_ms: of an average switch, cold.
         switch_p99_ms: of the slowest ones.
-        command, commit: that print the row.
+        command, commit, cpu: that print the row, and what on; earlier rows don't have the processor.
     """
 
     model: str
@@ -84,6 +85,7 @@ class ScalingRow(Document):
     switch_p99_ms: float
     command: str
     commit: str
+    cpu: str = ""
 
 
 class CompileRow(Document):
@@ -96,7 +98,7 @@ class CompileRow(Document):
         stage_memory: most resident bytes of the process, by stage; empty if not measured.
         peak_memory: of the process, page cache included; None if not measured.
         duality_gap: of the alignment.
-        command, commit: that print the row.
+        command, commit, cpu: that print the row, and what on; earlier rows don't have the processor.
     """
 
     tasks: int
@@ -108,6 +110,7 @@ class CompileRow(Document):
     duality_gap: float
     command: str
     commit: str
+    cpu: str = ""
 
     @property
     def align_pack_share(self) -> float:
@@ -126,7 +129,7 @@ class LargeCompileRow(Document):
         seconds: by stage.
         stage_memory: most resident bytes of the process, by stage; empty if not measured.
         stage_bound: bytes that were stated before the first stage, by stage.
-        command, commit: that print the row.
+        command, commit, cpu: that print the row, and what on; earlier rows don't have the processor.
     """
 
     shape: str
@@ -144,6 +147,7 @@ class LargeCompileRow(Document):
     stage_bound: dict[str, int]
     command: str
     commit: str
+    cpu: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str, bool]:

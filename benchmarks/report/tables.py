@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
+from typing import Protocol
 
 from benchmarks.report.goals import GOALS, LEAST_AHEAD, MOST_ALIGN_PACK, PUBLISHED, TRACES_AHEAD, verdict
 from benchmarks.report.results_file import CompileRow, GranularityRow, ScalingRow
@@ -118,7 +119,20 @@ def not_measured(contest: Contest) -> list[str]:
     """A line for every method that has no figures or wasn't proved cold, and for every limit that didn't hold."""
     lines = [f"{_name(row)}: {row.status}, {_reason(row, contest)}" for row in contest.rows if row.status != "measured"]
     lines += sorted({f"* not under the limit: {line}" for row in contest.rows for line in row.unlimited})
-    return lines + [f"{_name(row)}: not proved cold, {row.cold_note}" for row in contest.rows if row.cold_note]
+    lines += [f"{_name(row)}: not proved cold, {row.cold_note}" for row in contest.rows if row.cold_note]
+    return lines + [
+        f"{_name(row)}: it held one task, because its own tables, which are whole, were taken off the budget; they no "
+        "longer are"
+        for row in contest.rows
+        if _held_one(row, contest)
+    ]
+
+
+def _held_one(row: Row, contest: Contest) -> bool:
+    """Whether an LRU that had room for more held one task at the end of a trace."""
+    if row.method != "sparse_lru" or row.room < 2 or row.found is None:
+        return False
+    return row.found.memory.paged <= contest.facts.largest_task_bytes
 
 
 def _name(row: Row) -> str:
@@ -200,6 +214,33 @@ def granularity(rows: Sequence[GranularityRow]) -> str:
         for row in rows
     ]  # fmt: skip
     return table(header, lines)
+
+
+class Sourced(Protocol):
+    """A row that says where it comes from; ``cpu`` is empty in rows of earlier versions."""
+
+    @property
+    def command(self) -> str: ...
+    @property
+    def commit(self) -> str: ...
+    @property
+    def cpu(self) -> str: ...
+
+
+def sources(rows: Sequence[Sourced]) -> list[str]:
+    """A line for each command that rows were measured with."""
+    found = dict.fromkeys((row.command, row.commit, row.cpu) for row in rows)
+    return [
+        f"`{command}`, commit {commit}, {f'on {cpu}' if cpu else 'on a machine that was not noted'}"
+        for command, commit, cpu in found
+    ]
+
+
+def compile_peak(compiling: CompileRow | None) -> str:
+    """The most memory of a compile, by whichever count is larger; empty without one."""
+    if compiling is None:
+        return ""
+    return size(max([compiling.peak_memory or 0, *compiling.stage_memory.values()]) or None)
 
 
 def of_tasks(rows: Sequence[GranularityRow]) -> str:

@@ -94,6 +94,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
         doubt=doubt(proof) or next((reading.doubt for reading in readings if reading.doubt), ""),
         command=provenance.command("benchmarks.switching.granularity"),
         commit=provenance.commit(),
+        cpu=provenance.cpu(),
     )
 
 

@@ -63,6 +63,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> ScalingRow:
         switch_p99_ms=round(1e3 * float(np.percentile(seconds, 99)), 3),
         command=provenance.command("benchmarks.switching.task_scaling"),
         commit=provenance.commit(),
+        cpu=provenance.cpu(),
     )
 
 

@@ -87,7 +87,7 @@ def page(folder: Path) -> str:
 
 
 def test_the_first_table_names_what_beats_us(folder: Path) -> None:
-    first = page(folder).split("## What was asked")[0]
+    first = page(folder).split("## Our own goals")[0]
     best_of_loading = "ours; next the sparse_whole, 120 ms"
     assert f"| a cold switch until ready | **the shared_mask**, 0.001 ms | {best_of_loading} | 10 ms |" in first
     assert "| text assistant, six tasks | bfloat16 | 0.70 | 10 ms | 12.0 × |" in first
@@ -95,7 +95,7 @@ def test_the_first_table_names_what_beats_us(folder: Path) -> None:
 
 
 def test_a_row_whose_limit_did_not_hold_is_marked_and_wins_nothing(folder: Path) -> None:
-    first, rest = page(folder).split("## What was asked")
+    first, rest = page(folder).split("## Our own goals")
     assert "shared_int8" not in first
     assert "| the shared_int8* |" in rest
 
@@ -215,6 +215,8 @@ def test_alignment_is_held_against_calibration() -> None:
     )
     assert "| yes | 0.075 |" in run.tables.goals({}, row, {})
     assert "| align | 3.0 MiB | 0.50 s |" in run.tables.compile_cost({}, row)
+    assert run.tables.compile_peak(row) == "3.0 MiB"
+    assert run.tables.compile_peak(row.model_copy(update={"peak_memory": 5 << 20})) == "5.0 MiB"
 
 
 @pytest.mark.slow
@@ -293,3 +295,25 @@ def test_of_our_rows_always_the_same_is_compared() -> None:
     assert "| charged to the group, peak | ours; next the sparse_whole, 4.9 KiB |" in said
     assert "| a cold switch until the first output | ours; next the sparse_whole, 121 ms |" in said
     assert "| 0.1 ms |" in said  # running while it loads, the first output comes at once
+
+
+def test_rows_say_once_what_they_were_measured_with_and_what_on() -> None:
+    known = SCALING.model_copy(update={"cpu": "a CPU"})
+    assert run.tables.sources([SCALING, SCALING, known]) == [
+        "`python`, commit abc, on a machine that was not noted",
+        "`python`, commit abc, on a CPU",
+    ]
+
+
+def test_the_page_says_where_all_figures_come_from(folder: Path) -> None:
+    text = page(folder)
+    assert "* `python`, commit abc, on a machine that was not noted" in text.split("## Scaling with tasks")[1]
+    assert "load average before the run: 0.1." in text
+    assert "The prompt of a contest was always the same" in text
+
+
+def test_an_lru_that_did_not_use_its_room_says_so() -> None:
+    one, two = (row("sparse_lru", found(None, paged=paged), room=2.0) for paged in (90, 180))
+    assert run.tables.not_measured(contest(row("ours", found(0.01)), two)) == []
+    (line,) = run.tables.not_measured(contest(row("ours", found(0.01)), one))
+    assert line.startswith("the sparse_lru, room for 2 tasks: it held one task")
