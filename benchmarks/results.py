@@ -2,7 +2,6 @@
 
     python -m benchmarks.results --json docs/results.json
     python -m benchmarks.results --json docs/results.json --only "half a billion"
-    python -m benchmarks.results --json docs/results.json --only "one billion" --memory 4GiB
 
 Contests of compiled bundles run where ``--bundle "NAME=PATH"`` names them.
 """
@@ -29,12 +28,17 @@ from weightpager.page_dtype import PageDtype
 SYNTHETIC = {"half a billion parameters, random": quarter_kept, "one billion parameters, random": billion}
 """Contests about speed and memory only, and what they are about."""
 
+MEMORY, OF_BILLIONS = "2GiB", "4GiB"
+"""Of every process, if nothing else is asked for: so a contest that is run again has the memory that it had."""
+
 
 def main(
     json: Annotated[Path, typer.Option(help="File of results.")],
     bundle: Annotated[list[str] | None, typer.Option(help="A compiled one: NAME=PATH, or NAME=PATH=UNALIGNED.")] = None,
     only: Annotated[str, typer.Option(help="Only contests with this in their names.")] = "",
-    memory: Annotated[str, typer.Option(help="Of every process.")] = "2GiB",
+    memory: Annotated[
+        str | None, typer.Option(help=f"Of every process; {MEMORY}, {OF_BILLIONS} for a billion.")
+    ] = None,
     storage: Annotated[str, typer.Option(help="Of the disk.")] = "300MB/s",
     cpus: Annotated[int, typer.Option(help="Of every process.")] = 2,
     dtype: Annotated[str, typer.Option(help="Of the pages of random weights.")] = "int4",
@@ -42,12 +46,11 @@ def main(
     seconds: Annotated[float, typer.Option(help="For the pairs of one method.")] = 60.0,
 ) -> None:
     """Run contests."""
-    limits = Limits(memory=parse_size(memory), storage=int(parse_bandwidth(storage)), cpus=cpus)
     for name, ours, unaligned, is_random in _subjects(bundle or [], only, dtype):
         plan = Plan(
             ours,
             unaligned,
-            limits,
+            Limits(memory=parse_size(memory or memory_of(name)), storage=int(parse_bandwidth(storage)), cpus=cpus),
             repeats=repeats,
             seconds=seconds,
             random_weights=is_random,
@@ -58,6 +61,11 @@ def main(
         results_file.write(json, results.model_copy(update={"contests": results.contests | {name: found}}))
         for key, value in found.figures.items():
             typer.echo(f"{name}: {key} = {value}")
+
+
+def memory_of(name: str) -> str:
+    """What the processes of a contest have if nothing else is asked for."""
+    return OF_BILLIONS if name.startswith("one billion") else MEMORY
 
 
 def _subjects(named: list[str], only: str, dtype: str) -> Iterator[tuple[str, Bundle, Bundle | None, bool]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import results
 from benchmarks.prefetch.rows import Row as PrefetchRow
 from benchmarks.report import results_file, run
 from benchmarks.report.goals import GOALS, verdict
@@ -15,6 +16,7 @@ from benchmarks.report.reasons import reasons
 from benchmarks.report.results_file import CompileRow, GranularityRow, Results, ScalingRow
 from benchmarks.report.winners import headlines, winners
 from contests import contest, found, row
+from weightpager.config import parse_size
 from weightpager.lab.contest.results.figures import figures
 from weightpager.lab.contest.results.found import Found
 from weightpager.lab.contest.results.result import Contest, Row
@@ -317,3 +319,10 @@ def test_an_lru_that_did_not_use_its_room_says_so() -> None:
     assert run.tables.not_measured(contest(row("ours", found(0.01)), two)) == []
     (line,) = run.tables.not_measured(contest(row("ours", found(0.01)), one))
     assert line.startswith("the sparse_lru, room for 2 tasks: it held one task")
+
+
+def test_a_contest_that_is_run_again_has_the_memory_that_it_had() -> None:
+    before = results_file.read(Path(__file__).parents[2] / "docs" / "results.json").contests
+    assert {name: parse_size(results.memory_of(name)) for name in before} == {
+        name: contest.limits.memory for name, contest in before.items()
+    }
