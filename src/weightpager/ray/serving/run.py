@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ray import serve
 
 from weightpager.errors import ConfigError
-from weightpager.ray.cluster import cluster
+from weightpager.ray.cluster import LOCAL, cluster
 from weightpager.server.http.run import listen
 
 _NAME = "weightpager"
@@ -34,10 +34,12 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             application of this name already.
         RuntimeError: Ray Serve can't start the application; its text says why.
     """
-    with listen(host, port) as found:
-        port = found.getsockname()[1]
+    if address == LOCAL:
+        _free_port(host, port)  # otherwise Serve may run in the cluster, and have the port
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster(address, num_cpus=cpus, object_store_memory=_STORE_BYTES):
+        if not serve.status().proxies:
+            port = _free_port(host, port)
         logs = {"enable_access_log": False}
         serve.start(http_options={"host": host, "port": port}, logging_config=logs)
         _check(host, port)
@@ -48,6 +50,12 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             serve.delete(_NAME)
 
 
+def _free_port(host: str, port: int) -> int:
+    """The port, or any free one for 0. Errors are those of `listen`."""
+    with listen(host, port) as found:
+        return int(found.getsockname()[1])
+
+
 def _check(host: str, port: int) -> None:
     """See that Serve is as it was asked to be; where it runs already, it stays as it is."""
     if _NAME in serve.status().applications:
@@ -56,11 +64,10 @@ def _check(host: str, port: int) -> None:
             f"'serve shutdown' ends what it serves"
         )
     try:
-        with listen(host, port):
-            pass
+        _free_port(host, port)
     except ConfigError:
         return  # Serve has the port
     raise ConfigError(
         f"--port: expected the port of the Ray Serve that runs in this cluster already, got {port}, where nothing "
-        "listens"
+        "listens; take that port, or end Ray Serve with 'serve shutdown'"
     )
