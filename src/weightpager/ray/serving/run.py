@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import ray
 from ray import serve
 
 from weightpager.errors import ConfigError
@@ -13,6 +15,9 @@ from weightpager.ray.cluster import LOCAL, cluster
 from weightpager.server.http.run import listen
 
 _NAME = "weightpager"
+
+_HEAD = "node:__internal_head__"
+"""A resource that Ray gives the head alone."""
 
 _STORE_BYTES = 256 << 20
 """Bytes of shared memory in a cluster that is started: answers are small, and Ray would take a third of the memory."""
@@ -30,14 +35,15 @@ def served(application: serve.Application, address: str, host: str, port: int, c
         cpus: that a cluster needs if it is started for this.
 
     Raises:
-        ConfigError: the port isn't free, there is no such cluster, or its Ray Serve listens elsewhere or runs an
-            application of this name already.
+        ConfigError: the port isn't free, there is no such cluster, this machine isn't its head, or its Ray Serve
+            listens elsewhere or runs an application of this name already.
         RuntimeError: Ray Serve can't start the application; its text says why.
     """
     if address == LOCAL:
         _free_port(host, port)  # otherwise Serve may run in the cluster, and have the port
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster(address, num_cpus=cpus, object_store_memory=_STORE_BYTES):
+        _check_head()
         if not serve.status().proxies:
             port = _free_port(host, port)
         logs = {"enable_access_log": False}
@@ -48,6 +54,17 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             yield port
         finally:
             serve.delete(_NAME)
+
+
+def _check_head() -> None:
+    """See that this machine is the cluster's head: on others Serve listens only while a server runs there."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    if not any(node["NodeID"] == here and _HEAD in node["Resources"] for node in nodes):
+        raise ConfigError(
+            "--ray: expected the cluster's head, where requests come in, found another machine of it; run the command "
+            "there"
+        )
 
 
 def _free_port(host: str, port: int) -> int:
