@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 import tiny
 from command import Command
 from weightpager.compiler.training import device
 from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.ray.cluster import cluster
 from weightpager.ray.compiling.job import Failed
 from weightpager.ray.compiling.on_ray import on_ray
 from weightpager.ray.compiling.surroundings import Surroundings, environment
@@ -40,6 +42,29 @@ def test_a_stated_address_is_not_replaced_by_a_cluster_of_our_own(monkeypatch: p
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     with pytest.raises(ConfigError, match="where nothing answers"):
         on_ray("auto").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("stated", "running", "joined"),
+    [
+        (None, [], False),
+        (None, ["10.0.0.1:6379"], False),  # another process has it for itself
+        ("10.0.0.1:6379", [], False),  # it has ended
+        ("10.0.0.1:6379", ["10.0.0.2:6379"], False),
+        ("10.0.0.1:6379", ["10.0.0.2:6379", "10.0.0.1:6379"], True),
+    ],
+)
+def test_no_cluster_is_joined_that_belongs_to_another_process(
+    monkeypatch: pytest.MonkeyPatch, stated: str | None, running: list[str], joined: bool
+) -> None:
+    started: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("weightpager.ray.cluster.find_bootstrap_address", lambda _: stated)
+    monkeypatch.setattr("weightpager.ray.cluster.find_gcs_addresses", lambda: frozenset(running))
+    monkeypatch.setattr(ray, "init", lambda address, **_: started.append(address))
+    with cluster("auto") as own:
+        assert own is not joined
+    assert started == ["auto" if joined else "local"]
 
 
 def test_the_command_says_that_ray_is_missing(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.services import find_bootstrap_address, find_gcs_addresses
 from ray.exceptions import RayError
 
 from weightpager.errors import ConfigError, first_line
@@ -30,8 +31,8 @@ def cluster(address: str, **own: Any) -> Iterator[bool]:
 
     Args:
         address: ``HOST:PORT`` of a cluster's head; ``local`` for one that is started here; or ``auto``: the cluster
-            that this process is connected to, that which ``RAY_ADDRESS`` names, one that runs on this machine, or else
-            one that is started here.
+            that this process is connected to, that which ``RAY_ADDRESS`` names, one that ``ray start`` has made this
+            machine a part of, or else one that is started here.
         own: of `ray.init`, for a cluster that is started.
 
     Raises:
@@ -61,7 +62,12 @@ def _connect(address: str, own: dict[str, Any]) -> bool:
 
 
 def _joins() -> bool:
-    """Join the cluster that runs on this machine, if there is one."""
+    """Join the cluster that ``ray start`` has made this machine a part of, if there is one.
+
+    Ray itself would join any cluster that runs here, also one that belongs to another process and ends with it.
+    """
+    if find_bootstrap_address(None) not in find_gcs_addresses():
+        return False
     try:
         _ray_init(address=AUTO)
     except ConnectionError:
