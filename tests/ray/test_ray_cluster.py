@@ -40,8 +40,12 @@ def test_an_address_where_nobody_is_is_refused_at_once() -> None:
 
 def test_a_stated_address_is_not_replaced_by_a_cluster_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
-    with pytest.raises(ConfigError, match="where nothing answers"):
+    with pytest.raises(ConfigError, match="^RAY_ADDRESS: expected .* where nothing answers .*, or unset RAY_ADDRESS$"):
         on_ray("auto").__enter__()
+    for wrong in ("here", "ray://h:1"):
+        monkeypatch.setenv("RAY_ADDRESS", wrong)
+        with pytest.raises(ConfigError, match=f"^RAY_ADDRESS: expected .* found '{wrong}'; .*, or unset RAY_ADDRESS$"):
+            on_ray("auto").__enter__()
 
 
 @pytest.mark.parametrize(

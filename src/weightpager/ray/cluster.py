@@ -8,6 +8,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,6 +24,21 @@ _SECONDS = 5.0
 """After which a machine that says nothing isn't there. Ray itself would try for a minute."""
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """A cluster's address.
+
+    Attributes:
+        address: as `cluster` takes it.
+        key: where it was stated.
+        otherwise: what to do if it is wrong.
+    """
+
+    address: str
+    key: str = "--ray"
+    otherwise: str = "take auto"
 
 
 @contextmanager
@@ -49,15 +65,17 @@ def cluster(address: str, **own: Any) -> Iterator[bool]:
 
 def _connect(address: str, own: dict[str, Any]) -> bool:
     """Connect to a cluster; whether it was started for that."""
-    stated = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
-    if stated not in ("", AUTO, LOCAL):
+    stated = _Stated(address)
+    if address == AUTO:
+        stated = _Stated(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS")
+    if stated.address not in ("", AUTO, LOCAL):
         _check(stated)
-        _init(stated, stated)
+        _init(stated)
         return False
-    if stated != LOCAL and _joins():
+    if stated.address != LOCAL and _joins():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it
-    _init(LOCAL, "this machine", include_dashboard=False, **own)
+    _init(_Stated(LOCAL), include_dashboard=False, **own)
     return True
 
 
@@ -75,34 +93,41 @@ def _joins() -> bool:
     return True
 
 
-def _check(address: str) -> None:
+def _check(stated: _Stated) -> None:
     """See that something answers at an address before Ray tries for long.
 
     Raises:
         ConfigError: nothing does.
     """
-    host, _, port = address.rpartition(":")
-    expected = f"--ray: expected auto, or HOST:PORT of a Ray cluster's head such as 10.0.0.1:6379, found {address!r}"
-    if "://" in address:
-        raise ConfigError(f"{expected}; run the command on a machine of the cluster, with the address of its head")
+    host, _, port = stated.address.rpartition(":")
+    expected = (
+        f"{stated.key}: expected auto, or HOST:PORT of a Ray cluster's head such as 10.0.0.1:6379, "
+        f"found {stated.address!r}"
+    )
+    if "://" in stated.address:
+        raise ConfigError(
+            f"{expected}; run the command on a machine of the cluster, with the address of its head, "
+            f"or {stated.otherwise}"
+        )
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ConfigError(expected)
+        raise ConfigError(expected if stated.key == "--ray" else f"{expected}; correct it, or {stated.otherwise}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
     except OSError as error:
         why = error.strerror or first_line(error)
         raise ConfigError(
-            f"{expected}, where nothing answers ({why}); start one with 'ray start --head', or take auto"
+            f"{expected}, where nothing answers ({why}); start one with 'ray start --head', or {stated.otherwise}"
         ) from error
 
 
-def _init(address: str, named: str, **options: Any) -> None:
+def _init(stated: _Stated, **options: Any) -> None:
+    named = "this machine" if stated.address == LOCAL else stated.address
     try:
-        _ray_init(address=address, **options)
+        _ray_init(address=stated.address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
         raise ConfigError(
-            f"--ray: expected a Ray cluster at {named} that this machine is part of, found: {first_line(error)}; "
-            "join it with 'ray start --address', or take auto"
+            f"{stated.key}: expected a Ray cluster at {named} that this machine is part of, found: "
+            f"{first_line(error)}; join it with 'ray start --address', or {stated.otherwise}"
         ) from error
 
 
