@@ -71,6 +71,21 @@ def test_no_cluster_is_joined_that_belongs_to_another_process(
     assert started == ["auto" if joined else "local"]
 
 
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379"])
+def test_a_cluster_of_another_ray_is_named_whole(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1\n    Python: 3.1\n")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("weightpager.ray.cluster.find_bootstrap_address", lambda _: "10.0.0.1:6379")
+    monkeypatch.setattr("weightpager.ray.cluster.find_gcs_addresses", lambda: frozenset(["10.0.0.1:6379"]))
+    monkeypatch.setattr("weightpager.ray.cluster._check", lambda _: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    found = "at 10.0.0.1:6379 .* found: Version mismatch: The cluster was started with: Ray: 2.1 Python: 3.1; join it"
+    with pytest.raises(ConfigError, match=f"^--ray: expected a Ray cluster {found}"):
+        on_ray(address).__enter__()
+
+
 def test_the_command_says_that_ray_is_missing(
     tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

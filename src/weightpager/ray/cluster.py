@@ -70,12 +70,12 @@ def _connect(address: str, own: dict[str, Any]) -> bool:
         stated = _Stated(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS")
     if stated.address not in ("", AUTO, LOCAL):
         _check(stated)
-        _init(stated)
+        _init(stated, stated.address)
         return False
     if stated.address != LOCAL and _joins():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it
-    _init(_Stated(LOCAL), include_dashboard=False, **own)
+    _init(_Stated("this machine"), LOCAL, include_dashboard=False, **own)
     return True
 
 
@@ -84,12 +84,10 @@ def _joins() -> bool:
 
     Ray itself would join any cluster that runs here, also one that belongs to another process and ends with it.
     """
-    if find_bootstrap_address(None) not in find_gcs_addresses():
+    address = find_bootstrap_address(None)
+    if address is None or address not in find_gcs_addresses():  # type: ignore[no-untyped-call]
         return False
-    try:
-        _ray_init(address=AUTO)
-    except ConnectionError:
-        return False
+    _init(_Stated(address, otherwise="take local"), AUTO)
     return True
 
 
@@ -120,14 +118,18 @@ def _check(stated: _Stated) -> None:
         ) from error
 
 
-def _init(stated: _Stated, **options: Any) -> None:
-    named = "this machine" if stated.address == LOCAL else stated.address
+def _init(stated: _Stated, address: str, **options: Any) -> None:
+    """`ray.init` at an address, which is where ``stated`` says.
+
+    Raises:
+        ConfigError: Ray refuses it.
+    """
     try:
-        _ray_init(address=stated.address, **options)
+        _ray_init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
         raise ConfigError(
-            f"{stated.key}: expected a Ray cluster at {named} that this machine is part of, found: "
-            f"{first_line(error)}; join it with 'ray start --address', or {stated.otherwise}"
+            f"{stated.key}: expected a Ray cluster at {stated.address} that this machine is part of, found: "
+            f"{' '.join(str(error).split())}; join it with 'ray start --address', or {stated.otherwise}"
         ) from error
 
 
