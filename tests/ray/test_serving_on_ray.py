@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import ray
 
 from weightpager.errors import ConfigError
 from weightpager.ray.serving import run
+from weightpager.ray.serving.application import Needs, app
 
 HEAD = {"NodeID": "head", "Alive": True, "Resources": {"CPU": 2.0, "node:__internal_head__": 1.0}}
 OTHER = {"NodeID": "other", "Alive": True, "Resources": {"CPU": 2.0}}
@@ -28,3 +31,30 @@ def test_requests_come_in_at_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "--ray: expected the cluster's head, where requests come in, found another machine of it; run the"
     with pytest.raises(ConfigError, match=expected):
         run._check_head()
+
+
+MEMORY = 300 << 20
+SMALL = {"NodeID": "small", "Alive": True, "Resources": {"CPU": 8.0, "memory": 1.5 * MEMORY}}
+LARGE = {"NodeID": "large", "Alive": True, "Resources": {"CPU": 5.0, "memory": 9.0 * MEMORY}}
+GONE = {**LARGE, "Alive": False}
+
+
+def test_servers_that_do_not_fit_are_told_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    in_a_cluster(monkeypatch, [SMALL, LARGE, GONE, {**OTHER, "Resources": {}}])
+    run._check_room(Needs(3, 2.0, MEMORY), grows=False)
+    expected = (
+        "--replicas: expected room for 4 servers of 300.0 MiB and 2 CPU each, found room for 3; lower --replicas or "
+        "--budget"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
+        run._check_room(Needs(4, 2.0, MEMORY), grows=False)
+    assert not caplog.messages
+    run._check_room(Needs(4, 2.0, MEMORY), grows=True)
+    assert "found room for 3; servers wait until machines join the cluster" in caplog.text
+
+
+@pytest.mark.parametrize("replicas", [3, (3, 5)])
+def test_an_application_needs_the_fewest_of_its_servers(
+    assistant_bundle: Path, replicas: int | tuple[int, int]
+) -> None:
+    assert Needs.of(app(assistant_bundle, 1 << 20, replicas=replicas, cpus=2)) == Needs(3, 2.0, (1 << 20) + (400 << 20))

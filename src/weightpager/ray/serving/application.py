@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,37 @@ def app(
     )(Gateway)
     server = servers.bind(str(path), settings, max(1, int(cpus)), {"budget": budget, **options})
     return gateway.bind(server, settings)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the servers of an application need of a cluster.
+
+    Attributes:
+        servers: how many, at least.
+        cpus, memory: of each server; memory in bytes.
+    """
+
+    servers: int
+    cpus: float
+    memory: int
+
+    @classmethod
+    def of(cls, application: serve.Application) -> Needs:
+        """Those of an application of `app`."""
+        servers: Any = application._bound_deployment.init_args[0]
+        deployment = servers._bound_deployment
+        between = deployment._deployment_config.autoscaling_config
+        asked = deployment.ray_actor_options
+        fewest = between.min_replicas if between else deployment.num_replicas
+        return cls(fewest, asked["num_cpus"], asked["memory"])
+
+    def room(self, machines: Iterable[Mapping[str, float]]) -> int:
+        """How many of the servers fit into machines that offer these resources."""
+        return sum(
+            int(min(machine.get("CPU", 0) // self.cpus, machine.get("memory", 0) // self.memory))
+            for machine in machines
+        )
 
 
 def _everything(bundle: Bundle) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray import serve
 
+from weightpager.config import format_size
 from weightpager.errors import ConfigError
 from weightpager.ray.cluster import LOCAL, cluster
+from weightpager.ray.serving.application import Needs
 from weightpager.server.http.run import listen
+
+_log = logging.getLogger(__name__)
 
 _NAME = "weightpager"
 
@@ -35,15 +39,16 @@ def served(application: serve.Application, address: str, host: str, port: int, c
         cpus: that a cluster needs if it is started for this.
 
     Raises:
-        ConfigError: the port isn't free, there is no such cluster, this machine isn't its head, or its Ray Serve
-            listens elsewhere or runs an application of this name already.
+        ConfigError: the port isn't free, there is no such cluster, this machine isn't its head, one that is started
+            has no room for the servers, or its Ray Serve listens elsewhere or runs an application of this name already.
         RuntimeError: Ray Serve can't start the application; its text says why.
     """
     if address == LOCAL:
         _free_port(host, port)  # otherwise Serve may run in the cluster, and have the port
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with cluster(address, num_cpus=cpus, object_store_memory=_STORE_BYTES):
+    with cluster(address, num_cpus=cpus, object_store_memory=_STORE_BYTES) as started:
         _check_head()
+        _check_room(Needs.of(application), grows=not started)
         if not serve.status().proxies:
             port = _free_port(host, port)
         logs = {"enable_access_log": False}
@@ -59,12 +64,36 @@ def served(application: serve.Application, address: str, host: str, port: int, c
 def _check_head() -> None:
     """See that this machine is the cluster's head: on others Serve listens only while a server runs there."""
     here = ray.get_runtime_context().get_node_id()
-    nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
-    if not any(node["NodeID"] == here and _HEAD in node["Resources"] for node in nodes):
+    if not any(node["NodeID"] == here and _HEAD in node["Resources"] for node in _machines()):
         raise ConfigError(
             "--ray: expected the cluster's head, where requests come in, found another machine of it; run the command "
             "there"
         )
+
+
+def _check_room(needs: Needs, *, grows: bool) -> None:
+    """See that the servers fit: Serve waits for room without a word.
+
+    Args:
+        needs: of the servers.
+        grows: whether machines may still come; a warning says then that the servers wait for them.
+    """
+    room = needs.room(machine["Resources"] for machine in _machines())
+    if room >= needs.servers:
+        return
+    found = (
+        f"--replicas: expected room for {needs.servers} servers of {format_size(needs.memory)} and {needs.cpus:g} CPU "
+        f"each, found room for {room}"
+    )
+    if not grows:
+        raise ConfigError(f"{found}; lower --replicas or --budget")
+    _log.warning("%s; servers wait until machines join the cluster, or lower --replicas or --budget", found)
+
+
+def _machines() -> list[Mapping[str, Any]]:
+    """The machines of the cluster, as Ray describes them."""
+    nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
 
 
 def _free_port(host: str, port: int) -> int:
