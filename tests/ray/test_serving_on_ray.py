@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import ray
+from ray import serve
 
 from weightpager.errors import ConfigError
 from weightpager.ray.serving import run
 from weightpager.ray.serving.application import Needs, app
+from weightpager.server.scheduling.settings import Settings
 
 HEAD = {"NodeID": "head", "Alive": True, "Resources": {"CPU": 2.0, "node:__internal_head__": 1.0}}
 OTHER = {"NodeID": "other", "Alive": True, "Resources": {"CPU": 2.0}}
@@ -41,15 +43,15 @@ GONE = {**LARGE, "Alive": False}
 
 def test_servers_that_do_not_fit_are_told_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     in_a_cluster(monkeypatch, [SMALL, LARGE, GONE, {**OTHER, "Resources": {}}])
-    run._check_room(Needs(3, 2.0, MEMORY), grows=False)
+    run._check_room(Needs(3, 2.0, MEMORY, 30.0), grows=False)
     expected = (
         "--replicas: expected room for 4 servers of 300.0 MiB and 2 CPU each, found room for 3; lower --replicas or "
         "--budget"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
-        run._check_room(Needs(4, 2.0, MEMORY), grows=False)
+        run._check_room(Needs(4, 2.0, MEMORY, 30.0), grows=False)
     assert not caplog.messages
-    run._check_room(Needs(4, 2.0, MEMORY), grows=True)
+    run._check_room(Needs(4, 2.0, MEMORY, 30.0), grows=True)
     assert "found room for 3; servers wait until machines join the cluster" in caplog.text
 
 
@@ -57,4 +59,24 @@ def test_servers_that_do_not_fit_are_told_of(monkeypatch: pytest.MonkeyPatch, ca
 def test_an_application_needs_the_fewest_of_its_servers(
     assistant_bundle: Path, replicas: int | tuple[int, int]
 ) -> None:
-    assert Needs.of(app(assistant_bundle, 1 << 20, replicas=replicas, cpus=2)) == Needs(3, 2.0, (1 << 20) + (400 << 20))
+    application = app(assistant_bundle, 1 << 20, replicas=replicas, cpus=2, settings=Settings(grace=70.0))
+    assert Needs.of(application) == Needs(3, 2.0, (1 << 20) + (400 << 20), 80.0)
+    assert application._bound_deployment._deployment_config.graceful_shutdown_timeout_s == 75.0
+
+
+@pytest.mark.parametrize("lasts", [3, None])
+def test_the_end_waits_for_the_application_and_no_longer(monkeypatch: pytest.MonkeyPatch, lasts: int | None) -> None:
+    deleted, seconds = [], [0.0]
+
+    def status() -> Any:
+        return SimpleNamespace(applications={} if lasts is not None and seconds[0] >= lasts else {"weightpager": 1})
+
+    def sleep(some: float) -> None:
+        seconds[0] += some
+
+    monkeypatch.setattr(serve, "delete", lambda name, _blocking: deleted.append((name, _blocking)))
+    monkeypatch.setattr(serve, "status", status)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: seconds[0], sleep=sleep))
+    run._end(80.0)
+    assert deleted == [("weightpager", False)]
+    assert seconds[0] == pytest.approx(80.0 if lasts is None else lasts, abs=0.3)

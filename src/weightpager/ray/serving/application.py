@@ -27,6 +27,9 @@ servers on a machine than it has room for."""
 _UNBOUNDED = 1_000_000
 """Requests that Serve may have under way at a server: the server has a bounded queue of its own, and says 429."""
 
+_LAST = 5.0
+"""Seconds that the gateway has longer than the servers, and the application's end than the gateway."""
+
 FAIRNESS = Fairness(queue_weight=0.1)
 """Less than in a simulation, whose servers run one request after the other: real ones run those of a task together, so
 that a queue of one task costs less."""
@@ -89,7 +92,7 @@ def app(
         name="gateway",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_UNBOUNDED,
-        graceful_shutdown_timeout_s=settings.grace + settings.timeout,
+        graceful_shutdown_timeout_s=settings.grace + _LAST,
     )(Gateway)
     server = servers.bind(str(path), settings, max(1, int(cpus)), {"budget": budget, **options})
     return gateway.bind(server, settings)
@@ -102,21 +105,24 @@ class Needs:
     Attributes:
         servers: how many, at least.
         cpus, memory: of each server; memory in bytes.
+        end: seconds within which the application ends once it was told to.
     """
 
     servers: int
     cpus: float
     memory: int
+    end: float
 
     @classmethod
     def of(cls, application: serve.Application) -> Needs:
         """Those of an application of `app`."""
-        servers: Any = application._bound_deployment.init_args[0]
+        arguments: Any = application._bound_deployment.init_args  # declared as a tuple of one
+        servers, settings = arguments
         deployment = servers._bound_deployment
         between = deployment._deployment_config.autoscaling_config
         asked = deployment.ray_actor_options
         fewest = between.min_replicas if between else deployment.num_replicas
-        return cls(fewest, asked["num_cpus"], asked["memory"])
+        return cls(fewest, asked["num_cpus"], asked["memory"], settings.grace + 2 * _LAST)
 
     def room(self, machines: Iterable[Mapping[str, float]]) -> int:
         """How many of the servers fit into machines that offer these resources."""

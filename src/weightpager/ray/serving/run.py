@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,9 @@ _NAME = "weightpager"
 
 _HEAD = "node:__internal_head__"
 """A resource that Ray gives the head alone."""
+
+_LOOK = 0.2
+"""Seconds between two looks at an application that ends."""
 
 _STORE_BYTES = 256 << 20
 """Bytes of shared memory in a cluster that is started: answers are small, and Ray would take a third of the memory."""
@@ -43,12 +47,13 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             has no room for the servers, or its Ray Serve listens elsewhere or runs an application of this name already.
         RuntimeError: Ray Serve can't start the application; its text says why.
     """
+    needs = Needs.of(application)
     if address == LOCAL:
         _free_port(host, port)  # otherwise Serve may run in the cluster, and have the port
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster(address, num_cpus=cpus, object_store_memory=_STORE_BYTES) as started:
         _check_head()
-        _check_room(Needs.of(application), grows=not started)
+        _check_room(needs, grows=not started)
         if not serve.status().proxies:
             port = _free_port(host, port)
         logs = {"enable_access_log": False}
@@ -58,7 +63,15 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
             yield port
         finally:
-            serve.delete(_NAME)
+            _end(needs.end)
+
+
+def _end(seconds: float) -> None:
+    """Delete the application, and wait until it has ended; a cluster that goes on ends it in any case."""
+    serve.delete(_NAME, _blocking=False)  # blocking, it would fail after a minute
+    last = time.monotonic() + seconds
+    while _NAME in serve.status().applications and time.monotonic() < last:
+        time.sleep(_LOOK)
 
 
 def _check_head() -> None:
