@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from running import TOKEN
 from weightpager.answers.kinds.encoding_kind import EncodingKind
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.ray.serving.autoscaling import Load, policy, wanted
 from weightpager.ray.serving.gateway import Gateway
 from weightpager.ray.serving.known_replicas import KnownReplicas
@@ -26,6 +26,7 @@ from weightpager.ray.serving.reply import Reply
 from weightpager.ray.serving.server_replica import ServerReplica
 from weightpager.routing.router import ReplicaView
 from weightpager.server.scheduling.settings import Settings
+from weightpager.server.scheduling.worker import Worker
 
 
 def standing(replica: str, sequence: int = 1, free: int = 0, request_bytes: float = 0.0, **lacks: int) -> Standing:
@@ -272,6 +273,21 @@ def test_an_unforeseen_failure_has_openais_form(replica: ServerReplica, monkeypa
     assert isinstance(body, bytes)
     assert json.loads(body)["error"]["message"] == "the server failed; its log says why"
     assert isinstance(last, Standing)
+
+
+def test_a_server_is_replaced_once_a_step_takes_longer_than_a_request_may(
+    replica: ServerReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = Settings().timeout
+    monkeypatch.setattr(Worker, "busy", most - 1)
+    assert not replica._service.ready  # a balancer would send requests elsewhere
+    replica.check_health()
+    monkeypatch.setattr(Worker, "busy", most + 1)
+    with pytest.raises(WeightpagerError, match=f"at most {most:g} seconds"):
+        replica.check_health()
+    monkeypatch.setattr(Worker, "alive", False)
+    with pytest.raises(WeightpagerError, match="worker runs, found it ended"):
+        replica.check_health()
 
 
 @pytest.mark.parametrize(

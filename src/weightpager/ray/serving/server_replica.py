@@ -115,11 +115,17 @@ class ServerReplica:
     def check_health(self) -> None:
         """Serve replaces a server in which this raises.
 
+        A step that is slow, but within a request's time, isn't enough: to end the server would lose its other answers,
+        and another server would get the slow request, and be slow.
+
         Raises:
-            WeightpagerError: the worker has ended, or one step has kept it busy for too long.
+            WeightpagerError: the worker has ended, or one step has kept it busy for longer than a request may take.
         """
-        if not self._service.ready:
-            raise WeightpagerError("expected a server that takes requests, found its worker stuck or ended")
+        worker, most = self._service.worker, self._service.settings.timeout
+        if not worker.alive:
+            raise WeightpagerError("expected a server whose worker runs, found it ended")
+        if worker.busy > most:
+            raise WeightpagerError(f"expected steps of at most {most:g} seconds (--timeout), found a longer one")
 
     def __del__(self) -> None:
         """Serve calls it once the requests under way have ended, or their time is over."""
