@@ -71,6 +71,9 @@ def test_what_was_sent_is_seen_by_the_next_request() -> None:
     known.told(standing("a", free=7, spam=30, topic=40))
     assert known.views(["a", "b"], "spam") == [ReplicaView(30, 7, 0), ReplicaView(0, 0, 0)]
     first, second = request("1", "spam"), request("2", "topic")
+    known.begun(first)
+    known.begun(second)
+    assert known.views(["a"], "spam") == [ReplicaView(30, 7, 0)]  # neither is routed yet
     known.sent(first, "a")
     assert known.views(["a"], "spam") == [ReplicaView(0, 7, 1)]  # its pages come in any case
     assert known.views(["a"], "topic") == [ReplicaView(40, 7, 1)]
@@ -80,6 +83,15 @@ def test_what_was_sent_is_seen_by_the_next_request() -> None:
     for one in (first, second, second):
         known.ended(one)
     assert known.views(["a", "b"], "spam") == [ReplicaView(30, 7, 0), ReplicaView(0, 0, 0)]
+
+
+def test_a_request_that_is_given_up_before_it_is_routed_is_not_counted() -> None:
+    known = KnownReplicas()
+    one = request("1", "spam")
+    known.begun(one)
+    known.ended(one)
+    known.sent(one, "a")  # the router had not heard of it
+    assert known.views(["a"], "spam") == [ReplicaView(0, 0, 0)]
 
 
 def test_words_that_overtake_each_other_are_sorted_out() -> None:

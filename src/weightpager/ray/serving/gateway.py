@@ -82,6 +82,7 @@ class Gateway:
 
     async def _asked(self, request: ForwardedRequest, deadline: float) -> AsyncIterator[Piece]:
         """A server's answer, piece by piece; the standing at its end is taken note of."""
+        known_replicas().begun(request)
         pieces: Any = self._servers.answer.remote(request)
         try:
             while True:

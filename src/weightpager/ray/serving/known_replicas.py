@@ -19,8 +19,8 @@ class KnownReplicas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._standings: dict[str, Standing] = {}
-        self._sent: dict[str, tuple[str, str]] = {}
-        self._there: frozenset[str] | None = None  # until `only` has said
+        self._sent: dict[str, tuple[str, str] | None] = {}
+        self._there: frozenset[str] | None = None  # None until `only` was called: then any server may be told of
 
     def told(self, standing: Standing) -> None:
         """A server has said how it stands; older words, and those of a server that has gone, are passed over."""
@@ -31,10 +31,16 @@ class KnownReplicas:
             if known is None or known.sequence < standing.sequence:
                 self._standings[standing.replica] = standing
 
-    def sent(self, request: ForwardedRequest, replica: str) -> None:
-        """A request goes to a server, and to no other."""
+    def begun(self, request: ForwardedRequest) -> None:
+        """A request has come, and waits to be routed."""
         with self._lock:
-            self._sent[request.key] = (replica, request.task)
+            self._sent[request.key] = None
+
+    def sent(self, request: ForwardedRequest, replica: str) -> None:
+        """A request goes to a server, and to no other. One that has ended meanwhile is passed over."""
+        with self._lock:
+            if request.key in self._sent:
+                self._sent[request.key] = (replica, request.task)
 
     def ended(self, request: ForwardedRequest) -> None:
         """A request was answered or given up."""
@@ -64,7 +70,7 @@ class KnownReplicas:
             return [self._standings[name] for name in sorted(self._standings)]
 
     def _view(self, name: str, task: str) -> ReplicaView:
-        tasks = [of for replica, of in self._sent.values() if replica == name]
+        tasks = [sent[1] for sent in self._sent.values() if sent is not None and sent[0] == name]
         standing = self._standings.get(name)
         if standing is None:
             return ReplicaView(0, 0, len(tasks))
