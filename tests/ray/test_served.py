@@ -8,9 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from weightpager.errors import ConfigError
 from weightpager.ray import app
 from weightpager.ray.cluster import AUTO, LOCAL, cluster
 from weightpager.ray.serving.run import served
+from weightpager.server.http.run import listen
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -19,15 +21,26 @@ SHORT = {"model": "animals", "prompt": "cat", "max_tokens": 4, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def running(ray_environment: None) -> Iterator[None]:
-    """A cluster that belongs to somebody else."""
+def port(ray_environment: None) -> Iterator[int]:
+    """A free one, in a cluster that belongs to somebody else."""
+    with listen(HOST, 0) as found:
+        free = int(found.getsockname()[1])
     with cluster(LOCAL, num_cpus=2, object_store_memory=100 << 20):
-        yield
+        yield free
 
 
-def test_a_second_application_takes_over_the_port(writer_bundle: Path, running: None) -> None:
-    port = 0
+def test_a_second_application_takes_over_the_port(writer_bundle: Path, port: int) -> None:
+    application = app(writer_bundle, replicas=1, backend="native")
     for _ in range(2):
-        with served(app(writer_bundle, replicas=1, backend="native"), AUTO, HOST, port, 1) as port:
+        with served(application, AUTO, HOST, port, 1) as found:
+            assert found == port
             answer = httpx.post(f"http://{HOST}:{port}/v1/completions", json=SHORT, timeout=60, trust_env=False)
             assert answer.status_code == 200
+    with pytest.raises(ConfigError, match="^--port: expected the port of the Ray Serve that runs in this cluster"):
+        served(application, AUTO, HOST, 0, 1).__enter__()
+
+
+def test_servers_that_cannot_start_say_why(writer_bundle: Path, port: int) -> None:
+    application = app(writer_bundle, replicas=1, real_time=("wether",))
+    with pytest.raises(ConfigError, match="^servers: expected them to start, found: unknown task 'wether'"):
+        served(application, AUTO, HOST, port, 1).__enter__()

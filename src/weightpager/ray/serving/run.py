@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,8 +45,8 @@ def served(application: serve.Application, address: str, host: str, port: int, c
 
     Raises:
         ConfigError: the port isn't free, there is no such cluster, this machine isn't its head, one that is started
-            has no room for the servers, or its Ray Serve listens elsewhere or runs an application of this name already.
-        RuntimeError: Ray Serve can't start the application; its text says why.
+            has no room for the servers, its Ray Serve listens elsewhere or runs an application of this name already, or
+            the servers can't start.
     """
     needs = Needs.of(application)
     if address == LOCAL:
@@ -60,10 +61,25 @@ def served(application: serve.Application, address: str, host: str, port: int, c
         serve.start(http_options={"host": host, "port": port}, logging_config=logs)
         _check(host, port)
         try:
-            serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
+            _run(application, logs)
             yield port
         finally:
             _end(needs.end)
+
+
+def _run(application: serve.Application, logs: dict[str, Any]) -> None:
+    try:
+        serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
+    except RuntimeError as error:
+        raise ConfigError(f"servers: expected them to start, found: {_reason(error)}") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """Why servers can't start: the end of the failed one's traceback. The error itself names the deployment only."""
+    application = serve.status().applications.get(_NAME)
+    said = [one.message for one in application.deployments.values() if one.message] if application else []
+    last = (said[0] if said else str(error)).strip().splitlines()[-1]
+    return re.sub(r"^weightpager\.errors\.\w+: ", "", last)
 
 
 def _end(seconds: float) -> None:
