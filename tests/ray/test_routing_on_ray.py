@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ray import serve
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OwnerDiedError
 from starlette.requests import Request
 
 from running import TOKEN
@@ -229,6 +229,13 @@ def test_another_server_is_asked_when_one_dies() -> None:
     servers = Servers([([JSON, b"{"], died()), ([], died()), ([JSON, b"{}", standing("b")], None)])
     assert forwarded(servers).body == b"{}"
     assert servers.asked == 3
+
+
+@pytest.mark.parametrize("error", [OwnerDiedError("a", None, ""), ObjectLostError("a", None, ""), NodeDiedError("b")])
+def test_another_server_is_asked_when_a_machine_takes_an_answer_with_it(error: Exception) -> None:
+    servers = Servers([([JSON, b"{"], error), ([JSON, b"{}", standing("b")], None)])
+    assert forwarded(servers).body == b"{}"
+    assert servers.asked == 2
 
 
 @pytest.mark.parametrize(("error", "asked"), [(died(), 4), (asyncio.TimeoutError(), 1)])

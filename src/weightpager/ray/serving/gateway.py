@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -33,6 +33,9 @@ _GRACE = 2.0
 
 _TRIES = 4
 """Servers that a request is sent to, one after the other, when they die before they have answered."""
+
+_LOST = (RayActorError, ObjectLostError, NodeDiedError)
+"""A server has died, or its machine with a piece of an answer that was too large to travel with the message."""
 
 _FORWARDED = ("/v1/", "/docs", "/openapi.json", "/health", "/ready")
 
@@ -70,7 +73,7 @@ class Gateway:
                 async for piece in self._asked(request, deadline):
                     await reply.take(piece)
                 return
-            except (RayActorError, asyncio.TimeoutError) as error:
+            except (*_LOST, asyncio.TimeoutError) as error:
                 _log.warning("a request for %s has no answer: %s", shown(request.task), type(error).__name__)
                 if reply.begun:
                     await reply.cut()
