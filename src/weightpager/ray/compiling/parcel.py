@@ -17,7 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 Place = TypeVar("Place")
 
 _LINE = 64
-"""Bytes of a cache line: kernels go other ways through values that begin elsewhere in one, to other last digits."""
+"""Bytes of a cache line."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Parcel(Generic[Place]):
     Attributes:
         pickled: the rest.
         places: where the bytes of each of its tensors' storages are.
-        starts: where each of them begins in a cache line.
+        starts: each storage's address modulo 64. The copy gets the same one, since kernels round differently where
+            values begin elsewhere.
         bytes: of all storages together.
     """
 
