@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
 
 from command import Command
 from weightpager.bundle import Bundle
@@ -138,6 +139,17 @@ def test_a_cache_without_the_dense_checkpoint_is_no_cache(assistant_bundle: Path
         compiled._open(tmp_path)
     (tmp_path / "dense.safetensors").touch()
     assert compiled._open(tmp_path).unaligned_overlap == 0.5
+
+
+def test_the_dense_checkpoint_is_on_the_disk_before_the_cache_is_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    whole = tmp_path / "unaligned.json"
+    monkeypatch.setattr(compiled, "sync", lambda path: synced.append((path.name, whole.exists())))
+    compiled._keep(tmp_path, {"weight": torch.ones(2)}, 0.5)
+    assert synced == [("dense.safetensors", False)]
+    assert whole.read_text() == "0.5"
 
 
 def test_a_cache_that_cannot_be_written_is_named(

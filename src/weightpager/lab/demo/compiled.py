@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import weightpager
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files.entry import hash_file
+from weightpager.bundle.files.new_directory import sync
 from weightpager.bundle.report.overlap import mean_overlap, overlap_of
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build
@@ -139,8 +140,14 @@ def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
         name: (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor).detach().contiguous().clone()
         for name, tensor in parameters(model).items()
     }
-    save_file(tensors, folder / "dense.safetensors")
-    (folder / "unaligned.json").write_text(json.dumps(_unaligned_overlap(prepared)), encoding="utf-8")
+    _keep(folder, tensors, _unaligned_overlap(prepared))
+
+
+def _keep(folder: Path, dense: dict[str, torch.Tensor], unaligned: float) -> None:
+    """Write what is beside the bundle, as `_open` expects it."""
+    save_file(dense, folder / "dense.safetensors")
+    sync(folder / "dense.safetensors")
+    (folder / "unaligned.json").write_text(json.dumps(unaligned), encoding="utf-8")
 
 
 def _unaligned_overlap(prepared: Prepared) -> float:
