@@ -14,6 +14,7 @@ import contests
 from command import Command
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
+from weightpager.lab.contest.measure import processes
 from weightpager.lab.contest.results.plan import Plan, quick
 from weightpager.lab.contest.results.result import Contest
 from weightpager.lab.contest.rivals import assets
@@ -87,14 +88,27 @@ def test_what_does_not_fit_the_limit_is_a_result(assistant_bundle: Path, weightp
     assert row.set_up is False
 
 
-def test_checkpoints_need_a_place_to_be_written(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", [(28, "No space left on device"), ("No space left",)])
+def test_checkpoints_need_a_place_to_be_written(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...]
+) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(*arguments)
 
     monkeypatch.setattr(assets, "write_sparse", full)
     plan = Plan(Bundle.open(assistant_bundle), quick=True, methods=("sparse_strict",))
     with pytest.raises(ConfigError, match="beside it: No space left"):
         run_contest(plan, lambda *_: None)
+
+
+def test_a_process_that_cannot_be_started_is_a_result(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes, "run_limited", refused)
+    found = run_contest(Plan(Bundle.open(assistant_bundle), quick=True, methods=("ours",)), lambda *_: None)
+    assert {row.status for row in found.rows} == {"failed"}
+    assert {row.reason for row in found.rows} == {"no process can be started: Resource temporarily unavailable"}
 
 
 def test_a_quick_contest_ends_in_time(assistant_bundle: Path) -> None:

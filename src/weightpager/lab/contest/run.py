@@ -70,7 +70,7 @@ def _all_rows(plan: Plan, asked: Sequence[Method], progress: Progress) -> list[R
             return list(_rows(plan, asked, folder, progress))
     except OSError as error:
         raise ConfigError(
-            f"bundle: expected to write checkpoints into {beside}, beside it: {error.strerror}"
+            f"bundle: expected to write checkpoints into {beside}, beside it: {error.strerror or error}"
         ) from error
 
 

@@ -44,14 +44,18 @@ def measured(plan: Plan, row: Row, method: Method, bundle: Bundle, folder: Path)
     for file in (result_file, ready := folder / READY):
         file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "weightpager.lab.contest.measure.worker", str(job_file), str(result_file)]
-    run = run_limited(
-        command,
-        memory=limits.memory,
-        storage_bytes_per_s=limits.storage if pace is None else None,
-        cpus=limits.cpus,
-        storage_path=bundle.path,
-        timeout=plan.seconds_left,
-    )
+    try:
+        run = run_limited(
+            command,
+            memory=limits.memory,
+            storage_bytes_per_s=limits.storage if pace is None else None,
+            cpus=limits.cpus,
+            storage_path=bundle.path,
+            timeout=plan.seconds_left,
+        )
+    except OSError as error:
+        reason = f"no process can be started: {error.strerror or error}"
+        return row.model_copy(update={"status": "failed", "reason": reason})
     changes = {
         "unlimited": list(run.missing),
         "peak_memory": run.peak_memory,
