@@ -21,7 +21,7 @@ from running import ADMIN, Running, serving
 from weightpager.answers.token_reader import TokenReader
 from weightpager.errors import QueueFullError
 from weightpager.readers.image_reader import ImageReader
-from weightpager.server.inputs.reading import Reading
+from weightpager.server.inputs.lanes import TwoLanes
 from weightpager.server.scheduling.settings import Settings
 
 
@@ -47,9 +47,9 @@ def test_requests_are_read_in_turns() -> None:
     order: list[str] = []
 
     async def read() -> None:
-        reading: Reading[None] = Reading(None, lambda: None, 16)
-        await asyncio.gather(*(reading.read(apply, [partial(say, order, name)] * 3) for name in "ab"))
-        reading.close()
+        lanes: TwoLanes[None] = TwoLanes(None, lambda: None, 16)
+        await asyncio.gather(*(lanes.run(apply, [partial(say, order, name)] * 3) for name in "ab"))
+        lanes.close()
 
     asyncio.run(read())
     assert order == ["a", "b"] * 3
@@ -59,24 +59,24 @@ def test_much_to_read_stands_before_nobody() -> None:
     go = threading.Event()
 
     async def read() -> int:
-        reading: Reading[str] = Reading("usual", lambda: "another", 16)
+        lanes: TwoLanes[str] = TwoLanes("usual", lambda: "another", 16)
         tools: list[str] = []
 
         def wait(tool: str) -> None:
             tools.append(tool)
             go.wait()
 
-        large = [asyncio.create_task(reading.read(apply, [wait], large=True)) for _ in range(16)]
+        large = [asyncio.create_task(lanes.run(apply, [wait], large=True)) for _ in range(16)]
         await asyncio.sleep(0)
-        assert await reading.read(apply, [str.upper, len]) == ["USUAL", 5]
+        assert await lanes.run(apply, [str.upper, len]) == ["USUAL", 5]
         for many in ([wait], [len] * 9):
             with pytest.raises(QueueFullError, match="requests of 16 texts or images are being read"):
-                await reading.read(apply, many, large=many == [wait])
+                await lanes.run(apply, many, large=many == [wait])
         go.set()
         await asyncio.gather(*large)
-        await reading.read(apply, [wait], large=True)
-        assert await reading.read(apply, [len] * 99) == [5] * 99
-        reading.close()
+        await lanes.run(apply, [wait], large=True)
+        assert await lanes.run(apply, [len] * 99) == [5] * 99
+        lanes.close()
         assert set(tools) == {"another"}
         return len(tools)
 
@@ -87,19 +87,19 @@ def test_nothing_more_is_begun_for_whom_nobody_waits() -> None:
     order: list[str] = []
 
     async def read() -> None:
-        reading: Reading[None] = Reading(None, lambda: None, 16)
+        lanes: TwoLanes[None] = TwoLanes(None, lambda: None, 16)
         began, go = threading.Event(), threading.Event()
 
         def first(_: None) -> None:
             began.set()
             go.wait()
 
-        gone = asyncio.create_task(reading.read(apply, [first, partial(say, order, "gone")]))
+        gone = asyncio.create_task(lanes.run(apply, [first, partial(say, order, "gone")]))
         await asyncio.to_thread(began.wait)
         gone.cancel()
         go.set()
-        await reading.read(apply, [partial(say, order, "next")])
-        reading.close()
+        await lanes.run(apply, [partial(say, order, "next")])
+        lanes.close()
 
     asyncio.run(read())
     assert order == ["next"]

@@ -1,109 +1,38 @@
-"""Images in data URLs, the pixels that a task reads out."""
+"""Requests' images to pixels."""
 
 from __future__ import annotations
 
-import base64
-import copy
-import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from weightpager.answers.work import Look
-from weightpager.errors import ImageError, RequestError
-from weightpager.readers.image_file import pixel_count
+from weightpager.answers.work import Work
+from weightpager.bundle import TaskEntry
 from weightpager.readers.image_reader import ImageReader
+from weightpager.server.inputs.image_decoder import ImageDecoder, check_together
+from weightpager.server.inputs.lanes import TwoLanes
 
-MOST_PIXELS = 2**23
-"""Most pixels of an image: more than a frame of 3840 × 2160, and little enough to be decoded for anybody who asks."""
-
-MOST_PIXELS_TOGETHER = 2**26
-"""Most pixels of a request's images: eight such frames, or 128 of 640 × 480 and more."""
-
-_MOST_SCANS = 32
-"""Most scans of a JPEG. Each goes over all pixels again: a camera's file has one scan, a progressive one ten."""
-
-_MOST_PACKED_TEXTS = 16
-"""Most compressed texts of a PNG. Each unpacks to as much as a mebibyte, whatever the image."""
-
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image whose pixels haven't been read: a file's content, and how many there are."""
-
-    content: bytes = field(repr=False)
-    pixels: int
+_LARGE = 2**22
+"""Pixels of a request that are much to read: more than two frames of 1920 × 1080."""
 
 
 class ImageInputs:
-    """A bundle's image processor, for images that requests bring; none is fetched. Each thread takes a copy."""
+    """Data URLs to pixels.
 
-    def __init__(self, reader: ImageReader) -> None:
-        self._reader = reader
-
-    def copy(self) -> ImageInputs:
-        """A copy for another thread."""
-        return ImageInputs(copy.deepcopy(self._reader))
-
-    def open(self, url: str) -> Picture:
-        """An image of a classification task; its pixels aren't read yet.
-
-        Raises:
-            RequestError: it is no data URL, no image, too large, or takes too long to be read.
-        """
-        start = _DATA_URL.match(url)
-        if start is None:
-            raise _refused("expected an image as a data URL: data:image/png;base64,…")
-        try:
-            content = base64.b64decode(url[start.end() :], validate=True)
-        except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
-            raise _refused(f"expected base64 in the data URL: {error}") from error
-        try:
-            _check_effort(content)
-            return Picture(content, pixel_count(content, MOST_PIXELS))
-        except ImageError as error:
-            raise _refused(str(error)) from error
-
-    def look(self, picture: Picture) -> Look:
-        """Its pixels.
-
-        Raises:
-            RequestError: it is damaged, or no image that the model takes.
-        """
-        try:
-            return Look(self._reader.read(picture.content, MOST_PIXELS))
-        except ImageError as error:
-            raise _refused(str(error)) from error
-
-
-def check_together(pictures: list[Picture]) -> int:
-    """The pixels of a request's images.
-
-    Raises:
-        RequestError: they are too many.
+    Attributes:
+        lanes: where they are read.
     """
-    pixels = sum(picture.pixels for picture in pictures)
-    if pixels > MOST_PIXELS_TOGETHER:
-        raise _refused(f"expected images of at most {MOST_PIXELS_TOGETHER} pixels together, found {pixels}")
-    return pixels
 
+    vocabulary = None
 
-def _check_effort(content: bytes) -> None:
-    """Refuse images that take far more time than images of their size do.
+    def __init__(self, reader: ImageReader, *, most: int) -> None:
+        """``reader`` is the bundle's, ``most`` as of `TwoLanes`."""
+        decoder = ImageDecoder(reader)
+        self.lanes = TwoLanes(decoder, decoder.copy, most)
 
-    Raises:
-        ImageError: it is one.
-    """
-    if content[:2] in (b"P1", b"P2", b"P3"):  # Pillow's time grows with the square of the comments in these
-        raise ImageError("expected an image in a binary form, found a PPM, PGM or PBM whose pixels are text")
-    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
-    if scans > _MOST_SCANS:
-        raise ImageError(f"expected a JPEG of at most {_MOST_SCANS} scans, found {scans}")
-    if content.startswith(b"\x89PNG"):
-        texts = content.count(b"zTXt") + content.count(b"iTXt")
-        if texts > _MOST_PACKED_TEXTS:
-            raise ImageError(f"expected a PNG with at most {_MOST_PACKED_TEXTS} compressed texts, found {texts}")
+    async def works(self, task: TaskEntry, urls: Sequence[str]) -> list[Work]:  # noqa: ARG002 - all read images alike
+        """A request's images; too many pixels are refused before any is read. Errors are those of `ImageDecoder`."""
+        images = await self.lanes.run(ImageDecoder.open, urls)
+        return await self.lanes.run(ImageDecoder.look, images, large=check_together(images) > _LARGE)
 
-
-def _refused(problem: str) -> RequestError:
-    return RequestError(problem, "input", "invalid_image")
+    def close(self) -> None:
+        """Read nothing any more."""
+        self.lanes.close()

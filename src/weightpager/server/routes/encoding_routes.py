@@ -51,7 +51,7 @@ async def embeddings(body: EmbeddingBody, request: Request, service: Serving) ->
     task = service.task(body.model)
     texts, inputs = service.texts, separate(body.input)
     async with exchange(service, request, task, len(inputs)) as events:
-        works = await events.during(texts.read(_embed, inputs))
+        works = await events.during(texts.run(_embed, inputs))
         events.submit(service, task, works)
         outcomes = await events.outcomes(len(works))
     data = [

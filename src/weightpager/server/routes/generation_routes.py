@@ -59,7 +59,7 @@ async def completions(body: CompletionBody, request: Request, service: Serving) 
     wanted = None if unstated else body.max_tokens
 
     async def read() -> list[Generate]:
-        prompts = await service.texts.read(_prompt, given)
+        prompts = await service.texts.run(_prompt, given)
         return [_work(service, body, task, ids, wanted, "prompt") for ids in prompts]
 
     return await _respond(service, request, body, task, len(given), read, CompletionFormat(body))

@@ -18,7 +18,8 @@ from weightpager.engine import Engine
 from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.errors import RequestError, TaskTooLargeError, UnknownTaskError
 from weightpager.readers.image_reader import ImageReader
-from weightpager.server.inputs.inputs import PictureInputs, TextInputs
+from weightpager.server.inputs.image_inputs import ImageInputs
+from weightpager.server.inputs.text_inputs import TextInputs
 from weightpager.server.inputs.text_limit import TextLimit, default_limit
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.scheduling.job import Job, Listener
@@ -58,9 +59,9 @@ class Service:
         self.engine = engine
         self.settings = settings
         reader, limits = engine.reader(), engine.limits()
-        self.inputs: TextInputs | PictureInputs
+        self.inputs: TextInputs | ImageInputs
         if isinstance(reader, ImageReader):
-            self.inputs = PictureInputs(reader, most=settings.queue // 2)
+            self.inputs = ImageInputs(reader, most=settings.queue // 2)
         else:
             vocabulary = Vocabulary(reader, limits, _room(engine, limits))
             self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
@@ -147,7 +148,7 @@ class Service:
             ServerClosedError: the server is shutting down.
         """
         self.engine.check_fits(task.name)
-        self.inputs.reading.check_room(texts)
+        self.inputs.lanes.check_room(texts)
         self.queue.reserve(texts)
 
     def submit(

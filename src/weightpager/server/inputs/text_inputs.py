@@ -1,4 +1,4 @@
-"""What a bundle's requests are read by, before they wait: texts and conversations, or images."""
+"""Requests' texts and conversations to token ids."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from weightpager.answers.work import Ids, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.readers.chat_template import LIMIT, ChatTemplate, plain
-from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
-from weightpager.server.inputs.image_inputs import ImageInputs, check_together
-from weightpager.server.inputs.reading import Lane, Reading
+from weightpager.server.inputs.lanes import Lane, TwoLanes
 from weightpager.server.inputs.vocabulary import Vocabulary, empty
 
-_LARGE_TEXT = 2**14
+_LARGE = 2**14
 """Characters or token ids of a request that are much to read."""
-
-_LARGE_IMAGES = 2**22
-"""Pixels of a request that are much to read: more than two frames of 1920 × 1080."""
 
 _OF_A_TEMPLATE = 2**16
 """Characters that a template may add to a conversation twice as long as the largest body."""
 
-_Given = TypeVar("_Given", bound="str | Sequence[int]")
+_Text = TypeVar("_Text", bound="str | Sequence[int]")
 _Found = TypeVar("_Found")
 
 
@@ -34,7 +29,7 @@ class TextInputs:
 
     Attributes:
         vocabulary: of the bundle.
-        reading: who reads them.
+        lanes: where they are read.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Tokenizer, *, most: int, body_bytes: int) -> None:
@@ -43,20 +38,20 @@ class TextInputs:
         Args:
             vocabulary: of the bundle.
             tokenizer: that has the chat template.
-            most: as of `Reading`.
+            most: as of `TwoLanes`.
             body_bytes: of the largest request.
         """
         self.vocabulary = vocabulary
-        self.reading = Reading(vocabulary, vocabulary.copy, most)
+        self.lanes = TwoLanes(vocabulary, vocabulary.copy, most)
         self._template = ChatTemplate.of(tokenizer, 2 * body_bytes + _OF_A_TEMPLATE)
         self._chats = Lane("chats", lambda: self._template)
 
-    async def read(self, read: Callable[[Vocabulary, _Given], _Found], given: Sequence[_Given]) -> list[_Found]:
-        """What a function makes of each text. Errors are those of `Reading.read`."""
-        return await self.reading.read(read, given, large=sum(map(len, given)) > _LARGE_TEXT)
+    async def run(self, function: Callable[[Vocabulary, _Text], _Found], texts: Sequence[_Text]) -> list[_Found]:
+        """What a function makes of each text. Errors are those of `TwoLanes.run`."""
+        return await self.lanes.run(function, texts, large=sum(map(len, texts)) > _LARGE)
 
     async def works(self, task: TaskEntry, texts: Sequence[str]) -> list[Work]:
-        """What each text asks of a task that finds classes. Errors are those of `read`.
+        """What each text asks of a task that finds classes. Errors are those of `run`.
 
         Raises:
             RequestError: there is nothing to read.
@@ -69,10 +64,10 @@ class TextInputs:
                 raise empty("input")
             return found
 
-        return await self.read(work, texts)
+        return await self.run(work, texts)
 
     async def chat(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> Ids:
-        """A conversation with a task. Errors are those of `ChatTemplate.render` and `Reading.read`.
+        """A conversation with a task. Errors are those of `ChatTemplate.render` and `TwoLanes.run`.
 
         A task that learnt from plain prompts never saw the model's template: it reads the messages' texts.
         """
@@ -80,12 +75,12 @@ class TextInputs:
             texts = [plain(messages)]
         else:
             texts = [await self._rendered(messages, task)]
-        (ids,) = await self.read(Vocabulary.prompt, texts)
+        (ids,) = await self.run(Vocabulary.prompt, texts)
         return ids
 
     async def _rendered(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> str:
         try:
-            (text,) = await self._chats.read(ChatTemplate.render, [messages])
+            (text,) = await self._chats.run(ChatTemplate.render, [messages])
         except RequestError as error:
             if error.code != LIMIT:
                 raise
@@ -97,28 +92,4 @@ class TextInputs:
         """Read nothing any more."""
         self._chats.close()
         self._template.close()
-        self.reading.close()
-
-
-class PictureInputs:
-    """Data URLs to pixels.
-
-    Attributes:
-        reading: who reads them.
-    """
-
-    vocabulary = None
-
-    def __init__(self, reader: ImageReader, *, most: int) -> None:
-        """``reader`` is the bundle's, ``most`` as of `Reading`."""
-        inputs = ImageInputs(reader)
-        self.reading = Reading(inputs, inputs.copy, most)
-
-    async def works(self, task: TaskEntry, urls: Sequence[str]) -> list[Work]:  # noqa: ARG002 - all read images alike
-        """A request's images; too many pixels are refused before any is read. Errors are those of `ImageInputs`."""
-        pictures = await self.reading.read(ImageInputs.open, urls)
-        return await self.reading.read(ImageInputs.look, pictures, large=check_together(pictures) > _LARGE_IMAGES)
-
-    def close(self) -> None:
-        """Read nothing any more."""
-        self.reading.close()
+        self.lanes.close()

@@ -13,7 +13,7 @@ _FEW = 8
 """Most texts or images of a request that isn't large by their number."""
 
 _Tool = TypeVar("_Tool")
-_Given = TypeVar("_Given")
+_Item = TypeVar("_Item")
 _Found = TypeVar("_Found")
 
 
@@ -26,26 +26,26 @@ class Lane(Generic[_Tool]):
         self._make = make
         self._tool: _Tool | None = None
 
-    async def read(self, read: Callable[[_Tool, _Given], _Found], given: Sequence[_Given]) -> list[_Found]:
-        """What ``read`` makes of each text or image, with the tool.
+    async def run(self, function: Callable[[_Tool, _Item], _Found], items: Sequence[_Item]) -> list[_Found]:
+        """What a function makes of each text or image, with the tool.
 
         Other requests are read between two of them. Once cancelled, no further one is begun.
         """
         loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self._thread, self._read, read, text) for text in given]
+        return [await loop.run_in_executor(self._thread, self._call, function, item) for item in items]
 
     def close(self) -> None:
         """Begin nothing any more; what is being read goes on to its end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, read: Callable[[_Tool, _Given], _Found], given: _Given) -> _Found:
+    def _call(self, function: Callable[[_Tool, _Item], _Found], item: _Item) -> _Found:
         if self._tool is None:
             self._tool = self._make()
-        return read(self._tool, given)
+        return function(self._tool, item)
 
 
-class Reading(Generic[_Tool]):
-    """Two lanes, so that no request waits behind what takes long to read. Used by the event loop only.
+class TwoLanes(Generic[_Tool]):
+    """One lane for what takes long to read, and one in which no request waits behind that. For the event loop only.
 
     Requests that are large, by their size or by their number of texts or images, hold at most a part of the queue's
     places while they are read, so that some are left for others.
@@ -65,24 +65,24 @@ class Reading(Generic[_Tool]):
         self._most = most
         self._held = 0
 
-    async def read(
-        self, read: Callable[[_Tool, _Given], _Found], given: Sequence[_Given], *, large: bool = False
+    async def run(
+        self, function: Callable[[_Tool, _Item], _Found], items: Sequence[_Item], *, large: bool = False
     ) -> list[_Found]:
-        """What ``read`` makes of each text or image of a request, in their order.
+        """What a function makes of each text or image of a request, in their order.
 
         Raises:
             QueueFullError: too much is being read.
-            Exception: whatever ``read`` raises for one of them; the later ones aren't read.
+            Exception: whatever the function raises for one of them; the later ones aren't read.
         """
         lane = self._large if large else self._usual
-        if not large and len(given) <= _FEW:
-            return await lane.read(read, given)
-        self._check_room(len(given))
-        self._held += len(given)
+        if not large and len(items) <= _FEW:
+            return await lane.run(function, items)
+        self._check_room(len(items))
+        self._held += len(items)
         try:
-            return await lane.read(read, given)
+            return await lane.run(function, items)
         finally:
-            self._held -= len(given)
+            self._held -= len(items)
 
     def check_room(self, count: int) -> None:
         """See that a request of so many texts or images can be read now, as far as their number tells.
