@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -324,8 +325,11 @@ def test_a_time_for_ending_that_is_none_is_refused(grace: float) -> None:
 
 
 def test_a_slow_reader_gets_what_has_been_computed() -> None:
+    service: Any = SimpleNamespace(settings=SimpleNamespace(timeout=-60.0))
+    unused: Any = None
+
     async def read_late() -> object:
-        late = Exchange(time.monotonic() - 60)
+        late = Exchange(service, unused, unused, 1)
         late.listen(Delta(0, "sun"))
         await asyncio.sleep(0)
         await late.next()

@@ -51,9 +51,8 @@ async def embeddings(body: EmbeddingBody, request: Request, service: Serving) ->
     task = service.task(body.model)
     texts, inputs = service.texts, separate(body.input)
     async with exchange(service, request, task, len(inputs)) as events:
-        works = await events.during(texts.run(_embed, inputs))
-        events.submit(service, task, works)
-        outcomes = await events.outcomes(len(works))
+        works = await events.submit(texts.run(_embed, inputs))
+        outcomes = await events.outcomes()
     data = [
         Embedding(index=index, embedding=_vector(outcome, body.encoding_format))
         for index, outcome in enumerate(outcomes)
@@ -69,9 +68,8 @@ async def classifications(body: ClassificationBody, request: Request, service: S
     if kind_of(task.kind).writes:
         raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
     async with exchange(service, request, task, len(inputs)) as events:
-        works = await events.during(service.inputs.works(task, inputs))
-        events.submit(service, task, works)
-        outcomes = await events.outcomes(len(works))
+        works = await events.submit(service.inputs.works(task, inputs))
+        outcomes = await events.outcomes()
     data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
     usage = Usage.of(sum(len(work.ids) for work in works))
     return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)

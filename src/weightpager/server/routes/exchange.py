@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ _GRACE = 1.0
 """Seconds beyond a request's time in which the worker may say itself that it is over."""
 
 _TOO_LONG = "the request took longer than the server gives it"
-_Result = TypeVar("_Result")
+_Work = TypeVar("_Work", bound=Work)
 
 
 class ClientGoneError(Exception):
@@ -29,14 +29,19 @@ class ClientGoneError(Exception):
 
 
 class Exchange:
-    """Events of one request's jobs, in the order in which they happened."""
+    """Events of one request's jobs, in the order in which they happened.
 
-    def __init__(self, deadline: float) -> None:
-        """``deadline`` is by `time.monotonic`."""
+    Attributes:
+        jobs: of the request, once they are queued.
+    """
+
+    def __init__(self, service: Service, request: Request, task: TaskEntry, texts: int) -> None:
+        """An exchange with a service about a request's texts for a task, whose time begins now."""
+        self._service, self._request, self._task, self._texts = service, request, task, texts
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._gone = self._loop.create_future()
-        self._deadline = deadline
+        self._deadline = time.monotonic() + service.settings.timeout
         self.jobs: list[Job] = []
 
     def listen(self, event: Event) -> None:
@@ -44,37 +49,25 @@ class Exchange:
         with contextlib.suppress(RuntimeError):  # the loop has ended, so nobody waits for events
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def until_gone(self, request: Request) -> None:
+    async def until_gone(self) -> None:
         """Wait until the client goes away; then cancel its jobs and end the exchange."""
-        while (await request.receive())["type"] != "http.disconnect":
+        while (await self._request.receive())["type"] != "http.disconnect":
             pass
         self.cancel()
         self._gone.set_result(None)
         self._events.put_nowait(None)
 
-    async def during(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """The result of work that comes before the jobs. The work is cancelled if the client goes away.
+    async def submit(self, read: Coroutine[Any, Any, list[_Work]]) -> list[_Work]:
+        """Read the works, and queue them. Reading is cancelled if the client goes away.
 
         Raises:
-            RequestTimeoutError: it wasn't done in time.
+            RequestTimeoutError: they weren't read in time.
             ClientGoneError: the client has gone away.
-            Exception: whatever the work raises.
+            Exception: whatever reading raises, or `Service.submit`.
         """
-        task = asyncio.ensure_future(work)
-        left = max(0.0, self._deadline - time.monotonic())
-        try:
-            await asyncio.wait({task, self._gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if self._gone.done():
-                raise ClientGoneError
-            raise RequestTimeoutError(_TOO_LONG)
-        finally:
-            task.cancel()
-
-    def submit(self, service: Service, task: TaskEntry, works: Sequence[Work]) -> None:
-        """Queue the works that were read. Errors are those of `Service.submit`."""
-        self.jobs = service.submit(task, works, self.listen, self._deadline)
+        works = await self._during(read)
+        self.jobs = self._service.submit(self._task, works, self.listen, self._deadline)
+        return works
 
     def cancel(self) -> None:
         """Cancel the jobs."""
@@ -106,17 +99,30 @@ class Exchange:
         """The longest wait of a job that has begun, in seconds; None as long as none has."""
         return max((job.began - job.arrived for job in self.jobs if job.began is not None), default=None)
 
-    async def _come(self, seconds: float) -> Event | None:
-        return await asyncio.wait_for(self._events.get(), max(0.0, seconds))
-
-    async def outcomes(self, count: int) -> list[Outcome]:
+    async def outcomes(self) -> list[Outcome]:
         """The outcomes of all jobs, in the order of the texts. Errors are those of `next`."""
         outcomes: dict[int, Outcome] = {}
-        while len(outcomes) < count:
+        while len(outcomes) < self._texts:
             event = await self.next()
             if isinstance(event, Done):
                 outcomes[event.index] = event.outcome
-        return [outcomes[index] for index in range(count)]
+        return [outcomes[index] for index in range(self._texts)]
+
+    async def _during(self, read: Coroutine[Any, Any, list[_Work]]) -> list[_Work]:
+        task = asyncio.ensure_future(read)
+        left = max(0.0, self._deadline - time.monotonic())
+        try:
+            await asyncio.wait({task, self._gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if self._gone.done():
+                raise ClientGoneError
+            raise RequestTimeoutError(_TOO_LONG)
+        finally:
+            task.cancel()
+
+    async def _come(self, seconds: float) -> Event | None:
+        return await asyncio.wait_for(self._events.get(), max(0.0, seconds))
 
 
 @asynccontextmanager
@@ -127,9 +133,9 @@ async def exchange(service: Service, request: Request, task: TaskEntry, texts: i
         RequestError, QueueFullError, ServerClosedError, TaskTooLargeError: as `Service.admit`.
     """
     service.admit(task, texts)
-    events = Exchange(time.monotonic() + service.settings.timeout)
+    events = Exchange(service, request, task, texts)
     request.state.task = task.name  # for the log, now that it is known to be a name of ours
-    watching = asyncio.create_task(events.until_gone(request))
+    watching = asyncio.create_task(events.until_gone())
     try:
         yield events
     finally:

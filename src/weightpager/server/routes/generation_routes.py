@@ -99,8 +99,7 @@ async def _respond(
 ) -> Response:
     async with AsyncExitStack() as stack:
         events = await stack.enter_async_context(exchange(service, request, task, texts))
-        works = await events.during(read())
-        events.submit(service, task, works)
+        works = await events.submit(read())
         prompt = sum(len(work.ids) for work in works)
         if body.stream:
             # The first event decides what the status is: errors before it are answered like any other.
@@ -108,7 +107,7 @@ async def _respond(
             request.state.waited = events.waited  # for the header, which goes before the exchange ends
             stream = _stream(stack.pop_all(), events, first, prompt, texts, form)
             return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
-        outcomes = [outcome for outcome in await events.outcomes(texts) if isinstance(outcome, Generated)]
+        outcomes = [outcome for outcome in await events.outcomes() if isinstance(outcome, Generated)]
     usage = Usage.of(prompt, sum(outcome.tokens for outcome in outcomes))
     return Response(form.whole(outcomes, usage).model_dump_json(), media_type="application/json")
 
