@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weightpager.answers.generation.forward_size import PIECE, Activations
 from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, together
 from weightpager.server.scheduling.policy import Policy
-from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch
+from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, task_of
 
 STEP, SWITCH = 0.3, 0.2
 TINY = Activations(per_token=1, per_pair=1)
@@ -166,6 +166,13 @@ def test_who_has_been_ready_for_longest_goes_first_in_its_task() -> None:
     by_arrival = Policy(order="arrival")
     assert next_batch([Waiting("b", 1.0)], turn, 3.0, by_arrival, started=[Started("a", 0.0, 2.0)]) == Plan((0,))
     assert next_batch([Waiting("b", 2.5)], turn, 3.0, by_arrival, started=[Started("a", 0.0, 2.0)]) == Plan(run=0)
+
+
+def test_the_task_of_a_plan_is_that_of_its_step() -> None:
+    waiting, started = [Waiting("a", 0.0), Waiting("b", 0.1)], [Started("c", 0.0, 1.0)]
+    assert task_of(Plan((1,)), waiting, started) == "b"
+    assert task_of(Plan(run=0), waiting, started) == "c"
+    assert task_of(Plan(again=2.0), waiting, started) is None
 
 
 def test_nobody_lingers_beside_a_batch_that_is_ready() -> None:

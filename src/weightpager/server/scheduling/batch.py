@@ -18,6 +18,7 @@ class Batch:
 
     Attributes:
         started: as the scheduler sees it.
+        texts: how many began together.
     """
 
     def __init__(self, jobs: Sequence[Job], now: float) -> None:
@@ -32,6 +33,7 @@ class Batch:
         waiting = [job.waiting for job in jobs]
         heavy = any(request.heavy for request in waiting)
         self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
+        self.texts = len(jobs)
         self._jobs = jobs
         self._model: TaskModel | None = None
         self._run: Run | None = None

@@ -72,6 +72,15 @@ class Plan:
     again: float = math.inf
 
 
+def task_of(plan: Plan, waiting: Sequence[Waiting], started: Sequence[Started]) -> str | None:
+    """The task whose step a plan is; None if there is nothing to do. The other arguments are those of `next_batch`."""
+    if plan.places:
+        return waiting[plan.places[0]].task
+    if plan.run is not None:
+        return started[plan.run].task
+    return None
+
+
 def next_batch(
     waiting: Sequence[Waiting],
     turn: Turn,

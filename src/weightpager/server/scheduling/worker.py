@@ -17,7 +17,7 @@ from weightpager.server.scheduling.batch import Batch
 from weightpager.server.scheduling.job import Job, compiled_anew, shutting_down
 from weightpager.server.scheduling.job_queue import JobQueue, Taken
 from weightpager.server.scheduling.policy import Policy
-from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch
+from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, task_of
 from weightpager.server.statistics.metrics import Metrics
 
 _Result = TypeVar("_Result")
@@ -123,7 +123,7 @@ class Worker:
         started = [batch.started for batch in self._batches]
         waiting = [job.waiting for job in jobs]
         plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks(), started)
-        task = jobs[plan.places[0]].task if plan.places else None if plan.run is None else started[plan.run].task
+        task = task_of(plan, waiting, started)
         if task is not None:
             self._turn = self._turn.before(task, now, self.policy)
         return plan
@@ -131,45 +131,46 @@ class Worker:
     def _serve(self, taken: Taken) -> None:
         """Take the next step of a batch under way, or the first step of jobs that begin."""
         start = time.monotonic()
-        batch, begun = (self._batches[taken.run], 0) if taken.run is not None else self._begin(taken.jobs, start)
+        batch = self._begin(taken.jobs, start) if taken.run is None else self._batches[taken.run]
         if batch is None:
             return
+        begins = taken.run is None
         if self._stopping:
             for job in batch.jobs:
                 job.cancel()
-        computed = self._step(batch, begun, start)
+        computed = self._step(batch, start, begins=begins)
         end = time.monotonic()
-        self._turn = self._turn.after(batch.started.task, begun, computed, end)
+        self._turn = self._turn.after(batch.started.task, batch.texts if begins else 0, computed, end)
         batch.paused(end)
         if not batch.jobs:
             self._batches.remove(batch)
         self._tell_running()
 
-    def _begin(self, jobs: Sequence[Job], now: float) -> tuple[Batch | None, int]:
-        """A batch of the jobs that can still be answered, and their number; None if there are none."""
+    def _begin(self, jobs: Sequence[Job], now: float) -> Batch | None:
+        """A batch of the jobs that can still be answered; None if there are none."""
         for job in jobs:
             if not job.expire(now):
                 self._fail_if_outdated(job)
         left = [job for job in jobs if not job.over]
         if not left:
-            return None, 0
+            return None
         batch = Batch(left, now)
         self._batches.append(batch)
         self._tell_running()
-        return batch, len(left)
+        return batch
 
-    def _step(self, batch: Batch, begun: int, start: float) -> float:
-        """Take a step; when it began to compute, since a turn begins after its switch."""
+    def _step(self, batch: Batch, start: float, *, begins: bool) -> float:
+        """Take a step, the batch's first or another; when it began to compute, since a turn begins after its switch."""
         task = batch.started.task
-        ready = batch.started.arrived if begun else batch.started.ready
-        waits = [start - job.arrived for job in batch.jobs] if begun else []
+        ready = batch.started.arrived if begins else batch.started.ready
+        waits = [start - job.arrived for job in batch.jobs] if begins else []
         self._metrics.began(task, waits, start - max(ready, self._turn.served_at.get(task, 0.0)))
         computed = start
         try:
-            model = self._engine.model(task) if task == self._active and not begun else self.enter(task)
+            model = self._engine.model(task) if task == self._active and not begins else self.enter(task)
             computed = time.monotonic()
             tokens = batch.step(model, self._reader, computed + self.policy.step)
-            self._metrics.ran(task, begun, tokens, time.monotonic() - computed)
+            self._metrics.ran(task, batch.texts if begins else 0, tokens, time.monotonic() - computed)
         except WeightpagerError as error:
             batch.fail(error)
         except Exception as error:  # noqa: BLE001 - its clients are told, and the next batch may go well
