@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.model import ModelLimits
-from weightpager.answers.work import Embed, Generate, Work
+from weightpager.answers.work import Work
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.opened.bundle_change import BundleChange
@@ -20,11 +16,10 @@ from weightpager.errors import RequestError, TaskTooLargeError, UnknownTaskError
 from weightpager.readers.image_reader import ImageReader
 from weightpager.server.inputs.image_inputs import ImageInputs
 from weightpager.server.inputs.text_inputs import TextInputs
-from weightpager.server.inputs.text_limit import TextLimit, default_limit
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.scheduling.job import Job, Listener
 from weightpager.server.scheduling.job_queue import JobQueue
-from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.request_limits import RequestLimits, reserved_tokens
 from weightpager.server.scheduling.settings import Settings
 from weightpager.server.scheduling.worker import Worker
 from weightpager.server.statistics.metrics import Metrics
@@ -63,12 +58,12 @@ class Service:
         if isinstance(reader, ImageReader):
             self.inputs = ImageInputs(reader, most=settings.queue // 2)
         else:
-            vocabulary = Vocabulary(reader, limits, _room(engine, limits))
+            vocabulary = Vocabulary(reader, limits, reserved_tokens(engine, limits))
             self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
-        self._limit = self._text_limit(limits)
-        self.worker = Worker(engine, self.queue, self._policy(), self.metrics)
+        self._limits = RequestLimits(engine, settings, limits, self.inputs.vocabulary)
+        self.worker = Worker(engine, self.queue, self._limits.policy, self.metrics)
         self.started = time.time()
 
     def start(self) -> None:
@@ -166,13 +161,12 @@ class Service:
             RequestError: one is too long.
             ServerClosedError: the server is shutting down.
         """
-        self._check_lengths(works)
+        self._limits.check(works)
         now = time.monotonic()
         deadline = now + self.settings.timeout if deadline is None else deadline
-        vocabulary = self.inputs.vocabulary
-        alike = math.inf if vocabulary is None else vocabulary.together
+        limits = self._limits
         jobs = [
-            Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike, cached=self._cached(work))
+            Job(task, work, index, now, deadline, listener, long=limits.is_long(work), cached=limits.is_cached(work))
             for index, work in enumerate(works)
         ]
         self.queue.put(jobs)
@@ -186,12 +180,8 @@ class Service:
     def reload(self) -> BundleChange:
         """Take over changes of the bundle; only in the worker's own thread. Errors are those of the engine."""
         change = self.engine.reload()
-        limits = self.engine.limits()
-        self._limit = self._text_limit(limits)
-        if self.inputs.vocabulary is not None:
-            # Tasks may compute in a wider dtype now.
-            self.inputs.vocabulary.most_cached = _room(self.engine, limits)
-        self.worker.policy = self._policy()
+        self._limits.renew()
+        self.worker.policy = self._limits.policy
         self.warn_of_missing()
         return change
 
@@ -211,45 +201,3 @@ class Service:
         closing.start()
         closing.join(_LAST)
         self.worker.stop(timeout=_LAST)
-
-    def _check_lengths(self, works: Sequence[Work]) -> None:
-        longest, most = max(len(work.ids) for work in works), self._limit.tokens
-        if longest > most:
-            raise RequestError(
-                f"expected at most {most} tokens a text, as the server's --max-text-tokens, found {longest}",
-                code="context_length_exceeded",
-            )
-        vocabulary = self.inputs.vocabulary
-        for work in works:
-            if vocabulary is not None and isinstance(work, Embed) and self._cached(work):
-                vocabulary.check_kept(work.ids, "input")
-
-    def _cached(self, work: Work) -> bool:
-        return isinstance(work, Generate) or (isinstance(work, Embed) and self._limit.cached(len(work.ids)))
-
-    def _text_limit(self, limits: ModelLimits) -> TextLimit:
-        tasks = self.engine.bundle.tasks
-        writes = all(kind_of(task.kind).writes for task in tasks.values())
-        in_pieces = writes and limits.in_pieces
-        tokens = self.settings.most_text_tokens
-        if tokens is None:
-            context = None if self.inputs.vocabulary is None else self.inputs.vocabulary.context
-            tokens = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
-        return TextLimit(tokens, in_pieces, limits.activations)
-
-    def _policy(self) -> Policy:
-        """The settings' policy, with the bounds that the model and the KV reserve set."""
-        vocabulary, limit = self.inputs.vocabulary, self._limit
-        policy = replace(self.settings.policy, activations=limit.activations)
-        if vocabulary is None:
-            return policy
-        room = vocabulary.most_cached
-        if room is None:
-            room = limit.room(policy.batch, self.settings.most_new_tokens)
-        return replace(policy, room=room, context=vocabulary.context, together=vocabulary.together)
-
-
-def _room(engine: Engine, limits: ModelLimits) -> int | None:
-    """Tokens that the budget's KV reserve holds; None without a reserve: the budget then doesn't cover caches."""
-    reserve = engine.report().memory.kv_reserve
-    return reserve // limits.cache_bytes if reserve else None
