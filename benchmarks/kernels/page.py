@@ -34,8 +34,8 @@ have the same instructions as ours: `amx_bf16` meets torch with AMX, `avx512_bf1
 
 Dense layers are never in int8 or int4: pages of these are divided by the same dense layer as pages in bfloat16, and
 torch's own products in int8 and int4 are not timed here. Dense layers are torch's plain ones, whose weights aren't
-prepacked. Prepacking, as `torch.compile` does it for one shape, makes them faster: where they are in bfloat16, a table
-for each processor says by how much, and ratios against prepacked layers are smaller by that.
+prepacked. Prepacking, as `torch.compile` does it for one shape, makes them faster: a table says by how much for each
+kernel in bfloat16. Divide by that for the ratio to prepacked layers.
 
 ```
 python -m benchmarks.kernels --json docs/kernels.json

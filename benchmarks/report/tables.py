@@ -174,11 +174,11 @@ def slow_at_bf16(contests: Mapping[str, Contest]) -> list[str]:
 
 
 def _slow(name: str, contest: Contest) -> str:
-    said = f"The contest *{name}* ran on a processor that has no instructions for bfloat16, in which rivals compute."
+    said = f"The contest *{name}* ran on a processor without instructions for bfloat16, in which rivals compute.\n"
     dense = contest.row("dense_direct")
     if dense is not None and dense.found is not None:
-        said += f" A forward of a dense checkpoint takes {ms(median(dense.found.forwards))} there."
-    return said + " Compare switches until ready there, not first outputs."
+        said += f"A forward of a dense checkpoint takes {ms(median(dense.found.forwards))} there. "
+    return said + "Compare switches until ready there, not first outputs."
 
 
 def compile_cost(contests: Mapping[str, Contest], compiling: CompileRow | None) -> str:
@@ -231,7 +231,7 @@ def sources(rows: Sequence[Sourced]) -> list[str]:
     """A line for each command that rows were measured with."""
     found = dict.fromkeys((row.command, row.commit, row.cpu) for row in rows)
     return [
-        f"`{command}`, commit {commit}, {f'on {cpu}' if cpu else 'on a machine that was not noted'}"
+        f"`{command}`, commit {commit}, {f'on {cpu}' if cpu else 'machine not recorded'}"
         for command, commit, cpu in found
     ]
 

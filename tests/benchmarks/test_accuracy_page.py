@@ -190,7 +190,7 @@ def test_where_something_simpler_wins_the_page_says_so() -> None:
     assert "Where something simpler" not in page(measured("ours", 0.5, (0.88, 0.78)))
     apart = [*measured("ours", 0.5, (0.90, 0.80)), *measured("ours", 0.5, (0.88, 0.78), seed=1)]
     close = [*apart, *measured("shared_mask", 0.5, (0.88, 0.79)), *measured("shared_mask", 0.5, (0.88, 0.77), seed=1)]
-    said = "0.8300 (-2.00 to dense), weightpager 0.8400 (-1.00 to dense), which is less than seeds differ."
+    said = "0.8300 (-2.00 to dense), weightpager 0.8400 (-1.00 to dense); seeds differ by more."
     assert said in page(close)
     assert "Where something simpler" not in page([*apart, *measured("shared_mask", 0.5, (0.87, 0.78))])
     int4_below = [*measured("ours", 0.5, (0.88, 0.78)), *measured("int4", 0.265, (0.95, 0.95), recover="none")]

@@ -302,14 +302,14 @@ def test_of_our_rows_always_the_same_is_compared() -> None:
 def test_rows_say_once_what_they_were_measured_with_and_what_on() -> None:
     known = SCALING.model_copy(update={"cpu": "a CPU"})
     assert run.tables.sources([SCALING, SCALING, known]) == [
-        "`python`, commit abc, on a machine that was not noted",
+        "`python`, commit abc, machine not recorded",
         "`python`, commit abc, on a CPU",
     ]
 
 
 def test_the_page_says_where_all_figures_come_from(folder: Path) -> None:
     text = page(folder)
-    assert "* `python`, commit abc, on a machine that was not noted" in text.split("## Scaling with tasks")[1]
+    assert "* `python`, commit abc, machine not recorded" in text.split("## Scaling with tasks")[1]
     assert "load average before the run: 0.1." in text
     assert "The prompt of a contest was always the same" in text
 

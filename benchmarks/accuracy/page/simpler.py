@@ -56,9 +56,7 @@ def _reaches(rival: Point, best: Point, domain: Domain) -> bool:
 
 def _chance(rival: Point, best: Point) -> str:
     """Why a difference counts for nothing."""
-    return (
-        "; with one seed, half a point may be chance" if _one_seed(rival, best) else ", which is less than seeds differ"
-    )
+    return "; with one seed, half a point may be chance" if _one_seed(rival, best) else "; seeds differ by more"
 
 
 def _one_seed(*points: Point) -> bool:
