@@ -21,6 +21,7 @@ from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.runtime.paging.switch import Switch
+from weightpager.runtime.paging.table_hold import TableHold
 from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.eviction_order import EvictionOrder
 
@@ -198,6 +199,21 @@ def test_ctrl_c_while_a_resident_task_is_entered_leaves_it_to_nobody(
         with pytest.raises(KeyboardInterrupt), engine.task("animal"):
             raise AssertionError("the block was entered")
         assert engine.report().active == ()
+        assert engine.blocks.locked().size == engine._memory.tables.in_use == 0
+        settle(engine)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_ctrl_c_at_the_end_of_a_hold_releases_its_tables(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, resident: bool
+) -> None:
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        if resident:
+            with engine.task("animal"):
+                pass
+        monkeypatch.setattr(TableHold, "__exit__", pressed_once(monkeypatch))
+        with pytest.raises(KeyboardInterrupt), engine.task("animal"):
+            raise AssertionError("the block was entered")
         assert engine.blocks.locked().size == engine._memory.tables.in_use == 0
         settle(engine)
 

@@ -207,12 +207,14 @@ class Residency:
             with self._lock:
                 self._resizer.restore()
                 self._hold(request)
+            tables = TableHold(self._state, self._resizer, request)
             try:
-                with TableHold(self._state, self._resizer, request) as tables:
+                with tables:
                     loaded = Switch(self._state, self._slots, self._loads, request, tables).carry_out()
                     tables.hold()
                 return loaded
             except BaseException:
+                tables.undo()
                 self._state.end_commit()
                 with self._lock:
                     self._release(request.task)  # no news for who waits for room: only this turn held it
@@ -248,11 +250,13 @@ class Residency:
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
+            tables = TableHold(self._state, self._resizer, request)
             try:
-                with TableHold(self._state, self._resizer, request) as tables:
+                with tables:
                     if tables.try_hold():
                         self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
             except BaseException:  # Ctrl-C, say
+                tables.undo()
                 self.let_go(request.task)
                 raise
             if not tables.held:

@@ -45,9 +45,20 @@ class TableHold:
     ) -> None:
         try:
             self._borrowed.close()
-        finally:
-            if error is not None and self.held and self._request.tables is not None:
-                self._cache.release(self._request.tables)
+        except BaseException:
+            self.undo()
+            raise
+        if error is not None:
+            self.undo()
+
+    def undo(self) -> None:
+        """Hold them no more. Does nothing if they aren't held.
+
+        Whoever made the hold calls this too if the block's end itself is interrupted: Ctrl-C comes between any two steps.
+        """
+        held, self.held = self.held, False
+        if held and self._request.tables is not None:
+            self._cache.release(self._request.tables)
 
     def try_hold(self) -> bool:
         """Hold them if tasks in use leave room: while storage works, expanding takes no time. Returns whether held."""
