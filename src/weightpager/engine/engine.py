@@ -180,10 +180,10 @@ class Engine(EngineMaintenance):
         the module runs while its pages are loaded; arguments are those of `task`.
 
         Raises:
-            UnknownTaskError, BundleFormatError, BudgetError, BusyError, StoreError, PageCorruptError: the old task is
-                still current and whole.
+            UnknownTaskError, BundleFormatError, BudgetError, BusyError, StoreError, PageCorruptError: the previous task
+                is still current and whole.
             EngineClosedError: the engine has been closed.
-            SwitchFailedError: loading failed after the old task was given up; no task is current.
+            SwitchFailedError: loading failed after the previous task was given up; no task is current.
         """
         self._check_open()
         with self._activating:

@@ -54,7 +54,7 @@ class TableHold:
     def undo(self) -> None:
         """Hold them no more. Does nothing if they aren't held.
 
-        Whoever made the hold calls this too if the block's end itself is interrupted: Ctrl-C comes between any two steps.
+        Whoever made the hold calls this too, in case that the block's end itself was interrupted by Ctrl-C.
         """
         held, self.held = self.held, False
         if held and self._request.tables is not None:
