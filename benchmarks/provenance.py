@@ -18,9 +18,15 @@ def command(module: str) -> str:
 
 
 def commit() -> str:
-    """Of the sources; "-dirty" behind it if they have been changed since."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """Of the sources; "-dirty" behind it if they have been changed since, rows that benchmarks write aside."""
+    found = _git("describe", "--always")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs/*.json")
+    return f"{found}-dirty" if found and changed else found or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def cpu() -> str:
