@@ -47,7 +47,6 @@ def main(
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Measure whole processes."""
-    check("texts", only, json_)
     opened = Bundle.open(bundle)
     names = [each.name for each in opened.tasks.values() if each.kind == "text-classification"]
     name = task or names[0]
@@ -63,7 +62,13 @@ def main(
         models = models or Path(folder)
         models.mkdir(parents=True, exist_ok=True)
         commands |= _peers(bundle, names, texts, threads, models)
-        rows = in_turns(commands, times, threads, only)
+        commands = {row: command for row, command in commands.items() if only in row}
+        about = (
+            f"{TEXTS} texts of {name}, one of {len(names)} tasks that classify texts, threads: {threads}; our budget "
+            f"is {format_size(int(budget))}, for all of these tasks {format_size(int(largest))}"
+        )
+        check("texts", about, commands, json_)
+        rows = in_turns(commands, times, threads)
     if "native" in rows:
         rows["native"]["import_ms"] = statistics.median(_import_ms() for _ in range(times))
     for backend in rows.keys() & set(_BACKENDS):
@@ -72,10 +77,6 @@ def main(
             "run_ms": statistics.median(_run_ms(bundle, name, budget, given) for _ in range(times)),
             "server_bytes": _server_bytes(bundle, given),
         }
-    about = (
-        f"{TEXTS} texts of {name}, one of {len(names)} tasks that classify texts, threads: {threads}; our budget is "
-        f"{format_size(int(budget))}, for all of these tasks {format_size(int(largest))}"
-    )
     tell("texts", about, rows, "benchmarks.device", json_)
 
 

@@ -24,15 +24,16 @@ def main(
     only: Annotated[str, typer.Option(help="Only rows with this in their names.")] = "",
 ) -> None:
     """Fetch, and add up."""
-    check("install", only, json_)
     wanted = {
         "native": [str(wheel)],
         "torch": [f"{wheel}[torch]"],
         "onnx": ["onnxruntime", "tokenizers"],
         "llama.cpp": ["llama-cpp-python"],
     }
-    rows = {row: _fetched(packages) for row, packages in wanted.items() if only in row}
+    wanted = {row: packages for row, packages in wanted.items() if only in row}
     about = "fetched by pip, torch from the index that pip is told of; sources need a compiler"
+    check("install", about, wanted, json_)
+    rows = {row: _fetched(packages) for row, packages in wanted.items()}
     tell("install", about, rows, "benchmarks.device.install", json_)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,15 +51,15 @@ def read(file: Path) -> dict[Section, Measured]:
     return _FILE.validate_json(file.read_bytes()) if file.is_file() else {}
 
 
-def check(section: Section, only: str, file: Path | None) -> None:
-    """Refuse before anything is measured what `tell` would refuse of rows with ``only`` in their names.
+def check(section: Section, about: str, rows: Collection[str], file: Path | None) -> None:
+    """Refuse before anything is measured what `tell` would refuse of rows with these names.
 
     Raises:
         typer.BadParameter: as `tell`.
     """
     known = {} if file is None else read(file)
-    if section in known and any(only not in row for row in known[section].rows):
-        _refuse_others(section, known[section], _now())
+    if section in known and known[section].rows.keys() - rows:
+        _refuse_others(section, known[section], about)
 
 
 def tell(section: Section, about: str, rows: dict[str, Row], module: str, file: Path | None) -> None:
@@ -85,17 +86,14 @@ def tell(section: Section, about: str, rows: dict[str, Row], module: str, file: 
 
 def _beside(section: Section, kept: Measured, found: Measured) -> Measured:
     """New rows, and those of an earlier run that they don't replace."""
-    _refuse_others(section, kept, {**_now(), "about": found.about})
+    _refuse_others(section, kept, found.about)
     both = kept.command if kept.command == found.command else f"{kept.command} && {found.command}"
     load = max(kept.load, found.load)
     return found.model_copy(update={"rows": kept.rows | found.rows, "command": both, "load": load})
 
 
-def _now() -> dict[str, str]:
-    return {"cpu": str(describe().get("cpu")), "commit": commit()}
-
-
-def _refuse_others(section: Section, kept: Measured, now: dict[str, str]) -> None:
+def _refuse_others(section: Section, kept: Measured, about: str) -> None:
+    now = {"cpu": str(describe().get("cpu")), "commit": commit(), "about": about}
     were = {"cpu": str(kept.machine.get("cpu")), "commit": kept.commit, "about": kept.about}
     for what, value in now.items():
         if were[what] != value:

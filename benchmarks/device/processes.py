@@ -21,16 +21,14 @@ from weightpager.engine import Engine
 from weightpager.errors import BudgetError
 
 
-def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int, only: str = "") -> dict[str, Row]:
+def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int) -> dict[str, Row]:
     """The medians of each process's figures, by row; one run of each after the other, so many times.
 
     Args:
         commands: by row, without the interpreter.
         times: of each.
         threads: of each process.
-        only: rows with this in their names.
     """
-    commands = {row: command for row, command in commands.items() if only in row}
     compile_dir(Path(weightpager.__file__).parent, quiet=2)  # as pip does where it installs a wheel
     runs: dict[str, list[dict[str, float]]] = {row: [] for row in commands}
     for _ in range(times):

@@ -9,6 +9,7 @@ import pytest
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.device.install import main as measure_install
 from benchmarks.device.measured import Measured, Row, Section, check, read, tell
 from benchmarks.report import results_file, run
 from benchmarks.report.device import commands, processes
@@ -49,11 +50,10 @@ def test_rows_of_another_run_are_not_mixed_with_these(file: Path, change: dict[s
     with pytest.raises(typer.BadParameter, match="expected the other rows of 'texts' to have the same"):
         tell("texts", "two texts", {"native": text_row(5 * MIB)}, "benchmarks.device", file)
     assert file.read_bytes() == before
-    if "about" not in change:
-        with pytest.raises(typer.BadParameter, match="found 'another'"):
-            check("texts", "native", file)
-    check("texts", "", file)
+    with pytest.raises(typer.BadParameter, match="found 'another'"):
+        check("texts", "two texts", ["native"], file)
     both = {"native": text_row(5 * MIB), "onnx_sessions_int8": text_row(MIB)}
+    check("texts", "two texts", both, file)
     tell("texts", "two texts", both, "benchmarks.device", file)
     assert read(file)["texts"].rows == both
 
@@ -97,3 +97,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     found.write_text('{"cars": {}}')
     with pytest.raises(ValidationError):
         read(found)
+
+
+def test_rows_that_a_run_cannot_replace_are_told_before_it_measures(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = read(file)
+    other = known["install"].model_copy(update={"rows": {"native": {}, "gone": {}}, "commit": "another"})
+    file.write_bytes(TypeAdapter(dict[Section, Measured]).dump_json({**known, "install": other}))
+    monkeypatch.setattr("benchmarks.device.install._fetched", lambda _: pytest.fail("it measured"))
+    with pytest.raises(typer.BadParameter, match="found 'another'"):
+        measure_install(Path("weightpager.whl"), file, only="")

@@ -35,7 +35,6 @@ def main(
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Measure whole processes."""
-    check("decoder", only, json_)
     with tempfile.TemporaryDirectory() as folder:
         commands: dict[str, list[str]] = {}
         for bundle in bundles:
@@ -52,8 +51,10 @@ def main(
                 str(file),
                 str(threads),
             ]
-        rows = in_turns(commands, times, threads, only)
-    about = f"{DECODED} tokens behind {SHORT} and behind {PREFILL}, greedily; threads: {threads}"
+        commands = {row: command for row, command in commands.items() if only in row}
+        about = f"{DECODED} tokens behind {SHORT} and behind {PREFILL}, greedily; threads: {threads}"
+        check("decoder", about, commands, json_)
+        rows = in_turns(commands, times, threads)
     tell("decoder", about, rows, "benchmarks.device.decoder", json_)
 
 

@@ -34,7 +34,6 @@ def main(
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Measure whole processes."""
-    check("images", only, json_)
     opened = Bundle.open(bundle)
     task = next(each.name for each in opened.tasks.values() if each.kind == "image-classification")
     size = str(json.loads(opened.read(_CONFIG))["image_size"])
@@ -46,8 +45,10 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for row, (model,) in image_models(bundle, task, Path(folder)).items():
             commands[row] = ["-m", f"{__package__}.onnx_runtime", str(model), str(pictures), size, str(threads)]
-        rows = in_turns(commands, times, threads, only)
-    about = f"pictures for {task}, threads: {threads}; our budget is {format_size(int(budget))}"
+        commands = {row: command for row, command in commands.items() if only in row}
+        about = f"pictures for {task}, threads: {threads}; our budget is {format_size(int(budget))}"
+        check("images", about, commands, json_)
+        rows = in_turns(commands, times, threads)
     tell("images", about, rows, "benchmarks.device.images", json_)
 
 
