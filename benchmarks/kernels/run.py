@@ -123,9 +123,18 @@ def read(file: Path) -> list[Row]:
 
 
 def replace_rows(file: Path, rows: Sequence[Row], module: str) -> None:
-    """Put rows that a module's command has measured into a file, in place of those that measured the same."""
+    """Put rows that a module's command has measured into a file, in place of those that measured the same.
+
+    Rows of these kernels and instruction sets on another processor go, too: the page's tables would mix them.
+    """
     origin = provenance.origin(module)
-    row_file.add(file, [replace(row, **origin) for row in rows], Row)
+    measured_here = {(row.kernel, row.isa) for row in rows}
+    known = read(file)
+    kept = [row for row in known if row.cpu == origin["cpu"] or (row.kernel, row.isa) not in measured_here]
+    if left := len(known) - len(kept):
+        typer.echo(f"{left} rows of the same kernels on another processor were taken out of {file}", err=True)
+    new = {row.key: row for row in [*kept, *(replace(row, **origin) for row in rows)]}
+    row_file.write(file, new.values())
 
 
 def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Tensor, repeats: int) -> Iterator[Row]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import row_file
 from benchmarks.kernels import page
 from benchmarks.kernels.goals import GOALS
 from benchmarks.kernels.run import Row, read, replace_rows
@@ -91,6 +92,17 @@ def test_rows_replace_those_that_measured_the_same(tmp_path: Path) -> None:
     commands = [found["avx512", "Model 64x32", tokens].command for tokens in (1, 8)]
     assert [text.split()[2] for text in commands] == ["benchmarks.kernels", "benchmarks.kernels.calls"]
     assert "benchmarks.kernels.calls" in page.page(read(file), "kernels.json").split("## Where the rows come from")[1]
+
+
+def test_rows_of_another_processor_are_not_mixed_with_these(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    row_file.write(file, [row(tokens=8), row(isa="avx2"), row(kernel="decode")])
+    replace_rows(file, [row()], "benchmarks.kernels")
+    assert {(one.kernel, one.isa, one.tokens) for one in read(file) if one.cpu == KNOWN.cpu} == {
+        ("paged_linear", "avx2", 1),
+        ("decode", "avx512", 1),
+    }
+    assert [one.tokens for one in read(file) if one.cpu != KNOWN.cpu] == [1]
 
 
 def test_what_was_not_measured_of_a_layer_is_a_dash() -> None:
