@@ -93,7 +93,8 @@ def page(rows: Sequence[Row], json_name: str) -> str:
     if whole:
         parts.append(f"## A whole model, through transformers {_on(whole)}\n\n{_WHOLE}\n\n{_models(whole)}\n")
     if measured := sorted({f"* `{row.command}`, commit {row.commit}" for row in rows if row.command}):
-        parts.append("## Where the rows come from\n\n" + "\n".join(measured) + "\n")
+        earlier = [] if all(row.command for row in rows) else ["* others: earlier, not noted"]
+        parts.append("## Where the rows come from\n\n" + "\n".join([*measured, *earlier]) + "\n")
     return "\n".join(parts)
 
 

@@ -105,6 +105,18 @@ def test_rows_of_another_processor_are_not_mixed_with_these(tmp_path: Path) -> N
     assert [one.tokens for one in read(file) if one.cpu != KNOWN.cpu] == [1]
 
 
+def test_rows_without_a_command_are_told_beside_those_with_one() -> None:
+    def sources(*rows: Row) -> str:
+        return page.page(rows, "kernels.json").partition("## Where the rows come from")[2]
+
+    noted = row(command="python -m benchmarks.kernels", commit="abc")
+    assert sources(noted, row(tokens=8)).strip().splitlines() == [
+        "* `python -m benchmarks.kernels`, commit abc",
+        "* others: earlier, not noted",
+    ]
+    assert "others" not in sources(noted)
+
+
 def test_what_was_not_measured_of_a_layer_is_a_dash() -> None:
     text = page.page([row(), row(tokens=8), row(sparsity=0.0), row(shape="Other 64x32")], "kernels.json")
     assert "| 0% | 2.00 (2.00) | - |" in text
