@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from safetensors.numpy import save_file
 
 from weightpager.bundle import Bundle
-from weightpager.lab.contest.measure.measuring import measure
+from weightpager.lab.contest.measure.measuring import FORWARD, SWITCH, VISIT, measure
 from weightpager.lab.contest.measure.prompt import TEXTS, TOKENS, Prompts
 from weightpager.lab.contest.measure.texts import write_texts
 from weightpager.lab.contest.results.found import Job
@@ -98,6 +99,20 @@ def test_prompts_are_pieces_of_held_out_texts(bundle: Bundle, tmp_path: Path) ->
         ids = np.frombuffer(words, np.int64)
         assert ids.shape == (TOKENS,)
         assert known.issuperset(ids.tolist())
+
+
+def test_no_piece_comes_twice_before_all_have_come(bundle: Bundle, tmp_path: Path) -> None:
+    task, count = next(iter(bundle.tasks)), 20
+    save_file({task: np.arange(count * TOKENS).reshape(count, TOKENS)}, tmp_path / TEXTS)
+    prompts = Prompts(bundle, 0, tmp_path / TEXTS)
+
+    def rounds(*purpose: int) -> list[list[int]]:
+        firsts = [int(prompts.of(task, *purpose, number)["input_ids"][0, 0]) for number in range(2 * count)]
+        return [firsts[:count], firsts[count:]]
+
+    orders = [order for purpose in ((), (SWITCH,), (VISIT,), (FORWARD, 0)) for order in rounds(*purpose)]
+    assert all(sorted(order) == list(range(0, count * TOKENS, TOKENS)) for order in orders)
+    assert len(set(map(tuple, orders))) == len(orders)
 
 
 def test_without_held_out_texts_prompts_are_random(bundle: Bundle, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ TEXTS = "texts.safetensors"
 class Prompts:
     """Prompts by number: every method gets the same ones, and no two switches of it the same.
 
+    Pieces of held-out texts come round again, in another order, where a task has fewer of them than there are numbers.
+
     Attributes:
         source: of the first task's.
 
@@ -42,12 +44,15 @@ class Prompts:
         self.source: Source = "held-out" if next(iter(bundle.tasks)) in self._pieces else "random"
 
     def of(self, task: str, *number: int) -> Inputs:
-        """A task's prompt of this number, which may have several parts."""
-        seed = (self._seed, *number)
+        """A task's prompt of this number, which may have several parts; the last one counts."""
         pieces = self._pieces.get(task)
         if pieces is None:
-            return prompt(self._bundle, task, seed)
-        return _text(pieces[[np.random.default_rng(seed).integers(len(pieces))]])
+            return prompt(self._bundle, task, (self._seed, *number))
+        *purpose, count = number
+        turn, at = divmod(count, len(pieces))
+        # a seed's trailing zeros don't count: with its length in front, no purpose has another's order
+        order = np.random.default_rng((self._seed, len(purpose), *purpose, turn)).permutation(len(pieces))
+        return _text(pieces[[order[at]]])
 
 
 def prompt(bundle: Bundle, task: str, seed: int | Sequence[int]) -> Inputs:
