@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from safetensors.numpy import save_file
 
 from weightpager.bundle import Bundle
+from weightpager.errors import BundleFormatError
 from weightpager.lab.contest.measure.measuring import FORWARD, SWITCH, VISIT, measure
 from weightpager.lab.contest.measure.prompt import TEXTS, TOKENS, Prompts
 from weightpager.lab.contest.measure.texts import write_texts
@@ -115,7 +116,23 @@ def test_no_piece_comes_twice_before_all_have_come(bundle: Bundle, tmp_path: Pat
     assert len(set(map(tuple, orders))) == len(orders)
 
 
-def test_without_held_out_texts_prompts_are_random(bundle: Bundle, tmp_path: Path) -> None:
+def test_texts_that_no_tokenizer_can_read_leave_prompts_random(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Bundle) -> None:
+        raise BundleFormatError("model/tokenizer.json", "file", "a tokenizer", "none")
+
+    monkeypatch.setattr("weightpager.lab.contest.measure.texts.open_tokenizer", refuse)
+    write_texts(bundle, list(bundle.tasks), tmp_path)
+    assert Prompts(bundle, 0, tmp_path / TEXTS).source == "random"
+
+
+def test_without_held_out_texts_prompts_are_random(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "weightpager.lab.contest.measure.texts.open_tokenizer", lambda _: pytest.fail("it opened the tokenizer")
+    )
     entries = [replace(entry, eval=None) for entry in bundle.tasks.values()]
     plain = Bundle(bundle.path, replace(bundle.manifest, tasks=entries), bundle.index, bundle.placement)
     write_texts(plain, list(plain.tasks), tmp_path)

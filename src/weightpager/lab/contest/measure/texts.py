@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,25 @@ def write_texts(bundle: Bundle, tasks: Sequence[str], folder: Path) -> None:
     """Write the file `TEXTS`, with those tasks whose held-out texts are on this machine and can be read."""
     if bundle.takes_images:
         return
-    reader, pieces = open_tokenizer(bundle), {}
-    for task in tasks:
-        with suppress(WeightpagerError):  # the prompts are random then
-            if len(found := _pieces(bundle.task(task), reader, ModelConfig.read(bundle).number("vocab_size") or 0)):
-                pieces[task] = found
-    save_file(pieces, folder / TEXTS)
+    files = {task: Path(stated.file) for task in tasks if (stated := bundle.task(task).eval) is not None}
+    found = {task: file for task, file in files.items() if has_file(file)}
+    save_file(_pieces(bundle, found) if found else {}, folder / TEXTS)
 
 
-def _pieces(entry: TaskEntry, reader: Tokenizer, vocabulary: int) -> npt.NDArray[Any]:
+def _pieces(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, npt.NDArray[Any]]:
+    """Pieces by task; of none whose texts can't be read, as its prompts are random then."""
+    found = {}
+    with suppress(WeightpagerError):
+        reader, vocabulary = open_tokenizer(bundle), ModelConfig.read(bundle).number("vocab_size") or 0
+        for task, file in files.items():
+            with suppress(WeightpagerError):
+                if len(pieces := _pieces_of(bundle.task(task), file, reader, vocabulary)):
+                    found[task] = pieces
+    return found
+
+
+def _pieces_of(entry: TaskEntry, file: Path, reader: Tokenizer, vocabulary: int) -> npt.NDArray[Any]:
     """A task's texts one behind the other, cut to the length of a prompt."""
-    if entry.eval is None or not has_file(path := Path(entry.eval.file)):
-        return np.empty((0, TOKENS), np.int64)
-    texts = read_held_out(entry, path, reader, vocabulary, 1)
+    texts = read_held_out(entry, file, reader, vocabulary, 1)
     stream = np.concatenate([inputs["input_ids"][0] for inputs, _ in texts])
     return stream[: len(stream) // TOKENS * TOKENS].reshape(-1, TOKENS)[:_MOST]
