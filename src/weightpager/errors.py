@@ -4,6 +4,7 @@
     ├── ConfigError             an option, size, task file or environment variable is wrong
     ├── CompileError            a model or a data set cannot be compiled
     │   └── NotExportableError  a kind of tasks has no graph: its module can't be said in a graph's operators
+    │       └── ExportFailedError  another library failed on the way to a graph
     ├── BundleError             a bundle cannot be used
     │   ├── BundleFormatError   a file, field, index or bound is not what the format says
     │   ├── PageCorruptError    a page's bytes do not match its id
@@ -51,6 +52,10 @@ class CompileError(WeightpagerError):
 
 class NotExportableError(CompileError):
     """A kind of tasks has no graph; the text says what of its module no operator of graphs can say."""
+
+
+class ExportFailedError(NotExportableError):
+    """Another library failed on the way to a graph; with another version of it there may be one."""
 
 
 class BundleError(WeightpagerError):

@@ -16,6 +16,7 @@ from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import verify
+from weightpager.compiler.graph import write
 from weightpager.compiler.repack import repack
 from weightpager.compiler.upgrade import upgrade
 from weightpager.errors import BundleFormatError, ConfigError
@@ -70,11 +71,23 @@ def test_a_bundle_has_no_graph_of_a_kind_that_it_lacks(assistant_bundle: Path) -
 def test_a_graph_stays_where_todays_export_fails(
     assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.graph.write._exported", lambda *_: "no memory")
+    failed = write._NoGraph("no memory", refused=False)
+    monkeypatch.setattr(write, "_exported", lambda *_: failed)
     done = upgrade(assistant_bundle, tmp_path / "new.bundle")
     assert done.graphs == KINDS
     assert done.without_graph == {}
     assert Bundle.open(tmp_path / "new.bundle").read(FILE) == Bundle.open(assistant_bundle).read(FILE)
+
+
+def test_a_graph_goes_where_todays_export_refuses_the_module(
+    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = write._NoGraph("a local mask", refused=True)
+    monkeypatch.setattr(write, "_exported", lambda *_: refused)
+    done = upgrade(assistant_bundle, tmp_path / "new.bundle")
+    assert done.graphs == ()
+    assert done.without_graph == dict.fromkeys(KINDS, "a local mask")
+    assert read_report(Bundle.open(tmp_path / "new.bundle")).without_graph == done.without_graph
 
 
 def test_an_older_bundle_opens_and_is_upgraded(assistant_bundle: Path, tmp_path: Path) -> None:

@@ -58,10 +58,8 @@ def _write(writer: BundleWriter, subset: TaskSubset) -> dict[TaskKind, str]:
             (writer.root / name).unlink(missing_ok=True)
     kinds = [task.kind for task in bundle.manifest.tasks]
     image = image_reader(bundle).shape if bundle.takes_images else None
-    reasons = write_graphs(writer, read_config(bundle), kinds, image)
-    for kind in [kind for kind in reasons if _has_graph(bundle, kind)]:  # the graph that it has is better than none
-        writer.link(graph_file(kind), bundle.path / graph_file(kind))
-        del reasons[kind]
+    old = {kind: bundle.path / graph_file(kind) for kind in kinds if _has_graph(bundle, kind)}
+    reasons = write_graphs(writer, read_config(bundle), kinds, image, old)
     manifest = subset.manifest(page_bytes=bundle.page_bytes, page_files=bundle.manifest.page_files)
     subset.finish(writer, manifest, reasons)
     return reasons

@@ -15,7 +15,7 @@ from weightpager.compiler.graph.check import check_graph
 from weightpager.compiler.graph.form import CallForm
 from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of
-from weightpager.errors import BundleFormatError, NotExportableError, first_line
+from weightpager.errors import BundleFormatError, ExportFailedError, NotExportableError, first_line
 from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
 from weightpager.graph.file import graph_file
 from weightpager.graph.graph import Node
@@ -42,6 +42,7 @@ def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int
         image: channels, height and width of what the model's image processor gives; None where tasks read texts.
 
     Raises:
+        ExportFailedError: another library failed.
         NotExportableError: there is none; says why.
     """
     form, classes = CallForm.of(kind, image), _stand_in(config)
@@ -53,7 +54,7 @@ def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int
         graph = read_graph(graph_file(kind), write_graph(graph))
         check_graph(graph, empty_module_of(config, kind, _FEW), form)
     except BundleFormatError as error:
-        raise NotExportableError(first_line(error)) from error
+        raise ExportFailedError(first_line(error)) from error
     return graph
 
 

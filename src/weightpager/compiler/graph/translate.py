@@ -22,7 +22,7 @@ from weightpager.compiler.graph.builder import Builder, Value
 from weightpager.compiler.graph.draft import Draft
 from weightpager.compiler.graph.form import Called, CallForm
 from weightpager.compiler.model.named_parameters import parameters
-from weightpager.errors import NotExportableError
+from weightpager.errors import ExportFailedError, NotExportableError
 from weightpager.graph import Graph, GraphOutput, Operand
 
 _SIZES = {"batch": 3, "length": 7}
@@ -140,7 +140,7 @@ def _traced(module: PreTrainedModel, form: CallForm) -> ExportedProgram:
         raise
     except Exception as error:  # whatever torch or the architecture's own code says of a trace
         reason = str(error).strip().splitlines()
-        raise NotExportableError(f"torch.export: {reason[0][:200] if reason else type(error).__name__}") from error
+        raise ExportFailedError(f"torch.export: {reason[0][:200] if reason else type(error).__name__}") from error
 
 
 @contextmanager
