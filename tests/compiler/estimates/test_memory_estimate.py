@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 
 import tiny
 import weightpager as wp
+from mixtures import model_of, source_of
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
 from weightpager.compiler.estimates.activations import activation_bytes, key_value_bytes
@@ -60,7 +61,7 @@ def test_a_tiny_model_fits_and_a_huge_batch_does_not(tmp_path: Path) -> None:
     ("make", "section", "otherwise"),
     [
         (tiny.assistant, "training", "take a smaller model, or tasks that bring a head"),
-        (tiny.assistant, "recover", "set recover: closed-form, which takes less"),
+        (tiny.assistant, "recover", "set recover: closed-form, or none, which take less"),
         (tiny.camera, "training", "take a smaller model, or tasks that bring a head"),
     ],
 )
@@ -82,6 +83,12 @@ def test_a_smaller_batch_is_advised_where_it_is_enough(
     assert advice(alone + one) == "take a smaller batch" + " or max_length" * texts
     assert advice(alone + one - 1) == ("take a batch of 1 and a smaller max_length" if texts else otherwise)
     assert advice(alone - 1) == otherwise
+
+
+def test_a_mixture_of_experts_is_not_sent_to_closed_form(tmp_path: Path) -> None:
+    source = source_of(model_of("Qwen2Moe"), tmp_path, recover={"method": "finetune"})
+    with pytest.raises(CompileError, match=r"recover\.batch: expected .* MiB; set recover: none$"):
+        check_training(source, 0)
 
 
 def test_reordering_counts_what_all_tasks_hold_at_once(tmp_path: Path) -> None:

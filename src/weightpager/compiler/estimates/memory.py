@@ -13,6 +13,7 @@ from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.training.device import training_device
 from weightpager.errors import CompileError
 from weightpager.machine.memory import read_memory
+from weightpager.nn import mixtures
 
 _GRADIENT_AND_MOMENTS = 3
 """Copies of what is trained: its gradient, and Adam's two moments."""
@@ -182,8 +183,14 @@ def check_training(source: Source, available: int | None, *, adds: bool = False)
         otherwise = f"{_SMALLER}, or tasks that bring a head"
         _check_batch(source, "training", own_bytes if adds else dense_training_bytes, available, otherwise)
     if file.recover.method == "finetune":
-        otherwise = "set recover: none" if adds else "set recover: closed-form, which takes less"
-        _check_batch(source, "recover", private_bytes if adds else recover_bytes, available, otherwise)
+        _check_batch(source, "recover", private_bytes if adds else recover_bytes, available, _otherwise(source, adds))
+
+
+def _otherwise(source: Source, adds: bool) -> str:
+    """What takes less than ``finetune``, and isn't refused; experts can't be refitted."""
+    if adds or any(map(mixtures, source.models.values())):
+        return "set recover: none"
+    return "set recover: closed-form, or none, which take less"
 
 
 def check_stages(source: Source, available: int | None, *, moves: bool, adds: bool = False) -> Bound:
