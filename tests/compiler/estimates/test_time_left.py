@@ -9,6 +9,7 @@ import pytest
 import tiny
 import weightpager as wp
 from weightpager.compiler.estimates.time_left import WHOLE, TimeLeft, WholeProgress
+from weightpager.compiler.measuring import controls
 
 PLAN = {"train": 100.0, "measure": 50.0, "fine-tune": 200.0}
 
@@ -103,3 +104,20 @@ def test_the_plan_names_the_stages_that_come_in_their_order(
     (plan,) = plans
     assert list(plan) == [stage for stage in seen if stage not in unplanned]
     assert all(work > 0 for work in plan.values())
+
+
+@pytest.mark.slow
+def test_the_plan_names_what_chooses_a_dense_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training is taken to gain, so that the dense model is measured on held-out data as well."""
+    content = tiny.assistant(tmp_path, recover={"method": "finetune", "steps": 2, "batch": 8}, compare=True)
+    for task in content["tasks"].values():
+        task["validation"] = task["eval"]
+    seen: dict[str, None] = {}
+    plans: list[dict[str, float]] = []
+    monkeypatch.setattr(controls, "gain", lambda _now, _before: 1.0)
+    monkeypatch.setattr(WholeProgress, "expect", lambda _, plan: plans.append(plan))
+    wp.compile(content, out=tmp_path / "a.bundle", progress=lambda stage, _done, _total: seen.setdefault(stage))
+    (plan,) = plans
+    of_dense = [stage for stage in seen if stage.startswith("control dense")]
+    assert [stage for stage in plan if stage.startswith("control dense")] == of_dense
+    assert sum("validation data" in stage for stage in of_dense) == 2 * len(content["tasks"])

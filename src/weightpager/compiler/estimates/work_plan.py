@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.measuring.controls import control_names
+from weightpager.compiler.measuring.controls import CHOICE, control_names, validation_data
 from weightpager.compiler.model.dense_model import Source
 from weightpager.task_data.held_out import Item
 
@@ -46,9 +46,17 @@ def _controls(
     for control in control_names(file, data):
         if control == DENSE and (steps := file.recovery_steps):
             yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
+            yield from _choice(data)
         if control == MASK:
             yield from _recovery(source, data, False, f"{MASK}: ")
         yield from ((f"control {control}: {name}", tokens) for name, tokens in held_out.items())
+
+
+def _choice(data: Mapping[str, TaskData]) -> Iterator[tuple[str, float]]:
+    """The measurements that choose a dense model."""
+    validation = validation_data(data) or {}
+    for name in CHOICE:
+        yield from ((f"control {name}: {task}", _tokens(of_task.eval)) for task, of_task in validation.items())
 
 
 def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:

@@ -47,6 +47,9 @@ Values = Callable[[Source, str, PagedWeightInfo], Tensor]
 Measured = Mapping[str, Mapping[str, Score]]
 """Control → task → what it reached."""
 
+CHOICE = (f"{DENSE} on validation data", f"{DENSE} as it was on validation data")
+"""What is measured to choose between the dense model that is trained on and the one that isn't, in this order."""
+
 _STAGE = "dense"
 """The journal's stage in which the dense model is trained further."""
 
@@ -127,23 +130,22 @@ def _dense_or_longer(prepared: Prepared, run: CompileRun) -> tuple[Source, Mappi
     """
     dense, data = prepared.source, prepared.data
     longer = trained_on(dense, data, run.journal, partial(run.progress, f"control {DENSE}: train on"))
-    validation = _validation(data)
+    validation = validation_data(data)
     if validation is None:
-        scores = _scores(longer, data, run)
+        scores = _scores(DENSE, longer, data, run)
         return (longer, scores) if _gains(scores, prepared.dense) else (dense, prepared.dense)
-    now, before = (_scores(source, validation, run, " on validation data") for source in (longer, dense))
-    return (longer, _scores(longer, data, run)) if _gains(now, before) else (dense, prepared.dense)
+    now, before = (_scores(*each, validation, run) for each in zip(CHOICE, (longer, dense), strict=True))
+    return (longer, _scores(DENSE, longer, data, run)) if _gains(now, before) else (dense, prepared.dense)
 
 
-def _validation(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | None:
+def validation_data(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | None:
     """The tasks with their validation data in place of held-out data; None if one has none."""
     found = {task: replace(of_task, eval=of_task.validation) for task, of_task in data.items() if of_task.validation}
     return found if len(found) == len(data) else None
 
 
-def _scores(source: Source, data: Mapping[str, TaskData], run: CompileRun, where: str = "") -> Mapping[str, Score]:
-    """Task → score of a dense model; ``where`` says on which data it is measured, if not on held-out data."""
-    name = DENSE + where
+def _scores(name: str, source: Source, data: Mapping[str, TaskData], run: CompileRun) -> Mapping[str, Score]:
+    """Task → score of a dense model, which progress calls by this name."""
     jobs = {(name, task): partial(score_alone, source.alone(task), task, of_task) for task, of_task in data.items()}
     return _measured(jobs, source, run)[name]
 
