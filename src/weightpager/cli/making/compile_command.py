@@ -65,7 +65,8 @@ def compile_(
         typer.Option(
             metavar="ADDRESS",
             help="Spread what is done for each task over a Ray cluster: HOST:PORT of its head, or auto for one that "
-            "runs here, or else one of this machine that ends with the compile. Needs `weightpager[ray]`.",
+            "`ray start` started here, or else one of this machine that ends with the compile. Needs "
+            "`weightpager[ray]`.",
         ),
     ] = None,
     force: Force = False,

@@ -96,8 +96,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="With --replicas: a cluster to join; auto for one that runs here, local, the default, for one that is "
-            "started.",
+            help="With --replicas: a cluster to join; auto for one that `ray start` started here, local, the default, "
+            "for one that is started.",
         ),
     ] = None,
     log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
