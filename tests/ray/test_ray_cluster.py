@@ -86,6 +86,21 @@ def test_a_cluster_of_another_ray_is_named_whole(monkeypatch: pytest.MonkeyPatch
         on_ray(address).__enter__()
 
 
+@pytest.mark.parametrize("address", ["auto", "local"])
+def test_a_cluster_that_cannot_be_started_is_not_told_as_one_to_join(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError("No space left\n  on device")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("weightpager.ray.cluster.find_bootstrap_address", lambda _: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    expected = "--ray: expected to start Ray on this machine, found: No space left on device; mend that, or take a "
+    with pytest.raises(ConfigError, match=f"^{expected}running cluster's HOST:PORT$"), cluster(address):
+        pass
+
+
 def test_the_command_says_that_ray_is_missing(
     tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

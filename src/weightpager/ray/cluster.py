@@ -52,7 +52,7 @@ def cluster(address: str, **own: Any) -> Iterator[bool]:
         own: of `ray.init`, for a cluster that is started.
 
     Raises:
-        ConfigError: there is no cluster at the address.
+        ConfigError: there is no cluster at the address, or none can be started.
     """
     joined = address == AUTO and ray.is_initialized()
     started = not joined and _connect(address, own)
@@ -70,12 +70,12 @@ def _connect(address: str, own: dict[str, Any]) -> bool:
         stated = _Stated(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS")
     if stated.address not in ("", AUTO, LOCAL):
         _check(stated)
-        _init(stated, stated.address)
+        _join(stated, stated.address)
         return False
     if stated.address != LOCAL and _joins():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it
-    _init(_Stated("this machine"), LOCAL, include_dashboard=False, **own)
+    _start(own)
     return True
 
 
@@ -87,7 +87,7 @@ def _joins() -> bool:
     address = find_bootstrap_address(None)
     if address is None or address not in find_gcs_addresses():  # type: ignore[no-untyped-call]
         return False
-    _init(_Stated(address, otherwise="take local"), AUTO)
+    _join(_Stated(address, otherwise="take local"), AUTO)
     return True
 
 
@@ -118,19 +118,38 @@ def _check(stated: _Stated) -> None:
         ) from error
 
 
-def _init(stated: _Stated, address: str, **options: Any) -> None:
-    """`ray.init` at an address, which is where ``stated`` says.
+def _join(stated: _Stated, address: str) -> None:
+    """Join the cluster at an address of `ray.init`'s, which is where ``stated`` says.
 
     Raises:
         ConfigError: Ray refuses it.
     """
+    expected = f"{stated.key}: expected a Ray cluster at {stated.address} that this machine is part of"
+    with _refused(expected, f"join it with 'ray start --address', or {stated.otherwise}"):
+        _ray_init(address=address)
+
+
+def _start(own: dict[str, Any]) -> None:
+    """Start a cluster on this machine.
+
+    Raises:
+        ConfigError: Ray can't.
+    """
+    with _refused("--ray: expected to start Ray on this machine", "mend that, or take a running cluster's HOST:PORT"):
+        _ray_init(address=LOCAL, include_dashboard=False, **own)
+
+
+@contextmanager
+def _refused(expected: str, advice: str) -> Iterator[None]:
+    """Raise what Ray says in the block as an error of ours.
+
+    Raises:
+        ConfigError: Ray refuses what was expected.
+    """
     try:
-        _ray_init(address=address, **options)
+        yield
     except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
-        raise ConfigError(
-            f"{stated.key}: expected a Ray cluster at {stated.address} that this machine is part of, found: "
-            f"{' '.join(str(error).split())}; join it with 'ray start --address', or {stated.otherwise}"
-        ) from error
+        raise ConfigError(f"{expected}, found: {' '.join(str(error).split())}; {advice}") from error
 
 
 def _ray_init(**options: Any) -> None:
