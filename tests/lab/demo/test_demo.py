@@ -199,7 +199,8 @@ def test_the_demo_reaches_what_it_promises(tmp_path: Path) -> None:
     assert all(0 < switch["bytes"] < switch["whole_sparse_bytes"] for switch in result["switches"])
     loaded, reloaded = (sum(switch[key] for switch in result["switches"]) for key in ("bytes", "whole_sparse_bytes"))
     assert loaded < reloaded / 2
-    assert result["figures"]["memory.weights_vs_best_rival"] <= 0.4
+    assert result["figures"]["memory.weights_vs_best_of_other_tools"] <= 0.4
+    assert result["figures"]["memory.weights_vs_best_rival"] <= 0.6  # a bundle of all blocks, which has our row tables
     assert result["verdict"].startswith("Memory: weightpager wins")
     assert "<svg" in (tmp_path / "page.html").read_text()
     assert (cache_dir() / "demo").is_dir()

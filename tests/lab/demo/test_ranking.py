@@ -37,6 +37,7 @@ def test_the_best_rival_is_the_smallest_that_loses_no_more() -> None:
     assert memory_figures(rows) == {
         "memory.weights_vs_best_rival": pytest.approx(6 / 14),
         "memory.weights_vs_best_that_never_loads": pytest.approx(6 / 18),
+        "memory.weights_vs_best_of_other_tools": pytest.approx(6 / 14),
     }
     said = verdict(rows)
     assert "Memory: weightpager wins, 6.0 MiB of weights, 0.43 × of the least" in said
@@ -44,6 +45,13 @@ def test_the_best_rival_is_the_smallest_that_loses_no_more() -> None:
     assert "accuracy: dense in int8 wins, 1.0 points above weightpager, in 23.0 MiB" in said
     assert "(as accurate: weightpager, everything resident, 9.0 MiB; dense in int4, 18.0 MiB)" in said
     assert "of what loads, weightpager wins, 1 ms, 3.0 × faster than own sparse" in said
+
+
+def test_a_bundle_of_all_blocks_is_a_rival_but_no_other_tool() -> None:
+    bundle = row("dense in int4, a bundle of all blocks", 8, 0.815, is_bundle=True)
+    figures = memory_figures([row(OURS, 6, 0.81, ms=1.0), ALL, DENSE, INT4, bundle, RELOADED])
+    assert figures["memory.weights_vs_best_rival"] == figures["memory.weights_vs_best_that_never_loads"] == 6 / 8
+    assert figures["memory.weights_vs_best_of_other_tools"] == pytest.approx(6 / 14)
 
 
 def test_who_beats_us_is_named() -> None:

@@ -69,6 +69,7 @@ class Resident(Document):
         mean_bytes_per_switch: that are read.
         mean_metric: over the tasks.
         ms_per_switch: mean over the pairs, cold; 0 where nothing is read, None where it wasn't measured.
+        is_bundle: whether it is a rival that weightpager runs, too: a bundle of which all tasks have the same blocks.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Resident(Document):
     mean_bytes_per_switch: int
     mean_metric: float
     ms_per_switch: float | None = None
+    is_bundle: bool = False
 
     @property
     def ours(self) -> bool:

@@ -48,12 +48,13 @@ def rows(bundle: Bundle, report: CompileReport, switches: Sequence[DemoSwitch]) 
     for control in sorted(report.controls, key=lambda control: control.resident_bytes):
         name = _CONTROLS.get(control.name, f"dense in {control.name}").format(dtype=dtype)
         if control.name == dtype:
-            controls.append(_resident(f"{name}, a bundle of all blocks", as_bundle, control))
-        controls.append(_resident(name, parameters.get(control.name, few_bits), control))
+            controls.append(_resident(f"{name}, a bundle of all blocks", as_bundle, control, is_bundle=True))
+        others = parameters.get(control.name, few_bits)
+        controls.append(_resident(name, others, control, is_bundle=control.name == MASK))
     return [*_of_engine(bundle, ours, switches), *_of_checkpoints(bundle, ours, few_bits, switches), *controls]
 
 
-def _resident(name: str, parameters: int, control: ControlScore) -> Resident:
+def _resident(name: str, parameters: int, control: ControlScore, *, is_bundle: bool) -> Resident:
     """What never switches, beside so many bytes that aren't paged."""
     return Resident(
         name=name,
@@ -62,6 +63,7 @@ def _resident(name: str, parameters: int, control: ControlScore) -> Resident:
         mean_bytes_per_switch=0,
         mean_metric=fmean(control.scores.values()),
         ms_per_switch=0.0,
+        is_bundle=is_bundle,
     )
 
 
