@@ -13,6 +13,7 @@ import transformers
 import tiny
 import weightpager as wp
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, ENCODERS, MIXTURES, PIXELS
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.recovery.layer_stream import LayerStream, check_layers
@@ -66,6 +67,15 @@ def test_layers_that_feed_each_other_lead_to_what_the_model_computes(family: str
 def test_layers_that_do_not_feed_each_other_are_refused(family: str, config: Mapping[str, Any], message: str) -> None:
     with pytest.raises(CompileError, match=message + r".*; use 'recover: \{method: finetune\}' or none"):
         check_layers(*model_of(family, config))
+
+
+def test_a_layer_that_takes_a_part_of_an_input_is_not_fed_like_one_that_takes_it_whole() -> None:
+    model, batch, _ = model_of("Bert", FAMILIES["Bert"])
+    stream, attention = LayerStream(model, [batch]), "encoder.layer.0.attention.self"
+    value = model.get_submodule(f"{attention}.value")
+    value.register_forward_pre_hook(lambda _module, taken: (taken[0][:, 0],))  # it begins at the same address
+    names = [f"{BASE}{attention}.{layer}" for layer in ("query", "key", "value")]
+    assert stream.fed_alike(0, names) == [names[:2], names[2:]]
 
 
 def test_it_is_said_before_anything_is_trained(tmp_path: Path) -> None:

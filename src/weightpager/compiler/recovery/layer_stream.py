@@ -87,10 +87,10 @@ class LayerStream:
 
     def fed_alike(self, layer: int, names: Sequence[str]) -> list[list[str]]:
         """Linear layers of a layer grouped by the very tensor that they take, in the order of execution."""
-        seen = self._watch(layer, {}, self._calls[0], names)
-        groups: dict[tuple[int, int], list[str]] = {}
+        seen = self._watch(layer, {}, self._calls[0], names)  # holds all of them: none takes the place of another
+        groups: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[str]] = {}
         for name, x in seen.items():
-            groups.setdefault((x.data_ptr(), x.shape[-1]), []).append(name)
+            groups.setdefault((x.data_ptr(), x.shape, x.stride()), []).append(name)
         return list(groups.values())
 
     def advance(self, layer: int, weights: Mapping[str, Tensor]) -> None:
