@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers.models.falcon.modeling_falcon import FalconLinear
+from transformers.pytorch_utils import Conv1D
 
 from weightpager.compiler.training.linear_products import Multiplying, is_plain
+from weightpager.nn.linear_layer import UprightLinear
 
 
 @dataclass(frozen=True)
@@ -50,5 +53,7 @@ def test_whatever_uses_a_weight_gets_the_product(use: str) -> None:
 
 def test_only_plain_layers_have_products() -> None:
     assert is_plain(nn.Linear(3, 4))
+    assert is_plain(UprightLinear(Conv1D(4, 3)))
+    assert not is_plain(FalconLinear(3, 4))
     assert not is_plain(nn.Linear(3, 4).bfloat16())
     assert not is_plain(nn.LayerNorm(3))

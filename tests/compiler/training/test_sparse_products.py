@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 from weightpager.compiler import data as task_data
@@ -94,6 +95,19 @@ def test_losses_and_gradients_are_those_of_masked_weights(made: Any, dtype: str,
     torch.manual_seed(0)
     source, batches = load(made(tmp_path, dtype=dtype))
     compare(source, batches, dtype)
+
+
+@pytest.mark.slow
+def test_layers_that_were_set_upright_skip_dropped_blocks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = tiny.writer(tmp_path)
+    config = GPT2Config(vocab_size=16, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(made["model"])
+    source, batches = load(made)
+    masks = masks_of(source)
+    first = {sparse.info.name for sparse in SparseProducts(source, masks, None)._sparse[masks.tasks[0]].values()}
+    assert first == {info.name for info in source.paged}
+    compare(source, batches, "bfloat16")
 
 
 @pytest.mark.slow
