@@ -52,7 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until all is imported and collected, which stays; looking through it takes a fifth of the time
     import torch
 
-    # Before anything imports triton: without a GPU its kernels are interpreted.
+    # Before anything imports triton: without a GPU its kernels are interpreted. Where pytest is given folders, their
+    # conftests have been imported by now, and may not import it, either.
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)  # whatever the environment says

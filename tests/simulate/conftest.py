@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from transformers import Qwen2Config
 
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
-from weightpager.lab.synthetic_bundle import Recipe, bundle_of
 
 
 @pytest.fixture(scope="session")
 def drawn_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Six tasks that keep three of twelve groups of blocks in each of four layers, one of these in common."""
+    from transformers import Qwen2Config
+
+    from weightpager.lab.synthetic_bundle import Recipe, bundle_of
+
     config = Qwen2Config(
         hidden_size=128,
         intermediate_size=256,
