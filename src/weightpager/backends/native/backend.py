@@ -129,7 +129,8 @@ def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
         )
     wanted, found = {"logits"} if FORMS[kind].images else {"logits", "hidden"}, [each.name for each in graph.outputs]
     if not wanted <= set(found):
-        raise BundleFormatError(graph_file(kind), "outputs", ", ".join(sorted(wanted)), ", ".join(found))
+        remedy = "use the backend 'torch', or have 'weightpager upgrade' write the graph anew"
+        raise BundleFormatError(graph_file(kind), "outputs", ", ".join(sorted(wanted)), f"{', '.join(found)}; {remedy}")
     return graph
 
 
