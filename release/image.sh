@@ -44,7 +44,7 @@ unshare --mount bash -euc '
     mount -o remount,bind,ro "$root"
     exec chroot "$root" setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs \
         env -i PATH=/usr/bin HOME=/nonexistent PYTHONPATH=/opt/weightpager PYTHONDONTWRITEBYTECODE=1 \
-        python3 -c "$serve" serve /bundles/assistant.bundle --budget 64MiB --history /state/history --port 0
+        python3 -c "$serve" serve /bundles/assistant.bundle --budget 4MiB --history /state/history --port 0
 ' > "$place/said" 2> "$place/log" &
 server=$!
 trap 'kill $server 2> /dev/null || true' EXIT

@@ -51,7 +51,7 @@ def run(
 ) -> None:
     """Run a task on texts, or on images, under a memory budget.
 
-    Example: `weightpager run assistant.bundle --task spam --budget 64MiB "You won a prize"`
+    Example: `weightpager run assistant.bundle --task spam --budget 4MiB "You won a prize"`
 
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """

@@ -16,7 +16,7 @@ _MOST_TENSORS = 4
 def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s", json: Json = False) -> None:
     """Show what is in a bundle: tasks, sizes, page fill, overlap, bytes to load for every ordered pair.
 
-    Example: `weightpager inspect assistant.bundle --budget 64MiB`
+    Example: `weightpager inspect assistant.bundle --budget 4MiB`
     """
     opened = Bundle.open(bundle)
     report = read_report(opened) if has_report(opened) else None

@@ -80,7 +80,7 @@ def simulate(
     one server after the other; by affinity, to the one whose memory lacks least, as long as that is fair; or as one
     sends them who knows the whole trace.
 
-    Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 48MiB --storage 300MB/s --max-wait 20`
+    Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 4MiB --storage 300MB/s --max-wait 20`
     """
     from weightpager.bundle import Bundle
     from weightpager.errors import ConfigError

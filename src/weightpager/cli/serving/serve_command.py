@@ -111,7 +111,7 @@ def serve(
 
     A page at / shows what the server does; /metrics is for Prometheus, /docs lists the routes.
 
-    Example: `weightpager serve assistant.bundle --budget 64MiB --port 8000`
+    Example: `weightpager serve assistant.bundle --budget 4MiB --port 8000`
     """
     with extra("serve"):
         from weightpager.server.http.json_log import logging_to_stderr
