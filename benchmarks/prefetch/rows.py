@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import row_file
 from benchmarks.prefetch.real_time import RIVALS
+from weightpager.simulate.sizing import PREFETCH
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Row:
         wait_ms_mean, wait_ms_p99: of their waits.
         hit_rate: share of the pages to be loaded that were there already because they had been prefetched.
         wasted_bytes: prefetched and gone again before they were used.
-        oracle_share: of what one who knows the future saves, against `reuse`; None where that is nothing.
+        oracle_share: of what one who knows the future saves, against expected reuse; None where that is nothing.
         mode: virtual or real.
         command: that prints the row.
         commit: of the sources.
@@ -55,9 +56,9 @@ def speedups(rows: Iterable[Row]) -> dict[str, float]:
     """By flat key: how many times longer the real switches of a trace wait as people do it than with prefetch."""
     real = {(row.trace, row.policy): row.wait_ms_mean for row in rows if row.mode == "real"}
     return {
-        f"prefetch.{trace}.speedup_{RIVALS[policy].removeprefix('sparse_')}_mean": waited / real[trace, "markov"]
+        f"prefetch.{trace}.speedup_{RIVALS[policy].removeprefix('sparse_')}_mean": waited / real[trace, PREFETCH]
         for (trace, policy), waited in real.items()
-        if policy in RIVALS and (trace, "markov") in real
+        if policy in RIVALS and (trace, PREFETCH) in real
     }
 
 

@@ -42,6 +42,7 @@ from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
+from weightpager.simulate.sizing import PREFETCH, RECENCY, REUSE
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 from weightpager.transitions import Transitions
@@ -97,7 +98,7 @@ class Bench:
         )
 
     def _use_predictor(self, trace: Trace, policy: str) -> UsePredictor:
-        if policy == "lru":
+        if policy == RECENCY:
             return Recency()
         tasks = len(self.bundle.tasks)
         oracle = Oracle([self.bundle.task_numbers[visit.task] for visit in trace.visits], tasks)
@@ -115,7 +116,7 @@ class Bench:
         if policy == "planner":
             assert trace.planner is not None
             return CallablePredictor(trace.planner, tuple(self.bundle.tasks), MarkovPredictor(tasks))
-        if policy == "markov, matrix":
+        if policy == MATRIX:
             other = TRACES[trace.name](LEARNT + COUNTED, self._dwell, SEED + 1)
             names = [visit.task for visit in other.visits]
             return MarkovPredictor(tasks, self._matrix(Transitions.from_trace(other.tasks, names)))
@@ -136,8 +137,11 @@ def _translated(planner: Planner, names: Mapping[str, str], visits: Sequence[Vis
     return {names[name]: weight for name, weight in said.items()}
 
 
-PLAIN = ("lru", "reuse")
+PLAIN = (RECENCY, REUSE)
 """Policies that prefetch nothing."""
+
+MATRIX = f"{PREFETCH}, matrix"
+"""As `PREFETCH`, with the transition matrix of another day."""
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "frequency": FrequencyPredictor,
@@ -151,7 +155,7 @@ RECOVERY = 50
 LIES = {"liar": LEARNT + COUNTED, "liar, then truthful": LEARNT - RECOVERY}
 """Visits about which a predictor is wrong on purpose."""
 
-POLICIES = ("lru", "reuse", "frequency", "first order", "markov", "markov, matrix", "oracle")
+POLICIES = (*PLAIN, "frequency", "first order", PREFETCH, MATRIX, "oracle")
 
 GENERATORS = {"assistant": ASSISTANT, "drive": DRIVE}
 """Of traces of first order: one who knows these probabilities and not the future is as good as any predictor can be."""
@@ -203,10 +207,10 @@ def virtual(path: Path, name: str, f: float) -> list[Row]:
     ]
     found = {policy: bench.run(trace, f, policy) for policy in policies}
     counted = {policy: waits(simulation, policy) for policy, simulation in found.items()}
-    saved = float(counted["reuse"].mean() - counted["oracle"].mean())
+    saved = float(counted[REUSE].mean() - counted["oracle"].mean())
     rows = []
     for policy, simulation in found.items():
-        plain = waits(found["reuse"], policy).mean()
+        plain = waits(found[REUSE], policy).mean()
         share = float(plain - counted[policy].mean()) / saved if saved > 1e-9 else None
         rows.append(row(trace, f, policy, counted[policy], simulation.prefetched, bench, share))
     return rows
@@ -224,7 +228,7 @@ def in_real_time(bundle: Bundle, folder: Path) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         write_sparse(bundle, list(bundle.tasks), Path(checkpoints), lambda _stage, _done, _total: None)
         for trace in (bench.trace(name, REAL) for name in ("assistant", "drive")):
-            for policy, prefetch in (("reuse", False), ("markov", True)):
+            for policy, prefetch in ((REUSE, False), (PREFETCH, True)):
                 simulated = bench.run(trace, f, policy)
                 yield row(trace, f, policy, simulated.switches, simulated.prefetched, bench)
                 waited, counts = of_engine(bundle, trace.visits, budget, BANDWIDTH, prefetch=prefetch)

@@ -224,14 +224,14 @@ def test_alignment_is_held_against_calibration() -> None:
 @pytest.mark.slow
 def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -> None:
     assert "| drive trace, half a billion parameters, random | not measured | – |" in page(folder)
-    waits = {"markov": 1.25, "whole sparse checkpoints": 30.0}
+    waits = {"prefetch": 1.25, "whole sparse checkpoints": 30.0}
     rows = [
         PrefetchRow("drive", 1.3, 0.5, policy, 9, wait, 2.0, 0.9, 0, None, mode, "python", "abc")
         for policy, wait in waits.items()
         for mode in ("real", "virtual")
     ]
     (folder / "prefetch.json").write_text(json.dumps([asdict(row) for row in rows]))
-    assert page(folder).count("| drive | 0.5 | markov | 9 | 1.25 ms | 2 ms | 90% |") == 1
+    assert page(folder).count("| drive | 0.5 | prefetch | 9 | 1.25 ms | 2 ms | 90% |") == 1
     assert "| drive trace, half a billion parameters, random | yes | 24 |" in page(folder)
     assert "| assistant trace, half a billion parameters, random | not measured | – |" in page(folder)
 

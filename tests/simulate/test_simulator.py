@@ -142,7 +142,7 @@ def test_the_command_replays_a_file(assistant_bundle: Path, tmp_path: Path, weig
     trace.write_text("\n".join(lines))
     arguments = "simulate", assistant_bundle, "--trace", trace, "--storage", "1MB/s"
     facts = json.loads(weightpager(*arguments, "--max-wait", "30", "--json").out)
-    assert [row["policy"] for row in facts["waiting"]] == ["least recently used", "expected reuse", "loading ahead"]
+    assert [row["policy"] for row in facts["waiting"]] == ["least recently used", "expected reuse", "prefetch"]
     assert facts["visits"] == 20
     assert facts["smallest_budget"] > 0
     assert "19 switches" in weightpager(*arguments).out

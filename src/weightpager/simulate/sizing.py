@@ -18,8 +18,7 @@ from weightpager.simulate.simulator import Device, Recency, Simulation, Simulato
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 
-RECENCY, REUSE = "least recently used", "expected reuse"
-PREFETCH = "loading ahead"  # as `simulate --json` has always called it
+RECENCY, REUSE, PREFETCH = "least recently used", "expected reuse", "prefetch"
 
 _STEPS = 10
 """Halvings of the range of budgets."""
