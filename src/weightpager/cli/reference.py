@@ -17,8 +17,8 @@ _HEAD = """# Commands
 
 Made by `python -m weightpager.cli.reference > docs/cli.md`; `weightpager COMMAND --help` says the same.
 
-A flag goes before its environment twin, and that before the default. Exit code 2 is wrong usage, 1 a failure, 130
-Ctrl-C. What people usually do next is said on standard error.
+A flag overrides the environment variable of the same option, and that overrides the default. Exit code 2 is wrong
+usage, 1 a failure, 130 Ctrl-C. Hints at what to do next go to standard error.
 
 `weightpager --install-completion` completes commands, options and the names of a bundle's tasks in bash, zsh, fish and
 PowerShell. In zsh the first Tab of a new shell only loads what was installed; the second one completes.

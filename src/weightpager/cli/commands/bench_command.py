@@ -41,7 +41,7 @@ def bench(
     ] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Only these methods.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Times that every ordered pair of tasks is measured.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the order of visits and the prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the order of visits and the prompts.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Less than three minutes: fewer methods and repeats.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write everything to, as JSON.")] = None,
     quiet: Quiet = False,

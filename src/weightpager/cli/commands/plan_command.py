@@ -23,7 +23,7 @@ def plan(
     bundle: BundlePath,
     from_task: Annotated[
         str | None,
-        typer.Option("--from", help="Task that is left; none: nothing is in memory yet.", autocompletion=task_names),
+        typer.Option("--from", help="Task that is left. Default: nothing is in memory yet.", autocompletion=task_names),
     ] = None,
     to_task: Annotated[str | None, typer.Option("--to", help="Task that is wanted.", autocompletion=task_names)] = None,
     worst: Annotated[

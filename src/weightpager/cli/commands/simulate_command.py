@@ -46,7 +46,7 @@ def simulate(
     max_wait: Annotated[
         float | None,
         typer.Option(
-            metavar="MS", min=0, callback=finite, help="Find the smallest budget that waits no longer in the mean."
+            metavar="MS", min=0, callback=finite, help="Find the smallest budget whose mean wait is no longer."
         ),
     ] = None,
     switches: Annotated[
@@ -54,7 +54,11 @@ def simulate(
     ] = None,
     dwell: Annotated[
         float | None,
-        typer.Option(metavar="S", callback=finite, help=f"Mean seconds between its switches. Default: {_DWELL:g}."),
+        typer.Option(
+            metavar="S",
+            callback=finite,
+            help=f"Mean seconds between switches of a trace given by name. Default: {_DWELL:g}.",
+        ),
     ] = None,
     replicas: Annotated[
         int, typer.Option(metavar="N", min=1, help="Servers, each with the budget; compare ways to route requests.")
@@ -65,7 +69,7 @@ def simulate(
             metavar="MS",
             min=0,
             callback=_bounded,
-            help=f"What a request computes, with --replicas, beside its switch. Default: {_COMPUTE:g}.",
+            help=f"How long a request computes, with --replicas, beside its switch. Default: {_COMPUTE:g}.",
         ),
     ] = None,
     json: Json = False,
@@ -76,9 +80,9 @@ def simulate(
     Policy and bookkeeping are those of the engine; only the storage is a model. A trace given by name has tasks of its
     own: the first one stands for the bundle's first task, and so on.
 
-    With --replicas each line of the trace is a request, which comes at its time whatever others wait. Requests go to
-    one server after the other; by affinity, to the one whose memory lacks least, as long as that is fair; or as one
-    sends them who knows the whole trace.
+    With --replicas each line of the trace is a request, which comes at its time, however many others wait. Three ways
+    to route requests are compared: round robin, one server after the other; affinity, to the server whose memory lacks
+    least, as long as that is fair; and an oracle, which knows the whole trace.
 
     Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 4MiB --storage 300MB/s --max-wait 20`
     """

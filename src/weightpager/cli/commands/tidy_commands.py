@@ -31,7 +31,7 @@ def repack(
     page: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE|auto", help="Bytes of a page, such as 32KiB; auto takes the best. Default: as they are."
+            metavar="SIZE|auto", help="Bytes of a page, such as 32KiB; auto takes the best. Default: as before."
         ),
     ] = None,
     force: Force = False,
@@ -92,7 +92,7 @@ def upgrade(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write a bundle that an older weightpager compiled as today's would: with a graph for each kind of tasks.
+    """Write a bundle of an older weightpager anew, with a graph for each kind of tasks, as today's has.
 
     Pages and parameters stay as they are, and so do outputs. Needs `weightpager[compile]`.
 

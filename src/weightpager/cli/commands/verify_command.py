@@ -33,8 +33,8 @@ def verify(
 ) -> None:
     """Check every hash, index and bound of a bundle; with `--repair`, mend it first.
 
-    Mending writes only to what is damaged, and compares everything from the other bundle with its hash before. It may
-    be stopped at any moment and started again.
+    Mending writes only to what is damaged. It compares everything from the other bundle with its hash before it writes.
+    It may be stopped at any moment and started again.
 
     Example: `weightpager verify assistant.bundle --repair --from backup/assistant.bundle`
     """

@@ -20,7 +20,9 @@ Repository = Annotated[
 Keys = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder of the key files. Default: DIRECTORY.keys, beside it.")
 ]
-Days = Annotated[int | None, typer.Option(min=1, max=3650, help="Until devices want a newer signature. Default: 30.")]
+Days = Annotated[
+    int | None, typer.Option(min=1, max=3650, help="Days until devices want a newer signature. Default: 30.")
+]
 
 
 class _BundleUnlessNamed(TyperGroup):
@@ -76,7 +78,8 @@ def bundle_(
     bundle: BundlePath,
     directory: Repository,
     name: Annotated[
-        str | None, typer.Option(help="Of the bundle in the repository. Default: the directory's, without .bundle.")
+        str | None,
+        typer.Option(help="Name of the bundle in the repository. Default: the directory's, without .bundle."),
     ] = None,
     channel: Annotated[str, typer.Option(help="Devices of this channel get it.")] = "stable",
     version: Annotated[
@@ -89,7 +92,9 @@ def bundle_(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add a bundle to a repository: only pages that it lacks. The channel points to it then. `bundle` may be left out.
+    """Add a bundle to a repository: only the pages that it lacks. The word `bundle` may be left out.
+
+    The channel points to the new version then.
 
     A version that exists isn't written again, so that the same command with another channel promotes it.
 
@@ -149,11 +154,11 @@ def prune_(
     keep: Annotated[
         int, typer.Option(min=0, help="Versions of each bundle that stay beside those that channels show.")
     ] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     keys: Keys = None,
     json: Json = False,
 ) -> None:
-    """Remove versions that no channel shows, but the newest ones, and the files that only they need.
+    """Remove versions that no channel shows, except the newest ones, and files that no other version needs.
 
     Devices keep the versions that they have.
 
@@ -179,7 +184,7 @@ def rotate(
     directory: Repository,
     role: Annotated[
         Literal["root", "targets", "snapshot", "timestamp"],
-        typer.Option(help="Whose keys are lost, stolen or old.", show_default=False),
+        typer.Option(help="Role whose keys are lost, stolen or old.", show_default=False),
     ],
     keys: Keys = None,
     json: Json = False,
@@ -210,10 +215,10 @@ def upload_(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Copy what a store lacks of a repository: S3, Google's, Azure's, SFTP and what else fsspec knows.
+    """Copy a repository to a store, such as S3, Google's, Azure's or SFTP: only the files that it lacks.
 
-    Devices get the old state or the new one. Interrupted, the same command goes on. Most stores need a library: s3fs,
-    gcsfs, adlfs or paramiko.
+    Devices get the old state or the new one. After an interruption the same command goes on. The store
+    may be any that fsspec knows. Most need a library: s3fs, gcsfs, adlfs or paramiko.
 
     Example: `weightpager publish upload repository/ s3://bucket/repository`
     """

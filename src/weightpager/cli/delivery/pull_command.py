@@ -23,30 +23,36 @@ from weightpager.errors import ConfigError, DeliveryError, WeightpagerError
 if TYPE_CHECKING:
     from weightpager.delivery.pulling.pull import Pulled
 
-Into = Annotated[Path, typer.Option("--into", metavar="DIRECTORY", help="Of the device's bundles.", show_default=False)]
-BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Of the bundle.", show_default=False)]
+Into = Annotated[
+    Path, typer.Option("--into", metavar="DIRECTORY", help="Directory of the device's bundles.", show_default=False)
+]
+BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the bundle.", show_default=False)]
 
 _JITTER = 0.2
 """Waits are so much shorter or longer by chance: thousands of devices must not ask at the same moment."""
 
 
 def pull(
-    repository: Annotated[str, typer.Argument(metavar="URL|DIRECTORY", help="Of the repository.", show_default=False)],
+    repository: Annotated[
+        str, typer.Argument(metavar="URL|DIRECTORY", help="Address or directory of the repository.", show_default=False)
+    ],
     name: BundleName,
     into: Into,
-    channel: Annotated[str, typer.Option(help="Whose version.")] = "stable",
-    version: Annotated[str | None, typer.Option(help="This one, whatever the channel has.")] = None,
+    channel: Annotated[str, typer.Option(help="Channel whose version is taken.")] = "stable",
+    version: Annotated[str | None, typer.Option(help="Version to take, whatever the channel has.")] = None,
     trust: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Root metadata that you trust; needed the first time of each NAME."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
     keep: Annotated[int, typer.Option(min=1, help="Versions that stay, the one in use included.")] = 2,
-    limit_rate: Annotated[str | None, typer.Option(metavar="SIZE/s", help="Take no more, such as 500KB/s.")] = None,
-    connections: Annotated[int, typer.Option(min=1, max=32, help="At once.")] = 4,
+    limit_rate: Annotated[
+        str | None, typer.Option(metavar="SIZE/s", help="Fetch no faster than this, such as 500KB/s.")
+    ] = None,
+    connections: Annotated[int, typer.Option(min=1, max=32, help="Connections at once.")] = 4,
     check: Annotated[
         str | None,
-        typer.Option(metavar="COMMAND", help="Run it afterwards; if it fails, the version before comes back."),
+        typer.Option(metavar="COMMAND", help="Command to run afterwards; if it fails, the version before comes back."),
     ] = None,
     check_rows: Annotated[
         Path | None,

@@ -15,12 +15,12 @@ from weightpager.delivery.names import checked_name
 def rollback(
     name: BundleName,
     into: Into,
-    to: Annotated[str | None, typer.Option(metavar="VERSION", help="This one. Default: the one before.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="VERSION", help="Version to use. Default: the one before.")] = None,
     json: Json = False,
 ) -> None:
     """Use another version of a bundle that `pull` has installed; needs no repository.
 
-    `pull` doesn't install the newer version that was in use again, unless it is told so.
+    `pull` installs the newer version, which was in use, again only with `--again`.
 
     Example: `weightpager rollback assistant --into bundles/`
     """

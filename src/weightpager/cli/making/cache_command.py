@@ -13,14 +13,14 @@ from weightpager.config import format_duration
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything from the cache.")] = False,
     json: Json = False,
 ) -> None:
     """List what compiles have kept for each other: trained dense models, their scores, calibrations.
 
-    A compile that differs from an earlier one in sparsity, alignment, dtype or recovery only takes them from there.
-    They lie in the user's cache directory, at most 8 GiB of them unless the environment states another limit; those
-    that were used longest ago go first.
+    A compile that differs from an earlier one only in sparsity, alignment, dtype or recovery takes these from the
+    cache. It lies in the user's cache directory and holds at most 8 GiB, unless the environment states another limit.
+    Entries that were used longest ago go first.
 
     Example: `weightpager cache --clear`
     """

@@ -37,12 +37,12 @@ def compile_(
         typer.Option(
             metavar="SIZE",
             help="Choose how many blocks are kept, and in which dtype, so that weights take at most this in memory, "
-            "such as 8MiB.",
+            "such as 5MiB.",
         ),
     ] = None,
     max_switch: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Align so far that an average switch loads at most this, such as 8MiB."),
+        typer.Option(metavar="SIZE", help="Align so far that an average switch loads at most this, such as 512KiB."),
     ] = None,
     accuracy_loss: Annotated[
         float | None, typer.Option(metavar="POINTS", help="Align as far as it costs at most this, such as 0.5.")
@@ -51,7 +51,7 @@ def compile_(
         str | None,
         typer.Option(
             metavar="WHAT",
-            help="Measure beside it: none, the dense model quantised (dense), or one shared mask too (all).",
+            help="Measure beside the bundle: none, the dense model quantised (dense), or one shared mask too (all).",
         ),
     ] = None,
     no_cache: Annotated[

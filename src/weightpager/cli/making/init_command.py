@@ -26,7 +26,7 @@ _FILES = [_TASKS, *_SAMPLES, _SCHEMA]
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to write into.")] = Path(),
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory that the task file shall name.")
+        Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory that the task file will name.")
     ] = None,
     json: Json = False,
 ) -> None:

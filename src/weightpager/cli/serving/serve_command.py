@@ -88,8 +88,8 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="So many servers on a Ray cluster, each with the budget; a request goes where its task is in memory. "
-            "Needs `weightpager[ray]`.",
+            help="Number of servers on a Ray cluster, each with the budget; a request goes where its task is in "
+            "memory. Needs `weightpager[ray]`.",
         ),
     ] = None,
     ray: Annotated[

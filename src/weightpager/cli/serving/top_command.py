@@ -26,7 +26,7 @@ _PRINTABLE = re.compile(r"[!-~]+")
 
 
 def top(
-    url: Annotated[str, typer.Argument(metavar="[URL]", help="Of the server.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="Address of the server.")] = "http://127.0.0.1:8000",
     interval: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", callback=finite, help="Time between two looks.")
     ] = 1.0,
