@@ -26,16 +26,16 @@ from benchmarks.report.tables import table
 _TOP = """# Kernels, measured
 
 For whoever asks how fast the [kernels](kernels.md) are beside dense layers. `python -m benchmarks.kernels.page`
-writes this page from [{json}]({json}). Two cores of rented machines were used, whose speed varied meanwhile; each
-heading names the processor. Ratios are dense time over ours, in one run, the kernels taking turns. Every call meets
-another weight, and a GiB of weights lies between two uses of one. Each cell is the median over four models' widest
-layers, with the worst of them in brackets. It is **bold** where a figure that was asked for is missed. Dense layers
-have the same instructions as ours: `amx_bf16` meets torch with AMX, `avx512_bf16` torch without.
+writes this page from [{json}]({json}). Two cores of rented machines were used, whose speed varied; each heading names
+the processor. Ratios are dense time over ours, in one run, the kernels taking turns. Every call multiplies by another
+weight: a GiB of other weights is read before one is used again. Each cell is the median over four models' widest
+layers, with the worst of them in brackets. It is **bold** where a goal is missed. Dense layers use the same
+instructions as ours: `amx_bf16` meets torch with AMX, `avx512_bf16` torch without.
 
-Dense layers are never in int8 or int4: pages of these are divided by the same dense layer as pages in bfloat16, and
-torch's own products in int8 and int4 are not timed here. Dense layers are torch's plain ones, whose weights aren't
-prepacked. Prepacking, as `torch.compile` does it for one shape, makes them faster: a table says by how much for each
-kernel in bfloat16. Divide by that for the ratio to prepacked layers.
+Dense layers are never in int8 or int4: pages in int8 and int4 are compared with the same dense layer as pages in
+bfloat16, and torch's own products in int8 and int4 are not timed here. Dense layers are torch's plain ones, whose
+weights aren't prepacked. Prepacking, as `torch.compile` does it for one shape, makes them faster: a table says by how
+much for each kernel in bfloat16. Divide by that for the ratio to prepacked layers.
 
 ```
 python -m benchmarks.kernels --json docs/kernels.json
