@@ -54,7 +54,7 @@ def processes(measured: Mapping[Section, Measured]) -> str:
     header = [
         "",
         "process",
-        "most memory; with long inputs, too",
+        "most memory; most with long inputs",
         "first output, files in the page cache",
         "speed",
         "fetched to install",

@@ -169,11 +169,12 @@ def _about(contest: Contest) -> str:
     memory = "as much as the machine has" if limits.memory is None else format_size(limits.memory)
     storage = "as the disk is" if limits.storage is None else f"{limits.storage / 1e6:.0f} MB/s"
     cpus = "all" if limits.cpus is None else str(limits.cpus)
+    repeats = "once" if contest.repeats == 1 else f"{contest.repeats} times"
     return (
         f"{weights if facts.random_weights else facts.model}; {len(facts.tasks)} tasks at {facts.sparsity:.0%} "
         f"sparsity that overlap by {facts.mean_overlap:.3f}; blocks {facts.block} in {facts.dtype}, pages of "
         f"{format_size(facts.page_bytes)}, {facts.page_fill:.1%} full. Memory: {memory}; storage: {storage}; "
-        f"CPUs: {cpus}. Every ordered pair {contest.repeats} times, or as often as time allowed."
+        f"CPUs: {cpus}. Every ordered pair {repeats}, or as often as time allowed."
     )
 
 
