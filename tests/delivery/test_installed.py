@@ -12,7 +12,7 @@ import pytest
 from damage import contents
 from fleet import NAME, Device, Fleet
 from weightpager.delivery.pulling.installed import STATE
-from weightpager.delivery.pulling.pull import Pulled, roll_back
+from weightpager.delivery.pulling.pull import Check, Pulled, roll_back
 from weightpager.errors import DeliveryError
 
 
@@ -167,3 +167,54 @@ def test_a_version_that_was_rolled_back_takes_no_place_among_those_that_stay(fle
     assert fleet.device.pull(fleet.place.root, keep=2).in_use == "3"
     assert sorted(path.name[0] for path in versions(fleet.device).iterdir()) == ["1", "3"]
     assert roll_back(fleet.device.into, NAME).now == "1"
+
+
+def pull_back(fleet: Fleet, check: Check | None = None) -> Pulled:
+    """The publisher withdraws the new version by publishing the old bundle again."""
+    assert fleet.device.pull(fleet.place.root).in_use == "2"
+    fleet.place.publish(fleet.old)
+    return fleet.device.pull(fleet.place.root, check=check)
+
+
+def test_the_version_before_comes_back_when_a_channel_moved_back_to_one_that_fails(fleet: Fleet) -> None:
+    done = pull_back(fleet, lambda _: "bad")
+    assert (done.outcome, done.version, done.in_use) == ("rolled back", "1", "2")
+    assert contents(fleet.device.bundle) == contents(fleet.new)
+
+
+@pytest.mark.parametrize("goes_back", ["by a pull", "by a rollback"])
+def test_a_version_that_fails_gives_way_to_the_one_that_it_replaced(fleet: Fleet, goes_back: str) -> None:
+    if goes_back == "by a pull":
+        pull_back(fleet)
+    else:
+        fleet.device.pull(fleet.place.root)
+        fleet.place.publish(fleet.old, version="2b")
+        fleet.device.pull(fleet.place.root, keep=3)
+        roll_back(fleet.device.into, NAME, to="1")
+    fleet.place.publish(fleet.new, version="3")
+    assert fleet.device.pull(fleet.place.root, check=lambda _: "bad").in_use == "1"
+
+
+def test_the_version_that_a_pull_replaced_stays_and_is_what_a_rollback_goes_to(fleet: Fleet) -> None:
+    assert pull_back(fleet).in_use == "1"
+    fleet.place.publish(fleet.new, version="3")
+    assert fleet.device.pull(fleet.place.root, keep=2).in_use == "3"
+    assert sorted(path.name[0] for path in versions(fleet.device).iterdir()) == ["1", "3"]
+    assert roll_back(fleet.device.into, NAME).now == "1"
+
+
+def test_a_rollback_undoes_a_pull_that_went_back(fleet: Fleet) -> None:
+    assert pull_back(fleet).in_use == "1"
+    assert roll_back(fleet.device.into, NAME).now == "2"
+    assert fleet.device.pull(fleet.place.root).outcome == "refused"
+
+
+def test_the_version_before_comes_back_whatever_stopped_a_pull_that_went_back(fleet: Fleet, tmp_path: Path) -> None:
+    def pull_old(trial: Fleet) -> Pulled:
+        return trial.device.pull(trial.place.root, check=lambda _: "bad")
+
+    fleet.device.pull(fleet.place.root)
+    fleet.place.publish(fleet.old)
+    for trial in kills(fleet, tmp_path / "trials", pull_old):
+        assert pull_old(trial).in_use == "2"
+        assert contents(trial.device.bundle) == contents(trial.new)

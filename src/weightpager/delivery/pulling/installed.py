@@ -46,7 +46,8 @@ class _State(Strict, frozen=True, kw_only=True):
     """What a device remembers; whatever of it is lost is found again.
 
     Attributes:
-        history: versions by their keys, in the order in which they were first in use.
+        history: versions by their keys, in the order in which pulls brought them into use. A version that a pull
+            replaced comes right before the one that replaced it. Rollbacks keep the order.
         refused: versions that were rolled back, and aren't installed again by themselves.
         unchecked: the version whose check hasn't ended yet.
     """
@@ -155,11 +156,11 @@ class Installed:
         return self.current is not None and self._state.unchecked == self.current
 
     def history(self) -> list[str]:
-        """Keys of the versions that are here, in the order in which they were first in use."""
+        """Keys of the versions that are here, in the order in which pulls brought them into use or replaced them."""
         return [key for key in self._state.history if (self.places.versions / key / BUNDLE).is_dir()]
 
     def previous(self) -> str | None:
-        """Key of the version that was in use before the current one."""
+        """Key of the version that the last pull replaced. Versions that were rolled back are passed over."""
         history, current = self.history(), self.current
         before = history[: history.index(current)] if current in history else history
         return next((key for key in reversed(before) if key not in self.refused), None)
@@ -185,15 +186,20 @@ class Installed:
             folder.rename(self.places.versions / key)
             sync(self.places.versions)
 
-    def use(self, key: str, *, checked: bool = True) -> None:
+    def use(self, key: str, *, checked: bool = True, pulled: bool = False) -> None:
         """Let the bundle's name lead to a version, in one step.
 
         Args:
             key: of a version that is here.
             checked: whether it is known to be well; else `passed` or `refuse` must follow.
+            pulled: whether a pull wants it. A check that fails, and a rollback, go to the version that it replaces.
         """
         state = self._state
         history = state.history if key in state.history else [*state.history, key]
+        if pulled:
+            before = self.current
+            replaced = [] if before is None or before == key else [before]
+            history = [*(each for each in history if each not in (*replaced, key)), *replaced, key]
         refused = [each for each in state.refused if each != key]
         # The check of the version in use stays due until the link leads to another one.
         due = state.unchecked if checked else key

@@ -156,7 +156,7 @@ class _Pull:
     def _use(self, key: str, keep: int, cost: Cost | None) -> Pulled:
         installed = self._installed
         if installed.current != key:
-            installed.use(key, checked=self._check is None)
+            installed.use(key, checked=self._check is None, pulled=True)
         problem = self._problem(key)
         if problem is not None:
             return self._done("rolled back", cost, problem)
@@ -213,7 +213,8 @@ class RolledBack:
 def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
     """Let a bundle's name lead to another version that is here.
 
-    A newer version that was in use isn't installed again by itself. An older one stays what a rollback goes to.
+    The version that was in use isn't installed again by itself if it came after the other one. Else it stays what a
+    rollback goes to.
 
     Args:
         into: directory of the device's bundles.
