@@ -135,3 +135,13 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(damaged)
         with pytest.raises(BundleFormatError, match="that the tokenizers library can read"):
             read_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_panics_raises_an_error(tmp_path: Path) -> None:
+    inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, " ": 1}, unk_token="a"))
+    inner.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 1)])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = read_tokenizer(tmp_path)
+    with pytest.raises(RuntimeError, match="a library panicked"):
+        tokenizer.decode([1])
+    assert tokenizer.decode([0]) == "a"

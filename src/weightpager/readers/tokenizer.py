@@ -46,6 +46,8 @@ class Encoded:
 class Tokenizer:
     """A tokenizer that gives the ids that transformers' tokenizer of the same files gives. For one thread at a time.
 
+    What reads or writes text raises a `RuntimeError` where the library panics.
+
     Attributes:
         longest: tokens that it says the model can read; `ANY_LENGTH` if it doesn't say.
         special: texts of special tokens by their name, such as ``eos_token``.
@@ -89,19 +91,22 @@ class Tokenizer:
         """
         if most != self._cut:
             self._set_cut(most)
-        encoding = self._inner.encode(text, add_special_tokens=special)
+        with panics_as_errors():
+            encoding = self._inner.encode(text, add_special_tokens=special)
         return Encoded(tuple(encoding.ids), tuple(encoding.offsets))
 
     def encode_all(self, texts: Sequence[str], *, most: int | None = None, special: bool = True) -> list[Encoded]:
         """The tokens of each text, found on several cores; otherwise as `encode`."""
         if most != self._cut:
             self._set_cut(most)
-        encoded = self._inner.encode_batch(list(texts), add_special_tokens=special)
+        with panics_as_errors():
+            encoded = self._inner.encode_batch(list(texts), add_special_tokens=special)
         return [Encoded(tuple(found.ids), tuple(found.offsets)) for found in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; special ones are left out."""
-        return self._inner.decode(ids, skip_special_tokens=True)
+        with panics_as_errors():
+            return self._inner.decode(ids, skip_special_tokens=True)
 
     def _set_cut(self, most: int | None) -> None:
         if most is None:

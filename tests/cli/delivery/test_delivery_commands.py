@@ -120,6 +120,22 @@ def test_a_version_that_breaks_while_it_answers_goes_back(
     assert "can't be answered: ZeroDivisionError: division by zero; no version is in use" in done.err
 
 
+def test_a_version_that_makes_a_library_panic_goes_back(
+    published: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_: object) -> None:
+        raise PanicException("out of range")
+
+    Path("rows.jsonl").write_text('{"task": "animal", "text": "red cat", "label": "cat"}')
+    monkeypatch.setattr(Engine, "predict", panics)
+    done = weightpager(*FIRST, "--check-rows", "rows.jsonl")
+    assert done.code == 1
+    assert "a library panicked: out of range; no version is in use" in done.err
+
+
 def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 

@@ -25,6 +25,7 @@ from weightpager.bundle.footprint import smallest_budget
 from weightpager.errors import ConfigError, RequestTimeoutError
 from weightpager.server.routes.exchange import Exchange
 from weightpager.server.routes.generation_format import CompletionFormat
+from weightpager.server.scheduling.batch import Batch
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.service import Service
@@ -316,6 +317,23 @@ def test_a_damaged_page_fails_its_requests_and_no_others(assistant_bundle: Path,
         assert found.status_code == 500
         assert "page" not in found.json()["error"]["message"]
         assert classify(running, "animal", "cat")
+
+
+def test_a_panic_of_a_library_fails_its_requests_and_no_others(
+    assistant: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_: object) -> None:
+        raise PanicException("out of range")
+
+    with monkeypatch.context() as patch, assistant.http() as client:
+        patch.setattr(Batch, "step", panics)
+        found = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
+        assert found.status_code == 500
+        assert found.json()["error"]["message"] == "the server failed; its log says why"
+    assert classify(assistant, "weather", "sun")
 
 
 @pytest.mark.parametrize("grace", [float("nan"), float("inf"), -1.0])

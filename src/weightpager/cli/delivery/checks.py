@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weightpager.errors import ConfigError, WeightpagerError, first_line
+from weightpager.machine.panics import panics_as_errors
 
 _SECONDS = 600
 _STANDARD_ERROR = 2
@@ -74,7 +75,7 @@ def _answer(bundle: Path, rows: dict[str, list[tuple[str, str]]]) -> str | None:
     from weightpager.engine import Engine
 
     try:
-        with Engine.from_pretrained(bundle) as engine:
+        with panics_as_errors(), Engine.from_pretrained(bundle) as engine:
             for task, of_task in rows.items():
                 answers = engine.predict(task, [text for text, _ in of_task])
                 for (text, label), answer in zip(of_task, answers, strict=True):

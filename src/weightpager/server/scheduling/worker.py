@@ -13,6 +13,7 @@ from weightpager.answers.model import TaskModel
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.errors import WeightpagerError
+from weightpager.machine.panics import panics_as_errors
 from weightpager.server.scheduling.batch import Batch
 from weightpager.server.scheduling.job import Job, compiled_anew, shutting_down
 from weightpager.server.scheduling.job_queue import JobQueue, Taken
@@ -167,9 +168,10 @@ class Worker:
         self._metrics.began(task, waits, start - max(ready, self._turn.served_at.get(task, 0.0)))
         computed = start
         try:
-            model = self._engine.model(task) if task == self._active and not begins else self.enter(task)
-            computed = time.monotonic()
-            tokens = batch.step(model, self._reader, computed + self.policy.step)
+            with panics_as_errors():
+                model = self._engine.model(task) if task == self._active and not begins else self.enter(task)
+                computed = time.monotonic()
+                tokens = batch.step(model, self._reader, computed + self.policy.step)
             self._metrics.ran(task, batch.texts if begins else 0, tokens, time.monotonic() - computed)
         except WeightpagerError as error:
             batch.fail(error)
