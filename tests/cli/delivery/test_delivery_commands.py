@@ -49,6 +49,18 @@ def test_a_repository_says_where_to_keep_what(folder: Path, weightpager: Command
     assert weightpager("publish", "init", "repository").code == 2
 
 
+def test_a_repository_may_be_where_one_stands(
+    folder: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("repository").mkdir()
+    monkeypatch.chdir("repository")
+    assert weightpager("publish", "init", ".").code == 0
+    monkeypatch.chdir(folder / "repository")  # which is another directory of this name now
+    assert weightpager("publish", "../assistant.bundle", ".").code == 0
+    assert weightpager("publish", "refresh", ".").code == 0
+    assert (folder / "repository.keys").is_dir()
+
+
 def test_a_bundle_goes_from_one_machine_to_another(published: Path, weightpager: Command) -> None:
     told = json.loads(weightpager(*FIRST, "--dry-run", "--json").out)
     assert told["outcome"] == "would install"

@@ -35,7 +35,7 @@ class Made:
 
 def default_keys(repository: Path) -> Path:
     """Where keys lie if nothing else is said: beside the repository, which a web server must not give out."""
-    return repository.with_name(f"{repository.name}.keys")
+    return Path(f"{os.path.abspath(repository)}.keys")
 
 
 def create(repository: Path, key_folder: Path, root_keys: int, threshold: int) -> Made:
