@@ -61,6 +61,11 @@ def test_a_repository_may_be_where_one_stands(
     assert (folder / "repository.keys").is_dir()
 
 
+def test_a_bundle_has_the_name_by_which_it_is_called(published: Path, weightpager: Command) -> None:
+    assert weightpager(*FIRST).code == 0
+    assert "assistant 1 is what stable gets now" in weightpager("publish", "bundles/assistant.bundle", "repository").out
+
+
 def test_a_bundle_goes_from_one_machine_to_another(published: Path, weightpager: Command) -> None:
     told = json.loads(weightpager(*FIRST, "--dry-run", "--json").out)
     assert told["outcome"] == "would install"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -104,7 +105,7 @@ def bundle_(
         from weightpager.delivery.publishing.publish import publish
         from weightpager.delivery.publishing.repository import default_keys
 
-    stated = name or re.sub(r"\.bundle$", "", Path(bundle).resolve().name)
+    stated = name or re.sub(r"\.bundle$", "", Path(os.path.abspath(bundle)).name)  # a link has a name of its own
     for what, text in (("name", stated), ("channel", channel), ("version", version)):
         if text is not None:
             checked_name(what, text)
