@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
+from msgspec import structs
 
 from damage import contents
 from fleet import Device, Fleet, Place
@@ -14,6 +16,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format import page_index
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.garbage import collect
+from weightpager.delivery.pulling.assembly import Assembly
 from weightpager.delivery.pulling.plan import PullPlan
 from weightpager.delivery.version_file import Pack, PageRun, StoredFile, StoredPiece, VersionFile
 from weightpager.errors import DeliveryError
@@ -52,6 +55,25 @@ def plan() -> PullPlan:
 def test_a_place_that_several_pages_have_is_fetched_once_for_those_that_lack_it() -> None:
     assert replace(plan(), copy_pages=[], fetch_pages=[0, 1, 4]).fetch_places() == {(0, 0): [0, 4], (0, 1): [1]}
     assert plan().fetch_places() == {(0, 3): [3], (0, 0): [4]}
+
+
+@pytest.mark.parametrize("stored", [0, 4096])
+def test_a_hole_is_no_piece_that_has_come(tmp_path: Path, stored: int) -> None:
+    """A file that is mostly holes is refused in the end, at each pull."""
+    content = (b"x" * stored).ljust(2 << 20, b"\0")
+    digest = blake3(content).hexdigest()
+    zeros = StoredPiece(blake3=digest, bytes=len(content), stored=100)
+    file = StoredFile(bytes=len(content), blake3=digest, pieces=[zeros])
+    mostly = structs.replace(version(), files=version().files | {"large": file})
+    assembly = Assembly(tmp_path, mostly, [bytes([number]) * 32 for number in range(5)])
+    assembly.begin()
+    with (assembly.bundle / "large").open("r+b") as begun:
+        begun.write(content[:stored])
+    assert not assembly.is_whole("large")
+    assert list(assembly.missing_pieces("large")) == [zeros]
+    assembly.put_piece(zeros, content)
+    assert assembly.is_whole("large")
+    assert list(assembly.missing_pieces("large")) == []
 
 
 def test_the_cost_is_of_what_is_fetched() -> None:

@@ -57,6 +57,12 @@ def is_hole(descriptor: int, start: int, end: int) -> bool:
         return next(parts, None) is None
 
 
+def has_hole(descriptor: int, start: int, end: int) -> bool:
+    """Whether any of this part of a file is a hole. Moves the file's position."""
+    with closing(_stored(descriptor, start, end)) as parts:
+        return sum(last - first for first, last in parts) < end - start
+
+
 def _stored(descriptor: int, start: int, end: int) -> Generator[tuple[int, int], None, None]:
     """The parts of a file that are stored. The file's position is 0 afterwards."""
     try:

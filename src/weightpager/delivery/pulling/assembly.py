@@ -15,10 +15,11 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from weightpager.bundle.files.entry import hash_file
+from weightpager.bundle.files.entry import FileEntry, check_file, hash_file
+from weightpager.bundle.files.regular_file import has_hole, open_regular
 from weightpager.bundle.format import page_file, page_index
 from weightpager.delivery.pulling.installed import BUNDLE, VERSION, write_errors
-from weightpager.delivery.pulling.local_parts import read_part, whole_pages
+from weightpager.delivery.pulling.local_parts import whole_pages
 from weightpager.delivery.version_file import StoredPiece, VersionFile
 from weightpager.errors import BundleError, DeliveryError
 
@@ -110,17 +111,18 @@ class Assembly:
         return False
 
     def is_whole(self, name: str) -> bool:
-        """Whether a file is what it should be."""
+        """Whether a file is what it should be, and isn't mostly holes."""
+        wanted = self._version.files[name]
         try:
-            return hash_file(self.bundle / name).blake3 == self._version.files[name].blake3
-        except OSError:
+            check_file(self.bundle, name, FileEntry(bytes=wanted.bytes, blake3=wanted.blake3))
+        except BundleError:
             return False
+        return True
 
     def missing_pieces(self, name: str) -> Iterator[StoredPiece]:
-        """Pieces of a file that aren't what they should be."""
+        """Pieces of a file that aren't what they should be. Where a hole is, zeros may be right, but aren't written."""
         for start, piece in self._version.files[name].starts():
-            content = read_part(self.bundle / name, start, piece.bytes)
-            if piece.blake3 is not None and blake3(content).hexdigest() != piece.blake3:
+            if piece.blake3 is not None and not _has_piece(self.bundle / name, start, piece):
                 yield piece
 
     def put_piece(self, piece: StoredPiece, content: bytes) -> None:
@@ -172,6 +174,16 @@ class PageWriter:
             for descriptor in (self._open or {}).values():
                 os.close(descriptor)
             self._open = None
+
+
+def _has_piece(path: Path, start: int, piece: StoredPiece) -> bool:
+    try:
+        with open_regular(path) as file:
+            if has_hole(file.fileno(), start, start + piece.bytes):
+                return False
+            return blake3(os.pread(file.fileno(), piece.bytes, start)).hexdigest() == piece.blake3
+    except OSError:
+        return False
 
 
 def _own(path: Path) -> None:
