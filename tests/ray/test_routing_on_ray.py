@@ -14,6 +14,7 @@ import pytest
 from ray import serve
 from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OwnerDiedError
 from starlette.requests import Request
+from starlette.responses import Response
 
 from running import TOKEN
 from weightpager.answers.kinds.encoding_kind import EncodingKind
@@ -27,6 +28,7 @@ from weightpager.ray.serving.server_replica import ServerReplica
 from weightpager.routing.router import ReplicaView
 from weightpager.server.scheduling.settings import Settings
 from weightpager.server.scheduling.worker import Worker
+from weightpager.server.schema.common import ErrorDetail
 
 
 def standing(replica: str, sequence: int = 1, free: int = 0, request_bytes: float = 0.0, **lacks: int) -> Standing:
@@ -152,7 +154,7 @@ def test_a_stream_comes_as_it_is_made_and_says_why_it_ends() -> None:
         await reply.take(b"data: 1\n\n")
         assert reply.begun
         assert client.body == b"data: 1\n\n"
-        await reply.cut()
+        await reply.cut(ErrorDetail(message="over", type="server_error", code="server_ended"))
 
     asyncio.run(take())
     event = client.body.removeprefix(b"data: 1\n\ndata: ")
@@ -165,11 +167,14 @@ def test_what_the_gateway_answers_itself(path: str, status: int) -> None:
     servers: Any = SimpleNamespace(options=lambda **_: None)
     gateway = Gateway(servers, Settings(token=TOKEN))
 
-    def ask(*headers: tuple[bytes, bytes]) -> int:
-        return asyncio.run(gateway(Request({"type": "http", "path": path, "headers": headers}))).status_code
+    def ask(*headers: tuple[bytes, bytes]) -> Response:
+        return asyncio.run(gateway(Request({"type": "http", "path": path, "headers": headers})))
 
-    assert ask((b"authorization", f"Bearer {TOKEN}".encode())) == status
-    assert ask() == (401 if status == 200 else status)
+    assert ask((b"authorization", f"Bearer {TOKEN}".encode())).status_code == status
+    refused = ask()
+    kind = json.loads(bytes(refused.body))["error"]["type"]
+    wanted = (401, "authentication_error") if status == 200 else (404, "not_found_error")
+    assert (refused.status_code, kind) == wanted
 
 
 @dataclass
@@ -238,13 +243,21 @@ def test_another_server_is_asked_when_a_machine_takes_an_answer_with_it(error: E
     assert servers.asked == 2
 
 
-@pytest.mark.parametrize(("error", "asked"), [(died(), 4), (asyncio.TimeoutError(), 1)])
-def test_no_server_is_left(error: Exception, asked: int) -> None:
-    servers = Servers([([], error)])
+def test_no_server_is_left() -> None:
+    servers = Servers([([], died())])
     client = forwarded(servers)
     assert client.sent[0]["status"] == 503
     assert (b"retry-after", b"1") in client.sent[0]["headers"]
-    assert servers.asked == asked
+    assert servers.asked == 4
+
+
+def test_a_request_that_takes_too_long_is_over_and_no_server_is_blamed() -> None:
+    servers = Servers([([JSON, b"{"], asyncio.TimeoutError())])
+    client = forwarded(servers)
+    assert client.sent[0]["status"] == 504
+    error = json.loads(client.body)["error"]
+    assert (error["type"], error["code"]) == ("timeout_error", "timeout")
+    assert servers.asked == 1
 
 
 def test_the_log_has_a_bounded_name_of_a_request(caplog: pytest.LogCaptureFixture) -> None:
@@ -253,13 +266,13 @@ def test_the_log_has_a_bounded_name_of_a_request(caplog: pytest.LogCaptureFixtur
     assert all("a request for 'xxx" in message and len(message) < 200 for message in caplog.messages)
 
 
-@pytest.mark.parametrize("error", [died(), asyncio.TimeoutError()])
-def test_a_stream_that_has_begun_is_not_begun_again(error: Exception) -> None:
+@pytest.mark.parametrize(("error", "code"), [(died(), "server_ended"), (asyncio.TimeoutError(), "timeout")])
+def test_a_stream_that_has_begun_is_not_begun_again(error: Exception, code: str) -> None:
     servers = Servers([([STREAM, b"data: 1\n\n"], error)])
     client = forwarded(servers)
     assert servers.asked == 1
     assert client.body.startswith(b"data: 1\n\ndata: {")
-    assert b"server_ended" in client.body
+    assert json.loads(client.body.rpartition(b"data: ")[2])["error"]["code"] == code
     assert [message["type"] for message in client.sent].count("http.response.start") == 1
 
 

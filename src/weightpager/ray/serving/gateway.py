@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
@@ -37,6 +37,14 @@ _TRIES = 4
 _LOST = (RayActorError, ObjectLostError, NodeDiedError)
 """A server has died, or its machine with a piece of an answer that was too large to travel with the message."""
 
+_ENDED = ErrorDetail(message="the server has ended; ask again", type="server_error", code="server_ended")
+_TOO_LONG = ErrorDetail(
+    message="the request took longer than the server gives it", type="timeout_error", code="timeout"
+)
+_ALL_DIED = ErrorDetail(
+    message=f"expected a server's answer, found that {_TRIES} servers died; ask again", type="server_error"
+)
+
 _FORWARDED = ("/v1/", "/docs", "/openapi.json", "/health", "/ready")
 
 
@@ -56,11 +64,12 @@ class Gateway:
         """The response, which Serve runs as an ASGI application."""
         path = request.url.path
         if path == "/replicas" and not allowed(request, self._settings):
-            return _refused(401, NEEDS_BEARER, BEARER)
+            return answer(401, ErrorDetail(message=NEEDS_BEARER, type="authentication_error"), BEARER)
         if path == "/replicas":
             return JSONResponse([asdict(standing) for standing in known_replicas().standings()])
         if not path.startswith(_FORWARDED):
-            return _refused(404, f"expected a route that any server answers, found {path}; /replicas shows them all")
+            words = f"expected a route that any server answers, found {path}; /replicas shows them all"
+            return answer(404, ErrorDetail(message=words, type="not_found_error"))
         return _Forwarding(self, self._settings.body_bytes)
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,13 +84,14 @@ class Gateway:
                 return
             except (*_LOST, asyncio.TimeoutError) as error:
                 _log.warning("a request for %s has no answer: %s", shown(request.task), type(error).__name__)
+                late = isinstance(error, asyncio.TimeoutError)
                 if reply.begun:
-                    await reply.cut()
+                    await reply.cut(_TOO_LONG if late else _ENDED)
                     return
-                if isinstance(error, asyncio.TimeoutError):
-                    break
-        words = "expected a server that answers in time, found none; ask again"
-        await _refused(503, words, {"Retry-After": "1"})(scope, receive, send)
+                if late:
+                    await answer(504, _TOO_LONG)(scope, receive, send)
+                    return
+        await answer(503, _ALL_DIED, {"Retry-After": "1"})(scope, receive, send)
 
     async def _asked(self, request: ForwardedRequest, deadline: float) -> AsyncIterator[Piece]:
         """A server's answer, piece by piece; the standing at its end is taken note of."""
@@ -109,7 +119,3 @@ class _Forwarding(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
-
-
-def _refused(status: int, words: str, headers: Mapping[str, str] | None = None) -> Response:
-    return answer(status, ErrorDetail(message=words, type="server_error"), headers)

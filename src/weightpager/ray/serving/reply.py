@@ -8,7 +8,6 @@ from weightpager.ray.serving.messages import Piece, ResponseStart, Standing
 from weightpager.server.schema.common import ErrorAnswer, ErrorDetail
 
 _STREAM = b"text/event-stream"
-_CUT = ErrorDetail(message="the server has ended; ask again", type="server_error", code="server_ended")
 
 
 class Reply:
@@ -38,9 +37,9 @@ class Reply:
         else:
             self._held.append(piece)
 
-    async def cut(self) -> None:
+    async def cut(self, why: ErrorDetail) -> None:
         """End a stream by an event that says why, as a server does whose task fails."""
-        event = f"data: {ErrorAnswer(error=_CUT).model_dump_json()}\n\n"
+        event = f"data: {ErrorAnswer(error=why).model_dump_json()}\n\n"
         await self._pass_on(event.encode(), more=False)
 
     @property
