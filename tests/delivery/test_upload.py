@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from command import Command
 from damage import contents
 from fleet import NAME, Device, Fleet, Place
+from weightpager.delivery.publishing import repository
 from weightpager.delivery.publishing.prune import prune
 from weightpager.delivery.publishing.upload import STAGES, upload
 from weightpager.delivery.publishing.written_file import write_file
@@ -132,6 +133,19 @@ def test_a_newer_state_is_never_replaced(place: Place, fleet: Fleet, tmp_path: P
     with pytest.raises(DeliveryError, match="expected a state no newer than the repository's"):
         upload(older.root, store.as_uri())
     assert files(store) == before
+
+
+def test_another_state_of_the_same_number_is_never_replaced(place: Place, fleet: Fleet, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    other = fleet.copied(tmp_path / "other").place
+    fleet.place.publish(fleet.old, "beta")
+    repository.refresh(other.root, other.keys, [], 7)
+    upload(fleet.place.root, store.as_uri())
+    before = files(store)
+    with pytest.raises(DeliveryError, match=r"no newer than the repository's, \d+, found another \d+: another copy"):
+        upload(other.root, store.as_uri())
+    assert files(store) == before
+    assert upload(fleet.place.root, store.as_uri()).files == 1
 
 
 def test_any_store_of_fsspec_will_do(place: Place) -> None:

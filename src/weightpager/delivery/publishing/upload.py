@@ -66,7 +66,7 @@ def upload(repository: Path, url: str, *, delete: bool = False, progress: Progre
 
     Raises:
         ConfigError: the URL is none of a store that can be written.
-        DeliveryError: the store refused something, or has a newer state than the repository.
+        DeliveryError: the store refused something, or has a state of another copy that is as new or newer.
     """
     with alone(repository), _store_errors(url):
         store, root = _open(url)
@@ -106,17 +106,21 @@ def _put(store: Any, repository: Path, root: str, paths: list[str]) -> None:
 
 
 def _check_newer(repository: Path, store: Any, root: str, url: str) -> None:
-    """Devices never go back: an older timestamp would only keep them from what is newer."""
+    """Devices never go back: an older timestamp would only keep them from what is newer.
+
+    Two timestamps of one number come from copies that went on apart. Their files have the same names.
+    """
     path = f"{root}/{_TIMESTAMP}"
     if not store.exists(path):
         return
     theirs, ours = (
-        json.loads(text)["signed"]["version"] for text in (store.cat_file(path), (repository / _TIMESTAMP).read_bytes())
+        json.loads(text)["signed"] for text in (store.cat_file(path), (repository / _TIMESTAMP).read_bytes())
     )
-    if theirs > ours:
+    number, found = ours["version"], theirs["version"]
+    if found > number or (found == number and theirs != ours):
         raise DeliveryError(
-            f"{url}: expected a state no newer than the repository's, {ours}, found {theirs}: another copy of "
-            f"{repository} has been uploaded; go on from that one"
+            f"{url}: expected a state no newer than the repository's, {number}, found {'another ' * (found == number)}"
+            f"{found}: another copy of {repository} has been uploaded; go on from that one"
         )
 
 
