@@ -218,3 +218,22 @@ def test_the_version_before_comes_back_whatever_stopped_a_pull_that_went_back(fl
     for trial in kills(fleet, tmp_path / "trials", pull_old):
         assert pull_old(trial).in_use == "2"
         assert contents(trial.device.bundle) == contents(trial.new)
+
+
+def test_a_lost_state_loses_no_version(fleet: Fleet) -> None:
+    fleet.device.pull(fleet.place.root)
+    (versions(fleet.device).parent / "state.json").unlink()
+    fleet.place.publish(fleet.old, version="3")
+    assert fleet.device.pull(fleet.place.root, keep=3).in_use == "3"
+    assert sorted(path.name[0] for path in versions(fleet.device).iterdir()) == ["1", "2", "3"]
+    assert [roll_back(fleet.device.into, NAME).now for _ in range(2)] == ["2", "1"]
+
+
+def test_a_dry_run_installs_nothing_of_what_is_in_use(fleet: Fleet) -> None:
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet.device.pull(fleet.place.root, check=interrupted)
+    assert fleet.device.pull(fleet.place.root, check=lambda _: "bad", dry_run=True).outcome == "current"
+    assert fleet.device.pull(fleet.place.root, check=lambda _: "bad").outcome == "rolled back"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from command import Command, run
 from damage import contents
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
+from weightpager.cli.delivery.checks import checks
 from weightpager.engine import Engine
 
 
@@ -151,6 +154,30 @@ def test_a_version_that_makes_a_library_panic_goes_back(
     done = weightpager(*FIRST, "--check-rows", "rows.jsonl")
     assert done.code == 1
     assert "a library panicked: out of range; no version is in use" in done.err
+
+
+def test_a_check_that_takes_too_long_ends_with_all_that_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.cli.delivery.checks._SECONDS", 2)
+    os.mkfifo(tmp_path / "held")
+    reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    check = checks(f"exec 3> {tmp_path}/held; sleep 30 & wait", None)
+    assert check is not None
+    assert check(tmp_path) == "its check didn't end within 2 s"
+    end = time.monotonic() + 10
+    while is_open(reader):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.close(reader)
+
+
+def is_open(reader: int) -> bool:
+    """Whether anybody can write to a pipe."""
+    try:
+        return os.read(reader, 1) != b""
+    except BlockingIOError:
+        return True
 
 
 def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:

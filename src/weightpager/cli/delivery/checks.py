@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable
@@ -35,13 +36,17 @@ def checks(command: str | None, rows: Path | None) -> Check | None:
 
 def _run(bundle: Path, command: str) -> str | None:
     environment = os.environ | {"WEIGHTPAGER_BUNDLE": str(bundle)}
-    try:
-        done = subprocess.run(  # noqa: S602 - the user's
-            command, shell=True, env=environment, stdout=_STANDARD_ERROR, timeout=_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"its check didn't end within {_SECONDS} s"
-    return f"its check ended with code {done.returncode}" if done.returncode else None
+    with subprocess.Popen(  # noqa: S602 - the user's
+        command, shell=True, env=environment, stdout=_STANDARD_ERROR, start_new_session=True
+    ) as shell:
+        try:
+            code = shell.wait(_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"its check didn't end within {_SECONDS} s"
+        finally:
+            if shell.returncode is None:  # neither the shell nor what it has started may go on
+                os.killpg(shell.pid, signal.SIGKILL)
+    return f"its check ended with code {code}" if code else None
 
 
 def _rows(path: Path) -> dict[str, list[tuple[str, str]]]:

@@ -43,7 +43,10 @@ write_errors = partial(
 
 
 class _State(Strict, frozen=True, kw_only=True):
-    """What a device remembers; whatever of it is lost is found again.
+    """What a device remembers.
+
+    If it is lost, the versions that are here are found again, and their order is that of their age. Which of them were
+    rolled back, and whether a check is due, isn't known any more.
 
     Attributes:
         history: versions by their keys, in the order in which pulls brought them into use. A version that a pull
@@ -156,8 +159,11 @@ class Installed:
         return self.current is not None and self._state.unchecked == self.current
 
     def history(self) -> list[str]:
-        """Keys of the versions that are here, in the order in which pulls brought them into use or replaced them."""
-        return [key for key in self._state.history if (self.places.versions / key / BUNDLE).is_dir()]
+        """Keys of the versions that are here, in the order in which pulls brought them into use or replaced them.
+
+        If that isn't remembered, the oldest comes first.
+        """
+        return [key for key in self._state.history or self._by_age() if self.has(key)]
 
     def previous(self) -> str | None:
         """Key of the version that the last pull replaced. Versions that were rolled back are passed over."""
@@ -194,8 +200,7 @@ class Installed:
             checked: whether it is known to be well; else `passed` or `refuse` must follow.
             pulled: whether a pull wants it. A check that fails, and a rollback, go to the version that it replaces.
         """
-        state = self._state
-        history = state.history if key in state.history else [*state.history, key]
+        state, history = self._state, self.history()
         if pulled:
             before = self.current
             replaced = [] if before is None or before == key else [before]
@@ -248,6 +253,10 @@ class Installed:
             self.places.partial.mkdir(exist_ok=True)
             folder.rename(self.places.partial / f"{folder.name}{_GONE}")
             sync(folder.parent)
+
+    def _by_age(self) -> list[str]:
+        folders = self._folders(self.places.versions)
+        return [folder.name for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns)]
 
     @staticmethod
     def _folders(parent: Path) -> list[Path]:

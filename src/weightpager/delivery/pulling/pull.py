@@ -132,7 +132,8 @@ class _Pull:
         key, installed = self._version.key, self._installed
         if installed.current != key and not dry_run:
             self._make_up()
-        if installed.current == key and not (installed.unchecked and self._check is not None):
+        due = installed.unchecked and self._check is not None
+        if installed.current == key and (dry_run or not due):
             return self._done("current")
         if key in installed.refused and installed.current != key and not wish.again:
             return self._done("refused")
