@@ -89,7 +89,10 @@ class _Row:
 
 
 class _Watch:
-    """Sees every token of every row as soon as it is there, and says which rows are over, or all for now."""
+    """Sees each token of each row. It tells the model which rows are over.
+
+    When the step's time is up it says that of all rows, which is a pause.
+    """
 
     def __init__(self, rows: Sequence[_Row], until: float | None, clock: Callable[[], float]) -> None:
         self._rows = rows

@@ -64,8 +64,8 @@ class Started:
 def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: float, policy: Policy) -> list[int]:
     """Places of the requests that may begin now. While nothing is under way, all of them may.
 
-    A request that has waited for longer than ``patience`` begins as soon as the caches have room for it. Until then, no
-    later request that needs a cache may begin.
+    A request that has waited for ``patience`` is late. A late request for which the caches have no room holds back all
+    later requests that need a cache, until there is room.
     """
     found, crowded = [], False
     for place, request in enumerate(waiting):
