@@ -70,6 +70,17 @@ def test_a_continuation_of_no_tokens_is_refused(writer_bundle: Path, backend: st
         engine.predict("numbers", ["one two"], max_new_tokens=most)
 
 
+def test_what_is_refused_costs_no_switch(writer_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(writer_bundle) as engine:
+        engine.activate("animals")
+        before = len(engine.report().switches)
+        with pytest.raises(ConfigError, match="max_new_tokens"):
+            engine.predict("numbers", ["one two"], max_new_tokens=0)
+        with pytest.raises(ConfigError, match="inputs"):
+            engine.predict("numbers", "one two")
+        assert len(engine.report().switches) == before
+
+
 def test_inputs_may_come_one_by_one(writer_bundle: Path) -> None:
     with wp.Engine.from_pretrained(writer_bundle) as engine:
         assert engine.predict("numbers", iter(["one", "two"])) == engine.predict("numbers", ["one", "two"])

@@ -45,9 +45,7 @@ def predict(
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
-    inputs = _checked(task, inputs)
+    inputs = checked(task, inputs, max_new_tokens)
     kind = kind_of(task.kind)
     input_reader = reader if task.takes_images else TokenReader(reader, model.vocabulary)
     most = max_new_tokens
@@ -67,16 +65,24 @@ def predict(
     return predictions
 
 
-def _checked(task: TaskEntry, inputs: Iterable[str]) -> list[str]:
-    """All inputs. One text in place of several is refused: each of its characters would be answered."""
+def checked(task: TaskEntry, inputs: Iterable[str], max_new_tokens: int | None) -> list[str]:
+    """All inputs, if they and the number are what `predict` takes, as far as that can be said without the model.
+
+    One text in place of several is refused: each of its characters would be answered.
+
+    Raises:
+        ConfigError: they aren't.
+    """
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
     if isinstance(inputs, (str, bytes)):
         raise ConfigError(f"inputs: expected a list, such as [{shown(inputs)}], found {shown(inputs)} alone")
     wanted = "paths of images" if task.takes_images else "texts in Unicode"
-    checked = list(inputs)
-    for number, given in enumerate(checked, 1):
+    listed = list(inputs)
+    for number, given in enumerate(listed, 1):
         if not _suits(task, given):
-            raise ConfigError(f"inputs: expected {wanted}, found {shown(given)} at {number} of {len(checked)}")
-    return checked
+            raise ConfigError(f"inputs: expected {wanted}, found {shown(given)} at {number} of {len(listed)}")
+    return listed
 
 
 def _suits(task: TaskEntry, given: object) -> bool:

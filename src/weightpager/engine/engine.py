@@ -13,7 +13,7 @@ from typing import Any
 
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
-from weightpager.answers.predict import predict
+from weightpager.answers.predict import checked, predict
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
@@ -234,10 +234,14 @@ class Engine(EngineMaintenance):
             ImageError: a path leads to no image that can be used; it is named.
             Others: those of `activate`.
         """
+        self._check_open()
         with self._activating:
+            entry = self.bundle.task(name)
+            asked = checked(entry, inputs, max_new_tokens)  # what is refused costs no switch
             self.activate(name)
-            reader, entry = self._readers.own(self.bundle), self.bundle.task(name)
-            return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
+            return predict(
+                self.model(name), self._readers.own(self.bundle), entry, asked, max_new_tokens=max_new_tokens
+            )
 
     def deactivate(self) -> None:
         """Leave the current task, if any. Its pages stay until their slots are wanted."""
