@@ -15,14 +15,16 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 SIMULATE = ("simulate", "assistant.bundle", "--trace", "mail")
+WATCH = ("pull", "repository", "assistant", "--into", "bundles", "--watch")
+INTERVAL = ("top", "--interval")
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])
 @pytest.mark.parametrize(
     "words",
     [
-        ("pull", "repository", "assistant", "--into", "bundles", "--watch"),
-        ("top", "--interval"),
+        WATCH,
+        INTERVAL,
         (*SIMULATE, "--max-wait"),
         (*SIMULATE, "--dwell"),
         (*SIMULATE, "--replicas", "2", "--compute"),
@@ -34,6 +36,13 @@ def test_a_number_that_isnt_finite_is_refused(weightpager: Command, words: tuple
     assert done.code == 2
     refused_by_typer = "greater than or equal to" in done.err  # which versions of it do with nan
     assert refused_by_typer or f"{words[-1]}: expected a finite number, found {number}" in done.err
+
+
+@pytest.mark.parametrize("words", [WATCH, INTERVAL], ids=lambda words: words[-1])
+def test_a_time_that_no_clock_takes_is_refused(weightpager: Command, words: tuple[str, ...]) -> None:
+    done = weightpager(*words, "1e10")
+    assert done.code == 2
+    assert f"{words[-1]}: expected at most 1e+09 seconds, found 1e+10" in done.err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from weightpager.config import LONGEST
 from weightpager.errors import ConfigError
 from weightpager.machine.packages import check_installed, not_installed
 
@@ -53,6 +54,19 @@ def finite(option: typer.CallbackParam, value: float | None) -> float | None:
     """
     if value is not None and not math.isfinite(value):
         raise ConfigError(f"{option.opts[0]}: expected a finite number, found {value}")
+    return value
+
+
+def bounded(option: typer.CallbackParam, value: float | None) -> float | None:
+    """The callback of an option that takes a time: as `finite`, and not too long for clocks or for a sum of such times.
+
+    Raises:
+        ConfigError: the number isn't finite, or is over `LONGEST`.
+    """
+    finite(option, value)
+    if value is not None and value > LONGEST:
+        unit = "milliseconds" if option.metavar == "MS" else "seconds"
+        raise ConfigError(f"{option.opts[0]}: expected at most {LONGEST:g} {unit}, found {value:g}")
     return value
 
 

@@ -1,6 +1,9 @@
-"""Durations, for people."""
+"""Durations: how long one may be, and how it is shown."""
 
 from __future__ import annotations
+
+LONGEST = 1e9
+"""Seconds of a time that may be stated, some thirty years. Clocks and locks refuse times that are ten times as long."""
 
 
 def format_duration(seconds: float) -> str:

@@ -336,10 +336,12 @@ def test_a_panic_of_a_library_fails_its_requests_and_no_others(
     assert classify(assistant, "weather", "sun")
 
 
-@pytest.mark.parametrize("grace", [float("nan"), float("inf"), -1.0])
-def test_a_time_for_ending_that_is_none_is_refused(grace: float) -> None:
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e10])
+def test_a_time_that_is_none_is_refused(seconds: float) -> None:
     with pytest.raises(ConfigError, match="grace: expected a number of seconds"):
-        Settings(grace=grace)
+        Settings(grace=seconds)
+    with pytest.raises(ConfigError, match="timeout: expected a number of seconds"):
+        Settings(timeout=seconds)
 
 
 def test_a_slow_reader_gets_what_has_been_computed() -> None:

@@ -195,7 +195,9 @@ def test_nothing_waits() -> None:
     assert next_batch([], Turn(), 0.0, Policy()) == Plan()
 
 
-@pytest.mark.parametrize("change", [{"patience": -1}, {"turn": 0}, {"batch": 0}, {"patience": float("nan")}])
+@pytest.mark.parametrize(
+    "change", [{"patience": -1}, {"turn": 0}, {"batch": 0}, {"patience": float("nan")}, {"linger": 1e10}]
+)
 def test_a_policy_that_makes_no_sense_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         Policy(**change)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage, finite
+from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage, bounded, finite
 from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth, stated_size
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 _SWITCHES, _DWELL, _COMPUTE = 500, 1.0, 50.0
 """Where nothing is stated: switches of a trace, seconds between two, milliseconds that a request computes."""
-
-_MOST_COMPUTE = 1e9
-"""Milliseconds, some eleven days. What the requests of any trace compute together is finite."""
 
 
 def simulate(
@@ -68,7 +65,7 @@ def simulate(
         typer.Option(
             metavar="MS",
             min=0,
-            callback=_bounded,
+            callback=bounded,
             help=f"How long a request computes, with --replicas, beside its switch. Default: {_COMPUTE:g}.",
         ),
     ] = None,
@@ -135,20 +132,6 @@ class _Servers:
     device: _Device
     replicas: int
     compute: float
-
-
-def _bounded(option: typer.CallbackParam, value: float | None) -> float | None:
-    """The callback of `--compute`.
-
-    Raises:
-        ConfigError: the number isn't finite, or is over `_MOST_COMPUTE`.
-    """
-    from weightpager.errors import ConfigError
-
-    finite(option, value)
-    if value is not None and value > _MOST_COMPUTE:
-        raise ConfigError(f"{option.opts[0]}: expected at most {_MOST_COMPUTE:g} milliseconds, found {value:g}")
-    return value
 
 
 def _simulate_one(

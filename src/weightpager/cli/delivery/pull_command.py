@@ -14,7 +14,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.delivery.checks import checks
-from weightpager.cli.options import Json, Quiet, extra, finite
+from weightpager.cli.options import Json, Quiet, bounded, extra
 from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth
 from weightpager.delivery.names import checked_name
@@ -61,7 +61,7 @@ def pull(
     again: Annotated[bool, typer.Option("--again", help="Take a version that was rolled back.")] = False,
     watch: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=1.0, callback=finite, help="Look again every so often, for ever."),
+        typer.Option(metavar="SECONDS", min=1.0, callback=bounded, help="Look again every so often, for ever."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

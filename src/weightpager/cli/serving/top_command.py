@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.live import Live
 
 from weightpager.cli import output
-from weightpager.cli.options import Json, TokenFile, finite
+from weightpager.cli.options import Json, TokenFile, bounded
 from weightpager.cli.serving.top_view import view
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.server.schema.status import Status
@@ -28,7 +28,7 @@ _PRINTABLE = re.compile(r"[!-~]+")
 def top(
     url: Annotated[str, typer.Argument(metavar="[URL]", help="Address of the server.")] = "http://127.0.0.1:8000",
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", callback=finite, help="Time between two looks.")
+        float, typer.Option(min=0.1, metavar="SECONDS", callback=bounded, help="Time between two looks.")
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     token_file: TokenFile = None,

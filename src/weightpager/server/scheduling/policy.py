@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weightpager.answers.generation.forward_size import Activations
+from weightpager.config import LONGEST
 from weightpager.errors import ConfigError
 
 
@@ -48,8 +49,10 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in ("patience", "linger", "turn_seconds", "step"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"{name}: expected a number of seconds, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= LONGEST:
+                raise ConfigError(
+                    f"{name}: expected a number of seconds from 0 to {LONGEST:g}, got {getattr(self, name)}"
+                )
         for name in ("turn", "batch", "runs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightpager.config import LONGEST
 from weightpager.errors import ConfigError
 from weightpager.server.scheduling.policy import Policy
 
@@ -46,10 +46,10 @@ class Settings:
                 raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.most_text_tokens is not None and self.most_text_tokens < 1:
             raise ConfigError(f"most_text_tokens: expected 1 or more, got {self.most_text_tokens}")
-        if not (math.isfinite(self.timeout) and self.timeout > 0):
-            raise ConfigError(f"timeout: expected a number of seconds above zero, got {self.timeout}")
-        if not (math.isfinite(self.grace) and self.grace >= 0):
-            raise ConfigError(f"grace: expected a number of seconds from 0, got {self.grace}")
+        if not 0 < self.timeout <= LONGEST:
+            raise ConfigError(f"timeout: expected a number of seconds over 0 and up to {LONGEST:g}, got {self.timeout}")
+        if not 0 <= self.grace <= LONGEST:
+            raise ConfigError(f"grace: expected a number of seconds from 0 to {LONGEST:g}, got {self.grace}")
         if self.token is not None and self.token == self.admin_token:
             raise ConfigError("tokens: expected two that differ, got the same for users and the admin")
         if self.remote_admin and self.admin_token is None:
