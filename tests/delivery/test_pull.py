@@ -284,9 +284,9 @@ def test_a_full_disk_leaves_what_is_in_use(fleet: Fleet, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for writes in ("weightpager.bundle.format.page_file.write_at", "tuf.ngclient.Updater._persist_file"):
+    for writes in ("bundle.format.page_file.write_at", "delivery.pulling.trust._Updater._persist_file"):
         with monkeypatch.context() as patch:
-            patch.setattr(writes, full)
+            patch.setattr(f"weightpager.{writes}", full)
             with pytest.raises(DeliveryError, match="No space left"):
                 fleet.device.pull(fleet.place.root)
     assert contents(fleet.device.bundle) == contents(fleet.old)

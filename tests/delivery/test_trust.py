@@ -13,6 +13,7 @@ import pytest
 
 from damage import contents
 from fleet import NAME, Device, Fleet, Place
+from weightpager.bundle.files.new_file import beside
 from weightpager.delivery.publishing import keys, repository, written_file
 from weightpager.delivery.publishing.roles import ROLES, Roles
 from weightpager.errors import ConfigError, DeliveryError, UntrustedError
@@ -60,6 +61,15 @@ def test_whom_a_device_trusts_survives_a_kill(fleet: Fleet, monkeypatch: pytest.
         path.write_bytes(b"")  # as a power cut leaves what wasn't synced
     assert fleet.device.pull(fleet.place.root).outcome == "current"
     assert json.loads((metadata / "trusted.json").read_bytes())["signed"]["version"] == 2
+
+
+def test_what_a_device_has_seen_survives_a_power_cut(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[Path] = set()
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.add(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    fleet.device.pull(fleet.place.root)
+    metadata = fleet.device.into / ".weightpager" / NAME / "metadata"
+    written = {beside(metadata / f"{role}.json") for role in ("timestamp", "snapshot", "targets")}
+    assert written | {metadata} <= synced
 
 
 @pytest.mark.parametrize("whose", ["typed", "kept"])

@@ -90,7 +90,7 @@ def _updater(source: Source, folder: Path, root: bytes | None) -> Updater:
             f"trust: expected the root metadata of {source.place}, from which this bundle hasn't come yet; {_GIVE}"
         )
     try:
-        return Updater(
+        return _Updater(
             metadata_dir=str(folder),
             metadata_base_url=METADATA,
             target_base_url=TARGETS,
@@ -99,6 +99,14 @@ def _updater(source: Source, folder: Path, root: bytes | None) -> Updater:
         )
     except tuf.RepositoryError as error:
         raise ConfigError(f"trust: expected root metadata that signs itself, found none: {error}; {_GIVE}") from error
+
+
+class _Updater(Updater):
+    """TUF's client, without its way to write: unsynced files may be empty after a power cut, and versions forgotten."""
+
+    def _persist_file(self, filename: str, data: bytes) -> None:
+        with new_file(Path(filename)) as file:
+            file.write(data)
 
 
 def _kept_root(folder: Path) -> bytes | None:
