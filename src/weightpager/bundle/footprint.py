@@ -124,6 +124,11 @@ def smallest_budget(bundle: Bundle, task: str | None = None, dtype: str = "auto"
     return footprint(bundle, dtype, rows).total + most * bundle.page_bytes
 
 
+def largest_budget(bundle: Bundle) -> int:
+    """Bytes that an engine without a budget takes: with all pages, all rows, and the tables of all tasks expanded."""
+    return footprint(bundle, rows=whole_rows(bundle)).largest + len(bundle.pages) * bundle.page_bytes
+
+
 def check_fits(bundle: Bundle, task: str, budget: int, dtype: str = "auto", rows: int | None = None) -> None:
     """Refuse a budget, in bytes, that is too small for a task.
 

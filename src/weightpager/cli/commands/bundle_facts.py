@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightpager.bundle import Bundle, TaskKind
-from weightpager.bundle.footprint import footprint, row_memory, smallest_budget, whole_rows
+from weightpager.bundle.footprint import footprint, largest_budget, row_memory, smallest_budget
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.bundle.format.tied_table import TiedTableEntry
@@ -101,7 +101,7 @@ class MemoryFacts:
     def of(cls, bundle: Bundle, budget: int | None) -> MemoryFacts:
         """Measure a bundle; without a budget, as if it held everything."""
         fixed = footprint(bundle)
-        every = fixed.largest - fixed.rows + whole_rows(bundle) + len(bundle.pages) * bundle.page_bytes
+        every = largest_budget(bundle)
         return cls(
             resident_bytes=fixed.resident,
             private_bytes=fixed.private,

@@ -11,7 +11,7 @@ from typing import Any
 from ray import serve
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, whole_rows
+from weightpager.bundle.footprint import largest_budget
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError
 from weightpager.ray.serving.gateway import Gateway
@@ -74,7 +74,7 @@ def app(
         raise ConfigError("history: expected none, as one file can't be several servers', found one")
     path = Path(bundle).absolute()
     opened = Bundle.open(path)
-    weights = _everything(opened) if budget is None else parse_size(budget, "budget")
+    weights = largest_budget(opened) if budget is None else parse_size(budget, "budget")
     servers = serve.deployment(
         name="servers",
         ray_actor_options={"num_cpus": cpus, "memory": weights + _BESIDE},
@@ -130,12 +130,6 @@ class Needs:
             int(min(machine.get("CPU", 0) // self.cpus, machine.get("memory", 0) // self.memory))
             for machine in machines
         )
-
-
-def _everything(bundle: Bundle) -> int:
-    """What an engine without a budget takes: all pages, all rows of tables, and all tasks' expanded block tables."""
-    fixed = footprint(bundle)
-    return fixed.largest - fixed.rows + whole_rows(bundle) + len(bundle.pages) * bundle.page_bytes
 
 
 def _number(fewest: int, most: int) -> Mapping[str, Any]:
