@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import TypedDict
 
+from weightpager.doctor.machine import commit_of
 from weightpager.doctor.processor import cpu_model
 
 
@@ -19,14 +19,7 @@ def command(module: str) -> str:
 
 def commit() -> str:
     """Of the sources; "-dirty" behind it if they have been changed since, rows that benchmarks write aside."""
-    found = _git("describe", "--always")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs/*.json")
-    return f"{found}-dirty" if found and changed else found or "unknown"
-
-
-def _git(*arguments: str) -> str:
-    found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    return commit_of(Path()) or "unknown"
 
 
 def cpu() -> str:

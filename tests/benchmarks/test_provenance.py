@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.provenance import commit
+from weightpager.doctor.machine import describe
 
 SOURCE, ROWS = "source.py", "docs/rows.json"
 
@@ -42,6 +43,17 @@ def test_changed_sources_are_told(checkout: Path, monkeypatch: pytest.MonkeyPatc
     assert commit() == f"{before}-dirty"
     monkeypatch.chdir(checkout / "docs")
     assert commit() == f"{before}-dirty"
+
+
+def test_a_machine_is_described_by_the_same_rule(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = checkout / "src" / "weightpager"
+    package.mkdir(parents=True)
+    monkeypatch.setattr("weightpager.doctor.machine.__file__", str(package / "doctor" / "machine.py"))
+    before = describe()["commit"]
+    (checkout / ROWS).write_text("2\n")
+    assert describe()["commit"] == before
+    (checkout / SOURCE).write_text("2\n")
+    assert describe()["commit"] == f"{before}-dirty"
 
 
 def test_without_a_checkout_the_commit_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

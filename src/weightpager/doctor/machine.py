@@ -129,13 +129,25 @@ def _version(package: str) -> str | None:
         return None
 
 
+def commit_of(directory: Path, *options: str) -> str | None:
+    """The commit of a checkout, with ``-dirty`` after it if files differ, rows in docs aside, which benchmarks write.
+
+    Args:
+        directory: in the checkout.
+        options: of ``git describe``.
+    """
+    found = _git(directory, "describe", "--always", "--exclude=*", *options)
+    changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs/*.json")
+    return f"{found}-dirty" if found and changed else found
+
+
 def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, with ``-dirty`` after it if files differ."""
+    """The commit of the checkout that this package runs from."""
     package = Path(__file__).resolve().parents[1]
     top = _git(package, "rev-parse", "--show-toplevel")
     if top is None or Path(top) != package.parents[1]:  # installed inside somebody else's checkout
         return None
-    return _git(package, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+    return commit_of(package, "--abbrev=40")
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
