@@ -31,13 +31,14 @@ def port(ray_environment: None) -> Iterator[int]:
 
 def test_a_second_application_takes_over_the_port(writer_bundle: Path, port: int) -> None:
     application = app(writer_bundle, replicas=1, backend="native")
-    for _ in range(2):
-        with served(application, AUTO, HOST, port, 1) as found:
+    for given in (port, port, 0):
+        with served(application, AUTO, HOST, given, 1) as found:
             assert found == port
             answer = httpx.post(f"http://{HOST}:{port}/v1/completions", json=SHORT, timeout=60, trust_env=False)
             assert answer.status_code == 200
-    with pytest.raises(ConfigError, match="^--port: expected the port of the Ray Serve that runs in this cluster"):
-        served(application, AUTO, HOST, 0, 1).__enter__()
+    expected = f"^--port: expected the port of the Ray Serve that runs in this cluster already, {port} at {HOST}, got"
+    with listen(HOST, 0) as other, pytest.raises(ConfigError, match=expected):
+        served(application, AUTO, HOST, int(other.getsockname()[1]), 1).__enter__()
 
 
 def test_servers_that_cannot_start_say_why(writer_bundle: Path, port: int) -> None:

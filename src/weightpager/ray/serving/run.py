@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from weightpager.config import format_size
 from weightpager.errors import ConfigError
@@ -40,7 +41,7 @@ def served(application: serve.Application, address: str, host: str, port: int, c
         application: of `weightpager.ray.app`.
         address: of a cluster, as `cluster` takes it.
         host: to listen at.
-        port: 0 for any free one.
+        port: 0 for any free one, or for that of the Ray Serve that runs in the cluster.
         cpus: that a cluster needs if it is started for this.
 
     Raises:
@@ -55,8 +56,7 @@ def served(application: serve.Application, address: str, host: str, port: int, c
     with cluster(address, num_cpus=cpus, object_store_memory=_STORE_BYTES) as started:
         _check_head()
         _check_room(needs, grows=not started)
-        if not serve.status().proxies:
-            port = _free_port(host, port)
+        port = _port(host, port)
         logs = {"enable_access_log": False}
         serve.start(http_options={"host": host, "port": port}, logging_config=logs)
         _check(host, port)
@@ -125,6 +125,19 @@ def _machines() -> list[Mapping[str, Any]]:
     return [node for node in nodes if node["Alive"]]
 
 
+def _port(host: str, port: int) -> int:
+    """The port to serve at; 0 is that of a Ray Serve that runs, which keeps it, or else any free one."""
+    if not serve.status().proxies:
+        return _free_port(host, port)
+    return port or int(_serving().port)
+
+
+def _serving() -> Any:
+    """Where Ray Serve listens, as its ``HTTPOptions``."""
+    client: Any = _get_global_client()
+    return client.http_config
+
+
 def _free_port(host: str, port: int) -> int:
     """The port, or any free one for 0. Errors are those of `listen`."""
     with listen(host, port) as found:
@@ -138,11 +151,18 @@ def _check(host: str, port: int) -> None:
             f"ray: expected a cluster that doesn't serve a bundle yet, found the application {_NAME!r} in it; "
             f"'serve shutdown' ends what it serves"
         )
+    found = _serving()
+    if port == found.port and not _is_free(host, port):
+        return
+    raise ConfigError(
+        f"--port: expected the port of the Ray Serve that runs in this cluster already, {found.port} at {found.host}, "
+        f"got {port} at {host}; take these, or end Ray Serve with 'serve shutdown'"
+    )
+
+
+def _is_free(host: str, port: int) -> bool:
     try:
         _free_port(host, port)
     except ConfigError:
-        return  # Serve has the port
-    raise ConfigError(
-        f"--port: expected the port of the Ray Serve that runs in this cluster already, got {port}, where nothing "
-        "listens; take that port, or end Ray Serve with 'serve shutdown'"
-    )
+        return False
+    return True
