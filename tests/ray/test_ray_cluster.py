@@ -86,12 +86,13 @@ def test_a_cluster_of_another_ray_is_named_whole(monkeypatch: pytest.MonkeyPatch
         on_ray(address).__enter__()
 
 
+@pytest.mark.parametrize("kind", [OSError, Exception])
 @pytest.mark.parametrize("address", ["auto", "local"])
 def test_a_cluster_that_cannot_be_started_is_not_told_as_one_to_join(
-    monkeypatch: pytest.MonkeyPatch, address: str
+    monkeypatch: pytest.MonkeyPatch, address: str, kind: type[Exception]
 ) -> None:
     def refuse(**_: object) -> None:
-        raise OSError("No space left\n  on device")
+        raise kind("No space left\n  on device")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("weightpager.ray.cluster.find_bootstrap_address", lambda _: None)
