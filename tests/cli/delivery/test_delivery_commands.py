@@ -69,6 +69,13 @@ def test_a_bundle_has_the_name_by_which_it_is_called(published: Path, weightpage
     assert "assistant 1 is what stable gets now" in weightpager("publish", "bundles/assistant.bundle", "repository").out
 
 
+def test_a_name_that_is_too_long_is_told(weightpager: Command) -> None:
+    for words in (("publish", "init", "x" * 300), ("rollback", "assistant", "--into", "x" * 300)):
+        done = weightpager(*words)
+        assert done.code == 1
+        assert done.err.startswith("error: ")
+
+
 def test_a_bundle_goes_from_one_machine_to_another(published: Path, weightpager: Command) -> None:
     told = json.loads(weightpager(*FIRST, "--dry-run", "--json").out)
     assert told["outcome"] == "would install"

@@ -57,9 +57,9 @@ def create(repository: Path, key_folder: Path, root_keys: int, threshold: int) -
     if key_folder == repository or repository in key_folder.parents:
         raise ConfigError(f"keys: expected a folder outside of {repository}, which everybody reads, found {key_folder}")
     for path in (repository, key_folder):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path}: expected nothing there or an empty directory; choose another one")
         with storage_errors():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise ConfigError(f"{path}: expected nothing there or an empty directory; choose another one")
             path.parent.mkdir(parents=True, exist_ok=True)
     with new_directory(key_folder, storage_errors, replace=False) as folder:
         signers = {

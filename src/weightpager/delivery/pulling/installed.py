@@ -23,6 +23,7 @@ from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.bundle.files.strict import Strict
 from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import BundleFormatError, ConfigError, DeliveryError
+from weightpager.machine.paths import has_directory
 
 BUNDLE, VERSION = "bundle", "version.json"
 """In a version's folder: the bundle, and what it was made from."""
@@ -133,7 +134,7 @@ class Installed:
         Raises:
             DeliveryError: none has been; says of which bundles they have.
         """
-        if not Places.of(into, name).home.is_dir():
+        if not has_directory(Places.of(into, name).home):
             known = ", ".join(folder.name for folder in Installed._folders(into / STATE)) or "none"
             raise DeliveryError(
                 f"{into}: expected a bundle that 'weightpager pull' has installed, found no {name!r}; here are: {known}"
@@ -260,7 +261,7 @@ class Installed:
 
     @staticmethod
     def _folders(parent: Path) -> list[Path]:
-        return sorted(parent.iterdir()) if parent.is_dir() else []
+        return sorted(parent.iterdir()) if has_directory(parent) else []
 
     @property
     def _state(self) -> _State:
