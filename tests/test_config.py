@@ -110,3 +110,9 @@ def test_a_cache_folder_of_xdgs_is_absolute(monkeypatch: pytest.MonkeyPatch, sta
     monkeypatch.setenv("HOME", "/home/user")
     monkeypatch.setenv("XDG_CACHE_HOME", stated)
     assert cache_dir() == Path(folder, "weightpager")
+
+
+def test_a_cache_in_a_home_that_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(ConfigError, match="WEIGHTPAGER_CACHE: expected a directory, found no home"):
+        cache_dir()

@@ -12,11 +12,19 @@ _CACHE_LIMIT = 8 << 30
 
 
 def cache_dir() -> Path:
-    """Where downloads, demo results and what compiles share lie: ``WEIGHTPAGER_CACHE``, else XDG's cache folder."""
+    """Where downloads, demo results and what compiles share lie: ``WEIGHTPAGER_CACHE``, else XDG's cache folder.
+
+    Raises:
+        ConfigError: it is in a home directory that isn't known.
+    """
     stated = os.environ.get("WEIGHTPAGER_CACHE")
-    if stated:
-        return Path(stated).expanduser()
-    return (xdg_folder("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "weightpager"
+    try:
+        if stated:
+            return Path(stated).expanduser()
+        return (xdg_folder("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "weightpager"
+    except RuntimeError as error:
+        found = f"found no home directory for {stated or '~/.cache'}; name one that begins with '/'"
+        raise ConfigError(f"WEIGHTPAGER_CACHE: expected a directory, {found}") from error
 
 
 def xdg_folder(variable: str) -> Path | None:
