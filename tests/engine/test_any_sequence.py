@@ -218,6 +218,9 @@ def test_any_sequence(
                 module = self.engine.activate(task, wait=False)
             except (BudgetError, StoreError):
                 return
+            except SwitchFailedError:
+                self.current = None
+                return
             self.current = task
             try:
                 while not self.compare(module, task):

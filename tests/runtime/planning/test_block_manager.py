@@ -116,7 +116,7 @@ def test_pages_that_another_task_in_use_needs_are_not_given_up() -> None:
     assert plan is not None
     assert plan.commit.tolist() == [3, 4]
     assert blocks.locked().tolist() == [0, 1, 2]
-    assert blocks.locked(released=[0]).tolist() == [0]
+    assert (blocks.pages_in_use(2), blocks.pages_in_use(2, previous=0), blocks.pages_in_use(3, previous=0)) == (6, 4, 3)
 
 
 def test_pages_that_are_on_their_way_are_not_loaded_again() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from weightpager.distinct import distinct
 from weightpager.errors import StoreTimeoutError
 from weightpager.runtime.paging.reads.failures import storage_hangs
 from weightpager.runtime.paging.state import PagingState
@@ -33,20 +30,21 @@ class SlotAllocator:
         """
         hangs = False
         while True:
-            plan = self._blocks.plan(request.task, request.previous, request.expected_uses)
-            if plan is not None and (hangs or not (plan.needs_commit and self._state.prefetched)):
-                return plan
-            if plan is None and not self.fits(request):
+            if not self.fits(request):
                 what = f"task {request.name!r} beside the tasks in use"
                 tables = self._table_bytes(request)
                 raise self._state.memory.too_small(what, self._pages_in_use(request), tables=tables)
+            plan = self._blocks.plan(request.task, request.previous, request.expected_uses)
+            if plan is not None and (hangs or not (plan.needs_commit and self._state.prefetched)):
+                return plan
             if hangs:
                 raise self.hang_error()
             hangs = not self.await_read()
 
     def fits(self, request: SwitchRequest) -> bool:
-        """Whether tasks in use leave room, if not at once then when reads in flight have ended."""
-        return self._pages_in_use(request) <= self._blocks.slots
+        """Whether tasks in use leave room for pages and tables, if not at once then when reads in flight have ended."""
+        most = min(self._blocks.slots, self._state.memory.slots_beside(self._table_bytes(request)))
+        return self._pages_in_use(request) <= most
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs."""
@@ -74,9 +72,7 @@ class SlotAllocator:
 
     def _pages_in_use(self, request: SwitchRequest) -> int:
         """How many pages the task and those in use need, as if the previous one weren't in use."""
-        released = [request.task] if request.previous is None else [request.task, request.previous]
-        locked = self._blocks.locked(released=released)
-        return len(distinct(np.concatenate([self._blocks.needs(request.task), locked])))
+        return self._blocks.pages_in_use(request.task, request.previous)
 
     def _table_bytes(self, request: SwitchRequest) -> int:
         """Bytes of the expanded block tables of the task and of those in use."""

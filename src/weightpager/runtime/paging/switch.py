@@ -152,6 +152,7 @@ class Switch:
         """Give up the previous task. Until its place is taken, with the lock held, nobody else can hold a task."""
         try:
             self._request.give_up()
+            self._tables.previous_is_gone = True
             with self._lock:
                 yield
         except WeightpagerError as error:

@@ -19,6 +19,7 @@ class TableHold:
 
     Attributes:
         held: whether the tables are held.
+        previous_is_gone: whether the previous task has been given up.
     """
 
     def __init__(self, state: PagingState, resizer: ArenaResizer, request: SwitchRequest) -> None:
@@ -36,6 +37,7 @@ class TableHold:
         self._borrowed = ExitStack()
         self._is_borrowed = False
         self.held = False
+        self.previous_is_gone = False
 
     def __enter__(self) -> TableHold:
         return self
@@ -93,15 +95,17 @@ class TableHold:
         with self._state.lock:
             if not self._is_borrowed and self.try_hold():
                 return
-            gives_up = request.previous_tables is not None and self._cache.has_one_user(request.previous_tables)
+            previous = None if self.previous_is_gone else request.previous_tables
+            gives_up = previous is not None and self._cache.has_one_user(previous)
         if gives_up:
             request.give_up()
+            self.previous_is_gone = True
         self._borrowed.close()  # what nobody uses goes, the least recently used first: those of the previous task
         try:
             with self._state.lock:
                 self._hold_instead_of_slots()
         except WeightpagerError as error:
-            if not gives_up:
+            if not self.previous_is_gone:
                 raise
             raise request.failed(error) from error
 

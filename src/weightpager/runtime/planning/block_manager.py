@@ -129,9 +129,13 @@ class BlockManager:
         """Whether anybody holds a task."""
         return self._holders[task] > 0
 
-    def locked(self, released: Sequence[int] = ()) -> Pages:
-        """Pages of held tasks, ascending, as if each of ``released`` had been released once. They must stay."""
-        return np.flatnonzero(self._is_locked(released))
+    def locked(self) -> Pages:
+        """Pages of held tasks, ascending. They must stay."""
+        return np.flatnonzero(self._is_locked())
+
+    def pages_in_use(self, task: int, previous: int | None = None) -> int:
+        """How many pages a task and those that are held need, as if ``previous`` had been released once."""
+        return int(np.count_nonzero(self._is_kept(task, previous)))
 
     def plan(
         self, task: int, previous: int | None = None, expected_uses: Callable[[], Uses] | None = None
@@ -247,7 +251,7 @@ class BlockManager:
         assert self._missing.tolist() == [len(self.missing(task)) for task in range(self.tasks)], "a wrong count"
 
     def _is_locked(self, released: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
-        """Whether each page [pages] is one of `locked`."""
+        """Whether a held task needs each page [pages], as if each of ``released`` had been released once."""
         return self._needs.needed_by_any(self._held(released))
 
     def _held(self, released: Sequence[int] = ()) -> list[int]:
