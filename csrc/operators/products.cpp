@@ -49,6 +49,8 @@ void run_linear(const Step& step, const Running& running) {
 // x as rows of as many inputs as a weight has.
 Sizes expect_factor(Inference& inference, size_t i) {
     inference.expect_type(0, Type::float32);
+    inference.expect(!inference.is_parameter(0) || inference.parameter(0).plain(),
+                     "operand 0: expected an array of float32, found a weight in blocks or rows that come on demand");
     const View& x = inference.dense(0);
     const Parameter& weight = inference.parameter(i);
     inference.expect(weight.paged || weight.type == Type::float32 || weight.type == Type::bfloat16,

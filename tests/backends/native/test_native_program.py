@@ -308,6 +308,23 @@ def test_wrong_parameters_are_refused(name: str, value: Any, words: str) -> None
         Program(graph, changed).run(_inputs(2, 3))
 
 
+@pytest.mark.parametrize(
+    ("op", "weights", "attributes"),
+    [("linear", ["w", None], {"activation": "none"}), ("gated_linear", ["w", "w"], {"activation": "silu"})],
+)
+@pytest.mark.parametrize("factor", ["blocks", "table", "rows"])
+def test_a_product_refuses_a_factor_that_is_no_array(
+    op: str, weights: list[str | None], attributes: dict[str, Any], factor: str
+) -> None:
+    """What isn't an array has no address to read it from."""
+    square = _values(1, FEATURES, FEATURES)
+    x = _Rows(square) if factor == "rows" else blocks_of(square, "int8", table=factor == "table")[0]
+    operands = [_parameter("x"), *(name and _parameter(name) for name in weights)]
+    graph = Graph("test", ("batch",), (), (Node(op, tuple(operands), attributes, ("v0",)),), (GraphOutput("y", "v0"),))
+    with pytest.raises(ValueError, match=rf"node 0 \({op}\): operand 0: expected an array of float32, found a weight"):
+        Program(graph, {"x": x, "w": square}).run({})
+
+
 def test_weights_of_two_layers_in_one_operator_are_refused() -> None:
     parts = _Parts()
     parts.native["up"] = blocks_of(_sparse(3, WIDE, FEATURES), layer=1)[0]
