@@ -17,7 +17,7 @@ from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPORT
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.bundle.parts.model_files import check_model_file, extra_files, model_files, unlisted
-from weightpager.bundle.parts.parameter_file import checked_parameters, parameter_files
+from weightpager.bundle.parts.parameter_file import parameter_files, stored_parameters
 from weightpager.bundle.reader import Bundle, opened_files, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
@@ -150,7 +150,7 @@ def _check_file(root: Path, manifest: Manifest, name: str) -> None:
     if name.startswith(f"{MODEL}/"):
         check_model_file(root, manifest, name)
     elif name in parameter_files(manifest):
-        with checked_parameters(root, manifest, name):
+        with stored_parameters(root, manifest, name):
             pass
     else:
         check_file(root, name, manifest.entry(name))

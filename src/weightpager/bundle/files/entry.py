@@ -72,6 +72,17 @@ def check_hash(file: BinaryIO, name: str, entry: FileEntry) -> None:
         raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
 
 
+def check_content(content: bytes | bytearray, name: str, entry: FileEntry) -> None:
+    """Compare what has been read of a file with its manifest entry.
+
+    Raises:
+        BundleFormatError: its hash is another one.
+    """
+    found = blake3(content).hexdigest()
+    if found != entry.blake3:
+        raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
+
+
 def check_file(root: Path, name: str, entry: FileEntry) -> Path:
     """Compare a file with its manifest entry; its path.
 
@@ -91,7 +102,5 @@ def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
     """
     with open_entry(root, name, entry) as file:
         content = file.read(entry.bytes)
-    found = blake3(content).hexdigest()
-    if found != entry.blake3:
-        raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
+    check_content(content, name, entry)
     return content

@@ -1,23 +1,24 @@
-"""A bundle's safetensors files: what the header states is checked before the hash, and the hash before a value is read.
+"""A bundle's safetensors files: what the header states is checked before its hash, and that before a value is used.
 
-The engine, `verify` and all else read them here, so that none takes what another one refuses.
+The engine, `verify` and all else read them here, so that none takes what another one refuses. No file is mapped: if it
+were, storage that fails or a file that becomes shorter would end the process.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from weightpager.bundle.files.entry import FileEntry, check_hash, open_entry
+from weightpager.bundle.files.entry import FileEntry, check_content, check_hash, open_entry
 from weightpager.errors import BundleFormatError
 
 _DTYPES = {
@@ -28,6 +29,9 @@ _DTYPES = {
 
 _LENGTH = 8
 """Bytes of the header's length, with which a file begins."""
+
+_LONGEST = 100_000_000
+"""Bytes of the longest header that safetensors takes."""
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of a read; the system reads no more than 2 GiB."""
@@ -47,9 +51,10 @@ class TensorInfo:
 Header = Mapping[str, TensorInfo]
 
 
-@contextmanager
-def checked_tensors(root: Path, name: str, entry: FileEntry, check: Callable[[Header], object]) -> Iterator[Any]:
-    """Open a safetensors file and check it against its manifest entry; the file that was checked stays open.
+def read_arrays(
+    root: Path, name: str, entry: FileEntry, check: Callable[[Header], object]
+) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of a file, of dtypes that numpy has. They share memory for the file, which has been read once.
 
     Args:
         root: bundle directory.
@@ -60,18 +65,15 @@ def checked_tensors(root: Path, name: str, entry: FileEntry, check: Callable[[He
     Raises:
         BundleFormatError: it is missing, damaged, or no such file.
     """
-    with _opened(root, name, entry) as (file, tensors):
-        check(_header(tensors))
-        check_hash(file, name, entry)
-        yield tensors
-
-
-def read_arrays(
-    root: Path, name: str, entry: FileEntry, check: Callable[[Header], object]
-) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of a file, in memory of their own. Arguments and errors are those of `checked_tensors`."""
-    with checked_tensors(root, name, entry, check) as tensors:
-        return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping
+    with _opened(root, name, entry) as (file, start):
+        header = _header(name, start, entry)
+        check(header)
+        content = bytearray(entry.bytes)
+        content[: len(start)] = start
+        _read(file, len(start), memoryview(content)[len(start) :], name)
+    check_content(content, name, entry)
+    places = _places(start)
+    return {key: _array(content, places[key], stated) for key, stated in header.items()}
 
 
 class StoredTensors:
@@ -81,12 +83,10 @@ class StoredTensors:
         header: what the file states.
     """
 
-    def __init__(self, file: BinaryIO, header: Header) -> None:
+    def __init__(self, file: BinaryIO, header: Header, places: Mapping[str, int]) -> None:
         self.header = header
         self._file = file
-        (length,) = struct.unpack("<Q", os.pread(file.fileno(), _LENGTH, 0))
-        stated = json.loads(os.pread(file.fileno(), length, _LENGTH))  # safetensors has opened it: no hostile header
-        self._starts = {name: _LENGTH + length + stated[name]["data_offsets"][0] for name in header}
+        self._places = places
 
     def read(self, name: str, into: memoryview) -> None:
         """Read a tensor's bytes, little-endian, into memory of just their size.
@@ -94,25 +94,20 @@ class StoredTensors:
         Raises:
             OSError: the file can't be read, or has become shorter.
         """
-        at, left = self._starts[name], into
-        while left:
-            count = os.preadv(self._file.fileno(), [left[:_MOST_AT_ONCE]], at)
-            if not count:
-                raise OSError(f"the file ends within {name}")
-            at, left = at + count, left[count:]
+        _read(self._file, self._places[name], into, name)
 
 
 @contextmanager
 def stored_tensors(
     root: Path, name: str, entry: FileEntry, check: Callable[[Header], object]
 ) -> Iterator[StoredTensors]:
-    """A checked file whose tensors of any dtype can be read. Arguments and errors are those of `checked_tensors`."""
-    with _opened(root, name, entry) as (file, tensors):
-        header = _header(tensors)
+    """A checked file whose tensors of any dtype can be read. Arguments and errors are those of `read_arrays`."""
+    with _opened(root, name, entry) as (file, start):
+        header = _header(name, start, entry)
         check(header)
         check_hash(file, name, entry)
         try:
-            yield StoredTensors(file, header)
+            yield StoredTensors(file, header, _places(start))
         except OSError as error:
             raise BundleFormatError(name, "file", "a readable file", error) from error
 
@@ -123,24 +118,55 @@ def read_header(root: Path, name: str, entry: FileEntry) -> Header:
     Raises:
         BundleFormatError: it is missing, of another size, or no such file.
     """
-    with _opened(root, name, entry) as (_, tensors):
-        return _header(tensors)
+    with _opened(root, name, entry) as (_, start):
+        return _header(name, start, entry)
 
 
 @contextmanager
-def _opened(root: Path, name: str, entry: FileEntry) -> Iterator[tuple[BinaryIO, Any]]:
+def _opened(root: Path, name: str, entry: FileEntry) -> Iterator[tuple[BinaryIO, bytes]]:
+    """An open file, and what it begins with: the header and its length, as far as the file and safetensors allow."""
     with open_entry(root, name, entry) as file:
-        try:
-            tensors = safe_open(f"/proc/self/fd/{file.fileno()}", framework="np")
-        except (SafetensorError, OSError) as error:
-            raise BundleFormatError(name, "content", "a safetensors file", error) from error
-        with tensors:
-            yield file, tensors
+        length = os.pread(file.fileno(), _LENGTH, 0)
+        stated = int.from_bytes(length, "little")
+        start = bytearray(min(entry.bytes, _LENGTH + (stated if stated <= _LONGEST else 0)))
+        _read(file, 0, memoryview(start), "its header")
+        yield file, bytes(start)
 
 
-def _header(tensors: Any) -> Header:
-    slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping
-    return {
-        key: TensorInfo(_DTYPES.get(of.get_dtype(), of.get_dtype()), tuple(of.get_shape()))
-        for key, of in slices.items()
-    }
+def _read(file: BinaryIO, at: int, into: memoryview, what: str) -> None:
+    """Fill memory from a place in a file. An `OSError` says that it can't be read, or has become shorter."""
+    while into:
+        count = os.preadv(file.fileno(), [into[:_MOST_AT_ONCE]], at)
+        if not count:
+            raise OSError(f"the file ends within {what}")
+        at, into = at + count, into[count:]
+
+
+def _header(name: str, start: bytes, entry: FileEntry) -> Header:
+    """What a file's header states. safetensors checks it, in a copy with a hole in place of the data."""
+    copy = os.memfd_create("header", os.MFD_CLOEXEC)
+    try:
+        os.truncate(copy, entry.bytes)
+        with os.fdopen(copy, "wb", closefd=False) as file:
+            file.write(start)
+        with safe_open(f"/proc/self/fd/{copy}", framework="np") as tensors:
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping
+            return {
+                key: TensorInfo(_DTYPES.get(of.get_dtype(), of.get_dtype()), tuple(of.get_shape()))
+                for key, of in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise BundleFormatError(name, "content", "a safetensors file", error) from error
+    finally:
+        os.close(copy)
+
+
+def _places(start: bytes) -> dict[str, int]:
+    """Where each tensor begins in a file that begins like this, with a header that safetensors takes."""
+    stated = json.loads(start[_LENGTH:])
+    return {name: len(start) + of["data_offsets"][0] for name, of in stated.items() if name != "__metadata__"}
+
+
+def _array(content: bytearray, place: int, stated: TensorInfo) -> npt.NDArray[Any]:
+    """A tensor in the content of a file, or a copy where it isn't aligned."""
+    return np.require(np.ndarray(stated.shape, stated.dtype, content, place), requirements="A")

@@ -118,8 +118,10 @@ def read_adapter(bundle: Bundle, task: str) -> dict[str, LowRank]:
         if not np.isfinite(array).all():
             raise BundleFormatError(file, name, "finite values", "others")
     scale = np.float32(config.lora_alpha / config.r)
+    for module in weights:
+        arrays[f"{_PEFT}{module}{_B}"] *= scale  # where it is: all arrays of a file share memory, which stays
     return {
-        weight.name: LowRank(arrays[f"{_PEFT}{module}{_A}"], arrays[f"{_PEFT}{module}{_B}"] * scale)
+        weight.name: LowRank(arrays[f"{_PEFT}{module}{_A}"], arrays[f"{_PEFT}{module}{_B}"])
         for module, weight in weights.items()
     }
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-from weightpager.bundle.files.tensor_file import Header, StoredTensors, checked_tensors, stored_tensors
+from weightpager.bundle.files.tensor_file import Header, StoredTensors, stored_tensors
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.format.tied_table import check_tables
@@ -25,7 +24,7 @@ def parameter_files(manifest: Manifest) -> list[str]:
     return [RESIDENT, *(private_file(task.name) for task in manifest.tasks)]
 
 
-def checked_parameters(root: Path, manifest: Manifest, name: str) -> AbstractContextManager[Any]:
+def stored_parameters(root: Path, manifest: Manifest, name: str) -> AbstractContextManager[StoredTensors]:
     """A file of parameters, checked and open.
 
     Args:
@@ -37,11 +36,6 @@ def checked_parameters(root: Path, manifest: Manifest, name: str) -> AbstractCon
         BundleFormatError: it is missing, damaged or no safetensors file, or a tensor is none that a module can have, or
             no table as the manifest has it.
     """
-    return checked_tensors(root, name, manifest.entry(name), lambda header: _check(header, manifest, name))
-
-
-def stored_parameters(root: Path, manifest: Manifest, name: str) -> AbstractContextManager[StoredTensors]:
-    """A file of parameters whose bytes can be read. Arguments and errors are those of `checked_parameters`."""
     return stored_tensors(root, name, manifest.entry(name), lambda header: _check(header, manifest, name))
 
 
