@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
-
 from blake3 import blake3
 
+from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.planning.page_table import ABSENT
 from weightpager.runtime.planning.plans import Pages
@@ -34,14 +33,13 @@ class PageCheck:
             StoreError, PageCorruptError: storage doesn't have a page as it should be; it stays as it is.
         """
         state, damaged = self._state, self.damaged()
-        with mmap.mmap(-1, state.memory.page_bytes) as content:  # aligned, as direct reads want it
-            for page in damaged:
-                with memoryview(content) as whole:
-                    state.store.read(page, [whole])
-                    with state.lock:
-                        slot = int(state.blocks.page_table[page])
-                        if slot != ABSENT:
-                            state.memory.arena.replace(slot, whole)
+        content = memoryview(aligned_memory(state.memory.page_bytes))  # an error's traceback may keep a part of it
+        for page in damaged:
+            state.store.read(page, [content])
+            with state.lock:
+                slot = int(state.blocks.page_table[page])
+                if slot != ABSENT:
+                    state.memory.arena.replace(slot, content)
         return damaged
 
     def _damaged(self, pages: Pages) -> list[int]:

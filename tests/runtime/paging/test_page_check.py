@@ -1,0 +1,51 @@
+"""Repairs whose storage fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from weightpager.errors import StoreError
+from weightpager.machine.direct_file import DirectFile
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.paging.page_check import PageCheck
+
+PAGE = 8192
+
+
+def test_a_read_that_fails_in_its_middle_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pages").write_bytes(bytes(PAGE))
+    file, preadv = DirectFile(tmp_path / "pages", direct=False), os.preadv
+
+    def part_of(descriptor: int, into: Sequence[memoryview], offset: int) -> int:
+        if offset:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, [into[0][:4096]], offset)
+
+    def read(_page: int, into: Sequence[memoryview]) -> None:
+        try:
+            file.read(into, 0)
+        except OSError as error:
+            raise StoreError("a bad sector") from error
+
+    monkeypatch.setattr(os, "preadv", part_of)
+    state: Any = SimpleNamespace(
+        lock=threading.Lock(),
+        blocks=SimpleNamespace(resident=lambda: np.array([0]), page_table=np.array([0])),
+        memory=SimpleNamespace(page_bytes=PAGE, arena=Arena(1, 1, PAGE)),
+        index=SimpleNamespace(ids=np.zeros((1, 32), np.uint8)),
+        store=SimpleNamespace(read=read),
+    )
+    try:
+        with pytest.raises(StoreError, match="a bad sector"):
+            PageCheck(state).repair()
+    finally:
+        file.close()
