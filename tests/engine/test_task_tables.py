@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightpager as wp
 from encoder_tasks import TASKS, logits
 from engines import InThread, hanging
 from faults import FaultyStore
+from locked_memory import lock
 from placements import Drawn, placements
 from weightpager.bundle import Bundle, garbage
 from weightpager.bundle.footprint import footprint
@@ -52,6 +53,18 @@ def test_tables_are_expanded_as_the_placement_says(native: bool, drawn: Drawn, s
             tables.give_back()
             assert not any(getattr(table, field).any() for table in tables.tables.values() for field in FIELDS)
         assert next(iter(tables.tables.values())).crow_indices.ctypes.data == address
+
+
+@given(drawn=placements())
+@settings(max_examples=5)
+def test_tables_in_locked_memory_are_given_back_all_the_same(drawn: Drawn) -> None:
+    numbers = np.arange(len(drawn.placement.layers), dtype=np.int64)
+    tables = TaskTables(TableSource(drawn.placement, numbers), 0)
+    tables.expand()
+    lock(tables._entries)
+    tables.give_back()
+    tables.expand()
+    assert right(tables, drawn, 0, numbers)
 
 
 def expanded(engine: wp.Engine) -> set[str]:

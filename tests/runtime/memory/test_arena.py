@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from locked_memory import lock
 from weightpager.runtime.memory.host_arena import HUGE, Arena
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -128,3 +129,13 @@ def test_a_slot_smaller_than_the_machines_page_stays_when_its_neighbour_goes() -
     fill(arena, *range(16))
     arena.release([1])
     assert arena.content(0)[-1] == 1
+
+
+def test_slots_in_locked_memory_are_released_all_the_same() -> None:
+    arena = Arena(8, 8, 4 * KIB)
+    arena.pages[:] = 7
+    lock(arena.pages)
+    arena.release([2, 3, 4])
+    arena.commit([3])
+    arena.content(3)[:] = bytes(4 * KIB)
+    assert [int(page[0]) for page in arena.pages[[1, 3, 5]]] == [7, 0, 7]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ class TaskTables:
     """See `Expandable`. The tables lie at an address that stays, whether they are expanded or not.
 
     Attributes:
-        tables: by paged weight; all zero, and not to be used, while they aren't expanded.
+        tables: by paged weight; not to be used while they aren't expanded: all zero then, unless memory is locked.
         nbytes: of memory that they take while they are.
     """
 
@@ -82,7 +83,8 @@ class TaskTables:
         source.expand(task, self._entries)
 
     def give_back(self) -> None:
-        self._memory.madvise(mmap.MADV_DONTNEED)
+        with suppress(OSError):  # memory that is locked stays
+            self._memory.madvise(mmap.MADV_DONTNEED)
 
     def follow(self, source: TableSource, task: int) -> None:
         """Expand the same tables from another state of the bundle from now on, so that the old one needn't be kept.

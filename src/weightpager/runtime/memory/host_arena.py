@@ -114,10 +114,10 @@ class Arena:
         first = -(-slot * self.page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (slot + 1) * self.page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
         if first < end:
-            with suppress(OSError):  # a kernel without it
-                # MADV_DONTNEED alone keeps a huge page whole until the machine runs out of memory; this splits it.
-                self._memory.madvise(mmap.MADV_FREE, self._start + first, end - first)
-            self._memory.madvise(mmap.MADV_DONTNEED, self._start + first, end - first)
+            # MADV_DONTNEED alone keeps a huge page whole until the machine runs out of memory; MADV_FREE splits it.
+            for advice in (mmap.MADV_FREE, mmap.MADV_DONTNEED):
+                with suppress(OSError):  # a kernel without it, or memory that is locked and stays
+                    self._memory.madvise(advice, self._start + first, end - first)
 
     def _advise(self) -> None:
         """Ask for huge pages where every slot is committed, and for none elsewhere."""
