@@ -15,6 +15,7 @@ from weightpager.errors import StoreError, StoreTimeoutError
 from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.pager import Pager
+from weightpager.runtime.paging.reads import thread_reads
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.store import PageStore, read_plan
 
@@ -164,3 +165,17 @@ def test_memory_that_direct_reads_refuse_is_refused(pager: Pager) -> None:
     unaligned = np.frombuffer(aligned_memory(2 * PAGE), np.uint8)[8 : 8 + PAGE].reshape(1, PAGE)
     with pytest.raises(ValueError, match="boundary of 4096 bytes, found it 8"):
         pager.read(Pages(), np.array([1]), unaligned, read_timeout=1)
+
+
+def test_closing_waits_for_all_reads_that_hang_together(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_reads, "JOIN_SECONDS", 1.0)
+    monkeypatch.setattr(read_plan, "GROUP_BYTES", PAGE)
+    pager, store = Pager(arena, reads=4), HangingStore(Pages())
+    store.hang()
+    start(pager, store, {page: page for page in range(4)}, Priority.ON_DEMAND, lambda *_: None)
+    while len(store.begun) < 4:
+        time.sleep(0.001)
+    begun = time.monotonic()
+    assert not pager.close()
+    assert time.monotonic() - begun < 3
+    store.resume()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,9 +102,10 @@ class ThreadReads:
             self._changed.notify_all()
         for group in dropped:
             group.load.on_read_end(group.pages, closed_while_loading())
+        end = time.monotonic() + JOIN_SECONDS  # for all of them together
         for thread in self._threads:
             if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
-                thread.join(JOIN_SECONDS)
+                thread.join(max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _start_threads(self) -> None:
