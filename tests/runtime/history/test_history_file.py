@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -420,3 +421,21 @@ def test_a_trace_without_times_is_no_history_and_stays_as_it_is(tmp_path: Path) 
     with pytest.raises(ConfigError, match="expected a history of tasks"):
         HistoryFile(path)
     assert path.read_bytes() == b'{"task": "a"}\n{"task": "b"}\n'
+
+
+def test_a_file_that_could_not_be_replaced_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = AppendedFile(tmp_path / "history")
+    file.append(b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        patch.setattr(os, "fsync", full)
+        file.replace(b"new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["history", "history.lock"]
+    file.append(b"er")
+    assert file.tail(10) == b"older"
+    file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from weightpager.bundle.files.lock import lock
@@ -69,7 +70,7 @@ class AppendedFile:
         """Put a new file with this content in the old one's place, on the disk. Nobody ever sees a part of it.
 
         Raises:
-            OSError: the old file is still in its place.
+            OSError: the old file is still in its place, or the new one is and a power cut may bring the old one back.
         """
         temporary = self.path.with_name(self.path.name + ".tmp")
         temporary.unlink(missing_ok=True)
@@ -81,6 +82,8 @@ class AppendedFile:
             temporary.replace(self.path)
         except BaseException:
             os.close(fresh)
+            with suppress(OSError):
+                temporary.unlink()
             raise
         os.close(self._file)
         self._file = fresh
