@@ -59,7 +59,7 @@ def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
     """A trial of prefetch under the present budget."""
     blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
     needs = [blocks.needs(task) for task in range(blocks.tasks)]
-    pages = 1 + max(int(need[-1]) for need in needs if len(need))
+    pages = 1 + max((int(need[-1]) for need in needs if len(need)), default=0)
     return PrefetchTrial(
         lambda: VirtualArena(
             needs, pages, blocks.slots, opened.bundle.page_bytes, StorageModel(), opened.reads.span, numbers

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.prefetch_policy import prefetch_policy
+from weightpager.engine.prefetch_policy import _trial, prefetch_policy
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.plans import NO_PAGES
 from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 from weightpager.store import LocalStore
 from weightpager.trace_file import Visit
@@ -536,3 +539,13 @@ def test_closing_drops_what_was_to_be_loaded_ahead(bundle: Bundle, caplog: pytes
         threading.Timer(0.1, store.resume).start()
     assert len(store.begun) == 1
     assert not caplog.records
+
+
+def test_prefetch_has_a_trial_where_no_task_uses_a_page() -> None:
+    opened: Any = SimpleNamespace(
+        residency=SimpleNamespace(blocks=BlockManager([NO_PAGES, NO_PAGES], 4, 2)),
+        tasks={"a": SimpleNamespace(number=0), "b": SimpleNamespace(number=1)},
+        bundle=SimpleNamespace(page_bytes=4096),
+        reads=SimpleNamespace(span=lambda _: 1),
+    )
+    assert _trial(opened, ["a"]).pays
