@@ -1,5 +1,7 @@
 #include "read_queue.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <system_error>
 #include <thread>
@@ -14,6 +16,13 @@ struct Later {
 };
 
 }  // namespace
+
+ReadQueue::ReadQueue(Open open, const Hasher& hasher, const QueueLimits& limits)
+    : open_(std::move(open)), hasher_(hasher), limits_(limits), process_(getpid()) {}
+
+ReadQueue::~ReadQueue() {
+    if (getpid() != process_) static_cast<void>(device_.release());  // it is the parent's
+}
 
 bool ReadQueue::add(uint64_t load, int priority, bool cancellable, std::vector<Read> reads) {
     const std::lock_guard<std::mutex> held(lock_);

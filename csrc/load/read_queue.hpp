@@ -1,6 +1,8 @@
 // Loads of pages: which reads begin when, which pages are what they should be, and what is told of that in groups.
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -44,8 +46,8 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
     using Open = std::function<std::unique_ptr<Device>()>;
 
     // `open` is called by the thread that drives.
-    ReadQueue(Open open, const Hasher& hasher, const QueueLimits& limits)
-        : open_(std::move(open)), hasher_(hasher), limits_(limits) {}
+    ReadQueue(Open open, const Hasher& hasher, const QueueLimits& limits);
+    ~ReadQueue();
 
     // Queues the reads of a load. False if the queue has been closed. What isn't cancellable can only be withdrawn.
     bool add(uint64_t load, int priority, bool cancellable, std::vector<Read> reads);
@@ -94,6 +96,7 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
     const Open open_;
     const Hasher& hasher_;
     const QueueLimits limits_;
+    const pid_t process_;
 
     mutable std::mutex lock_;  // of all that follows
     std::unique_ptr<Device> device_;

@@ -2,6 +2,7 @@
 // fails.
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -240,6 +241,39 @@ void a_read_that_hangs_keeps_nothing_but_itself() {
 }
 
 // Whoever closes has still to tell its owner of what was dropped.
+// A device that only the process which opened it may close.
+class OfOneProcess : public Scripted {
+   public:
+    using Scripted::Scripted;
+    ~OfOneProcess() override {
+        if (getpid() != process_) _exit(1);
+    }
+
+   private:
+    const pid_t process_ = getpid();
+};
+
+void a_forked_process_leaves_the_device_to_its_parent() {
+    Script script;
+    script.result = [](Read&) { return kHangs; };
+    auto queue = std::make_shared<ReadQueue>([&] { return std::make_unique<OfOneProcess>(script); }, *hashers()[0],
+                                             QueueLimits());
+    Pages pages({1});
+    queue->add(0, 1, true, pages.reads());
+    Report report;
+    std::thread driver([&] { EXPECT(!queue->drive(report)); });
+    while (queue->in_flight() == 0) std::this_thread::yield();
+    queue->abandon();
+    driver.join();
+    const pid_t child = fork();
+    if (child == 0) {
+        queue.reset();
+        _exit(0);
+    }
+    int status = -1;
+    EXPECT(waitpid(child, &status, 0) == child && status == 0);
+}
+
 void a_load_that_closing_has_cut_short_is_not_over() {
     Script script;
     script.result = [](Read& read) { return read.pages[0] == 1 ? kHangs : static_cast<int64_t>(read.bytes()); };
@@ -412,6 +446,7 @@ int main() {
     what_has_not_begun_is_taken_back();
     a_load_that_nothing_is_left_of_is_over();
     a_read_that_hangs_keeps_nothing_but_itself();
+    a_forked_process_leaves_the_device_to_its_parent();
     a_load_that_closing_has_cut_short_is_not_over();
     many_threads_lose_nothing();
     real_devices_read_files();
