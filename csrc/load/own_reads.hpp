@@ -24,7 +24,8 @@ class Patience {
     // Some of what it waits for has come.
     virtual void came() = 0;
 
-    // Asked again and again while nothing comes, without any lock; whether to go on waiting. May throw.
+    // Says whether the caller goes on waiting. It is asked each time a slice has passed in which nothing came. No lock is
+    // held. It may throw, for Ctrl-C.
     virtual bool left() = 0;
 };
 

@@ -52,8 +52,9 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
     // Queues the reads of a load. False if the queue has been closed. What isn't cancellable can only be withdrawn.
     bool add(uint64_t load, int priority, bool cancellable, std::vector<Read> reads);
 
-    // Works until there is something to tell: at once when a load is over or a read has failed, else in groups. What was
-    // told before counts as known now. False if nothing will come any more.
+    // Works until there is something to tell: at once when a load is over or a read has failed, else in groups. Calling it
+    // again says that the caller has dealt with the last report: its pages are no longer outstanding. False if nothing will
+    // come any more.
     bool drive(Report& report);
 
     // Takes back cancellable reads that haven't begun, but those with a page that is to be kept; their pages.

@@ -81,8 +81,8 @@ class TableHold:
     def hold(self) -> None:
         """Hold them, once the task's pages are there or on their way.
 
-        If there is no room, the previous task gives up its own: all that could fail has been done. If others hold that
-        too, or there is none, slots make room. Whoever calls has the turn, and not the lock.
+        If there is no room, the previous task gives up its tables, if nobody else holds that task: all that could fail
+        has been done. Otherwise slots are given up for them. Whoever calls has the turn, and not the lock.
 
         Raises:
             BudgetError: tasks in use leave no room.

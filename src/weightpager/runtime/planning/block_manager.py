@@ -28,8 +28,8 @@ class BlockManager:
         page_table: int32 [pages], page index → slot, `ABSENT` where absent. Updated in place, never replaced: kernels
             hold its address.
         reloads: pages loaded that had been resident before.
-        version: another one after whatever may keep an earlier plan of a prefetch from being carried out: a `hold`,
-            and pages or slots that come or go.
+        version: counts what may make an earlier prefetch plan wrong: it rises whenever a task is held, and whenever
+            pages or slots come or go.
     """
 
     def __init__(self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None) -> None:

@@ -90,8 +90,8 @@ class PendingPages:
     def wait_for(self, layer: int) -> None:
         """Wait for the pages of one model layer.
 
-        Raises:
-            StoreTimeoutError, StoreError, PageCorruptError: as `wait`, whichever layer's page it is that won't come.
+        The errors are those of `wait`. A failed page of another layer raises too, unless all pages of this layer are
+        there.
         """
         if not self._left:
             return
