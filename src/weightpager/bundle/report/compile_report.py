@@ -154,7 +154,7 @@ class CompileReport(Document):
         alignment: λ that the masks were chosen with; None for one shared mask.
         frontier: what was tried to find it, if the task file states a switch size or a loss.
         page_bytes: that the packer chose.
-        page_fill: share of the places that hold a block.
+        page_fill: share of the pages' bytes that some task uses.
         over_read: per task, share of its pages' bytes that it doesn't use.
         seconds: per stage.
         threads: that torch computed with.
