@@ -17,6 +17,7 @@ from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.advice import Advice, advise
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
 from weightpager.bundle.report.experts_left import ExpertsLeft, experts_left
+from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import PagedShare, paged_share
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
@@ -41,17 +42,15 @@ class PageFacts:
     @classmethod
     def of(cls, bundle: Bundle) -> PageFacts:
         """Count a bundle's pages."""
-        stored = len(bundle.pages) * bundle.page_bytes
-        used = len(set().union(*(bundle.kept_locations(task).tolist() for task in bundle.tasks))) * bundle.block_bytes
         return cls(
             bundle=str(bundle.path),
             block=bundle.manifest.block,
             dtype=bundle.manifest.dtype,
             page_bytes=bundle.page_bytes,
             pages=len(bundle.pages),
-            page_fill=used / stored if stored else 1.0,
+            page_fill=page_fill(bundle),
             dense_paged_bytes=bundle.dense_bytes,
-            stored_paged_bytes=stored,
+            stored_paged_bytes=len(bundle.pages) * bundle.page_bytes,
         )
 
 
@@ -131,8 +130,8 @@ class TaskFacts:
     private_bytes: int
 
     @classmethod
-    def of(cls, bundle: Bundle, name: str) -> TaskFacts:
-        """Describe one of a bundle's tasks."""
+    def of(cls, bundle: Bundle, name: str, unused: float) -> TaskFacts:
+        """Describe one of a bundle's tasks, which doesn't use such a share of its pages' bytes."""
         task = bundle.task(name)
         kept, pages = len(bundle.kept_locations(name)) * bundle.block_bytes, len(bundle.pages_of(name))
         return cls(
@@ -143,7 +142,7 @@ class TaskFacts:
             kept_bytes=kept,
             pages=pages,
             page_bytes=pages * bundle.page_bytes,
-            over_read=1 - kept / (pages * bundle.page_bytes) if pages else 0.0,
+            over_read=unused,
             private_bytes=bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name),
         )
 
@@ -249,11 +248,12 @@ class BundleFacts:
             bandwidth: of the storage, in bytes a second.
         """
         room = None if budget is None else max(0, room_for_pages(bundle, budget))
+        unused = over_read(bundle)
         return cls(
             pages=PageFacts.of(bundle),
             memory=MemoryFacts.of(bundle, budget),
             direct_io=_takes_direct_io(bundle),
-            tasks=[TaskFacts.of(bundle, name) for name in bundle.tasks],
+            tasks=[TaskFacts.of(bundle, name, unused[name]) for name in bundle.tasks],
             switches=SwitchFacts.of(bundle, budget, bandwidth),
             model=ModelFacts.of(bundle, report),
             scores=[] if report is None else report.tasks,
