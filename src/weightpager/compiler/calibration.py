@@ -19,8 +19,8 @@ from weightpager.compiler.resume.shared import COPIES
 from weightpager.compiler.selection.experts import expert_saliency, keeps_whole
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
-from weightpager.compiler.selection.saliency import Calibration, FloatArray, block_saliency, calibrate
-from weightpager.progress import Progress, Steps, silent
+from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
+from weightpager.progress import Progress, silent
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
@@ -60,16 +60,14 @@ def calibrated(found: Trained, run: CompileRun) -> Prepared:
 
 def _expert_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
     source, saliency = found.source, SaliencyOfTasks()
-    jobs = {name: partial(_expert_job, source.alone(name), name, batches) for name, batches in _calibration_data(found)}
+    jobs = {
+        name: partial(expert_saliency, source.alone(name), name, batches) for name, batches in _calibration_data(found)
+    }
     done = run.workers_on(source).each(jobs, lambda _task: silent, COPIES)
     for number, one in enumerate(done, 1):
         saliency[one.key] = one.value
         run.progress("calibrate", number, len(jobs))
     return {name: saliency[name] for name in found.data}
-
-
-def _expert_job(source: Source, task: str, batches: Sequence[Batch], _told: Steps) -> dict[str, FloatArray]:
-    return expert_saliency(source, task, batches)
 
 
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
@@ -92,17 +90,13 @@ def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibr
     """One task's at a time, in any order: each takes as much memory as the paged weights."""
     source = found.source
     jobs = {
-        name: partial(_calibration_job, source.alone(name), name, batches, found.sums)
+        name: partial(calibrate, source.alone(name), name, batches, found.sums)
         for name, batches in _calibration_data(found)
     }
     for number, one in enumerate(found.shared.calibrations(source, jobs, run.workers_on(source)), 1):
         yield one
         run.progress("calibrate", number, len(jobs))
     found.shared.calibrated()
-
-
-def _calibration_job(source: Source, task: str, batches: Sequence[Batch], room: int | None, told: Steps) -> Calibration:
-    return calibrate(source, task, batches, told, room)
 
 
 def _calibration_data(found: Trained) -> Iterator[tuple[str, Sequence[Batch]]]:

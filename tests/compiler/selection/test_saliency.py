@@ -99,7 +99,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     flags = [parameter.requires_grad for parameter in model.parameters()]
     state = torch.get_rng_state()
     seen: list[tuple[int, int]] = []
-    first = calibrate(found, "text", batches(found, "text"), lambda done, total: seen.append((done, total)))
+    first = calibrate(found, "text", batches(found, "text"), progress=lambda done, total: seen.append((done, total)))
     again = calibrate(found, "text", batches(found, "text"))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert [module.training for module in model.modules()] == modes
@@ -143,7 +143,7 @@ def test_sums_in_several_passes_are_the_same(tmp_path: Path, kind: str) -> None:
     largest = max(4 * info.elements for info in found.paged)
     for room, passes in ((1, len(found.paged)), (largest, None), (found.paged_bytes, 1)):
         seen: list[tuple[int, int]] = []
-        parts = calibrate(found, kind, some, lambda done, total, seen=seen: seen.append((done, total)), room)
+        parts = calibrate(found, kind, some, room, lambda done, total, seen=seen: seen.append((done, total)))
         assert list(parts) == list(whole)
         assert all(torch.equal(parts[name], whole[name]) for name in whole)
         total = seen[-1][1]

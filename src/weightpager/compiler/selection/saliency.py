@@ -33,7 +33,7 @@ whole block. Many squares are also too small for float32's exponents, which make
 
 
 def calibrate(
-    source: Source, task: str, batches: Sequence[Batch], progress: Steps = silent, room: int | None = None
+    source: Source, task: str, batches: Sequence[Batch], room: int | None = None, progress: Steps = silent
 ) -> Calibration:
     """Pass over the batches; nothing is kept per token. The model is left as it was found.
 
@@ -41,9 +41,9 @@ def calibrate(
         source: the dense model.
         task: of its tasks.
         batches: of the task's data.
-        progress: told (batches done, batches in all).
         room: bytes that sums may take while they grow: with less than all of them take, each pass makes those of some
             layers. What comes out is the same. None makes all in one pass.
+        progress: told (batches done, batches in all).
 
     Raises:
         CompileError: a loss isn't finite, or the storage refused what is held on it.
