@@ -43,15 +43,10 @@ def calibrated(found: Trained, run: CompileRun) -> Prepared:
         apply(source.models, permutations)
     elif found.moves and moves(source):
         saliency, permutations = _reorder(found, run)
-    elif keeps_whole(source):
-        permutations = NOTHING_MOVED
-        with run.stage("calibrate"):
-            saliency = _expert_saliency(found, run)
     else:
         permutations = NOTHING_MOVED
         with run.stage("calibrate"):
-            by_task = {name: block_saliency(source, sums.items()) for name, sums in _calibrations(found, run)}
-        saliency = {name: by_task[name] for name in found.data}
+            saliency = (_expert_saliency if keeps_whole(source) else _block_saliency)(found, run)
     run.journal.write("calibrate", 0, _tensors(saliency, permutations))
     prepared = Prepared(source, found.data, found.dense, saliency, permutations)
     with run.stage("floors"):
@@ -68,6 +63,11 @@ def _expert_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
         saliency[one.key] = one.value
         run.progress("calibrate", number, len(jobs))
     return {name: saliency[name] for name in found.data}
+
+
+def _block_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
+    by_task = {name: block_saliency(found.source, sums.items()) for name, sums in _calibrations(found, run)}
+    return {name: by_task[name] for name in found.data}
 
 
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
