@@ -191,15 +191,15 @@ class Study:
         )
         run = CompileRun(self._told(setting), self._journal(f"{setting.fraction}-{setting.joint}"))
         with run.stage("align"):
-            masks, gap = choose_blocks(prepared)
+            chosen = choose_blocks(prepared)
         with run.stage("recover"):
-            weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress)
+            weights = recover(prepared.source, prepared.data, chosen.masks, run.journal, run.progress)
         with tempfile.TemporaryDirectory() as folder:
             kept = self._bundles or Path(folder)
             kept.mkdir(parents=True, exist_ok=True)
             path = kept / f"{setting.method}-{setting.fraction}-{setting.recover.method}.bundle"
             with writing(path, force=True) as writer:
-                report = assemble(writer, prepared, Sparse(masks, weights, gap), run)
+                report = assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap), run)
             bundle = Bundle.open(path)
             tables, per_switch = footprint(bundle).tables, switch_bytes(bundle)  # both read files
         task_file = prepared.source.task_file

@@ -161,7 +161,7 @@ def test_limits_of_alignment_hold_at_the_density_that_fits(tmp_path: Path, limit
     strength = task_file.alignment if math.isfinite(task_file.alignment) else None
     (chosen,) = (point for point in frontier if point.alignment == strength)
     rate = transitions_of(task_file).switch_rate() * (1 - np.eye(len(task_file.tasks)))
-    assert chosen.switch_bytes == pytest.approx(_switch_bytes(found.source, choose_blocks(found)[0], rate))
+    assert chosen.switch_bytes == pytest.approx(_switch_bytes(found.source, choose_blocks(found).masks, rate))
     assert chosen.switch_bytes <= 2048 if "max_switch" in limit else chosen.loss <= 1
 
 

@@ -184,7 +184,7 @@ def _form(prepared: Prepared) -> tuple[float, PageDtype]:
 
 def _trial(prepared: Prepared, run: CompileRun) -> int:
     """The smallest budget of a bundle of these settings, and a page a layer where recovery decides how it is packed."""
-    masks, _ = choose_blocks(prepared)
+    masks = choose_blocks(prepared).masks
     kept = run.journal.folder
     parent, prefix = (Path(gettempdir()), "weightpager-fit-") if kept is None else (kept.parent, f"{kept.name}-fit-")
     with scratch(parent, prefix, storage_errors) as folder:

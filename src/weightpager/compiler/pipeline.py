@@ -142,14 +142,14 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
     run = run or CompileRun()
     with run.stage("align"):
         prepared, frontier = settled(prepared, run)
-        masks, gap = choose_blocks(prepared)
-        check_left(prepared.source, masks)
+        chosen = choose_blocks(prepared)
+        check_left(prepared.source, chosen.masks)
     with run.stage("recover"):
         workers = run.workers_on(prepared.source)
-        weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress, workers)
+        weights = recover(prepared.source, prepared.data, chosen.masks, run.journal, run.progress, workers)
     with run.stage("controls"):
         controls = measure_controls(prepared, run)
-    return assemble(writer, prepared, Sparse(masks, weights, gap, frontier, controls), run)
+    return assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap, frontier, controls), run)
 
 
 def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: CompileRun) -> CompileReport:

@@ -136,13 +136,13 @@ def test_the_engine_computes_what_the_masked_checkpoints_do(tmp_path: Path) -> N
     moves = {MOVED: 0.5, "encoder.layer.0.attention.self.query.weight": 0.3, "encoder.layer.0.output.dense.bias": 0.1}
     entries = content(tmp_path, animal={}, weather=moves, number={MOVED: 0.5}, sky={})
     prepared = prepare(task_file.from_dict(entries | {"alignment": 0.5, "dtype": "float32"}))
-    masks, gap = choose_blocks(prepared)
-    assert 0 <= gap < 0.01
+    chosen = choose_blocks(prepared)
+    assert 0 <= chosen.gap < 0.01
     bundle = wp.compile(entries | {"dtype": "float32"}, tmp_path / "a.bundle")
     inputs = {"input_ids": torch.tensor([[2, 5, 6, 7, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     with wp.Engine.from_pretrained(tmp_path / "a.bundle") as engine:
         for task in (*bundle.tasks, *reversed(bundle.tasks)):
-            wanted = masked_logits(prepared.source, masks, task, inputs)
+            wanted = masked_logits(prepared.source, chosen.masks, task, inputs)
             with engine.task(task) as module, torch.inference_mode():
                 torch.testing.assert_close(module(**inputs).logits, wanted, rtol=1e-4, atol=1e-4)
     # Embeddings and other matrices are in memory once.

@@ -288,7 +288,7 @@ def test_a_reordered_model_answers_as_before_and_keeps_more(
 
 def _kept(found: Prepared) -> float:
     """The share of all saliency in the blocks that tasks keep."""
-    masks, _ = block_choice.choose_blocks(found)
+    masks = block_choice.choose_blocks(found).masks
     shares = []
     for number, saliency in enumerate(found.saliency.values()):
         kept = sum(float(values[masks.keep[name][:, number]].sum()) for name, values in saliency.items())

@@ -88,7 +88,7 @@ def test_masks_keep_what_the_level_asks_for(prepared: Prepared) -> None:
     starved = doubtful(prepared)
     sizes = [info.grid.count for info in starved.source.paged]
     for evenness in (0.0, HIGH):
-        masks, _ = choose_blocks(replace(starved, evenness=evenness))
+        masks = choose_blocks(replace(starved, evenness=evenness)).masks
         kept = np.stack([masks.keep[info.name].sum(0) for info in starved.source.paged])
         assert (kept >= floors(sizes, kept.sum(0), evenness)).all()
     assert masks.keep[starved.source.paged[0].name].mean() == pytest.approx(0.25, abs=0.1)

@@ -11,7 +11,7 @@ import torch
 from mixtures import TOKENS, masks_of, model_of, source_of
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.selection.block_choice import aligned
+from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import (
     check_experts,
     check_left,
@@ -92,7 +92,7 @@ def test_each_task_keeps_its_best_experts_and_all_of_the_rest(tmp_path: Path) ->
     of = source(tmp_path)
     values = np.arange(10, dtype=float).reshape(2, 5)
     saliency = {"task-0": of_experts(of, values), "task-1": of_experts(of, values[:, ::-1])}
-    found = aligned(Prepared(of, {}, {}, saliency))
+    found = choose_blocks(Prepared(of, {}, {}, saliency))
     kept = experts_kept(of, "task-0")
     assert 2 <= kept < 5
     masks = found.masks
@@ -112,7 +112,7 @@ def test_strong_alignment_shares_experts(tmp_path: Path) -> None:
     of = source(tmp_path, alignment=float("inf"))
     values = np.arange(10, dtype=float).reshape(2, 5)
     saliency = {"task-0": of_experts(of, values), "task-1": of_experts(of, values[:, ::-1])}
-    masks = aligned(Prepared(of, {}, {}, saliency)).masks
+    masks = choose_blocks(Prepared(of, {}, {}, saliency)).masks
     assert all((mask[:, 0] == mask[:, 1]).all() for mask in masks.keep.values())
 
 

@@ -185,7 +185,7 @@ def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
     def told(stage: str, done: int, total: int) -> None:
         run.progress(f"{MASK}: {stage}", done, total)
 
-    masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
+    masks = choose_blocks(prepared.changed(alignment=float("inf"))).masks
     journal, workers = run.journal.part("shared-mask"), run.workers_on(prepared.source)
     weights = recover(prepared.source, prepared.data, masks, journal, told, workers)
     kept = sum(

@@ -36,12 +36,7 @@ class Choice(NamedTuple):
     saliency: float
 
 
-def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
-    """The keep masks, and the duality gap, as `aligned` finds them."""
-    return aligned(prepared)[:2]
-
-
-def aligned(prepared: Prepared) -> Choice:
+def choose_blocks(prepared: Prepared) -> Choice:
     """Choose blocks by one budget a task over the blocks of all paged weights, above floors; or whole experts.
 
     Which layers and projections lose more blocks follows from the saliency: with the same share dropped from each of

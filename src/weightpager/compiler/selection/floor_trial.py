@@ -43,7 +43,7 @@ def choose_evenness(prepared: Prepared, progress: Progress) -> float:
         return mean_loss
 
     low, high = (
-        tried(number, choose_blocks(replace(alone, evenness=evenness))[0])
+        tried(number, choose_blocks(replace(alone, evenness=evenness)).masks)
         for number, evenness in enumerate((0.0, HIGH), 1)
     )
     if high >= low:

@@ -151,5 +151,5 @@ def _keep(folder: Path, dense: dict[str, torch.Tensor], unaligned: float) -> Non
 
 
 def _unaligned_overlap(prepared: Prepared) -> float:
-    masks, _ = choose_blocks(prepared.changed(alignment=0.0))
+    masks = choose_blocks(prepared.changed(alignment=0.0)).masks
     return mean_overlap(overlap_of(np.concatenate(list(masks.keep.values()))))
