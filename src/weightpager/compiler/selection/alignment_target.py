@@ -112,8 +112,9 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     else:
         return prepared, []
     measured = task_file.accuracy_loss is not None and task_file.recover.method != "finetune"
-    switch_rate = transitions_of(task_file).switch_rate() * (1 - np.eye(len(task_file.tasks)))
-    free = choose_blocks(prepared.changed(alignment=0.0))
+    switch_rate = transitions_of(task_file).switch_rate()
+    between = switch_rate * (1 - np.eye(len(task_file.tasks)))
+    free = choose_blocks(prepared.changed(alignment=0.0), switch_rate)
     scores = _scores(source, prepared.data, free.masks) if measured else {}
     tried = 0
 
@@ -121,12 +122,12 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
         nonlocal tried
         tried += 1
         progress("find the alignment", tried, max(tried, 10))
-        chosen = free if strength == 0 else choose_blocks(prepared.changed(alignment=strength))
+        chosen = free if strength == 0 else choose_blocks(prepared.changed(alignment=strength), switch_rate)
         if measured:
             loss = _points(scores, _scores(source, prepared.data, chosen.masks)) if strength else 0.0
         else:
             loss = 100 * (1 - chosen.saliency / free.saliency)
-        return Point(strength, _switch_bytes(source, chosen.masks, switch_rate), loss)
+        return Point(strength, _switch_bytes(source, chosen.masks, between), loss)
 
     best, points = search(target, point, _remedy(prepared))
     return prepared.changed(alignment=best.strength), [
