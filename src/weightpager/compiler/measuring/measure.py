@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +24,9 @@ from weightpager.errors import CompileError
 from weightpager.evaluation.measure import score_task
 from weightpager.kernels.torch import calls
 from weightpager.progress import Progress, Steps
+
+_OpenEngine = Callable[[], AbstractContextManager[Engine]]
+"""Gives a job an engine on the bundle."""
 
 _COPIES = 4
 """A job holds the bundle's files, and opens them: what is in memory of them may be wider than on disk."""
@@ -58,68 +60,46 @@ def measure_written(
     def told(task: str) -> Steps:
         return partial(progress, f"measure {task}")
 
-    with _Opened.of(bundle) if workers.here else nullcontext(_Sent.of(root)) as place:
-        jobs = {name: partial(_measured, place, name, of_task) for name, of_task in data.items()}
+    with _opening(bundle, root, here=workers.here) as opened:
+        jobs = {name: partial(_measured, opened, name, of_task) for name, of_task in data.items()}
         measured = {one.key: one.value for one in workers.each(jobs, told, _COPIES)}
     return Written(bundle, {name: measured[name][0] for name in data}, next(iter(measured.values()))[1])
 
 
-class _Place(Protocol):
-    """Where a job finds the bundle."""
-
-    def engine(self) -> AbstractContextManager[Engine]:
-        """An engine on it."""
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """The bundle in this process, opened by one engine for all jobs."""
-
-    opened: Engine
-
-    @classmethod
-    @contextmanager
-    def of(cls, bundle: Bundle) -> Iterator[_Opened]:
-        with Engine(bundle, EngineConfig()) as engine:
-            yield cls(engine)
-
-    def engine(self) -> AbstractContextManager[Engine]:
-        return nullcontext(self.opened)
+@contextmanager
+def _opening(bundle: Bundle, root: Path, *, here: bool) -> Iterator[_OpenEngine]:
+    if here:
+        with Engine(bundle, EngineConfig()) as engine:  # one for all jobs
+            yield lambda: nullcontext(engine)
+    else:
+        yield partial(_engine_over, _contents(root))
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """The bundle as it travels with a job to another machine, which writes the files to a folder of its own.
-
-    Attributes:
-        files: bytes by path.
-    """
-
-    files: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, root: Path) -> _Sent:
-        paths = (path for path in sorted(root.rglob("*")) if path.is_file())
-        return cls({str(path.relative_to(root)): _content(path) for path in paths})
-
-    @contextmanager
-    def engine(self) -> Iterator[Engine]:
-        with TemporaryDirectory(prefix="weightpager-measure-") as folder:
-            for name, content in self.files.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                content.numpy().tofile(path)
-            with Engine(Bundle.open(folder), EngineConfig()) as engine:
-                yield engine
+def _contents(root: Path) -> dict[str, Tensor]:
+    """A bundle as it travels with a job to another machine: its files' bytes by path."""
+    paths = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return {str(path.relative_to(root)): _content(path) for path in paths}
 
 
 def _content(path: Path) -> Tensor:
     return torch.from_numpy(np.fromfile(path, np.uint8))
 
 
-def _measured(place: _Place, task: str, data: TaskData, told: Steps) -> tuple[Score, str]:
+@contextmanager
+def _engine_over(files: Mapping[str, Tensor]) -> Iterator[Engine]:
+    """An engine on a bundle that has come with a job, in a folder of this machine."""
+    with TemporaryDirectory(prefix="weightpager-measure-") as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content.numpy().tofile(path)
+        with Engine(Bundle.open(folder), EngineConfig()) as engine:
+            yield engine
+
+
+def _measured(opened: _OpenEngine, task: str, data: TaskData, told: Steps) -> tuple[Score, str]:
     """A task's score, and the backend that ran it."""
-    with place.engine() as engine:
+    with opened() as engine:
         backend, before = engine.report().backend, calls()
         score = score_task(engine, task, data.held_out().mapped(Batch.arrays), told)
         if backend == "torch" and calls() == before:
