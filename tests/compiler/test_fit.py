@@ -24,7 +24,7 @@ from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.alignment_target import _switch_bytes
 from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
-from weightpager.compiler.task_file.file import from_dict, with_fit
+from weightpager.compiler.task_file.file import from_dict, restated
 from weightpager.errors import CompileError, ConfigError
 
 TRAINED = {"method": "finetune", "steps": 4, "batch": 8, "private_blocks": 0.3, "private_steps": 2, "low_rank": 2}
@@ -127,7 +127,7 @@ def test_what_is_stated_beside_a_budget_is_refused(tmp_path: Path, assistant_bun
     with pytest.raises(ConfigError, match=r"expected no tasks.animal.sparsity beside it"):
         from_dict(own)
     with pytest.raises(ConfigError, match="fit: expected a size"):
-        with_fit(from_dict(content(tmp_path)), "much")
+        restated(from_dict(content(tmp_path)), fit="much")
     with pytest.raises(ConfigError, match="fit: expected none with a base"):
         wp.compile(content(tmp_path, fit="8MiB"), out=tmp_path / "a.bundle", base=assistant_bundle)
 

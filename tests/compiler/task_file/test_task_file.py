@@ -280,13 +280,13 @@ def test_wishes_that_make_no_sense(write: Writer, changes: str, expected: str) -
 
 def test_a_wish_of_the_command_line_replaces_the_files_own(write: Writer) -> None:
     stated = task_file.load(write("alignment: 2\nsparsity: 0.5\nblock: 8x16"))
-    found = task_file.with_wish(stated, "1MiB", None)
+    found = task_file.restated(stated, max_switch="1MiB")
     assert (found.max_switch, found.sparsity, found.block) == (2**20, 0.5, BlockShape(8, 16))
     assert found.tasks == stated.tasks
-    assert task_file.with_wish(found, None, 0.5).max_switch is None
-    assert task_file.with_wish(stated, None, None) is stated
+    assert task_file.restated(found, accuracy_loss=0.5).max_switch is None
+    assert task_file.restated(stated, max_switch=None) is stated
     with pytest.raises(ConfigError, match="command line: expected one of"):
-        task_file.with_wish(stated, "1MiB", 0.5)
+        task_file.restated(stated, max_switch="1MiB", accuracy_loss=0.5)
 
 
 def test_a_file_that_cannot_be_read_is_named(write: Writer, folder: Path) -> None:

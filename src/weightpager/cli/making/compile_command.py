@@ -80,11 +80,10 @@ def compile_(
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """
     with extra("compile"):
-        from weightpager.compiler.task_file.file import load, with_comparison, with_fit, with_wish
+        from weightpager.compiler.task_file.file import load, restated
 
     try:
-        task_file = with_wish(with_fit(load(tasks), fit), max_switch, accuracy_loss)
-        task_file = with_comparison(task_file, compare)
+        task_file = restated(load(tasks), fit=fit, max_switch=max_switch, accuracy_loss=accuracy_loss, compare=compare)
         with output.loading_torch():  # what is wrong in a task file is told before
             from weightpager.compiler.estimates.time_left import WHOLE
             from weightpager.compiler.pipeline import compile as compile_bundle

@@ -37,6 +37,9 @@ _SPARSITY = {"finetune": 0.75}
 _SPARSITY_UNTRAINED = 0.3
 """Fractions of blocks dropped where none is stated: what training wins back, and what is borne without."""
 
+_STRENGTHS = ("alignment", "max_switch", "accuracy_loss")
+"""Settings of which a file states at most one: it says how strong the alignment is."""
+
 
 class TaskFile(Frozen):
     """The whole file; paths are absolute or start from the working directory.
@@ -95,8 +98,7 @@ class TaskFile(Frozen):
         images = [name for name, task in self.tasks.items() if task.takes_images]
         if 0 < len(images) < len(self.tasks):
             raise broken(f"tasks: expected all to read images as {images[0]} does, or none")
-        stated = self.model_fields_set & {"alignment", "max_switch", "accuracy_loss"}
-        chosen = [key for key in ("alignment", "max_switch", "accuracy_loss") if key in stated]
+        chosen = [key for key in _STRENGTHS if key in self.model_fields_set]
         if len(chosen) > 1:
             raise broken(f"expected one of alignment, max_switch and accuracy_loss, found {' and '.join(chosen)}")
         for key in ("low_rank", "private_blocks"):
@@ -184,41 +186,19 @@ def load(path: str | Path) -> TaskFile:
     return from_dict(content, path.parent, str(path))
 
 
-def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float | None) -> TaskFile:
-    """The file with what a command line asks for in place of its own alignment, ``max_switch`` or loss.
+def restated(task_file: TaskFile, **asked: object) -> TaskFile:
+    """The file with what a command line asks for, in place of its own settings; None asks for nothing.
 
     Raises:
-        ConfigError: both are given, or one is no size or no number of points.
+        ConfigError: as `load`; its text speaks of the command line.
     """
-    given = {"max_switch": max_switch, "accuracy_loss": accuracy_loss}
-    stated = {key: value for key, value in given.items() if value is not None}
-    if not stated:
+    given = {key: value for key, value in asked.items() if value is not None}
+    if not given:
         return task_file
-    return _restated(task_file, stated, {"alignment", *given})
-
-
-def with_fit(task_file: TaskFile, fit: str | None) -> TaskFile:
-    """The file with the most memory that a command line lets the weights take.
-
-    Raises:
-        ConfigError: it is no size, or the file states sparsity or dtype.
-    """
-    return task_file if fit is None else _restated(task_file, {"fit": fit}, {"fit"})
-
-
-def with_comparison(task_file: TaskFile, compare: str | None) -> TaskFile:
-    """The file with what a command line asks to compare with.
-
-    Raises:
-        ConfigError: there is no such comparison.
-    """
-    return task_file if compare is None else _restated(task_file, {"compare": compare}, {"compare"})
-
-
-def _restated(task_file: TaskFile, stated: Mapping[str, object], instead_of: set[str]) -> TaskFile:
+    replaced = {*given, *(_STRENGTHS if given.keys() & _STRENGTHS else ())}
     # Of the other settings only those that the file states, so that a default isn't taken for a wish.
-    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - instead_of}
-    return from_dict({**kept, **stated}, name="command line")
+    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - replaced}
+    return from_dict({**kept, **given}, name="command line")
 
 
 def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = "task file") -> TaskFile:
