@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from weightpager import kernels
 from weightpager.answers.model import ModelLimits
@@ -26,7 +25,6 @@ from weightpager.graph.split import split
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
-from weightpager.runtime.rows.row_cache import RowCache
 
 
 class NativeBackend:
@@ -137,7 +135,7 @@ def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
 def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramParameter]]:
     """All of a task's parameters, by canonical name."""
     for name, cache in parts.rows.items():
-        yield name, _Rows(cache)
+        yield name, cache
     for name, parameter in parts.parameters.values.items():
         tied = parts.parameters.tied.get(name)
         yield name, _in_dtype(parameter.values) if tied is None else Blocks(tied, table=True)
@@ -151,21 +149,3 @@ def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramPara
 def _in_dtype(values: Array) -> Array:
     """Values in a dtype that programs take: whole numbers become int64."""
     return values.astype(np.int64) if values.dtype.kind == "i" and values.dtype != np.int64 else values
-
-
-class _Rows:
-    """A table whose rows come on demand, as programs look them up."""
-
-    def __init__(self, cache: RowCache) -> None:
-        self._cache = cache
-
-    @property
-    def rows(self) -> int:
-        return self._cache.entry.rows
-
-    @property
-    def columns(self) -> int:
-        return self._cache.entry.columns
-
-    def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
-        self._cache.look_up(ids, out)

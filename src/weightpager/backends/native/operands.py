@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,6 @@ class Blocks:
     low_rank: tuple[Array, Array] | None = None
 
 
-@runtime_checkable
 class RowsOnDemand(Protocol):
     """A table ``[rows, columns]`` of which some rows are in memory, and others are read when they are wanted."""
 

@@ -71,6 +71,16 @@ class RowCache:
         self._lock: AbstractContextManager[object] = threading.Lock() if self._native is None else self._native.lookup
 
     @property
+    def rows(self) -> int:
+        """How many rows the table has."""
+        return self.entry.rows
+
+    @property
+    def columns(self) -> int:
+        """How many numbers a row has."""
+        return self.entry.columns
+
+    @property
     def counts(self) -> RowCounts:
         """Counts of all look-ups so far."""
         with self._lock:
