@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ class PageStore(Protocol):
         """Give back descriptors; closing twice is fine."""
 
 
+@runtime_checkable
 class FileStore(PageStore, Protocol):
     """A store whose `read` does no more than read files, and that says where the pages lie in them."""
 
@@ -65,8 +66,3 @@ class DirectStore(Protocol):
 def is_direct(store: PageStore) -> bool:
     """Whether reads of a store bypass the page cache; False where it doesn't say."""
     return isinstance(store, DirectStore) and store.direct
-
-
-def file_store(store: PageStore) -> FileStore | None:
-    """The store as a `FileStore`; None if it is none."""
-    return cast(FileStore, store) if hasattr(store, "sources") else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.store.base import FileStore, PageStore, Sources, file_store
+from weightpager.store.base import FileStore, PageStore, Sources
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class JoinedStore:
         gaps = np.flatnonzero(np.diff(pages) != 1)
         ends = np.append(gaps + 1, len(pages))
         lasts = ends[np.searchsorted(ends, np.arange(len(pages)), side="right")] if len(pages) else ends[:0]
-        part = _Part(self._end, store, file_store(store), pages, lasts)
+        files = store if isinstance(store, FileStore) else None
+        part = _Part(self._end, store, files, pages, lasts)
         self._parts = (*self._parts, part)
         self._firsts = (*self._firsts, self._end)
         self._end += len(pages)

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from weightpager.bundle import PageIndex
 from weightpager.errors import PageCorruptError, StoreError, WeightpagerError, first_line
-from weightpager.store.base import PageStore, Sources, file_store
+from weightpager.store.base import FileStore, PageStore, Sources
 
 
 class VerifyingStore:
@@ -28,7 +28,7 @@ class VerifyingStore:
 
     def __init__(self, inner: PageStore, index: PageIndex) -> None:
         self._inner = inner
-        self._files = file_store(inner)
+        self._files = inner if isinstance(inner, FileStore) else None
         self._lock = threading.Lock()
         self._closed = False
         self.index = index

@@ -36,6 +36,12 @@ class File:
     def sources(self, pages: np.ndarray) -> Sources:
         return Sources(np.full(len(pages), self.pipe[0] if self.hangs else self.file, np.int32), pages * PAGE)
 
+    def read(self, first: int, into: list[memoryview]) -> None:
+        os.preadv(self.file, into, first * PAGE)
+
+    def span(self, first: int) -> int:
+        return PAGES - first
+
     def close(self) -> None:
         for file in (self.file, *self.pipe):
             os.close(file)
