@@ -12,7 +12,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Rows, extra
-from weightpager.cli.serving.serve_replicas import Place, serve_replicas
+from weightpager.cli.serving.serve_replicas import serve_replicas
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError
 
@@ -142,7 +142,7 @@ def serve(
         "history": history,
     }
     if replicas is not None:
-        serve_replicas(bundle, settings, options, Place(replicas, ray or "local", host, port))
+        serve_replicas(bundle, settings, options, replicas=replicas, cluster=ray or "local", host=host, port=port)
         return
     if ray is not None:
         raise ConfigError("--ray: expected it with --replicas, which says how many servers there are")
