@@ -11,7 +11,6 @@ from typing import Any
 from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
-from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.time_left import WholeProgress
 from weightpager.compiler.fit import fit_of, settled
@@ -32,7 +31,7 @@ from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.prepared import Prepared
-from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.task_file.file import TaskFile, from_dict, load
 from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Progress, silent
 from weightpager.trace_file import read_trace
@@ -187,4 +186,4 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
 def _parse(tasks: TaskFileLike) -> TaskFile:
     if isinstance(tasks, TaskFile):
         return tasks
-    return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
+    return from_dict(tasks) if isinstance(tasks, Mapping) else load(tasks)

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibration import calibrated, moves
 from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.splits import load as load_splits
 from weightpager.compiler.estimates.memory import Bound, check_memory, place
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.fit import roughly_fitted
 from weightpager.compiler.measuring.controls import compared, control_work
 from weightpager.compiler.measuring.torch_score import score_alone
-from weightpager.compiler.model import dense_model as dense_source
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import load as load_dense
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.scratch import Scratch
 from weightpager.compiler.recovery.low_rank import check_rank
@@ -91,7 +91,7 @@ def trained(
 
 def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[Source, dict[str, TaskData]]:
     """The dense model, with as many steps and as few blocks as its data and a budget want, and the tasks' data."""
-    source = dense_source.load(task_file, partial(_place, run=run, adds=base is not None))
+    source = load_dense(task_file, partial(_place, run=run, adds=base is not None))
     source = source if base is None else base.adopt(source)
     _tell_where(source, run)
     check_method(source)
@@ -143,7 +143,7 @@ def _load_data(source: Source) -> dict[str, TaskData]:
     data = {}
     for name, spec in task_file.tasks.items():
         length = task_file.max_length_of(name)
-        data[name] = task_data.load(name, spec, source.reads, source.classes(name), length)
+        data[name] = load_splits(name, spec, source.reads, source.classes(name), length)
         if not spec.takes_images:
             _check_words(source, name, data[name])
     return data
