@@ -1,7 +1,15 @@
 """A bundle on disk: bytes and their validation, no policy, no torch. ``docs/bundle-format.md`` is its specification."""
 
 from weightpager.bundle.format.block_table import BlockTable
-from weightpager.bundle.format.manifest import EvalData, Generation, Manifest, Score, TaskEntry, TaskKind, WeightEntry
+from weightpager.bundle.format.manifest import (
+    DenseScore,
+    EvalData,
+    Generation,
+    Manifest,
+    TaskEntry,
+    TaskKind,
+    WeightEntry,
+)
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.writer import BundleWriter, writing
@@ -10,11 +18,11 @@ __all__ = [
     "BlockTable",
     "Bundle",
     "BundleWriter",
+    "DenseScore",
     "EvalData",
     "Generation",
     "Manifest",
     "PageIndex",
-    "Score",
     "TaskEntry",
     "TaskKind",
     "WeightEntry",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, field
 
 from weightpager.bundle.files.strict import Strict, checked, parse, read_parts
-from weightpager.bundle.format.manifest import Score, TaskName
+from weightpager.bundle.format.manifest import DenseScore, TaskName
 from weightpager.errors import BundleFormatError
 
 Small = Annotated[int, Meta(ge=0, lt=10)]
@@ -59,9 +59,9 @@ def test_a_document_is_read_as_it_was_written() -> None:
 
 
 def test_a_number_that_is_infinite_stays_so() -> None:
-    score = Score(metric="perplexity", value=math.inf, items=3)
+    score = DenseScore(metric="perplexity", value=math.inf, items=3)
     assert b'"value": Infinity' in score.dump()
-    assert Score.read("", score.dump()) == score
+    assert DenseScore.read("", score.dump()) == score
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ class WeightEntry(Strict, frozen=True, kw_only=True):
     in_features: Features
 
 
-class Score(Strict, frozen=True, kw_only=True):
-    """A metric's value on held-out data."""
+class DenseScore(Strict, frozen=True, kw_only=True):
+    """A metric's value on held-out data, of the dense model."""
 
     metric: str
     value: float
@@ -124,7 +124,7 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     classes: list[str]
     max_length: Annotated[int, Meta(ge=1, le=2**20)] | None
     sparsity: Annotated[float, Meta(ge=0, lt=1)]
-    dense: Score | None
+    dense: DenseScore | None
     eval: EvalData | None
     generation: Generation | None = None
 

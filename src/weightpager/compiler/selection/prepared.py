@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightpager.answers.score import Score
-from weightpager.bundle import EvalData, TaskEntry
-from weightpager.bundle import Score as DenseScore
+from weightpager.bundle import DenseScore, EvalData, TaskEntry
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
