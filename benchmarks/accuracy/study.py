@@ -202,7 +202,7 @@ class Study:
                 report = assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap), run)
             bundle = Bundle.open(path)
             tables, per_switch = footprint(bundle).tables, switch_bytes(bundle)  # both read files
-        task_file = prepared.source.task_file
+        task_file = prepared.task_file
         scale = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, "bfloat16")
         return Outcome(
             {task.name: task.sparse for task in report.tasks},

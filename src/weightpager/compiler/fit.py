@@ -73,7 +73,7 @@ def fitted(prepared: Prepared, run: CompileRun) -> Prepared:
     Raises:
         CompileError: as `roughly_fitted`.
     """
-    if prepared.source.task_file.fit is None:
+    if prepared.task_file.fit is None:
         return prepared
     return _fitted(prepared, run, _EXACT, LEAST / 2, 0.0)  # a budget that has been accepted must do
 
@@ -97,7 +97,7 @@ def settled(prepared: Prepared, run: CompileRun) -> tuple[Prepared, list[Frontie
 
 def fit_of(prepared: Prepared, bundle: Bundle) -> Fit | None:
     """What was chosen and why, for the report of the bundle that came of it; None if density and dtype were stated."""
-    task_file = prepared.source.task_file
+    task_file = prepared.task_file
     if task_file.fit is None:
         return None
     density, room = _density(prepared), format_room(task_file.fit)
@@ -138,7 +138,7 @@ def largest(size: Callable[[float], int], budget: int, slope: float, trials: int
 
 def _fitted(prepared: Prepared, run: CompileRun, trials: int, least: float, spare: float) -> Prepared:
     """``spare`` is the share of the budget that is left for what isn't known yet."""
-    task_file = prepared.source.task_file
+    task_file = prepared.task_file
     assert task_file.fit is not None
     budget = math.floor((1 - spare) * task_file.fit)
     least = max(least, least_density(prepared.source))
@@ -165,7 +165,7 @@ def _fitted(prepared: Prepared, run: CompileRun, trials: int, least: float, spar
 
 def _kept_or_lower(prepared: Prepared, run: CompileRun) -> Prepared:
     """The tasks as they are if they fit with their alignment, else with a density that is lower."""
-    fit = prepared.source.task_file.fit
+    fit = prepared.task_file.fit
     if fit is None or _trial(prepared, run) <= fit:
         return prepared
     found, lower = fitted(prepared, run), _LOWER * _density(prepared)
@@ -173,13 +173,13 @@ def _kept_or_lower(prepared: Prepared, run: CompileRun) -> Prepared:
 
 
 def _density(prepared: Prepared) -> float:
-    task_file = prepared.source.task_file
+    task_file = prepared.task_file
     return 1 - task_file.sparsity_of(next(iter(task_file.tasks)))
 
 
 def _form(prepared: Prepared) -> tuple[float, PageDtype]:
     """What ``fit`` decides on."""
-    return _density(prepared), prepared.source.task_file.dtype
+    return _density(prepared), prepared.task_file.dtype
 
 
 def _trial(prepared: Prepared, run: CompileRun) -> int:
@@ -190,7 +190,7 @@ def _trial(prepared: Prepared, run: CompileRun) -> int:
     with scratch(parent, prefix, storage_errors) as folder:
         write_bundle(BundleWriter(folder), plan_bundle(prepared, _recovered(prepared, masks), masks.keep))
         bundle = Bundle.open(folder)
-        unknown = bundle.manifest.layers if prepared.source.task_file.recover.trains_alone else 0
+        unknown = bundle.manifest.layers if prepared.task_file.recover.trains_alone else 0
         return _taken(bundle) + unknown * bundle.page_bytes
 
 
@@ -201,7 +201,7 @@ def _taken(bundle: Bundle) -> int:
 
 def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:
     """Values that take as much memory as those that recovery will find."""
-    source, spec = prepared.source, prepared.source.task_file.recover
+    source, spec = prepared.source, prepared.task_file.recover
     if not spec.trains_alone:
         return TaskWeights(source)
     source = replace(source, models=copy.deepcopy(source.models))
@@ -229,7 +229,7 @@ def _private(prepared: Prepared, masks: Masks, task: str, info: PagedWeightInfo)
     keep, grid = masks.keep[info.name], info.grid
     mine = keep[:, masks.tasks.index(task)]
     can = np.flatnonzero(mine & (keep.sum(1) > 1))
-    wanted = int(prepared.source.task_file.recover.private_blocks * mine.sum())
+    wanted = int(prepared.task_file.recover.private_blocks * mine.sum())
     blocks = np.sort(can[np.argsort(-prepared.saliency[task][info.name][can], kind="stable")[:wanted]])
     return PrivateBlocks(blocks, torch.zeros(len(blocks), grid.block.rows, grid.block.cols))
 

@@ -160,7 +160,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         sparse: what is written.
         run: whose stages these are.
     """
-    task_file = prepared.source.task_file
+    task_file = prepared.task_file
     with run.stage("pack"):
         plan = plan_bundle(prepared, sparse.weights, sparse.masks.keep)
     with run.stage("write"):

@@ -64,7 +64,7 @@ def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
     """Transitions between all tasks, the old ones first."""
     names = tuple(base.bundle.tasks)
     old = Transitions(names, np.array(base.bundle.manifest.transitions))
-    new, trace = tuple(prepared.source.task_file.tasks), prepared.source.task_file.transitions
+    new, trace = tuple(prepared.task_file.tasks), prepared.task_file.transitions
     if trace is None:
         return old.extended(new)
     return Transitions.from_trace((*names, *new), read_trace(trace, (*names, *new)))
@@ -72,7 +72,7 @@ def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
 
 def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Masks:
     """The keep masks of all tasks, the new ones first."""
-    task_file, paged = prepared.source.task_file, prepared.source.paged
+    task_file, paged = prepared.task_file, prepared.source.paged
     placements = [
         (part, place(part.problem, part.gathered(base.shared))) for part in parts(prepared, transitions.switch_rate())
     ]

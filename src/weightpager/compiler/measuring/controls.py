@@ -83,7 +83,7 @@ def measure_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
     Raises:
         CompileError: training diverged.
     """
-    names = control_names(prepared.source.task_file, prepared.data)
+    names = control_names(prepared.task_file, prepared.data)
     controls = _dense_controls(prepared, run) if names else []
     if MASK in names:
         controls.append(_shared_mask(prepared, run))
@@ -192,7 +192,7 @@ def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
         len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks)
         for info in weights.source.paged
     )
-    size = block_bytes(prepared.source.task_file.block, prepared.source.task_file.dtype)
+    size = block_bytes(prepared.task_file.block, prepared.task_file.dtype)
     jobs: dict[tuple[str, str], Job[Score]] = {}
     for task, data in prepared.data.items():
         replacement = _Replacement(partial(_under_mask, weights.alone(task), masks), masks=masks)

@@ -49,7 +49,7 @@ class BundlePlan:
 
 def plan_bundle(prepared: Prepared, weights: TaskWeights, keep: Keep) -> BundlePlan:
     """Pack the blocks as the task file says, and put beside them what else a bundle holds."""
-    task_file = prepared.source.task_file
+    task_file = prepared.task_file
     transitions = transitions_of(task_file)
     return BundlePlan(
         task_file.dtype,

@@ -104,7 +104,7 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     Raises:
         CompileError: what the task file asks for can't be had.
     """
-    source, task_file = prepared.source, prepared.source.task_file
+    source, task_file = prepared.source, prepared.task_file
     if task_file.max_switch is not None:
         target = Target.at_most_bytes(task_file.max_switch)
     elif task_file.accuracy_loss is not None:
@@ -201,7 +201,7 @@ def _remedy(prepared: Prepared) -> str:
     """What would let switches load less than the least that was found."""
     if prepared.source.versions:
         return "it includes the blocks of which checkpoints have other values"
-    recover = prepared.source.task_file.recover
+    recover = prepared.task_file.recover
     if recover.method == "finetune" and recover.private_blocks:
         return "fewer recover.private_blocks make that less"
     return _SHARED

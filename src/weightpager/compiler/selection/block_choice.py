@@ -47,7 +47,7 @@ def choose_blocks(prepared: Prepared, switch_rate: Floats | None = None) -> Choi
         prepared: the tasks.
         switch_rate: of their transitions; None reads the task file's trace.
     """
-    task_file, paged = prepared.source.task_file, prepared.source.paged
+    task_file, paged = prepared.task_file, prepared.source.paged
     rate = transitions_of(task_file).switch_rate() if switch_rate is None else switch_rate
     alignments = [(part, align(part.problem)) for part in parts(prepared, rate)]
     keep = spread(paged, [(part, alignment.keep) for part, alignment in alignments], len(task_file.tasks))

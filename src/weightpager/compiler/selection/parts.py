@@ -61,7 +61,7 @@ def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Part, Bools]]
 
 def _of_blocks(prepared: Prepared, switch_rate: Floats) -> Part:
     """One problem over the blocks of all paged weights, with a floor for each; experts of a layer share one."""
-    source, task_file = prepared.source, prepared.source.task_file
+    source, task_file = prepared.source, prepared.task_file
     names = [info.name for info in source.paged]
     density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
     saliency = np.stack(
@@ -93,7 +93,7 @@ def _sizes(prepared: Prepared) -> Iterator[int]:
 
 
 def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Part]:
-    source, task_file = prepared.source, prepared.source.task_file
+    source, task_file = prepared.source, prepared.task_file
     infos = {info.name: info for info in source.paged}
     budgets = np.array([experts_kept(source, task) for task in task_file.tasks], np.int64)
     for layer in expert_layers(source):

@@ -13,6 +13,7 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray
+from weightpager.compiler.task_file.file import TaskFile
 from weightpager.task_data.held_out import fingerprint
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
@@ -60,14 +61,19 @@ class Prepared:
     permutations: Permutations = NOTHING_MOVED
     evenness: float = 0.0
 
+    @property
+    def task_file(self) -> TaskFile:
+        """What the user asked for."""
+        return self.source.task_file
+
     def changed(self, **settings: Any) -> Prepared:
         """The prepared tasks with other settings of the task file: those that only `build` looks at."""
-        task_file = self.source.task_file.model_copy(update=settings)
+        task_file = self.task_file.model_copy(update=settings)
         return replace(self, source=replace(self.source, task_file=task_file))
 
     def entries(self) -> tuple[TaskEntry, ...]:
         """The tasks as the manifest lists them."""
-        task_file = self.source.task_file
+        task_file = self.task_file
         return tuple(
             TaskEntry(
                 name=name,
