@@ -220,9 +220,9 @@ class Study:
     def _kept(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """What is measured by ``measure``, unless an earlier run has kept it."""
         journal = self._journal(f"{name}-scores")
-        entry = journal.read("scores")
-        if entry is not None:
-            return {key: value.item() for key, value in entry[1].items()}
+        reached = journal.read("scores")
+        if reached is not None:
+            return {key: value.item() for key, value in reached.tensors.items()}
         found = measure()
         journal.write("scores", 0, {key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()})
         return found

@@ -37,9 +37,9 @@ def calibrated(found: Trained, run: CompileRun) -> Prepared:
     """
     source = found.source
     with run.stage("calibrate"):
-        entry = run.journal.read("calibrate", partial(_has_all, source=source))
-    if entry is not None:
-        saliency, permutations = _restored(entry[1])
+        reached = run.journal.read("calibrate", partial(_has_all, source=source))
+    if reached is not None:
+        saliency, permutations = _restored(reached.tensors)
         apply(source.models, permutations)
     elif found.moves and moves(source):
         saliency, permutations = _reorder(found, run)
@@ -73,9 +73,9 @@ def _block_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
     if keeps_whole(prepared.source):
         return 0.0  # there are no floors
-    entry = journal.read("floors", lambda tensors: "evenness" in tensors)
-    if entry is not None:
-        return entry[1]["evenness"].item()
+    reached = journal.read("floors", lambda tensors: "evenness" in tensors)
+    if reached is not None:
+        return reached.tensors["evenness"].item()
     evenness = choose_evenness(prepared, progress)
     journal.write("floors", 0, {"evenness": torch.tensor(evenness, dtype=torch.float64)})
     return evenness

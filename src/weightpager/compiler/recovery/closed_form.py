@@ -177,12 +177,12 @@ def _resume(sparse: Source, masks: Masks, journal: Journal) -> int:
         }
         return alike and torch.equal(kept[_MASKS], ours[_MASKS])
 
-    entry = journal.read(STAGE, fits)
-    if entry is None:
+    reached = journal.read(STAGE, fits)
+    if reached is None:
         return 0
     for info in sparse.paged:
-        _put(sparse, info, entry[1][info.name])
-    return entry[0]
+        _put(sparse, info, reached.tensors[info.name])
+    return reached.step
 
 
 def _put(sparse: Source, info: PagedWeightInfo, values: Tensor) -> None:

@@ -122,9 +122,9 @@ class Training:
         Raises:
             CompileError: an error is not finite; the storage refused the journal.
         """
-        entry = journal.read(stage, self._fits)
-        if entry is not None:
-            self._restore(*entry)
+        reached = journal.read(stage, self._fits)
+        if reached is not None:
+            self._restore(*reached)
         else:
             self._refresh_rounding()
             if self.watch is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -42,6 +43,18 @@ def journal_folder(out: str | Path) -> Path:
     """Where the compile of a bundle keeps its journal: beside what ``out`` leads to, be it a link or ``.``."""
     path = Path(os.path.realpath(out))
     return path.with_name(f".{path.name}.resume")
+
+
+class Reached(NamedTuple):
+    """How far a stage has come.
+
+    Attributes:
+        step: how many it has made.
+        tensors: what it needs to go on.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
 
 
 class Journal:
@@ -140,20 +153,20 @@ class Journal:
         self._last = monotonic()
         self._wait = max(SECONDS, (self._last - start) / SHARE)
 
-    def read(self, stage: str, fits: Fits = anything) -> tuple[int, dict[str, Tensor]] | None:
-        """A stage's entry: steps made and tensors; None if there is none of this compile that is whole and fits."""
+    def read(self, stage: str, fits: Fits = anything) -> Reached | None:
+        """How far a stage has come, by its entry; None if there is none of this compile that is whole and fits."""
         self._started[stage] = monotonic()
         cached = self._cache.read(stage, self._owner())
         if cached is not None and fits(cached.tensors):
             self._cached[stage] = cached.seconds
-            return cached.step, cached.tensors
+            return Reached(cached.step, cached.tensors)
         entry = self._entry(stage, fits)
         if entry is None:
             return None
         self._started[stage] -= entry.seconds
         self._earlier += entry.seconds
         self._tell_of_resuming(stage, entry.step)
-        return entry.step, entry.tensors
+        return Reached(entry.step, entry.tensors)
 
     def has(self, stage: str, fits: Fits = anything) -> bool:
         """Whether this journal itself has an entry that `read` finds."""
