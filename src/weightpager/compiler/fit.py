@@ -28,7 +28,7 @@ from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, para
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
-from weightpager.compiler.recovery.own_parameters import separate
+from weightpager.compiler.recovery.own_parameters import untie_own_vectors
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
@@ -207,7 +207,7 @@ def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:
     source = replace(source, models=copy.deepcopy(source.models))
     private, low_rank = {}, {}
     for number, (task, model) in enumerate(source.models.items()):
-        separate(model, pooler=False)
+        untie_own_vectors(model, pooler=False)
         with torch.no_grad():
             for tensor in parameters(model).values():
                 if tensor.ndim == 1 and tensor.is_floating_point():

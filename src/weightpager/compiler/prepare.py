@@ -22,7 +22,7 @@ from weightpager.compiler.model.dense_model import load as load_dense
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.scratch import Scratch
 from weightpager.compiler.recovery.low_rank import check_rank
-from weightpager.compiler.recovery.own_parameters import own_stage, separate, train_own
+from weightpager.compiler.recovery.own_parameters import own_stage, train_own, untie_own_vectors
 from weightpager.compiler.recovery.recover import check_method, check_refit
 from weightpager.compiler.recovery.train import train
 from weightpager.compiler.resume.cache import Cache
@@ -163,5 +163,5 @@ def _train_added(
     """Train the own parameters of new tasks without a head on the dense model; the base stays."""
     tasks = source.task_file.trained_tasks
     for task in tasks:
-        separate(source.models[task], pooler=True)
+        untie_own_vectors(source.models[task], pooler=True)
     train_own(source, data, None, _OWN, journal, progress, workers)

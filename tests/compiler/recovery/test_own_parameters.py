@@ -8,7 +8,7 @@ import tiny
 from sparse import copied
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.recovery.own_parameters import own_parameters, separate
+from weightpager.compiler.recovery.own_parameters import own_parameters, untie_own_vectors
 from weightpager.compiler.task_file.file import from_dict
 
 POOLER, HEAD, VECTOR = "base_model.pooler.dense.weight", "classifier.weight", "base_model.embeddings.LayerNorm.bias"
@@ -22,7 +22,7 @@ def load(folder: Path, **changes: object) -> Source:
 
 def test_matrices_that_tasks_share_are_none_of_their_own(tmp_path: Path) -> None:
     source = load(tmp_path)
-    separate(source.models["animal"], pooler=False)
+    untie_own_vectors(source.models["animal"], pooler=False)
     own = own_parameters(source, "animal")
     assert {HEAD, VECTOR} <= own.keys()
     assert POOLER not in own
@@ -33,7 +33,7 @@ def test_matrices_that_tasks_share_are_none_of_their_own(tmp_path: Path) -> None
 def test_a_pooler_that_was_separated_is_a_tasks_own(tmp_path: Path) -> None:
     source = load(tmp_path)
     for task in source.models:
-        separate(source.models[task], pooler=True)
+        untie_own_vectors(source.models[task], pooler=True)
     assert POOLER in own_parameters(source, "animal")
     assert own_parameters(source.alone("animal"), "animal").keys() == own_parameters(source, "animal").keys()
     assert POOLER in own_parameters(copied(source), "animal")
@@ -45,7 +45,7 @@ def test_a_pooler_stays_as_the_head_that_a_task_brings_knows_it(tmp_path: Path) 
     model.config.id2label, model.config.label2id = {0: "cat", 1: "dog"}, {"cat": 0, "dog": 1}
     model.save_pretrained(tmp_path / "head")
     source = load(tmp_path, head=str(tmp_path / "head"))
-    separate(source.models["animal"], pooler=True)
+    untie_own_vectors(source.models["animal"], pooler=True)
     own = own_parameters(source, "animal")
     assert HEAD in own
     assert POOLER not in own

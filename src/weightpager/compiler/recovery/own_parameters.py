@@ -32,7 +32,7 @@ _COPIES = 3
 """A training holds a model and its weights under a mask; what is trained is small."""
 
 
-def separate(model: PreTrainedModel, *, pooler: bool) -> None:
+def untie_own_vectors(model: PreTrainedModel, *, pooler: bool) -> None:
     """Give a task's module copies of the base's vectors, which other modules must not see moving.
 
     Args:
@@ -49,8 +49,8 @@ def separate(model: PreTrainedModel, *, pooler: bool) -> None:
 def own_parameters(source: Source, task: str) -> dict[str, nn.Parameter]:
     """What a task trains beside its blocks: the base's vectors, its head and its pooler, where they are its own.
 
-    Vectors must have been made its own by `separate`. Decoders share their head. A pooler that other tasks have stays
-    as they know it, and one of a task that brings its head stays as that head knows it.
+    Vectors must have been made its own by `untie_own_vectors`. Decoders share their head. A pooler that other tasks
+    have stays as they know it, and one of a task that brings its head stays as that head knows it.
     """
     spec = source.task_file.tasks[task]
     others = {id(t) for other, model in source.models.items() if other != task for t in parameters(model).values()}
@@ -76,7 +76,9 @@ def train_own(
     progress: Steps,
     workers: Workers = IN_TURN,
 ) -> None:
-    """Train the own parameters of the tasks that are trained, in place; `separate` must have made them their own.
+    """Train the own parameters of the tasks that are trained, in place.
+
+    `untie_own_vectors` must have made them their own.
 
     Args:
         source: the model; its task file says how long, at the rate of heads. Steps are the tasks' in turn, and the rate

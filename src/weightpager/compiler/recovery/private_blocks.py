@@ -25,7 +25,7 @@ from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
-from weightpager.compiler.recovery.own_parameters import own_parameters, separate
+from weightpager.compiler.recovery.own_parameters import own_parameters, untie_own_vectors
 from weightpager.compiler.recovery.own_products import OwnProducts
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
@@ -132,7 +132,7 @@ class TaskLesson:
     def of(cls, lesson: Lesson, task: str, chosen: Chosen, *, skips: bool) -> TaskLesson:
         """Make the task's vectors its own, and find out what it trains."""
         sparse = lesson.sparse
-        separate(sparse.models[task], pooler=False)
+        untie_own_vectors(sparse.models[task], pooler=False)
         teacher, data = lesson.teacher.alone(task), {task: lesson.data[task]}
         alone = replace(lesson, teacher=teacher, sparse=sparse.alone(task), data=data)
         seed = lesson.spec.seed + list(sparse.models).index(task)

@@ -17,7 +17,7 @@ from weightpager.server.routes.errors import RESPONSES
 from weightpager.server.routes.exchange import exchange
 from weightpager.server.routes.identity import new_id, now
 from weightpager.server.scheduling.service import Service
-from weightpager.server.schema.common import Model, ModelList, TextsOrIds, Usage
+from weightpager.server.schema.common import Model, ModelList, Usage, as_list
 from weightpager.server.schema.encoding import (
     Classification,
     ClassificationBody,
@@ -49,7 +49,7 @@ async def model(name: str, service: Serving) -> Model:
 async def embeddings(body: EmbeddingBody, request: Request, service: Serving) -> EmbeddingList:
     """Vectors of texts: the last hidden state below the task's head, averaged over tokens. Any task on texts has it."""
     task = service.task(body.model)
-    texts, inputs = service.texts, separate(body.input)
+    texts, inputs = service.texts, as_list(body.input)
     async with exchange(service, request, task, len(inputs)) as events:
         works = await events.submit(texts.run(_embed, inputs))
         outcomes = await events.outcomes()
@@ -73,14 +73,6 @@ async def classifications(body: ClassificationBody, request: Request, service: S
     data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
     usage = Usage.of(sum(len(work.ids) for work in works))
     return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)
-
-
-def separate(given: TextsOrIds) -> list[str | list[int]]:
-    """The inputs of a request as a list: each is a text, or the token ids that a client sends in its place."""
-    if isinstance(given, str):
-        return [given]
-    numbers = [item for item in given if isinstance(item, int)]
-    return [numbers] if numbers else [item for item in given if not isinstance(item, int)]
 
 
 def _model(task: TaskEntry, service: Service, available: bool) -> Model:

@@ -15,13 +15,12 @@ from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.routes.access import Serving, user
-from weightpager.server.routes.encoding_routes import separate
 from weightpager.server.routes.errors import RESPONSES, describe
 from weightpager.server.routes.exchange import ClientGoneError, Exchange, exchange
 from weightpager.server.routes.generation_format import ChatFormat, CompletionFormat, generated
 from weightpager.server.scheduling.job import Delta, Event
 from weightpager.server.scheduling.service import Service
-from weightpager.server.schema.common import Answer, ErrorAnswer, Usage
+from weightpager.server.schema.common import Answer, ErrorAnswer, Usage, as_list
 from weightpager.server.schema.generation import (
     ChatBody,
     ChatCompletion,
@@ -54,7 +53,7 @@ async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
 async def completions(body: CompletionBody, request: Request, service: Serving) -> Response:
     """Continue one or more texts."""
     task = _writer(service, body.model)
-    given = separate(body.prompt)
+    given = as_list(body.prompt)
     unstated = task.generation is not None and "max_tokens" not in body.model_fields_set
     wanted = None if unstated else body.max_tokens
 

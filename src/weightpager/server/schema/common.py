@@ -66,6 +66,14 @@ TextsOrIds = Annotated[
 ]
 
 
+def as_list(given: TextsOrIds) -> list[str | list[int]]:
+    """The inputs of a request as a list: each is a text, or the token ids that a client sends in its place."""
+    if isinstance(given, str):
+        return [given]
+    numbers = [item for item in given if isinstance(item, int)]
+    return [numbers] if numbers else [item for item in given if not isinstance(item, int)]
+
+
 class Body(BaseModel):
     """A request's body. Unknown fields are ignored, since OpenAI's clients send more of them every year."""
 
