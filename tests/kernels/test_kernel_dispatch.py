@@ -165,7 +165,7 @@ def test_without_the_native_module_the_reference_serves_with_one_warning() -> No
     code = (
         "import sys; sys.modules['weightpager.kernels._native'] = None\n"
         "from weightpager import kernels\n"
-        "print(kernels.isa(), kernels.isa(), kernels.threading(), kernels.available())"
+        "print(kernels.isa(), kernels.isa(), kernels.thread_pool(), kernels.available())"
     )
     assert_warned_once(code, "reference reference torch ('reference',)\n", "the reference kernel serves")
 
@@ -179,7 +179,7 @@ def test_threads_are_those_of_torchs_own_openmp_runtime() -> None:
         "def runtimes(): return sorted({l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.split('/')[-1]})\n"
         "before = runtimes()\n"
         "from weightpager import kernels\n"
-        "print(kernels.threading(), before == runtimes())"
+        "print(kernels.thread_pool(), before == runtimes())"
     )
     assert ran.stdout == "gomp True\n"
 
@@ -206,7 +206,7 @@ def test_torchs_runtime_is_found_while_another_thread_loads_libraries(tmp_path: 
         "loading = threading.Thread(target=load)\n"
         "loading.start()\n"
         "time.sleep(0.2)\n"
-        "kernels.threading()\n"
+        "kernels.thread_pool()\n"
         "loading.join()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

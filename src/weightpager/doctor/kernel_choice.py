@@ -47,7 +47,7 @@ def kernel_choice() -> KernelChoice:
         chosen=chosen,
         asked=os.environ.get("WEIGHTPAGER_ISA") or None,
         exact=kernels.exact(chosen),
-        threading=kernels.threading(),
+        threading=kernels.thread_pool(),
         threads=_threads(),
         missing=NO_NATIVE,
         gpu=_on_gpu(),

@@ -49,12 +49,12 @@ def exact(name: str) -> str:
     return name if name == REFERENCE else native.exact(NATIVE.index(name))
 
 
-def threading() -> str:
+def thread_pool() -> str:
     """``"gomp"`` if the native kernels spread their work over torch's OpenMP threads, ``"own"`` if over their own.
 
     The reference kernel runs on whatever torch's own operations do, and says ``"torch"``.
     """
-    return "torch" if isa() == REFERENCE else native.threading()
+    return "torch" if isa() == REFERENCE else native.thread_pool()
 
 
 @cache

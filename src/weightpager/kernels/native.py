@@ -30,7 +30,7 @@ def exact(isa: int) -> str:
     return _native.exact(isa)
 
 
-def threading() -> str:
+def thread_pool() -> str:
     """``"gomp"`` if work is spread over torch's OpenMP threads, ``"own"`` if over the native module's own."""
     return _native.threading()
 
