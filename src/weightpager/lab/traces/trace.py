@@ -50,11 +50,6 @@ class Trace:
         bits = [-count * float(np.log2(count / totals[before])) for (before, _), count in pairs.items()]
         return sum(bits) / max(1, pairs.total())
 
-    @property
-    def mean_dwell(self) -> float:
-        """Seconds per finished visit."""
-        return (self.visits[-1].start - self.visits[0].start) / max(1, len(self.visits) - 1)
-
 
 def check_size(switches: int, dwell: float) -> None:
     """Refuse what no trace can have.
