@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -22,3 +23,9 @@ def task_names(ctx: typer.Context, incomplete: str) -> list[str]:
         return [task.name for task in manifest.tasks if task.name.startswith(incomplete)]
     except (BundleError, OSError, RuntimeError):  # RuntimeError: a ~ names a user without a home
         return []
+
+
+TaskName = Annotated[
+    str, typer.Option("--task", "-t", help="Name of a task.", show_default=False, autocompletion=task_names)
+]
+"""One task of the bundle."""

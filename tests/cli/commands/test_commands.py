@@ -342,6 +342,7 @@ def test_an_export_that_the_storage_refuses_leaves_nothing(
     [
         (["run", "BUNDLE", "--task", "wether", "text"], 2, "Did you mean 'weather'"),
         (["run", "BUNDLE", "--task", "weather", "--budget", "1KiB", "text"], 1, "smallest budget that would do is"),
+        (["eval", "BUNDLE", "--task", "weather", "--budget", "1KiB"], 1, "'weather' does not fit into"),
         (["run", "BUNDLE", "--task", "weather", "--budget", "lots", "text"], 2, "such as 512MiB"),
         (["run", "nowhere", "--task", "weather", "text"], 1, "weightpager compile"),
         (["inspect", "nowhere"], 1, "expected a bundle directory, found nothing there"),

@@ -1,14 +1,12 @@
-"""``repack``, ``gc`` and ``upgrade``: they tidy up a bundle after tasks, or versions, have come and gone."""
+"""``repack``: full pages again, after tasks have come and gone."""
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightpager.bundle.garbage import collect
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import BundlePath, Force, Json, Out, Quiet, extra
@@ -83,59 +81,4 @@ def _print_repacked(title: str, done: Repacked) -> None:
         more = ", ".join(f"{task} {output.size(after[task])} after {output.size(before[task])}" for task in done.worse)
         output.say(
             f"note: to bring these tasks in reads more than before: {more}; smaller pages (--page) make that less."
-        )
-
-
-def upgrade(
-    bundle: BundlePath,
-    out: Out,
-    force: Force = False,
-    json: Json = False,
-) -> None:
-    """Write a bundle of an older weightpager anew, with a graph for each kind of tasks, as today's has.
-
-    Pages and parameters stay as they are, and so do outputs. Needs `weightpager[compile]`.
-
-    Example: `weightpager upgrade assistant.bundle --out new.bundle`
-    """
-    with extra("compile"), output.loading_torch():
-        from weightpager.compiler.upgrade import upgrade as upgrade_bundle
-
-    done = upgrade_bundle(bundle, out, force=force)
-    if json:
-        output.print_json(done)
-        return
-    for kind in done.graphs:
-        output.say(f"{kind}: graph written")
-    for kind, reason in done.without_graph.items():
-        output.say(f"{kind}: no graph: {reason}")
-
-
-def gc(
-    bundle: BundlePath,
-    drop: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--drop", metavar="TASK", help="Remove a task first; may be given again.", autocompletion=task_names
-        ),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Remove pages that no task needs from a bundle, in one step; the other pages stay as they are.
-
-    Example: `weightpager gc assistant.bundle --drop spam`
-    """
-    with progress(quiet or json) as stages:
-        done = collect(bundle, drop or (), partial(stages, "write pages"))
-    if json:
-        output.print_json(done)
-        return
-    for task in done.tasks:
-        output.say(f"{task} removed")
-    output.say(f"{done.pages} pages removed ({output.size(done.bytes)}), {done.pages_left} left")
-    if done.tasks and not quiet:
-        named = shlex.quote(str(bundle))
-        output.next_step(
-            f"weightpager repack {named} --out NAME.bundle, which makes the pages that are left full again"
         )

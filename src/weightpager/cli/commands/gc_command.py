@@ -1,0 +1,45 @@
+"""``gc``: a bundle without the pages that no task needs."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from weightpager.bundle.garbage import collect
+from weightpager.cli import output
+from weightpager.cli.completion import task_names
+from weightpager.cli.options import BundlePath, Json, Quiet
+from weightpager.cli.progress import progress
+
+
+def gc(
+    bundle: BundlePath,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drop", metavar="TASK", help="Remove a task first; may be given again.", autocompletion=task_names
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove pages that no task needs from a bundle, in one step; the other pages stay as they are.
+
+    Example: `weightpager gc assistant.bundle --drop spam`
+    """
+    with progress(quiet or json) as stages:
+        done = collect(bundle, drop or (), partial(stages, "write pages"))
+    if json:
+        output.print_json(done)
+        return
+    for task in done.tasks:
+        output.say(f"{task} removed")
+    output.say(f"{done.pages} pages removed ({output.size(done.bytes)}), {done.pages_left} left")
+    if done.tasks and not quiet:
+        named = shlex.quote(str(bundle))
+        output.next_step(
+            f"weightpager repack {named} --out NAME.bundle, which makes the pages that are left full again"
+        )

@@ -1,0 +1,33 @@
+"""``export``: a task as an ordinary transformers directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightpager.bundle import Bundle
+from weightpager.cli import output
+from weightpager.cli.completion import TaskName
+from weightpager.cli.options import BundlePath, Json, extra
+
+
+def export(
+    bundle: BundlePath,
+    task: TaskName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Export a task as an ordinary dense-with-zeros transformers directory. Needs `weightpager[torch]`.
+
+    Example: `weightpager export assistant.bundle --task spam --out spam-hf/`
+    """
+    with extra("torch"):
+        from weightpager.backends.torch.export import export_task
+
+    written = export_task(Bundle.open(bundle), task, out)
+    if json:
+        output.print_json({"task": task, "out": str(written)})
+    else:
+        output.say(f"{written}: {task}, for transformers' from_pretrained")

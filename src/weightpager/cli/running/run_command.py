@@ -1,0 +1,95 @@
+"""``run``: a task's answers to texts, or to images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.completion import TaskName
+from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Rows
+from weightpager.cli.running.engine import opened
+from weightpager.errors import ConfigError
+
+
+def run(
+    bundle: BundlePath,
+    task: TaskName,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]…", help="Texts; one a line from standard input if absent or '-'."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", metavar="FILE", help="Image, for tasks that read images; may be repeated."),
+    ] = None,
+    budget: Budget = None,
+    rows: Rows = None,
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Length of a generated text at most; as the task states, else 32.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run a task on texts, or on images, under a memory budget.
+
+    Example: `weightpager run assistant.bundle --task spam --budget 4MiB "You won a prize"`
+
+    Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
+    """
+    with opened(bundle, [task], budget, dtype, rows, backend) as engine:
+        entry = engine.bundle.task(task)
+        inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
+        predictions = engine.predict(task, inputs, max_new_tokens=max_new_tokens)
+        report = engine.report()
+    if json:
+        output.print_json({"task": task, "predictions": predictions, "engine": report})
+        return
+    for prediction in predictions:
+        score = "" if prediction.score is None else f"  ({prediction.score:.1%})"
+        output.say(f"{prediction.label}{score}")
+    load = report.switches[-1]
+    output.hint(
+        f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}; "
+        f"weights {output.size(report.memory.total)} of a budget of {output.size(report.budget)}; "
+        f"backend {report.backend}, kernel {report.kernel}"
+    )
+
+
+def _images(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
+    """The images to run on."""
+    if texts or not images:
+        found = "a text" if texts else "none"
+        raise ConfigError(f"run: expected '--image FILE', since {task} reads images, found {found}")
+    return [str(path) for path in images]
+
+
+def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
+    """The texts to run on: the arguments; without any, or with a lone ``-``, the lines of standard input."""
+    if images:
+        raise ConfigError(f"run: expected texts, since {task} reads texts, found '--image'")
+    if texts == ["-"]:
+        texts = None
+    if not texts and sys.stdin.isatty():
+        output.hint("texts, one a line; Ctrl-D ends them")
+    try:
+        # Some editors put a byte order mark before a file; it is no part of the first text.
+        inputs = texts or sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n")
+        for text in inputs:
+            text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
+    except UnicodeError as error:
+        raise ConfigError(f"run: expected UTF-8 text: {error}") from error
+    except OSError as error:  # nohup lets nothing be read
+        why = error.strerror or error
+        raise ConfigError(f"run: cannot read standard input: {why}; give texts as arguments") from error
+    # A blank text among others goes to the task, so that lines match. A model that makes no token of it refuses it.
+    if not any(text.strip() for text in inputs):
+        raise ConfigError("run: expected a text as argument or on standard input")
+    return inputs
