@@ -11,7 +11,8 @@ from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibration import calibrated, moves
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.splits import load as load_splits
-from weightpager.compiler.estimates.memory import Bound, check_memory, place
+from weightpager.compiler.estimates.memory import Bound
+from weightpager.compiler.estimates.memory_check import check_memory, choose_scratch
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.fit import roughly_fitted
@@ -121,7 +122,7 @@ def _train(source: Source, data: Mapping[str, TaskData], journal: Journal, run: 
 
 def _place(source: Source, run: CompileRun, adds: bool) -> Scratch:
     folder = None if adds else run.journal.folder
-    return place(source, folder, read_memory().usable_bytes, moves=not adds and moves(source))
+    return choose_scratch(source, folder, read_memory().usable_bytes, moves=not adds and moves(source))
 
 
 def _tell_where(source: Source, run: CompileRun) -> None:

@@ -17,15 +17,9 @@ from mixtures import model_of, source_of
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
 from weightpager.compiler.estimates.activations import activation_bytes, key_value_bytes
-from weightpager.compiler.estimates.memory import (
-    bound,
-    check_stages,
-    check_training,
-    dense_training_bytes,
-    place,
-    recover_bytes,
-    training_bytes,
-)
+from weightpager.compiler.estimates.memory import bound
+from weightpager.compiler.estimates.memory_check import check_stages, check_training, choose_scratch
+from weightpager.compiler.estimates.training_bytes import dense_training_bytes, recover_bytes, training_bytes
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.prepare import prepare
@@ -119,12 +113,12 @@ def test_on_disk_only_what_is_worked_with_counts(tmp_path: Path) -> None:
 def test_a_model_goes_to_disk_where_it_does_not_fit_and_nothing_is_trained(tmp_path: Path) -> None:
     frozen = sources.load(task_file.from_dict(tiny.writer(tmp_path, recover={"method": "none"})))
     most = bound(frozen, None, moves=True, on_disk=False).most[1]
-    assert place(frozen, tmp_path, most, moves=True).folder is None
-    assert place(frozen, tmp_path, most - 1, moves=True).folder == tmp_path
-    assert place(frozen, None, most - 1, moves=True).folder is None
-    assert place(frozen, tmp_path, None, moves=True).folder is None
+    assert choose_scratch(frozen, tmp_path, most, moves=True).folder is None
+    assert choose_scratch(frozen, tmp_path, most - 1, moves=True).folder == tmp_path
+    assert choose_scratch(frozen, None, most - 1, moves=True).folder is None
+    assert choose_scratch(frozen, tmp_path, None, moves=True).folder is None
     trained = load(tmp_path)
-    assert place(trained, tmp_path, 1, moves=True).folder is None
+    assert choose_scratch(trained, tmp_path, 1, moves=True).folder is None
 
 
 def test_feedback_of_rounding_counts_its_hessian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_a_model_on_disk_is_compiled_as_one_in_memory(
         made.append(folder)
         return Scratch(folder)
 
-    monkeypatch.setattr("weightpager.compiler.prepare.place", on_disk)
+    monkeypatch.setattr("weightpager.compiler.prepare.choose_scratch", on_disk)
     monkeypatch.setattr("weightpager.compiler.estimates.memory._room", lambda _sums, _left: 1)
     found = wp.compile(task_file, out=tmp_path / "found.bundle", cache=False)
     assert made
