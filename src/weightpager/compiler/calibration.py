@@ -16,7 +16,8 @@ from weightpager.compiler.reorder.apply import apply, permuted_calibration, reor
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.shared import COPIES
-from weightpager.compiler.selection.experts import expert_saliency, keeps_whole
+from weightpager.compiler.selection.expert_saliency import expert_saliency
+from weightpager.compiler.selection.experts import keeps_whole
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate

@@ -12,11 +12,11 @@ from mixtures import TOKENS, masks_of, model_of, source_of
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.expert_saliency import expert_saliency
 from weightpager.compiler.selection.experts import (
     check_experts,
     check_left,
     expert_layers,
-    expert_saliency,
     experts_kept,
     keeps_whole,
     least_density,
