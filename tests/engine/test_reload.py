@@ -275,15 +275,15 @@ def test_other_threads_go_on_while_a_bundle_is_reloaded(path: Path) -> None:
 def test_a_task_that_leaves_between_asking_and_entering_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = fresh(path)
     with wp.Engine.from_pretrained(path) as engine:
-        bring_in = engine._residency.bring_in
+        hold = engine._residency.hold
 
         def reloaded_first(request: SwitchRequest) -> Any:
             monkeypatch.undo()
             collect(path, ["weather"])
             assert engine.reload().removed == ("weather",)
-            return bring_in(request)
+            return hold(request)
 
-        monkeypatch.setattr(engine._residency, "bring_in", reloaded_first)
+        monkeypatch.setattr(engine._residency, "hold", reloaded_first)
         with pytest.raises(BusyError, match="'weather' has just left the bundle"), engine.task("weather"):
             pass
         with pytest.raises(UnknownTaskError), engine.task("weather"):

@@ -75,14 +75,14 @@ class TaskHolds:
             previous_tables=None if previous is None else self._open.tasks[previous].tables,
         )
         try:
-            stats, load = self._open.residency.bring_in(request)
+            stats, load = self._open.residency.hold(request)
         except BudgetError:
             self._open.check_fits(name, self._real_time)  # says so if it is no matter of who leaves
             raise
         try:
             task.gate.hold(None if load is None else load.pages)
         except BaseException:  # Ctrl-C, say
-            self._open.residency.let_go(task.number, task.tables)
+            self._open.residency.release(task.number, task.tables)
             raise
         try:
             seconds, waited = time.perf_counter() - start, load is None
@@ -100,7 +100,7 @@ class TaskHolds:
         try:
             task.gate.release()
         finally:
-            self._open.residency.let_go(task.number, task.tables)
+            self._open.residency.release(task.number, task.tables)
 
     def enter_again(self, name: str, *, wait: bool) -> Any:
         """A held task is asked for again. Returns its module, or None if it must be held anew, to be waited for."""

@@ -360,7 +360,7 @@ def test_loading_from_an_engine_that_was_closed_says_so(bundle: Bundle) -> None:
     with wp.Engine(bundle, EngineConfig()) as engine:
         residency = engine._residency
     with pytest.raises(EngineClosedError):
-        residency.bring_in(SwitchRequest(0, "animal"))
+        residency.hold(SwitchRequest(0, "animal"))
 
 
 def test_nobody_waits_for_room_that_can_never_be(bundle: Bundle) -> None:

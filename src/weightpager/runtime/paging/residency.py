@@ -44,7 +44,7 @@ class Residency:
         self._loads = Loads(state, self._slots)
         self.blocks = state.blocks
 
-    def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, PendingLoad | None]:
+    def hold(self, request: SwitchRequest) -> tuple[LoadStats, PendingLoad | None]:
         """Hold a task and load what it lacks.
 
         Where tasks in use leave no room it waits, until the deadline, and others may switch meanwhile. Returns what
@@ -67,7 +67,7 @@ class Residency:
                 if not self._await_room(request, changes):
                     raise
 
-    def let_go(self, task: int, tables: Expandable | None = None) -> None:
+    def release(self, task: int, tables: Expandable | None = None) -> None:
         """Undo one hold, of a task's expanded block tables too.
 
         Pages stay until their slots are wanted, tables until their room is. What nobody waits for any more isn't read.
@@ -75,7 +75,7 @@ class Residency:
         with self._lock:
             if tables is not None:
                 self._state.memory.tables.release(tables)
-            self._release(task)
+            self._release_blocks(task)
             self._state.changed()
 
     def evict_unlocked(self) -> int:
@@ -206,7 +206,7 @@ class Residency:
         with self._my_turn(request.deadline):
             with self._lock:
                 self._resizer.restore()
-                self._hold(request)
+                self._hold_blocks(request)
             tables = TableHold(self._state, self._resizer, request)
             try:
                 with tables:
@@ -217,7 +217,7 @@ class Residency:
                 tables.undo()
                 self._state.end_commit()
                 with self._lock:
-                    self._release(request.task)  # no news for who waits for room: only this turn held it
+                    self._release_blocks(request.task)  # no news for who waits for room: only this turn held it
                 raise
 
     def _await_room(self, request: SwitchRequest, changes: int) -> bool:
@@ -229,12 +229,12 @@ class Residency:
                 return False
             return self._lock.wait_for(lambda: self._state.changes != changes, left)
 
-    def _release(self, task: int) -> None:
+    def _release_blocks(self, task: int) -> None:
         self.blocks.release(task)
         if not self.blocks.is_held(task):
             self._loads.abandon(task)
 
-    def _hold(self, request: SwitchRequest) -> None:
+    def _hold_blocks(self, request: SwitchRequest) -> None:
         if self._state.closed:
             raise engine_closed()
         self._check_there(request)
@@ -249,7 +249,7 @@ class Residency:
             self._lock.wait_for(lambda: not self._state.committing, seconds_until(request.deadline))
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
-            self._hold(request)
+            self._hold_blocks(request)
             tables = TableHold(self._state, self._resizer, request)
             try:
                 with tables:
@@ -257,10 +257,10 @@ class Residency:
                         self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
             except BaseException:  # Ctrl-C, say
                 tables.undo()
-                self.let_go(request.task)
+                self.release(request.task)
                 raise
             if not tables.held:
-                self._release(request.task)
+                self._release_blocks(request.task)
             return tables.held
 
     @contextmanager

@@ -44,7 +44,7 @@ class Switch:
     def carry_out(self) -> tuple[LoadStats, PendingLoad | None]:
         """Load first what fits beside the previous task, then the rest in that one's place.
 
-        Results and errors are those of `Residency.bring_in`.
+        Results and errors are those of `Residency.hold`.
         """
         state, request = self._state, self._request
         if request.wait and (small := self._load_small()) is not None:
