@@ -33,7 +33,7 @@ import weightpager as wp
 from benchmarks import row_file
 from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.provenance import command, commit
-from weightpager.backends.torch.attention_cache import CACHE
+from weightpager.backends.torch.kv_cache import CACHE
 from weightpager.backends.torch.model.architecture import module_of_kind
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry

@@ -1,4 +1,4 @@
-// Attention over grouped heads, with or without memory of earlier tokens.
+// Attention over grouped heads, with or without a KV cache.
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -7,7 +7,7 @@
 #include "families.hpp"
 #include "half.hpp"
 #include "parallel.hpp"
-#include "program/attention_memory.hpp"
+#include "program/kv_cache.hpp"
 
 namespace weightpager {
 namespace {
@@ -38,7 +38,7 @@ void take_mask(const Step& step, const Running& running, Attention& a) {
 
 // Writes new keys and values behind those that are remembered, as `narrow` makes them.
 template <class Element, class Narrow>
-void write_keys_and_values(const Attention& a, AttentionMemory::Layer& layer, int64_t before, int threads, const Narrow& narrow) {
+void write_keys_and_values(const Attention& a, KVCache::Layer& layer, int64_t before, int threads, const Narrow& narrow) {
     parallel_for(a.batch * a.groups, threads, [&](int64_t i) {
         const float* key = a.key + i / a.groups * a.key_at.batch + i % a.groups * a.key_at.head;
         const float* value = a.value + i / a.groups * a.value_at.batch + i % a.groups * a.value_at.head;
@@ -55,7 +55,7 @@ void write_keys_and_values(const Attention& a, AttentionMemory::Layer& layer, in
     });
 }
 
-// What a step attends to, without memory and mask.
+// What a step attends to, without cache and mask.
 Attention described(const Step& step, const Running& running) {
     const View &query = step.in[0], &key = step.in[1], &value = step.in[2];
     const bool tokens_first = step.recall<Remembered>().tokens_first;
@@ -83,13 +83,13 @@ Attention described(const Step& step, const Running& running) {
     return a;
 }
 
-// Has memory take the new keys and values in, and the attention read all from there.
-void append_to_memory(const Step& step, const Running& running, Attention& a) {
-    const int64_t before = running.memory->tokens();
-    auto& layer = running.memory->room_for(number_of<int64_t>(step, "index"), {a.batch, a.groups, a.depth, a.value_depth},
+// Has the cache take the new keys and values in, and the attention read all from there.
+void append_to_cache(const Step& step, const Running& running, Attention& a) {
+    const int64_t before = running.cache->tokens();
+    auto& layer = running.cache->room_for(number_of<int64_t>(step, "index"), {a.batch, a.groups, a.depth, a.value_depth},
                                            a.queries);
     const int threads = running.worth(a.batch * a.groups * a.queries * a.depth);
-    a.halves = running.memory->halves();
+    a.halves = running.cache->halves();
     if (a.halves)
         write_keys_and_values<Half>(a, layer, before, threads, to_half);
     else
@@ -102,9 +102,9 @@ void append_to_memory(const Step& step, const Running& running, Attention& a) {
 void run_attention(const Step& step, const Running& running) {
     Attention a = described(step, running);
     if (a.batch == 0 || a.queries == 0) return;
-    if (running.memory != nullptr && a.causal) append_to_memory(step, running, a);
+    if (running.cache != nullptr && a.causal) append_to_cache(step, running, a);
     if (step.in[3].number >= 0) take_mask(step, running, a);
-    if (a.heads == 0) return;  // the memory has the keys and values by now
+    if (a.heads == 0) return;  // the cache has the keys and values by now
     const int64_t rows = a.rows(), pieces = divide_up(rows, kQueriesAtOnce), share = divide_up(rows, pieces);
     parallel_for(a.batch * a.groups * pieces, running.worth(a.batch * a.heads * a.queries * a.keys * a.depth / 8), [&](int64_t i) {
         const int64_t group = i / pieces, first = i % pieces * share;

@@ -80,10 +80,10 @@ class PyProgram {
     void add_output(int value) { program_.add_output(value); }
 
     void begin(const std::vector<uintptr_t>& addresses, const std::vector<Sizes>& sizes,
-               std::shared_ptr<AttentionMemory> memory) {
+               std::shared_ptr<KVCache> cache) {
         std::vector<const void*> data;
         for (uintptr_t address : addresses) data.push_back(at<const void>(address));
-        program_.begin(std::move(data), sizes, std::move(memory));
+        program_.begin(std::move(data), sizes, std::move(cache));
     }
 
     int64_t run(int first, int end, int threads) {
@@ -109,13 +109,13 @@ class PyProgram {
 void bind_programs(nb::module_& module) {
     module.def("operators", &operator_names);
     nb::exception<std::length_error>(module, "TooLargeError", PyExc_ValueError);
-    nb::class_<AttentionMemory>(module, "AttentionMemory")
+    nb::class_<KVCache>(module, "KVCache")
         .def(nb::init<int64_t, bool>(), nb::arg(), nb::arg("float16") = false)
-        .def("shorten", &AttentionMemory::shorten)
-        .def("select", &AttentionMemory::select)
-        .def_prop_ro("tokens", &AttentionMemory::tokens)
-        .def_prop_ro("batch", &AttentionMemory::batch)
-        .def_prop_ro("bytes", &AttentionMemory::bytes);
+        .def("shorten", &KVCache::shorten)
+        .def("select", &KVCache::select)
+        .def_prop_ro("tokens", &KVCache::tokens)
+        .def_prop_ro("batch", &KVCache::batch)
+        .def_prop_ro("bytes", &KVCache::bytes);
     nb::class_<Arenas>(module, "Arenas").def(nb::init<>()).def_prop_ro("bytes", &Arenas::bytes);
     nb::class_<PyProgram>(module, "Program")
         .def(nb::init<size_t, int64_t, std::shared_ptr<Arenas>>())
@@ -125,7 +125,7 @@ void bind_programs(nb::module_& module) {
         .def("add_rows", &PyProgram::add_rows)
         .def("add_node", &PyProgram::add_node)
         .def("add_output", &PyProgram::add_output)
-        .def("begin", &PyProgram::begin, nb::arg("addresses"), nb::arg("sizes"), nb::arg("memory").none())
+        .def("begin", &PyProgram::begin, nb::arg("addresses"), nb::arg("sizes"), nb::arg("cache").none())
         .def("run", &PyProgram::run)
         .def("finish", &PyProgram::finish)
         .def("end", &PyProgram::end)

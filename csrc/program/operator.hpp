@@ -13,7 +13,7 @@
 
 namespace weightpager {
 
-class AttentionMemory;
+class KVCache;
 
 // One thing to do, with everything about shapes settled.
 struct Step {
@@ -39,7 +39,7 @@ struct Running {
     const std::vector<const void*>& input_data;
     uint8_t* activations;
     const std::vector<int64_t>& buffer_offsets;  // in bytes
-    AttentionMemory* memory;
+    KVCache* cache;
     int64_t* missing;  // a page that isn't resident, or kAllResident
 
     template <class T = float>

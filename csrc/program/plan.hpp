@@ -42,7 +42,7 @@ struct Description {
 };
 
 // Throws std::invalid_argument, which names the node, where shapes don't go together, and std::length_error where the
-// activations need more than `most_bytes`. `earlier` tokens are in the memory of attention.
+// activations need more than `most_bytes`. `earlier` tokens are in the KV cache.
 Plan make_plan(const Description& description, const std::vector<Sizes>& input_sizes, int64_t earlier, int64_t most_bytes);
 
 }  // namespace weightpager

@@ -99,12 +99,12 @@ const Plan& Program::plan_for(const std::vector<Sizes>& sizes, int64_t earlier) 
     return plans_.front().second;
 }
 
-void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<AttentionMemory> memory) {
+void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<KVCache> cache) {
     call_.reset();
     // What a call has left that failed before any token was kept.
-    if (memory != nullptr && memory->tokens() == 0) memory->shorten(0);
+    if (cache != nullptr && cache->tokens() == 0) cache->shorten(0);
     if (data.size() != sizes.size()) throw std::invalid_argument("expected as many addresses as sizes");
-    const Plan& plan = plan_for(sizes, memory == nullptr ? 0 : memory->tokens());
+    const Plan& plan = plan_for(sizes, cache == nullptr ? 0 : cache->tokens());
     int64_t tokens = 0;
     std::vector<View> inputs;
     for (size_t i = 0; i < sizes.size(); ++i) {
@@ -113,7 +113,7 @@ void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& siz
         for (size_t axis = 0; axis < sizes[i].size() && tokens == 0; ++axis)
             if (input.sizes[axis] == kLength && !input.is_mask) tokens = sizes[i][axis];
     }
-    call_.emplace(Call{&plan, std::move(inputs), std::move(data), std::move(memory), tokens,
+    call_.emplace(Call{&plan, std::move(inputs), std::move(data), std::move(cache), tokens,
                        Arenas::borrow(arenas_, plan.layout.bytes)});
 }
 
@@ -125,7 +125,7 @@ const Program::Call& Program::call() const {
 Running Program::running(int threads, int64_t* missing) const {
     const Call& now = call();
     return {kernel_,  vectors_, threads, description_.parameters, now.inputs, now.data, now.arena.memory(),
-            now.plan->layout.offsets, now.memory.get(), missing};
+            now.plan->layout.offsets, now.cache.get(), missing};
 }
 
 int64_t Program::run(int first, int end, int threads) {
@@ -143,7 +143,7 @@ int64_t Program::run(int first, int end, int threads) {
 }
 
 void Program::finish() {
-    if (call().memory != nullptr) call().memory->keep(call().tokens);
+    if (call().cache != nullptr) call().cache->keep(call().tokens);
     call_.reset();
 }
 

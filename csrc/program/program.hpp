@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "arenas.hpp"
-#include "attention_memory.hpp"
+#include "kv_cache.hpp"
 #include "plan.hpp"
 
 namespace weightpager {
@@ -29,9 +29,9 @@ class Program {
     void add_node(const std::string& op, std::vector<int> operands, std::map<std::string, Attribute> attributes, int outputs);
     void add_output(int value);
 
-    // Takes a call's inputs, whose memory must stay until it has ended, and finds or makes a plan for their shapes. A
-    // memory is that of causal attentions; a call that ends early leaves it as it was.
-    void begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<AttentionMemory> memory);
+    // Takes a call's inputs, whose memory must stay until it has ended, and finds or makes a plan for their shapes. The
+    // cache is that of causal attentions, or none; a call that ends early leaves it as it was.
+    void begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<KVCache> cache);
 
     // Runs nodes [first, end). Returns `kAllResident`, or a page that isn't: the same nodes may then be run again.
     int64_t run(int first, int end, int threads);
@@ -57,7 +57,7 @@ class Program {
         const Plan* plan;
         std::vector<View> inputs;
         std::vector<const void*> data;
-        std::shared_ptr<AttentionMemory> memory;
+        std::shared_ptr<KVCache> cache;
         int64_t tokens;
         Arenas::Loan arena;
     };

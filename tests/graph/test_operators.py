@@ -231,12 +231,12 @@ def test_a_graph_goes_on_from_earlier_tokens() -> None:
     ids = rng.integers(0, 20, (2, 5))
     mask = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
     whole = run(graph, parameters, {"input_ids": ids[:, -1:], "attention_mask": mask[:, -1:]})["logits"]
-    memory = KeyValues()
+    cache = KeyValues()
     for start, end in ((0, 2), (2, 4), (4, 5)):
-        found = run(graph, parameters, {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}, memory)[
+        found = run(graph, parameters, {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}, cache)[
             "logits"
         ]
-    assert memory.of[0][0].shape == (2, 2, 5, 4)
+    assert cache.of[0][0].shape == (2, 2, 5, 4)
     x = table[ids].reshape(2, 5, 2, 4)
     seen = FUNCTIONS["attention"](x, x, x, mask, scale=0.5, causal=True, window=0, softcap=0.0, index=0, layout="bthd")[
         :, -1

@@ -31,13 +31,13 @@ class RandomProgram {
     }
 
     // All that the nodes have come to.
-    std::vector<uint8_t> run(int threads, bool with_memory) {
+    std::vector<uint8_t> run(int threads, bool with_cache) {
         std::vector<const void*> data;
         for (const auto& bytes : contents_) data.push_back(bytes.data());
-        auto memory = with_memory ? std::make_shared<AttentionMemory>(kMostBytes, narrow_) : nullptr;
+        auto cache = with_cache ? std::make_shared<KVCache>(kMostBytes, narrow_) : nullptr;
         std::vector<uint8_t> all;
-        for (int turn = 0; turn < (with_memory ? 2 : 1); ++turn) {
-            program_.begin(data, sizes_, memory);
+        for (int turn = 0; turn < (with_cache ? 2 : 1); ++turn) {
+            program_.begin(data, sizes_, cache);
             const int nodes = static_cast<int>(program_.description().nodes.size());
             for (int first = 0; first < nodes; ++first)
                 if (program_.run(first, first + 1, threads) != kAllResident) throw std::logic_error("a page is missing");
@@ -224,38 +224,38 @@ bool runs_out(const Body& body) {
     return false;
 }
 
-std::vector<std::string> attention_memory_mistakes() {
+std::vector<std::string> kv_cache_mistakes() {
     std::vector<std::string> found;
-    AttentionMemory grows(INT64_MAX);
+    KVCache grows(INT64_MAX);
     for (int turn = 0; turn < 2; ++turn)
         if (!runs_out([&] { grows.room_for(0, {1, 1, 1, int64_t{1} << 40}, 1); }))
-            found.push_back("attention memory: keys without values, once memory ran out");
-    AttentionMemory chooses(INT64_MAX);
+            found.push_back("KV cache: keys without values, once memory ran out");
+    KVCache chooses(INT64_MAX);
     chooses.room_for(0, {2, 1, 0, 0}, 1);
     chooses.room_for(1, {2, 1, 0, 1 << 18}, 1);
     chooses.keep(1);
     if (!runs_out([&] { chooses.select(std::vector<int64_t>(1 << 22)); }) || chooses.tokens() != 0 || chooses.bytes() != 0)
-        found.push_back("attention memory: some layers have other rows, once memory ran out");
+        found.push_back("KV cache: some layers have other rows, once memory ran out");
     return found;
 }
 #else
-std::vector<std::string> attention_memory_mistakes() { return {}; }
+std::vector<std::string> kv_cache_mistakes() { return {}; }
 #endif
 
 }  // namespace
 
 std::vector<std::string> program_mistakes(const Kernel& kernel, int64_t cases) {
-    std::vector<std::string> found = size_mistakes(kernel), torn = attention_memory_mistakes();
+    std::vector<std::string> found = size_mistakes(kernel), torn = kv_cache_mistakes();
     found.insert(found.end(), torn.begin(), torn.end());
     int64_t ran = 0;
     for (int64_t number = 0; number < cases; ++number) {
         RandomProgram program(kernel, number);
         std::vector<uint8_t> one, three;
-        const bool with_memory = number % 3 == 0;
+        const bool with_cache = number % 3 == 0;
         if (refuses([&] {
                 program.build();
-                one = program.run(1, with_memory);
-                three = program.run(3, with_memory);
+                one = program.run(1, with_cache);
+                three = program.run(3, with_cache);
             }))
             continue;
         ++ran;

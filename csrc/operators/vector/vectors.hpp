@@ -55,7 +55,7 @@ struct Attention {
     bool causal;
     int64_t window;
 
-    // Of memory, in place of `key` and `value`: for each batch row and group blocks of keys [depth, kKeysAtOnce] and of
+    // Of a KV cache, in place of `key` and `value`: for each batch row and group blocks of keys [depth, kKeysAtOnce] and of
     // values [kKeysAtOnce, value_depth]. Block j of row b and group g is at (j * batch + b) * groups + g.
     const void* const* key_blocks;  // one pointer a block j
     const void* const* value_blocks;

@@ -13,7 +13,7 @@ from weightpager.graph.reference import KeyValues, run
 
 native = pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native import AttentionMemory, Program  # noqa: E402 - without the native module there is none
+from weightpager.backends.native import KVCache, Program  # noqa: E402 - without the native module there is none
 
 SEEDS = st.integers(0, 2**32 - 1)
 ISAS = st.integers(0, len(native.isas()) - 1)
@@ -91,10 +91,10 @@ def test_no_heads_give_nothing(layout: str, causal: bool) -> None:
     whole = np.ones((2, 3, 3, 4), np.float32)
     query = whole[:, :0] if layout == "bhtd" else whole[:, :, :0]
     graph, inputs, _ = single_node("attention", [query, whole, whole, None], _attributes(layout=layout, causal=causal))
-    memory, wanted = AttentionMemory(2**20), run(graph, {}, inputs)["y0"]
+    cache, wanted = KVCache(2**20), run(graph, {}, inputs)["y0"]
     assert wanted.size == 0
     assert Program(graph, {}).run(inputs)["y0"].shape == wanted.shape
-    assert Program(graph, {}).run(inputs, memory)["y0"].shape == wanted.shape
+    assert Program(graph, {}).run(inputs, cache)["y0"].shape == wanted.shape
 
 
 def test_scores_that_are_no_numbers_stay_so() -> None:
@@ -126,13 +126,13 @@ def _texts(heads: int, groups: int, depth: int, window: int, masked: bool) -> Gr
     st.booleans(),
     ISAS,
 )
-def test_memory_of_earlier_tokens(
+def test_the_cache_of_earlier_tokens(
     heads: tuple[int, int], batch: int, pieces: list[int], seed: int, masked: bool, narrow: bool, isa: int
 ) -> None:
     """As the reference has it, of rounded keys and values too; rows may be chosen, and tokens forgotten, in between."""
     rng = np.random.default_rng(seed)
     graph = _texts(*heads, 8, 20, masked)
-    program, memory, remembered = Program(graph, {}, isa), AttentionMemory(2**24, float16=narrow), KeyValues()
+    program, cache, remembered = Program(graph, {}, isa), KVCache(2**24, float16=narrow), KeyValues()
     mask = np.zeros((batch, 0), np.int64)
     for piece in pieces:
         inputs = {each.name: _values(rng, batch, piece, int(each.shape[2]), 8) for each in graph.inputs[:3]}
@@ -143,73 +143,73 @@ def test_memory_of_earlier_tokens(
             name: inputs[name].astype(np.float16).astype(np.float32) if narrow else inputs[name]
             for name in ("key", "value")
         }
-        found, wanted = program.run(inputs, memory), run(graph, {}, {**inputs, **kept}, remembered)
-        assert memory.tokens == mask.shape[1]
+        found, wanted = program.run(inputs, cache), run(graph, {}, {**inputs, **kept}, remembered)
+        assert cache.tokens == mask.shape[1]
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
         rows = rng.integers(0, batch, int(rng.integers(1, 4))).tolist()
-        memory.select(rows)
+        cache.select(rows)
         mask, batch = mask[rows], len(rows)
         remembered.of = {at: (key[rows], value[rows]) for at, (key, value) in remembered.of.items()}
         stay = int(rng.integers(mask.shape[1] + 1))
-        memory.shorten(stay)
+        cache.shorten(stay)
         mask = mask[:, :stay]
         remembered.of = {at: (key[:, :, :stay], value[:, :, :stay]) for at, (key, value) in remembered.of.items()}
-        assert memory.batch == (batch if stay else 0)
+        assert cache.batch == (batch if stay else 0)
 
 
 @given(st.lists(st.floats(width=32, allow_infinity=True, allow_nan=True), min_size=8, max_size=8), ISAS)
 def test_values_are_kept_as_float16(values: list[float], isa: int) -> None:
     """To nearest, what is too large as the largest number: with one key, what comes out is its value."""
-    program, memory = Program(_texts(1, 1, 8, 0, False), {}, isa), AttentionMemory(2**20, float16=True)
+    program, cache = Program(_texts(1, 1, 8, 0, False), {}, isa), KVCache(2**20, float16=True)
     value = np.array(values, np.float32).reshape(1, 1, 1, 8)
     inputs = {"query": np.ones((1, 1, 1, 8), np.float32), "key": np.ones((1, 1, 1, 8), np.float32), "value": value}
-    found = program.run(inputs, memory)["first"]
+    found = program.run(inputs, cache)["first"]
     wanted = np.clip(value, -65504, 65504).astype(np.float16).astype(np.float32)
     np.testing.assert_allclose(found.reshape(-1), wanted.reshape(-1), rtol=0, atol=6e-8)
 
 
-def test_one_plan_serves_all_lengths_of_memory() -> None:
+def test_one_plan_serves_all_lengths_of_a_cache() -> None:
     graph = _texts(2, 1, 8, 0, True)
-    program, memory = Program(graph, {}), AttentionMemory(2**24)
+    program, cache = Program(graph, {}), KVCache(2**24)
     for length in range(1, 80):
         inputs = {each.name: np.ones((1, 1, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
-        program.run({**inputs, "attention_mask": np.ones((1, length), np.int64)}, memory)
+        program.run({**inputs, "attention_mask": np.ones((1, length), np.int64)}, cache)
     assert program._native.plans_made == 1
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_memory_has_a_bound_and_stays_as_it_was(narrow: bool) -> None:
+def test_a_cache_has_a_bound_and_stays_as_it_was(narrow: bool) -> None:
     graph = _texts(2, 1, 8, 0, False)
     block = 64 * (8 + 8) * (2 if narrow else 4)
-    program, memory = Program(graph, {}), AttentionMemory(2 * block, float16=narrow)
+    program, cache = Program(graph, {}), KVCache(2 * block, float16=narrow)
     inputs = {each.name: np.ones((1, 64, int(each.shape[2]), 8), np.float32) for each in graph.inputs}
-    program.run(inputs, memory)
-    assert (memory.tokens, memory.bytes) == (64, 2 * block)
+    program.run(inputs, cache)
+    assert (cache.tokens, cache.bytes) == (64, 2 * block)
     with pytest.raises(MemoryError, match=f"at most {2 * block} bytes"):
-        program.run({name: each[:, :1] for name, each in inputs.items()}, memory)
-    assert (memory.tokens, memory.bytes) == (64, 2 * block)
+        program.run({name: each[:, :1] for name, each in inputs.items()}, cache)
+    assert (cache.tokens, cache.bytes) == (64, 2 * block)
     with pytest.raises(ValueError, match="batch of 1"):
-        program.run({name: np.repeat(each, 2, 0) for name, each in inputs.items()}, memory)
+        program.run({name: np.repeat(each, 2, 0) for name, each in inputs.items()}, cache)
 
 
-def test_memory_that_kept_nothing_takes_any_batch() -> None:
+def test_a_cache_that_kept_nothing_takes_any_batch() -> None:
     graph = _texts(2, 1, 8, 0, True)
-    program, memory = Program(graph, {}), AttentionMemory(2**20)
+    program, cache = Program(graph, {}), KVCache(2**20)
     inputs = {each.name: np.ones((2, 3, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
     with pytest.raises(ValueError, match="expected a mask"):  # when the first keys are there already
-        program.run({**inputs, "attention_mask": np.ones((2, 4), np.int64)}, memory)
+        program.run({**inputs, "attention_mask": np.ones((2, 4), np.int64)}, cache)
     one = {name: each[:1] for name, each in inputs.items()}
-    program.run({**one, "attention_mask": np.ones((1, 3), np.int64)}, memory)
-    assert (memory.tokens, memory.batch) == (3, 1)
+    program.run({**one, "attention_mask": np.ones((1, 3), np.int64)}, cache)
+    assert (cache.tokens, cache.batch) == (3, 1)
 
 
 def test_a_mask_of_another_length_is_refused() -> None:
     graph = _texts(2, 1, 8, 0, True)
     inputs = {each.name: np.ones((1, 3, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
-    for memory in (None, AttentionMemory(2**20)):
+    for cache in (None, KVCache(2**20)):
         with pytest.raises(ValueError, match=r"expected a mask \[1, 3\], found \[1, 4\]"):
-            Program(graph, {}).run({**inputs, "attention_mask": np.ones((1, 4), np.int64)}, memory)
+            Program(graph, {}).run({**inputs, "attention_mask": np.ones((1, 4), np.int64)}, cache)
 
 
 @given(

@@ -20,7 +20,7 @@ from weightpager.errors import NotExportableError
 
 pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native import AttentionMemory, Program
+from weightpager.backends.native import KVCache, Program
 
 CLOSE = {"float32": 1e-5, "bfloat16": 1e-5}
 """How close logits are, in parts of the largest one, by the parameters' dtype. The module has the same rounded values
@@ -94,9 +94,9 @@ def _values(module: torch.nn.Module, dtype: str) -> dict[str, Any]:
 
 
 def _in_pieces(program: Program, inputs: Mapping[str, Any], split: int) -> Any:
-    memory, found = AttentionMemory(2**24), []
+    cache, found = KVCache(2**24), []
     for piece in (slice(0, split), slice(split, None)):
         cut = {name: each[:, piece] for name, each in inputs.items()}
         cut["attention_mask"] = inputs["attention_mask"][:, : piece.stop]  # of earlier tokens, too
-        found.append(program.run(cut, memory)["logits"])
+        found.append(program.run(cut, cache)["logits"])
     return np.concatenate(found, 1)

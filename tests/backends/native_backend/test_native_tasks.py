@@ -18,7 +18,7 @@ from blake3 import blake3
 import tiny
 import weightpager as wp
 from engines import InThread, hanging
-from weightpager.backends.native.program import AttentionMemory
+from weightpager.backends.native.program import KVCache
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BundleFormatError, ConfigError, SwitchFailedError, TaskNotActiveError
@@ -104,9 +104,9 @@ def test_a_text_goes_on_from_what_is_remembered(writer_bundle: Path) -> None:
     with native(writer_bundle) as engine:
         task = engine.activate("animals")
         whole = task(input_ids=IDS[:1])["logits"]
-        memory = AttentionMemory(1 << 20)
-        parts = [task(memory, input_ids=IDS[:1, start:end])["logits"] for start, end in ((0, 4), (4, 5), (5, 6))]
-        assert memory.tokens == 6
+        cache = KVCache(1 << 20)
+        parts = [task(cache, input_ids=IDS[:1, start:end])["logits"] for start, end in ((0, 4), (4, 5), (5, 6))]
+        assert cache.tokens == 6
         assert np.abs(np.concatenate(parts, 1) - whole).max() < CLOSE
 
 

@@ -27,7 +27,7 @@ from transformers import (
 
 from weightpager.answers.generation import forward_size
 from weightpager.answers.generation.forward_size import Activations
-from weightpager.backends.torch.attention_cache import bytes_per_token, new_cache, reads_in_pieces, without_cache
+from weightpager.backends.torch.kv_cache import bytes_per_token, new_cache, reads_in_pieces, without_cache
 from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": None}

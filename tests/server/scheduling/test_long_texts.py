@@ -22,7 +22,7 @@ from running import Running, serving
 from weightpager.answers.generation import forward_size
 from weightpager.answers.model import TaskModel
 from weightpager.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
-from weightpager.backends.torch.attention_cache import CACHE
+from weightpager.backends.torch.kv_cache import CACHE
 from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.server.inputs.text_limit import default_limit

@@ -1,14 +1,14 @@
 """Graphs run by native code: no torch in the process. Owns no threads; those of the native module are the process's."""
 
 from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
-from weightpager.backends.native.program import Arenas, AttentionMemory, Program
+from weightpager.backends.native.program import Arenas, KVCache, Program
 from weightpager.backends.native.threads import thread_count
 
 __all__ = [
     "Arenas",
     "Array",
-    "AttentionMemory",
     "Blocks",
+    "KVCache",
     "Program",
     "ProgramParameter",
     "RowsOnDemand",

@@ -10,7 +10,7 @@ import numpy as np
 from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, See
 from weightpager.answers.work import Sampling
-from weightpager.backends.native.program import AttentionMemory
+from weightpager.backends.native.program import KVCache
 from weightpager.backends.native.sampling import Sampler
 from weightpager.backends.native.task import NativeTask
 
@@ -82,7 +82,7 @@ class _Read:
     def __init__(self, model: NativeModel, ids: Integers, mask: Integers) -> None:
         self.ids, self.mask, self.done = ids, mask, 0
         self._model = model
-        self._memory = AttentionMemory(MOST_CACHE_BYTES, float16=model.narrow)
+        self._cache = KVCache(MOST_CACHE_BYTES, float16=model.narrow)
 
     @property
     def activations(self) -> Activations:
@@ -100,7 +100,7 @@ class _Read:
             "attention_mask": self.mask[:, :stop],
             "position_ids": positions(self.mask[:, :stop])[:, self.done :],
         }
-        hidden = self._model.task.below(inputs, self._memory)["hidden"]
+        hidden = self._model.task.below(inputs, self._cache)["hidden"]
         self.done = stop
         return hidden
 
@@ -113,8 +113,8 @@ class _Read:
         """Let go of all but these."""
         places = list(texts)
         self.ids, self.mask = self.ids[places], self.mask[places]
-        if self._memory.tokens:
-            self._memory.select(places)
+        if self._cache.tokens:
+            self._cache.select(places)
 
 
 class NativeTexts:

@@ -20,8 +20,8 @@ MOST_ACTIVATION_BYTES = 2**32
 
 _NUMPY = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
-AttentionMemory = _native.AttentionMemory
-"""Keys and values of earlier tokens: ``AttentionMemory(most_bytes, float16=False)``. Of one program, one thread at a
+KVCache = _native.KVCache
+"""The keys and values of earlier tokens: ``KVCache(most_bytes, float16=False)``. Of one program, one thread at a
 time. In float16 they are rounded as they are kept, and take half of the bytes."""
 
 Arenas = _native.Arenas
@@ -69,15 +69,15 @@ class Program:
     def run(
         self,
         inputs: Mapping[str, Array],
-        memory: AttentionMemory | None = None,
+        cache: KVCache | None = None,
         gate: Gate | None = None,
         threads: int | None = None,
     ) -> dict[str, Array]:
         """The graph's outputs, by name.
 
         Args:
-            inputs: by name, of the graph's dtypes. Beside a memory, a mask covers earlier tokens, too.
-            memory: of earlier tokens, which those of this call are appended to if it succeeds.
+            inputs: by name, of the graph's dtypes. Beside a cache, a mask covers earlier tokens, too.
+            cache: keys and values of earlier tokens, which those of this call are appended to if it succeeds.
             gate: what is asked before pages are read; None where they are there.
             threads: at most; None for `thread_count`.
 
@@ -91,7 +91,7 @@ class Program:
         threads = thread_count() if threads is None else threads
         with self._lock:
             try:
-                self._native.begin([each.ctypes.data for each in arrays], [list(each.shape) for each in arrays], memory)
+                self._native.begin([each.ctypes.data for each in arrays], [list(each.shape) for each in arrays], cache)
                 done = 0
                 for stretch in self._stretches:
                     self._run(stretch, done, gate, threads)

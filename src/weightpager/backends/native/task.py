@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from weightpager.backends.native.operands import Array
-from weightpager.backends.native.program import AttentionMemory, Program
+from weightpager.backends.native.program import KVCache, Program
 from weightpager.backends.task_parts import Gate
 from weightpager.graph import Graph
 
@@ -37,13 +37,13 @@ class NativeTask:
         """Whether `head` gives the logits, and `below` only what it reads."""
         return self._head is not None
 
-    def __call__(self, memory: AttentionMemory | None = None, **inputs: Array) -> dict[str, Array]:
+    def __call__(self, cache: KVCache | None = None, **inputs: Array) -> dict[str, Array]:
         """The task's outputs by name, float32: ``logits``, and of language models ``hidden``, too.
 
         It runs while the task is active; where its pages are still being loaded, each model layer waits for its own.
 
         Args:
-            memory: keys and values of earlier tokens, which those of this call are appended to.
+            cache: keys and values of earlier tokens, which those of this call are appended to.
             inputs: by name, as the graph has them: ``input_ids`` int64 [batch, length], or ``pixel_values`` float32
                 [batch, channels, height, width]. Where they are left out, ``attention_mask`` [batch, earlier + length]
                 has all tokens seen, and ``position_ids`` [batch, length] count on from the earlier ones.
@@ -58,17 +58,17 @@ class NativeTask:
         known = {each.name for each in self.graph.inputs}
         if unknown := sorted(inputs.keys() - known):
             raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        defaults = {name: self._default(name, inputs, memory) for name in known if name not in inputs}
+        defaults = {name: self._default(name, inputs, cache) for name in known if name not in inputs}
         all_inputs = {**inputs, **{name: array for name, array in defaults.items() if array is not None}}
-        outputs = self.below(all_inputs, memory)
+        outputs = self.below(all_inputs, cache)
         return outputs if self._head is None else {**outputs, "logits": self.head(outputs["hidden"])}
 
-    def below(self, inputs: Mapping[str, Array], memory: AttentionMemory | None = None) -> dict[str, Array]:
+    def below(self, inputs: Mapping[str, Array], cache: KVCache | None = None) -> dict[str, Array]:
         """The outputs by name, without those of the `head` if it has one.
 
         All inputs are stated. Errors are those of a call.
         """
-        return self._below.run(inputs, memory, self._gate)
+        return self._below.run(inputs, cache, self._gate)
 
     def head(self, hidden: Array) -> Array:
         """Logits of hidden states, float32 [batch, tokens, words] of [batch, tokens, width]; only if it `has_head`.
@@ -78,12 +78,12 @@ class NativeTask:
         assert self._head is not None
         return self._head.run({"hidden": hidden}, gate=self._gate)["logits"]
 
-    def _default(self, name: str, inputs: Mapping[str, Array], memory: AttentionMemory | None) -> Array | None:
+    def _default(self, name: str, inputs: Mapping[str, Array], cache: KVCache | None) -> Array | None:
         make, ids = _DEFAULTS.get(name), inputs.get("input_ids")
         if make is None or ids is None or np.ndim(ids) != 2:
             return None  # the program says what is missing
         batch, length = np.shape(ids)
-        return make(batch, length, 0 if memory is None else memory.tokens)
+        return make(batch, length, 0 if cache is None else cache.tokens)
 
 
 def _all_seen(batch: int, length: int, earlier: int) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.model import ModelLimits
-from weightpager.backends.torch.attention_cache import bytes_per_token, reads_in_pieces
+from weightpager.backends.torch.kv_cache import bytes_per_token, reads_in_pieces
 from weightpager.backends.torch.model.architecture import context_length, empty_module, even_length
 from weightpager.bundle import Bundle
 

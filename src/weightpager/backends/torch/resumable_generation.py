@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.backends.torch.attention_cache import CACHE, new_cache, reads_in_pieces
+from weightpager.backends.torch.kv_cache import CACHE, new_cache, reads_in_pieces
 from weightpager.backends.torch.limits import activations_of
 from weightpager.backends.torch.model.architecture import quiet_transformers
 

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from weightpager.answers.model import Floats, Inputs, Integers, See
 from weightpager.answers.work import Sampling
-from weightpager.backends.torch.attention_cache import CACHE, new_cache, without_cache
+from weightpager.backends.torch.kv_cache import CACHE, new_cache, without_cache
 from weightpager.backends.torch.limits import activations_of
 from weightpager.backends.torch.model.architecture import context_length, even_length
 from weightpager.backends.torch.resumable_generation import ResumableGeneration

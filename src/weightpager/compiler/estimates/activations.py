@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from weightpager.answers.generation.completions import CACHED_TOKENS
-from weightpager.backends.torch.attention_cache import bytes_per_token
+from weightpager.backends.torch.kv_cache import bytes_per_token
 from weightpager.backends.torch.model.architecture import context_length
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import NEW_TOKENS

@@ -56,11 +56,11 @@ def logits(module: PreTrainedModel, inputs: Mapping[str, Array]) -> Array:
 
 def in_pieces(graph: Graph, values: Mapping[str, Array], inputs: Mapping[str, Array], ends: tuple[int, ...]) -> Array:
     """A language model's logits, of calls that each bring the tokens up to an end."""
-    memory, pieces, start = KeyValues(), [], 0
+    cache, pieces, start = KeyValues(), [], 0
     for end in ends:
         piece = {name: value[:, start:end] for name, value in inputs.items()}
         piece["attention_mask"] = inputs["attention_mask"][:, :end]
-        pieces.append(run(graph, values, piece, memory)["logits"])
+        pieces.append(run(graph, values, piece, cache)["logits"])
         start = end
     return np.concatenate(pieces, 1)
 

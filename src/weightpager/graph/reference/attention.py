@@ -35,7 +35,7 @@ def attention(
     softcap: float,
     index: int,
     layout: str,
-    memory: KeyValues | None = None,
+    cache: KeyValues | None = None,
 ) -> Array:
     """Softmax over the keys that a query may see, times the values; of a query that sees none, zeros.
 
@@ -50,12 +50,12 @@ def attention(
         softcap: scores are ``softcap * tanh(score / softcap)``; 0: as they are.
         index: of this attention among the graph's.
         layout: bhtd or bthd.
-        memory: of earlier tokens.
+        cache: keys and values of earlier tokens.
     """
     if layout == "bthd":
         query, key, value = (each.swapaxes(1, 2) for each in (query, key, value))
-    if memory is not None:
-        key, value = memory.appended(index, key, value)
+    if cache is not None:
+        key, value = cache.appended(index, key, value)
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat(repeats, 1), value.repeat(repeats, 1)
     scores = query @ key.swapaxes(2, 3) * np.float32(scale)

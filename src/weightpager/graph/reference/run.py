@@ -27,7 +27,7 @@ def run(
     graph: Graph,
     parameters: Mapping[str, Array],
     inputs: Mapping[str, Array],
-    memory: KeyValues | None = None,
+    cache: KeyValues | None = None,
 ) -> dict[str, Array]:
     """A graph's outputs, by name.
 
@@ -35,7 +35,7 @@ def run(
         graph: validated.
         parameters: float32 (whole numbers int64) by canonical name.
         inputs: by name. A mask of a causal graph covers earlier tokens, too.
-        memory: keys and values of earlier tokens, which what is computed now is appended to; None if there are none.
+        cache: keys and values of earlier tokens, which what is computed now is appended to; None if there are none.
     """
     dims = {
         size: inputs[each.name].shape[axis]
@@ -57,7 +57,7 @@ def run(
         if node.op in _SIZED:
             attributes = {name: _sized(value, dims) for name, value in attributes.items()}
         if node.op == "attention":
-            attributes["memory"] = memory
+            attributes["cache"] = cache
         results = FUNCTIONS[node.op](*map(operand, node.inputs), **attributes)
         values.update(zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True))
     return {each.name: values[each.value] for each in graph.outputs}

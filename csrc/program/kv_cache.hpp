@@ -1,4 +1,4 @@
-// Keys and values of earlier tokens, for each attention of a program.
+// The KV cache: keys and values of earlier tokens, for each attention of a program.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 namespace weightpager {
 
 // Grows by blocks of tokens; keys lie in them as attention multiplies them: [batch, groups, depth, tokens], and values
-// as [batch, groups, tokens, value depth], float32 or, for half of the memory, rounded to float16. One thread at a time.
-class AttentionMemory {
+// as [batch, groups, tokens, value depth], float32 or, for half of the bytes, rounded to float16. One thread at a time.
+class KVCache {
    public:
-    explicit AttentionMemory(int64_t most_bytes, bool halves = false) : most_bytes_(most_bytes), halves_(halves) {}
-    AttentionMemory(const AttentionMemory&) = delete;
-    AttentionMemory& operator=(const AttentionMemory&) = delete;
+    explicit KVCache(int64_t most_bytes, bool halves = false) : most_bytes_(most_bytes), halves_(halves) {}
+    KVCache(const KVCache&) = delete;
+    KVCache& operator=(const KVCache&) = delete;
 
     // Tokens that whole runs have left here.
     int64_t tokens() const { return tokens_; }
@@ -38,7 +38,7 @@ class AttentionMemory {
     // What has been written behind the tokens counts from now on.
     void keep(int64_t more) { tokens_ += more; }
 
-    // The last tokens are forgotten, `tokens` of them stay. Without any, the memory is as a new one.
+    // The last tokens are forgotten, `tokens` of them stay. Without any, the cache is as a new one.
     void shorten(int64_t tokens);
 
     // Row i of the batch becomes what row `rows[i]` was. If memory runs out, all tokens are forgotten.

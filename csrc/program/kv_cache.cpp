@@ -1,4 +1,4 @@
-#include "attention_memory.hpp"
+#include "kv_cache.hpp"
 
 #include <algorithm>
 #include <new>
@@ -23,36 +23,36 @@ Block selected(const uint8_t* from, int64_t size, const std::vector<int64_t>& ro
 
 }  // namespace
 
-int64_t AttentionMemory::key_bytes(const Shape& shape) const {
+int64_t KVCache::key_bytes(const Shape& shape) const {
     return shape.groups * shape.depth * kKeysAtOnce * (halves_ ? 2 : 4);
 }
 
-int64_t AttentionMemory::value_bytes(const Shape& shape) const {
+int64_t KVCache::value_bytes(const Shape& shape) const {
     return shape.groups * shape.value_depth * kKeysAtOnce * (halves_ ? 2 : 4);
 }
 
-int64_t AttentionMemory::block_bytes(const Shape& shape) const {
+int64_t KVCache::block_bytes(const Shape& shape) const {
     return shape.batch * (key_bytes(shape) + value_bytes(shape));
 }
 
-AttentionMemory::Layer& AttentionMemory::room_for(int64_t index, const Shape& shape, int64_t more) {
+KVCache::Layer& KVCache::room_for(int64_t index, const Shape& shape, int64_t more) {
     if (batch_ == 0) batch_ = shape.batch;
     if (index >= static_cast<int64_t>(layers_.size())) layers_.resize(static_cast<size_t>(index) + 1);
     Layer& layer = layers_[static_cast<size_t>(index)];
     if (layer.keys.empty()) {
-        if (tokens_ != 0) throw std::invalid_argument("expected memory of the attentions of one program, found another's");
+        if (tokens_ != 0) throw std::invalid_argument("expected the KV cache of one program, found another's");
         layer.shape = shape;
     }
     const Shape& had = layer.shape;
     if (shape.batch != batch_ || had.batch != shape.batch || had.groups != shape.groups || had.depth != shape.depth ||
         had.value_depth != shape.value_depth)
-        throw std::invalid_argument("expected memory of attention for a batch of " + std::to_string(batch_) +
+        throw std::invalid_argument("expected a KV cache for a batch of " + std::to_string(batch_) +
                                     " and heads as before, found a batch of " + std::to_string(shape.batch));
     while (static_cast<int64_t>(layer.keys.size()) * kKeysAtOnce < tokens_ + more) add_block(layer);
     return layer;
 }
 
-void AttentionMemory::add_block(Layer& layer) {
+void KVCache::add_block(Layer& layer) {
     const int64_t bytes = block_bytes(layer.shape);
     if (bytes_ + bytes > most_bytes_)
         throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +
@@ -74,7 +74,7 @@ void AttentionMemory::add_block(Layer& layer) {
 }
 
 // A block at a time, so that the old rows and the new ones never take memory together.
-void AttentionMemory::select_rows(Layer& layer, const std::vector<int64_t>& rows) {
+void KVCache::select_rows(Layer& layer, const std::vector<int64_t>& rows) {
     for (size_t i = 0; i < layer.keys.size(); ++i) {
         layer.keys[i] = selected(layer.keys[i].get(), key_bytes(layer.shape), rows);
         layer.key_blocks[i] = layer.keys[i].get();
@@ -84,7 +84,7 @@ void AttentionMemory::select_rows(Layer& layer, const std::vector<int64_t>& rows
     layer.shape.batch = static_cast<int64_t>(rows.size());
 }
 
-void AttentionMemory::shorten(int64_t tokens) {
+void KVCache::shorten(int64_t tokens) {
     if (tokens < 0 || tokens > tokens_)
         throw std::invalid_argument("expected 0 to " + std::to_string(tokens_) + " tokens, found " + std::to_string(tokens));
     tokens_ = tokens;
@@ -103,7 +103,7 @@ void AttentionMemory::shorten(int64_t tokens) {
         }
 }
 
-void AttentionMemory::select(const std::vector<int64_t>& rows) {
+void KVCache::select(const std::vector<int64_t>& rows) {
     if (rows.empty()) throw std::invalid_argument("expected rows that stay, found none");
     for (int64_t row : rows)
         if (row < 0 || row >= batch_)
