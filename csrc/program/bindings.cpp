@@ -38,8 +38,8 @@ class PyProgram {
    public:
     PyProgram(const PyProgram&) = delete;
     PyProgram& operator=(const PyProgram&) = delete;
-    PyProgram(size_t isa, int64_t most_bytes, std::shared_ptr<Arenas> arenas)
-        : program_(*kernels().at(isa), most_bytes, std::move(arenas)) {}
+    PyProgram(size_t isa, int64_t most_bytes, std::shared_ptr<Workspaces> workspaces)
+        : program_(*kernels().at(isa), most_bytes, std::move(workspaces)) {}
 
     void add_input(const std::string& name, const std::string& dtype, const Sizes& sizes) {
         program_.add_input({name, type_named(dtype), sizes});
@@ -116,9 +116,9 @@ void bind_programs(nb::module_& module) {
         .def_prop_ro("tokens", &KVCache::tokens)
         .def_prop_ro("batch", &KVCache::batch)
         .def_prop_ro("bytes", &KVCache::bytes);
-    nb::class_<Arenas>(module, "Arenas").def(nb::init<>()).def_prop_ro("bytes", &Arenas::bytes);
+    nb::class_<Workspaces>(module, "Workspaces").def(nb::init<>()).def_prop_ro("bytes", &Workspaces::bytes);
     nb::class_<PyProgram>(module, "Program")
-        .def(nb::init<size_t, int64_t, std::shared_ptr<Arenas>>())
+        .def(nb::init<size_t, int64_t, std::shared_ptr<Workspaces>>())
         .def("add_input", &PyProgram::add_input)
         .def("add_array", &PyProgram::add_array)
         .def("add_weight", &PyProgram::add_weight)

@@ -30,8 +30,8 @@ bool is_only_mask(const Description& description, size_t input) {
 
 }  // namespace
 
-Program::Program(const Kernel& kernel, int64_t most_bytes, std::shared_ptr<Arenas> arenas)
-    : kernel_(kernel), vectors_(vectors_for(kernel.name)), most_bytes_(most_bytes), arenas_(std::move(arenas)) {}
+Program::Program(const Kernel& kernel, int64_t most_bytes, std::shared_ptr<Workspaces> workspaces)
+    : kernel_(kernel), vectors_(vectors_for(kernel.name)), most_bytes_(most_bytes), workspaces_(std::move(workspaces)) {}
 
 void Program::add_input(Input input) {
     if (!description_.parameters.empty() || !description_.nodes.empty())
@@ -114,7 +114,7 @@ void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& siz
             if (input.sizes[axis] == kLength && !input.is_mask) tokens = sizes[i][axis];
     }
     call_.emplace(Call{&plan, std::move(inputs), std::move(data), std::move(cache), tokens,
-                       Arenas::borrow(arenas_, plan.layout.bytes)});
+                       Workspaces::borrow(workspaces_, plan.layout.bytes)});
 }
 
 const Program::Call& Program::call() const {
@@ -124,7 +124,7 @@ const Program::Call& Program::call() const {
 
 Running Program::running(int threads, int64_t* missing) const {
     const Call& now = call();
-    return {kernel_,  vectors_, threads, description_.parameters, now.inputs, now.data, now.arena.memory(),
+    return {kernel_,  vectors_, threads, description_.parameters, now.inputs, now.data, now.workspace.memory(),
             now.plan->layout.offsets, now.cache.get(), missing};
 }
 

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "arenas.hpp"
 #include "kv_cache.hpp"
 #include "plan.hpp"
+#include "workspaces.hpp"
 
 namespace weightpager {
 
@@ -18,8 +18,8 @@ namespace weightpager {
 // steps.
 class Program {
    public:
-    // Activations of a call take `most_bytes` at most, of arenas that other programs may have, too.
-    Program(const Kernel& kernel, int64_t most_bytes, std::shared_ptr<Arenas> arenas = std::make_shared<Arenas>());
+    // Activations of a call take `most_bytes` at most, of workspaces that other programs may have, too.
+    Program(const Kernel& kernel, int64_t most_bytes, std::shared_ptr<Workspaces> workspaces = std::make_shared<Workspaces>());
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
@@ -39,7 +39,7 @@ class Program {
     // All nodes have run: their keys and values count, and the inputs are forgotten.
     void finish();
 
-    // The call is over, however far it came: its arena is others'.
+    // The call is over, however far it came: its workspace is others'.
     void end() { call_.reset(); }
 
     const View& value(int number) const;
@@ -49,7 +49,7 @@ class Program {
     void write(int number, const void* from, int64_t bytes);
 
     const Description& description() const { return description_; }
-    int64_t activation_bytes() const { return arenas_->bytes(); }
+    int64_t activation_bytes() const { return workspaces_->bytes(); }
     int64_t plans_made() const { return plans_made_; }
 
    private:
@@ -59,7 +59,7 @@ class Program {
         std::vector<const void*> data;
         std::shared_ptr<KVCache> cache;
         int64_t tokens;
-        Arenas::Loan arena;
+        Workspaces::Loan workspace;
     };
 
     const Plan& plan_for(const std::vector<Sizes>& sizes, int64_t earlier);
@@ -73,7 +73,7 @@ class Program {
     Description description_;
     std::list<std::pair<std::vector<Sizes>, Plan>> plans_;  // the latest first
     int64_t plans_made_ = 0;
-    const std::shared_ptr<Arenas> arenas_;
+    const std::shared_ptr<Workspaces> workspaces_;
     std::optional<Call> call_;
 };
 

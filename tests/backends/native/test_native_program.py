@@ -14,7 +14,7 @@ from weightpager.graph.reference import run
 native = pytest.importorskip("weightpager.kernels._native")
 
 from native_blocks import blocks_of  # noqa: E402 - without the native module there is none
-from weightpager.backends.native import Arenas, Program, thread_count  # noqa: E402
+from weightpager.backends.native import Program, Workspaces, thread_count  # noqa: E402
 from weightpager.backends.native.task import NativeTask  # noqa: E402
 from weightpager.errors import ConfigError  # noqa: E402
 from weightpager.kernels import PageNotResidentError  # noqa: E402
@@ -229,18 +229,18 @@ def test_activations_have_a_bound() -> None:
 
 def test_programs_lend_each_other_memory() -> None:
     graph, parameters = _classifier()
-    arenas = Arenas()
-    first, second = (Program(graph, parameters, arenas=arenas) for _ in range(2))
+    workspaces = Workspaces()
+    first, second = (Program(graph, parameters, workspaces=workspaces) for _ in range(2))
     first.run(_inputs(1, 10))
-    least = arenas.bytes
+    least = workspaces.bytes
     second.run(_inputs(3, 10))
-    assert least < arenas.bytes == first.activation_bytes == second.activation_bytes
-    most = arenas.bytes
+    assert least < workspaces.bytes == first.activation_bytes == second.activation_bytes
+    most = workspaces.bytes
     with pytest.raises(IndexError):
         first.run({**_inputs(1, 10), "input_ids": np.full((1, 10), 10**6)})
     for program in (first, second):
         program.run(_inputs(3, 10))
-    assert arenas.bytes == most
+    assert workspaces.bytes == most
 
 
 def test_activations_share_memory() -> None:

@@ -11,7 +11,7 @@ from weightpager.answers.model import ModelLimits
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.operands import Array, Blocks, ProgramParameter
-from weightpager.backends.native.program import Arenas, Program
+from weightpager.backends.native.program import Program, Workspaces
 from weightpager.backends.native.task import NativeTask
 from weightpager.backends.paged_weights import of_entry
 from weightpager.backends.parameters import Parameters
@@ -52,7 +52,7 @@ class NativeBackend:
         self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
         config = ModelConfig.read(bundle)
         self._limits, self._ends = config.limits(bundle.takes_images), end_tokens(bundle, config)
-        self._narrow, self._arenas = config.narrow, Arenas()
+        self._narrow, self._workspaces = config.narrow, Workspaces()
 
     def place(self, stored: Parameters) -> Parameters:
         return stored
@@ -69,7 +69,7 @@ class NativeBackend:
         parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}
         try:
             programs = tuple(
-                Program(each, parameters, NATIVE.index(self.kernel), arenas=self._arenas)
+                Program(each, parameters, NATIVE.index(self.kernel), workspaces=self._workspaces)
                 for each in _split(graph, parameters)
             )
         except ValueError as error:

@@ -24,8 +24,8 @@ KVCache = _native.KVCache
 """The keys and values of earlier tokens: ``KVCache(most_bytes, float16=False)``. Of one program, one thread at a
 time. In float16 they are rounded as they are kept, and take half of the bytes."""
 
-Arenas = _native.Arenas
-"""Memory for activations that programs have in common: as many arenas as there have been calls at once."""
+Workspaces = _native.Workspaces
+"""Memory for activations that programs have in common: as many workspaces as there have been calls at once."""
 
 
 class Program:
@@ -40,7 +40,7 @@ class Program:
             aren't weights. A weight of bfloat16 is an array of uint16.
         isa: which kernels, as an index into ``weightpager.kernels._native.isas()``.
         most_activation_bytes: of one call.
-        arenas: which calls take memory for activations from; None for some of its own.
+        workspaces: which calls take memory for activations from; None for some of its own.
 
     Raises:
         ValueError: a parameter is missing, or of a dtype that the native code doesn't take.
@@ -52,10 +52,10 @@ class Program:
         parameters: Mapping[str, ProgramParameter],
         isa: int = 0,
         most_activation_bytes: int = MOST_ACTIVATION_BYTES,
-        arenas: Arenas | None = None,
+        workspaces: Workspaces | None = None,
     ) -> None:
         self._graph, self._lock = graph, Lock()
-        self._native = _native.Program(isa, most_activation_bytes, Arenas() if arenas is None else arenas)
+        self._native = _native.Program(isa, most_activation_bytes, Workspaces() if workspaces is None else workspaces)
         lowering = Lowering(self._native, graph, parameters)
         lowering.run()
         self._values, self._kept = lowering.values, (lowering.arrays, dict(parameters))
@@ -63,7 +63,7 @@ class Program:
 
     @property
     def activation_bytes(self) -> int:
-        """Memory that activations have now, those of other programs of the same arenas included."""
+        """Memory that activations have now, those of other programs of the same workspaces included."""
         return self._native.activation_bytes
 
     def run(

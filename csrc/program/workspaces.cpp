@@ -1,4 +1,4 @@
-#include "arenas.hpp"
+#include "workspaces.hpp"
 
 #include <algorithm>
 
@@ -9,30 +9,30 @@ constexpr int64_t kAlignment = 64;
 
 }  // namespace
 
-uint8_t* Arenas::Loan::memory() const {
-    uint8_t* memory = arena_.memory.get();
+uint8_t* Workspaces::Loan::memory() const {
+    uint8_t* memory = workspace_.memory.get();
     const auto address = reinterpret_cast<uintptr_t>(memory);
     return memory == nullptr ? nullptr : memory + (kAlignment - address % kAlignment) % kAlignment;
 }
 
-Arenas::Loan Arenas::borrow(const std::shared_ptr<Arenas>& from, int64_t bytes) { return {from, from->take(bytes)}; }
+Workspaces::Loan Workspaces::borrow(const std::shared_ptr<Workspaces>& from, int64_t bytes) { return {from, from->take(bytes)}; }
 
-int64_t Arenas::bytes() const {
+int64_t Workspaces::bytes() const {
     const std::lock_guard<std::mutex> lock(lock_);
     return bytes_;
 }
 
 // The largest, so that few ever grow.
-Arenas::Arena Arenas::take(int64_t bytes) {
+Workspaces::Workspace Workspaces::take(int64_t bytes) {
     const std::lock_guard<std::mutex> lock(lock_);
     if (free_.empty()) {
         // Giving back must find room for it.
-        free_.reserve(static_cast<size_t>(arenas_) + 1);
+        free_.reserve(static_cast<size_t>(workspaces_) + 1);
         free_.emplace_back();
-        ++arenas_;
+        ++workspaces_;
     }
-    const auto smaller = [](const Arena& a, const Arena& b) { return a.bytes < b.bytes; };
-    Arena& largest = *std::max_element(free_.begin(), free_.end(), smaller);
+    const auto smaller = [](const Workspace& a, const Workspace& b) { return a.bytes < b.bytes; };
+    Workspace& largest = *std::max_element(free_.begin(), free_.end(), smaller);
     if (largest.bytes < bytes) {
         bytes_ -= largest.bytes;
         largest = {};
@@ -40,15 +40,15 @@ Arenas::Arena Arenas::take(int64_t bytes) {
         largest.bytes = bytes;
         bytes_ += bytes;
     }
-    Arena arena = std::move(largest);
+    Workspace workspace = std::move(largest);
     std::swap(largest, free_.back());
     free_.pop_back();
-    return arena;
+    return workspace;
 }
 
-void Arenas::give_back(Arena arena) noexcept {
+void Workspaces::give_back(Workspace workspace) noexcept {
     const std::lock_guard<std::mutex> lock(lock_);
-    free_.push_back(std::move(arena));
+    free_.push_back(std::move(workspace));
 }
 
 }  // namespace weightpager
