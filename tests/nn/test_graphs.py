@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import weightpager as wp
 from weightpager.errors import EngineClosedError, InferenceOnlyError, TaskNotActiveError
-from weightpager.nn import graph_op
+from weightpager.nn import custom_op
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 
@@ -124,7 +124,7 @@ def test_a_copy_of_a_layer_is_another_one_in_graphs(assistant_bundle: Path) -> N
 
 def test_a_graph_outlives_its_layer_with_an_error() -> None:
     with pytest.raises(EngineClosedError, match="Compile or export again"):
-        graph_op.paged_linear(torch.ones(1, 8), 10**9, 8)
+        custom_op.paged_linear(torch.ones(1, 8), 10**9, 8)
 
 
 def test_gradients_are_refused(assistant_bundle: Path) -> None:

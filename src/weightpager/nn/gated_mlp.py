@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from weightpager.kernels.torch import paged_gated
-from weightpager.nn import graph_op
+from weightpager.nn import custom_op
 from weightpager.nn.experts import FAMILIES, ExpertMLP
 from weightpager.nn.paged_linear import PagedLinear, refuse_gradients
 
@@ -23,7 +23,7 @@ _ACTIVATIONS = {
 """What transformers calls an activation in one version or another → what the kernels call it."""
 
 
-class PagedGatedMLP(graph_op.GraphLayer):
+class PagedGatedMLP(custom_op.CustomOpLayer):
     """``down(act(gate(x)) * up(x))``; the product of the two projections is never in memory unmultiplied.
 
     Args:
@@ -45,8 +45,8 @@ class PagedGatedMLP(graph_op.GraphLayer):
             InferenceOnlyError, TaskNotActiveError: as `PagedLinear`.
         """
         refuse_gradients(x)
-        if graph_op.is_wanted():
-            hidden: Tensor = graph_op.paged_linear(x, self._number, self.up_proj.out_features)
+        if custom_op.is_tracing():
+            hidden: Tensor = custom_op.paged_linear(x, self._number, self.up_proj.out_features)
         else:
             hidden = self.compute(x)
         down: Tensor = self.down_proj(hidden)

@@ -12,7 +12,7 @@ from torch.nn.functional import embedding
 
 from weightpager.kernels.torch.arrays import as_array
 from weightpager.kernels.torch.tables import widened
-from weightpager.nn.graph_embedding import GraphEmbedding
+from weightpager.nn.custom_op_embedding import CustomOpEmbedding
 
 
 class RowSource(Protocol):
@@ -29,7 +29,7 @@ class RowSource(Protocol):
         """The whole table, float32 [rows, columns]."""
 
 
-class PagedEmbedding(GraphEmbedding):
+class PagedEmbedding(CustomOpEmbedding):
     """`torch.nn.Embedding` whose rows come from pages when a batch wants them; on the host.
 
     All that a batch lacks is read at once, before anything is computed with it. Models that read ``weight`` past the
@@ -37,7 +37,7 @@ class PagedEmbedding(GraphEmbedding):
 
     Args:
         source: of the rows.
-        num_embeddings, embedding_dim, dtype, padding_idx: see `GraphEmbedding`.
+        num_embeddings, embedding_dim, dtype, padding_idx: see `CustomOpEmbedding`.
     """
 
     def __init__(

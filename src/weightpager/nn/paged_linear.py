@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from weightpager.errors import InferenceOnlyError
 from weightpager.kernels.torch import Weight, paged_linear
-from weightpager.nn import graph_op
+from weightpager.nn import custom_op
 
 
 class PageGate(Protocol):
@@ -49,7 +49,7 @@ def refuse_gradients(x: Tensor) -> None:
         )
 
 
-class PagedLinear(graph_op.GraphLayer):
+class PagedLinear(custom_op.CustomOpLayer):
     """``y = x Wᵀ + bias`` with W one task's blocks, read in place, plus ``(x Aᵀ) Bᵀ`` where it has a low-rank part.
 
     Holds no weight of its own: the block table is immutable, the page table says where the pages are now. Inference
@@ -89,8 +89,8 @@ class PagedLinear(graph_op.GraphLayer):
             TaskNotActiveError: the task isn't active, so its pages may be absent.
         """
         refuse_gradients(x)
-        if graph_op.is_wanted():
-            y: Tensor = graph_op.paged_linear(x, self._number, self.out_features)
+        if custom_op.is_tracing():
+            y: Tensor = custom_op.paged_linear(x, self._number, self.out_features)
         else:
             y = self.compute(x)
         if self.low_rank is None:

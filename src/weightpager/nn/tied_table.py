@@ -7,18 +7,18 @@ from torch import Tensor
 
 from weightpager.kernels.torch import Weight, reference
 from weightpager.kernels.torch.tables import look_up
-from weightpager.nn.graph_embedding import GraphEmbedding
+from weightpager.nn.custom_op_embedding import CustomOpEmbedding
 from weightpager.nn.paged_linear import PagedLinear
 
 
-class TiedEmbedding(GraphEmbedding):
+class TiedEmbedding(CustomOpEmbedding):
     """`torch.nn.Embedding` whose rows are gathered from blocks and widened.
 
     Models that read ``weight`` past the lookup get a wide copy of the whole table.
 
     Args:
         table: as `whole_weight` makes it.
-        dtype, padding_idx: see `GraphEmbedding`.
+        dtype, padding_idx: see `CustomOpEmbedding`.
     """
 
     def __init__(self, table: Weight, dtype: torch.dtype, padding_idx: int | None = None) -> None:

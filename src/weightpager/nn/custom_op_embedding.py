@@ -1,4 +1,4 @@
-"""`GraphEmbedding`: what embeddings have in common that graphs call as one operation."""
+"""`CustomOpEmbedding`: what embeddings have in common that torch's graphs call as one operation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from weightpager.nn import graph_op
+from weightpager.nn import custom_op
 
 
-class GraphEmbedding(graph_op.GraphLayer):
+class CustomOpEmbedding(custom_op.CustomOpLayer):
     """A `torch.nn.Embedding` without a parameter. Inference only: there is no weight that a gradient could go to.
 
     `torch.compile` and `torch.export` see one operation, ``weightpager::paged_embedding``.
@@ -30,8 +30,8 @@ class GraphEmbedding(graph_op.GraphLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[...]`` of whole numbers to ``[..., embedding_dim]``. Errors are those of `compute`."""
-        if graph_op.is_wanted():
-            found: Tensor = graph_op.paged_embedding(ids, self._number, self.embedding_dim, self.wide.dtype)
+        if custom_op.is_tracing():
+            found: Tensor = custom_op.paged_embedding(ids, self._number, self.embedding_dim, self.wide.dtype)
             return found
         return self.compute(ids)
 

@@ -1,4 +1,4 @@
-"""What graphs have of a paged layer, whoever makes them: one opaque operation that knows its layer by number.
+"""What torch's graphs have of a paged layer: one opaque operation, a custom op, that knows its layer by number.
 
 The arena, the page table and the gate stay out of graphs: a switch of tasks changes them, and a graph that held them
 would either be wrong or be compiled again. An exported program therefore runs only in the process that exported it.
@@ -21,12 +21,12 @@ from weightpager.errors import EngineClosedError
 # the operation out of those that it makes (``mode="reduce-overhead"``), if this torch can be told so.
 _TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
-_layers: WeakValueDictionary[int, GraphLayer] = WeakValueDictionary()
+_layers: WeakValueDictionary[int, CustomOpLayer] = WeakValueDictionary()
 _numbers = count(randbits(62))  # a graph that another process has saved must not meet a layer of this one
 
 
-class GraphLayer(nn.Module):
-    """A layer that graphs call by its number, for as long as it lives. A copy is another layer."""
+class CustomOpLayer(nn.Module):
+    """A layer that torch's graphs call by its number, for as long as it lives. A copy is another layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class GraphLayer(nn.Module):
         """Of a linear layer ``[..., in_features]`` to ``[..., out_features]`` in x's dtype; of a table ids to rows."""
 
 
-def _register(layer: GraphLayer) -> int:
+def _register(layer: CustomOpLayer) -> int:
     number = next(_numbers)
     _layers[number] = layer
     return number
 
 
-def is_wanted() -> bool:
+def is_tracing() -> bool:
     """Whether torch records operations, or computes shapes only.
 
     A record lacks what native code does, so layers call the operation instead. At any other time the dispatcher would
@@ -62,7 +62,7 @@ def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: A
     return _found(layer).compute(x)
 
 
-def _found(layer: int) -> GraphLayer:
+def _found(layer: int) -> CustomOpLayer:
     found = _layers.get(layer)
     if found is None:
         raise EngineClosedError(
