@@ -28,7 +28,8 @@ class ModelLimits:
     Attributes:
         vocabulary: token ids are below it; 0 of a model that reads images.
         context: tokens that it can read, prompt and continuation together, as far as it says.
-        together: tokens up to which a text doesn't change how others of its batch are read; None for any number.
+        uniform_length: tokens up to which a text doesn't change how others of its batch are read; None for any
+            number.
         in_pieces: whether a text may be read a piece after the other, with the same result as at once but for rounding.
         cache_bytes: of a token that is kept to go on with.
         activations: what a forward takes.
@@ -36,7 +37,7 @@ class ModelLimits:
 
     vocabulary: int
     context: int
-    together: int | None
+    uniform_length: int | None
     in_pieces: bool
     cache_bytes: int
     activations: Activations
@@ -95,7 +96,7 @@ class TaskModel(Protocol):
         """Tokens that it can read, prompt and continuation together, as far as it says."""
 
     @property
-    def together(self) -> int | None:
+    def uniform_length(self) -> int | None:
         """Tokens up to which a text doesn't change how others of its batch are read; None for any number."""
 
     @property

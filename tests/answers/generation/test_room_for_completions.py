@@ -76,7 +76,7 @@ def test_a_long_prompt_does_not_change_how_short_ones_are_answered() -> None:
         original_max_position_embeddings=16, rope_scaling={"type": "longrope", **rope},
     )  # fmt: skip
     model, reader = TorchModel(Phi3ForCausalLM(config).eval()), tiny.reader()
-    assert model.together == 16
+    assert model.uniform_length == 16
     # Those of 3 and 8 tokens stay within 16, those of 12 pass it while they grow, and those of 20 before.
     sizes = [(length, step) for length in (3, 8, 12, 20) for step in (5, 7)]
     prompts = [tuple(4 + (place * step) % 12 for place in range(length)) for length, step in sizes]

@@ -379,6 +379,6 @@ def test_long_texts_run_apart_where_they_change_how_others_are_read(assistant_bu
         works = [Embed((4,) * tokens) for tokens in (3, 4, 5, 6)]
         service.admit(task, 2 * len(works))
         assert len({job.waiting.kind for job in service.submit(task, works, print)}) == 1
-        service.vocabulary.together = 4
+        service.vocabulary.uniform_length = 4
         kinds = [job.waiting.kind for job in service.submit(task, works, print)]
         assert kinds[0] == kinds[1] != kinds[2] == kinds[3]

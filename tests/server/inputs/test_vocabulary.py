@@ -9,14 +9,14 @@ from weightpager.answers.encoding import embed
 from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.model import ModelLimits
 from weightpager.answers.work import Embed
-from weightpager.backends.torch.model.architecture import even_length
+from weightpager.backends.torch.model.architecture import uniform_length
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
 
 
-def limits(words: int, context: int, together: int | None = None) -> ModelLimits:
-    return ModelLimits(words, context, together, in_pieces=False, cache_bytes=0, activations=Activations(0, 0))
+def limits(words: int, context: int, uniform_length: int | None = None) -> ModelLimits:
+    return ModelLimits(words, context, uniform_length, in_pieces=False, cache_bytes=0, activations=Activations(0, 0))
 
 
 def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
@@ -95,8 +95,8 @@ def phi(context: int = 32, until: int = 8) -> Phi3Config:
 def test_texts_that_run_together_are_read_as_if_alone() -> None:
     torch.manual_seed(0)
     config = phi()
-    found = Vocabulary(tiny.reader(), limits(16, 32, even_length(config)))
-    assert (found.context, found.together) == (32, 8)
+    found = Vocabulary(tiny.reader(), limits(16, 32, uniform_length(config)))
+    assert (found.context, found.uniform_length) == (32, 8)
     model = TorchModel(Phi3ForSequenceClassification(config).eval())
     short, most, more = Embed((4, 7, 9)), Embed((5,) * 8), Embed((5,) * 9)
     alone, with_most, with_more = (

@@ -185,7 +185,7 @@ def test_a_batch_is_kept_within_what_the_model_can_read(trace: list[Waiting], po
 
 @pytest.mark.parametrize("order", ["grouped", "arrival"])
 def test_long_prompts_run_together_and_short_ones_as_far_as_that_does_not_change_them(order: str) -> None:
-    policy = Policy(context=100, together=10, order=order)  # type: ignore[arg-type]
+    policy = Policy(context=100, uniform_length=10, order=order)  # type: ignore[arg-type]
     for prompt, fresh, fit in ((5, 5, 3), (5, 6, 1), (11, 20, 3), (80, 21, 1)):
         waiting = [Waiting("task", number, prompt > 10, prompt, fresh) for number in range(3)]
         assert len(next_batch(waiting, Turn(), 100.0, policy).places) == fit

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from weightpager.answers.generation.forward_size import PIECE, Activations
-from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, together
+from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, largest_batch
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, task_of
 
@@ -184,17 +184,17 @@ def test_nobody_lingers_beside_a_batch_that_is_ready() -> None:
 def test_texts_of_similar_length_run_together() -> None:
     lengths = [500, 3, 400, 9, 260, 1000]
     waiting = [Waiting("a", float(number), prompt=length) for number, length in enumerate(lengths)]
-    assert together(waiting, range(6), [], Policy()) == (0, 2, 4)
-    assert together(waiting[1:], range(5), [], Policy()) == (0, 2)  # 3 and 9: nothing beside the others' padding
+    assert largest_batch(waiting, range(6), [], Policy()) == (0, 2, 4)
+    assert largest_batch(waiting[1:], range(5), [], Policy()) == (0, 2)  # 3 and 9: nothing beside the others' padding
     short = [Waiting("a", 0.0, prompt=length) for length in (2, 30, 11, PIECE // 8)]
-    assert together(short, range(4), [], Policy()) == (0, 1, 2, 3)  # so few tokens that padding is no matter
+    assert largest_batch(short, range(4), [], Policy()) == (0, 1, 2, 3)  # so few tokens that padding is no matter
 
 
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=40), st.integers(1, 8), st.booleans())
 def test_a_batch_is_bounded_in_padding_tokens_and_memory(lengths: list[int], batch: int, cached: bool) -> None:
     wide = Activations(per_token=20_000, per_pair=64)
     waiting = [Waiting("a", 0.0, prompt=length, cached=cached) for length in lengths]
-    found = together(waiting, range(len(lengths)), [], Policy(batch=batch, activations=wide))
+    found = largest_batch(waiting, range(len(lengths)), [], Policy(batch=batch, activations=wide))
     chosen = [lengths[place] for place in found]
     padded = len(chosen) * max(chosen)
     assert found[0] == 0
@@ -206,4 +206,4 @@ def test_a_batch_is_bounded_in_padding_tokens_and_memory(lengths: list[int], bat
 
 def test_images_are_kept_within_what_a_forward_may_read() -> None:
     waiting = [Waiting("a", 0.0, prompt=1024, cached=False)] * 8
-    assert len(together(waiting, range(8), [], Policy(activations=TINY))) == 2
+    assert len(largest_batch(waiting, range(8), [], Policy(activations=TINY))) == 2

@@ -40,15 +40,15 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
     waiting = [LoneQuery(work, cached=True) for work in works]
-    alike = room if model.together is None else min(room, model.together)
-    for together in _together(waiting, most, alike):
-        run = GenerationRun(model, tokenizer, together)
-        while not all(query.over for query in together):
+    uniform_length = room if model.uniform_length is None else min(room, model.uniform_length)
+    for queries in _together(waiting, most, uniform_length):
+        run = GenerationRun(model, tokenizer, queries)
+        while not all(query.over for query in queries):
             run.step(math.inf)
     return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]
 
 
-def _together(queries: Sequence[LoneQuery], most: int, alike: int) -> Iterator[Sequence[LoneQuery]]:
+def _together(queries: Sequence[LoneQuery], most: int, uniform_length: int) -> Iterator[Sequence[LoneQuery]]:
     """Queries that can run together, within `CACHED_TOKENS`.
 
     Those with room for ``most`` tokens make one group. Of the others, each prompt length makes a group of its own: a
@@ -58,12 +58,12 @@ def _together(queries: Sequence[LoneQuery], most: int, alike: int) -> Iterator[S
     Args:
         queries: in any order.
         most: new tokens that a text gets where there is room.
-        alike: tokens of a prompt and its continuation. Prompts that stay within this number run together, whatever
-            their lengths. Longer ones run only with prompts of the same length.
+        uniform_length: tokens of a prompt and its continuation. Prompts that stay within this number run together,
+            whatever their lengths. Longer ones run only with prompts of the same length.
     """
 
     def group(query: LoneQuery) -> int:
-        return query.work.tokens if query.work.tokens + most > alike else 0
+        return query.work.tokens if query.work.tokens + most > uniform_length else 0
 
     for _, each in groupby(sorted(queries, key=lambda query: query.work.tokens), group):
         yield from _batches(each)

@@ -92,7 +92,7 @@ class ModelConfig:
         return ModelLimits(
             vocabulary=self.number("vocab_size") or 0,
             context=self.context,
-            together=None,
+            uniform_length=None,
             in_pieces=True,
             cache_bytes=2 * layers * grouped * depth * (_HALF if self.narrow else _FLOAT),
             activations=activations,

@@ -44,8 +44,8 @@ class NativeModel:
         return self.limits.context
 
     @property
-    def together(self) -> int | None:
-        return self.limits.together
+    def uniform_length(self) -> int | None:
+        return self.limits.uniform_length
 
     def logits(self, inputs: Inputs) -> Floats:
         outputs = self.task.below(self._with_positions(inputs))

@@ -7,7 +7,7 @@ from typing import Any
 from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.model import ModelLimits
 from weightpager.backends.torch.kv_cache import bytes_per_token, reads_in_pieces
-from weightpager.backends.torch.model.architecture import context_length, empty_module, even_length
+from weightpager.backends.torch.model.architecture import context_length, empty_module, uniform_length
 from weightpager.bundle import Bundle
 
 
@@ -26,7 +26,7 @@ def limits_of(bundle: Bundle, config: Any, itemsize: int) -> ModelLimits:
     return ModelLimits(
         vocabulary=int(config.get_text_config().vocab_size),
         context=context_length(empty_module(config, task)),
-        together=even_length(config),
+        uniform_length=uniform_length(config),
         in_pieces=reads_in_pieces(config),
         cache_bytes=bytes_per_token(config, itemsize),
         activations=activations,

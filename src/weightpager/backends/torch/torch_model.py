@@ -15,7 +15,7 @@ from weightpager.answers.model import Floats, Inputs, Integers, See
 from weightpager.answers.work import Sampling
 from weightpager.backends.torch.kv_cache import CACHE, new_cache, without_cache
 from weightpager.backends.torch.limits import activations_of
-from weightpager.backends.torch.model.architecture import context_length, even_length
+from weightpager.backends.torch.model.architecture import context_length, uniform_length
 from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 
@@ -40,8 +40,8 @@ class TorchModel:
         return context_length(self._module)
 
     @property
-    def together(self) -> int | None:
-        return even_length(self._module.config)
+    def uniform_length(self) -> int | None:
+        return uniform_length(self._module.config)
 
     @property
     def ends(self) -> frozenset[int]:

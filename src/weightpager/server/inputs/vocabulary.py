@@ -16,8 +16,8 @@ class Vocabulary(TokenReader):
 
     Attributes:
         context: tokens that the model can read, prompt and continuation together.
-        together: tokens that texts which run together may take: what the model can read, or less where a longer text
-            changes how it reads the others.
+        uniform_length: tokens up to which a text doesn't change how others of its batch are read: what the model can
+            read, or less.
     """
 
     def __init__(self, tokenizer: Tokenizer, limits: ModelLimits, room: int | None = None) -> None:
@@ -31,7 +31,7 @@ class Vocabulary(TokenReader):
         super().__init__(tokenizer, limits.vocabulary)
         self.most_cached = room
         self.context = min(limits.context, tokenizer.longest)
-        self.together = min(self.context, limits.together or self.context)
+        self.uniform_length = min(self.context, limits.uniform_length or self.context)
 
     def embed(self, given: str | Sequence[int]) -> Ids:
         """A text whose vector is wanted, or token ids in its place; never cut.

@@ -80,7 +80,7 @@ def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: floa
     return found
 
 
-def together(
+def largest_batch(
     waiting: Sequence[Waiting], places: Sequence[int], started: Sequence[Started], policy: Policy
 ) -> tuple[int, ...]:
     """Places of requests that begin together: the first one, and as many others as can run with it.
@@ -126,8 +126,8 @@ class _Sizes:
     def fit(self, texts: int, first: Waiting, free: float, policy: Policy) -> bool:
         """Whether this many texts of one kind make a batch."""
         context = math.inf if policy.context is None else policy.context
-        if policy.together is not None and first.prompt <= policy.together:  # as all others are
-            context = min(context, policy.together)
+        if policy.uniform_length is not None and first.prompt <= policy.uniform_length:  # as all others are
+            context = min(context, policy.uniform_length)
         if self.prompt + self.fresh > context:
             return False
         padded = texts * self.prompt

@@ -28,8 +28,8 @@ class Policy:
             many tokens as its longest prompt and its longest continuation have.
         context: tokens that the model can read; None for any number. A batch's longest prompt and longest continuation
             fit into it together, because a text that has ended is fed padding until all have.
-        together: the limit instead of ``context`` for batches whose prompts aren't longer than this: more tokens would
-            change how these are read. None where there is no such limit.
+        uniform_length: the limit instead of ``context`` for batches whose prompts aren't longer than this: more tokens
+            would change how these are read. None where there is no such limit.
         activations: memory that a forward takes, which bounds batches that are read at once; None for no bound.
         order: ``grouped`` by task; or by ``arrival``, to measure what grouping gains.
     """
@@ -43,7 +43,7 @@ class Policy:
     runs: int = 2
     room: int | None = None
     context: int | None = None
-    together: int | None = None
+    uniform_length: int | None = None
     activations: Activations | None = None
     order: Literal["grouped", "arrival"] = "grouped"
 

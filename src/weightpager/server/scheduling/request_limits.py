@@ -37,7 +37,7 @@ class RequestLimits:
         room = vocabulary.most_cached
         if room is None:
             room = limit.room(policy.batch, self._settings.most_new_tokens)
-        return replace(policy, room=room, context=vocabulary.context, together=vocabulary.together)
+        return replace(policy, room=room, context=vocabulary.context, uniform_length=vocabulary.uniform_length)
 
     def check(self, works: Sequence[Work]) -> None:
         """See that no text is too long.
@@ -61,8 +61,8 @@ class RequestLimits:
 
     def is_long(self, work: Work) -> bool:
         """Whether the model reads it in another way than short texts."""
-        alike = math.inf if self._vocabulary is None else self._vocabulary.together
-        return len(work.ids) > alike
+        uniform_length = math.inf if self._vocabulary is None else self._vocabulary.uniform_length
+        return len(work.ids) > uniform_length
 
     def renew(self) -> None:
         """Follow the bundle, which was loaded anew: its tasks may be others, or compute in a wider dtype."""

@@ -19,7 +19,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from weightpager.server.scheduling.batching import Started, Waiting, beginnable, together
+from weightpager.server.scheduling.batching import Started, Waiting, beginnable, largest_batch
 from weightpager.server.scheduling.policy import Policy
 
 
@@ -111,7 +111,7 @@ def next_batch(
         return Plan(run=run)
     first = waiting[candidates[0]]
     alike = [place for place in candidates if waiting[place].kind == first.kind]
-    batch = together(waiting, alike, started, policy)
+    batch = largest_batch(waiting, alike, started, policy)
     full = len(batch) == policy.batch or len(batch) < len(alike)
     due = first.arrived + min(policy.linger, policy.patience)
     if run is None and task != turn.task and task not in resident and not full and now < due:
@@ -158,7 +158,7 @@ def _by_arrival(waiting: Sequence[Waiting], places: Sequence[int], policy: Polic
         if (waiting[place].task, waiting[place].kind) != (first.task, first.kind):
             break
         alike.append(place)
-    return Plan(_unbroken(alike, together(waiting, alike, started, policy)))
+    return Plan(_unbroken(alike, largest_batch(waiting, alike, started, policy)))
 
 
 def _unbroken(places: Sequence[int], batch: Sequence[int]) -> tuple[int, ...]:

@@ -186,7 +186,7 @@ def position_table(module: nn.Module) -> int | None:
     return None
 
 
-def even_length(config: PretrainedConfig) -> int | None:
+def uniform_length(config: PretrainedConfig) -> int | None:
     """Tokens up to which a model embeds positions alike; None if it always does.
 
     A longer text changes how positions are embedded for all texts of its batch (``longrope``).
