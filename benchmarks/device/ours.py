@@ -17,6 +17,6 @@ if __name__ == "__main__":
             tasks,
             lambda task, text: engine.predict(task, [text]),
             lambda ids: engine.model(tasks[-1]).logits({"input_ids": ids, "attention_mask": np.ones_like(ids)}),
-            model.vocabulary,
+            model.vocab_size,
             Path(texts),
         )

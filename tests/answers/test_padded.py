@@ -19,7 +19,7 @@ def test_short_texts_are_padded_and_masked(left: bool, ids: list[list[int]]) -> 
 
 def test_a_word_that_the_model_lacks_is_no_padding(assistant_bundle: Path) -> None:
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
-        tokenizer, words = tiny.tokenizer(), engine.model("weather").vocabulary
+        tokenizer, words = tiny.tokenizer(), engine.model("weather").vocab_size
         assert pad_id(words, tiny.reader(tokenizer)) == 0
         tokenizer.add_special_tokens({"pad_token": "[NEW]"})
         assert tokenizer.pad_token_id == 16

@@ -33,5 +33,5 @@ if __name__ == "__main__":
                 texts.grow(1, see)
                 yield drawn[-1]
 
-        work(grow, model.vocabulary)
+        work(grow, model.vocab_size)
         tokenizer.decode([0])

@@ -22,7 +22,7 @@ Encode = Callable[[TaskModel, Any, Sequence[Any]], list[Outcome]]
 
 def embed(model: TaskModel, tokenizer: Tokenizer, works: Sequence[Embed]) -> list[Outcome]:
     """The mean over a text's tokens of the last hidden state below the task's head."""
-    batch = padded([work.ids for work in works], pad_id(model.vocabulary, tokenizer))
+    batch = padded([work.ids for work in works], pad_id(model.vocab_size, tokenizer))
     mask = batch["attention_mask"][..., None].astype(np.float32)
     means = (model.hidden(batch) * mask).sum(1) / np.maximum(mask.sum(1), 1)
     return [Embedded(tuple(row)) for row in means.tolist()]

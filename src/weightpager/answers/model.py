@@ -26,7 +26,7 @@ class ModelLimits:
     """What a bundle's model can read, and what that takes.
 
     Attributes:
-        vocabulary: token ids are below it; 0 of a model that reads images.
+        vocab_size: token ids are below it; 0 of a model that reads images.
         context: tokens that it can read, prompt and continuation together, as far as it says.
         uniform_length: tokens up to which a text doesn't change how others of its batch are read; None for any
             number.
@@ -35,7 +35,7 @@ class ModelLimits:
         activations: what a forward takes.
     """
 
-    vocabulary: int
+    vocab_size: int
     context: int
     uniform_length: int | None
     in_pieces: bool
@@ -88,7 +88,7 @@ class TaskModel(Protocol):
     """A task's model; its task is active whenever it computes."""
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         """Token ids are below it."""
 
     @property

@@ -26,8 +26,8 @@ def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False)
     return array
 
 
-def pad_id(vocabulary: int, tokenizer: Tokenizer) -> int:
+def pad_id(vocab_size: int, tokenizer: Tokenizer) -> int:
     """A token id to pad with. Padding is masked, so any id that the model has will do."""
     named = (tokenizer.pad_id, tokenizer.end_id)
     # Tokenizers are given padding tokens that nobody has told the model of.
-    return next((number for number in named if number is not None and number < vocabulary), 0)
+    return next((number for number in named if number is not None and number < vocab_size), 0)

@@ -47,7 +47,7 @@ def predict(
     """
     inputs = checked(task, inputs, max_new_tokens)
     kind = kind_of(task.kind)
-    input_reader = reader if task.takes_images else TokenReader(reader, model.vocabulary)
+    input_reader = reader if task.takes_images else TokenReader(reader, model.vocab_size)
     most = max_new_tokens
     if most is None:
         most = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens

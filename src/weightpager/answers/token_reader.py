@@ -21,9 +21,9 @@ class TokenReader:
     All methods raise a `BundleFormatError` where the tokenizer knows words that the model doesn't.
     """
 
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        """``tokenizer`` is this reader's alone; the model's token ids are below ``size``."""
-        self.size = size
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """``tokenizer`` is this reader's alone; the model's token ids are below ``vocab_size``."""
+        self.vocab_size = vocab_size
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
 
@@ -60,18 +60,18 @@ class TokenReader:
         with self._lock:
             encoded = self._tokenizer.encode(text, most=most, special=special)
         # Checked here, so that nobody else's texts fail with one that the model can't read.
-        check_ids(encoded.ids, self.size)
+        check_ids(encoded.ids, self.vocab_size)
         return encoded
 
 
-def check_ids(ids: Sequence[int], size: int) -> None:
-    """See that a model has such tokens: its ids are below ``size``.
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """See that a model has such tokens: its ids are below ``vocab_size``.
 
     Raises:
         BundleFormatError: the tokenizer knows words that the model doesn't.
     """
-    if max(ids, default=0) >= size:
-        raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {size}, as the model has", "larger ones")
+    if max(ids, default=0) >= vocab_size:
+        raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {vocab_size}, as the model has", "larger ones")
 
 
 def word_starts(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:

@@ -31,9 +31,9 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
         UnknownTaskError: the bundle has no such task.
         ConfigError: the data needs a package that isn't installed.
     """
-    reader, vocabulary = engine.reader(), engine.limits().vocabulary
+    reader, vocab_size = engine.reader(), engine.limits().vocab_size
     entries = [engine.bundle.task(name) for name in tasks]
-    held_out = [_held_out(entry, reader, vocabulary) for entry in entries]
+    held_out = [_held_out(entry, reader, vocab_size) for entry in entries]
     scores = []
     for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
         told = partial(progress, f"measure {entry.name}")
@@ -84,7 +84,7 @@ def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
     return score.model_copy(update={"dense_interval": known.dense_interval, "loss_interval": lost, "others": others})
 
 
-def _held_out(entry: TaskEntry, reader: Tokenizer | ImageReader, vocabulary: int) -> tuple[Sequence[Labelled], bool]:
+def _held_out(entry: TaskEntry, reader: Tokenizer | ImageReader, vocab_size: int) -> tuple[Sequence[Labelled], bool]:
     """A task's batches, and whether its file is the one that the dense model was measured on."""
     stated = entry.eval
     path = Path(stated.file if stated is not None else "")
@@ -93,7 +93,7 @@ def _held_out(entry: TaskEntry, reader: Tokenizer | ImageReader, vocabulary: int
             f"{entry.name}: the held-out data {path} is not on this machine, or you may not look there; "
             "put it there and try again"
         )
-    batches = read_held_out(entry, path, reader, vocabulary, EVAL_BATCH)
+    batches = read_held_out(entry, path, reader, vocab_size, EVAL_BATCH)
     if stated is None:
         return batches, False
     return batches, fingerprint(path, entry.name, entry.kind, (stated.text, stated.label)) == stated.blake3

@@ -26,7 +26,7 @@ ReadItems = Callable[[Path, str, int | None], tuple[Item, ...]]
 
 
 def read_held_out(
-    entry: TaskEntry, path: Path, reader: Tokenizer | ImageReader, vocabulary: int, size: int
+    entry: TaskEntry, path: Path, reader: Tokenizer | ImageReader, vocab_size: int, size: int
 ) -> Batches[Labelled]:
     """The held-out data of a bundle's task, as it was when the task was compiled; the file may have moved to ``path``.
 
@@ -34,7 +34,7 @@ def read_held_out(
         entry: the task's.
         path: of the data.
         reader: of the bundle's inputs.
-        vocabulary: the model's token ids are below it.
+        vocab_size: the model's token ids are below it.
         size: of a batch.
 
     Raises:
@@ -49,13 +49,13 @@ def read_held_out(
     examples = items(path, where, entry.eval.items)
     for example in examples:
         if isinstance(example, Example):
-            check_ids(example.tokens, vocabulary)
+            check_ids(example.tokens, vocab_size)
     if entry.generation is not None:
         if (form := completions.form(examples)) != entry.generation.prompts:
             expected = f"expected prompts of the form {entry.generation.prompts}, as the task was compiled with"
             raise CompileError(f"{where}: {expected}, found {form}")
-        return completions.prompts(examples, size, pad_id(vocabulary, cast(Tokenizer, reader)))
-    return batched(examples, size, entry.kind, _collated(reader, vocabulary))
+        return completions.prompts(examples, size, pad_id(vocab_size, cast(Tokenizer, reader)))
+    return batched(examples, size, entry.kind, _collated(reader, vocab_size))
 
 
 def items_reader(
@@ -91,7 +91,7 @@ def place(name: str, split: str, path: Path) -> str:
     return f"tasks.{name}.{split} ({path})"
 
 
-def _collated(reader: Tokenizer | ImageReader, vocabulary: int) -> Callable[[Sequence[Any]], Labelled]:
+def _collated(reader: Tokenizer | ImageReader, vocab_size: int) -> Callable[[Sequence[Any]], Labelled]:
     if isinstance(reader, ImageReader):
         return partial(images.collate, reader=reader)
-    return partial(texts.collate, pad=pad_id(vocabulary, reader))
+    return partial(texts.collate, pad=pad_id(vocab_size, reader))

@@ -64,7 +64,7 @@ def test_outputs_and_hidden_states(request: pytest.FixtureRequest, which: str) -
             ours, theirs = native.activate(task) and native.model(task), torch.activate(task) and torch.model(task)
             assert np.abs(ours.logits(batch) - theirs.logits(batch)).max() < CLOSE
             assert np.abs(ours.hidden(batch) - theirs.hidden(batch))[seen].max() < CLOSE
-        assert (ours.vocabulary, ours.context, ours.ends) == (theirs.vocabulary, theirs.context, theirs.ends)
+        assert (ours.vocab_size, ours.context, ours.ends) == (theirs.vocab_size, theirs.context, theirs.ends)
         assert native.limits().context == torch.limits().context
 
 
@@ -103,7 +103,7 @@ def test_decoders_go_on_with_the_same_tokens(writer_bundle: Path) -> None:
             wanted = grown(theirs, (12,))
             assert np.array_equal(grown(ours, (12,)), wanted)
             assert np.array_equal(grown(ours, (1, 4, 7)), wanted)
-            assert (ours.ends, ours.vocabulary, ours.context) == (theirs.ends, theirs.vocabulary, theirs.context)
+            assert (ours.ends, ours.vocab_size, ours.context) == (theirs.ends, theirs.vocab_size, theirs.context)
 
 
 @pytest.mark.slow

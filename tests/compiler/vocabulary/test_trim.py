@@ -137,7 +137,7 @@ def test_it_is_compiled_and_answers(tmp_path: Path) -> None:
     _, small = trimmed(tmp_path)
     wp.compile(from_dict(tiny_pairs.tasks(tmp_path, small)), out=tmp_path / "small.bundle")
     with wp.Engine.from_pretrained(tmp_path / "small.bundle") as engine:
-        assert engine.model("fox").vocabulary == len(AutoTokenizer.from_pretrained(small))
+        assert engine.model("fox").vocab_size == len(AutoTokenizer.from_pretrained(small))
         assert engine.predict("fox", ["an unseen Füchslein"], max_new_tokens=2)
 
 

@@ -33,7 +33,7 @@ class GenerationRun:
         """Nothing has been read; ``tokenizer`` is the calling thread's own."""
         self._rows = [_Row(query, model, tokenizer) for query in queries]
         works = [row.work for row in self._rows]
-        pad = pad_id(model.vocabulary, tokenizer)
+        pad = pad_id(model.vocab_size, tokenizer)
         batch = padded([work.ids for work in works], pad, left=True)
         self._texts = model.grow(batch["input_ids"], batch["attention_mask"], works[0].sampling, pad)
         self._clock = clock

@@ -21,7 +21,7 @@ class EncodingKind(Kind):
 
     def batch(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> Inputs:
         """The model's inputs."""
-        return padded([work.ids for work in works], pad_id(model.vocabulary, tokenizer))
+        return padded([work.ids for work in works], pad_id(model.vocab_size, tokenizer))
 
     @abstractmethod
     def outcomes(self, logits: Floats, works: Sequence[Any]) -> list[Outcome]:

@@ -90,7 +90,7 @@ class ModelConfig:
         depth = self.number("head_dim") or width // heads
         layers = self.number("num_hidden_layers") or 1
         return ModelLimits(
-            vocabulary=self.number("vocab_size") or 0,
+            vocab_size=self.number("vocab_size") or 0,
             context=self.context,
             uniform_length=None,
             in_pieces=True,

@@ -36,8 +36,8 @@ class NativeModel:
     narrow: bool
 
     @property
-    def vocabulary(self) -> int:
-        return self.limits.vocabulary
+    def vocab_size(self) -> int:
+        return self.limits.vocab_size
 
     @property
     def context(self) -> int:

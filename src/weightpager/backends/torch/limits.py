@@ -24,7 +24,7 @@ def limits_of(bundle: Bundle, config: Any, itemsize: int) -> ModelLimits:
     if task.takes_images:
         return ModelLimits(0, 0, None, False, 0, activations)
     return ModelLimits(
-        vocabulary=int(config.get_text_config().vocab_size),
+        vocab_size=int(config.get_text_config().vocab_size),
         context=context_length(empty_module(config, task)),
         uniform_length=uniform_length(config),
         in_pieces=reads_in_pieces(config),

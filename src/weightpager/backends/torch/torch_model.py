@@ -32,7 +32,7 @@ class TorchModel:
         self._once = without_cache(module)
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         return int(self._module.get_input_embeddings().num_embeddings)
 
     @property

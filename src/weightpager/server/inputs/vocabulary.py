@@ -28,7 +28,7 @@ class Vocabulary(TokenReader):
             limits: of the model.
             room: tokens that one text's cache may hold; None for any number. May be set anew.
         """
-        super().__init__(tokenizer, limits.vocabulary)
+        super().__init__(tokenizer, limits.vocab_size)
         self.most_cached = room
         self.context = min(limits.context, tokenizer.longest)
         self.uniform_length = min(self.context, limits.uniform_length or self.context)
@@ -61,10 +61,10 @@ class Vocabulary(TokenReader):
         Raises:
             RequestError: the model has no such tokens.
         """
-        unknown = next((place for place, number in enumerate(ids) if not 0 <= number < self.size), None)
+        unknown = next((place for place, number in enumerate(ids) if not 0 <= number < self.vocab_size), None)
         if unknown is not None:
             found = f"{ids[unknown]} at {unknown}"
-            raise RequestError(f"expected token ids from 0 to {self.size - 1}, found {found}", param)
+            raise RequestError(f"expected token ids from 0 to {self.vocab_size - 1}, found {found}", param)
         return tuple(ids)
 
     def room(self, ids: Ids, wanted: int | None, most: int, param: str) -> int:

@@ -36,16 +36,16 @@ def _pieces(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, npt.NDArray[
     """Pieces by task; of none whose texts can't be read, as its prompts are random then."""
     found = {}
     with suppress(WeightpagerError):
-        reader, vocabulary = open_tokenizer(bundle), ModelConfig.read(bundle).number("vocab_size") or 0
+        reader, vocab_size = open_tokenizer(bundle), ModelConfig.read(bundle).number("vocab_size") or 0
         for task, file in files.items():
             with suppress(WeightpagerError):
-                if len(pieces := _pieces_of(bundle.task(task), file, reader, vocabulary)):
+                if len(pieces := _pieces_of(bundle.task(task), file, reader, vocab_size)):
                     found[task] = pieces
     return found
 
 
-def _pieces_of(entry: TaskEntry, file: Path, reader: Tokenizer, vocabulary: int) -> npt.NDArray[Any]:
+def _pieces_of(entry: TaskEntry, file: Path, reader: Tokenizer, vocab_size: int) -> npt.NDArray[Any]:
     """A task's texts one behind the other, cut to the length of a prompt."""
-    texts = read_held_out(entry, file, reader, vocabulary, 1)
+    texts = read_held_out(entry, file, reader, vocab_size, 1)
     stream = np.concatenate([inputs["input_ids"][0] for inputs, _ in texts])
     return stream[: len(stream) // TOKENS * TOKENS].reshape(-1, TOKENS)[:_MOST]
