@@ -100,7 +100,7 @@ class TaskModel(Protocol):
         """Tokens up to which a text doesn't change how others of its batch are read; None for any number."""
 
     @property
-    def ends(self) -> frozenset[int]:
+    def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a text, by the model."""
 
     def logits(self, inputs: Inputs) -> Floats:

@@ -64,7 +64,11 @@ def test_outputs_and_hidden_states(request: pytest.FixtureRequest, which: str) -
             ours, theirs = native.activate(task) and native.model(task), torch.activate(task) and torch.model(task)
             assert np.abs(ours.logits(batch) - theirs.logits(batch)).max() < CLOSE
             assert np.abs(ours.hidden(batch) - theirs.hidden(batch))[seen].max() < CLOSE
-        assert (ours.vocab_size, ours.context, ours.ends) == (theirs.vocab_size, theirs.context, theirs.ends)
+        assert (ours.vocab_size, ours.context, ours.eos_token_ids) == (
+            theirs.vocab_size,
+            theirs.context,
+            theirs.eos_token_ids,
+        )
         assert native.limits().context == torch.limits().context
 
 
@@ -103,7 +107,11 @@ def test_decoders_go_on_with_the_same_tokens(writer_bundle: Path) -> None:
             wanted = grown(theirs, (12,))
             assert np.array_equal(grown(ours, (12,)), wanted)
             assert np.array_equal(grown(ours, (1, 4, 7)), wanted)
-            assert (ours.ends, ours.vocab_size, ours.context) == (theirs.ends, theirs.vocab_size, theirs.context)
+            assert (ours.eos_token_ids, ours.vocab_size, ours.context) == (
+                theirs.eos_token_ids,
+                theirs.vocab_size,
+                theirs.context,
+            )
 
 
 @pytest.mark.slow

@@ -165,29 +165,31 @@ def test_a_switch_that_loads_may_wait_for_more_requests() -> None:
 
 @given(traces, policies, st.integers(1, 30))
 def test_a_batch_is_kept_within_its_room(trace: list[Waiting], policy: Policy, room: int) -> None:
-    sized = [replace(request, prompt=1 + number % 12, fresh=number % 7) for number, request in enumerate(trace)]
+    sized = [replace(request, prompt=1 + number % 12, new_tokens=number % 7) for number, request in enumerate(trace)]
     for order in ("grouped", "arrival"):
         found = next_batch(sized, Turn(), 100.0, replace(policy, room=room, order=order)).places  # type: ignore[arg-type]
         batch = [sized[place] for place in found]
-        each = max(request.prompt for request in batch) + max(request.fresh for request in batch)
+        each = max(request.prompt for request in batch) + max(request.new_tokens for request in batch)
         assert len(found) == 1 or len(found) * each <= room
 
 
 @given(traces, policies, st.integers(18, 30))
 def test_a_batch_is_kept_within_what_the_model_can_read(trace: list[Waiting], policy: Policy, context: int) -> None:
-    sized = [replace(request, prompt=1 + 3 * number % 17, fresh=number % 13) for number, request in enumerate(trace)]
+    sized = [
+        replace(request, prompt=1 + 3 * number % 17, new_tokens=number % 13) for number, request in enumerate(trace)
+    ]
     for order in ("grouped", "arrival"):
         found = next_batch(sized, Turn(), 100.0, replace(policy, context=context, order=order)).places  # type: ignore[arg-type]
         batch = [sized[place] for place in found]
-        longest = max(request.prompt for request in batch) + max(request.fresh for request in batch)
+        longest = max(request.prompt for request in batch) + max(request.new_tokens for request in batch)
         assert len(found) == 1 or longest <= context
 
 
 @pytest.mark.parametrize("order", ["grouped", "arrival"])
 def test_long_prompts_run_together_and_short_ones_as_far_as_that_does_not_change_them(order: str) -> None:
     policy = Policy(context=100, uniform_length=10, order=order)  # type: ignore[arg-type]
-    for prompt, fresh, fit in ((5, 5, 3), (5, 6, 1), (11, 20, 3), (80, 21, 1)):
-        waiting = [Waiting("task", number, prompt > 10, prompt, fresh) for number in range(3)]
+    for prompt, new_tokens, fit in ((5, 5, 3), (5, 6, 1), (11, 20, 3), (80, 21, 1)):
+        waiting = [Waiting("task", number, prompt > 10, prompt, new_tokens) for number in range(3)]
         assert len(next_batch(waiting, Turn(), 100.0, policy).places) == fit
 
 

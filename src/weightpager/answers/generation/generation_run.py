@@ -65,16 +65,16 @@ class GenerationRun:
         return len(left)
 
 
-def _ends(model: TaskModel, tokenizer: Tokenizer) -> frozenset[int]:
+def _eos_token_ids(model: TaskModel, tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end a text, by the model or by its tokenizer."""
-    return model.ends if tokenizer.end_id is None else model.ends | {tokenizer.end_id}
+    return model.eos_token_ids if tokenizer.end_id is None else model.eos_token_ids | {tokenizer.end_id}
 
 
 class _Row:
     def __init__(self, query: Query, model: TaskModel, tokenizer: Tokenizer) -> None:
         assert isinstance(query.work, Generate)
         self.query, self.work = query, query.work
-        decode, end = decoder_after(tokenizer, self.work.ids), _ends(model, tokenizer)
+        decode, end = decoder_after(tokenizer, self.work.ids), _eos_token_ids(model, tokenizer)
         self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
 
     def add(self, token: int, now: float) -> None:

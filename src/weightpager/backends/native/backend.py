@@ -51,7 +51,7 @@ class NativeBackend:
             raise ConfigError(f"backend: 'native' needs the native kernels ({why}); use the backend 'torch'")
         self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
         config = ModelConfig.read(bundle)
-        self._limits, self._ends = config.limits(bundle.takes_images), end_tokens(bundle, config)
+        self._limits, self._eos_token_ids = config.limits(bundle.takes_images), end_tokens(bundle, config)
         self._narrow, self._workspaces = config.narrow, Workspaces()
 
     def place(self, stored: Parameters) -> Parameters:
@@ -88,7 +88,7 @@ class NativeBackend:
         return image_reader
 
     def model(self, task: NativeTask) -> NativeModel:
-        return NativeModel(task, self._limits, self._ends, self._narrow)
+        return NativeModel(task, self._limits, self._eos_token_ids, self._narrow)
 
 
 def _split(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Graph, ...]:

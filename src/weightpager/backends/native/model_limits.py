@@ -74,7 +74,7 @@ class ModelConfig:
         return self._values.get("dtype", self._values.get("torch_dtype")) in ("bfloat16", "float16")
 
     @property
-    def ends(self) -> frozenset[int]:
+    def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a text, where no ``generation_config.json`` says it."""
         return _numbers(self._values.get("eos_token_id"))
 
@@ -107,7 +107,7 @@ def end_tokens(bundle: Bundle, config: ModelConfig) -> frozenset[int]:
     """
     name = f"{MODEL}/{GENERATION}"
     if name not in bundle.manifest.files:
-        return config.ends
+        return config.eos_token_ids
     return _numbers(generation_settings(name, parse(name, bundle.read(name))).eos_token_id)
 
 

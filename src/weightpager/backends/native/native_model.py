@@ -26,13 +26,13 @@ class NativeModel:
     Attributes:
         task: that is run.
         limits: of the bundle's model.
-        ends: tokens that end a text.
+        eos_token_ids: tokens that end a text.
         narrow: whether keys and values of earlier tokens are kept in float16.
     """
 
     task: NativeTask
     limits: ModelLimits
-    ends: frozenset[int]
+    eos_token_ids: frozenset[int]
     narrow: bool
 
     @property

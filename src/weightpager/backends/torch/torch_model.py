@@ -44,7 +44,7 @@ class TorchModel:
         return uniform_length(self._module.config)
 
     @property
-    def ends(self) -> frozenset[int]:
+    def eos_token_ids(self) -> frozenset[int]:
         named = getattr(getattr(self._module, "generation_config", None), "eos_token_id", None)
         return frozenset(number for number in (named if isinstance(named, list) else [named]) if number is not None)
 

@@ -32,14 +32,14 @@ class TextLimit:
         """Whether a text whose vector is wanted is read in pieces, and so needs a cache."""
         return self.in_pieces and not self.activations.fit(1, tokens, tokens)
 
-    def room(self, batch: int, fresh: int) -> int:
+    def room(self, batch: int, new_tokens: int) -> int:
         """Tokens that caches may hold together, where that isn't a part of the budget: as batches of the longest texts.
 
         Args:
             batch: texts that run together.
-            fresh: that a text may be continued by.
+            new_tokens: that a text may be continued by.
         """
-        return max(batch, _TEXTS) * (self.tokens + fresh)
+        return max(batch, _TEXTS) * (self.tokens + new_tokens)
 
 
 def default_limit(context: int | None, lengths: Iterable[int | None], *, in_pieces: bool) -> int:

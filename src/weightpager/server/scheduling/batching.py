@@ -25,7 +25,7 @@ class Waiting:
         arrived: when it came, by any clock.
         kind: equal for requests that can run together.
         prompt: tokens to read.
-        fresh: tokens to generate, at most.
+        new_tokens: tokens to generate, at most.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
     """
 
@@ -33,7 +33,7 @@ class Waiting:
     arrived: float
     kind: Hashable = None
     prompt: int = 0
-    fresh: int = 0
+    new_tokens: int = 0
     cached: bool = True
 
     @property
@@ -73,7 +73,7 @@ def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: floa
         if not request.cached:
             found.append(place)
         elif not crowded and _has_place(request, started, policy, late=late):
-            if not started or request.prompt + request.fresh <= _free(started, policy):
+            if not started or request.prompt + request.new_tokens <= _free(started, policy):
                 found.append(place)
             else:
                 crowded = late
@@ -93,7 +93,7 @@ def largest_batch(
     """
     first = waiting[places[0]]
     free = _free(started, policy)
-    found, sizes = [places[0]], _Sizes(first.prompt, first.fresh, first.prompt)
+    found, sizes = [places[0]], _Sizes(first.prompt, first.new_tokens, first.prompt)
     for place in places[1:]:
         if len(found) == policy.batch:
             break
@@ -108,7 +108,7 @@ def held(batch: Sequence[Waiting]) -> int:
     """Tokens that a batch's caches may come to hold. Shorter texts are padded, and stay until all texts have ended."""
     if not batch[0].cached:
         return 0
-    return len(batch) * (max(request.prompt for request in batch) + max(request.fresh for request in batch))
+    return len(batch) * (max(request.prompt for request in batch) + max(request.new_tokens for request in batch))
 
 
 @dataclass(frozen=True)
@@ -116,25 +116,25 @@ class _Sizes:
     """Tokens of a batch: of its longest prompt, of its longest continuation, and of its shortest prompt."""
 
     prompt: int
-    fresh: int
+    new_tokens: int
     shortest: int
 
     def with_one(self, request: Waiting) -> _Sizes:
-        fresh, shortest = max(self.fresh, request.fresh), min(self.shortest, request.prompt)
-        return _Sizes(max(self.prompt, request.prompt), fresh, shortest)
+        new_tokens, shortest = max(self.new_tokens, request.new_tokens), min(self.shortest, request.prompt)
+        return _Sizes(max(self.prompt, request.prompt), new_tokens, shortest)
 
     def fit(self, texts: int, first: Waiting, free: float, policy: Policy) -> bool:
         """Whether this many texts of one kind make a batch."""
         context = math.inf if policy.context is None else policy.context
         if policy.uniform_length is not None and first.prompt <= policy.uniform_length:  # as all others are
             context = min(context, policy.uniform_length)
-        if self.prompt + self.fresh > context:
+        if self.prompt + self.new_tokens > context:
             return False
         padded = texts * self.prompt
         if padded > PIECE and self.prompt > 2 * self.shortest:  # one of them would be mostly padding
             return False
         if first.cached:
-            return padded <= _MOST_READ and texts * (self.prompt + self.fresh) <= free
+            return padded <= _MOST_READ and texts * (self.prompt + self.new_tokens) <= free
         return policy.activations is None or policy.activations.fit(texts, self.prompt, self.prompt)
 
 

@@ -94,11 +94,11 @@ class Job:
     def waiting(self) -> Waiting:
         """The job as the scheduler sees it."""
         work = self.work
-        fresh = work.max_new_tokens if isinstance(work, Generate) else 0
+        new_tokens = work.max_new_tokens if isinstance(work, Generate) else 0
         # A text that is read in pieces for its vector runs alone: its run reads one text.
         alone = id(self) if self.cached and not isinstance(work, Generate) else None
         kind = (work.kind, self.long, self.cached, alone)
-        return Waiting(self.task, self.arrived, kind, work.tokens, fresh, self.cached)
+        return Waiting(self.task, self.arrived, kind, work.tokens, new_tokens, self.cached)
 
     @property
     def cancelled(self) -> bool:
