@@ -17,7 +17,7 @@ from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.shared import COPIES
 from weightpager.compiler.selection.expert_saliency import expert_saliency
-from weightpager.compiler.selection.experts import keeps_whole
+from weightpager.compiler.selection.experts import keeps_whole_experts
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
@@ -47,7 +47,7 @@ def calibrated(found: Trained, run: CompileRun) -> Prepared:
     else:
         permutations = NOTHING_MOVED
         with run.stage("calibrate"):
-            saliency = (_expert_saliency if keeps_whole(source) else _block_saliency)(found, run)
+            saliency = (_expert_saliency if keeps_whole_experts(source) else _block_saliency)(found, run)
     run.journal.write("calibrate", 0, _tensors(saliency, permutations))
     prepared = Prepared(source, found.data, found.dense, saliency, permutations)
     with run.stage("floors"):
@@ -72,7 +72,7 @@ def _block_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
 
 
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
-    if keeps_whole(prepared.source):
+    if keeps_whole_experts(prepared.source):
         return 0.0  # there are no floors
     reached = journal.read("floors", lambda tensors: "evenness" in tensors)
     if reached is not None:
@@ -84,7 +84,7 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
 
 def moves(source: Source) -> bool:
     """Whether the model is reordered; one whose tasks have weights of their own, or keep whole experts, isn't."""
-    return source.task_file.reorder and not source.versions and not keeps_whole(source)
+    return source.task_file.reorder and not source.versions and not keeps_whole_experts(source)
 
 
 def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibration]]:

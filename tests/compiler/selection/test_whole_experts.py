@@ -18,7 +18,7 @@ from weightpager.compiler.selection.experts import (
     check_left,
     expert_layers,
     experts_kept,
-    keeps_whole,
+    keeps_whole_experts,
     least_density,
 )
 from weightpager.compiler.selection.parts import parts
@@ -76,7 +76,7 @@ def test_an_expert_that_no_token_reaches_scores_nothing(tmp_path: Path) -> None:
     found = expert_saliency(of, "task-0", [one])
     for layer in expert_layers(of):
         reached = [float(found[names[0]].sum()) > 0 for names in layer.experts]
-        assert sum(reached) == layer.a_token == 2
+        assert sum(reached) == layer.top_k == 2
 
 
 def test_refuses_saliency_that_is_not_finite(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_task_that_could_not_keep_a_tokens_experts_is_refused_with_what_would_
 
 def test_blocks_of_experts_share_one_floor_and_one_problem(tmp_path: Path) -> None:
     of = source(tmp_path, experts="blocks")
-    assert not keeps_whole(of)
+    assert not keeps_whole_experts(of)
     assert least_density(of) == 0
     saliency = {task: of_experts(of, np.ones((2, 5))) for task in of.models}
     (part,) = parts(Prepared(of, {}, {}, saliency), np.full((2, 2), 0.5))
@@ -150,7 +150,7 @@ def test_a_units_mask_is_gathered_from_all_of_its_blocks(tmp_path: Path) -> None
     masks[first.experts[1][2]][3] = False
     found = parts(Prepared(of, {}, {}, {"task-0": of_experts(of, np.ones((2, 5)))}), np.zeros((1, 1)))
     assert [part.gathered(masks)[:, 0].tolist() for part in found] == [[True, False, True, True, True], [True] * 5]
-    assert second.a_token == 2
+    assert second.top_k == 2
 
 
 def test_too_few_experts_that_are_left_are_refused(tmp_path: Path) -> None:

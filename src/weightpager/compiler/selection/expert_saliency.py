@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.selection.experts import Layer, expert_layers
+from weightpager.compiler.selection.experts import ExpertLayer, expert_layers
 from weightpager.compiler.selection.saliency import FloatArray
 from weightpager.compiler.training.evaluate import evaluating
 from weightpager.compiler.training.logits import masked_logits
@@ -52,7 +52,7 @@ def expert_saliency(
     return _spread(source, task, layers, sums)
 
 
-def _spread(source: Source, task: str, layers: Sequence[Layer], sums: dict[str, Tensor]) -> dict[str, FloatArray]:
+def _spread(source: Source, task: str, layers: Sequence[ExpertLayer], sums: dict[str, Tensor]) -> dict[str, FloatArray]:
     saliency = {info.name: np.ones(info.grid.count) for info in source.paged}
     for layer in layers:
         if not torch.isfinite(sums[layer.name]).all():

@@ -13,21 +13,21 @@ from weightpager.nn import mixtures
 
 
 @dataclass(frozen=True)
-class Layer:
+class ExpertLayer:
     """A layer's experts.
 
     Attributes:
         name: of the module that they and their router are in, as the model calls it.
         experts: the paged weights of each.
-        a_token: experts that a token goes to.
+        top_k: experts that a token goes to.
     """
 
     name: str
     experts: tuple[tuple[str, ...], ...]
-    a_token: int
+    top_k: int
 
 
-def expert_layers(source: Source) -> list[Layer]:
+def expert_layers(source: Source) -> list[ExpertLayer]:
     """The experts of all layers that page them, in the model's order; all tasks have the same ones."""
     model, paged = next(iter(source.models.values())), {info.name for info in source.paged}
     prefix = model.base_model_prefix + "."
@@ -36,11 +36,11 @@ def expert_layers(source: Source) -> list[Layer]:
         numbers = range(len(mixture.experts))
         experts = tuple(tuple(canonical(name, prefix) for name in mixture.weights(number)) for number in numbers)
         if all(name in paged for names in experts for name in names):
-            layers.append(Layer(mixture.name, experts, mixture.router.top_k))
+            layers.append(ExpertLayer(mixture.name, experts, mixture.router.top_k))
     return layers
 
 
-def keeps_whole(source: Source) -> bool:
+def keeps_whole_experts(source: Source) -> bool:
     """Whether tasks keep whole experts, and all of everything else."""
     return source.task_file.experts == "whole" and bool(expert_layers(source))
 
@@ -51,13 +51,13 @@ def experts_kept(source: Source, task: str) -> int:
     Raises:
         CompileError: fewer than a token goes to.
     """
-    layers, blocks = expert_layers(source), _Blocks.of(source)
+    layers, blocks = expert_layers(source), _BlockCounts.of(source)
     density = 1 - source.task_file.sparsity_of(task)
-    kept = math.floor((density * blocks.all - blocks.others) / blocks.one_each + 1e-9)
-    if kept < blocks.a_token:
+    kept = math.floor((density * blocks.total - blocks.others) / blocks.per_expert + 1e-9)
+    if kept < blocks.top_k:
         most = math.floor(100 * (1 - blocks.least)) / 100
         raise CompileError(
-            f"tasks.{task}: a token goes to {blocks.a_token} of {len(layers[0].experts)} experts, and the sparsity "
+            f"tasks.{task}: a token goes to {blocks.top_k} of {len(layers[0].experts)} experts, and the sparsity "
             f"{source.task_file.sparsity_of(task):g} leaves {max(0, kept)} of each layer; expected at most "
             f"{most:g}, or 'experts: blocks', which cuts all weights into blocks"
         )
@@ -70,7 +70,7 @@ def check_experts(source: Source) -> None:
     Raises:
         CompileError: as `experts_kept`.
     """
-    if source.task_file.fit is None and keeps_whole(source):
+    if source.task_file.fit is None and keeps_whole_experts(source):
         for task in source.models:
             experts_kept(source, task)
 
@@ -85,43 +85,43 @@ def check_left(source: Source, masks: Masks) -> None:
         routes = masks.routes(source, task)
         for layer in expert_layers(source):
             left = int(routes[f"{layer.name}.gate.kept"].sum())
-            if left < layer.a_token:
+            if left < layer.top_k:
                 raise CompileError(
                     f"tasks.{task}: {layer.name} keeps blocks of {left} of {len(layer.experts)} experts, and a token "
-                    f"goes to {layer.a_token}; lower its sparsity, or keep whole experts ('experts: whole')"
+                    f"goes to {layer.top_k}; lower its sparsity, or keep whole experts ('experts: whole')"
                 )
 
 
 def least_density(source: Source) -> float:
     """The share of the blocks that a task keeps at least where whole experts are kept; 0 where they aren't."""
-    return _Blocks.of(source).least if keeps_whole(source) else 0.0
+    return _BlockCounts.of(source).least if keeps_whole_experts(source) else 0.0
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class _BlockCounts:
     """Blocks of a source's paged weights.
 
     Attributes:
-        all: of them.
-        others: of weights outside experts.
-        one_each: of one expert of each layer.
-        a_token: experts of a layer that a token goes to.
+        total: all of them.
+        others: those of weights outside experts.
+        per_expert: those of one expert of each layer.
+        top_k: experts of a layer that a token goes to.
     """
 
-    all: int
+    total: int
     others: int
-    one_each: int
-    a_token: int
+    per_expert: int
+    top_k: int
 
     @classmethod
-    def of(cls, source: Source) -> _Blocks:
+    def of(cls, source: Source) -> _BlockCounts:
         counts, layers = {info.name: info.grid.count for info in source.paged}, expert_layers(source)
         inside = [sum(counts[name] for names in layer.experts for name in names) for layer in layers]
-        one_each = sum(sum(counts[name] for name in layer.experts[0]) for layer in layers)
+        per_expert = sum(sum(counts[name] for name in layer.experts[0]) for layer in layers)
         total = sum(counts.values())
-        return cls(total, total - sum(inside), one_each, max(layer.a_token for layer in layers))
+        return cls(total, total - sum(inside), per_expert, max(layer.top_k for layer in layers))
 
     @property
     def least(self) -> float:
         """Density that leaves a token's experts."""
-        return (self.others + self.a_token * self.one_each) / self.all
+        return (self.others + self.top_k * self.per_expert) / self.total

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from weightpager.compiler.alignment.problem import AlignmentProblem, Bools, Floats, Ints
 from weightpager.compiler.model.dense_model import PagedWeightInfo
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.selection.experts import Layer, expert_layers, experts_kept, keeps_whole
+from weightpager.compiler.selection.experts import ExpertLayer, expert_layers, experts_kept, keeps_whole_experts
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import FloatArray, normalised
 
@@ -45,9 +45,9 @@ def parts(prepared: Prepared, switch_rate: Floats) -> list[Part]:
 
     Where whole experts are kept, there is one for each layer that has any, and what lies outside them is in none.
     """
-    return (
-        [*_of_experts(prepared, switch_rate)] if keeps_whole(prepared.source) else [_of_blocks(prepared, switch_rate)]
-    )
+    if keeps_whole_experts(prepared.source):
+        return [*_of_experts(prepared, switch_rate)]
+    return [_of_blocks(prepared, switch_rate)]
 
 
 def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Part, Bools]], tasks: int) -> dict[str, Bools]:
@@ -110,7 +110,7 @@ def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Part]:
         yield Part(problem, units, sum(infos[name].grid.count for name in layer.experts[0]))
 
 
-def _of_each(layer: Layer, saliency: Mapping[str, FloatArray]) -> FloatArray:
+def _of_each(layer: ExpertLayer, saliency: Mapping[str, FloatArray]) -> FloatArray:
     """[experts], the sum over an expert's blocks."""
     return np.array([sum(saliency[name].sum() for name in names) for names in layer.experts])
 
