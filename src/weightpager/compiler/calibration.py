@@ -91,7 +91,7 @@ def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibr
     """One task's at a time, in any order: each takes as much memory as the paged weights."""
     source = found.source
     jobs = {
-        name: partial(calibrate, source.alone(name), name, batches, found.sums)
+        name: partial(calibrate, source.alone(name), name, batches, found.calibration_bytes)
         for name, batches in _calibration_data(found)
     }
     for number, one in enumerate(found.shared.calibrations(source, jobs, run.workers_on(source)), 1):

@@ -87,7 +87,7 @@ def trained(
     with run.stage("measure dense"):
         jobs = {name: partial(score_alone, source.alone(name), name, of) for name, of in data.items()}
         dense = shared.scores(source, jobs, run.workers_on(source), run.progress)
-    return Trained(source, data, dense, shared, moves=not adds, sums=bound.sums)
+    return Trained(source, data, dense, shared, moves=not adds, calibration_bytes=bound.calibration_bytes)
 
 
 def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[Source, dict[str, TaskData]]:

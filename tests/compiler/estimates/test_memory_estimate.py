@@ -105,9 +105,9 @@ def test_on_disk_only_what_is_worked_with_counts(tmp_path: Path) -> None:
     assert here.on_disk == source.parameter_bytes + (len(source.models) + 1) * source.paged_bytes
     assert whole.stages.keys() == here.stages.keys()
     assert all(whole.stages[stage] - here.stages[stage] >= source.parameter_bytes for stage in whole.stages)
-    assert here.sums == source.paged_bytes // 8 < whole.sums == source.paged_bytes
+    assert here.calibration_bytes == source.paged_bytes // 8 < whole.calibration_bytes == source.paged_bytes
     # With more memory, sums of more weights grow at a time.
-    assert bound(source, 1 << 40, moves=True, on_disk=True).sums == source.paged_bytes
+    assert bound(source, 1 << 40, moves=True, on_disk=True).calibration_bytes == source.paged_bytes
 
 
 def test_a_model_goes_to_disk_where_it_does_not_fit_and_nothing_is_trained(tmp_path: Path) -> None:

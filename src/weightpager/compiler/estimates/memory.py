@@ -19,12 +19,12 @@ class Bound:
     Attributes:
         stages: bytes of each stage, the model's included where it is in memory.
         on_disk: bytes of what lies in the scratch and comes and goes as memory allows; 0 if all is in memory.
-        sums: bytes that sums of calibration may take while they grow.
+        calibration_bytes: bytes that sums of calibration may take while they grow.
     """
 
     stages: Mapping[str, int]
     on_disk: int
-    sums: int
+    calibration_bytes: int
 
     @property
     def most(self) -> tuple[str, int]:
@@ -42,13 +42,13 @@ def bound(source: Source, available: int | None, *, moves: bool, on_disk: bool, 
         on_disk: whether the model lies in the scratch.
         adds: whether tasks are added to a bundle.
     """
-    sums = source.paged_bytes
-    stages = Stages(source, moves, adds, on_disk, sums)
+    calibration_bytes = source.paged_bytes
+    stages = Stages(source, moves, adds, on_disk, calibration_bytes)
     if on_disk and available is not None:
-        sums = _room(sums, available - stages.gradients)
-        stages = replace(stages, sums=sums)
+        calibration_bytes = _room(calibration_bytes, available - stages.gradients)
+        stages = replace(stages, calibration_bytes=calibration_bytes)
     held = source.parameter_bytes + (len(source.models) + source.task_file.recover.refits) * source.paged_bytes
-    return Bound(stages.bytes, held if on_disk else 0, sums)
+    return Bound(stages.bytes, held if on_disk else 0, calibration_bytes)
 
 
 def _room(sums: int, left: int) -> int:

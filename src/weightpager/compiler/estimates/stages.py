@@ -54,14 +54,14 @@ class Stages:
         moves: whether it will be reordered.
         adds: whether tasks are added to a bundle, in a copy of the model.
         on_disk: whether the model lies in the scratch.
-        sums: bytes that sums of one task's calibration may take while they grow.
+        calibration_bytes: bytes that sums of one task's calibration may take while they grow.
     """
 
     source: Source
     moves: bool
     adds: bool
     on_disk: bool
-    sums: int
+    calibration_bytes: int
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -81,7 +81,7 @@ class Stages:
         yield "load", self._largest
         yield "measure dense", caches + answers + self._most(forward_bytes, EVAL_BATCH)
         waiting = self._held(len(source.models) * paged) if self.moves else 0
-        yield "calibrate", max(0, waiting - paged) + self.sums + self.gradients
+        yield "calibrate", max(0, waiting - paged) + self.calibration_bytes + self.gradients
         if self.moves:
             yield "reorder", waiting + max(self._reordered, self._largest, 2 * few + self._held(4 * few))
         placed = _PLACED_BYTES * len(source.models) * sum(info.grid.count for info in source.paged)

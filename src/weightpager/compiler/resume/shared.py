@@ -37,18 +37,17 @@ Scores = dict[str, Score]
 class Shared:
     """What a compile finds in the cache, and puts there.
 
-    `dense`, `held_out` and `sums` are hashes. Each names an entry by all that the entry depends on.
-
     Attributes:
         cache: where finished stages are kept.
-        dense, held_out, sums: of the dense model, its scores and its calibration.
+        dense_id, scores_id, calibration_id: names of what the cache has of the dense model, its scores and its
+            calibration. Each is a hash of all that these depend on.
         seconds: that calibrations from the cache took when they were made.
     """
 
     cache: Cache
-    dense: str
-    held_out: str
-    sums: str
+    dense_id: str
+    scores_id: str
+    calibration_id: str
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -62,7 +61,7 @@ class Shared:
 
     def journal(self, journal: Journal) -> Journal:
         """The part of a compile's journal in which the dense model's training stands."""
-        return journal.part("dense", self.dense, self.cache)
+        return journal.part("dense", self.dense_id, self.cache)
 
     def training_ended(self, journal: Journal, stages: Sequence[str]) -> None:
         """Keep what stages of a journal have trained, if anything, and say what time the cache saved or will save."""
@@ -83,7 +82,7 @@ class Shared:
         outcomes = {
             task: Outcomes(*(tensors[part].numpy() for part in _PARTS))
             for task, tensors, _ in self._each(
-                "scores", self.held_out, set(_PARTS), _Finds(workers, jobs, _parts, told)
+                "scores", self.scores_id, set(_PARTS), _Finds(workers, jobs, _parts, told)
             )
         }
         return {
@@ -100,7 +99,7 @@ class Shared:
         """
         names = {info.name for info in source.paged}
         finds = _Finds(workers, jobs, dict, lambda _task: silent)
-        for task, tensors, seconds in self._each("sums", self.sums, names, finds):
+        for task, tensors, seconds in self._each("sums", self.calibration_id, names, finds):
             if seconds is not None:
                 self.seconds[task] = seconds
             yield task, tensors

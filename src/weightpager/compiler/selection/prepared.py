@@ -30,7 +30,8 @@ class Trained:
         dense: its score, by task.
         shared: what other compiles have found out about it.
         moves: whether it may be reordered, which a base bundle forbids.
-        sums: bytes that the sums of one task's calibration may take while they grow; None for all that they take.
+        calibration_bytes: bytes that the sums of one task's calibration may take while they grow; None for all that
+            they take.
     """
 
     source: Source
@@ -38,7 +39,7 @@ class Trained:
     dense: Mapping[str, Score]
     shared: Shared
     moves: bool = True
-    sums: int | None = None
+    calibration_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ whole block. Many squares are also too small for float32's exponents, which make
 
 
 def calibrate(
-    source: Source, task: str, batches: Sequence[Batch], room: int | None = None, progress: Steps = silent
+    source: Source, task: str, batches: Sequence[Batch], calibration_bytes: int | None = None, progress: Steps = silent
 ) -> Calibration:
     """Pass over the batches; nothing is kept per token. The model is left as it was found.
 
@@ -41,15 +41,15 @@ def calibrate(
         source: the dense model.
         task: of its tasks.
         batches: of the task's data.
-        room: bytes that sums may take while they grow: with less than all of them take, each pass makes those of some
-            layers. What comes out is the same. None makes all in one pass.
+        calibration_bytes: bytes that sums may take while they grow: with less than all of them take, each pass makes
+            those of some layers. What comes out is the same. None makes all in one pass.
         progress: told (batches done, batches in all).
 
     Raises:
         CompileError: a loss isn't finite, or the storage refused what is held on it.
     """
     found: Calibration = {}
-    passes = _passes(source.paged, room)
+    passes = _passes(source.paged, calibration_bytes)
     for number, infos in enumerate(passes):
 
         def told(done: int, total: int, before: int = number) -> None:
@@ -61,16 +61,16 @@ def calibrate(
     return found
 
 
-def _passes(paged: Sequence[PagedWeightInfo], room: int | None) -> list[list[PagedWeightInfo]]:
+def _passes(paged: Sequence[PagedWeightInfo], calibration_bytes: int | None) -> list[list[PagedWeightInfo]]:
     """Weights in turn, as many together as have room; at least one."""
-    if room is None:
+    if calibration_bytes is None:
         return [list(paged)]
     passes: list[list[PagedWeightInfo]] = []
     left = 0
     for info in paged:
         if not passes or info.elements * _BYTES > left:
             passes.append([])
-            left = room
+            left = calibration_bytes
         passes[-1].append(info)
         left -= info.elements * _BYTES
     return passes
