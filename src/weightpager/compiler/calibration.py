@@ -42,7 +42,7 @@ def calibrated(found: Trained, run: CompileRun) -> Prepared:
     if reached is not None:
         saliency, permutations = _restored(reached.tensors)
         apply(source.models, permutations)
-    elif found.moves and moves(source):
+    elif found.may_reorder and wants_reorder(source):
         saliency, permutations = _reorder(found, run)
     else:
         permutations = NOTHING_MOVED
@@ -82,7 +82,7 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
     return evenness
 
 
-def moves(source: Source) -> bool:
+def wants_reorder(source: Source) -> bool:
     """Whether the model is reordered; one whose tasks have weights of their own, or keep whole experts, isn't."""
     return source.task_file.reorder and not source.versions and not keeps_whole_experts(source)
 

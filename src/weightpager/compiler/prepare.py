@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.calibration import calibrated, moves
+from weightpager.compiler.calibration import calibrated, wants_reorder
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.splits import load as load_splits
 from weightpager.compiler.estimates.memory import Bound
@@ -77,7 +77,7 @@ def trained(
     with run.stage("load"):
         before = resident_memory() or 0
         source, data = _load(task_file, run, base)
-        bound = check_memory(source, adds=adds, moves=not adds and moves(source))
+        bound = check_memory(source, adds=adds, reorders=not adds and wants_reorder(source))
         _tell(bound, before, run)
         check_storage(source, run.journal.folder, shared.cache, base, scratch=bound.on_disk)
         _announce(source, data, run, adds=adds)
@@ -87,7 +87,7 @@ def trained(
     with run.stage("measure dense"):
         jobs = {name: partial(score_alone, source.alone(name), name, of) for name, of in data.items()}
         dense = shared.scores(source, jobs, run.workers_on(source), run.progress)
-    return Trained(source, data, dense, shared, moves=not adds, calibration_bytes=bound.calibration_bytes)
+    return Trained(source, data, dense, shared, may_reorder=not adds, calibration_bytes=bound.calibration_bytes)
 
 
 def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[Source, dict[str, TaskData]]:
@@ -122,7 +122,7 @@ def _train(source: Source, data: Mapping[str, TaskData], journal: Journal, run: 
 
 def _place(source: Source, run: CompileRun, adds: bool) -> Scratch:
     folder = None if adds else run.journal.folder
-    return choose_scratch(source, folder, read_memory().usable_bytes, moves=not adds and moves(source))
+    return choose_scratch(source, folder, read_memory().usable_bytes, reorders=not adds and wants_reorder(source))
 
 
 def _tell_where(source: Source, run: CompileRun) -> None:

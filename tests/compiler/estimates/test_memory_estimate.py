@@ -33,7 +33,7 @@ def load(folder: Path, **changes: Any) -> Source:
 
 def check(source: Source, available: int | None) -> None:
     check_training(source, available)
-    check_stages(source, available, moves=source.task_file.reorder)
+    check_stages(source, available, reorders=source.task_file.reorder)
 
 
 @pytest.mark.slow
@@ -88,37 +88,37 @@ def test_a_mixture_of_experts_is_not_sent_to_closed_form(tmp_path: Path) -> None
 def test_reordering_counts_what_all_tasks_hold_at_once(tmp_path: Path) -> None:
     source = load(tmp_path)
     tasks, sums = len(source.task_file.tasks), source.paged_bytes
-    stages = [bound(source, None, moves=moves, on_disk=False).stages for moves in (True, False)]
+    stages = [bound(source, None, reorders=reorders, on_disk=False).stages for reorders in (True, False)]
     assert stages[0]["calibrate"] - stages[1]["calibrate"] == sums * (tasks - 1)
     assert "reorder" not in stages[1]
     enough = max(stages[0].values()) - source.parameter_bytes  # which are in memory already
-    check_stages(source, enough, moves=True)
+    check_stages(source, enough, reorders=True)
     with pytest.raises(CompileError, match="expected what fits into .* free memory, found"):
-        check_stages(source, enough - 1, moves=True)
-    check_stages(source, enough - 1, moves=False)
+        check_stages(source, enough - 1, reorders=True)
+    check_stages(source, enough - 1, reorders=False)
 
 
 def test_on_disk_only_what_is_worked_with_counts(tmp_path: Path) -> None:
     source = load(tmp_path, recover={"method": "closed-form"}, dtype="bfloat16")
-    whole, here = (bound(source, 1 << 20, moves=True, on_disk=on_disk) for on_disk in (False, True))
+    whole, here = (bound(source, 1 << 20, reorders=True, on_disk=on_disk) for on_disk in (False, True))
     assert whole.on_disk == 0
     assert here.on_disk == source.parameter_bytes + (len(source.models) + 1) * source.paged_bytes
     assert whole.stages.keys() == here.stages.keys()
     assert all(whole.stages[stage] - here.stages[stage] >= source.parameter_bytes for stage in whole.stages)
     assert here.calibration_bytes == source.paged_bytes // 8 < whole.calibration_bytes == source.paged_bytes
     # With more memory, sums of more weights grow at a time.
-    assert bound(source, 1 << 40, moves=True, on_disk=True).calibration_bytes == source.paged_bytes
+    assert bound(source, 1 << 40, reorders=True, on_disk=True).calibration_bytes == source.paged_bytes
 
 
 def test_a_model_goes_to_disk_where_it_does_not_fit_and_nothing_is_trained(tmp_path: Path) -> None:
     frozen = sources.load(task_file.from_dict(tiny.writer(tmp_path, recover={"method": "none"})))
-    most = bound(frozen, None, moves=True, on_disk=False).most[1]
-    assert choose_scratch(frozen, tmp_path, most, moves=True).folder is None
-    assert choose_scratch(frozen, tmp_path, most - 1, moves=True).folder == tmp_path
-    assert choose_scratch(frozen, None, most - 1, moves=True).folder is None
-    assert choose_scratch(frozen, tmp_path, None, moves=True).folder is None
+    most = bound(frozen, None, reorders=True, on_disk=False).most[1]
+    assert choose_scratch(frozen, tmp_path, most, reorders=True).folder is None
+    assert choose_scratch(frozen, tmp_path, most - 1, reorders=True).folder == tmp_path
+    assert choose_scratch(frozen, None, most - 1, reorders=True).folder is None
+    assert choose_scratch(frozen, tmp_path, None, reorders=True).folder is None
     trained = load(tmp_path)
-    assert choose_scratch(trained, tmp_path, 1, moves=True).folder is None
+    assert choose_scratch(trained, tmp_path, 1, reorders=True).folder is None
 
 
 def test_feedback_of_rounding_counts_its_hessian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_feedback_of_rounding_counts_its_hessian(tmp_path: Path, monkeypatch: py
 
     def needed(dtype: str) -> int:
         content = tiny.writer(tmp_path, dtype=dtype, recover={"method": "closed-form"})
-        return bound(sources.load(task_file.from_dict(content)), None, moves=False, on_disk=True).stages["recover"]
+        return bound(sources.load(task_file.from_dict(content)), None, reorders=False, on_disk=True).stages["recover"]
 
     assert needed("int4") >= 1000 * 96**2 > needed("int8")  # the widest layer has 96 inputs
 
@@ -202,7 +202,7 @@ def test_prompts_that_are_answered_count_their_caches(tmp_path: Path) -> None:
     def stages(most: int) -> Mapping[str, int]:
         content = tiny.clerk(tmp_path, compare="dense")
         content["tasks"] = {name: {**task, "max_new_tokens": most} for name, task in content["tasks"].items()}
-        return bound(sources.load(task_file.from_dict(content)), None, moves=False, on_disk=True).stages
+        return bound(sources.load(task_file.from_dict(content)), None, reorders=False, on_disk=True).stages
 
     few, more, most = (stages(tokens) for tokens in (4, 14, 500))
     cached = 2 * 2 * 2 * 16 * 4  # a token's keys and values: 2 layers, 2 heads of 16 numbers, in float32
@@ -224,7 +224,7 @@ def test_windows_of_a_language_model_are_measured_few_at_a_time(tmp_path: Path) 
     for batch in (1000, 2048 // 16, 1):
         calibration = {"max_length": 64, "batch": batch}  # its tasks' windows have 16 tokens
         source = sources.load(task_file.from_dict(tiny.writer(tmp_path, calibration=calibration)))
-        found.append(bound(source, None, moves=False, on_disk=True).stages["calibrate"])
+        found.append(bound(source, None, reorders=False, on_disk=True).stages["calibrate"])
     assert found[0] == found[1] > found[2]
 
 

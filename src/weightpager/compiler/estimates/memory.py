@@ -32,18 +32,18 @@ class Bound:
         return max(self.stages.items(), key=lambda item: item[1])
 
 
-def bound(source: Source, available: int | None, *, moves: bool, on_disk: bool, adds: bool = False) -> Bound:
+def bound(source: Source, available: int | None, *, reorders: bool, on_disk: bool, adds: bool = False) -> Bound:
     """What a compile will take.
 
     Args:
         source: the dense model.
         available: bytes that it may take, the model's included where that is in memory; None if unknown.
-        moves: whether the model will be reordered.
+        reorders: whether the model will be reordered.
         on_disk: whether the model lies in the scratch.
         adds: whether tasks are added to a bundle.
     """
     calibration_bytes = source.paged_bytes
-    stages = Stages(source, moves, adds, on_disk, calibration_bytes)
+    stages = Stages(source, reorders, adds, on_disk, calibration_bytes)
     if on_disk and available is not None:
         calibration_bytes = _room(calibration_bytes, available - stages.gradients)
         stages = replace(stages, calibration_bytes=calibration_bytes)

@@ -29,29 +29,29 @@ _ADVICE = {
 }
 
 
-def choose_scratch(source: Source, folder: Path | None, available: int | None, *, moves: bool) -> Scratch:
+def choose_scratch(source: Source, folder: Path | None, available: int | None, *, reorders: bool) -> Scratch:
     """Where a compile holds its model: in memory, unless it doesn't fit there and nothing is trained.
 
     Args:
         source: the dense model, whose values aren't in memory yet.
         folder: for files; None if there may be none.
         available: bytes that it may take; None if unknown.
-        moves: whether the model will be reordered.
+        reorders: whether the model will be reordered.
     """
     file = source.task_file
     if folder is None or available is None or file.trained_tasks or file.recover.method == "finetune":
         return IN_MEMORY
-    fits = bound(source, available, moves=moves, on_disk=False).most[1] <= available
+    fits = bound(source, available, reorders=reorders, on_disk=False).most[1] <= available
     return IN_MEMORY if fits else Scratch(folder)
 
 
-def check_memory(source: Source, *, adds: bool, moves: bool) -> Bound:
+def check_memory(source: Source, *, adds: bool, reorders: bool) -> Bound:
     """Refuse a compile that can't fit into the memory that is free; a GPU's isn't known.
 
     Args:
         source: the dense model.
         adds: whether tasks are added to a bundle, whose values stay.
-        moves: whether the model will be reordered.
+        reorders: whether the model will be reordered.
 
     Returns:
         What it will take.
@@ -62,7 +62,7 @@ def check_memory(source: Source, *, adds: bool, moves: bool) -> Bound:
     available = read_memory().usable_bytes
     if training_device().type == "cpu":
         check_training(source, available, adds=adds)
-    return check_stages(source, available, moves=moves, adds=adds)
+    return check_stages(source, available, reorders=reorders, adds=adds)
 
 
 def check_training(source: Source, available: int | None, *, adds: bool = False) -> None:
@@ -91,13 +91,13 @@ def _otherwise(source: Source, adds: bool) -> str:
     return "set recover: closed-form, or none, which take less"
 
 
-def check_stages(source: Source, available: int | None, *, moves: bool, adds: bool = False) -> Bound:
+def check_stages(source: Source, available: int | None, *, reorders: bool, adds: bool = False) -> Bound:
     """Refuse a compile of which some stage can't fit, training apart.
 
     Args:
         source: the dense model.
         available: bytes that it may take beside the model where that is in memory; None checks nothing.
-        moves: whether the model will be reordered.
+        reorders: whether the model will be reordered.
         adds: whether tasks are added to a bundle.
 
     Raises:
@@ -108,7 +108,7 @@ def check_stages(source: Source, available: int | None, *, moves: bool, adds: bo
         available += source.parameter_bytes
 
     def bound_of(other: Source) -> Bound:
-        return bound(other, available, moves=moves, on_disk=on_disk, adds=adds)
+        return bound(other, available, reorders=reorders, on_disk=on_disk, adds=adds)
 
     memory_bound = bound_of(source)
     for stage, needed in memory_bound.stages.items():

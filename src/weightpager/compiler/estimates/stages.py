@@ -51,14 +51,14 @@ class Stages:
 
     Attributes:
         source: the dense model.
-        moves: whether it will be reordered.
+        reorders: whether it will be reordered.
         adds: whether tasks are added to a bundle, in a copy of the model.
         on_disk: whether the model lies in the scratch.
         calibration_bytes: bytes that sums of one task's calibration may take while they grow.
     """
 
     source: Source
-    moves: bool
+    reorders: bool
     adds: bool
     on_disk: bool
     calibration_bytes: int
@@ -80,9 +80,9 @@ class Stages:
         caches = max(key_value_bytes(source, task, EVAL_BATCH) for task in source.models)
         yield "load", self._largest
         yield "measure dense", caches + answers + self._most(forward_bytes, EVAL_BATCH)
-        waiting = self._held(len(source.models) * paged) if self.moves else 0
+        waiting = self._held(len(source.models) * paged) if self.reorders else 0
         yield "calibrate", max(0, waiting - paged) + self.calibration_bytes + self.gradients
-        if self.moves:
+        if self.reorders:
             yield "reorder", waiting + max(self._reordered, self._largest, 2 * few + self._held(4 * few))
         placed = _PLACED_BYTES * len(source.models) * sum(info.grid.count for info in source.paged)
         yield "floors", self._held(paged) + self._widest + placed + 2 * few

@@ -29,7 +29,7 @@ class Trained:
         data: of each task.
         dense: its score, by task.
         shared: what other compiles have found out about it.
-        moves: whether it may be reordered, which a base bundle forbids.
+        may_reorder: whether it may be reordered, which a base bundle forbids.
         calibration_bytes: bytes that the sums of one task's calibration may take while they grow; None for all that
             they take.
     """
@@ -38,7 +38,7 @@ class Trained:
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
     shared: Shared
-    moves: bool = True
+    may_reorder: bool = True
     calibration_bytes: int | None = None
 
 
