@@ -27,7 +27,7 @@ import weightpager as wp
 from benchmarks import provenance, row_file
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, REPORT
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.compiler.resume.workers import IN_TURN, Done, Job, Key, Value, Workers
+from weightpager.compiler.resume.workers import Done, Job, Key, LocalWorkers, Value, Workers
 from weightpager.config import cache_dir
 from weightpager.lab.samples.models import minilm
 from weightpager.lab.samples.tasks import prepare
@@ -94,7 +94,7 @@ def main(
         "compare": "dense",
         "tasks": {sample.name: sample.entry() for sample in samples},
     }
-    rows = [_row("serial", content, IN_TURN, 1)]
+    rows = [_row("serial", content, LocalWorkers(), 1)]
     typer.echo(_line(rows[0]))
     with _cluster() as workers:
         rows.append(_row("ray", content, workers, WORKERS))

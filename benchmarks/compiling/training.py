@@ -31,7 +31,7 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.prepare import trained
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.rounding import Rounding
-from weightpager.compiler.recovery.training_loop import in_turn
+from weightpager.compiler.recovery.training_loop import alternating_batches
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.prepared import Trained
@@ -133,7 +133,7 @@ def _pairs(lesson: Lesson, rounds: int) -> Iterator[_Pair]:
         lambda task, batch: lesson.error(task, batch, rounding),
         lambda task, batch: lesson.error_of(task, products.logits(task, batch), batch),
     ]
-    turns = in_turn(lesson.data, tasks, lesson.spec.batch, lesson.spec.seed)
+    turns = alternating_batches(lesson.data, tasks, lesson.spec.batch, lesson.spec.seed)
     for number, (task, batch) in enumerate(islice(turns, (WARM + rounds) * len(tasks))):
         order = (0, 1) if number % 2 else (1, 0)
         found = {way: _step(lesson, ways[way], task, batch) for way in order}

@@ -27,7 +27,7 @@ from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, journal_folder
-from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.prepared import Prepared
@@ -47,7 +47,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     force: bool = False,
     cache: bool = True,
     progress: Progress = silent,
-    workers: Workers = IN_TURN,
+    workers: Workers = LOCAL,
 ) -> Bundle:
     """Compile a model and its tasks into a bundle.
 

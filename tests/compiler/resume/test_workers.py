@@ -18,7 +18,7 @@ from same_bundle import assert_same
 from weightpager.compiler.recovery import private_blocks
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import IN_TURN, Done, Job, Key, Value
+from weightpager.compiler.resume.workers import LOCAL, Done, Job, Key, Value
 from weightpager.compiler.training import device
 from weightpager.compiler.training.arithmetic import Arithmetic
 from weightpager.errors import CompileError
@@ -65,7 +65,7 @@ def refused(_told: Steps) -> int:
 def test_jobs_are_done_in_turn_each_when_it_is_asked_for() -> None:
     told: list[tuple[str, int]] = []
     jobs = {"a": partial(doubled, 1), "b": refused, "c": partial(doubled, 3)}
-    found = IN_TURN.each(jobs, lambda key: lambda done, _total: told.append((key, done)), 1)
+    found = LOCAL.each(jobs, lambda key: lambda done, _total: told.append((key, done)), 1)
     assert told == []
     first = next(found)
     assert (first.key, first.value, told) == ("a", 2, [("a", 1)])
@@ -73,7 +73,7 @@ def test_jobs_are_done_in_turn_each_when_it_is_asked_for() -> None:
     with pytest.raises(CompileError, match=r"tasks\.b: no"):
         next(found)
     assert told == [("a", 1)]
-    assert list(IN_TURN.each({}, lambda _key: silent, 1)) == []
+    assert list(LOCAL.each({}, lambda _key: silent, 1)) == []
 
 
 def test_nothing_is_held_of_a_job_that_has_ended() -> None:
@@ -90,7 +90,7 @@ def test_nothing_is_held_of_a_job_that_has_ended() -> None:
         assert deleted == list(range(number))
         return Large(number)
 
-    for done in IN_TURN.each({number: partial(made, number) for number in range(3)}, lambda _key: silent, 1):
+    for done in LOCAL.each({number: partial(made, number) for number in range(3)}, lambda _key: silent, 1):
         assert done.value.number == done.key
         del done
 

@@ -111,9 +111,9 @@ def compile_(
 def _workers(ray: str | None) -> AbstractContextManager[Workers]:
     """Who does what is done for each task by itself: this process, or a cluster at an address."""
     if ray is None:
-        from weightpager.compiler.resume.workers import IN_TURN
+        from weightpager.compiler.resume.workers import LOCAL
 
-        return nullcontext(IN_TURN)
+        return nullcontext(LOCAL)
     with extra("ray"):
         from weightpager.ray.compiling.on_ray import on_ray
     return on_ray(ray)

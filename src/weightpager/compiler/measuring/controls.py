@@ -25,7 +25,7 @@ from weightpager.compiler.recovery.low_rank import dense_part
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.train import dense_error, groups
-from weightpager.compiler.recovery.training_loop import Training, in_turn
+from weightpager.compiler.recovery.training_loop import Training, alternating_batches
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.shared import COPIES
@@ -164,7 +164,8 @@ def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, pr
     spec, steps = dense.task_file.recover, dense.task_file.recovery_steps
     longer = replace(dense, models=copy.deepcopy(dense.models))
     tasks = list(longer.models)
-    turns, validation = in_turn(data, tasks, spec.batch, spec.seed), validation_of(data, tasks, spec.patience)
+    turns = alternating_batches(data, tasks, spec.batch, spec.seed)
+    validation = validation_of(data, tasks, spec.patience)
     with placed(longer.models.values(), training_device()):
         rates = groups(longer, tasks, spec)
         training = Training(rates, turns, dense_error(longer, data), steps, validation)

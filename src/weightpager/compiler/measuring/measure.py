@@ -17,7 +17,7 @@ from weightpager.answers.score import Score
 from weightpager.bundle import Bundle
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.errors import CompileError
@@ -47,9 +47,7 @@ class Written:
     backend: str
 
 
-def measure_written(
-    root: Path, data: Mapping[str, TaskData], progress: Progress, workers: Workers = IN_TURN
-) -> Written:
+def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress, workers: Workers = LOCAL) -> Written:
     """Open a bundle as a device does, and measure its tasks.
 
     Raises:

@@ -19,7 +19,7 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.train import groups
-from weightpager.compiler.recovery.training_loop import Training, in_turn
+from weightpager.compiler.recovery.training_loop import Training, alternating_batches
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.compiler.training.device import placed, training_device
@@ -97,7 +97,7 @@ def resumes(lesson: Lesson, journal: Journal) -> bool:
 
 def _training(lesson: Lesson) -> Training:
     tasks, spec = list(lesson.sparse.models), lesson.spec
-    turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
+    turns = alternating_batches(lesson.data, tasks, spec.batch, spec.seed)
     validation = validation_of(lesson.data, tasks, spec.patience)
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
     rounding = Rounding.of(lesson.sparse, shared, spec.steps, checked=validation is not None)

@@ -20,9 +20,9 @@ from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
-from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, in_turn
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, alternating_batches
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks
@@ -74,7 +74,7 @@ def train_own(
     stage: str,
     journal: Journal,
     progress: Steps,
-    workers: Workers = IN_TURN,
+    workers: Workers = LOCAL,
 ) -> None:
     """Train the own parameters of the tasks that are trained, in place.
 
@@ -142,7 +142,7 @@ def _train(of: _OwnTraining, journal: Journal, progress: Steps) -> State:
         return loss(logits_with(source.models[task], frozen, batch, data.kind), batch.labels, data.kind)
 
     groups = [ParameterGroup(trainable, settings.head_learning_rate)]
-    turns = in_turn({task: data}, [task], settings.batch, settings.seed)
+    turns = alternating_batches({task: data}, [task], settings.batch, settings.seed)
     with requiring_gradients(source.models[task], list(trainable.values())):
         training = Training(groups, turns, error, of.schedule.own_steps, schedule=of.schedule)
         training.run(journal, of.stage, progress)

@@ -29,9 +29,9 @@ from weightpager.compiler.recovery.own_parameters import own_parameters, untie_o
 from weightpager.compiler.recovery.own_products import OwnProducts
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
-from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, alternating_batches
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
@@ -72,7 +72,7 @@ def choose(lesson: Lesson) -> dict[str, Chosen]:
 
 
 def train_private(
-    lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal, progress: Steps, workers: Workers = IN_TURN
+    lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal, progress: Steps, workers: Workers = LOCAL
 ) -> TaskWeights:
     """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
 
@@ -94,7 +94,7 @@ def train_private(
     steps = lesson.spec.private_steps
     trainings = {task: TaskTraining(_stage(task), steps, partial(_train, of), _COPIES) for task, of in lessons.items()}
     if training_device().type != "cpu":
-        workers = IN_TURN  # the models are on this process's GPU
+        workers = LOCAL  # the models are on this process's GPU
     for done in each_trained(trainings, journal, progress, workers):
         private[done.key], low_rank[done.key] = lessons[done.key].taken(done.value)
         del done  # a copy of all paged weights
@@ -237,7 +237,7 @@ def _training(learns: TaskLesson, learnt: _Learnt) -> Training:
 
     return Training(
         groups=learnt.groups(spec),
-        turns=in_turn(lesson.data, [task], spec.batch, spec.seed + 1),
+        turns=alternating_batches(lesson.data, [task], spec.batch, spec.seed + 1),
         error=error,
         steps=spec.private_steps,
         validation=validation,
@@ -269,7 +269,7 @@ def _pulls(lesson: Lesson, task: str, errors: Callable[[str, Batch], Tensor]) ->
     sparse = lesson.sparse
     weights = {info.name: sparse.linear(task, info.name).weight for info in sparse.paged}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
-    turns = in_turn(lesson.data, [task], lesson.spec.batch, lesson.spec.seed + 2)
+    turns = alternating_batches(lesson.data, [task], lesson.spec.batch, lesson.spec.seed + 2)
     for _, batch in islice(turns, _BATCHES):
         error = errors(task, batch.to(sparse.models[task].device))
         gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)

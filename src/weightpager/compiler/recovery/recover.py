@@ -16,7 +16,7 @@ from weightpager.compiler.recovery.layer_stream import check_layers
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
 from weightpager.nn import mixtures
@@ -30,7 +30,7 @@ def recover(
     masks: Masks,
     journal: Journal,
     progress: Progress,
-    workers: Workers = IN_TURN,
+    workers: Workers = LOCAL,
 ) -> TaskWeights:
     """Win back accuracy that dropping blocks cost, as the task file's ``recover`` says. The dense model stays.
 

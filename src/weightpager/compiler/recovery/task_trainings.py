@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import IN_TURN, Done, Workers
+from weightpager.compiler.resume.workers import LOCAL, Done, Workers
 from weightpager.progress import Steps
 
 State = Mapping[str, Tensor]
@@ -50,7 +50,7 @@ def each_trained(
     told, copies = _Sum(trainings, progress), max((of.copies for of in trainings.values()), default=1)
     here = [task for task, of in trainings.items() if workers.here or journal.knows(of.stage)]
     jobs = {task: partial(trainings[task].train, journal) for task in here}
-    for done in (workers if workers.here else IN_TURN).each(jobs, told.of, copies):
+    for done in (workers if workers.here else LOCAL).each(jobs, told.of, copies):
         told.ended(done.key)
         yield done
         del done  # a copy of what was trained

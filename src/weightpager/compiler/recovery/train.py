@@ -11,7 +11,7 @@ from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
-from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, alternating_batches
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
 from weightpager.compiler.training.device import placed, training_device
@@ -45,7 +45,7 @@ def train(
         both = "the model brings a head for these classes, and both are trained on"
         _log.warning("tasks.%s: %s; 'head: %s' keeps them as they are", name, both, source.path)
 
-    turns = in_turn(data, tasks, settings.batch, settings.seed)
+    turns = alternating_batches(data, tasks, settings.batch, settings.seed)
     with placed((source.models[task] for task in tasks), training_device()):
         training = Training(groups(source, tasks, settings), turns, dense_error(source, data), settings.steps)
         training.run(journal or Journal.none(), "train", progress)

@@ -22,7 +22,9 @@ _RISE = 0.1  # of the steps
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def in_turn(data: Mapping[str, TaskData], tasks: Sequence[str], size: int, seed: int) -> Iterator[tuple[str, Batch]]:
+def alternating_batches(
+    data: Mapping[str, TaskData], tasks: Sequence[str], size: int, seed: int
+) -> Iterator[tuple[str, Batch]]:
     """Training batches of the tasks in turn, without end."""
     batches = {task: data[task].shuffled(size, seed) for task in tasks}
     while True:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.machine.process_memory import forget_peak, give_back, peak_memory
 from weightpager.progress import Progress, silent
 
@@ -35,11 +35,11 @@ class CompileRun:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
     memory_bound: dict[str, int] = field(default_factory=dict)
-    workers: Workers = IN_TURN
+    workers: Workers = LOCAL
 
     def workers_on(self, source: Source) -> Workers:
         """Who works on a source's tasks. What lies in files of this machine, for want of memory, is worked on here."""
-        return self.workers if source.scratch.folder is None else IN_TURN
+        return self.workers if source.scratch.folder is None else LOCAL
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -57,7 +57,7 @@ class Workers(Protocol):
         """
 
 
-class InTurn:
+class LocalWorkers:
     """Does jobs in this process, in their order."""
 
     here = True
@@ -74,4 +74,4 @@ class InTurn:
             yield Done(key, job(told(key)), time.perf_counter() - start)
 
 
-IN_TURN = InTurn()
+LOCAL = LocalWorkers()
