@@ -35,7 +35,7 @@ from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.private_blocks import train_private
 from weightpager.compiler.reorder.apply import apply
 from weightpager.compiler.repack import repack
-from weightpager.compiler.selection.placement import place
+from weightpager.compiler.selection.placement import place_new_tasks
 from weightpager.compiler.task_file import from_dict
 from weightpager.errors import CompileError, ConfigError, UnknownTaskError
 
@@ -196,9 +196,9 @@ def test_blocks_that_the_base_has_in_another_version_count_as_absent(
 
     def placed(saliency: np.ndarray, fixed: np.ndarray, *others: Any) -> np.ndarray:
         seen.append(fixed)
-        return place(saliency, fixed, *others)
+        return place_new_tasks(saliency, fixed, *others)
 
-    monkeypatch.setattr("weightpager.compiler.growth.grow.place", placed)
+    monkeypatch.setattr("weightpager.compiler.growth.grow.place_new_tasks", placed)
     wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=private_bundle)
     base = BaseBundle.open(private_bundle)
     (fixed,) = seen
@@ -390,7 +390,7 @@ def test_one_new_tasks_choice_is_the_best(sizes: list[int], old: int, strength: 
         return bool((kept >= floors(sizes, np.array([budget]))[:, 0]).all())
 
     problem = AlignmentProblem(saliency, np.array([budget]), rate, strength, sizes=tuple(sizes))
-    found = place(problem, fixed)[:, 0]
+    found = place_new_tasks(problem, fixed)[:, 0]
     assert found.sum() == budget
     assert above_floors(found)
     others = (np.isin(np.arange(blocks), chosen) for chosen in itertools.combinations(range(blocks), budget))
@@ -405,7 +405,7 @@ def test_a_new_task_keeps_something_of_every_weight(strength: float) -> None:
     fixed = np.zeros((450, 1), bool)
     fixed[:100] = True  # the old task has nothing of the weak weight either
     rate = drawn.random((3, 3))
-    found = place(AlignmentProblem(saliency, np.array([100, 60]), rate, strength, sizes=tuple(sizes)), fixed)
+    found = place_new_tasks(AlignmentProblem(saliency, np.array([100, 60]), rate, strength, sizes=tuple(sizes)), fixed)
     assert found.sum(0).tolist() == [100, 60]
     kept = np.stack([part.sum(0) for part in np.split(found, [100, 400])])
     assert (kept >= floors(sizes, np.array([100, 60]))).all()
@@ -416,7 +416,7 @@ def test_infinite_alignment_takes_what_is_there() -> None:
     fixed = np.array([[True], [False], [True], [False]])
     saliency = np.array([[0.1], [9.0], [0.2], [8.0]])
     rate = np.array([[0.0, 0.5], [0.5, 0.0]])
-    keep = place(AlignmentProblem(saliency, np.array([3]), rate, float("inf"), sizes=(4,)), fixed)
+    keep = place_new_tasks(AlignmentProblem(saliency, np.array([3]), rate, float("inf"), sizes=(4,)), fixed)
     assert keep[:, 0].tolist() == [True, True, True, False]
 
 

@@ -45,7 +45,7 @@ def read_held_out(
         raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
     columns = (entry.eval.text, entry.eval.label)
     items = items_reader(entry.kind, columns, reader, entry.classes, entry.max_length or 0)
-    where = place(entry.name, "eval", path)
+    where = split_label(entry.name, "eval", path)
     examples = items(path, where, entry.eval.items)
     for example in examples:
         if isinstance(example, Example):
@@ -86,7 +86,7 @@ def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]
     return images.fingerprint(path, where, *columns) if FORMS[kind].images else hashed(path, where)
 
 
-def place(name: str, split: str, path: Path) -> str:
+def split_label(name: str, split: str, path: Path) -> str:
     """A task's data, as errors speak of it."""
     return f"tasks.{name}.{split} ({path})"
 

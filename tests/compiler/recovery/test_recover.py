@@ -26,7 +26,7 @@ from weightpager.compiler.model.own_weights import SHARED
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery import private_blocks
 from weightpager.compiler.recovery.finetune import Lesson, finetune
-from weightpager.compiler.recovery.private_blocks import choose, train_private
+from weightpager.compiler.recovery.private_blocks import choose_private_blocks, train_private
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
@@ -184,7 +184,7 @@ def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
     finetune(lesson, QUIET, nothing)
     before = {task: TaskWeights(sparse).weight(task, sparse.paged[0]).clone() for task in masks.tasks}
     first = error(lesson)
-    chosen = choose(lesson)
+    chosen = choose_private_blocks(lesson)
     for number, task in enumerate(masks.tasks):
         kept = sum(int(masks.keep[info.name][:, number].sum()) for info in sparse.paged)
         assert sum(int(own.sum()) for own in chosen[task].values()) == int(0.2 * kept)
@@ -221,7 +221,7 @@ def test_a_task_that_moves_nothing_stays_as_it_is(tmp_path: Path, monkeypatch: p
     dense, data = load(tmp_path)
     masks, journal = masks_of(dense, 1.1), Journal(tmp_path / "journal", "one")
     lesson = Lesson(dense, copied(dense), masks, data, RecoverSpec(method="finetune", private_steps=2, batch=8))
-    weights = train_private(lesson, choose(lesson), journal, nothing)
+    weights = train_private(lesson, choose_private_blocks(lesson), journal, nothing)
     for info in dense.paged:
         assert (weights.versions(info) == SHARED).all()
         assert torch.equal(weights.weight("animal", info), dense.linear("animal", info.name).weight)

@@ -14,7 +14,7 @@ from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.training.logits import logits_with
-from weightpager.compiler.training.loss import aligned, loss, needed
+from weightpager.compiler.training.loss import aligned, counted_positions, loss
 
 KINDS: list[TaskKind] = ["text-generation", "language-modeling"]
 
@@ -61,14 +61,14 @@ def test_a_head_where_labels_count_gives_the_whole_ones_loss_and_gradients(famil
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_logits_give_the_same(kind: TaskKind) -> None:
     given, logits = batch(), torch.randn(2, 9, 16)
-    places = needed(given.labels, kind)
+    places = counted_positions(given.labels, kind)
     assert places is not None
     assert torch.equal(loss(logits, given.labels, kind), loss(logits[places], given.labels, kind))
 
 
 def test_classes_need_all_logits() -> None:
-    assert needed(torch.tensor([0, 1]), "text-classification") is None
-    assert needed(torch.tensor([[0, IGNORED]]), "token-classification") is None
+    assert counted_positions(torch.tensor([0, 1]), "text-classification") is None
+    assert counted_positions(torch.tensor([[0, IGNORED]]), "token-classification") is None
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "token-classification"])

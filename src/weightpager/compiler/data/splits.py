@@ -22,7 +22,7 @@ from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import EVAL_BATCH, Batches, batched
 from weightpager.task_data.completions import Asked
-from weightpager.task_data.held_out import Item, items_reader, place
+from weightpager.task_data.held_out import Item, items_reader, split_label
 from weightpager.task_data.rows import labels_of, read_rows
 
 _log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     Raises:
         CompileError: the file can't be used, or has fewer than two labels.
     """
-    where = place(name, "train", task.train)
+    where = split_label(name, "train", task.train)
     if task.takes_images:
         labels = {str(label): label for _, label in images.listed(task.train, where, *task.columns)}
     else:
@@ -144,7 +144,7 @@ def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length
     )
 
     def split(split: str, path: Path, items: int | None = None) -> tuple[Item, ...]:
-        return read(path, place(name, split, path), items)
+        return read(path, split_label(name, split, path), items)
 
     validation = split("validation", task.validation, task.items) if task.validation else None
     held_out = split("eval", task.eval, task.items)
@@ -180,7 +180,7 @@ def _warn(name: str, task: TaskSpec, data: TaskData) -> None:
         warnings.append(("validation", task.validation, doubts.of_held_out(data.train, data.validation)))
     for split, path, lines in warnings:
         for line in lines:
-            _log.warning("%s: %s", place(name, split, path), line)
+            _log.warning("%s: %s", split_label(name, split, path), line)
 
 
 def collate_texts(examples: Sequence[Any], pad: int) -> Batch:

@@ -20,11 +20,11 @@ from weightpager.compiler.measuring.report import common_fields
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.own_parameters import train_own
-from weightpager.compiler.recovery.private_blocks import choose, train_private
+from weightpager.compiler.recovery.private_blocks import choose_private_blocks, train_private
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.parts import parts, spread
-from weightpager.compiler.selection.placement import place
+from weightpager.compiler.selection.placement import place_new_tasks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Masks
 from weightpager.trace_file import read_trace
@@ -74,7 +74,8 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
     """The keep masks of all tasks, the new ones first."""
     task_file, paged = prepared.task_file, prepared.source.paged
     placements = [
-        (part, place(part.problem, part.gathered(base.shared))) for part in parts(prepared, transitions.switch_rate())
+        (part, place_new_tasks(part.problem, part.gathered(base.shared)))
+        for part in parts(prepared, transitions.switch_rate())
     ]
     placed = spread(paged, placements, len(task_file.tasks))
     masks = {name: np.concatenate([mask, base.keep[name]], axis=1) for name, mask in placed.items()}
@@ -93,7 +94,7 @@ def _recover(prepared: Prepared, masks: Masks, run: CompileRun) -> TaskWeights:
         lesson = Lesson(source, sparse, masks, prepared.data, each)
         with lesson.placed():
             told = partial(run.progress, "fine-tune")
-            return train_private(lesson, choose(lesson), run.journal, told, run.workers_on(source))
+            return train_private(lesson, choose_private_blocks(lesson), run.journal, told, run.workers_on(source))
     told = partial(run.progress, "train own parameters")
     train_own(sparse, prepared.data, masks, "own-sparse", run.journal, told, run.workers_on(source))
     return TaskWeights(sparse)

@@ -49,7 +49,7 @@ _BATCHES = 8
 """Batches over which a task's gradient is averaged: enough to tell a pull from noise."""
 
 
-def choose(lesson: Lesson) -> dict[str, Chosen]:
+def choose_private_blocks(lesson: Lesson) -> dict[str, Chosen]:
     """The blocks of each task that get values of its own: of those that it keeps, a share that it pulls hardest."""
     sparse, masks = lesson.sparse, lesson.masks
     if not lesson.spec.private_blocks:
@@ -80,7 +80,7 @@ def train_private(
 
     Args:
         lesson: after joint training.
-        chosen: by `choose`.
+        chosen: by `choose_private_blocks`.
         journal: where the training stands.
         progress: told (steps done, steps in all).
         workers: train the tasks; no task's training sees what another's changes.

@@ -13,7 +13,7 @@ from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.layer_stream import check_layers
-from weightpager.compiler.recovery.private_blocks import choose, train_private
+from weightpager.compiler.recovery.private_blocks import choose_private_blocks, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import LOCAL, Workers
@@ -58,7 +58,9 @@ def recover(
     if not spec.trains_alone:
         return TaskWeights(sparse)
     with lesson.placed():
-        return train_private(lesson, choose(lesson), journal, partial(progress, "private blocks"), workers)
+        return train_private(
+            lesson, choose_private_blocks(lesson), journal, partial(progress, "private blocks"), workers
+        )
 
 
 def check_refit(source: Source, data: Mapping[str, TaskData]) -> None:

@@ -50,14 +50,14 @@ def reorder(
     if not known:
         _log.warning("%s: its tensors are not in the table of permutable dimensions; not reordered", source.path)
         return NOTHING_MOVED
-    permutations = choose(source, known, calibrations, densities)
+    permutations = choose_permutations(source, known, calibrations, densities)
     if not _keeps_answers(source, permutations, probes):
         _log.warning("%s: permuted, it gives other answers; not reordered", source.path)
         return NOTHING_MOVED
     return permutations
 
 
-def choose(
+def choose_permutations(
     source: Source,
     known: Sequence[Dimension],
     calibrations: Mapping[str, Calibration],

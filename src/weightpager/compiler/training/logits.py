@@ -15,7 +15,7 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.training.attention import attention
 from weightpager.compiler.training.device import autocast
-from weightpager.compiler.training.loss import needed
+from weightpager.compiler.training.loss import counted_positions
 from weightpager.compiler.training.masks import Masks, Rounded
 
 
@@ -32,7 +32,7 @@ def masked_logits(
 
 def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], batch: Batch, kind: TaskKind) -> Tensor:
     """A module's logits with some of its parameters replaced, for `loss`: where texts are written, of what counts."""
-    places = needed(batch.labels, kind)
+    places = counted_positions(batch.labels, kind)
     head = None if places is None else model.get_output_embeddings()
     with autocast(model.device), attention(model.device, batch.tokens), _only_at(places, head):
         return cast(Tensor, functional_call(model, weights, kwargs=dict(batch.inputs)).logits)

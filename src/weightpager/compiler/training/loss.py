@@ -75,7 +75,7 @@ def aligned(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, Ten
     """Logits ``[N, C]`` and labels ``[N]`` that belong together; where texts are written, those that count alone.
 
     Args:
-        logits: [texts, classes] or [texts, tokens, classes]; or ``[N, C]`` of the positions that `needed` names.
+        logits: [texts, classes] or [texts, tokens, classes]; or ``[N, C]``, those of the `counted_positions` alone.
         labels: [texts] or [texts, tokens].
         kind: of the task.
     """
@@ -86,7 +86,7 @@ def aligned(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, Ten
     return (logits if logits.ndim == 2 else logits[counted]), following[counted]
 
 
-def needed(labels: Tensor, kind: TaskKind) -> Tensor | None:
+def counted_positions(labels: Tensor, kind: TaskKind) -> Tensor | None:
     """Bool [texts, tokens]: the positions whose logits the loss looks at; None for all of them.
 
     A vocabulary's logits are most of a small decoder's work, and most tokens of a prompt with its answer need none.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from weightpager.compiler.data import classes
 from weightpager.compiler.data.tokens import TransformersTokens, reader_of
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.task_data.held_out import items_reader, place
+from weightpager.task_data.held_out import items_reader, split_label
 from weightpager.task_data.texts import Example
 
 Split = Literal["train", "eval"]
@@ -31,5 +31,5 @@ def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> 
     known = classes(name, task) if task.labelled else ()
     read = items_reader(task.kind, task.columns, reader, known, task_file.max_length_of(name))
     path = task.train if split == "train" else task.eval
-    items = read(path, place(name, split, path), task.items if split == "eval" else None)
+    items = read(path, split_label(name, split, path), task.items if split == "eval" else None)
     return [item.tokens for item in items if isinstance(item, Example)]
