@@ -31,7 +31,7 @@ from weightpager.compiler.resume.workers import Done, Job, Key, LocalWorkers, Va
 from weightpager.config import cache_dir
 from weightpager.lab.samples.models import minilm
 from weightpager.lab.samples.tasks import prepare
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 from weightpager.ray.cluster import AUTO, LOCAL, cluster
 from weightpager.ray.compiling.on_ray import on_ray
 
@@ -127,7 +127,7 @@ class _Timed:
         return self._workers.here
 
     def each(
-        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
+        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], StepProgress], copies: int
     ) -> Iterator[Done[Key, Value]]:
         """See `Workers.each`; what the compile does with a job's value isn't counted."""
         found = self._workers.each(jobs, told, copies)

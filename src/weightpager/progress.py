@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 Progress = Callable[[str, int, int], None]
-"""Told (stage, steps done, steps in all). ``partial(progress, stage)`` is the `Steps` of one stage."""
+"""Told (stage, steps done, steps in all). ``partial(progress, stage)`` is the `StepProgress` of one stage."""
 
-Steps = Callable[[int, int], None]
+StepProgress = Callable[[int, int], None]
 """Told (steps done, steps in all) of work that is one stage."""
 
 
@@ -16,10 +16,10 @@ _Item = TypeVar("_Item")
 
 
 def silent(*_told: object) -> None:
-    """Take what a `Progress` or `Steps` is told where nobody looks on."""
+    """Take what a `Progress` or `StepProgress` is told where nobody looks on."""
 
 
-def counted(items: Sequence[_Item], progress: Steps) -> Iterator[_Item]:
+def counted(items: Sequence[_Item], progress: StepProgress) -> Iterator[_Item]:
     """Items one after the other; each is told of once the next one is asked for."""
     for done, item in enumerate(items, 1):
         yield item

@@ -19,7 +19,7 @@ from weightpager.delivery.pulling.pull import roll_back
 from weightpager.delivery.sources.http_source import HttpSource
 from weightpager.delivery.sources.open_source import open_source
 from weightpager.errors import ConfigError, DeliveryError
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 
 def lacking(fleet: Fleet) -> int:
@@ -43,7 +43,7 @@ def test_a_device_gets_the_bundle_byte_for_byte(fleet: Fleet, tmp_path: Path, wa
 def test_what_storage_spoils_before_the_check_comes_again_alone(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(bundle: Path, progress: Steps) -> Verification:
+    def spoiled(bundle: Path, progress: StepProgress) -> Verification:
         damage(bundle / "resident.safetensors", "flip", 0)
         return verify(bundle, progress)
 

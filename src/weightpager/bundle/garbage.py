@@ -15,7 +15,7 @@ from weightpager.bundle.reader import Bundle
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.bundle.writer import BundleWriter, storage_errors, writing
 from weightpager.errors import PageCorruptError
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Collected:
     pages_left: int
 
 
-def collect(path: str | Path, drop: Iterable[str] = (), report: Steps = silent) -> Collected:
+def collect(path: str | Path, drop: Iterable[str] = (), progress: StepProgress = silent) -> Collected:
     """Drop tasks, and every page that no other task needs. The bundle is exchanged in one step, or stays as it was.
 
     Outputs of the other tasks don't change, nor do their pages' ids. A page stays whole as long as one of its blocks
@@ -44,7 +44,7 @@ def collect(path: str | Path, drop: Iterable[str] = (), report: Steps = silent) 
     Args:
         path: bundle directory.
         drop: tasks that leave.
-        report: told of progress.
+        progress: told (pages done, pages in all).
 
     Raises:
         BundleError: the bundle is damaged, or has no such task.
@@ -58,7 +58,7 @@ def collect(path: str | Path, drop: Iterable[str] = (), report: Steps = silent) 
     gone = tuple(name for name in bundle.tasks if name not in subset.names)
     if gone or not used.all():
         with writing(path, force=True) as writer:
-            _write(writer, subset, signatures, used, report)
+            _write(writer, subset, signatures, used, progress)
     pages = int((~used).sum())
     return Collected(gone, pages, pages * bundle.page_bytes, int(used.sum()))
 
@@ -68,10 +68,10 @@ def _write(
     subset: TaskSubset,
     signatures: npt.NDArray[np.uint64],
     used: npt.NDArray[np.bool_],
-    report: Steps,
+    progress: StepProgress,
 ) -> None:
     bundle = subset.bundle
-    counts = _write_pages(writer, bundle, used, report)
+    counts = _write_pages(writer, bundle, used, progress)
     index = PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used])
     writer.put_index(index.with_rows(bundle.row_ids))
     writer.put_placement(bundle.placement.only(used, subset.numbers))
@@ -80,7 +80,9 @@ def _write(
     subset.finish(writer, subset.manifest(page_bytes=bundle.page_bytes, page_files=counts))
 
 
-def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], report: Steps) -> list[int]:
+def _write_pages(
+    writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], progress: StepProgress
+) -> list[int]:
     """Write the page files without unused pages, leave out empty files, check what is written; pages of each file."""
     counts: list[int] = []
     for name, first, pages in bundle.manifest.block_page_ranges():
@@ -95,7 +97,7 @@ def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool
                     raise PageCorruptError(page, name)
         if len(staying):
             counts.append(len(staying))
-        report(first + pages, len(used))
+        progress(first + pages, len(used))
     return counts
 
 

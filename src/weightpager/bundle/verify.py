@@ -21,7 +21,7 @@ from weightpager.bundle.parts.parameter_file import parameter_files, stored_para
 from weightpager.bundle.reader import Bundle, opened_files, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 _MEND = "mend what is damaged with --repair --from OTHER, where OTHER is another copy"
 _COPY = "copy the whole bundle again: only its manifest says what belongs into it"
@@ -72,7 +72,7 @@ class _Findings:
         (self.damaged if damage else self.wrong)[str(error)] = None
 
 
-def verify(path: str | Path, progress: Steps = silent) -> Verification:
+def verify(path: str | Path, progress: StepProgress = silent) -> Verification:
     """Check a whole bundle; finds every damaged file and page if only the manifest can be read.
 
     What an engine refuses of a bundle's files, this refuses too. Whether transformers knows the model, it can't say.
@@ -97,7 +97,7 @@ def verify(path: str | Path, progress: Steps = silent) -> Verification:
     return _verify_pages(root, manifest, bundle.index.ids, findings, progress)
 
 
-def _verify_closed(root: Path, refusal: BundleError, progress: Steps) -> Verification:
+def _verify_closed(root: Path, refusal: BundleError, progress: StepProgress) -> Verification:
     try:
         manifest = read_manifest(root)
     except BundleError:
@@ -118,7 +118,7 @@ def _verify_pages(
     manifest: Manifest,
     ids: npt.NDArray[np.uint8],
     found: _Findings,
-    progress: Steps,
+    progress: StepProgress,
 ) -> Verification:
     """Check pages one by one, and add what was found in other files."""
     pages = dict.fromkeys(_page_problems(root, manifest, ids, progress))
@@ -156,7 +156,7 @@ def _check_file(root: Path, manifest: Manifest, name: str) -> None:
         check_file(root, name, manifest.entry(name))
 
 
-def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], progress: Steps) -> list[str]:
+def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], progress: StepProgress) -> list[str]:
     """Problems of page files, and of the pages whose ids are known."""
     problems = []
     size = manifest.page_bytes

@@ -38,7 +38,7 @@ from weightpager.compiler.training.steps import with_steps
 from weightpager.config import format_size
 from weightpager.machine.memory import read_memory
 from weightpager.machine.process_memory import resident_memory
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 from weightpager.task_data.texts import Example
 
 _log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _check_words(source: Source, name: str, data: TaskData) -> None:
 
 
 def _train_added(
-    source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps, workers: Workers
+    source: Source, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress, workers: Workers
 ) -> None:
     """Train the own parameters of new tasks without a head on the dense model; the base stays."""
     tasks = source.task_file.trained_tasks

@@ -22,7 +22,7 @@ from weightpager.compiler.packing.write import page_file_counts, write_page_file
 from weightpager.compiler.rows.write import write_row_pages
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import page_content
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 from weightpager.store import BlockReader, StorageModel
 from weightpager.store.row_reader import RowReader
 from weightpager.transitions import Transitions
@@ -78,7 +78,7 @@ def repack(
     without: Iterable[str] = (),
     page: PageSize = None,
     force: bool = False,
-    report: Steps = silent,
+    progress: StepProgress = silent,
 ) -> Repacked:
     """Write a bundle again with all blocks packed anew. Outputs of its tasks don't change by a bit.
 
@@ -88,7 +88,7 @@ def repack(
         without: tasks that are left out, with all that only they need.
         page: bytes of a page.
         force: replace an existing bundle.
-        report: told of progress.
+        progress: told (pages done, pages in all).
 
     Raises:
         BundleError, StoreError: the bundle can't be used, or has no such task.
@@ -100,7 +100,7 @@ def repack(
     subset = TaskSubset.without(bundle, without)
     _check_page(page, bundle)
     with writing(out, force=force) as writer:
-        _Repacking.of(subset, bundle.page_bytes if page is None else page).write(writer, report)
+        _Repacking.of(subset, bundle.page_bytes if page is None else page).write(writer, progress)
     return Repacked(PageUse.of(bundle), PageUse.of(Bundle.open(out)))
 
 
@@ -163,12 +163,12 @@ class _Repacking:
         packing = pack(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel(), size)
         return cls(subset, versions, packing)
 
-    def write(self, writer: BundleWriter, report: Steps) -> None:
+    def write(self, writer: BundleWriter, progress: StepProgress) -> None:
         """Write all files of the new bundle."""
         files = page_file_counts(self.packing)
         reader = BlockReader(self.subset.bundle)
         try:
-            ids = write_page_files(writer, self.packing, self._pages(reader, report))
+            ids = write_page_files(writer, self.packing, self._pages(reader, progress))
         finally:
             reader.close()
         row_ids, row_files = self._write_rows(writer)
@@ -187,7 +187,7 @@ class _Repacking:
             pages = (page for name in bundle.row_tables for page in cut(reader.stream(name), size))
             return write_row_pages(writer, pages, count, size)
 
-    def _pages(self, reader: BlockReader, report: Steps) -> Iterator[bytes]:
+    def _pages(self, reader: BlockReader, progress: StepProgress) -> Iterator[bytes]:
         """The bytes of every page in order; the blocks of one stretch of layers in memory at a time."""
         packing, places = self.packing, self.packing.blocks_per_page
         for pages in packing.stretches():
@@ -198,7 +198,7 @@ class _Repacking:
             manifest = self.subset.bundle.manifest
             for done, page in enumerate(flat.reshape(-1, places, flat.shape[1]), pages.start + 1):
                 yield page_content(page, manifest.block_shape, manifest.dtype, packing.page_bytes)
-                report(done, len(packing.layers))
+                progress(done, len(packing.layers))
 
     def _locations(self, span: slice) -> npt.NDArray[np.int64]:
         """Where the blocks that will lie in these places lie now; −1 for an empty place."""

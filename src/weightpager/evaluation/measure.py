@@ -15,7 +15,7 @@ from weightpager.engine import Engine
 from weightpager.errors import CompileError
 from weightpager.evaluation import intervals
 from weightpager.machine.paths import has_directory, has_file
-from weightpager.progress import Progress, Steps, counted
+from weightpager.progress import Progress, StepProgress, counted
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data.batches import EVAL_BATCH, Labelled
@@ -42,7 +42,7 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
     return scores
 
 
-def score_task(engine: Engine, name: str, batches: Sequence[Labelled], progress: Steps) -> Score:
+def score_task(engine: Engine, name: str, batches: Sequence[Labelled], progress: StepProgress) -> Score:
     """One task's score through the engine."""
     entry = engine.bundle.task(name)
     with engine.task(name):

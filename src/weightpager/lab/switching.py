@@ -19,7 +19,7 @@ from weightpager.errors import WeightpagerError
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 from weightpager.lab.raw_reads import RawReads
 from weightpager.machine.direct_file import DirectFile
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TimedSwitch:
     raw_seconds: float | None = None
 
 
-def time_switches(engine: Engine, repeats: int, progress: Steps = silent) -> list[TimedSwitch]:
+def time_switches(engine: Engine, repeats: int, progress: StepProgress = silent) -> list[TimedSwitch]:
     """Time every ordered pair: the arena holds just the task that is left, then the next one is activated."""
     names = list(engine.bundle.tasks)
     pairs = [(a, b) for a in names for b in names if a != b]

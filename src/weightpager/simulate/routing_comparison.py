@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 from weightpager.routing.affinity import Affinity, Fairness
 from weightpager.routing.round_robin import RoundRobin
 from weightpager.routing.router import Router
@@ -71,19 +71,19 @@ class RoutingComparison:
         self._service = service
         self._fairness = fairness
 
-    def compare(self, replicas: int, steps: Steps = silent) -> list[Routed]:
+    def compare(self, replicas: int, progress: StepProgress = silent) -> list[Routed]:
         """What each way costs, round robin first.
 
         Args:
             replicas: how many.
-            steps: is told how far it is.
+            progress: told (ways tried, ways in all).
         """
         replays: dict[str, Replay] = {}
         for done, (way, run) in enumerate(((ROUND_ROBIN, self.round_robin), (AFFINITY, self.affinity)), 1):
             replays[way] = run(replicas)
-            steps(done, len(WAYS))
+            progress(done, len(WAYS))
         replays[ORACLE] = self.oracle(replicas, tuple(replays.values()))
-        steps(len(WAYS), len(WAYS))
+        progress(len(WAYS), len(WAYS))
         return [self.routed(way, replays[way], replays[ROUND_ROBIN]) for way in WAYS]
 
     def round_robin(self, replicas: int) -> Replay:

@@ -12,7 +12,7 @@ from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import format_enough
 from weightpager.engine.opened.open_bundle import needs_of
 from weightpager.errors import BudgetError
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 from weightpager.runtime.memory.budget import MemoryController
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.store import StorageModel
@@ -72,7 +72,7 @@ class Sizing:
         """
         return slots_of(self._bundle, budget, self._simulator.largest_task)
 
-    def waits(self, budget: int | None, steps: Steps = silent) -> list[SwitchWaits]:
+    def waits(self, budget: int | None, progress: StepProgress = silent) -> list[SwitchWaits]:
         """What switches wait for under each policy.
 
         Raises:
@@ -81,10 +81,10 @@ class Sizing:
         device, waits = Device(self.slots(budget), self._storage), []
         for done, policy in enumerate((RECENCY, REUSE, PREFETCH), 1):
             waits.append(_waits_of(policy, self._run(device, policy)))
-            steps(done, 3)
+            progress(done, 3)
         return waits
 
-    def smallest_budget(self, mean_seconds: float, steps: Steps = silent) -> int:
+    def smallest_budget(self, mean_seconds: float, progress: StepProgress = silent) -> int:
         """The fewest bytes with which the mean waiting, with prefetch, is as short as this.
 
         Raises:
@@ -101,10 +101,10 @@ class Sizing:
         for step in range(_STEPS):
             middle = (least + most) // 2
             least, most = (least, middle) if self._is_short(middle, mean_seconds) else (middle + 1, most)
-            steps(step + 1, _STEPS)
+            progress(step + 1, _STEPS)
             if least >= most:
                 break
-        steps(_STEPS, _STEPS)
+        progress(_STEPS, _STEPS)
         return self._budget(most)
 
     def _is_short(self, slots: int, mean_seconds: float) -> bool:

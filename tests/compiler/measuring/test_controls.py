@@ -31,7 +31,7 @@ from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.evaluate import evaluate
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 RECOVER = {"method": "finetune", "steps": 6, "batch": 8, "learning_rate": 3e-3}
 
@@ -106,7 +106,7 @@ def test_validation_data_choose_the_dense_model_where_there_are_some(
         data = {task: replace(of_task, validation=of_task.train) for task, of_task in prepared.data.items()}
         prepared = replace(prepared, data=data)
 
-    def score(source: Source, task: str, data: TaskData, _told: Steps) -> Score:
+    def score(source: Source, task: str, data: TaskData, _progress: StepProgress) -> Score:
         right = source.models[task] is not prepared.source.models[task]
         if data.eval == prepared.data[task].eval:
             return Score("accuracy", 0.0 if right else 1.0, 30)

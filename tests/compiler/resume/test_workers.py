@@ -22,7 +22,7 @@ from weightpager.compiler.resume.workers import LOCAL, Done, Job, Key, Value
 from weightpager.compiler.training import device
 from weightpager.compiler.training.arithmetic import Arithmetic
 from weightpager.errors import CompileError
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 TRAINED = {
     "method": "finetune", "steps": 4, "batch": 8, "learning_rate": 3e-3,
@@ -43,7 +43,7 @@ class Elsewhere:
         self.done: list[object] = []
 
     def each(
-        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
+        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], StepProgress], copies: int
     ) -> Iterator[Done[Key, Value]]:
         assert copies >= 1
         sent = {key: pickle.dumps(job) for key, job in jobs.items()}
@@ -53,12 +53,12 @@ class Elsewhere:
             yield Done(key, pickle.loads(pickle.dumps(found)), 1.0)
 
 
-def doubled(number: int, told: Steps) -> int:
-    told(1, 1)
+def doubled(number: int, progress: StepProgress) -> int:
+    progress(1, 1)
     return 2 * number
 
 
-def refused(_told: Steps) -> int:
+def refused(_progress: StepProgress) -> int:
     raise CompileError("tasks.b: no")
 
 
@@ -86,7 +86,7 @@ def test_nothing_is_held_of_a_job_that_has_ended() -> None:
         def __del__(self) -> None:
             deleted.append(self.number)
 
-    def made(number: int, _told: Steps) -> Large:
+    def made(number: int, _progress: StepProgress) -> Large:
         assert deleted == list(range(number))
         return Large(number)
 
@@ -134,7 +134,7 @@ class Killed(Elsewhere):
     """Ends with Ctrl-C after two trainings."""
 
     def each(
-        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
+        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], StepProgress], copies: int
     ) -> Iterator[Done[Key, Value]]:
         trains = any(getattr(job, "func", None) is private_blocks._train for job in jobs.values())
         for number, done in enumerate(super().each(jobs, told, copies)):

@@ -28,7 +28,7 @@ from weightpager.bundle.repair.damaged_page_file import DamagedPageFile
 from weightpager.bundle.repair.donor import Donor
 from weightpager.errors import BundleError, BundleFormatError, ConfigError
 from weightpager.machine.paths import has_directory
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Repair:
     problems: tuple[str, ...]
 
 
-def repair(path: str | Path, source: str | Path, progress: Steps = silent) -> Repair:
+def repair(path: str | Path, source: str | Path, progress: StepProgress = silent) -> Repair:
     """Mend what is damaged in a bundle with what another one has.
 
     Only hashes decide. A page is taken from wherever ``source`` has the same id; a file from the one of the same name,
@@ -118,7 +118,7 @@ def _manifest(held: Path, root: Path) -> Manifest:
 class _Mending:
     """One bundle being mended."""
 
-    def __init__(self, root: Path, manifest: Manifest, donor: Donor, progress: Steps) -> None:
+    def __init__(self, root: Path, manifest: Manifest, donor: Donor, progress: StepProgress) -> None:
         self._root = root
         self._manifest = manifest
         self._donor = donor

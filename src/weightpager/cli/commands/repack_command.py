@@ -53,7 +53,7 @@ def repack(
             without=without or (),
             page=size,
             force=force,
-            report=partial(stages, "write pages"),
+            progress=partial(stages, "write pages"),
         )
     if json:
         output.print_json(done)

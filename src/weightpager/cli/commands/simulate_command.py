@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightpager.bundle import Bundle
-    from weightpager.progress import Steps
+    from weightpager.progress import StepProgress
     from weightpager.simulate.routing_comparison import Routed
     from weightpager.simulate.sizing import SwitchWaits
     from weightpager.store import StorageModel
@@ -166,7 +166,7 @@ def _simulate_replicas(servers: _Servers, requests: Sequence[Visit], *, json: bo
         _print_routing(f"{count} requests, {replicas} replicas", slots, len(servers.device.bundle.pages), routed)
 
 
-def _compared(servers: _Servers, requests: Sequence[Visit], steps: Steps) -> tuple[int, Sequence[Routed]]:
+def _compared(servers: _Servers, requests: Sequence[Visit], progress: StepProgress) -> tuple[int, Sequence[Routed]]:
     """The pages that a server has room for, and what each way to route requests costs."""
     from weightpager.simulate.replica import Service
     from weightpager.simulate.routing_comparison import RoutingComparison
@@ -176,7 +176,7 @@ def _compared(servers: _Servers, requests: Sequence[Visit], steps: Steps) -> tup
     simulator = Simulator(servers.device.bundle)
     slots = slots_of(servers.device.bundle, servers.device.budget, simulator.largest_task)
     device, service = Device(slots, servers.device.storage), Service(servers.compute)
-    return slots, RoutingComparison(simulator, requests, device, service).compare(servers.replicas, steps)
+    return slots, RoutingComparison(simulator, requests, device, service).compare(servers.replicas, progress)
 
 
 def _print_routing(title: str, slots: int, pages: int, routed: Sequence[Routed]) -> None:

@@ -39,7 +39,7 @@ from weightpager.compiler.training.masks import Masks, module_name
 from weightpager.compiler.training.replaced import Replaced
 from weightpager.nn import is_plain_embedding
 from weightpager.page_dtype import block_bytes
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 Values = Callable[[Source, str, PagedWeightInfo], Tensor]
 """(model, task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
@@ -155,7 +155,7 @@ def _gains(now: Mapping[str, Score], before: Mapping[str, Score]) -> bool:
     return sum(gain(now[task], before[task]) for task in now) >= 0
 
 
-def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps) -> Source:
+def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress) -> Source:
     """A copy of the dense model, trained by the data, rates, seed and early stopping of recovery, on labels alone.
 
     Raises:
@@ -204,7 +204,7 @@ def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
 def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: Source, run: CompileRun) -> Measured:
     """The scores that jobs of these controls and tasks find."""
 
-    def told(key: tuple[str, str]) -> Steps:
+    def told(key: tuple[str, str]) -> StepProgress:
         return partial(run.progress, f"control {key[0]}: {key[1]}")
 
     done = {one.key: one.value for one in run.workers_on(source).each(jobs, told, COPIES)}
@@ -242,10 +242,10 @@ class _Replacement:
         return weights
 
 
-def _score_with(replacement: _Replacement, source: Source, task: str, data: TaskData, told: Steps) -> Score:
+def _score_with(replacement: _Replacement, source: Source, task: str, data: TaskData, progress: StepProgress) -> Score:
     """The score of a task's module with a control's weights."""
     replaced = Replaced(source.models[task], replacement.weights(source, task))
-    return torch_score(replaced, data, source.task_file.dtype, told)
+    return torch_score(replaced, data, source.task_file.dtype, progress)
 
 
 def _rounded_tables(model: nn.Module, quantisation: Quantisation) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from weightpager.engine import Engine
 from weightpager.errors import CompileError
 from weightpager.evaluation.measure import score_task
 from weightpager.kernels.torch import calls
-from weightpager.progress import Progress, Steps
+from weightpager.progress import Progress, StepProgress
 
 _OpenEngine = Callable[[], AbstractContextManager[Engine]]
 """Gives a job an engine on the bundle."""
@@ -55,7 +55,7 @@ def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress
     """
     bundle = Bundle.open(root)
 
-    def told(task: str) -> Steps:
+    def told(task: str) -> StepProgress:
         return partial(progress, f"measure {task}")
 
     with _opening(bundle, root, here=workers.here) as opened:
@@ -95,11 +95,11 @@ def _engine_over(files: Mapping[str, Tensor]) -> Iterator[Engine]:
             yield engine
 
 
-def _measured(opened: _OpenEngine, task: str, data: TaskData, told: Steps) -> tuple[Score, str]:
+def _measured(opened: _OpenEngine, task: str, data: TaskData, progress: StepProgress) -> tuple[Score, str]:
     """A task's score, and the backend that ran it."""
     with opened() as engine:
         backend, before = engine.report().backend, calls()
-        score = score_task(engine, task, data.held_out().mapped(Batch.arrays), told)
+        score = score_task(engine, task, data.held_out().mapped(Batch.arrays), progress)
         if backend == "torch" and calls() == before:
             raise CompileError("expected the paged kernel to run while the bundle was measured, but it did not")
     return score, backend

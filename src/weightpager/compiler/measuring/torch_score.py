@@ -13,15 +13,15 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.training.device import autocast
 from weightpager.compiler.training.evaluate import Model, evaluate
 from weightpager.page_dtype import PageDtype
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 
-def score_alone(source: Source, task: str, data: TaskData, told: Steps) -> Score:
+def score_alone(source: Source, task: str, data: TaskData, progress: StepProgress) -> Score:
     """`torch_score` of a task's module as it is."""
-    return torch_score(source.models[task], data, source.task_file.dtype, told)
+    return torch_score(source.models[task], data, source.task_file.dtype, progress)
 
 
-def torch_score(model: Model, task: TaskData, dtype: PageDtype, progress: Steps) -> Score:
+def torch_score(model: Model, task: TaskData, dtype: PageDtype, progress: StepProgress) -> Score:
     """Score a module on held-out data.
 
     Where right answers are counted, matrices are multiplied in bfloat16 if that is faster on this machine, as in

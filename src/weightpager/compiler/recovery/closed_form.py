@@ -28,7 +28,7 @@ from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import Encoding
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 STAGE = "refit"
 """The journal's stage of this recovery."""
@@ -132,7 +132,7 @@ def refit(
     masks: Masks,
     batches: Mapping[str, Sequence[Batch]],
     journal: Journal,
-    progress: Steps,
+    progress: StepProgress,
     *,
     encoding: Encoding | None = None,
 ) -> None:

@@ -28,7 +28,7 @@ from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks, Rounded
 from weightpager.compiler.training.sparse_products import SparseProducts
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 STAGE = "finetune"
 """The journal's stage of this training."""
@@ -77,7 +77,7 @@ class Lesson:
         return placed([*self.teacher.models.values(), *self.sparse.models.values()], training_device())
 
 
-def finetune(lesson: Lesson, journal: Journal, progress: Steps) -> None:
+def finetune(lesson: Lesson, journal: Journal, progress: StepProgress) -> None:
     """Train the sparse modules under their masks.
 
     Afterwards the modules still share all but their heads. Biases and norms of each task's own gained nothing here

@@ -26,7 +26,7 @@ from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 _COPIES = 3
 """A training holds a model and its weights under a mask; what is trained is small."""
@@ -73,7 +73,7 @@ def train_own(
     masks: Masks | None,
     stage: str,
     journal: Journal,
-    progress: Steps,
+    progress: StepProgress,
     workers: Workers = LOCAL,
 ) -> None:
     """Train the own parameters of the tasks that are trained, in place.
@@ -131,7 +131,7 @@ class _OwnTraining:
     stage: str
 
 
-def _train(of: _OwnTraining, journal: Journal, progress: Steps) -> State:
+def _train(of: _OwnTraining, journal: Journal, progress: StepProgress) -> State:
     """Train a task's own parameters in place, and give their values."""
     source, task, data = of.source, of.task, of.data
     settings, trainable = source.task_file.training, own_parameters(source, task)

@@ -37,7 +37,7 @@ from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.masks import block_sums, drop
 from weightpager.compiler.training.sparse_products import skipping_pays
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 _COPIES = 5
 """A training holds two models, and of paged weights three copies, a gradient and two moments."""
@@ -72,7 +72,7 @@ def choose_private_blocks(lesson: Lesson) -> dict[str, Chosen]:
 
 
 def train_private(
-    lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal, progress: Steps, workers: Workers = LOCAL
+    lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal, progress: StepProgress, workers: Workers = LOCAL
 ) -> TaskWeights:
     """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
 
@@ -206,7 +206,7 @@ class _Learnt:
         ]
 
 
-def _train(learns: TaskLesson, journal: Journal, progress: Steps) -> State:
+def _train(learns: TaskLesson, journal: Journal, progress: StepProgress) -> State:
     """Train a task: blocks, of which a whole copy of their weight is given, and all else that it trains."""
     learnt = _Learnt.of(learns)
     if not learnt.parameters:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import LOCAL, Done, Workers
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 State = Mapping[str, Tensor]
 """What was trained, by name, as a journal keeps it."""
@@ -29,12 +29,12 @@ class TaskTraining:
 
     stage: str
     steps: int
-    train: Callable[[Journal, Steps], State]
+    train: Callable[[Journal, StepProgress], State]
     copies: int
 
 
 def each_trained(
-    trainings: Mapping[str, TaskTraining], journal: Journal, progress: Steps, workers: Workers
+    trainings: Mapping[str, TaskTraining], journal: Journal, progress: StepProgress, workers: Workers
 ) -> Iterator[Done[str, State]]:
     """Train tasks; each is given when it has been trained, and then it is in the journal.
 
@@ -65,11 +65,11 @@ def each_trained(
 class _Sum:
     """Tells of the steps of all trainings as of one."""
 
-    def __init__(self, trainings: Mapping[str, TaskTraining], progress: Steps) -> None:
+    def __init__(self, trainings: Mapping[str, TaskTraining], progress: StepProgress) -> None:
         self._progress, self._steps = progress, {task: of.steps for task, of in trainings.items()}
         self._done = dict.fromkeys(trainings, 0)
 
-    def of(self, task: str) -> Steps:
+    def of(self, task: str) -> StepProgress:
         """Told of one task's steps."""
         return partial(self._tell, task)
 

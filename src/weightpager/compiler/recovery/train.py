@@ -17,13 +17,13 @@ from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
 from weightpager.compiler.training.device import placed, training_device
 from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 _log = logging.getLogger(__name__)
 
 
 def train(
-    source: Source, data: Mapping[str, TaskData], progress: Steps = silent, journal: Journal | None = None
+    source: Source, data: Mapping[str, TaskData], progress: StepProgress = silent, journal: Journal | None = None
 ) -> tuple[str, ...]:
     """Train the base and the heads of `trained_tasks` in place, a step per task in turn; returns those tasks.
 

@@ -16,7 +16,7 @@ from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.training.early_stopping import EarlyStopping, Validation
 from weightpager.errors import CompileError
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 _RISE = 0.1  # of the steps
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -113,7 +113,7 @@ class Training:
         if validation is not None:
             self.watch = EarlyStopping(error, validation.to(self._device), steps)
 
-    def run(self, journal: Journal, stage: str, progress: Steps) -> None:
+    def run(self, journal: Journal, stage: str, progress: StepProgress) -> None:
         """Make all steps, from where the journal's stage stands. Ctrl-C between two steps is noted, too.
 
         Args:
@@ -157,7 +157,7 @@ class Training:
         """Whether `run` goes on from the journal, whatever the parameters' values are."""
         return journal.has(stage, self._fits)
 
-    def _make_steps(self, journal: Journal, stage: str, progress: Steps) -> None:
+    def _make_steps(self, journal: Journal, stage: str, progress: StepProgress) -> None:
         for step in range(self._steps):
             if self.done == self._steps:
                 break

@@ -19,7 +19,7 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import Job, Value, Workers
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import format_duration
-from weightpager.progress import Progress, Steps, silent
+from weightpager.progress import Progress, StepProgress, silent
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Shared:
     def scores(self, source: Source, jobs: Mapping[str, Job[Score]], workers: Workers, progress: Progress) -> Scores:
         """The dense model's scores on held-out data, by task: from the cache, or found by ``jobs``."""
 
-        def told(task: str) -> Steps:
+        def told(task: str) -> StepProgress:
             return partial(progress, f"measure dense {task}")
 
         outcomes = {
@@ -147,7 +147,7 @@ class _Finds(Generic[Value]):
     workers: Workers
     jobs: Mapping[str, Job[Value]]
     tensors: Callable[[Value], dict[str, Tensor]]
-    told: Callable[[str], Steps]
+    told: Callable[[str], StepProgress]
 
 
 def _parts(score: Score) -> dict[str, Tensor]:

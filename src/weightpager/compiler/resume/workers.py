@@ -7,12 +7,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
-Job = Callable[[Steps], Value]
+Job = Callable[[StepProgress], Value]
 """Does one task's share of a stage, tells of its steps, and returns what was found.
 
 It may run in another process, on another machine: it is a `functools.partial` of a function of a module, so that it can
@@ -43,7 +43,7 @@ class Workers(Protocol):
         """Whether jobs run in this process: they see its objects themselves, not copies, and may write its journal."""
 
     def each(
-        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
+        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], StepProgress], copies: int
     ) -> Iterator[Done[Key, Value]]:
         """Do all jobs; each is given as soon as it has ended, in any order.
 
@@ -65,7 +65,7 @@ class LocalWorkers:
     def each(
         self,
         jobs: Mapping[Key, Job[Value]],
-        told: Callable[[Key], Steps],
+        told: Callable[[Key], StepProgress],
         copies: int,  # noqa: ARG002
     ) -> Iterator[Done[Key, Value]]:
         """See `Workers.each`; nothing is held of a job that has ended."""

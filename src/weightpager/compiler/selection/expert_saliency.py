@@ -18,11 +18,11 @@ from weightpager.compiler.training.evaluate import evaluating
 from weightpager.compiler.training.logits import masked_logits
 from weightpager.errors import CompileError
 from weightpager.nn import Experts
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 
 def expert_saliency(
-    source: Source, task: str, batches: Sequence[Batch], progress: Steps = silent
+    source: Source, task: str, batches: Sequence[Batch], progress: StepProgress = silent
 ) -> dict[str, FloatArray]:
     """Saliency of the blocks of every paged weight where whole experts are kept; other weights' is 1.
 

@@ -18,7 +18,7 @@ from weightpager.compiler.training.evaluate import evaluating
 from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
 from weightpager.errors import CompileError
-from weightpager.progress import Steps, silent
+from weightpager.progress import StepProgress, silent
 
 _BYTES = 4  # of a sum
 
@@ -33,7 +33,11 @@ whole block. Many squares are also too small for float32's exponents, which make
 
 
 def calibrate(
-    source: Source, task: str, batches: Sequence[Batch], calibration_bytes: int | None = None, progress: Steps = silent
+    source: Source,
+    task: str,
+    batches: Sequence[Batch],
+    calibration_bytes: int | None = None,
+    progress: StepProgress = silent,
 ) -> Calibration:
     """Pass over the batches; nothing is kept per token. The model is left as it was found.
 
@@ -77,7 +81,7 @@ def _passes(paged: Sequence[PagedWeightInfo], calibration_bytes: int | None) -> 
 
 
 def _sums(
-    source: Source, task: str, infos: Sequence[PagedWeightInfo], batches: Sequence[Batch], progress: Steps
+    source: Source, task: str, infos: Sequence[PagedWeightInfo], batches: Sequence[Batch], progress: StepProgress
 ) -> Calibration:
     """The sums of some weights alone, in one pass."""
     model, kind = source.models[task], source.task_file.tasks[task].kind

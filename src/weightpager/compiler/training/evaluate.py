@@ -16,14 +16,14 @@ from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.training.replaced import Replaced
-from weightpager.progress import Steps, counted, silent
+from weightpager.progress import StepProgress, counted, silent
 from weightpager.task_data.completions import Asked
 
 Model = nn.Module | Replaced
 
 
 def evaluate(
-    model: Model, batches: Sequence[Batch], kind: TaskKind, progress: Steps = silent, asked: Asked | None = None
+    model: Model, batches: Sequence[Batch], kind: TaskKind, progress: StepProgress = silent, asked: Asked | None = None
 ) -> Score:
     """Score ``model``, which is put in evaluation mode meanwhile.
 

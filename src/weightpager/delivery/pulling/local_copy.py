@@ -13,7 +13,7 @@ from weightpager.delivery.pulling.local_parts import LocalParts, whole_pages
 from weightpager.delivery.pulling.plan import PullPlan
 from weightpager.delivery.version_file import StoredPiece, VersionFile
 from weightpager.errors import BundleError
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 
 class Pages(Protocol):
@@ -89,7 +89,7 @@ class LocalCopy:
     local: LocalParts
     target: Target
 
-    def carry_out(self, plan: PullPlan, progress: Steps) -> PullPlan:
+    def carry_out(self, plan: PullPlan, progress: StepProgress) -> PullPlan:
         """Link and copy as planned.
 
         Args:
@@ -135,7 +135,7 @@ class LocalCopy:
         ids = [self.ids[page] for page in pages]
         return all(whole_pages(original, ids, page_bytes)) and self.target.link_page_file(name, original)
 
-    def _copy_pages(self, pages: Sequence[int], progress: Steps) -> list[int]:
+    def _copy_pages(self, pages: Sequence[int], progress: StepProgress) -> list[int]:
         """Copy pages. Returns those that couldn't be copied."""
         left: list[int] = []
         with closing(self.target.page_writer()) as writer:

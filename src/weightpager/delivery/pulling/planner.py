@@ -10,7 +10,7 @@ from weightpager.delivery.pulling.assembly import Assembly
 from weightpager.delivery.pulling.local_parts import LocalParts
 from weightpager.delivery.pulling.plan import PullPlan
 from weightpager.delivery.version_file import StoredPiece, VersionFile
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Planner:
     local: LocalParts
     assembly: Assembly
 
-    def plan(self, progress: Steps) -> PullPlan:
+    def plan(self, progress: StepProgress) -> PullPlan:
         """Find a source for each part that isn't in its place yet.
 
         Args:
@@ -64,7 +64,7 @@ class Planner:
                 missing |= {str(piece.blake3): piece for piece in self.assembly.missing_pieces(name)}
         return copied, list(missing.values())
 
-    def _page_files(self, progress: Steps) -> tuple[dict[str, Path], list[int]]:
+    def _page_files(self, progress: StepProgress) -> tuple[dict[str, Path], list[int]]:
         """Page files to link, and the missing pages of the others."""
         linked: dict[str, Path] = {}
         missing: list[int] = []

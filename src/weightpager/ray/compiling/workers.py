@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from weightpager.compiler.resume.workers import Done, Job, Key, Value
 from weightpager.errors import CompileError, ConfigError, first_line
-from weightpager.progress import Steps
+from weightpager.progress import StepProgress
 from weightpager.ray.compiling.board import Board
 from weightpager.ray.compiling.job import Found, ready, work
 from weightpager.ray.compiling.parcel import Bytes, Parcel, pack
@@ -74,7 +74,7 @@ class RayWorkers:
         self._starting = [task.remote() for _ in range(min(count, MOST_STARTED))]
 
     def each(
-        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
+        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], StepProgress], copies: int
     ) -> Iterator[Done[Key, Value]]:
         """See `Workers.each`."""
         here, sender = Surroundings.here(), _Sender()
@@ -184,7 +184,7 @@ class _Running(Generic[Key]):
         failure: of the first job, in the order of jobs, that failed; those behind it are ended.
     """
 
-    def __init__(self, told: Callable[[Key], Steps]) -> None:
+    def __init__(self, told: Callable[[Key], StepProgress]) -> None:
         self.failure: BaseException | None = None
         self._told = told
         self._jobs: dict[Ref, _One[Key]] = {}
