@@ -39,7 +39,7 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.writer import writing
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
@@ -126,7 +126,7 @@ def write(unit: str, layers: int, tasks: int, path: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def source_of(layers: int, names: list[str], scratch: Path) -> Source:
+def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
     """The model, all of whose parameters are pieces of the same random numbers: 27 GB would be too many."""
     config = OlmoeConfig(
         num_hidden_layers=layers, num_experts=64, num_experts_per_tok=8, hidden_size=2048, intermediate_size=1024,
@@ -150,10 +150,10 @@ def source_of(layers: int, names: list[str], scratch: Path) -> Source:
                 module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
     models = dict.fromkeys(names, model)
     paged, resident = sort_weights(models, BlockShape(16, 32), scratch)
-    return Source(file, scratch, config, word_tokenizer(), models, paged, resident, own_tokenizer=word_tokenizer())
+    return DenseModel(file, scratch, config, word_tokenizer(), models, paged, resident, own_tokenizer=word_tokenizer())
 
 
-def masks(unit: str, source: Source, tasks: int) -> Keep:
+def masks(unit: str, source: DenseModel, tasks: int) -> Keep:
     """Who keeps what, drawn: the common half and a half of each task's own."""
     random = np.random.default_rng(0)
     keep = {info.name: np.ones((info.grid.count, tasks), bool) for info in source.paged}

@@ -23,7 +23,7 @@ from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.replaced import Replaced
@@ -34,7 +34,7 @@ from weightpager.nn import PagedGatedMLP, mixtures
 TASKS = 3
 
 
-def drawn(source: Source, data: Any) -> Masks:
+def drawn(source: DenseModel, data: Any) -> Masks:
     """Whole experts, any blocks, or some of either; every router has an expert left."""
     random = np.random.default_rng(data.draw(st.integers(0, 2**16)))
     dropped, density = data.draw(st.sampled_from([0.0, 0.3, 0.8])), data.draw(st.sampled_from([0.3, 0.9, 1.0]))
@@ -74,10 +74,10 @@ def test_any_masks_and_switches_give_what_transformers_gives_under_them(data: An
             assert engine.verify() == []
 
 
-def without(*numbers: int) -> Callable[[Source], Masks]:
+def without(*numbers: int) -> Callable[[DenseModel], Masks]:
     """Masks of one task that has dropped experts of the first layer, by a matrix each."""
 
-    def masks(source: Source) -> Masks:
+    def masks(source: DenseModel) -> Masks:
         first = mixtures(next(iter(source.models.values())))[0]
         lost = {f"base_{first.weights(number)[number % 3]}" for number in numbers}
         return masks_of(
@@ -87,7 +87,9 @@ def without(*numbers: int) -> Callable[[Source], Masks]:
     return masks
 
 
-def one_task(folder: Path, masks: Callable[[Source], Masks], family: str = "Qwen2Moe", **settings: Any) -> Source:
+def one_task(
+    folder: Path, masks: Callable[[DenseModel], Masks], family: str = "Qwen2Moe", **settings: Any
+) -> DenseModel:
     source = source_of(model_of(family), folder, 1, **settings)
     write(source, masks(source), folder / "a.bundle")
     return source

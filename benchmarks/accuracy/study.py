@@ -20,7 +20,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.compiler.calibration import calibrated
 from weightpager.compiler.measuring.quantise import Quantisation
 from weightpager.compiler.measuring.torch_score import torch_score
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
@@ -157,7 +157,7 @@ class Study:
         found = self._kept(f"{chosen}-{self._split}", lambda: self.scores(self._dense))
         return {task: found[task] for task in self._base.data}  # a journal has an order of its own
 
-    def trained_on(self, spec: RecoverSpec) -> Source:
+    def trained_on(self, spec: RecoverSpec) -> DenseModel:
         """The dense model trained for as many steps more as the sparse ones get, without a teacher."""
         source = self._base.source
         longer = replace(source, models=copy.deepcopy(source.models))
@@ -213,7 +213,7 @@ class Study:
             sum(seconds for stage, seconds in run.seconds.items() if stage != "measure sparse"),
         )
 
-    def scores(self, source: Source) -> dict[str, float]:
+    def scores(self, source: DenseModel) -> dict[str, float]:
         """Task → metric of a dense model on held-out data."""
         return {name: self._measure(source, name, self._base.data[name].eval).value for name in self._base.data}
 
@@ -227,13 +227,13 @@ class Study:
         journal.write("scores", 0, {key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()})
         return found
 
-    def _mean_on_validation(self, source: Source) -> dict[str, float]:
+    def _mean_on_validation(self, source: DenseModel) -> dict[str, float]:
         """Mean metric; of perplexities, the mean of their logarithms, and less is more."""
         found = [self._measure(source, name, data.validation or ()) for name, data in self._base.data.items()]
         values = [score.value if score.higher_is_better else -np.log(score.value) for score in found]
         return {"mean": float(np.mean(values))}
 
-    def _measure(self, source: Source, task: str, examples: Sequence[Item]) -> Score:
+    def _measure(self, source: DenseModel, task: str, examples: Sequence[Item]) -> Score:
         data = replace(self._base.data[task], eval=tuple(examples))
         model, told = source.models[task], partial(self._progress, f"measure {task}")
         if data.asked is not None:  # writing takes minutes: as a compile measures it

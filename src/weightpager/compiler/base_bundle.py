@@ -21,7 +21,7 @@ from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.permutations import Permutations
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
 from weightpager.compiler.model.directory import PLAIN
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.reorder.apply import apply, for_new_tasks
@@ -97,7 +97,7 @@ class BaseBundle:
         if task_file.compare == "all":
             raise ConfigError("compare: expected none with a base: one mask for all tasks would change the old ones")
 
-    def adopt(self, source: Source) -> Source:
+    def adopt(self, source: DenseModel) -> DenseModel:
         """Put the bundle's values into a dense model: order, blocks, resident parameters, configuration, preprocessor.
 
         Blocks that no task of the bundle keeps, and parameters that the bundle doesn't share, stay the model's.
@@ -123,7 +123,7 @@ class BaseBundle:
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         return replace(source, config=config, tokenizer=tokenizer)
 
-    def added(self, source: Source) -> Permutations:
+    def added(self, source: DenseModel) -> Permutations:
         """The permutations that bring what new tasks add into the bundle's order."""
         return for_new_tasks(self.bundle.permutations(), source.models)
 
@@ -168,14 +168,14 @@ class BaseBundle:
             most = MAX_TASKS - len(self.bundle.tasks)
             raise ConfigError(f"tasks: expected at most {most} beside those of the base, found {len(task_file.tasks)}")
 
-    def _check_config(self, source: Source, config: PretrainedConfig) -> None:
+    def _check_config(self, source: DenseModel, config: PretrainedConfig) -> None:
         ours, theirs = config.to_dict(), source.config.to_dict()
         for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key != "model_type", key)):
             if not key.startswith("_") and key not in _ANY and ours.get(key) != theirs.get(key):
                 found = f"{ours.get(key)!r}, that of the base {self.bundle.path}, found {theirs.get(key)!r}"
                 raise CompileError(f"{source.path / 'config.json'}: {key}: expected {found}")
 
-    def _check_weights(self, source: Source) -> None:
+    def _check_weights(self, source: DenseModel) -> None:
         wanted = [(w.name, w.layer, w.out_features, w.in_features) for w in self.bundle.manifest.weights]
         found = [(i.name, i.layer, i.grid.out_features, i.grid.in_features) for i in source.paged]
         if wanted != found:
@@ -184,7 +184,7 @@ class BaseBundle:
                 f"{source.path}: expected the paged weights of the base {self.bundle.path}, found others: {odd}"
             )
 
-    def _fill(self, source: Source, name: str, tensor: Tensor) -> None:
+    def _fill(self, source: DenseModel, name: str, tensor: Tensor) -> None:
         value = self.resident[name]
         if value.shape != tensor.shape:
             raise CompileError(
@@ -194,7 +194,7 @@ class BaseBundle:
         with torch.no_grad():
             tensor.copy_(value)
 
-    def _fill_blocks(self, source: Source) -> None:
+    def _fill_blocks(self, source: DenseModel) -> None:
         reader = BlockReader(self.bundle)
         task = next(iter(source.models))
         try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
@@ -82,7 +82,7 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
     return evenness
 
 
-def wants_reorder(source: Source) -> bool:
+def wants_reorder(source: DenseModel) -> bool:
     """Whether the model is reordered; one whose tasks have weights of their own, or keep whole experts, isn't."""
     return source.task_file.reorder and not source.versions and not keeps_whole_experts(source)
 
@@ -135,7 +135,7 @@ def _tensors(saliency: SaliencyOfTasks, permutations: Permutations) -> dict[str,
     return values | {_ORDER + name: torch.from_numpy(order) for name, order in permutations.arrays().items()}
 
 
-def _has_all(tensors: Mapping[str, Tensor], *, source: Source) -> bool:
+def _has_all(tensors: Mapping[str, Tensor], *, source: DenseModel) -> bool:
     """Whether a journal's entry has the saliency of every weight to every task."""
     return all(f"{_SALIENCY}{task}/{info.name}" in tensors for task in source.models for info in source.paged)
 

@@ -24,7 +24,7 @@ from weightpager.bundle.parts.adapter import LowRank
 from weightpager.bundle.report.compile_report import Fit, FrontierPoint
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
@@ -55,7 +55,7 @@ _ROUGH, _EXACT = 2, 6  # trials, after the one at the least density
 _LOWER = 0.99  # of a density that turned out not to fit
 
 
-def roughly_fitted(source: Source, data: Mapping[str, TaskData], run: CompileRun) -> Source:
+def roughly_fitted(source: DenseModel, data: Mapping[str, TaskData], run: CompileRun) -> DenseModel:
     """Before anything is trained, the dense model with about the density and dtype that ``fit`` leads to, if stated.
 
     Raises:
@@ -234,7 +234,7 @@ def _private(prepared: Prepared, masks: Masks, task: str, info: PagedWeightInfo)
     return PrivateBlocks(blocks, torch.zeros(len(blocks), grid.block.rows, grid.block.cols))
 
 
-def _energies(source: Source) -> SaliencyOfTasks:
+def _energies(source: DenseModel) -> SaliencyOfTasks:
     """Something for masks to be chosen by while nothing has been measured: squares, differently drawn for each task."""
     energies: SaliencyOfTasks = {}
     for number, task in enumerate(source.models):

@@ -18,7 +18,7 @@ from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.fit import roughly_fitted
 from weightpager.compiler.measuring.controls import compared, control_work
 from weightpager.compiler.measuring.torch_score import score_alone
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.dense_model import load as load_dense
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.scratch import Scratch
@@ -90,7 +90,7 @@ def trained(
     return Trained(source, data, dense, shared, may_reorder=not adds, calibration_bytes=bound.calibration_bytes)
 
 
-def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[Source, dict[str, TaskData]]:
+def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[DenseModel, dict[str, TaskData]]:
     """The dense model, with as many steps and as few blocks as its data and a budget want, and the tasks' data."""
     source = load_dense(task_file, partial(_place, run=run, adds=base is not None))
     source = source if base is None else base.adopt(source)
@@ -104,14 +104,16 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     return roughly_fitted(source, data, run), data
 
 
-def _announce(source: Source, data: Mapping[str, TaskData], run: CompileRun, *, adds: bool) -> None:
+def _announce(source: DenseModel, data: Mapping[str, TaskData], run: CompileRun, *, adds: bool) -> None:
     """Say what work will come."""
     run.expect(work_plan(source, data, adds=adds))
     if not adds and (work := control_work(source.task_file, compared(source.task_file, data))):
         _log.info(work)
 
 
-def _train(source: Source, data: Mapping[str, TaskData], journal: Journal, run: CompileRun, *, adds: bool) -> list[str]:
+def _train(
+    source: DenseModel, data: Mapping[str, TaskData], journal: Journal, run: CompileRun, *, adds: bool
+) -> list[str]:
     """Train what is missing of the dense model; the journal's stages in which that was done."""
     told = partial(run.progress, "train the dense model")
     if adds:
@@ -120,12 +122,12 @@ def _train(source: Source, data: Mapping[str, TaskData], journal: Journal, run: 
     return ["train"] if train(source, data, told, journal) else []
 
 
-def _place(source: Source, run: CompileRun, adds: bool) -> Scratch:
+def _place(source: DenseModel, run: CompileRun, adds: bool) -> Scratch:
     folder = None if adds else run.journal.folder
     return choose_scratch(source, folder, read_memory().usable_bytes, reorders=not adds and wants_reorder(source))
 
 
-def _tell_where(source: Source, run: CompileRun) -> None:
+def _tell_where(source: DenseModel, run: CompileRun) -> None:
     """Say so where workers aren't asked."""
     if run.workers_on(source) is not run.workers:
         _log.warning("%s doesn't fit into memory and lies in files: its tasks are done in this process", source.path)
@@ -139,7 +141,7 @@ def _tell(bound: Bound, before: int, run: CompileRun) -> None:
     _log.info("memory: at most about %s (%s)%s", format_size(before + _LATER + size), stage, where)
 
 
-def _load_data(source: Source) -> dict[str, TaskData]:
+def _load_data(source: DenseModel) -> dict[str, TaskData]:
     task_file = source.task_file
     data = {}
     for name, spec in task_file.tasks.items():
@@ -150,7 +152,7 @@ def _load_data(source: Source) -> dict[str, TaskData]:
     return data
 
 
-def _check_words(source: Source, name: str, data: TaskData) -> None:
+def _check_words(source: DenseModel, name: str, data: TaskData) -> None:
     """Refuse data with words that only the tokenizer knows."""
     examples = (*data.train, *data.eval, *(data.validation or ()))
     largest = max((max(x.tokens) for x in examples if isinstance(x, Example) and x.tokens), default=0)
@@ -159,7 +161,7 @@ def _check_words(source: Source, name: str, data: TaskData) -> None:
 
 
 def _train_added(
-    source: Source, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress, workers: Workers
+    source: DenseModel, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress, workers: Workers
 ) -> None:
     """Train the own parameters of new tasks without a head on the dense model; the base stays."""
     tasks = source.task_file.trained_tasks

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.writer import writing
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
@@ -185,7 +185,7 @@ def write(recipe: Recipe, path: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def _source(recipe: Recipe, names: list[str], scratch: Path) -> Source:
+def _source(recipe: Recipe, names: list[str], scratch: Path) -> DenseModel:
     files = {}
     for split in ("train", "eval"):
         files[split] = str(scratch / f"{split}.jsonl")
@@ -198,10 +198,10 @@ def _source(recipe: Recipe, names: list[str], scratch: Path) -> Source:
     models_of = dict.fromkeys(names, model)
     paged, resident = sort_weights(models_of, recipe.block, scratch)
     tokenizer = word_tokenizer()
-    return Source(task_file, scratch, recipe.config, tokenizer, models_of, paged, resident, own_tokenizer=tokenizer)
+    return DenseModel(task_file, scratch, recipe.config, tokenizer, models_of, paged, resident, own_tokenizer=tokenizer)
 
 
-def _masks(recipe: Recipe, source: Source) -> Keep:
+def _masks(recipe: Recipe, source: DenseModel) -> Keep:
     random = np.random.default_rng(0)
     keep, kept_groups = {}, {}
     for info in source.paged:

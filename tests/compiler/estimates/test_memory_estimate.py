@@ -21,17 +21,17 @@ from weightpager.compiler.estimates.memory import bound
 from weightpager.compiler.estimates.memory_check import check_stages, check_training, choose_scratch
 from weightpager.compiler.estimates.training_bytes import dense_training_bytes, recover_bytes, training_bytes
 from weightpager.compiler.model import dense_model as sources
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.prepare import prepare
 from weightpager.errors import CompileError
 from weightpager.machine.process_memory import resident_memory
 
 
-def load(folder: Path, **changes: Any) -> Source:
+def load(folder: Path, **changes: Any) -> DenseModel:
     return sources.load(task_file.from_dict(tiny.assistant(folder, **changes)))
 
 
-def check(source: Source, available: int | None) -> None:
+def check(source: DenseModel, available: int | None) -> None:
     check_training(source, available)
     check_stages(source, available, reorders=source.task_file.reorder)
 

@@ -22,7 +22,7 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import control_work, measure_controls, trained_on
 from weightpager.compiler.measuring.quantise import INT8
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal
@@ -106,7 +106,7 @@ def test_validation_data_choose_the_dense_model_where_there_are_some(
         data = {task: replace(of_task, validation=of_task.train) for task, of_task in prepared.data.items()}
         prepared = replace(prepared, data=data)
 
-    def score(source: Source, task: str, data: TaskData, _progress: StepProgress) -> Score:
+    def score(source: DenseModel, task: str, data: TaskData, _progress: StepProgress) -> Score:
         right = source.models[task] is not prepared.source.models[task]
         if data.eval == prepared.data[task].eval:
             return Score("accuracy", 0.0 if right else 1.0, 30)

@@ -24,7 +24,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model as sources
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.own_weights import SHARED, group
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.prepare import prepare
@@ -73,7 +73,7 @@ def content(folder: Path, **moves: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def load(entries: dict[str, Any]) -> Source:
+def load(entries: dict[str, Any]) -> DenseModel:
     return sources.load(task_file.from_dict(entries))
 
 
@@ -149,7 +149,7 @@ def test_the_engine_computes_what_the_masked_checkpoints_do(tmp_path: Path) -> N
     assert footprint(bundle).private < footprint(bundle).resident / 2
 
 
-def masked_logits(source: Source, masks: Masks, task: str, inputs: dict[str, Tensor]) -> Tensor:
+def masked_logits(source: DenseModel, masks: Masks, task: str, inputs: dict[str, Tensor]) -> Tensor:
     weights = {
         module_name(info, "bert"): masks.masked(task, info, TaskWeights(source).weight(task, info))
         for info in source.paged

@@ -33,7 +33,7 @@ import tiny_models as tiny
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model, paged_weights
 from weightpager.compiler.model.checkpoint import check_base
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.errors import CompileError
 
 PER_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
@@ -42,7 +42,7 @@ PER_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
-def load(folder: Path, tasks: dict[str, Any], **more: Any) -> Source:
+def load(folder: Path, tasks: dict[str, Any], **more: Any) -> DenseModel:
     content = {"model": "model", "calibration": {"max_length": 8}, "tasks": tasks, **more}
     return dense_model.load(task_file.from_dict(content, folder))
 

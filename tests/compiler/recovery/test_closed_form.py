@@ -19,7 +19,7 @@ from sparse import copied, masks_of
 from weightpager.compiler import data as task_data
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model as sources
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.recovery import closed_form
 from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, overlaid, refit, solve
@@ -59,7 +59,7 @@ def test_conjugate_gradients_solve_every_row(tasks: int, rows: int, columns: int
 
 
 @pytest.fixture(params=["encoder", "decoder"])
-def trial(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Source, dict[str, list[Batch]]]:
+def trial(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[DenseModel, dict[str, list[Batch]]]:
     content = tiny.assistant(tmp_path) if request.param == "encoder" else tiny.writer(tmp_path)
     source = sources.load(from_dict(content))
     file = source.task_file
@@ -70,7 +70,7 @@ def trial(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Source, dict[
     return source, batches
 
 
-def errors(dense: Source, sparse: Source, masks: Masks, batches: dict[str, list[Batch]]) -> float:
+def errors(dense: DenseModel, sparse: DenseModel, masks: Masks, batches: dict[str, list[Batch]]) -> float:
     """Mean squared difference of the base models' last hidden states."""
     total = 0.0
     for task, some in batches.items():
@@ -84,7 +84,7 @@ def errors(dense: Source, sparse: Source, masks: Masks, batches: dict[str, list[
     return total
 
 
-def test_a_layer_takes_what_it_takes_in_the_whole_model(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+def test_a_layer_takes_what_it_takes_in_the_whole_model(trial: tuple[DenseModel, dict[str, list[Batch]]]) -> None:
     source, batches = trial
     task, some = next(iter(batches.items()))
     names = [info.name for info in source.paged if info.layer == 1]
@@ -130,7 +130,7 @@ def test_every_layer_is_given_its_own_mask_and_positions(family: str) -> None:
 
 
 @pytest.mark.slow
-def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+def test_refit_brings_the_sparse_model_closer(trial: tuple[DenseModel, dict[str, list[Batch]]]) -> None:
     dense, batches = trial
     masks = masks_of(dense, 0.6, seed=0)
     sparse = copied(dense)
@@ -142,7 +142,7 @@ def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, lis
 
 
 @pytest.mark.slow
-def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[DenseModel, dict[str, list[Batch]]]) -> None:
     dense, batches = trial
     sparse = copied(dense)
     refit(dense, sparse, masks_of(dense, 1.1, seed=0), batches, Journal.none(), lambda _done, _total: None)
@@ -154,7 +154,7 @@ def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list
 
 @pytest.mark.slow
 def test_a_refit_laid_over_a_model_leaves_it_and_finds_the_same(
-    trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trial: tuple[DenseModel, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("weightpager.compiler.model.scratch._LEAST", 1)
     dense, batches = trial
@@ -174,7 +174,9 @@ def test_a_refit_laid_over_a_model_leaves_it_and_finds_the_same(
 
 
 @pytest.mark.slow
-def test_a_refit_for_other_masks_is_done_again(trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path) -> None:
+def test_a_refit_for_other_masks_is_done_again(
+    trial: tuple[DenseModel, dict[str, list[Batch]]], tmp_path: Path
+) -> None:
     dense, batches = trial
     first, others = (masks_of(dense, 0.6, seed=seed) for seed in (0, 1))
     for masks, done_again in ((first, True), (first, False), (others, True), (others, False)):
@@ -193,7 +195,7 @@ def killing(layers_done: int) -> Callable[[int, int], None]:
 
 @pytest.mark.slow
 def test_a_killed_refit_goes_on_with_the_next_layer(
-    trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trial: tuple[DenseModel, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", 1.0)

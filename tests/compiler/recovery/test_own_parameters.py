@@ -7,14 +7,14 @@ from pathlib import Path
 import tiny
 from sparse import copied
 from weightpager.compiler.model import dense_model as sources
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.recovery.own_parameters import own_parameters, untie_own_vectors
 from weightpager.compiler.task_file.file import from_dict
 
 POOLER, HEAD, VECTOR = "base_model.pooler.dense.weight", "classifier.weight", "base_model.embeddings.LayerNorm.bias"
 
 
-def load(folder: Path, **changes: object) -> Source:
+def load(folder: Path, **changes: object) -> DenseModel:
     content = tiny.assistant(folder)
     content["tasks"]["animal"] |= changes
     return sources.load(from_dict(content))

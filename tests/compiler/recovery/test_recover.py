@@ -21,7 +21,7 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model as sources
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.own_weights import SHARED
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery import private_blocks
@@ -45,7 +45,7 @@ QUIET = Journal.none()
 def nothing(_done: int, _total: int) -> None: ...
 
 
-def load(folder: Path, **changes: Any) -> tuple[Source, dict[str, TaskData]]:
+def load(folder: Path, **changes: Any) -> tuple[DenseModel, dict[str, TaskData]]:
     source = sources.load(from_dict(tiny.assistant(folder, **changes)))
     file = source.task_file
     return source, {
@@ -104,8 +104,8 @@ def test_finetune_lowers_the_loss_and_leaves_the_teacher(tmp_path: Path) -> None
 
 
 def recovered(
-    dense: Source, data: dict[str, TaskData], masks: Masks, journal: Journal, **changes: Any
-) -> tuple[Source, list[str]]:
+    dense: DenseModel, data: dict[str, TaskData], masks: Masks, journal: Journal, **changes: Any
+) -> tuple[DenseModel, list[str]]:
     """The recovered model, and the stages that it took."""
     stages: dict[str, None] = {}
     spec = RecoverSpec(steps=3, batch=8, patience=0, **changes)

@@ -15,7 +15,7 @@ from weightpager.answers.score import Score
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.recovery import train
 from weightpager.compiler.training import logits
 from weightpager.compiler.training.evaluate import evaluate
@@ -27,7 +27,7 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "autocast", nullcontext)
 
 
-def load(content: dict[str, Any], folder: Path) -> tuple[Source, dict[str, TaskData]]:
+def load(content: dict[str, Any], folder: Path) -> tuple[DenseModel, dict[str, TaskData]]:
     found = dense_model.load(task_file.from_dict(content, folder))
     parsed = found.task_file
     return found, {
@@ -42,11 +42,11 @@ def content(folder: Path, *kinds: str, **training: Any) -> dict[str, Any]:
     return {"model": "model", "calibration": {"max_length": 32}, "training": settings, "tasks": tasks}
 
 
-def weights(found: Source, task: str) -> dict[str, torch.Tensor]:
+def weights(found: DenseModel, task: str) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in found.parameters(task).items()}
 
 
-def score(found: Source, task: str, held: TaskData) -> Score:
+def score(found: DenseModel, task: str, held: TaskData) -> Score:
     return evaluate(found.models[task], held.batches(held.eval, 8), held.kind)
 
 

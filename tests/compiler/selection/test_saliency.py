@@ -17,7 +17,7 @@ import tiny_models as tiny
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.selection.saliency import block_saliency, calibrate, normalised
 from weightpager.compiler.training import logits
 from weightpager.errors import CompileError
@@ -28,25 +28,25 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logits, "autocast", nullcontext)
 
 
-def load(folder: Path, *kinds: str, **more: Any) -> Source:
+def load(folder: Path, *kinds: str, **more: Any) -> DenseModel:
     content = {"model": "model", "calibration": {"max_length": 16}, "tasks": tiny.tasks(folder, *kinds), **more}
     return dense_model.load(task_file.from_dict(content, folder))
 
 
-def batches(found: Source, task: str, items: int = 12, size: int = 4) -> list[Batch]:
+def batches(found: DenseModel, task: str, items: int = 12, size: int = 4) -> list[Batch]:
     spec = found.task_file.tasks[task]
     held = data.load(task, spec, found.tokenizer, found.classes(task), found.task_file.max_length_of(task))
     return held.calibration(items, size)
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> DenseModel:
     folder = tmp_path_factory.mktemp("encoder")
     tiny.bert(folder / "model")
     return load(folder, "text", "tokens")
 
 
-def test_gradients_are_those_of_backward(encoder: Source) -> None:
+def test_gradients_are_those_of_backward(encoder: DenseModel) -> None:
     some = batches(encoder, "text")
     found = calibrate(encoder, "text", some)
     model = encoder.models["text"]
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_backward(encoder: Source) -> None:
         torch.testing.assert_close(found[name], value.sqrt())
 
 
-def test_gradient_saliency_sums_roots_over_blocks(encoder: Source) -> None:
+def test_gradient_saliency_sums_roots_over_blocks(encoder: DenseModel) -> None:
     found = calibrate(encoder, "text", batches(encoder, "text"))
     blocks = block_saliency(encoder, found.items())
     info = encoder.paged[4]

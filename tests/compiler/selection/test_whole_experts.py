@@ -10,7 +10,7 @@ import torch
 
 from mixtures import TOKENS, masks_of, model_of, source_of
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.expert_saliency import expert_saliency
 from weightpager.compiler.selection.experts import (
@@ -28,11 +28,11 @@ from weightpager.errors import CompileError
 from weightpager.nn import mixtures
 
 
-def source(folder: Path, family: str = "Qwen2Moe", tasks: int = 2, **settings: object) -> Source:
+def source(folder: Path, family: str = "Qwen2Moe", tasks: int = 2, **settings: object) -> DenseModel:
     return source_of(model_of(family), folder, tasks, **{"alignment": 0.0, "sparsity": 0.3, **settings})
 
 
-def of_experts(of: Source, values: FloatArray) -> dict[str, FloatArray]:
+def of_experts(of: DenseModel, values: FloatArray) -> dict[str, FloatArray]:
     """Saliency by block from that of experts, [layers, experts]."""
     found = {info.name: np.ones(info.grid.count) for info in of.paged}
     for layer, row in zip(expert_layers(of), values, strict=True):

@@ -15,7 +15,7 @@ import tiny
 from weightpager.compiler import data as task_data
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model as sources
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training import device, sparse_products
@@ -34,7 +34,7 @@ def _multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(device, "_bfloat16_pays", lambda: request.param)
 
 
-def load(made: dict[str, Any]) -> tuple[Source, dict[str, Batch]]:
+def load(made: dict[str, Any]) -> tuple[DenseModel, dict[str, Batch]]:
     source = sources.load(from_dict(made))
     lengths = source.task_file.max_length_of
     data = {
@@ -44,7 +44,7 @@ def load(made: dict[str, Any]) -> tuple[Source, dict[str, Batch]]:
     return source, {name: next(of_task.shuffled(8, 0)) for name, of_task in data.items()}
 
 
-def masks_of(source: Source) -> Masks:
+def masks_of(source: DenseModel) -> Masks:
     """Half of each weight's blocks, but all of the first one's for the last task."""
     tasks, random = tuple(source.models), np.random.default_rng(0)
     keep = {}
@@ -55,7 +55,7 @@ def masks_of(source: Source) -> Masks:
     return Masks(tasks, keep)
 
 
-def learnt(source: Source, task: str, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def learnt(source: DenseModel, task: str, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss, and the gradients of what paged weights hold."""
     error = loss(logits, batch.labels, source.task_file.tasks[task].kind)
     source.models[task].zero_grad()
@@ -68,7 +68,7 @@ def learnt(source: Source, task: str, logits: Tensor, batch: Batch) -> tuple[Ten
     return error.detach(), gradients
 
 
-def compare(source: Source, batches: dict[str, Batch], dtype: str) -> None:
+def compare(source: DenseModel, batches: dict[str, Batch], dtype: str) -> None:
     masks = masks_of(source)
     weights = {info.name: source.linear(masks.tasks[0], info.name).weight for info in source.paged}
     rounding = None

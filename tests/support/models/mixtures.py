@@ -19,7 +19,7 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.writer import writing
 from weightpager.compiler import task_file
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
@@ -48,7 +48,7 @@ def model_of(family: str, **changes: Any) -> PreTrainedModel:
     return made.requires_grad_(False)
 
 
-def source_of(model: PreTrainedModel, folder: Path, tasks: int = 2, **settings: Any) -> Source:
+def source_of(model: PreTrainedModel, folder: Path, tasks: int = 2, **settings: Any) -> DenseModel:
     """A source of tasks over one model, which is set upright."""
     model.config.save_pretrained(folder)
     texts = tiny.text(folder, "some", tiny.WORDS)
@@ -59,17 +59,17 @@ def source_of(model: PreTrainedModel, folder: Path, tasks: int = 2, **settings: 
     models = dict.fromkeys(names, model)
     paged, resident = sort_weights(models, file.block, folder)
     own = tiny.tokenizer()
-    return Source(file, folder, model.config, own, models, paged, resident, own_tokenizer=own)
+    return DenseModel(file, folder, model.config, own, models, paged, resident, own_tokenizer=own)
 
 
-def masks_of(source: Source, keep: Mapping[str, Bools]) -> Masks:
+def masks_of(source: DenseModel, keep: Mapping[str, Bools]) -> Masks:
     """Masks [blocks, tasks] of the weights that are named; others are kept."""
     tasks = len(source.models)
     every = {info.name: np.ones((info.grid.count, tasks), np.bool_) for info in source.paged}
     return Masks(tuple(source.models), {**every, **keep})
 
 
-def write(source: Source, masks: Masks, path: Path, page_bytes: int | None = None) -> None:
+def write(source: DenseModel, masks: Masks, path: Path, page_bytes: int | None = None) -> None:
     """A bundle of the dense values under these masks."""
     file, rate = source.task_file, Transitions.uniform(masks.tasks)
     stored = [StoredBlocks.of(info.layer, masks.keep[info.name]) for info in source.paged]
@@ -83,7 +83,9 @@ def write(source: Source, masks: Masks, path: Path, page_bytes: int | None = Non
         write_bundle(writer, BundlePlan(file.dtype, TaskWeights(source), masks.keep, packing, entries, rate, None))
 
 
-def expected(family: str, source: Source, masks: Masks, task: str, tokens: Tensor = TOKENS, **changes: Any) -> Tensor:
+def expected(
+    family: str, source: DenseModel, masks: Masks, task: str, tokens: Tensor = TOKENS, **changes: Any
+) -> Tensor:
     """The logits of transformers' own modules with zeros for what a task drops, whose routers pass over lost experts.
 
     Nothing of ours takes part but the masks.

@@ -9,7 +9,7 @@ from weightpager.backends.torch.kv_cache import bytes_per_token
 from weightpager.backends.torch.model.architecture import context_length
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import NEW_TOKENS
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.training.attention import SHORT
 from weightpager.compiler.training.device import multiplies_in_bfloat16, training_device
 
@@ -37,7 +37,7 @@ _HIDDEN, _WIDE = 8, 3
 """Hidden states, queries, keys and values; and the feed-forward part's neurons, that a layer has at a time."""
 
 
-def activation_bytes(source: Source, task: str, batch: int) -> int:
+def activation_bytes(source: DenseModel, task: str, batch: int) -> int:
     """What the backward pass of one batch of a task's longest texts, or of its images, needs."""
     config, spec = source.models[task].config, source.task_file.tasks[task]
     length = _length(source, task)
@@ -50,12 +50,12 @@ def activation_bytes(source: Source, task: str, batch: int) -> int:
     return batch * (length * layers * kept + logits)
 
 
-def answer_bytes(source: Source, task: str, batch: int) -> int:
+def answer_bytes(source: DenseModel, task: str, batch: int) -> int:
     """Logits of a batch of a task's longest texts that is measured, and what is made of one text's."""
     return (batch + _MEASURED) * 4 * _logits(source, task)
 
 
-def forward_bytes(source: Source, task: str, batch: int) -> int:
+def forward_bytes(source: DenseModel, task: str, batch: int) -> int:
     """What a batch of a task's longest texts, or of its images, takes of a layer that nothing is learnt through."""
     config = source.models[task].config
     hidden = _most(config, "hidden_size")
@@ -63,7 +63,7 @@ def forward_bytes(source: Source, task: str, batch: int) -> int:
     return batch * _length(source, task) * 4 * (_HIDDEN * hidden + _WIDE * neurons)
 
 
-def key_value_bytes(source: Source, task: str, batch: int) -> int:
+def key_value_bytes(source: DenseModel, task: str, batch: int) -> int:
     """Keys and values of a batch of a task's longest prompts while they are answered; 0 if there are none."""
     spec, model = source.task_file.tasks[task], source.models[task]
     if not spec.completes:
@@ -72,14 +72,14 @@ def key_value_bytes(source: Source, task: str, batch: int) -> int:
     return max(min(batch * length, CACHED_TOKENS), length) * bytes_per_token(model.config, itemsize=4)
 
 
-def _logits(source: Source, task: str) -> int:
+def _logits(source: DenseModel, task: str) -> int:
     """How many numbers the head gives for a task's longest text, or for an image."""
     per_token = FORMS[source.task_file.tasks[task].kind].labels in ("each word", "none")
     labels = len(source.classes(task)) or int(getattr(source.models[task].config, "vocab_size", 0))
     return labels * (_length(source, task) if per_token else 1)
 
 
-def _length(source: Source, task: str) -> int:
+def _length(source: DenseModel, task: str) -> int:
     """Tokens of a task's longest texts; patches of an image."""
     if source.task_file.tasks[task].takes_images:
         return _patches(source, source.models[task].config)
@@ -92,7 +92,7 @@ def _most(config: PretrainedConfig, key: str) -> int:
     return max(stated, default=0) if isinstance(stated, (list, tuple)) else int(stated)
 
 
-def _patches(source: Source, config: PretrainedConfig) -> int:
+def _patches(source: DenseModel, config: PretrainedConfig) -> int:
     """Patches of an image, and one more for its class; 1 where the configuration doesn't tell."""
     shape, patch = source.images.shape if source.images else None, getattr(config, "patch_size", None)
     if shape is None or not isinstance(patch, int) or patch <= 0:

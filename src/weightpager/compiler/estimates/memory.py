@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from weightpager.compiler.estimates.stages import Stages
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 
 _PASSES = 8
 """Most passes over the data of a calibration whose sums don't fit into memory together."""
@@ -32,7 +32,7 @@ class Bound:
         return max(self.stages.items(), key=lambda item: item[1])
 
 
-def bound(source: Source, available: int | None, *, reorders: bool, on_disk: bool, adds: bool = False) -> Bound:
+def bound(source: DenseModel, available: int | None, *, reorders: bool, on_disk: bool, adds: bool = False) -> Bound:
     """What a compile will take.
 
     Args:

@@ -13,7 +13,7 @@ from weightpager.compiler.estimates.training_bytes import (
     private_bytes,
     recover_bytes,
 )
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.training.device import training_device
 from weightpager.errors import CompileError
@@ -29,7 +29,7 @@ _ADVICE = {
 }
 
 
-def choose_scratch(source: Source, folder: Path | None, available: int | None, *, reorders: bool) -> Scratch:
+def choose_scratch(source: DenseModel, folder: Path | None, available: int | None, *, reorders: bool) -> Scratch:
     """Where a compile holds its model: in memory, unless it doesn't fit there and nothing is trained.
 
     Args:
@@ -45,7 +45,7 @@ def choose_scratch(source: Source, folder: Path | None, available: int | None, *
     return IN_MEMORY if fits else Scratch(folder)
 
 
-def check_memory(source: Source, *, adds: bool, reorders: bool) -> Bound:
+def check_memory(source: DenseModel, *, adds: bool, reorders: bool) -> Bound:
     """Refuse a compile that can't fit into the memory that is free; a GPU's isn't known.
 
     Args:
@@ -65,7 +65,7 @@ def check_memory(source: Source, *, adds: bool, reorders: bool) -> Bound:
     return check_stages(source, available, reorders=reorders, adds=adds)
 
 
-def check_training(source: Source, available: int | None, *, adds: bool = False) -> None:
+def check_training(source: DenseModel, available: int | None, *, adds: bool = False) -> None:
     """Refuse a compile whose training can't fit.
 
     Args:
@@ -84,14 +84,14 @@ def check_training(source: Source, available: int | None, *, adds: bool = False)
         _check_batch(source, "recover", private_bytes if adds else recover_bytes, available, _otherwise(source, adds))
 
 
-def _otherwise(source: Source, adds: bool) -> str:
+def _otherwise(source: DenseModel, adds: bool) -> str:
     """What takes less than ``finetune``, and isn't refused; experts can't be refitted."""
     if adds or any(map(mixtures, source.models.values())):
         return "set recover: none"
     return "set recover: closed-form, or none, which take less"
 
 
-def check_stages(source: Source, available: int | None, *, reorders: bool, adds: bool = False) -> Bound:
+def check_stages(source: DenseModel, available: int | None, *, reorders: bool, adds: bool = False) -> Bound:
     """Refuse a compile of which some stage can't fit, training apart.
 
     Args:
@@ -107,7 +107,7 @@ def check_stages(source: Source, available: int | None, *, reorders: bool, adds:
     if available is not None and not on_disk:
         available += source.parameter_bytes
 
-    def bound_of(other: Source) -> Bound:
+    def bound_of(other: DenseModel) -> Bound:
         return bound(other, available, reorders=reorders, on_disk=on_disk, adds=adds)
 
     memory_bound = bound_of(source)
@@ -120,7 +120,7 @@ def check_stages(source: Source, available: int | None, *, reorders: bool, adds:
 
 
 def _check_batch(
-    source: Source, section: str, needed: Callable[[Source], int], available: int | None, otherwise: str
+    source: DenseModel, section: str, needed: Callable[[DenseModel], int], available: int | None, otherwise: str
 ) -> None:
     """Refuse a section's batch that doesn't fit; ``otherwise`` is the way out where the model alone doesn't."""
     size = needed(source)
@@ -136,7 +136,7 @@ def _check_batch(
     _check(f"{section}.batch", f"{batch} {'images' if images else 'texts'}, which need", size, available, advice)
 
 
-def _with_batch(source: Source, section: str, batch: int) -> Source:
+def _with_batch(source: DenseModel, section: str, batch: int) -> DenseModel:
     file = source.task_file
     spec = getattr(file, section).model_copy(update={"batch": batch})
     return replace(source, task_file=file.model_copy(update={section: spec}))

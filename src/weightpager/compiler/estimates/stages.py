@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from weightpager.compiler.estimates.activations import activation_bytes, answer_bytes, forward_bytes, key_value_bytes
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.recovery.closed_form import tokens_wanted
 from weightpager.compiler.recovery.rounding import ROUNDED
@@ -57,7 +57,7 @@ class Stages:
         calibration_bytes: bytes that sums of one task's calibration may take while they grow.
     """
 
-    source: Source
+    source: DenseModel
     reorders: bool
     adds: bool
     on_disk: bool
@@ -120,7 +120,7 @@ class Stages:
         models = self.source.models.values()
         return max(4 * tensor.numel() for model in models for tensor in parameters(model).values())
 
-    def _most(self, of_batch: Callable[[Source, str, int], int], batch: int) -> int:
+    def _most(self, of_batch: Callable[[DenseModel, str, int], int], batch: int) -> int:
         file = self.source.task_file
 
         def items(task: str) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.resume.cache import Cache
@@ -42,7 +42,7 @@ class _Stage:
     finished: int
 
 
-def bundle_bytes(source: Source) -> int:
+def bundle_bytes(source: DenseModel) -> int:
     """A rough upper estimate of a bundle, or of what tasks that are added to one bring."""
     file, tasks = source.task_file, list(source.models)
     size, layers = block_bytes(file.block, file.dtype), max(info.layer for info in source.paged) + 1
@@ -58,7 +58,7 @@ def bundle_bytes(source: Source) -> int:
     return stored + tables + low_rank + _order_bytes(source) + _resident_bytes(source) + files
 
 
-def journal_bytes(source: Source, *, adds: bool = False, bundle: int = 0) -> int:
+def journal_bytes(source: DenseModel, *, adds: bool = False, bundle: int = 0) -> int:
     """A rough upper estimate of what a compile keeps beside the bundle, and of the bundle, which comes last.
 
     A new entry is written before the old one goes: for a moment there are both.
@@ -75,13 +75,13 @@ def journal_bytes(source: Source, *, adds: bool = False, bundle: int = 0) -> int
     return max(most, held + bundle)
 
 
-def cache_bytes(source: Source) -> int:
+def cache_bytes(source: DenseModel) -> int:
     """A rough upper estimate of what a compile gives to the cache."""
     return source.parameter_bytes + _PER_FILE + len(source.models) * (source.paged_bytes + _PER_FILE)
 
 
 def check_storage(
-    source: Source, journal: Path | None, cache: Cache, base: BaseBundle | None = None, *, scratch: int = 0
+    source: DenseModel, journal: Path | None, cache: Cache, base: BaseBundle | None = None, *, scratch: int = 0
 ) -> None:
     """Refuse a compile whose bundle and journal can't fit; and where only the cache can't, keep nothing there.
 
@@ -116,7 +116,7 @@ def check_storage(
         )
 
 
-def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
+def _stages(source: DenseModel, adds: bool) -> Iterator[_Stage]:
     """The stages that have entries in a journal, in order."""
     file, spec = source.task_file, source.task_file.recover
     values, paged = source.parameter_bytes + _PER_FILE, source.paged_bytes
@@ -139,18 +139,18 @@ def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
         yield _Stage((1 + _MOMENTS + best) * values, values)
 
 
-def _sides(source: Source) -> int:
+def _sides(source: DenseModel) -> int:
     """Rows and columns of all paged weights."""
     return sum(info.grid.out_features + info.grid.in_features for info in source.paged)
 
 
-def _vector_bytes(source: Source) -> int:
+def _vector_bytes(source: DenseModel) -> int:
     """Bytes of the parameters that may be one task's own: all but paged weights and the base's matrices."""
     model = next(iter(source.models.values()))
     return sum(4 * t.numel() for name, t in parameters(model).items() if t.ndim == 1 or "pooler" in name) + _PER_FILE
 
 
-def _resident_bytes(source: Source) -> int:
+def _resident_bytes(source: DenseModel) -> int:
     """What isn't paged, and once more for each task what a training of its own parameters may change."""
     file = source.task_file
     form = ParameterFormat.of(source.config, source.models, file.dtype, file.block)
@@ -166,7 +166,7 @@ def _resident_bytes(source: Source) -> int:
     return sum(sizes.values()) + (len(source.models) * _vector_bytes(source) if trains_alone else 0)
 
 
-def _order_bytes(source: Source) -> int:
+def _order_bytes(source: DenseModel) -> int:
     return 2 * 8 * _sides(source) if source.task_file.reorder else 0
 
 

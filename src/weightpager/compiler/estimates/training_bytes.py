@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from weightpager.compiler.estimates.activations import activation_bytes
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 
 _GRADIENT_AND_MOMENTS = 3
 """Copies of what is trained: its gradient, and Adam's two moments."""
 
 
-def training_bytes(source: Source, batch: int, copies: int) -> int:
+def training_bytes(source: DenseModel, batch: int, copies: int) -> int:
     """A rough upper estimate of what gradient steps take: gradients, two Adam moments, activations of one batch.
 
     Args:
@@ -20,12 +20,12 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
     return source.parameter_bytes * (_GRADIENT_AND_MOMENTS + copies) + _most_activations(source, batch)
 
 
-def dense_training_bytes(source: Source) -> int:
+def dense_training_bytes(source: DenseModel) -> int:
     """What the training of the dense model takes."""
     return training_bytes(source, source.task_file.training.batch, copies=0)
 
 
-def recover_bytes(source: Source) -> int:
+def recover_bytes(source: DenseModel) -> int:
     """What ``finetune`` takes: the sparse model, its best values so far, and paged weights under their masks.
 
     Controls are trained after recovery. The recovered model stays in memory while they are, so it counts once more
@@ -37,7 +37,7 @@ def recover_bytes(source: Source) -> int:
     return max(needed, private_bytes(source)) if spec.trains_alone else needed
 
 
-def private_bytes(source: Source) -> int:
+def private_bytes(source: DenseModel) -> int:
     """What the training of one task alone takes: all that ``finetune`` does for tasks that are added to a bundle.
 
     Private blocks are trained in copies of a task's weights: what moves, what doesn't, and both together.
@@ -47,7 +47,7 @@ def private_bytes(source: Source) -> int:
     return source.parameter_bytes + copies * source.paged_bytes + _most_activations(source, spec.batch)
 
 
-def own_bytes(source: Source) -> int:
+def own_bytes(source: DenseModel) -> int:
     """What the training of heads and vectors takes: all that added tasks train, on frozen weights.
 
     Unless they are fine-tuned, they are trained again in a copy of the model, under each task's masks.
@@ -59,5 +59,5 @@ def own_bytes(source: Source) -> int:
     return needed + source.parameter_bytes + source.paged_bytes
 
 
-def _most_activations(source: Source, batch: int) -> int:
+def _most_activations(source: DenseModel, batch: int) -> int:
     return max(activation_bytes(source, task, batch) for task in source.models)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.controls import CHOICE, control_names, validation_data
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.task_data.held_out import Item
 
 _LEARNT = 3.0
@@ -20,12 +20,12 @@ _MASKED = 0.3
 """Masks on the weights of a step, as a share of a forward pass."""
 
 
-def work_plan(source: Source, data: Mapping[str, TaskData], *, adds: bool) -> dict[str, float]:
+def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -> dict[str, float]:
     """Stage, as progress names it, to work in tokens that go forward through the model; in the order of the stages."""
     return dict(_stages(source, data, adds))
 
 
-def _stages(source: Source, data: Mapping[str, TaskData], adds: bool) -> Iterator[tuple[str, float]]:
+def _stages(source: DenseModel, data: Mapping[str, TaskData], adds: bool) -> Iterator[tuple[str, float]]:
     file = source.task_file
     held_out = {name: _tokens(of_task.eval) for name, of_task in data.items()}
     learning = [data[name] for name in file.trained_tasks]
@@ -40,7 +40,7 @@ def _stages(source: Source, data: Mapping[str, TaskData], adds: bool) -> Iterato
 
 
 def _controls(
-    source: Source, data: Mapping[str, TaskData], held_out: Mapping[str, float]
+    source: DenseModel, data: Mapping[str, TaskData], held_out: Mapping[str, float]
 ) -> Iterator[tuple[str, float]]:
     file = source.task_file
     for control in control_names(file, data):
@@ -59,7 +59,7 @@ def _choice(data: Mapping[str, TaskData]) -> Iterator[tuple[str, float]]:
         yield from ((f"control {name}: {task}", _tokens(of_task.eval)) for task, of_task in validation.items())
 
 
-def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:
+def _recovery(source: DenseModel, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:
     file, spec = source.task_file, source.task_file.recover
     step = _batch(list(data.values()), spec.batch) * (_LEARNT + _MASKED + (1.0 if spec.distillation else 0.0))
     if spec.refits:
@@ -73,7 +73,7 @@ def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: 
         yield f"{prefix}private blocks", spec.private_steps * len(data) * step
 
 
-def _calibrated(source: Source, data: Mapping[str, TaskData]) -> float:
+def _calibrated(source: DenseModel, data: Mapping[str, TaskData]) -> float:
     items = source.task_file.calibration.items
     return sum(min(items, len(of_task.train)) * _mean(of_task.train) for of_task in data.values())
 

@@ -16,7 +16,7 @@ import weightpager
 from weightpager.bundle import Manifest, PageIndex
 from weightpager.bundle.format.placement import Placement
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
@@ -44,7 +44,7 @@ class GrowthPlan:
     reused: dict[str, npt.NDArray[np.bool_]]
 
     @property
-    def source(self) -> Source:
+    def source(self) -> DenseModel:
         """The new tasks' modules."""
         return self.added.weights.source
 

@@ -18,7 +18,7 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.quantise import QUANTISATIONS, Quantisation
 from weightpager.compiler.measuring.report import Control
 from weightpager.compiler.measuring.torch_score import score_alone, torch_score
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.recovery.low_rank import dense_part
@@ -41,7 +41,7 @@ from weightpager.nn import is_plain_embedding
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import StepProgress
 
-Values = Callable[[Source, str, PagedWeightInfo], Tensor]
+Values = Callable[[DenseModel, str, PagedWeightInfo], Tensor]
 """(model, task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
 
 Measured = Mapping[str, Mapping[str, Score]]
@@ -123,7 +123,7 @@ def _dense_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
     ]
 
 
-def _dense_or_longer(prepared: Prepared, run: CompileRun) -> tuple[Source, Mapping[str, Score]]:
+def _dense_or_longer(prepared: Prepared, run: CompileRun) -> tuple[DenseModel, Mapping[str, Score]]:
     """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that.
 
     Validation data decide; held-out data only where a task has none.
@@ -144,7 +144,7 @@ def validation_data(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | No
     return found if len(found) == len(data) else None
 
 
-def _scores(name: str, source: Source, data: Mapping[str, TaskData], run: CompileRun) -> Mapping[str, Score]:
+def _scores(name: str, source: DenseModel, data: Mapping[str, TaskData], run: CompileRun) -> Mapping[str, Score]:
     """Task → score of a dense model, which progress calls by this name."""
     jobs = {(name, task): partial(score_alone, source.alone(task), task, of_task) for task, of_task in data.items()}
     return _measured(jobs, source, run)[name]
@@ -155,7 +155,7 @@ def _gains(now: Mapping[str, Score], before: Mapping[str, Score]) -> bool:
     return sum(gain(now[task], before[task]) for task in now) >= 0
 
 
-def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress) -> Source:
+def trained_on(dense: DenseModel, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress) -> DenseModel:
     """A copy of the dense model, trained by the data, rates, seed and early stopping of recovery, on labels alone.
 
     Raises:
@@ -201,7 +201,7 @@ def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
     return Control(MASK, kept * size, _measured(jobs, weights.source, run)[MASK])
 
 
-def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: Source, run: CompileRun) -> Measured:
+def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: DenseModel, run: CompileRun) -> Measured:
     """The scores that jobs of these controls and tasks find."""
 
     def told(key: tuple[str, str]) -> StepProgress:
@@ -228,7 +228,7 @@ class _Replacement:
     tables: Quantisation | None = None
     masks: Masks | None = None
 
-    def weights(self, source: Source, task: str) -> dict[str, Tensor]:
+    def weights(self, source: DenseModel, task: str) -> dict[str, Tensor]:
         """All that a task's module gets, by the module's own names."""
         model = source.models[task]
         with torch.no_grad():
@@ -242,7 +242,9 @@ class _Replacement:
         return weights
 
 
-def _score_with(replacement: _Replacement, source: Source, task: str, data: TaskData, progress: StepProgress) -> Score:
+def _score_with(
+    replacement: _Replacement, source: DenseModel, task: str, data: TaskData, progress: StepProgress
+) -> Score:
     """The score of a task's module with a control's weights."""
     replaced = Replaced(source.models[task], replacement.weights(source, task))
     return torch_score(replaced, data, source.task_file.dtype, progress)
@@ -257,16 +259,16 @@ def _rounded_tables(model: nn.Module, quantisation: Quantisation) -> dict[str, T
     }
 
 
-def _quantised(quantisation: Quantisation, dense: Source, task: str, info: PagedWeightInfo) -> Tensor:
+def _quantised(quantisation: Quantisation, dense: DenseModel, task: str, info: PagedWeightInfo) -> Tensor:
     return quantisation.apply(dense.linear(task, info.name).weight.detach()).bfloat16().float()
 
 
-def _under_mask(weights: TaskWeights, masks: Masks, source: Source, task: str, info: PagedWeightInfo) -> Tensor:
+def _under_mask(weights: TaskWeights, masks: Masks, source: DenseModel, task: str, info: PagedWeightInfo) -> Tensor:
     whole = stored(weights.weight(task, info), info.grid, source.task_file.dtype)
     return masks.masked(task, info, whole) + dense_part(weights.low_rank.get(task, {}), info.name)
 
 
-def _bytes(dense: Source, quantisation: Quantisation | None) -> int:
+def _bytes(dense: DenseModel, quantisation: Quantisation | None) -> int:
     """Bytes of the paged weights; in bfloat16 if they aren't quantised."""
     weights = TaskWeights(dense)
 

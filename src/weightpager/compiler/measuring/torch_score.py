@@ -9,14 +9,14 @@ import torch
 from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.training.device import autocast
 from weightpager.compiler.training.evaluate import Model, evaluate
 from weightpager.page_dtype import PageDtype
 from weightpager.progress import StepProgress
 
 
-def score_alone(source: Source, task: str, data: TaskData, progress: StepProgress) -> Score:
+def score_alone(source: DenseModel, task: str, data: TaskData, progress: StepProgress) -> Score:
     """`torch_score` of a task's module as it is."""
     return torch_score(source.models[task], data, source.task_file.dtype, progress)
 

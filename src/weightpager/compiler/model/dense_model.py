@@ -30,13 +30,13 @@ from weightpager.compiler.model.scratch import IN_MEMORY, Scratch, widen
 from weightpager.compiler.model.task_module import check_causal, check_config, load_module
 from weightpager.compiler.task_file.file import TaskFile
 
-__all__ = ["PagedWeightInfo", "Source", "load", "parameters", "repeated_layers"]
+__all__ = ["DenseModel", "PagedWeightInfo", "load", "parameters", "repeated_layers"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class DenseModel:
     """The dense model.
 
     Attributes:
@@ -76,7 +76,7 @@ class Source:
         """What turns a task's data into the model's inputs: the tokenizer, or the image reader."""
         return self.tokenizer if self.images is None else self.images
 
-    def alone(self, task: str) -> Source:
+    def alone(self, task: str) -> DenseModel:
         """The model with one task's module, without what reads inputs: all that computing with it takes."""
         return replace(self, models={task: self.models[task]}, tokenizer=None, own_tokenizer=None, images=None)
 
@@ -111,11 +111,11 @@ class Source:
         return of_kind and set(self.classes(task)) == set(class_names(self.config))
 
 
-def _in_memory(_source: Source) -> Scratch:
+def _in_memory(_source: DenseModel) -> Scratch:
     return IN_MEMORY
 
 
-def load(task_file: TaskFile, place: Callable[[Source], Scratch] = _in_memory) -> Source:
+def load(task_file: TaskFile, place: Callable[[DenseModel], Scratch] = _in_memory) -> DenseModel:
     """Load the model directory of a task file once per task, over shared parameters.
 
     New heads are drawn by the training seed. No code that a model directory brings is ever run.
@@ -152,7 +152,7 @@ def load(task_file: TaskFile, place: Callable[[Source], Scratch] = _in_memory) -
         _log.warning("%s: paged is %s", path, small.words)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
     config = directory.config
-    source = Source(
+    source = DenseModel(
         task_file, path, config, tokenizer, models, paged, resident, tied,
         images=images, own_tokenizer=own_tokenizer, generation=generation,
     )  # fmt: skip

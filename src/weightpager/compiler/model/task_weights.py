@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightpager.bundle.parts.adapter import LowRank
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.own_weights import SHARED, Versions
 
 
@@ -38,7 +38,7 @@ class TaskWeights:
         low_rank: task → paged weight → what is added to it, beside the pages.
     """
 
-    source: Source
+    source: DenseModel
     private: Mapping[str, Mapping[str, PrivateBlocks]] = field(default_factory=dict)
     low_rank: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
 

@@ -19,7 +19,7 @@ from weightpager.bundle.format.page_file import file_counts, file_name
 from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.graph.write import write_graphs
-from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.packing.pack import Packing
 from weightpager.compiler.packing.parameter_shares import ParameterShares, share_parameters
@@ -52,7 +52,7 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> dict[TaskKind, str]:
     return without_graph
 
 
-def image_shape(source: Source) -> tuple[int, int, int] | None:
+def image_shape(source: DenseModel) -> tuple[int, int, int] | None:
     """Channels, height and width of the images that the tasks read; None where they read texts."""
     return None if source.images is None else source.images.shape
 
@@ -125,7 +125,7 @@ def _write_parameters(writer: BundleWriter, shares: ParameterShares, form: Param
         writer.put(private_file(task), form.content(values))
 
 
-def _write_model(writer: BundleWriter, source: Source) -> None:
+def _write_model(writer: BundleWriter, source: DenseModel) -> None:
     folder = writer.root / MODEL
     with storage_errors():
         source.config.save_pretrained(folder)
@@ -134,7 +134,7 @@ def _write_model(writer: BundleWriter, source: Source) -> None:
             (folder / GENERATION).write_text(json.dumps(source.generation, indent=2), encoding="utf-8")
 
 
-def _preprocessor(source: Source) -> Any:
+def _preprocessor(source: DenseModel) -> Any:
     """What transformers saves beside a model: the image processor, or the tokenizer."""
     if source.images is not None:
         return source.images.processor

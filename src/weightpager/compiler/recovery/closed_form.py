@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.recovery.error_feedback import fed_back
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
@@ -66,8 +66,8 @@ class _Refit:
         encoding: of the pages, if the values shall be such as these give back.
     """
 
-    dense: Source
-    sparse: Source
+    dense: DenseModel
+    sparse: DenseModel
     masks: Masks
     streams: Mapping[str, _Streams]
     encoding: Encoding | None
@@ -111,12 +111,12 @@ class _Refit:
         }
 
 
-def tokens_wanted(dense: Source) -> int:
+def tokens_wanted(dense: DenseModel) -> int:
     """How many tokens of each task `refit` needs; of images, how many images."""
     return _TOKENS * max(info.grid.in_features for info in dense.paged)
 
 
-def overlaid(dense: Source) -> Source:
+def overlaid(dense: DenseModel) -> DenseModel:
     """A copy in which `refit` may put other paged weights; whatever it leaves is in memory once."""
     shared = {id(tensor): tensor for task in dense.models for tensor in dense.parameters(task).values()}
     for task in dense.models:
@@ -127,8 +127,8 @@ def overlaid(dense: Source) -> Source:
 
 
 def refit(
-    dense: Source,
-    sparse: Source,
+    dense: DenseModel,
+    sparse: DenseModel,
     masks: Masks,
     batches: Mapping[str, Sequence[Batch]],
     journal: Journal,
@@ -167,7 +167,7 @@ def refit(
         progress(layer + 1, layers)
 
 
-def _resume(sparse: Source, masks: Masks, journal: Journal) -> int:
+def _resume(sparse: DenseModel, masks: Masks, journal: Journal) -> int:
     """Set ``sparse`` to what an earlier run has reached under these masks: how many layers that had refitted."""
     ours = _state(sparse, masks)
 
@@ -185,12 +185,12 @@ def _resume(sparse: Source, masks: Masks, journal: Journal) -> int:
     return reached.step
 
 
-def _put(sparse: Source, info: PagedWeightInfo, values: Tensor) -> None:
+def _put(sparse: DenseModel, info: PagedWeightInfo, values: Tensor) -> None:
     """All tasks' modules have one parameter, which takes other values; those that it had may be another model's."""
     sparse.linear(next(iter(sparse.models)), info.name).weight.data = sparse.scratch.hold(values)
 
 
-def _state(sparse: Source, masks: Masks) -> dict[str, Tensor]:
+def _state(sparse: DenseModel, masks: Masks) -> dict[str, Tensor]:
     """The paged weights that all tasks share, by canonical name, without gradients; and whose masks they are for."""
     first = next(iter(sparse.models))
     values = {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.train import groups
 from weightpager.compiler.recovery.training_loop import Training, alternating_batches
@@ -46,8 +46,8 @@ class Lesson:
         spec: steps, rates, batch and seed, and the weight of the teacher's answers in the loss.
     """
 
-    teacher: Source
-    sparse: Source
+    teacher: DenseModel
+    sparse: DenseModel
     masks: Masks
     data: Mapping[str, TaskData]
     spec: RecoverSpec

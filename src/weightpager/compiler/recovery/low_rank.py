@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from weightpager.bundle import BundleWriter, TaskEntry
 from weightpager.bundle.parts.adapter import LowRank, adapter_files, serialise
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.errors import CompileError
 
@@ -23,7 +23,7 @@ class LowRankParameters:
     They start as PEFT's do: A drawn, B zero, so that at first nothing is added.
     """
 
-    def __init__(self, sparse: Source, task: str, rank: int, seed: int) -> None:
+    def __init__(self, sparse: DenseModel, task: str, rank: int, seed: int) -> None:
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         drawn = torch.Generator().manual_seed(seed)
         for info in sparse.paged if rank else ():
@@ -58,7 +58,7 @@ class LowRankParameters:
         }
 
 
-def check_rank(source: Source, rank: int) -> None:
+def check_rank(source: DenseModel, rank: int) -> None:
     """See before anything is trained that every paged weight can have parts of this rank.
 
     Raises:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
@@ -46,7 +46,7 @@ def untie_own_vectors(model: PreTrainedModel, *, pooler: bool) -> None:
                 module._parameters[key] = nn.Parameter(parameter.detach().clone())
 
 
-def own_parameters(source: Source, task: str) -> dict[str, nn.Parameter]:
+def own_parameters(source: DenseModel, task: str) -> dict[str, nn.Parameter]:
     """What a task trains beside its blocks: the base's vectors, its head and its pooler, where they are its own.
 
     Vectors must have been made its own by `untie_own_vectors`. Decoders share their head. A pooler that other tasks
@@ -68,7 +68,7 @@ def own_parameters(source: Source, task: str) -> dict[str, nn.Parameter]:
 
 
 def train_own(
-    source: Source,
+    source: DenseModel,
     data: Mapping[str, TaskData],
     masks: Masks | None,
     stage: str,
@@ -123,7 +123,7 @@ class _OwnTraining:
         stage: its name in the journal.
     """
 
-    source: Source
+    source: DenseModel
     task: str
     data: TaskData
     masks: Masks | None
@@ -149,7 +149,7 @@ def _train(of: _OwnTraining, journal: Journal, progress: StepProgress) -> State:
     return training.state()
 
 
-def _as_stored(source: Source, masks: Masks, task: str) -> dict[str, Tensor]:
+def _as_stored(source: DenseModel, masks: Masks, task: str) -> dict[str, Tensor]:
     """A task's masked weights, rounded where its pages round coarsely."""
     grids, dtype = {info.name: info.grid for info in source.paged}, source.task_file.dtype
     return masks.parameters(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
 from weightpager.compiler.training.linear_products import Multiplying, Product, is_plain
@@ -39,7 +39,7 @@ class _Weight:
 
     @classmethod
     def of(
-        cls, source: Source, masks: Masks, task: str, info: PagedWeightInfo, free: Tensor, *, skips: bool
+        cls, source: DenseModel, masks: Masks, task: str, info: PagedWeightInfo, free: Tensor, *, skips: bool
     ) -> _Weight:
         """The weight as it stands in a task's module; as its pages will hold it, where these round coarsely."""
         layer, kept = source.linear(task, info.name), masks.blocks(task, info)
@@ -93,7 +93,7 @@ class OwnProducts:
 
     def __init__(
         self,
-        source: Source,
+        source: DenseModel,
         masks: Masks,
         task: str,
         free: Mapping[str, Tensor],

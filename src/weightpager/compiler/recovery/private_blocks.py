@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.recovery.finetune import Lesson
@@ -246,7 +246,7 @@ def _training(learns: TaskLesson, learnt: _Learnt) -> Training:
 
 
 def _kept(
-    sparse: Source,
+    sparse: DenseModel,
     task: str,
     info: PagedWeightInfo,
     own: Tensor | None,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
@@ -25,7 +25,7 @@ from weightpager.progress import Progress
 
 
 def recover(
-    dense: Source,
+    dense: DenseModel,
     data: Mapping[str, TaskData],
     masks: Masks,
     journal: Journal,
@@ -63,7 +63,7 @@ def recover(
         )
 
 
-def check_refit(source: Source, data: Mapping[str, TaskData]) -> None:
+def check_refit(source: DenseModel, data: Mapping[str, TaskData]) -> None:
     """See before anything is trained that layers can be refitted one by one, if the task file says so.
 
     Raises:
@@ -75,7 +75,7 @@ def check_refit(source: Source, data: Mapping[str, TaskData]) -> None:
         check_layers(source.models[task], of_task.calibration(1, 1)[0], layers)
 
 
-def check_method(source: Source) -> None:
+def check_method(source: DenseModel) -> None:
     """See before anything is trained that the model can be recovered as its task file says.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from weightpager.blocks import BlockGrid
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.training.early_stopping import check_steps
 from weightpager.kernels.torch.kept_blocks import RowRounding
 from weightpager.page_dtype import ENCODINGS, Encoding, PageDtype, decode, encode
@@ -61,7 +61,9 @@ class Rounding:
         self._divisors: dict[str, Tensor] = {}
 
     @classmethod
-    def of(cls, source: Source, weights: Mapping[str, Tensor], steps: int, *, checked: bool = True) -> Rounding | None:
+    def of(
+        cls, source: DenseModel, weights: Mapping[str, Tensor], steps: int, *, checked: bool = True
+    ) -> Rounding | None:
         """What a training of a source's weights goes through; None where pages round so little that it needn't."""
         dtype = source.task_file.dtype
         return cls(weights, source.paged, ENCODINGS[dtype], steps, checked=checked) if dtype in ROUNDED else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, alternating_batches
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    source: Source, data: Mapping[str, TaskData], progress: StepProgress = silent, journal: Journal | None = None
+    source: DenseModel, data: Mapping[str, TaskData], progress: StepProgress = silent, journal: Journal | None = None
 ) -> tuple[str, ...]:
     """Train the base and the heads of `trained_tasks` in place, a step per task in turn; returns those tasks.
 
@@ -52,7 +52,7 @@ def train(
     return tasks
 
 
-def dense_error(source: Source, data: Mapping[str, TaskData]) -> Callable[[str, Batch], Tensor]:
+def dense_error(source: DenseModel, data: Mapping[str, TaskData]) -> Callable[[str, Batch], Tensor]:
     """The loss of a dense model's task on a batch."""
 
     def error(task: str, batch: Batch) -> Tensor:
@@ -61,7 +61,7 @@ def dense_error(source: Source, data: Mapping[str, TaskData]) -> Callable[[str, 
     return error
 
 
-def groups(source: Source, tasks: Iterable[str], rates: TrainingSpec | RecoverSpec) -> list[ParameterGroup]:
+def groups(source: DenseModel, tasks: Iterable[str], rates: TrainingSpec | RecoverSpec) -> list[ParameterGroup]:
     """What tasks share, each parameter once, at the base's rate; heads, to which the pooler belongs, at the heads'.
 
     A pooler is as new to the task as its head: at the base's rate it held a 16-way task at 0.61, at the head's 0.79.

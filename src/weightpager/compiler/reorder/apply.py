@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
 from weightpager.compiler.reorder.families import RESIDUAL
 from weightpager.compiler.reorder.search import Elements, Floats, gather
@@ -28,7 +28,7 @@ a wrong table does."""
 
 
 def reorder(
-    source: Source,
+    source: DenseModel,
     calibrations: Mapping[str, Calibration],
     probes: Mapping[str, Batch],
     densities: Mapping[str, float],
@@ -58,7 +58,7 @@ def reorder(
 
 
 def choose_permutations(
-    source: Source,
+    source: DenseModel,
     known: Sequence[Dimension],
     calibrations: Mapping[str, Calibration],
     densities: Mapping[str, float],
@@ -133,7 +133,7 @@ def permuted_calibration(permutations: Permutations, calibration: Calibration) -
         yield name, permuted(value, permutations.of("", f"{name}.weight"))
 
 
-def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[str, Batch]) -> bool:
+def _keeps_answers(source: DenseModel, permutations: Permutations, probes: Mapping[str, Batch]) -> bool:
     """Apply the permutations; take them back if any logits change beyond rounding."""
     before = _answers(source, probes)
     apply(source.models, permutations)
@@ -144,7 +144,7 @@ def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[s
     return False
 
 
-def _answers(source: Source, probes: Mapping[str, Batch]) -> dict[str, Tensor]:
+def _answers(source: DenseModel, probes: Mapping[str, Batch]) -> dict[str, Tensor]:
     answers = {}
     for task, batch in probes.items():
         with evaluating(source.models[task]), torch.inference_mode():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.machine.process_memory import forget_peak, give_back, peak_memory
@@ -37,7 +37,7 @@ class CompileRun:
     memory_bound: dict[str, int] = field(default_factory=dict)
     workers: Workers = LOCAL
 
-    def workers_on(self, source: Source) -> Workers:
+    def workers_on(self, source: DenseModel) -> Workers:
         """Who works on a source's tasks. What lies in files of this machine, for want of memory, is worked on here."""
         return self.workers if source.scratch.folder is None else LOCAL
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightpager.answers.score import Outcomes, Score
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import stage_identities
 from weightpager.compiler.resume.journal import Journal
@@ -73,7 +73,9 @@ class Shared:
                 "the dense model is kept in %s: another sparsity or dtype won't train it again", self.cache.folder
             )
 
-    def scores(self, source: Source, jobs: Mapping[str, Job[Score]], workers: Workers, progress: Progress) -> Scores:
+    def scores(
+        self, source: DenseModel, jobs: Mapping[str, Job[Score]], workers: Workers, progress: Progress
+    ) -> Scores:
         """The dense model's scores on held-out data, by task: from the cache, or found by ``jobs``."""
 
         def told(task: str) -> StepProgress:
@@ -91,7 +93,7 @@ class Shared:
         }
 
     def calibrations(
-        self, source: Source, jobs: Mapping[str, Job[dict[str, Tensor]]], workers: Workers
+        self, source: DenseModel, jobs: Mapping[str, Job[dict[str, Tensor]]], workers: Workers
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Tasks' calibrations on the dense model before anything has moved: from the cache, or found by ``jobs``.
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import embedding_tables
 from weightpager.compiler.rows.lookups import Lookups, watch
 from weightpager.task_data.texts import Example
@@ -85,7 +85,7 @@ NO_ROWS = RowChoice({}, {})
 """All tables stay in memory."""
 
 
-def choose_tables(source: Source, data: Mapping[str, TaskData]) -> RowChoice:
+def choose_tables(source: DenseModel, data: Mapping[str, TaskData]) -> RowChoice:
     """Find the tables of the shared base that are large and only looked up.
 
     Args:
@@ -114,7 +114,7 @@ def choose_tables(source: Source, data: Mapping[str, TaskData]) -> RowChoice:
     return RowChoice(tables, reasons)
 
 
-def _large_tables(source: Source) -> tuple[dict[str, int], dict[str, str]]:
+def _large_tables(source: DenseModel) -> tuple[dict[str, int], dict[str, str]]:
     """Rows of each large table that all tasks share and only look up; why others stay, of those that look like it."""
     large, reasons = {}, {}
     first: PreTrainedModel = next(iter(source.models.values()))

@@ -14,7 +14,7 @@ from weightpager.bundle.report.compile_report import FrontierPoint
 from weightpager.compiler.alignment.problem import Bools, Floats, expected_switch_blocks
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.own_weights import Versions
 from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
 from weightpager.compiler.selection.prepared import Prepared
@@ -207,7 +207,7 @@ def _remedy(prepared: Prepared) -> str:
     return _SHARED
 
 
-def _switch_bytes(source: Source, masks: Masks, switch_rate: Floats) -> float:
+def _switch_bytes(source: DenseModel, masks: Masks, switch_rate: Floats) -> float:
     """Bytes of blocks that an average switch loads, at most: where the private ones lie isn't known yet."""
     task_file = source.task_file
     keep = np.concatenate([masks.keep[info.name] for info in source.paged])
@@ -231,7 +231,7 @@ def _expected_private(keep: Bools, share: float, switch_rate: Floats) -> float:
     return float(np.sum(switch_rate * np.minimum(both, np.add.outer(private, private))))
 
 
-def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[str, float]:
+def _scores(source: DenseModel, data: Mapping[str, TaskData], masks: Masks) -> dict[str, float]:
     """Every task's metric on its validation data, else on training data, with masks laid on the dense weights."""
     scores = {}
     for task, of_task in data.items():

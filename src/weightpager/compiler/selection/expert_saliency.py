@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.selection.experts import ExpertLayer, expert_layers
 from weightpager.compiler.selection.saliency import FloatArray
 from weightpager.compiler.training.evaluate import evaluating
@@ -22,7 +22,7 @@ from weightpager.progress import StepProgress, silent
 
 
 def expert_saliency(
-    source: Source, task: str, batches: Sequence[Batch], progress: StepProgress = silent
+    source: DenseModel, task: str, batches: Sequence[Batch], progress: StepProgress = silent
 ) -> dict[str, FloatArray]:
     """Saliency of the blocks of every paged weight where whole experts are kept; other weights' is 1.
 
@@ -52,7 +52,9 @@ def expert_saliency(
     return _spread(source, task, layers, sums)
 
 
-def _spread(source: Source, task: str, layers: Sequence[ExpertLayer], sums: dict[str, Tensor]) -> dict[str, FloatArray]:
+def _spread(
+    source: DenseModel, task: str, layers: Sequence[ExpertLayer], sums: dict[str, Tensor]
+) -> dict[str, FloatArray]:
     saliency = {info.name: np.ones(info.grid.count) for info in source.paged}
     for layer in layers:
         if not torch.isfinite(sums[layer.name]).all():

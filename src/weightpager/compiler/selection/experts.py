@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.named_parameters import canonical
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
@@ -27,7 +27,7 @@ class ExpertLayer:
     top_k: int
 
 
-def expert_layers(source: Source) -> list[ExpertLayer]:
+def expert_layers(source: DenseModel) -> list[ExpertLayer]:
     """The experts of all layers that page them, in the model's order; all tasks have the same ones."""
     model, paged = next(iter(source.models.values())), {info.name for info in source.paged}
     prefix = model.base_model_prefix + "."
@@ -40,12 +40,12 @@ def expert_layers(source: Source) -> list[ExpertLayer]:
     return layers
 
 
-def keeps_whole_experts(source: Source) -> bool:
+def keeps_whole_experts(source: DenseModel) -> bool:
     """Whether tasks keep whole experts, and all of everything else."""
     return source.task_file.experts == "whole" and bool(expert_layers(source))
 
 
-def experts_kept(source: Source, task: str) -> int:
+def experts_kept(source: DenseModel, task: str) -> int:
     """Experts that a task keeps of each layer, so that with all other weights it keeps as many blocks as it may.
 
     Raises:
@@ -64,7 +64,7 @@ def experts_kept(source: Source, task: str) -> int:
     return min(kept, *(len(layer.experts) for layer in layers))
 
 
-def check_experts(source: Source) -> None:
+def check_experts(source: DenseModel) -> None:
     """See before anything is trained that every task keeps as many experts as a token goes to.
 
     Raises:
@@ -75,7 +75,7 @@ def check_experts(source: Source) -> None:
             experts_kept(source, task)
 
 
-def check_left(source: Source, masks: Masks) -> None:
+def check_left(source: DenseModel, masks: Masks) -> None:
     """See that tasks whose experts were cut into blocks keep something of as many as a token goes to.
 
     Raises:
@@ -92,7 +92,7 @@ def check_left(source: Source, masks: Masks) -> None:
                 )
 
 
-def least_density(source: Source) -> float:
+def least_density(source: DenseModel) -> float:
     """The share of the blocks that a task keeps at least where whole experts are kept; 0 where they aren't."""
     return _BlockCounts.of(source).least if keeps_whole_experts(source) else 0.0
 
@@ -114,7 +114,7 @@ class _BlockCounts:
     top_k: int
 
     @classmethod
-    def of(cls, source: Source) -> _BlockCounts:
+    def of(cls, source: DenseModel) -> _BlockCounts:
         counts, layers = {info.name: info.grid.count for info in source.paged}, expert_layers(source)
         inside = [sum(counts[name] for names in layer.experts for name in names) for layer in layers]
         per_expert = sum(sum(counts[name] for name in layer.experts[0]) for layer in layers)

@@ -10,7 +10,7 @@ from weightpager.answers.score import Score
 from weightpager.bundle import DenseScore, EvalData, TaskEntry
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray
 from weightpager.compiler.task_file.file import TaskFile
@@ -34,7 +34,7 @@ class Trained:
             they take.
     """
 
-    source: Source
+    source: DenseModel
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
     shared: Shared
@@ -55,7 +55,7 @@ class Prepared:
         evenness: how high the floors of paged weights are; see `floors`.
     """
 
-    source: Source
+    source: DenseModel
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
     saliency: Mapping[str, Mapping[str, FloatArray]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.training.evaluate import evaluating
 from weightpager.compiler.training.logits import masked_logits
@@ -33,7 +33,7 @@ whole block. Many squares are also too small for float32's exponents, which make
 
 
 def calibrate(
-    source: Source,
+    source: DenseModel,
     task: str,
     batches: Sequence[Batch],
     calibration_bytes: int | None = None,
@@ -81,7 +81,7 @@ def _passes(paged: Sequence[PagedWeightInfo], calibration_bytes: int | None) -> 
 
 
 def _sums(
-    source: Source, task: str, infos: Sequence[PagedWeightInfo], batches: Sequence[Batch], progress: StepProgress
+    source: DenseModel, task: str, infos: Sequence[PagedWeightInfo], batches: Sequence[Batch], progress: StepProgress
 ) -> Calibration:
     """The sums of some weights alone, in one pass."""
     model, kind = source.models[task], source.task_file.tasks[task].kind
@@ -117,7 +117,7 @@ def _adding(weights: Mapping[str, Tensor], sums: Calibration) -> Iterator[None]:
         yield
 
 
-def block_saliency(source: Source, calibration: Iterable[tuple[str, Tensor]]) -> dict[str, FloatArray]:
+def block_saliency(source: DenseModel, calibration: Iterable[tuple[str, Tensor]]) -> dict[str, FloatArray]:
     """Saliency ``[grid.rows * grid.cols]`` of paged weights' blocks, row-major; comparable between weights.
 
     Args:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.training.attention import attention
 from weightpager.compiler.training.device import autocast
 from weightpager.compiler.training.loss import counted_positions
@@ -20,7 +20,7 @@ from weightpager.compiler.training.masks import Masks, Rounded
 
 
 def masked_logits(
-    sparse: Source, masks: Masks | None, task: str, batch: Batch, rounded: Rounded | None = None
+    sparse: DenseModel, masks: Masks | None, task: str, batch: Batch, rounded: Rounded | None = None
 ) -> Tensor:
     """A task's logits, as `logits_with` finds them, under its masks if there are any.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.blocks import BlockGrid
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.named_parameters import canonical
 from weightpager.nn import mixtures
 
@@ -56,7 +56,7 @@ class Masks:
         """A task's mask of one weight by element, float32 [out_features, in_features]."""
         return self.masked(task, info, torch.ones(info.grid.out_features, info.grid.in_features))
 
-    def routes(self, source: Source, task: str) -> dict[str, Tensor]:
+    def routes(self, source: DenseModel, task: str) -> dict[str, Tensor]:
         """Which experts a task's routers may choose, by the names that this has in the task's module.
 
         One that has lost all blocks of one of its matrices adds nothing to any token, and isn't chosen.
@@ -77,7 +77,7 @@ class Masks:
         return name not in self.keep or bool(self.keep[name][:, number].any())
 
     def parameters(
-        self, source: Source, task: str, infos: Iterable[PagedWeightInfo], rounded: Rounded | None = None
+        self, source: DenseModel, task: str, infos: Iterable[PagedWeightInfo], rounded: Rounded | None = None
     ) -> dict[str, Tensor]:
         """Masked weights by the names that they have in the task's module, for `torch.func.functional_call`.
 
@@ -91,7 +91,7 @@ class Masks:
         return weights
 
     @torch.no_grad()
-    def held(self, source: Source, task: str) -> dict[str, Tensor]:
+    def held(self, source: DenseModel, task: str) -> dict[str, Tensor]:
         """`parameters` of all paged weights, without gradients; they lie in the source's scratch."""
         base, weights = source.models[task].base_model_prefix, self.routes(source, task)
         for info in source.paged:

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.training.device import multiplies_in_bfloat16
 from weightpager.compiler.training.linear_products import Multiplying, is_plain
 from weightpager.compiler.training.logits import logits_with
@@ -58,7 +58,7 @@ class _Sparse:
 class SparseProducts:
     """A source's masked products, where they are faster than dense ones under masks."""
 
-    def __init__(self, source: Source, masks: Masks, rounding: Rounds | None) -> None:
+    def __init__(self, source: DenseModel, masks: Masks, rounding: Rounds | None) -> None:
         """Work out where each task's blocks are.
 
         Args:
@@ -71,7 +71,7 @@ class SparseProducts:
         self._whole = {task: self._others(found) for task, found in self._sparse.items()}
 
     @classmethod
-    def of(cls, source: Source, masks: Masks, rounding: Rounds | None) -> SparseProducts | None:
+    def of(cls, source: DenseModel, masks: Masks, rounding: Rounds | None) -> SparseProducts | None:
         """None where whole weights are faster."""
         return cls(source, masks, rounding) if skipping_pays(source) else None
 
@@ -97,7 +97,7 @@ class SparseProducts:
         return [info for info in self._source.paged if info.name not in skipped]
 
 
-def skipping_pays(source: Source) -> bool:
+def skipping_pays(source: DenseModel) -> bool:
     """Whether to multiply by kept blocks alone: where a trial says that it is faster.
 
     It rounds weights to bfloat16. So it is for pages that round as much, or for products that are in bfloat16 anyway.
