@@ -17,12 +17,12 @@ from weightpager.answers.score import Score
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
-from weightpager.compiler.calibration import calibrated
+from weightpager.compiler.calibration import calibrate_tasks
 from weightpager.compiler.measuring.quantise import Quantisation
 from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.pipeline import Sparse, assemble
-from weightpager.compiler.prepare import trained
+from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import ROUNDED
@@ -110,7 +110,9 @@ class Study:
         self._bundles = bundles
         self._identity = compile_identity(task_file)
         self._progress = progress
-        self._base = trained(task_file, CompileRun(progress, self._journal("base")), cache=Cache.of_user())
+        self._base = train_and_measure_dense(
+            task_file, CompileRun(progress, self._journal("base")), cache=Cache.of_user()
+        )
         self._prepared: tuple[float, Prepared] | None = None
         self._split = "held-out"
 
@@ -140,7 +142,7 @@ class Study:
             task_file = self._base.source.task_file.model_copy(update={"sparsity": 1 - fraction})
             source = replace(self._base.source, task_file=task_file, models=copy.deepcopy(self._base.source.models))
             run = CompileRun(self._progress, self._journal(f"calibrated-{fraction}"))
-            found = calibrated(replace(self._base, source=source), run)
+            found = calibrate_tasks(replace(self._base, source=source), run)
             self._prepared = fraction, found
         return self._prepared[1]
 

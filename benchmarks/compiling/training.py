@@ -28,7 +28,7 @@ from benchmarks.accuracy.effort import effort_of
 from benchmarks.accuracy.run import Domain, task_file
 from weightpager.cli.progress import progress
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.prepare import trained
+from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.training_loop import alternating_batches
@@ -87,7 +87,9 @@ def main(
     """Measure steps of recovery in pairs."""
     effort = replace(effort_of(domain, quick=True), base_steps=1, eval_items=4)
     with tempfile.TemporaryDirectory() as folder, progress() as told:
-        found = trained(task_file(domain, effort, 0), CompileRun(told, Journal(Path(folder), "training")))
+        found = train_and_measure_dense(
+            task_file(domain, effort, 0), CompileRun(told, Journal(Path(folder), "training"))
+        )
     lesson = _lesson(found, density, 0.5 if teacher else 0.0, effort.batch)
     pairs = list(_pairs(lesson, rounds))
     row = _row(pairs, domain, density, teacher=teacher)

@@ -19,7 +19,7 @@ from command import Command
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import fit
-from weightpager.compiler.fit import LEAST, _density, _trial, largest, settled
+from weightpager.compiler.fit import LEAST, _budget_of_trial, _density, choose_density_and_alignment, largest
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.alignment_target import _switch_bytes
@@ -154,10 +154,10 @@ def test_limits_of_alignment_hold_at_the_density_that_fits(tmp_path: Path, limit
     aligned = content(tmp_path, fit="120KiB") | limit
     del aligned["alignment"]
     rough, run = prepare(from_dict(aligned)).changed(sparsity=0.9), CompileRun()
-    found, frontier = settled(rough, run)
+    found, frontier = choose_density_and_alignment(rough, run)
     task_file = found.source.task_file
     assert _density(found) > 0.2
-    assert _trial(found, run) <= 120 * 1024
+    assert _budget_of_trial(found, run) <= 120 * 1024
     strength = task_file.alignment if math.isfinite(task_file.alignment) else None
     (chosen,) = (point for point in frontier if point.alignment == strength)
     rate = transitions_of(task_file).switch_rate() * (1 - np.eye(len(task_file.tasks)))
@@ -188,10 +188,10 @@ def test_a_density_that_no_longer_fits_falls_until_it_does(monkeypatch: pytest.M
         return most / min(tasks.strength, 4) ** 0.1
 
     names = {"choose_alignment": choose, "_density": lambda tasks: tasks.density}
-    names |= {"fitted": lambda tasks, _: Tasks(fits(tasks), tasks.strength)}
-    names |= {"_trial": lambda tasks, _: 1 if tasks.density <= fits(tasks) else 2}
+    names |= {"fit_to_budget": lambda tasks, _: Tasks(fits(tasks), tasks.strength)}
+    names |= {"_budget_of_trial": lambda tasks, _: 1 if tasks.density <= fits(tasks) else 2}
     for name, value in names.items():
         monkeypatch.setattr(fit, name, value)
-    found, _ = settled(Tasks(0.1), CompileRun())  # type: ignore[arg-type]
+    found, _ = choose_density_and_alignment(Tasks(0.1), CompileRun())  # type: ignore[arg-type]
     assert 0.98 * most / 4**0.1 <= found.density <= fits(found)  # type: ignore[attr-defined, arg-type]
     assert found.strength == told > 3  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
 
 
-def calibrated(found: Trained, run: CompileRun) -> Prepared:
+def calibrate_tasks(found: Trained, run: CompileRun) -> Prepared:
     """Measure saliency, and reorder the modules in place if the task file says so.
 
     The journal keeps both: values that were trained in one order are worth nothing in another, and a second calibration

@@ -55,7 +55,7 @@ _ROUGH, _EXACT = 2, 6  # trials, after the one at the least density
 _LOWER = 0.99  # of a density that turned out not to fit
 
 
-def roughly_fitted(source: DenseModel, data: Mapping[str, TaskData], run: CompileRun) -> DenseModel:
+def fit_roughly(source: DenseModel, data: Mapping[str, TaskData], run: CompileRun) -> DenseModel:
     """Before anything is trained, the dense model with about the density and dtype that ``fit`` leads to, if stated.
 
     Raises:
@@ -64,32 +64,32 @@ def roughly_fitted(source: DenseModel, data: Mapping[str, TaskData], run: Compil
     if source.task_file.fit is None:
         return source
     unknown = dict.fromkeys(data, Score("accuracy", 0.0, 1))
-    return _fitted(Prepared(source, data, unknown, _energies(source)), run, _ROUGH, LEAST, _SPARE).source
+    return _fit(Prepared(source, data, unknown, _energies(source)), run, _ROUGH, LEAST, _SPARE).source
 
 
-def fitted(prepared: Prepared, run: CompileRun) -> Prepared:
+def fit_to_budget(prepared: Prepared, run: CompileRun) -> Prepared:
     """The tasks with the density and dtype that the task file's ``fit`` leads to, if it has one.
 
     Raises:
-        CompileError: as `roughly_fitted`.
+        CompileError: as `fit_roughly`.
     """
     if prepared.task_file.fit is None:
         return prepared
-    return _fitted(prepared, run, _EXACT, LEAST / 2, 0.0)  # a budget that has been accepted must do
+    return _fit(prepared, run, _EXACT, LEAST / 2, 0.0)  # a budget that has been accepted must do
 
 
-def settled(prepared: Prepared, run: CompileRun) -> tuple[Prepared, list[FrontierPoint]]:
+def choose_density_and_alignment(prepared: Prepared, run: CompileRun) -> tuple[Prepared, list[FrontierPoint]]:
     """The tasks with the density, dtype and alignment that the task file's limits lead to, and the alignments tried.
 
     The alignment changes a little what fits. So both are chosen in turn. From the second turn on the density can only
     fall, which ends the search.
 
     Raises:
-        CompileError: as `roughly_fitted` and `choose_alignment`.
+        CompileError: as `fit_roughly` and `choose_alignment`.
     """
     prepared, frontier = choose_alignment(prepared, run.progress)
-    found = fitted(prepared, run)
-    while frontier and _form(found) != _form(prepared):
+    found = fit_to_budget(prepared, run)
+    while frontier and _density_and_dtype(found) != _density_and_dtype(prepared):
         prepared, frontier = choose_alignment(found, run.progress)
         found = _kept_or_lower(prepared, run)
     return found, frontier
@@ -109,7 +109,7 @@ def fit_of(prepared: Prepared, bundle: Bundle) -> Fit | None:
             f"{room} hold {density:.0%} of a task's blocks in {task_file.dtype}, or {density * share:.0%} in int8: "
             "more blocks are worth more than finer numbers"
         )
-    return Fit(budget=task_file.fit, bytes=_taken(bundle), density=density, dtype=bundle.manifest.dtype, why=why)
+    return Fit(budget=task_file.fit, bytes=_budget_of(bundle), density=density, dtype=bundle.manifest.dtype, why=why)
 
 
 def largest(size: Callable[[float], int], budget: int, slope: float, trials: int, least: float) -> float | None:
@@ -136,7 +136,7 @@ def largest(size: Callable[[float], int], budget: int, slope: float, trials: int
     return density
 
 
-def _fitted(prepared: Prepared, run: CompileRun, trials: int, least: float, spare: float) -> Prepared:
+def _fit(prepared: Prepared, run: CompileRun, trials: int, least: float, spare: float) -> Prepared:
     """``spare`` is the share of the budget that is left for what isn't known yet."""
     task_file = prepared.task_file
     assert task_file.fit is not None
@@ -148,7 +148,7 @@ def _fitted(prepared: Prepared, run: CompileRun, trials: int, least: float, spar
         nonlocal asked
         asked += 1
         run.progress("find what fits", asked, max(asked, trials + 1))
-        return _trial(prepared.changed(sparsity=1 - density, dtype=dtype), run)
+        return _budget_of_trial(prepared.changed(sparsity=1 - density, dtype=dtype), run)
 
     for dtype in _ROOMY:
         if blocks * block_bytes(task_file.block, dtype) <= budget and size(1.0, dtype) <= budget:
@@ -166,9 +166,9 @@ def _fitted(prepared: Prepared, run: CompileRun, trials: int, least: float, spar
 def _kept_or_lower(prepared: Prepared, run: CompileRun) -> Prepared:
     """The tasks as they are if they fit with their alignment, else with a density that is lower."""
     fit = prepared.task_file.fit
-    if fit is None or _trial(prepared, run) <= fit:
+    if fit is None or _budget_of_trial(prepared, run) <= fit:
         return prepared
-    found, lower = fitted(prepared, run), _LOWER * _density(prepared)
+    found, lower = fit_to_budget(prepared, run), _LOWER * _density(prepared)
     return found if _density(found) <= lower else found.changed(sparsity=1 - lower)
 
 
@@ -177,12 +177,12 @@ def _density(prepared: Prepared) -> float:
     return 1 - task_file.sparsity_of(next(iter(task_file.tasks)))
 
 
-def _form(prepared: Prepared) -> tuple[float, PageDtype]:
+def _density_and_dtype(prepared: Prepared) -> tuple[float, PageDtype]:
     """What ``fit`` decides on."""
     return _density(prepared), prepared.task_file.dtype
 
 
-def _trial(prepared: Prepared, run: CompileRun) -> int:
+def _budget_of_trial(prepared: Prepared, run: CompileRun) -> int:
     """The smallest budget of a bundle of these settings, and a page a layer where recovery decides how it is packed."""
     masks = choose_blocks(prepared).masks
     kept = run.journal.folder
@@ -191,10 +191,10 @@ def _trial(prepared: Prepared, run: CompileRun) -> int:
         write_bundle(BundleWriter(folder), plan_bundle(prepared, _recovered(prepared, masks), masks.keep))
         bundle = Bundle.open(folder)
         unknown = bundle.manifest.layers if prepared.task_file.recover.trains_alone else 0
-        return _taken(bundle) + unknown * bundle.page_bytes
+        return _budget_of(bundle) + unknown * bundle.page_bytes
 
 
-def _taken(bundle: Bundle) -> int:
+def _budget_of(bundle: Bundle) -> int:
     """Bytes in memory with the largest task and, of tables on demand, so many rows that most look-ups find theirs."""
     return smallest_budget(bundle, rows=max(footprint(bundle).rows, whole_rows(bundle) // _ROWS))
 

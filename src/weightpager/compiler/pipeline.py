@@ -13,7 +13,7 @@ from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.time_left import WholeProgress
-from weightpager.compiler.fit import fit_of, settled
+from weightpager.compiler.fit import choose_density_and_alignment, fit_of
 from weightpager.compiler.growth.grow import grow
 from weightpager.compiler.measuring.controls import compared, measure_controls
 from weightpager.compiler.measuring.measure import measure_written
@@ -140,7 +140,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
     """
     run = run or CompileRun()
     with run.stage("align"):
-        prepared, frontier = settled(prepared, run)
+        prepared, frontier = choose_density_and_alignment(prepared, run)
         chosen = choose_blocks(prepared)
         check_left(prepared.source, chosen.masks)
     with run.stage("recover"):

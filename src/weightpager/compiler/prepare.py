@@ -8,14 +8,14 @@ from dataclasses import replace
 from functools import partial
 
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.calibration import calibrated, wants_reorder
+from weightpager.compiler.calibration import calibrate_tasks, wants_reorder
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.splits import load as load_splits
 from weightpager.compiler.estimates.memory import Bound
 from weightpager.compiler.estimates.memory_check import check_memory, choose_scratch
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
-from weightpager.compiler.fit import roughly_fitted
+from weightpager.compiler.fit import fit_roughly
 from weightpager.compiler.measuring.controls import compared, control_work
 from weightpager.compiler.measuring.torch_score import score_alone
 from weightpager.compiler.model.dense_model import DenseModel
@@ -59,11 +59,11 @@ def prepare(
         CompileError: the model or the data can't be used, or training diverged.
     """
     run = run or CompileRun()
-    found = trained(task_file, run, base, cache)
-    return calibrated(found, run)
+    found = train_and_measure_dense(task_file, run, base, cache)
+    return calibrate_tasks(found, run)
 
 
-def trained(
+def train_and_measure_dense(
     task_file: TaskFile, run: CompileRun, base: BaseBundle | None = None, cache: Cache | None = None
 ) -> Trained:
     """Load, train where heads are missing, measure the dense model.
@@ -101,7 +101,7 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     data = _load_data(source)
     check_refit(source, data)
     source = replace(source, task_file=with_steps(source.task_file, data))
-    return roughly_fitted(source, data, run), data
+    return fit_roughly(source, data, run), data
 
 
 def _announce(source: DenseModel, data: Mapping[str, TaskData], run: CompileRun, *, adds: bool) -> None:

@@ -17,7 +17,7 @@ import tiny
 import tiny_models
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.compiler.prepare import trained
+from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.resume import identities
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
@@ -224,7 +224,7 @@ def test_what_appears_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_compile_that_trains_nothing_gives_no_training_to_the_cache(tmp_path: Path) -> None:
     cache, folder = Cache(tmp_path / "c", 10**8), tmp_path / "j"
     Journal(folder, "of tasks without heads").part("dense", "of these").write("train", 3, megabyte())
-    trained(from_dict(tiny.writer(tmp_path)), CompileRun(journal=Journal(folder, "ours")), cache=cache)
+    train_and_measure_dense(from_dict(tiny.writer(tmp_path)), CompileRun(journal=Journal(folder, "ours")), cache=cache)
     assert stages_in(cache) == {"scores-animals", "scores-numbers"}
 
 

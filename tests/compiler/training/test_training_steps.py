@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from weightpager.compiler.data.splits import TaskData, collate_texts
-from weightpager.compiler.prepare import trained
+from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.selection.prepared import Trained
@@ -28,7 +28,7 @@ def two_tasks(folder: Path, rows: dict[str, int], **changes: object) -> Trained:
     for name, count in rows.items():
         lines = Path(content["tasks"][name]["train"]).read_text().splitlines()
         Path(content["tasks"][name]["train"]).write_text("\n".join((lines * count)[:count]))
-    return trained(from_dict(content), CompileRun())
+    return train_and_measure_dense(from_dict(content), CompileRun())
 
 
 def test_the_largest_task_sees_its_examples_so_often() -> None:
