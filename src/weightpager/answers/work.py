@@ -77,7 +77,7 @@ class Embed(_Text):
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ClassifyImage:
     """Find an image's class. ``pixels`` is float32 [channels, height, width]."""
 
     pixels: Pixels
@@ -96,10 +96,10 @@ class Look:
     @property
     def kind(self) -> Hashable:
         """A key: works of the same key can run together."""
-        return ("look", self.pixels.shape)
+        return ("classify image", self.pixels.shape)
 
 
-Work = Generate | Classify | Tag | Embed | Look
+Work = Generate | Classify | Tag | Embed | ClassifyImage
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class Engine(EngineMaintenance):
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        return self._open.entrance(name)[1]
+        return self._open.task_and_module(name)[1]
 
     def model(self, name: str) -> TaskModel:
         """What answers need of a task, in numpy's arrays whatever backend runs it. All else is as `module` says."""

@@ -60,7 +60,7 @@ class TaskHolds:
             timeout: seconds to wait for room and for other switches.
             is_visit: whether somebody asked for the task; to keep it in memory is no visit.
         """
-        task, module = self._open.entrance(name)
+        task, module = self._open.task_and_module(name)
         start = time.perf_counter()
         request = SwitchRequest(
             task.number,

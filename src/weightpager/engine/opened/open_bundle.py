@@ -159,7 +159,7 @@ class OpenBundle:
         """
         return _task(self._state, name)
 
-    def entrance(self, name: str) -> tuple[OpenTask, Any]:
+    def task_and_module(self, name: str) -> tuple[OpenTask, Any]:
         """A task and what its callers run, of the same state of the bundle.
 
         Raises:
@@ -174,8 +174,8 @@ class OpenBundle:
         return task, task.module
 
     def model(self, name: str) -> TaskModel:
-        """What answers need of a task. Errors are those of `entrance`."""
-        task, module = self.entrance(name)
+        """What answers need of a task. Errors are those of `task_and_module`."""
+        task, module = self.task_and_module(name)
         with task.building:
             task.model = task.model or self.backend.model(module)
         return task.model

@@ -7,7 +7,7 @@ import copy
 import re
 from dataclasses import dataclass, field
 
-from weightpager.answers.work import Look
+from weightpager.answers.work import ClassifyImage
 from weightpager.errors import ImageError, RequestError
 from weightpager.readers.image_file import pixel_count
 from weightpager.readers.image_reader import ImageReader
@@ -64,14 +64,14 @@ class ImageDecoder:
         except ImageError as error:
             raise _refused(str(error)) from error
 
-    def look(self, image: EncodedImage) -> Look:
+    def decode(self, image: EncodedImage) -> ClassifyImage:
         """Its pixels.
 
         Raises:
             RequestError: it is damaged, or no image that the model takes.
         """
         try:
-            return Look(self._reader.read(image.content, MOST_PIXELS))
+            return ClassifyImage(self._reader.read(image.content, MOST_PIXELS))
         except ImageError as error:
             raise _refused(str(error)) from error
 

@@ -31,7 +31,7 @@ class ImageInputs:
     async def works(self, task: TaskEntry, urls: Sequence[str]) -> list[Work]:  # noqa: ARG002 - all read images alike
         """A request's images; too many pixels are refused before any is read. Errors are those of `ImageDecoder`."""
         images = await self.lanes.run(ImageDecoder.open, urls)
-        return await self.lanes.run(ImageDecoder.look, images, large=check_together(images) > _LARGE)
+        return await self.lanes.run(ImageDecoder.decode, images, large=check_together(images) > _LARGE)
 
     def close(self) -> None:
         """Read nothing any more."""
