@@ -233,7 +233,7 @@ int64_t run(const Kernel& best, const Work& work, int threads) {
 }  // namespace
 
 const Kernel& suitable(const Kernel& kernel, const Problem& problem) {
-    return kernel.suits(problem) || kernel.otherwise == nullptr ? kernel : suitable(*kernel.otherwise, problem);
+    return kernel.supports(problem) || kernel.fallback == nullptr ? kernel : suitable(*kernel.fallback, problem);
 }
 
 int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads) {

@@ -35,7 +35,7 @@ struct Problem : PagedMatrix {
     int64_t tokens;
     const void* bias = nullptr;         // [out_features] or null
     Dtype bias_dtype = Dtype::float32;  // or bfloat16
-    Unary finish = Unary::none;         // what is done with the outputs
+    Unary epilogue = Unary::none;       // what is done with the outputs
 };
 
 namespace {  // as in bfloat16.hpp, and for the same reason
@@ -87,8 +87,8 @@ struct Kernel {
     int (*width)(int tokens);  // of the narrowest tile that holds them
     // Writes one row of blocks for one tile. Returns `kAllResident` or the index of a page that isn't.
     int64_t (*sweep)(const Problem& problem, const Tile& tile, int64_t grid_row);
-    bool (*suits)(const Problem& problem);  // whether it computes this exactly enough, and well
-    const Kernel* otherwise;                // serves what doesn't suit this one; the last suits everything
+    bool (*supports)(const Problem& problem);  // whether it computes this exactly enough, and well
+    const Kernel* fallback;                    // serves what this one doesn't support; the last supports everything
 
     // Null, or writes a row of blocks that are scaled as blocks of bfloat16 that this kernel takes too, one after the
     // other; returns as `sweep` does. Pays from so many tokens on; blocks have a multiple of 16 rows.
@@ -99,7 +99,7 @@ struct Kernel {
 // What this machine can run, best first; never empty.
 const std::vector<const Kernel*>& kernels();
 
-// The kernel itself, or the first of those behind it that suits the problem.
+// The kernel itself, or the first of its fallbacks that supports the problem.
 const Kernel& suitable(const Kernel& kernel, const Problem& problem);
 
 // Returns `kAllResident`, or the index of a page that isn't resident; `y` is then partly written.

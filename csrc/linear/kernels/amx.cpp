@@ -142,7 +142,7 @@ int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     return missing;
 }
 
-bool suits(const Problem& p) {
+bool supports(const Problem& p) {
     return p.dtype == Dtype::bfloat16 && p.weight_dtype != Dtype::float32 &&
            p.tokens >= (scaled(p.weight_dtype) ? kLeastScaled : kLeastTokens) &&
            p.block_rows % kOutputs == 0 && p.block_cols % kTileInputs == 0;
@@ -153,7 +153,7 @@ bool suits(const Problem& p) {
 extern const Kernel avx512_bf16;
 extern const Kernel WEIGHTPAGER_KERNEL;
 const Kernel WEIGHTPAGER_KERNEL = {
-    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), Packing::lines, kWidest, width, sweep, suits, &avx512_bf16, dequantise_row,
+    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), Packing::lines, kWidest, width, sweep, supports, &avx512_bf16, dequantise_row,
     kLeastDequantised};
 
 }  // namespace weightpager

@@ -201,7 +201,7 @@ int64_t sweep_floats(const Problem& p, const Tile& tile, int64_t grid_row) {
 constexpr int64_t kMostIntegers = 12;  // tokens up to which whole numbers are faster than numbers from a table
 #endif
 
-bool suits(const Problem& p) {
+bool supports(const Problem& p) {
 #if defined(__AVX512BF16__)
     if (p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::int4) return p.tokens > kMostIntegers;
 #endif
@@ -218,7 +218,7 @@ int64_t sweep_floats(const Problem& p, const Tile& tile, int64_t grid_row) {
     return sweep<Bfloat16Weights>(p, tile, grid_row);
 }
 
-bool suits(const Problem& p) { return !has_scales(p); }
+bool supports(const Problem& p) { return !has_scales(p); }
 
 #endif
 
@@ -241,6 +241,6 @@ const Kernel& rounded = integers;
 
 extern const Kernel WEIGHTPAGER_KERNEL;
 const Kernel WEIGHTPAGER_KERNEL = {
-    kName, kPacking, kWidest, width, sweep_floats, suits, &rounded, kDequantiseRow, kLeastDequantised};
+    kName, kPacking, kWidest, width, sweep_floats, supports, &rounded, kDequantiseRow, kLeastDequantised};
 
 }  // namespace weightpager

@@ -59,7 +59,7 @@ WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_
     if (p.bias != nullptr)
         for (int o = 0; o < outputs; ++o) bias[o] = bias_of(p, first_output + o);
     // Most often nothing is to be done with them, and there are many tokens for the few blocks of a row.
-    const bool as_they_are = tile.gate_out == nullptr && tile.gate == nullptr && p.finish == Unary::none;
+    const bool as_they_are = tile.gate_out == nullptr && tile.gate == nullptr && p.epilogue == Unary::none;
     if (as_they_are && outputs == Out::count && p.dtype == Dtype::float32) {
         for (int t = 0; t < tile.tokens; ++t) {
             float* const to = static_cast<float*>(p.y) + (tile.first_token + t) * p.out_features + first_output;
@@ -83,7 +83,7 @@ WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_
             }
             if (tile.gate != nullptr)
                 value *= activated<Out::N>(load<typename L::Float>(tile.gate + in_block), tile.activation);
-            if (p.finish != Unary::none) value = finished<Out::N>(p.finish, value);
+            if (p.epilogue != Unary::none) value = finished<Out::N>(p.epilogue, value);
             const size_t written = rest < Out::N ? static_cast<size_t>(rest) : size_t{Out::N};
             if (p.dtype == Dtype::float32) {
                 std::memcpy(static_cast<float*>(p.y) + at + r * Out::N, &value, written * sizeof(float));
