@@ -41,7 +41,7 @@ from weightpager.errors import (
     TaskTooLargeError,
     UnknownTaskError,
 )
-from weightpager.runtime.memory.budget import MemoryController, Needs
+from weightpager.runtime.memory.budget import MemoryBudget, Needs
 from weightpager.store import LocalStore, StorageModel, switch_cost
 
 
@@ -338,7 +338,7 @@ def test_an_arena_that_the_machine_refuses_is_a_budget_error(
     resource.setrlimit(resource.RLIMIT_AS, (used, before[1]))
     try:
         with pytest.raises(BudgetError, match="this machine refuses"):
-            MemoryController(None, Needs(1 << 20, 1, footprint(bundle)), page_bytes=1 << 20)
+            MemoryBudget(None, Needs(1 << 20, 1, footprint(bundle)), page_bytes=1 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

@@ -21,7 +21,7 @@ from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.page_table import ABSENT
+from weightpager.runtime.planning.slots import ABSENT
 from weightpager.runtime.prefetch.prefetcher import Prefetcher
 
 

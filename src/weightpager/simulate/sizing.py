@@ -13,7 +13,7 @@ from weightpager.config import format_enough
 from weightpager.engine.opened.open_bundle import needs_of
 from weightpager.errors import BudgetError
 from weightpager.progress import StepProgress, silent
-from weightpager.runtime.memory.budget import MemoryController
+from weightpager.runtime.memory.budget import MemoryBudget
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
@@ -141,8 +141,8 @@ def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
     return _memory(bundle, budget).slots
 
 
-def _memory(bundle: Bundle, budget: int | None) -> MemoryController:
-    return MemoryController(budget, needs_of(bundle), page_bytes=bundle.page_bytes)
+def _memory(bundle: Bundle, budget: int | None) -> MemoryBudget:
+    return MemoryBudget(budget, needs_of(bundle), page_bytes=bundle.page_bytes)
 
 
 def _waits_of(policy: str, simulation: Simulation) -> SwitchWaits:

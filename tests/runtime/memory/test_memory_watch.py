@@ -13,7 +13,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import Footprint, footprint
 from weightpager.limits.cgroup import run_limited
 from weightpager.machine.memory import read_memory
-from weightpager.runtime.memory.budget import MemoryController, Needs
+from weightpager.runtime.memory.budget import MemoryBudget, Needs
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.memory_watch import MemoryWatch
 
@@ -35,8 +35,8 @@ def machine(root: Path, available: int, group: tuple[int, int] | None = None) ->
     (own / "memory.current").write_text(str(group[1] if group else 0))
 
 
-def watch(root: Path, budget: int) -> tuple[MemoryController, MemoryWatch]:
-    memory = MemoryController(budget, NEEDS, page_bytes=PAGE)
+def watch(root: Path, budget: int) -> tuple[MemoryBudget, MemoryWatch]:
+    memory = MemoryBudget(budget, NEEDS, page_bytes=PAGE)
     return memory, MemoryWatch(memory, partial(read_memory, root))
 
 

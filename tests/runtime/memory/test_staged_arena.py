@@ -12,7 +12,7 @@ import torch
 from devices import HostCopier, LateCopier, LateStream
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
-from weightpager.runtime.memory.budget import MemoryController, Needs
+from weightpager.runtime.memory.budget import MemoryBudget, Needs
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.read_fence import ReadFence
 from weightpager.runtime.memory.staged.staged_arena import StagedArena, Staging
@@ -259,18 +259,18 @@ def test_an_event_that_was_asked_for_stays_where_it_is() -> None:
     assert fence.events() == ()
 
 
-def controller(staging: Staging | None, budget: int | None = None) -> MemoryController:
-    return MemoryController(budget, Needs(10, 2, Footprint(100, 10, 1)), page_bytes=PAGE, staging=staging)
+def memory_budget(staging: Staging | None, budget: int | None = None) -> MemoryBudget:
+    return MemoryBudget(budget, Needs(10, 2, Footprint(100, 10, 1)), page_bytes=PAGE, staging=staging)
 
 
 def test_staging_is_part_of_the_budget() -> None:
     staging = Staging(HostCopier(), 3)
-    memory = controller(staging)
+    memory = memory_budget(staging)
     assert memory.use.staging == staging.bytes(PAGE) == memory.host_bytes == 3 << 20
     assert memory.use.total == memory.budget == 111 + 10 * PAGE + (3 << 20)
-    assert controller(None).host_bytes == controller(None).use.total == 111 + 10 * PAGE
+    assert memory_budget(None).host_bytes == memory_budget(None).use.total == 111 + 10 * PAGE
     with pytest.raises(BudgetError, match=r"with 3.0 MiB for staging") as error:
-        controller(staging, 1 << 20)
+        memory_budget(staging, 1 << 20)
     assert error.value.smallest == 111 + 2 * PAGE + (3 << 20)
 
 
@@ -285,13 +285,13 @@ class FixedCopier(HostCopier):
 
 def test_memory_that_cannot_be_given_back_is_not_promised_to_be() -> None:
     staging = Staging(FixedCopier(), 1)
-    memory = controller(staging, 111 + 6 * PAGE + staging.bytes(PAGE))
+    memory = memory_budget(staging, 111 + 6 * PAGE + staging.bytes(PAGE))
     assert memory.arena.capacity == memory.slots == 6
     with pytest.raises(BudgetError, match="can't be given back in part") as error:
         memory.slots_for(memory.budget - 1)
     assert error.value.smallest == memory.budget
     assert memory.slots_for(10 * memory.budget) == 6
-    whole = controller(staging)
+    whole = memory_budget(staging)
     assert whole.refit(Needs(4, 2, Footprint(100, 10, 1))) == whole.budget
     whole.resize(whole.budget)
     assert (whole.slots, whole.use.total) == (4, whole.budget)

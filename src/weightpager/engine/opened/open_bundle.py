@@ -25,7 +25,7 @@ from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
 from weightpager.engine.opened.task_tables import TableSource, TaskTables
 from weightpager.errors import TaskTooLargeError
 from weightpager.runtime.memory import device
-from weightpager.runtime.memory.budget import MemoryController, Needs
+from weightpager.runtime.memory.budget import MemoryBudget, Needs
 from weightpager.runtime.memory.memory_watch import MemoryWatch
 from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.page_check import PageCheck
@@ -294,8 +294,8 @@ def _task(state: _State, name: str) -> OpenTask:
     return state.tasks[name]
 
 
-def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: ArenaSource | None) -> MemoryController:
-    return MemoryController(
+def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: ArenaSource | None) -> MemoryBudget:
+    return MemoryBudget(
         config.budget,
         needs_of(bundle, config.dtype, rows),
         page_bytes=bundle.page_bytes,

@@ -16,7 +16,16 @@ from weightpager.store.row_share import NO_MORE_ROWS, RowShare
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes by purpose; ``total`` is what a budget is compared with."""
+    """Bytes by purpose; ``total`` is what a budget is compared with.
+
+    Attributes:
+        arena: slots of pages.
+        resident, private: parameters that all tasks share, and those of single tasks.
+        tables: block tables of all tasks, and those that are expanded.
+        kv_reserve: what is left to KV caches.
+        staging: buffers on the way to a device.
+        rows: embedding rows that are kept in memory.
+    """
 
     arena: int
     resident: int
@@ -38,10 +47,10 @@ class Needs:
     """What a bundle asks of a budget.
 
     Attributes:
-        pages: it has: more slots are never useful.
-        least_pages: pages of its smallest task.
+        pages: number of its pages; more slots are never useful.
+        least_pages: number of pages of its smallest task.
         fixed: bytes that are in memory whatever is in the arena.
-        more_rows: what rows of tables get beyond those of ``fixed``.
+        more_rows: the share of the budget that embedding rows get beyond those of ``fixed``.
     """
 
     pages: int
@@ -50,8 +59,8 @@ class Needs:
     more_rows: RowShare = NO_MORE_ROWS
 
 
-class MemoryController:
-    """Splits a budget into what always stays in memory, rows of tables, and an arena of page slots.
+class MemoryBudget:
+    """Splits a budget into what always stays in memory, embedding rows, block tables, and an arena of page slots.
 
     An elastic arena reserves address space for all pages at once, so that a budget can change while the arena stays
     where it is; where so much is refused, for the budget's slots only. Others take memory for those, and keep it.
@@ -62,8 +71,9 @@ class MemoryController:
         page_bytes: bytes of a page.
         slots: pages that may be in the arena.
         needs: what the bundle asks for.
-        tables: expanded block tables, in what pages and rows leave, and at least in what the tasks in use take.
-        least_tables: bytes of it that tasks in use together want, whatever slots must go for it.
+        tables: expanded block tables, in what pages and embedding rows leave, and at least in what the tasks in use
+            take.
+        least_tables: bytes of block tables that tasks in use together want, whatever slots must go for them.
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class MemoryController:
         """Reserve the arena.
 
         Args:
-            budget: bytes; None for what all pages and rows need.
+            budget: bytes; None for what all pages and embedding rows need.
             needs: what the bundle asks for.
             page_bytes: bytes of a page.
             kv_reserve: bytes of the budget that are left to the caller's KV caches.
@@ -112,7 +122,7 @@ class MemoryController:
 
     @property
     def rows(self) -> int:
-        """Bytes for rows of tables."""
+        """Bytes for embedding rows."""
         return self.rows_for(self.budget)
 
     @property
@@ -153,39 +163,39 @@ class MemoryController:
 
     @property
     def _fixed(self) -> int:
-        """Bytes that neither pages nor more rows can have, with the fewest expanded tables."""
+        """Bytes that neither pages nor more embedding rows can have, with the fewest expanded block tables."""
         fixed = self.needs.fixed
         return fixed.total - fixed.largest_table + self._fewest_tables + self._kv_reserve + self._staging_bytes
 
     @property
     def _fewest_tables(self) -> int:
-        """Bytes of expanded tables that always have room: one task's, or all where a device keeps copies of them."""
+        """Bytes of expanded block tables that always have room: one task's, or all where a device has copies."""
         return self.needs.fixed.largest_table if self._staging is None else self.needs.fixed.all_tables
 
     @property
     def tables_have_grown(self) -> bool:
-        """Whether slots have made room for expanded tables that the tasks in use no longer need."""
+        """Whether slots have made room for expanded block tables that the tasks in use no longer need."""
         return self.least_tables > max(self._fewest_tables, self.tables.in_use)
 
     def _more_tables(self, wanted: int) -> int:
-        """Bytes of wanted tables beyond `_fewest_tables`."""
+        """Bytes of wanted block tables beyond `_fewest_tables`."""
         return max(0, wanted - self._fewest_tables)
 
     def _table_bytes(self) -> int:
-        """Bytes for expanded tables: what pages and rows leave of the budget, as far as it is of use."""
+        """Bytes for expanded block tables: what pages and embedding rows leave, as far as that is useful."""
         left = self.budget - self._fixed - self._more_rows(self.budget) - self._taken(self.slots) * self.page_bytes
         most, least = self._more_tables(self.needs.fixed.all_tables), self._more_tables(self.least_tables)
         return self._fewest_tables + max(least, min(left, most))
 
     def rows_for(self, budget: int) -> int:
-        """Bytes for rows of tables that a budget has."""
+        """Bytes for embedding rows that a budget has."""
         return self.needs.fixed.rows + self._more_rows(budget)
 
     def _more_rows(self, budget: int) -> int:
         return self.needs.more_rows.of(budget - self._fixed, self._more_tables(self.needs.fixed.all_tables))
 
     def _for_all(self, pages: int) -> int:
-        """The budget for so many pages, all rows and all tasks' expanded tables."""
+        """The budget for so many pages, all embedding rows and all tasks' expanded block tables."""
         tables = self._more_tables(max(self.needs.fixed.all_tables, self.least_tables))
         return self._fixed + pages * self.page_bytes + self.needs.more_rows.all_rows + tables
 
@@ -206,7 +216,7 @@ class MemoryController:
         self.tables.resize(self._table_bytes())
 
     def smallest_budget(self, pages: int, tables: int = 0) -> int:
-        """Bytes that hold everything fixed and ``pages`` pages, beside the rows that come before these.
+        """Bytes that hold everything fixed and ``pages`` pages, beside the embedding rows that come before these.
 
         Args:
             pages: how many are in the arena at once.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from weightpager.config import format_enough, format_room, format_size
 from weightpager.machine.memory import Memory, read_memory
-from weightpager.runtime.memory.budget import MemoryController
+from weightpager.runtime.memory.budget import MemoryBudget
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class MemoryWatch:
         read: the machine's memory.
     """
 
-    def __init__(self, memory: MemoryController, read: Callable[[], Memory] = read_memory) -> None:
+    def __init__(self, memory: MemoryBudget, read: Callable[[], Memory] = read_memory) -> None:
         self._memory = memory
         self._read = read
         self._said: set[str] = set()

@@ -6,8 +6,8 @@ from blake3 import blake3
 
 from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.planning.page_table import ABSENT
 from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.slots import ABSENT
 
 _AT_ONCE = 64
 """Pages that are hashed before others may have the lock."""

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.planning.eviction_order import EvictionOrder
-from weightpager.runtime.planning.page_table import ABSENT, Slots
 from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, SwitchPlan, Uses
+from weightpager.runtime.planning.slots import ABSENT, Slots
 from weightpager.runtime.planning.task_pages import TaskPages
 
 GONE = -(1 << 62)
