@@ -30,7 +30,7 @@ def embed(model: TaskModel, tokenizer: Tokenizer, works: Sequence[Embed]) -> lis
 
 @dataclass(frozen=True)
 class EncodingRun:
-    """Reads a batch at once; a `Run` of one step."""
+    """Reads a batch at once, in one step. Implements `Run`."""
 
     encode: Encode
     model: TaskModel
@@ -46,7 +46,7 @@ class EncodingRun:
 
 
 class EmbeddingRun:
-    """Finds the vector of one text that is too long to be read at once; a `Run`."""
+    """Finds the vector of one text that is too long to be read at once. Implements `Run`."""
 
     def __init__(self, model: TaskModel, query: Query, clock: Callable[[], float] = time.monotonic) -> None:
         self._query = query

@@ -26,13 +26,12 @@ class ModelLimits:
     """What a bundle's model can read, and what that takes.
 
     Attributes:
-        vocab_size: token ids are below it; 0 of a model that reads images.
-        context: tokens that it can read, prompt and continuation together, as far as it says.
-        uniform_length: tokens up to which a text doesn't change how others of its batch are read; None for any
-            number.
+        vocab_size: number of token ids; 0 of a model that reads images.
+        context: number of tokens that it can read, prompt and continuation together, as far as it says.
+        uniform_length: length up to which a text doesn't change how others of its batch are read; None for any.
         in_pieces: whether a text may be read a piece after the other, with the same result as at once but for rounding.
-        cache_bytes: of a token that is kept to go on with.
-        activations: what a forward takes.
+        cache_bytes: bytes that a token takes in a KV cache.
+        activations: the bytes that a forward takes.
     """
 
     vocab_size: int

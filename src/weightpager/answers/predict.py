@@ -13,7 +13,7 @@ from weightpager.answers.generation.completions import room_of
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
-from weightpager.answers.query import LoneQuery
+from weightpager.answers.query import BlockingQuery
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Work
 from weightpager.bundle import TaskEntry
@@ -57,7 +57,7 @@ def predict(
         if isinstance(work, Generate) and max_new_tokens is None:
             work = work.within(room_of(model, reader))
         _check(work, f"text {number} of {len(inputs)}", model, reader)
-        query = LoneQuery(work)
+        query = BlockingQuery(work)
         run = begin(task.kind, model, reader, [query])
         while not query.over:
             run.step(math.inf)

@@ -34,8 +34,8 @@ class Query(Protocol):
 
 
 @dataclass
-class LoneQuery:
-    """A `Query` of somebody who waits until it is over."""
+class BlockingQuery:
+    """A query whose caller waits for the whole result. Implements `Query`."""
 
     work: Work
     cached: bool = False

@@ -31,10 +31,10 @@ W = TypeVar("W")
 
 @dataclass(frozen=True, slots=True)
 class StoredParameter:
-    """One parameter or buffer.
+    """One parameter or buffer of a bundle.
 
     Attributes:
-        values: in memory; bfloat16 as uint16.
+        values: its values in memory, bfloat16 as uint16.
         dtype: its name, as numpy's would be.
     """
 
@@ -47,8 +47,8 @@ class Placed(Generic[V, W]):
     """Parameters by canonical name, where a backend reads them.
 
     Attributes:
-        values: of each; what lies in blocks as it is stored.
-        tied: those among them that a head is tied to and that lie in blocks, as kernels multiply by them.
+        values: the values of each; what lies in blocks is as it is stored.
+        tied: those that a head is tied to and that lie in blocks, as kernels multiply by them.
     """
 
     values: Mapping[str, V]

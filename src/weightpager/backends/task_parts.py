@@ -34,13 +34,13 @@ class TaskParts(Generic[P]):
     """One task of an open bundle.
 
     Attributes:
-        bundle: with the task.
-        name: of the task.
+        bundle: the bundle that the task is in.
+        name: the task's name.
         tables: its block tables by paged weight, in terms of the page table's pages; expanded while it is built and
             while it is held.
-        parameters: resident ones and its own, as the backend has placed them.
+        parameters: the resident parameters and the task's own, as the backend has placed them.
         low_rank: its low-rank parts by paged weight.
-        gate: of the task.
+        gate: the task's gate.
         arena: uint8 [slots, page_bytes], where pages are: an array on the host, else a tensor.
         page_table: int32 [pages], page number → slot; follows the arena.
         rows: tables whose rows come on demand, by canonical name.

@@ -23,10 +23,10 @@ class Collected:
     """What a collection removed.
 
     Attributes:
-        tasks: that left.
-        pages: that left.
-        bytes: of those pages.
-        pages_left: in the bundle now.
+        tasks: names of the tasks that left.
+        pages: number of the pages that left.
+        bytes: bytes of those pages.
+        pages_left: number of pages that are in the bundle now.
     """
 
     tasks: tuple[str, ...]

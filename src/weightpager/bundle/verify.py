@@ -35,9 +35,9 @@ class Verification:
     """What was checked, and what is wrong.
 
     Attributes:
-        files: that the manifest lists; 0 if it can't be read.
-        pages: that were compared with their ids; 0 if the page index can't be read.
-        problems: one line for each.
+        files: number of files that the manifest lists; 0 if it can't be read.
+        pages: number of pages that were compared with their ids; 0 if the page index can't be read.
+        problems: what is wrong, a line for each.
         advice: what to do about those that don't say so themselves.
     """
 
@@ -51,8 +51,8 @@ class _Findings:
     """Problems that checks have found, each once.
 
     Attributes:
-        damaged: another copy has it whole.
-        wrong: hashes fit, so any copy is as wrong.
+        damaged: problems that another copy mends.
+        wrong: problems of what fits its hash, so that any copy has them.
     """
 
     def __init__(self) -> None:

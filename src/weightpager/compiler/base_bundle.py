@@ -39,11 +39,11 @@ class BaseBundle:
 
     Attributes:
         bundle: the bundle.
-        keep: paged weight → [blocks, tasks], who keeps what.
+        keep: True where a task keeps a block, [blocks, tasks] by paged weight.
         locations: paged weight → int64 [blocks], where a block lies; −1 where no task keeps it. Of several versions it
             is the one that most tasks use.
         shared: paged weight → [blocks, tasks], who uses that version of it.
-        resident: parameters that its tasks share.
+        resident: the parameters that its tasks share, by name.
     """
 
     def __init__(self, bundle: Bundle) -> None:

@@ -116,11 +116,11 @@ class Sparse:
     """What has been found for the sparse tasks, before it is packed.
 
     Attributes:
-        masks: who keeps what.
+        masks: all tasks' keep masks.
         weights: the values.
         gap: the alignment's duality gap.
         frontier: strengths that were tried to find the alignment.
-        controls: that have been measured.
+        controls: the controls that have been measured.
     """
 
     masks: Masks

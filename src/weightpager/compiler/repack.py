@@ -37,10 +37,10 @@ class PageUse:
 
     Attributes:
         page_bytes: bytes of a page.
-        bytes: of all pages.
-        fill: share of them that some task uses.
-        over_read: per task, share of its pages' bytes that it doesn't use.
-        task_bytes: per task, bytes of its pages.
+        bytes: bytes of all pages.
+        fill: share of these bytes that some task uses.
+        over_read: share of its pages' bytes that a task doesn't use, by task.
+        task_bytes: bytes of a task's pages, by task.
     """
 
     page_bytes: int

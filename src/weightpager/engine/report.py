@@ -38,7 +38,7 @@ class PrefetchReport:
 
     Attributes:
         pays: whether it goes on; it rests while it would cost more than it saves.
-        pages: what it has brought.
+        pages: the pages that it has brought.
         hit_rate: share of the switches whose task was the likeliest by the forecast.
         log_loss: bits per switch that forecasts have missed by, the less the better.
     """
@@ -89,12 +89,12 @@ class EngineReport:
         backend: what runs tasks, "native" or "torch".
         kernel: instruction set of the kernels.
         bytes_read: all that was read from storage.
-        working_set_pages: that the tasks of the latest visits and those in use need together; more than ``slots`` means
-            that switches load again what others have just evicted.
-        reloaded_pages: loaded though they had been in the arena before.
-        switches: the latest ones, oldest first.
-        prefetch: None if nothing is prefetched.
-        rows: None if the bundle has no tables whose rows come on demand.
+        working_set_pages: number of pages that the tasks of the latest visits and those in use need together; more than
+            ``slots`` means that switches load again what others have just evicted.
+        reloaded_pages: number of pages that were loaded though they had been in the arena before.
+        switches: the latest switches, oldest first.
+        prefetch: what prefetching does; None if nothing is prefetched.
+        rows: what is known of rows on demand; None if the bundle has none.
     """
 
     budget: int
@@ -121,8 +121,8 @@ class ResidencyMap:
 
     Attributes:
         layers: int32 [pages], the layer that each page belongs to.
-        resident: bool [pages].
-        needs: task → its pages, ascending.
+        resident: whether each page is in the arena, bool [pages].
+        needs: a task's pages, ascending, by task.
     """
 
     layers: npt.NDArray[np.int32]

@@ -76,7 +76,7 @@ class Affinity:
         self._lately: Floats = np.zeros(replicas)
 
     def choose(self, replicas: Sequence[ReplicaView]) -> int:
-        """See `Router.choose`."""
+        """Implements `Router.choose`."""
         chosen = min(self._eligible(replicas), key=lambda number: (self._cost(replicas[number]), self._lately[number]))
         self._lately *= 1 - 1 / self._fairness.window
         self._lately[chosen] += 1

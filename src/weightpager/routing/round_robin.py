@@ -14,7 +14,7 @@ class RoundRobin:
         self._sent = 0
 
     def choose(self, replicas: Sequence[ReplicaView]) -> int:
-        """See `Router.choose`."""
+        """Implements `Router.choose`."""
         chosen = self._sent % len(replicas)
         self._sent += 1
         return chosen

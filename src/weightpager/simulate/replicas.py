@@ -66,7 +66,7 @@ class KnownRoutes:
         self._left = iter(routes)
 
     def choose(self, replicas: Sequence[ReplicaView]) -> int:  # noqa: ARG002 - the protocol's
-        """See `Router.choose`."""
+        """Implements `Router.choose`."""
         return next(self._left)
 
 

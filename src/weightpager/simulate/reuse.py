@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class CountedReuse:
-    """Counts which task followed which, as an engine without prefetch does. See `UsePredictor`."""
+    """Counts which task followed which, as an engine without prefetch does. Implements `UsePredictor`."""
 
     def __init__(self, tasks: int) -> None:
         """Nothing was seen yet.
@@ -26,21 +26,21 @@ class CountedReuse:
         self._current: int | None = None
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """See `UsePredictor.observe`."""
+        """Implements `UsePredictor.observe`."""
         if self._current is not None and task != self._current:
             self._followed[self._current, task] += 1
         self._current = task
 
     def uses(self, seconds: float) -> None:
-        """See `UsePredictor.uses`; nothing is prefetched."""
+        """Implements `UsePredictor.uses`. Nothing is prefetched."""
 
     def uses_after(self, task: int) -> Floats:
-        """See `UsePredictor.uses_after`."""
+        """Implements `UsePredictor.uses_after`."""
         return expected_uses_after(self._followed, task)
 
 
 class KnownReuse:
-    """Knows which tasks will be asked for, and in which order. See `UsePredictor`.
+    """Knows which tasks will be asked for, and in which order. Implements `UsePredictor`.
 
     A task is worth more than all that are asked for later together, so that the pages that go first are those that are
     needed last: Belady's rule, which loads the least for a given order of requests.
@@ -58,14 +58,14 @@ class KnownReuse:
             self._coming[task].append(place)
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """A request of this task is served; see `UsePredictor.observe`."""
+        """A request of this task is served. Implements `UsePredictor.observe`."""
         self._coming[task].popleft()
 
     def uses(self, seconds: float) -> None:
-        """See `UsePredictor.uses`; nothing is prefetched."""
+        """Implements `UsePredictor.uses`. Nothing is prefetched."""
 
     def uses_after(self, task: int) -> Floats:  # noqa: ARG002 - the request that comes now is the task's next one
-        """See `UsePredictor.uses_after`."""
+        """Implements `UsePredictor.uses_after`."""
         coming = [task for task, places in enumerate(self._coming) if places]
         coming.sort(key=lambda task: self._coming[task][0])
         worth = np.zeros(len(self._coming))

@@ -53,13 +53,13 @@ class Recency:
     """Predicts nothing: what was used least recently goes first, and nothing is prefetched."""
 
     def observe(self, task: int, seconds: float) -> None:
-        """See `UsePredictor.observe`."""
+        """Implements `UsePredictor.observe`."""
 
     def uses(self, seconds: float) -> None:
-        """See `UsePredictor.uses`."""
+        """Implements `UsePredictor.uses`."""
 
     def uses_after(self, task: int) -> None:
-        """See `UsePredictor.uses_after`."""
+        """Implements `UsePredictor.uses_after`."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ class Sources:
     """Where pages lie in files, for whoever reads them without the store.
 
     Attributes:
-        descriptors: int32 [N], of the open file that holds each page; open until the store is closed.
-        offsets: int64 [N], where it begins there.
+        descriptors: descriptors of the files that hold the pages, int32 [N]; open until the store is closed.
+        offsets: offsets at which the pages begin there, int64 [N].
     """
 
     descriptors: npt.NDArray[np.int32]

@@ -24,7 +24,7 @@ class _Part:
     lasts: npt.NDArray[np.int64]
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
-        """See `FileStore.sources`; ``pages`` are numbers here."""
+        """Implements `FileStore.sources`; ``pages`` are numbers here."""
         return None if self.files is None else self.files.sources(self.pages[pages - self.first])
 
 
@@ -60,7 +60,7 @@ class JoinedStore:
         return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
-        """See `FileStore.sources`; None if one of the stores can't say."""
+        """Implements `FileStore.sources`; None if one of the stores can't say."""
         if len(pages) and (part := self._part(int(pages[0]))) is self._part(int(pages[-1])):
             return part.sources(pages)
         firsts, parts = self._firsts, self._parts

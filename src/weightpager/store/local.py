@@ -76,7 +76,7 @@ class LocalStore:
             raise StoreError(f"cannot read page {first}: the file ends too early")
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources:
-        """See `FileStore.sources`."""
+        """Implements `FileStore.sources`."""
         files = np.searchsorted(self._first_pages, pages, side="right") - 1
         return Sources(self._descriptors[files], self._origins[files] + pages * self._page_bytes)
 

@@ -22,8 +22,8 @@ class VerifyingStore:
     Whatever the inner store raises, an `OSError` say, comes as the error that `PageStore` documents, with its cause.
 
     Attributes:
-        index: the ids; may be replaced by one that has more pages.
-        bytes: in all reads that have ended well; a plan's promise is held against them.
+        index: the pages' ids; may be replaced by an index that has more pages.
+        bytes: bytes of all reads that have ended well; a plan's promise is held against them.
     """
 
     def __init__(self, inner: PageStore, index: PageIndex) -> None:
@@ -43,7 +43,7 @@ class VerifyingStore:
                     raise PageCorruptError(page, "on load")
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
-        """See `FileStore.sources`. Whoever reads there has to check what comes, and to `count` it."""
+        """Implements `FileStore.sources`. Whoever reads there has to check what comes, and to `count` it."""
         return None if self._files is None else self._files.sources(pages)
 
     def count(self, read: int) -> None:
@@ -52,7 +52,7 @@ class VerifyingStore:
             self.bytes += read
 
     def span(self, first: int) -> int:
-        """See `PageStore.span`.
+        """Implements `PageStore.span`.
 
         Raises:
             StoreError: the store can't say.
@@ -61,7 +61,7 @@ class VerifyingStore:
             return operator.index(self._inner.span(first))
 
     def close(self) -> None:
-        """See `PageStore.close`; the inner store is asked once.
+        """Implements `PageStore.close`; the inner store is asked once.
 
         Raises:
             StoreError: the store failed.

@@ -9,7 +9,7 @@ from typing import Any
 
 from weightpager.answers.generation.generation_run import GenerationRun
 from weightpager.answers.model import Inputs, TaskModel
-from weightpager.answers.query import LoneQuery
+from weightpager.answers.query import BlockingQuery
 from weightpager.answers.work import Generate, Generated
 
 CACHED_TOKENS = 2048
@@ -39,7 +39,7 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     room = room_of(model, tokenizer)
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
-    waiting = [LoneQuery(work, cached=True) for work in works]
+    waiting = [BlockingQuery(work, cached=True) for work in works]
     uniform_length = room if model.uniform_length is None else min(room, model.uniform_length)
     for queries in _together(waiting, most, uniform_length):
         run = GenerationRun(model, tokenizer, queries)
@@ -48,7 +48,7 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]
 
 
-def _together(queries: Sequence[LoneQuery], most: int, uniform_length: int) -> Iterator[Sequence[LoneQuery]]:
+def _together(queries: Sequence[BlockingQuery], most: int, uniform_length: int) -> Iterator[Sequence[BlockingQuery]]:
     """Queries that can run together, within `CACHED_TOKENS`.
 
     Those with room for ``most`` tokens make one group. Of the others, each prompt length makes a group of its own: a
@@ -62,16 +62,16 @@ def _together(queries: Sequence[LoneQuery], most: int, uniform_length: int) -> I
             whatever their lengths. Longer ones run only with prompts of the same length.
     """
 
-    def group(query: LoneQuery) -> int:
+    def group(query: BlockingQuery) -> int:
         return query.work.tokens if query.work.tokens + most > uniform_length else 0
 
     for _, each in groupby(sorted(queries, key=lambda query: query.work.tokens), group):
         yield from _batches(each)
 
 
-def _batches(group: Iterable[LoneQuery]) -> Iterator[Sequence[LoneQuery]]:
+def _batches(group: Iterable[BlockingQuery]) -> Iterator[Sequence[BlockingQuery]]:
     """A group in its order, the longest text last, as many at a time as caches may hold."""
-    batch: list[LoneQuery] = []
+    batch: list[BlockingQuery] = []
     for query in group:
         if batch and (len(batch) + 1) * _length(query) > CACHED_TOKENS:
             yield batch
@@ -80,7 +80,7 @@ def _batches(group: Iterable[LoneQuery]) -> Iterator[Sequence[LoneQuery]]:
     yield batch
 
 
-def _length(query: LoneQuery) -> int:
+def _length(query: BlockingQuery) -> int:
     """Tokens of a prompt and its longest continuation."""
     assert isinstance(query.work, Generate)
     return query.work.tokens + query.work.max_new_tokens

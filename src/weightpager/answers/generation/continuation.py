@@ -13,7 +13,7 @@ class Continuation:
     """One prompt's continuation.
 
     Attributes:
-        ended: why; None while it goes on.
+        ended: why it has ended; None while it goes on.
     """
 
     def __init__(self, decode: Decode, most: int, stop: Sequence[str], end: Collection[int]) -> None:

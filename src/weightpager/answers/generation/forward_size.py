@@ -21,8 +21,8 @@ class Activations:
     They are an upper bound where attention keeps all its scores.
 
     Attributes:
-        per_token: bytes of a token that is read.
-        per_pair: bytes for each token that it attends to.
+        per_token: bytes for each token that is read.
+        per_pair: bytes for each token that such a token attends to.
     """
 
     per_token: int

@@ -18,7 +18,7 @@ from weightpager.readers.tokenizer import Tokenizer
 
 
 class GenerationRun:
-    """Continues prompts that can run together; a `Run`.
+    """Continues prompts that can run together. Implements `Run`.
 
     A query that nobody waits for any more ends after the token or the piece of its prompt that is being computed.
     """

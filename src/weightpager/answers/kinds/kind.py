@@ -39,7 +39,7 @@ class Kind(ABC):
     """A kind of tasks.
 
     Attributes:
-        metric: what held-out data is measured by, where a task doesn't choose.
+        metric: the metric of held-out data, where a task doesn't choose one.
         writes: whether its tasks continue texts, and so have no classes.
     """
 

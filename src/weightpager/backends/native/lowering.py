@@ -32,9 +32,9 @@ class Lowering:
 
     Attributes:
         native: the program.
-        ends: of each of the graph's nodes, how many of the program's nodes are behind it.
-        arrays: what the program points to.
-        values: number of each value of the graph by name.
+        ends: the number of the program's nodes behind each of the graph's nodes.
+        arrays: the arrays that the program points to.
+        values: the program's number of each of the graph's values, by name.
     """
 
     def __init__(self, native: _native.Program, graph: Graph, parameters: Mapping[str, ProgramParameter]) -> None:

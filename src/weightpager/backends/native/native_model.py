@@ -24,8 +24,8 @@ class NativeModel:
     """Implements `weightpager.answers.model.TaskModel`.
 
     Attributes:
-        task: that is run.
-        limits: of the bundle's model.
+        task: the task that is run.
+        limits: the limits of the bundle's model.
         eos_token_ids: tokens that end a text.
         narrow: whether keys and values of earlier tokens are kept in float16.
     """
@@ -75,8 +75,8 @@ class _Read:
     """Texts of a decoder, and what has been read of them.
 
     Attributes:
-        ids, mask: int64 [texts, tokens].
-        done: tokens that have been read.
+        ids, mask: token ids and attention mask, int64 [texts, tokens].
+        done: number of tokens of each text that have been read.
     """
 
     def __init__(self, model: NativeModel, ids: Integers, mask: Integers) -> None:

@@ -29,7 +29,7 @@ class Blocks:
     """A weight in blocks.
 
     Attributes:
-        weight: as kernels take it.
+        weight: the weight as kernels take it.
         layer: the model layer whose pages it lies in; None if it is always in memory.
         table: all its blocks are there, a row of them a page, so that its rows can be looked up, too.
         low_rank: float32 ``(down [rank, in], up [out, rank])``: their product is added to the weight.

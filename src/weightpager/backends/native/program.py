@@ -35,12 +35,12 @@ class Program:
     kept; calls of shapes that were among the last sixteen take none.
 
     Args:
-        graph: validated.
-        parameters: by canonical name, all that the graph uses; referred to, not copied, but for arrays of bfloat16 that
+        graph: a validated graph.
+        parameters: all that the graph uses, by canonical name; referred to, not copied, but for arrays of bfloat16 that
             aren't weights. A weight of bfloat16 is an array of uint16.
-        isa: which kernels, as an index into ``weightpager.kernels._native.isas()``.
-        most_activation_bytes: of one call.
-        workspaces: which calls take memory for activations from; None for some of its own.
+        isa: the kernels' instruction set, as an index into ``weightpager.kernels._native.isas()``.
+        most_activation_bytes: bytes that activations of one call may take.
+        workspaces: the memory that calls take for activations; None for memory of its own.
 
     Raises:
         ValueError: a parameter is missing, or of a dtype that the native code doesn't take.
@@ -76,10 +76,10 @@ class Program:
         """The graph's outputs, by name.
 
         Args:
-            inputs: by name, of the graph's dtypes. Beside a cache, a mask covers earlier tokens, too.
+            inputs: the graph's inputs by name, of its dtypes. Beside a cache, a mask covers earlier tokens, too.
             cache: keys and values of earlier tokens, which those of this call are appended to if it succeeds.
-            gate: what is asked before pages are read; None where they are there.
-            threads: at most; None for `thread_count`.
+            gate: the gate that is asked before pages are read; None where all pages are there.
+            threads: the most threads that may compute; None for `thread_count`.
 
         Raises:
             ValueError: an input is missing, or its dtype or shape isn't what the graph takes.

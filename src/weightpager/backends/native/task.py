@@ -16,17 +16,17 @@ class NativeTask:
     """One task of an open engine. Safe to use from several threads, which take turns.
 
     Attributes:
-        graph: of its kind: what it takes and gives.
+        graph: the graph of the task's kind: what it takes and gives.
     """
 
     def __init__(self, graph: Graph, programs: tuple[Program, ...], gate: Gate) -> None:
         """Nothing is computed yet.
 
         Args:
-            graph: of its kind.
+            graph: the graph of the task's kind.
             programs: that run it, one after the other: what gives ``hidden``, and what gives ``logits`` of that where
                 few of a forward's tokens need any.
-            gate: of the task.
+            gate: the task's gate.
         """
         self.graph = graph
         self._below, self._head = programs[0], programs[1] if len(programs) > 1 else None

@@ -20,7 +20,7 @@ from weightpager.readers.tokenizer import Tokenizer
 
 
 class TorchBackend:
-    """See `weightpager.engine.backend.Backend`.
+    """Implements `weightpager.engine.backend.Backend`.
 
     Attributes:
         name: "torch".

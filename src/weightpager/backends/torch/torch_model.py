@@ -20,7 +20,7 @@ from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 
 class TorchModel:
-    """See `weightpager.answers.model.TaskModel`.
+    """Implements `weightpager.answers.model.TaskModel`.
 
     Nothing runs in torch's inference mode: in that, a compile that measures under autocast would cast every weight at
     every token.
@@ -71,7 +71,7 @@ class TorchModel:
 
 
 class TorchTexts:
-    """Texts that transformers' `generate` goes on with; see `weightpager.answers.model.GrowingTexts`."""
+    """Texts that transformers' `generate` goes on with. Implements `weightpager.answers.model.GrowingTexts`."""
 
     def __init__(self, module: nn.Module, ids: Tensor, mask: Tensor, sampling: Sampling, pad: int) -> None:
         self._texts = ResumableGeneration(module, ids, mask)
@@ -102,7 +102,7 @@ class TorchTexts:
 
 
 class TorchPieces:
-    """A text whose states are read in pieces; see `weightpager.answers.model.TextPieces`."""
+    """A text whose states are read in pieces. Implements `weightpager.answers.model.TextPieces`."""
 
     def __init__(self, base: Any, ids: Tensor) -> None:
         """``base`` is the module below the head, ``ids`` int64 [1, tokens]."""

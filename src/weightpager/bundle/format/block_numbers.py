@@ -22,9 +22,9 @@ class BlockNumbers:
     A block's number in its layer is what files hold. Its number in the bundle adds those of the layers before.
 
     Attributes:
-        names: of the weights.
-        layers: of the weights.
-        grids: of the weights.
+        names: names of the weights.
+        layers: model layers of the weights.
+        grids: block grids of the weights.
         starts: int64 [layers + 1], the number in the bundle of each layer's first block.
         first: int64 [weights], the number in the bundle of each weight's first block.
     """

@@ -44,7 +44,7 @@ class Form:
     Attributes:
         model: the class of transformers that runs them.
         images: whether they read images; else they read texts.
-        labels: one for each text or image, one for each of its words, or none: the text itself is what is learnt.
+        labels: what has a label: each text or image, each of its words, or nothing, where the text itself is learnt.
         completes: whether a text is a prompt and a completion; then the completion alone is learnt and measured.
     """
 

@@ -27,7 +27,7 @@ class Placement:
     A block that several tasks have own values of lies in several places. A task uses at most one of these.
 
     Attributes:
-        numbers: of the blocks.
+        numbers: the numbers that blocks have in the bundle.
         layers: int32 [pages], the model layer of each page.
         blocks: uint16 or uint32 [pages, places], the number in its layer of the block in each place.
         used: uint8 [tasks, ⌈pages · places / 8⌉], bit ``location % 8`` of byte ``location // 8`` set where the task

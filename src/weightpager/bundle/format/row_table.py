@@ -37,9 +37,9 @@ class RowTableEntry(Strict, frozen=True, kw_only=True):
     """One table.
 
     Attributes:
-        name: of the parameter.
+        name: the parameter's name.
         rows, columns: its shape.
-        lookups: rows that a text looks up, on average over the compiled tasks' texts; 0 if unknown.
+        lookups: number of rows that a text looks up, on average over the compiled tasks' texts; 0 if unknown.
         uses: task → share of its look-ups that the first i/64 of the places serve, for i from 0 to 64.
     """
 
@@ -84,9 +84,9 @@ class RowTable:
     """A table of an open bundle.
 
     Attributes:
-        entry: the manifest's.
-        first: its first page, counted from the first page of rows on.
-        places: [rows], by row.
+        entry: the manifest's entry.
+        first: number of its first page, counted from the first page of rows on.
+        places: the place of each row, [rows].
     """
 
     entry: RowTableEntry

@@ -38,9 +38,9 @@ class TiedTableEntry(Strict, frozen=True, kw_only=True):
     """One table.
 
     Attributes:
-        name: of the parameter.
+        name: the parameter's name.
         rows, columns: its shape.
-        dtype: of its blocks.
+        dtype: the dtype of its blocks.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=512)]

@@ -22,8 +22,8 @@ class DamagedPageFile:
     """A page file whose pages may be damaged or missing.
 
     Attributes:
-        path: where it is, or should be.
-        ids: uint8 [pages, 32] of its pages.
+        path: the place where it is, or should be.
+        ids: its pages' ids, uint8 [pages, 32].
         page_bytes: bytes of a page.
     """
 

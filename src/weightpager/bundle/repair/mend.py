@@ -36,12 +36,12 @@ class Repair:
     """What was looked at, what was mended, and what could not be.
 
     Attributes:
-        files: that the manifest lists.
-        pages: in the bundle.
-        mended_files: by name.
+        files: number of files that the manifest lists.
+        pages: number of pages in the bundle.
+        mended_files: names of the files that were mended.
         mended_frames: page files, by name, whose size or header was wrong; their pages are another matter.
-        mended_pages: by number.
-        problems: that are left, one line for each, with what was wrong and why it could not be mended.
+        mended_pages: numbers of the pages that were mended.
+        problems: what is left, a line for each: what was wrong, and why it could not be mended.
     """
 
     files: int

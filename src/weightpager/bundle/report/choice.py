@@ -15,12 +15,12 @@ class Choice:
     """A way to serve all tasks.
 
     Attributes:
-        name: what it is.
-        resident_bytes: of paged weights in memory, one task's.
-        switch_bytes: loaded by an average switch.
+        name: its name.
+        resident_bytes: bytes of paged weights in memory, those of one task.
+        switch_bytes: bytes that an average switch loads.
         loss: mean over the tasks of what it loses against dense: points for a share of right answers, percent for
             perplexity. Negative where it is better than dense.
-        interval: of the loss; None where chance wasn't measured.
+        interval: the loss's interval; None where chance wasn't measured.
         gap: interval of what it loses more than the bundle; None for the bundle, where chance wasn't measured, and
             where one of the two is hopeless.
     """
@@ -48,8 +48,8 @@ class Losses:
     """What the bundle and its controls lose, against the dense model that was trained as long as they were.
 
     Attributes:
-        report: of the bundle.
-        dense: task → metric.
+        report: the bundle's report.
+        dense: the dense model's metric, by task.
     """
 
     report: CompileReport

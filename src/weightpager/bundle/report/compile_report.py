@@ -72,11 +72,12 @@ class ControlScore(Document):
     Attributes:
         name: ``shared mask``, ``dense``, ``int8``, ``int4``, ``int3`` or ``int2``. ``dense`` is there where recovery
             trains; the shared mask is in the bundle's dtype, in earlier versions in bfloat16.
-        resident_bytes: of paged weights, in memory at any time.
-        scores: task → metric, on the same held-out items.
-        intervals: of the scores. These and the next two lack tasks of which nothing is known, as in earlier versions.
-        loss_intervals: of what it loses against dense, in points or in percent of perplexity.
-        gap_intervals: of what it loses more than the bundle does, in the same unit.
+        resident_bytes: bytes of paged weights that are in memory at any time.
+        scores: the metric on the same held-out items, by task.
+        intervals: the scores' intervals. These and the next two lack tasks of which nothing is known, as in earlier
+            versions.
+        loss_intervals: intervals of what it loses against dense, in points or in percent of perplexity.
+        gap_intervals: intervals of what it loses more than the bundle does, in the same unit.
     """
 
     name: str
@@ -100,10 +101,10 @@ class Growth(Document):
     """What tasks that were added to a bundle brought with them.
 
     Attributes:
-        tasks: that were added.
-        reused_bytes: of blocks that were in the bundle already.
-        added_bytes: of pages that were appended.
-        private_bytes: of the new tasks' own parameters.
+        tasks: names of the tasks that were added.
+        reused_bytes: bytes of the blocks that were in the bundle already.
+        added_bytes: bytes of the pages that were appended.
+        private_bytes: bytes of the new tasks' own parameters.
     """
 
     tasks: list[str]
@@ -116,9 +117,9 @@ class FrontierPoint(Document):
     """A strength of alignment that a compile tried.
 
     Attributes:
-        alignment: λ; None for one shared mask.
-        switch_bytes: of the blocks that an average switch loads; pages add over-read.
-        loss: against no alignment: in points where it was measured, else in percent of the saliency that is kept.
+        alignment: the strength λ; None for one shared mask.
+        switch_bytes: bytes of the blocks that an average switch loads; pages add over-read.
+        loss: the loss against no alignment, in points if measured, else in percent of the saliency that is kept.
     """
 
     alignment: float | None
@@ -130,11 +131,11 @@ class Fit(Document):
     """What a compile made of a budget that was stated in place of sparsity and dtype.
 
     Attributes:
-        budget: bytes, as stated.
-        bytes: what is always in memory, an eighth of the rows that come on demand, and the pages of the largest task.
+        budget: the budget as stated, in bytes.
+        bytes: bytes of what is always in memory, an eighth of the rows on demand, and the largest task's pages.
         density: share of the blocks that a task keeps.
-        dtype: of the pages.
-        why: these two were chosen.
+        dtype: the pages' dtype.
+        why: the reason why these two were chosen.
     """
 
     budget: Bytes
@@ -148,19 +149,19 @@ class CompileReport(Document):
     """One compile.
 
     Attributes:
-        tasks: their scores.
-        mean_overlap: over all ordered pairs of tasks.
-        duality_gap: of the alignment, (bound − objective) ÷ bound over all paged weights.
+        tasks: the scores of each task.
+        mean_overlap: the mean overlap of all ordered pairs of tasks.
+        duality_gap: the alignment's gap, (bound − objective) ÷ bound over all paged weights.
         alignment: λ that the masks were chosen with; None for one shared mask.
         frontier: what was tried to find it, if the task file states a switch size or a loss.
-        page_bytes: that the packer chose.
+        page_bytes: bytes of a page, as the packer chose them.
         page_fill: share of the pages' bytes that some task uses.
-        over_read: per task, share of its pages' bytes that it doesn't use.
-        seconds: per stage.
-        threads: that torch computed with.
+        over_read: share of its pages' bytes that a task doesn't use, by task.
+        seconds: the time that each stage took.
+        threads: number of threads that torch computed with.
         controls: what else could do the job, for `advise`.
         tied: tensors that the model uses under several names: canonical name → the other ones.
-        growth: of the last compile onto an existing bundle; None if there was none.
+        growth: what the last compile onto an existing bundle brought; None if there was none.
         peak_memory: most bytes that the process held, per stage; empty where the system didn't count.
         memory_bound: bytes that each stage was said to take at most, before the first one, training apart; of a model
             that lay on disk without what comes and goes as memory allows. Empty in reports of earlier versions.
@@ -168,12 +169,12 @@ class CompileReport(Document):
             usual ones.
         compare: what it was compared with; None after tasks were added, and in earlier versions.
         recover: the method by which accuracy was won back; the same.
-        paged_share: of a task's parameters, those in paged weights; None in older bundles.
+        paged_share: share of a task's parameters that is in paged weights; None in older bundles.
         not_paged: parameters that stay in memory, by why they aren't paged.
         fit: what was made of a budget; None where sparsity and dtype were stated.
         without_graph: kinds of tasks that have no graph, and why.
-        backend: that ran the tasks when they were measured (the last ones, of a bundle that has grown); None in reports
-            of earlier versions.
+        backend: the backend that ran the tasks when they were measured (the last ones, of a bundle that has grown);
+            None in reports of earlier versions.
     """
 
     tasks: list[TaskScore]

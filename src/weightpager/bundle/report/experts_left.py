@@ -17,8 +17,8 @@ class ExpertsLeft:
     """Experts by layer, of the layers that have any.
 
     Attributes:
-        all: that there are.
-        tasks: that each task's routers may choose: those with blocks of each of their matrices.
+        all: number of experts of each layer.
+        tasks: number of experts that each task's routers may choose: those with blocks of each of their matrices.
     """
 
     all: list[int]

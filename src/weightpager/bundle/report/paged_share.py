@@ -22,8 +22,8 @@ class PagedShare:
     """Parameter counts of the task that has the most.
 
     Attributes:
-        paged: in paged weights, dropped blocks included.
-        others: that stay in memory, by why they aren't paged; those with the most first.
+        paged: parameters in paged weights, dropped blocks included.
+        others: parameters that stay in memory, by why they aren't paged; the largest number first.
     """
 
     paged: int

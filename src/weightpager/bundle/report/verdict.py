@@ -31,8 +31,8 @@ class Verdict:
         ours: the bundle.
         others: its controls.
         budget: bytes for paged weights.
-        unit: of losses.
-        items: held-out items that they were measured on.
+        unit: the unit of losses.
+        items: number of held-out items that they were measured on.
     """
 
     ours: Choice

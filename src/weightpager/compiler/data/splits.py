@@ -45,10 +45,10 @@ class TaskData:
     """A task's examples: tokenised texts, or images.
 
     Attributes:
-        kind, classes: of the task.
-        train, eval, validation: its splits.
-        collate: makes a batch of examples.
-        asked: what has prompts answered; None where the metric is one of logits.
+        kind, classes: the task's kind and its classes.
+        train, eval, validation: the examples of its splits.
+        collate: makes a batch of some examples.
+        asked: has prompts answered; None where the metric is one of logits.
     """
 
     kind: TaskKind

@@ -13,7 +13,7 @@ from weightpager.readers.tokenizer import NO_DEFAULT, Encoded, Tokenizer
 
 @dataclass(frozen=True)
 class TransformersTokens:
-    """See `weightpager.task_data.texts.TextTokens`; of a fast tokenizer."""
+    """Tokens by a fast tokenizer. Implements `weightpager.task_data.texts.TextTokens`."""
 
     tokenizer: Any
 

@@ -219,7 +219,7 @@ class _Replacement:
     """What a control has in the place of a model's weights.
 
     Attributes:
-        values: of the paged weights.
+        values: gives the values of a paged weight.
         tables: how embedding tables are quantised; None leaves them.
         masks: routers choose only experts that these leave something of; None leaves routers alone.
     """

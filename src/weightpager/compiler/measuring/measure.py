@@ -37,9 +37,9 @@ class Written:
     """A bundle that was written, and measured.
 
     Attributes:
-        bundle: opened where it was written.
-        scores: of each task that was compiled, on its held-out data.
-        backend: that ran the tasks, "native" or "torch".
+        bundle: the bundle, opened where it was written.
+        scores: the score of each task that was compiled, on its held-out data.
+        backend: the backend that ran the tasks, "native" or "torch".
     """
 
     bundle: Bundle

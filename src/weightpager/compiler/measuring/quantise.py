@@ -15,8 +15,8 @@ class Quantisation:
     """Symmetric, rounded to nearest, a scale for each ``group`` of neighbouring inputs of one output.
 
     Attributes:
-        bits: per value.
-        group: values per scale; 0 for a whole row.
+        bits: bits of a value.
+        group: number of values that share a scale; 0 for a whole row.
     """
 
     bits: int

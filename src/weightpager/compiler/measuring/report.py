@@ -25,9 +25,9 @@ class Control:
     """A simpler way to serve all tasks, measured.
 
     Attributes:
-        name: as in `ControlScore`.
-        resident_bytes: of paged weights, in memory at any time.
-        scores: task → what it reached.
+        name: its name in `ControlScore`.
+        resident_bytes: bytes of paged weights that are in memory at any time.
+        scores: the score that it reached, by task.
     """
 
     name: str

@@ -28,10 +28,10 @@ class Checkpoint:
     """A module of transformers' with weights that are all there and finite.
 
     Attributes:
-        model: in the dtype that the directory has, and in evaluation mode; linear layers hold their weights as
+        model: the module, in the directory's dtype and in evaluation mode; linear layers hold their weights as
             [out, in], also those that are saved otherwise. Values may be mapped from the directory's files.
-        parameters: of the model, by canonical name.
-        where: what errors about it begin with.
+        parameters: the model's parameters, by canonical name.
+        where: the words that errors about it begin with.
     """
 
     model: PreTrainedModel

@@ -37,24 +37,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DenseModel:
-    """The dense model.
+    """The dense model that a compile starts from.
 
     Attributes:
-        task_file: what it was loaded for.
-        config: of the model directory, without any task's head.
-        tokenizer: fast, padding on the right; None where tasks read images.
-        models: per task an ordinary module, in float32 and evaluation mode. What lies in ``base_model`` is the very
+        task_file: the task file that it was loaded for.
+        config: the model directory's configuration, without any task's head.
+        tokenizer: a fast tokenizer that pads on the right; None where tasks read images.
+        models: an ordinary module per task, in float32 and evaluation mode. What lies in ``base_model`` is the very
             same Parameter in all of them, and so is a language model's head; but what a task's own checkpoint has
             otherwise is that task's own.
-        paged: in the order in which the architecture registers them, which is that of execution.
+        paged: its paged weights, in the order in which the architecture registers them, which is that of execution.
         resident: every other tensor of two or more dimensions, by canonical name, and why it isn't paged.
         tied: parameters that modules use under several names: canonical name → the other ones.
         versions: paged weight → int8 [blocks, tasks]: tasks with the same number share a block's values. Weights that
             all tasks share are absent.
-        images: what reads images; None where tasks read texts.
-        own_tokenizer: as the directory has it, for the bundle; None where tasks read images.
+        images: the image processor; None where tasks read texts.
+        own_tokenizer: the tokenizer as the directory has it, for the bundle; None where tasks read images.
         generation: how its decoders go on unless told otherwise: what a bundle keeps of it.
-        scratch: where stages hold what is as large as the model.
+        scratch: the place where stages hold what is as large as the model.
     """
 
     task_file: TaskFile

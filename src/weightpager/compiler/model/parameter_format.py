@@ -27,10 +27,10 @@ class ParameterFormat:
     """What parameters are rounded to where they are written; before that they are in float32.
 
     Attributes:
-        dtype: of floating-point parameters, in which activations are computed.
-        block: of the bundle.
-        tables: canonical names of those that are written in bfloat16 in any case.
-        tied: those that are written as blocks of few bits, by canonical name.
+        dtype: the dtype of floating-point parameters, in which activations are computed.
+        block: the bundle's block shape.
+        tables: canonical names of the tables that are written in bfloat16 in any case.
+        tied: canonical names of the tables that are written as blocks of few bits.
     """
 
     dtype: torch.dtype

@@ -27,8 +27,8 @@ class Scratch:
     """Where a compile holds what is as large as its model.
 
     Attributes:
-        folder: in which files are made; they have no names, so that nothing is left whatever stops the compile. None
-            holds all in memory.
+        folder: the folder in which files are made; they have no names, so that nothing is left whatever stops the
+            compile. None holds all in memory.
     """
 
     folder: Path | None = None

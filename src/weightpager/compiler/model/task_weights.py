@@ -33,9 +33,9 @@ class TaskWeights:
     """The weights of a source's modules, with private blocks laid over them.
 
     Attributes:
-        source: whose modules hold the values.
-        private: task → paged weight → private blocks.
-        low_rank: task → paged weight → what is added to it, beside the pages.
+        source: the model whose modules hold the values.
+        private: private blocks, by task and paged weight.
+        low_rank: what is added to a weight beside the pages, by task and paged weight.
     """
 
     source: DenseModel

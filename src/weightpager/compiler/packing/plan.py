@@ -25,15 +25,15 @@ class BundlePlan:
     """All that has been decided about a bundle before its first byte is written.
 
     Attributes:
-        dtype: of the pages.
+        dtype: the pages' dtype.
         weights: the values.
-        keep: who keeps what.
-        packing: where it lies.
-        tasks: in the order of the signatures' bits.
-        transitions: between them.
+        keep: which task keeps which block.
+        packing: where every block lies.
+        tasks: names of the tasks, in the order of the signatures' bits.
+        transitions: how often each task follows each other one.
         alignment: strength λ that the masks were aligned with; None for one shared mask.
-        permutations: that the values have gone through.
-        rows: embedding tables that come on demand.
+        permutations: the order of axes that the values have gone through.
+        rows: embedding tables whose rows come on demand.
     """
 
     dtype: PageDtype

@@ -61,9 +61,9 @@ class _Refit:
     Attributes:
         dense: what the sparse model should do.
         sparse: the model whose paged weights change.
-        masks: of every task.
-        streams: of every task, at the layer that is next.
-        encoding: of the pages, if the values shall be such as these give back.
+        masks: every task's keep masks.
+        streams: every task's hidden states before the next layer.
+        encoding: the pages' encoding, if the values shall be such as it gives back.
     """
 
     dense: DenseModel
@@ -141,11 +141,11 @@ def refit(
     Args:
         dense: what the sparse model should do.
         sparse: a copy of it, as `overlaid` makes it or of its own.
-        masks: of every task.
+        masks: every task's keep masks.
         batches: calibration data, by task; `tokens_wanted` says how much is worth its time.
         journal: told now and then, and at the end, which layers have been refitted.
         progress: told (layers done, layers in all).
-        encoding: of the pages, if the values shall be such as these give back.
+        encoding: the pages' encoding, if the values shall be such as it gives back.
 
     Raises:
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.

@@ -41,8 +41,8 @@ class Lesson:
     Attributes:
         teacher: the dense model.
         sparse: a copy of it, trained in place.
-        masks: that its tasks compute under; of every task that has blocks in the bundle.
-        data: of every task.
+        masks: the keep masks of every task that has blocks in the bundle.
+        data: every task's data.
         spec: steps, rates, batch and seed, and the weight of the teacher's answers in the loss.
     """
 

@@ -48,8 +48,8 @@ class LayerStream:
     Layers must take hidden states first and return them (first), as those of transformers do.
 
     Args:
-        model: that runs.
-        batches: of its data.
+        model: the model that runs.
+        batches: batches of its data.
         scratch: where hidden states are held.
 
     Raises:

@@ -84,7 +84,7 @@ def train_own(
         source: the model; its task file says how long, at the rate of heads. Steps are the tasks' in turn, and the rate
             follows the count of all.
         data: of the tasks.
-        masks: that the base computes under; None for the dense base.
+        masks: the masks that the base computes under; None for the dense base.
         stage: the beginning of tasks' names in the journal, see `own_stage`.
         journal: where the training stands.
         progress: told (steps done, steps in all).
@@ -117,9 +117,9 @@ class _OwnTraining:
     Attributes:
         source: the model, with this task's module alone.
         task: its name.
-        data: of the task.
-        masks: that the base computes under; None for the dense base.
-        schedule: which of all tasks' steps it makes.
+        data: the task's data.
+        masks: the masks that the base computes under; None for the dense base.
+        schedule: those of all tasks' steps that it makes.
         stage: its name in the journal.
     """
 

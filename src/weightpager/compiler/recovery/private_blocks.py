@@ -113,11 +113,11 @@ class TaskLesson:
     """What one task learns.
 
     Attributes:
-        lesson: of this task alone.
+        lesson: the lesson of this task alone.
         task: its name.
         chosen: blocks that get values of its own.
         vectors: parameters beside the blocks that it trains: its own vectors, head and pooler.
-        seed: of its low-rank parts.
+        seed: the seed that its low-rank parts begin from.
         skips: whether it multiplies by kept blocks alone; decided once, so that every worker does the same.
     """
 
@@ -169,8 +169,8 @@ class _Learnt:
     """What one task's training moves, by name.
 
     Attributes:
-        free: of every paged weight, the blocks that move.
-        copies: of paged weights that have such blocks; only these blocks of them are used.
+        free: the blocks that move, by paged weight.
+        copies: copies of the paged weights that have such blocks; only these blocks of them are used.
         vectors: the task's own vectors, head and pooler.
         added: its low-rank parts.
     """

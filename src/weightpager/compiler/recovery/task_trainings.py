@@ -18,12 +18,12 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class TaskTraining:
-    """One task's.
+    """The training of one task.
 
     Attributes:
         stage: its name in the journal.
-        steps: that it makes.
-        train: makes them; a `functools.partial` of a function of a module.
+        steps: the number of its steps.
+        train: makes the steps; a `functools.partial` of a function of a module.
         copies: how many times as much as it is made of it holds.
     """
 

@@ -48,9 +48,9 @@ class Schedule:
     every `every`-th.
 
     Attributes:
-        steps: in all.
+        steps: number of steps that share the rate.
         first: number of the training's first one.
-        every: distance of its steps.
+        every: distance from one of its steps to the next.
     """
 
     steps: int
@@ -73,7 +73,7 @@ class Training:
     The optimiser is AdamW. The rate rises over the first tenth of the steps and then falls to zero by a cosine.
 
     Attributes:
-        done: steps made.
+        done: number of steps made.
         watch: may end the training earlier, and chooses among the values on the way; None leaves it alone.
     """
 
@@ -90,10 +90,10 @@ class Training:
         """State a training; nothing is done yet.
 
         Args:
-            groups: what is trained.
+            groups: the parameters that are trained.
             turns: whose batch each step takes, from the first step on.
             error: of a task on a batch.
-            steps: in all.
+            steps: number of steps that share the rate.
             validation: for early stopping; None has none.
             rounding: that errors go through; told after which step the training stands.
             schedule: of the rate; None where all its steps are the training's own.

@@ -37,9 +37,9 @@ class Kept:
     """A file of the cache.
 
     Attributes:
-        path: of it.
-        bytes: that it takes.
-        used: when it was last written or read, in seconds since the epoch.
+        path: the file.
+        bytes: its size.
+        used: time of the last read or write, in seconds since the epoch.
     """
 
     path: Path

@@ -22,9 +22,9 @@ class CompileRun:
         progress: told (stage, steps done, steps in all).
         journal: where stages note how far they are.
         expect: told the stages that will come, each with its work, as soon as it can be estimated.
-        seconds: of each stage, in all runs that the journal tells of.
+        seconds: the time that each stage took, in all runs that the journal tells of.
         peak_memory: most bytes that the process held in a stage; a stage in which the system didn't count has none.
-        workers: do what is done for each task by itself.
+        workers: those who do what is done for each task by itself.
         memory_bound: bytes that each stage was said to take at most, before the first one; those apart that come and go
             as memory allows.
     """

@@ -24,12 +24,12 @@ Owner = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file holds.
+    """What a file of the journal or the cache holds.
 
     Attributes:
-        step: that its stage had reached.
-        seconds: that its stage had taken.
-        tensors: by name.
+        step: the step that the stage had reached.
+        seconds: the time that it had taken.
+        tensors: what the stage keeps, by name.
     """
 
     step: int

@@ -41,7 +41,7 @@ class Shared:
         cache: where finished stages are kept.
         dense_id, scores_id, calibration_id: names of what the cache has of the dense model, its scores and its
             calibration. Each is a hash of all that these depend on.
-        seconds: that calibrations from the cache took when they were made.
+        seconds: the time that calibrations from the cache took when they were made, by task.
     """
 
     cache: Cache
@@ -84,7 +84,7 @@ class Shared:
         outcomes = {
             task: Outcomes(*(tensors[part].numpy() for part in _PARTS))
             for task, tensors, _ in self._each(
-                "scores", self.scores_id, set(_PARTS), _Finds(workers, jobs, _parts, told)
+                "scores", self.scores_id, set(_PARTS), _Misses(workers, jobs, _parts, told)
             )
         }
         return {
@@ -100,8 +100,8 @@ class Shared:
         They come one at a time, in any order, and each is given back as soon as the next one is asked for.
         """
         names = {info.name for info in source.paged}
-        finds = _Finds(workers, jobs, dict, lambda _task: silent)
-        for task, tensors, seconds in self._each("sums", self.calibration_id, names, finds):
+        misses = _Misses(workers, jobs, dict, lambda _task: silent)
+        for task, tensors, seconds in self._each("sums", self.calibration_id, names, misses):
             if seconds is not None:
                 self.seconds[task] = seconds
             yield task, tensors
@@ -113,7 +113,7 @@ class Shared:
             _log.info("calibration of %s: taken from the cache, %s saved", ", ".join(self.seconds), saved)
 
     def _each(
-        self, stage: str, identity: str, names: set[str], finds: _Finds[Value]
+        self, stage: str, identity: str, names: set[str], misses: _Misses[Value]
     ) -> Iterator[tuple[str, dict[str, Tensor], float | None]]:
         """Each task's tensors of these names: from the cache, with the seconds that they took there; or as found.
 
@@ -121,29 +121,29 @@ class Shared:
         """
         owner = {"identity": identity}
         missing: dict[str, Job[Value]] = {}
-        for task, job in finds.jobs.items():
+        for task, job in misses.jobs.items():
             entry = self.cache.read(f"{stage}-{task}", owner)
             if entry is not None and entry.tensors.keys() == names:
                 yield task, entry.tensors, entry.seconds
             else:
                 missing[task] = job
             del entry
-        for done in finds.workers.each(missing, finds.told, COPIES):
-            tensors = finds.tensors(done.value)
+        for done in misses.workers.each(missing, misses.told, COPIES):
+            tensors = misses.tensors(done.value)
             self.cache.write(f"{stage}-{done.key}", owner, done.seconds, tensors)
             yield done.key, tensors, None
             del done, tensors
 
 
 @dataclass(frozen=True)
-class _Finds(Generic[Value]):
-    """How that which the cache lacks is found.
+class _Misses(Generic[Value]):
+    """How results that the cache lacks are computed.
 
     Attributes:
-        workers: who does the jobs.
-        jobs: by task.
-        tensors: what a job has found, as the cache keeps it.
-        told: task → who is told of a job's steps.
+        workers: those who do the jobs.
+        jobs: the jobs that compute them, by task.
+        tensors: makes of a job's result what the cache keeps.
+        told: gives, for a task, who is told of its job's steps.
     """
 
     workers: Workers

@@ -25,9 +25,9 @@ class Done(Generic[Key, Value]):
     """A job that has ended.
 
     Attributes:
-        key: of the job.
-        value: that it returned.
-        seconds: that it took.
+        key: the job's key.
+        value: what it returned.
+        seconds: the time that it took.
     """
 
     key: Key
@@ -49,7 +49,7 @@ class Workers(Protocol):
 
         Args:
             jobs: by any key.
-            told: a job's key → who is told of its steps, in this process.
+            told: gives, for a job's key, who is told of its steps, in this process.
             copies: how many times as much as a job is made of it holds at most, itself included.
 
         Raises:
@@ -68,7 +68,7 @@ class LocalWorkers:
         told: Callable[[Key], StepProgress],
         copies: int,  # noqa: ARG002
     ) -> Iterator[Done[Key, Value]]:
-        """See `Workers.each`; nothing is held of a job that has ended."""
+        """Implements `Workers.each`. Nothing is held of a job that has ended."""
         for key, job in jobs.items():
             start = time.perf_counter()
             yield Done(key, job(told(key)), time.perf_counter() - start)

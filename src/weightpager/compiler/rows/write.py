@@ -18,12 +18,12 @@ from weightpager.compiler.rows.row_uses import RowUses
 
 @dataclass(frozen=True)
 class WrittenRows:
-    """What the manifest and the page index say of them.
+    """What the manifest and the page index say of the rows that were written.
 
     Attributes:
-        entries: of the tables.
-        files: pages in each page file.
-        ids: of the pages, uint8 [pages, 32].
+        entries: the manifest's entry of each table.
+        files: number of pages in each page file.
+        ids: the pages' ids, uint8 [pages, 32].
     """
 
     entries: list[RowTableEntry]

@@ -43,8 +43,8 @@ class Point:
     """What one strength leads to.
 
     Attributes:
-        strength: λ.
-        switch_bytes: that an average switch loads.
+        strength: the alignment strength λ.
+        switch_bytes: bytes that an average switch loads.
         loss: what alignment costs, as the caller measures it; 0 at strength 0.
     """
 
@@ -58,8 +58,8 @@ class Target:
     """What the user states: at most so much of one of a point's two numbers.
 
     Attributes:
-        what: the number.
-        most: of it.
+        what: the number that is bounded.
+        most: the bound.
         easiest: strengths of which one meets the target if any does.
         best: the strength that would be taken if it met the target.
         factor: from one strength to the next one towards the best.

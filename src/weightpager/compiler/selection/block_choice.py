@@ -26,9 +26,9 @@ class Choice(NamedTuple):
     """Which blocks are kept.
 
     Attributes:
-        masks: of all tasks.
+        masks: all tasks' keep masks.
         gap: the duality gap of the alignment.
-        saliency: that the masks keep, relative to an average block of each task.
+        saliency: the saliency that the masks keep, relative to an average block of each task.
     """
 
     masks: Masks

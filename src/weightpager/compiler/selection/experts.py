@@ -17,9 +17,9 @@ class ExpertLayer:
     """A layer's experts.
 
     Attributes:
-        name: of the module that they and their router are in, as the model calls it.
-        experts: the paged weights of each.
-        top_k: experts that a token goes to.
+        name: the name of the module that holds them and their router.
+        experts: the names of each expert's paged weights.
+        top_k: number of experts that a token goes to.
     """
 
     name: str
@@ -99,13 +99,13 @@ def least_density(source: DenseModel) -> float:
 
 @dataclass(frozen=True)
 class _BlockCounts:
-    """Blocks of a source's paged weights.
+    """Numbers of blocks of a model's paged weights.
 
     Attributes:
         total: all of them.
         others: those of weights outside experts.
         per_expert: those of one expert of each layer.
-        top_k: experts of a layer that a token goes to.
+        top_k: number of experts of a layer that a token goes to.
     """
 
     total: int

@@ -19,12 +19,12 @@ from weightpager.compiler.selection.saliency import FloatArray, normalised
 
 @dataclass(frozen=True)
 class Part:
-    """Blocks whose choice is one problem, over units of as many blocks each.
+    """A subproblem of the alignment. Its units are single blocks, or whole experts of equally many blocks.
 
     Attributes:
-        problem: of the units.
+        problem: the alignment's problem over these units.
         units: paged weight → the unit of each of its blocks, or that of all of them.
-        blocks: of a unit.
+        blocks: number of blocks in a unit.
     """
 
     problem: AlignmentProblem

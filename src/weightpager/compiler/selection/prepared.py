@@ -22,14 +22,14 @@ SaliencyOfTasks = dict[str, dict[str, FloatArray]]
 
 @dataclass(frozen=True)
 class Trained:
-    """The dense model.
+    """The dense model, trained and measured.
 
     Attributes:
-        source: its modules.
-        data: of each task.
-        dense: its score, by task.
+        source: the model.
+        data: every task's data.
+        dense: the model's score, by task.
         shared: what other compiles have found out about it.
-        may_reorder: whether it may be reordered, which a base bundle forbids.
+        may_reorder: whether the model may be reordered, which a base bundle forbids.
         calibration_bytes: bytes that the sums of one task's calibration may take while they grow; None for all that
             they take.
     """
@@ -48,10 +48,10 @@ class Prepared:
 
     Attributes:
         source: the trained dense model, reordered.
-        data: of each task.
-        dense: score of the dense model, by task.
-        saliency: task → paged weight → saliency of its blocks, row-major.
-        permutations: what reordering did.
+        data: every task's data.
+        dense: the dense model's score, by task.
+        saliency: the saliency of blocks, row-major, by task and paged weight.
+        permutations: the order of axes that reordering has chosen.
         evenness: how high the floors of paged weights are; see `floors`.
     """
 

@@ -14,10 +14,10 @@ class Arithmetic:
     """How a process computes on a CPU.
 
     Attributes:
-        threads: of torch: sums are split among them.
+        threads: torch's number of threads, among which sums are split.
         bfloat16: whether matrices are multiplied in bfloat16. A trial says so, and a busy machine may answer otherwise.
         deterministic: whether torch keeps to algorithms that give the same at every run.
-        precision: of float32's products, as torch names it.
+        precision: the precision of float32's products, as torch names it.
     """
 
     threads: int

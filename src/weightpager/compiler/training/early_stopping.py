@@ -28,11 +28,11 @@ def check_steps(steps: int) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Validation:
-    """What says when a training ends.
+    """What decides when a training ends.
 
     Attributes:
-        batches: task → batches that it is checked on.
-        patience: checks in a row without improvement after which the training ends.
+        batches: the batches that a training is checked on, by task.
+        patience: number of checks in a row without improvement after which the training ends.
     """
 
     batches: Mapping[str, Sequence[Batch]]

@@ -29,8 +29,8 @@ class Masks:
     """Every task's keep masks.
 
     Attributes:
-        tasks: in the order of the masks' columns.
-        keep: paged weight → [blocks of the grid, tasks].
+        tasks: names of the tasks, in the order of the masks' columns.
+        keep: True where a task keeps a block, [blocks of the grid, tasks] by paged weight.
     """
 
     tasks: tuple[str, ...]

@@ -16,7 +16,7 @@ class Replaced:
     """A module that computes with other values.
 
     Attributes:
-        module: as it is.
+        module: the module as it is.
         weights: other values, by the names of its parameters and buffers; of the same shape and dtype.
     """
 

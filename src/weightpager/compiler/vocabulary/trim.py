@@ -45,8 +45,8 @@ class TrimmedTask:
     """What a smaller vocabulary means for a task.
 
     Attributes:
-        seen: different tokens of its training texts.
-        before, after: tokens of its held-out texts.
+        seen: number of different tokens in its training texts.
+        before, after: number of tokens in its held-out texts.
     """
 
     seen: int
@@ -59,10 +59,10 @@ class Trimmed:
     """A model with a smaller vocabulary.
 
     Attributes:
-        path: of its directory.
-        before, after: tokens that it knew, and knows.
+        path: the model's directory.
+        before, after: number of tokens that it knew, and that it knows.
         row_parameters: of one token, in the embedding table and in a head that isn't tied to it.
-        tasks: by name.
+        tasks: what becomes of each task, by name.
     """
 
     path: Path

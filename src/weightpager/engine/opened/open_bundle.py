@@ -56,14 +56,14 @@ class OpenBundle:
     Safe to use from several threads, save that one `reload` must follow another.
 
     Attributes:
-        backend: makes of tasks what callers run.
+        backend: the backend that makes of tasks what callers run.
         memory: the budget and the arena.
-        watch: warns when the budget is more than the machine has.
+        watch: the watch that warns when the budget is more than the machine has.
         residency: the arena's contents.
-        page_check: compares them with the bundle's hashes.
-        reads: reads pages of blocks, checks them, and counts their bytes.
-        row_reads: the same of pages that hold rows.
-        rows: tables whose rows come on demand.
+        page_check: the check of these pages against the bundle's hashes.
+        reads: the store of pages of blocks, which checks them and counts their bytes.
+        row_reads: the store of pages that hold rows, likewise.
+        rows: the tables whose rows come on demand.
         direct: whether reads bypass the page cache.
     """
 

@@ -17,15 +17,15 @@ class OpenTask:
     """A task of an open bundle.
 
     Attributes:
-        number: by which the runtime knows it.
+        number: the number by which the runtime knows it.
         tables: its block tables, in terms of the page table's pages, expanded while it is held.
-        private: parameters of its own, as the backend has placed them.
+        private: its own parameters, as the backend has placed them.
         low_rank: its low-rank parts.
-        gate: what its layers ask before they read pages.
-        pins: how often it is pinned.
+        gate: the gate that its layers ask before they read pages.
+        pins: number of times that it is pinned.
         module: what callers run, built when first asked for.
         model: what answers need of that.
-        building: guards both.
+        building: the lock that guards both.
     """
 
     number: int

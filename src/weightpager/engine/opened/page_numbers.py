@@ -21,9 +21,9 @@ class PageNumbers:
     from. Of pages that are equal, the first is taken for the first, and so on.
 
     Attributes:
-        index: of all of them; signatures are those of the bundle that brought the page, and not used.
-        store: reads them by these numbers.
-        capacity: numbers that there can be.
+        index: ids and layers of all pages; signatures are those of the bundle that brought the page, and not used.
+        store: the store that reads pages by these numbers.
+        capacity: the most numbers that there can be.
     """
 
     def __init__(self, bundle: Bundle, store: PageStore, capacity: int) -> None:

@@ -58,11 +58,11 @@ class TableSource:
 
 
 class TaskTables:
-    """See `Expandable`. The tables lie at an address that stays, whether they are expanded or not.
+    """Implements `Expandable`. The tables lie at an address that stays, whether they are expanded or not.
 
     Attributes:
         tables: by paged weight; not to be used while they aren't expanded: all zero then, unless memory is locked.
-        nbytes: of memory that they take while they are.
+        nbytes: bytes of memory that they take while they are.
     """
 
     def __init__(self, source: TableSource, task: int) -> None:

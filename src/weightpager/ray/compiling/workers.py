@@ -76,7 +76,7 @@ class RayWorkers:
     def each(
         self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], StepProgress], copies: int
     ) -> Iterator[Done[Key, Value]]:
-        """See `Workers.each`."""
+        """Implements `Workers.each`."""
         here, sender = Surroundings.here(), _Sender()
         running = self._running = _Running(told)
         try:

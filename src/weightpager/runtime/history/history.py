@@ -20,9 +20,9 @@ class History:
         visits: oldest first, in seconds since 1970. Times never decrease: where a clock was set back, a gap has no
             length.
         requests: how often each task was asked for.
-        switches: how many there were.
-        lost: lines that were damaged.
-        foreign: lines that can't have been a history's.
+        switches: number of switches.
+        lost: number of lines that were damaged.
+        foreign: number of lines that can't have been a history's.
         earlier: whether a line has the form of earlier versions.
     """
 

@@ -18,7 +18,7 @@ HUGE = 2 << 20
 
 
 class Arena:
-    """See `PageArena`. Address space for slots whose memory is taken when they are first filled.
+    """Implements `PageArena`. Address space for slots whose memory is taken when they are first filled.
 
     Committed slots may be filled; memory of the others has gone back to the machine, and they must not be written to.
     Where it can, the machine uses huge pages, but only for ranges in which every slot is committed: a huge page takes

@@ -13,7 +13,7 @@ class Expandable(Protocol):
     """A task's block tables in memory that can be given back.
 
     Attributes:
-        nbytes: of memory that they take while they are expanded.
+        nbytes: bytes of memory that they take while they are expanded.
     """
 
     nbytes: int
@@ -26,13 +26,13 @@ class Expandable(Protocol):
 
 
 class TableCache:
-    """An LRU cache of expanded tables. Those of tasks in use stay; of others the least recently used ones go first.
+    """An LRU cache of expanded block tables. Those of tasks in use stay; of others the least recently used go first.
 
     Safe to use from several threads. Expanding takes a fraction of a millisecond and needs no storage: it is done under
     the lock.
 
     Attributes:
-        size: bytes that it may take.
+        size: bytes that they may take.
     """
 
     def __init__(self, size: int) -> None:

@@ -29,11 +29,12 @@ class Pager:
     module is there; all others by threads.
 
     Attributes:
-        own_reads: for threads that read themselves; None without the native module.
+        own_reads: the reads of threads that read themselves; None without the native module.
 
     Args:
-        arena: whose slots are filled.
-        reads: in flight, of each thread that reads itself too; storage reaches its bandwidth only with several.
+        arena: the arena whose slots are filled.
+        reads: number of reads in flight, of each thread that reads itself too; storage reaches its bandwidth only with
+            several.
     """
 
     def __init__(self, arena: StageSource, reads: int) -> None:

@@ -80,7 +80,7 @@ class MarkovPredictor:
         self._past, self._next = (), None
 
     def forecast(self, seconds: float) -> Forecast:
-        """See ``TransitionPredictor``.
+        """Implements `TransitionPredictor`.
 
         A candidate's probability is weighted by that of a visit which leads there and still goes on; a visit longer
         than any that was seen tells nothing.

@@ -25,10 +25,10 @@ class SlotMemory(Protocol):
     elastic: bool
 
     def commit(self, slots: Iterable[int]) -> None:
-        """See `Arena.commit`."""
+        """Implements `Arena.commit`."""
 
     def release(self, slots: Iterable[int]) -> None:
-        """See `Arena.release`."""
+        """Implements `Arena.release`."""
 
 
 class Copier(Protocol):

@@ -35,7 +35,7 @@ class CudaMemory:
 
 
 class CudaCopier:
-    """See `Copier`. Copies run in a stream of their own, beside whatever streams compute."""
+    """Implements `Copier`. Copies run in a stream of their own, beside whatever streams compute."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -51,7 +51,7 @@ class CudaCopier:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def note_read(self) -> None:
-        """See `Copier.note_read`.
+        """Implements `Copier.note_read`.
 
         Raises:
             TaskNotActiveError: the kernels are launched into a CUDA graph.

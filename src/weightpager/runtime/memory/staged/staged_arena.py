@@ -23,7 +23,7 @@ _NOTHING = -1
 
 @dataclass(frozen=True)
 class Staging:
-    """See `ArenaSource`: how pages reach a device.
+    """Implements `ArenaSource`: how pages reach a device.
 
     Attributes:
         copier: the device's copier.
@@ -38,7 +38,7 @@ class Staging:
         return self.buffers * most_pages(page_bytes) * page_bytes
 
     def arena(self, capacity: int, slots: int, page_bytes: int) -> StagedArena:
-        """See `ArenaSource`."""
+        """Implements `ArenaSource`."""
         try:
             return StagedArena(capacity, slots, page_bytes, self)
         except torch.OutOfMemoryError as error:
@@ -46,7 +46,7 @@ class Staging:
 
 
 class StagedArena:
-    """See `PageArena`. A page is read and checked in a staging buffer, and copied to the device from there.
+    """Implements `PageArena`. A page is read and checked in a staging buffer, and copied to the device from there.
 
     The table on the device changes with the slots, in the same order: it names a page once its bytes are in the slot,
     and no longer when the slot is about to be filled with another. So a kernel that was launched before its page was

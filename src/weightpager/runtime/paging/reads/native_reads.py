@@ -54,7 +54,7 @@ class _Progress:
 
 
 class NativeReads:
-    """See `Reads`. One thread gives the kernel reads by io_uring, or where that is refused to threads that block.
+    """Implements `Reads`. One thread gives reads to the kernel by io_uring, or where that is refused to threads.
 
     The queue hashes each page as it comes, and tells of pages in groups: at once when a load is over.
 

@@ -40,7 +40,7 @@ class _Group:
 
 
 class ThreadReads:
-    """See `Reads`. Those of higher priority go first, in the order of their submission.
+    """Implements `Reads`. Those of higher priority go first, in the order of their submission.
 
     A thread makes a group of short reads, or one long one, and then looks for other work. A group begins when there is
     a stage for it; until then it can be cancelled, and overtaken. The threads start with the first load.
