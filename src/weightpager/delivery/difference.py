@@ -14,9 +14,9 @@ class Share:
     """Bytes of the pages of a task or of a layer.
 
     Attributes:
-        name: of a task, or the number of a layer.
-        bytes: of its pages in the new bundle.
-        new: bytes of those that the old bundle lacks.
+        name: a task's name, or a layer's number.
+        bytes: bytes of its pages in the new bundle.
+        new: bytes of those pages that the old bundle lacks.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Difference:
     """What a device that has one bundle lacks of another one.
 
     Attributes:
-        tasks: of the new bundle.
-        layers: of the new bundle; pages of rows aren't among them.
-        row_bytes: of pages of rows that the old bundle lacks.
-        new_bytes: of all pages that it lacks, each once.
-        gone_bytes: of the old bundle's pages that the new one lacks.
+        tasks: a share for each task of the new bundle.
+        layers: a share for each layer of the new bundle; pages of rows aren't among them.
+        row_bytes: bytes of pages of rows that the old bundle lacks.
+        new_bytes: bytes of all pages that it lacks, each once.
+        gone_bytes: bytes of the old bundle's pages that the new one lacks.
         added: tasks that only the new bundle has.
         removed: tasks that only the old bundle has.
         files: other files that differ, or are new, and their bytes.

@@ -31,8 +31,8 @@ class StoredPiece(Strict, frozen=True, kw_only=True):
     """A part of a file.
 
     Attributes:
-        blake3: of its bytes, by which it is found; None for the ids of pages, which packs have.
-        bytes: of the file.
+        blake3: hash of its bytes, by which it is found; None for the ids of pages, which packs have.
+        bytes: number of its bytes in the file.
         stored: bytes in the repository; fewer than ``bytes`` if it is compressed by zlib.
     """
 

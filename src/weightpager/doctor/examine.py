@@ -21,11 +21,11 @@ class Diagnosis:
 
     Attributes:
         processor: its name and features.
-        kernels: which can run, and which serves.
-        memory: sizes.
-        memory_reads: by one thread, then by all of torch's if there are more.
-        storage: under the path that was asked for.
-        self_tests: of every kernel, best first.
+        kernels: the kernels that can run, and the one that serves.
+        memory: sizes of memory.
+        memory_reads: the bandwidth of one thread, then of all of torch's if there are more.
+        storage: the storage under the path that was asked for.
+        self_tests: the self-test of every kernel, best first.
     """
 
     processor: Processor

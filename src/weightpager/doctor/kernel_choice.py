@@ -20,8 +20,8 @@ class KernelChoice:
         asked: what ``WEIGHTPAGER_ISA`` names; None if it doesn't.
         exact: the one that serves float32 activations and weights.
         threading: ``"gomp"``, ``"own"`` or, for the reference, ``"torch"``.
-        threads: that the kernels spread their work over.
-        missing: why the native kernels are not there; empty if they are.
+        threads: number of threads that the kernels spread their work over.
+        missing: the reason why the native kernels are not there; empty if they are.
         gpu: the one that serves on a GPU; None where torch sees none, or isn't installed.
     """
 

@@ -35,11 +35,12 @@ class Bandwidth:
     """Bytes read per second, measured several times.
 
     Attributes:
-        total_bytes: read in each run.
-        block_bytes: asked for at once.
-        threads: that read at the same time.
-        seconds: of each run, in order.
-        doubt: why the figures may not be what they claim, such as a cache that couldn't be dropped; else empty.
+        total_bytes: bytes that are read in each run.
+        block_bytes: bytes that are asked for at once.
+        threads: number of threads that read at the same time.
+        seconds: the time that each run took, in order.
+        doubt: the reason why the figures may not be what they claim, such as a cache that couldn't be dropped; else
+            empty.
     """
 
     total_bytes: int

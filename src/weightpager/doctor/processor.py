@@ -23,8 +23,8 @@ class Processor:
     Attributes:
         model: its name; None where unknown.
         machine: its architecture, such as ``"x86_64"``.
-        usable_cores: that this process may run on.
-        features: of those that the kernels ask for, which it has; None where unknown.
+        usable_cores: number of cores that this process may run on.
+        features: those of the features that kernels ask for which it has; None where unknown.
     """
 
     model: str | None

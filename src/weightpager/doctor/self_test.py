@@ -39,7 +39,7 @@ class Case:
         weight: the weight.
         bias: [out_features].
         expected: float64 [tokens, out_features].
-        tolerance: of the error's norm, as a share of the norm of what is expected.
+        tolerance: the most that the error's norm may be, as a share of the norm of what is expected.
     """
 
     name: str
@@ -56,8 +56,8 @@ class SelfTest:
 
     Attributes:
         kernel: its name.
-        checks: products that were tried.
-        failures: a line for each that was wrong.
+        checks: number of products that were tried.
+        failures: a line for each product that was wrong.
     """
 
     kernel: str

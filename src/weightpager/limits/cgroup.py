@@ -34,8 +34,8 @@ class LimitedRun:
     """A command that has ended.
 
     Attributes:
-        exit_code: of the command; minus the signal's number if one ended it, 126 or 127 if it couldn't be started.
-        seconds: from its start to its end.
+        exit_code: the command's; minus the signal's number if one ended it, 126 or 127 if it couldn't be started.
+        seconds: the time from its start to its end.
         timed_out: whether it was killed because its time was up.
         peak_memory: most bytes that its group held, page cache included; None if that couldn't be measured.
         oom_kills: processes of it that were killed for want of memory; None if that couldn't be counted.

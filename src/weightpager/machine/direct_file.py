@@ -22,7 +22,7 @@ class DirectFile:
 
     Attributes:
         direct: whether reads bypass the page cache (O_DIRECT).
-        descriptor: of the open file.
+        descriptor: the open file's descriptor.
     """
 
     def __init__(self, path: Path, *, direct: bool = True, cached: bool = True) -> None:

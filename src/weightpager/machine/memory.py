@@ -19,11 +19,11 @@ class Memory:
     """Sizes in bytes; None where unknown.
 
     Attributes:
-        total_bytes: of the machine.
-        available_bytes: that programs can get without swapping.
-        limit_bytes: of this process's control group and those around it; None if it is no lower than the total.
-        left_bytes: that the processes in these groups may take before the first limit is reached. Page cache counts as
-            free there, as it does in `available_bytes`: it is given up when memory is short.
+        total_bytes: bytes of the machine's memory.
+        available_bytes: bytes that programs can get without swapping.
+        limit_bytes: the limit of this process's control group and those around it; None if no lower than the total.
+        left_bytes: bytes that the processes in these groups may take before the first limit is reached. Page cache
+            counts as free there, as it does in `available_bytes`: it is given up when memory is short.
     """
 
     total_bytes: int | None

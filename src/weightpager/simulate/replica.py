@@ -35,8 +35,8 @@ class Served:
     Attributes:
         request: its place in the trace.
         task: its number.
-        waited: seconds from its arrival until it computes: its turn, and the switch.
-        pages: that were loaded for it.
+        waited: seconds from its arrival until it computes, for its turn and for the switch.
+        pages: number of pages that were loaded for it.
     """
 
     request: int

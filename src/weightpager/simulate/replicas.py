@@ -18,10 +18,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of a trace.
+    """The result of a trace.
 
     Attributes:
-        served: of each replica the requests that it served, in the order in which they began.
+        served: the requests that each replica served, in the order in which they began.
     """
 
     served: Sequence[Sequence[Served]]

@@ -28,12 +28,12 @@ class Routed:
     """What one way of routing requests cost.
 
     Attributes:
-        way: what decides which replica gets a request.
-        switches: of all replicas; the first task of each is none.
-        bytes_loaded: by all replicas, from empty ones on.
+        way: the way in which a replica is chosen for a request.
+        switches: number of switches of all replicas; the first task of each is none.
+        bytes_loaded: bytes that all replicas load, from empty ones on.
         of_round_robin: these bytes as a multiple of round robin's; None if that loaded nothing.
-        wait_p50_ms, wait_p99_ms: from the arrival of a request until it computes.
-        shares: of the requests, by replica.
+        wait_p50_ms, wait_p99_ms: the time from the arrival of a request until it computes.
+        shares: each replica's share of the requests.
     """
 
     way: str

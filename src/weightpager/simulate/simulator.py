@@ -41,8 +41,8 @@ class Device:
     """What a bundle runs on.
 
     Attributes:
-        slots: pages that the arena has room for.
-        storage: what reads cost.
+        slots: number of pages that the arena has room for.
+        storage: the model of what reads cost.
     """
 
     slots: int
@@ -67,8 +67,8 @@ class Simulation:
     """What a replay found.
 
     Attributes:
-        waits: of each visit, in the order of the trace. The first fills an empty arena.
-        prefetched: what prefetch has brought.
+        waits: the wait of each visit, in the order of the trace. The first fills an empty arena.
+        prefetched: the pages that prefetching has brought.
         page_bytes: bytes of a page.
     """
 
@@ -86,12 +86,12 @@ class Simulator:
     """Replays traces of a bundle's tasks.
 
     Attributes:
-        needs: of each task the pages, ascending.
-        numbers: of the tasks, by name.
+        needs: each task's pages, ascending.
+        numbers: the tasks' numbers, by name.
         page_bytes: bytes of a page.
-        largest_task: pages of the task that has most.
-        all_pages: pages that there are.
-        differential_bytes: to load for an average switch.
+        largest_task: number of pages of the task that has most.
+        all_pages: number of all pages.
+        differential_bytes: bytes to load for an average switch.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -108,7 +108,7 @@ class Simulator:
         """A predictor that learns from the trace, as an engine's prefetcher does.
 
         Args:
-            storage: what reads cost.
+            storage: the model of what reads cost.
             prior: the transition matrix to begin with; None begins without one.
         """
         tasks = len(self.needs)

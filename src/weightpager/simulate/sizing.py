@@ -29,12 +29,12 @@ class SwitchWaits:
     """What switches wait for under one policy.
 
     Attributes:
-        policy: what decides which pages come and go.
-        mean_ms, median_ms, p95_ms, p99_ms: of the waits of all switches.
+        policy: the policy that decides which pages come and go.
+        mean_ms, median_ms, p95_ms, p99_ms: statistics of the waits of all switches.
         without_wait: share of the switches that found all their pages in memory.
-        bytes_per_switch: loaded, waited for or not.
+        bytes_per_switch: bytes loaded, waited for or not.
         hit_rate: share of the pages to be loaded that were there already because they had been prefetched.
-        wasted_bytes: prefetched and gone again before they were used.
+        wasted_bytes: bytes that were prefetched and gone again before they were used.
     """
 
     policy: str

@@ -18,9 +18,9 @@ class Pruned:
     """What a repository has lost, or would lose.
 
     Attributes:
-        versions: as ``NAME VERSION``.
-        files: how many, signed metadata of old states included.
-        bytes: of them.
+        versions: the versions that have gone, as ``NAME VERSION``.
+        files: number of files, signed metadata of old states included.
+        bytes: bytes of these files.
     """
 
     versions: list[str]

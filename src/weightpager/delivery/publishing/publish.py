@@ -33,13 +33,13 @@ class Published:
     """What publishing a bundle has added.
 
     Attributes:
-        name: of the bundle in the repository.
-        version: that devices of the channel get now.
-        channel: of these devices.
-        pages: that no pack had.
-        pages_in_all: of the bundle.
-        page_bytes: of the pages that no pack had.
-        file_bytes: of other files, as stored.
+        name: the bundle's name in the repository.
+        version: the version that devices of the channel get now.
+        channel: the channel of these devices.
+        pages: number of pages that no pack had.
+        pages_in_all: number of the bundle's pages.
+        page_bytes: bytes of the pages that no pack had.
+        file_bytes: bytes of other files, as stored.
     """
 
     name: str
@@ -66,7 +66,7 @@ def publish(
         path: bundle directory. Every byte of it is checked first.
         repository: directory.
         key_folder: that has the keys of targets, snapshot and timestamp.
-        name: of the bundle in the repository.
+        name: the bundle's name in the repository.
         channel: that gets it.
         version: its name; None for the one under which this bundle is there already, or the next number.
         progress: told of progress.

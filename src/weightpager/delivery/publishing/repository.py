@@ -25,8 +25,8 @@ class Made:
     """A new repository.
 
     Attributes:
-        root: what devices need to trust it, a file.
-        keys: folder of private keys.
+        root: the file that devices need to trust it.
+        keys: the folder of private keys.
     """
 
     root: Path

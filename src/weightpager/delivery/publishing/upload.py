@@ -40,10 +40,10 @@ class Uploaded:
     """What a store has got.
 
     Attributes:
-        files: that it lacked, and the timestamp.
-        bytes: of them.
-        there: files that it had already.
-        removed: files that the repository has no more.
+        files: number of files that it lacked, the timestamp included.
+        bytes: bytes of these files.
+        there: number of files that it had already.
+        removed: number of files that the repository has no more.
     """
 
     files: int

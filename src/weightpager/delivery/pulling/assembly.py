@@ -28,8 +28,8 @@ class Assembly:
     """The files of one version. Pages are numbered as in the bundle.
 
     Attributes:
-        folder: with the bundle and the version file; what is installed in the end.
-        bundle: directory.
+        folder: the folder with the bundle and the version file, which is installed in the end.
+        bundle: the bundle's directory.
     """
 
     def __init__(self, folder: Path, version: VersionFile, ids: list[bytes]) -> None:

@@ -66,8 +66,8 @@ class Places:
     """Where a device keeps what belongs to one bundle.
 
     Attributes:
-        link: that leads to the version in use.
-        home: folder for all else.
+        link: the link that leads to the version in use.
+        home: the folder for all else.
     """
 
     link: Path

@@ -80,9 +80,9 @@ class LocalCopy:
     """Brings parts of a version from bundles on this device.
 
     Attributes:
-        ids: of the version's pages.
+        ids: ids of the version's pages.
         local: what the bundles have, which may be damaged, or be pruned meanwhile.
-        target: takes the parts.
+        target: the target that takes the parts.
     """
 
     ids: Sequence[bytes]

@@ -28,8 +28,8 @@ class LocalBundle:
     Attributes:
         root: bundle directory.
         manifest: what it should hold.
-        ids: uint8 [pages, 32] of its pages.
-        version: what it was pulled as; None if it came otherwise.
+        ids: its pages' ids, uint8 [pages, 32].
+        version: the version that it was pulled as; None if it came otherwise.
     """
 
     root: Path

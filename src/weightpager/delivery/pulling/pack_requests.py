@@ -17,7 +17,7 @@ class PackRequest:
     """What one request asks a pack for.
 
     Attributes:
-        pack: its number.
+        pack: the pack's number.
         pages: places in the pack of the pages that are needed, ascending; others may lie between them.
     """
 

@@ -15,12 +15,12 @@ class Cost:
     """What a version takes from a repository, beside the signed metadata.
 
     Attributes:
-        pages: that the device lacks.
-        pages_in_all: of the bundle.
-        page_bytes: of the pages that it lacks.
-        file_bytes: of other files' pieces, as they are stored.
-        requests: for pages.
-        bundle_bytes: of the whole bundle.
+        pages: number of pages that the device lacks.
+        pages_in_all: number of the bundle's pages.
+        page_bytes: bytes of the pages that it lacks.
+        file_bytes: bytes of other files' pieces, as they are stored.
+        requests: number of requests for pages.
+        bundle_bytes: bytes of the whole bundle.
     """
 
     pages: int
@@ -43,7 +43,7 @@ class PullPlan:
     What is linked or copied may turn out damaged, and is fetched then: see `fetching`.
 
     Attributes:
-        version: that is wanted.
+        version: the version that is wanted.
         link_files: names of page files, each with one of the same pages that another pull has brought.
         copy_files: names of other files, each with the same one in another bundle.
         copy_pages: numbers of pages that bundles on this device list.

@@ -21,8 +21,8 @@ class Planner:
     double a pull's time.
 
     Attributes:
-        version: that is wanted.
-        ids: of its pages.
+        version: the version that is wanted.
+        ids: ids of its pages.
         local: what bundles on this device list.
         assembly: what an earlier try has put together; its parts are compared with their hashes.
     """

@@ -28,11 +28,11 @@ class Wish:
     """What is wanted of a repository.
 
     Attributes:
-        name: of the bundle.
-        channel: whose version.
-        version: that is wanted whatever the channel says; None for the channel's.
-        root: root metadata that is trusted; None for the one that was seen last.
-        again: take a version that was rolled back.
+        name: the bundle's name.
+        channel: the channel whose version is wanted.
+        version: the version that is wanted whatever the channel says; None for the channel's.
+        root: the root metadata that is trusted; None for the one that was seen last.
+        again: whether a version that was rolled back is taken.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Wish:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What has come of a pull.
+    """The result of a pull.
 
     Attributes:
-        outcome: in a word.
-        version: that the repository offers.
-        in_use: version in use now; None if there is none.
-        path: that leads to it.
-        received: bytes that came, metadata included.
+        outcome: the result in a word.
+        version: the version that the repository offers.
+        in_use: the version in use now; None if there is none.
+        path: the path that leads to it.
+        received: number of bytes that came, metadata included.
         whole_files: whether the server gave whole files where parts were asked for.
-        cost: of the version, beside the signed metadata; None if it was here.
-        problem: that the check has found; None if it found none.
+        cost: the version's cost beside the signed metadata; None if it was here.
+        problem: the problem that the check has found; None if it found none.
     """
 
     outcome: Outcome
@@ -201,9 +201,9 @@ class RolledBack:
     """What a rollback has done.
 
     Attributes:
-        before: version that was in use.
-        now: version in use.
-        path: that leads to it.
+        before: the version that was in use.
+        now: the version in use.
+        path: the path that leads to it.
     """
 
     before: str | None
@@ -219,7 +219,7 @@ def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
 
     Args:
         into: directory of the device's bundles.
-        name: of the bundle.
+        name: the bundle's name.
         to: version that is wanted; None for the one before.
 
     Raises:

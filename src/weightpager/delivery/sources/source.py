@@ -24,7 +24,7 @@ class Stream:
 
     Attributes:
         start: offset of the first byte; 0 if the source gives the whole file whatever was asked for.
-        pieces: bytes, of any length each.
+        pieces: the bytes in pieces of any length.
     """
 
     start: int
@@ -37,7 +37,7 @@ class Source(Protocol):
     Attributes:
         place: where it is, as messages name it.
         whole_files: whether it has answered a request for a part with the whole file.
-        received: bytes that have come, of whatever they were.
+        received: number of bytes that have come, of whatever they were.
     """
 
     place: str

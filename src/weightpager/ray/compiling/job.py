@@ -18,13 +18,13 @@ _EVERY = 0.5
 
 @dataclass(frozen=True)
 class Found:
-    """What a job has found.
+    """The result of a job.
 
     Attributes:
-        value: packed.
-        seconds: that it took.
-        steps: the last that was told of it; None if nothing was.
-        processor: of the machine that it ran on.
+        value: what it returned, packed.
+        seconds: the time that it took.
+        steps: the last progress that was told of it; None if nothing was.
+        processor: the processor of the machine that it ran on.
     """
 
     value: Parcel[Bytes]

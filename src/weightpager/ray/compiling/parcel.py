@@ -25,11 +25,11 @@ class Parcel(Generic[Place]):
     """A pickled object, without what its tensors hold.
 
     Attributes:
-        pickled: the rest.
-        places: where the bytes of each of its tensors' storages are.
+        pickled: the rest of the object.
+        places: the places where the bytes of each of its tensors' storages are.
         starts: each storage's address modulo 64. The copy gets the same one, since kernels round differently where
             values begin elsewhere.
-        bytes: of all storages together.
+        bytes: bytes of all storages together.
     """
 
     pickled: bytes

@@ -34,9 +34,9 @@ class Surroundings:
     """The settings of one process.
 
     Attributes:
-        versions: of packages, by name.
-        processor: what torch uses of it.
-        arithmetic: how it computes.
+        versions: versions of packages, by name.
+        processor: what torch uses of the processor.
+        arithmetic: how the process computes.
     """
 
     versions: Mapping[str, str]

@@ -167,9 +167,9 @@ class _One(Generic[Key]):
     """A job that was begun.
 
     Attributes:
-        key: of the job.
-        place: in the order in which jobs were given.
-        number: on the board.
+        key: the job's key.
+        place: its place in the order in which jobs were given.
+        number: its number on the board.
     """
 
     key: Key
@@ -181,7 +181,7 @@ class _Running(Generic[Key]):
     """Jobs that were begun and haven't ended.
 
     Attributes:
-        failure: of the first job, in the order of jobs, that failed; those behind it are ended.
+        failure: the failure of the first job, in the order of jobs, that failed; those behind it are ended.
     """
 
     def __init__(self, told: Callable[[Key], StepProgress]) -> None:

@@ -103,8 +103,8 @@ class Needs:
     """What the servers of an application need of a cluster.
 
     Attributes:
-        servers: how many, at least.
-        cpus, memory: of each server; memory in bytes.
+        servers: the least number of servers.
+        cpus, memory: CPUs and bytes of memory of each server.
         end: seconds within which the application ends once it was told to.
     """
 

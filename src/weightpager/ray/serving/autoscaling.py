@@ -17,8 +17,8 @@ class Load:
     """What is aimed at.
 
     Attributes:
-        busy: share of the time that a server computes.
-        waiting: texts that wait for their turn, per server.
+        busy: the share of the time that a server computes.
+        waiting: number of texts that wait for their turn, per server.
     """
 
     busy: float = 0.7

@@ -15,10 +15,10 @@ class ForwardedRequest:
     """An HTTP request on its way to a server.
 
     Attributes:
-        key: names it among the gateway's requests.
-        task: that it asks for; empty if it names none.
-        method, path, query, headers: as they came.
-        body: whole.
+        key: the key that names it among the gateway's requests.
+        task: the task that it asks for; empty if it names none.
+        method, path, query, headers: its parts as they came.
+        body: the whole body.
     """
 
     key: str
@@ -78,16 +78,16 @@ class Standing:
     """How a server stands: what a router needs, and what an operator looks at.
 
     Attributes:
-        replica: its id in the cluster.
-        pid: of its process, on its machine.
-        sequence: grows with every standing of a replica.
-        lacks: task → bytes of it that memory lacks.
+        replica: the server's id in the cluster.
+        pid: the id of its process, on its machine.
+        sequence: a number that grows with every standing of a replica.
+        lacks: bytes of each task that memory lacks.
         free: bytes of memory for pages that nothing is in.
-        request_bytes: that it loads while a request computes, in the mean; 0 until it knows.
+        request_bytes: bytes that it loads while a request computes, in the mean; 0 until it knows.
         current: the task that ran last.
-        waiting: texts that wait for their turn.
-        bytes_read: from storage, since it started.
-        switches: since it started.
+        waiting: number of texts that wait for their turn.
+        bytes_read: bytes read from storage since it started.
+        switches: number of switches since it started.
     """
 
     replica: str

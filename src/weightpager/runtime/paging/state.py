@@ -34,9 +34,9 @@ class PagingState:
         blocks: the page table and its policy.
         prefetched: pages on their way that nobody waits for.
         memory: the budget and the arena.
-        index: of the pages that there are; a reload of the bundle replaces it by one that has more.
+        index: ids and layers of all pages; a reload of the bundle replaces it by one that has more.
         pager: reads pages; like the store it is safe to use without the lock.
-        store: where pages come from; it checks them.
+        store: the store that pages come from, which checks them.
         read_timeout: seconds without any page after which storage is given up.
         waiters: who waits for which page.
         committing: True from the moment the previous task is given up until the new task has its slots. Meanwhile

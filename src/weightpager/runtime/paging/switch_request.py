@@ -29,7 +29,7 @@ class SwitchRequest:
         priority: the priority of its reads.
         expected_uses: gives the expected uses of each task, for eviction; None goes by recency alone.
         tables: its block tables, expanded while it is held; None if it has none.
-        previous_tables: those of the previous task.
+        previous_tables: the previous task's block tables.
     """
 
     task: int

@@ -15,7 +15,7 @@ class PrefetchCounts:
     """What prefetching has brought, in pages.
 
     Attributes:
-        loaded: by a prefetch, whether they were used or not; without those that were late.
+        loaded: pages that a prefetch loaded, whether they were used or not; without those that were late.
         hits: there when a task needed them.
         late: still on their way then.
         misses: loaded only when a task waited for them.

@@ -32,8 +32,8 @@ class Switched:
 
     Attributes:
         task: its number.
-        time: by `time.monotonic`.
-        stats: what had to be loaded for it.
+        time: the time, by `time.monotonic`.
+        stats: the counts of what had to be loaded for it.
     """
 
     task: int
@@ -48,8 +48,8 @@ class PrefetchPolicy:
     Attributes:
         expected: how much each task will be used.
         trial: whether prefetching pays.
-        differential_bytes: to load for an average switch.
-        time: by `time.monotonic`; all switches until then are known.
+        differential_bytes: bytes to load for an average switch.
+        time: the time, by `time.monotonic`; all switches until then are known.
     """
 
     expected: ExpectedUses

@@ -34,7 +34,7 @@ class Wait:
     """What a switch waited for.
 
     Attributes:
-        seconds: from the request to the last page.
+        seconds: the time from the request to the last page.
         pages: loaded meanwhile, besides those that had been on their way.
     """
 
@@ -46,8 +46,8 @@ class VirtualArena:
     """An arena in virtual time.
 
     Attributes:
-        storage: what reads cost; may be replaced at any time.
-        blocks: what is where.
+        storage: the model of what reads cost; may be replaced at any time.
+        blocks: the manager that knows which page is in which slot.
     """
 
     def __init__(

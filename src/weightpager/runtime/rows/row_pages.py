@@ -30,7 +30,7 @@ class RowReads:
 
     Attributes:
         pager: whose threads read, and what threads that read themselves need.
-        store: where pages come from.
+        store: the store that pages come from.
         read_timeout: seconds in which no read ends, after which storage is given up.
     """
 
@@ -48,7 +48,7 @@ class ReadRows:
     """Rows that have been read.
 
     Attributes:
-        start, end: which of the wanted ones these are.
+        start, end: bounds of these rows among the wanted ones.
         stored: uint8 [bytes] of their pages.
         offsets: int64 [end − start], where in ``stored`` each begins.
     """

@@ -18,7 +18,7 @@ class ImageInputs:
     """Data URLs to pixels.
 
     Attributes:
-        lanes: where they are read.
+        lanes: the lanes in which they are read.
     """
 
     vocabulary = None

@@ -28,15 +28,15 @@ class TextInputs:
     """Texts and conversations to token ids.
 
     Attributes:
-        vocabulary: of the bundle.
-        lanes: where they are read.
+        vocabulary: the bundle's vocabulary.
+        lanes: the lanes in which they are read.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Tokenizer, *, most: int, body_bytes: int) -> None:
         """Nothing is read yet.
 
         Args:
-            vocabulary: of the bundle.
+            vocabulary: the bundle's vocabulary.
             tokenizer: that has the chat template.
             most: as of `TwoLanes`.
             body_bytes: of the largest request.

@@ -19,9 +19,9 @@ class TextLimit:
     """What one text may ask for.
 
     Attributes:
-        tokens: of the longest text.
+        tokens: number of tokens of the longest text.
         in_pieces: whether the model reads texts in pieces.
-        activations: what a forward takes, of the task that takes most.
+        activations: the bytes that a forward takes, of the task that takes most.
     """
 
     tokens: int
@@ -36,8 +36,8 @@ class TextLimit:
         """Tokens that caches may hold together, where that isn't a part of the budget: as batches of the longest texts.
 
         Args:
-            batch: texts that run together.
-            new_tokens: that a text may be continued by.
+            batch: number of texts that run together.
+            new_tokens: number of tokens that a text may be continued by.
         """
         return max(batch, _TEXTS) * (self.tokens + new_tokens)
 

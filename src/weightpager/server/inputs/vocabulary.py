@@ -15,8 +15,8 @@ class Vocabulary(TokenReader):
     """A bundle's tokenizer, and how much a request may have read by it.
 
     Attributes:
-        context: tokens that the model can read, prompt and continuation together.
-        uniform_length: tokens up to which a text doesn't change how others of its batch are read: what the model can
+        context: number of tokens that the model can read, prompt and continuation together.
+        uniform_length: length up to which a text doesn't change how others of its batch are read: what the model can
             read, or less.
     """
 
@@ -24,8 +24,8 @@ class Vocabulary(TokenReader):
         """Any text is read.
 
         Args:
-            tokenizer: that nobody else uses.
-            limits: of the model.
+            tokenizer: a tokenizer that nobody else uses.
+            limits: the model's limits.
             room: tokens that one text's cache may hold; None for any number. May be set anew.
         """
         super().__init__(tokenizer, limits.vocab_size)

@@ -17,8 +17,8 @@ class Batch:
     """Jobs that run together; used by the worker's thread alone.
 
     Attributes:
-        started: as the scheduler sees it.
-        texts: how many began together.
+        started: the batch as the scheduler sees it.
+        texts: number of texts that began together.
     """
 
     def __init__(self, jobs: Sequence[Job], now: float) -> None:

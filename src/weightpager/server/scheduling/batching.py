@@ -21,11 +21,11 @@ class Waiting:
     """One request in the queue. Requests run together only if their task and ``kind`` are the same.
 
     Attributes:
-        task: that it is for.
-        arrived: when it came, by any clock.
-        kind: equal for requests that can run together.
-        prompt: tokens to read.
-        new_tokens: tokens to generate, at most.
+        task: the task that it is for.
+        arrived: the time when it came, by any clock.
+        kind: a key that is equal for requests that can run together.
+        prompt: number of tokens to read.
+        new_tokens: number of tokens to generate, at most.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
     """
 
@@ -47,11 +47,11 @@ class Started:
     """A batch that has begun and takes more steps.
 
     Attributes:
-        task: that it is for.
-        arrived: when its oldest request came.
-        ready: when its latest step ended.
-        tokens: that its caches may come to hold.
-        heavy: whether one of its requests is.
+        task: the task that it is for.
+        arrived: the time when its oldest request came.
+        ready: the time when its latest step ended.
+        tokens: number of tokens that its caches may come to hold.
+        heavy: whether one of its requests is heavy.
     """
 
     task: str

@@ -62,10 +62,10 @@ class Job:
 
     Attributes:
         entry: its task, as it was when the request was read.
-        work: that is to be done.
+        work: the work that is to be done.
         index: number of the text in its request.
-        arrived, deadline: by `time.monotonic`.
-        listener: is told what happens to it.
+        arrived, deadline: times by `time.monotonic`.
+        listener: the callable that is told what happens to it.
         long: whether the text is so long that the model would read shorter texts of its batch in another way. Such
             texts run apart.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.

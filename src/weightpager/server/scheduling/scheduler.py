@@ -62,7 +62,7 @@ class Plan:
     """What to do now.
 
     Attributes:
-        places: in the queue, of the requests that begin together.
+        places: places in the queue of the requests that begin together.
         run: the number of the batch under way that takes its next step instead; None if requests begin.
         again: when to look again, if there is nothing to do now.
     """

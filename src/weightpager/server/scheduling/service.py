@@ -40,7 +40,7 @@ class Service:
         engine: closed with the service.
         settings: how it serves.
         inputs: reads requests' texts or images.
-        queue, worker, metrics: of this server.
+        queue, worker, metrics: this server's queue, worker and metrics.
         started: seconds since 1970.
     """
 

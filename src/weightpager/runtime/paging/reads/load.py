@@ -31,8 +31,8 @@ class Load:
     """Pages on their way into slots.
 
     Attributes:
-        store: where the pages come from; it checks them.
-        into: whose slots they are.
+        store: the store that the pages come from, which checks them.
+        into: the memory whose slots they are.
         pages: int64 [N], ascending.
         slots: [N], the slot of each. It belongs to its read until that has ended.
         priority: who may overtake whom.
