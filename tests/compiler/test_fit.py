@@ -174,7 +174,7 @@ def test_a_density_that_no_longer_fits_falls_until_it_does(monkeypatch: pytest.M
 
         def __init__(self, density: float, strength: int = 0) -> None:
             self.density, self.strength = density, strength
-            self.source = SimpleNamespace(task_file=SimpleNamespace(fit=1, dtype="int4"))
+            self.task_file = SimpleNamespace(fit=1, dtype="int4")
 
         def changed(self, sparsity: float) -> Tasks:
             return Tasks(1 - sparsity, self.strength)

@@ -67,10 +67,10 @@ class Tasks:
         )
 
     def hold(self, task: int) -> None:
-        self.residency.bring_in(self.request(task))
+        self.residency.hold(self.request(task))
 
-    def let_go(self, task: int) -> None:
-        self.residency.let_go(task, self.tables[task])
+    def release(self, task: int) -> None:
+        self.residency.release(task, self.tables[task])
 
 
 class Opened:
@@ -115,19 +115,19 @@ def test_tables_that_cannot_fit_are_refused_before_the_previous_task_goes(opened
 
     def give_up() -> None:
         given_up.append(old)
-        tasks.let_go(old)
+        tasks.release(old)
 
     request = replace(tasks.request(new, old), give_up=give_up)
     with pytest.raises(BudgetError, match="'t2' beside the tasks in use"):
-        tasks.residency.bring_in(request)
+        tasks.residency.hold(request)
     assert not given_up
-    waiting = InThread(lambda: tasks.residency.bring_in(replace(request, deadline=time.monotonic() + 20)))
+    waiting = InThread(lambda: tasks.residency.hold(replace(request, deadline=time.monotonic() + 20)))
     waiting.join(0.1)
     assert waiting.is_alive()
     assert not given_up
     assert tasks.state.blocks.is_held(old)
     assert tasks.state.blocks.is_resident(old)
-    tasks.let_go(used)
+    tasks.release(used)
     waiting.result()
     assert tasks.state.blocks.is_resident(new)
     assert tasks.state.memory.use.total <= tasks.state.memory.budget
@@ -141,14 +141,14 @@ def test_tables_that_lose_their_room_once_the_previous_task_is_gone_are_a_failed
     used, resident, old, new, _ = range(5)
     for task in (used, resident, old):
         tasks.hold(task)
-    tasks.let_go(resident)
+    tasks.release(resident)
     given_up = threading.Event()
     end_commit = PagingState.end_commit
 
     def give_up() -> None:
         assert not given_up.is_set()
         given_up.set()
-        tasks.let_go(old)
+        tasks.release(old)
 
     def entered(state: PagingState) -> None:
         end_commit(state)
@@ -158,7 +158,7 @@ def test_tables_that_lose_their_room_once_the_previous_task_is_gone_are_a_failed
     monkeypatch.setattr(PagingState, "end_commit", entered)
     request = replace(tasks.request(new, old, time.monotonic() + 20), give_up=give_up)
     with pytest.raises(SwitchFailedError, match="switching to 't3' failed, no task is active now: a budget of"):
-        tasks.residency.bring_in(request)
+        tasks.residency.hold(request)
     assert given_up.is_set()
     assert not tasks.state.blocks.is_held(new)
     assert tasks.state.memory.tables.in_use == 2 * PAGE
