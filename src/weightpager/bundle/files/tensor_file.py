@@ -1,7 +1,7 @@
 """A bundle's safetensors files: what the header states is checked before its hash, and that before a value is used.
 
-The engine, `verify` and all else read them here, so that none takes what another one refuses. No file is mapped: if it
-were, storage that fails or a file that becomes shorter would end the process.
+The engine, `verify` and all else read them here, so that none takes what another one refuses. No value is read through
+a mapping: storage that fails, or a file that becomes shorter, would end the process.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_arrays(
         BundleFormatError: it is missing, damaged, or no such file.
     """
     with _opened(root, name, entry) as (file, start):
-        header = _header(name, start, entry)
+        header = _header(name, file, start)
         check(header)
         content = bytearray(entry.bytes)
         content[: len(start)] = start
@@ -103,7 +103,7 @@ def stored_tensors(
 ) -> Iterator[StoredTensors]:
     """A checked file whose tensors of any dtype can be read. Arguments and errors are those of `read_arrays`."""
     with _opened(root, name, entry) as (file, start):
-        header = _header(name, start, entry)
+        header = _header(name, file, start)
         check(header)
         check_hash(file, name, entry)
         try:
@@ -118,8 +118,8 @@ def read_header(root: Path, name: str, entry: FileEntry) -> Header:
     Raises:
         BundleFormatError: it is missing, of another size, or no such file.
     """
-    with _opened(root, name, entry) as (_, start):
-        return _header(name, start, entry)
+    with _opened(root, name, entry) as (file, start):
+        return _header(name, file, start)
 
 
 @contextmanager
@@ -142,29 +142,26 @@ def _read(file: BinaryIO, at: int, into: memoryview, what: str) -> None:
         at, into = at + count, into[count:]
 
 
-def _header(name: str, start: bytes, entry: FileEntry) -> Header:
-    """What a file's header states. safetensors checks it, in a copy with a hole in place of the data."""
-    copy = os.memfd_create("header", os.MFD_CLOEXEC)
+def _header(name: str, file: BinaryIO, start: bytes) -> Header:
+    """What a file's header states, which has been read. safetensors checks it, and maps no more than that."""
     try:
-        os.truncate(copy, entry.bytes)
-        with os.fdopen(copy, "wb", closefd=False) as file:
-            file.write(start)
-        with safe_open(f"/proc/self/fd/{copy}", framework="np") as tensors:
-            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping
+        with safe_open(f"/proc/self/fd/{file.fileno()}", framework="np"):
             return {
-                key: TensorInfo(_DTYPES.get(of.get_dtype(), of.get_dtype()), tuple(of.get_shape()))
-                for key, of in slices.items()
+                key: TensorInfo(_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"]))
+                for key, of in _stated(start).items()
             }
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:  # the last three: changed meanwhile
         raise BundleFormatError(name, "content", "a safetensors file", error) from error
-    finally:
-        os.close(copy)
+
+
+def _stated(start: bytes) -> dict[str, Any]:
+    """Tensor → what the header states of it."""
+    return {name: of for name, of in json.loads(start[_LENGTH:]).items() if name != "__metadata__"}
 
 
 def _places(start: bytes) -> dict[str, int]:
     """Where each tensor begins in a file that begins like this, with a header that safetensors takes."""
-    stated = json.loads(start[_LENGTH:])
-    return {name: len(start) + of["data_offsets"][0] for name, of in stated.items() if name != "__metadata__"}
+    return {name: len(start) + of["data_offsets"][0] for name, of in _stated(start).items()}
 
 
 def _array(content: bytearray, place: int, stated: TensorInfo) -> npt.NDArray[Any]:
