@@ -108,14 +108,6 @@ def test_a_gradient_lies_on_the_host_whatever_the_default_device() -> None:
     close(found, dy.T @ x, 1e-5)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_blocks_that_stay_can_be_had_as_a_weight(share: float) -> None:
-    grid, weight = BlockGrid(20, 40, BlockShape(8, 16)), torch.randn(20, 40)
-    kept = np.random.default_rng(0).random((grid.rows, grid.cols)) < share
-    wanted = drop(weight, torch.from_numpy(kept), grid).bfloat16().float()
-    assert torch.equal(FrozenBlocks(KeptBlocks(kept, grid), weight).weight(), wanted)
-
-
 def test_an_input_may_be_one_token_without_an_axis_for_it() -> None:
     grid = BlockGrid(20, 40, BlockShape(16, 32))
     blocks, weight = KeptBlocks(np.ones((2, 2), bool), grid), torch.randn(20, 40)

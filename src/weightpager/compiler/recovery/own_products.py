@@ -21,21 +21,28 @@ from weightpager.kernels.torch.kept_blocks import FrozenBlocks, KeptBlocks, prod
 
 
 @dataclass(frozen=True)
+class _Skipped:
+    """How to multiply by the blocks that a task keeps: those that stay, and those that it learns, if there are any."""
+
+    frozen: FrozenBlocks
+    learnt: KeptBlocks | None
+
+
+@dataclass(frozen=True)
 class _Weight:
     """A paged weight, while a task learns a part of it.
 
     Attributes:
         info: which.
-        frozen: what the task keeps and doesn't move: its blocks alone, or [out_features, in_features] with zeros
-            elsewhere where whole weights are faster.
+        frozen: [out_features, in_features], what the task keeps and doesn't move; zero elsewhere.
         free: [grid rows, grid cols], blocks that it moves.
-        learnt: how to multiply by these alone; None if there are none, or where whole weights are faster.
+        skipped: how to multiply by kept blocks alone; None where whole weights are faster.
     """
 
     info: PagedWeightInfo
-    frozen: FrozenBlocks | Tensor
+    frozen: Tensor
     free: Tensor
-    learnt: KeptBlocks | None
+    skipped: _Skipped | None
 
     @classmethod
     def of(
@@ -44,12 +51,12 @@ class _Weight:
         """The weight as it stands in a task's module; as its pages will hold it, where these round coarsely."""
         layer, kept = source.linear(task, info.name), masks.blocks(task, info)
         values = stored_if_coarse(layer.weight.detach(), info.grid, source.task_file.dtype)
-        frozen = drop(masks.masked(task, info, values), ~free, info.grid)
-        if not (skips and is_plain(layer) and kept.mean() <= MOST_KEPT):
-            return cls(info, frozen, free, None)
-        moving = free.numpy()
-        learnt = KeptBlocks(moving, info.grid) if moving.any() else None
-        return cls(info, FrozenBlocks(KeptBlocks(kept & ~moving, info.grid), frozen), free, learnt)
+        frozen, skipped = drop(masks.masked(task, info, values), ~free, info.grid), None
+        if skips and is_plain(layer) and kept.mean() <= MOST_KEPT:
+            moving = free.numpy()
+            staying = FrozenBlocks(KeptBlocks(kept & ~moving, info.grid), frozen)
+            skipped = _Skipped(staying, KeptBlocks(moving, info.grid) if moving.any() else None)
+        return cls(info, frozen, free, skipped)
 
 
 @dataclass(frozen=True)
@@ -68,24 +75,23 @@ class _OwnProduct:
         return self.added.added(self.of.info.name, self._whole)
 
     def _kept(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        frozen, learnt = self.of.frozen, self.of.learnt
-        if isinstance(frozen, Tensor):
+        skipped = self.of.skipped
+        if skipped is None:
             return linear(x, self._whole, bias)
-        y = frozen.linear(x, bias)
-        if learnt is None or self.own is None:
+        y = skipped.frozen.linear(x, bias)
+        if skipped.learnt is None or self.own is None:
             return y
         rows = None if self.rounding is None else self.rounding.rows(self.of.info.name)
-        return y + learnt.linear(x, self.own, None, rows)
+        return y + skipped.learnt.linear(x, self.own, None, rows)
 
     @cached_property
     def _whole(self) -> Tensor:
         """[out_features, in_features], without what is added; layers may share it."""
-        frozen = self.of.frozen if isinstance(self.of.frozen, Tensor) else self.of.frozen.weight()
         if self.own is None:
-            return frozen
+            return self.of.frozen
         name, grid = self.of.info.name, self.of.info.grid
         moving = self.own if self.rounding is None else self.rounding(name, self.own)
-        return frozen + drop(moving, self.of.free, grid)
+        return self.of.frozen + drop(moving, self.of.free, grid)
 
 
 class OwnProducts:

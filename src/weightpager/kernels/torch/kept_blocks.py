@@ -14,7 +14,6 @@ from weightpager.kernels.choice import NATIVE
 from weightpager.kernels.paged_weight import Indices, PagedWeight
 from weightpager.kernels.torch.dispatch import paged_linear
 from weightpager.kernels.torch.operands import check_memory
-from weightpager.kernels.torch.reference import dense_weight
 
 if NATIVE:
     from weightpager.kernels import _native
@@ -175,10 +174,6 @@ class FrozenBlocks:
         """As `KeptBlocks.linear`. Differentiable in x and bias."""
         y: Tensor = _FrozenLinear.apply(x, bias, self._forward, self._turned)  # type: ignore[no-untyped-call]
         return y
-
-    def weight(self) -> Tensor:
-        """Float32 [out_features, in_features], found anew from the blocks; zero elsewhere."""
-        return dense_weight(self._forward).float()
 
 
 class _Linear(torch.autograd.Function):
