@@ -20,6 +20,7 @@ class Domain:
         lower: whether lower is better.
         by_task: the fractions of which every task is shown.
         relative: whether values are shares of the dense model's.
+        depth: how far below the dense model's value the picture reaches; what lies deeper is named.
     """
 
     letter: str
@@ -30,6 +31,7 @@ class Domain:
     lower: bool
     by_task: tuple[float, ...]
     relative: bool = False
+    depth: float = 0.1
 
     @property
     def short(self) -> str:
@@ -92,5 +94,6 @@ DOMAINS = (
         False,
         (0.14, 0.07),
         relative=True,
+        depth=0.25,
     ),
 )

@@ -36,7 +36,7 @@ def main(
     for domain in DOMAINS:
         own = [point for point in points if point.domain == domain.letter]
         if own:
-            plot = frontier(own, domain.metric, log_metric=domain.lower)
+            plot = frontier(own, domain.metric, domain.depth, log_metric=domain.lower)
             (out.parent / plot_name(out, domain)).write_text(plot, encoding="utf-8")
     out.write_text(render(rows, json.name, out), encoding="utf-8")
 

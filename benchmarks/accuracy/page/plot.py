@@ -33,9 +33,6 @@ NAMES = {
 QUANTISED = ("int8", "int4", "int3", "int2")
 """Methods whose fraction follows from their bits; the others are measured where they are asked to be."""
 
-_DEEPEST = 0.1
-"""How far below the dense model's accuracy the picture reaches; what lies deeper is named."""
-
 _CLOSEST = 1.3
 """Ratio of two fractions whose numbers don't run into each other."""
 
@@ -55,12 +52,13 @@ def label(point: Point) -> str:
     return name if usual else f"{name}, {'no recovery' if point.recover == 'none' else point.recover}"
 
 
-def frontier(points: Sequence[Point], metric: str, *, log_metric: bool = False) -> str:
+def frontier(points: Sequence[Point], metric: str, depth: float, *, log_metric: bool = False) -> str:
     """The plot as SVG text.
 
     Args:
         points: of one domain; at least one.
         metric: what the values are.
+        depth: how far below the dense model's value the picture reaches, unless its axis is logarithmic.
         log_metric: whether the metric's axis is logarithmic too.
     """
 
@@ -70,7 +68,7 @@ def frontier(points: Sequence[Point], metric: str, *, log_metric: bool = False) 
             _line(axes, name, line)
         axes.set_xscale("log")
         if not log_metric:
-            _cut(axes, points)
+            _cut(axes, points, depth)
         if log_metric:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -126,9 +124,9 @@ def _dense_line(axes: Axes, points: Sequence[Point]) -> None:
     axes.axhline(_dense(points), color=_DENSE, linestyle="--", linewidth=1.2, label="dense")
 
 
-def _cut(axes: Axes, points: Sequence[Point]) -> None:
+def _cut(axes: Axes, points: Sequence[Point], depth: float) -> None:
     """Leave out what is far worse than all else, and say so: it would press the others together."""
-    least = _dense(points) - _DEEPEST
+    least = _dense(points) - depth
     deep = [f"{label(point)} {point.value():.2f}" for point in points if point.value() < least]
     if 0 < len(deep) < len(points):
         axes.set_ylim(bottom=least)
