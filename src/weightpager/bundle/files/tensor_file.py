@@ -65,15 +65,13 @@ def read_arrays(
     Raises:
         BundleFormatError: it is missing, damaged, or no such file.
     """
-    with _opened(root, name, entry) as (file, start):
-        header = _header(name, file, start)
-        check(header)
-        content = bytearray(entry.bytes)
-        content[: len(start)] = start
-        _read(file, len(start), memoryview(content)[len(start) :], name)
+    with _opened(root, name, entry) as opened:
+        check(opened.header)
+        content, read = bytearray(entry.bytes), len(opened.start)
+        content[:read] = opened.start
+        _read(opened.file, read, memoryview(content)[read:], name)
     check_content(content, name, entry)
-    places = _places(start)
-    return {key: _array(content, places[key], stated) for key, stated in header.items()}
+    return {key: _array(content, opened.places[key], stated) for key, stated in opened.header.items()}
 
 
 class StoredTensors:
@@ -102,12 +100,11 @@ def stored_tensors(
     root: Path, name: str, entry: FileEntry, check: Callable[[Header], object]
 ) -> Iterator[StoredTensors]:
     """A checked file whose tensors of any dtype can be read. Arguments and errors are those of `read_arrays`."""
-    with _opened(root, name, entry) as (file, start):
-        header = _header(name, file, start)
-        check(header)
-        check_hash(file, name, entry)
+    with _opened(root, name, entry) as opened:
+        check(opened.header)
+        check_hash(opened.file, name, entry)
         try:
-            yield StoredTensors(file, header, _places(start))
+            yield StoredTensors(opened.file, opened.header, opened.places)
         except OSError as error:
             raise BundleFormatError(name, "file", "a readable file", error) from error
 
@@ -118,19 +115,39 @@ def read_header(root: Path, name: str, entry: FileEntry) -> Header:
     Raises:
         BundleFormatError: it is missing, of another size, or no such file.
     """
-    with _opened(root, name, entry) as (file, start):
-        return _header(name, file, start)
+    with _opened(root, name, entry) as opened:
+        return opened.header
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An open file whose header has been read and checked.
+
+    Attributes:
+        file: the file.
+        start: the bytes with which it begins: the header, and its length before it.
+        header: what it states.
+        places: where each tensor begins, in bytes from the file's start.
+    """
+
+    file: BinaryIO
+    start: bytes
+    header: Header
+    places: Mapping[str, int]
 
 
 @contextmanager
-def _opened(root: Path, name: str, entry: FileEntry) -> Iterator[tuple[BinaryIO, bytes]]:
-    """An open file, and what it begins with: the header and its length, as far as the file and safetensors allow."""
+def _opened(root: Path, name: str, entry: FileEntry) -> Iterator[_Opened]:
     with open_entry(root, name, entry) as file:
-        length = os.pread(file.fileno(), _LENGTH, 0)
-        stated = int.from_bytes(length, "little")
-        start = bytearray(min(entry.bytes, _LENGTH + (stated if stated <= _LONGEST else 0)))
-        _read(file, 0, memoryview(start), "its header")
-        yield file, bytes(start)
+        yield _checked(name, file, _start(file, entry))
+
+
+def _start(file: BinaryIO, entry: FileEntry) -> bytes:
+    """A file's header and its length, as far as the file and safetensors allow."""
+    stated = int.from_bytes(os.pread(file.fileno(), _LENGTH, 0), "little")
+    start = bytearray(min(entry.bytes, _LENGTH + (stated if stated <= _LONGEST else 0)))
+    _read(file, 0, memoryview(start), "its header")
+    return bytes(start)
 
 
 def _read(file: BinaryIO, at: int, into: memoryview, what: str) -> None:
@@ -142,26 +159,17 @@ def _read(file: BinaryIO, at: int, into: memoryview, what: str) -> None:
         at, into = at + count, into[count:]
 
 
-def _header(name: str, file: BinaryIO, start: bytes) -> Header:
-    """What a file's header states, which has been read. safetensors checks it, and maps no more than that."""
+def _checked(name: str, file: BinaryIO, start: bytes) -> _Opened:
+    """What a file's header states. safetensors checks it, and maps no more of the file than that."""
     try:
         with safe_open(f"/proc/self/fd/{file.fileno()}", framework="np"):
-            return {
-                key: TensorInfo(_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"]))
-                for key, of in _stated(start).items()
+            stated = {key: of for key, of in json.loads(start[_LENGTH:]).items() if key != "__metadata__"}
+            header = {
+                key: TensorInfo(_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"])) for key, of in stated.items()
             }
+            return _Opened(file, start, header, {key: len(start) + of["data_offsets"][0] for key, of in stated.items()})
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:  # the last three: changed meanwhile
         raise BundleFormatError(name, "content", "a safetensors file", error) from error
-
-
-def _stated(start: bytes) -> dict[str, Any]:
-    """Tensor → what the header states of it."""
-    return {name: of for name, of in json.loads(start[_LENGTH:]).items() if name != "__metadata__"}
-
-
-def _places(start: bytes) -> dict[str, int]:
-    """Where each tensor begins in a file that begins like this, with a header that safetensors takes."""
-    return {name: len(start) + of["data_offsets"][0] for name, of in _stated(start).items()}
 
 
 def _array(content: bytearray, place: int, stated: TensorInfo) -> npt.NDArray[Any]:

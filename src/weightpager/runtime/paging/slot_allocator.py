@@ -33,7 +33,8 @@ class SlotAllocator:
             if not self.fits(request):
                 what = f"task {request.name!r} beside the tasks in use"
                 tables = self._table_bytes(request)
-                raise self._state.memory.too_small(what, self._pages_in_use(request), tables=tables)
+                pages = self._blocks.pages_in_use(request.task, request.previous)
+                raise self._state.memory.too_small(what, pages, tables=tables)
             plan = self._blocks.plan(request.task, request.previous, request.expected_uses)
             if plan is not None and (hangs or not (plan.needs_commit and self._state.prefetched)):
                 return plan
@@ -44,7 +45,7 @@ class SlotAllocator:
     def fits(self, request: SwitchRequest) -> bool:
         """Whether tasks in use leave room for pages and tables, if not at once then when reads in flight have ended."""
         most = min(self._blocks.slots, self._state.memory.slots_beside(self._table_bytes(request)))
-        return self._pages_in_use(request) <= most
+        return self._blocks.pages_in_use(request.task, request.previous) <= most
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs."""
@@ -69,10 +70,6 @@ class SlotAllocator:
         """The error where reads that hang have slots which are needed."""
         seconds = self._state.read_timeout
         return storage_hangs(f"storage has not finished a read for {seconds:g} s whose memory is needed")
-
-    def _pages_in_use(self, request: SwitchRequest) -> int:
-        """How many pages the task and those in use need, as if the previous one weren't in use."""
-        return self._blocks.pages_in_use(request.task, request.previous)
 
     def _table_bytes(self, request: SwitchRequest) -> int:
         """Bytes of the expanded block tables of the task and of those in use."""
