@@ -51,21 +51,31 @@ def main(
     effort = effort_of(domain, quick=quick)
     quickly = FRACTIONS[domain][:1]
     fractions = tuple(fraction or (quickly if quick else dict.fromkeys(FRACTIONS[domain] + INT4_FRACTIONS[domain])))
-    for number in (0, 1, 2):
-        todo = [at for at in fractions if number in ((0,) if quick else SEEDS[domain].get(at, (0,)))]
-        if todo and seed in (None, number):
-            chosen = [
-                setting
-                for at in todo
-                for setting in settings(domain, at, effort, number, quick=quick)
-                if (not method or setting.method in method) and recover in (None, setting.recover.method)
-            ]
-            folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{number}-{'quick' if quick else 'full'}"
-            kept = None if bundles is None else bundles / f"{domain}-{number}"
-            with progress() as told:
-                study = Study(task_file(domain, effort, number), folder, told, kept)
-                dense = [name for name in QUANTISATIONS if not method or name in method]
-                _run(study, domain, number, dense, chosen, effort, json, command)
+    for number, todo in _of_each_seed(domain, fractions, seed, quick=quick).items():
+        chosen = [
+            setting
+            for at in todo
+            for setting in settings(domain, at, effort, number, quick=quick)
+            if (not method or setting.method in method) and recover in (None, setting.recover.method)
+        ]
+        folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{number}-{'quick' if quick else 'full'}"
+        kept = None if bundles is None else bundles / f"{domain}-{number}"
+        with progress() as told:
+            study = Study(task_file(domain, effort, number), folder, told, kept)
+            dense = [name for name in QUANTISATIONS if not method or name in method]
+            _run(study, domain, number, dense, chosen, effort, json, command)
+
+
+def _of_each_seed(
+    domain: Domain, fractions: tuple[float, ...], only: int | None, *, quick: bool
+) -> dict[int, list[float]]:
+    """Seed → the fractions that are measured with it."""
+    seeds = {at: (0,) if quick else SEEDS[domain].get(at, (0,)) for at in fractions}
+    numbers = sorted({number for of in seeds.values() for number in of if only in (None, number)})
+    if not numbers:
+        measured = ", ".join(f"{at} with {', '.join(map(str, of))}" for at, of in seeds.items())
+        raise typer.BadParameter(f"--seed: expected one of these fractions ({measured}); got {only}")
+    return {number: [at for at, of in seeds.items() if number in of] for number in numbers}
 
 
 def _run(

@@ -32,7 +32,7 @@ INT4_FRACTIONS = {"A": (0.07, 0.14, 0.035, 0.1, 0.21), "B": (), "D": ()}
 """Where four bits are measured, too: a quarter of the blocks first, then half, an eighth, a third, three quarters."""
 
 _EVERY = (0, 1, 2)
-SEEDS = {"A": {0.25: _EVERY, 0.15: _EVERY, 0.07: _EVERY, 0.14: _EVERY}, "B": {}, "D": {}}
+SEEDS = {"A": {0.25: _EVERY, 0.15: _EVERY, 0.07: _EVERY, 0.14: _EVERY}, "B": {}, "D": {_HALF: _EVERY}}
 """More than the first, where there are."""
 
 ALIGNMENT = 0.5
