@@ -16,8 +16,11 @@ BYTES = {dtype: block_bytes(_BLOCK, dtype) / block_bytes(_BLOCK, "bfloat16") for
 
 METHODS = (
     "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "ours_low_rank_int4", "unaligned",
-    "shared_mask", "shared_mask_int8", "shared_mask_int4", "low_rank_int4", "per_task_checkpoint",
+    "shared_mask", "shared_mask_int8", "shared_mask_int4", "all_blocks_int4", "low_rank_int4", "per_task_checkpoint",
 )  # fmt: skip
+
+ALL_BLOCKS = 0.281
+"""All paged weights in int4, with their scales."""
 
 LOW_RANK = 8
 WITH_LOW_RANK = 0.304
@@ -27,9 +30,13 @@ _HALF = 0.14
 HALF_WITH_LOW_RANK = 0.163
 """Half of these weights, and the same low-rank parts."""
 
-FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5), "D": (_HALF, WITH_LOW_RANK, HALF_WITH_LOW_RANK, 0.07)}
-INT4_FRACTIONS = {"A": (0.07, 0.14, 0.035, 0.1, 0.21), "B": (), "D": ()}
-"""Where four bits are measured, too: a quarter of the blocks first, then half, an eighth, a third, three quarters."""
+FRACTIONS = {
+    "A": (0.25, 0.15, 0.5, 0.1, 0.7),
+    "B": (0.7, 0.5),
+    "D": (_HALF, ALL_BLOCKS, WITH_LOW_RANK, HALF_WITH_LOW_RANK, 0.07),
+}
+INT4_FRACTIONS = {"A": (0.07, 0.14, ALL_BLOCKS, 0.035, 0.1, 0.21), "B": (), "D": ()}
+"""Where four bits are measured, too: a quarter of the blocks, half, all, an eighth, a third, three quarters."""
 
 _EVERY = (0, 1, 2)
 SEEDS = {"A": {0.25: _EVERY, 0.15: _EVERY, 0.07: _EVERY, 0.14: _EVERY}, "B": {}, "D": {_HALF: _EVERY}}
@@ -67,6 +74,9 @@ def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: 
 
 def _narrow_settings(fraction: float, effort: Effort, seed: int, *, eights: bool) -> Iterator[Setting]:
     """Ours and one shared mask in int4, and ours in int8 with the fewer blocks that as many bytes hold of these."""
+    if fraction == ALL_BLOCKS:
+        yield _all_blocks(effort, seed)
+        return
     shared, density = effort.finetune(seed), fraction / BYTES["int4"]
     chosen = LOOSE_ALIGNMENT[0.7] if density > LOOSE else ALIGNMENT
     yield Setting("ours_int4", fraction, density, chosen, shared, "int4")
@@ -79,6 +89,9 @@ def _narrow_settings(fraction: float, effort: Effort, seed: int, *, eights: bool
 def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Setting]:
     """Of tasks that write: in four bits alone, beside a base in four bits with a low-rank part for each task."""
     low_rank = effort.finetune(seed, low_rank=LOW_RANK)
+    if fraction == ALL_BLOCKS:
+        yield _all_blocks(effort, seed)
+        return
     if fraction == WITH_LOW_RANK:
         yield Setting("low_rank_int4", fraction, 1.0, float("inf"), low_rank, "int4")
         return
@@ -90,6 +103,11 @@ def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Se
     yield Setting("ours_int4", fraction, density, ALIGNMENT, shared, "int4")
     yield Setting("ours_private_int4", fraction, density, ALIGNMENT, private, "int4")
     yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
+
+
+def _all_blocks(effort: Effort, seed: int) -> Setting:
+    """Dense int4 that is trained through the rounding as long as sparse methods are."""
+    return Setting("all_blocks_int4", ALL_BLOCKS, 1.0, float("inf"), effort.finetune(seed), "int4")
 
 
 def _private(effort: Effort, seed: int, density: float) -> RecoverSpec:

@@ -15,7 +15,7 @@ from benchmarks.accuracy.page import page as accuracy_page
 from benchmarks.accuracy.page.goals import GOALS, Goal
 from benchmarks.accuracy.page.points import gather
 from benchmarks.accuracy.rows import Row
-from benchmarks.accuracy.settings import HALF_WITH_LOW_RANK, INT4_FRACTIONS, WITH_LOW_RANK, settings
+from benchmarks.accuracy.settings import ALL_BLOCKS, HALF_WITH_LOW_RANK, INT4_FRACTIONS, WITH_LOW_RANK, settings
 
 
 def measured(
@@ -134,7 +134,7 @@ def test_four_bits_are_judged_by_dense_in_int4_and_by_one_shared_mask() -> None:
 
 
 def test_four_bits_are_measured_beside_as_many_bytes_of_eight() -> None:
-    for fraction in INT4_FRACTIONS["A"]:
+    for fraction in set(INT4_FRACTIONS["A"]) - {ALL_BLOCKS}:
         found = {setting.method: setting for setting in settings("A", fraction, EFFORTS["A"], 0, quick=False)}
         ours, mask, eight = (found[name] for name in ("ours_int4", "shared_mask_int4", "ours_int8"))
         assert (ours.density, ours.dtype) == (mask.density, mask.dtype)
@@ -143,6 +143,15 @@ def test_four_bits_are_measured_beside_as_many_bytes_of_eight() -> None:
         assert ours.joint != mask.joint
         assert replace(ours, dtype="bfloat16").joint != ours.joint  # it isn't trained through any rounding
     assert not any(s.dtype == "int4" for s in settings("B", 0.5, EFFORTS["B"], 0, quick=False))
+
+
+@pytest.mark.parametrize("domain", ["A", "D"])
+def test_all_blocks_in_four_bits_are_trained_as_long_as_some(domain: str) -> None:
+    (whole,) = settings(domain, ALL_BLOCKS, EFFORTS[domain], 0, quick=False)
+    ours = next(s for s in settings(domain, 0.14, EFFORTS[domain], 0, quick=False) if s.method == "ours_int4")
+    assert (whole.density, whole.dtype) == (1.0, ours.dtype)
+    assert whole.fraction == pytest.approx(4.5 / 16, abs=1e-3)
+    assert whole.recover == ours.recover
 
 
 def test_low_rank_parts_count_beside_the_blocks() -> None:

@@ -14,7 +14,7 @@ from weightpager.config import format_size
 _SPARSE_INT4 = ("ours_private_int4", "ours_int4", "shared_mask_int4")
 _SHORT = {
     0.304: ("low_rank_int4",),
-    0.281: ("int4",),
+    0.281: ("all_blocks_int4", "int4"),
     0.163: ("ours_low_rank_int4",),
     0.14: _SPARSE_INT4,
     0.07: _SPARSE_INT4,
