@@ -9,9 +9,30 @@ import weightpager as wp
 
 
 def test_the_public_names_are_these() -> None:
-    assert wp.__all__ == ["Bundle", "Engine", "EngineReport", "SwitchReport", "compile"]
+    assert wp.__all__ == [
+        "Bundle",
+        "BundleChange",
+        "Engine",
+        "EngineConfig",
+        "EngineReport",
+        "ForecastReport",
+        "NativeTask",
+        "Planner",
+        "Prediction",
+        "ResidencyMap",
+        "SwitchReport",
+        "Visit",
+        "compile",
+    ]
     assert all(getattr(wp, name) for name in wp.__all__)
     assert set(wp.__all__) <= set(dir(wp))
+
+
+def test_what_a_device_can_name_needs_neither_torch_nor_the_compiler() -> None:
+    names = [name for name in wp.__all__ if name != "compile"]
+    code = f"import sys, weightpager; [getattr(weightpager, name) for name in {names}]; "
+    code += "assert not {'torch', 'transformers', 'weightpager.compiler'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_bundle_is_verified_without_torch() -> None:

@@ -9,19 +9,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightpager.answers.kinds.kind import Prediction
+    from weightpager.backends.native.task import NativeTask
     from weightpager.bundle import Bundle
     from weightpager.compiler.pipeline import compile  # noqa: A004 - wp.compile is what users expect
-    from weightpager.engine import Engine, EngineReport, SwitchReport
+    from weightpager.config import EngineConfig
+    from weightpager.engine import BundleChange, Engine, EngineReport, ForecastReport, ResidencyMap, SwitchReport
+    from weightpager.runtime.prediction.planner import Planner
+    from weightpager.trace_file import Visit
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "Engine", "EngineReport", "SwitchReport", "compile"]
+__all__ = [
+    "Bundle",
+    "BundleChange",
+    "Engine",
+    "EngineConfig",
+    "EngineReport",
+    "ForecastReport",
+    "NativeTask",
+    "Planner",
+    "Prediction",
+    "ResidencyMap",
+    "SwitchReport",
+    "Visit",
+    "compile",
+]
 
 _HOMES = {
     "Bundle": "weightpager.bundle",
+    "BundleChange": "weightpager.engine",
     "Engine": "weightpager.engine",
+    "EngineConfig": "weightpager.config",
     "EngineReport": "weightpager.engine",
+    "ForecastReport": "weightpager.engine",
+    "NativeTask": "weightpager.backends.native.task",
+    "Planner": "weightpager.runtime.prediction.planner",
+    "Prediction": "weightpager.answers.kinds.kind",
+    "ResidencyMap": "weightpager.engine",
     "SwitchReport": "weightpager.engine",
+    "Visit": "weightpager.trace_file",
     "compile": "weightpager.compiler.pipeline",
 }
 

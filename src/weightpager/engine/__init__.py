@@ -1,6 +1,17 @@
 """`Engine`: open a bundle, run its tasks, switch between them."""
 
 from weightpager.engine.engine import Engine
-from weightpager.engine.report import EngineReport, SwitchReport
+from weightpager.engine.forecasts import ForecastReport
+from weightpager.engine.opened.bundle_change import BundleChange
+from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
 
-__all__ = ["Engine", "EngineReport", "SwitchReport"]
+__all__ = [
+    "BundleChange",
+    "Engine",
+    "EngineReport",
+    "ForecastReport",
+    "PrefetchReport",
+    "ResidencyMap",
+    "RowReport",
+    "SwitchReport",
+]
