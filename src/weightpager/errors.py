@@ -63,7 +63,7 @@ class BundleError(WeightpagerError):
 
 
 class BundleFormatError(BundleError):
-    """A file, field, index or bound is not what the bundle format says."""
+    """Something is not what the bundle format says; ``file``, ``field``, ``expected`` and ``found`` say what."""
 
     def __init__(self, file: str, field: str, expected: object, found: object) -> None:
         super().__init__(f"{file}: {field}: expected {expected}, found {found}")
@@ -71,7 +71,7 @@ class BundleFormatError(BundleError):
 
 
 class PageCorruptError(BundleError):
-    """A page's bytes do not match its id."""
+    """A page's bytes do not match its id; ``page`` is its number, ``where`` says where it was found."""
 
     def __init__(self, page: int, where: str) -> None:
         super().__init__(
@@ -82,7 +82,7 @@ class PageCorruptError(BundleError):
 
 
 class UnknownTaskError(BundleError):
-    """The bundle has no task of that name."""
+    """The bundle has no task of that name; ``task`` is the name."""
 
     def __init__(self, task: str, known: Iterable[str]) -> None:
         names = sorted(known)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 Progress = Callable[[str, int, int], None]
-"""Told (stage, steps done, steps in all). ``partial(progress, stage)`` is the `StepProgress` of one stage."""
+"""A function that is told (stage, steps done, steps in all). ``partial(progress, stage)`` is the `StepProgress` of a
+stage."""
 
 StepProgress = Callable[[int, int], None]
 """Told (steps done, steps in all) of work that is one stage."""

@@ -33,7 +33,8 @@ class Visit:
 
     Attributes:
         task: its name.
-        start: seconds; it stayed until the next visit. NaN if a trace doesn't say.
+        start: seconds since any start, of an engine those of ``time.monotonic``; the task stayed until the next visit.
+            NaN if a trace doesn't say.
         resumed: a gap lies before it, such as a restart: no switch leads here, and the visit before it has no known
             length.
     """

@@ -39,12 +39,18 @@ _MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must
 
 
 class Bundle:
-    """A validated bundle: what is in it and where. Reads no page.
-
-    ``index`` is of all pages, ``pages`` of those that hold blocks: the first ones.
+    """A bundle directory, checked: what is in it and where. Reads no page.
 
     Opening checks the manifest and its hash, the page index, the block tables and the shape of every page file;
     `entry` and `read` check any other file when it is used. Pages are checked when they are loaded.
+
+    Attributes:
+        path: the directory.
+        manifest: a `Manifest`, what ``manifest.json`` says.
+        index: a `PageIndex` of all pages.
+        pages: a `PageIndex` of those that hold blocks: the first ones.
+        placement: a `Placement`, where each task's blocks lie.
+        tasks: entries of the tasks by name, in their order.
     """
 
     def __init__(self, path: Path, manifest: Manifest, index: PageIndex, placement: Placement) -> None:
@@ -88,12 +94,12 @@ class Bundle:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of a block."""
+        """Bytes of a block, its scales included."""
         return block_bytes(self.manifest.block_shape, self.manifest.dtype)
 
     @cached_property
     def task_numbers(self) -> dict[str, int]:
-        """Task name to its number, the bit in every signature."""
+        """The number of each task by name: its bit in every signature."""
         return {task.name: number for number, task in enumerate(self.manifest.tasks)}
 
     @cached_property
@@ -112,22 +118,34 @@ class Bundle:
         return self.tasks[name]
 
     def tables(self, task: str) -> dict[str, BlockTable]:
-        """Block tables of a task, by paged weight, in execution order; made anew each time."""
+        """Block tables of a task, by paged weight, in execution order; made anew each time.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
         self.task(task)
         return self.placement.tables(self.task_numbers[task])
 
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
-        """Indices of the pages that a task needs, ascending."""
+        """Indices of the pages that a task needs, int64 [pages], ascending.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
         self.task(task)
         return self.pages.of_task(self.task_numbers[task])
 
     def kept_locations(self, task: str) -> npt.NDArray[np.int64]:
-        """Locations of all blocks that a task keeps, ascending, each once."""
+        """Locations of all blocks that a task keeps, int64 [blocks], ascending, each once.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
         self.task(task)
         return self.placement.locations_of(self.task_numbers[task])
 
     def tied_tables(self, file: str) -> list[TiedTableEntry]:
-        """The tables that a parameter file has as blocks.
+        """The tables that a parameter file has as blocks; ``file`` is its name in the manifest.
 
         Raises:
             BundleFormatError: the file is missing, of another size, or no safetensors file.
@@ -189,7 +207,7 @@ class Bundle:
         return row_table_file.parse(arrays, entries, self.page_bytes)
 
     def entry(self, name: str) -> FileEntry:
-        """The manifest's entry of a file.
+        """Size and hash of a file, as the manifest states them; ``name`` is its path in the bundle.
 
         Raises:
             BundleFormatError: the manifest has none.
@@ -197,7 +215,11 @@ class Bundle:
         return self.manifest.entry(name)
 
     def read(self, name: str) -> bytes:
-        """A file's bytes, checked against its entry."""
+        """A file's bytes, checked against its entry.
+
+        Raises:
+            BundleFormatError: the manifest has no entry of it, or it is missing, or of another size or hash.
+        """
         return read_checked(self.path, name, self.entry(name))
 
     def _check_page_files(self) -> None:

@@ -36,11 +36,9 @@ from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Progress, silent
 from weightpager.trace_file import read_trace
 
-TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
-
 
 def compile(  # noqa: A001 - wp.compile is what users expect
-    tasks: TaskFileLike,
+    tasks: str | Path | TaskFile | Mapping[str, Any],
     out: str | Path,
     *,
     base: str | Path | None = None,
@@ -56,20 +54,26 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     on it lie in the user's cache, for compiles that differ in sparsity, alignment, dtype or recovery only.
 
     Args:
-        tasks: a task file's path, its parsed form, or its content as a mapping.
+        tasks: a task file's path, its parsed form, or its content as a mapping. Paths in a mapping start from the
+            working directory.
         out: bundle directory to create.
         base: bundle that the tasks are added to, whose own tasks stay bit for bit; None starts a new one.
         force: replace an existing bundle.
-        cache: whether to use the cache.
-        progress: told (stage, steps done, steps in all); and of `WHOLE` the seconds so far and in all, as estimated.
-        workers: do what is done for each task by itself; the bundle doesn't depend on who does it.
+        cache: whether to use the user's cache.
+        progress: told (stage, steps done, steps in all); and of the stage ``"whole compile"`` the seconds so far and in
+            all, as estimated.
+        workers: do what is done for each task by itself, such as those of a Ray cluster; this process unless stated.
+            The bundle doesn't depend on who does it.
+
+    Returns:
+        The new bundle, opened.
 
     Raises:
         ConfigError: the task file, ``out`` or a variable of the environment is wrong.
         CompileError: the model or the data can't be compiled, the storage is full, or another compile into the same
             bundle is going on.
         BundleError, StoreError: the base can't be used.
-        CompileInterrupted: Ctrl-C; its text says what is kept.
+        CompileInterrupted: Ctrl-C. It is a `KeyboardInterrupt`, whose text says what is kept.
     """
     task_file, shared = _parse(tasks), Cache.of_user() if cache else Cache.none()
     start = None if base is None else BaseBundle.open(base)
@@ -183,7 +187,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
     return report
 
 
-def _parse(tasks: TaskFileLike) -> TaskFile:
+def _parse(tasks: str | Path | TaskFile | Mapping[str, Any]) -> TaskFile:
     if isinstance(tasks, TaskFile):
         return tasks
     return from_dict(tasks) if isinstance(tasks, Mapping) else load(tasks)

@@ -39,8 +39,8 @@ class EngineConfig:
         rows: bytes of the budget for rows of tables that come on demand; None for what saves the most time.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
         read_timeout: seconds without any page after which a load fails.
-        prefetch: whether to prefetch what the next task probably needs; or a function that tells the next task from
-            the visits so far, by name with a weight each.
+        prefetch: whether to prefetch what the next task probably needs; or a `Planner`, a function that tells the next
+            task from the visits so far, by name with a weight each.
         history: file that keeps which task ran when, across restarts; None keeps it in memory only.
         backend: what runs tasks: ``"native"``, ``"torch"``, or ``"auto"`` for what ``WEIGHTPAGER_BACKEND`` names, or
             what suits where that isn't set.

@@ -34,7 +34,13 @@ class Engine(EngineMaintenance):
     bit-equal to those of a freshly opened engine, whatever was run before (same machine, threads and input shape).
 
     Safe to use from several threads. One switch loads at a time; a task that is resident is entered at once, whatever
-    switch is going on. A process that was forked must open an engine of its own.
+    switch is going on. At the end of a ``with`` block an engine is closed.
+
+    A process that was forked must open an engine of its own: what needs memory or storage raises `EngineClosedError`
+    there. After `close`, what runs or loads tasks does.
+
+    Attributes:
+        monitor: a `TaskMonitor`, which knows which task ran when; ``monitor.trace()`` gives the rows of a trace file.
     """
 
     def __init__(
@@ -47,7 +53,7 @@ class Engine(EngineMaintenance):
         """Open a bundle; `from_pretrained` is the usual way.
 
         Args:
-            bundle: validated.
+            bundle: an open bundle.
             config: budget, devices, and tasks that never leave memory.
             open_store: opens where a bundle's pages come from, now and when it is reloaded; its own files unless
                 stated. The engine checks each page, and closes the store.
@@ -91,27 +97,28 @@ class Engine(EngineMaintenance):
         history: str | Path | None = None,
         backend: str = "auto",
     ) -> Engine:
-        """Open a bundle directory.
+        """Open a bundle directory under a budget. Of its pages only those of real-time tasks are loaded now.
 
         Args:
             bundle: directory that ``weightpager compile`` wrote.
-            budget: memory for weights, such as ``"64MiB"``; None for all that the bundle holds.
-            device: where the arena lives and tasks run: "cpu", "cuda" or "cuda:N"; inputs must be there too.
-            dtype: what tasks compute in: "auto" as the bundle's parameters are, "bfloat16" for less memory, and for
-                speed where the CPU multiplies bfloat16; pages keep their own.
-            io_threads: reads in flight while pages are loaded.
-            kv_reserve: part of the budget that is left to KV caches.
-            rows: part of the budget for rows of embedding tables that come on demand, such as ``"4MiB"``; None for what
-                saves the most time.
+            budget: memory for weights, such as ``"64MiB"``, or bytes; None for all that the bundle holds.
+            device: where the arena lives and tasks run: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; inputs must be there
+                too.
+            dtype: what tasks compute in: ``"auto"`` as the bundle's parameters are, ``"bfloat16"`` for less memory, and
+                for speed where the CPU multiplies bfloat16; pages keep their own.
+            io_threads: reads in flight while pages are loaded, 1 to 64.
+            kv_reserve: part of the budget that is left to KV caches, such as ``"16MiB"``, or bytes.
+            rows: part of the budget for rows of embedding tables that come on demand, such as ``"4MiB"``, or bytes;
+                None for what saves the most time.
             real_time: tasks that are loaded now and never leave memory.
             read_timeout: seconds without any page after which a load fails.
             prefetch: whether to prefetch, between switches, what the next task probably needs, as far as the budget has
-                room. A function tells the next task better than the past does: it gets the visits so far, oldest
-                first, and gives a weight to each task that may come next.
+                room. A `Planner`, a function, tells the next task better than the past does: it gets the visits so far,
+                oldest first, and gives a weight to each task that may come next.
             history: file that keeps which task ran when, so that habits needn't be learnt again after a restart; it
                 is made if there is none, and holds task names and times only.
-            backend: what runs tasks. "torch": transformers' module, as a torch module. "native": native code over the
-                graph in the bundle, numpy in and out, on the CPU; the process needs no torch. "auto": what
+            backend: what runs tasks. ``"torch"``: transformers' module, as a torch module. ``"native"``: native code
+                over the graph in the bundle, numpy in and out, on the CPU; the process needs no torch. ``"auto"``: what
                 ``WEIGHTPAGER_BACKEND`` names; else native code where it can run the tasks, and torch otherwise.
 
         Raises:
@@ -143,8 +150,8 @@ class Engine(EngineMaintenance):
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
         """A task to be called, usable inside the ``with`` block. Its pages stay until the block ends.
 
-        Of torch's backend it is transformers' module, tensors in and out; of the native one a
-        `weightpager.backends.native.task.NativeTask`, which takes numpy's arrays by name and gives them by name.
+        The native backend gives a `NativeTask`, which takes numpy's arrays by name and gives them by name. The backend
+        of torch gives transformers' module, tensors in and out.
 
         Nests, and several threads may each hold a task, as long as the tasks fit together.
 
@@ -159,7 +166,7 @@ class Engine(EngineMaintenance):
         Raises:
             UnknownTaskError: the bundle has no such task.
             BundleFormatError: its parameters don't make up the module.
-            BudgetError: its pages don't fit beside those in use; a TaskTooLargeError if they never will.
+            BudgetError: its pages don't fit beside those in use; a `TaskTooLargeError` if they never will.
             BusyError: the timeout passed during another switch.
             ConfigError: the timeout is no number of seconds.
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
@@ -173,11 +180,19 @@ class Engine(EngineMaintenance):
             self._holds.release(name)
 
     def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Any:
-        """Make a task the current one until the next `activate`. Returns its module.
+        """Make a task the current one until the next `activate`.
 
         The task that was current before is left only when the new one is in place. If both don't fit together, it is
         given up after as much of the new one as possible has been loaded. With ``wait=False`` it is left at once, and
-        the module runs while its pages are loaded; arguments are those of `task`.
+        the module runs while its pages are loaded.
+
+        Args:
+            name: of the task.
+            wait: whether to return only when all pages are there, as of `task`.
+            timeout: seconds to wait for other threads, as of `task`.
+
+        Returns:
+            What is called to run the task, as `task` gives it.
 
         Raises:
             UnknownTaskError, BundleFormatError, BudgetError, BusyError, StoreError, PageCorruptError: the previous task
@@ -197,9 +212,9 @@ class Engine(EngineMaintenance):
             return module
 
     def module(self, name: str) -> Any:
-        """A task's module, built now if it wasn't yet, so that its first use takes no longer than any other.
+        """What `task` and `activate` give, built now if it wasn't yet, so that its first use takes no longer.
 
-        It runs while the task is active, and raises `TaskNotActiveError` otherwise.
+        No page is loaded. It runs while the task is active, and raises `TaskNotActiveError` otherwise.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
@@ -210,7 +225,10 @@ class Engine(EngineMaintenance):
         return self._open.task_and_module(name)[1]
 
     def model(self, name: str) -> TaskModel:
-        """What answers need of a task, in numpy's arrays whatever backend runs it. All else is as `module` says."""
+        """A task's model for code that doesn't care about the backend: numpy's arrays in and out.
+
+        It is built, runs and raises as `module` says.
+        """
         self._check_open()
         return self._open.model(name)
 
@@ -218,21 +236,23 @@ class Engine(EngineMaintenance):
         """A task's answers to texts, or to images by their paths.
 
         The task is current meanwhile and afterwards: predictions and activations of several threads follow one another.
-        Each input is read alone, as `weightpager run` does it.
+        Each input is read alone, as ``weightpager run`` does it. Errors are those of `activate`, too.
 
         Args:
             name: of the task.
-            inputs: texts, or paths of images.
+            inputs: texts, or paths of images. To a task whose prompts are conversations, each is what a user says.
             max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has
                 room for.
 
+        Returns:
+            An answer to each input, in their order.
+
         Raises:
             ConfigError: an input is no text or path, or there is one text in place of several; a text has no tokens, or
-                with the continuation that is asked for more than the model can read; fewer new tokens than one are
-                asked for.
+                with the continuation that is asked for more than the model can read; the model's chat template doesn't
+                take it; fewer new tokens than one are asked for.
             BundleFormatError: the bundle's files can't read its inputs.
             ImageError: a path leads to no image that can be used; it is named.
-            Others: those of `activate`.
         """
         self._check_open()
         with self._activating:
@@ -244,7 +264,7 @@ class Engine(EngineMaintenance):
             )
 
     def deactivate(self) -> None:
-        """Leave the current task, if any. Its pages stay until their slots are wanted."""
+        """Leave the current task, if any, so that others may have its room. Its pages stay until that is wanted."""
         self._check_process()
         with self._activating:
             self._leave_current()

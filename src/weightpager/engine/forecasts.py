@@ -29,7 +29,7 @@ class ForecastReport:
 
     Attributes:
         next: task → probability that it is the next one, by all that has come before; empty while no task is current.
-        seconds: expected time until it comes; None if nothing can be said.
+        seconds: expected seconds until it comes; None if nothing can be said.
         after: task → task → probability to follow it, whatever came before it.
         switches: number of switches that were foretold, in hindsight where nobody had asked before they came.
         hit_rate: share of them that led to the likeliest task.

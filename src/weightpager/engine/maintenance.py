@@ -28,7 +28,10 @@ class EngineMaintenance(EngineView):
         self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
 
     def pin(self, name: str) -> None:
-        """Load a task and keep its pages until `unpin`. That is no visit. Errors are those of `task`."""
+        """Load a task and keep its pages until `unpin`, so that switching to it never waits for storage.
+
+        That is no visit. As many calls of `unpin` undo it as there were of this. Errors are those of `task`.
+        """
         self._check_open()
         self._holds.pin(name)
 
@@ -43,11 +46,14 @@ class EngineMaintenance(EngineView):
         self._holds.unpin(name)
 
     def prefetch(self, name: str) -> int:
-        """Begin to load a task that comes soon, once no switch is going on. Returns how many pages were queued.
+        """Begin to load a task that comes soon, once no switch is going on. Returns at once.
 
         They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
         takes back what hasn't begun; so does a task that is named later where both have no room. Nothing keeps the
         pages once they are there: `pin` does.
+
+        Returns:
+            How many pages were queued.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
@@ -62,7 +68,7 @@ class EngineMaintenance(EngineView):
         return self._residency.prefetch(SwitchRequest(number, name, expected_uses=expected_uses))
 
     def evict(self) -> int:
-        """Drop all pages that no task in use needs. Returns how many went."""
+        """Drop all pages that no task in use needs, so that a later switch reads them again. Returns how many went."""
         self._check_process()
         return self._residency.evict_unlocked()
 
@@ -71,6 +77,9 @@ class EngineMaintenance(EngineView):
 
         Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
         whole bundle needs isn't used. More than the machine has is said in the log.
+
+        Args:
+            budget: memory for weights, such as ``"64MiB"``, or bytes.
 
         Raises:
             ConfigError: it is no size.
@@ -84,7 +93,7 @@ class EngineMaintenance(EngineView):
             self._renew_policy()
 
     def repair(self) -> list[int]:
-        """Reload damaged pages in place. Returns their numbers.
+        """Reload those pages in place that `verify` finds damaged. Returns their numbers.
 
         A forward that runs meanwhile may have read the damage; one that starts later reads what is right.
 

@@ -17,9 +17,16 @@ from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 class SwitchReport:
     """One switch.
 
-    ``seconds`` is from planning to all pages checked and in place, without the building of a module at first use;
-    ``load_seconds`` is the part spent reading. ``pages`` and ``bytes`` were read by ``reads`` reads. Where the switch
-    didn't wait for its pages (``waited`` is false), ``seconds`` is until it returned, and ``load_seconds`` is zero.
+    Attributes:
+        from_task: the task that was asked for before; None at the first switch.
+        to_task: the task that was switched to.
+        pages: pages that were read for it.
+        bytes: bytes of these pages.
+        reads: reads that brought them.
+        load_seconds: seconds spent reading; zero where the switch didn't wait for its pages.
+        seconds: from planning to all pages checked and in place, without the building of a module at first use; where
+            the switch didn't wait, until it returned.
+        waited: whether the switch waited for its pages.
     """
 
     from_task: str | None
@@ -86,9 +93,9 @@ class EngineReport:
         locked_pages: pages of tasks in use.
         active: tasks in use.
         direct_io: whether reads bypass the page cache.
-        backend: what runs tasks, "native" or "torch".
+        backend: what runs tasks, ``"native"`` or ``"torch"``.
         kernel: instruction set of the kernels.
-        bytes_read: all that was read from storage.
+        bytes_read: bytes that were read from storage since the engine was opened.
         working_set_pages: number of pages that the tasks of the latest visits and those in use need together; more than
             ``slots`` means that switches load again what others have just evicted.
         reloaded_pages: number of pages that were loaded though they had been in the arena before.
@@ -130,7 +137,7 @@ class ResidencyMap:
     needs: Mapping[str, Pages]
 
     def by_layer(self, task: str) -> npt.NDArray[np.int64]:
-        """[layers, 2]: of each layer the task's resident pages, and all that it needs."""
+        """How many of a task's pages are resident, and how many it needs, in each layer: int64 [layers, 2]."""
         count = int(self.layers.max(initial=-1)) + 1
         need = self.needs[task]
         here = need[self.resident[need]]
@@ -138,6 +145,6 @@ class ResidencyMap:
         return np.stack(counts, axis=1).astype(np.int64)
 
     def share(self, task: str) -> float:
-        """Of the task's pages, those that are resident; 1 for a task without pages."""
+        """The share of a task's pages that is resident, 0 to 1; 1 for a task without pages."""
         need = self.needs[task]
         return float(self.resident[need].mean()) if len(need) else 1.0

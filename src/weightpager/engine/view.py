@@ -47,11 +47,11 @@ class EngineView:
 
     @property
     def blocks(self) -> BlockManager:
-        """The page table and its policy, for inspection and tests."""
+        """The page table and its policy, for inspection and tests. Don't change it: only the engine holds its lock."""
         return self._residency.blocks
 
     def dtype(self, name: str) -> str:
-        """What a task computes in: "float32" or "bfloat16".
+        """What a task computes in: ``"float32"`` or ``"bfloat16"``.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
@@ -69,21 +69,22 @@ class EngineView:
         self._open.check_fits(name, self._real_time)
 
     def limits(self) -> ModelLimits:
-        """What the bundle's model can read, and what that takes, in the widest numbers that a task computes with."""
+        """How much the bundle's model can read, and the memory that this takes, by the widest numbers of any task."""
         widest = max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.bundle.tasks)
         return self._open.backend.limits(self.bundle, widest)
 
     def reader(self) -> Tokenizer | ImageReader:
-        """What reads the tasks' inputs, for one thread at a time. Read from the bundle's files when first asked for.
+        """A new reader of the tasks' inputs, texts or images, for one thread at a time.
 
         Raises:
             BundleFormatError: they can't be read.
-            ConfigError: the tasks read images, and Pillow isn't installed.
+            ConfigError: the tasks read images, and Pillow isn't installed, or native code can't scale images as the
+                model needs it.
         """
         return self._readers.new(self.bundle)
 
     def tokenizer(self) -> Any:
-        """The bundle's tokenizer, read from its files when asked for.
+        """Transformers' tokenizer of a bundle whose tasks read texts, read from its files when asked for.
 
         Raises:
             BundleFormatError: transformers can't read it, or the tasks read images.
@@ -95,7 +96,7 @@ class EngineView:
         return architecture.tokenizer(self.bundle)
 
     def image_processor(self) -> Any:
-        """The image processor of a bundle whose tasks read images, read from its files when asked for.
+        """Transformers' image processor of a bundle whose tasks read images, read from its files when asked for.
 
         Raises:
             BundleFormatError: transformers can't read it, or the tasks read texts.
@@ -107,12 +108,16 @@ class EngineView:
         return architecture.image_reader(self.bundle).processor
 
     def verify(self) -> list[int]:
-        """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
+        """Compare the pages in memory with their BLAKE3 hashes; `repair` mends them.
+
+        Returns:
+            Numbers of the pages that don't match; empty if all is well.
+        """
         self._check_process()
         return self._open.page_check.damaged()
 
     def report(self) -> EngineReport:
-        """The engine's state."""
+        """The engine's state: memory, pages, what has been read, and up to 1000 latest switches."""
         self._check_process()
         blocks = self.blocks
         return EngineReport(

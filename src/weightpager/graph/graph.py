@@ -73,7 +73,13 @@ class Node:
 
 @dataclass(frozen=True)
 class GraphInput:
-    """What a call brings: ``dtype`` is int64 or float32, ``shape`` has sizes and dimensions."""
+    """What a call brings.
+
+    Attributes:
+        name: of the input.
+        dtype: int64 or float32.
+        shape: sizes, and names of the graph's dimensions.
+    """
 
     name: str
     dtype: str
@@ -82,7 +88,12 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """What a call gives: ``name`` (logits, hidden) and the value that it is."""
+    """What a call gives.
+
+    Attributes:
+        name: logits or hidden.
+        value: name of the value that it is.
+    """
 
     name: str
     value: str

@@ -25,7 +25,7 @@ class Prediction:
     Attributes:
         text: the input, or the image's path.
         label: the likeliest class, the tagged words joined by spaces, or the generated continuation.
-        score: probability of the class; None where there is no single one.
+        score: probability of the class, 0 to 1; None where there is no single class.
         tags: (word, tag) pairs of a token task.
     """
 

@@ -22,7 +22,11 @@ _NUMPY = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
 KVCache = _native.KVCache
 """The keys and values of earlier tokens: ``KVCache(most_bytes, float16=False)``. Of one program, one thread at a
-time. In float16 they are rounded as they are kept, and take half of the bytes."""
+time. In float16 they are rounded as they are kept, and take half of the bytes.
+
+A call that would need more than ``most_bytes`` raises `MemoryError`. ``tokens``, ``batch`` and ``bytes`` say what the
+cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what row
+``rows[i]`` was."""
 
 Workspaces = _native.Workspaces
 """Memory for activations that programs have in common: as many workspaces as there have been calls at once."""

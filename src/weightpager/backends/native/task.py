@@ -13,10 +13,10 @@ from weightpager.graph import Graph
 
 
 class NativeTask:
-    """One task of an open engine. Safe to use from several threads, which take turns.
+    """One task of an open engine, to be called: numpy in, numpy out. Several threads may call it; they take turns.
 
     Attributes:
-        graph: the graph of the task's kind: what it takes and gives.
+        graph: the graph of the task's kind; ``graph.inputs`` and ``graph.outputs`` say what a call takes and gives.
     """
 
     def __init__(self, graph: Graph, programs: tuple[Program, ...], gate: Gate) -> None:
@@ -34,7 +34,7 @@ class NativeTask:
 
     @property
     def has_head(self) -> bool:
-        """Whether `head` gives the logits, and `below` only what it reads."""
+        """Whether `head` gives the logits, of those tokens that need any, and `below` only what it reads."""
         return self._head is not None
 
     def __call__(self, cache: KVCache | None = None, **inputs: Array) -> dict[str, Array]:

@@ -19,7 +19,12 @@ Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class FileEntry(Strict, frozen=True, kw_only=True):
-    """Size and BLAKE3 of one file, as the manifest states them."""
+    """Size and hash of one file, as the manifest states them.
+
+    Attributes:
+        bytes: its size.
+        blake3: its BLAKE3 hash, in hexadecimal digits.
+    """
 
     bytes: Annotated[int, Meta(ge=0, lt=2**48)]
     blake3: Hash

@@ -19,7 +19,7 @@ FIELDS = ("crow_indices", "col_indices", "locations")
 
 @dataclass(frozen=True)
 class BlockTable:
-    """Block compressed sparse rows, immutable.
+    """Where a task's blocks of one paged weight lie: block compressed sparse rows, immutable.
 
     Attributes:
         crow_indices: int32 [grid rows + 1]: block row r holds entries ``crow[r]:crow[r + 1]``.

@@ -35,6 +35,7 @@ _DTYPES_OF_VERSION_1 = ("bfloat16", "float32", "int8")
 TaskKind = Literal[
     "text-classification", "token-classification", "language-modeling", "image-classification", "text-generation"
 ]
+"""What a task reads and gives."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,14 @@ Features = Annotated[int, Meta(ge=1, le=2**24)]
 
 
 class WeightEntry(Strict, frozen=True, kw_only=True):
-    """One paged weight; ``layer`` is the model layer that it belongs to, in execution order."""
+    """One paged weight.
+
+    Attributes:
+        name: of the linear layer.
+        layer: the model layer that it belongs to, counted in execution order.
+        out_features: rows.
+        in_features: columns.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=512)]
     layer: Annotated[int, Meta(ge=0, lt=2**16)]
@@ -80,7 +88,13 @@ class WeightEntry(Strict, frozen=True, kw_only=True):
 
 
 class DenseScore(Strict, frozen=True, kw_only=True):
-    """A metric's value on held-out data, of the dense model."""
+    """A metric's value on held-out data, of the dense model.
+
+    Attributes:
+        metric: its name.
+        value: its value, such as 0.9 of an accuracy.
+        items: number of held-out items.
+    """
 
     metric: str
     value: float
@@ -90,7 +104,12 @@ class DenseScore(Strict, frozen=True, kw_only=True):
 class EvalData(Strict, frozen=True, kw_only=True):
     """The held-out data that a task was measured on, so that a device can measure it again.
 
-    ``text`` is the column of what the task reads, images included; ``blake3`` of images is over all of them.
+    Attributes:
+        file: its path.
+        blake3: its hash; of images over all of them.
+        text: the column of what the task reads, images included.
+        label: the column of labels.
+        items: the number of items that are measured; None for all.
     """
 
     file: str
@@ -103,8 +122,11 @@ class EvalData(Strict, frozen=True, kw_only=True):
 class Generation(Strict, frozen=True, kw_only=True):
     """How a text-generation task's answers are made, and what they are measured by.
 
-    ``prompts`` is ``plain`` where a prompt is read as it is, and ``chat`` where it is a conversation in the model's
-    chat template. Of the ``metrics`` the first is the task's own.
+    Attributes:
+        prompts: ``plain`` where a prompt is read as it is, ``chat`` where it is a conversation in the model's chat
+            template.
+        max_new_tokens: the most tokens of an answer.
+        metrics: names of metrics; the first is the task's own.
     """
 
     prompts: Literal["plain", "chat"]
@@ -115,8 +137,15 @@ class Generation(Strict, frozen=True, kw_only=True):
 class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """One task; its files lie in ``tasks/<name>/``.
 
-    ``sparsity`` is the fraction of the paged weights' blocks that the task drops; ``max_length`` is in tokens, and
-    None for images. ``generation`` is there for text-generation alone, so that earlier versions read other bundles.
+    Attributes:
+        name: of the task.
+        kind: what it reads and gives.
+        classes: names of its classes, by their numbers.
+        max_length: tokens at which its texts are cut; None for images.
+        sparsity: the fraction of the paged weights' blocks that it drops.
+        dense: the dense model's metric; None if it wasn't measured.
+        eval: the data that it was measured on; None without any.
+        generation: how its answers are made; for text-generation alone, so that earlier versions read other bundles.
     """
 
     name: TaskName
@@ -143,7 +172,7 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Manifest(Strict, frozen=True, kw_only=True):
-    """The whole bundle."""
+    """What ``manifest.json`` says; ``docs/bundle-format.md`` explains each field."""
 
     format: Literal["weightpager-bundle"]
     version: int

@@ -34,11 +34,12 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class RowTableEntry(Strict, frozen=True, kw_only=True):
-    """One table.
+    """What the manifest says of a table whose rows come on demand.
 
     Attributes:
         name: the parameter's name.
-        rows, columns: its shape.
+        rows: how many rows it has.
+        columns: how many columns.
         lookups: number of rows that a text looks up, on average over the compiled tasks' texts; 0 if unknown.
         uses: task → share of its look-ups that the first i/64 of the places serve, for i from 0 to 64.
     """
@@ -81,7 +82,7 @@ class RowTableEntry(Strict, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class RowTable:
-    """A table of an open bundle.
+    """A table of an open bundle whose rows come on demand.
 
     Attributes:
         entry: the manifest's entry.

@@ -35,11 +35,12 @@ _BLOCKS_HIGH = 64
 
 
 class TiedTableEntry(Strict, frozen=True, kw_only=True):
-    """One table.
+    """What the manifest says of an embedding table in blocks that a head is tied to.
 
     Attributes:
         name: the parameter's name.
-        rows, columns: its shape.
+        rows: how many rows it has.
+        columns: how many columns.
         dtype: the dtype of its blocks.
     """
 

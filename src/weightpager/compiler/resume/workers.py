@@ -36,7 +36,7 @@ class Done(Generic[Key, Value]):
 
 
 class Workers(Protocol):
-    """Does jobs that need nothing of each other."""
+    """Does jobs that need nothing of each other. A cluster's are in ``weightpager.ray``."""
 
     @property
     def here(self) -> bool:

@@ -42,7 +42,7 @@ _STRENGTHS = ("alignment", "max_switch", "accuracy_loss")
 
 
 class TaskFile(Frozen):
-    """The whole file; paths are absolute or start from the working directory.
+    """A task file; once it is read, paths are absolute or start from the working directory.
 
     Attributes:
         model: a Hugging Face model directory: an encoder or a decoder, of texts or of images.
@@ -61,7 +61,8 @@ class TaskFile(Frozen):
         recover: a method, or its name alone.
         tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
         transitions: a trace of past switches; without one every task is as likely as any other to come next.
-        calibration, training: how models are calibrated and trained.
+        calibration: how models are calibrated.
+        training: how models are trained.
         tasks: by name.
         compare: what else to measure; where recovery trains, the dense model is trained as long, and for ``all`` one
             shared mask too, each of which takes as long again.

@@ -27,6 +27,10 @@ class TaskMonitor:
         limit: visits kept.
         clock: seconds, never going backwards.
         file: keeps the history across restarts; None keeps it in memory only. ``close`` closes it.
+
+    Attributes:
+        requests: how often each task was asked for, by name.
+        switches: how often another task was asked for than the time before.
     """
 
     def __init__(

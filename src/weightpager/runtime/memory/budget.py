@@ -20,7 +20,8 @@ class MemoryUse:
 
     Attributes:
         arena: slots of pages.
-        resident, private: parameters that all tasks share, and those of single tasks.
+        resident: parameters that all tasks share.
+        private: parameters of single tasks.
         tables: block tables of all tasks, and those that are expanded.
         kv_reserve: what is left to KV caches.
         staging: buffers on the way to a device.

@@ -17,8 +17,12 @@ from weightpager.trace_file import Visit
 _log = logging.getLogger(__name__)
 
 Planner = Callable[[Sequence[Visit]], Mapping[str, float]]
-"""From the visits so far, oldest first and the present one last, to a weight of each task that may come next: a
-probability, or any finite number from 0 up. Tasks that it leaves out weigh 0, and so does the current one."""
+"""A function of yours that knows the route, for ``prefetch=`` of `Engine.from_pretrained`.
+
+It gets up to 1000 latest visits, oldest first and the present one last, and gives a weight to each task that may come
+next: a probability, or any finite number from 0 up. Tasks that it leaves out weigh 0, and so does the current one.
+Where no task has a weight, what was learnt from the past serves. So it does where the function raises or gives anything
+else, and the log says so once."""
 
 
 class CallablePredictor:
