@@ -25,3 +25,10 @@ def on_files(files: Files, config: Any) -> Files:
             text = re.sub(rf"\]\({re.escape(other)}", f"]({its_page}", text)
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_context: Any) -> str:
+    """Mend links of pages in ``docs/`` to those outside."""
+    for name, page in _OUTSIDE.items():
+        markdown = markdown.replace(f"](../{name}", f"]({page}")
+    return markdown
