@@ -83,6 +83,7 @@ def test_ids_are_those_of_transformers(
         found = tokenizer.encode(text, most=most, special=special)
         assert list(found.ids) == expected["input_ids"]
         assert list(found.spans) == expected["offset_mapping"]
+        assert found.cut == len(tokenizer.encode(text, special=special).ids) - len(found.ids)
         plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         assert tokenizer.decode(found.ids) == wanted.decode(found.ids, **plain)
         assert tokenizer.copy().encode(text, special=special) == tokenizer.encode(text, special=special)

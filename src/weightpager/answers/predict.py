@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from weightpager.answers.begin import begin
@@ -61,7 +62,7 @@ def predict(
         run = begin(task.kind, model, reader, [query])
         while not query.over:
             run.step(math.inf)
-        predictions.append(kind.prediction(task, given, query.outcome))
+        predictions.append(replace(kind.prediction(task, given, query.outcome), truncated=work.truncated))
     return predictions
 
 

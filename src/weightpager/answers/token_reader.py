@@ -39,14 +39,14 @@ class TokenReader:
         """A text, as it is trained with, never cut."""
         return self._read(text).ids
 
-    def cut(self, text: str, max_length: int | None) -> Ids:
+    def cut(self, text: str, max_length: int | None) -> Encoded:
         """A text of so many tokens at most, special ones included."""
-        return self._read(text, most=self._most(max_length)).ids
+        return self._read(text, most=self._most(max_length))
 
-    def cut_words(self, words: Sequence[str], max_length: int | None) -> tuple[Ids, tuple[int | None, ...]]:
+    def cut_words(self, words: Sequence[str], max_length: int | None) -> tuple[Encoded, tuple[int | None, ...]]:
         """Words in a row, cut likewise; and the word that each token begins, None if it begins none."""
-        encoded = self._read(" ".join(words), most=self._most(max_length))
-        return encoded.ids, tuple(word_starts(words, encoded.spans))
+        encoded = self.cut(" ".join(words), max_length)
+        return encoded, tuple(word_starts(words, encoded.spans))
 
     def prompt(self, text: str) -> Ids:
         """A text that is to be continued, without special tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from weightpager.readers.image_processor import Pixels
@@ -25,9 +25,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class _Text:
-    """Token ids to be read."""
+    """Token ids to be read. ``truncated`` says whether they are only a part of the text, which was cut."""
 
     ids: Ids
+    truncated: bool = field(default=False, kw_only=True)
 
     @property
     def tokens(self) -> int:
@@ -86,6 +87,11 @@ class ClassifyImage:
     def ids(self) -> Ids:
         """An image has none."""
         return ()
+
+    @property
+    def truncated(self) -> bool:
+        """An image is never cut."""
+        return False
 
     @property
     def tokens(self) -> int:

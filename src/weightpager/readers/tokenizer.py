@@ -37,10 +37,18 @@ class Encoded:
     Attributes:
         ids: of the tokens.
         spans: of each token the characters [begin, end) that it stands for; (0, 0) of a special one.
+        cut: number of tokens of the text that aren't among these, since it was cut.
     """
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    cut: int
+
+    @classmethod
+    def of(cls, encoding: tokenizers.Encoding) -> Encoded:
+        """The same, as the library has it."""
+        left_out = sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
+        return cls(tuple(encoding.ids), tuple(encoding.offsets), left_out)
 
 
 class Tokenizer:
@@ -93,7 +101,7 @@ class Tokenizer:
             self._set_cut(most)
         with panics_as_errors():
             encoding = self._inner.encode(text, add_special_tokens=special)
-        return Encoded(tuple(encoding.ids), tuple(encoding.offsets))
+        return Encoded.of(encoding)
 
     def encode_all(self, texts: Sequence[str], *, most: int | None = None, special: bool = True) -> list[Encoded]:
         """The tokens of each text, found on several cores; otherwise as `encode`."""
@@ -101,7 +109,7 @@ class Tokenizer:
             self._set_cut(most)
         with panics_as_errors():
             encoded = self._inner.encode_batch(list(texts), add_special_tokens=special)
-        return [Encoded(tuple(found.ids), tuple(found.offsets)) for found in encoded]
+        return [Encoded.of(found) for found in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; special ones are left out."""

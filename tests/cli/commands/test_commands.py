@@ -187,6 +187,16 @@ def test_run(weightpager: Command, assistant_bundle: Path) -> None:
     assert [word for word, _ in rows["predictions"][0]["tags"]] == ["red", "cat"]
 
 
+def test_run_says_which_texts_it_cut(weightpager: Command, assistant_bundle: Path) -> None:
+    texts = ["red cat", "red " * 30]
+    assert "1 of 2 texts were cut: weather reads 16 tokens at most" in (
+        weightpager("run", assistant_bundle, "-t", "weather", *texts).err
+    )
+    rows = json.loads(weightpager("run", assistant_bundle, "-t", "weather", *texts, "--json").out)["predictions"]
+    assert [row["truncated"] for row in rows] == [False, True]
+    assert "were cut" not in weightpager("run", assistant_bundle, "-t", "weather", texts[0]).err
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

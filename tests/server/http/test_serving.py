@@ -71,6 +71,13 @@ def test_tags_are_what_the_engine_says(assistant: Running, assistant_bundle: Pat
         assert tuple((word["word"], word["label"]) for word in found["words"]) == wanted.tags
 
 
+@pytest.mark.parametrize("task", ["weather", "colour"])
+def test_a_text_that_is_cut_says_so(assistant: Running, assistant_bundle: Path, task: str) -> None:
+    texts = [" ".join(["red"] * words) for words in (1, 14, 15)]  # two special tokens, and 16 are read
+    assert [found["truncated"] for found in classify(assistant, task, texts)] == [False, False, True]
+    assert [found.truncated for found in direct(assistant_bundle, task, texts)] == [False, False, True]
+
+
 def test_an_empty_text_has_no_words_but_a_class(assistant: Running) -> None:
     assert classify(assistant, "colour", "")[0]["words"] == []
     assert classify(assistant, "weather", "")[0]["label"] in {"sun", "rain", "snow"}

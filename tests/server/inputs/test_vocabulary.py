@@ -26,8 +26,9 @@ def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
 def test_texts_are_cut_for_classes_and_tags_only() -> None:
     found = vocabulary()
     text = "red cat sun one red cat sun one red"
-    assert len(found.cut(text, 6)) == 6
-    assert len(found.cut_words(text.split(), 6)[0]) == 6
+    assert (len(found.cut(text, 6).ids), found.cut(text, 6).cut) == (6, 5)
+    assert found.cut_words(text.split(), 6)[0] == found.cut(text, 6)
+    assert found.cut(text, 11).cut == 0
     assert found.prompt("red cat") == (4, 7)
     with pytest.raises(RequestError, match="at most 8 tokens, as the model can read, found 11"):
         found.embed(text)
@@ -60,7 +61,7 @@ def test_a_continuation_gets_what_room_there_is() -> None:
 
 def test_a_word_that_the_model_lacks_fails_alone() -> None:
     found = vocabulary(words=8)
-    assert found.cut("red cat", 8) == (2, 4, 7, 3)
+    assert found.cut("red cat", 8).ids == (2, 4, 7, 3)
     for read in (found.prompt, found.embed, lambda text: found.cut(text, 8), lambda text: found.cut_words([text], 8)):
         with pytest.raises(BundleFormatError, match="ids below 8"):
             read("three")

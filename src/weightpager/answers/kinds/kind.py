@@ -27,12 +27,15 @@ class Prediction:
         label: the likeliest class, the tagged words joined by spaces, or the generated continuation.
         score: probability of the class, 0 to 1; None where there is no single class.
         tags: (word, tag) pairs of a token task.
+        truncated: whether the text was longer than the task's ``max_length``, so that only a part of it was read.
+            Prompts and images are never cut.
     """
 
     text: str
     label: str
     score: float | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    truncated: bool = False
 
 
 class Kind(ABC):

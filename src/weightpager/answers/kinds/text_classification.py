@@ -13,7 +13,8 @@ class TextClassification(Classification):
 
     def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Classify:  # noqa: ARG002
         """A text, cut where the task was compiled to cut."""
-        return Classify(reader.cut(given, task.max_length))
+        text = reader.cut(given, task.max_length)
+        return Classify(text.ids, truncated=text.cut > 0)
 
 
 KIND = TextClassification()

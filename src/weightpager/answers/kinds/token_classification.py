@@ -23,7 +23,8 @@ class TokenClassification(EncodingKind):
     def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Tag:  # noqa: ARG002
         """A text, split at blanks and cut where the task was compiled to cut."""
         words = given.split()
-        return Tag(*reader.cut_words(words, task.max_length), tuple(words))
+        text, starts = reader.cut_words(words, task.max_length)
+        return Tag(text.ids, starts, tuple(words), truncated=text.cut > 0)
 
     def outcomes(self, logits: Floats, works: Sequence[Tag]) -> list[Outcome]:
         """Tags by the number of their class."""

@@ -55,6 +55,9 @@ def run(
     for prediction in predictions:
         score = "" if prediction.score is None else f"  ({prediction.score:.1%})"
         output.say(f"{prediction.label}{score}")
+    cut = sum(prediction.truncated for prediction in predictions)
+    if cut:
+        output.hint(f"{cut} of {len(predictions)} texts were cut: {task} reads {entry.max_length} tokens at most")
     load = report.switches[-1]
     output.hint(
         f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}; "

@@ -28,11 +28,9 @@ class TransformersTokens:
             truncation=most is not None,
             max_length=most,
             add_special_tokens=special,
-            return_offsets_mapping=True,
             verbose=False,
         )
-        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return [Encoded(tuple(ids), tuple(spans)) for ids, spans in pairs]
+        return [Encoded.of(found) for found in encoded.encodings]
 
 
 def reader_of(tokenizer: Any) -> Tokenizer:

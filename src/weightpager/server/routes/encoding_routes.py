@@ -70,7 +70,11 @@ async def classifications(body: ClassificationBody, request: Request, service: S
     async with exchange(service, request, task, len(inputs)) as events:
         works = await events.submit(service.inputs.works(task, inputs))
         outcomes = await events.outcomes()
-    data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
+    cuts = [work.truncated for work in works]
+    data = [
+        _classification(index, outcome, truncated, task, body.top)
+        for index, (outcome, truncated) in enumerate(zip(outcomes, cuts, strict=True))
+    ]
     usage = Usage.of(sum(len(work.ids) for work in works))
     return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)
 
@@ -90,14 +94,16 @@ def _embed(vocabulary: Vocabulary, given: str | list[int]) -> Embed:
     return Embed(vocabulary.embed(given))
 
 
-def _classification(index: int, outcome: Outcome, task: TaskEntry, top: int | None) -> Classification:
+def _classification(index: int, outcome: Outcome, truncated: bool, task: TaskEntry, top: int | None) -> Classification:
     if isinstance(outcome, Tagged):
         words = [TaggedWord(word=word, label=task.classes[number], score=score) for word, number, score in outcome.tags]
-        return Classification(index=index, words=words)
+        return Classification(index=index, truncated=truncated, words=words)
     assert isinstance(outcome, Classified)
     pairs = zip(task.classes, outcome.probabilities, strict=True)
     scores = [Score(label=label, score=score) for label, score in sorted(pairs, key=lambda pair: -pair[1])]
-    return Classification(index=index, label=scores[0].label, score=scores[0].score, scores=scores[:top])
+    return Classification(
+        index=index, truncated=truncated, label=scores[0].label, score=scores[0].score, scores=scores[:top]
+    )
 
 
 def _vector(outcome: Outcome, encoding: str) -> list[float] | str:

@@ -62,11 +62,12 @@ class Classification(Answer):
     """The answer for one text or image.
 
     A classification task gives ``label``, ``score`` and ``scores``, the likeliest class first. A token task gives the
-    ``words`` that it read: a text longer than the task's `max_length` is cut off there.
+    ``words`` that it read. A text longer than the task's `max_length` is cut off there, and ``truncated`` says so.
     """
 
     object: Literal["classification"] = "classification"
     index: int
+    truncated: bool
     label: str | None = None
     score: float | None = None
     scores: list[Score] | None = None
