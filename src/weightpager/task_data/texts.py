@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -22,10 +22,14 @@ from weightpager.task_data.rows import label_ids, labels_of, read_rows, texts_of
 
 @dataclass(frozen=True)
 class Example:
-    """One text: token ids, and its class, or one label per token (`IGNORED` where none counts)."""
+    """One text: token ids, and its class, or one label per token (`IGNORED` where none counts).
+
+    ``cut`` is the number of tokens that the text has beyond these.
+    """
 
     tokens: Sequence[int]
     label: int | Sequence[int]
+    cut: int = field(default=0, compare=False, kw_only=True)
 
     @property
     def length(self) -> int:
@@ -81,7 +85,7 @@ class TextReader:
         rows = read_rows(path, where, self.text, self.label, most=most)
         ids = label_ids(labels_of(rows, self.label, where, nested=False), self.classes, where)
         encoded = self._tokenised(texts_of(rows, self.text, where), where)
-        return [Example(list(text.ids), label) for text, (label,) in zip(encoded, ids, strict=True)]
+        return [Example(list(text.ids), label, cut=text.cut) for text, (label,) in zip(encoded, ids, strict=True)]
 
     def _words(self, path: Path, where: str, most: int | None) -> list[Example]:
         rows = read_rows(path, where, self.text, self.label, most=most)
@@ -93,7 +97,7 @@ class TextReader:
                 raise CompileError(f"{where}: row {number}: expected one tag per token, found {counts}")
         encoded = self._tokenised([" ".join(these) for these in words], where)
         examples = [
-            Example(list(text.ids), first_pieces(these, tags, text.spans))
+            Example(list(text.ids), first_pieces(these, tags, text.spans), cut=text.cut)
             for text, these, tags in zip(encoded, words, ids, strict=True)
         ]
         for number, (example, these) in enumerate(zip(examples, words, strict=True), 1):

@@ -559,3 +559,28 @@ def test_a_repeated_message_among_many_is_no_mistake(tmp_path: Path, caplog: pyt
     task = texts(tmp_path, rows)
     tiny.jsonl(task.eval, [*rows[:1], *({"text": f"{a} {b} film", "label": a} for a in numbers for b in numbers)])
     assert warnings_of(task, caplog) == []
+
+
+@pytest.mark.parametrize(("own", "key"), [(None, "calibration.max_length"), (16, "tasks.spam.max_length")])
+def test_texts_that_are_cut_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, own: int | None, key: str
+) -> None:
+    rows = [{"text": " ".join(["film"] * words), "label": words % 2} for words in (*[3] * 34, *range(13, 19))]
+    task = texts(tmp_path, rows).model_copy(update={"max_length": own})
+    tiny.jsonl(task.eval, [{"text": "good", "label": 1}])
+    (found,) = warnings_of(task, caplog)
+    assert "tasks.spam.train (" in found
+    assert "4 of 40 texts have more tokens than max_length 16: they are cut there" in found
+    assert f"set {key} to 18, or" in found  # with 18, two are cut: one in twenty
+    caplog.clear()
+    read(task, 18)
+    assert not caplog.records
+
+
+def test_words_that_are_cut_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"tokens": ["film"] * (10 + n), "tags": ["XY"[n % 2]] * (10 + n)} for n in range(10)]
+    task = words(tmp_path, rows)
+    tiny.jsonl(task.eval, [{"tokens": ["good"], "tags": ["X"]}])
+    (found,) = warnings_of(task, caplog)
+    assert "5 of 10 texts have more tokens than max_length 16" in found
+    assert "to 21, or" in found

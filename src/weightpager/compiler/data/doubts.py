@@ -7,12 +7,16 @@ from collections.abc import Hashable, Iterator, Sequence
 from weightpager.task_data.completions import Completion
 from weightpager.task_data.held_out import Item
 from weightpager.task_data.images import Picture
+from weightpager.task_data.texts import Example
 
 FEW = 10
 """Training examples below which a warning is given."""
 
 SHARE = 0.05
 """Share of held-out items that another split may have, too: short messages repeat by nature."""
+
+CUT = 0.05
+"""Share of training texts that may be cut without a warning."""
 
 
 def of_labels(classes: Sequence[str]) -> Iterator[str]:
@@ -28,6 +32,17 @@ def of_few(train: Sequence[Item]) -> Iterator[str]:
     """Too little to learn from."""
     if len(train) < FEW:
         yield f"{len(train)} examples teach a task little, and its figures mean little; {FEW} are few already"
+
+
+def of_length(train: Sequence[Item], max_length: int, key: str) -> Iterator[str]:
+    """Texts that a task reads only a part of; ``key`` is that of its ``max_length`` in the task file."""
+    lengths = sorted(item.length + item.cut for item in train if isinstance(item, Example))
+    longer, may_be_cut = sum(length > max_length for length in lengths), int(CUT * len(lengths))
+    if longer > may_be_cut:
+        yield (
+            f"{longer} of {len(lengths)} texts have more tokens than max_length {max_length}: they are cut there, and "
+            f"texts in use will be; set {key} to {lengths[-1 - may_be_cut]}, or to what the model reads if that is less"
+        )
 
 
 def of_held_out(used: Sequence[Item], held_out: Sequence[Item], split: str = "training") -> Iterator[str]:

@@ -152,7 +152,7 @@ def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length
     splits = {"train": train, "eval": held_out, "validation": validation or ()}
     asked = _asked(name, task, reader, splits) if task.completes else None
     data = TaskData(task.kind, tuple(known), train, held_out, validation, collated, asked)
-    _warn(name, task, data)
+    _warn(name, task, data, max_length)
     return data
 
 
@@ -172,8 +172,10 @@ def _asked(name: str, task: TaskSpec, reader: Tokenizer, splits: Mapping[str, Se
     return Asked(reader, generation)
 
 
-def _warn(name: str, task: TaskSpec, data: TaskData) -> None:
+def _warn(name: str, task: TaskSpec, data: TaskData, max_length: int) -> None:
+    key = f"{'calibration' if task.max_length is None else f'tasks.{name}'}.max_length"
     warnings = [("train", task.train, doubts.of_labels(data.classes)), ("train", task.train, doubts.of_few(data.train))]
+    warnings.append(("train", task.train, doubts.of_length(data.train, max_length, key)))
     warnings.append(("eval", task.eval, doubts.of_held_out(data.train, data.eval)))
     warnings.append(("eval", task.eval, doubts.of_held_out(data.validation or (), data.eval, "validation")))
     if task.validation is not None and data.validation is not None:

@@ -124,7 +124,7 @@ class CalibrationSpec(Frozen):
 
     Attributes:
         items: training examples of each task.
-        max_length: tokens at which texts are cut, in training and evaluation too.
+        max_length: tokens at which texts are cut, in training and evaluation, and by the bundle's tasks in use.
         batch: examples at a time.
     """
 
