@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 import torch
+from blake3 import blake3
 
 import weightpager as wp
-from running import Running
+from running import Running, serving
 from weightpager.server.inputs.vocabulary import Vocabulary
 
 MESSAGES = [{"role": "user", "content": "one two"}]
@@ -102,6 +107,62 @@ def test_a_seed_draws_the_same_again(writer: Running) -> None:
     ]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
+
+
+def test_without_a_temperature_language_models_draw(writer: Running) -> None:
+    asked = {"model": "animals", "prompt": "cat", "max_tokens": 12}
+    texts = [
+        writer.openai.completions.create(**asked, seed=seed, **stated).choices[0].text  # type: ignore[call-overload]
+        for seed in range(4)
+        for stated in ({}, {"temperature": 1})
+    ]
+    assert texts[::2] == texts[1::2]
+    assert len(set(texts)) > 1
+
+
+@pytest.fixture(scope="module")
+def answering(writer_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The writer, of whose tasks "animals" is one of text generation."""
+    bundle = Path(shutil.copytree(writer_bundle, tmp_path_factory.mktemp("answering") / "writer.bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    (task,) = (task for task in manifest["tasks"] if task["name"] == "animals")
+    generation = {"prompts": "plain", "max_new_tokens": 12, "metrics": ["exact-match"]}
+    task |= {"kind": "text-generation", "generation": generation}
+    sealed = json.dumps(manifest).encode()
+    (bundle / "manifest.json").write_bytes(sealed)
+    (bundle / "manifest.blake3").write_text(blake3(sealed).hexdigest() + "\n")
+    with serving(bundle, backend="torch") as running:
+        yield running
+
+
+def test_without_a_temperature_text_generation_answers_as_eval(answering: Running) -> None:
+    prompts = ["cat", "dog cat", "cow", "one two"]
+    wanted = [found.label for found in answering.service.engine.predict("animals", prompts)]
+
+    def asked(**stated: Any) -> list[str]:
+        found = answering.openai.completions.create(model="animals", prompt=prompts, **stated)
+        return [choice.text.strip() for choice in found.choices]
+
+    for stated in ({}, {"seed": 3}, {"top_p": 1}, {"n": 1}, {"extra_body": {"temperature": None, "best_of": 1}}):
+        assert asked(**stated) == wanted
+    told = answering.openai.chat.completions
+    said: Any = [{"role": "user", "content": prompts[0]}]
+    assert (told.create(model="animals", messages=said).choices[0].message.content or "").strip() == wanted[0]
+    parts = [part.choices[0].delta.content or "" for part in told.create(model="animals", messages=said, stream=True)]
+    assert "".join(parts).strip() == wanted[0]
+
+
+def test_text_generation_draws_where_a_request_asks_for_it(answering: Running) -> None:
+    prompts = ["cat"] * 8
+
+    def asked(**stated: Any) -> set[str]:
+        found = answering.openai.completions.create(model="animals", prompt=prompts, **stated)
+        return {choice.text for choice in found.choices}
+
+    (greedy,) = asked()
+    for stated in ({"temperature": 1}, {"temperature": 1, "top_p": 0.99}, {"top_p": 0.99}):
+        assert asked(**stated) - {greedy}
+    assert asked(temperature=0, top_p=0.99) == {greedy}
 
 
 def test_a_temperature_near_zero_is_greedy(writer: Running) -> None:

@@ -82,9 +82,15 @@ def _work(
     if wanted is None and task.generation is not None:
         most = min(most, task.generation.max_new_tokens)
     room = service.vocabulary.room(ids, wanted, most, param)
-    temperature, top_p = (1.0 if value is None else value for value in (body.temperature, body.top_p))
-    sampling = Sampling() if temperature < _GREEDY else Sampling(temperature, top_p, body.seed)
-    return Generate(ids, room, sampling, body.stops)
+    return Generate(ids, room, _sampling(body, task), body.stops)
+
+
+def _sampling(body: GenerationBody, task: TaskEntry) -> Sampling:
+    """How tokens are drawn. Unless the request says so, a text-generation task answers as `eval` measures it."""
+    top_p = 1.0 if body.top_p is None else body.top_p
+    unstated = 0.0 if task.generation is not None and top_p == 1 else 1.0
+    temperature = unstated if body.temperature is None else body.temperature
+    return Sampling() if temperature < _GREEDY else Sampling(temperature, top_p, body.seed)
 
 
 async def _respond(

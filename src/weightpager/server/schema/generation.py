@@ -9,6 +9,15 @@ from pydantic import AfterValidator, Field
 from weightpager.server.schema.common import Answer, Body, Name, Text, TextsOrIds, Usage, encodable
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(encodable)]
+_Temperature = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="0 is greedy. Unless stated: 0 for a task of text generation while `top_p` is 1; 1 for others.",
+    ),
+]
 _Nothing = Annotated[list[Any], Field(max_length=0)] | None
 
 
@@ -30,7 +39,7 @@ class GenerationBody(Body):
     model: Name
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 is greedy.")] | None = 1.0
+    temperature: _Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
