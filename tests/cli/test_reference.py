@@ -28,6 +28,23 @@ def commands(group: Any, above: str = "") -> dict[str, Any]:
 
 COMMANDS = commands(ROOT)
 
+EXPLICIT = {
+    "bench --json",
+    "cache --clear",
+    "compile --force",
+    "demo --out",
+    "gc --drop",
+    "publish prune --keep",
+    "publish rotate --role",
+    "publish upload --delete",
+    "pull --keep",
+    "repack --force",
+    "repack --without",
+    "upgrade --force",
+    "verify --repair",
+}
+"""Options by which something is removed or overwritten: a variable that was left in a shell mustn't do that."""
+
 
 def test_the_page_is_up_to_date() -> None:
     assert page() == PAGE, "run: python -m weightpager.cli.reference > docs/cli.md"
@@ -42,10 +59,31 @@ def test_every_option_has_the_twin_that_the_page_names(name: str, monkeypatch: p
     for word in name.split():
         context = context.command.commands[word].make_context(word, [], parent=context, resilient_parsing=True)
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
-    for twin in named:
+    twins = {f"WEIGHTPAGER_{name}_{option.name}".upper().replace(" ", "_"): option for option in options}
+    for twin in twins:
         monkeypatch.setenv(twin, "1")
-    assert len(named) == len(options)
-    assert all(option.resolve_envvar_value(context) == "1" for option in options)
+    assert named == {twin for twin, option in twins.items() if option.resolve_envvar_value(context) == "1"}
+    without = {f"{name} {option.opts[0]}" for twin, option in twins.items() if twin not in named}
+    assert without == {option for option in EXPLICIT if option.startswith(f"{name} --")}
+
+
+def test_options_that_must_be_given_exist() -> None:
+    assert {option.rpartition(" ")[0] for option in EXPLICIT} < set(COMMANDS)
+
+
+def test_a_variable_that_was_left_removes_nothing(
+    weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path))
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "1MB")
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_CLEAR", "1")
+    entry = tmp_path / "compile" / "train-0.safetensors"
+    entry.parent.mkdir()
+    entry.touch()
+    assert weightpager("cache").code == 0
+    assert entry.exists()
+    assert weightpager("cache", "--clear").code == 0
+    assert not entry.exists()
 
 
 def test_every_command_has_help_with_an_example(weightpager: Command) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,11 +14,20 @@ from weightpager.config import LONGEST
 from weightpager.errors import ConfigError
 from weightpager.machine.packages import check_installed, not_installed
 
+
+def explicit_option(*flags: str, **settings: Any) -> Any:
+    """An option by which something is removed or overwritten; it takes no environment variable.
+
+    A variable that was left in a shell must not do that at the next run.
+    """
+    return typer.Option(*flags, allow_from_autoenv=False, **settings)
+
+
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
+Force = Annotated[bool, explicit_option("--force", help="Replace an existing bundle.")]
 Budget = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for weights, such as 64MiB. Default: all that the bundle holds."),

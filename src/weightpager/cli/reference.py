@@ -17,8 +17,10 @@ _HEAD = """# Commands
 
 Made by `python -m weightpager.cli.reference > docs/cli.md`; `weightpager COMMAND --help` says the same.
 
-A flag overrides the environment variable of the same option, and that overrides the default. Exit code 2 is wrong
-usage, 1 a failure, 130 Ctrl-C. Hints at what to do next go to standard error.
+A flag overrides the environment variable of the same option, and that overrides the default. Options by which something
+is removed or overwritten have no variable: one that was left in a shell would do it at the next run.
+
+Exit code 2 is wrong usage, 1 a failure, 130 Ctrl-C. Hints at what to do next go to standard error.
 
 `weightpager --install-completion` completes commands, options and the names of a bundle's tasks in bash, zsh, fish and
 PowerShell. In zsh the first Tab of a new shell only loads what was installed; the second one completes.
@@ -90,7 +92,7 @@ def _row(command: str, key: str, info: ArgumentInfo | OptionInfo, kind: Any, def
     value = info.metavar or _value(kind)
     return _cells(
         f"{flags} {value}".strip(),
-        f"`WEIGHTPAGER_{command}_{key}`".upper().replace(" ", "_"),
+        f"`WEIGHTPAGER_{command}_{key}`".upper().replace(" ", "_") if info.allow_from_autoenv else "",
         " ".join(words + _default(default)),
     )
 

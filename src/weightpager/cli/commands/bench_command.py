@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Quiet, extra
+from weightpager.cli.options import Quiet, explicit_option, extra
 from weightpager.cli.output_file import check_writable, write_file
 from weightpager.cli.progress import progress
 from weightpager.config import cache_dir, parse_bandwidth, stated_size
@@ -43,7 +43,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Times that every ordered pair of tasks is measured.")] = 5,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the order of visits and the prompts.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Less than three minutes: fewer methods and repeats.")] = False,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write everything to, as JSON.")] = None,
+    json: Annotated[Path | None, explicit_option(metavar="FILE", help="File to write everything to, as JSON.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure task switches, memory and speed of weightpager and of what people use today, side by side.

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from weightpager.cli import output
-from weightpager.cli.options import Json, Quiet, extra
+from weightpager.cli.options import Json, Quiet, explicit_option, extra
 from weightpager.cli.output_file import check_writable, write_file
 from weightpager.cli.progress import progress
 from weightpager.config import cache_dir
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("weightpager-demo.html"),
+    out: Annotated[Path, explicit_option("--out", "-o", help="Page to write.")] = Path("weightpager-demo.html"),
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -6,12 +6,10 @@ import shlex
 from functools import partial
 from typing import Annotated
 
-import typer
-
 from weightpager.bundle.garbage import collect
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import BundlePath, Json, Quiet
+from weightpager.cli.options import BundlePath, Json, Quiet, explicit_option
 from weightpager.cli.progress import progress
 
 
@@ -19,7 +17,7 @@ def gc(
     bundle: BundlePath,
     drop: Annotated[
         list[str] | None,
-        typer.Option(
+        explicit_option(
             "--drop", metavar="TASK", help="Remove a task first; may be given again.", autocompletion=task_names
         ),
     ] = None,

@@ -9,7 +9,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import BundlePath, Force, Json, Out, Quiet, extra
+from weightpager.cli.options import BundlePath, Force, Json, Out, Quiet, explicit_option, extra
 from weightpager.cli.progress import progress
 from weightpager.config import parse_size
 
@@ -22,7 +22,7 @@ def repack(
     out: Out,
     without: Annotated[
         list[str] | None,
-        typer.Option(
+        explicit_option(
             "--without", metavar="TASK", help="Leave a task out; may be given again.", autocompletion=task_names
         ),
     ] = None,

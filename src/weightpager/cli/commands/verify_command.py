@@ -14,7 +14,7 @@ from weightpager.bundle.repair.mend import Repair
 from weightpager.bundle.repair.mend import repair as repair_bundle
 from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
-from weightpager.cli.options import BundlePath, Json, Quiet
+from weightpager.cli.options import BundlePath, Json, Quiet, explicit_option
 from weightpager.cli.progress import progress
 from weightpager.errors import ConfigError
 
@@ -23,7 +23,7 @@ _MOST_NAMED = 20
 
 def verify(
     bundle: BundlePath,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is damaged, from another copy.")] = False,
+    repair: Annotated[bool, explicit_option("--repair", help="Mend what is damaged, from another copy.")] = False,
     from_bundle: Annotated[
         Path | None,
         typer.Option("--from", metavar="OTHER", help="Bundle to mend from: a copy, or one that shares pages."),

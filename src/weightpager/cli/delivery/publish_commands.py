@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from weightpager.cli import output
-from weightpager.cli.options import BundlePath, Json, Quiet, extra
+from weightpager.cli.options import BundlePath, Json, Quiet, explicit_option, extra
 from weightpager.cli.progress import progress
 from weightpager.delivery.names import checked_name
 
@@ -153,7 +153,7 @@ def refresh(
 def prune_(
     directory: Repository,
     keep: Annotated[
-        int, typer.Option(min=0, help="Versions of each bundle that stay beside those that channels show.")
+        int, explicit_option(min=0, help="Versions of each bundle that stay beside those that channels show.")
     ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     keys: Keys = None,
@@ -185,7 +185,7 @@ def rotate(
     directory: Repository,
     role: Annotated[
         Literal["root", "targets", "snapshot", "timestamp"],
-        typer.Option(help="Role whose keys are lost, stolen or old.", show_default=False),
+        explicit_option(help="Role whose keys are lost, stolen or old.", show_default=False),
     ],
     keys: Keys = None,
     json: Json = False,
@@ -211,7 +211,7 @@ def upload_(
     directory: Repository,
     url: Annotated[str, typer.Argument(metavar="URL", help="Such as s3://bucket/repository.", show_default=False)],
     delete: Annotated[
-        bool, typer.Option("--delete", help="Then remove from the store what the repository has no more.")
+        bool, explicit_option("--delete", help="Then remove from the store what the repository has no more.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -14,7 +14,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.delivery.checks import checks
-from weightpager.cli.options import Json, Quiet, bounded, extra
+from weightpager.cli.options import Json, Quiet, bounded, explicit_option, extra
 from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth
 from weightpager.delivery.names import checked_name
@@ -45,7 +45,7 @@ def pull(
         typer.Option(metavar="FILE", help="Root metadata that you trust; needed the first time of each NAME."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
-    keep: Annotated[int, typer.Option(min=1, help="Versions that stay, the one in use included.")] = 2,
+    keep: Annotated[int, explicit_option(min=1, help="Versions that stay, the one in use included.")] = 2,
     limit_rate: Annotated[
         str | None, typer.Option(metavar="SIZE/s", help="Fetch no faster than this, such as 500KB/s.")
     ] = None,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-import typer
-
 from weightpager.cli import output
-from weightpager.cli.options import Json, extra
+from weightpager.cli.options import Json, explicit_option, extra
 from weightpager.config import format_duration
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove everything from the cache.")] = False,
+    clear: Annotated[bool, explicit_option("--clear", help="Remove everything from the cache.")] = False,
     json: Json = False,
 ) -> None:
     """List what compiles have kept for each other: trained dense models, their scores, calibrations.
