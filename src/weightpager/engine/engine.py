@@ -18,10 +18,12 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.errors import ConfigError
+from weightpager.engine.task_holds import deadline_after
+from weightpager.errors import BusyError, ConfigError
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
+from weightpager.runtime.paging.switch_request import seconds_until
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prefetch.prefetcher import Prefetcher
 from weightpager.store import LocalStore, PageStore
@@ -73,6 +75,7 @@ class Engine(EngineMaintenance):
         weakref.finalize(self, _in_process, process, monitor.close)
         super().__init__(opened, monitor, config)
         self._lock = threading.RLock()  # closing; never kept while storage works
+        self._predicting = {name: threading.Lock() for name in self._real_time}  # one prediction of each at a time
         self._current: str | None = None
         self._enter_real_time()
         if config.prefetch:
@@ -186,6 +189,9 @@ class Engine(EngineMaintenance):
         given up after as much of the new one as possible has been loaded. With ``wait=False`` it is left at once, and
         the module runs while its pages are loaded.
 
+        Activations, predictions and reloads of several threads follow one another, whatever would fit together. The
+        timeout bounds this wait, too.
+
         Args:
             name: of the task.
             wait: whether to return only when all pages are there, as of `task`.
@@ -201,11 +207,13 @@ class Engine(EngineMaintenance):
             SwitchFailedError: loading failed after the previous task was given up; no task is current.
         """
         self._check_open()
-        with self._activating:
+        deadline = deadline_after(timeout)
+        with self._turn_to_activate(deadline):
             if name == self._current and (again := self._holds.enter_again(name, wait=wait)) is not None:
                 return again
             previous = None if name == self._current else self._current
-            module = self._holds.hold(name, previous, self._leave_current, wait=wait, timeout=timeout)
+            left = seconds_until(deadline)
+            module = self._holds.hold(name, previous, self._leave_current, wait=wait, timeout=left)
             still_held, self._current = self._current, name
             if still_held is not None:
                 self._holds.release(still_held)
@@ -236,7 +244,9 @@ class Engine(EngineMaintenance):
         """A task's answers to texts, or to images by their paths.
 
         The task is current meanwhile and afterwards: predictions and activations of several threads follow one another.
-        Each input is read alone, as ``weightpager run`` does it. Errors are those of `activate`, too.
+        A real-time task doesn't become current. Its predictions follow one another, and wait neither for other tasks'
+        predictions nor for loads. Each input is read alone, as ``weightpager run`` does it. Errors are those of
+        `activate`, too.
 
         Args:
             name: of the task.
@@ -255,10 +265,9 @@ class Engine(EngineMaintenance):
             ImageError: a path leads to no image that can be used; it is named.
         """
         self._check_open()
-        with self._activating:
-            entry = self.bundle.task(name)
-            asked = checked(entry, inputs, max_new_tokens)  # what is refused costs no switch
-            self.activate(name)
+        asked = checked(self.bundle.task(name), inputs, max_new_tokens)  # what is refused neither waits nor switches
+        with self._turn_to_predict(name):
+            entry = self.bundle.task(name)  # which a reload may have changed meanwhile
             return predict(
                 self.model(name), self._readers.own(self.bundle), entry, asked, max_new_tokens=max_new_tokens
             )
@@ -306,6 +315,35 @@ class Engine(EngineMaintenance):
         except BaseException:
             self.close()
             raise
+
+    @contextmanager
+    def _turn_to_activate(self, deadline: float | None) -> Iterator[None]:
+        """Keep out what else changes the current task, or the bundle.
+
+        Raises:
+            BusyError: the deadline has passed meanwhile.
+        """
+        left = seconds_until(deadline)
+        if not self._activating.acquire(timeout=-1 if left is None else left):
+            raise BusyError(
+                "another thread's activation, prediction or reload was still going on when the timeout passed; "
+                "try again, or allow more time"
+            )
+        try:
+            yield
+        finally:
+            self._activating.release()
+
+    @contextmanager
+    def _turn_to_predict(self, name: str) -> Iterator[None]:
+        """Keep a task active: a real-time one, which always has room, beside others, any other as the current one."""
+        if name in self._real_time:
+            with self._predicting[name], self.task(name):
+                yield
+        else:
+            with self._activating:
+                self.activate(name)
+                yield
 
     def _leave_current(self) -> None:
         if self._current is not None:

@@ -22,7 +22,7 @@ class EngineMaintenance(EngineView):
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, config: EngineConfig) -> None:
         super().__init__(opened, monitor, config.real_time)
-        self._activating = threading.RLock()  # `activate`, `deactivate` and `predict`, one after the other
+        self._activating = threading.RLock()  # the current task and the bundle: whoever changes either, or predicts
         self._changing = threading.Lock()  # budget or bundle
         self._holds = TaskHolds(opened, self._switches, self._real_time)
         self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch

@@ -67,7 +67,7 @@ class TaskHolds:
             name,
             previous=None if previous is None else self._open.tasks[previous].number,
             give_up=give_up,
-            deadline=_deadline(timeout),
+            deadline=deadline_after(timeout),
             wait=wait,
             priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
             expected_uses=partial(uses_after, task.number, self._open, self._switches.monitor),
@@ -136,8 +136,12 @@ class TaskHolds:
             self.prefetcher.tell(Switched(task, time.monotonic(), stats))
 
 
-def _deadline(timeout: float | None) -> float | None:
-    """When a timeout that begins now ends, by `time.monotonic`."""
+def deadline_after(timeout: float | None) -> float | None:
+    """When a timeout that begins now ends, by `time.monotonic`; None without one.
+
+    Raises:
+        ConfigError: it is no number of seconds.
+    """
     if timeout is None:
         return None
     if not timeout >= 0:

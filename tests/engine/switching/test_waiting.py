@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,18 @@ from transformers.utils import logging as transformers_logging
 import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, hanging, settle
+from weightpager.answers.predict import predict
 from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch import task_module
 from weightpager.backends.torch.model.architecture import empty_module, read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
-from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
+from weightpager.errors import BudgetError, BundleError, BusyError, ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.paging.reads.page_waits import PendingPages
 from weightpager.runtime.paging.task_gate import TaskGate
+
+TEXTS = ["red cat"]
 
 
 def by_pages(bundle: Bundle) -> list[str]:
@@ -36,6 +41,26 @@ def by_pages(bundle: Bundle) -> list[str]:
 def waits(thread: InThread) -> None:
     thread.join(0.1)
     assert thread.is_alive()
+
+
+@contextmanager
+def computing(engine: wp.Engine, task: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[InThread]:
+    """Another thread's prediction, which computes until the block ends."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(model: Any, reader: Any, entry: Any, *rest: Any, **options: Any) -> Any:
+        if entry.name == task:
+            begun.set()
+            assert go_on.wait(20)
+        return predict(model, reader, entry, *rest, **options)
+
+    monkeypatch.setattr("weightpager.engine.engine.predict", slow)
+    prediction = InThread(lambda: engine.predict(task, TEXTS))
+    assert begun.wait(20)
+    try:
+        yield prediction
+    finally:
+        go_on.set()
 
 
 def test_a_budget_that_grows_makes_room_for_who_waits_for_it(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
@@ -123,6 +148,54 @@ def test_a_real_time_task_asked_for_while_another_is_given_up_does_not_wait_for_
         waits(switching)
         store.resume()
         assert torch.equal(logits(switching.result()), expected[new])
+
+
+def test_a_timeout_bounds_waiting_for_a_prediction(
+    bundle: Bundle, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        wanted = engine.predict("animal", TEXTS)
+        with computing(engine, "animal", monkeypatch) as prediction:
+            with pytest.raises(BusyError, match="prediction or reload was still going on when the timeout passed"):
+                engine.activate("weather", timeout=0.05)
+            assert prediction.is_alive()
+            waiting = InThread(lambda: engine.activate("weather", timeout=20))
+            waits(waiting)
+        assert prediction.result() == wanted
+        assert torch.equal(logits(waiting.result()), expected["weather"])
+
+
+def test_a_real_time_task_predicts_beside_another_prediction(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with wp.Engine.from_pretrained(bundle.path, real_time=["weather"]) as engine:
+        wanted = {task: engine.predict(task, TEXTS) for task in ("weather", "animal")}
+        with computing(engine, "animal", monkeypatch) as prediction:
+            beside = InThread(lambda: engine.predict("weather", TEXTS))
+            assert beside.result() == wanted["weather"]
+            assert prediction.is_alive()
+        assert prediction.result() == wanted["animal"]
+        assert engine._current == "animal"
+
+
+def test_predictions_of_one_real_time_task_follow_one_another(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with wp.Engine.from_pretrained(bundle.path, real_time=["weather"]) as engine:
+        wanted = engine.predict("weather", TEXTS)
+        with computing(engine, "weather", monkeypatch) as prediction:
+            monkeypatch.undo()
+            other = InThread(lambda: engine.predict("weather", TEXTS))
+            waits(other)
+        assert prediction.result() == other.result() == wanted
+
+
+def test_a_real_time_task_predicts_while_another_is_loaded(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with hanging(bundle, io_threads=1, real_time=("weather",)) as (engine, store):
+        wanted = engine.predict("weather", TEXTS)
+        store.hang()
+        loading = InThread(lambda: engine.activate("animal"))
+        waits(loading)
+        assert InThread(lambda: engine.predict("weather", TEXTS)).result() == wanted
+        assert loading.is_alive()
+        store.resume()
+        assert torch.equal(logits(loading.result()), expected["animal"])
 
 
 def test_a_task_that_is_built_keeps_nobody_from_entering_another(
