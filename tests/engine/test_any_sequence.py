@@ -174,7 +174,9 @@ def test_any_sequence(
             )
             self.engine = wp.Engine(bundle, config, lambda _: self.store, staging)
             if ahead:
-                self.engine._prefetcher.renew(replace(self.engine._policy(), trial=Always(lambda: None)))
+                self.engine._prefetching.prefetcher.renew(
+                    replace(self.engine._prefetching.policy(), trial=Always(lambda: None))
+                )
             self.current: str | None = None
             self.nested: list[tuple[str, ExitStack]] = []
             self.pinned: list[str] = []
@@ -351,7 +353,7 @@ def test_any_sequence(
                 room = self.engine._memory.tables
                 assert room.taken <= room.size
                 assert room.in_use == sum(self.engine._open.tasks[task].tables.nbytes for task in self.in_use())
-            assert not ahead or self.engine._prefetcher._thread.is_alive()
+            assert not ahead or self.engine._prefetching.prefetcher._thread.is_alive()
 
         @invariant()
         def every_task_in_use_is_right(self) -> None:

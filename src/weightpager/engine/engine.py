@@ -25,7 +25,6 @@ from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.switch_request import seconds_until
 from weightpager.runtime.prediction.planner import Planner
-from weightpager.runtime.prefetch.prefetcher import Prefetcher
 from weightpager.store import LocalStore, PageStore
 
 
@@ -74,14 +73,12 @@ class Engine(EngineMaintenance):
         monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, process, monitor.close)
         super().__init__(opened, monitor, config)
+        weakref.finalize(self, _in_process, process, self._prefetching.close)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._predicting = {name: threading.Lock() for name in self._real_time}  # one prediction of each at a time
         self._current: str | None = None
         self._enter_real_time()
-        if config.prefetch:
-            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
-            self._holds.prefetcher = self._prefetcher
-            weakref.finalize(self, _in_process, process, self._prefetcher.close)
+        self._prefetching.start()
 
     @classmethod
     def from_pretrained(
@@ -297,8 +294,7 @@ class Engine(EngineMaintenance):
             closing.callback(self.deactivate)
             closing.callback(self.monitor.close)
             closing.callback(self._residency.close)
-            if self._prefetcher is not None:
-                closing.callback(self._prefetcher.close)
+            closing.callback(self._prefetching.close)
 
     def __enter__(self) -> Engine:
         return self

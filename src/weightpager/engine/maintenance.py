@@ -8,24 +8,21 @@ from functools import partial
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.prefetch_policy import prefetch_policy, uses_after
+from weightpager.engine.prefetch_policy import uses_after
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.engine.view import EngineView
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.paging.switch_request import SwitchRequest
-from weightpager.runtime.prediction.planner import Planner
-from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 
 
 class EngineMaintenance(EngineView):
     """The part of `Engine` that changes its memory and its bundle."""
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, config: EngineConfig) -> None:
-        super().__init__(opened, monitor, config.real_time)
+        super().__init__(opened, monitor, config)
         self._activating = threading.RLock()  # the current task and the bundle: whoever changes either, or predicts
         self._changing = threading.Lock()  # budget or bundle
-        self._holds = TaskHolds(opened, self._switches, self._real_time)
-        self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
+        self._holds = TaskHolds(opened, self._switches, self._real_time, self._prefetching)
 
     def pin(self, name: str) -> None:
         """Load a task and keep its pages until `unpin`, so that switching to it never waits for storage.
@@ -90,7 +87,7 @@ class EngineMaintenance(EngineView):
         self._check_open()
         with self._changing:
             self._open.resize(parse_size(budget, "budget"))
-            self._renew_policy()
+            self._prefetching.renew()
 
     def repair(self) -> list[int]:
         """Reload those pages in place that `verify` finds damaged. Returns their numbers.
@@ -122,12 +119,5 @@ class EngineMaintenance(EngineView):
         self._check_open()
         with self._activating, self._changing:
             change = self._open.reload()
-            self._renew_policy()
+            self._prefetching.renew()
             return change
-
-    def _policy(self) -> PrefetchPolicy:
-        return prefetch_policy(self._open, self.monitor, self._planner, self._real_time)
-
-    def _renew_policy(self) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.renew(self._policy())

@@ -10,34 +10,34 @@ from typing import Any
 
 from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import uses_after
+from weightpager.engine.prefetching import Prefetching
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
-from weightpager.runtime.prefetch.prefetcher import Prefetcher, Switched
 
 
 class TaskHolds:
     """Brings tasks in, lets their layers read while they are held, and tells of every switch.
 
     Safe to use from several threads.
-
-    Attributes:
-        prefetcher: is told of every switch; None where there is none.
     """
 
-    def __init__(self, opened: OpenBundle, switches: SwitchLog, real_time: Collection[str]) -> None:
+    def __init__(
+        self, opened: OpenBundle, switches: SwitchLog, real_time: Collection[str], prefetching: Prefetching
+    ) -> None:
         """Nobody holds a task.
 
         Args:
             opened: the bundle.
             switches: keeps their reports.
             real_time: tasks whose pages are read before others'.
+            prefetching: is told of every switch.
         """
         self._open = opened
         self._switches = switches
         self._real_time = real_time
-        self.prefetcher: Prefetcher | None = None
+        self._prefetching = prefetching
         self._lock = threading.RLock()  # pins; never kept while storage works
 
     def hold(
@@ -88,7 +88,7 @@ class TaskHolds:
             seconds, waited = time.perf_counter() - start, load is None
             before = self._switches.record_switch(name, stats, seconds, waited=waited, is_visit=is_visit)
             if is_visit and before != name:
-                self._tell(task.number, stats)
+                self._prefetching.tell(task.number, stats)
         except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
             self.release(name)
             raise
@@ -108,7 +108,7 @@ class TaskHolds:
         if not task.gate.is_ready and (wait or task.gate.has_failed):
             return None
         if self._switches.monitor.record(name) != name:
-            self._tell(task.number, LoadStats())
+            self._prefetching.tell(task.number, LoadStats())
         return task.module
 
     def pin(self, name: str) -> None:
@@ -130,10 +130,6 @@ class TaskHolds:
                 raise TaskNotActiveError(f"task {name!r} is not pinned")
             task.pins -= 1
         self.release(name)
-
-    def _tell(self, task: int, stats: LoadStats) -> None:
-        if self.prefetcher is not None:
-            self.prefetcher.tell(Switched(task, time.monotonic(), stats))
 
 
 def deadline_after(timeout: float | None) -> float | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from weightpager.answers.model import ModelLimits
 from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.opened.open_task import OpenTask
-from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
+from weightpager.engine.prefetching import Prefetching
+from weightpager.engine.report import EngineReport, ResidencyMap, RowReport, SwitchReport
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import EngineClosedError
 from weightpager.machine.packages import needing_torch
@@ -22,22 +24,21 @@ from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.slots import ABSENT
-from weightpager.runtime.prefetch.prefetcher import Prefetcher
 
 
 class EngineView:
     """The part of `Engine` that only looks on."""
 
-    def __init__(self, opened: OpenBundle, monitor: TaskMonitor, real_time: Iterable[str]) -> None:
+    def __init__(self, opened: OpenBundle, monitor: TaskMonitor, config: EngineConfig) -> None:
         self.monitor = monitor
         self._open = opened
         self._residency, self._memory = opened.residency, opened.memory
-        self._real_time = frozenset(real_time)
+        self._real_time = frozenset(config.real_time)
         self._process = os.getpid()
         self._closed = False
         self._switches = SwitchLog(opened, monitor)
         self._forecasts = Forecasts(opened, monitor)
-        self._prefetcher: Prefetcher | None = None
+        self._prefetching = Prefetching(opened, monitor, config.prefetch, self._real_time)
         self._readers = InputReaders(opened.backend)
 
     @property
@@ -135,7 +136,7 @@ class EngineView:
             working_set_pages=self._switches.working_set(),
             reloaded_pages=blocks.reloads,
             switches=self._switches.latest(),
-            prefetch=self._prefetch_report(),
+            prefetch=self._prefetching.report(),
             rows=self._row_report(),
         )
 
@@ -189,9 +190,3 @@ class EngineView:
         return RowReport(
             rows.rows, rows.resident, rows.resident_bytes, counts.lookups, counts.hits, counts.faults, counts.bytes
         )
-
-    def _prefetch_report(self) -> PrefetchReport | None:
-        if self._prefetcher is None:
-            return None
-        score = self._prefetcher.score
-        return PrefetchReport(self._prefetcher.pays, self._residency.prefetched, score.hit_rate, score.log_loss)

@@ -194,7 +194,7 @@ def test_a_planner_may_close_the_engine(bundle: Bundle, threads: Callable[[], li
 def test_a_budget_is_known_to_loading_ahead_before_the_next_one_comes(bundle: Bundle) -> None:
     with wp.Engine(bundle, EngineConfig(prefetch=True)) as engine:
         slots = engine.report().slots
-        with engine._prefetcher._changed:  # type: ignore[union-attr]
+        with engine._prefetching.prefetcher._changed:  # type: ignore[union-attr]
             first = threading.Thread(target=engine.set_budget, args=(room_for(bundle, "animal"),))
             first.start()
             until(lambda: engine.blocks.slots < slots)
@@ -221,10 +221,10 @@ def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
             made.append(prefetch_policy(*arguments))
             engine.activate("number")
             if learnt:
-                until(lambda: engine._prefetcher._policy.expected.current == number)  # type: ignore[union-attr]
+                until(lambda: engine._prefetching.prefetcher._policy.expected.current == number)  # type: ignore[union-attr]
             return made[0]
 
-        monkeypatch.setattr("weightpager.engine.maintenance.prefetch_policy", slow)
+        monkeypatch.setattr("weightpager.engine.prefetching.prefetch_policy", slow)
         engine.set_budget(room_for(bundle, *TASKS))
         until(lambda: made[0].expected.current == number)
 
@@ -273,12 +273,12 @@ def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> Non
         engine.activate("animal")
         assert asked.wait(60)
         engine.set_budget(room_for(bundle, "animal", "number"))
-        told = engine._prefetcher._newer  # type: ignore[union-attr]
+        told = engine._prefetching.prefetcher._newer  # type: ignore[union-attr]
         for _ in range(600):
             for task in ("weather", "animal"):
                 engine.activate(task)
         answer.set()
-        until(lambda: engine._prefetcher._policy is told)  # type: ignore[union-attr]
+        until(lambda: engine._prefetching.prefetcher._policy is told)  # type: ignore[union-attr]
 
 
 def test_it_ends_with_an_engine_that_nobody_keeps(bundle: Bundle, threads: Callable[[], list[str]]) -> None:

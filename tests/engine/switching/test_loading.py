@@ -592,8 +592,8 @@ def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.
             worker.join(600)
             worker.result()
         if ahead:
-            assert engine._prefetcher._thread.is_alive()
-            engine._prefetcher.close()
+            assert engine._prefetching.prefetcher._thread.is_alive()
+            engine._prefetching.prefetcher.close()
         settle(engine)
         assert engine.report().active == ()
     assert min(done) > 0
