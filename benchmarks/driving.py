@@ -2,8 +2,8 @@
 
     python -m benchmarks.driving
 
-Makes the scenes, the model and both bundles in the cache, unless they are there, and prints what to run next. It takes
-about ten minutes on one core.
+Makes the scenes, the model, the bundle and its companions in the cache, unless they are there, and prints what to run
+next. It takes about a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.results import command
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.cli.progress import progress
@@ -24,6 +25,8 @@ from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_dir
+from weightpager.lab.companions.build import build_companions, companions_in
+from weightpager.lab.contest.results.subject import Subject
 from weightpager.lab.samples.download.building import key_of
 from weightpager.lab.samples.road import driving, road_model
 from weightpager.lab.traces import TRACES
@@ -61,21 +64,20 @@ def main(
 ) -> None:
     """Make the bundles."""
     with progress() as told:
-        aligned, unaligned = bundles(cache_dir(), told, quick=quick)
-    for score in read_report(aligned).tasks:
+        made = bundles(cache_dir(), told, quick=quick)
+    for score in read_report(made.bundle).tasks:
         typer.echo(f"{score.name}: {score.metric}, dense {score.dense:.4f}, sparse {score.sparse:.4f}")
-    pair = f"{NAME}={aligned.path}={unaligned.path}"
-    typer.echo(f'python -m benchmarks.results --json docs/results.json --only driving --seconds 30 --bundle "{pair}"')
+    typer.echo(command("driving", NAME, made))
 
 
-def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle, Bundle]:
-    """The bundle, and the same without alignment; compiled unless the cache has them."""
+def bundles(cache: Path, progress: Any, *, quick: bool = False) -> Subject:
+    """The bundle and its companions; compiled together unless the cache has all of them."""
     samples = driving.driving(cache, **(_QUICK_DATA if quick else {}), report=typer.echo)
     model = road_model.road_model(cache, samples, **(_QUICK_MODEL if quick else {}), report=typer.echo)
     settings = {**_SETTINGS, **(_QUICK_SETTINGS if quick else {})}
     folder = cache / "benchmarks" / f"driving-{key_of(model=model.name, settings=settings)}"
-    paths = {folder / "aligned.bundle": settings["alignment"], folder / "unaligned.bundle": 0.0}
-    if not all(path.is_dir() for path in paths):
+    path = folder / "aligned.bundle"
+    if not (path.is_dir() and companions_in(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         trace = folder / "drive.trace.jsonl"
         write_trace(trace, visits())
@@ -84,14 +86,11 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
         journal = Journal(folder / "journal", compile_identity(task_file))
         run = CompileRun(progress, journal)
         prepared = prepare(task_file, run)
-        for path, alignment in paths.items():
-            own = prepared.changed(alignment=alignment, compare="dense" if alignment else "none")
-            with writing(path, force=True) as writer:
-                seconds, memory = dict(run.seconds), dict(run.peak_memory)
-                build(writer, own, CompileRun(progress, journal.part(path.stem), seconds=seconds, peak_memory=memory))
+        build_companions(prepared, folder, run)
+        with writing(path, force=True) as writer:
+            build(writer, prepared.changed(compare="dense"), run)
         journal.remove()
-    aligned, unaligned = map(Bundle.open, paths)
-    return aligned, unaligned
+    return Subject(Bundle.open(path), companions_in(folder))
 
 
 def visits() -> tuple[Visit, ...]:

@@ -3,11 +3,14 @@
     python -m benchmarks.results --json docs/results.json
     python -m benchmarks.results --json docs/results.json --only "half a billion"
 
-Contests of compiled bundles run where ``--bundle "NAME=PATH"`` names them.
+Contests of compiled bundles run where ``--bundle "NAME=PATH"`` names them. Their companions follow, in this order:
+``"NAME=PATH=UNALIGNED=ALL-BLOCKS=ONE-MASK"``. What is empty, or left out at the end, takes no part.
+`benchmarks.assistant` and `benchmarks.driving` make all of these bundles, and print the command.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +22,12 @@ from benchmarks import provenance
 from benchmarks.report import results_file
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
+from weightpager.lab.companions.companion import COMPANIONS
 from weightpager.lab.contest.results.plan import Plan
 from weightpager.lab.contest.results.result import Limits
+from weightpager.lab.contest.results.subject import Subject
 from weightpager.lab.contest.run import run_contest
-from weightpager.lab.synthetic_bundle import billion, bundle_of, quarter_kept
+from weightpager.lab.synthetic_bundle import billion, bundle_of, companions_of, quarter_kept
 from weightpager.page_dtype import PageDtype
 
 SYNTHETIC = {"half a billion parameters, random": quarter_kept, "one billion parameters, random": billion}
@@ -34,7 +39,9 @@ MEMORY, OF_BILLIONS = "2GiB", "4GiB"
 
 def main(
     json: Annotated[Path, typer.Option(help="File of results.")],
-    bundle: Annotated[list[str] | None, typer.Option(help="A compiled one: NAME=PATH, or NAME=PATH=UNALIGNED.")] = None,
+    bundle: Annotated[
+        list[str] | None, typer.Option(help="A compiled one: NAME=PATH, or NAME=PATH=UNALIGNED=ALL-BLOCKS=ONE-MASK.")
+    ] = None,
     only: Annotated[str, typer.Option(help="Only contests with this in their names.")] = "",
     memory: Annotated[
         str | None, typer.Option(help=f"Of every process; {MEMORY}, {OF_BILLIONS} for a billion.")
@@ -46,14 +53,14 @@ def main(
     seconds: Annotated[float, typer.Option(help="For the pairs of one method.")] = 60.0,
 ) -> None:
     """Run contests."""
-    for name, ours, unaligned, is_random in _subjects(bundle or [], only, dtype):
+    for name, subject in _subjects(bundle or [], only, dtype):
         plan = Plan(
-            ours,
-            unaligned,
+            subject.bundle,
+            subject.companions,
             Limits(memory=parse_size(memory or memory_of(name)), storage=int(parse_bandwidth(storage)), cpus=cpus),
             repeats=repeats,
             seconds=seconds,
-            random_weights=is_random,
+            random_weights=subject.random_weights,
             command=provenance.command("benchmarks.results"),
         )
         found = run_contest(plan, lambda stage, done, total: typer.echo(f"{stage} {done}/{total}", err=True))
@@ -68,20 +75,45 @@ def memory_of(name: str) -> str:
     return OF_BILLIONS if name.startswith("one billion") else MEMORY
 
 
-def _subjects(named: list[str], only: str, dtype: str) -> Iterator[tuple[str, Bundle, Bundle | None, bool]]:
-    """Names, bundles, the same without alignment, and whether their weights are random."""
+def _subjects(named: list[str], only: str, dtype: str) -> Iterator[tuple[str, Subject]]:
+    """Names of contests, and what they are about."""
     for text in named:
-        name, path, *unaligned = text.split("=")
+        name = text.partition("=")[0]
         if only in name:
-            yield name, Bundle.open(path), Bundle.open(unaligned[0]) if unaligned else None, False
+            yield name, named_subject(text)
     folder = cache_dir() / "benchmarks" / "contest"
     known: PageDtype = TypeAdapter(PageDtype).validate_python(dtype)
     for name, recipe in SYNTHETIC.items():
         if only in name:
-            ours, unaligned_bundle = (
-                bundle_of(recipe(aligned=aligned).stored_in(known), folder, typer.echo) for aligned in (True, False)
-            )
-            yield name, ours, unaligned_bundle, True
+            ours = bundle_of(recipe().stored_in(known), folder, typer.echo)
+            yield name, Subject(ours, companions_of(recipe(), folder, typer.echo, known), random_weights=True)
+
+
+def named_subject(text: str) -> Subject:
+    """The bundles that a ``--bundle`` names.
+
+    Raises:
+        typer.BadParameter: it names none, or too many.
+        BundleError: one can't be opened.
+    """
+    _, *paths = text.split("=")
+    if not 1 <= len(paths) <= 1 + len(COMPANIONS):
+        raise typer.BadParameter(
+            f"expected NAME=PATH, or NAME=PATH=UNALIGNED=ALL-BLOCKS=ONE-MASK, found {text!r}", param_hint="--bundle"
+        )
+    ours, *others = paths
+    companions = zip(COMPANIONS, others, strict=False)
+    return Subject(Bundle.open(ours), {name: Bundle.open(path) for name, path in companions if path})
+
+
+def command(only: str, name: str, subject: Subject) -> str:
+    """What runs the contest of compiled bundles; ``only`` is in its name and in no other's."""
+    others = (subject.companions.get(companion) for companion in COMPANIONS)
+    text = "=".join([name, str(subject.bundle.path), *(str(bundle.path) if bundle else "" for bundle in others)])
+    return (
+        f"python -m benchmarks.results --json docs/results.json --only {shlex.quote(only)} --seconds 30 "
+        f"--bundle {shlex.quote(text.rstrip('='))}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from benchmarks.driving import NAME, TASK_OF, bundles, visits
 from benchmarks.readme import ROOT
 from benchmarks.report import results_file, run
 from parity import other_classes
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.lab.companions.companion import COMPANIONS, check
 from weightpager.lab.samples.road.road_scene import CLASSES
 from weightpager.lab.traces.drive import CHAIN
 
@@ -39,11 +41,19 @@ def test_the_name_says_what_it_is() -> None:
 @pytest.mark.slow
 def test_bundles_are_made_once(tmp_path: Path) -> None:
     said: list[str] = []
-    aligned, unaligned = bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
-    assert list(aligned.tasks) == list(unaligned.tasks) == list(CLASSES)
+    made = bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
+    aligned, unaligned, all_blocks = made.bundle, made.companions["unaligned"], made.companions["all_blocks"]
+    assert list(aligned.tasks) == list(CLASSES)
+    assert list(made.companions) == list(COMPANIONS)
+    check(aligned, made.companions)
     found = other_classes(aligned)  # native code's, of all held-out images
     assert not any(found.values()), found
     assert unaligned.manifest.alignment == 0
+    assert made.companions["one_mask"].manifest.alignment is None
+    assert {len(all_blocks.kept_locations(task)) * all_blocks.block_bytes for task in CLASSES} == {
+        all_blocks.dense_bytes
+    }
+    assert read_report(all_blocks).recover == "none"
     matrix = np.array(aligned.manifest.transitions)
     assert np.array_equal(matrix, unaligned.manifest.transitions)
     assert matrix.max() > 0.5  # a drive isn't uniform

@@ -10,13 +10,13 @@ from transformers import Qwen2Config
 
 import weightpager as wp
 from weightpager.blocks import BlockShape
-from weightpager.lab.synthetic_bundle import Recipe, bundle_of
+from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.lab.companions.companion import COMPANIONS, check
+from weightpager.lab.synthetic_bundle import Recipe, bundle_of, companions_of
 from weightpager.page_dtype import PageDtype
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
-def test_a_synthetic_bundle_runs(dtype: PageDtype, tmp_path: Path) -> None:
+def tiny() -> Recipe:
     config = Qwen2Config(
         hidden_size=64,
         intermediate_size=96,
@@ -27,10 +27,35 @@ def test_a_synthetic_bundle_runs(dtype: PageDtype, tmp_path: Path) -> None:
         tie_word_embeddings=True,
         dtype=torch.bfloat16,
     )
-    recipe = Recipe("tiny", config, BlockShape(8, 16), tasks=2, density=0.5, common=0.4).stored_in(dtype)
-    bundle = bundle_of(recipe, tmp_path, lambda _: None)
+    return Recipe("tiny", config, BlockShape(8, 16), tasks=2, density=0.5, common=0.4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_a_synthetic_bundle_runs(dtype: PageDtype, tmp_path: Path) -> None:
+    bundle = bundle_of(tiny().stored_in(dtype), tmp_path, lambda _: None)
     assert bundle.manifest.dtype == dtype
     with wp.Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
         for task in bundle.tasks:
             found = engine.activate(task)(input_ids=torch.tensor([[1, 2, 3]])).logits
             assert found.isfinite().all()
+
+
+@pytest.mark.slow
+def test_companions_have_the_same_tasks_and_other_blocks(tmp_path: Path) -> None:
+    bundle = bundle_of(tiny().stored_in("int4"), tmp_path, lambda _: None)
+    companions = companions_of(tiny(), tmp_path, lambda _: None, "int4")
+    assert list(companions) == list(COMPANIONS)
+    check(bundle, companions)
+    kept = {
+        name: {len(each.kept_locations(task)) * each.block_bytes / each.dense_bytes for task in each.tasks}
+        for name, each in companions.items()
+    }
+    assert kept == {"unaligned": {0.5}, "all_blocks": {1.0}, "one_mask": {0.5}}
+    overlaps = {name: mean_overlap(overlap(each)) for name, each in companions.items()}
+    assert overlaps["all_blocks"] == overlaps["one_mask"] == 1
+    assert overlaps["unaligned"] < mean_overlap(overlap(bundle))
+    with wp.Engine.from_pretrained(companions["one_mask"].path) as engine:
+        for task in bundle.tasks:
+            engine.activate(task)
+        assert [switch.bytes for switch in engine.report().switches[1:]] == [0]

@@ -26,6 +26,7 @@ from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.masks import Keep
+from weightpager.lab.companions.companion import COMPANIONS, Name
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
@@ -62,24 +63,28 @@ class Recipe:
         """The same with pages of another dtype."""
         return self if dtype == self.dtype else replace(self, name=f"{self.name} {dtype}", dtype=dtype)
 
+    def companion(self, name: Name) -> Recipe:
+        """A companion of the same: unaligned tasks overlap by the density."""
+        density = 1.0 if name == "all_blocks" else self.density
+        words = name.replace("_", " ")
+        common = 0.0 if name == "unaligned" else 1.0
+        return replace(self, name=f"{self.name} {words}", density=density, common=common)
+
 
 def half_billion(tasks: int = 6) -> Recipe:
     """Qwen2.5-0.5B, half of the blocks dropped."""
     return Recipe("Qwen2.5-0.5B", half_billion_config(), BlockShape(16, 32), tasks, density=0.5, common=0.4)
 
 
-def quarter_kept(*, aligned: bool = True, tasks: int = 6) -> Recipe:
-    """Qwen2.5-0.5B, three quarters of the blocks dropped; tasks overlap by 0.61 if they are aligned, else by 0.25."""
-    name = "Qwen2.5-0.5B at 75 %" if aligned else "Qwen2.5-0.5B at 75 % unaligned"
-    common = 0.55 if aligned else 0.0
-    return Recipe(name, half_billion_config(), BlockShape(16, 32), tasks, density=0.25, common=common)
+def quarter_kept(*, tasks: int = 6) -> Recipe:
+    """Qwen2.5-0.5B, three quarters of the blocks dropped; tasks overlap by 0.61, as if they were aligned."""
+    return Recipe("Qwen2.5-0.5B at 75 %", half_billion_config(), BlockShape(16, 32), tasks, density=0.25, common=0.55)
 
 
-def billion(*, aligned: bool = True, tasks: int = 6) -> Recipe:
+def billion(*, tasks: int = 6) -> Recipe:
     """Llama-3.2-1B, three quarters of the blocks dropped; tasks overlap as those of `quarter_kept`."""
     config = _config(hidden_size=2048, intermediate_size=8192, layers=16, heads=32, words=128256, key_value_heads=8)
-    name = "Llama-3.2-1B at 75 %" if aligned else "Llama-3.2-1B at 75 % unaligned"
-    return Recipe(name, config, BlockShape(16, 32), tasks, density=0.25, common=0.55 if aligned else 0.0)
+    return Recipe("Llama-3.2-1B at 75 %", config, BlockShape(16, 32), tasks, density=0.25, common=0.55)
 
 
 def small(tasks: int = 6) -> Recipe:
@@ -156,6 +161,13 @@ def bundle_of(recipe: Recipe, folder: Path, report: Callable[[str], None]) -> Bu
         folder.mkdir(parents=True, exist_ok=True)
         write(recipe, path)
     return Bundle.open(path)
+
+
+def companions_of(
+    recipe: Recipe, folder: Path, report: Callable[[str], None], dtype: PageDtype = "bfloat16"
+) -> dict[Name, Bundle]:
+    """All companions of a bundle whose pages have this dtype, in a folder; written there first if they aren't yet."""
+    return {name: bundle_of(recipe.companion(name).stored_in(dtype), folder, report) for name in COMPANIONS}
 
 
 def write(recipe: Recipe, path: Path) -> None:

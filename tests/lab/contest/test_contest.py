@@ -17,6 +17,7 @@ from weightpager.errors import ConfigError
 from weightpager.lab.contest.measure import processes
 from weightpager.lab.contest.results.plan import Plan, quick
 from weightpager.lab.contest.results.result import Contest
+from weightpager.lab.contest.results.subject import usual_subject
 from weightpager.lab.contest.rivals import assets
 from weightpager.lab.contest.run import run_contest
 
@@ -28,12 +29,53 @@ def test_an_unknown_method_is_refused(assistant_bundle: Path) -> None:
 
 def test_what_cannot_be_measured_says_why(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
-    found = run_contest(Plan(bundle, quick=True, methods=("ours_unaligned", "dense_copied")), lambda *_: None)
-    assert [row.status for row in found.rows] == ["skipped", "skipped"]
-    assert "--unaligned" in found.rows[0].reason
-    assert found.rows[1].reason == "not part of --quick"
+    companions = ("ours_unaligned", "ours_all_blocks", "ours_one_mask")
+    found = run_contest(Plan(bundle, quick=True, methods=(*companions, "dense_copied")), lambda *_: None)
+    assert [row.status for row in found.rows] == ["skipped"] * 4
+    for row, option in zip(found.rows, ("--unaligned", "--all-blocks", "--one-mask"), strict=False):
+        assert row.reason.endswith(f"by {option}")
+    assert found.rows[3].reason == "not part of --quick"
     assert found.scores_from == "the compile"
     assert not list(bundle.path.parent.glob(".weightpager-bench-*"))
+
+
+def test_what_is_no_companion_is_refused(assistant_bundle: Path, writer_bundle: Path) -> None:
+    bundle, other = Bundle.open(assistant_bundle), Bundle.open(writer_bundle)
+    with pytest.raises(ConfigError, match="--unaligned .*: expected the tasks"):
+        run_contest(Plan(bundle, {"unaligned": other}), lambda *_: None)
+    with pytest.raises(
+        ConfigError, match="--all-blocks .*: expected a bundle of all blocks, whose tasks need all pages"
+    ):
+        run_contest(Plan(bundle, {"all_blocks": bundle}), lambda *_: None)
+
+
+def test_the_command_takes_companions(
+    assistant_bundle: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+
+    def kept(plan: Plan, _progress: object) -> Contest:
+        plans.append(plan)
+        return contests.contest(contests.row("ours", contests.found(0.01)))
+
+    monkeypatch.setattr("weightpager.lab.contest.run.run_contest", kept)
+    weightpager("bench", assistant_bundle, "--all-blocks", assistant_bundle, "--one-mask", assistant_bundle)
+    (plan,) = plans
+    assert {name: bundle.path for name, bundle in plan.companions.items()} == {
+        "all_blocks": assistant_bundle,
+        "one_mask": assistant_bundle,
+    }
+
+
+def test_the_demos_bundle_brings_the_companions_beside_it(assistant_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "demo" / "key"
+    folder.mkdir(parents=True)
+    for name in ("aligned", "all-blocks"):
+        (folder / f"{name}.bundle").symlink_to(assistant_bundle)
+    subject = usual_subject(tmp_path, pytest.fail, quick=False)
+    assert subject.bundle.path == folder / "aligned.bundle"
+    (companion,) = subject.companions.items()
+    assert (companion[0], companion[1].path.name) == ("all_blocks", "all-blocks.bundle")
 
 
 def test_the_command_marks_rows_whose_limit_did_not_hold(

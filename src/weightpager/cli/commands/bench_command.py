@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from weightpager.cli.progress import progress
 from weightpager.config import cache_dir, parse_bandwidth, stated_size
 
 if TYPE_CHECKING:
+    from weightpager.lab.companions.companion import Name
     from weightpager.lab.contest.results.plan import Plan
     from weightpager.lab.contest.results.result import Contest, Limits, Row
 
@@ -38,6 +40,13 @@ def bench(
     cpus: Annotated[int | None, typer.Option(min=1, help="How many CPUs.")] = None,
     unaligned: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="The same tasks, compiled with 'alignment: 0'.")
+    ] = None,
+    all_blocks: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="The same tasks, compiled with 'sparsity: 0' and 'recover: none'."),
+    ] = None,
+    one_mask: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="The same tasks, compiled with 'alignment: inf'.")
     ] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Only these methods.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Times that every ordered pair of tasks is measured.")] = 5,
@@ -66,7 +75,12 @@ def bench(
         from weightpager.lab.contest.results.plan import quick as shortened
         from weightpager.lab.contest.run import run_contest
 
-        plan = _plan(bundle, unaligned, limits, tuple(method or ()), repeats, seed, quick=quick)
+        companions: dict[Name, Path | None] = {
+            "unaligned": unaligned,
+            "all_blocks": all_blocks,
+            "one_mask": one_mask,
+        }
+        plan = _plan(bundle, companions, limits, tuple(method or ()), repeats, seed, quick=quick)
         contest = run_contest(shortened(plan) if quick else plan, stages)
     _print(contest)
     if json is not None:
@@ -75,7 +89,7 @@ def bench(
 
 def _plan(
     path: Path | None,
-    unaligned: Path | None,
+    companions: Mapping[Name, Path | None],
     limits: Limits,
     methods: tuple[str, ...],
     repeats: int,
@@ -90,14 +104,11 @@ def _plan(
     def say(line: str) -> None:
         output.errors().print(line)
 
-    subject = (
-        usual_subject(cache_dir(), say, quick=quick)
-        if path is None
-        else Subject(Bundle.open(path), None, random_weights=False)
-    )
+    subject = usual_subject(cache_dir(), say, quick=quick) if path is None else Subject(Bundle.open(path))
+    named = {name: Bundle.open(companion) for name, companion in companions.items() if companion is not None}
     return Plan(
         subject.bundle,
-        subject.unaligned if unaligned is None else Bundle.open(unaligned),
+        {**subject.companions, **named},
         limits,
         repeats=repeats,
         seed=seed,

@@ -12,6 +12,7 @@ from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.config import format_enough
 from weightpager.doctor.machine import describe
 from weightpager.errors import ConfigError
+from weightpager.lab.companions.companion import COMPANIONS, Name, check, option
 from weightpager.lab.contest.measure.processes import measured
 from weightpager.lab.contest.measure.scores import scores
 from weightpager.lab.contest.measure.texts import write_texts
@@ -32,12 +33,14 @@ def run_contest(plan: Plan, progress: Progress) -> Contest:
     """Run a contest; checkpoints are written beside the bundle and removed afterwards.
 
     Raises:
-        ConfigError: a method that nobody knows, a bundle of a single task, or no place to write beside it.
+        ConfigError: a method that nobody knows, a bundle of a single task, a companion of another bundle, or no place
+            to write beside it.
         BundleError, StoreError: the bundle is damaged.
     """
     start, load = time.perf_counter(), os.getloadavg()[0]
     if len(plan.bundle.tasks) < 2:
         raise ConfigError(f"{plan.bundle.path}: expected at least two tasks to switch between, found one")
+    check(plan.bundle, plan.companions)
     asked = _asked(plan)
     report = read_report(plan.bundle) if has_report(plan.bundle) else None
     rows = _all_rows(plan, asked, progress)
@@ -49,6 +52,9 @@ def run_contest(plan: Plan, progress: Progress) -> Contest:
         scores=found,
         scores_from=found_by,
         controls=report.controls if report else [],
+        companion_scores={
+            name: read_report(bundle).tasks for name, bundle in plan.companions.items() if has_report(bundle)
+        },
         compile_seconds=report.seconds if report else {},
         alignment_gap=report.duality_gap if report else None,
         repeats=plan.repeats,
@@ -87,12 +93,12 @@ def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress)
     jobs = [(method, room) for method in asked for room in plan.rooms_of(method)]
     for done, (method, room) in enumerate(jobs):  # ours first: a quick contest may end before the last ones
         progress("measure", done, len(jobs))
-        bundle = plan.unaligned if method.unaligned else plan.bundle
+        bundle = plan.bundle if method.companion is None else plan.companions.get(method.companion)
         budget = budget_for(bundle or plan.bundle, room)
         row = Row(method=method.name, label=method.label, room=room, budget=budget, status="skipped")
         reason = method.skipped or next((absent[asset] for asset in method.assets if asset in absent), "")
-        if bundle is None:
-            reason = "no bundle without alignment; name one that was compiled with 'alignment: 0' by --unaligned"
+        if method.companion is not None and bundle is None:
+            reason = _no_companion(method.companion)
         if plan.quick and not method.quick:
             reason = reason or "not part of --quick"
         if plan.seconds_left <= LEAST_SECONDS:
@@ -103,6 +109,11 @@ def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress)
             assert bundle is not None
             yield measured(plan, row, method, bundle, folder)
     progress("measure", len(jobs), len(jobs))
+
+
+def _no_companion(name: Name) -> str:
+    how = COMPANIONS[name]
+    return f"no bundle {how.what}; name one that was compiled with {how.stated} by {option(name)}"
 
 
 def _write_assets(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BundleError
+from weightpager.lab.companions.build import build_companions, companions_in
+from weightpager.lab.companions.companion import Name
 from weightpager.lab.samples import Sample, SampleUnavailable
 from weightpager.progress import Progress
 
@@ -68,6 +70,21 @@ def compiled(model: Path, samples: Sequence[Sample], cache: Path, progress: Prog
         with writing_to(folder):
             _compile(content, folder, progress)
             return _open(folder)
+
+
+def companions(ours: Compiled, model: Path, samples: Sequence[Sample], progress: Progress) -> Mapping[Name, Bundle]:
+    """Open the companions beside the bundle of these tasks, or compile them first.
+
+    Raises:
+        CompileError, SampleUnavailable: as `compiled`.
+    """
+    folder = ours.bundle.path.parent
+    if not companions_in(folder):
+        task_file = from_dict(_task_file(model, samples))
+        run = CompileRun(progress, Journal(folder / "companions-journal", compile_identity(task_file)))
+        with writing_to(folder), run.journal.held():
+            build_companions(prepare(task_file, run, cache=Cache.of_user()), folder, run)
+    return companions_in(folder)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
         SampleUnavailable: the model, or all of the tasks but one, can't be fetched, or the cache can't be written to.
     """
     start = time.perf_counter()
-    model, samples, missing = _fetched(cache, progress)
+    model, samples, missing = fetched(cache, progress)
     ours = compiled(model, samples, cache, progress)
     budget = smallest_budget(ours.bundle, rows=row_bytes(ours.bundle))
     cold = measure(ours, budget, progress)
@@ -71,8 +71,12 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     )
 
 
-def _fetched(cache: Path, progress: Progress) -> tuple[Path, list[Sample], list[Missing]]:
-    """The model's directory, the tasks whose data is here, and those whose isn't."""
+def fetched(cache: Path, progress: Progress) -> tuple[Path, list[Sample], list[Missing]]:
+    """The model's directory, the tasks whose data is here, and those whose isn't.
+
+    Raises:
+        SampleUnavailable: the model, or all of the tasks but one, can't be fetched.
+    """
     progress("fetch model and data", 0, 1)
     model = minilm(cache)
     samples, missing = prepare(cache, eval_items=EVAL_ITEMS, report=lambda _line: None)

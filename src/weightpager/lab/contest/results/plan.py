@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from weightpager.bundle import Bundle
+from weightpager.lab.companions.companion import Name
 from weightpager.lab.contest.results.result import Limits
 from weightpager.lab.contest.rivals.methods import Method
 
@@ -26,7 +27,7 @@ class Plan:
 
     Attributes:
         bundle: the tasks.
-        unaligned: the same without alignment; None if there is none.
+        companions: those of its companions that there are.
         limits: of every process.
         quick: shorter, and accuracy as the compile measured it.
         repeats: of every ordered pair.
@@ -41,7 +42,7 @@ class Plan:
     """
 
     bundle: Bundle
-    unaligned: Bundle | None = None
+    companions: Mapping[Name, Bundle] = field(default_factory=dict)
     limits: Limits = field(default_factory=lambda: Limits(memory=None, storage=None, cpus=None))
     quick: bool = False
     repeats: int = 5

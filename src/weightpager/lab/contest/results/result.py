@@ -10,6 +10,7 @@ from pydantic import Field
 
 from weightpager.bundle.report.compile_report import ControlScore, TaskScore
 from weightpager.bundle.report.document import Document
+from weightpager.lab.companions.companion import Name
 from weightpager.lab.contest.results.found import Found, Sample
 
 Pair = tuple[str, str]
@@ -136,6 +137,7 @@ class Contest(Document):
         scores: accuracy of this very bundle, measured through the engine; empty where it has no held-out data.
         scores_from: ``this run``, or ``the compile`` whose report they are taken from; empty without scores.
         controls: what else could do the job, as the compile measured it.
+        companion_scores: accuracy of companions, as their compiles measured it; those without a report are left out.
         compile_seconds: by stage, as the compile reported them.
         alignment_gap: of the alignment's objective to its bound; None without a report.
         repeats, seed, quick: as asked.
@@ -152,6 +154,7 @@ class Contest(Document):
     scores: list[TaskScore]
     scores_from: str
     controls: list[ControlScore]
+    companion_scores: dict[Name, list[TaskScore]] = Field(default_factory=dict)
     compile_seconds: dict[str, float]
     alignment_gap: float | None
     repeats: int

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightpager.bundle import Bundle
 from weightpager.errors import BundleError, ConfigError
-from weightpager.lab.synthetic_bundle import bundle_of, quarter_kept
+from weightpager.lab.companions.companion import COMPANIONS, Name, path_in
+from weightpager.lab.synthetic_bundle import bundle_of, companions_of, quarter_kept
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A bundle, the same without alignment if there is one, and whether its weights are random."""
+    """A bundle, those of its companions that there are, and whether its weights are random."""
 
     bundle: Bundle
-    unaligned: Bundle | None
-    random_weights: bool
+    companions: Mapping[Name, Bundle] = field(default_factory=dict)
+    random_weights: bool = False
 
 
 def usual_subject(cache: Path, report: Callable[[str], None], *, quick: bool) -> Subject:
@@ -28,15 +29,20 @@ def usual_subject(cache: Path, report: Callable[[str], None], *, quick: bool) ->
     """
     for path in sorted((cache / "demo").glob("*/aligned.bundle"), key=lambda path: -path.stat().st_mtime):
         try:
-            return Subject(Bundle.open(path), None, random_weights=False)
+            return Subject(Bundle.open(path), _companions_beside(path))
         except BundleError as error:
             report(f"{path} is passed over: {error}")
     folder = cache / "benchmarks" / "contest"
     try:
-        unaligned = None if quick else bundle_of(quarter_kept(aligned=False), folder, report)
-        return Subject(bundle_of(quarter_kept(), folder, report), unaligned, random_weights=True)
+        companions = {} if quick else companions_of(quarter_kept(), folder, report)
+        return Subject(bundle_of(quarter_kept(), folder, report), companions, random_weights=True)
     except OSError as error:
         raise ConfigError(
             f"bench: cannot write random weights into {folder}: {error.strerror or error}; name a BUNDLE, or another "
             "cache by WEIGHTPAGER_CACHE"
         ) from error
+
+
+def _companions_beside(bundle: Path) -> dict[Name, Bundle]:
+    paths = {name: path_in(bundle.parent, name) for name in COMPANIONS}
+    return {name: Bundle.open(path) for name, path in paths.items() if path.is_dir()}

@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from weightpager.lab.companions.companion import Name
 from weightpager.lab.contest.rivals.rival import Rival, Setting
 
 Asset = Literal["dense", "sparse", "int8", "int4"]
@@ -26,7 +27,7 @@ class Method:
         lazy: its switch returns before all weights are in memory, so that only first outputs can be compared.
         rooms: it is measured with memory for one task, for more, or for both: others have no use for more.
         quick: whether it is part of a quick contest.
-        unaligned: it runs the bundle that was made without alignment.
+        companion: it runs this companion of the bundle; None for the bundle itself.
         reads_by_library: its reads are a library's, which only the kernel can slow down; others pace themselves.
         tasks: how many tasks it is measured on; None for all.
     """
@@ -39,7 +40,7 @@ class Method:
     lazy: bool = False
     rooms: Literal["one", "more", "both"] = "one"
     quick: bool = True
-    unaligned: bool = False
+    companion: Name | None = None
     reads_by_library: bool = False
     tasks: int | None = None
 
@@ -82,7 +83,9 @@ METHODS: Sequence[Method] = (
     Method("ours", "weightpager", _OURS, rooms="both"),
     Method("ours_while_loading", "weightpager, running while it loads", _OURS_WHILE_LOADING, lazy=True, quick=False),
     Method("ours_on_torch", "weightpager, computing with torch", _OURS_ON_TORCH, quick=False),
-    Method("ours_unaligned", "weightpager without alignment", _OURS, unaligned=True),
+    Method("ours_unaligned", "weightpager without alignment", _OURS, companion="unaligned"),
+    Method("ours_all_blocks", "weightpager, all blocks, nothing to switch", _OURS, companion="all_blocks"),
+    Method("ours_one_mask", "weightpager, one mask for all tasks", _OURS, companion="one_mask"),
     Method("sparse_whole", "sparse checkpoint per task, whole, direct", _SPARSE, ("sparse",)),
     Method("sparse_strict", "sparse checkpoint per task, paged weights only", _SPARSE_STRICT, ("sparse",)),
     Method("dense_int4", "dense int4 and int8 tables, a head per task", _DENSE_INT4, ("int4",)),
