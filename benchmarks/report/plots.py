@@ -13,7 +13,10 @@ from weightpager.lab.contest.results.result import Contest, Row
 from weightpager.lab.demo.plots import heat_map, svg
 
 _COLOURS = ("#0f766e", "#2563eb", "#94a3b8", "#d97706", "#be123c", "#9333ea", "#64748b", "#ca8a04", "#0891b2")
-_SHOWN = ("ours", "ours_unaligned", "sparse_strict", "sparse_whole", "dense_direct", "shared_bf16", "shared_mask")
+_SHOWN = (
+    "ours", "ours_unaligned", "sparse_strict", "sparse_whole", "dense_direct", "shared_bf16", "shared_mask",
+    "ours_all_blocks", "ours_one_mask",
+)  # fmt: skip
 
 
 def switch_matrix(contest: Contest) -> str:

@@ -8,7 +8,7 @@ from statistics import fmean
 from benchmarks.report.goals import GOALS, verdict
 from benchmarks.report.tables import ms, title
 from weightpager.config import format_size
-from weightpager.lab.contest.results.figures import RIVALS
+from weightpager.lab.contest.results.figures import NEVER_LOAD, RIVALS, alike
 from weightpager.lab.contest.results.result import Contest
 
 
@@ -40,21 +40,20 @@ def _of_switch(contest: Contest) -> str:
 
 def _of_process(contest: Contest) -> str:
     """How much of a process isn't weights."""
-    ours = contest.row("ours")
+    theirs = contest.row(NEVER_LOAD["bf16"])
+    ours = None if theirs is None else alike(contest, theirs)
     if ours is None or ours.found is None or ours.peak_memory is None or not ours.found.memory.weights:
         return ""
-    weights = ours.found.memory.weights
-    rest = "interpreter and its libraries, without torch"
-    if ours.found.backend == "torch":
-        rest = "interpreter, torch and transformers, which all methods need"
     return (
-        f"of the process's {format_size(ours.peak_memory)} weights are {format_size(weights)}; the rest is the {rest}."
+        f"of the process's {format_size(ours.peak_memory)} on torch weights are "
+        f"{format_size(ours.found.memory.weights)}; the rest is the interpreter, torch and transformers, which all "
+        "methods on torch need."
     )
 
 
 REASONS: Mapping[str, Callable[[Contest], str]] = {
     "switch.speedup_whole_mean": _of_switch,
     "switch.speedup_strict_mean": _of_switch,
-    "memory.process_below_shared_bf16": _of_process,
+    "memory.process_on_torch_below_shared_bf16": _of_process,
 }
 """By the figure that was missed."""

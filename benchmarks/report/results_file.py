@@ -8,7 +8,7 @@ from pydantic import Field
 
 from benchmarks import row_file
 from weightpager.bundle.report.document import Document
-from weightpager.lab.contest.results.figures import align_pack_share
+from weightpager.lab.contest.results.figures import align_pack_share, figures
 from weightpager.lab.contest.results.result import Contest
 
 
@@ -166,8 +166,12 @@ class Results(Document):
 
 
 def read(path: Path) -> Results:
-    """A file's results; none if there is no file."""
-    return Results.model_validate_json(path.read_bytes()) if path.is_file() else Results()
+    """A file's results; none if there is no file. Figures are what this version makes of the rows."""
+    results = Results.model_validate_json(path.read_bytes()) if path.is_file() else Results()
+    contests = {
+        name: contest.model_copy(update={"figures": figures(contest)}) for name, contest in results.contests.items()
+    }
+    return results.model_copy(update={"contests": contests})
 
 
 def write(path: Path, results: Results) -> None:

@@ -23,6 +23,7 @@ from benchmarks.report import device, plots, results_file, tables, winners
 from benchmarks.report.reasons import reasons
 from benchmarks.report.results_file import Results
 from weightpager.config import format_size
+from weightpager.lab.contest.results.figures import NEVER_LOAD
 from weightpager.lab.contest.results.result import Contest
 
 HERE = Path(__file__).parent
@@ -75,6 +76,7 @@ def render(results: Results, json: Path, out: Path) -> str:
         reasons=reasons(contests),
         published=tables.published(contests),
         contests=[_described(name, contest, out) for name, contest in contests.items()],
+        without_all_blocks=[name for name, c in contests.items() if c.row(NEVER_LOAD["all_blocks"]) is None],
         one_prompt=any(row.found.prompts == "one" for c in contests.values() for row in c.rows if row.found),
         slow=tables.slow_at_bf16(contests),
         bookkeeping=tables.bookkeeping(contests),

@@ -90,8 +90,9 @@ def page(folder: Path) -> str:
 
 def test_the_first_table_names_what_beats_us(folder: Path) -> None:
     first = page(folder).split("## Our own goals")[0]
-    best_of_loading = "ours; next the sparse_whole, 120 ms"
-    assert f"| a cold switch until ready | **the shared_mask**, 0.001 ms | {best_of_loading} | 10 ms |" in first
+    best_of_loading = "ours; next the sparse_whole, 120 ms, torch"
+    best = "**the shared_mask**, 0.001 ms, torch"
+    assert f"| a cold switch until ready | {best} | {best_of_loading} | 10 ms, torch |" in first
     assert "| text assistant, six tasks | bfloat16 | 0.70 | 10 ms | 12.0 × |" in first
     assert "| 0.9000 | 0.8800 | 0.8000 |" in first
 
@@ -178,7 +179,7 @@ def test_a_contest_that_reached_all_needs_no_reasons() -> None:
 
 def test_a_process_that_is_hardly_less_says_what_it_holds() -> None:
     close = made_up(row("ours", found(0.001)), row("shared_bf16", found(0.000001), peak_memory=5100))
-    assert "of the process's 4.9 KiB weights are 150 B;" in " ".join(reasons({"close": close}))
+    assert "of the process's 4.9 KiB on torch weights are 150 B;" in " ".join(reasons({"close": close}))
 
 
 def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
@@ -191,7 +192,8 @@ def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
 
 def test_figures_of_int4_are_asked_of_int4_and_of_their_contest_alone() -> None:
     goal = next(goal for goal in GOALS if goal.most is not None)
-    plain = contest(row("ours", found(0.01, paged=100)), row("sparse_strict", found(0.04, paged=500)))
+    blocks = row("ours_all_blocks", found(0.0, paged=700))
+    plain = contest(row("ours", found(0.01, paged=100)), row("sparse_strict", found(0.04, paged=500)), blocks)
     plain = plain.model_copy(update={"figures": figures(plain)})
     few_bits = plain.model_copy(update={"facts": plain.facts.model_copy(update={"dtype": "int4"})})
     assert verdict(goal, plain)[0] == "not asked"
@@ -286,17 +288,53 @@ def test_rows_are_compared_over_the_pairs_that_both_have() -> None:
     hasty = found(0.02)
     hasty = hasty.model_copy(update={"samples": hasty.samples[:1]})  # from a alone
     said = winners({"uneven": contest(row("ours", uneven), row("sparse_whole", hasty))})
-    assert "| a cold switch until ready | ours; next the sparse_whole, 20 ms (1 of 2 pairs) |" in said
-    assert "| 30 ms |" in said
+    assert "| a cold switch until ready | ours; next the sparse_whole, 20 ms (1 of 2 pairs), torch |" in said
+    assert "| 30 ms, torch |" in said
 
 
 def test_of_our_rows_always_the_same_is_compared() -> None:
     lucky = row("ours_while_loading", found(None, forward=0.0001), peak_memory=1)
     said = winners({"even": contest(row("ours", found(0.01)), lucky, row("sparse_whole", found(0.12)))})
-    assert "| a warm forward | ours; next the sparse_whole, 1 ms | ours; next the sparse_whole, 1 ms | 1 ms |" in said
-    assert "| charged to the group, peak | ours; next the sparse_whole, 4.9 KiB |" in said
-    assert "| a cold switch until the first output | ours; next the sparse_whole, 121 ms |" in said
-    assert "| 0.1 ms |" in said  # running while it loads, the first output comes at once
+    behind = "ours; next the sparse_whole, 1 ms, torch"
+    assert f"| a warm forward | {behind} | {behind} | 1 ms, torch |" in said
+    assert "| charged to the group, peak | ours; next the sparse_whole, 4.9 KiB, torch |" in said
+    assert "| a cold switch until the first output | ours; next the sparse_whole, 121 ms, torch |" in said
+    assert "| 0.1 ms, torch |" in said  # running while it loads, the first output comes at once
+
+
+def test_what_computed_is_said_of_both_sides() -> None:
+    ours = row("ours", found(0.01, backend="native"), peak_memory=1000)
+    said = winners({"text": contest(ours, row("sparse_whole", found(0.12)))})
+    assert "| ours; next the sparse_whole, 4.9 KiB, torch | 1000 B, native code |" in said
+
+
+def test_a_bundle_that_never_switches_is_a_rival_although_it_is_ours() -> None:
+    ours, whole = row("ours", found(0.01, paged=100)), row("sparse_whole", found(0.12, paged=900))
+    blocks, unaligned = row("ours_all_blocks", found(0.0, paged=300)), row("ours_unaligned", found(0.02, paged=200))
+    said = winners({"text": contest(ours, whole, blocks, unaligned)})
+    assert "| a cold switch until ready | **the ours_all_blocks**, 0 ms, torch | ours; next the sparse_whole," in said
+    assert "| weights in memory | ours; next the ours_all_blocks, 350 B, torch | ours; next the sparse_whole," in said
+
+
+def test_memory_is_a_dash_where_nothing_alike_took_part(folder: Path) -> None:
+    assert "None took part in these contests" in page(folder)
+    rows = row("ours", found(0.01, backend="native")), row("shared_bf16", found(0.0, paged=400))
+    assert "| -75% | – | – | – |" in headlines({"text": made_up(*rows)})
+    alike = (
+        row("ours_on_torch", found(0.01), peak_memory=4000),
+        row("ours_all_blocks", found(0.0, backend="native"), peak_memory=4000),
+    )
+    assert "| -75% | – | -20% | +25% |" in headlines({"text": made_up(*rows, *alike)})
+
+
+def test_figures_are_made_anew_from_the_rows(folder: Path) -> None:
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    (text,) = content["contests"].values()
+    text["figures"] = {"memory.weights_vs_best_rival": 0.24, "memory.process_below_shared_bf16": 0.89}
+    (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    (read,) = results_file.read(folder / "results.json").contests.values()
+    assert not text["figures"].keys() & read.figures.keys()
+    assert read.figures["switch.speedup_whole_mean"] == 12
 
 
 def test_rows_say_once_what_they_were_measured_with_and_what_on() -> None:

@@ -11,7 +11,7 @@ from weightpager.lab.contest.results.result import Contest, Facts, Limits, Row
 TASKS = ["a", "b"]
 
 
-def found(ready: float | None, *, paged: int = 100, forward: float = 0.001) -> Found:
+def found(ready: float | None, *, paged: int = 100, forward: float = 0.001, backend: str = "torch") -> Found:
     samples = [
         Sample(from_task=x, to_task=y, ready=ready, first_output=(ready or 0) + forward, bytes=4096)
         for x, y in (TASKS, TASKS[::-1], TASKS, TASKS[::-1])
@@ -28,6 +28,7 @@ def found(ready: float | None, *, paged: int = 100, forward: float = 0.001) -> F
         kernel="avx2",
         torch_threads=2,
         paced=False,
+        backend=backend,
     )
 
 

@@ -29,8 +29,19 @@ def test_memory_is_compared_by_part() -> None:
     ours = row("ours", found(0.01, paged=100))
     flat = figures(contest(ours, row("shared_bf16", found(0.0, paged=400), peak_memory=10_000)))
     assert flat["memory.paged_below_shared_bf16"] == 0.75
-    assert flat["memory.process_below_shared_bf16"] == 0.5
+    assert flat["memory.process_on_torch_below_shared_bf16"] == 0.5
     assert flat["memory.paged_below_checkpoints"] == 0.8
+
+
+def test_processes_are_compared_where_both_compute_with_the_same_backend() -> None:
+    ours = row("ours", found(0.01, backend="native"), peak_memory=400)
+    shared = row("shared_bf16", found(0.0), peak_memory=10_000)
+    blocks = row("ours_all_blocks", found(0.0, backend="native"), peak_memory=500)
+    assert not [key for key in figures(contest(ours, shared)) if "process" in key and "below" in key]
+    flat = figures(contest(ours, row("ours_on_torch", found(0.01), peak_memory=8000), shared, blocks))
+    assert flat["memory.process_on_torch_below_shared_bf16"] == pytest.approx(0.2)
+    assert flat["memory.process_on_native_below_shared_all_blocks"] == pytest.approx(0.2)
+    assert "memory.process_on_torch_below_shared_all_blocks" not in flat
 
 
 def test_the_best_rival_loses_no_more_than_we_do() -> None:
@@ -40,13 +51,38 @@ def test_the_best_rival_loses_no_more_than_we_do() -> None:
     ]
     ours, strict = row("ours", found(0.01, paged=100)), row("sparse_strict", found(0.04, paged=500))
     int4, mask = row("dense_int4", found(0.0, paged=350)), row("shared_mask", found(0.0, paged=90))
-    asked = contest(ours, strict, int4, mask, controls=controls)
+    blocks = row("ours_all_blocks", found(0.0, paged=700))
+    asked = contest(ours, strict, int4, mask, blocks, controls=controls)
     assert figures(asked)["memory.weights_vs_best_rival"] == pytest.approx(150 / 400)
     worse = [controls[0].model_copy(update={"scores": {"a": 0.8, "b": 0.8}}), controls[1]]
     assert figures(asked.model_copy(update={"controls": worse}))["memory.weights_vs_best_rival"] == pytest.approx(
         150 / 550, rel=1e-4
     )
     assert "memory.weights_vs_best_rival" not in figures(contest(ours, mask, controls=controls))
+
+
+def test_without_a_bundle_of_all_blocks_there_is_no_best_rival() -> None:
+    rows = row("ours", found(0.01, paged=100)), row("sparse_strict", found(0.04, paged=500))
+    assert "memory.weights_vs_best_rival" not in figures(contest(*rows))
+    failed = row("ours_all_blocks", None, status="failed")
+    assert "memory.weights_vs_best_rival" not in figures(contest(*rows, failed))
+    blocks = row("ours_all_blocks", found(0.0, paged=700))
+    assert figures(contest(*rows, blocks))["memory.weights_vs_best_rival"] == pytest.approx(150 / 550, rel=1e-4)
+
+
+def test_a_companion_is_as_accurate_as_its_own_compile_or_a_control_says() -> None:
+    control = ControlScore(name="int4", resident_bytes=1, scores={"a": 0.9, "b": 0.9})
+    ours, blocks = row("ours", found(0.01, paged=100)), row("ours_all_blocks", found(0.0, paged=150))
+    asked = contest(ours, blocks, row("ours_one_mask", found(0.0, paged=50)))
+    assert "memory.weights_vs_best_rival" not in figures(asked)
+    few_bits = asked.model_copy(
+        update={"facts": asked.facts.model_copy(update={"dtype": "int4"}), "controls": [control]}
+    )
+    assert figures(few_bits)["memory.weights_vs_best_rival"] == 0.75
+    own = {name: [score(task, "accuracy", 0.9, 0.89) for task in "ab"] for name in ("all_blocks", "one_mask")}
+    flat = figures(asked.model_copy(update={"companion_scores": own}))
+    assert flat["memory.weights_vs_best_rival"] == 1.5
+    assert flat["accuracy.one_mask_mean"] == 0.89
 
 
 def test_a_row_that_a_limit_of_ours_missed_is_in_no_figure() -> None:

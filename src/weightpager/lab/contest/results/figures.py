@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Literal
 
@@ -28,20 +28,28 @@ NEVER_LOAD = {
     "mask": "shared_mask",
     "dense_int8": "dense_int8",
     "dense_int4": "dense_int4",
+    "all_blocks": "ours_all_blocks",
+    "one_mask": "ours_one_mask",
 }
 """Word in a figure's key → method that has all that it needs in memory from the start."""
 
-ACCURACY = {
-    "sparse_whole": "accuracy.mean",
-    "sparse_copied": "accuracy.mean",
-    "sparse_strict": "accuracy.mean",
-    "dense_direct": "accuracy.dense_mean",
-    "dense_copied": "accuracy.dense_mean",
-    "dense_int8": "accuracy.int8_mean",
-    "dense_int4": "accuracy.int4_mean",
-    "shared_mask": "accuracy.shared_mask_mean",
+ACCURACY: Mapping[str, Sequence[str]] = {
+    "sparse_whole": ["accuracy.mean"],
+    "sparse_copied": ["accuracy.mean"],
+    "sparse_strict": ["accuracy.mean"],
+    "dense_direct": ["accuracy.dense_mean"],
+    "dense_copied": ["accuracy.dense_mean"],
+    "dense_int8": ["accuracy.int8_mean"],
+    "dense_int4": ["accuracy.int4_mean"],
+    "shared_mask": ["accuracy.shared_mask_mean"],
+    "ours_all_blocks": ["accuracy.{dtype}_mean", "accuracy.all_blocks_mean"],
+    "ours_one_mask": ["accuracy.shared_mask_mean", "accuracy.one_mask_mean"],
 }
-"""Method → the figure that is its mean accuracy: sparse checkpoints have the bundle's. Adapters' isn't measured."""
+"""Method → the figures that are its mean accuracy, of which the better counts; ``dtype`` is that of the pages.
+
+Sparse checkpoints have the bundle's. A companion has its own and that of a control, which needs as many bytes but may
+have been trained longer. Adapters' isn't measured.
+"""
 
 STRICT_SHARE = 0.7
 """Share of the speed-up that overlap alone promises over the strict baseline; the goal."""
@@ -118,26 +126,48 @@ def _memory(contest: Contest) -> dict[str, float | None]:
             continue
         values[f"memory.paged_below_shared_{word}"] = 1 - paged / theirs.found.memory.paged
         values[f"memory.weights_below_shared_{word}"] = 1 - ours.found.memory.weights / theirs.found.memory.weights
-        values[f"memory.process_below_shared_{word}"] = _below(ours.peak_memory, theirs.peak_memory)
-        values[f"memory.process_below_shared_{word}_proportional"] = _below(
-            ours.found.memory.proportional, theirs.found.memory.proportional
-        )
+        values |= _process(contest, word, theirs)
     best = best_rival(contest)
     values["memory.weights_vs_best_rival"] = best and ours.found.memory.weights / best
     return values
 
 
+def _process(contest: Contest, word: str, theirs: Row) -> dict[str, float | None]:
+    """How far our process is below another one that computes with the same backend."""
+    ours = alike(contest, theirs)
+    if ours is None or ours.found is None or theirs.found is None:
+        return {}
+    key = f"memory.process_on_{theirs.found.backend}_below_shared_{word}"
+    return {
+        key: _below(ours.peak_memory, theirs.peak_memory),
+        f"{key}_proportional": _below(ours.found.memory.proportional, theirs.found.memory.proportional),
+    }
+
+
+def alike(contest: Contest, theirs: Row) -> Row | None:
+    """Our row that computes with the same backend as another; None if there is none."""
+    backend = theirs.found and theirs.found.backend
+    known = [row for name in ("ours", "ours_on_torch") if (row := contest.row(name)) is not None]
+    return next((row for row in known if row.found and row.found.backend == backend), None)
+
+
 def best_rival(contest: Contest) -> int | None:
-    """The least weights in memory of a rival that is known to lose at most as much accuracy as we do; None of none."""
+    """The least weights in memory of a rival that is known to lose at most as much accuracy as we do.
+
+    None where there is no such rival, or where no bundle of all blocks took part, which may have fewer than all others.
+    """
+    if contest.row(NEVER_LOAD["all_blocks"]) is None:
+        return None
     known = _accuracy(contest)
     ours = known.get("accuracy.mean")
     lower = any(score.metric == LOWER_IS_BETTER for score in contest.scores)
     weights_bytes = []
-    for name, key in ACCURACY.items():
-        row, value = contest.row(name), known.get(key)
-        if row is None or row.found is None or ours is None or value is None:
+    for name, keys in ACCURACY.items():
+        row = contest.row(name)
+        found = [value for key in keys if (value := known.get(key.format(dtype=contest.facts.dtype))) is not None]
+        if row is None or row.found is None or ours is None or not found:
             continue
-        if (value <= ours if lower else value >= ours) and row.found.memory.weights:
+        if (min(found) <= ours if lower else max(found) >= ours) and row.found.memory.weights:
             weights_bytes.append(row.found.memory.weights)
     return min(weights_bytes, default=None)
 
@@ -172,6 +202,10 @@ def _accuracy(contest: Contest) -> dict[str, float | None]:
     for control in contest.controls:
         if all(score.name in control.scores for score in known):
             values[f"accuracy.{_key(control.name)}_mean"] = fmean(control.scores[score.name] for score in known)
+    for name, scores in contest.companion_scores.items():
+        found = {score.name: score.sparse for score in scores}
+        if all(score.name in found for score in known):
+            values[f"accuracy.{name}_mean"] = fmean(found[score.name] for score in known)
     return values
 
 
