@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from weightpager.bundle import Bundle
+from weightpager.runtime.budget.row_share import row_share
 from weightpager.simulate.sizing import PREFETCH, Sizing
 from weightpager.store import StorageModel
-from weightpager.store.row_share import row_share
 from weightpager.trace_file import Visit
 
 

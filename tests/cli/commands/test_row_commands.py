@@ -9,7 +9,7 @@ from command import Command
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget, whole_rows
 from weightpager.engine import Engine
-from weightpager.store.row_share import room_for_pages, row_bytes
+from weightpager.runtime.budget.row_share import room_for_pages, row_bytes
 
 WORDS = "base_model.embeddings.word_embeddings.weight"
 

@@ -20,8 +20,8 @@ from weightpager.bundle.report.experts_left import ExpertsLeft, experts_left
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import PagedShare, paged_share
+from weightpager.runtime.budget.row_share import room_for_pages, row_bytes
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
-from weightpager.store.row_share import room_for_pages, row_bytes
 
 _NO_GRAPHS = "the bundle was written before there were graphs; weightpager upgrade adds them"
 

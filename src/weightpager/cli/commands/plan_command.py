@@ -15,8 +15,8 @@ from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Rows, Storage
 from weightpager.config import parse_bandwidth, stated_size
 from weightpager.errors import ConfigError
+from weightpager.runtime.budget.row_share import room_for_pages, row_bytes, row_share
 from weightpager.store import StorageModel, SwitchCost, switch_cost
-from weightpager.store.row_share import room_for_pages, row_bytes, row_share
 
 
 def plan(

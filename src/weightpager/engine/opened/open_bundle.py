@@ -24,6 +24,7 @@ from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
 from weightpager.engine.opened.task_tables import TableSource, TaskTables
 from weightpager.errors import TaskTooLargeError
+from weightpager.runtime.budget.row_share import NO_MORE_ROWS, row_share
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryBudget, Needs
 from weightpager.runtime.memory.memory_watch import MemoryWatch
@@ -39,7 +40,6 @@ from weightpager.runtime.rows.row_pages import RowReads
 from weightpager.runtime.rows.row_tables import RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
 from weightpager.store.base import is_direct
-from weightpager.store.row_share import NO_MORE_ROWS, row_share
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from weightpager.bundle.footprint import Footprint
 from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
+from weightpager.runtime.budget.row_share import NO_MORE_ROWS, RowShare
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
 from weightpager.runtime.memory.table_cache import TableCache
-from weightpager.store.row_share import NO_MORE_ROWS, RowShare
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from functools import reduce
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import row_memory
 from weightpager.bundle.format.row_table import RowTable
+from weightpager.runtime.budget.row_share import split_rows
 from weightpager.runtime.rows.native_rows import RowFiles
 from weightpager.runtime.rows.row_cache import RowCache, RowCounts
 from weightpager.runtime.rows.row_pages import RowPages, RowReads
-from weightpager.store.row_share import split
 
 
 class RowTables:
@@ -37,7 +37,7 @@ class RowTables:
         self._entries = bundle.manifest.row_tables
         self.caches: Mapping[str, RowCache] = {
             table.entry.name: _cache(bundle, table, slots, reads)
-            for table, slots in zip(bundle.row_tables.values(), split(self._entries, room), strict=True)
+            for table, slots in zip(bundle.row_tables.values(), split_rows(self._entries, room), strict=True)
         }
 
     @property
@@ -68,7 +68,7 @@ class RowTables:
     def resize(self, room: int) -> None:
         """Use so many bytes of memory for rows."""
         self.room = room
-        for cache, slots in zip(self.caches.values(), split(self._entries, room), strict=True):
+        for cache, slots in zip(self.caches.values(), split_rows(self._entries, room), strict=True):
             cache.resize(slots)
 
 

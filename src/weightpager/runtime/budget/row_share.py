@@ -100,7 +100,7 @@ def room_for_pages(bundle: Bundle, budget: int, stated: int | None = None) -> in
     return budget - always.total + always.rows - row_bytes(bundle, budget, stated)
 
 
-def split(entries: Sequence[RowTableEntry], room: int) -> list[int]:
+def split_rows(entries: Sequence[RowTableEntry], room: int) -> list[int]:
     """How many rows of each table are kept where all have so many bytes: first the least, then those used the most."""
     rows = [0] * len(entries)
     for number, entry in enumerate(entries):

@@ -1,0 +1,1 @@
+"""How a memory budget is split between pages, rows and block tables: pure, no arena."""
