@@ -28,7 +28,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "weightpager.backends.native.KVCache",
         "weightpager.SwitchReport",
         "weightpager.EngineReport",
-        "weightpager.runtime.memory.budget.MemoryUse",
+        "weightpager.runtime.memory.memory_budget.MemoryUse",
         "weightpager.engine.PrefetchReport",
         "weightpager.runtime.planning.prefetch_counts.PrefetchCounts",
         "weightpager.engine.RowReport",

@@ -41,7 +41,8 @@ from weightpager.errors import (
     TaskTooLargeError,
     UnknownTaskError,
 )
-from weightpager.runtime.memory.budget import MemoryBudget, Needs
+from weightpager.runtime.budget.needs import Needs
+from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.store import LocalStore, StorageModel, switch_cost
 
 
@@ -338,7 +339,7 @@ def test_an_arena_that_the_machine_refuses_is_a_budget_error(
     resource.setrlimit(resource.RLIMIT_AS, (used, before[1]))
     try:
         with pytest.raises(BudgetError, match="this machine refuses"):
-            MemoryBudget(None, Needs(1 << 20, 1, footprint(bundle)), page_bytes=1 << 20)
+            MemoryBudget(None, Needs(1 << 20, 1, 1 << 20, footprint(bundle)))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.memory.budget import MemoryUse
+from weightpager.runtime.memory.memory_budget import MemoryUse
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 

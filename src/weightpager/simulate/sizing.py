@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import format_enough
-from weightpager.engine.opened.open_bundle import needs_of
 from weightpager.errors import BudgetError
 from weightpager.progress import StepProgress, silent
-from weightpager.runtime.memory.budget import MemoryBudget
+from weightpager.runtime.budget.bundle_needs import needs_of
+from weightpager.runtime.budget.refusals import too_small
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
@@ -121,7 +120,7 @@ class Sizing:
 
     def _budget(self, slots: int) -> int:
         """The fewest bytes that leave room for so many pages, beside the rows of tables that come before them."""
-        return _memory(self._bundle, None).smallest_budget(slots)
+        return needs_of(self._bundle).holding(slots).total
 
 
 def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
@@ -135,14 +134,12 @@ def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
     Raises:
         BudgetError: the largest task doesn't fit; says the smallest budget that would do.
     """
-    least = smallest_budget(bundle)
-    if budget is not None and budget < least:
-        raise _memory(bundle, least).too_small("the largest task", largest_task, budget)
-    return _memory(bundle, budget).slots
-
-
-def _memory(bundle: Bundle, budget: int | None) -> MemoryBudget:
-    return MemoryBudget(budget, needs_of(bundle), page_bytes=bundle.page_bytes)
+    needs = needs_of(bundle)
+    if budget is None:
+        return needs.pages
+    if budget < needs.holding(largest_task).total:
+        raise too_small(needs, "the largest task", largest_task, budget)
+    return needs.split(budget).slots
 
 
 def _waits_of(policy: str, simulation: Simulation) -> SwitchWaits:

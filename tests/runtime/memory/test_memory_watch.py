@@ -13,13 +13,14 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import Footprint, footprint
 from weightpager.limits.cgroup import run_limited
 from weightpager.machine.memory import read_memory
-from weightpager.runtime.memory.budget import MemoryBudget, Needs
+from weightpager.runtime.budget.needs import Needs
 from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.memory.memory_watch import MemoryWatch
 
 PAGE, MIB = 1 << 16, 1 << 20
 
-NEEDS = Needs(pages=1000, least_pages=20, fixed=Footprint(3 * MIB, 2 * MIB, 1 * MIB))
+NEEDS = Needs(pages=1000, least_pages=20, page_bytes=PAGE, footprint=Footprint(3 * MIB, 2 * MIB, 1 * MIB))
 
 
 def machine(root: Path, available: int, group: tuple[int, int] | None = None) -> None:
@@ -36,7 +37,7 @@ def machine(root: Path, available: int, group: tuple[int, int] | None = None) ->
 
 
 def watch(root: Path, budget: int) -> tuple[MemoryBudget, MemoryWatch]:
-    memory = MemoryBudget(budget, NEEDS, page_bytes=PAGE)
+    memory = MemoryBudget(budget, NEEDS)
     return memory, MemoryWatch(memory, partial(read_memory, root))
 
 

@@ -12,8 +12,9 @@ import torch
 from devices import HostCopier, LateCopier, LateStream
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
-from weightpager.runtime.memory.budget import MemoryBudget, Needs
+from weightpager.runtime.budget.needs import Needs
 from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.memory.read_fence import ReadFence
 from weightpager.runtime.memory.staged.staged_arena import StagedArena, Staging
 from weightpager.runtime.paging.pager import Pager
@@ -260,7 +261,7 @@ def test_an_event_that_was_asked_for_stays_where_it_is() -> None:
 
 
 def memory_budget(staging: Staging | None, budget: int | None = None) -> MemoryBudget:
-    return MemoryBudget(budget, Needs(10, 2, Footprint(100, 10, 1)), page_bytes=PAGE, staging=staging)
+    return MemoryBudget(budget, Needs(10, 2, PAGE, Footprint(100, 10, 1)), staging=staging)
 
 
 def test_staging_is_part_of_the_budget() -> None:
@@ -286,12 +287,12 @@ class FixedCopier(HostCopier):
 def test_memory_that_cannot_be_given_back_is_not_promised_to_be() -> None:
     staging = Staging(FixedCopier(), 1)
     memory = memory_budget(staging, 111 + 6 * PAGE + staging.bytes(PAGE))
-    assert memory.arena.capacity == memory.slots == 6
+    assert memory.arena.capacity == memory.split.slots == 6
     with pytest.raises(BudgetError, match="can't be given back in part") as error:
-        memory.slots_for(memory.budget - 1)
+        memory.split_for(memory.budget - 1)
     assert error.value.smallest == memory.budget
-    assert memory.slots_for(10 * memory.budget) == 6
+    assert memory.split_for(10 * memory.budget).slots == 6
     whole = memory_budget(staging)
-    assert whole.refit(Needs(4, 2, Footprint(100, 10, 1))) == whole.budget
+    assert whole.refit(Needs(4, 2, PAGE, Footprint(100, 10, 1))) == whole.budget
     whole.resize(whole.budget)
-    assert (whole.slots, whole.use.total) == (4, whole.budget)
+    assert (whole.split.slots, whole.use.total) == (4, whole.budget)

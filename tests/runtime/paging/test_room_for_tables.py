@@ -15,7 +15,8 @@ from engines import InThread
 from weightpager.bundle import PageIndex
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, SwitchFailedError
-from weightpager.runtime.memory.budget import MemoryBudget, Needs
+from weightpager.runtime.budget.needs import Needs
+from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
@@ -83,7 +84,7 @@ class Opened:
         pages, sizes = 1 + max(need[-1] for need, _ in tasks), [PAGE * units for _, units in tasks]
         fixed = Footprint(0, 0, 0, largest_table=max(sizes), all_tables=sum(sizes))
         least = min(len(need) for need, _ in tasks)
-        memory = MemoryBudget(max(sizes) + slots * PAGE, Needs(pages, least, fixed), page_bytes=PAGE)
+        memory = MemoryBudget(max(sizes) + slots * PAGE, Needs(pages, least, PAGE, fixed))
         ids = np.stack([np.frombuffer(blake3(bytes([page]) * PAGE).digest(), np.uint8) for page in range(pages)])
         index = PageIndex(ids, np.zeros(pages, np.int32), np.zeros(pages, np.uint64))
         needs = [np.arange(need.start, need.stop) for need, _ in tasks]

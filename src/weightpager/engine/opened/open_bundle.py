@@ -14,7 +14,7 @@ from weightpager.answers.model import TaskModel
 from weightpager.backends.parameters import read_parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, page_capacity, whole_rows
+from weightpager.bundle.footprint import page_capacity, whole_rows
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.config import EngineConfig
@@ -24,9 +24,9 @@ from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
 from weightpager.engine.opened.task_tables import TableSource, TaskTables
 from weightpager.errors import TaskTooLargeError
-from weightpager.runtime.budget.row_share import NO_MORE_ROWS, row_share
+from weightpager.runtime.budget.bundle_needs import needs_of
 from weightpager.runtime.memory import device
-from weightpager.runtime.memory.budget import MemoryBudget, Needs
+from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.memory.memory_watch import MemoryWatch
 from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.page_check import PageCheck
@@ -101,7 +101,7 @@ class OpenBundle:
             undone.callback(pager.close)
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
-            self.rows = RowTables(bundle, 0 if on_device else self.memory.rows, row_reads)
+            self.rows = RowTables(bundle, 0 if on_device else self.memory.split.rows, row_reads)
             self.rows.fill()
             self._paging = self._new_paging_state(bundle, pager, config.read_timeout)
             self.residency = Residency(self._paging)
@@ -113,7 +113,7 @@ class OpenBundle:
         capacity, numbers = page_capacity(bundle), np.arange(len(bundle.pages))
         needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
         return PagingState(
-            blocks=BlockManager(needs, capacity, self.memory.slots, self.memory.arena.capacity),
+            blocks=BlockManager(needs, capacity, self.memory.split.slots, self.memory.arena.capacity),
             prefetched=PrefetchedPages(capacity),
             memory=self.memory,
             index=self._numbers.index,
@@ -211,11 +211,11 @@ class OpenBundle:
 
     def _resize(self, budget: int) -> None:
         # What shrinks shrinks first: rows and pages together never take more than the larger budget.
-        self.rows.resize(min(self.rows.room, self.memory.rows_for(budget)))
+        self.rows.resize(min(self.rows.room, self.memory.needs.rows(budget)))
         try:
             self.residency.resize(budget)
         finally:
-            self.rows.resize(self.memory.rows)
+            self.rows.resize(self.memory.split.rows)
 
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle since. Returns what that was. Errors are those of `Engine.reload`."""
@@ -298,18 +298,7 @@ def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: Are
     return MemoryBudget(
         config.budget,
         needs_of(bundle, config.dtype, rows),
-        page_bytes=bundle.page_bytes,
         kv_reserve=config.kv_reserve,
         capacity=page_capacity(bundle),
         staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
-    )
-
-
-def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Needs:
-    """What a bundle asks of a budget, for tasks that compute in a dtype, and rows, of `EngineConfig`."""
-    return Needs(
-        pages=len(bundle.pages),
-        least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
-        fixed=footprint(bundle, dtype, rows),
-        more_rows=row_share(bundle) if rows is None else NO_MORE_ROWS,
     )

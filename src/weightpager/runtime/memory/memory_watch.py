@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from weightpager.config import format_enough, format_room, format_size
 from weightpager.machine.memory import Memory, read_memory
-from weightpager.runtime.memory.budget import MemoryBudget
+from weightpager.runtime.memory.memory_budget import MemoryBudget
 
 _log = logging.getLogger(__name__)
 

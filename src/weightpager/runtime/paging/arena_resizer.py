@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weightpager.runtime.budget.refusals import too_small
 from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
 
@@ -29,34 +30,26 @@ class ArenaResizer:
             StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
         """
         memory = self._state.memory
-        before, memory.least_tables = memory.least_tables, memory.tables.in_use if tables is None else tables
-        try:
-            self._resize(budget)
-        except BaseException:
-            memory.least_tables = before
-            raise
+        wanted = memory.tables.in_use if tables is None else tables
+        fewer = self._blocks.slots - memory.split_for(budget, wanted).slots
+        if fewer > 0:
+            self._free(fewer, budget, wanted)
+            memory.resize(budget, wanted, retired=self._blocks.retire(fewer))
+        else:
+            memory.resize(budget, wanted, restored=self._blocks.restore(-fewer))
+            self._state.lock.notify_all()
 
     def restore(self) -> None:
         """Use slots again that made room for block tables of tasks which have left."""
         if self._state.memory.tables_have_grown:
             self.resize(self._state.memory.budget)
 
-    def _resize(self, budget: int) -> None:
-        memory = self._state.memory
-        fewer = self._blocks.slots - memory.slots_for(budget)
-        if fewer > 0:
-            self._free(fewer, budget)
-            memory.resize(budget, retired=self._blocks.retire(fewer))
-        else:
-            memory.resize(budget, restored=self._blocks.restore(-fewer))
-            self._state.lock.notify_all()
-
-    def _free(self, count: int, budget: int) -> None:
+    def _free(self, count: int, budget: int, tables: int) -> None:
         """Have so many slots free, as soon as reads in flight allow it. Errors are those of `resize`."""
         while count > self._blocks.free + len(self._blocks.evictable()):
             held = len(self._blocks.locked())
             if count > self._blocks.slots - held:
-                raise self._state.memory.too_small("the tasks in use", held, budget)
+                raise too_small(self._state.memory.needs, "the tasks in use", held, budget, tables=tables)
             if not self._slots.await_read():
                 raise self._slots.hang_error()
         self._slots.evict(self._blocks.evictable()[: max(0, count - self._blocks.free)])

@@ -39,7 +39,7 @@ class Loads:
         pending = PendingPages(pages, state.index.layers, state.read_timeout, before)
         reads = state.pager.load(state.store, plan.prepare, slots, request.priority, self._on_read_end)
         state.waiters.add(pending)
-        load = PendingLoad(reads, len(plan.prepare) * state.memory.page_bytes, pending)
+        load = PendingLoad(reads, len(plan.prepare) * state.memory.arena.page_bytes, pending)
         if not request.wait:
             earlier = [other for other in self._unawaited.get(request.task, ()) if not other.pages.complete]
             self._unawaited[request.task] = [*earlier, load]

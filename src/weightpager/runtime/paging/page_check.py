@@ -33,7 +33,8 @@ class PageCheck:
             StoreError, PageCorruptError: storage doesn't have a page as it should be; it stays as it is.
         """
         state, damaged = self._state, self.damaged()
-        content = memoryview(aligned_memory(state.memory.page_bytes))  # an error's traceback may keep a part of it
+        # An error's traceback may keep a part of it.
+        content = memoryview(aligned_memory(state.memory.arena.page_bytes))
         for page in damaged:
             state.store.read(page, [content])
             with state.lock:

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 
 from weightpager.bundle import PageIndex
-from weightpager.runtime.memory.budget import MemoryBudget
+from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.reads.page_waits import Waiters

@@ -1,0 +1,181 @@
+"""The byte budget: says no before the machine does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from weightpager.config import format_enough
+from weightpager.errors import BudgetError
+from weightpager.runtime.budget.needs import Needs, Split
+from weightpager.runtime.budget.refusals import refusal, too_small
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
+from weightpager.runtime.memory.table_cache import TableCache
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes by purpose; ``total`` is what a budget is compared with.
+
+    Attributes:
+        arena: slots of pages.
+        resident: parameters that all tasks share.
+        private: parameters of single tasks.
+        tables: block tables of all tasks, and those that are expanded.
+        kv_reserve: what is left to KV caches.
+        staging: buffers on the way to a device.
+        rows: embedding rows that are kept in memory.
+    """
+
+    arena: int
+    resident: int
+    private: int
+    tables: int
+    kv_reserve: int = 0
+    staging: int = 0
+    rows: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum of all purposes."""
+        always = self.resident + self.private + self.tables
+        return self.arena + always + self.kv_reserve + self.staging + self.rows
+
+
+class MemoryBudget:
+    """A budget, the arena that it pays for, and how it is split at present; `Needs` has the arithmetic.
+
+    An elastic arena reserves address space for all pages at once, so that a budget can change while the arena stays
+    where it is; where so much is refused, for the budget's slots only. Others take memory for those, and keep it.
+
+    Attributes:
+        needs: what the bundle and the engine ask for.
+        budget: bytes that may be used.
+        split: where they go.
+        arena: where pages are; it has address space for as many as it was granted.
+        tables: expanded block tables, in what the split gives them.
+    """
+
+    def __init__(
+        self,
+        budget: int | None,
+        needs: Needs,
+        *,
+        kv_reserve: int = 0,
+        capacity: int | None = None,
+        staging: ArenaSource | None = None,
+    ) -> None:
+        """Reserve the arena.
+
+        Args:
+            budget: bytes; None for what all pages and embedding rows need.
+            needs: what the bundle asks for.
+            kv_reserve: bytes of the budget that are left to the caller's KV caches.
+            capacity: slots to reserve address space for, in case that the bundle grows; its pages if None.
+            staging: how pages reach the device; None if the arena is in the host's memory.
+
+        Raises:
+            BudgetError: not even the smallest task fits, or the machine refuses that much address space; says the
+                smallest budget that would do.
+        """
+        staging_bytes = None if staging is None else staging.bytes(needs.page_bytes)
+        self.needs = replace(needs, kv_reserve=kv_reserve, staging=staging_bytes)
+        self._whole = budget is None
+        self._tables_in_use = 0  # bytes that the split has room for, whatever slots must go for them
+        self.budget = budget if budget is not None else self.needs.holding_all().total
+        wanted = needs.pages if capacity is None else capacity
+        self.split = self._checked(self.needs.split(self.budget, capacity=wanted), self.budget, 0)
+        self.arena = self._reserve(wanted, staging)
+        self.tables = TableCache(self.split.tables)
+
+    @property
+    def use(self) -> MemoryUse:
+        """Bytes by purpose."""
+        needs, always = self.needs, self.needs.footprint
+        return MemoryUse(
+            arena=self._taken(self.split.slots) * needs.page_bytes,
+            resident=always.resident,
+            private=always.private,
+            tables=always.placement + max(self.tables.size, self.tables.taken),
+            kv_reserve=needs.kv_reserve,
+            staging=needs.staging or 0,
+            rows=self.split.rows,
+        )
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of `use` that lie in the host's memory."""
+        return self.use.total if self.needs.staging is None else self.needs.staging
+
+    def split_for(self, budget: int, tables: int = 0) -> Split:
+        """How a budget is split.
+
+        Args:
+            budget: bytes.
+            tables: bytes of expanded block tables that must have room.
+
+        Raises:
+            BudgetError: not even the smallest task fits, or the arena has taken more and can't give it back.
+        """
+        capacity, taken = self.arena.capacity, self._taken(0)
+        if not self.arena.elastic and budget < self.needs.holding(capacity, tables=tables).total:
+            refused = "the memory of this device's arena can't be given back in part: open an engine with that budget. "
+            raise refusal(refused, self.needs, "the arena", capacity, tables=tables)
+        return self._checked(self.needs.split(budget, tables=tables, capacity=capacity, taken=taken), budget, tables)
+
+    def slots_beside(self, tables: int) -> int:
+        """Pages that the budget has room for beside so many bytes of expanded block tables."""
+        return self.needs.split(self.budget, tables=tables, capacity=self.arena.capacity).slots
+
+    def refit(self, needs: Needs) -> int:
+        """Note what a changed bundle needs. Returns the budget to `resize` to: the same, or enough for all pages."""
+        self.needs = replace(needs, kv_reserve=self.needs.kv_reserve, staging=self.needs.staging)
+        return self._enough(self._tables_in_use) if self._whole else self.budget
+
+    def resize(
+        self, budget: int, tables: int = 0, *, retired: Iterable[int] = (), restored: Iterable[int] = ()
+    ) -> None:
+        """Change the budget, and with it the slots that may be used. Arguments and errors are those of `split_for`."""
+        self.split = self.split_for(budget, tables)
+        self.budget, self._tables_in_use = budget, tables
+        self._whole = self._whole and budget == self._enough(tables)
+        self.arena.release(retired)
+        self.arena.commit(restored)
+        self.tables.resize(self.split.tables)
+
+    @property
+    def tables_have_grown(self) -> bool:
+        """Whether slots have made room for expanded block tables that the tasks in use no longer need."""
+        return self._tables_in_use > max(self.needs.least_tables, self.tables.in_use)
+
+    def smallest_budget(self, pages: int) -> int:
+        """Bytes that hold so many pages at once, beside what the tasks in use take."""
+        return self.needs.holding(pages, tables=self._tables_in_use).total
+
+    def too_small(self, what: str, pages: int, tables: int = 0) -> BudgetError:
+        """The error for something that needs so many pages at once, and bytes of expanded block tables."""
+        return too_small(self.needs, what, pages, self.budget, tables=max(tables, self._tables_in_use))
+
+    def _enough(self, tables: int) -> int:
+        """The budget that nobody has a use for more than."""
+        return self.needs.holding_all(self._taken(self.needs.pages), tables=tables).total
+
+    def _checked(self, split: Split, budget: int, tables: int) -> Split:
+        if split.slots < self.needs.least_pages:
+            raise too_small(self.needs, "the smallest task", self.needs.least_pages, budget, tables=tables)
+        return split
+
+    def _taken(self, slots: int) -> int:
+        """How many slots take memory while so many are used."""
+        return slots if self.arena.elastic else self.arena.capacity
+
+    def _reserve(self, capacity: int, staging: ArenaSource | None) -> PageArena:
+        slots, page_bytes = self.split.slots, self.needs.page_bytes
+        try:
+            if staging is None:
+                return Arena(capacity, slots, page_bytes)
+            return staging.arena(capacity, slots, page_bytes)
+        except OSError as error:
+            refused = f"this machine refuses an arena of {format_enough(slots * page_bytes)}: state a smaller budget. "
+            raise refusal(refused, self.needs, "the smallest task", self.needs.least_pages) from error

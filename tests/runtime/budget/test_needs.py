@@ -1,0 +1,100 @@
+"""How a budget is split: by hand, and the laws that hold for any needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightpager.bundle.footprint import Footprint
+from weightpager.runtime.budget.needs import Needs, Split
+from weightpager.runtime.budget.row_share import RowShare
+
+PAGE = 100
+
+FOOTPRINT = Footprint(resident=1000, private=200, placement=30, largest_table=40, all_tables=90, rows=7)
+ROWS = RowShare(hot_rows=150, all_rows=400, largest_task=3 * PAGE, all_pages=6 * PAGE)
+NEEDS = Needs(6, 2, PAGE, FOOTPRINT, ROWS)
+
+
+@st.composite
+def any_needs(draw: st.DrawFn) -> Needs:
+    pages, page_bytes, size = draw(st.integers(1, 30)), draw(st.integers(1, 50)), st.integers(0, 300)
+    largest_task = draw(st.integers(1, pages))
+    table = draw(size)
+    footprint = Footprint(draw(size), draw(size), draw(size), table, table + draw(size), draw(size))
+    hot = draw(size)
+    rows = RowShare(hot, hot + draw(size), largest_task * page_bytes, pages * page_bytes)
+    least = draw(st.integers(1, largest_task))
+    return Needs(pages, least, page_bytes, footprint, rows, draw(size), draw(st.none() | size))
+
+
+def test_what_is_left_goes_to_hot_rows_then_pages_then_tables_then_other_rows() -> None:
+    fixed, least = 1230, 1230 + 7 + 40
+    assert NEEDS.split(least + 3 * PAGE) == Split(fixed, 7, 40, 3, PAGE)
+    assert NEEDS.split(least + 3 * PAGE + 149) == Split(fixed, 7 + 149, 40, 3, PAGE)
+    assert NEEDS.split(least + 3 * PAGE + 150) == Split(fixed, 7 + 150, 40, 3, PAGE)
+    assert NEEDS.split(least + 4 * PAGE + 160) == Split(fixed, 7 + 150, 40 + 10, 4, PAGE)
+    assert NEEDS.split(least + 6 * PAGE + 150 + 50) == Split(fixed, 7 + 150, 90, 6, PAGE)
+    assert NEEDS.split(least + 6 * PAGE + 150 + 50 + 20) == Split(fixed, 7 + 170, 90, 6, PAGE)
+    assert NEEDS.split(10_000) == NEEDS.holding_all() == Split(fixed, 407, 90, 6, PAGE)
+
+
+def test_tables_of_tasks_in_use_come_before_pages() -> None:
+    budget = NEEDS.holding(3).total
+    assert NEEDS.split(budget, tables=40) == NEEDS.split(budget) == Split(1230, 7, 40, 3, PAGE)
+    assert NEEDS.split(budget, tables=41) == Split(1230, 7, 90, 2, PAGE)
+    assert NEEDS.split(budget - 60, tables=50) == Split(1230, 7, 80, 2, PAGE)
+
+
+def test_an_arena_takes_what_it_has_whether_it_is_used_or_not() -> None:
+    budget = NEEDS.holding_all().total - NEEDS.more_rows.all_rows
+    assert NEEDS.split(budget, capacity=2).slots == 2
+    few = replace(NEEDS, pages=2, more_rows=RowShare())
+    assert few.split(budget).tables == 90
+    assert few.split(budget, capacity=6, taken=6) == Split(1230, 7, 90, 2, PAGE)
+    assert few.split(budget - 1, capacity=6, taken=6) == Split(1230, 7, 89, 2, PAGE)
+
+
+def test_a_device_has_all_tables_and_staging_in_any_budget() -> None:
+    there = replace(NEEDS, staging=500, kv_reserve=60)
+    assert there.holding(2) == Split(1230 + 500 + 60, 7, 90, 2, PAGE)
+
+
+@given(any_needs(), st.integers(0, 5000), st.integers(0, 600), st.integers(0, 40))
+def test_the_parts_never_exceed_the_budget(needs: Needs, more: int, tables: int, capacity: int) -> None:
+    tables = min(tables, needs.footprint.all_tables)
+    budget = needs.holding(0, tables=tables).total + more
+    split = needs.split(budget, tables=tables, capacity=capacity)
+    assert split.total <= budget
+    assert split.tables >= max(tables, needs.footprint.largest_table)
+    assert split.rows >= needs.footprint.rows
+    assert split.slots <= min(needs.pages, capacity)
+
+
+@given(any_needs(), st.integers(0, 5000), st.integers(0, 500), st.integers(0, 600))
+def test_a_larger_budget_never_has_fewer_rows_or_slots(needs: Needs, budget: int, more: int, tables: int) -> None:
+    small, large = (needs.split(size, tables=tables) for size in (budget, budget + more))
+    assert small.rows <= large.rows
+    assert small.slots <= large.slots
+
+
+@given(any_needs(), st.data(), st.integers(0, 600))
+def test_the_smallest_budget_holds_its_pages_and_a_byte_less_does_not(
+    needs: Needs, data: st.DataObject, tables: int
+) -> None:
+    tables = min(tables, needs.footprint.all_tables)
+    pages = data.draw(st.integers(1, needs.pages))
+    least = needs.holding(pages, tables=tables)
+    split = needs.split(least.total, tables=tables)
+    assert (split.slots, split.rows) == (pages, least.rows)
+    assert needs.split(least.total - 1, tables=tables).slots < pages
+
+
+@given(any_needs(), st.integers(0, 5000))
+def test_nobody_has_a_use_for_more_than_all(needs: Needs, more: int) -> None:
+    everything = needs.holding_all()
+    assert needs.split(everything.total + more) == everything
+    assert everything.slots == needs.pages
+    assert needs.split(everything.total - 1) != everything
