@@ -37,7 +37,7 @@ from weightpager.backends.torch.kv_cache import CACHE
 from weightpager.backends.torch.model.architecture import module_of_kind
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.footprint import footprint
 from weightpager.bundle.writer import writing
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import sort_weights
@@ -56,6 +56,7 @@ from weightpager.lab.switching import time_switches
 from weightpager.lab.synthetic_bundle import word_tokenizer
 from weightpager.machine.process_memory import forget_peak, peak_memory
 from weightpager.page_dtype import block_bytes
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
 

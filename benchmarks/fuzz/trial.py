@@ -17,7 +17,7 @@ import weightpager as wp
 from weightpager.backends.torch.model.architecture import image_reader
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.bundle.parts.model_files import model_dir
@@ -27,6 +27,7 @@ from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
 from weightpager.errors import WeightpagerError
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
 
 _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}

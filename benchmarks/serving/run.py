@@ -32,10 +32,10 @@ from benchmarks.serving.clients import Answers, Ask, Ids, Tally, crowd, replay, 
 from benchmarks.serving.rows import Row, line, table
 from benchmarks.serving.texts import made_texts, right_answers
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir
 from weightpager.lab.synthetic_bundle import bundle_of, small
 from weightpager.lab.traces import TRACES
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.server.scheduling.policy import Policy
 
 CLIENTS = 64

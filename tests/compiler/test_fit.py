@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import tiny
 import weightpager as wp
 from command import Command
-from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import fit
 from weightpager.compiler.fit import LEAST, _budget_of_trial, _density, choose_density_and_alignment, largest
@@ -26,6 +26,7 @@ from weightpager.compiler.selection.alignment_target import _switch_bytes
 from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
 from weightpager.compiler.task_file.file import from_dict, restated
 from weightpager.errors import CompileError, ConfigError
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 
 TRAINED = {"method": "finetune", "steps": 4, "batch": 8, "private_blocks": 0.3, "private_steps": 2, "low_rank": 2}
 

@@ -1,4 +1,4 @@
-"""Memory that a bundle takes whatever is in the arena, and the smallest budget that follows from it."""
+"""Memory that a bundle takes whatever is in the arena."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.reader import Bundle
-from weightpager.config import format_enough, format_room
-from weightpager.errors import BudgetError
 
 _SPARE_PAGES = 256  # page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs
 _NUMBER_BYTES = 34  # bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival
@@ -116,31 +114,6 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
         all_tables=sum(tables),
         rows=_row_bytes(bundle, rows),
     )
-
-
-def smallest_budget(bundle: Bundle, task: str | None = None, dtype: str = "auto", rows: int | None = None) -> int:
-    """Bytes that hold what is always in memory and the pages of one task; by default of the largest task."""
-    most = max(len(bundle.pages_of(name)) for name in ([task] if task else bundle.tasks))
-    return footprint(bundle, dtype, rows).total + most * bundle.page_bytes
-
-
-def largest_budget(bundle: Bundle) -> int:
-    """Bytes that an engine without a budget takes: with all pages, all rows, and the tables of all tasks expanded."""
-    return footprint(bundle, rows=whole_rows(bundle)).largest + len(bundle.pages) * bundle.page_bytes
-
-
-def check_fits(bundle: Bundle, task: str, budget: int, dtype: str = "auto", rows: int | None = None) -> None:
-    """Refuse a budget, in bytes, that is too small for a task.
-
-    Raises:
-        BudgetError: it is too small; the message says the smallest budget that would do.
-    """
-    least = smallest_budget(bundle, task, dtype, rows)
-    if budget < least:
-        cannot = f"{task!r} does not fit into {format_room(budget)}"
-        raise BudgetError(
-            f"{cannot}; the smallest budget that would do is {least} bytes ({format_enough(least)})", least
-        )
 
 
 def _row_places(bundle: Bundle) -> int:

@@ -19,7 +19,7 @@ import torch
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, BundleWriter
 from weightpager.bundle.files.new_directory import scratch
-from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows
+from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.bundle.report.compile_report import Fit, FrontierPoint
 from weightpager.bundle.writer import storage_errors
@@ -38,6 +38,7 @@ from weightpager.compiler.training.masks import Masks, block_sums
 from weightpager.config import format_enough, format_room
 from weightpager.errors import CompileError
 from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 
 LEAST = 0.05
 """Density below which nothing has been measured."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from command import Command
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import smallest_budget, whole_rows
+from weightpager.bundle.footprint import whole_rows
 from weightpager.engine import Engine
-from weightpager.runtime.budget.row_share import room_for_pages, row_bytes
+from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
 
 WORDS = "base_model.embeddings.word_embeddings.weight"
 
@@ -31,12 +31,12 @@ def test_inspect_shows_tables_and_what_their_rows_serve(weightpager: Command, wo
 def test_plan_counts_with_rows(weightpager: Command, wordy_bundle: Path) -> None:
     bundle = Bundle.open(wordy_bundle)
     for stated in (None, 5000):
-        least = smallest_budget(bundle, rows=stated)
+        least, needs = smallest_budget(bundle, rows=stated), needs_of(bundle, rows=stated)
         for budget in range(least, least + 150_000, 9_000):
             with Engine.from_pretrained(wordy_bundle, budget=budget, rows=stated) as engine:
                 report = engine.report()
-                assert report.memory.rows == row_bytes(bundle, budget, stated)
-                assert report.slots == min(len(bundle.pages), room_for_pages(bundle, budget, stated) // 4096)
+                assert report.memory.rows == needs.rows(budget)
+                assert report.slots == min(len(bundle.pages), needs.room(budget) // 4096)
     size = str(smallest_budget(bundle, rows=5000))
     arguments = ("plan", wordy_bundle, "--to", "animal", "--budget", size, "--rows", "5000", "--json")
     assert json.loads(weightpager(*arguments).out)["row_bytes"] == 5000

@@ -18,9 +18,10 @@ from encoder_tasks import TASKS, logits
 from engines import InThread, hanging
 from faults import FaultyStore
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.store import LocalStore
 
 FEW_ROWS = 5 * 75

@@ -12,11 +12,12 @@ import weightpager as wp
 from encoder_tasks import TASKS, logits
 from weightpager.backends.torch.parameters import read_rows
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows
+from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError
 from weightpager.nn import PagedEmbedding
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 
 WORDS = "base_model.embeddings.word_embeddings.weight"
 POSITIONS = "base_model.embeddings.position_embeddings.weight"

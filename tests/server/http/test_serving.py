@@ -21,8 +21,8 @@ import tiny
 import weightpager as wp
 from running import Running, serving
 from weightpager.answers.work import Embed
-from weightpager.bundle.footprint import smallest_budget
 from weightpager.errors import ConfigError, RequestTimeoutError
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.server.routes.exchange import Exchange
 from weightpager.server.routes.generation_format import CompletionFormat
 from weightpager.server.scheduling.batch import Batch

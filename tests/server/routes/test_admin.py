@@ -16,10 +16,10 @@ import yaml
 import tiny
 import weightpager as wp
 from running import ADMIN, TOKEN, Running, serving
-from weightpager.bundle.footprint import smallest_budget
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.errors import ConfigError, StoreError
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.server.http.app import create_app
 from weightpager.server.http.run import server
 from weightpager.server.routes.encoding_routes import models

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightpager.bundle import Bundle, TaskKind
-from weightpager.bundle.footprint import footprint, largest_budget, row_memory, smallest_budget
+from weightpager.bundle.footprint import row_memory
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.bundle.format.tied_table import TiedTableEntry
@@ -20,7 +20,8 @@ from weightpager.bundle.report.experts_left import ExpertsLeft, experts_left
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import PagedShare, paged_share
-from weightpager.runtime.budget.row_share import room_for_pages, row_bytes
+from weightpager.runtime.budget.bundle_needs import largest_budget, needs_of, smallest_budget
+from weightpager.runtime.budget.needs import Needs
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
 
 _NO_GRAPHS = "the bundle was written before there were graphs; weightpager upgrade adds them"
@@ -97,9 +98,9 @@ class MemoryFacts:
     row_bytes: int
 
     @classmethod
-    def of(cls, bundle: Bundle, budget: int | None) -> MemoryFacts:
+    def of(cls, bundle: Bundle, needs: Needs, budget: int | None) -> MemoryFacts:
         """Measure a bundle; without a budget, as if it held everything."""
-        fixed = footprint(bundle)
+        fixed = needs.footprint
         every = largest_budget(bundle)
         return cls(
             resident_bytes=fixed.resident,
@@ -111,7 +112,7 @@ class MemoryFacts:
             largest_budget=every,
             rows=[RowFacts.of(entry) for entry in bundle.manifest.row_tables],
             least_row_bytes=fixed.rows,
-            row_bytes=row_bytes(bundle, every if budget is None else budget),
+            row_bytes=needs.rows(every if budget is None else budget),
         )
 
 
@@ -159,10 +160,10 @@ class SwitchFacts:
     tasks_that_do_not_fit: Sequence[str]
 
     @classmethod
-    def of(cls, bundle: Bundle, budget: int | None, bandwidth: float) -> SwitchFacts:
+    def of(cls, bundle: Bundle, needs: Needs, budget: int | None, bandwidth: float) -> SwitchFacts:
         """Plan every switch, from storage that reads so many bytes a second."""
         switches, matrix = all_switches(bundle, StorageModel(bandwidth)), overlap(bundle)
-        slots = math.inf if budget is None else room_for_pages(bundle, budget) // bundle.page_bytes
+        slots = math.inf if budget is None else needs.room(budget) // needs.page_bytes
         return cls(
             overlap=matrix.tolist(),
             mean_overlap=mean_overlap(matrix),
@@ -247,14 +248,15 @@ class BundleFacts:
             budget: bytes that tasks should fit into; None for no bound.
             bandwidth: of the storage, in bytes a second.
         """
-        room = None if budget is None else max(0, room_for_pages(bundle, budget))
+        needs = needs_of(bundle)
+        room = None if budget is None else max(0, needs.room(budget))
         unused = over_read(bundle)
         return cls(
             pages=PageFacts.of(bundle),
-            memory=MemoryFacts.of(bundle, budget),
+            memory=MemoryFacts.of(bundle, needs, budget),
             direct_io=_takes_direct_io(bundle),
             tasks=[TaskFacts.of(bundle, name, unused[name]) for name in bundle.tasks],
-            switches=SwitchFacts.of(bundle, budget, bandwidth),
+            switches=SwitchFacts.of(bundle, needs, budget, bandwidth),
             model=ModelFacts.of(bundle, report),
             scores=[] if report is None else report.tasks,
             advice=None if report is None else advise(bundle, report, room),

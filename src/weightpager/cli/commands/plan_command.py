@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import check_fits, footprint
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Rows, Storage
 from weightpager.config import parse_bandwidth, stated_size
 from weightpager.errors import ConfigError
-from weightpager.runtime.budget.row_share import room_for_pages, row_bytes, row_share
+from weightpager.runtime.budget.bundle_needs import check_fits, needs_of
+from weightpager.runtime.budget.needs import Needs
 from weightpager.store import StorageModel, SwitchCost, switch_cost
 
 
@@ -47,7 +47,8 @@ def plan(
     if worst == (to_task is not None) or (worst and from_task is not None):
         raise ConfigError("plan: expected either --to TASK, with or without --from TASK, or --worst alone")
     size, stated = stated_size(budget, "budget"), stated_size(rows, "rows")
-    slots = None if size is None else max(0, room_for_pages(opened, size, stated) // opened.page_bytes)
+    needs = needs_of(opened, rows=stated)
+    slots = None if size is None else needs.split(size).slots
     fitting = [name for name in opened.tasks if slots is None or len(opened.pages_of(name)) <= slots]
     if size is not None and (to_task or not fitting):
         check_fits(opened, to_task or min(opened.tasks, key=lambda name: len(opened.pages_of(name))), size, rows=stated)
@@ -57,7 +58,7 @@ def plan(
         else [switch_cost(opened, from_task, to_task, model, slots)]
     )
     left_out = [name for name in opened.tasks if worst and name not in fitting]
-    planned = [_PlannedSwitch.of(opened, cost, size, stated) for cost in costs]
+    planned = [_PlannedSwitch.of(needs, cost, size) for cost in costs]
     if json:
         more = {"from_empty": planned[-1].plain(), "tasks_that_do_not_fit": left_out} if worst else {}
         output.print_json(planned[0].plain() | more)
@@ -92,13 +93,11 @@ class _PlannedSwitch:
     row_bytes: int
 
     @classmethod
-    def of(cls, bundle: Bundle, cost: SwitchCost, budget: int | None, rows: int | None) -> _PlannedSwitch:
+    def of(cls, needs: Needs, cost: SwitchCost, budget: int | None) -> _PlannedSwitch:
         """Compare a switch with the budget; without one, both tasks fit."""
-        pages = cost.peak_pages * bundle.page_bytes
-        more = row_share(bundle).beside(pages) if rows is None else 0
-        both = footprint(bundle, rows=rows).total + more + pages
+        both = needs.holding(cost.peak_pages).total
         limit = both if budget is None else budget
-        return cls(cost, min(both, limit), both <= limit, row_bytes(bundle, limit, rows))
+        return cls(cost, min(both, limit), both <= limit, needs.rows(limit))
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""

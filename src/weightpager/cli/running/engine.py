@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import check_fits
 from weightpager.config import parse_size, stated_size
 from weightpager.errors import BudgetError
+from weightpager.runtime.budget.bundle_needs import check_fits
 
 if TYPE_CHECKING:
     from weightpager.engine import Engine

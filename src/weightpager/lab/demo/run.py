@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from weightpager.bundle.footprint import smallest_budget
 from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport, read_report
 from weightpager.bundle.report.overlap import overlap
 from weightpager.doctor.machine import describe
@@ -22,6 +21,7 @@ from weightpager.lab.demo.result import DemoResult, DemoTask
 from weightpager.lab.demo.table import row_bytes, rows
 from weightpager.lab.samples import Missing, Sample, SampleUnavailable, minilm, prepare
 from weightpager.progress import Progress
+from weightpager.runtime.budget.bundle_needs import smallest_budget
 
 EVAL_ITEMS = 300
 """Held-out items a task: eight models are measured on them within the demo's five minutes."""

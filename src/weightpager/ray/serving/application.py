@@ -11,13 +11,13 @@ from typing import Any
 from ray import serve
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import largest_budget
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError
 from weightpager.ray.serving.gateway import Gateway
 from weightpager.ray.serving.server_replica import ServerReplica
 from weightpager.ray.serving.task_router import Routing
 from weightpager.routing.affinity import Fairness
+from weightpager.runtime.budget.bundle_needs import largest_budget
 from weightpager.server.scheduling.settings import Settings
 
 _BESIDE = 400 << 20

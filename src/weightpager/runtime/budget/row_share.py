@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, least_rows, row_memory
+from weightpager.bundle.footprint import least_rows, row_memory
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.distinct import distinct
 from weightpager.store.read_plan import GROUP_BYTES, StorageModel
@@ -84,20 +84,6 @@ def row_share(bundle: Bundle) -> RowShare:
     segments = [segment for entry in entries for segment in _segments(entry)]
     hot = sum(segment.bytes for segment in segments if segment.lookups * read > save * segment.bytes)
     return RowShare(hot, sum(segment.bytes for segment in segments), largest_task, all_pages)
-
-
-def row_bytes(bundle: Bundle, budget: int, stated: int | None = None) -> int:
-    """Bytes for rows of tables that an engine has under a budget; those that are stated, if any are."""
-    always = footprint(bundle, rows=stated)
-    return always.rows + (
-        0 if stated is not None else row_share(bundle).of(budget - always.total, always.largest - always.total)
-    )
-
-
-def room_for_pages(bundle: Bundle, budget: int, stated: int | None = None) -> int:
-    """Bytes for pages of blocks that an engine has under a budget; below zero if it is too small."""
-    always = footprint(bundle, rows=stated)
-    return budget - always.total + always.rows - row_bytes(bundle, budget, stated)
 
 
 def split_rows(entries: Sequence[RowTableEntry], room: int) -> list[int]:
