@@ -62,7 +62,14 @@ def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
     pages = 1 + max((int(need[-1]) for need in needs if len(need)), default=0)
     return PrefetchTrial(
         lambda: VirtualArena(
-            needs, pages, blocks.slots, opened.bundle.page_bytes, StorageModel(), opened.reads.span, numbers
+            needs,
+            pages,
+            blocks.slots,
+            opened.bundle.page_bytes,
+            StorageModel(),
+            opened.reads.span,
+            numbers,
+            reads=opened.reads_in_flight,
         )
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.planning.task_pages import TaskPages
@@ -43,10 +44,12 @@ class Device:
     Attributes:
         slots: number of pages that the arena has room for.
         storage: the model of what reads cost.
+        reads: how many are in flight at most; as many as in an engine that isn't told otherwise.
     """
 
     slots: int
     storage: StorageModel
+    reads: int = EngineConfig.io_threads
 
 
 class Recency:
@@ -158,7 +161,8 @@ class Simulator:
 
     def arena(self, device: Device) -> VirtualArena:
         """An empty arena on a device."""
-        return VirtualArena(self.needs, self.all_pages, device.slots, self.page_bytes, device.storage, self._span)
+        needs, page_bytes, span = self.needs, self.page_bytes, self._span
+        return VirtualArena(needs, self.all_pages, device.slots, page_bytes, device.storage, span, reads=device.reads)
 
 
 class _Clock:

@@ -11,6 +11,9 @@ import numpy.typing as npt
 MAX_READ_BYTES = 1 << 20
 """Reads longer than this gain nothing and start later what waits behind them."""
 
+BYTES_IN_FLIGHT = 4 << 20
+"""No other read begins while there are as many in flight: one that is urgent waits for no more."""
+
 GROUP_BYTES = 1 << 16
 """Shorter reads are grouped until they have so many bytes together."""
 

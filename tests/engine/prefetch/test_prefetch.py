@@ -547,5 +547,13 @@ def test_prefetch_has_a_trial_where_no_task_uses_a_page() -> None:
         tasks={"a": SimpleNamespace(number=0), "b": SimpleNamespace(number=1)},
         bundle=SimpleNamespace(page_bytes=4096),
         reads=SimpleNamespace(span=lambda _: 1),
+        reads_in_flight=8,
     )
     assert _trial(opened, ["a"]).pays
+
+
+def test_the_trial_makes_as_many_reads_at_once_as_the_engine(bundle: Bundle) -> None:
+    for reads in (3, 8):
+        with wp.Engine(bundle, EngineConfig(prefetch=True, io_threads=reads)) as engine:
+            trial = engine._prefetching.policy().trial
+            assert [arena._reads for arena in (trial._prefetching, trial._plain)] == [reads, reads]

@@ -13,9 +13,11 @@ PAGE = 1 << 20  # as long as the longest read: one page a read
 STORAGE = StorageModel(bytes_per_second=PAGE, seconds_per_read=0.0)  # a page a second
 
 
-def arena(*needs: list[int], slots: int, held: tuple[int, ...] = ()) -> VirtualArena:
-    pages = 1 + max(max(need) for need in needs)
-    return VirtualArena([np.array(need, np.int64) for need in needs], pages, slots, PAGE, STORAGE, lambda _: 1, held)
+def arena(
+    *needs: list[int], slots: int, held: tuple[int, ...] = (), page_bytes: int = PAGE, reads: int = 8
+) -> VirtualArena:
+    pages, arrays = 1 + max(max(need) for need in needs), [np.array(need, np.int64) for need in needs]
+    return VirtualArena(arrays, pages, slots, page_bytes, STORAGE, lambda _: 1, held, reads=reads)
 
 
 def one(task: int, tasks: int) -> np.ndarray:
@@ -41,9 +43,22 @@ def test_what_comes_during_a_dwell_is_not_waited_for() -> None:
     found.switch(0, None)
     found.dwell(2.0, lambda _: one(1, 2))
     assert found.blocks.resident().tolist() == [0, 1, 2]
-    # The reads of pages 3, 4 and 5 were in flight, four at a time.
+    # The reads of pages 3, 4 and 5 were in flight.
     assert found.switch(1, None).seconds == 3
     assert (found.counts.hits, found.counts.late, found.counts.misses) == (2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("reads", "page_bytes", "late"), [(2, PAGE, 2), (8, PAGE // 4, 8), (8, PAGE, 4), (8, 3 * PAGE, 2)]
+)
+def test_as_many_reads_are_in_flight_as_an_engine_makes(reads: int, page_bytes: int, late: int) -> None:
+    """No more than it is told, and no other one while there are 4 MiB."""
+    found = arena([0], list(range(1, 13)), slots=13, page_bytes=page_bytes, reads=reads)
+    found.switch(0, None)
+    found.dwell(1e-3, lambda _: one(1, 2))
+    assert found.blocks.loading == late
+    found.switch(1, None)
+    assert (found.counts.late, found.counts.misses) == (late, 1 + 12 - late)
 
 
 def test_reads_in_flight_stay_so_where_the_dwell_is_rounded() -> None:

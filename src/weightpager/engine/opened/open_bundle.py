@@ -65,6 +65,7 @@ class OpenBundle:
         row_reads: the store of pages that hold rows, likewise.
         rows: the tables whose rows come on demand.
         direct: whether reads bypass the page cache.
+        reads_in_flight: how many reads are made at once while pages are loaded.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class OpenBundle:
         on_device = config.device.startswith("cuda")
         if on_device:  # kernels there can't wait for storage: tables are whole
             self._stated_rows = whole_rows(bundle)
+        self.reads_in_flight = config.io_threads
         self._open_store = open_store
         self._reloads = 0  # counts their beginnings and ends: odd while one is under way
         self.memory = _memory(bundle, config, self._stated_rows, staging)

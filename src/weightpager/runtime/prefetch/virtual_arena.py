@@ -13,12 +13,10 @@ from weightpager.runtime.planning.plans import NO_PAGES, Pages, Uses
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts, PrefetchLedger
 from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
 from weightpager.store import PageRun, StorageModel, coalesce
+from weightpager.store.read_plan import BYTES_IN_FLIGHT
 
 BATCH_BYTES = 16 << 20
 """Bytes that are planned at once: enough to keep storage busy. The next batch is planned by a newer forecast."""
-
-IN_FLIGHT = 4
-"""Reads at a time. A switch waits for those that have begun."""
 
 UsesAt = Callable[[float], "npt.NDArray[np.float64] | None"]
 """Seconds since the last switch → expected uses of each task soon [tasks]; None if nothing can be said."""
@@ -59,6 +57,8 @@ class VirtualArena:
         storage: StorageModel,
         span: Callable[[int], int],
         held: Sequence[int] = (),
+        *,
+        reads: int,
     ) -> None:
         """Nothing is resident, but the tasks that are always held.
 
@@ -70,12 +70,14 @@ class VirtualArena:
             storage: what reads cost.
             span: how many pages a read from a page on can cover at most.
             held: tasks that never leave memory; together with any other they fit.
+            reads: how many are in flight at most. A switch waits for those that have begun.
         """
         self.storage = storage
         self.blocks = BlockManager(needs, pages, slots)
         self._ledger = PrefetchLedger(pages)
         self._page_bytes = page_bytes
         self._span = span
+        self._reads = reads
         self._current: int | None = None
         self._coming: list[Pages] = []  # reads in flight
         self._busy = 0.0  # seconds until they have ended
@@ -139,11 +141,17 @@ class VirtualArena:
         done = int(np.searchsorted(ends, seconds, side="right"))
         for pages in runs[:done]:
             self._arrived(pages)
-        self._coming = runs[done : done + IN_FLIGHT]
-        for pages in runs[done + IN_FLIGHT :]:
+        begun = done + self._begun(runs[done:])
+        self._coming = runs[done:begun]
+        for pages in runs[begun:]:
             self.blocks.cancel(pages.tolist())
-        self._busy = max(0.0, float(ends[: done + IN_FLIGHT][-1]) - seconds)
+        self._busy = max(0.0, float(ends[:begun][-1]) - seconds)
         return seconds if self._coming else float(ends[-1])
+
+    def _begun(self, runs: Sequence[Pages]) -> int:
+        """How many of these reads begin before the first has ended."""
+        before = np.cumsum([0, *(len(pages) * self._page_bytes for pages in runs)])[:-1]
+        return min(self._reads, int(np.searchsorted(before, BYTES_IN_FLIGHT)))
 
     def _finish_reads(self, task: int) -> tuple[int, float]:
         """Let the reads in flight end. Returns how many of their pages the task needs, and how long that takes."""

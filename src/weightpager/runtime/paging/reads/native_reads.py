@@ -25,9 +25,7 @@ from weightpager.runtime.paging.reads.failures import (
 )
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load
 from weightpager.store import VerifyingStore, most_pages
-
-_BYTES_IN_FLIGHT = 4 << 20
-"""No other read begins while there are as many in flight: one that is urgent waits for no more."""
+from weightpager.store.read_plan import BYTES_IN_FLIGHT
 
 _GROUP_MICROSECONDS = 500
 """How long pages wait for others to be told of together, where more of their load are on their way."""
@@ -65,7 +63,7 @@ class NativeReads:
 
     def __init__(self, reads: int, *, ring: bool = True) -> None:
         self._queue = _native.ReadQueue(
-            reads=reads, most_bytes=_BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
+            reads=reads, most_bytes=BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
         )
         self._loads: dict[int, _BegunLoad] = {}
         self._progress = _Progress()
