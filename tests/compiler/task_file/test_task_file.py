@@ -300,6 +300,23 @@ def test_at_least_one_task(folder: Path) -> None:
         task_file.from_dict({"model": "model", "tasks": {}}, folder)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "problem"),
+    [
+        (["chrF"], r".*\bchrf\b.*, found 'chrF'; did you mean 'chrf'\?"),
+        ([], "expected at least 1 entry, found 0"),
+        ("chrf", r"expected a list, such as \[chrf\], found 'chrf'"),
+    ],
+)
+def test_metrics_that_are_wrong_are_told_of_once(folder: Path, metrics: object, problem: str) -> None:
+    files = {"train": "spam.train.jsonl", "eval": "spam.test.jsonl"}
+    task = {"kind": "text-generation", **files, "metrics": metrics}
+    with pytest.raises(ConfigError) as refused:
+        task_file.from_dict({"model": "model", "tasks": {"spam": task}}, folder)
+    (line,) = str(refused.value).splitlines()
+    assert re.fullmatch(rf"task file: tasks\.spam\.metrics(\.0)?: {problem}", line)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read: No such file"):
         task_file.load(tmp_path / "gone.yaml")

@@ -28,7 +28,7 @@ from weightpager.compiler.task_file.fields import (
     TaskName,
     broken,
 )
-from weightpager.compiler.task_file.messages import explain
+from weightpager.compiler.task_file.messages import explain_all
 from weightpager.compiler.task_file.sections import CalibrationSpec, Recover, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import ConfigError, shown
 from weightpager.page_dtype import PageDtype, block_bytes
@@ -213,8 +213,8 @@ def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = 
     try:
         return TaskFile.model_validate(dict(content), context={"folder": Path(folder)})
     except ValidationError as error:
-        lines = [f"{name}: {explain(detail, SECTIONS)}" for detail in error.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        lines = explain_all(error.errors(include_url=False), SECTIONS)
+        raise ConfigError("\n".join(f"{name}: {line}" for line in lines)) from None
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

@@ -19,6 +19,7 @@ _EXPECTED = {
     "int_from_float": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
+    "tuple_type": "a list, such as [chrf]",
     "dict_type": "keys and values",
     "model_type": "keys and values",
     "greater_than": "more than {gt:.12g}",
@@ -32,6 +33,16 @@ _EXPECTED = {
 
 _LONG = 80
 """Characters of a word that can't be meant for a known one."""
+
+
+def explain_all(details: Sequence[ErrorDetails], sections: Mapping[str, type[BaseModel]]) -> list[str]:
+    """Validation errors as a person reads them, each text once.
+
+    A list of wrong entries isn't called too short: pydantic counts the right ones alone.
+    """
+    blamed = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
+    own = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in blamed]
+    return list(dict.fromkeys(explain(detail, sections) for detail in own))
 
 
 def explain(detail: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> str:
