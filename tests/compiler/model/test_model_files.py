@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 import tiny
 import weightpager as wp
-from benchmarks.fuzz.sealing import rewrite_file
+from benchmarks.fuzz.sealing import rewrite_file, rewrite_manifest
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
@@ -83,6 +83,17 @@ def test_settings_that_nothing_reads_are_left_out(tmp_path: Path) -> None:
     bundle = wp.compile(content, out=tmp_path / "w.bundle")
     exported = export_task(bundle, next(iter(bundle.tasks)), tmp_path / "out")
     assert GenerationConfig.from_pretrained(exported).eos_token_id == 5
+
+
+def test_an_export_states_the_most_tokens_of_a_tasks_answers(path: Path, tmp_path: Path) -> None:
+    generation = {"prompts": "plain", "max_new_tokens": 12, "metrics": ["exact-match"]}
+    rewrite_manifest(path, lambda m: m["tasks"][0].update(kind="text-generation", generation=generation))
+    writes, other = Bundle.open(path).tasks
+    most = [
+        GenerationConfig.from_pretrained(export_task(Bundle.open(path), task, tmp_path / task)).max_new_tokens
+        for task in (writes, other)
+    ]
+    assert most == [12, None]
 
 
 def test_settings_that_a_bundle_may_not_have_are_refused(path: Path) -> None:

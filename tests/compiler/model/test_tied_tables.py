@@ -19,7 +19,7 @@ import tiny_models
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_manifest, rewrite_tensors
 from command import Command
-from weightpager.backends.torch.export import export_task
+from weightpager.backends.torch.export import export_task, in_original_order
 from weightpager.backends.torch.parameters import read_parameters, widened
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
@@ -30,7 +30,8 @@ from weightpager.bundle.verify import verify
 from weightpager.compiler.model.paged_weights import tied_tables
 from weightpager.compiler.repack import repack
 from weightpager.errors import BundleError
-from weightpager.nn import FlatLinear, TiedEmbedding, TiedHead
+from weightpager.kernels.torch import reference
+from weightpager.nn import FlatLinear, PagedLinear, TiedEmbedding, TiedHead
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
 WORDS = "base_model.embed_tokens.weight"
@@ -113,6 +114,27 @@ def test_an_engine_computes_with_the_blocks_themselves(tied: Path, tmp_path: Pat
         model = exported(tied, task, tmp_path / task)
         with torch.inference_mode():
             torch.testing.assert_close(logits, model(**INPUTS).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_an_export_holds_what_the_kernels_multiply_with_bit_for_bit(copied: Path, tmp_path: Path) -> None:
+    for file in (RESIDENT, *map(private_file, Bundle.open(copied).tasks)):
+        rewrite_tensors(copied, file, in_bfloat16)  # so that the task computes in it, as one of such a checkpoint
+    model = exported(copied, "animals", tmp_path / "out")
+    with wp.Engine.from_pretrained(copied) as engine, engine.task("animals") as module:
+        assert module.dtype == torch.bfloat16
+        used = {
+            WORDS if isinstance(layer, TiedHead) else f"base_{name}.weight": reference.dense_weight(layer.paged_weight)
+            for name, layer in module.named_modules()
+            if isinstance(layer, PagedLinear)
+        }
+        expected = in_original_order(engine.bundle, "animals", used)
+    assert used.keys() == {WORDS, *(f"{entry.name}.weight" for entry in engine.bundle.manifest.weights)}
+    for name, weight in expected.items():
+        assert torch.equal(model.get_parameter(name.removeprefix("base_")), weight)
+
+
+def in_bfloat16(tensors: dict[str, Tensor]) -> None:
+    tensors.update({name: each.bfloat16() for name, each in tensors.items() if each.is_floating_point()})
 
 
 def test_a_task_that_computes_in_bfloat16_does_so_over_blocks(tied: Path) -> None:
@@ -243,7 +265,7 @@ def test_a_checkpoint_in_bfloat16_computes_in_it(tmp_path: Path) -> None:
     bundle = wp.compile(content, out=tmp_path / "a.bundle")
     assert [entry.dtype for entry in bundle.manifest.tied_tables] == ["int8"]
     assert outputs(bundle.path)["words"].dtype == torch.bfloat16
-    assert exported(bundle.path, "words", tmp_path / "out").dtype == torch.bfloat16
+    assert exported(bundle.path, "words", tmp_path / "out").dtype == torch.float32  # which alone holds its weights
 
 
 class Scaled(nn.Embedding):

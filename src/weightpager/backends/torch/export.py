@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from weightpager.backends.torch.model.architecture import (
 from weightpager.backends.torch.new_model import free_target, refusals
 from weightpager.backends.torch.parameters import activation_dtype, read_parameters, read_rows, widened
 from weightpager.backends.torch.task_module import assign, route
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format import permutations as permutations_file
 from weightpager.bundle.format.names import RESIDENT, private_file
@@ -36,8 +37,8 @@ from weightpager.store import LocalStore, VerifyingStore
 def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """Write a task's model so that plain transformers loads it; dropped blocks are zeros, and low-rank parts are added.
 
-    Rows and columns are in the order of the model that was compiled. All is in the dtype that the task computes in;
-    weights and embedding tables have the bundle's precision in it.
+    Rows and columns are in the order of the model that was compiled. All is in bfloat16 where that holds every value of
+    the bundle exactly, else in float32. So weights and embedding tables are what the engine multiplies with.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -48,7 +49,8 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     target = free_target(out)
     config = read_config(bundle)
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
-    dtype = activation_dtype(values.values())
+    low_rank = read_adapter(bundle, task)
+    dtype = torch.float32 if low_rank or _wider(bundle) else activation_dtype(values.values())
     rows = {name: table.to(dtype) for name, table in read_rows(bundle).items()}
     values = rows | widened(bundle, values, dtype)
     module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
@@ -58,7 +60,6 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
             "so: there they would be chosen, and answer zero. Run the task from the bundle"
         )
     values = {name: value.to(dtype) if value.dtype == torch.bfloat16 else value for name, value in values.items()}
-    low_rank = read_adapter(bundle, task)
     for name, weight in dense_weights(bundle, task).items():
         part = low_rank.get(name)
         merged = weight if part is None else weight.float() + torch.from_numpy(part.up @ part.down)
@@ -66,12 +67,24 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
     set_generation(module, read_generation(bundle, config))
+    _limit_answers(module, bundle.task(task))
     set_as_published(module)
     with new_directory(target, partial(refusals, target), replace=False) as temporary, refusals(target):
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]
         preprocessor(bundle).save_pretrained(temporary)
     return target
+
+
+def _wider(bundle: Bundle) -> bool:
+    """Whether bfloat16 is too narrow for some weights, such as an int4 number times its scale."""
+    return bundle.manifest.dtype != "bfloat16" or bool(bundle.row_tables or bundle.manifest.tied_tables)
+
+
+def _limit_answers(module: Any, task: TaskEntry) -> None:
+    """Let a task that writes state its own most tokens: transformers' default is another."""
+    if task.generation is not None:
+        module.generation_config.max_new_tokens = task.generation.max_new_tokens
 
 
 def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

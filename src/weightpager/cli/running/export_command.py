@@ -21,6 +21,9 @@ def export(
 ) -> None:
     """Export a task as an ordinary dense-with-zeros transformers directory. Needs `weightpager[torch]`.
 
+    Its weights are exactly those that the task multiplies with, so in float32 where pages are int4 or int8. Texts may
+    still differ at near ties: beside such weights weightpager's kernels round activations, too.
+
     Example: `weightpager export assistant.bundle --task spam --out spam-hf/`
     """
     with extra("torch"):
