@@ -220,7 +220,12 @@ def test_metrics_are_for_generated_texts(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_the_model_cannot_read_is_refused(clerk: Path) -> None:
-    with wp.Engine.from_pretrained(clerk) as engine, pytest.raises(ConfigError, match="expected at most 128 tokens"):
+    with (
+        wp.Engine.from_pretrained(clerk) as engine,
+        pytest.raises(
+            ConfigError, match="expected at most 128 tokens, as the model can read, found 128, which leaves no room"
+        ),
+    ):
         engine.predict("after", ["red " * 128])
 
 

@@ -16,7 +16,7 @@ from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.token_reader import TokenReader
-from weightpager.answers.work import Generate, Work
+from weightpager.answers.work import Generate, Work, needed
 from weightpager.bundle import TaskEntry
 from weightpager.config import is_unicode
 from weightpager.errors import ConfigError, RequestError, shown
@@ -113,7 +113,5 @@ def _check(work: Work, place: str, model: TaskModel, tokenizer: Tokenizer) -> No
         return
     room, wanted = room_of(model, tokenizer), work.max_new_tokens
     if work.tokens + wanted > room:
-        raise ConfigError(
-            f"{place}: expected at most {room} tokens, as the model can read, found {work.tokens} and {wanted} to be "
-            "generated"
-        )
+        found = needed(work.tokens, wanted, room)
+        raise ConfigError(f"{place}: expected at most {room} tokens, as the model can read, found {found}")

@@ -59,6 +59,12 @@ class Generate(_Text):
         return replace(self, max_new_tokens=max(1, min(self.max_new_tokens, room - self.tokens)))
 
 
+def needed(tokens: int, wanted: int, room: int) -> str:
+    """What a message says was found, where a prompt and so many tokens after it are more than there is room for."""
+    more = f" and {wanted} to be generated" if tokens < room else ", which leaves no room for an answer"
+    return f"{tokens}{more}"
+
+
 @dataclass(frozen=True)
 class Classify(_Text):
     """Find a text's class."""

@@ -53,6 +53,10 @@ def test_a_continuation_gets_what_room_there_is() -> None:
     for ids, wanted in (((), None), ((4,) * 8, None), ((4, 7), 7)):
         with pytest.raises(RequestError):
             vocabulary().room(ids, wanted, 100, "prompt")
+    with pytest.raises(RequestError, match="found 8, which leaves no room for an answer"):
+        vocabulary().room((4,) * 8, None, 100, "prompt")
+    with pytest.raises(RequestError, match="found 2 and 7 to be generated"):
+        vocabulary().room((4, 7), 7, 100, "prompt")
     with pytest.raises(RequestError, match="at most 5 tokens, as the server's --kv-reserve holds"):
         vocabulary(room=5).room((4, 7), 4, 100, "prompt")
     with pytest.raises(RequestError, match="at most 0 tokens, as the server's --kv-reserve holds"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from weightpager.answers.model import ModelLimits
 from weightpager.answers.token_reader import TokenReader
-from weightpager.answers.work import Ids
+from weightpager.answers.work import Ids, needed
 from weightpager.errors import RequestError
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ class Vocabulary(TokenReader):
         if not ids:
             raise empty("input")
         if len(ids) > self.context:
-            raise self._too_long("input", len(ids))
+            raise self._too_long("input", len(ids), self.context)
         return ids
 
     def check_kept(self, ids: Ids, param: str) -> None:
@@ -53,7 +53,7 @@ class Vocabulary(TokenReader):
             RequestError: the text is too long.
         """
         if self.most_cached is not None and len(ids) > self.most_cached:
-            raise self._too_long(param, len(ids), limit=self.most_cached)
+            raise self._too_long(param, len(ids), self.most_cached)
 
     def checked(self, ids: Sequence[int], param: str) -> Ids:
         """Token ids that a client sends itself.
@@ -84,15 +84,13 @@ class Vocabulary(TokenReader):
         limit = self.context if self.most_cached is None else min(self.context, self.most_cached)
         left, wanted = limit - len(ids), wanted and min(wanted, most)
         if left < (wanted or 1):
-            raise self._too_long(param, len(ids), wanted or 1, limit)
+            raise self._too_long(param, needed(len(ids), wanted or 1, limit), limit)
         return min(wanted or left, most)
 
-    def _too_long(self, param: str, found: int, wanted: int = 0, limit: int | None = None) -> RequestError:
-        limit = self.context if limit is None else limit
-        more = f" and {wanted} to be generated" if wanted else ""
+    def _too_long(self, param: str, found: object, limit: int) -> RequestError:
         what = "model can read" if limit == self.context else "server's --kv-reserve holds"
         return RequestError(
-            f"expected at most {limit} tokens, as the {what}, found {found}{more}",
+            f"expected at most {limit} tokens, as the {what}, found {found}",
             param,
             "context_length_exceeded",
         )
