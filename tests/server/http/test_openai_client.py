@@ -307,7 +307,14 @@ def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: by
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stop": list("abcde")}, "stop: List should have at most 4 items after validation, not 5"),
+        ({"stop": list("abcde")}, "stop: expected at most 4 items, found 5"),
+        ({"stop": "a" * 257}, "stop: expected at most 256 characters, found 257"),
+        ({"stop": ""}, "stop: expected at least one character, found none"),
+        ({"prompt": [[1], []]}, "prompt.1: expected at least one item, found none"),
+        ({"logit_bias": {"1": 1}}, "logit_bias: not supported; leave it out"),
+        ({"stream_options": 5}, "stream_options: expected an object, found 5"),
+        ({"stream": "perhaps"}, "stream: expected true or false, found 'perhaps'"),
+        ({"seed": 1.5}, "seed: expected a valid integer, found 1.5"),
         ({"prompt": [-1]}, "prompt.0: expected a number greater than or equal to 0, found -1"),
         ({"prompt": [1, "a"]}, "prompt.1: expected a valid integer, found 'a'"),
         ({"prompt": ["a", 1]}, "prompt.1: expected a valid string, found 1"),
@@ -323,6 +330,20 @@ def test_of_a_field_with_several_forms_the_one_that_was_meant_is_named(
 ) -> None:
     with writer.http() as client:
         answer = client.post("/v1/completions", json={"model": "numbers", "prompt": "one"} | fields)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ([1], "body: expected an object, found list"),
+        ({"model": "numbers", "messages": []}, "messages: expected at least one item, found none"),
+        ({"model": "numbers", "messages": ["a"]}, "messages.0: expected an object, found 'a'"),
+    ],
+)
+def test_a_conversation_that_is_none_is_explained(writer: Running, body: object, message: str) -> None:
+    with writer.http() as client:
+        answer = client.post("/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
 
 

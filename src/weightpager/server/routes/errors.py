@@ -52,6 +52,17 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 GONE = 499
 """The status that nginx logs when a client goes away before the answer."""
 
+_EXPECTED = {
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "int_parsing": "a valid integer",
+    "int_from_float": "a valid integer",
+    "float_parsing": "a valid number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+"""What is expected, where pydantic says it in words of its own."""
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": words}
     for status, words in {
@@ -114,15 +125,22 @@ def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
 
 def _in_words(problem: Mapping[str, Any]) -> str:
     """What was expected and what was found; pydantic tells the former only."""
-    if problem["type"] == "none_required":
+    kind, found, most = problem["type"], problem["input"], problem.get("ctx", {}).get("max_length")
+    if kind == "none_required" or most == 0:
         return "not supported; leave it out"
-    if problem["type"] == "missing":
+    if kind == "extra_forbidden":
+        return "unknown field; leave it out"
+    if kind == "missing":
         return "expected a value, found nothing"
+    part = "character" if isinstance(found, str) else "item"
+    if kind.endswith("too_short"):  # no field has another least length
+        return f"expected at least one {part}, found none"
+    if kind.endswith("too_long"):
+        return f"expected at most {most} {part}s, found {len(found)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    expected = message.removeprefix("Input should be ")
+    expected = _EXPECTED.get(kind, message.removeprefix("Input should be "))
     if expected.startswith(("greater ", "less ")):
         expected = f"a number {expected}"
-    found = problem["input"]
     said = type(found).__name__ if isinstance(found, (dict, list)) else shown(found)
     return message if expected == message else f"expected {expected}, found {said}"
 
