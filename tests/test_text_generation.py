@@ -100,6 +100,9 @@ def test_eval_run_and_the_server_give_the_same_tokens(clerk: Path, folder: Path,
         text = f"{prompt} snow" if chat else prompt  # as the template writes it
         assert measured[tuple(reader(text, add_special_tokens=False)["input_ids"])].strip() == label
     with serving(clerk) as running:
+        listed = running.openai.models.retrieve(task).to_dict()
+        assert entry.generation is not None
+        assert (listed["prompts"], listed["max_new_tokens"]) == ("chat" if chat else "plain", 4)
         told = running.openai.chat.completions
         for prompt, label in list(zip(given, answered, strict=True))[:12]:
             said: Any = [{"role": "user", "content": prompt}]

@@ -28,7 +28,8 @@ def continued(bundle: Path, text: str, tokens: int, task: str = "numbers") -> st
 def test_models_are_the_tasks(assistant: Running) -> None:
     models = assistant.openai.models.list().data
     assert {model.id for model in models} == {"animal", "weather", "number", "colour"}
-    assert assistant.openai.models.retrieve("weather").id == "weather"
+    found = assistant.openai.models.retrieve("weather").to_dict()
+    assert (found["id"], found["prompts"], found["max_new_tokens"]) == ("weather", None, None)
 
 
 def test_a_completion_is_what_the_engine_says(writer: Running, writer_bundle: Path) -> None:

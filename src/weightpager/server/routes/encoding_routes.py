@@ -86,6 +86,8 @@ def _model(task: TaskEntry, service: Service, available: bool) -> Model:
         kind=task.kind,
         classes=task.classes,
         max_length=task.max_length,
+        prompts=None if task.generation is None else task.generation.prompts,
+        max_new_tokens=None if task.generation is None else task.generation.max_new_tokens,
         available=available,
     )
 

@@ -120,6 +120,8 @@ class Model(Answer):
         kind: of the task.
         classes: that it tells apart.
         max_length: tokens of the longest text that it was compiled for; null for images.
+        prompts: of text generation, ``chat`` where it learnt from conversations and ``plain`` where from other prompts.
+        max_new_tokens: of text generation, the most tokens of an answer to a request that states no number.
         available: whether the server's budget has room for it.
     """
 
@@ -130,6 +132,8 @@ class Model(Answer):
     kind: str
     classes: list[str]
     max_length: int | None
+    prompts: Literal["plain", "chat"] | None = None
+    max_new_tokens: int | None = None
     available: bool
 
 
