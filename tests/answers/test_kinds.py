@@ -8,15 +8,26 @@ import pytest
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Kind
+from weightpager.answers.work import Generated
 from weightpager.backends.torch.model.architecture import CLASSES
-from weightpager.bundle import TaskKind
-from weightpager.bundle.format.manifest import FORMS
+from weightpager.bundle import TaskEntry, TaskKind
+from weightpager.bundle.format.manifest import FORMS, Generation
 
 
 @pytest.mark.parametrize("name", get_args(TaskKind))
 def test_a_kind_is_stated_everywhere(name: TaskKind) -> None:
     assert isinstance(kind_of(name), Kind)
     assert hasattr(CLASSES[name], "from_config")
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(TaskKind) if kind_of(name).writes])
+def test_what_a_task_writes_is_its_completion(name: TaskKind) -> None:
+    generation = Generation(prompts="plain", max_new_tokens=4, metrics=["chrf"]) if FORMS[name].completes else None
+    task = TaskEntry(
+        name="a", kind=name, classes=[], max_length=8, sparsity=0, dense=None, eval=None, generation=generation
+    )
+    found = kind_of(name).prediction(task, "red", Generated("cat", 1, "stop"))
+    assert (found.label, found.completion) == ("cat", "cat")
 
 
 def test_no_other_kind_is() -> None:

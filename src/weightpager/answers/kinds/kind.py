@@ -27,6 +27,7 @@ class Prediction:
         label: the likeliest class, the tagged words joined by spaces, or the generated continuation.
         score: probability of the class, 0 to 1; None where there is no single class.
         tags: (word, tag) pairs of a token task.
+        completion: the generated text, as ``label`` has it too; None for tasks that write none.
         truncated: whether the text was longer than the task's ``max_length``, so that only a part of it was read.
             Prompts and images are never cut.
     """
@@ -35,6 +36,7 @@ class Prediction:
     label: str
     score: float | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    completion: str | None = None
     truncated: bool = False
 
 

@@ -27,7 +27,7 @@ class LanguageModeling(Kind):
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
         """The continuation."""
-        return Prediction(given, outcome.text)
+        return Prediction(given, outcome.text, completion=outcome.text)
 
     def measured(self, found: Any, labels: Any, metrics: Sequence[TextMetric] = ()) -> tuple[list[Any], list[int]]:  # noqa: ARG002
         """Nats of each window: the logits of a token are those of the next one."""

@@ -26,7 +26,8 @@ class TextGeneration(LanguageModeling):
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
         """The completion, without the blanks around it."""
-        return Prediction(given, outcome.text.strip())
+        completion = outcome.text.strip()
+        return Prediction(given, completion, completion=completion)
 
     def measured(
         self, found: Sequence[str], labels: Sequence[str], metrics: Sequence[TextMetric] = ()

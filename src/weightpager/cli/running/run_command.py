@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from weightpager.answers.kinds.kind import Prediction
 from weightpager.cli import output
 from weightpager.cli.completion import TaskName
 from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Rows
@@ -52,9 +54,7 @@ def run(
     if json:
         output.print_json({"task": task, "predictions": predictions, "engine": report})
         return
-    for prediction in predictions:
-        score = "" if prediction.score is None else f"  ({prediction.score:.1%})"
-        output.say(f"{prediction.label}{score}")
+    output.say(_answers(predictions))
     cut = sum(prediction.truncated for prediction in predictions)
     if cut:
         output.hint(f"{cut} of {len(predictions)} texts were cut: {task} reads {entry.max_length} tokens at most")
@@ -64,6 +64,13 @@ def run(
         f"weights {output.size(report.memory.total)} of a budget of {output.size(report.budget)}; "
         f"backend {report.backend}, kernel {report.kernel}"
     )
+
+
+def _answers(predictions: Sequence[Prediction]) -> str:
+    """The answers, one a line; if one has several lines itself, with a blank line between them."""
+    scores = ["" if each.score is None else f"  ({each.score:.1%})" for each in predictions]
+    answers = [f"{each.label}{score}" for each, score in zip(predictions, scores, strict=True)]
+    return ("\n\n" if any("\n" in answer for answer in answers) else "\n").join(answers)
 
 
 def _images(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
