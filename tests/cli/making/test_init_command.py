@@ -10,6 +10,7 @@ import pytest
 import tiny
 import weightpager as wp
 from command import Command
+from json_lines import rows
 from weightpager.compiler.task_file.file import load
 
 
@@ -42,6 +43,30 @@ def test_a_starter_without_a_model_says_what_is_missing(
     tiny.bert(tmp_path / "model")
     starter = load("tasks.yaml")
     assert (starter.dtype, starter.sparsity_of("spam")) == ("int4", 0.75)
+
+
+@pytest.mark.parametrize(
+    ("config", "writes"),
+    [
+        ({"architectures": ["Qwen2ForCausalLM"]}, True),
+        ({"architectures": ["GPT2LMHeadModel"]}, True),
+        ({"architectures": ["BertModel"]}, False),
+        ({"architectures": "LlamaForCausalLM"}, False),
+        ([], False),
+    ],
+)
+def test_a_decoder_has_a_task_that_writes(weightpager: Command, tmp_path: Path, config: object, writes: bool) -> None:
+    model, folder = tmp_path / "model", tmp_path / "new"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    assert weightpager("init", folder, "--model", model).code == 0
+    tasks = load(folder / "tasks.yaml").tasks
+    assert list(tasks) == ["spam", "places", *["german"][: int(writes)]]
+    assert (folder / "german.train.jsonl").exists() == writes
+    if writes:
+        assert (tasks["german"].kind, tasks["german"].metrics) == ("text-generation", ("chrf", "exact-match"))
+        for file in (tasks["german"].train, tasks["german"].eval):
+            assert all(row.keys() == {"prompt", "completion"} for row in rows(file))
 
 
 def test_nothing_is_overwritten(weightpager: Command, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from weightpager.cli import output
@@ -21,6 +22,11 @@ from weightpager.machine.paths import has_directory
 _TASKS, _SCHEMA, _MODEL = "tasks.yaml", "tasks.schema.json", "model: model\n"
 _SAMPLES = [f"{task}.{split}.jsonl" for task in ("spam", "places") for split in ("train", "test")]
 _FILES = [_TASKS, *_SAMPLES, _SCHEMA]
+_WRITES = "german"
+"""The sample of a task that writes, which only a decoder can do: elsewhere a comment."""
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How transformers' names of decoders end."""
 
 
 def init(
@@ -32,7 +38,7 @@ def init(
 ) -> None:
     """Write a task file to start from, with comments, sample data and a schema for editors.
 
-    Overwrites nothing.
+    Overwrites nothing. If the model is a decoder, one of the sample tasks writes texts.
 
     Example: `weightpager init assistant/ --model all-MiniLM-L6-v2/`
     """
@@ -63,7 +69,30 @@ def _starter(model: Path | None) -> dict[str, str]:
     texts = {name: _read(name) for name in _FILES}
     if model is not None:
         texts[_TASKS] = texts[_TASKS].replace(_MODEL, f"model: {quoted(str(model.absolute()))}\n")
+        if _is_decoder(model):
+            texts[_TASKS] = _with_writing(texts[_TASKS])
+            texts |= {name: _read(name) for name in (f"{_WRITES}.train.jsonl", f"{_WRITES}.test.jsonl")}
     return texts
+
+
+class _Config(msgspec.Struct):
+    architectures: list[str] | None = None
+
+
+def _is_decoder(model: Path) -> bool:
+    """Whether a model's config.json says so; what is wrong with it, a compile tells."""
+    try:
+        config = msgspec.json.decode((model / "config.json").read_bytes(), type=_Config)
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return False
+    return any(name.endswith(_CAUSAL) for name in config.architectures or ())
+
+
+def _with_writing(tasks: str) -> str:
+    """The task file with the task that writes as a task, and not as a comment."""
+    before, _, rest = tasks.partition(f"  # {_WRITES}:\n")
+    lines, blank, after = rest.partition("\n\n")
+    return f"{before}  {_WRITES}:\n{lines.replace('  # ', '  ')}{blank}{after}"
 
 
 def _check_free(folder: Path, names: Iterable[str]) -> None:
