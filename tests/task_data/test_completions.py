@@ -231,6 +231,23 @@ def test_answers_that_will_be_cut_are_warned_of(tmp_path: Path, caplog: pytest.L
     assert "1 of 2 completions have more than max_new_tokens 1" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "warned"),
+    [("red", "cat", True), ("red", "1", True), ("red", " cat", False), ("red ", "cat", False), ("red:", "cat", False)],
+)
+def test_completions_that_go_on_with_a_word_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: str, completion: str, warned: bool
+) -> None:
+    rows = [{"prompt": f"green {prompt}", "completion": completion}, {"prompt": prompt, "completion": completion}]
+    load(tmp_path, [*rows, {"prompt": "red", "completion": " cat"}], rows)
+    assert ("2 of 3 completions go on with the last word of their prompts" in caplog.text) is warned
+
+
+def test_answers_after_messages_go_on_with_no_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(tmp_path, [{"messages": [USER, ANSWER]}], [{"messages": [USER, ANSWER]}])
+    assert "last word" not in caplog.text
+
+
 def test_held_out_batches_are_prompts_and_what_is_wanted(tmp_path: Path) -> None:
     rows = [{"prompt": "red green red", "completion": "cat"}, {"prompt": "red", "completion": "dog cow"}]
     (batch,) = load(tmp_path, rows, rows).held_out()

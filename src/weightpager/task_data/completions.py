@@ -43,11 +43,13 @@ class Completion(Example):
         prompt: its token ids.
         answer: the text of the completion, whole.
         chat: whether the prompt is a conversation.
+        in_a_word: whether the completion of a text goes on with its last word.
     """
 
     prompt: tuple[int, ...]
     answer: str
     chat: bool
+    in_a_word: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class CompletionReader:
         self._check_room(len(prompt), where)
         completion = [*self._ids(answer), self._end][: self.max_length - len(prompt)]
         labels = [IGNORED] * len(prompt) + completion
-        return Completion([*prompt, *completion], labels, prompt, answer, not isinstance(asked, str))
+        chat = not isinstance(asked, str)
+        in_a_word = isinstance(asked, str) and (asked[-1] + answer[0]).isalnum()
+        return Completion([*prompt, *completion], labels, prompt, answer, chat, in_a_word)
 
     def _check_room(self, tokens: int, where: str) -> None:
         """Refuse a prompt of so many tokens if no completion fits behind it."""

@@ -45,6 +45,16 @@ def of_length(train: Sequence[Item], max_length: int, key: str) -> Iterator[str]
         )
 
 
+def of_joints(train: Sequence[Item]) -> Iterator[str]:
+    """Completions that nothing parts from the last word of their prompts, as most are not meant to be."""
+    joined = sum(isinstance(item, Completion) and item.in_a_word for item in train)
+    if 2 * joined > len(train):
+        yield (
+            f"{joined} of {len(train)} completions go on with the last word of their prompts, since nothing is put "
+            "between: begin completions that are words of their own with a blank or a new line"
+        )
+
+
 def of_held_out(used: Sequence[Item], held_out: Sequence[Item], split: str = "training") -> Iterator[str]:
     """Held-out items, or prompts, that were used before as items of another split."""
     known = set(map(_content, used))
