@@ -69,7 +69,7 @@ def test_the_default_one_of_several_counts() -> None:
 
 def test_without_one_texts_are_lines() -> None:
     with closing(ChatTemplate.of(tiny.reader(), 10)) as found:
-        assert found.render(MESSAGES[2:]) == "cat\nsun"
+        assert found.render(MESSAGES[2:]) == "cat\nsun\n"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import tiny
+import tiny_pairs
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.compiler import data
 from weightpager.compiler.data.splits import TaskData
@@ -78,6 +79,23 @@ def test_the_last_answer_of_several_is_learnt(path: Path) -> None:
 def test_without_a_template_messages_are_lines(path: Path) -> None:
     (found,) = read(path, [{"messages": [{"role": "system", "content": "green"}, USER, ANSWER]}], template=None)
     assert found.prompt == (GREEN, RED)
+
+
+def test_without_a_template_an_answer_begins_a_line(path: Path) -> None:
+    own = tiny_pairs.tokenizer(tiny_pairs.by_level())
+    own.chat_template = None
+    path.write_text(json.dumps({"messages": [{**USER, "content": "a2"}, {**ANSWER, "content": "b2"}]}))
+    (found,) = CompletionReader("prompt", "completion", reader_of(own), 16).read(path, "data")
+    assert own.decode(found.tokens) == "a2\nb2</s>"
+
+
+def test_a_missing_template_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows, expected = [{"messages": [USER, ANSWER]}], "the model has no chat template: the messages' texts are read"
+    load(tmp_path, rows, rows)
+    load(tmp_path, [{"prompt": "red", "completion": " cat"}], [{"prompt": "red", "completion": " cat"}], template=None)
+    assert expected not in caplog.text
+    load(tmp_path, rows, rows, template=None)
+    assert caplog.text.count(expected) == 1
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
@@ -206,12 +224,14 @@ def test_a_tokenizer_must_name_an_end(path: Path) -> None:
         CompletionReader("prompt", "completion", tiny.reader(), 8).read(path, "data")
 
 
-def load(folder: Path, train: list[Any], held_out: list[Any], **settings: Any) -> TaskData:
+def load(
+    folder: Path, train: list[Any], held_out: list[Any], template: str | None = tiny.TEMPLATE, **settings: Any
+) -> TaskData:
     files = {}
     for split, rows in {"train": train, "eval": held_out}.items():
         files[split] = folder / f"{split}.jsonl"
         files[split].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return data.load("job", TaskSpec(kind="text-generation", **files, **settings), tokenizer(), (), 8)
+    return data.load("job", TaskSpec(kind="text-generation", **files, **settings), tokenizer(template), (), 8)
 
 
 def test_prompts_that_training_has_seen_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

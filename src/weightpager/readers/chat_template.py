@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 def plain(messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation where there is no template: the messages' texts, a line each."""
+    """A conversation as one prompt, without any template: the messages' texts, a new line between two of them."""
     return "\n".join(message["content"] for message in messages)
 
 
@@ -80,7 +80,7 @@ class ChatTemplate:
         return cls(tokenizer.chat_template, tokenizer.special, most_characters)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """What is to be continued; without a template, the messages' texts, a line each.
+        """What is to be continued; without a template, the messages' texts, each with a new line behind it.
 
         Args:
             messages: each with a ``role`` and its ``content``.
@@ -90,7 +90,7 @@ class ChatTemplate:
             RequestError: the template doesn't take such a conversation, or takes too much for it (`LIMIT`).
         """
         if self._source is None:
-            return plain(messages)
+            return f"{plain(messages)}\n"
         check_installed("jinja2", "serve", "for a chat template")
         answer = self._answer(messages)
         if "limit" in answer:

@@ -3,7 +3,7 @@
 A row is ``prompt`` and ``completion``, both texts; or ``messages``, the last of which is the answer; or a ``prompt``
 that is a list of messages, and its ``completion`` a text or a list of one message: the forms of files that OpenAI's and
 TRL's fine-tuning read. A text is read as it is, a conversation as the model's chat template writes it, or without a
-template the messages' texts, a line each. What is learnt is the completion and the token that ends a text.
+template the messages' texts, a new line behind each. What is learnt is the completion and the token that ends a text.
 """
 
 from __future__ import annotations

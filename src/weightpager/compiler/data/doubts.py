@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 
-from weightpager.task_data.completions import Completion
+from weightpager.task_data.completions import Asked, Completion
 from weightpager.task_data.held_out import Item
 from weightpager.task_data.images import Picture
 from weightpager.task_data.texts import Example
@@ -52,6 +52,15 @@ def of_joints(train: Sequence[Item]) -> Iterator[str]:
         yield (
             f"{joined} of {len(train)} completions go on with the last word of their prompts, since nothing is put "
             "between: begin completions that are words of their own with a blank or a new line"
+        )
+
+
+def of_template(asked: Asked | None) -> Iterator[str]:
+    """Conversations without the template that a model of conversations comes with."""
+    if asked is not None and asked.generation.prompts == "chat" and asked.tokenizer.chat_template is None:
+        yield (
+            "the model has no chat template: the messages' texts are read instead, each with a new line behind it, and "
+            "their roles are not"
         )
 
 

@@ -177,6 +177,7 @@ def _warn(name: str, task: TaskSpec, data: TaskData, max_length: int) -> None:
     warnings = [("train", task.train, doubts.of_labels(data.classes)), ("train", task.train, doubts.of_few(data.train))]
     warnings.append(("train", task.train, doubts.of_length(data.train, max_length, key)))
     warnings.append(("train", task.train, doubts.of_joints(data.train)))
+    warnings.append(("train", task.train, doubts.of_template(data.asked)))
     warnings.append(("eval", task.eval, doubts.of_held_out(data.train, data.eval)))
     warnings.append(("eval", task.eval, doubts.of_held_out(data.validation or (), data.eval, "validation")))
     if task.validation is not None and data.validation is not None:

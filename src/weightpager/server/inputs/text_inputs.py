@@ -69,7 +69,8 @@ class TextInputs:
     async def chat(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> Ids:
         """A conversation with a task. Errors are those of `ChatTemplate.render` and `TwoLanes.run`.
 
-        A task that learnt from plain prompts never saw the model's template: it reads the messages' texts.
+        A task that learnt from plain prompts never saw the model's template: it reads the messages' texts
+        as one prompt, to which nothing is added.
         """
         if task.generation is not None and task.generation.prompts == "plain":
             texts = [plain(messages)]
