@@ -21,13 +21,14 @@ def test_a_kind_is_stated_everywhere(name: TaskKind) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in get_args(TaskKind) if kind_of(name).writes])
-def test_what_a_task_writes_is_its_completion(name: TaskKind) -> None:
+def test_what_a_task_writes_is_its_completion_and_stays_whole(name: TaskKind) -> None:
     generation = Generation(prompts="plain", max_new_tokens=4, metrics=["chrf"]) if FORMS[name].completes else None
     task = TaskEntry(
         name="a", kind=name, classes=[], max_length=8, sparsity=0, dense=None, eval=None, generation=generation
     )
-    found = kind_of(name).prediction(task, "red", Generated("cat", 1, "stop"))
-    assert (found.label, found.completion) == ("cat", "cat")
+    text = "    return red\n"
+    found = kind_of(name).prediction(task, "def f():\n", Generated(text, 4, "stop"))
+    assert (found.label, found.completion) == (text, text)
 
 
 def test_no_other_kind_is() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,11 +20,12 @@ from transformers import (
 import tiny
 import weightpager as wp
 from weightpager.answers.kinds import kind_of
+from weightpager.answers.padded import padded
 from weightpager.answers.predict import predict
 from weightpager.answers.work import Classify
 from weightpager.backends.torch.model.architecture import context_length, empty_module
 from weightpager.backends.torch.torch_model import TorchModel
-from weightpager.bundle import TaskEntry
+from weightpager.bundle import Generation, TaskEntry
 from weightpager.errors import ConfigError
 from weightpager.kernels.choice import NATIVE
 from weightpager.readers.tokenizer import ANY_LENGTH, open_tokenizer
@@ -92,6 +93,25 @@ def test_one_image_alone_is_refused(camera_bundle: Path) -> None:
             engine.predict("warm", "a.png")
         with pytest.raises(ConfigError, match="expected paths of images, found 3 at 1 of 1"):
             engine.predict("warm", [3])  # type: ignore[list-item]
+
+
+def writer(form: Literal["plain", "chat"]) -> tuple[TorchModel, TaskEntry]:
+    """A model that has learnt nothing, and a task of text generation for it."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, eos_token_id=3, pad_token_id=0)).eval()
+    generation = Generation(prompts=form, max_new_tokens=4, metrics=["chrf"])
+    entry = {"sparsity": 0.5, "dense": None, "eval": None, "max_length": 8, "generation": generation}
+    return TorchModel(llama), TaskEntry(name="a", kind="text-generation", classes=[], **entry)  # type: ignore[arg-type]
+
+
+def test_a_generated_text_is_whole_and_the_one_that_eval_compares() -> None:
+    model, task = writer("plain")
+    reader = tiny.reader()
+    found = [prediction.label for prediction in predict(model, reader, task, ["red", "cat dog"])]
+    batch = padded([reader.encode(text, special=False).ids for text in ("red", "cat dog")], 0, left=True)
+    assert kind_of(task.kind).answering(model, reader, task.generation)(batch) == found
+    assert all(text.startswith(" ") for text in found)
 
 
 def test_positions_behind_the_padding_are_not_read() -> None:

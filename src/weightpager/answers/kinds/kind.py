@@ -24,7 +24,8 @@ class Prediction:
 
     Attributes:
         text: the input, or the image's path.
-        label: the likeliest class, the tagged words joined by spaces, or the generated continuation.
+        label: the likeliest class, the tagged words joined by spaces, or the generated continuation with the
+            blanks around it.
         score: probability of the class, 0 to 1; None where there is no single class.
         tags: (word, tag) pairs of a token task.
         completion: the generated text, as ``label`` has it too; None for tasks that write none.

@@ -26,7 +26,7 @@ class LanguageModeling(Kind):
         return Generate(reader.prompt(given), max_new_tokens)
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
-        """The continuation."""
+        """The continuation, whole: where a prompt ends in a word, it mostly begins with a blank."""
         return Prediction(given, outcome.text, completion=outcome.text)
 
     def measured(self, found: Any, labels: Any, metrics: Sequence[TextMetric] = ()) -> tuple[list[Any], list[int]]:  # noqa: ARG002

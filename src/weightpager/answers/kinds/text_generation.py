@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from weightpager.answers.generation.completions import completions
-from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.kinds.language_modeling import LanguageModeling
 from weightpager.answers.model import Inputs, TaskModel
 from weightpager.answers.text_metrics import text_scores
-from weightpager.answers.work import Generated
-from weightpager.bundle import TaskEntry
 from weightpager.bundle.format.manifest import Generation, TextMetric
 
 
@@ -23,11 +20,6 @@ class TextGeneration(LanguageModeling):
         assert generation is not None
         most = generation.max_new_tokens
         return lambda inputs: completions(model, tokenizer, inputs, most)
-
-    def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
-        """The completion, without the blanks around it."""
-        completion = outcome.text.strip()
-        return Prediction(given, completion, completion=completion)
 
     def measured(
         self, found: Sequence[str], labels: Sequence[str], metrics: Sequence[TextMetric] = ()
