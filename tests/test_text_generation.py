@@ -144,6 +144,23 @@ def test_run_takes_as_many_tokens_as_the_task_states(clerk: Path, weightpager: C
     assert len(found["label"].split()) <= 1
 
 
+def test_run_asks_with_a_system_message(clerk: Path, weightpager: Command) -> None:
+    done = weightpager("run", clerk, "-t", "twice", "--json", "--system", "green", "red dog", "red")
+    with wp.Engine.from_pretrained(clerk) as engine:
+        said = [
+            [{"role": "system", "content": "green"}, {"role": "user", "content": text}] for text in ("red dog", "red")
+        ]
+        wanted = engine.predict("twice", said)
+    found = json.loads(done.out)["predictions"]
+    assert [(each["text"], each["label"]) for each in found] == [(each.text, each.label) for each in wanted]
+
+
+def test_a_system_message_is_for_conversations(clerk: Path, weightpager: Command) -> None:
+    done = weightpager("run", clerk, "-t", "after", "--system", "green", "red dog")
+    assert done.code == 2
+    assert "run: expected no '--system', since after reads plain texts, found 'green'" in " ".join(done.err.split())
+
+
 def test_eval_shows_every_metric(clerk: Path, weightpager: Command) -> None:
     said = weightpager("eval", clerk, "-t", "after").out
     assert all(metric in said for metric in ("token-f1", "exact-match", "chrf", "rouge-l"))

@@ -28,7 +28,7 @@ from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import Generation, TaskEntry
 from weightpager.errors import ConfigError
 from weightpager.kernels.choice import NATIVE
-from weightpager.readers.tokenizer import ANY_LENGTH, open_tokenizer
+from weightpager.readers.tokenizer import ANY_LENGTH, Tokenizer, open_tokenizer
 
 
 @pytest.mark.parametrize("said", [None, 12])
@@ -95,23 +95,52 @@ def test_one_image_alone_is_refused(camera_bundle: Path) -> None:
             engine.predict("warm", [3])  # type: ignore[list-item]
 
 
-def writer(form: Literal["plain", "chat"]) -> tuple[TorchModel, TaskEntry]:
-    """A model that has learnt nothing, and a task of text generation for it."""
+def writer(form: Literal["plain", "chat"], reader: Tokenizer) -> tuple[TorchModel, Tokenizer, TaskEntry]:
+    """A model that has learnt nothing, with a tokenizer, and a task of text generation for it."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, eos_token_id=3, pad_token_id=0)).eval()
     generation = Generation(prompts=form, max_new_tokens=4, metrics=["chrf"])
     entry = {"sparsity": 0.5, "dense": None, "eval": None, "max_length": 8, "generation": generation}
-    return TorchModel(llama), TaskEntry(name="a", kind="text-generation", classes=[], **entry)  # type: ignore[arg-type]
+    task = TaskEntry(name="a", kind="text-generation", classes=[], **entry)  # type: ignore[arg-type]
+    return TorchModel(llama), reader, task
 
 
 def test_a_generated_text_is_whole_and_the_one_that_eval_compares() -> None:
-    model, task = writer("plain")
-    reader = tiny.reader()
+    model, reader, task = writer("plain", tiny.reader())
     found = [prediction.label for prediction in predict(model, reader, task, ["red", "cat dog"])]
     batch = padded([reader.encode(text, special=False).ids for text in ("red", "cat dog")], 0, left=True)
     assert kind_of(task.kind).answering(model, reader, task.generation)(batch) == found
     assert all(text.startswith(" ") for text in found)
+
+
+def test_a_conversation_is_read_as_its_template_writes_it() -> None:
+    own = tiny.tokenizer()
+    own.chat_template = tiny.TEMPLATE
+    reader = tiny.reader(own)
+    system, user = {"role": "system", "content": "green"}, {"role": "user", "content": "red"}
+    found, alone, text = predict(*writer("chat", reader), [[system, user], [user], "red"])
+    (written,) = predict(*writer("plain", reader), ["green red snow"])
+    assert (found.text, found.label) == ("red", written.label)
+    assert alone == text
+    assert alone.label != found.label
+
+
+@pytest.mark.parametrize(
+    ("form", "given", "words"),
+    [
+        ("plain", [[{"role": "user", "content": "red"}]], "expected texts in Unicode, found "),
+        ("chat", [{"role": "user", "content": "red"}], "expected texts in Unicode or lists of messages, found "),
+        ("chat", ["red", []], r"expected a list of messages, found \[\] at 2 of 2"),
+        ("chat", [[{"role": "tool", "content": "red"}]], "expected a role of system, developer, user, assistant"),
+        ("chat", [[{"role": "user"}]], "expected messages with a role and a content that is text"),
+        ("chat", [[{"role": "user", "content": "\udcff"}]], "expected messages in Unicode, found .* at 1 of 1"),
+    ],
+)
+def test_other_conversations_are_refused(form: Literal["plain", "chat"], given: list[Any], words: str) -> None:
+    model, reader, task = writer(form, tiny.reader())
+    with pytest.raises(ConfigError, match=f"inputs: {words}"):
+        predict(model, reader, task, given)
 
 
 def test_positions_behind_the_padding_are_not_read() -> None:

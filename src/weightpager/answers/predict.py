@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from weightpager.answers.begin import begin
 from weightpager.answers.generation.completions import room_of
@@ -20,14 +20,23 @@ from weightpager.answers.work import Generate, Work, needed
 from weightpager.bundle import TaskEntry
 from weightpager.config import is_unicode
 from weightpager.errors import ConfigError, RequestError, shown
+from weightpager.readers.messages import Messages, messages_of
 from weightpager.readers.tokenizer import Tokenizer
+
+Conversation = Sequence[Mapping[str, str]]
+"""Messages, each with a ``role`` and its ``content``."""
 
 _NEW_TOKENS = 32
 """Tokens that a text is continued by, unless the caller or the task says otherwise."""
 
 
 def predict(
-    model: TaskModel, reader: Any, task: TaskEntry, inputs: Iterable[str], *, max_new_tokens: int | None = None
+    model: TaskModel,
+    reader: Any,
+    task: TaskEntry,
+    inputs: Iterable[str | Conversation],
+    *,
+    max_new_tokens: int | None = None,
 ) -> list[Prediction]:
     """Run a task's model on inputs, one at a time: a batch's padding would change the last bits of a result.
 
@@ -35,38 +44,40 @@ def predict(
         model: the task's, which is active.
         reader: the bundle's `Tokenizer`, or for images its `ImageReader`.
         task: whose answers are wanted.
-        inputs: texts, or paths of images. To a task whose prompts are conversations, each is what a user says.
+        inputs: texts, or paths of images. To a task whose prompts are conversations, each is what a user says, or a
+            list of messages with a ``role`` and a ``content``.
         max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has room
             for.
 
     Raises:
-        ConfigError: an input is no text or path, or there is one text in place of several; a text has no tokens, or
-            with the continuation that is asked for more than the model can read; the model's chat template doesn't take
-            it; fewer new tokens than one are asked for.
+        ConfigError: an input is nothing that the task reads, or there is one text in place of several; a text has no
+            tokens, or with the continuation that is asked for more than the model can read; the model's chat template
+            doesn't take it; fewer new tokens than one are asked for.
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
-    inputs = checked(task, inputs, max_new_tokens)
+    listed = checked(task, inputs, max_new_tokens)
     kind = kind_of(task.kind)
     input_reader = reader if task.takes_images else TokenReader(reader, model.vocab_size)
     most = max_new_tokens
     if most is None:
         most = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
     predictions = []
-    for number, (given, asked) in enumerate(zip(inputs, _asked(reader, task, inputs), strict=True), 1):
+    for number, (given, asked) in enumerate(zip(listed, _asked(reader, task, listed), strict=True), 1):
         work = kind.read(input_reader, task, asked, most)
         if isinstance(work, Generate) and max_new_tokens is None:
             work = work.within(room_of(model, reader))
-        _check(work, f"text {number} of {len(inputs)}", model, reader)
+        _check(work, f"text {number} of {len(listed)}", model, reader)
         query = BlockingQuery(work)
         run = begin(task.kind, model, reader, [query])
         while not query.over:
             run.step(math.inf)
-        predictions.append(replace(kind.prediction(task, given, query.outcome), truncated=work.truncated))
+        text = given if isinstance(given, str) else given[-1]["content"]
+        predictions.append(replace(kind.prediction(task, text, query.outcome), truncated=work.truncated))
     return predictions
 
 
-def checked(task: TaskEntry, inputs: Iterable[str], max_new_tokens: int | None) -> list[str]:
+def checked(task: TaskEntry, inputs: Iterable[str | Conversation], max_new_tokens: int | None) -> list[str | Messages]:
     """All inputs, if they and the number are what `predict` takes, as far as that can be said without the model.
 
     One text in place of several is refused: each of its characters would be answered.
@@ -78,12 +89,30 @@ def checked(task: TaskEntry, inputs: Iterable[str], max_new_tokens: int | None) 
         raise ConfigError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
     if isinstance(inputs, (str, bytes)):
         raise ConfigError(f"inputs: expected a list, such as [{shown(inputs)}], found {shown(inputs)} alone")
-    wanted = "paths of images" if task.takes_images else "texts in Unicode"
     listed = list(inputs)
-    for number, given in enumerate(listed, 1):
-        if not _suits(task, given):
-            raise ConfigError(f"inputs: expected {wanted}, found {shown(given)} at {number} of {len(listed)}")
-    return listed
+    return [_checked(task, given, f"at {number} of {len(listed)}") for number, given in enumerate(listed, 1)]
+
+
+def _checked(task: TaskEntry, given: Any, place: str) -> str | Messages:
+    """An input, if the task reads such ones."""
+    if task.takes_conversations and isinstance(given, list):
+        return _conversation(given, place)
+    if not _suits(task, given):
+        wanted = "paths of images" if task.takes_images else "texts in Unicode"
+        more = " or lists of messages" if task.takes_conversations else ""
+        raise ConfigError(f"inputs: expected {wanted}{more}, found {shown(given)} {place}")
+    return cast(str, given)  # or a path
+
+
+def _conversation(given: list[Any], place: str) -> Messages:
+    try:
+        found = messages_of(given)
+    except ValueError as error:
+        raise ConfigError(f"inputs: {error} {place}") from error
+    for message in found:
+        if not is_unicode(message["content"]):
+            raise ConfigError(f"inputs: expected messages in Unicode, found {shown(message)} {place}")
+    return found
 
 
 def _suits(task: TaskEntry, given: object) -> bool:
@@ -93,17 +122,21 @@ def _suits(task: TaskEntry, given: object) -> bool:
     return isinstance(given, str) and is_unicode(given)
 
 
-def _asked(tokenizer: Any, task: TaskEntry, inputs: list[str]) -> list[str]:
-    """The texts that are read for the inputs: themselves, or conversations that they begin."""
-    if task.generation is None or task.generation.prompts == "plain":
-        return inputs
+def _asked(tokenizer: Any, task: TaskEntry, inputs: list[str | Messages]) -> list[str]:
+    """The texts that are read for the inputs: themselves, or conversations, which a text is a user's message of."""
+    if not task.takes_conversations:
+        return cast("list[str]", inputs)
     from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
 
     with closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS)) as template:
         try:
-            return [template.render([{"role": "user", "content": given}]) for given in inputs]
+            return [template.render(_said(given)) for given in inputs]
         except RequestError as error:
             raise ConfigError(str(error)) from error
+
+
+def _said(given: str | Messages) -> Messages:
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
 def _check(work: Work, place: str, model: TaskModel, tokenizer: Tokenizer) -> None:

@@ -21,18 +21,16 @@ from weightpager.answers.padded import padded
 from weightpager.bundle import Generation
 from weightpager.errors import CompileError, RequestError, shown
 from weightpager.readers.chat_template import LIMIT, MOST_CHARACTERS, ChatTemplate
+from weightpager.readers.messages import Messages, messages_of
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data.batches import Batches, Labelled
 from weightpager.task_data.row_files import Row
 from weightpager.task_data.rows import read_rows
 from weightpager.task_data.texts import Example
 
-ROLES = ("system", "developer", "user", "assistant")
 MESSAGES = "messages"
 
 _log = logging.getLogger(__name__)
-
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -193,15 +191,10 @@ def _text(value: Any, what: str, where: str) -> str:
 
 
 def _messages(value: Any, where: str) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise CompileError(f"{where}: expected a list of messages, found {shown(value)}")
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            expected = "messages with a role and a content that is text"
-            raise CompileError(f"{where}: expected {expected}, found {shown(message)}")
-        if message.get("role") not in ROLES:
-            raise CompileError(f"{where}: expected a role of {', '.join(ROLES)}, found {shown(message.get('role'))}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    try:
+        return messages_of(value)
+    except ValueError as error:
+        raise CompileError(f"{where}: {error}") from error
 
 
 def _rendered(template: ChatTemplate, messages: Messages, where: str) -> str:

@@ -23,7 +23,7 @@ class Prediction:
     """The answer for one text or image.
 
     Attributes:
-        text: the input, or the image's path.
+        text: the input, the image's path, or the text of a conversation's last message.
         label: the likeliest class, the tagged words joined by spaces, or the generated continuation with the
             blanks around it.
         score: probability of the class, 0 to 1; None where there is no single class.

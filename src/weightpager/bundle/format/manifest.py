@@ -170,6 +170,11 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
         """Whether it reads images; else it reads texts."""
         return FORMS[self.kind].images
 
+    @property
+    def takes_conversations(self) -> bool:
+        """Whether it answers conversations, as those are that it learnt from; else it reads plain texts, or images."""
+        return self.generation is not None and self.generation.prompts == "chat"
+
 
 class Manifest(Strict, frozen=True, kw_only=True):
     """What ``manifest.json`` says; ``docs/bundle-format.md`` explains each field."""

@@ -10,11 +10,14 @@ from typing import Annotated
 import typer
 
 from weightpager.answers.kinds.kind import Prediction
+from weightpager.bundle import TaskEntry
 from weightpager.cli import output
 from weightpager.cli.completion import TaskName
 from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Rows
 from weightpager.cli.running.engine import opened
-from weightpager.errors import ConfigError
+from weightpager.config import is_unicode
+from weightpager.errors import ConfigError, shown
+from weightpager.readers.messages import Messages
 
 
 def run(
@@ -38,6 +41,10 @@ def run(
             min=1, help="Length of a generated text at most; as the task states, else 32.", show_default=False
         ),
     ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="System message before each text; for tasks that learnt from conversations."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a task on texts, or on images, under a memory budget.
@@ -48,8 +55,10 @@ def run(
     """
     with opened(bundle, [task], budget, dtype, rows, backend) as engine:
         entry = engine.bundle.task(task)
+        _check_system(entry, system)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
-        predictions = engine.predict(task, inputs, max_new_tokens=max_new_tokens)
+        asked: Sequence[str | Messages] = inputs if system is None else [_conversation(system, text) for text in inputs]
+        predictions = engine.predict(task, asked, max_new_tokens=max_new_tokens)
         report = engine.report()
     if json:
         output.print_json({"task": task, "predictions": predictions, "engine": report})
@@ -71,6 +80,21 @@ def _answers(predictions: Sequence[Prediction]) -> str:
     scores = ["" if each.score is None else f"  ({each.score:.1%})" for each in predictions]
     answers = [f"{each.label}{score}" for each, score in zip(predictions, scores, strict=True)]
     return ("\n\n" if any("\n" in answer for answer in answers) else "\n").join(answers)
+
+
+def _check_system(task: TaskEntry, system: str | None) -> None:
+    """Refuse a system message for a task that reads none, and one that no tokenizer takes."""
+    if system is None:
+        return
+    if not task.takes_conversations:
+        read = "images" if task.takes_images else "plain texts"
+        raise ConfigError(f"run: expected no '--system', since {task.name} reads {read}, found {shown(system)}")
+    if not is_unicode(system):  # an argument that isn't UTF-8 arrives as lone surrogates
+        raise ConfigError(f"run: expected UTF-8 text after '--system', found {shown(system)}")
+
+
+def _conversation(system: str, text: str) -> Messages:
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
 
 def _images(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
