@@ -62,6 +62,13 @@ def test_completions_alone_are_learnt(path: Path) -> None:
         {"prompt": [USER], "completion": [ANSWER]},
         {"prompt": [USER], "completion": "cat"},
         {"messages": [USER, {**ANSWER, "weight": 1}], "id": 7},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "r"}, {"type": "text", "text": "ed"}]},
+                ANSWER,
+            ]
+        },
+        {"messages": [USER, ANSWER], "prompt": None},
     ],
 )
 def test_conversations_are_read_as_their_template_writes_them(path: Path, row: dict[str, Any]) -> None:
@@ -128,6 +135,16 @@ REFUSED = [
     ({"prompt": "red " * 8, "completion": "cat"}, "row 1: expected a prompt of fewer tokens than max_length 8"),
     ({"prompt": "red", "completion": " "}, "row 1: expected a completion, found an empty text"),
     ({"prompt": "", "completion": "cat"}, "row 1: expected a prompt, found an empty text"),
+    ({"prompt": " \n", "completion": "cat"}, "row 1: expected a prompt, found an empty text"),
+    (
+        {"prompt": "red", "completion": "cat", "messages": [USER, ANSWER]},
+        "row 1: expected either 'prompt' and 'completion' or 'messages', found both; leave one of them out",
+    ),
+    ({"prompt": "red", "messages": [USER, ANSWER]}, "row 1: expected either 'prompt' and 'completion' or 'messages'"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
+        "expected messages with a role and a content that is text",
+    ),
     ({"prompt": "red", "completion": 3}, "row 1: expected a completion that is text or a list of messages, found 3"),
     ({"prompt": 3, "completion": "cat"}, "row 1: expected a prompt that is text or a list of messages, found 3"),
     ({"prompt": "red"}, "expected columns 'prompt' and 'completion', or 'messages', found prompt"),
@@ -159,6 +176,34 @@ def test_other_rows_are_refused(path: Path, row: dict[str, Any], message: str | 
 def test_a_row_among_others_is_named(path: Path) -> None:
     with pytest.raises(CompileError, match=r"data: row 2: expected a completion"):
         read(path, [{"prompt": "red", "completion": "cat"}, {"prompt": "red"}])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("in_one", [False, True])
+def test_a_row_of_another_form_than_the_first_is_named(tmp_path: Path, suffix: str, in_one: bool) -> None:
+    pair, messages = {"prompt": "red", "completion": "cat"}, {"messages": [USER, ANSWER]}
+    first, other = (messages, pair) if in_one else (pair, messages)
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "parquet":
+        pandas.DataFrame([first, first, other]).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in (first, first, other)))
+    has, found = ("'messages'", "'prompt' and 'completion'") if in_one else ("'prompt' and 'completion'", "'messages'")
+    expected = f"row 3: expected {has}, as the first row has, found {found}; keep rows of one form in a file"
+    with pytest.raises(CompileError, match=expected):
+        CompletionReader("prompt", "completion", reader(), 8).read(path, "data")
+
+
+def test_a_column_of_messages_may_be_the_prompt(path: Path) -> None:
+    path.write_text(json.dumps({"messages": [USER], "completion": "cat"}))
+    (found,) = CompletionReader("messages", "completion", reader(), 8).read(path, "data")
+    assert (found.prompt, found.answer) == ((RED, SNOW), "cat")
+
+
+def test_a_conversation_without_a_word_is_refused(path: Path) -> None:
+    blank = {"messages": [{"role": "user", "content": " "}, ANSWER]}
+    with pytest.raises(CompileError, match="row 1: expected a prompt, found an empty text"):
+        read(path, [blank], template=None)
 
 
 @pytest.mark.parametrize(

@@ -86,14 +86,17 @@ class CompletionReader:
             raise CompileError(f"{where}: expected a tokenizer that names a token which ends a text (eos_token)")
         rows = read_rows(path, where, most=most)
         first = rows[0]
-        in_one = self.prompt not in first and MESSAGES in first
+        in_one = self._has_messages(first)
         wanted = (MESSAGES,) if in_one else (self.prompt, self.completion)
         for column in wanted:
             if column not in first:
                 both = f"{self.prompt!r} and {self.completion!r}, or {MESSAGES!r}"
                 raise CompileError(f"{where}: expected columns {both}, found {', '.join(sorted(first))}")
         with closing(ChatTemplate.of(self.tokenizer, MOST_CHARACTERS)) as template:
-            items = [self._example(row, in_one, template, f"{where}: row {n}") for n, row in enumerate(rows, 1)]
+            items: list[Completion] = []
+            for number, row in enumerate(rows, 1):
+                self._check_form(row, in_one, f"{where}: row {number}")
+                items.append(self._example(row, in_one, template, f"{where}: row {number}"))
         if len({example.chat for example in items}) > 1:
             raise CompileError(f"{where}: expected prompts that all are texts or all are messages, found both")
         cut = sum(self.tokenizer.end_id != example.tokens[-1] for example in items)
@@ -107,8 +110,9 @@ class CompletionReader:
             asked, answer = _parted(row.get(MESSAGES), where)
         else:
             asked, answer = _asked(row.get(self.prompt), where), _answer(row.get(self.completion), where)
-        prompt = self._ids(asked if isinstance(asked, str) else _rendered(template, asked, where))
-        if not prompt:
+        text = asked if isinstance(asked, str) else _rendered(template, asked, where)
+        prompt = self._ids(text)
+        if not prompt or not text.strip():
             raise CompileError(f"{where}: expected a prompt, found an empty text")
         if not answer.strip():
             raise CompileError(f"{where}: expected a completion, found an empty text")
@@ -118,6 +122,23 @@ class CompletionReader:
         chat = not isinstance(asked, str)
         in_a_word = isinstance(asked, str) and (asked[-1] + answer[0]).isalnum()
         return Completion([*prompt, *completion], labels, prompt, answer, chat, in_a_word)
+
+    def _has_messages(self, row: Row) -> bool:
+        """Whether a row is a conversation in one column."""
+        return MESSAGES not in (self.prompt, self.completion) and row.get(MESSAGES) is not None
+
+    def _check_form(self, row: Row, in_one: bool, where: str) -> None:
+        """Refuse a row of both forms, or of the other one than the first row."""
+        pair, own = f"{self.prompt!r} and {self.completion!r}", repr(MESSAGES)
+        has_pair = row.get(self.prompt) is not None or row.get(self.completion) is not None
+        has_messages = self._has_messages(row)
+        if has_pair and has_messages:
+            raise CompileError(f"{where}: expected either {pair} or {own}, found both; leave one of them out")
+        if (in_one and has_pair) or (has_messages and not in_one):
+            first, other = (own, pair) if in_one else (pair, own)
+            raise CompileError(
+                f"{where}: expected {first}, as the first row has, found {other}; keep rows of one form in a file"
+            )
 
     def _check_room(self, tokens: int, where: str) -> None:
         """Refuse a prompt of so many tokens if no completion fits behind it."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from weightpager.readers.messages import joined
 from weightpager.server.schema.common import Answer, Body, Name, Text, TextsOrIds, Usage, encodable
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(encodable)]
@@ -76,7 +77,7 @@ class Message(Body):
     @property
     def text(self) -> str:
         """All of its content."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else joined(part.text for part in self.content)
 
 
 class ChatBody(GenerationBody):
