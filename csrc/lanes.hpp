@@ -6,6 +6,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "blocks are little-endian: an even input feature is the low half of a pair"
 #endif
@@ -50,6 +54,9 @@ WEIGHTPAGER_INLINE void unroll(const Body& body) {
 template <int N>
 WEIGHTPAGER_INLINE typename Lanes<N>::Float widen(const void* from) {
     using L = Lanes<N>;
+#if defined(__AVX2__)  // GCC widens a half at a time when it isn't told how
+    if constexpr (N == 8) return (typename L::Float)(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(from)), 16));
+#endif
     const auto halves = __builtin_convertvector(load<typename L::Half>(from), typename L::Bits);
     return reinterpret_cast<typename L::Float>(halves << 16);
 }

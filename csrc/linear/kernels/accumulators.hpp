@@ -9,12 +9,13 @@ namespace {  // see bfloat16.hpp
 // Whether an activation is spread over a register once for all outputs. AVX2 has no operand that is spread as it is read.
 constexpr bool kSharesInputs = WEIGHTPAGER_LANES == 8;
 
-// Several chains per output where few outputs are in flight, so that one addition needn't wait for the last.
+// Several chains per output where few outputs are in flight and an addition would wait for the last one's result.
 // The order of additions thus depends on the tile's width, but on nothing else.
 template <class Weights, class Out, int Width>
 struct Accumulators {
     static constexpr int in_flight = Out::Registers * Width;
-    static constexpr int chains = Weights::apart ? Weights::rows : in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
+    static constexpr int needed = !Weights::waits || in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
+    static constexpr int chains = Weights::sums > 1 ? Weights::sums : needed;
     using Sum = typename Weights::template Sum<Out::N>;
     using Float = typename Lanes<Out::N>::Float;
 
@@ -75,7 +76,8 @@ struct Accumulators {
 
     template <int Step, int Row, int T, int R, class Operand>
     WEIGHTPAGER_INLINE void add_product(const Operand& weights, typename Weights::Input x) {
-        Sum& to = sum[(Step * Weights::rows + Row) % chains][T][R];
+        constexpr int chain = Weights::sums > 1 ? Row * Weights::sums / Weights::rows : (Step * Weights::rows + Row) % chains;
+        Sum& to = sum[chain][T][R];
         to = Weights::template add<Out::N>(to, weights, x);
     }
 
@@ -86,8 +88,10 @@ struct Accumulators {
         unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
             unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
                 constexpr int T = decltype(t)::value, R = decltype(r)::value;
-                if constexpr (Weights::apart) {
+                if constexpr (Weights::sums == 4) {
                     with(t, r, Weights::joined(sum[0][T][R], sum[1][T][R], sum[2][T][R], sum[3][T][R]));
+                } else if constexpr (Weights::sums == 2) {
+                    with(t, r, Weights::joined(sum[0][T][R], sum[1][T][R]));
                 } else {
                     Sum all = sum[0][T][R];
                     unroll<chains - 1>([&](auto c) WEIGHTPAGER_INLINED { all += sum[decltype(c)::value + 1][T][R]; });

@@ -91,15 +91,14 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
     const int64_t bytes = block_bytes(p), ahead = blocks_ahead(bytes);
     const bool fetches = tile.first && row_in_block == 0;
+    const Blocks blocks(p);
 
     clear<Groups>();
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
-        const BlockPlace place = find_block(p, bytes, k);
+        const BlockPlace place = blocks[k];
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
-        const BlockPlace next =
-            fetches && k + ahead < kept ? find_block(p, bytes, k + ahead) : BlockPlace{nullptr, nullptr};
-        if (next.block != nullptr)
-            for (int64_t line = 0; line < bytes; line += kLineBytes) __builtin_prefetch(next.block + line, 0, kIntoL2);
+        const BlockPlace next = fetches && k + ahead < kept ? blocks[k + ahead] : BlockPlace{nullptr, nullptr};
+        if (next.block != nullptr) fetch(next.block, bytes);
         for (int64_t input = 0; input < p.block_cols; input += kTileInputs) {
             const int64_t first_input = p.col_indices[k] * p.block_cols + input;
             if (first_input >= p.in_features) break;

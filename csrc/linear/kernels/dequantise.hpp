@@ -81,13 +81,14 @@ template <Dtype Weights>
 int64_t dequantise_row(const PagedMatrix& p, int64_t grid_row, uint8_t* to) {
     const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
     const int64_t bytes = block_bytes(p), ahead = blocks_ahead(bytes);
+    const Blocks blocks(p);
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k, to += 2 * p.block_rows * p.block_cols) {
-        const BlockPlace place = find_block(p, bytes, k);
+        const BlockPlace place = blocks[k];
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
-        const BlockPlace next = k + ahead < kept ? find_block(p, bytes, k + ahead) : BlockPlace{nullptr, nullptr};
+        const BlockPlace next = k + ahead < kept ? blocks[k + ahead] : BlockPlace{nullptr, nullptr};
         if (next.block != nullptr) {
             __builtin_prefetch(next.scales);
-            for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next.block + line, 0, kIntoL2);
+            fetch(next.block, bytes);
         }
         for (int64_t row = 0; row < p.block_rows; row += kWidened)
             dequantise<Weights>(p, place, 0, row, p.block_cols, to + row * 4, p.block_rows * 4);

@@ -132,6 +132,20 @@ WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add_bytes(typename Lanes<N>::
 
 #endif
 
+#if defined(__AVX2__) && WEIGHTPAGER_LANES == 8
+
+// Two sums for each output, each of two bytes of its four; those of the weights have no sign.
+WEIGHTPAGER_INLINE Lanes<8>::Short multiply_add_pairs(Lanes<8>::Short sums, Lanes<8>::Bits weights, uint32_t x) {
+    const __m256i four = _mm256_set1_epi32(static_cast<int>(x));
+    return sums + (Lanes<8>::Short)_mm256_maddubs_epi16((__m256i)weights, four);
+}
+
+WEIGHTPAGER_INLINE Lanes<8>::Int sum_pairs(Lanes<8>::Short sums) {
+    return (Lanes<8>::Int)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
+}
+
+#endif
+
 // A pair of inputs, `Pair` of four, of N words of int4 whose numbers have been made two's complements.
 template <int N, int Pair>
 WEIGHTPAGER_INLINE IntegerPairs<N> pair_of_int4(typename Lanes<N>::Bits words) {

@@ -27,16 +27,15 @@ constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 // How far from a block the one is that is fetched meanwhile. Blocks that follow each other in a row lie anywhere in
 // memory: the hardware can't foresee the next.
 template <class Weights>
-WEIGHTPAGER_INLINE int64_t distance_ahead(const PagedMatrix& p, const BlockPlace& place, int64_t bytes, int64_t then,
-                                          int64_t kept, int64_t row_in_block) {
-    BlockPlace next = then < kept ? find_block(p, bytes, then) : place;
+WEIGHTPAGER_INLINE int64_t distance_ahead(const Blocks& blocks, const BlockPlace& place, int64_t then, int64_t kept,
+                                          int64_t row_in_block) {
+    BlockPlace next = then < kept ? blocks[then] : place;
     if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
     if constexpr (Weights::scaled) __builtin_prefetch(next.scales + row_in_block);
     return next.block - place.block;
 }
 
-// Multiplies some rows of a block, of so many steps. Beside every two steps `fetched` bytes are fetched, `distance` from
-// them.
+// Multiplies some rows of a block, of so many steps. `fetched` bytes a step are fetched, `distance` from it.
 template <class Weights, class Out, int Width>
 WEIGHTPAGER_INLINE void multiply_block(Accumulators<Weights, Out, Width>& sums, const uint8_t* rows, int64_t block_rows,
                                        const typename Weights::Input* inputs, int64_t steps, int64_t fetched,
@@ -48,15 +47,23 @@ WEIGHTPAGER_INLINE void multiply_block(Accumulators<Weights, Out, Width>& sums, 
         const uint8_t* step = rows;
         if constexpr (Weights::passes > 1)
             if (pass > 0) sums.each([](auto& one) WEIGHTPAGER_INLINED { one = one * 256; });
-        for (int64_t pairs = steps / 2; pairs > 0; --pairs) {
-            for (int64_t line = 0; line < fetched; line += 64)
-                __builtin_prefetch(step + distance + line, 0, kIntoL2);
-            sums.template add<0>(step, block_rows, x);
-            sums.template add<1>(step + step_bytes, block_rows, x + width);
-            step += 2 * step_bytes;
-            x += 2 * width;
+        int64_t left = steps;
+        if constexpr (!Weights::waits) {
+            fetch(step + distance, left * fetched);
+        } else {  // two at once, for the chains; where there is one, that would only take registers from the sums
+            for (; left >= 2; left -= 2) {
+                fetch(step + distance, 2 * fetched);
+                sums.template add<0>(step, block_rows, x);
+                sums.template add<1>(step + step_bytes, block_rows, x + width);
+                step += 2 * step_bytes;
+                x += 2 * width;
+            }
         }
-        if (steps % 2 != 0) sums.template add<0>(step, block_rows, x);
+        for (; left > 0; --left) {
+            sums.template add<0>(step, block_rows, x);
+            step += step_bytes;
+            x += width;
+        }
     }
 }
 
@@ -85,26 +92,26 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     const int64_t first_output = grid_row * p.block_rows + row_in_block;
     if (first_output >= p.out_features) return kAllResident;
     const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
-    const int64_t bytes = block_bytes(p), block_rows = p.block_rows;
-    const int64_t ahead = blocks_ahead(bytes);
-    const int64_t all_steps = divide_up(p.block_cols, Weights::inputs);  // of a block that no edge cuts
+    const int64_t block_rows = p.block_rows, ahead = blocks_ahead(block_bytes(p));
+    const int64_t all_steps = p.block_cols / Weights::inputs;  // of a block that no edge cuts
+    const int64_t last_col = static_cast<uint32_t>(p.in_features - 1) / static_cast<uint32_t>(p.block_cols);
+    const int64_t last_steps = divide_up(p.in_features - last_col * p.block_cols, Weights::inputs);
     // The first to see a row of blocks fetches all of it; then it is in the cache.
-    const int64_t fetched = tile.first && row_in_block == 0 ? 2 * Weights::bytes * block_rows : 0;
-    constexpr int width = Width * Weights::rows * Weights::passes;  // of a step's activations
+    const int64_t fetched = tile.first && row_in_block == 0 ? Weights::bytes * block_rows : 0;
+    const int64_t block_inputs = all_steps * Width * Weights::rows * Weights::passes;
+    const Blocks blocks(p);
 
     Accumulators<Weights, Out, Width> sums;
     typename Lanes<Out::N>::Float total[Width][Out::Registers] = {};
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
-        const BlockPlace place = find_block(p, bytes, k);
+        const BlockPlace place = blocks[k];
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
-        const int64_t distance =
-            tile.first ? distance_ahead<Weights>(p, place, bytes, k + ahead, kept, row_in_block) : 0;
-        const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
-        const int64_t steps = inputs < p.block_cols ? divide_up(inputs, Weights::inputs) : all_steps;
-        const auto* x = static_cast<const typename Weights::Input*>(tile.x) + first_input / Weights::inputs * width;
+        const int64_t distance = tile.first ? distance_ahead<Weights>(blocks, place, k + ahead, kept, row_in_block) : 0;
+        const int64_t col = p.col_indices[k], steps = col == last_col ? last_steps : all_steps;
+        const auto* x = static_cast<const typename Weights::Input*>(tile.x) + col * block_inputs;
         multiply_block(sums, place.block + row_in_block * Weights::row_bytes, block_rows, x, steps, fetched, distance);
         if constexpr (Weights::scaled) {
-            add_scaled(sums, place.scales + row_in_block, tile, p.col_indices[k], total);
+            add_scaled(sums, place.scales + row_in_block, tile, col, total);
             sums.clear();
         }
     }
@@ -126,7 +133,7 @@ int64_t sweep_rows(const Problem& p, const Tile& tile, int64_t grid_row) {
 // As many outputs at once as the block has rows and the registers have room for: a block is then read in one go.
 template <class Weights, int Width>
 int64_t sweep_weights(const Problem& p, const Tile& tile, int64_t grid_row) {
-    constexpr int sixteen = 16 / kLanes, sums = Weights::apart ? Width * Weights::rows : Width;  // of an output
+    constexpr int sixteen = 16 / kLanes, sums = Width * Weights::sums;  // of an output
     constexpr bool room_for_four = kLanes == 16 && sums <= 4, room_for_two = kLanes == 16 && sums <= 12;
     if constexpr (room_for_four)
         if (p.block_rows >= 64) return sweep_rows<Weights, Outputs<kLanes, 4>, Width>(p, tile, grid_row);
@@ -169,14 +176,10 @@ int64_t sweep_integers(const Problem& p, const Tile& tile, int64_t grid_row) {
     return p.weight_dtype == Dtype::int8 ? sweep<Int8Weights>(p, tile, grid_row) : sweep<Int4Weights>(p, tile, grid_row);
 }
 
-#if defined(__ARM_FEATURE_DOTPROD)
-bool is_dotted(const Problem& p) { return p.weight_dtype == Dtype::int4; }
-#elif defined(__AVX512VNNI__)
-// Joining a block's sums takes longer than pairs do where many tokens share what is read.
-constexpr int64_t kMostDotted = 4;       // tokens
-constexpr int64_t kWidestDotted = 4096;  // inputs of a block, whose sum mustn't leave an int32
+#if defined(WEIGHTPAGER_DOTTED)
 bool is_dotted(const Problem& p) {
-    return p.weight_dtype == Dtype::int4 && p.tokens <= kMostDotted && p.block_cols <= kWidestDotted;
+    using Weights = DottedInt4Weights;
+    return p.weight_dtype == Dtype::int4 && p.tokens <= Weights::most_tokens && p.block_cols <= Weights::most_inputs;
 }
 #endif
 
@@ -231,7 +234,7 @@ constexpr int64_t kLeastDequantised = 40;  // tokens
 
 const Kernel integers = {kName, Packing::integers, kWidest, width, sweep_integers, has_scales, kExact, nullptr, 0};
 
-#if defined(__ARM_FEATURE_DOTPROD) || defined(__AVX512VNNI__)
+#if defined(WEIGHTPAGER_DOTTED)
 const Kernel rounded = {kName, Packing::bytes, kWidest, width, sweep<DottedInt4Weights>, is_dotted, &integers, nullptr, 0};
 #else
 const Kernel& rounded = integers;

@@ -18,11 +18,12 @@ namespace {  // see bfloat16.hpp
 //   operand                what a row of activations is multiplied with
 //   scaled, integers       whether a block's sums are multiplied by its rows' scales, and by those of the activations
 //   passes                 over a block; after the first its sums count 256 times, and the activations' next rows follow
-//   apart, excess          whether each row of activations has a sum of its own; by how much numbers are read too large
+//   waits                  whether an addition would wait for the last one to the same sum
+//   sums, excess           how many each output has, of as many rows of activations; by how much numbers are read too large
 
 struct Unscaled {
-    static constexpr bool scaled = false, integers = false, apart = false;
-    static constexpr int passes = 1, excess = 0;
+    static constexpr bool scaled = false, integers = false, waits = true;
+    static constexpr int passes = 1, sums = 1, excess = 0;
 };
 
 #if defined(WEIGHTPAGER_EXACT)
@@ -118,8 +119,13 @@ struct Float32Weights : FloatWeights {
 #endif
 
 struct IntegerWeights {
-    static constexpr bool scaled = true, integers = true, apart = false;
-    static constexpr int passes = 1, excess = 0;
+#if defined(__AVX512VNNI__)
+    static constexpr bool waits = true;  // an instruction multiplies and adds
+#else
+    static constexpr bool waits = false;
+#endif
+    static constexpr bool scaled = true, integers = true;
+    static constexpr int passes = 1, sums = 1, excess = 0;
     using Input = uint32_t;  // a pair of int16
 
     template <int N>
@@ -159,10 +165,16 @@ struct Int4Weights : IntegerWeights {
     }
 };
 
+// Sums of products with the activations' high bytes and with their low ones, where an instruction multiplies bytes. Up to
+// `most_tokens`, as joining a block's sums takes longer than pairs do where many tokens share what is read; and up to
+// `most_inputs` of a block, whose sums must fit into their numbers.
 #if defined(__ARM_FEATURE_DOTPROD)
+#define WEIGHTPAGER_DOTTED
 
-// Sums of four products: with the activations' high bytes, then with the low ones.
+// First with all high bytes, then with all low ones.
 struct DottedInt4Weights : Int4Weights {
+    static constexpr int64_t most_tokens = INT64_MAX, most_inputs = INT64_MAX;
+    static constexpr bool waits = true;
     static constexpr int passes = 2, rows = 2;
 
     template <int N, int Row>
@@ -177,11 +189,12 @@ struct DottedInt4Weights : Int4Weights {
 };
 
 #elif defined(__AVX512VNNI__)
+#define WEIGHTPAGER_DOTTED
 
-// The same in one pass, of numbers as they are stored, from 0 to 15: a word's high halves count 16 times.
+// In one pass, of numbers as they are stored, from 0 to 15: a word's high halves count 16 times.
 struct DottedInt4Weights : IntegerWeights {
-    static constexpr bool apart = true;
-    static constexpr int inputs = 8, rows = 4, bytes = 4, row_bytes = 4, excess = 8;
+    static constexpr int64_t most_tokens = 4, most_inputs = 4096;
+    static constexpr int inputs = 8, rows = 4, bytes = 4, row_bytes = 4, sums = 4, excess = 8;
 
     template <int N>
     static WEIGHTPAGER_INLINE typename Lanes<N>::Bits read(const uint8_t* step, int64_t) {
@@ -202,6 +215,38 @@ struct DottedInt4Weights : IntegerWeights {
     template <class Int>
     static WEIGHTPAGER_INLINE Int joined(Int high, Int high_16, Int low, Int low_16) {
         return ((high + (high_16 >> 4)) << 8) + low + (low_16 >> 4);
+    }
+};
+
+#elif defined(__AVX2__) && WEIGHTPAGER_LANES == 8
+#define WEIGHTPAGER_DOTTED
+
+// The same in int16: 32 inputs give eight products of two bytes to a sum, each of 15 * 128 * 2 at the most.
+struct DottedInt4Weights : IntegerWeights {
+    static constexpr int64_t most_tokens = 4, most_inputs = 32;
+    static constexpr int inputs = 8, rows = 4, bytes = 4, row_bytes = 4, sums = 2, excess = 8;
+
+    template <int N>
+    using Sum = typename Lanes<N>::Short;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits read(const uint8_t* step, int64_t) {
+        return load<typename Lanes<N>::Bits>(step);
+    }
+
+    template <int N, int Row>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits operand(typename Lanes<N>::Bits words) {
+        return (Row % 2 == 0 ? words : words >> 4) & 0x0f0f0f0fu;
+    }
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Sum<N> add(Sum<N> sum, typename Lanes<N>::Bits weights, Input x) {
+        return multiply_add_pairs(sum, weights, x);
+    }
+
+    // Of the high bytes' rows, and of the low ones'.
+    static WEIGHTPAGER_INLINE Lanes<8>::Int joined(Lanes<8>::Short high, Lanes<8>::Short low) {
+        return (sum_pairs(high) << 8) + sum_pairs(low);
     }
 };
 

@@ -26,15 +26,40 @@ struct BlockPlace {
     const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of a page whose dtype is scaled
 };
 
-WEIGHTPAGER_INLINE BlockPlace find_block(const PagedMatrix& p, int64_t bytes, int64_t kept) {
-    const uint32_t location = static_cast<uint32_t>(p.locations[kept]);
-    const uint32_t per_page = static_cast<uint32_t>(p.blocks_per_page);
-    const int64_t slot = p.page_table[location / per_page];
-    if (slot < 0 || slot >= p.slots) return {nullptr, nullptr};
-    const uint8_t* page = p.arena + slot * p.page_bytes;
-    const uint32_t place = location % per_page;
-    const auto* trailer = reinterpret_cast<const uint16_t*>(page + per_page * bytes);
-    return {page + place * bytes, trailer + place * p.block_rows};
+// Finds blocks by their place among the kept ones.
+class Blocks {
+   public:
+    explicit Blocks(const PagedMatrix& p)
+        : p_(p),
+          bytes_(static_cast<uint64_t>(block_bytes(p))),
+          trailer_(static_cast<uint64_t>(p.blocks_per_page) * bytes_),
+          per_page_(static_cast<uint32_t>(p.blocks_per_page)),
+          reciprocal_((uint64_t{1} << 63) / per_page_ + 1) {}
+
+    WEIGHTPAGER_INLINE BlockPlace operator[](int64_t kept) const {
+        const auto location = static_cast<uint32_t>(p_.locations[kept]);
+        const uint32_t page_index = divided(location), place = location - page_index * per_page_;
+        const auto slot = static_cast<uint64_t>(int64_t{p_.page_table[page_index]});  // huge if negative
+        if (slot >= static_cast<uint64_t>(p_.slots)) return {nullptr, nullptr};
+        const uint8_t* page = p_.arena + slot * static_cast<uint64_t>(p_.page_bytes);
+        const auto* trailer = reinterpret_cast<const uint16_t*>(page + trailer_);
+        return {page + place * bytes_, trailer + place * static_cast<uint64_t>(p_.block_rows)};
+    }
+
+   private:
+    // By `per_page_`: exact, as both are below 2^31.
+    WEIGHTPAGER_INLINE uint32_t divided(uint32_t location) const {
+        return static_cast<uint32_t>(static_cast<unsigned __int128>(reciprocal_) * location >> 63);
+    }
+
+    const PagedMatrix& p_;
+    uint64_t bytes_, trailer_;
+    uint32_t per_page_;
+    uint64_t reciprocal_;
+};
+
+WEIGHTPAGER_INLINE void fetch(const uint8_t* from, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, kIntoL2);
 }
 
 inline float bias_of(const Problem& p, int64_t output) {
