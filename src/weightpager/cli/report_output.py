@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightpager.bundle.report.advice import Advice, few_items
+from weightpager.bundle.report.advice import Advice, few_items, heavy_losses
 from weightpager.bundle.report.choice import Choice
 from weightpager.bundle.report.compile_report import DENSE, CompileReport
 from weightpager.cli.output import ends, enough, explain, measured, say, size, table
@@ -31,7 +31,7 @@ def scores(title: str, report: CompileReport) -> None:
 def advice(found: Advice | None, report: CompileReport) -> None:
     """Print the ways to serve the tasks by memory, and what to use in words; or that it was not to be compared."""
     if found is None:
-        for line in (_NOT_COMPARED.get(report.compare or ""), few_items(report)):
+        for line in (_NOT_COMPARED.get(report.compare or ""), heavy_losses(report), few_items(report)):
             if line:
                 say(line)
         return

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.report.advice import advise, few_items
-from weightpager.bundle.report.compile_report import CompileReport, ControlScore, TaskScore, read_report
+from weightpager.bundle.report.advice import advise, few_items, heavy_losses
+from weightpager.bundle.report.compile_report import CompileReport, ControlScore, Fit, TaskScore, read_report
 
 
 def report(bundle: Bundle, sparse: float, controls: dict[str, tuple[int, float]]) -> CompileReport:
@@ -227,6 +227,45 @@ def test_few_held_out_items_are_named(assistant_bundle: Path) -> None:
     assert found is not None
     assert "Few held-out texts or images (animal 15, weather 15, number 15, colour 15)" in found.words
     assert few_items(measured(bundle, 0.85, {})) == ""
+
+
+def lost(facts: CompileReport, task: str, interval: tuple[float, float], **changes: Any) -> CompileReport:
+    """A report in which one task has lost as much."""
+    tasks = [
+        of.model_copy(update={"loss_interval": interval, **changes} if of.name == task else {}) for of in facts.tasks
+    ]
+    return facts.model_copy(update={"tasks": tasks})
+
+
+def test_a_task_that_has_lost_much_is_named_and_not_laid_to_chance(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    ruined = lost(measured(bundle, 0.85, {}, items=15, recover="none"), "animal", (56.4, 100.0))
+    words = "animal loses at least 56 points: lower 'sparsity', or train with 'recover: finetune'."
+    assert heavy_losses(ruined) == words
+    assert "animal" not in few_items(ruined)
+    assert "weather 15" in few_items(ruined)
+    assert heavy_losses(lost(measured(bundle, 0.85, {}), "animal", (4.9, 100.0))) == ""
+    compared = lost(measured(bundle, 0.85, {"int8": (arena(bundle), 0.9)}, recover="none"), "animal", (56.4, 100.0))
+    found = advise(bundle, compared)
+    assert found is not None
+    assert words in found.words
+    assert "more than chance explains" not in found.words
+
+
+def test_what_to_do_about_a_heavy_loss_follows_from_how_the_bundle_was_made(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    trained = lost(measured(bundle, 0.85, {}, recover="finetune"), "animal", (math.inf, math.inf), metric="perplexity")
+    assert heavy_losses(trained) == "animal loses at least 1,000,000 % of perplexity: lower 'sparsity'."
+    fit = Fit(budget=1, bytes=1, density=0.1, dtype="int4", why="it fits")
+    assert "% of perplexity: state more for 'fit'." in heavy_losses(
+        lost(trained, "animal", (6.0, 8.0)).model_copy(update={"fit": fit})
+    )
+
+
+def test_a_heavy_loss_is_counted_from_a_dense_model_that_was_trained_as_long(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    facts = measured(bundle, 0.85, {"dense": (3 * arena(bundle), 0.98)}, recover="finetune")
+    assert "number loses at least 11 points" in heavy_losses(facts)
 
 
 def test_a_report_of_an_earlier_version_is_doubted(assistant_bundle: Path) -> None:

@@ -9,11 +9,18 @@ import numpy as np
 
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.choice import Choice, Losses
-from weightpager.bundle.report.compile_report import FEW, LOWER_IS_BETTER, CompileReport
+from weightpager.bundle.report.compile_report import DENSE, FEW, LOWER_IS_BETTER, CompileReport
+from weightpager.bundle.report.interval import Interval, turned
 from weightpager.bundle.report.verdict import Verdict
 from weightpager.page_dtype import block_bytes
 
 _RECOVERY = {"none": "doing without recovery", "closed-form": "closed form", "finetune": "fine-tuning"}
+
+_HEAVY = 5.0
+"""Points, or percent of perplexity: a task that loses more for sure is named whatever the bundle was compared with."""
+
+_MOST_TOLD = 1_000_000
+"""A perplexity may rise beyond all bounds; no loss above this is told from another."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,48 @@ def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> 
     choices = sorted([ours, *others], key=lambda choice: choice.resident_bytes)
     room = arena if budget is None else budget
     verdict = Verdict(ours, others, room, _unit(report), sum(task.items for task in report.tasks))
-    words = [verdict.words(), _remedy(ours, report.recover, bundle), few_items(report)]
+    remedy = heavy_losses(report) or _remedy(ours, report.recover, bundle)
+    words = [verdict.words(), remedy, few_items(report)]
     if ours.interval is None:
         words.append("How much of this is chance was not measured: the report is an earlier version's.")
     return Advice(tuple(choices), " ".join(filter(None, words)))
 
 
+def heavy_losses(report: CompileReport) -> str:
+    """Which tasks have lost much, as chance can't explain, and what to do, in words; empty if none has."""
+    heavy = _heavy(report)
+    if not heavy:
+        return ""
+    units = {task.name: "% of perplexity" if task.metric == LOWER_IS_BETTER else "points" for task in report.tasks}
+    named = ", ".join(f"{name} loses at least {least:,} {units[name]}" for name, least in heavy.items())
+    less = "lower 'sparsity'" if report.fit is None else "state more for 'fit'"
+    trained = ", or train with 'recover: finetune'" if report.recover in ("none", "closed-form") else ""
+    return f"{named}: {less}{trained}."
+
+
 def few_items(report: CompileReport) -> str:
-    """Which tasks have too few held-out texts or images to be judged by, in words; empty if none has."""
+    """Which tasks have too few held-out texts or images to be judged by, in words; empty if none has.
+
+    A task that has lost much isn't among them: few items are enough to see that.
+    """
+    heavy = _heavy(report)
     counts = {task.name: task.items if task.texts is None else task.texts for task in report.tasks}
-    few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW)
+    few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW and name not in heavy)
     chance = f"with fewer than {FEW} of a task, differences are mostly chance."
     return f"Few held-out texts or images ({few}): {chance}" if few else ""
+
+
+def _heavy(report: CompileReport) -> dict[str, int]:
+    """Task → what it has lost at least, of the tasks that have lost much."""
+    lost = _loss_intervals(report)
+    return {name: int(min(low, _MOST_TOLD)) for name, (low, _) in lost.items() if low > _HEAVY}
+
+
+def _loss_intervals(report: CompileReport) -> dict[str, Interval]:
+    """Task → interval of its loss, against a dense model that was trained as long if there is one."""
+    gaps = next((control.gap_intervals for control in report.controls if control.name == DENSE), {})
+    known = {task.name: task.loss_interval for task in report.tasks if task.loss_interval is not None}
+    return known | {name: turned(gap) for name, gap in gaps.items()}
 
 
 def _remedy(ours: Choice, recover: str | None, bundle: Bundle) -> str:
