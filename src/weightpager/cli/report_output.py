@@ -10,7 +10,7 @@ from weightpager.cli.output import ends, enough, explain, measured, say, size, t
 _NOT_COMPARED = {
     "none": "not compared with anything simpler: controls skipped (compare: none)",
     "few": "not compared with anything simpler: controls skipped, which so few held-out items could tell nothing of "
-    "(--compare dense trains them all the same)",
+    "(--compare dense measures them all the same)",
 }
 
 

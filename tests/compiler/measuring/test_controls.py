@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ from command import Command
 from weightpager.answers.score import Score
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.splits import TaskData, collate_texts
 from weightpager.compiler.measuring import controls
-from weightpager.compiler.measuring.controls import control_work, measure_controls, trained_on
+from weightpager.compiler.measuring.controls import (
+    control_names,
+    control_work,
+    measure_controls,
+    measuring,
+    trained_on,
+)
 from weightpager.compiler.measuring.quantise import INT8
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.prepare import prepare
@@ -32,6 +39,7 @@ from weightpager.compiler.training.evaluate import evaluate
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import StepProgress, silent
+from weightpager.task_data.texts import Example
 
 RECOVER = {"method": "finetune", "steps": 6, "batch": 8, "learning_rate": 3e-3}
 
@@ -158,6 +166,20 @@ def test_what_too_few_items_could_tell_nothing_of_is_not_trained_unless_asked_fo
     assert [len(measure_controls(prepare(from_dict(of)), CompileRun())) for of in (asked, unsaid)] == [5, 0]
     untrained = prepare(from_dict(unsaid)).changed(recover=from_dict({**unsaid, "recover": "none"}).recover)
     assert len(measure_controls(untrained, CompileRun())) == 5
+
+
+def test_what_too_few_items_could_tell_nothing_of_is_not_written_unless_asked_for(tmp_path: Path) -> None:
+    asked = tiny.clerk(tmp_path, recover="none", compare="dense")
+    unsaid = {key: value for key, value in asked.items() if key != "compare"}
+
+    def names(content: dict[str, Any], items: int) -> list[str]:
+        item = Example((1, 2), 0)
+        data = TaskData("text-generation", (), (item,), (item,) * items, None, partial(collate_texts, pad=0))
+        return control_names(from_dict(content), dict.fromkeys(content["tasks"], data))
+
+    every = ["int8", "int4", "int3", "int2", "shared mask"]
+    assert [names(asked, 20), names(unsaid, 20), names(unsaid, 50)] == [every, [], every]
+    assert measuring("int4", "twice", every) == "control int4 (2 of 5): twice"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.measuring.controls import CHOICE, control_names, validation_data
+from weightpager.compiler.measuring.controls import CHOICE, control_names, measuring, validation_data
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.task_data.held_out import Item
 
@@ -42,21 +42,21 @@ def _stages(source: DenseModel, data: Mapping[str, TaskData], adds: bool) -> Ite
 def _controls(
     source: DenseModel, data: Mapping[str, TaskData], held_out: Mapping[str, float]
 ) -> Iterator[tuple[str, float]]:
-    file = source.task_file
-    for control in control_names(file, data):
+    file, names = source.task_file, control_names(source.task_file, data)
+    for control in names:
         if control == DENSE and (steps := file.recovery_steps):
             yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
             yield from _choice(data)
         if control == MASK:
             yield from _recovery(source, data, False, f"{MASK}: ")
-        yield from ((f"control {control}: {name}", tokens) for name, tokens in held_out.items())
+        yield from ((measuring(control, name, names), tokens) for name, tokens in held_out.items())
 
 
 def _choice(data: Mapping[str, TaskData]) -> Iterator[tuple[str, float]]:
     """The measurements that choose a dense model."""
     validation = validation_data(data) or {}
     for name in CHOICE:
-        yield from ((f"control {name}: {task}", _tokens(of_task.eval)) for task, of_task in validation.items())
+        yield from ((measuring(name, task, ()), _tokens(of_task.eval)) for task, of_task in validation.items())
 
 
 def _recovery(source: DenseModel, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:

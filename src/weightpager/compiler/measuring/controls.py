@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -55,9 +55,13 @@ _STAGE = "dense"
 
 
 def compared(task_file: TaskFile, data: Mapping[str, TaskData]) -> Compared:
-    """What is compared: as the task file says; if it doesn't, nothing is trained for what too few items could tell."""
+    """What is compared: as the task file says; if it doesn't, nothing that takes long for what few items could tell.
+
+    Training takes long, and so does writing the answers of a task once for each control.
+    """
     few = all(len(of_task.eval) < FEW for of_task in data.values())
-    if few and task_file.recovery_steps and "compare" not in task_file.model_fields_set:
+    takes_long = task_file.recovery_steps > 0 or any(task.completes for task in task_file.tasks.values())
+    if few and takes_long and "compare" not in task_file.model_fields_set:
         return "few"
     return task_file.compare
 
@@ -70,6 +74,12 @@ def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str
     trains = task_file.recovery_steps > 0
     shared = _can_share(task_file) and (what == "all" or not trains)
     return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * shared
+
+
+def measuring(control: str, task: str, names: Sequence[str]) -> str:
+    """What progress calls the measurement of a control on a task, ``names`` being those of all controls."""
+    place = f" ({names.index(control) + 1} of {len(names)})" if control in names else ""
+    return f"control {control}{place}: {task}"
 
 
 def _can_share(task_file: TaskFile) -> bool:
@@ -117,7 +127,7 @@ def _dense_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
         replacement = _Replacement(partial(_quantised, quantisation), tables=QUANTISATIONS["int8"])
         for task, data in prepared.data.items():
             jobs[name, task] = partial(_score_with, replacement, dense.alone(task), task, data)
-    scores = _measured(jobs, dense, run)
+    scores = _measured(jobs, dense, run, control_names(prepared.task_file, prepared.data))
     return controls + [
         Control(name, _bytes(dense, quantisation), scores[name]) for name, quantisation in QUANTISATIONS.items()
     ]
@@ -130,12 +140,13 @@ def _dense_or_longer(prepared: Prepared, run: CompileRun) -> tuple[DenseModel, M
     """
     dense, data = prepared.source, prepared.data
     longer = trained_on(dense, data, run.journal, partial(run.progress, f"control {DENSE}: train on"))
+    measured = partial(_scores, names=control_names(prepared.task_file, data))
     validation = validation_data(data)
     if validation is None:
-        scores = _scores(DENSE, longer, data, run)
+        scores = measured(DENSE, longer, data, run)
         return (longer, scores) if _gains(scores, prepared.dense) else (dense, prepared.dense)
-    now, before = (_scores(*each, validation, run) for each in zip(CHOICE, (longer, dense), strict=True))
-    return (longer, _scores(DENSE, longer, data, run)) if _gains(now, before) else (dense, prepared.dense)
+    now, before = (measured(*each, validation, run) for each in zip(CHOICE, (longer, dense), strict=True))
+    return (longer, measured(DENSE, longer, data, run)) if _gains(now, before) else (dense, prepared.dense)
 
 
 def validation_data(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | None:
@@ -144,10 +155,12 @@ def validation_data(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | No
     return found if len(found) == len(data) else None
 
 
-def _scores(name: str, source: DenseModel, data: Mapping[str, TaskData], run: CompileRun) -> Mapping[str, Score]:
+def _scores(
+    name: str, source: DenseModel, data: Mapping[str, TaskData], run: CompileRun, names: Sequence[str]
+) -> Mapping[str, Score]:
     """Task → score of a dense model, which progress calls by this name."""
     jobs = {(name, task): partial(score_alone, source.alone(task), task, of_task) for task, of_task in data.items()}
-    return _measured(jobs, source, run)[name]
+    return _measured(jobs, source, run, names)[name]
 
 
 def _gains(now: Mapping[str, Score], before: Mapping[str, Score]) -> bool:
@@ -198,14 +211,17 @@ def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
     for task, data in prepared.data.items():
         replacement = _Replacement(partial(_under_mask, weights.alone(task), masks), masks=masks)
         jobs[MASK, task] = partial(_score_with, replacement, weights.source.alone(task), task, data)
-    return Control(MASK, kept * size, _measured(jobs, weights.source, run)[MASK])
+    names = control_names(prepared.task_file, prepared.data)
+    return Control(MASK, kept * size, _measured(jobs, weights.source, run, names)[MASK])
 
 
-def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: DenseModel, run: CompileRun) -> Measured:
-    """The scores that jobs of these controls and tasks find."""
+def _measured(
+    jobs: Mapping[tuple[str, str], Job[Score]], source: DenseModel, run: CompileRun, names: Sequence[str]
+) -> Measured:
+    """The scores that jobs of these controls and tasks find; ``names`` are those of all controls."""
 
     def told(key: tuple[str, str]) -> StepProgress:
-        return partial(run.progress, f"control {key[0]}: {key[1]}")
+        return partial(run.progress, measuring(*key, names))
 
     done = {one.key: one.value for one in run.workers_on(source).each(jobs, told, COPIES)}
     scores: dict[str, dict[str, Score]] = {}
