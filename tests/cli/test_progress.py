@@ -72,6 +72,22 @@ def test_how_much_longer_the_whole_takes_is_said_at_once_and_with_its_stages() -
     ]
 
 
+def test_a_time_left_that_is_exceeded_is_said_anew() -> None:
+    log = Log()
+    for now, done in (
+        (5, 5),
+        (40, 40),
+        (64, 64),
+        (66, 66),
+        (67, 67),
+        (127, 127),
+    ):  # all the while half a minute is left
+        log.now = float(now)
+        log.tell("whole compile", done, done + 30)
+    log.tell("write", 0, 1)
+    assert log.lines == ["whole compile: less than a minute left"] * 3 + ["write …"]
+
+
 def test_a_person_sees_the_whole_first_and_how_much_longer_it_takes() -> None:
     said = io.StringIO()
     columns = (TextColumn("{task.description}|{task.fields[steps]}|{task.fields[left]}"),)

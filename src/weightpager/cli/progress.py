@@ -107,13 +107,17 @@ class _Stage:
 
 
 class Lines:
-    """A line when a stage begins, then one a minute: how far it is, and the time left of it and of the whole."""
+    """A line when a stage begins, then one a minute: how far it is, and the time left of it and of the whole.
+
+    Where the whole takes longer than was said last, it is said anew.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, whole: str | None = None) -> None:
         self._console = console
         self._clock = clock
         self._whole = whole
         self._all_left: int | None = None
+        self._due = 0.0  # when the whole ends, by what was said last
         self._stages: dict[str, _Stage] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -130,15 +134,24 @@ class Lines:
         left = known.left(now, done, total)
         if now - known.said >= SECONDS and left is not None and done < total:
             known.said = now
-            behind = "" if self._all_left is None else f"; {self._whole}: {format_duration(self._all_left)} left"
+            behind = "" if self._all_left is None else f"; {self._of_whole(self._all_left)}"
             self._say(f"{stage}: {done} of {total}, {format_duration(left)} left{behind}")
 
     def _hear_of_whole(self, done: int, total: int) -> None:
-        """Print the time left of the whole as soon as it means something; later it is printed with the stages."""
-        if self._all_left is None and done >= FIRST:
-            self._say(f"{self._whole}: {format_duration(total - done)} left")
-        if done >= FIRST:
-            self._all_left = total - done
+        """Print the time left of the whole as soon as it means something; later it is printed with the stages.
+
+        It is printed by itself once more where it is exceeded.
+        """
+        if done < FIRST:
+            return
+        first, self._all_left = self._all_left is None, total - done
+        if first or self._clock() >= self._due:
+            self._say(self._of_whole(self._all_left))
+
+    def _of_whole(self, left: int) -> str:
+        """The time left of the whole in words, which is what it will be held to."""
+        self._due = self._clock() + max(SECONDS, left)
+        return f"{self._whole}: {format_duration(left)} left"
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)

@@ -112,7 +112,7 @@ def _reorder(found: Trained, run: CompileRun) -> tuple[SaliencyOfTasks, Permutat
     with run.stage("calibrate"):
         by_task = dict(_calibrations(found, run))
         calibrations = {name: by_task.pop(name) for name in data}
-    with run.stage("reorder"):
+    with run.stage("reorder", one_step=True):
         probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
         densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}
         permutations = reorder(source, calibrations, probes, densities)

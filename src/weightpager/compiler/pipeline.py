@@ -143,7 +143,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
         run: in which recovery goes on.
     """
     run = run or CompileRun()
-    with run.stage("align"):
+    with run.stage("align", one_step=True):
         prepared, frontier = choose_density_and_alignment(prepared, run)
         chosen = choose_blocks(prepared)
         check_left(prepared.source, chosen.masks)
@@ -165,9 +165,9 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         run: whose stages these are.
     """
     task_file = prepared.task_file
-    with run.stage("pack"):
+    with run.stage("pack", one_step=True):
         plan = plan_bundle(prepared, sparse.weights, sparse.masks.keep)
-    with run.stage("write"):
+    with run.stage("write", one_step=True):
         without_graph = write_bundle(writer, plan)
     with run.stage("measure sparse"):
         written = measure_written(writer.root, prepared.data, run.progress, run.workers)

@@ -75,6 +75,7 @@ def train_and_measure_dense(
     shared = Shared.of(task_file, "" if base is None else base.identity(), cache or Cache.none())
     journal = shared.journal(run.journal)
     with run.stage("load"):
+        _log.info("load %s …", task_file.model)
         before = resident_memory() or 0
         source, data = _load(task_file, run, base)
         bound = check_memory(source, adds=adds, reorders=not adds and wants_reorder(source))

@@ -20,6 +20,10 @@ _MASKED = 0.3
 """Masks on the weights of a step, as a share of a forward pass."""
 
 
+_WRITTEN = 5000.0
+"""The work of writing a bundle, its graph included, in tokens: about that of small encoders and decoders."""
+
+
 def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -> dict[str, float]:
     """Stage, as progress names it, to work in tokens that go forward through the model; in the order of the stages."""
     return dict(_stages(source, data, adds))
@@ -36,6 +40,7 @@ def _stages(source: DenseModel, data: Mapping[str, TaskData], adds: bool) -> Ite
     yield from _recovery(source, data, adds, "")
     if not adds:
         yield from _controls(source, data, held_out)
+    yield "write", _WRITTEN
     yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
 
 

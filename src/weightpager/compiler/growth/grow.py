@@ -44,13 +44,13 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Compil
         CompileError: training diverged, or the storage refused a write.
     """
     transitions = _transitions(base, prepared)
-    with run.stage("align"):
+    with run.stage("align", one_step=True):
         masks = _masks(base, prepared, transitions)
     with run.stage("recover"):
         weights = _recover(prepared, masks, run)
-    with run.stage("pack"):
+    with run.stage("pack", one_step=True):
         plan = plan_growth(base, prepared, masks, weights, transitions)
-    with run.stage("write"):
+    with run.stage("write", one_step=True):
         without_graph = write_growth(writer, plan)
     with run.stage("measure sparse"):
         written = measure_written(writer.root, prepared.data, run.progress, run.workers)

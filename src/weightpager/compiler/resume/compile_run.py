@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.workers import LOCAL, Workers
 from weightpager.machine.process_memory import forget_peak, give_back, peak_memory
-from weightpager.progress import Progress, silent
+from weightpager.progress import Progress, StepProgress, silent
 
 
 @dataclass
@@ -42,12 +43,20 @@ class CompileRun:
         return self.workers if source.scratch.folder is None else LOCAL
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure what runs inside, and add the time of what it needn't do again since the journal has it."""
+    def stage(self, name: str, *, one_step: bool = False) -> Iterator[None]:
+        """Measure what runs inside, and add the time of what it needn't do again since the journal has it.
+
+        Args:
+            name: of the stage.
+            one_step: tell of its begin and its end, as nothing inside tells of steps.
+        """
+        told: StepProgress = partial(self.progress, name) if one_step else silent
+        told(0, 1)
         start, earlier = time.perf_counter(), self.journal.earlier
         give_back()
         counted = forget_peak()
         yield
+        told(1, 1)
         spent = time.perf_counter() - start + self.journal.earlier - earlier
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         if counted and (peak := peak_memory()) is not None:
