@@ -10,6 +10,7 @@ from functools import partial
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibration import calibrate_tasks, wants_reorder
 from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.splits import check as check_data
 from weightpager.compiler.data.splits import load as load_splits
 from weightpager.compiler.estimates.memory import Bound
 from weightpager.compiler.estimates.memory_check import check_memory, choose_scratch
@@ -93,6 +94,8 @@ def train_and_measure_dense(
 
 def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[DenseModel, dict[str, TaskData]]:
     """The dense model, with as many steps and as few blocks as its data and a budget want, and the tasks' data."""
+    for name, spec in task_file.tasks.items():
+        check_data(name, spec)  # before the model, which takes long to load
     source = load_dense(task_file, partial(_place, run=run, adds=base is not None))
     source = source if base is None else base.adopt(source)
     _tell_where(source, run)

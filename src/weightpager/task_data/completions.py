@@ -84,19 +84,9 @@ class CompletionReader:
         """
         if self.tokenizer.end_id is None:
             raise CompileError(f"{where}: expected a tokenizer that names a token which ends a text (eos_token)")
-        rows = read_rows(path, where, most=most)
-        first = rows[0]
-        in_one = self._has_messages(first)
-        wanted = (MESSAGES,) if in_one else (self.prompt, self.completion)
-        for column in wanted:
-            if column not in first:
-                both = f"{self.prompt!r} and {self.completion!r}, or {MESSAGES!r}"
-                raise CompileError(f"{where}: expected columns {both}, found {', '.join(sorted(first))}")
+        pairs = asked_and_answered(path, where, self.prompt, self.completion, most)
         with closing(ChatTemplate.of(self.tokenizer, MOST_CHARACTERS)) as template:
-            items: list[Completion] = []
-            for number, row in enumerate(rows, 1):
-                self._check_form(row, in_one, f"{where}: row {number}")
-                items.append(self._example(row, in_one, template, f"{where}: row {number}"))
+            items = [self._example(*pair, template, f"{where}: row {n}") for n, pair in enumerate(pairs, 1)]
         if len({example.chat for example in items}) > 1:
             raise CompileError(f"{where}: expected prompts that all are texts or all are messages, found both")
         cut = sum(self.tokenizer.end_id != example.tokens[-1] for example in items)
@@ -104,12 +94,7 @@ class CompletionReader:
             _log.warning("%s: %d of %d completions are cut at max_length %d", where, cut, len(items), self.max_length)
         return tuple(items)
 
-    def _example(self, row: Row, in_one: bool, template: ChatTemplate, where: str) -> Completion:
-        asked: str | Messages
-        if in_one:
-            asked, answer = _parted(row.get(MESSAGES), where)
-        else:
-            asked, answer = _asked(row.get(self.prompt), where), _answer(row.get(self.completion), where)
+    def _example(self, asked: str | Messages, answer: str, template: ChatTemplate, where: str) -> Completion:
         text = asked if isinstance(asked, str) else _rendered(template, asked, where)
         prompt = self._ids(text)
         if not prompt or not text.strip():
@@ -122,23 +107,6 @@ class CompletionReader:
         chat = not isinstance(asked, str)
         in_a_word = isinstance(asked, str) and (asked[-1] + answer[0]).isalnum()
         return Completion([*prompt, *completion], labels, prompt, answer, chat, in_a_word)
-
-    def _has_messages(self, row: Row) -> bool:
-        """Whether a row is a conversation in one column."""
-        return MESSAGES not in (self.prompt, self.completion) and row.get(MESSAGES) is not None
-
-    def _check_form(self, row: Row, in_one: bool, where: str) -> None:
-        """Refuse a row of both forms, or of the other one than the first row."""
-        pair, own = f"{self.prompt!r} and {self.completion!r}", repr(MESSAGES)
-        has_pair = row.get(self.prompt) is not None or row.get(self.completion) is not None
-        has_messages = self._has_messages(row)
-        if has_pair and has_messages:
-            raise CompileError(f"{where}: expected either {pair} or {own}, found both; leave one of them out")
-        if (in_one and has_pair) or (has_messages and not in_one):
-            first, other = (own, pair) if in_one else (pair, own)
-            raise CompileError(
-                f"{where}: expected {first}, as the first row has, found {other}; keep rows of one form in a file"
-            )
 
     def _check_room(self, tokens: int, where: str) -> None:
         """Refuse a prompt of so many tokens if no completion fits behind it."""
@@ -162,6 +130,50 @@ class CompletionReader:
     def _end(self) -> int:
         assert self.tokenizer.end_id is not None
         return self.tokenizer.end_id
+
+
+def asked_and_answered(
+    path: Path, where: str, prompt: str, completion: str, most: int | None
+) -> list[tuple[str | Messages, str]]:
+    """The prompts of a file's rows, and the text that completes each.
+
+    Raises:
+        CompileError: as `CompletionReader.read`, but for what depends on tokens.
+    """
+    rows = read_rows(path, where, most=most)
+    first = rows[0]
+    in_one = _has_messages(first, prompt, completion)
+    for column in (MESSAGES,) if in_one else (prompt, completion):
+        if column not in first:
+            both = f"{prompt!r} and {completion!r}, or {MESSAGES!r}"
+            raise CompileError(f"{where}: expected columns {both}, found {', '.join(sorted(first))}")
+
+    def pair(row: Row, where: str) -> tuple[str | Messages, str]:
+        _check_form(row, in_one, prompt, completion, where)
+        if in_one:
+            return _parted(row.get(MESSAGES), where)
+        return _asked(row.get(prompt), where), _answer(row.get(completion), where)
+
+    return [pair(row, f"{where}: row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _has_messages(row: Row, prompt: str, completion: str) -> bool:
+    """Whether a row is a conversation in one column."""
+    return MESSAGES not in (prompt, completion) and row.get(MESSAGES) is not None
+
+
+def _check_form(row: Row, in_one: bool, prompt: str, completion: str, where: str) -> None:
+    """Refuse a row of both forms, or of the other one than the first row."""
+    pair, own = f"{prompt!r} and {completion!r}", repr(MESSAGES)
+    has_pair = row.get(prompt) is not None or row.get(completion) is not None
+    has_messages = _has_messages(row, prompt, completion)
+    if has_pair and has_messages:
+        raise CompileError(f"{where}: expected either {pair} or {own}, found both; leave one of them out")
+    if (in_one and has_pair) or (has_messages and not in_one):
+        first, other = (own, pair) if in_one else (pair, own)
+        raise CompileError(
+            f"{where}: expected {first}, as the first row has, found {other}; keep rows of one form in a file"
+        )
 
 
 def prompts(examples: Sequence[Any], size: int, pad: int) -> Batches[Labelled]:

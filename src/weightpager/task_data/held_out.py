@@ -77,6 +77,22 @@ def items_reader(
     return TextReader(kind, *columns, reads, tuple(classes), max_length).read
 
 
+def check_rows(kind: TaskKind, columns: tuple[str, str], path: Path, where: str, most: int | None) -> None:
+    """Refuse a file of texts that `items_reader` would refuse whatever the model: by its form and its columns.
+
+    Raises:
+        CompileError: says what was expected.
+    """
+    if FORMS[kind].completes:
+        completions.asked_and_answered(path, where, *columns, most)
+    elif FORMS[kind].labels == "one":
+        texts.labelled_texts(path, where, *columns, most)
+    elif FORMS[kind].labels == "each word":
+        texts.labelled_words(path, where, *columns, most)
+    else:
+        texts.documents(path, where, columns[0])
+
+
 def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:
     """A hash of a task's data in a file, or of all the images that it names.
 

@@ -82,19 +82,14 @@ class TextReader:
         return tuple(readers[FORMS[self.kind].labels](path, where, most))
 
     def _texts(self, path: Path, where: str, most: int | None) -> list[Example]:
-        rows = read_rows(path, where, self.text, self.label, most=most)
-        ids = label_ids(labels_of(rows, self.label, where, nested=False), self.classes, where)
-        encoded = self._tokenised(texts_of(rows, self.text, where), where)
+        texts, labels = labelled_texts(path, where, self.text, self.label, most)
+        ids = label_ids(labels, self.classes, where)
+        encoded = self._tokenised(texts, where)
         return [Example(list(text.ids), label, cut=text.cut) for text, (label,) in zip(encoded, ids, strict=True)]
 
     def _words(self, path: Path, where: str, most: int | None) -> list[Example]:
-        rows = read_rows(path, where, self.text, self.label, most=most)
-        ids = label_ids(labels_of(rows, self.label, where, nested=True), self.classes, where)
-        words = [words_of(row[self.text], where, number) for number, row in enumerate(rows, 1)]
-        for number, (these, tags) in enumerate(zip(words, ids, strict=True), 1):
-            if len(these) != len(tags):
-                counts = f"{len(these)} tokens and {len(tags)} tags"
-                raise CompileError(f"{where}: row {number}: expected one tag per token, found {counts}")
+        words, labels = labelled_words(path, where, self.text, self.label, most)
+        ids = label_ids(labels, self.classes, where)
         encoded = self._tokenised([" ".join(these) for these in words], where)
         examples = [
             Example(list(text.ids), first_pieces(these, tags, text.spans), cut=text.cut)
@@ -106,11 +101,9 @@ class TextReader:
         return examples
 
     def _windows(self, path: Path, where: str, most: int | None) -> list[Example]:
-        column = self.text if path.suffix in READERS else "text"
-        documents = texts_of(read_rows(path, where, column, running_text=True), column, where)
         end = [] if self.tokens.end_id is None else [self.tokens.end_id]
         stream: list[int] = []
-        for document in documents:
+        for document in documents(path, where, self.text):
             if most is not None and len(stream) >= most * self.max_length:
                 break
             (encoded,) = self.tokens.encode_all([document], special=False)
@@ -128,6 +121,39 @@ class TextReader:
             if not text.ids:
                 raise CompileError(f"{where}: row {number}: expected a text, found nothing to tokenise")
         return encoded
+
+
+def labelled_texts(
+    path: Path, where: str, text: str, label: str, most: int | None
+) -> tuple[list[str], list[list[str | int]]]:
+    """The texts of a file's rows, and their labels, a list of one each.
+
+    Raises:
+        CompileError: as `TextReader.read`, but for what depends on classes or tokens. So with the next two.
+    """
+    rows = read_rows(path, where, text, label, most=most)
+    labels = labels_of(rows, label, where, nested=False)
+    return texts_of(rows, text, where), labels
+
+
+def labelled_words(
+    path: Path, where: str, text: str, label: str, most: int | None
+) -> tuple[list[list[str]], list[list[str | int]]]:
+    """The words of a file's rows, and their labels."""
+    rows = read_rows(path, where, text, label, most=most)
+    labels = labels_of(rows, label, where, nested=True)
+    words = [words_of(row[text], where, number) for number, row in enumerate(rows, 1)]
+    for number, (these, tags) in enumerate(zip(words, labels, strict=True), 1):
+        if len(these) != len(tags):
+            counts = f"{len(these)} tokens and {len(tags)} tags"
+            raise CompileError(f"{where}: row {number}: expected one tag per token, found {counts}")
+    return words, labels
+
+
+def documents(path: Path, where: str, text: str) -> list[str]:
+    """The running texts of a file's rows, or of a file that is one text."""
+    column = text if path.suffix in READERS else "text"
+    return texts_of(read_rows(path, where, column, running_text=True), column, where)
 
 
 def first_pieces(words: Sequence[str], tags: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:

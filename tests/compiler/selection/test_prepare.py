@@ -24,6 +24,28 @@ def test_words_that_only_the_tokenizer_knows_are_refused(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("text-classification", {"txt": "a film", "label": "good"}, "expected a column 'text', found label, txt"),
+        ("token-classification", {"tokens": ["a"], "tags": ["X", "Y"]}, "row 1: expected one tag per token"),
+        ("language-modeling", {"txt": "a film"}, "expected a column 'text', found txt"),
+        ("text-generation", {"prompt": "a"}, "expected columns 'prompt' and 'completion', or 'messages', found prompt"),
+        ("text-generation", {"prompt": 1, "completion": "b"}, "row 1: expected a prompt that is text or a list"),
+    ],
+)
+def test_rows_of_a_wrong_form_are_told_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, row: dict[str, object], expected: str
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.prepare.load_dense", None)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}", encoding="utf-8")
+    files = {split: str(tiny.jsonl(tmp_path / f"{split}.jsonl", [row])) for split in ("train", "eval")}
+    content = {"model": "model", "tasks": {"odd": {"kind": kind, **files}}}
+    with pytest.raises(CompileError, match=rf"tasks\.odd\.train .*: {expected}"):
+        prepare(task_file.from_dict(content, tmp_path))
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"transitions": "trace.jsonl"}, r"trace\.jsonl:2: expected one of"),

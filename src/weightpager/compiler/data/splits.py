@@ -22,7 +22,7 @@ from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import EVAL_BATCH, Batches, batched
 from weightpager.task_data.completions import Asked
-from weightpager.task_data.held_out import Item, items_reader, split_label
+from weightpager.task_data.held_out import Item, check_rows, items_reader, split_label
 from weightpager.task_data.rows import labels_of, read_rows
 
 _log = logging.getLogger(__name__)
@@ -118,6 +118,19 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(labels) or 'none'}")
     numbered = all(isinstance(label, int) for label in labels.values())
     return tuple(sorted(labels, key=lambda name: (int(labels[name]), name) if numbered else (0, name)))
+
+
+def check(name: str, task: TaskSpec) -> None:
+    """Refuse a task's texts whose files or columns can't be used, whatever the model.
+
+    Raises:
+        CompileError: says what was expected.
+    """
+    splits = {"train": task.train, "eval": task.eval, "validation": task.validation}
+    for split, path in splits.items():
+        if path is not None and not task.takes_images:
+            items = None if split == "train" else task.items
+            check_rows(task.kind, task.columns, path, split_label(name, split, path), items)
 
 
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
