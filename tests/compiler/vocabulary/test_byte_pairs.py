@@ -63,6 +63,23 @@ def test_the_most_frequent_tokens_stay() -> None:
     assert "Ġruns" not in words
 
 
+@pytest.mark.parametrize("more", [20, 80, 10_000])
+def test_where_texts_have_fewer_tokens_those_that_are_joined_first_fill_up(more: int) -> None:
+    whole = WHOLE["level"]
+    pairs = pairs_of(whole)
+    counts = Counter(whole.encode(" fox").ids)
+    bytes_and_marks, least = len(pairs.kept({}, ())), len(pairs.kept(counts, ()))
+    kept = pairs.kept(counts, (), least + more)
+    fewer = smaller(pairs, kept)
+    assert len(kept) == min(least + more, whole.get_vocab_size())
+    first = [token for token, _ in sorted(pairs.ids.items(), key=lambda named: named[1])]
+    assert set(first[: bytes_and_marks + more]) <= fewer.get_vocab().keys()
+    assert fewer.encode(" fox").tokens == whole.encode(" fox").tokens
+    if more > 1000:
+        for text in tiny_pairs.TEXTS:
+            assert fewer.encode(text).tokens == whole.encode(text).tokens
+
+
 def test_what_is_named_stays() -> None:
     pairs = pairs_of(WHOLE["level"])
     number = pairs.ids["Ġhill"]

@@ -71,6 +71,18 @@ def test_texts_that_are_cut_inside_a_character(tmp_path: Path, most: int | None)
 
 
 @pytest.mark.slow
+def test_more_tokens_than_the_texts_have_shorten_others(tmp_path: Path) -> None:
+    content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
+    row = {"prompt": "the runner wonders under nobody", "completion": "sleeper"}
+    tiny_models.jsonl(tmp_path / "fox.eval.jsonl", [row])
+    used = trim(from_dict(content), tmp_path / "used")
+    filled = trim(from_dict(content), tmp_path / "filled", used.after + 40)
+    assert filled.after == used.after + 40
+    assert filled.tasks["fox"].after < used.tasks["fox"].after
+    assert filled.tasks["hill"].after == filled.tasks["hill"].before
+
+
+@pytest.mark.slow
 def test_a_prompt_that_no_longer_fits_says_why(tmp_path: Path) -> None:
     content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
     row = {"prompt": "the runner wonders under nobody; the sleeper runs", "completion": "runs"}

@@ -24,7 +24,10 @@ def trim(
     tokens: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Keep the N most frequent tokens at most. Default: all that training texts have."
+            metavar="N",
+            min=1,
+            help="Keep N tokens: the most frequent ones, and if training texts have fewer, the tokenizer's first ones "
+            "beside them. Default: all that training texts have.",
         ),
     ] = None,
     json: Json = False,

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from weightpager.errors import CompileError
@@ -24,7 +25,7 @@ class BytePairs:
     """A byte-pair vocabulary (Sennrich et al. 2016, arXiv 1508.07909), by what its ``tokenizer.json`` says.
 
     A tokenizer joins the two neighbours of a text whose merge comes first, again and again. Without merges whose
-    outcome a text doesn't have, it makes the same tokens of that text.
+    outcome a text doesn't have, or with some of them only, it makes the same tokens of that text.
 
     Attributes:
         file: ``tokenizer.json``.
@@ -103,7 +104,8 @@ class BytePairs:
             seen: token id → how often it occurs.
             always: ids that it has in any case, beside those of single bytes and of added tokens; others than the
                 vocabulary's are passed over.
-            most: how many tokens it has at most, the most frequent ones; None for all that occur.
+            most: how many tokens it has at most: the most frequent ones, then those that the tokenizer joins first;
+                None for all that occur, and no others.
 
         Raises:
             CompileError: fewer are asked for than it has in any case.
@@ -114,8 +116,10 @@ class BytePairs:
         kept = self.closed([*self._bytes, *added, *unknown, *(names[number] for number in always if number in names)])
         if most is not None and most < len(kept):
             raise CompileError(f"tokens: expected at least {len(kept)}, the bytes and special tokens, found {most}")
-        for number in sorted(seen, key=lambda number: (-seen[number], number)):
-            new = self.closed([names[number]]) - kept
+        wanted = [names[number] for number in sorted(seen, key=lambda number: (-seen[number], number))]
+        further: Iterable[str] = () if most is None else (joined for _, _, joined in self._merges)
+        for token in chain(wanted, further):
+            new = self.closed([token]) - kept
             if most is None or len(kept) + len(new) <= most:
                 kept |= new
         return sorted(self.ids[token] for token in kept)

@@ -73,7 +73,7 @@ class Trimmed:
 
 
 def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Progress = silent) -> Trimmed:
-    """Write the model of a task file with the tokens of its training texts alone.
+    """Write the model of a task file with the tokens of its training texts alone, or with so many.
 
     These texts are cut into the same tokens as before; others are spelled by shorter ones. The model computes the same
     of them, but for the logits of tokens that are gone.
@@ -81,7 +81,8 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
     Args:
         task_file: with the model and the tasks.
         out: the directory to create.
-        most: tokens that are kept at most, the most frequent ones; then training texts are spelled by shorter ones too.
+        most: tokens that are kept, the most frequent ones; where texts have more, they are spelled by shorter ones too,
+            and where they have fewer, those that the tokenizer joins first come beside them.
         progress: told what is done.
 
     Raises:
@@ -111,7 +112,7 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
             smaller = ModelDirectory.open(temporary).tokenizer()
             with _longer():
                 again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
-            if most is None:
+            if seen.keys() <= set(kept):
                 _check_tokens(texts, again, kept, directory.path)
             else:
                 _check_spelling(texts, tokenizer, smaller, directory.path)
