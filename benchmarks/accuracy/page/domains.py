@@ -94,6 +94,6 @@ DOMAINS = (
         False,
         (0.14, 0.07),
         relative=True,
-        depth=0.25,
+        depth=0.3,
     ),
 )
