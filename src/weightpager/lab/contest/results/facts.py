@@ -55,6 +55,6 @@ def largest_task(bundle: Bundle) -> int:
 def budget_for(bundle: Bundle, room: float) -> int:
     """Bytes for weights that have room for so many of the largest task.
 
-    Where all tasks have the same pages, that is room for everything.
+    Where all tasks have the same pages, that is room for all pages: a switch reads only rows of tables that texts want.
     """
     return footprint(bundle, DTYPE).total + math.ceil(room * largest_task(bundle)) * bundle.page_bytes
