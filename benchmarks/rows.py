@@ -168,7 +168,7 @@ def _cut_words(bundle: Bundle) -> None:
         counts[task] = np.bincount(np.concatenate(train), minlength=len(table)).astype(np.float64)
         texts[task] = len(train)
     writer = BundleWriter(bundle.path)
-    written = write_rows(writer, {WORDS: RowUses.of(counts, texts)}, {WORDS: table}, bundle.page_bytes)
+    written = write_rows(writer, {WORDS: RowUses.of(counts, texts, table.shape[1])}, {WORDS: table}, bundle.page_bytes)
     writer.put(RESIDENT, save(values))
     writer.put_index(bundle.pages.with_rows(written.ids))
     writer.finish(replace(manifest, row_files=written.files, row_tables=written.entries))

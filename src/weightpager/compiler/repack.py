@@ -23,6 +23,7 @@ from weightpager.compiler.rows.write import write_row_pages
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import page_content
 from weightpager.progress import StepProgress, silent
+from weightpager.runtime.budget.row_share import usual_faults
 from weightpager.store import BlockReader, StorageModel
 from weightpager.store.row_reader import RowReader
 from weightpager.transitions import Transitions
@@ -160,7 +161,8 @@ class _Repacking:
         stored = [weight.stored for weight in versions]
         transitions = Transitions(tuple(bundle.tasks), np.array(bundle.manifest.transitions)).only(subset.names)
         size = None if page == "auto" else page
-        packing = pack(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel(), size)
+        faults = usual_faults(bundle.manifest.row_tables)
+        packing = pack(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel(), size, faults)
         return cls(subset, versions, packing)
 
     def write(self, writer: BundleWriter, progress: StepProgress) -> None:

@@ -135,6 +135,14 @@ def test_small_pages_cost_more_where_bytes_and_reads_are_the_same() -> None:
     assert seconds[0] - seconds[1] == pytest.approx(2 * UNIFORM[0, 1] * (4 - 2) * SECONDS_PER_PAGE)
 
 
+@pytest.mark.parametrize(("faults", "expected"), [(0.0, 1 << 14), (0.3, 1 << 14), (1.0, 1 << 13), (2.0, 1 << 12)])
+def test_a_page_is_no_larger_than_rows_are_worth(faults: float, expected: int) -> None:
+    """A switch has 4, 2 or 1 pages of 3 us each; a row reads 4 KiB more in 4.1 us, or 12 KiB in 12.3 us."""
+    stored = [StoredBlocks(0, np.arange(32), np.repeat(np.array([1, 2], np.uint64), 16))]
+    packing = pack(stored, 1024, UNIFORM[:2, :2], StorageModel(1e9, 1e-4), faults=faults * 2 * UNIFORM[0, 1])
+    assert packing.page_bytes == expected
+
+
 def reads(packing: Packing) -> int:
     """Of all switches together."""
     pairs = [(a, b) for a in range(TASKS) for b in range(TASKS) if a != b]

@@ -115,6 +115,7 @@ def pack(
     switch_rate: npt.NDArray[np.float64],
     storage: StorageModel,
     page_bytes: int | None = None,
+    faults: float = 0.0,
 ) -> Packing:
     """Lay out blocks. A page never holds blocks of two layers.
 
@@ -125,6 +126,7 @@ def pack(
         storage: what reads cost.
         page_bytes: bytes of a page. If None, those that make an average switch fastest without wasting memory: sizes
             whose mean over-read exceeds `OVER_READ_LIMIT` are out, unless all are; then the least over-read wins.
+        faults: rows of tables that are read between two switches, each with a page of its own, which is as large.
     """
     layers = ordered(stored)
     sizes = [page_bytes] if page_bytes else _page_sizes(block_bytes)
@@ -136,7 +138,10 @@ def pack(
     def price(cut: Packing) -> tuple[bool, float]:
         waste = float(over_read(cut, stored, len(switch_rate)).mean())
         wasteful = waste > OVER_READ_LIMIT
-        return wasteful, waste if wasteful else seconds(_in_stretches(cut, _positions(cut), cut.model_layers))
+        if wasteful:
+            return wasteful, waste
+        rows = faults * storage.seconds(1, cut.page_bytes)
+        return wasteful, seconds(_in_stretches(cut, _positions(cut), cut.model_layers)) + rows
 
     cut = min(cuts, key=price)
     positions = _positions(cut)

@@ -16,6 +16,7 @@ from weightpager.compiler.selection.block_choice import transitions_of
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Keep
 from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.runtime.budget.row_share import usual_faults
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
 
@@ -51,21 +52,22 @@ def plan_bundle(prepared: Prepared, weights: TaskWeights, keep: Keep) -> BundleP
     """Pack the blocks as the task file says, and put beside them what else a bundle holds."""
     task_file = prepared.task_file
     transitions = transitions_of(task_file)
+    rows = choose_tables(prepared.source, prepared.data)
     return BundlePlan(
         task_file.dtype,
         weights,
         keep,
-        _pack(weights, keep, transitions),
+        _pack(weights, keep, transitions, usual_faults(rows.entries())),
         prepared.entries(),
         transitions,
         task_file.alignment if np.isfinite(task_file.alignment) else None,
         prepared.permutations,
-        choose_tables(prepared.source, prepared.data),
+        rows,
     )
 
 
-def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> Packing:
+def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions, faults: float) -> Packing:
     task_file, paged = weights.source.task_file, weights.source.paged
     stored = [StoredBlocks.of(info.layer, keep[info.name], weights.versions(info)) for info in paged]
     size = block_bytes(task_file.block, task_file.dtype)
-    return pack(stored, size, transitions.switch_rate(), StorageModel(), task_file.page)
+    return pack(stored, size, transitions.switch_rate(), StorageModel(), task_file.page, faults)

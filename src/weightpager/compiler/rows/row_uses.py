@@ -33,16 +33,18 @@ class RowUses:
 
     Attributes:
         order: int64 [rows], the row in each place.
+        columns: how many each row has.
         lookups: rows that a text looks up, on average.
         curves: task → share of its look-ups that the first i/64 of the places serve, [65].
     """
 
     order: npt.NDArray[np.int64]
+    columns: int
     lookups: float
     curves: Mapping[str, Floats]
 
     @classmethod
-    def of(cls, counts: Mapping[str, Floats], texts: Mapping[str, int]) -> RowUses:
+    def of(cls, counts: Mapping[str, Floats], texts: Mapping[str, int], columns: int) -> RowUses:
         """From how often each task's texts look each row up, [rows], and how many texts these were.
 
         Every task counts as much as any other one, however many texts it has. Of rows that are used equally often,
@@ -53,7 +55,7 @@ class RowUses:
         edges = np.arange(CURVE + 1) * len(order) // CURVE
         curves = {task: _curve(share[order], edges) for task, share in shares.items()}
         means = [counts[task].sum() / max(1, texts[task]) for task in counts]
-        return cls(order, float(np.mean(means)), curves)
+        return cls(order, columns, float(np.mean(means)), curves)
 
     @property
     def places(self) -> npt.NDArray[np.int64]:
@@ -62,10 +64,10 @@ class RowUses:
         places[self.order] = np.arange(len(self.order))
         return places
 
-    def entry(self, name: str, columns: int) -> RowTableEntry:
+    def entry(self, name: str) -> RowTableEntry:
         """The table's entry in the manifest."""
         uses = {task: curve.tolist() for task, curve in self.curves.items()}
-        return RowTableEntry(name=name, rows=len(self.order), columns=columns, lookups=self.lookups, uses=uses)
+        return RowTableEntry(name=name, rows=len(self.order), columns=self.columns, lookups=self.lookups, uses=uses)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class RowChoice:
 
     tables: Mapping[str, RowUses]
     reasons: Mapping[str, str]
+
+    def entries(self) -> list[RowTableEntry]:
+        """The manifest's entries of the tables."""
+        return [uses.entry(name) for name, uses in self.tables.items()]
 
 
 NO_ROWS = RowChoice({}, {})
@@ -100,7 +106,7 @@ def choose_tables(source: DenseModel, data: Mapping[str, TaskData]) -> RowChoice
     batches = {task: _batch(data[task]) for task in source.models}
     seen = {task: watch(model, batches[task]) for task, model in source.models.items()}
     tables = {}
-    for name, rows in large.items():
+    for name, (rows, columns) in large.items():
         of_tasks = {task: found[name] for task, found in seen.items() if name in found}
         if len(of_tasks) < len(seen) or any(one.read for one in of_tasks.values()):
             reasons[name] = "embedding that is used past its lookup"
@@ -110,12 +116,12 @@ def choose_tables(source: DenseModel, data: Mapping[str, TaskData]) -> RowChoice
             task: len(data[task].train) if one.words else len(batches[task]["input_ids"])
             for task, one in of_tasks.items()
         }
-        tables[name] = RowUses.of(counts, texts)
+        tables[name] = RowUses.of(counts, texts, columns)
     return RowChoice(tables, reasons)
 
 
-def _large_tables(source: DenseModel) -> tuple[dict[str, int], dict[str, str]]:
-    """Rows of each large table that all tasks share and only look up; why others stay, of those that look like it."""
+def _large_tables(source: DenseModel) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Rows and columns of each large table that all tasks share and only look up; why others stay that look like it."""
     large, reasons = {}, {}
     first: PreTrainedModel = next(iter(source.models.values()))
     shared = parameters(first)
@@ -128,7 +134,7 @@ def _large_tables(source: DenseModel) -> tuple[dict[str, int], dict[str, str]]:
         elif 2 * tensor.numel() < LEAST_BYTES:
             reasons[name] = "embedding too small to come on demand"
         else:
-            large[name] = tensor.shape[0]
+            large[name] = (tensor.shape[0], tensor.shape[1])
     return large, reasons
 
 

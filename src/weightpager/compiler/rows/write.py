@@ -45,7 +45,7 @@ def write_rows(
     Raises:
         CompileError: the storage refused it.
     """
-    entries = [uses[name].entry(name, table.shape[1]) for name, table in values.items()]
+    entries = [uses[name].entry(name) for name in values]
     pages = (
         table_pages(table.detach().float().numpy(), uses[name].order, page_bytes) for name, table in values.items()
     )

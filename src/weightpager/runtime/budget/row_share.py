@@ -11,7 +11,7 @@ is left goes where a byte saves the most time, as far as is known before anythin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,9 @@ from weightpager.transitions import Transitions
 
 TEXTS_PER_SWITCH = 8
 """Texts that are taken to be read between two switches. Twice as many double what a byte of rows saves."""
+
+USUAL_SHARE = 1 / 4
+"""Share of a table's rows that is taken to be in memory before any budget is known."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ def row_share(bundle: Bundle) -> RowShare:
     segments = [segment for entry in entries for segment in _segments(entry)]
     hot = sum(segment.bytes for segment in segments if segment.lookups * read > save * segment.bytes)
     return RowShare(hot, sum(segment.bytes for segment in segments), largest_task, all_pages)
+
+
+def usual_faults(entries: Iterable[RowTableEntry]) -> float:
+    """Rows that are read between two switches, each with a page of its own, in a usual budget."""
+    return TEXTS_PER_SWITCH * sum(entry.missed(USUAL_SHARE) for entry in entries)
 
 
 def split_rows(entries: Sequence[RowTableEntry], room: int) -> list[int]:
