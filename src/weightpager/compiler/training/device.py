@@ -60,14 +60,28 @@ def _bfloat16_pays() -> bool:
     """Whether this CPU multiplies matrices clearly faster in bfloat16.
 
     The instruction set doesn't tell: AMX makes it several times as fast, AVX-512 twice as fast on one CPU (6 ms
-    against 13) and half as fast on another (14.5 ms against 7.4).
+    against 13) and half as fast on another (14.5 ms against 7.4). Where the processor has no instruction for it, few
+    rows tell: it is five times as slow, and a trial of many would take three seconds.
     """
-    values = torch.ones(2048, 384)
+    single, half = _trial(rows=64, trials=4)
+    if half > _HOPELESS * single:
+        return False
+    single, half = _trial(rows=2048, trials=8)
+    return bool(half < 0.75 * single)
+
+
+_HOPELESS = 3.0
+"""So many times as slow with few rows is too slow with many."""
+
+
+def _trial(rows: int, trials: int) -> tuple[float, float]:
+    """The least seconds of a product in float32 and in bfloat16. The first trial, which sets things up, doesn't count."""
+    values = torch.ones(rows, 384)
     weight = torch.ones(1536, 384)
     low = values.bfloat16(), weight.bfloat16()
-    seconds = [(_seconds(values, weight), _seconds(*low)) for _ in range(8)][1:]
+    seconds = [(_seconds(values, weight), _seconds(*low)) for _ in range(trials)][1:]
     single, half = (min(column) for column in zip(*seconds, strict=True))
-    return bool(half < 0.75 * single)
+    return single, half
 
 
 def _seconds(values: torch.Tensor, weight: torch.Tensor) -> float:
