@@ -101,25 +101,28 @@ clean:
 # The sources of the compiled kernels and the project's metadata: when they change, install again.
 BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/linear/* csrc/linear/kernels/* csrc/load/* csrc/operators/* csrc/operators/vector/* csrc/program/* csrc/rows/* csrc/threads/* csrc/training/*)
 
+# A part of what is installed is ever imported, and that is compiled then: compiling all takes as long as unpacking it.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(INSTALL) --upgrade "pip>=25.1"
 
 $(BIN)/cmake: | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet cmake
+	$(INSTALL) cmake
 
 $(VENV)/demo.stamp: $(BUILD) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	$(INSTALL) --editable ".[demo]"
 	touch $@
 
 $(VENV)/dev.stamp: $(BUILD) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(INSTALL) --editable ".[dev]"
 	touch $@
 
 $(VENV)/wheels.stamp: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --group wheels
+	$(INSTALL) --group wheels
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --group docs
+	$(INSTALL) --group docs
 	touch $@
