@@ -36,7 +36,7 @@ SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sani
 	-fno-sanitize-address-use-after-scope
 
 # The kernels that take longest to compile are of no use here where the processor lacks their instructions.
-LACKING := $(if $(shell grep -m 1 -o avx512_bf16 /proc/cpuinfo),,-DHAVE_AVX512_BF16=OFF)
+LACKING = $(if $(shell grep -m 1 -o avx512_bf16 /proc/cpuinfo),,-DHAVE_AVX512_BF16=OFF)
 
 # With emulated tiles, as no sanitizer sees what AMX reads.
 native-test: | $(CMAKE)
