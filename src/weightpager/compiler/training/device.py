@@ -75,7 +75,7 @@ _HOPELESS = 3.0
 
 
 def _trial(rows: int, trials: int) -> tuple[float, float]:
-    """The least seconds of a product in float32 and in bfloat16. The first trial, which sets things up, doesn't count."""
+    """The least seconds of a product in float32 and in bfloat16. The first one, which sets things up, doesn't count."""
     values = torch.ones(rows, 384)
     weight = torch.ones(1536, 384)
     low = values.bfloat16(), weight.bfloat16()
