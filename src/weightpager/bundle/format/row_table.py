@@ -80,7 +80,7 @@ class RowTableEntry(Strict, frozen=True, kw_only=True):
         return np.asarray(np.mean(list(self.uses.values()), axis=0))
 
     def missed(self, share: float) -> float:
-        """Rows that a text looks up, on average, beyond the most used ones; these are such a share of the table."""
+        """Rows that a text looks up in vain, on average, where memory has the most used ``share`` of the table."""
         served = np.interp(share, np.linspace(0, 1, CURVE + 1), self.curve())
         return self.lookups * (1.0 - float(served))
 
