@@ -79,10 +79,9 @@ class RowTableEntry(Strict, frozen=True, kw_only=True):
             return np.linspace(0, 1, CURVE + 1)
         return np.asarray(np.mean(list(self.uses.values()), axis=0))
 
-    def missed(self, share: float) -> float:
-        """Rows that a text looks up in vain, on average, where memory has the most used ``share`` of the table."""
-        served = np.interp(share, np.linspace(0, 1, CURVE + 1), self.curve())
-        return self.lookups * (1.0 - float(served))
+    def served(self, shares: float | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Share of look-ups that are served, on average, by such shares of the rows: the most used ones."""
+        return np.asarray(np.interp(shares, np.linspace(0, 1, CURVE + 1), self.curve()))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.footprint import row_memory
 from weightpager.bundle.format.names import private_file
-from weightpager.bundle.format.row_table import CURVE, RowTableEntry
+from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.tied_table import TiedTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.advice import Advice, advise
@@ -70,7 +70,6 @@ class RowFacts:
     @classmethod
     def of(cls, entry: RowTableEntry) -> RowFacts:
         """Describe a table by its manifest entry."""
-        curve = entry.curve()
         return cls(
             name=entry.name,
             rows=entry.rows,
@@ -78,7 +77,7 @@ class RowFacts:
             stored_bytes=entry.bytes,
             memory_bytes=entry.rows * row_memory(entry),
             lookups=entry.lookups,
-            hits={f"1/{part}": float(curve[CURVE // part]) for part in (32, 16, 8, 4, 2)},
+            hits={f"1/{part}": float(entry.served(1 / part)) for part in (32, 16, 8, 4, 2)},
         )
 
 

@@ -91,7 +91,7 @@ def row_share(bundle: Bundle) -> RowShare:
 
 def usual_faults(entries: Iterable[RowTableEntry]) -> float:
     """Rows that are read between two switches, each with a page of its own, in a usual budget."""
-    return TEXTS_PER_SWITCH * sum(entry.missed(USUAL_SHARE) for entry in entries)
+    return TEXTS_PER_SWITCH * sum(entry.lookups * (1.0 - float(entry.served(USUAL_SHARE))) for entry in entries)
 
 
 def split_rows(entries: Sequence[RowTableEntry], room: int) -> list[int]:
@@ -120,7 +120,7 @@ class _Segment:
 def _segments(entry: RowTableEntry) -> list[_Segment]:
     """A table's rows beyond the least, in the order of their places."""
     edges = distinct(np.clip(np.arange(CURVE + 1) * entry.rows // CURVE, least_rows(entry), entry.rows))
-    served = np.interp(edges / entry.rows, np.linspace(0, 1, CURVE + 1), entry.curve())
+    served = entry.served(edges / entry.rows)
     size = row_memory(entry)
     return [
         _Segment(int(rows), int(rows) * size, float(uses) * entry.lookups)
