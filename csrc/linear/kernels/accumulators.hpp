@@ -12,15 +12,8 @@ constexpr bool kSharesInputs = WEIGHTPAGER_LANES == 8;
 // Several chains per output where few outputs are in flight and an addition would wait for the last one's result.
 // The order of additions thus depends on the tile's width, but on nothing else.
 template <class Weights, class Out, int Width>
-struct Accumulators {
-    static constexpr int in_flight = Out::Registers * Width;
-    static constexpr int needed = !Weights::waits || in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
-    static constexpr int chains = Weights::sums > 1 ? Weights::sums : needed;
-    using Sum = typename Weights::template Sum<Out::N>;
-    using Float = typename Lanes<Out::N>::Float;
-
-    Sum sum[chains][Width][Out::Registers];
-
+class Accumulators {
+   public:
     WEIGHTPAGER_INLINE Accumulators() { clear(); }
 
     WEIGHTPAGER_INLINE void clear() {
@@ -30,10 +23,7 @@ struct Accumulators {
     // One by one: an array this large that is changed in one go stays in memory.
     template <class Change>
     WEIGHTPAGER_INLINE void each(const Change& change) {
-        unroll<chains * Width * Out::Registers>([&](auto i) WEIGHTPAGER_INLINED {
-            constexpr int I = decltype(i)::value, R = I % Out::Registers, T = I / Out::Registers % Width;
-            change(sum[I / Out::Registers / Width][T][R]);
-        });
+        each_of(change, Numbers<chains * Width * Out::Registers>{});
     }
 
     template <int Step>
@@ -48,15 +38,41 @@ struct Accumulators {
             unroll<Weights::rows>([&](auto row) WEIGHTPAGER_INLINED {
                 constexpr int Row = decltype(row)::value;
                 const auto weights = Weights::template operand<Out::N, Row>(read);
-                unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
-                    constexpr int T = decltype(t)::value;
-                    add_product<Step, Row, T, R>(weights, x[Row * Width + T]);
-                });
+                add_products<R>(sum[chain(Step, Row)], weights, x + Row * Width, Numbers<Width>{});
             });
         });
     }
 
-    // The same, each activation for both registers at once.
+    // Calls `with` for the sum of every token and register of outputs. Unrolled: one look at an accumulator by a number
+    // that isn't constant would keep all of them in memory.
+    template <class With>
+    WEIGHTPAGER_INLINE void totals(const With& with) const {
+        totals_of(with, Numbers<Width * Out::Registers>{});
+    }
+
+   private:
+    static constexpr int in_flight = Out::Registers * Width;
+    static constexpr int needed = !Weights::waits || in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
+    static constexpr int chains = Weights::sums > 1 ? Weights::sums : needed;
+
+    using Sum = typename Weights::template Sum<Out::N>;
+
+    // To unroll without a lambda for each number: there are so many of them that a compiler takes minutes.
+    template <int N>
+    using Numbers = std::make_integer_sequence<int, N>;
+
+    Sum sum[chains][Width][Out::Registers];
+
+    static constexpr int chain(int step, int row) {
+        return Weights::sums > 1 ? row * Weights::sums / Weights::rows : (step * Weights::rows + row) % chains;
+    }
+
+    template <class Change, int... I>
+    WEIGHTPAGER_INLINE void each_of(const Change& change, std::integer_sequence<int, I...>) {
+        (change(sum[I / Out::Registers / Width][I / Out::Registers % Width][I % Out::Registers]), ...);
+    }
+
+    // As `add`, each activation for both registers at once.
     template <int Step>
     WEIGHTPAGER_INLINE void add_to_two(const uint8_t* step, int64_t block_rows, const typename Weights::Input* x) {
         const auto first = Weights::template read<Out::N>(step, block_rows);
@@ -65,40 +81,40 @@ struct Accumulators {
             constexpr int Row = decltype(row)::value;
             const auto weights = Weights::template operand<Out::N, Row>(first);
             const auto others = Weights::template operand<Out::N, Row>(second);
-            unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
-                constexpr int T = decltype(t)::value;
-                const typename Weights::Input input = x[Row * Width + T];
-                add_product<Step, Row, T, 0>(weights, input);
-                add_product<Step, Row, T, 1>(others, input);
-            });
+            add_pairs(sum[chain(Step, Row)], weights, others, x + Row * Width, Numbers<Width>{});
         });
     }
 
-    template <int Step, int Row, int T, int R, class Operand>
-    WEIGHTPAGER_INLINE void add_product(const Operand& weights, typename Weights::Input x) {
-        constexpr int chain = Weights::sums > 1 ? Row * Weights::sums / Weights::rows : (Step * Weights::rows + Row) % chains;
-        Sum& to = sum[chain][T][R];
-        to = Weights::template add<Out::N>(to, weights, x);
+    template <int R, class Operand, int... T>
+    WEIGHTPAGER_INLINE static void add_products(Sum (&to)[Width][Out::Registers], const Operand& weights,
+                                                const typename Weights::Input* x, std::integer_sequence<int, T...>) {
+        ((to[T][R] = Weights::template add<Out::N>(to[T][R], weights, x[T])), ...);
     }
 
-    // Calls `with` for the sum of every token and register of outputs. Unrolled: one look at an accumulator by a number
-    // that isn't constant would keep all of them in memory.
-    template <class With>
-    WEIGHTPAGER_INLINE void totals(const With& with) const {
-        unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
-            unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
-                constexpr int T = decltype(t)::value, R = decltype(r)::value;
-                if constexpr (Weights::sums == 4) {
-                    with(t, r, Weights::joined(sum[0][T][R], sum[1][T][R], sum[2][T][R], sum[3][T][R]));
-                } else if constexpr (Weights::sums == 2) {
-                    with(t, r, Weights::joined(sum[0][T][R], sum[1][T][R]));
-                } else {
-                    Sum all = sum[0][T][R];
-                    unroll<chains - 1>([&](auto c) WEIGHTPAGER_INLINED { all += sum[decltype(c)::value + 1][T][R]; });
-                    with(t, r, all);
-                }
-            });
-        });
+    template <class Operand, int... T>
+    WEIGHTPAGER_INLINE static void add_pairs(Sum (&to)[Width][Out::Registers], const Operand& weights, const Operand& others,
+                                             const typename Weights::Input* x, std::integer_sequence<int, T...>) {
+        ((to[T][0] = Weights::template add<Out::N>(to[T][0], weights, x[T]),
+          to[T][1] = Weights::template add<Out::N>(to[T][1], others, x[T])),
+         ...);
+    }
+
+    template <class With, int... I>
+    WEIGHTPAGER_INLINE void totals_of(const With& with, std::integer_sequence<int, I...>) const {
+        (with(I / Out::Registers, I % Out::Registers, total<I / Out::Registers, I % Out::Registers>()), ...);
+    }
+
+    template <int T, int R>
+    WEIGHTPAGER_INLINE auto total() const {
+        if constexpr (Weights::sums == 4) {
+            return Weights::joined(sum[0][T][R], sum[1][T][R], sum[2][T][R], sum[3][T][R]);
+        } else if constexpr (Weights::sums == 2) {
+            return Weights::joined(sum[0][T][R], sum[1][T][R]);
+        } else {
+            Sum all = sum[0][T][R];
+            unroll<chains - 1>([&](auto c) WEIGHTPAGER_INLINED { all += sum[decltype(c)::value + 1][T][R]; });
+            return all;
+        }
     }
 };
 

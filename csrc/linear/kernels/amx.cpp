@@ -111,7 +111,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     for (int group = 0; group < Groups; ++group) {
         Lanes<kOutputs>::Float total[kTokens][1];
         std::memcpy(total, totals[group].of, sizeof total);
-        store<Out, kTokens>(p, group_of(p, tile, group), first_output, row_in_block, total);
+        store<Out>(p, group_of(p, tile, group), first_output, row_in_block, total);
     }
     return kAllResident;
 }

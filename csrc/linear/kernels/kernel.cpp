@@ -77,7 +77,7 @@ WEIGHTPAGER_INLINE void add_scaled(const Accumulators<Weights, Out, Width>& sums
     const int32_t* x_sums = Weights::excess != 0 ? tile.x_sums + grid_col * Width : nullptr;
     Float scales[Out::Registers];
     for (int r = 0; r < Out::Registers; ++r) scales[r] = widen<Out::N>(row_scales + r * Out::N);
-    sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED {
+    sums.totals([&](int t, int r, const auto& sum) WEIGHTPAGER_INLINED {
         if constexpr (Weights::excess != 0)
             total[t][r] += __builtin_convertvector(sum - Weights::excess * x_sums[t], Float) * (scales[r] * x_scales[t]);
         else if constexpr (Weights::integers)
@@ -85,6 +85,16 @@ WEIGHTPAGER_INLINE void add_scaled(const Accumulators<Weights, Out, Width>& sums
         else
             total[t][r] += sum * scales[r];
     });
+}
+
+// Stores a copy: numbers whose address is given away stay in memory, also while they are summed up.
+template <class Out, int Width, int... I>
+WEIGHTPAGER_INLINE void store_copy(const Problem& p, const Tile& tile, int64_t first_output, int64_t row_in_block,
+                                   const typename Lanes<Out::N>::Float (&total)[Width][Out::Registers],
+                                   std::integer_sequence<int, I...>) {
+    constexpr int Registers = Out::Registers;
+    const typename Lanes<Out::N>::Float copy[Width][Registers] = {total[I / Registers][I % Registers]...};
+    store<Out>(p, tile, first_output, row_in_block, copy);
 }
 
 template <class Weights, class Out, int Width>
@@ -116,8 +126,8 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         }
     }
     if constexpr (!Weights::scaled)
-        sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED { total[t][r] = sum; });
-    store<Out, Width>(p, tile, first_output, row_in_block, total);
+        sums.totals([&](int t, int r, const auto& sum) WEIGHTPAGER_INLINED { total[t][r] = sum; });
+    store_copy<Out>(p, tile, first_output, row_in_block, total, std::make_integer_sequence<int, Width * Out::Registers>{});
     return kAllResident;
 }
 
@@ -157,13 +167,19 @@ int width(int tokens) {
     return kWidest;
 }
 
+// Whether a tile of weights can have this width; what can't happen isn't compiled.
+template <class Weights>
+constexpr bool has_width(int i) {
+    return kWidths[i] <= kWidest && (i == 0 || kWidths[i - 1] < Weights::most_tokens);
+}
+
 template <class Weights>
 int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     int64_t missing = kAllResident;
     unroll<sizeof kWidths / sizeof *kWidths>([&](auto i) WEIGHTPAGER_INLINED {
-        constexpr int candidate = kWidths[decltype(i)::value];
-        if constexpr (candidate <= kWidest)
-            if (candidate == tile.width) missing = sweep_weights<Weights, candidate>(p, tile, grid_row);
+        constexpr int I = decltype(i)::value;
+        if constexpr (has_width<Weights>(I))
+            if (kWidths[I] == tile.width) missing = sweep_weights<Weights, kWidths[I]>(p, tile, grid_row);
     });
     return missing;
 }

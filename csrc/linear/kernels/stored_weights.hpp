@@ -24,6 +24,7 @@ namespace {  // see bfloat16.hpp
 struct Unscaled {
     static constexpr bool scaled = false, integers = false, waits = true;
     static constexpr int passes = 1, sums = 1, excess = 0;
+    static constexpr int64_t most_tokens = INT64_MAX;
 };
 
 #if defined(WEIGHTPAGER_EXACT)
@@ -126,6 +127,7 @@ struct IntegerWeights {
 #endif
     static constexpr bool scaled = true, integers = true;
     static constexpr int passes = 1, sums = 1, excess = 0;
+    static constexpr int64_t most_tokens = INT64_MAX;
     using Input = uint32_t;  // a pair of int16
 
     template <int N>
@@ -173,7 +175,7 @@ struct Int4Weights : IntegerWeights {
 
 // First with all high bytes, then with all low ones.
 struct DottedInt4Weights : Int4Weights {
-    static constexpr int64_t most_tokens = INT64_MAX, most_inputs = INT64_MAX;
+    static constexpr int64_t most_inputs = INT64_MAX;
     static constexpr bool waits = true;
     static constexpr int passes = 2, rows = 2;
 

@@ -74,9 +74,11 @@ WEIGHTPAGER_INLINE typename Lanes<N>::Float activated(typename Lanes<N>::Float x
     return x / (1.0f + exponential<N>(-inner));
 }
 
-template <class Out, int Width>
-WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_output, int64_t row_in_block,
-                              const typename Lanes<Out::N>::Float (&total)[Width][Out::Registers]) {
+// Finishes the outputs of a tile's tokens, and writes them. One function for all widths and weights, which is called
+// once a row of blocks: inlined, it was half of the code.
+template <class Out>
+__attribute__((noinline)) void store(const Problem& p, const Tile& tile, int64_t first_output, int64_t row_in_block,
+                                     const typename Lanes<Out::N>::Float (*total)[Out::Registers]) {
     using L = Lanes<Out::N>;
     const int64_t left = p.out_features - first_output;
     const int outputs = left < Out::count ? static_cast<int>(left) : Out::count;
