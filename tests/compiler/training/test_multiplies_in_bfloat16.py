@@ -26,7 +26,7 @@ def test_few_rows_rule_it_out_and_many_decide(
 ) -> None:
     tried: list[int] = []
 
-    def trial(rows: int, trials: int) -> tuple[float, float]:
+    def trial(rows: int, times: int) -> tuple[float, float]:
         tried.append(rows)
         return few if rows == 64 else many
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import cache
 
 import torch
 from torch import nn
+
+from weightpager.compiler.training.trial import least_seconds
 
 
 def training_device() -> torch.device:
@@ -63,28 +64,19 @@ def _bfloat16_pays() -> bool:
     against 13) and half as fast on another (14.5 ms against 7.4). Where the processor has no instruction for it, few
     rows tell: it is five times as slow, and a trial of many would take three seconds.
     """
-    single, half = _trial(rows=64, trials=4)
+    single, half = _trial(rows=64, times=3)
     if half > _HOPELESS * single:
         return False
-    single, half = _trial(rows=2048, trials=8)
-    return bool(half < 0.75 * single)
+    single, half = _trial(rows=2048, times=7)
+    return half < 0.75 * single
 
 
 _HOPELESS = 3.0
 """So many times as slow with few rows is too slow with many."""
 
 
-def _trial(rows: int, trials: int) -> tuple[float, float]:
-    """The least seconds of a product in float32 and in bfloat16. The first one, which sets things up, doesn't count."""
-    values = torch.ones(rows, 384)
-    weight = torch.ones(1536, 384)
-    low = values.bfloat16(), weight.bfloat16()
-    seconds = [(_seconds(values, weight), _seconds(*low)) for _ in range(trials)][1:]
-    single, half = (min(column) for column in zip(*seconds, strict=True))
-    return single, half
-
-
-def _seconds(values: torch.Tensor, weight: torch.Tensor) -> float:
-    start = time.perf_counter()
-    values @ weight.T
-    return time.perf_counter() - start
+def _trial(rows: int, times: int) -> list[float]:
+    """The least seconds of a product in float32 and in bfloat16."""
+    values, weight = torch.ones(rows, 384), torch.ones(1536, 384)
+    low_values, low_weight = values.bfloat16(), weight.bfloat16()
+    return least_seconds(lambda: values @ weight.T, lambda: low_values @ low_weight.T, times=times)

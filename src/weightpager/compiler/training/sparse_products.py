@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -20,6 +19,7 @@ from weightpager.compiler.training.device import multiplies_in_bfloat16
 from weightpager.compiler.training.linear_products import Multiplying, is_plain
 from weightpager.compiler.training.logits import logits_with
 from weightpager.compiler.training.masks import Masks, drop
+from weightpager.compiler.training.trial import least_seconds
 from weightpager.kernels.torch.kept_blocks import KeptBlocks, RowRounding, products
 
 MOST_KEPT = 0.75
@@ -127,16 +127,11 @@ def _pays_in(dtype: torch.dtype, block: BlockShape) -> bool:
     blocks = KeptBlocks(half, grid)
     weight = torch.ones(grid.out_features, grid.in_features, requires_grad=True)
     x = torch.ones(512, grid.in_features, dtype=dtype, requires_grad=True)
-    trials = [(_seconds(blocks.linear, x, weight), _seconds(_dense, x, weight)) for _ in range(6)][1:]
-    sparse, dense = (min(column) for column in zip(*trials, strict=True))
-    return bool(sparse < 0.9 * dense)
 
+    def backward(product: Tensor) -> None:
+        product.sum().backward()  # type: ignore[no-untyped-call]
 
-def _dense(x: Tensor, weight: Tensor) -> Tensor:
-    return linear(x, weight.to(x.dtype))
-
-
-def _seconds(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
-    product(x, weight).sum().backward()  # type: ignore[no-untyped-call]
-    return time.perf_counter() - start
+    sparse, dense = least_seconds(
+        lambda: backward(blocks.linear(x, weight)), lambda: backward(linear(x, weight.to(dtype))), times=5
+    )
+    return sparse < 0.9 * dense
