@@ -69,7 +69,7 @@ INSIDE: Sequence[str] = (
     "weightpager.bundle.format.permutations.Permutations",
     "weightpager.bundle.format.row_table.RowTable",
     "weightpager.bundle.format.row_table.RowTableEntry",
-    "weightpager.bundle.format.tied_table.TiedTableEntry",
+    "weightpager.bundle.format.whole_weight.WholeWeightEntry",
     "weightpager.graph.Graph",
     "weightpager.graph.graph.GraphInput",
     "weightpager.graph.graph.GraphOutput",

@@ -78,7 +78,7 @@ def test_decoders_whose_head_is_tied(family: str, tmp_path: Path) -> None:
     content = tiny.writer(tmp_path, dtype="int8")
     built(family, {**DECODERS[family], "tie_word_embeddings": True}, "ForCausalLM", Path(content["model"]))
     check(content, AutoModelForCausalLM, TEXT, tmp_path, tolerance=1e-3)
-    tied = Bundle.open(tmp_path / "a.bundle").manifest.tied_tables
+    tied = Bundle.open(tmp_path / "a.bundle").manifest.whole_weights
     assert [table.dtype for table in tied] == ([] if family == "Gemma2" else ["int8"])
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.tied_table import TiedDtype, TiedTableEntry, decode_table, encode_table
+from weightpager.bundle.format.whole_weight import WholeDtype, WholeWeightEntry, decode_whole, encode_whole
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.torch import paged_linear
 from weightpager.kernels.torch.reference import dense_weight
@@ -18,19 +18,19 @@ from weightpager.kernels.torch.tables import look_up, reference
 from weightpager.kernels.whole_weight import whole_weight
 
 BLOCKS = st.builds(BlockShape, st.sampled_from([8, 16, 64]), st.sampled_from([8, 32, 256]))
-DTYPES: st.SearchStrategy[TiedDtype] = st.sampled_from(["int8", "int4"])
+DTYPES: st.SearchStrategy[WholeDtype] = st.sampled_from(["int8", "int4"])
 
 
-def table(rows: int, columns: int, block: BlockShape, dtype: TiedDtype, seed: int = 0) -> tuple[PagedWeight, Tensor]:
+def table(rows: int, columns: int, block: BlockShape, dtype: WholeDtype, seed: int = 0) -> tuple[PagedWeight, Tensor]:
     """A table of random values, and these as they come back."""
     random = np.random.default_rng(seed)
     values = (random.standard_normal((rows, columns)) * 10.0 ** random.integers(-4, 4, (rows, 1))).astype(np.float32)
-    entry = TiedTableEntry(name="t", rows=rows, columns=columns, dtype=dtype)
-    stored = encode_table(values, entry, block)
+    entry = WholeWeightEntry(name="t", rows=rows, columns=columns, dtype=dtype)
+    stored = encode_whole(values, entry, block)
     assert stored.shape == entry.stored(block).shape
     assert stored.nbytes == entry.bytes(block) < entry.memory(block)
-    again = decode_table(stored, entry, block)
-    assert (decode_table(encode_table(again, entry, block), entry, block) == again).all()
+    again = decode_whole(stored, entry, block)
+    assert (decode_whole(encode_whole(again, entry, block), entry, block) == again).all()
     made = whole_weight(stored, rows, columns, (block.rows, block.cols), dtype)
     return made, torch.from_numpy(again)
 
@@ -50,7 +50,7 @@ def test_rows_are_looked_up_as_the_reference_does(
     rows: int,
     columns: int,
     block: BlockShape,
-    dtype: TiedDtype,
+    dtype: WholeDtype,
     n: int,
     out: torch.dtype,
     of_ids: torch.dtype,
@@ -66,11 +66,11 @@ def test_rows_are_looked_up_as_the_reference_does(
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_a_table_is_multiplied_by_as_any_paged_weight(dtype: TiedDtype, tokens: int) -> None:
+def test_a_table_is_multiplied_by_as_any_paged_weight(dtype: WholeDtype, tokens: int) -> None:
     weight, values = table(301, 200, BlockShape(16, 32), dtype)
     values = values / values.abs().max(1, keepdim=True).values
-    entry = TiedTableEntry(name="t", rows=301, columns=200, dtype=dtype)
-    stored = encode_table(values.numpy(), entry, BlockShape(16, 32))
+    entry = WholeWeightEntry(name="t", rows=301, columns=200, dtype=dtype)
+    stored = encode_whole(values.numpy(), entry, BlockShape(16, 32))
     weight = whole_weight(stored, 301, 200, (16, 32), dtype)
     x = torch.randn(2, tokens, 200, generator=torch.Generator().manual_seed(0))
     expected = x @ dense_weight(weight).T

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.tensor_file import TensorInfo
-from weightpager.bundle.format.tied_table import STORED, TiedTableEntry
+from weightpager.bundle.format.whole_weight import STORED, WholeWeightEntry
 from weightpager.bundle.parts.parameter_file import stored_parameters
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.whole_weight import whole_weight
@@ -48,16 +48,16 @@ class Placed(Generic[V, W]):
 
     Attributes:
         values: the values of each; what lies in blocks is as it is stored.
-        tied: those that a head is tied to and that lie in blocks, as kernels multiply by them.
+        whole: those that lie in blocks, as kernels multiply by them.
     """
 
     values: Mapping[str, V]
-    tied: Mapping[str, W]
+    whole: Mapping[str, W]
 
     def __or__(self, other: Placed[V, W]) -> Placed[V, W]:
         """These and others, which take the place of those of the same name."""
-        tied = {name: weight for name, weight in self.tied.items() if name not in other.values}
-        return Placed({**self.values, **other.values}, {**tied, **other.tied})
+        whole = {name: weight for name, weight in self.whole.items() if name not in other.values}
+        return Placed({**self.values, **other.values}, {**whole, **other.whole})
 
 
 Parameters = Placed[StoredParameter, PagedWeight]
@@ -88,7 +88,7 @@ def read_parameters(bundle: Bundle, file: str, dtype: str = "auto") -> Parameter
             stored.read(name, _bytes(wide))
             _round(wide.reshape(-1), into.reshape(-1))
     parameters = {name: StoredParameter(array, dtypes[name]) for name, array in values.items()}
-    return Placed(parameters, _tied_weights(bundle, parameters))
+    return Placed(parameters, _whole_weights(bundle, parameters))
 
 
 def activation_dtype(dtypes: Iterable[str]) -> str:
@@ -97,16 +97,16 @@ def activation_dtype(dtypes: Iterable[str]) -> str:
     return "bfloat16" if floating == {"bfloat16"} else "float32"
 
 
-def tables_in_blocks(bundle: Bundle, dtypes: Mapping[str, str]) -> list[TiedTableEntry]:
-    """The tables that a head is tied to, of those that parameters of these dtypes have as blocks."""
-    return [each for each in bundle.manifest.tied_tables if dtypes.get(each.name) == STORED]
+def whole_in(bundle: Bundle, dtypes: Mapping[str, str]) -> list[WholeWeightEntry]:
+    """The weights that parameters of these dtypes have as blocks."""
+    return [each for each in bundle.manifest.whole_weights if dtypes.get(each.name) == STORED]
 
 
-def _tied_weights(bundle: Bundle, values: Mapping[str, StoredParameter]) -> dict[str, PagedWeight]:
+def _whole_weights(bundle: Bundle, values: Mapping[str, StoredParameter]) -> dict[str, PagedWeight]:
     block = bundle.manifest.block_shape.rows, bundle.manifest.block_shape.cols
     return {
         entry.name: whole_weight(values[entry.name].values, entry.rows, entry.columns, block, entry.dtype)
-        for entry in tables_in_blocks(bundle, {name: value.dtype for name, value in values.items()})
+        for entry in whole_in(bundle, {name: value.dtype for name, value in values.items()})
     }
 
 

@@ -35,7 +35,7 @@ class Footprint:
         resident: parameters that tasks share.
         private: parameters of all tasks' own, with their low-rank parts.
         placement: block tables as the bundle has them, page index and page table, where rows of tables are, and blocks
-            of tied tables.
+            of whole weights.
         largest_table: the expanded block tables of the task that has the largest; a task in use has its own.
         all_tables: those of all tasks.
         rows: rows of tables: the least of them, or as many as were asked for.
@@ -109,7 +109,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
         private=sum(
             _parameter_bytes(bundle, private_file(task), dtype) + adapter_bytes(bundle, task) for task in bundle.tasks
         ),
-        placement=bundle.placement.nbytes + index + bookkeeping + _row_places(bundle) + _tied_places(bundle),
+        placement=bundle.placement.nbytes + index + bookkeeping + _row_places(bundle) + _whole_places(bundle),
         largest_table=max(tables),
         all_tables=sum(tables),
         rows=_row_bytes(bundle, rows),
@@ -121,10 +121,10 @@ def _row_places(bundle: Bundle) -> int:
     return sum(table.places.nbytes + table.entry.rows * _SLOT_BYTES for table in bundle.row_tables.values())
 
 
-def _tied_places(bundle: Bundle) -> int:
-    """Where the blocks of tied tables lie, of those that tasks share and of those that they have for themselves."""
+def _whole_places(bundle: Bundle) -> int:
+    """Where the blocks of whole weights lie, of those that tasks share and of those that they have for themselves."""
     files, block = [RESIDENT, *(private_file(task) for task in bundle.tasks)], bundle.manifest.block_shape
-    return sum(table.memory(block) - table.bytes(block) for file in files for table in bundle.tied_tables(file))
+    return sum(weight.memory(block) - weight.bytes(block) for file in files for weight in bundle.whole_weights(file))
 
 
 def _row_bytes(bundle: Bundle, stated: int | None) -> int:

@@ -27,8 +27,8 @@ from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
-from weightpager.bundle.format.tied_table import TiedTableEntry, stored_in
 from weightpager.bundle.format.version_1 import tables_file
+from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.graph import Graph, read_graph
 from weightpager.graph.file import graph_file
@@ -144,13 +144,13 @@ class Bundle:
         self.task(task)
         return self.placement.locations_of(self.task_numbers[task])
 
-    def tied_tables(self, file: str) -> list[TiedTableEntry]:
-        """The tables that a parameter file has as blocks; ``file`` is its name in the manifest.
+    def whole_weights(self, file: str) -> list[WholeWeightEntry]:
+        """The whole weights that a parameter file has as blocks; ``file`` is its name in the manifest.
 
         Raises:
             BundleFormatError: the file is missing, of another size, or no safetensors file.
         """
-        entries = self.manifest.tied_tables
+        entries = self.manifest.whole_weights
         return stored_in(read_header(self.path, file, self.entry(file)), entries) if entries else []
 
     def graph(self, kind: TaskKind) -> Graph | None:

@@ -62,23 +62,23 @@ class TaskSubset:
 
     def manifest(self, *, page_bytes: int, page_files: list[int]) -> Manifest:
         """The bundle's manifest with these tasks and with other pages."""
-        whole = self.bundle.manifest
-        transitions = Transitions(tuple(self.bundle.tasks), np.array(whole.transitions))
+        old = self.bundle.manifest
+        transitions = Transitions(tuple(self.bundle.tasks), np.array(old.transitions))
         tables = [
             replace(table, uses={task: table.uses[task] for task in self.names if task in table.uses})
-            for table in whole.row_tables
+            for table in old.row_tables
         ]
         files = [RESIDENT, *(private_file(name) for name in self.names)]
-        tied = {table.name for file in files for table in self.bundle.tied_tables(file)}
+        stored = {entry.name for file in files for entry in self.bundle.whole_weights(file)}
         changes = {
             "row_tables": tables,
-            "tied_tables": [table for table in whole.tied_tables if table.name in tied],
+            "whole_weights": [entry for entry in old.whole_weights if entry.name in stored],
             "tasks": [self.bundle.task(name) for name in self.names],
             "transitions": transitions.only(self.names).matrix.tolist(),
             "page_bytes": page_bytes,
             "page_files": page_files,
         }
-        return replace(whole, **changes)
+        return replace(old, **changes)
 
     def carry_over(self, writer: BundleWriter, added: Permutations = NOTHING_MOVED) -> None:
         """Take over the model, all parameters, the permutations and where rows lie; each file is checked.

@@ -8,7 +8,7 @@ from weightpager.nn.narrow_embedding import NarrowEmbedding, is_plain_embedding,
 from weightpager.nn.paged_embedding import Int8Embedding, PagedEmbedding, RowSource
 from weightpager.nn.paged_linear import PagedLinear, PageGate
 from weightpager.nn.skeleton import calls_for, empty_on_meta, missing_values
-from weightpager.nn.tied_table import TiedEmbedding, TiedHead
+from weightpager.nn.whole_weight import WholeEmbedding, WholeLinear
 
 __all__ = [
     "ExpertRouter",
@@ -22,8 +22,8 @@ __all__ = [
     "PagedGatedMLP",
     "PagedLinear",
     "RowSource",
-    "TiedEmbedding",
-    "TiedHead",
+    "WholeEmbedding",
+    "WholeLinear",
     "calls_for",
     "empty_on_meta",
     "fuse_gated_mlps",

@@ -137,8 +137,8 @@ def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramPara
     for name, cache in parts.rows.items():
         yield name, cache
     for name, parameter in parts.parameters.values.items():
-        tied = parts.parameters.tied.get(name)
-        yield name, _in_dtype(parameter.values) if tied is None else Blocks(tied, table=True)
+        whole = parts.parameters.whole.get(name)
+        yield name, _in_dtype(parameter.values) if whole is None else Blocks(whole, table=True)
     for entry in parts.bundle.manifest.weights:
         weight = of_entry(parts.bundle, entry, parts.tables[entry.name], parts.arena, parts.page_table)
         part = parts.low_rank.get(entry.name)

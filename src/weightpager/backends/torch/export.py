@@ -78,7 +78,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
 
 def _wider(bundle: Bundle) -> bool:
     """Whether bfloat16 is too narrow for some weights, such as an int4 number times its scale."""
-    return bundle.manifest.dtype != "bfloat16" or bool(bundle.row_tables or bundle.manifest.tied_tables)
+    return bundle.manifest.dtype != "bfloat16" or bool(bundle.row_tables or bundle.manifest.whole_weights)
 
 
 def _limit_answers(module: Any, task: TaskEntry) -> None:

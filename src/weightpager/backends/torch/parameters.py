@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from weightpager.backends import parameters
-from weightpager.backends.parameters import Parameters, Placed, tables_in_blocks
+from weightpager.backends.parameters import Parameters, Placed, whole_in
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.row_table import decode_rows
-from weightpager.bundle.format.tied_table import decode_table
+from weightpager.bundle.format.whole_weight import decode_whole
 from weightpager.kernels.torch import DeviceWeight, Weight
 from weightpager.kernels.torch.arrays import as_tensor
 from weightpager.store.row_reader import RowReader
@@ -24,13 +24,13 @@ Tensors = Placed[Tensor, Weight]
 def placed(read: Parameters, device: torch.device) -> Tensors:
     """Parameters on a device; on the host over the memory that they are in."""
     if device.type == "cpu":
-        return Placed({name: as_tensor(of.values, of.dtype) for name, of in read.values.items()}, read.tied)
-    tied = {name: DeviceWeight.of(weight, device) for name, weight in read.tied.items()}
+        return Placed({name: as_tensor(of.values, of.dtype) for name, of in read.values.items()}, read.whole)
+    whole = {name: DeviceWeight.of(weight, device) for name, weight in read.whole.items()}
     values = {
-        name: tied[name].arena if name in tied else as_tensor(of.values, of.dtype).to(device)
+        name: whole[name].arena if name in whole else as_tensor(of.values, of.dtype).to(device)
         for name, of in read.values.items()
     }
-    return Placed(values, tied)
+    return Placed(values, whole)
 
 
 def read_parameters(bundle: Bundle, file: str) -> dict[str, Tensor]:
@@ -57,9 +57,9 @@ def read_rows(bundle: Bundle) -> dict[str, Tensor]:
 def widened(bundle: Bundle, values: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The parameters of a file, tables in blocks as ``[rows, columns]`` of a dtype."""
     block = bundle.manifest.block_shape
-    entries = tables_in_blocks(bundle, {name: dtype_name(value.dtype) for name, value in values.items()})
+    entries = whole_in(bundle, {name: dtype_name(value.dtype) for name, value in values.items()})
     tables = {
-        entry.name: torch.from_numpy(decode_table(values[entry.name].numpy(), entry, block)).to(dtype)
+        entry.name: torch.from_numpy(decode_whole(values[entry.name].numpy(), entry, block)).to(dtype)
         for entry in entries
     }
     return {**values, **tables}

@@ -16,7 +16,7 @@ from weightpager.backends.paged_weights import of_entry
 from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch.model.architecture import empty_module, full_name
 from weightpager.backends.torch.parameters import Tensors, activation_dtype
-from weightpager.backends.torch.tied_tables import put_tied, without_ties
+from weightpager.backends.torch.whole_weights import put_whole, without_ties
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.errors import BundleFormatError, InferenceOnlyError
@@ -27,7 +27,7 @@ from weightpager.nn import (
     PagedEmbedding,
     PagedLinear,
     RowSource,
-    TiedHead,
+    WholeLinear,
     fuse_gated_mlps,
     is_linear,
     is_plain_embedding,
@@ -64,7 +64,7 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     _put_paged_layers(module, parts, state)
     dtype = activation_dtype(state.values())
     _put_row_tables(module, parts, rows, dtype)
-    _put_tied_tables(module, parts, state, dtype)
+    _put_whole_weights(module, parts, state, dtype)
     route(module, task, parts.tables)
     fuse_gated_mlps(module)
     _flatten_head(module)
@@ -146,12 +146,12 @@ def _put_row_tables(
             _replace_embedding(module, table.entry, sources[name], dtype)
 
 
-def _put_tied_tables(
+def _put_whole_weights(
     module: nn.Module, parts: TaskParts[Tensors], state: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Put layers over tables in blocks in place of those that share one; these tables leave ``state``."""
-    for name, weight in parts.parameters.tied.items():
-        put_tied(module, full_name(module, name), weight, dtype)
+    """Put layers over whole weights in place of those that share one; these weights leave ``state``."""
+    for name, weight in parts.parameters.whole.items():
+        put_whole(module, full_name(module, name), weight, dtype)
         del state[full_name(module, name)]
 
 
@@ -281,8 +281,8 @@ def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
         if floating and state[name].dtype not in _DTYPES:
             raise BundleFormatError(f"tasks/{task}", name, _FLOATS, state[name].dtype)
     tie = getattr(module, "tie_weights", None)
-    if any(isinstance(part, TiedHead) for part in module.modules()):
-        # It would be tied to the embedding's weight, which is no parameter any more.
+    if any(isinstance(part, WholeLinear) for part in module.modules()):
+        # A head would be tied to the embedding's weight, which may be no parameter any more.
         tie, state = None, without_ties(wanted, state)
     module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False, assign=True)
     if tie is not None:

@@ -17,7 +17,7 @@ from weightpager.bundle.files.strict import Strict, checked, parse
 from weightpager.bundle.format.names import MANIFEST, is_inside
 from weightpager.bundle.format.page_file import ALIGNMENT, page_ranges, row_file_name
 from weightpager.bundle.format.row_table import RowTableEntry
-from weightpager.bundle.format.tied_table import TiedTableEntry
+from weightpager.bundle.format.whole_weight import WholeWeightEntry
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
@@ -195,7 +195,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     resident_reasons: dict[str, str]
     row_files: Annotated[list[Count], Meta(max_length=10_000)] = field(default_factory=list)
     row_tables: Annotated[list[RowTableEntry], Meta(max_length=2**16)] = field(default_factory=list)
-    tied_tables: Annotated[list[TiedTableEntry], Meta(max_length=2**16)] = field(default_factory=list)
+    whole_weights: Annotated[list[WholeWeightEntry], Meta(max_length=2**16)] = field(default_factory=list)
     files: dict[str, FileEntry]
 
     def _check(self) -> None:
@@ -213,7 +213,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
             raise ValueError(f"fewer than 2^31 block locations, got {self.pages * self.blocks_per_page}")
         self._check_rows()
         self._check_counts()
-        tables = ("row table", self.row_tables), ("tied table", self.tied_tables)
+        tables = ("row table", self.row_tables), ("whole weight", self.whole_weights)
         for what, named in (("task", self.tasks), ("weight", self.weights), *tables):
             names = [each.name for each in named]
             if len(set(names)) != len(names):
@@ -235,8 +235,8 @@ class Manifest(Strict, frozen=True, kw_only=True):
             raise ValueError(f"row_files of {wanted} pages, as row_tables need, got {sum(self.row_files)}")
         if self.pages + wanted >= 2**31:
             raise ValueError(f"fewer than 2^31 pages, got {self.pages + wanted}")
-        if (self.row_tables or self.tied_tables) and self.version < 2:
-            raise ValueError(f"version 2 with row_tables or tied_tables, got {self.version}")
+        if (self.row_tables or self.whole_weights) and self.version < 2:
+            raise ValueError(f"version 2 with row_tables or whole_weights, got {self.version}")
 
     def _check_counts(self) -> None:
         """Refuse weights whose block tables take more memory than the pages justify, or whose blocks have no number."""
@@ -311,6 +311,8 @@ class Manifest(Strict, frozen=True, kw_only=True):
             BundleFormatError: names the first field that is wrong.
         """
         value = parse(MANIFEST, text)
+        if isinstance(value, dict) and "tied_tables" in value and "whole_weights" not in value:
+            value["whole_weights"] = value.pop("tied_tables")  # as bundles had it while only such tables were whole
         version = value.get("version") if isinstance(value, dict) else None
         if isinstance(version, int) and not 1 <= version <= VERSION:  # before its fields, which may be others
             known = f"a version from 1 to {VERSION}; a newer weightpager may read this bundle"

@@ -9,7 +9,7 @@ from pathlib import Path
 from weightpager.bundle.files.tensor_file import Header, StoredTensors, stored_tensors
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.format.tied_table import check_tables
+from weightpager.bundle.format.whole_weight import check_whole
 from weightpager.errors import BundleFormatError
 
 _DTYPES = ("bfloat16", "float32", "bool", "int8", "int16", "int32", "int64", "uint8")
@@ -45,4 +45,4 @@ def _check(header: Header, manifest: Manifest, name: str) -> None:
             raise BundleFormatError(name, key[:400], f"one of {', '.join(_DTYPES)}", stated.dtype)
         if len(stated.shape) > _MOST_AXES or math.prod(max(1, axis) for axis in stated.shape) > _MOST_VALUES:
             raise BundleFormatError(name, key[:400], f"at most {_MOST_AXES} axes and {_MOST_VALUES} values", stated)
-    check_tables(header, manifest.tied_tables, manifest.block_shape, name)
+    check_whole(header, manifest.whole_weights, manifest.block_shape, name)

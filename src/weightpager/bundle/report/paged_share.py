@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.format.tied_table import stored_in
+from weightpager.bundle.format.whole_weight import stored_in
 from weightpager.bundle.reader import Bundle
 
 _SMALL = "norms, biases and other vectors"
@@ -82,5 +82,5 @@ def paged_share(bundle: Bundle) -> PagedShare:
 
 def _counts(bundle: Bundle, file: str) -> dict[str, int]:
     header = read_header(bundle.path, file, bundle.entry(file))
-    tied = {table.name: table.rows * table.columns for table in stored_in(header, bundle.manifest.tied_tables)}
-    return {name: math.prod(stated.shape) for name, stated in header.items()} | tied
+    whole = {entry.name: entry.rows * entry.columns for entry in stored_in(header, bundle.manifest.whole_weights)}
+    return {name: math.prod(stated.shape) for name, stated in header.items()} | whole

@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.footprint import row_memory
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.format.row_table import RowTableEntry
-from weightpager.bundle.format.tied_table import TiedTableEntry
+from weightpager.bundle.format.whole_weight import WholeWeightEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.advice import Advice, advise
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
@@ -176,10 +176,10 @@ class SwitchFacts:
 
 
 @dataclass(frozen=True)
-class TiedTableFacts:
-    """A table that a head is tied to and that lies in blocks."""
+class WholeWeightFacts:
+    """A weight that is whole in memory, as blocks."""
 
-    entry: TiedTableEntry
+    entry: WholeWeightEntry
     memory_bytes: int
 
     def plain(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class TiedTableFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Which parts of the model are paged, have a graph or are tied, and why others aren't."""
+    """Which parts of the model are paged, have a graph, are tied or whole in memory, and why others aren't."""
 
     parameters: PagedShare
     experts: ExpertsLeft | None
@@ -198,7 +198,7 @@ class ModelFacts:
     without_graph: Mapping[str, str]
     measured_with: str | None
     tied: Mapping[str, Sequence[str]]
-    tied_tables: Sequence[TiedTableFacts]
+    whole_weights: Sequence[WholeWeightFacts]
 
     @classmethod
     def of(cls, bundle: Bundle, report: CompileReport | None) -> ModelFacts:
@@ -212,7 +212,9 @@ class ModelFacts:
             without_graph=_without_graph(bundle, report),
             measured_with=None if report is None else report.backend,
             tied={} if report is None else report.tied,
-            tied_tables=[TiedTableFacts(entry, entry.memory(manifest.block_shape)) for entry in manifest.tied_tables],
+            whole_weights=[
+                WholeWeightFacts(entry, entry.memory(manifest.block_shape)) for entry in manifest.whole_weights
+            ],
         )
 
     def plain(self) -> dict[str, Any]:
@@ -220,7 +222,7 @@ class ModelFacts:
         return {
             "paged_share": self.parameters.share,
             **vars(self),
-            "tied_tables": [table.plain() for table in self.tied_tables],
+            "whole_weights": [weight.plain() for weight in self.whole_weights],
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import CompileReport, has_report, read_report
 from weightpager.cli import output, report_output
-from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, SwitchFacts, TiedTableFacts
+from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, SwitchFacts
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.config import parse_bandwidth, stated_size
 
@@ -112,6 +112,7 @@ def _print_notes(facts: BundleFacts) -> None:
     _print_graphs(facts.model)
     _print_not_paged(facts.model)
     _print_tied(facts.model)
+    _print_whole(facts.model)
 
 
 def _print_what_does_not_fit(switches: SwitchFacts) -> None:
@@ -140,14 +141,13 @@ def _print_not_paged(model: ModelFacts) -> None:
 
 
 def _print_tied(model: ModelFacts) -> None:
-    tables = {table.entry.name: table for table in model.tied_tables}
-    for name in {**model.tied, **tables}:
-        all_names = " = ".join([name, *model.tied.get(name, [])])
-        output.say(f"tied: {all_names}, stored once{_in_memory(tables.get(name))}")
+    for name, others in model.tied.items():
+        output.say(f"tied: {' = '.join([name, *others])}, stored once")
 
 
-def _in_memory(table: TiedTableFacts | None) -> str:
-    if table is None:
-        return ""
-    size = output.size(table.memory_bytes)
-    return f", whole in memory as {table.entry.dtype}: {size}; 'weightpager trim' makes it smaller for narrow tasks"
+def _print_whole(model: ModelFacts) -> None:
+    for weight in model.whole_weights:
+        name, size = weight.entry.name, output.size(weight.memory_bytes)
+        of_words = name in model.tied or model.not_paged.get(name) == "head"
+        trim = "; 'weightpager trim' makes it smaller for narrow tasks" if of_words else ""
+        output.say(f"whole in memory as {weight.entry.dtype}: {name}, {size}{trim}")

@@ -50,10 +50,10 @@ class GrowthPlan:
 
     @cached_property
     def form(self) -> ParameterFormat:
-        """The dtypes of the new tasks' own parameters; a table that the base has keeps its dtype."""
+        """The dtypes of the new tasks' own parameters; a weight that the base has keeps its dtype."""
         form = self._form_of(self.source.models)
         return replace(
-            form, tied={**form.tied, **{table.name: table for table in self.base.bundle.manifest.tied_tables}}
+            form, whole={**form.whole, **{entry.name: entry for entry in self.base.bundle.manifest.whole_weights}}
         )
 
     def _form_of(self, models: Mapping[str, PreTrainedModel]) -> ParameterFormat:
@@ -113,20 +113,20 @@ class GrowthPlan:
 
     def manifest(self) -> Manifest:
         """The base's manifest, with what is added."""
-        whole, tied = self.base.bundle.manifest, self.form.tied
-        rows = {table.name for table in whole.row_tables}
+        old, whole = self.base.bundle.manifest, self.form.whole
+        rows = {table.name for table in old.row_tables}
         not_paged = {name: reason for name, reason in self.source.resident.items() if name not in rows}
-        known = {table.name for table in whole.tied_tables}
-        private_tables = {name for values in self.private.values() for name in values if name in tied}
+        known = {entry.name for entry in old.whole_weights}
+        private = {name for values in self.private.values() for name in values if name in whole}
         changes = {
             "generator": f"weightpager {weightpager.__version__}",
-            "tasks": [*whole.tasks, *self.added.tasks],
+            "tasks": [*old.tasks, *self.added.tasks],
             "transitions": self.added.transitions.matrix.tolist(),
-            "page_files": [*whole.page_files, *page_file_counts(self.added.packing)],
-            "resident_reasons": {**not_paged, **whole.resident_reasons},
-            "tied_tables": [*whole.tied_tables, *(tied[name] for name in sorted(private_tables - known))],
+            "page_files": [*old.page_files, *page_file_counts(self.added.packing)],
+            "resident_reasons": {**not_paged, **old.resident_reasons},
+            "whole_weights": [*old.whole_weights, *(whole[name] for name in sorted(private - known))],
         }
-        return msgspec.structs.replace(whole, **changes)
+        return msgspec.structs.replace(old, **changes)
 
 
 def plan_growth(

@@ -114,27 +114,34 @@ def embedding_tables(models: Mapping[str, PreTrainedModel]) -> frozenset[str]:
     return frozenset(tables - tied)
 
 
-def tied_tables(models: Mapping[str, PreTrainedModel]) -> dict[str, tuple[int, int]]:
-    """Shapes of the tables, by canonical name, that some task's head is tied to.
+def whole_weights(models: Mapping[str, PreTrainedModel], block: BlockShape) -> dict[str, tuple[int, int]]:
+    """Shapes of the matrices, by canonical name, that aren't paged and that some task's module multiplies by.
 
-    Left out are those that a module looks up or multiplies by in other ways than plain embeddings and linear layers do.
+    A pooler is one, a decoder's head, and the table that it may be tied to. Left out are heads of labelled tasks, and
+    matrices that a module uses in other ways than plain embeddings and linear layers do.
     """
-    tied: dict[str, tuple[int, int]] = {}
+    whole: dict[str, tuple[int, int]] = {}
     others: set[str] = set()
     for model in models.values():
-        users: dict[int, list[nn.Module]] = {}
-        for module in model.modules():
-            for tensor in module._parameters.values():
-                if tensor is not None:
-                    users.setdefault(id(tensor), []).append(module)
-        for name, tensor in parameters(model).items():
-            using = users.get(id(tensor), [])
-            looked_up = [module for module in using if is_plain_embedding(module)]
-            if len(looked_up) + sum(map(is_linear, using)) < len(using) or not looked_up:
+        users, head, named = _users(model), model.get_output_embeddings(), parameters(model)
+        for name in why_resident(model, block):
+            using = users.get(id(named[name]), [])
+            multiplying = [module for module in using if is_linear(module)]
+            if len(multiplying) + sum(map(is_plain_embedding, using)) < len(using):
                 others.add(name)
-            elif len(looked_up) < len(using):
-                tied[name] = (tensor.shape[0], tensor.shape[1])
-    return {name: shape for name, shape in tied.items() if name not in others}
+            elif any(name.startswith(BASE) or module is head for module in multiplying):
+                whole[name] = (named[name].shape[0], named[name].shape[1])
+    return {name: shape for name, shape in whole.items() if name not in others}
+
+
+def _users(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """The modules that use each tensor, by its `id`."""
+    users: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for tensor in module._parameters.values():
+            if tensor is not None:
+                users.setdefault(id(tensor), []).append(module)
+    return users
 
 
 def why_resident(model: PreTrainedModel, block: BlockShape) -> dict[str, str]:

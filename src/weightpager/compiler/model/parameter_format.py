@@ -11,15 +11,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.tied_table import TiedDtype, TiedTableEntry, encode_table
-from weightpager.compiler.model.paged_weights import embedding_tables, tied_tables
+from weightpager.bundle.format.whole_weight import WholeDtype, WholeWeightEntry, encode_whole
+from weightpager.compiler.model.paged_weights import embedding_tables, whole_weights
 from weightpager.page_dtype import PageDtype
 
 _FEW_BITS = ("int8", "int4")
 
-_TIED: TiedDtype = "int8"
-"""The dtype of tables that a head is tied to, beside pages of few bits. In int4 they cost language models much
-(decision 53)."""
+_WHOLE: WholeDtype = "int8"
+"""The dtype of whole weights, beside pages of few bits. In int4 a head costs language models much (decision 53)."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,13 @@ class ParameterFormat:
         dtype: the dtype of floating-point parameters, in which activations are computed.
         block: the bundle's block shape.
         tables: canonical names of the tables that are written in bfloat16 in any case.
-        tied: canonical names of the tables that are written as blocks of few bits.
+        whole: canonical names of the weights that are written as blocks of few bits.
     """
 
     dtype: torch.dtype
     block: BlockShape
     tables: frozenset[str] = frozenset()
-    tied: Mapping[str, TiedTableEntry] = field(default_factory=dict)
+    whole: Mapping[str, WholeWeightEntry] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -44,20 +43,20 @@ class ParameterFormat:
     ) -> ParameterFormat:
         """bfloat16 for a checkpoint that has it; else float32, but for embedding tables beside rounded pages.
 
-        A table that a head is tied to is in int8 beside pages of few bits, where that takes less memory.
+        Whole weights are in int8 beside pages of few bits, where that takes less memory.
         """
         dtype = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32  # None where none is stated
-        shapes = tied_tables(models) if pages in _FEW_BITS else {}
+        shapes = whole_weights(models, block) if pages in _FEW_BITS else {}
         entries = {
-            name: TiedTableEntry(name=name, rows=rows, columns=columns, dtype=_TIED)
+            name: WholeWeightEntry(name=name, rows=rows, columns=columns, dtype=_WHOLE)
             for name, (rows, columns) in shapes.items()
         }
-        tied = {
+        whole = {
             name: entry
             for name, entry in entries.items()
             if entry.memory(block) < entry.rows * entry.columns * dtype.itemsize
         }
-        return cls(dtype, block, frozenset() if pages == "float32" else embedding_tables(models), tied)
+        return cls(dtype, block, frozenset() if pages == "float32" else embedding_tables(models), whole)
 
     def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:
         """The dtype of a parameter by canonical name, if it isn't written as blocks; whole numbers keep theirs."""
@@ -67,8 +66,8 @@ class ParameterFormat:
 
     def bytes_of(self, name: str, tensor: Tensor) -> int:
         """Bytes of a parameter by canonical name, as it is written."""
-        if name in self.tied:
-            return self.tied[name].bytes(self.block)
+        if name in self.whole:
+            return self.whole[name].bytes(self.block)
         return tensor.numel() * self.dtype_of(name, tensor).itemsize
 
     def content(self, tensors: Mapping[str, Tensor]) -> bytes:
@@ -76,6 +75,6 @@ class ParameterFormat:
         return bytes(save({name: self._written(name, tensor.detach()) for name, tensor in tensors.items()}))
 
     def _written(self, name: str, tensor: Tensor) -> Tensor:
-        if name in self.tied:
-            return torch.from_numpy(encode_table(tensor.float().numpy(), self.tied[name], self.block))
+        if name in self.whole:
+            return torch.from_numpy(encode_whole(tensor.float().numpy(), self.whole[name], self.block))
         return tensor.to(self.dtype_of(name, tensor)).contiguous().clone()

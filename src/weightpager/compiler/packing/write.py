@@ -173,6 +173,6 @@ def _manifest(plan: BundlePlan, rows: WrittenRows, form: ParameterFormat) -> Man
         },
         row_files=rows.files,
         row_tables=rows.entries,
-        tied_tables=list(form.tied.values()),
+        whole_weights=list(form.whole.values()),
         files={},
     )

@@ -1,4 +1,4 @@
-"""Tables that a head is tied to, beside pages of few bits: stored and held once, as blocks that kernels read."""
+"""Weights that stay whole in memory beside pages of few bits: stored and held once, as blocks that kernels read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    LlamaForCausalLM,
+)
 
 import tiny
 import tiny_models
@@ -21,20 +27,23 @@ from benchmarks.fuzz.sealing import rewrite_manifest, rewrite_tensors
 from command import Command
 from weightpager.backends.torch.export import export_task, in_original_order
 from weightpager.backends.torch.parameters import read_parameters, widened
+from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.bundle.verify import verify
-from weightpager.compiler.model.paged_weights import tied_tables
+from weightpager.compiler.model.paged_weights import whole_weights
 from weightpager.compiler.repack import repack
 from weightpager.errors import BundleError
 from weightpager.kernels.torch import reference
-from weightpager.nn import FlatLinear, PagedLinear, TiedEmbedding, TiedHead
+from weightpager.nn import FlatLinear, PagedLinear, WholeEmbedding, WholeLinear
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
 WORDS = "base_model.embed_tokens.weight"
+POOLER = "base_model.pooler.dense.weight"
+BLOCK = BlockShape(8, 16)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +91,7 @@ def decoder(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
 
 def test_a_table_is_stored_once_as_blocks(folder: Path, tied: Path) -> None:
     bundle = Bundle.open(tied)
-    (entry,) = bundle.manifest.tied_tables
+    (entry,) = bundle.manifest.whole_weights
     assert (entry.name, entry.rows, entry.columns, entry.dtype) == (WORDS, 16, 64, "int8")
     stored = load_file(tied / RESIDENT)[WORDS]
     assert (stored.dtype, tuple(stored.shape)) == (torch.uint8, entry.stored(bundle.manifest.block_shape).shape)
@@ -100,8 +109,8 @@ def test_an_engine_computes_with_the_blocks_themselves(tied: Path, tmp_path: Pat
         engine.task("numbers") as second,
     ):
         words, head = first.get_input_embeddings(), first.get_output_embeddings()
-        assert isinstance(words, TiedEmbedding)
-        assert isinstance(head, TiedHead)
+        assert isinstance(words, WholeEmbedding)
+        assert isinstance(head, WholeLinear)
         assert words.table is head.paged_weight is second.get_input_embeddings().table
         wide = widened(engine.bundle, read_parameters(engine.bundle, RESIDENT))[WORDS]
         assert torch.equal(words.weight, wide)
@@ -122,10 +131,12 @@ def test_an_export_holds_what_the_kernels_multiply_with_bit_for_bit(copied: Path
     model = exported(copied, "animals", tmp_path / "out")
     with wp.Engine.from_pretrained(copied) as engine, engine.task("animals") as module:
         assert module.dtype == torch.bfloat16
+        layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, PagedLinear)}
         used = {
-            WORDS if isinstance(layer, TiedHead) else f"base_{name}.weight": reference.dense_weight(layer.paged_weight)
-            for name, layer in module.named_modules()
-            if isinstance(layer, PagedLinear)
+            WORDS if isinstance(layer, WholeLinear) else f"base_{name}.weight": reference.dense_weight(
+                layer.paged_weight
+            )
+            for name, layer in layers.items()
         }
         expected = in_original_order(engine.bundle, "animals", used)
     assert used.keys() == {WORDS, *(f"{entry.name}.weight" for entry in engine.bundle.manifest.weights)}
@@ -146,7 +157,7 @@ def test_a_task_that_computes_in_bfloat16_does_so_over_blocks(tied: Path) -> Non
 
 def test_budgets_and_shares_count_what_is_there(tied: Path) -> None:
     bundle = Bundle.open(tied)
-    (entry,) = bundle.tied_tables(RESIDENT)
+    (entry,) = bundle.whole_weights(RESIDENT)
     block = bundle.manifest.block_shape
     counted = footprint(bundle)
     assert counted.resident == bundle.entry(RESIDENT).bytes
@@ -158,10 +169,11 @@ def test_budgets_and_shares_count_what_is_there(tied: Path) -> None:
 
 
 def test_inspect_says_that_a_table_is_whole_and_in_which_dtype(tied: Path, weightpager: Command) -> None:
-    (found,) = json.loads(weightpager("inspect", tied, "--json").out)["tied_tables"]
+    (found,) = json.loads(weightpager("inspect", tied, "--json").out)["whole_weights"]
     assert (found["name"], found["rows"], found["columns"], found["dtype"]) == (WORDS, 16, 64, "int8")
     said = " ".join(weightpager("inspect", tied).out.split())
-    assert f"tied: {WORDS} = lm_head.weight, stored once, whole in memory as int8" in said
+    assert f"tied: {WORDS} = lm_head.weight, stored once" in said
+    assert f"whole in memory as int8: {WORDS}, 1.4 KiB; 'weightpager trim' makes it smaller" in said
 
 
 def test_packing_again_and_dropping_tasks_keep_it(tied: Path, copied: Path, tmp_path: Path) -> None:
@@ -177,14 +189,14 @@ def test_packing_again_and_dropping_tasks_keep_it(tied: Path, copied: Path, tmp_
     ("change", "field"),
     [
         (lambda m: m.update(version=1), "version 2"),
-        (lambda m: m["tied_tables"][0].update(rows=0), "rows"),
-        (lambda m: m["tied_tables"][0].update(columns=1 << 30), "columns"),
-        (lambda m: m["tied_tables"][0].update(rows=32), WORDS),
-        (lambda m: m["tied_tables"][0].update(columns=72), WORDS),
-        (lambda m: m["tied_tables"][0].update(rows=2**31 - 1, columns=2**24), WORDS),
-        (lambda m: m["tied_tables"][0].update(dtype="int4"), WORDS),
-        (lambda m: m["tied_tables"][0].update(dtype="float32"), "dtype"),
-        (lambda m: m["tied_tables"].append(m["tied_tables"][0]), "tied table names"),
+        (lambda m: m["whole_weights"][0].update(rows=0), "rows"),
+        (lambda m: m["whole_weights"][0].update(columns=1 << 30), "columns"),
+        (lambda m: m["whole_weights"][0].update(rows=32), WORDS),
+        (lambda m: m["whole_weights"][0].update(columns=72), WORDS),
+        (lambda m: m["whole_weights"][0].update(rows=2**31 - 1, columns=2**24), WORDS),
+        (lambda m: m["whole_weights"][0].update(dtype="int4"), WORDS),
+        (lambda m: m["whole_weights"][0].update(dtype="float32"), "dtype"),
+        (lambda m: m["whole_weights"].append(m["whole_weights"][0]), "whole weight names"),
     ],
 )
 def test_entries_that_do_not_fit_are_refused(copied: Path, change: Callable[[Any], object], field: str) -> None:
@@ -195,9 +207,9 @@ def test_entries_that_do_not_fit_are_refused(copied: Path, change: Callable[[Any
 
 
 def test_a_table_that_fits_its_entry_but_not_the_architecture_is_refused(copied: Path) -> None:
-    rewrite_manifest(copied, lambda m: m["tied_tables"][0].update(rows=15))  # of as many blocks
+    rewrite_manifest(copied, lambda m: m["whole_weights"][0].update(rows=15))  # of as many blocks
     with (
-        pytest.raises(BundleError, match="tied_tables"),
+        pytest.raises(BundleError, match="whole_weights"),
         wp.Engine.from_pretrained(copied) as engine,
         engine.task("animals"),
     ):
@@ -205,7 +217,7 @@ def test_a_table_that_fits_its_entry_but_not_the_architecture_is_refused(copied:
 
 
 def test_blocks_without_an_entry_are_refused(copied: Path) -> None:
-    rewrite_manifest(copied, lambda m: m.update(tied_tables=[]))
+    rewrite_manifest(copied, lambda m: m.update(whole_weights=[]))
     with (
         pytest.raises(BundleError, match="embed_tokens"),
         wp.Engine.from_pretrained(copied) as engine,
@@ -218,7 +230,7 @@ def test_a_bundle_with_an_ordinary_table_opens_as_before(copied: Path) -> None:
     wide = widened(Bundle.open(copied), read_parameters(Bundle.open(copied), RESIDENT))[WORDS]
     after = outputs(copied)
     rewrite_tensors(copied, RESIDENT, lambda tensors: tensors.update({WORDS: wide}))
-    rewrite_manifest(copied, lambda m: m.pop("tied_tables"))
+    rewrite_manifest(copied, lambda m: m.pop("whole_weights"))
     with wp.Engine.from_pretrained(copied) as engine, engine.task("animals") as module:
         assert isinstance(module.lm_head, FlatLinear)
         assert module.lm_head.weight is module.get_input_embeddings().weight
@@ -226,36 +238,47 @@ def test_a_bundle_with_an_ordinary_table_opens_as_before(copied: Path) -> None:
         torch.testing.assert_close(logits, after[task], rtol=1e-3, atol=1e-3)
 
 
+def test_the_older_name_of_whole_weights_in_a_manifest_is_read(copied: Path) -> None:
+    before, entries = outputs(copied), Bundle.open(copied).manifest.whole_weights
+    rewrite_manifest(copied, lambda m: m.update(tied_tables=m.pop("whole_weights")))
+    assert Bundle.open(copied).manifest.whole_weights == entries != []
+    for task, logits in outputs(copied).items():
+        assert torch.equal(logits, before[task])
+    rewrite_manifest(copied, lambda m: m.update(whole_weights=m["tied_tables"]))
+    with pytest.raises(BundleError, match="tied_tables"):
+        Bundle.open(copied)
+
+
 @pytest.mark.slow
 def test_a_new_task_computes_with_the_bases_table(tmp_path: Path) -> None:
     base = wp.compile(decoder(tmp_path, "words"), out=tmp_path / "base.bundle")
     grown = wp.compile(decoder(tmp_path, "animal"), out=tmp_path / "grown.bundle", base=base.path)
-    assert grown.manifest.tied_tables == base.manifest.tied_tables != []
+    assert grown.manifest.whole_weights == base.manifest.whole_weights != []
     assert (grown.path / RESIDENT).read_bytes() == (base.path / RESIDENT).read_bytes()
     assert WORDS not in load_file(grown.path / private_file("animal"))
     after = outputs(grown.path)
     assert torch.equal(outputs(base.path)["words"], after["words"])
     with wp.Engine.from_pretrained(grown.path) as engine, engine.task("animal") as module:
-        assert isinstance(module.get_input_embeddings(), TiedEmbedding)
+        assert isinstance(module.get_input_embeddings(), WholeEmbedding)
 
 
 @pytest.mark.slow
 def test_an_ordinary_table_of_a_base_stays_when_a_language_model_comes(tmp_path: Path) -> None:
     base = wp.compile(decoder(tmp_path, "animal"), out=tmp_path / "base.bundle")
-    assert base.manifest.tied_tables == []
+    assert base.manifest.whole_weights == []
     assert load_file(base.path / RESIDENT)[WORDS].dtype == torch.bfloat16
     grown = wp.compile(decoder(tmp_path, "words"), out=tmp_path / "grown.bundle", base=base.path)
-    assert [entry.name for entry in grown.manifest.tied_tables] == [WORDS]
+    assert [entry.name for entry in grown.manifest.whole_weights] == [WORDS]
     assert load_file(grown.path / private_file("words"))[WORDS].dtype == torch.uint8
     assert verify(grown.path).problems == ()
-    assert footprint(grown).private >= grown.tied_tables(private_file("words"))[0].bytes(grown.manifest.block_shape)
+    assert footprint(grown).private >= grown.whole_weights(private_file("words"))[0].bytes(grown.manifest.block_shape)
     after = outputs(grown.path)
     assert torch.equal(outputs(base.path)["animal"], after["animal"])
     model = exported(grown.path, "words", tmp_path / "out")
     with torch.inference_mode():
         torch.testing.assert_close(after["words"], model(**INPUTS).logits, rtol=1e-3, atol=1e-3)
     collect(grown.path, drop=["words"])
-    assert Bundle.open(grown.path).manifest.tied_tables == []
+    assert Bundle.open(grown.path).manifest.whole_weights == []
 
 
 @pytest.mark.slow
@@ -263,7 +286,7 @@ def test_a_checkpoint_in_bfloat16_computes_in_it(tmp_path: Path) -> None:
     content = decoder(tmp_path, "words", dtype="int8")
     LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype=torch.bfloat16).save_pretrained(tmp_path / "llama")
     bundle = wp.compile(content, out=tmp_path / "a.bundle")
-    assert [entry.dtype for entry in bundle.manifest.tied_tables] == ["int8"]
+    assert [entry.dtype for entry in bundle.manifest.whole_weights] == ["int8"]
     assert outputs(bundle.path)["words"].dtype == torch.bfloat16
     assert exported(bundle.path, "words", tmp_path / "out").dtype == torch.float32  # which alone holds its weights
 
@@ -275,10 +298,36 @@ class Scaled(nn.Embedding):
 
 def test_what_is_used_otherwise_is_no_such_table(tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(tiny.llama(tmp_path / "llama"))
-    assert tied_tables({"a": model}) == {WORDS: (16, 64)}
-    assert tied_tables({}) == {}
+    assert whole_weights({"a": model}, BLOCK) == {WORDS: (16, 64)}
+    assert whole_weights({}, BLOCK) == {}
     words = model.model.embed_tokens
     model.model.embed_tokens = Scaled(16, 64)
     model.model.embed_tokens.weight = words.weight
-    assert tied_tables({"a": model}) == {}
-    assert tied_tables({"a": model, "b": LlamaForCausalLM.from_pretrained(tmp_path / "llama")}) == {}
+    assert whole_weights({"a": model}, BLOCK) == {}
+    assert whole_weights({"a": model, "b": LlamaForCausalLM.from_pretrained(tmp_path / "llama")}, BLOCK) == {}
+
+
+def test_a_pooler_and_a_head_of_its_own_are_whole_but_heads_of_labelled_tasks_are_not(tmp_path: Path) -> None:
+    untied = LlamaForCausalLM.from_pretrained(
+        tiny_models.llama(tmp_path / "llama", tie_word_embeddings=False, vocab_size=16)
+    )
+    assert whole_weights({"a": untied}, BLOCK) == {"lm_head.weight": (16, 64)}
+    tiny_models.bert(tmp_path / "bert")
+    labels, tokens = (
+        kind.from_pretrained(tmp_path / "bert", num_labels=20)
+        for kind in (BertForSequenceClassification, BertForTokenClassification)
+    )
+    assert whole_weights({"labels": labels, "tokens": tokens}, BLOCK) == {POOLER: (64, 64)}
+    assert whole_weights({"tokens": tokens}, BLOCK) == {}
+
+
+def test_a_task_computes_with_the_blocks_of_its_pooler(tmp_path: Path) -> None:
+    bundle = wp.compile(tiny.assistant(tmp_path, dtype="int4", compare="none"), out=tmp_path / "pooled.bundle")
+    (entry,) = bundle.whole_weights(RESIDENT)
+    assert (entry.name, entry.rows, entry.columns, entry.dtype) == (POOLER, 64, 64, "int8")
+    with wp.Engine.from_pretrained(bundle.path) as engine, engine.task("animal") as module, torch.inference_mode():
+        assert isinstance(module.bert.pooler.dense, WholeLinear)
+        logits = module(**INPUTS).logits
+    model = AutoModelForSequenceClassification.from_pretrained(export_task(bundle, "animal", tmp_path / "out")).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, model(**INPUTS).logits, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""An embedding and the head that is tied to it, over one table that lies in blocks of few bits."""
+"""Layers over a weight that is whole in memory, in blocks of few bits: a linear layer, and an embedding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weightpager.nn.custom_op_embedding import CustomOpEmbedding
 from weightpager.nn.paged_linear import PagedLinear
 
 
-class TiedEmbedding(CustomOpEmbedding):
+class WholeEmbedding(CustomOpEmbedding):
     """`torch.nn.Embedding` whose rows are gathered from blocks and widened.
 
     Models that read ``weight`` past the lookup get a wide copy of the whole table.
@@ -43,8 +43,8 @@ class TiedEmbedding(CustomOpEmbedding):
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.table.dtype} to {self.wide.dtype}"
 
 
-class TiedHead(PagedLinear):
-    """The head: a `PagedLinear` whose blocks are all there, and always.
+class WholeLinear(PagedLinear):
+    """`torch.nn.Linear` over a weight whose blocks are all there, and always.
 
     Args:
         table: as `whole_weight` makes it.

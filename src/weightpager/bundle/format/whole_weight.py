@@ -1,7 +1,8 @@
-"""Embedding tables that a head is tied to, in blocks of few bits: always whole in memory, and read by the kernels.
+"""Whole weights: matrices that are always whole in memory, in blocks of few bits that kernels read.
 
-A parameter file holds such a table as uint8 [rows of blocks, bytes of such a row]: a row of blocks lies as it would in
-a page of just that size, the numbers of all its blocks and then their scales.
+A pooler is one, a decoder's head, or a table that a head is tied to. A parameter file holds it as uint8 [rows of
+blocks, bytes of such a row]: a row of blocks lies as it would in a page of just that size, first the numbers of all its
+blocks and then their scales.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 from weightpager.page_dtype import ENCODINGS, block_bytes, decode, encode
 
-TiedDtype = Literal["int8", "int4"]
+WholeDtype = Literal["int8", "int4"]
 
 STORED = "uint8"
-"""The dtype of a table in blocks. A tensor of its name that has another one is an ordinary parameter."""
+"""The dtype of a weight in blocks. A tensor of its name that has another one is an ordinary parameter."""
 
 _KERNEL_BYTES = 8
 """Bytes of memory for each block: its column and its location, as kernels want them."""
@@ -34,8 +35,8 @@ _BLOCKS_HIGH = 64
 """Rows of blocks that are encoded or decoded at once."""
 
 
-class TiedTableEntry(Strict, frozen=True, kw_only=True):
-    """What the manifest says of an embedding table in blocks that a head is tied to.
+class WholeWeightEntry(Strict, frozen=True, kw_only=True):
+    """What the manifest says of a whole weight.
 
     Attributes:
         name: the parameter's name.
@@ -47,7 +48,7 @@ class TiedTableEntry(Strict, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=512)]
     rows: Annotated[int, Meta(ge=1, lt=2**31)]
     columns: Annotated[int, Meta(ge=1, le=2**24)]
-    dtype: TiedDtype
+    dtype: WholeDtype
 
     def stored(self, block: BlockShape) -> TensorInfo:
         """What the header of a parameter file says of it."""
@@ -69,8 +70,8 @@ class TiedTableEntry(Strict, frozen=True, kw_only=True):
         return self.bytes(block) + _KERNEL_BYTES * grid.count + _ROW_BYTES * (grid.rows + 1)
 
 
-def encode_table(values: npt.NDArray[np.float32], entry: TiedTableEntry, block: BlockShape) -> npt.NDArray[np.uint8]:
-    """A table ``[rows, columns]`` as it is stored; a block is rounded as those of pages are."""
+def encode_whole(values: npt.NDArray[np.float32], entry: WholeWeightEntry, block: BlockShape) -> npt.NDArray[np.uint8]:
+    """A weight ``[rows, columns]`` as it is stored; a block is rounded as those of pages are."""
     size, parts = _number_bytes(entry, block), []
     for first in range(0, entry.rows, _BLOCKS_HIGH * block.rows):
         part = values[first : first + _BLOCKS_HIGH * block.rows]
@@ -81,8 +82,8 @@ def encode_table(values: npt.NDArray[np.float32], entry: TiedTableEntry, block: 
     return np.concatenate(parts)
 
 
-def decode_table(stored: npt.NDArray[np.uint8], entry: TiedTableEntry, block: BlockShape) -> npt.NDArray[np.float32]:
-    """The values ``[rows, columns]`` of a table as it is stored; exact."""
+def decode_whole(stored: npt.NDArray[np.uint8], entry: WholeWeightEntry, block: BlockShape) -> npt.NDArray[np.float32]:
+    """The values ``[rows, columns]`` of a weight as it is stored; exact."""
     size, cols = _number_bytes(entry, block), entry.grid(block).cols
     values = np.empty((entry.rows, entry.columns), np.float32)
     for first in range(0, len(stored), _BLOCKS_HIGH):
@@ -95,12 +96,12 @@ def decode_table(stored: npt.NDArray[np.uint8], entry: TiedTableEntry, block: Bl
     return values
 
 
-def _number_bytes(entry: TiedTableEntry, block: BlockShape) -> int:
+def _number_bytes(entry: WholeWeightEntry, block: BlockShape) -> int:
     return ENCODINGS[entry.dtype].number_bytes(block.rows, block.cols)
 
 
-def check_tables(header: Header, entries: Iterable[TiedTableEntry], block: BlockShape, file: str) -> None:
-    """Refuse a parameter file that has a table in blocks of another size than its entry says.
+def check_whole(header: Header, entries: Iterable[WholeWeightEntry], block: BlockShape, file: str) -> None:
+    """Refuse a parameter file that has a weight in blocks of another size than its entry says.
 
     Raises:
         BundleFormatError: it has.
@@ -112,6 +113,6 @@ def check_tables(header: Header, entries: Iterable[TiedTableEntry], block: Block
             raise BundleFormatError(file, entry.name[:400], wanted, found)
 
 
-def stored_in(header: Header, entries: Iterable[TiedTableEntry]) -> list[TiedTableEntry]:
-    """The tables that a parameter file has in blocks."""
+def stored_in(header: Header, entries: Iterable[WholeWeightEntry]) -> list[WholeWeightEntry]:
+    """The weights that a parameter file has in blocks."""
     return [entry for entry in entries if entry.name in header and header[entry.name].dtype == STORED]

@@ -1,4 +1,4 @@
-"""Putting a table in blocks into a task's module: for the embedding, and for the head that is tied to it."""
+"""Putting a whole weight into a task's module: for each linear layer, and each embedding, that has it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from weightpager.errors import BundleFormatError
 from weightpager.kernels.torch import Weight
-from weightpager.nn import TiedEmbedding, TiedHead, is_linear, is_plain_embedding
+from weightpager.nn import WholeEmbedding, WholeLinear, is_linear, is_plain_embedding
 
 
-def put_tied(module: nn.Module, name: str, table: Weight, dtype: torch.dtype) -> None:
+def put_whole(module: nn.Module, name: str, weight: Weight, dtype: torch.dtype) -> None:
     """Replace, in place, all layers that share a parameter; a module that lacks it stays as it is.
 
     Args:
         module: whose parameters have no values yet.
         name: of the parameter, as the module calls it.
-        table: its values.
+        weight: its values.
         dtype: that the module computes in.
 
     Raises:
@@ -28,14 +28,14 @@ def put_tied(module: nn.Module, name: str, table: Weight, dtype: torch.dtype) ->
         old = module.get_parameter(name)
     except AttributeError:
         return
-    shape = (table.out_features, table.in_features)
+    shape = (weight.out_features, weight.in_features)
     if tuple(old.shape) != shape:
-        raise BundleFormatError("manifest.json", f"tied_tables.{name}", f"{tuple(old.shape)}", f"{shape}")
+        raise BundleFormatError("manifest.json", f"whole_weights.{name}", f"{tuple(old.shape)}", f"{shape}")
     made: dict[int, nn.Module] = {}
     for path, part in list(module.named_modules(remove_duplicate=False)):
         if any(tensor is old for tensor in part._parameters.values()):
             if id(part) not in made:
-                made[id(part)] = _over(table, part, name, dtype)
+                made[id(part)] = _over(weight, part, name, dtype)
             module.set_submodule(path, made[id(part)])
 
 
@@ -50,12 +50,12 @@ def without_ties(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> d
     return {name: values[id(tensor)] for name, tensor in wanted.items() if id(tensor) in values}
 
 
-def _over(table: Weight, part: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+def _over(weight: Weight, part: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
     if is_plain_embedding(part):
-        return TiedEmbedding(table, dtype, part.padding_idx)
+        return WholeEmbedding(weight, dtype, part.padding_idx)
     if not is_linear(part):
-        wanted = "a table that only embeddings and linear layers of the architecture use"
-        raise BundleFormatError("manifest.json", f"tied_tables.{name}", wanted, part)
-    head = TiedHead(table, None, dtype)
-    head.bias = part.bias  # which has its value with all others
-    return head
+        wanted = "a weight that only embeddings and linear layers of the architecture use"
+        raise BundleFormatError("manifest.json", f"whole_weights.{name}", wanted, part)
+    layer = WholeLinear(weight, None, dtype)
+    layer.bias = part.bias  # which has its value with all others
+    return layer
