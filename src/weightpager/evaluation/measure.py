@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from weightpager.answers.evaluate import evaluate
 from weightpager.answers.kinds import kind_of
@@ -21,9 +22,20 @@ from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data.batches import EVAL_BATCH, Labelled
 from weightpager.task_data.held_out import fingerprint, read_held_out
 
+NOWHERE: Mapping[str, Path] = MappingProxyType({})
+"""All data is where the bundle says."""
 
-def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[TaskScore]:
+
+def measure(
+    engine: Engine, tasks: Iterable[str], progress: Progress, moved: Mapping[str, Path] = NOWHERE
+) -> list[TaskScore]:
     """Measure tasks on the held-out data that the bundle names; all of it is read before any task is measured.
+
+    Args:
+        engine: that has the tasks.
+        tasks: their names.
+        progress: of each task's batches.
+        moved: where tasks' data is, of those whose data isn't where the bundle says.
 
     Raises:
         CompileError: a task names no data, or its file isn't there or can't be read.
@@ -33,7 +45,7 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
     """
     reader, vocab_size = engine.reader(), engine.limits().vocab_size
     entries = [engine.bundle.task(name) for name in tasks]
-    held_out = [_held_out(entry, reader, vocab_size) for entry in entries]
+    held_out = [_held_out(entry, moved.get(entry.name), reader, vocab_size) for entry in entries]
     scores = []
     for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
         told = partial(progress, f"measure {entry.name}")
@@ -84,14 +96,16 @@ def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
     return score.model_copy(update={"dense_interval": known.dense_interval, "loss_interval": lost, "others": others})
 
 
-def _held_out(entry: TaskEntry, reader: Tokenizer | ImageReader, vocab_size: int) -> tuple[Sequence[Labelled], bool]:
+def _held_out(
+    entry: TaskEntry, moved: Path | None, reader: Tokenizer | ImageReader, vocab_size: int
+) -> tuple[Sequence[Labelled], bool]:
     """A task's batches, and whether its file is the one that the dense model was measured on."""
     stated = entry.eval
-    path = Path(stated.file if stated is not None else "")
+    path = moved or Path(stated.file if stated is not None else "")
     if stated is not None and not (has_file(path) or (entry.takes_images and has_directory(path))):
         raise CompileError(
             f"{entry.name}: the held-out data {path} is not on this machine, or you may not look there; "
-            "put it there and try again"
+            f"put it there, or say where it is: 'weightpager eval --data {entry.name}=FILE'"
         )
     batches = read_held_out(entry, path, reader, vocab_size, EVAL_BATCH)
     if stated is None:

@@ -264,12 +264,26 @@ def test_eval_says_when_the_held_out_data_has_changed(weightpager: Command, tmp_
     gone = weightpager("eval", tmp_path / "a.bundle", "--task", "animal")
     assert gone.code == 1
     assert "is not on this machine" in gone.err
+    assert "--data animal=FILE" in gone.err
     later = weightpager("eval", tmp_path / "a.bundle", "--task", "weather", "--task", "animal")
     assert (later.code, "is not on this machine" in later.err) == (1, True)
     assert "measure weather" not in later.err
     held_out.write_text("{}\n")
     odd = weightpager("eval", tmp_path / "a.bundle", "--task", "weather", "--task", "animal")
     assert (odd.code, "measure weather" in odd.err) == (1, False)
+
+
+@pytest.mark.slow
+def test_eval_reads_held_out_data_where_it_is_said_to_be(weightpager: Command, tmp_path: Path) -> None:
+    wp.compile(tiny.assistant(tmp_path), out=tmp_path / "a.bundle")
+    before = json.loads(weightpager("eval", tmp_path / "a.bundle", "--json").out)
+    moved = (tmp_path / "animal.eval.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    after = weightpager("eval", tmp_path / "a.bundle", "--data", f"animal={moved}", "--json")
+    assert json.loads(after.out) == before
+    refused = weightpager("eval", tmp_path / "a.bundle", "--data", str(moved))
+    assert (refused.code, "expected '--data TASK=FILE'" in refused.err) == (2, True)
+    unknown = weightpager("eval", tmp_path / "a.bundle", "--data", f"wether={moved}")
+    assert (unknown.code, "unknown task 'wether'" in unknown.err) == (2, True)
 
 
 def test_eval_refuses_a_task_that_is_not_there_before_it_measures_the_others(

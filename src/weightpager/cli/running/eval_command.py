@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from weightpager.cli.completion import task_names
 from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Quiet, Rows
 from weightpager.cli.progress import progress
 from weightpager.cli.running.engine import opened
+from weightpager.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from weightpager.bundle.report.compile_report import TaskScore
@@ -21,6 +23,10 @@ def eval_(
     task: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="Only these tasks.", autocompletion=task_names)
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=FILE", help="Where a task's held-out data is on this machine; may be repeated."),
+    ] = None,
     budget: Budget = None,
     rows: Rows = None,
     dtype: Dtype = "auto",
@@ -30,15 +36,19 @@ def eval_(
 ) -> None:
     """Measure each task's metric through the engine, on the held-out data that it was compiled with.
 
+    A bundle names the files as they were called on the machine that compiled it; `--data` says where they are now.
     The dense model's metric was measured when the bundle was compiled. Held-out data in Parquet needs
     `weightpager[compile]`.
 
-    Example: `weightpager eval assistant.bundle --task spam`
+    Example: `weightpager eval assistant.bundle --task spam --data spam=spam.test.jsonl`
     """
     from weightpager.evaluation.measure import measure
 
+    moved = dict(map(_moved, data or ()))
     with opened(bundle, task or (), budget, dtype, rows, backend) as engine, progress(quiet or json) as stages:
-        measured = measure(engine, task or list(engine.bundle.tasks), stages)
+        for name in moved:
+            engine.bundle.task(name)
+        measured = measure(engine, task or list(engine.bundle.tasks), stages, moved)
     if json:
         output.print_json({"tasks": measured})
         return
@@ -50,6 +60,14 @@ def eval_(
     output.explain("brackets")
     if any(row.dense is None for row in measured):
         output.say("note: '-' where the held-out data is no longer what the dense model was measured on.")
+
+
+def _moved(data: str) -> tuple[str, Path]:
+    """A task's name, and where its data is."""
+    name, equals, file = data.partition("=")
+    if not (name and equals and file):
+        raise ConfigError(f"eval: expected '--data TASK=FILE', found {shown(data)}")
+    return name, Path(file)
 
 
 def _lines(row: TaskScore) -> list[list[object]]:
