@@ -151,7 +151,10 @@ def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
                 module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
     models = dict.fromkeys(names, model)
     paged, resident = sort_weights(models, BlockShape(16, 32), scratch)
-    return DenseModel(file, scratch, config, word_tokenizer(), models, paged, resident, own_tokenizer=word_tokenizer())
+    return DenseModel(
+        file, scratch, config, word_tokenizer(), models, paged, resident,
+        own_tokenizer=word_tokenizer(), transitions=Transitions.uniform(names),
+    )  # fmt: skip
 
 
 def masks(unit: str, source: DenseModel, tasks: int) -> Keep:

@@ -23,7 +23,7 @@ from weightpager.compiler.fit import LEAST, _budget_of_trial, _density, choose_d
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.alignment_target import _switch_bytes
-from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
+from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.task_file.file import from_dict, restated
 from weightpager.errors import CompileError, ConfigError
 from weightpager.runtime.budget.bundle_needs import smallest_budget
@@ -161,7 +161,7 @@ def test_limits_of_alignment_hold_at_the_density_that_fits(tmp_path: Path, limit
     assert _budget_of_trial(found, run) <= 120 * 1024
     strength = task_file.alignment if math.isfinite(task_file.alignment) else None
     (chosen,) = (point for point in frontier if point.alignment == strength)
-    rate = transitions_of(task_file).switch_rate() * (1 - np.eye(len(task_file.tasks)))
+    rate = found.source.transitions.switch_rate() * (1 - np.eye(len(task_file.tasks)))
     assert chosen.switch_bytes == pytest.approx(_switch_bytes(found.source, choose_blocks(found).masks, rate))
     assert chosen.switch_bytes <= 2048 if "max_switch" in limit else chosen.loss <= 1
 

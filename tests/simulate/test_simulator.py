@@ -15,7 +15,7 @@ import weightpager as wp
 from same_everywhere import same_everywhere
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.compiler.selection.block_choice import transitions_of
+from weightpager.compiler.data.transitions import read_transitions
 from weightpager.compiler.selection.floor_trial import HIGH
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BudgetError
@@ -158,7 +158,7 @@ def test_an_engines_history_is_a_trace_for_the_command_and_for_a_task_file(
                 engine.activate(task)
     facts = json.loads(weightpager("simulate", assistant_bundle, "--trace", history, "--json").out)
     assert facts["visits"] == 9  # the second run began with the task with which the first had ended
-    found = transitions_of(from_dict(tiny.assistant(tmp_path) | {"transitions": str(history)}))
+    found = read_transitions(from_dict(tiny.assistant(tmp_path) | {"transitions": str(history)}))
     assert found.matrix.argmax(axis=1).tolist() == [
         found.tasks.index(ROUND[(ROUND.index(task) + 1) % 4]) for task in found.tasks
     ]

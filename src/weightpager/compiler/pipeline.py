@@ -34,7 +34,6 @@ from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile, from_dict, load
 from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Progress, silent
-from weightpager.trace_file import read_trace
 
 
 def compile(  # noqa: A001 - wp.compile is what users expect
@@ -80,8 +79,6 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     if start is not None:
         start.refuse_unsuited(task_file)
         task_file = start.with_base_settings(task_file)
-    if task_file.transitions is not None:  # read before anything takes long
-        read_trace(task_file.transitions, (*(start.bundle.tasks if start else ()), *task_file.tasks))
     identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
     whole = WholeProgress(progress)
     run = CompileRun(whole, Journal(journal_folder(out), identity), whole.expect, workers=workers)

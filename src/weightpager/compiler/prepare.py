@@ -96,7 +96,8 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     """The dense model, with as many steps and as few blocks as its data and a budget want, and the tasks' data."""
     for name, spec in task_file.tasks.items():
         check_data(name, spec)  # before the model, which takes long to load
-    source = load_dense(task_file, partial(_place, run=run, adds=base is not None))
+    old = None if base is None else base.transitions
+    source = load_dense(task_file, partial(_place, run=run, adds=base is not None), old)
     source = source if base is None else base.adopt(source)
     _tell_where(source, run)
     check_method(source)

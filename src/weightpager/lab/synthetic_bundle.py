@@ -210,7 +210,10 @@ def _source(recipe: Recipe, names: list[str], scratch: Path) -> DenseModel:
     models_of = dict.fromkeys(names, model)
     paged, resident = sort_weights(models_of, recipe.block, scratch)
     tokenizer = word_tokenizer()
-    return DenseModel(task_file, scratch, recipe.config, tokenizer, models_of, paged, resident, own_tokenizer=tokenizer)
+    return DenseModel(
+        task_file, scratch, recipe.config, tokenizer, models_of, paged, resident,
+        own_tokenizer=tokenizer, transitions=Transitions.uniform(names),
+    )  # fmt: skip
 
 
 def _masks(recipe: Recipe, source: DenseModel) -> Keep:

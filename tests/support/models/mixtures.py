@@ -59,7 +59,8 @@ def source_of(model: PreTrainedModel, folder: Path, tasks: int = 2, **settings: 
     models = dict.fromkeys(names, model)
     paged, resident = sort_weights(models, file.block, folder)
     own = tiny.tokenizer()
-    return DenseModel(file, folder, model.config, own, models, paged, resident, own_tokenizer=own)
+    rate = Transitions.uniform(names)
+    return DenseModel(file, folder, model.config, own, models, paged, resident, own_tokenizer=own, transitions=rate)
 
 
 def masks_of(source: DenseModel, keep: Mapping[str, Bools]) -> Masks:

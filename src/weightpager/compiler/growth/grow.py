@@ -27,8 +27,6 @@ from weightpager.compiler.selection.parts import parts, spread
 from weightpager.compiler.selection.placement import place_new_tasks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Masks
-from weightpager.trace_file import read_trace
-from weightpager.transitions import Transitions
 
 
 def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: CompileRun) -> CompileReport:
@@ -43,13 +41,12 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Compil
     Raises:
         CompileError: training diverged, or the storage refused a write.
     """
-    transitions = _transitions(base, prepared)
     with run.stage("align", one_step=True):
-        masks = _masks(base, prepared, transitions)
+        masks = _masks(base, prepared)
     with run.stage("recover"):
         weights = _recover(prepared, masks, run)
     with run.stage("pack", one_step=True):
-        plan = plan_growth(base, prepared, masks, weights, transitions)
+        plan = plan_growth(base, prepared, masks, weights)
     with run.stage("write", one_step=True):
         without_graph = write_growth(writer, plan)
     with run.stage("measure sparse"):
@@ -60,22 +57,12 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Compil
     return report
 
 
-def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
-    """Transitions between all tasks, the old ones first."""
-    names = tuple(base.bundle.tasks)
-    old = Transitions(names, np.array(base.bundle.manifest.transitions))
-    new, trace = tuple(prepared.task_file.tasks), prepared.task_file.transitions
-    if trace is None:
-        return old.extended(new)
-    return Transitions.from_trace((*names, *new), read_trace(trace, (*names, *new)))
-
-
-def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Masks:
+def _masks(base: BaseBundle, prepared: Prepared) -> Masks:
     """The keep masks of all tasks, the new ones first."""
     task_file, paged = prepared.task_file, prepared.source.paged
     placements = [
         (part, place_new_tasks(part.problem, part.gathered(base.shared)))
-        for part in parts(prepared, transitions.switch_rate())
+        for part in parts(prepared, prepared.source.transitions.switch_rate())
     ]
     placed = spread(paged, placements, len(task_file.tasks))
     masks = {name: np.concatenate([mask, base.keep[name]], axis=1) for name, mask in placed.items()}

@@ -129,9 +129,7 @@ class GrowthPlan:
         return msgspec.structs.replace(old, **changes)
 
 
-def plan_growth(
-    base: BaseBundle, prepared: Prepared, masks: Masks, weights: TaskWeights, transitions: Transitions
-) -> GrowthPlan:
+def plan_growth(base: BaseBundle, prepared: Prepared, masks: Masks, weights: TaskWeights) -> GrowthPlan:
     """Find out what the base has, and pack the rest."""
     manifest, entries = base.bundle.manifest, prepared.entries()
     keep = {info.name: masks.keep[info.name][:, : len(entries)] for info in weights.source.paged}
@@ -142,6 +140,7 @@ def plan_growth(
         reused[info.name] = here
     rate = Transitions.uniform([task.name for task in entries]).switch_rate()
     packing = pack(stored, base.bundle.block_bytes, rate, StorageModel(), manifest.page_bytes)
+    transitions = prepared.source.transitions
     added = BundlePlan(manifest.dtype, weights, keep, packing, entries, transitions, manifest.alignment)
     return GrowthPlan(base, added, reused)
 

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from weightpager.backends.torch.model.architecture import BASE, quiet_transformers
 from weightpager.backends.torch.model.image_processor import TransformersImageReader
+from weightpager.compiler.data.transitions import read_transitions
 from weightpager.compiler.model.checkpoint import class_names
 from weightpager.compiler.model.directory import ModelDirectory, load_generation
 from weightpager.compiler.model.named_parameters import parameters
@@ -29,6 +30,7 @@ from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.scratch import IN_MEMORY, Scratch, widen
 from weightpager.compiler.model.task_module import check_causal, check_config, load_module
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.transitions import Transitions
 
 __all__ = ["DenseModel", "PagedWeightInfo", "load", "parameters", "repeated_layers"]
 
@@ -55,6 +57,7 @@ class DenseModel:
         own_tokenizer: the tokenizer as the directory has it, for the bundle; None where tasks read images.
         generation: how its decoders go on unless told otherwise: what a bundle keeps of it.
         scratch: the place where stages hold what is as large as the model.
+        transitions: how often each task follows each other one; a base's tasks come first.
     """
 
     task_file: TaskFile
@@ -70,6 +73,7 @@ class DenseModel:
     own_tokenizer: Any = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     scratch: Scratch = IN_MEMORY
+    transitions: Transitions = field(kw_only=True)
 
     @property
     def reads(self) -> Any:
@@ -115,7 +119,9 @@ def _in_memory(_source: DenseModel) -> Scratch:
     return IN_MEMORY
 
 
-def load(task_file: TaskFile, place: Callable[[DenseModel], Scratch] = _in_memory) -> DenseModel:
+def load(
+    task_file: TaskFile, place: Callable[[DenseModel], Scratch] = _in_memory, old: Transitions | None = None
+) -> DenseModel:
     """Load the model directory of a task file once per task, over shared parameters.
 
     New heads are drawn by the training seed. No code that a model directory brings is ever run.
@@ -123,12 +129,14 @@ def load(task_file: TaskFile, place: Callable[[DenseModel], Scratch] = _in_memor
     Args:
         task_file: with the model's directory.
         place: where the model is held; asked before its values are read into memory.
+        old: the transitions between the tasks of a base.
 
     Raises:
         CompileError: the directory, a head, a checkpoint or a training file can't be used, a weight isn't finite, none
             can be paged.
+        ConfigError: the trace can't be used.
     """
-    path = task_file.model
+    path, transitions = task_file.model, read_transitions(task_file, old)
     with quiet_transformers():
         directory = ModelDirectory.open(path)
         check_config(directory, task_file)
@@ -154,7 +162,7 @@ def load(task_file: TaskFile, place: Callable[[DenseModel], Scratch] = _in_memor
     config = directory.config
     source = DenseModel(
         task_file, path, config, tokenizer, models, paged, resident, tied,
-        images=images, own_tokenizer=own_tokenizer, generation=generation,
+        images=images, own_tokenizer=own_tokenizer, generation=generation, transitions=transitions,
     )  # fmt: skip
     source = replace(source, scratch=place(source))
     widen(models.values(), source.scratch)

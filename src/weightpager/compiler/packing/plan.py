@@ -12,7 +12,6 @@ from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing, pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.rows.row_uses import NO_ROWS, RowChoice, choose_tables
-from weightpager.compiler.selection.block_choice import transitions_of
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Keep
 from weightpager.page_dtype import PageDtype, block_bytes
@@ -51,7 +50,7 @@ class BundlePlan:
 def plan_bundle(prepared: Prepared, weights: TaskWeights, keep: Keep) -> BundlePlan:
     """Pack the blocks as the task file says, and put beside them what else a bundle holds."""
     task_file = prepared.task_file
-    transitions = transitions_of(task_file)
+    transitions = prepared.source.transitions
     rows = choose_tables(prepared.source, prepared.data)
     return BundlePlan(
         task_file.dtype,

@@ -16,7 +16,7 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.own_weights import Versions
-from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
+from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.evaluate import evaluate
 from weightpager.compiler.training.masks import Masks
@@ -112,9 +112,8 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     else:
         return prepared, []
     measured = task_file.accuracy_loss is not None and task_file.recover.method != "finetune"
-    switch_rate = transitions_of(task_file).switch_rate()
-    between = switch_rate * (1 - np.eye(len(task_file.tasks)))
-    free = choose_blocks(prepared.changed(alignment=0.0), switch_rate)
+    between = source.transitions.switch_rate() * (1 - np.eye(len(task_file.tasks)))
+    free = choose_blocks(prepared.changed(alignment=0.0))
     scores = _scores(source, prepared.data, free.masks) if measured else {}
     tried = 0
 
@@ -122,7 +121,7 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
         nonlocal tried
         tried += 1
         progress("find the alignment", tried, max(tried, 10))
-        chosen = free if strength == 0 else choose_blocks(prepared.changed(alignment=strength), switch_rate)
+        chosen = free if strength == 0 else choose_blocks(prepared.changed(alignment=strength))
         if measured:
             loss = _points(scores, _scores(source, prepared.data, chosen.masks)) if strength else 0.0
         else:

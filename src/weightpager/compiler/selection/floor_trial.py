@@ -35,7 +35,7 @@ def choose_evenness(prepared: Prepared, progress: Progress) -> float:
         progress: told (stage, losses taken, losses in all).
     """
     batches = {name: of_task.calibration(_ITEMS, _ITEMS) for name, of_task in prepared.data.items()}
-    alone = prepared.changed(alignment=0.0, transitions=None)  # which matter to nobody who chooses for itself
+    alone = prepared.changed(alignment=0.0)
 
     def tried(number: int, masks: Masks | None) -> float:
         mean_loss = _loss(prepared, masks, batches)

@@ -68,7 +68,12 @@ class Prepared:
         return self.source.task_file
 
     def changed(self, **settings: Any) -> Prepared:
-        """The prepared tasks with other settings of the task file: those that only `build` looks at."""
+        """The same preparation under other settings.
+
+        Only settings that no earlier stage has used may change, such as sparsity, alignment and dtype.
+        """
+        if unknown := sorted(settings.keys() - TaskFile.model_fields.keys()):
+            raise TypeError(f"expected settings of a task file, found {', '.join(unknown)}")
         task_file = self.task_file.model_copy(update=settings)
         return replace(self, source=replace(self.source, task_file=task_file))
 
