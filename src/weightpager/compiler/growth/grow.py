@@ -12,6 +12,7 @@ from weightpager.bundle import BundleWriter
 from weightpager.bundle.format.names import REPORT, private_file
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import CompileReport, Growth, has_report, read_report
+from weightpager.compiler.alignment.new_tasks import align_new_tasks
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.growth.plan import GrowthPlan, plan_growth
 from weightpager.compiler.growth.write import write_growth
@@ -24,7 +25,6 @@ from weightpager.compiler.recovery.private_blocks import choose_private_blocks, 
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.parts import parts, spread
-from weightpager.compiler.selection.placement import place_new_tasks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Masks
 
@@ -60,12 +60,12 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Compil
 def _masks(base: BaseBundle, prepared: Prepared) -> Masks:
     """The keep masks of all tasks, the new ones first."""
     task_file, paged = prepared.task_file, prepared.source.paged
-    placements = [
-        (part, place_new_tasks(part.problem, part.gathered(base.shared)))
+    aligned = [
+        (part, align_new_tasks(part.problem, part.gathered(base.shared)))
         for part in parts(prepared, prepared.source.transitions.switch_rate())
     ]
-    placed = spread(paged, placements, len(task_file.tasks))
-    masks = {name: np.concatenate([mask, base.keep[name]], axis=1) for name, mask in placed.items()}
+    new = spread(paged, aligned, len(task_file.tasks))
+    masks = {name: np.concatenate([mask, base.keep[name]], axis=1) for name, mask in new.items()}
     chosen = Masks((*task_file.tasks, *base.bundle.tasks), masks)
     check_left(prepared.source, chosen)
     return chosen

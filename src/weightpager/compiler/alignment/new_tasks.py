@@ -17,7 +17,7 @@ _ROUNDS = 8
 """Several new tasks choose in turn, until none would choose otherwise; each round gains, and few are needed."""
 
 
-def place_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
+def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
     """Choose the blocks of new tasks.
 
     Args:
