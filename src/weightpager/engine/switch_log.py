@@ -79,8 +79,8 @@ class SwitchLog:
         self._warned = True
         _log.warning(
             "the tasks in use need %d pages and the arena holds %d: switches load again what others have evicted; "
-            "a budget of %d bytes would hold them all",
+            "a budget of %s would hold them all",
             needed,
             slots,
-            self._open.memory.smallest_budget(needed),
+            self._open.memory.enough(needed),
         )

@@ -19,7 +19,7 @@ from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, hanging, settle
 from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
-from weightpager.config import EngineConfig
+from weightpager.config import EngineConfig, format_enough
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import (
     BudgetError,
@@ -536,9 +536,10 @@ def test_a_working_set_that_does_not_fit_is_measured_and_said_once(
         report = engine.report()
         assert report.working_set_pages == len(bundle.pages) > report.slots
         assert report.reloaded_pages > 0
+    enough = room_for(bundle, *TASKS)
     assert [record.message for record in caplog.records if "switches load again" in record.message] == [
         f"the tasks in use need {len(bundle.pages)} pages and the arena holds {report.slots}: switches load again what "
-        f"others have evicted; a budget of {room_for(bundle, *TASKS)} bytes would hold them all"
+        f"others have evicted; a budget of {enough} bytes ({format_enough(enough)}) would hold them all"
     ]
 
 

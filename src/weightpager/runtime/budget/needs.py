@@ -12,9 +12,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weightpager.bundle.footprint import Footprint
+from weightpager.config import format_enough, parse_size
 from weightpager.runtime.budget.row_share import NO_MORE_ROWS, RowShare
 
 
@@ -77,6 +78,14 @@ class Needs:
     def least_tables(self) -> int:
         """Bytes of expanded block tables that always have room."""
         return self.footprint.largest_table if self.staging is None else self.footprint.all_tables
+
+    @property
+    def with_least_rows(self) -> Needs:
+        """The same where the least rows, rounded up to a size as people read and state it, are all that rows get."""
+        if self.more_rows == NO_MORE_ROWS:
+            return self
+        stated = parse_size(format_enough(self.footprint.rows))
+        return replace(self, footprint=replace(self.footprint, rows=stated), more_rows=NO_MORE_ROWS)
 
     def split(self, budget: int, *, tables: int = 0, capacity: int | None = None, taken: int = 0) -> Split:
         """Split a budget. Where it is too small there are no slots, and the other parts may exceed it.

@@ -31,6 +31,21 @@ def refusal(reason: str, needs: Needs, what: str, pages: int, *, tables: int = 0
     return BudgetError(
         f"{reason}To hold {what} takes {format_enough(least.total - of_pages)} for resident and private parameters and "
         f"tables{more}, and {format_enough(of_pages)} for {pages} pages. "
-        f"The smallest budget that would do is {least.total} bytes ({format_enough(least.total)}).",
+        f"The smallest budget that would do is {enough(needs, pages, tables=tables)}.",
         least.total,
     )
+
+
+def enough(needs: Needs, pages: int, *, tables: int = 0) -> str:
+    """The budget that holds so many pages at once, in words; and the one with the least rows, where that is smaller.
+
+    Rows get their share before all pages but those of the largest task, unless their size is stated.
+    """
+    budget = needs.holding(pages, tables=tables).total
+    frugal = needs.with_least_rows.holding(pages, tables=tables)
+    said = _size(budget)
+    return f"{said}, or {_size(frugal.total)} with rows {format_enough(frugal.rows)}" if frugal.total < budget else said
+
+
+def _size(budget: int) -> str:
+    return f"{budget} bytes ({format_enough(budget)})"

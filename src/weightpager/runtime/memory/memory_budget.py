@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from weightpager.config import format_enough
 from weightpager.errors import BudgetError
 from weightpager.runtime.budget.needs import Needs, Split
-from weightpager.runtime.budget.refusals import refusal, too_small
+from weightpager.runtime.budget.refusals import enough, refusal, too_small
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
 from weightpager.runtime.memory.table_cache import TableCache
@@ -152,6 +152,10 @@ class MemoryBudget:
     def smallest_budget(self, pages: int) -> int:
         """Bytes that hold so many pages at once, beside what the tasks in use take."""
         return self.needs.holding(pages, tables=self._tables_in_use).total
+
+    def enough(self, pages: int) -> str:
+        """The budget that holds so many pages at once, beside what the tasks in use take, in words."""
+        return enough(self.needs, pages, tables=self._tables_in_use)
 
     def too_small(self, what: str, pages: int, tables: int = 0) -> BudgetError:
         """The error for something that needs so many pages at once, and bytes of expanded block tables."""
