@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from command import Command
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import whole_rows
+from weightpager.config import format_enough
 from weightpager.engine import Engine
 from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
 
@@ -26,6 +28,24 @@ def test_inspect_shows_tables_and_what_their_rows_serve(weightpager: Command, wo
     least = facts["smallest_budget"]
     with Engine.from_pretrained(wordy_bundle, budget=least) as engine:
         assert engine.report().memory.rows == facts["least_row_bytes"]
+
+
+def test_inspect_names_the_budgets_from_which_switches_read_nothing(weightpager: Command, wordy_bundle: Path) -> None:
+    shown = " ".join(weightpager("inspect", wordy_bundle).out.split())
+    said = re.search(r"the same with rows ([\d.]+ KiB) │ ([\d.]+ KiB)", shown)
+    assert said is not None
+    facts = json.loads(weightpager("inspect", wordy_bundle, "--json").out)
+    usual, frugal = facts["all_pages_budget"], facts["all_pages_budget_with_least_rows"]
+    assert f"budget that holds all pages: switches read nothing │ {format_enough(usual)}" in shown
+    assert said[2] == format_enough(frugal)
+    for budget, rows in ((usual, None), (frugal, said[1])):
+        with Engine.from_pretrained(wordy_bundle, budget=budget - 1, rows=rows) as engine:
+            assert engine.report().slots < facts["pages"]
+        with Engine.from_pretrained(wordy_bundle, budget=budget, rows=rows) as engine:
+            for task in [*engine.bundle.tasks, *engine.bundle.tasks]:
+                engine.activate(task)
+            report = engine.report()
+            assert (report.slots, report.reloaded_pages, report.switches[-1].bytes) == (facts["pages"], 0, 0)
 
 
 def test_plan_counts_with_rows(weightpager: Command, wordy_bundle: Path) -> None:

@@ -83,7 +83,11 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """What a bundle takes in memory. ``row_bytes`` is what rows on demand get of the budget."""
+    """What a bundle takes in memory.
+
+    ``all_pages_budget`` holds all pages beside the rows' usual share, and ``all_pages_budget_with_least_rows`` beside
+    the least of them. ``row_bytes`` is what rows on demand get of the budget.
+    """
 
     resident_bytes: int
     private_bytes: int
@@ -91,6 +95,8 @@ class MemoryFacts:
     block_tables_bytes: int
     expanded_tables_bytes: int
     smallest_budget: int
+    all_pages_budget: int
+    all_pages_budget_with_least_rows: int
     largest_budget: int
     rows: Sequence[RowFacts]
     least_row_bytes: int
@@ -108,6 +114,8 @@ class MemoryFacts:
             block_tables_bytes=bundle.placement.nbytes,
             expanded_tables_bytes=fixed.largest_table,
             smallest_budget=smallest_budget(bundle),
+            all_pages_budget=needs.holding(needs.pages).total,
+            all_pages_budget_with_least_rows=needs.with_least_rows.holding(needs.pages).total,
             largest_budget=every,
             rows=[RowFacts.of(entry) for entry in bundle.manifest.row_tables],
             least_row_bytes=fixed.rows,
