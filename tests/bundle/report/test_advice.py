@@ -61,6 +61,17 @@ def test_a_budget_that_is_too_small_or_large_enough_for_more(assistant_bundle: P
     assert "use int8" in large.words
 
 
+def test_a_bundle_whose_pages_all_stay_is_said_to_read_nothing_either(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    every = len(bundle.pages) * bundle.page_bytes
+    found = advise(bundle, report(bundle, 0.85, {"int8": (every, 0.9)}), every, all_stay=True)
+    assert found is not None
+    assert "use int8" in found.words
+    assert "all pages of this bundle stay in memory, so that its switches read nothing, either" in found.words
+    ours = next(choice for choice in found.choices if choice.name == "this bundle")
+    assert (ours.resident_bytes, ours.switch_bytes) == (every, 0)
+
+
 def test_what_is_better_than_dense_does_not_lose_less_than_nothing(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     control = advise(bundle, report(bundle, 0.902, {"int8": (arena(bundle), 0.91)}))

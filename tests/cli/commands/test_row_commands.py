@@ -9,6 +9,8 @@ from pathlib import Path
 from command import Command
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import whole_rows
+from weightpager.bundle.report.compile_report import ControlScore, TaskScore, read_report
+from weightpager.cli.commands.bundle_facts import BundleFacts
 from weightpager.config import format_enough
 from weightpager.engine import Engine
 from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
@@ -46,6 +48,27 @@ def test_inspect_names_the_budgets_from_which_switches_read_nothing(weightpager:
                 engine.activate(task)
             report = engine.report()
             assert (report.slots, report.reloaded_pages, report.switches[-1].bytes) == (facts["pages"], 0, 0)
+
+
+def test_a_rival_of_the_bundle_gets_what_the_least_rows_leave(wordy_bundle: Path) -> None:
+    bundle = Bundle.open(wordy_bundle)
+    least, all_pages = smallest_budget(bundle), needs_of(bundle).holding(len(bundle.pages)).total
+    hot = all_pages - needs_of(bundle).with_least_rows.holding(len(bundle.pages)).total
+    assert hot > 0
+    for budget in (least + hot, all_pages, all_pages - 1):
+        room = needs_of(bundle).with_least_rows.room(budget)
+        for more, advised in ((0, True), (1, False)):
+            scores = dict.fromkeys(bundle.tasks, 1.0)
+            int4 = ControlScore(name="int4", resident_bytes=room + more, scores=scores)
+            tasks = [
+                TaskScore(name=name, metric="accuracy", dense=1.0, sparse=0.5, density=0.4, items=300)
+                for name in bundle.tasks
+            ]
+            report = read_report(bundle).model_copy(update={"tasks": tasks, "controls": [int4]})
+            advice = BundleFacts.of(bundle, report, budget, 1e9).advice
+            assert advice is not None
+            assert ("use int4" in advice.words) is advised
+            assert ("its switches read nothing" in advice.words) is (budget == all_pages)
 
 
 def test_plan_counts_with_rows(weightpager: Command, wordy_bundle: Path) -> None:

@@ -31,25 +31,32 @@ class Advice:
     words: str
 
 
-def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> Advice | None:
+_ALL_STAY = "With this budget all pages of this bundle stay in memory, so that its switches read nothing, either."
+
+
+def advise(
+    bundle: Bundle, report: CompileReport, budget: int | None = None, *, all_stay: bool = False
+) -> Advice | None:
     """Compare a bundle with its controls at equal resident bytes; None if nothing was measured to compare with.
 
     Args:
         bundle: the bundle.
         report: its own.
-        budget: bytes for paged weights; None for those of the bundle's largest task.
+        budget: bytes for paged weights, beside the least embedding rows; None for those of the bundle's largest task.
+        all_stay: whether the budget holds all of the bundle's pages, beside the rows' usual share.
     """
     losses = Losses.of(report)
     if not report.controls or losses is None:
         return None
     arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
-    ours = losses.bundle(arena, _mean_switch_bytes(bundle))
+    every = len(bundle.pages) * bundle.page_bytes
+    ours = losses.bundle(every, 0) if all_stay else losses.bundle(arena, _mean_switch_bytes(bundle))
     others = [losses.control(control) for control in report.controls]
     choices = sorted([ours, *others], key=lambda choice: choice.resident_bytes)
     room = arena if budget is None else budget
     verdict = Verdict(ours, others, room, _unit(report), sum(task.items for task in report.tasks))
     remedy = heavy_losses(report) or _remedy(ours, report.recover, bundle)
-    words = [verdict.words(), remedy, few_items(report)]
+    words = [verdict.words(), _ALL_STAY if all_stay else "", remedy, few_items(report)]
     if ours.interval is None:
         words.append("How much of this is chance was not measured: the report is an earlier version's.")
     return Advice(tuple(choices), " ".join(filter(None, words)))

@@ -258,7 +258,8 @@ class BundleFacts:
             bandwidth: of the storage, in bytes a second.
         """
         needs = needs_of(bundle)
-        room = None if budget is None else max(0, needs.room(budget))
+        room = None if budget is None else max(0, needs.with_least_rows.room(budget))
+        all_stay = budget is not None and needs.split(budget).slots >= needs.pages
         unused = over_read(bundle)
         return cls(
             pages=PageFacts.of(bundle),
@@ -268,7 +269,7 @@ class BundleFacts:
             switches=SwitchFacts.of(bundle, needs, budget, bandwidth),
             model=ModelFacts.of(bundle, report),
             scores=[] if report is None else report.tasks,
-            advice=None if report is None else advise(bundle, report, room),
+            advice=None if report is None else advise(bundle, report, room, all_stay=all_stay),
         )
 
     @property
