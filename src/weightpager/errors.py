@@ -34,8 +34,10 @@ Anything else that escapes is a bug of ours.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class WeightpagerError(Exception):
@@ -59,7 +61,14 @@ class ExportFailedError(NotExportableError):
 
 
 class BundleError(WeightpagerError):
-    """A bundle cannot be used."""
+    """A bundle cannot be used; ``bundle`` is its path, if that is known by now."""
+
+    bundle: Path | None = None
+
+    @property
+    def plain(self) -> str:
+        """The text without the bundle's path and what to do about it."""
+        return super().__str__()
 
 
 class BundleFormatError(BundleError):
@@ -68,6 +77,22 @@ class BundleFormatError(BundleError):
     def __init__(self, file: str, field: str, expected: object, found: object) -> None:
         super().__init__(f"{file}: {field}: expected {expected}, found {found}")
         self.file, self.field, self.expected, self.found = file, field, expected, found
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether the file isn't the one that was written, so that another copy helps."""
+        return self.field in ("file", "size", "BLAKE3")
+
+    def __str__(self) -> str:
+        return self.plain if self.bundle is None else f"{self.bundle}: {self.plain}{self._advice(self.bundle)}"
+
+    def _advice(self, bundle: Path) -> str:
+        if not self.is_damage:
+            return ""
+        if self.file.startswith("manifest."):  # without which nobody knows what belongs into the bundle
+            return "; copy the whole bundle again"
+        again = "" if "copy it again" in self.plain else "copy it again, or "
+        return f"; {again}{mending(bundle)}"
 
 
 class PageCorruptError(BundleError):
@@ -79,6 +104,15 @@ class PageCorruptError(BundleError):
             "Run 'weightpager verify', and mend it from another copy with --repair --from."
         )
         self.page, self.where = page, where
+
+    def __str__(self) -> str:
+        if self.bundle is None:
+            return self.plain
+        damaged = f"page {self.page} does not match its BLAKE3 hash"
+        return (
+            f"{self.bundle}: {self.where}: {damaged}; the file or the storage is damaged. "
+            f"Mend it from another copy: {mending(self.bundle)}"
+        )
 
 
 class UnknownTaskError(BundleError):
@@ -166,6 +200,22 @@ class RequestTimeoutError(WeightpagerError):
 
 class ServerClosedError(WeightpagerError):
     """The server is shutting down."""
+
+
+def mending(bundle: Path) -> str:
+    """The command that mends a bundle from another copy."""
+    return f"'weightpager verify {bundle} --repair --from COPY'"
+
+
+@contextmanager
+def of_bundle(path: Path) -> Iterator[None]:
+    """Name a bundle in errors of its files and pages."""
+    try:
+        yield
+    except BundleError as error:
+        if error.bundle is None:
+            error.bundle = path
+        raise
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -29,7 +29,7 @@ from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
 from weightpager.bundle.format.version_1 import tables_file
 from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
-from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
+from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError, of_bundle
 from weightpager.graph import Graph, read_graph
 from weightpager.graph.file import graph_file
 from weightpager.machine.paths import has_directory, has_file
@@ -73,6 +73,11 @@ class Bundle:
             raise _no_bundle(root, _instead_of_directory(root))
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")
+        with of_bundle(root):
+            return cls._read(root)
+
+    @classmethod
+    def _read(cls, root: Path) -> Bundle:
         manifest = read_manifest(root)
         index = read_page_index(root, manifest)
         bundle = cls(root, manifest, index, read_placement(root, manifest, index.first(manifest.pages)))

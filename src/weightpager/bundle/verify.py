@@ -27,8 +27,6 @@ _MEND = "mend what is damaged with --repair --from OTHER, where OTHER is another
 _COPY = "copy the whole bundle again: only its manifest says what belongs into it"
 _ANEW = "compile the bundle again: its hashes fit what is wrong in it, so any copy is as wrong"
 
-_DAMAGE = ("file", "size", "BLAKE3")  # fields of errors that mean damage: the file isn't the one that was written
-
 
 @dataclass(frozen=True)
 class Verification:
@@ -68,8 +66,7 @@ class _Findings:
 
     def add(self, error: BundleError) -> None:
         """Note a refusal."""
-        damage = isinstance(error, BundleFormatError) and error.field in _DAMAGE
-        (self.damaged if damage else self.wrong)[str(error)] = None
+        (self.damaged if _is_damage(error) else self.wrong)[error.plain] = None
 
 
 def verify(path: str | Path, progress: StepProgress = silent) -> Verification:
@@ -101,7 +98,7 @@ def _verify_closed(root: Path, refusal: BundleError, progress: StepProgress) -> 
     try:
         manifest = read_manifest(root)
     except BundleError:
-        return Verification(0, 0, (str(refusal),), _advice_without_manifest(root, refusal))
+        return Verification(0, 0, (refusal.plain,), _advice_without_manifest(root, refusal))
     try:
         ids = read_page_index(root, manifest).ids
     except BundleError:
@@ -133,7 +130,11 @@ def _verify_pages(
 def _advice_without_manifest(root: Path, error: BundleError) -> tuple[str, ...]:
     if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
         return ()  # no bundle at all
-    return (_COPY if isinstance(error, BundleFormatError) and error.field in _DAMAGE else _ANEW,)
+    return (_COPY if _is_damage(error) else _ANEW,)
+
+
+def _is_damage(error: BundleError) -> bool:
+    return isinstance(error, BundleFormatError) and error.is_damage
 
 
 def _files(manifest: Manifest) -> dict[str, None]:
@@ -164,7 +165,7 @@ def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], p
         try:
             page_file.check(root / name, count, size)
         except BundleError as error:
-            problems.append(str(error))
+            problems.append(error.plain)
         for place, problem in _damaged_pages(root / name, ids[first : first + count], size):
             if problem:
                 problems.append(f"{name}: page {first + place} (place {place}): {problem}")

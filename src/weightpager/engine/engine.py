@@ -19,7 +19,7 @@ from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.task_holds import deadline_after
-from weightpager.errors import BusyError, ConfigError
+from weightpager.errors import BusyError, ConfigError, of_bundle
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
@@ -67,7 +67,8 @@ class Engine(EngineMaintenance):
         """
         for name in config.real_time:
             bundle.task(name)
-        opened = OpenBundle(bundle, config, open_store, staging)
+        with of_bundle(bundle.path):
+            opened = OpenBundle(bundle, config, open_store, staging)
         process = os.getpid()
         weakref.finalize(self, _in_process, process, opened.residency.close)
         monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
@@ -173,7 +174,8 @@ class Engine(EngineMaintenance):
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        module = self._holds.hold(name, wait=wait, timeout=timeout)
+        with of_bundle(self.bundle.path):
+            module = self._holds.hold(name, wait=wait, timeout=timeout)
         try:
             yield module
         finally:
@@ -205,7 +207,7 @@ class Engine(EngineMaintenance):
         """
         self._check_open()
         deadline = deadline_after(timeout)
-        with self._turn_to_activate(deadline):
+        with of_bundle(self.bundle.path), self._turn_to_activate(deadline):
             if name == self._current and (again := self._holds.enter_again(name, wait=wait)) is not None:
                 return again
             previous = None if name == self._current else self._current
@@ -266,7 +268,7 @@ class Engine(EngineMaintenance):
         """
         self._check_open()
         asked = checked(self.bundle.task(name), inputs, max_new_tokens)  # what is refused neither waits nor switches
-        with self._turn_to_predict(name):
+        with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry = self.bundle.task(name)  # which a reload may have changed meanwhile
             return predict(
                 self.model(name), self._readers.own(self.bundle), entry, asked, max_new_tokens=max_new_tokens
@@ -310,7 +312,8 @@ class Engine(EngineMaintenance):
     def _enter_real_time(self) -> None:
         try:
             for name in sorted(self._real_time):
-                self._holds.hold(name, is_visit=False)  # and never release
+                with of_bundle(self.bundle.path):
+                    self._holds.hold(name, is_visit=False)  # and never release
         except BaseException:
             self.close()
             raise

@@ -123,7 +123,7 @@ def test_an_index_of_as_many_pages_as_a_page_file_of_holes_has_is_refused(copy: 
     grow(copy, PAGE_INDEX, len(header) + 44 * pages, header)
     rewrite_manifest(copy, lambda m: m.update(page_files=[pages]))
     page_file.frame(copy / page_file.file_name(0), pages, manifest.page_bytes)
-    assert f"open: {PAGE_INDEX}: size" in check_with_little(copy)
+    assert f"open: {copy}: {PAGE_INDEX}: size" in check_with_little(copy)
 
 
 def test_parameters_that_are_a_hole_are_refused(copy: Path) -> None:

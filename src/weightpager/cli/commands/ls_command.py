@@ -78,7 +78,7 @@ class _Listed:
         try:
             opened = Bundle.open(path)
         except (BundleError, OSError) as error:
-            return cls(str(path), _bytes(path), str(error))
+            return cls(str(path), _bytes(path), error.plain if isinstance(error, BundleError) else str(error))
         return cls(str(path), _bytes(path), None, list(opened.tasks), len(opened.pages), opened.page_bytes)
 
     def cells(self) -> list[object]:
