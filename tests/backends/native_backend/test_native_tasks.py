@@ -134,6 +134,14 @@ def test_inputs_that_need_not_be_stated(assistant_bundle: Path) -> None:
         assert (task(input_ids=IDS)["logits"] == stated).all()
 
 
+def test_more_tokens_than_the_model_reads_are_counted(assistant_bundle: Path) -> None:
+    with native(assistant_bundle) as engine, engine.task("animal") as task:
+        most = engine.limits().context
+        assert task(input_ids=np.ones((1, most), np.int64))["logits"].shape[0] == 1
+        with pytest.raises(ValueError, match=f"^input_ids: {most + 1} tokens, the model reads at most {most};"):
+            task(input_ids=np.ones((1, most + 1), np.int64))
+
+
 def test_a_task_that_is_not_active_is_refused(assistant_bundle: Path) -> None:
     with native(assistant_bundle) as engine:
         task = engine.activate("animal")

@@ -19,7 +19,7 @@ class NativeTask:
         graph: the graph of the task's kind; ``graph.inputs`` and ``graph.outputs`` say what a call takes and gives.
     """
 
-    def __init__(self, graph: Graph, programs: tuple[Program, ...], gate: Gate) -> None:
+    def __init__(self, graph: Graph, programs: tuple[Program, ...], gate: Gate, context: int) -> None:
         """Nothing is computed yet.
 
         Args:
@@ -27,10 +27,12 @@ class NativeTask:
             programs: that run it, one after the other: what gives ``hidden``, and what gives ``logits`` of that where
                 few of a forward's tokens need any.
             gate: the task's gate.
+            context: tokens that the model says it can read.
         """
         self.graph = graph
         self._below, self._head = programs[0], programs[1] if len(programs) > 1 else None
         self._gate = gate
+        self._context = context
 
     @property
     def has_head(self) -> bool:
@@ -60,7 +62,15 @@ class NativeTask:
             raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
         defaults = {name: self._default(name, inputs, cache) for name in known if name not in inputs}
         all_inputs = {**inputs, **{name: array for name, array in defaults.items() if array is not None}}
-        outputs = self.below(all_inputs, cache)
+        earlier = 0 if cache is None else cache.tokens
+        try:
+            outputs = self.below(all_inputs, cache)
+        except (ValueError, IndexError) as error:
+            tokens = earlier + _length(inputs)
+            if tokens > self._context:  # a model without a table of positions may read more than it says
+                at_most = f"the model reads at most {self._context}"
+                raise type(error)(f"input_ids: {tokens} tokens, {at_most}; cut the text") from error
+            raise
         return outputs if self._head is None else {**outputs, "logits": self.head(outputs["hidden"])}
 
     def below(self, inputs: Mapping[str, Array], cache: KVCache | None = None) -> dict[str, Array]:
@@ -84,6 +94,12 @@ class NativeTask:
             return None  # the program says what is missing
         batch, length = np.shape(ids)
         return make(batch, length, 0 if cache is None else cache.tokens)
+
+
+def _length(inputs: Mapping[str, Array]) -> int:
+    """Tokens of each text; 0 where the inputs aren't texts."""
+    shape = np.shape(inputs.get("input_ids", ()))
+    return int(shape[1]) if len(shape) == 2 else 0
 
 
 def _all_seen(batch: int, length: int, earlier: int) -> Array:
