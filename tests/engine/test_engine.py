@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,35 @@ def test_tasks_nest_when_they_fit_and_are_refused_when_not(assistant_bundle: Pat
         assert error.value.smallest == both
         assert str(both) in str(error.value)
         assert torch.equal(logits(animal), expected)
+
+
+def test_a_refusal_names_who_uses_the_tasks_that_leave_no_room(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle, budget=tight(assistant_bundle, "animal")) as engine:
+
+        def refused() -> str:
+            with pytest.raises(BudgetError) as error, engine.task("weather"):
+                pass
+            return str(error.value).partition("). ")[2]
+
+        current = "Task 'animal' is in use by engine.activate or predict: call engine.deactivate()"
+        engine.activate("animal")
+        assert refused() == f"{current}."
+        with engine.task("animal"):
+            assert refused() == f"{current}, and by engine.task: end its 'with' block."
+        engine.pin("animal")
+        engine.deactivate()
+        pinned = "Task 'animal' is in use as it is pinned: call engine.unpin('animal')."
+        assert refused() == pinned
+        with pytest.raises(BudgetError, match=re.escape(pinned)):
+            engine.prefetch("weather")
+        engine.unpin("animal")
+        engine.activate("weather")
+        engine.activate("animal")
+    with wp.Engine.from_pretrained(assistant_bundle, budget="1MiB", real_time=["animal"]) as engine:
+        engine.set_budget(tight(assistant_bundle, "animal"))
+        with pytest.raises(TaskTooLargeError, match="real-time") as error:
+            engine.activate("weather")
+        assert "is in use" not in str(error.value)
 
 
 def test_a_module_outside_its_block_refuses_to_run(assistant_bundle: Path) -> None:

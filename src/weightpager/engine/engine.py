@@ -77,7 +77,6 @@ class Engine(EngineMaintenance):
         weakref.finalize(self, _in_process, process, self._prefetching.close)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._predicting = {name: threading.Lock() for name in self._real_time}  # one prediction of each at a time
-        self._current: str | None = None
         self._enter_real_time()
         self._prefetching.start()
 
@@ -174,7 +173,7 @@ class Engine(EngineMaintenance):
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        with of_bundle(self.bundle.path):
+        with self._explained():
             module = self._holds.hold(name, wait=wait, timeout=timeout)
         try:
             yield module
@@ -207,12 +206,13 @@ class Engine(EngineMaintenance):
         """
         self._check_open()
         deadline = deadline_after(timeout)
-        with of_bundle(self.bundle.path), self._turn_to_activate(deadline):
+        with self._turn_to_activate(deadline):
             if name == self._current and (again := self._holds.enter_again(name, wait=wait)) is not None:
                 return again
             previous = None if name == self._current else self._current
             left = seconds_until(deadline)
-            module = self._holds.hold(name, previous, self._leave_current, wait=wait, timeout=left)
+            with self._explained(previous):
+                module = self._holds.hold(name, previous, self._leave_current, wait=wait, timeout=left)
             still_held, self._current = self._current, name
             if still_held is not None:
                 self._holds.release(still_held)

@@ -30,7 +30,8 @@ class EngineMaintenance(EngineView):
         That is no visit. As many calls of `unpin` undo it as there were of this. Errors are those of `task`.
         """
         self._check_open()
-        self._holds.pin(name)
+        with self._explained():
+            self._holds.pin(name)
 
     def unpin(self, name: str) -> None:
         """Undo one `pin`.
@@ -62,7 +63,8 @@ class EngineMaintenance(EngineView):
         self._check_open()
         number = self._open.task(name).number
         expected_uses = partial(uses_after, number, self._open, self.monitor)
-        return self._residency.prefetch(SwitchRequest(number, name, expected_uses=expected_uses))
+        with self._explained():
+            return self._residency.prefetch(SwitchRequest(number, name, expected_uses=expected_uses))
 
     def evict(self) -> int:
         """Drop all pages that no task in use needs, so that a later switch reads them again. Returns how many went."""

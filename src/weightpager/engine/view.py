@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from weightpager.answers.model import ModelLimits
@@ -11,12 +12,13 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.input_readers import InputReaders
+from weightpager.engine.opened.in_use import in_use
 from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.prefetching import Prefetching
 from weightpager.engine.report import EngineReport, ResidencyMap, RowReport, SwitchReport
 from weightpager.engine.switch_log import SwitchLog
-from weightpager.errors import EngineClosedError
+from weightpager.errors import BudgetError, EngineClosedError, TaskTooLargeError, of_bundle
 from weightpager.machine.packages import needing_torch
 from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.image_reader import ImageReader
@@ -36,6 +38,7 @@ class EngineView:
         self._real_time = frozenset(config.real_time)
         self._process = os.getpid()
         self._closed = False
+        self._current: str | None = None
         self._switches = SwitchLog(opened, monitor)
         self._forecasts = Forecasts(opened, monitor)
         self._prefetching = Prefetching(opened, monitor, config.prefetch, self._real_time)
@@ -172,6 +175,22 @@ class EngineView:
     def _forked(self) -> bool:
         """Whether this process isn't the one that opened the engine."""
         return os.getpid() != self._process
+
+    @contextmanager
+    def _explained(self, leaving: str | None = None) -> Iterator[None]:
+        """Complete errors of loading: with the bundle's path, and with who uses the tasks that leave no room.
+
+        Args:
+            leaving: the task that is left for the one that is loaded.
+        """
+        try:
+            with of_bundle(self.bundle.path):
+                yield
+        except TaskTooLargeError:
+            raise
+        except BudgetError as error:
+            users = in_use(self._tasks, self._real_time, self._current, leaving)
+            raise BudgetError(f"{error} {users}".rstrip(), error.smallest) from error
 
     def _check_process(self) -> None:
         if self._forked:
