@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from pathlib import Path
+
 import pytest
 
+from command import Command
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.cli.running.run_command import _answers
 
@@ -19,3 +24,14 @@ from weightpager.cli.running.run_command import _answers
 )
 def test_answers_of_several_lines_are_told_apart(predictions: list[Prediction], printed: str) -> None:
     assert _answers(predictions) == printed
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_line_that_is_not_utf8_is_named(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch, errors: str
+) -> None:
+    lines = io.TextIOWrapper(io.BytesIO(b"red cat\ncaf\xe9\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", lines)
+    found = weightpager("run", assistant_bundle, "--task", "animal")
+    assert (found.code, found.out) == (2, "")
+    assert "error: run: line 2 of standard input isn't UTF-8; convert it" in found.err

@@ -111,19 +111,30 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
         raise ConfigError(f"run: expected texts, since {task} reads texts, found '--image'")
     if texts == ["-"]:
         texts = None
-    if not texts and sys.stdin.isatty():
-        output.hint("texts, one a line; Ctrl-D ends them")
-    try:
-        # Some editors put a byte order mark before a file; it is no part of the first text.
-        inputs = texts or sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n")
-        for text in inputs:
-            text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
-    except UnicodeError as error:
-        raise ConfigError(f"run: expected UTF-8 text: {error}") from error
-    except OSError as error:  # nohup lets nothing be read
-        why = error.strerror or error
-        raise ConfigError(f"run: cannot read standard input: {why}; give texts as arguments") from error
+    inputs = texts or _lines()
+    for number, text in enumerate(inputs, 1):
+        if not is_unicode(text):  # what isn't UTF-8 arrives as lone surrogates
+            raise _not_utf8(f"text {number}" if texts else f"line {number} of standard input")
     # A blank text among others goes to the task, so that lines match. A model that makes no token of it refuses it.
     if not any(text.strip() for text in inputs):
         raise ConfigError("run: expected a text as argument or on standard input")
     return inputs
+
+
+def _lines() -> list[str]:
+    """The lines of standard input."""
+    if sys.stdin.isatty():
+        output.hint("texts, one a line; Ctrl-D ends them")
+    try:
+        # Some editors put a byte order mark before a file; it is no part of the first text.
+        return sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise _not_utf8(f"line {line} of standard input") from error
+    except OSError as error:  # nohup lets nothing be read
+        why = error.strerror or error
+        raise ConfigError(f"run: cannot read standard input: {why}; give texts as arguments") from error
+
+
+def _not_utf8(where: str) -> ConfigError:
+    return ConfigError(f"run: {where} isn't UTF-8; convert it, for example with iconv -f LATIN1 -t UTF-8")
