@@ -35,3 +35,17 @@ def test_a_line_that_is_not_utf8_is_named(
     found = weightpager("run", assistant_bundle, "--task", "animal")
     assert (found.code, found.out) == (2, "")
     assert "error: run: line 2 of standard input isn't UTF-8; convert it" in found.err
+
+
+def test_an_empty_text_is_a_text_wherever_it_comes_from(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("run", assistant_bundle, "--task", "animal")
+    argument = weightpager(*run, "")
+    assert argument.code == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert weightpager(*run).out == argument.out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    refused = weightpager(*run)
+    assert (refused.code, refused.out) == (2, "")
+    assert "expected a text as argument or on standard input" in refused.err

@@ -115,25 +115,26 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
     for number, text in enumerate(inputs, 1):
         if not is_unicode(text):  # what isn't UTF-8 arrives as lone surrogates
             raise _not_utf8(f"text {number}" if texts else f"line {number} of standard input")
-    # A blank text among others goes to the task, so that lines match. A model that makes no token of it refuses it.
-    if not any(text.strip() for text in inputs):
+    # A blank text goes to the task, as from any client. A model that makes no token of it refuses it.
+    if not inputs:
         raise ConfigError("run: expected a text as argument or on standard input")
     return inputs
 
 
 def _lines() -> list[str]:
-    """The lines of standard input."""
+    """The lines of standard input; none where it is empty."""
     if sys.stdin.isatty():
         output.hint("texts, one a line; Ctrl-D ends them")
     try:
         # Some editors put a byte order mark before a file; it is no part of the first text.
-        return sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n")
+        text = sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
         raise _not_utf8(f"line {line} of standard input") from error
     except OSError as error:  # nohup lets nothing be read
         why = error.strerror or error
         raise ConfigError(f"run: cannot read standard input: {why}; give texts as arguments") from error
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _not_utf8(where: str) -> ConfigError:
