@@ -40,8 +40,9 @@ def test_any_text_is_a_size_or_refused(text: str) -> None:
 
 def test_bandwidths() -> None:
     assert parse_bandwidth("300MB/s") == parse_bandwidth("300MB") == 3e8
-    with pytest.raises(ConfigError, match="bandwidth: expected"):
-        parse_bandwidth("fast")
+    for wrong in ("fast", "300", "300/s", "3e8", ""):
+        with pytest.raises(ConfigError, match="bandwidth: expected a size per second with a unit"):
+            parse_bandwidth(wrong)
 
 
 def test_sizes_are_shown_as_people_read_them() -> None:

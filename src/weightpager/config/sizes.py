@@ -32,12 +32,16 @@ def parse_bandwidth(text: str) -> float:
     """Bytes per second in ``"300MB/s"``.
 
     Raises:
-        ConfigError: the text is no bandwidth.
+        ConfigError: the text is no bandwidth, or has no unit: nobody means bytes.
     """
+    size = text.strip().removesuffix("/s")
     try:
-        return float(parse_size(text.strip().removesuffix("/s")))
+        count = parse_size(size)
     except ConfigError:
-        raise ConfigError(f"bandwidth: expected a size per second, such as 300MB/s, got {text!r}") from None
+        count = None
+    if count is None or not size.strip()[-1].isalpha():
+        raise ConfigError(f"bandwidth: expected a size per second with a unit, such as 300MB/s, got {text!r}")
+    return float(count)
 
 
 def stated_size(size: str | int | None, where: str) -> int | None:

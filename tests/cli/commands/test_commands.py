@@ -377,6 +377,8 @@ def test_an_export_that_the_storage_refuses_leaves_nothing(
         (["plan", "BUNDLE", "--to", "weather", "--budget", "1KiB"], 1, "smallest budget that would do is"),
         (["plan", "BUNDLE", "--from", "animal", "--worst"], 2, "--worst alone"),
         (["run", "BUNDLE", "--task", "weather", "\udcff"], 2, "UTF-8"),
+        (["run", "BUNDLE", "-t", "weather", "--max-new-tokens", "5", "text"], 2, "weather writes no text, found 5"),
+        (["plan", "BUNDLE", "--to", "weather", "--storage", "300"], 2, "with a unit, such as 300MB/s, got '300'"),
         (["demo", "--out", "no/such/folder.html"], 2, "does not exist"),
         (["bench", "BUNDLE", "--seed", "-1"], 2, "--seed"),
         (["plan", "BUNDLE", "--from", "x", "--to", "weather"], 2, "unknown task 'x'"),

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.bundle import TaskEntry
 from weightpager.cli import output
@@ -56,6 +57,9 @@ def run(
     with opened(bundle, [task], budget, dtype, rows, backend) as engine:
         entry = engine.bundle.task(task)
         _check_system(entry, system)
+        if max_new_tokens is not None and not kind_of(entry.kind).writes:
+            why = f"since {task} writes no text"
+            raise ConfigError(f"run: expected no '--max-new-tokens', {why}, found {max_new_tokens}")
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
         asked: Sequence[str | Messages] = inputs if system is None else [_conversation(system, text) for text in inputs]
         predictions = engine.predict(task, asked, max_new_tokens=max_new_tokens)
