@@ -8,7 +8,7 @@ from pathlib import Path
 
 from command import Command
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import whole_rows
+from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.bundle.report.compile_report import ControlScore, TaskScore, read_report
 from weightpager.cli.commands.bundle_facts import BundleFacts
 from weightpager.config import format_enough
@@ -87,6 +87,10 @@ def test_plan_counts_with_rows(weightpager: Command, wordy_bundle: Path) -> None
 
 def test_run_takes_a_size_for_rows(weightpager: Command, wordy_bundle: Path) -> None:
     found = weightpager("run", wordy_bundle, "--task", "animal", "--rows", "1KiB", "--json", "a cat")
+    least = footprint(Bundle.open(wordy_bundle)).rows
+    note = f"--rows 1.0 KiB is less than the least that they get where none are stated, {format_enough(least)}"
+    assert note in " ".join(found.err.split())
+    assert "less than" not in weightpager("run", wordy_bundle, "-t", "animal", "--rows", str(least), "a cat").err
     engine = json.loads(found.out)["engine"]
     assert engine["memory"]["rows"] == 1024
     assert engine["rows"]["lookups"] > engine["rows"]["hits"] > 0

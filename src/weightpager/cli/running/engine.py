@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.cli import output
 from weightpager.config import parse_size, stated_size
 from weightpager.errors import BudgetError
 from weightpager.runtime.budget.bundle_needs import check_fits
@@ -22,10 +24,19 @@ def opened(
     from weightpager.engine import Engine
 
     try:
-        return Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype, backend=backend)
+        engine = Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype, backend=backend)
     except BudgetError:
         if budget is not None:
             found = Bundle.open(bundle)
             for task in tasks or found.tasks:
                 check_fits(found, task, parse_size(budget), dtype, stated_size(rows, "rows"))
         raise
+    _note_few_rows(engine.bundle, stated_size(rows, "rows"))
+    return engine
+
+
+def _note_few_rows(bundle: Bundle, stated: int | None) -> None:
+    least = footprint(bundle).rows
+    if stated is not None and stated < least:
+        usual = f"the least that they get where none are stated, {output.enough(least)}"
+        output.hint(f"note: --rows {output.size(stated)} is less than {usual}: texts will read more from storage")
