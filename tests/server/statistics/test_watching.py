@@ -219,6 +219,15 @@ def test_the_log_tells_what_was_asked_but_not_what_was_said(
         assert hidden not in everything
 
 
+def test_monitors_that_find_all_well_leave_no_line(assistant_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG), serving(assistant_bundle) as running, running.http() as client:
+        for route in ("/health", "/ready", "/metrics", "/v1/models"):
+            assert client.get(route).status_code == 200
+    lines = [record for record in caplog.records if record.name == "weightpager.server.requests"]
+    assert [record.getMessage() for record in lines if record.levelno >= logging.INFO] == ["GET /v1/models 200"]
+    assert "GET /health 200" in [record.getMessage() for record in lines]
+
+
 def test_the_dashboard_asks_for_metrics_that_there_are(assistant_bundle: Path) -> None:
     dashboard = (Path(__file__).parents[3] / "docs" / "grafana.json").read_text(encoding="utf-8")
     asked = set(re.findall(r"weightpager_[a-z_]+", dashboard))

@@ -13,6 +13,9 @@ from weightpager.server.statistics.metrics import Metrics
 
 _log = logging.getLogger("weightpager.server.requests")
 
+_PROBES = ("/health", "/ready", "/metrics")
+"""Routes that monitors ask every few seconds: answers that are well are logged as debug only."""
+
 
 class RequestLog:
     """ASGI middleware around everything else; gives every response an ``X-Request-Id``, and says how long it waited."""
@@ -57,7 +60,8 @@ class RequestLog:
         method, waited = scope["method"], _waited(scope)
         facts = {"request": request, "method": method, "route": route, "task": task, "status": status}
         facts |= {"seconds": round(seconds, 6), "waited": waited}
-        _log.info("%s %s %d", method, route, status, extra={"facts": facts})
+        level = logging.DEBUG if route in _PROBES and status < 400 else logging.INFO
+        _log.log(level, "%s %s %d", method, route, status, extra={"facts": facts})
 
 
 def _waited(scope: Scope) -> float | None:
