@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "integers.hpp"
 #include "linear/paged_linear.hpp"
 #include "products.hpp"
 #include "programs.hpp"
@@ -97,9 +98,9 @@ bool passes(int64_t number, const std::vector<const weightpager::Kernel*>& kerne
     return found.empty();
 }
 
-// What training multiplies by, operators of each instruction set, and programs of them.
+// Whole numbers, what training multiplies by, operators of each instruction set, and programs of them.
 int part_failures(int64_t cases, const std::vector<const weightpager::Kernel*>& kernels) {
-    std::vector<std::string> found;
+    std::vector<std::string> found = integer_mistakes(100 * cases);
     for (const auto* products : weightpager::products()) {
         const std::vector<std::string> mistakes = product_mistakes(*products, cases);
         found.insert(found.end(), mistakes.begin(), mistakes.end());

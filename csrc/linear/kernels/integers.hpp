@@ -3,7 +3,7 @@
 
 #include "lanes.hpp"
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -13,7 +13,7 @@ namespace weightpager {
 namespace {  // see bfloat16.hpp
 
 // N pairs of int16, as multiplied: widened from int8, or from every fourth part of N words of int4.
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 
 template <int N>
 struct IntegerPairs {
@@ -30,7 +30,13 @@ WEIGHTPAGER_INLINE IntegerPairs<N> read_integers(const uint8_t* pairs) {
 #if defined(__AVX512BW__)
     if constexpr (N == 16) return {(typename Lanes<N>::Short)_mm512_cvtepi8_epi16(load<__m256i>(pairs))};
 #endif
+#if defined(__AVX2__)
     if constexpr (N == 8) return {(typename Lanes<N>::Short)_mm256_cvtepi8_epi16(load<__m128i>(pairs))};
+#endif
+    if constexpr (N == 4) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(pairs));
+        return {(typename Lanes<N>::Short)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8)};
+    }
 }
 
 // sum[o] + weights[o].even * x.even + weights[o].odd * x.odd
@@ -45,7 +51,10 @@ WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add(typename Lanes<N>::Int su
 #elif defined(__AVX512BW__)
     if constexpr (N == 16) return sum + (Int)_mm512_madd_epi16((__m512i)all, _mm512_set1_epi32(pair));
 #endif
+#if defined(__AVX2__)
     if constexpr (N == 8) return sum + (Int)_mm256_madd_epi16((__m256i)all, _mm256_set1_epi32(pair));
+#endif
+    if constexpr (N == 4) return sum + (Int)_mm_madd_epi16((__m128i)all, _mm_set1_epi32(pair));
 }
 
 #elif defined(__ARM_NEON)
