@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "bfloat16.hpp"
+#include "half.hpp"
 #include "random.hpp"
 
 using namespace weightpager;
@@ -206,10 +207,54 @@ class Check {
     int64_t number_;
 };
 
+double value_of(Half half) {
+    const int exponent = half.bits >> 10 & 31, fraction = half.bits & 1023;
+    const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    return (half.bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+// Of a KV cache with a single key, its value is what attention gives.
+Numbers widened(const Vectors& vectors, const std::vector<Half>& halves) {
+    const std::vector<Half> keys(kKeysAtOnce, Half{0});
+    const void *key_block = keys.data(), *value_block = halves.data();
+    const float query = 1.0f;
+    Numbers out(halves.size());
+    Attention a{};
+    a.query = &query;
+    a.out = out.data();
+    a.batch = a.heads = a.groups = a.queries = a.keys = a.depth = 1;
+    a.value_depth = static_cast<int64_t>(halves.size());
+    a.key_blocks = &key_block;
+    a.value_blocks = &value_block;
+    a.halves = true;
+    vectors.attend(a, 0, 0, 0, 1);
+    return out;
+}
+
+// Every float16 that `to_half` writes.
+std::vector<std::string> half_mistakes(const Vectors& vectors) {
+    std::vector<std::string> mistakes;
+    for (uint32_t first = 0; first < 0x10000 && mistakes.empty(); first += kDeepestHead) {
+        std::vector<Half> halves;
+        for (uint32_t bits = first; bits < first + kDeepestHead; ++bits)
+            if ((bits & 0x7fff) < 0x7c00 || (bits & 0x7fff) == 0x7e00) halves.push_back({static_cast<uint16_t>(bits)});
+        if (halves.empty()) continue;
+        const Numbers found = widened(vectors, halves);
+        for (size_t i = 0; i < halves.size() && mistakes.empty(); ++i) {
+            const bool number = (halves[i].bits & 0x7fff) < 0x7c00;
+            if (number ? found[i] == value_of(halves[i]) : std::isnan(found[i])) continue;
+            std::ostringstream text;
+            text << vectors.name << ", float16 of bits " << halves[i].bits << ": got " << found[i];
+            mistakes.push_back(text.str());
+        }
+    }
+    return mistakes;
+}
+
 }  // namespace
 
 std::vector<std::string> vector_mistakes(const Vectors& vectors, int64_t cases) {
-    std::vector<std::string> found;
+    std::vector<std::string> found = half_mistakes(vectors);
     for (int64_t number = 0; number < cases && found.size() < 10; ++number) {
         Check check(vectors, number);
         check.run();

@@ -4,7 +4,7 @@
 #include "functions.hpp"
 #include "half.hpp"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -29,6 +29,8 @@ WEIGHTPAGER_INLINE Float load_floats(const uint16_t* from) { return widen<kLanes
 WEIGHTPAGER_INLINE Float load_floats(const Half* from) {
 #if defined(__AVX512F__)
     return (Float)_mm512_cvtph_ps(load<__m256i>(from));
+#elif defined(__F16C__) && WEIGHTPAGER_LANES == 8
+    return (Float)_mm256_cvtph_ps(load<__m128i>(from));
 #elif defined(__aarch64__)
     return (Float)vcvt_f32_f16(load<float16x4_t>(from));
 #else

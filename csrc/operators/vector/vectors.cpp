@@ -18,7 +18,7 @@ std::vector<const Vectors*> find_vectors() {
 #if defined(WEIGHTPAGER_X86)
     const Processor& has = processor();
     if (has.avx512f && has.avx512bw && has.avx512vl) found.push_back(&vectors_avx512);
-    if (has.avx2 && has.fma) found.push_back(&vectors_avx2);
+    if (has.avx2 && has.fma && has.f16c) found.push_back(&vectors_avx2);
 #elif defined(__aarch64__)
     found.push_back(&vectors_neon);
 #endif
