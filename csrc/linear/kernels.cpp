@@ -21,14 +21,19 @@ extern const Kernel avx512_bf16;
 extern const Kernel amx_bf16;
 #endif
 #elif defined(__aarch64__)
-extern const Kernel neon, neon_dot, neon_bf16;
+extern const Kernel neon, neon_dot;
+#if defined(WEIGHTPAGER_NEON_BF16)
+extern const Kernel neon_bf16;
+#endif
 #endif
 
 namespace {
 
 #if defined(__aarch64__)
 constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-constexpr unsigned long kBfloat16 = 1ul << 14;    // HWCAP2_BF16, which older headers lack
+#if defined(WEIGHTPAGER_NEON_BF16)
+constexpr unsigned long kBfloat16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+#endif
 #endif
 
 #if defined(WEIGHTPAGER_EMULATED_TILES)
@@ -58,7 +63,9 @@ std::vector<const Kernel*> find_kernels() {
     if (has.avx2 && has.fma) found.push_back(&avx2);
 #elif defined(__aarch64__)
     const bool dots = getauxval(AT_HWCAP) & kDotProduct;
+#if defined(WEIGHTPAGER_NEON_BF16)
     if (dots && getauxval(AT_HWCAP2) & kBfloat16) found.push_back(&neon_bf16);
+#endif
     if (dots) found.push_back(&neon_dot);
     found.push_back(&neon);
 #endif

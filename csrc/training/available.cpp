@@ -13,7 +13,10 @@ constexpr const Products* kCompiled[] = {
 #if defined(WEIGHTPAGER_X86)
     &products_avx512, &products_avx2,
 #elif defined(__aarch64__)
-    &products_neon_bf16, &products_neon,
+#if defined(WEIGHTPAGER_NEON_BF16)
+    &products_neon_bf16,
+#endif
+    &products_neon,
 #endif
     &products_generic,
 };

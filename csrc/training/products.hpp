@@ -46,7 +46,10 @@ extern const Products products_avx2, products_avx512;
 extern const Products products_avx512_bf16;
 #endif
 #elif defined(__aarch64__)
-extern const Products products_neon, products_neon_bf16;
+extern const Products products_neon;
+#if defined(WEIGHTPAGER_NEON_BF16)
+extern const Products products_neon_bf16;
+#endif
 #endif
 
 // What this machine can run, best first: for each instruction set of the kernels that has some; never empty.
