@@ -7,8 +7,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <initializer_list>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #if defined(__linux__)
@@ -75,13 +75,24 @@ class Pool {
         // What a thread's own instructions raise ends the process at once where it is blocked, whoever handles it.
         for (const int own : {SIGILL, SIGFPE, SIGSEGV, SIGBUS, SIGTRAP}) sigdelset(&all, own);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        try {
-            for (; workers_ < wanted; ++workers_) std::thread([this] { work(); }).detach();
-        } catch (const std::system_error&) {
-            // The system gives no more: those that there are, or the caller alone, do all the work.
-        }
+        // Where the system gives no more, those that there are, or the caller alone, do all the work.
+        while (workers_ < wanted && start_worker()) ++workers_;
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
         spins_.store(workers_ < usable_cores(), std::memory_order_relaxed);
+    }
+
+    bool start_worker() {
+        pthread_attr_t attributes;
+        size_t given = 0;
+        if (pthread_attr_init(&attributes) != 0) return false;
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_attr_getstacksize(&attributes, &given);
+        if (given < kStackBytes) pthread_attr_setstacksize(&attributes, kStackBytes);
+        pthread_t worker;
+        const auto work = [](void* pool) -> void* { static_cast<Pool*>(pool)->work(); };
+        const bool started = pthread_create(&worker, &attributes, work, this) == 0;
+        pthread_attr_destroy(&attributes);
+        return started;
     }
 
     [[noreturn]] void work() {

@@ -1,7 +1,12 @@
 // Threads of our own, for processes in which no OpenMP runtime of torch's is loaded.
 #pragma once
 
+#include <cstddef>
+
 namespace weightpager {
+
+// Of each of these threads at least, whatever the system gives by itself: musl's 128 KiB are less than a region takes.
+constexpr size_t kStackBytes = size_t{1} << 20;
 
 using Region = void (*)(void* data);
 

@@ -1,4 +1,5 @@
 // Tests of our own threads. Exit code 1 if one fails.
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -60,6 +61,29 @@ void pieces_run_at_once() {
     expect(here.load() == 2, "pieces run at once");
 }
 
+// As musl does; glibc otherwise gives what the shell's limit says.
+void let_stacks_be_small() {
+#if defined(__GLIBC__)
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 128 << 10);
+    expect(pthread_setattr_default_np(&attributes) == 0, "stacks are small");
+    pthread_attr_destroy(&attributes);
+#endif
+}
+
+// Ends the process where the stack is smaller.
+void stacks_are_large_enough() {
+    std::atomic<int> here{0};
+    parallel_for(2, 2, [&](int64_t) {
+        volatile char half[kStackBytes / 2];
+        for (size_t i = 0; i < sizeof half; i += 1024) half[i] = 1;
+        here.fetch_add(half[0]);
+        while (here.load() < 2) std::this_thread::yield();
+    });
+    expect(here.load() == 2, "stacks are large enough");
+}
+
 void no_more_threads_than_asked_for() {
     std::mutex lock;
     std::set<std::thread::id> found;
@@ -105,6 +129,8 @@ void several_callers() {
 }  // namespace
 
 int main() {
+    let_stacks_be_small();
+    stacks_are_large_enough();
     every_piece_is_done_once();
     calls_follow_each_other();
     sleepers_wake_up();

@@ -4,6 +4,7 @@
 
 #include "divide.hpp"
 #include "norms.hpp"
+#include "threads/pool.hpp"
 
 namespace weightpager {
 namespace {  // see bfloat16.hpp
@@ -257,6 +258,8 @@ class QueryTile {
     float query_[kQueriesAtOnce * kDeepestHead], keys_[kDeepestHead * kKeysAtOnce];
     float scores_[kQueriesAtOnce * kKeysAtOnce], sums_[kQueriesAtOnce * kDeepestHead];
 };
+
+static_assert(sizeof(QueryTile) < kStackBytes / 2, "the rest of a thread's stack is its callers'");
 
 void attend(const Attention& attention, int64_t batch, int64_t group, int64_t first_row, int64_t end_row) {
     for (int64_t row = first_row; row < end_row; row += kQueriesAtOnce) {
