@@ -22,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::microseconds kSpin{50};  // longer than what a model does between two regions
 constexpr int kSpinsPerLook = 32;               // at the clock
+constexpr std::chrono::seconds kRefused{1};     // for how long no thread is asked for after one was refused
 constexpr int kMostThreads = 256;
 
 void pause_briefly() {
@@ -68,7 +69,7 @@ class Pool {
     static constexpr uint32_t kSeat = 1u << 16, kInside = kSeat - 1;
 
     void start(int wanted) {
-        if (workers_ >= wanted) return;
+        if (workers_ >= wanted || (refused_ && Clock::now() < again_)) return;
         // Signals belong to the threads of the program.
         sigset_t all, before;
         sigfillset(&all);
@@ -77,6 +78,8 @@ class Pool {
         pthread_sigmask(SIG_SETMASK, &all, &before);
         // Where the system gives no more, those that there are, or the caller alone, do all the work.
         while (workers_ < wanted && start_worker()) ++workers_;
+        refused_ = workers_ < wanted;
+        if (refused_) again_ = Clock::now() + kRefused;
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
         spins_.store(workers_ < usable_cores(), std::memory_order_relaxed);
     }
@@ -134,8 +137,10 @@ class Pool {
             for (uint32_t i = 0; i < others; ++i) woken_.notify_one();
     }
 
-    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;  // who has it may touch the next three
+    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;  // who has it may touch the next five
     int workers_ = 0;
+    bool refused_ = false;
+    Clock::time_point again_;
     Region region_ = nullptr;
     void* data_ = nullptr;
     std::atomic<uint32_t> state_{0}, sleeping_{0};

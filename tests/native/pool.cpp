@@ -1,5 +1,6 @@
 // Tests of our own threads. Exit code 1 if one fails.
 #include <pthread.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -113,17 +114,55 @@ void several_callers() {
     expect(right, "several callers");
 }
 
+// Whether a child process finds something true.
+template <class Body>
+bool holds_in_a_child(const Body& body) {
+    const pid_t child = fork();
+    if (child == 0) _exit(body() ? 0 : 1);
+    int status = 1;
+    return waitpid(child, &status, 0) == child && status == 0;
+}
+
 [[maybe_unused]] void a_child_has_threads_of_its_own() {
     expect(adds_up(100, 3), "before a fork");
-    const pid_t child = fork();
-    if (child == 0) {
-        bool right = true;
-        for (int i = 0; i < 100; ++i) right = right && adds_up(50, 3);
-        _exit(right ? 0 : 1);
-    }
-    int status = 1;
-    expect(waitpid(child, &status, 0) == child && status == 0, "a child has threads of its own");
+    const bool right = holds_in_a_child([] {
+        bool all = true;
+        for (int i = 0; i < 100; ++i) all = all && adds_up(50, 3);
+        return all;
+    });
+    expect(right, "a child has threads of its own");
     expect(adds_up(100, 3), "after a fork");
+}
+
+// Whether two pieces meet, each of which waits so long for the other.
+bool two_meet(int milliseconds) {
+    std::atomic<int> here{0}, met{0};
+    parallel_for(2, 2, [&](int64_t) {
+        here.fetch_add(1);
+        for (int i = 0; i < milliseconds && here.load() < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        met.fetch_add(here.load() == 2 ? 1 : 0);
+    });
+    return met.load() == 2;
+}
+
+void let_processes_be(rlim_t most) {
+    rlimit limit;
+    getrlimit(RLIMIT_NPROC, &limit);
+    limit.rlim_cur = most < limit.rlim_max ? most : limit.rlim_max;
+    setrlimit(RLIMIT_NPROC, &limit);
+}
+
+// In place of one that was refused, only after a second.
+[[maybe_unused]] void threads_are_asked_for_again() {
+    expect(holds_in_a_child([] {
+        if (getuid() == 0 && setuid(65534) != 0) return true;  // a superuser has no limit
+        let_processes_be(0);
+        if (two_meet(50)) return false;
+        let_processes_be(RLIM_INFINITY);
+        if (two_meet(50)) return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+        return two_meet(5000);
+    }), "threads are asked for again a second after they were refused");
 }
 
 }  // namespace
@@ -140,6 +179,7 @@ int main() {
     several_callers();
 #if !defined(__SANITIZE_THREAD__)  // which forbids a child of many threads to start its own
     a_child_has_threads_of_its_own();
+    threads_are_asked_for_again();
 #endif
     expect(usable_cores() >= 1, "there is a core");
     std::cout << (failures == 0 ? "threads: all passed" : "threads: some failed") << std::endl;
