@@ -22,6 +22,7 @@ from weightpager import __version__
 from weightpager.doctor.cold import cold_read
 from weightpager.doctor.processor import cpu_flags, cpu_model, read_cpuinfo
 from weightpager.errors import ConfigError, StoreError
+from weightpager.machine.cores import usable_cores
 from weightpager.machine.direct_file import ALIGNMENT, DirectFile, aligned_memory
 
 _PACKAGES = ("torch", "transformers", "numpy", "safetensors")
@@ -70,7 +71,7 @@ def describe() -> dict[str, object]:
         "cpu": cpu["model"],
         "isa": cpu["isa"],
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)),
+        "usable_cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "kernel": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
@@ -111,7 +112,7 @@ def memory_read_bandwidth(total_bytes: int = 256 << 20, threads: int | None = No
         threads: that share it; None takes all usable cores.
         repeats: runs, after one that isn't counted.
     """
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or usable_cores()
     parts = np.array_split(np.ones(total_bytes // 8, np.uint64), workers)
     with ThreadPoolExecutor(workers) as pool:
         seconds = [_seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(repeats + 1)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+
+from weightpager.machine.cores import usable_cores
 
 _ASKED_FOR = {
     "x86_64": ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_bf16"),
@@ -23,7 +24,7 @@ class Processor:
     Attributes:
         model: its name; None where unknown.
         machine: its architecture, such as ``"x86_64"``.
-        usable_cores: number of cores that this process may run on.
+        usable_cores: number of cores that this process may use.
         features: those of the features that kernels ask for which it has; None where unknown.
     """
 
@@ -35,8 +36,7 @@ class Processor:
 
 def read_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
     """This machine's processor; a system without ``/proc/cpuinfo`` leaves name and features unknown."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return parse_processor(read_cpuinfo(cpuinfo), platform.machine(), cores)
+    return parse_processor(read_cpuinfo(cpuinfo), platform.machine(), usable_cores())
 
 
 def read_cpuinfo(file: Path = Path("/proc/cpuinfo")) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.machine.mounts import Mount
+from weightpager.machine.mounts import Mount, mounts
 from weightpager.machine.paths import has_directory
 
-V2_NAMES = {"memory": "memory", "blkio": "io"}
+V2_NAMES = {"memory": "memory", "blkio": "io", "cpu": "cpu"}
 """By a controller's name in version 1: its name in version 2."""
 
 
@@ -34,11 +34,22 @@ class Hierarchy:
         return [self.own, *self.own.parents][: depth + 1]
 
 
+def own_hierarchy(controller: str, root: Path) -> Hierarchy | None:
+    """The hierarchy that has a controller, with this process's group.
+
+    Args:
+        controller: as `find_hierarchy` takes it.
+        root: the directory that has ``proc``, and in which the paths of ``mountinfo`` begin.
+    """
+    table = [mount.below(root) for mount in mounts(text_of(root / "proc/self/mountinfo"))]
+    return find_hierarchy(controller, table, text_of(root / "proc/self/cgroup"))
+
+
 def find_hierarchy(controller: str, table: Sequence[Mount], own_groups: str) -> Hierarchy | None:
     """The hierarchy that has a controller: of version 1 where it is mounted there, else of version 2.
 
     Args:
-        controller: its name in version 1, ``memory`` or ``blkio``.
+        controller: its name in version 1, ``memory``, ``blkio`` or ``cpu``.
         table: the mounts.
         own_groups: the text of ``/proc/self/cgroup``; lines that aren't such are passed over.
     """
@@ -53,10 +64,21 @@ def find_hierarchy(controller: str, table: Sequence[Mount], own_groups: str) -> 
 
 def words(file: Path) -> list[str]:
     """The words of a control file; none if it can't be read."""
+    return text_of(file).split()
+
+
+def text_of(file: Path) -> str:
+    """What a file says; nothing if it can't be read."""
     try:
-        return file.read_text(errors="replace").split()
+        return file.read_text(errors="replace")
     except (OSError, ValueError):  # ValueError: a path that no file can have
-        return []
+        return ""
+
+
+def whole_number(text: str) -> int | None:
+    """A number of ``/proc`` or of a control file; None if it is something else, such as ``max``."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # 64 bits have 19 digits or 20
 
 
 def _own_directory(mount: Mount, own_groups: str, controller: str) -> Path:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.machine.hierarchy import Hierarchy, find_hierarchy
-from weightpager.machine.mounts import Mount, mounts
+from weightpager.machine.hierarchy import Hierarchy, own_hierarchy, text_of, whole_number
 
 _LIMIT = ("memory.limit_in_bytes", "memory.max")
 _USAGE = ("memory.usage_in_bytes", "memory.current")
@@ -44,8 +43,8 @@ def read_memory(root: Path = Path("/")) -> Memory:
     Args:
         root: the directory that has ``proc``, and in which the paths of ``mountinfo`` begin.
     """
-    total, available = (size_field(_text(root / "proc/meminfo"), name) for name in ("MemTotal", "MemAvailable"))
-    hierarchy = find_hierarchy("memory", _mounts(root), _text(root / "proc/self/cgroup"))
+    total, available = (size_field(text_of(root / "proc/meminfo"), name) for name in ("MemTotal", "MemAvailable"))
+    hierarchy = own_hierarchy("memory", root)
     if hierarchy is None:
         return Memory(total, available)
     limit = group_limit(hierarchy)
@@ -57,7 +56,7 @@ def group_limit(hierarchy: Hierarchy) -> int | None:
     """The tightest limit on a group and those around it, in bytes; None if there is none."""
     if hierarchy.version == 1:
         return _field(hierarchy.own / "memory.stat", "hierarchical_memory_limit")
-    limits = [_number(_text(group / _LIMIT[1])) for group in hierarchy.groups()]
+    limits = [whole_number(text_of(group / _LIMIT[1])) for group in hierarchy.groups()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -71,7 +70,7 @@ def group_left(hierarchy: Hierarchy, total: int | None = None) -> int | None:
     version = hierarchy.version - 1
     left = []
     for group in hierarchy.groups():
-        limit, used = (_number(_text(group / names[version])) for names in (_LIMIT, _USAGE))
+        limit, used = (whole_number(text_of(group / names[version])) for names in (_LIMIT, _USAGE))
         if limit is None or used is None or (total is not None and limit >= total):
             continue
         cache = sum(_field(group / "memory.stat", name) or 0 for name in _CACHES[version])
@@ -79,38 +78,20 @@ def group_left(hierarchy: Hierarchy, total: int | None = None) -> int | None:
     return min(left, default=None)
 
 
-def _mounts(root: Path) -> list[Mount]:
-    """The mounts, with the points where they are found below ``root``."""
-    found = mounts(_text(root / "proc/self/mountinfo"))
-    return [mount.below(root) for mount in found]
-
-
 def size_field(text: str, name: str) -> int | None:
     """Bytes behind a name in a text of ``/proc`` such as that of ``meminfo``, which counts in KiB."""
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key == name:
-            kib = _number(value.strip().partition(" ")[0])
+            kib = whole_number(value.strip().partition(" ")[0])
             return None if kib is None else kib << 10
     return None
 
 
 def _field(file: Path, name: str) -> int | None:
     """The number behind a name at the start of a line."""
-    for line in _text(file).splitlines():
+    for line in text_of(file).splitlines():
         key, _, value = line.partition(" ")
         if key == name:
-            return _number(value)
+            return whole_number(value)
     return None
-
-
-def _number(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # 64 bits have 19 digits or 20
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except (OSError, ValueError):  # ValueError: a path that no file can have
-        return ""

@@ -1,5 +1,7 @@
 """Whole graphs with weights in blocks, tables, rows on demand and gates; and what is wrong with graphs and inputs."""
 
+import os
+import sys
 from itertools import pairwise
 from threading import Thread
 from typing import Any
@@ -18,6 +20,7 @@ from weightpager.backends.native import Program, Workspaces, thread_count  # noq
 from weightpager.backends.native.task import NativeTask  # noqa: E402
 from weightpager.errors import ConfigError  # noqa: E402
 from weightpager.kernels import PageNotResidentError  # noqa: E402
+from weightpager.machine import cores  # noqa: E402
 
 FEATURES, WIDE, WORDS = 48, 80, 50
 
@@ -441,3 +444,12 @@ def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
             thread_count()
     monkeypatch.delenv("WEIGHTPAGER_THREADS")
     assert thread_count() >= 1
+
+
+def test_a_quota_of_processor_time_limits_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WEIGHTPAGER_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    monkeypatch.setattr(cores, "core_quota", lambda: 2)
+    assert thread_count() == 2

@@ -6,6 +6,7 @@ import os
 import sys
 
 from weightpager.errors import ConfigError
+from weightpager.machine.cores import usable_cores
 
 _MOST = 256
 
@@ -27,10 +28,4 @@ def thread_count() -> int:
     theirs = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels the first
     if theirs.isdecimal() and int(theirs) >= 1:
         return min(int(theirs), _MOST)
-    return min(_usable_cores(), _MOST)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return min(usable_cores(), _MOST)
