@@ -49,14 +49,16 @@ Sizes strides_for(const View& x, const Sizes& sizes) {
             else
                 theirs *= sizes[end_to++];
         } while (ours != theirs || (end_from == from && end_to == to));
-        // Which must follow each other evenly in memory.
+        // Which must follow each other evenly in memory. A stride of 0 is one like others: of elements that are repeated.
+        bool any = false;
         int64_t stride = 0, span = 1;
         for (size_t i = end_from; i-- > from;) {
             if (x.sizes[i] == 1) continue;
-            if (stride == 0)
+            if (!any)
                 stride = x.strides[i];
             else if (x.strides[i] != stride * span)
                 return {};
+            any = true;
             span *= x.sizes[i];
         }
         for (size_t i = end_to; i-- > to;) {
