@@ -42,12 +42,14 @@ struct Running {
     KVCache* cache;
     int64_t* missing;  // a page that isn't resident, or kAllResident
 
+    // Whatever T is, the view's first element: offsets are counted in elements of the view's own type.
     template <class T = float>
     T* data(const View& view) const {
         const void* start = view.memory == Memory::input       ? input_data[static_cast<size_t>(view.number)]
                             : view.memory == Memory::parameter ? parameters[static_cast<size_t>(view.number)].data
                                                              : activations + buffer_offsets[static_cast<size_t>(view.number)];
-        return static_cast<T*>(const_cast<void*>(start)) + view.offset;
+        auto* bytes = static_cast<uint8_t*>(const_cast<void*>(start));
+        return static_cast<T*>(static_cast<void*>(bytes + view.offset * bytes_of(view.type)));
     }
 
     // As many threads as so much work is worth; a unit is about an addition.

@@ -47,3 +47,18 @@ def test_a_reshape_of_an_expanded_value(size: list[int], expanded: list[int], sh
         ],
         x=x,
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_is_taken_of_a_slice(dtype: str, axis: int) -> None:
+    x = np.arange(24).reshape(2, 4, 3)
+    cut = {"axis": 0, "start": 1, "end": None, "step": 1}
+    nodes = [
+        Node("cast", (_X,), {"dtype": dtype}, ("v0",)),
+        Node("slice", (_VALUE("v0"),), cut, ("v1",)),
+        Node("reshape", (_VALUE("v1"),), {"shape": [4, 3]}, ("v2",)),
+        Node("slice", (_VALUE("v2"),), cut, ("v3",)),
+        Node("take", (_VALUE("v3"), Operand.input("ids")), {"axis": axis}, ("v4",)),
+    ]
+    _agrees(nodes, x=x % 5, ids=np.array([[2, 0], [-1, 1]]))
