@@ -75,7 +75,7 @@ int64_t outputs_along(Inference& inference, int64_t size, int64_t kernel, int64_
 void infer_convolution(Inference& inference) {
     inference.expect_type(0, Type::float32);
     const View& x = inference.in(0);
-    const Parameter& weight = inference.parameter(1);
+    const Parameter& weight = inference.weight(1);
     const Sizes stride = inference.sizes("stride"), padding = inference.sizes("padding"), &kernel = weight.sizes;
     const int64_t groups = inference.integer("groups");
     inference.expect(!weight.paged && !weight.elsewhere && (weight.type == Type::float32 || weight.type == Type::bfloat16) &&

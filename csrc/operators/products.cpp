@@ -52,7 +52,7 @@ Sizes expect_factor(Inference& inference, size_t i) {
     inference.expect(!inference.is_parameter(0) || inference.parameter(0).plain(),
                      "operand 0: expected an array of float32, found a weight in blocks or rows that come on demand");
     const View& x = inference.dense(0);
-    const Parameter& weight = inference.parameter(i);
+    const Parameter& weight = inference.weight(i);
     inference.expect(weight.paged || weight.type == Type::float32 || weight.type == Type::bfloat16,
                      "operand " + std::to_string(i) + ": expected a weight, found " + text_of(weight.type));
     inference.expect(!weight.elsewhere, weight.name + ": expected a weight, found rows that come on demand");
@@ -101,7 +101,7 @@ void infer_gated(Inference& inference) {
     const Sizes sizes = expect_factor(inference, 1);
     inference.expect(expect_factor(inference, 2) == sizes, "operand 2: expected a weight of as many outputs as operand 1");
     const Unary activation = activation_of(inference);
-    const Parameter &gate = inference.parameter(1), &up = inference.parameter(2);
+    const Parameter &gate = inference.weight(1), &up = inference.weight(2);
     const View out = inference.give(Type::float32, sizes);
     const bool known = activation == Unary::silu || activation == Unary::gelu_tanh;
     inference.remember(activation);
@@ -143,7 +143,7 @@ void leave_to_caller(const Step&, const Running&) {}
 void infer_embedding(Inference& inference) {
     inference.expect_type(1, Type::int64);
     const View& ids = inference.dense(1);
-    const Parameter& table = inference.parameter(0);
+    const Parameter& table = inference.weight(0);
     inference.expect(table.sizes.size() == 2 && (!table.paged || table.table),
                      table.name + ": expected a table [rows, columns] all of which is in memory");
     inference.expect(table.paged || table.elsewhere || table.type == Type::float32 || table.type == Type::bfloat16,

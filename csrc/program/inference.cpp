@@ -32,6 +32,15 @@ const Parameter& Inference::parameter(size_t i) const {
     return planning_.parameters[static_cast<size_t>(in(i).number)];
 }
 
+const Parameter& Inference::weight(size_t i) const {
+    const Parameter& stored = parameter(i);
+    const View& view = in(i);
+    expect(view.offset == 0 && view.sizes == stored.sizes && view.dense(),
+           "operand " + std::to_string(i) + ": expected " + stored.name + " as it is stored, " + text_of(stored.sizes) +
+               ", found " + text_of(view.sizes) + " of it, a part or in another order: store it as it is needed");
+    return stored;
+}
+
 const View& Inference::dense(size_t i) {
     const View& from = in(i);
     if (from.dense()) return from;

@@ -69,8 +69,11 @@ class Inference {
     size_t operands() const { return step_.in.size(); }
     bool has(size_t i) const { return i < step_.in.size() && step_.in[i].number >= 0; }
     const View& in(size_t i) const;
-    // The parameter that an operand is; throws if it is none.
+    // The parameter that an operand is or looks at; throws if it is none.
     const Parameter& parameter(size_t i) const;
+    // The same, for operators that read it as it is stored and not as the operand's view says; throws if the view is
+    // of a part of it or in another order.
+    const Parameter& weight(size_t i) const;
     bool is_parameter(size_t i) const;
     // Whether an operand is an input that attention alone sees, whose length may be another in each call.
     bool is_mask(size_t i) const;

@@ -117,3 +117,6 @@ OPERATORS: Mapping[str, Operator] = {
     "take": Operator(("x", "ids"), {"axis": AXIS}),
 }
 """Name → what its nodes have. Values are float32; ids, positions and indices int64; conditions bool."""
+
+WEIGHTS: Mapping[str, tuple[int, ...]] = {"embedding": (0,), "linear": (1,), "gated_linear": (1, 2), "conv2d": (1,)}
+"""Name → which operands are tables or weights: parameters or constants as they are stored, and nothing computed."""

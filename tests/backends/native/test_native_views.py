@@ -62,3 +62,52 @@ def test_what_is_taken_of_a_slice(dtype: str, axis: int) -> None:
         Node("take", (_VALUE("v3"), Operand.input("ids")), {"axis": axis}, ("v4",)),
     ]
     _agrees(nodes, x=x % 5, ids=np.array([[2, 0], [-1, 1]]))
+
+
+_WEIGHTS: list[tuple[str, Sequence[Any], dict[str, Any], list[int]]] = [
+    ("linear", [_X, "w", None], {"activation": "none"}, [4, 4]),
+    ("gated_linear", [_X, "w", Operand.parameter("w")], {"activation": "silu"}, [4, 4]),
+    ("gated_linear", [_X, Operand.parameter("w"), "w"], {"activation": "relu"}, [4, 4]),
+    ("embedding", ["w", Operand.input("ids")], {}, [4, 4]),
+    ("conv2d", [Operand.input("image"), "w", None], {"stride": [1, 1], "padding": [0, 0], "groups": 1}, [2, 2, 2, 2]),
+]
+"""Operators, their operands ("w" for a view of the parameter), attributes, and the parameter's sizes."""
+
+
+def _with_weight_by(op: str, operands: Sequence[Any], attributes: dict[str, Any], view: Node) -> tuple[Graph, Any]:
+    inputs = {"x": np.ones((3, 4), np.float32), "ids": np.array([0, 3]), "image": np.ones((1, 2, 3, 3), np.float32)}
+    given = tuple(_VALUE("v0") if each == "w" else each for each in operands)
+    return _graph([view, Node(op, given, attributes, ("v1",))], **inputs), inputs
+
+
+_VIEWS: list[tuple[str, dict[str, Any]]] = [
+    ("permute", {"axes": [1, 0]}),
+    ("slice", {"axis": 0, "start": 1, "end": None, "step": 1}),
+    ("slice", {"axis": 0, "start": 0, "end": 1, "step": 1}),
+    ("reshape", {"shape": [2, 8]}),
+    ("expand", {"shape": [2, -1, -1]}),
+]
+
+
+@pytest.mark.parametrize(("view", "how"), _VIEWS)
+@pytest.mark.parametrize(("op", "operands", "attributes", "sizes"), _WEIGHTS)
+def test_a_weight_is_a_parameter_as_it_is_stored(
+    op: str, operands: Sequence[Any], attributes: dict[str, Any], sizes: list[int], view: str, how: dict[str, Any]
+) -> None:
+    if op == "conv2d" and view in ("permute", "expand"):
+        how = {"axes": [1, 0, 2, 3]} if view == "permute" else {"shape": [2, *sizes]}
+    made = Node(view, (Operand.parameter("w"),), how, ("v0",))
+    graph, inputs = _with_weight_by(op, operands, attributes, made)
+    program = Program(graph, {"w": np.ones(sizes, np.float32)})
+    with pytest.raises(ValueError, match=rf"node 1 \({op}\): operand \d: expected w as it is stored, \[.*, found"):
+        program.run(inputs)
+
+
+@pytest.mark.parametrize(("op", "operands", "attributes", "sizes"), _WEIGHTS)
+def test_a_weight_may_be_a_view_of_all_of_a_parameter(
+    op: str, operands: Sequence[Any], attributes: dict[str, Any], sizes: list[int]
+) -> None:
+    made = Node("reshape", (Operand.parameter("w"),), {"shape": sizes}, ("v0",))
+    graph, inputs = _with_weight_by(op, operands, attributes, made)
+    w = np.random.default_rng(0).normal(size=sizes).astype(np.float32)
+    np.testing.assert_allclose(Program(graph, {"w": w}).run(inputs)["y"], run(graph, {"w": w}, inputs)["y"], rtol=1e-5)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export._trace import _compiling_state_context
+from torch.nn import functional
 
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
+from weightpager.compiler.graph import export
 from weightpager.compiler.graph.check import check_graph, give_values
 from weightpager.compiler.graph.export import empty_module_of, export_graph
 from weightpager.compiler.graph.form import CallForm
@@ -83,6 +85,28 @@ def test_plain_operators_give_what_torch_gives(function: Callable[[Tensor], Tens
     module, other = _bert(), empty_module_of(_ONE_LAYER, "text-classification", 3)
     module.dropout = other.dropout = _Instead(function)
     check_graph(simplified(draft_of(module, _FORM, 997)).graph, other, _FORM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x, w: functional.linear(x, w.t()), "linear with a weight that isn't a parameter .* made by permute"),
+        (lambda x, w: functional.linear(x, w[:, :32].tanh()), "linear with a weight .* made by tanh"),
+        (lambda x, w: x + functional.embedding(x.argmax(-1), w[1:]), "embedding with a table .* made by slice"),
+    ],
+)
+def test_a_weight_that_is_no_parameter_as_it_is_stored_is_refused(
+    function: Callable[[Tensor, Tensor], Tensor], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(*_: object) -> Any:
+        module = _bert()
+        module.dropout = _Instead(lambda x: function(x, module.bert.pooler.dense.weight))
+        return module
+
+    monkeypatch.setattr(export, "empty_module_of", changed)
+    with pytest.raises(NotExportableError, match=reason):
+        export_graph(_ONE_LAYER, "text-classification")
 
 
 @pytest.mark.slow

@@ -10,13 +10,11 @@ import numpy as np
 import weightpager.kernels._native as _native
 from weightpager.backends.native.operands import BFLOAT16, Array, Blocks, ProgramParameter, dtype_name, widened
 from weightpager.graph import Graph, Node, Operand
+from weightpager.graph.operators import WEIGHTS
 from weightpager.kernels.native import native_weight
 
 _DIMENSIONS = {"batch": -(2**63) + 1, "length": -(2**63) + 2}
 _OPEN = -(2**63) + 3
-
-_WEIGHTS = {"embedding": (0,), "linear": (1,), "gated_linear": (1, 2), "conv2d": (1,)}
-"""Operands that the native module takes in bfloat16; others are widened once."""
 
 _UNARY: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu": ("gelu", {"approximate": "none"}),
@@ -70,7 +68,7 @@ class Lowering:
         for at, operand in enumerate(node.inputs):
             if operand is None or operand.kind not in ("parameter", "constant"):
                 continue
-            weight = at in _WEIGHTS.get(node.op, ())
+            weight = at in WEIGHTS.get(node.op, ())
             key = self._key(operand, weight)
             if key in self._numbers:
                 continue
@@ -96,6 +94,7 @@ class Lowering:
         return self._parameters[operand.key]
 
     def _add_parameter(self, key: tuple[str, str | int, str], parameter: ProgramParameter, weight: bool) -> None:
+        """Add a parameter; in bfloat16 the native module takes weights alone, and others are widened once."""
         name = str(key[1])
         if isinstance(parameter, Blocks):
             self.native.add_weight(name, native_weight(parameter.weight), parameter.table)
@@ -113,7 +112,7 @@ class Lowering:
             return -1
         if operand.kind == "value":
             return self.values[str(operand.key)]
-        return self._numbers[self._key(operand, at in _WEIGHTS.get(node.op, ()))]
+        return self._numbers[self._key(operand, at in WEIGHTS.get(node.op, ()))]
 
     def _emit(self, op: str, operands: list[int], attributes: Mapping[str, Any], outputs: int = 1) -> int:
         self.native.add_node(

@@ -1,4 +1,4 @@
-"""A graph compared with its module, on values that are made up."""
+"""What a graph's weights may be, and a graph compared with its module, on values that are made up."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from weightpager.compiler.model.named_parameters import parameters, replace_tens
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph
 from weightpager.graph.graph import Array
+from weightpager.graph.operators import OPERATORS, WEIGHTS
 from weightpager.graph.reference import KeyValues, run
 
 _TOLERANCE = 1e-4
@@ -22,6 +23,24 @@ _TOLERANCE = 1e-4
 
 _SHAPES = ((2, 7), (1, 1))
 """Texts and tokens of the inputs that are tried. Of the first, the last text is padded."""
+
+
+def check_weights(graph: Graph) -> None:
+    """Refuse tables and weights that aren't parameters as they are stored, which devices may hold as blocks or rows.
+
+    Raises:
+        NotExportableError: one is a view of a parameter, or computed.
+    """
+    makers = {name: node.op for node in graph.nodes for name in node.outputs}
+    for node in graph.nodes:
+        for at in WEIGHTS.get(node.op, ()):
+            operand = node.inputs[at]
+            if operand is None or operand.kind in ("parameter", "constant"):
+                continue
+            name, made = OPERATORS[node.op].inputs[at], makers.get(str(operand.key), "no operator")
+            raise NotExportableError(
+                f"{node.op} with a {name} that isn't a parameter as it is stored, but made by {made}"
+            )
 
 
 def check_graph(graph: Graph, module: PreTrainedModel, form: CallForm) -> None:

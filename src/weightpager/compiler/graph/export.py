@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from weightpager.backends.torch.model.architecture import module_of_kind
 from weightpager.bundle import TaskKind
 from weightpager.bundle.format.manifest import FORMS
-from weightpager.compiler.graph.check import check_graph
+from weightpager.compiler.graph.check import check_graph, check_weights
 from weightpager.compiler.graph.form import CallForm
 from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of
@@ -51,6 +51,7 @@ def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int
             raise NotExportableError("experts, which are chosen for each token while the module runs")
         graph = simplified(draft_of(empty_module_of(config, kind, classes), form, classes)).graph
         graph = _with_hidden(graph) if FORMS[kind].labels == "none" else graph
+        check_weights(graph)
         graph = read_graph(graph_file(kind), write_graph(graph))
         check_graph(graph, empty_module_of(config, kind, _FEW), form)
     except BundleFormatError as error:
