@@ -13,10 +13,17 @@
 namespace weightpager {
 namespace {
 
+// Of x, also where rows have no elements: what comes of such a row is the bias.
+int64_t rows_of(const View& x) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i + 1 < x.rank(); ++i) rows *= x.sizes[static_cast<size_t>(i)];
+    return rows;
+}
+
 // x [rows, inputs] without gaps.
 Problem product_of(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
                    const Running& running) {
-    return {weight, running.data(x), y, Dtype::float32, x.rows(), bias, Dtype::float32, activation};
+    return {weight, running.data(x), y, Dtype::float32, rows_of(x), bias, Dtype::float32, activation};
 }
 
 void multiply_paged(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
@@ -30,7 +37,7 @@ void multiply(const Parameter& weight, const View& x, const float* bias, float* 
     if (weight.paged) return multiply_paged(*weight.paged, x, bias, y, activation, running);
     Dense dense{running.data(x), x.last(), weight.data, weight.type == Type::bfloat16, bias, y, weight.sizes[0],
                 weight.sizes[1], activation};
-    multiply_dense(dense, x.rows(), weight.sizes[0], running);
+    multiply_dense(dense, rows_of(x), weight.sizes[0], running);
 }
 
 const float* optional(const Step& step, size_t i, const Running& running) {

@@ -256,6 +256,17 @@ def test_products(
         _agrees("gated_linear", [x, weight, up], attributes, rng, isa, [1, 2], 20 * within)
 
 
+@pytest.mark.parametrize("rows", [[], [2], [2, 3]])
+@pytest.mark.parametrize("activation", ["none", "tanh"])
+def test_products_of_no_inputs(rows: list[int], activation: str) -> None:
+    """A sum of nothing is 0, and the bias is added all the same."""
+    rng, attributes = np.random.default_rng(0), {"activation": activation}
+    x, weight = _values(rng, [*rows, 0]), _values(rng, [3, 0])
+    for bias in (None, _values(rng, [3])):
+        _agrees("linear", [x, weight, bias], attributes, rng, 0, [1])
+    _agrees("gated_linear", [x, weight, weight], attributes, rng, 0, [1, 2])
+
+
 def _rounded(array: Any) -> Any:
     """To bfloat16, as float32: cut off."""
     return (array.view(np.uint32) & 0xFFFF0000).view(np.float32)
