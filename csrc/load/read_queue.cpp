@@ -58,6 +58,7 @@ bool ReadQueue::drive(Report& report) {
         if (closed_ && idle()) break;
         const int64_t microseconds = landed_.empty() ? microseconds_to_report() : 0;
         asleep_ = microseconds != 0;
+        endless_ = microseconds < 0;
         held.unlock();
         ended.clear();
         device_->wait(ended, microseconds);
@@ -252,7 +253,8 @@ void ReadQueue::help() {
     Held held(lock_);
     while (!closed_) {
         while (!landed_.empty()) check_one(held);
-        if (asleep_ && must_report()) wake();
+        // Who sleeps without an end doesn't know yet that something has finished, and when it must be told.
+        if (asleep_ && (must_report() || (endless_ && !finished_.empty()))) wake();
         ++idle_helpers_;
         work_.wait(held, [&] { return closed_ || !landed_.empty(); });
         --idle_helpers_;

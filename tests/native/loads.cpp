@@ -354,6 +354,74 @@ void many_threads_lose_nothing() {
             EXPECT(load->right());
 }
 
+// Where the thread that drives and one that helps wait for each other.
+struct Meeting {
+    std::mutex lock;
+    std::condition_variable changed;
+    std::thread::id driver;
+    bool helping = false, sleeping = false;
+
+    void tell(bool& what) {
+        const std::lock_guard<std::mutex> held(lock);
+        what = true;
+        changed.notify_all();
+    }
+    void wait_for(const bool& what) {
+        std::unique_lock<std::mutex> held(lock);
+        changed.wait(held, [&] { return what; });
+    }
+};
+
+Meeting meeting;  // a hasher is a function without a state of its own
+
+// Who drives hashes one read when a helper has another one, which takes until the driver sleeps without an end.
+void compress_at_the_meeting(const uint8_t* const* inputs, size_t blocks, size_t last, const uint32_t* counters,
+                             uint32_t flags, uint32_t start, uint32_t end, uint32_t* results) {
+    if (std::this_thread::get_id() == meeting.driver) {
+        meeting.wait_for(meeting.helping);
+    } else {
+        meeting.tell(meeting.helping);
+        meeting.wait_for(meeting.sleeping);
+    }
+    hashers()[0]->compress(inputs, blocks, last, counters, flags, start, end, results);
+}
+
+class Sleeper : public Scripted {
+   public:
+    using Scripted::Scripted;
+
+    void wait(std::vector<Read*>& ended, int64_t microseconds) override {
+        if (microseconds < 0 && meeting.helping) meeting.tell(meeting.sleeping);
+        Scripted::wait(ended, microseconds);
+    }
+};
+
+// Though no other read ends, and the load isn't over.
+void what_a_helper_has_finished_is_told_soon() {
+    Script script;
+    script.result = [](Read& read) { return read.pages[0] == 5 ? kHangs : static_cast<int64_t>(read.bytes()); };
+    QueueLimits limits;
+    limits.backlog = 0;
+    static const Hasher hasher{"meeting", hashers()[0]->lanes, &compress_at_the_meeting};
+    const auto queue = std::make_shared<ReadQueue>([&] { return std::make_unique<Sleeper>(script); }, hasher, limits);
+    Pages pages({1, 3, 5});
+    queue->add(0, 1, true, pages.reads());
+    std::atomic<size_t> told{0};
+    std::thread driver([&] {
+        meeting.driver = std::this_thread::get_id();
+        Report report;
+        while (queue->drive(report)) {
+            for (const Told& one : report.told) told += one.pages.size();
+            report = {};
+        }
+    });
+    for (int i = 0; i < 5000 && told < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EXPECT(told == 2);
+    queue->close();
+    queue->abandon();
+    driver.join();
+}
+
 void real_devices_read_files() {
     char path[] = "/tmp/load_tests.XXXXXX";
     const int file = mkstemp(path);
@@ -449,6 +517,7 @@ int main() {
     a_forked_process_leaves_the_device_to_its_parent();
     a_load_that_closing_has_cut_short_is_not_over();
     many_threads_lose_nothing();
+    what_a_helper_has_finished_is_told_soon();
     real_devices_read_files();
     reads_fail_while_no_thread_can_be_started();
     test_own_reads();
