@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from weightpager.backends.backend import Backend
 from weightpager.bundle import Bundle
-from weightpager.engine.backend import Backend
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 

@@ -28,7 +28,7 @@ from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 
 
 class NativeBackend:
-    """Implements `weightpager.engine.backend.Backend`; a task is a `NativeTask`.
+    """Implements `Backend`; a task is a `NativeTask`.
 
     Attributes:
         name: "native".

@@ -20,7 +20,7 @@ from weightpager.readers.tokenizer import Tokenizer
 
 
 class TorchBackend:
-    """Implements `weightpager.engine.backend.Backend`.
+    """Implements `Backend`.
 
     Attributes:
         name: "torch".

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.answers.model import TaskModel
+from weightpager.backends.open_backend import open_backend
 from weightpager.backends.parameters import read_parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
@@ -18,7 +19,6 @@ from weightpager.bundle.footprint import page_capacity, whole_rows
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.config import EngineConfig
-from weightpager.engine.backend import open_backend
 from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
