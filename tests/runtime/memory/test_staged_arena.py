@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from devices import HostCopier, LateCopier, LateStream
+from numbered_pages import checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
 from weightpager.runtime.budget.needs import Needs
@@ -201,9 +202,9 @@ class Ends:
 def test_reads_wait_for_a_stage_where_they_can_be_cancelled_and_overtaken(copier: LateCopier) -> None:
     arena, table = arena_of(copier, slots=8, buffers=2)
     store, ends, pager = GatedStore(), Ends(), Pager(arena, reads=4)
-    pager.load(store, np.arange(5), np.arange(5), Priority.PREFETCH, ends)
+    pager.load(checked(store, PAGES, PAGE), np.arange(5), np.arange(5), Priority.PREFETCH, ends)
     store.wait_for(0, 1)
-    pager.load(store, np.array([7]), np.array([7]), Priority.ON_DEMAND, ends)
+    pager.load(checked(store, PAGES, PAGE), np.array([7]), np.array([7]), Priority.ON_DEMAND, ends)
     assert sorted(pager.cancel(but=[2, 7])) == [3, 4]
     assert sorted(store.begun) == [0, 1]
     store.let_through(0, 7, 2)  # page 1 hangs, and keeps its buffer
@@ -222,7 +223,7 @@ def test_a_pager_whose_stages_all_hang_can_be_closed(copier: LateCopier, monkeyp
     monkeypatch.setattr("weightpager.runtime.paging.reads.thread_reads.JOIN_SECONDS", 0.05)
     arena, _ = arena_of(copier, buffers=1)
     store, ends, pager = GatedStore(), Ends(), Pager(arena, reads=2)
-    pager.load(store, np.arange(2), np.arange(2), Priority.ON_DEMAND, ends)
+    pager.load(checked(store, PAGES, PAGE), np.arange(2), np.arange(2), Priority.ON_DEMAND, ends)
     store.wait_for(0)
     assert not pager.close()
     assert list(ends.of) == [1]

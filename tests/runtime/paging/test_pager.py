@@ -11,6 +11,7 @@ import pytest
 
 from engines import InThread
 from faults import HangingStore
+from numbered_pages import checked
 from weightpager.errors import StoreError, StoreTimeoutError
 from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena
@@ -19,7 +20,7 @@ from weightpager.runtime.paging.reads import thread_reads
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.store import PageStore, read_plan
 
-PAGE = 4096
+PAGE, PAGES = 4096, 16
 
 
 class Pages:
@@ -58,7 +59,11 @@ def pager(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pager]:
 
 
 def start(pager: Pager, store: PageStore, slots: dict[int, int], *more: object) -> int:
-    return pager.load(store, np.array([*slots]), np.array([*slots.values()]), *more)
+    return pager.load(checked(store, PAGES, PAGE), np.array([*slots]), np.array([*slots.values()]), *more)
+
+
+def read(pager: Pager, store: PageStore, pages: np.ndarray, into: np.ndarray, read_timeout: float = 20) -> int:
+    return pager.read(checked(store, PAGES, PAGE), pages, into, read_timeout)
 
 
 def loaded(pager: Pager, store: Pages, slots: dict[int, int]) -> list[tuple[list[int], BaseException | None]]:
@@ -118,7 +123,7 @@ def private(pages: int) -> np.ndarray:
 def test_pages_are_read_into_memory_of_the_callers_own(pager: Pager) -> None:
     pages = np.array([1, 2, 5, 7, 8])
     into = private(5)
-    assert pager.read(Pages(), pages, into, read_timeout=20) == 3
+    assert read(pager, Pages(), pages, into) == 3
     assert (into == pages[:, None]).all()
     assert pager.pages == set()
 
@@ -126,17 +131,17 @@ def test_pages_are_read_into_memory_of_the_callers_own(pager: Pager) -> None:
 def test_a_page_that_cannot_be_read_raises_when_the_others_have_ended(pager: Pager) -> None:
     store, into = Pages(2), private(4)
     with pytest.raises(StoreError, match="a bad sector"):
-        pager.read(store, np.array([1, 2, 7, 9]), into, read_timeout=20)
+        read(pager, store, np.array([1, 2, 7, 9]), into)
     assert store.reads == [range(1, 3), range(9, 10)]
     store.broken.clear()
-    pager.read(store, np.array([1, 2, 7, 9]), into, read_timeout=20)
+    read(pager, store, np.array([1, 2, 7, 9]), into)
     assert into[:, 0].tolist() == [1, 2, 7, 9]
 
 
 def test_a_private_read_that_hangs_is_given_up_and_switches_take_nothing_of_it_back(pager: Pager) -> None:
     store = HangingStore(Pages())
     store.hang()
-    waiting = InThread(lambda: pager.read(store, np.array([3, 9, 11, 14]), private(4), read_timeout=0.3))
+    waiting = InThread(lambda: read(pager, store, np.array([3, 9, 11, 14]), private(4), read_timeout=0.3))
     store.wait_for_a_read()
     assert pager.cancel() == []
     assert pager.pages == set()
@@ -156,7 +161,7 @@ def test_a_private_read_waits_behind_others_as_long_as_these_end(pager: Pager) -
     told = threading.Event()
     start(pager, Slow(), {1: 1, 4: 2, 7: 3, 10: 4, 13: 5}, Priority.REAL_TIME, lambda *_: told.set())
     into = private(1)
-    pager.read(Pages(), np.array([6]), into, read_timeout=0.9)
+    read(pager, Pages(), np.array([6]), into, read_timeout=0.9)
     assert told.is_set()
     assert (into == 6).all()
 
@@ -164,7 +169,7 @@ def test_a_private_read_waits_behind_others_as_long_as_these_end(pager: Pager) -
 def test_memory_that_direct_reads_refuse_is_refused(pager: Pager) -> None:
     unaligned = np.frombuffer(aligned_memory(2 * PAGE), np.uint8)[8 : 8 + PAGE].reshape(1, PAGE)
     with pytest.raises(ValueError, match="boundary of 4096 bytes, found it 8"):
-        pager.read(Pages(), np.array([1]), unaligned, read_timeout=1)
+        read(pager, Pages(), np.array([1]), unaligned, read_timeout=1)
 
 
 def test_closing_waits_for_all_reads_that_hang_together(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:

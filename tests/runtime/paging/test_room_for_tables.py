@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from blake3 import blake3
 
 from engines import InThread
-from weightpager.bundle import PageIndex
+from numbered_pages import checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, SwitchFailedError
 from weightpager.runtime.budget.needs import Needs
@@ -23,7 +22,6 @@ from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.store import VerifyingStore
 
 PAGE = 4096
 
@@ -85,13 +83,11 @@ class Opened:
         fixed = Footprint(0, 0, 0, largest_table=max(sizes), all_tables=sum(sizes))
         least = min(len(need) for need, _ in tasks)
         memory = MemoryBudget(max(sizes) + slots * PAGE, Needs(pages, least, PAGE, fixed))
-        ids = np.stack([np.frombuffer(blake3(bytes([page]) * PAGE).digest(), np.uint8) for page in range(pages)])
-        index = PageIndex(ids, np.zeros(pages, np.int32), np.zeros(pages, np.uint64))
         needs = [np.arange(need.start, need.stop) for need, _ in tasks]
         blocks, pager = BlockManager(needs, pages, slots, memory.arena.capacity), Pager(memory.arena, 1)
         self._pagers.append(pager)
-        store = VerifyingStore(Store(), index)
-        state = PagingState(blocks, PrefetchedPages(pages), memory, index, pager, store, read_timeout=20)
+        store = checked(Store(), pages, PAGE)
+        state = PagingState(blocks, PrefetchedPages(pages), memory, store.index, pager, store, read_timeout=20)
         return Tasks(Residency(state), state, [Tables(size) for size in sizes])
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority, 
 from weightpager.runtime.paging.reads.page_waits import BlockingRead
 from weightpager.runtime.paging.reads.thread_reads import ThreadReads
 from weightpager.runtime.planning.plans import Pages
-from weightpager.store import PageStore
+from weightpager.store import VerifyingStore
 
 if NATIVE:
     from weightpager.kernels import _native
@@ -44,7 +44,7 @@ class Pager:
 
     def load(
         self,
-        store: PageStore,
+        store: VerifyingStore,
         pages: Pages,
         slots: npt.NDArray[np.integer],
         priority: Priority,
@@ -59,7 +59,7 @@ class Pager:
 
     def read(
         self,
-        store: PageStore,
+        store: VerifyingStore,
         pages: Pages,
         into: npt.NDArray[np.uint8],
         read_timeout: float,
@@ -96,7 +96,7 @@ class Pager:
             raise
         return reads
 
-    def land(self, store: PageStore, pages: Pages) -> LandedPages | None:
+    def land(self, store: VerifyingStore, pages: Pages) -> LandedPages | None:
         """Begin to read pages beside the arena. None where that can't be done. See `LandedPages.begin`."""
         return LandedPages.begin(self.own_reads, store, self._arena, pages)
 

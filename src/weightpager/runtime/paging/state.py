@@ -11,7 +11,7 @@ from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.reads.page_waits import Waiters
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.store import PageStore
+from weightpager.store import VerifyingStore
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class PagingState:
     memory: MemoryBudget
     index: PageIndex
     pager: Pager
-    store: PageStore
+    store: VerifyingStore
     read_timeout: float
     waiters: Waiters = field(default_factory=Waiters)
     committing: bool = False

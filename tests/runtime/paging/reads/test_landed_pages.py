@@ -107,7 +107,6 @@ def test_what_is_much_or_must_be_read_otherwise_is_left_to_others(
     pages = np.arange(SMALL_SWITCH_BYTES // PAGE + 1)
     assert LandedPages.begin(own_reads, store, arena, pages) is None
     assert LandedPages.begin(own_reads, store, Elsewhere(8, 8, PAGE), pages[:2]) is None
-    assert LandedPages.begin(own_reads, store._inner, arena, pages[:2]) is None
     assert LandedPages.begin(own_reads, VerifyingStore(object(), store.index), arena, pages[:2]) is None
     assert LandedPages.begin(None, store, arena, pages[:2]) is None
 

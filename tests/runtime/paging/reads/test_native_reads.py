@@ -192,7 +192,6 @@ def test_other_stores_and_arenas_go_another_way(reads: native_reads.NativeReads,
     for inner, into in ((object(), arena), (Elsewhere(), arena), (files, Staged(1, 1, PAGE))):
         store = VerifyingStore(inner, index)  # type: ignore[arg-type]
         assert reads.start(Load(store, into, page, page, Priority.ON_DEMAND, lambda *_: None)) is None
-    assert reads.start(Load(files, arena, page, page, Priority.ON_DEMAND, lambda *_: None)) is None  # nobody checks
 
 
 def test_a_closed_one_takes_nothing(store: VerifyingStore) -> None:

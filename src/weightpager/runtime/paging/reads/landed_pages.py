@@ -11,7 +11,7 @@ import numpy.typing as npt
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.paging.reads.failures import own_read_error
 from weightpager.runtime.planning.plans import Pages
-from weightpager.store import PageStore, VerifyingStore, most_pages
+from weightpager.store import VerifyingStore, most_pages
 from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LandedPages:
 
     @classmethod
     def begin(
-        cls, own_reads: _native.OwnReads | None, store: PageStore, into: StageSource, pages: Pages
+        cls, own_reads: _native.OwnReads | None, store: VerifyingStore, into: StageSource, pages: Pages
     ) -> LandedPages | None:
         """Begin to read pages.
 
@@ -52,9 +52,7 @@ class LandedPages:
             into: whose slots they are for.
             pages: int64 [N], ascending.
         """
-        if own_reads is None or not isinstance(store, VerifyingStore):
-            return None
-        if len(pages) * into.page_bytes > SMALL_SWITCH_BYTES:
+        if own_reads is None or len(pages) * into.page_bytes > SMALL_SWITCH_BYTES:
             return None
         sources = store.sources(pages)
         if sources is None or into.address(_NO_SLOTS) is None:

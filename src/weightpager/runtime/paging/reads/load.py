@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.planning.plans import Pages
-from weightpager.store import PageStore
+from weightpager.store import VerifyingStore
 
 JOIN_SECONDS = 5.0
 """How long closing waits for a read that hangs."""
@@ -31,7 +31,7 @@ class Load:
     """Pages on their way into slots.
 
     Attributes:
-        store: the store that the pages come from, which checks them.
+        store: where the pages come from; it checks them.
         into: the memory whose slots they are.
         pages: int64 [N], ascending.
         slots: [N], the slot of each. It belongs to its read until that has ended.
@@ -42,7 +42,7 @@ class Load:
             `Reads.withdraw` does.
     """
 
-    store: PageStore
+    store: VerifyingStore
     into: StageSource
     pages: Pages
     slots: npt.NDArray[np.integer]

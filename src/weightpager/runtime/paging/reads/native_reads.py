@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from weightpager.runtime.paging.reads.failures import (
     read_error,
 )
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load
-from weightpager.store import VerifyingStore, most_pages
+from weightpager.store import most_pages
 from weightpager.store.read_plan import BYTES_IN_FLIGHT
 
 _GROUP_MICROSECONDS = 500
@@ -32,12 +31,6 @@ _GROUP_MICROSECONDS = 500
 
 _hanging: list[object] = []
 """What reads that never ended may still write to."""
-
-
-class _BegunLoad(NamedTuple):
-    load: Load
-    store: VerifyingStore
-    """Where the load's pages come from."""
 
 
 @dataclass
@@ -65,7 +58,7 @@ class NativeReads:
         self._queue = _native.ReadQueue(
             reads=reads, most_bytes=BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
         )
-        self._loads: dict[int, _BegunLoad] = {}
+        self._loads: dict[int, Load] = {}
         self._progress = _Progress()
         self._numbers = count()
         self._lock = threading.Lock()  # of starting the thread
@@ -85,17 +78,18 @@ class NativeReads:
         return set(_pages(self._queue.outstanding())) if self._loads else set()
 
     def start(self, load: Load) -> int | None:
-        store, slots = load.store, load.slots.astype(np.int64)
-        if not isinstance(store, VerifyingStore) or (sources := store.sources(load.pages)) is None:
+        slots = load.slots.astype(np.int64)
+        sources = load.store.sources(load.pages)
+        if sources is None:
             return None
         memory = load.into.address(slots)
         if memory is None:
             return None
         pages = np.ascontiguousarray(load.pages, np.int64)
-        ids = store.index.ids[pages]
+        ids = load.store.index.ids[pages]
         self._start_thread()
         number = next(self._numbers)
-        self._loads[number] = _BegunLoad(load, store)  # first: it may be told of before `load` returns
+        self._loads[number] = load  # first: it may be told of before `load` returns
         reads = self._queue.load(
             number,
             int(load.priority),
@@ -125,12 +119,12 @@ class NativeReads:
 
     def withdraw(self, load: Load) -> None:
         for number, begun in list(self._loads.items()):
-            if begun.load is load:
+            if begun is load:
                 self._queue.withdraw(number)
 
     def close(self) -> bool:
         for number, pages, *_ in self._queue.close():
-            self._loads[number].load.on_read_end(_pages(pages), closed_while_loading())
+            self._loads[number].on_read_end(_pages(pages), closed_while_loading())
         with self._lock:
             thread = self._thread
         if thread is None or thread is threading.current_thread():  # the garbage collector may close it, in any thread
@@ -162,16 +156,16 @@ class NativeReads:
                 weakref.finalize(self, _abandon, os.getpid(), self._queue, self._thread)
 
 
-def _drive(queue: _native.ReadQueue, loads: dict[int, _BegunLoad], progress: _Progress) -> None:
+def _drive(queue: _native.ReadQueue, loads: dict[int, Load], progress: _Progress) -> None:
     """Carry out the loads of a queue until it is closed. It doesn't know its owner, which may go meanwhile."""
     while (report := queue.drive()) is not None:
         for number, packed, failure, error, corrupt in report[0]:
-            (load, store), pages = loads[number], _pages(packed)
+            load, pages = loads[number], _pages(packed)
             if failure not in (Failure.STORAGE, Failure.END_OF_FILE, Failure.NO_THREAD):
-                store.count(len(pages) * load.into.page_bytes)
+                load.store.count(len(pages) * load.into.page_bytes)
             progress.reads_ended += 1
             load.on_read_end(pages, read_error(failure, error, corrupt if failure == Failure.CORRUPT else pages[0]))
-            del load, store
+            del load
         for number in report[1]:
             loads.pop(number, None)
         del report
