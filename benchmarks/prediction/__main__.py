@@ -20,14 +20,13 @@ from weightpager.lab.traces import TRACES, Trace
 from weightpager.runtime.prediction.markov import MEMORIES, MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import TransitionPredictor
-from weightpager.runtime.prediction.predictors import PREDICTORS as LEARNERS
 from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.transitions import Transitions
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "frequency": FrequencyPredictor,
     "first order": FirstOrderPredictor,
-    **LEARNERS,
+    "Markov": MarkovPredictor,
 }
 VARIANTS: dict[str, Callable[[int], TransitionPredictor]] = {
     "as it is": MarkovPredictor,

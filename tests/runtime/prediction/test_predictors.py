@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
-from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor, replay
-from weightpager.runtime.prediction.predictors import PREDICTORS, MakePredictor
+from weightpager.runtime.prediction.predictor import Forecast, LearningPredictor, TransitionPredictor, replay
 from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.trace_file import Visit
 
-LEARNERS = [FrequencyPredictor, FirstOrderPredictor, *PREDICTORS.values()]
+MakePredictor = Callable[..., LearningPredictor]
+
+LEARNERS: list[MakePredictor] = [FrequencyPredictor, FirstOrderPredictor, MarkovPredictor]
 
 
 def planned(tasks: int) -> CallablePredictor:

@@ -24,11 +24,8 @@ _COOLING, _STAGES = 0.25, 14
 
 MakeSearch = Callable[[NestedProblem], Search]
 
-SEARCHES: dict[float, MakeSearch] = {
-    12: SubsetSearch,  # 4096 scores a block are the most that is still quick
-    float("inf"): FlowSearch,
-}
-"""Each search by the most tasks that it is for: the first one that takes a problem's tasks searches it."""
+MOST_SUBSET_TASKS = 12
+"""Tasks for which all subsets are scored: 4096 scores a block are the most that is still quick."""
 
 
 def align_shared(problem: AlignmentProblem) -> Alignment:
@@ -60,8 +57,8 @@ def _with_fixed_masks(problem: NestedProblem) -> tuple[Bools, float]:
     bound = float(problem.saliency[masks].sum())
     free = (problem.budgets > 0) & (problem.budgets < blocks)
     if free.any():
-        most = min(most for most in SEARCHES if free.sum() <= most)
-        masks[free], of_free = searched(problem.part(free), SEARCHES[most])
+        make: MakeSearch = SubsetSearch if free.sum() <= MOST_SUBSET_TASKS else FlowSearch
+        masks[free], of_free = searched(problem.part(free), make)
         bound += of_free
     return masks, bound
 
