@@ -18,12 +18,11 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.task_holds import deadline_after
 from weightpager.errors import BusyError, ConfigError, of_bundle
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
-from weightpager.runtime.paging.switch_request import seconds_until
+from weightpager.runtime.paging.deadline import Deadline
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.store import LocalStore, PageStore
 
@@ -205,12 +204,12 @@ class Engine(EngineMaintenance):
             SwitchFailedError: loading failed after the previous task was given up; no task is current.
         """
         self._check_open()
-        deadline = deadline_after(timeout)
+        deadline = Deadline.after(timeout)
         with self._turn_to_activate(deadline):
             if name == self._current and (again := self._holds.enter_again(name, wait=wait)) is not None:
                 return again
             previous = None if name == self._current else self._current
-            left = seconds_until(deadline)
+            left = deadline.left()  # from when the module is built
             with self._explained(previous):
                 module = self._holds.hold(name, previous, self._leave_current, wait=wait, timeout=left)
             still_held, self._current = self._current, name
@@ -319,14 +318,13 @@ class Engine(EngineMaintenance):
             raise
 
     @contextmanager
-    def _turn_to_activate(self, deadline: float | None) -> Iterator[None]:
+    def _turn_to_activate(self, deadline: Deadline) -> Iterator[None]:
         """Keep out what else changes the current task, or the bundle.
 
         Raises:
             BusyError: the deadline has passed meanwhile.
         """
-        left = seconds_until(deadline)
-        if not self._activating.acquire(timeout=-1 if left is None else left):
+        if not deadline.acquire(self._activating):
             raise BusyError(
                 "another thread's activation, prediction or reload was still going on when the timeout passed; "
                 "try again, or allow more time"

@@ -12,7 +12,8 @@ from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import uses_after
 from weightpager.engine.prefetching import Prefetching
 from weightpager.engine.switch_log import SwitchLog
-from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
+from weightpager.errors import BudgetError, TaskNotActiveError
+from weightpager.runtime.paging.deadline import Deadline
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
 
@@ -67,7 +68,7 @@ class TaskHolds:
             name,
             previous=None if previous is None else self._open.tasks[previous].number,
             give_up=give_up,
-            deadline=deadline_after(timeout),
+            deadline=Deadline.after(timeout),
             wait=wait,
             priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
             expected_uses=partial(uses_after, task.number, self._open, self._switches.monitor),
@@ -130,16 +131,3 @@ class TaskHolds:
                 raise TaskNotActiveError(f"task {name!r} is not pinned")
             task.pins -= 1
         self.release(name)
-
-
-def deadline_after(timeout: float | None) -> float | None:
-    """When a timeout that begins now ends, by `time.monotonic`; None without one.
-
-    Raises:
-        ConfigError: it is no number of seconds.
-    """
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ConfigError(f"timeout: expected seconds from 0, or None, got {timeout}")
-    return time.monotonic() + timeout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, SwitchFailedError
 from weightpager.runtime.budget.needs import Needs
 from weightpager.runtime.memory.memory_budget import MemoryBudget
+from weightpager.runtime.paging.deadline import NEVER, Deadline
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
@@ -59,7 +59,7 @@ class Tasks:
     state: PagingState
     tables: list[Tables]
 
-    def request(self, task: int, previous: int | None = None, deadline: float | None = None) -> SwitchRequest:
+    def request(self, task: int, previous: int | None = None, deadline: Deadline = NEVER) -> SwitchRequest:
         tables = None if previous is None else self.tables[previous]
         return SwitchRequest(
             task, f"t{task}", previous, deadline=deadline, tables=self.tables[task], previous_tables=tables
@@ -118,7 +118,7 @@ def test_tables_that_cannot_fit_are_refused_before_the_previous_task_goes(opened
     with pytest.raises(BudgetError, match="'t2' beside the tasks in use"):
         tasks.residency.hold(request)
     assert not given_up
-    waiting = InThread(lambda: tasks.residency.hold(replace(request, deadline=time.monotonic() + 20)))
+    waiting = InThread(lambda: tasks.residency.hold(replace(request, deadline=Deadline.after(20))))
     waiting.join(0.1)
     assert waiting.is_alive()
     assert not given_up
@@ -153,7 +153,7 @@ def test_tables_that_lose_their_room_once_the_previous_task_is_gone_are_a_failed
         tasks.hold(resident)
 
     monkeypatch.setattr(PagingState, "end_commit", entered)
-    request = replace(tasks.request(new, old, time.monotonic() + 20), give_up=give_up)
+    request = replace(tasks.request(new, old, Deadline.after(20)), give_up=give_up)
     with pytest.raises(SwitchFailedError, match="switching to 't3' failed, no task is active now: a budget of"):
         tasks.residency.hold(request)
     assert given_up.is_set()

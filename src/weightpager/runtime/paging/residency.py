@@ -12,12 +12,13 @@ import numpy.typing as npt
 from weightpager.errors import BudgetError, BusyError
 from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.arena_resizer import ArenaResizer
+from weightpager.runtime.paging.deadline import NEVER, Deadline
 from weightpager.runtime.paging.loads import Loads
 from weightpager.runtime.paging.reads.failures import engine_closed
 from weightpager.runtime.paging.slot_allocator import SlotAllocator
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch import Switch
-from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest, seconds_until
+from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
 from weightpager.runtime.paging.table_hold import TableHold
 from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, Uses
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
@@ -80,12 +81,12 @@ class Residency:
 
     def evict_unlocked(self) -> int:
         """Empty the arena of all that nobody holds. Returns the number of pages that went."""
-        with self._my_turn(None), self._lock:
+        with self._my_turn(NEVER), self._lock:
             return self._slots.evict_unlocked()
 
     def resize(self, budget: int) -> None:
         """Use the slots of another budget, evicting what must go. Errors are those of `ArenaResizer.resize`."""
-        with self._my_turn(None), self._lock:
+        with self._my_turn(NEVER), self._lock:
             self._resizer.resize(budget)
             self._state.changed()
 
@@ -180,7 +181,7 @@ class Residency:
         Raises:
             BusyError: a task that should leave is in use; nothing has changed.
         """
-        with self._my_turn(None), self._lock:
+        with self._my_turn(NEVER), self._lock:
             self.check_unused(gone)
             for task in gone.values():
                 self.blocks.remove_task(task)
@@ -223,7 +224,7 @@ class Residency:
     def _await_room(self, request: SwitchRequest, changes: int) -> bool:
         """Wait for a change after these, which may have made room. False if none can, or the deadline has passed."""
         with self._lock:
-            left = seconds_until(request.deadline)
+            left = request.deadline.left()
             most = self._state.memory.slots_beside(0)
             if not left or len(self.blocks.needs(request.task)) > most:
                 return False
@@ -246,7 +247,7 @@ class Residency:
 
     def _hold_if_resident(self, request: SwitchRequest) -> bool:
         with self._lock:
-            self._lock.wait_for(lambda: not self._state.committing, seconds_until(request.deadline))
+            self._lock.wait_for(lambda: not self._state.committing, request.deadline.left())
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold_blocks(request)
@@ -264,10 +265,9 @@ class Residency:
             return tables.held
 
     @contextmanager
-    def _my_turn(self, deadline: float | None, *, stop_prefetch: bool = True) -> Iterator[None]:
+    def _my_turn(self, deadline: Deadline, *, stop_prefetch: bool = True) -> Iterator[None]:
         """Keep other switches out. Cancels prefetches that haven't begun, unless told not to."""
-        left = seconds_until(deadline)
-        if not self._turn.acquire(timeout=-1 if left is None else left):
+        if not deadline.acquire(self._turn):
             raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")
         try:
             with self._lock:

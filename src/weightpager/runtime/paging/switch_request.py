@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from weightpager.errors import SwitchFailedError, WeightpagerError
 from weightpager.runtime.memory.table_cache import Expandable
+from weightpager.runtime.paging.deadline import NEVER, Deadline
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.reads.page_waits import PendingPages
 from weightpager.runtime.planning.plans import Uses
@@ -23,8 +23,8 @@ class SwitchRequest:
         name: its name, for errors.
         previous: number of the task that is left for it, None if none is.
         give_up: releases the previous task. Called once, if both don't fit together, when that can be kept no longer.
-        deadline: when waiting for other tasks to leave or for another switch ends, by `time.monotonic`; None never
-            waits for a task, and as long as it takes for a switch.
+        deadline: when waiting for other tasks to leave or for another switch ends; `NEVER` never waits for a task, and
+            as long as it takes for a switch.
         wait: whether to return only when all pages are there.
         priority: the priority of its reads.
         expected_uses: gives the expected uses of each task, for eviction; None goes by recency alone.
@@ -36,7 +36,7 @@ class SwitchRequest:
     name: str
     previous: int | None = None
     give_up: Callable[[], None] = lambda: None
-    deadline: float | None = None
+    deadline: Deadline = NEVER
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
     expected_uses: Callable[[], Uses] | None = None
@@ -84,8 +84,3 @@ class PendingLoad:
         """What its own reads cost, without those of the earlier load."""
         seconds = time.perf_counter() - self.start if until_now and self.reads else 0.0
         return LoadStats(self.reads, self.bytes, seconds)
-
-
-def seconds_until(deadline: float | None) -> float | None:
-    """Seconds until a deadline by `time.monotonic`, as a timeout that `threading` takes. None without one."""
-    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
