@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weightpager.errors import SwitchFailedError, WeightpagerError
 from weightpager.runtime.memory.table_cache import Expandable
@@ -45,7 +45,7 @@ class SwitchRequest:
 
     def after_give_up(self) -> SwitchRequest:
         """The request that remains once the previous task has been given up."""
-        return SwitchRequest(self.task, self.name, expected_uses=self.expected_uses)
+        return replace(self, previous=None, previous_tables=None)
 
     def failed(self, error: WeightpagerError) -> SwitchFailedError:
         """The error for a failure after the previous task has been given up."""
