@@ -101,7 +101,7 @@ class EngineReport:
         reloaded_pages: number of pages that were loaded though they had been in the arena before.
         switches: the latest switches, oldest first.
         prefetch: what prefetching does; None if nothing is prefetched.
-        rows: what is known of rows on demand; None if the bundle has none.
+        rows: what is known of rows on demand; None if there are none, as on a GPU.
     """
 
     budget: int

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import weightpager as wp
+from devices import LateCopier
 from encoder_tasks import TASKS, logits
 from weightpager.backends.torch.parameters import read_rows
 from weightpager.bundle import Bundle
@@ -20,6 +21,7 @@ from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError
 from weightpager.nn import PagedEmbedding
 from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.memory.staged.staged_arena import Staging
 
 WORDS = "base_model.embeddings.word_embeddings.weight"
 POSITIONS = "base_model.embeddings.position_embeddings.weight"
@@ -204,3 +206,13 @@ def test_an_engine_takes_over_a_grown_bundle(
         logits(engine.activate("pet"), texts(3))
         for task in TASKS:
             assert torch.equal(logits(engine.activate(task), texts(1)), expected[task, 1])
+
+
+def test_on_a_gpu_tables_are_whole_and_no_rows_are_kept_beside_them(bundle: Bundle) -> None:
+    copier = LateCopier()
+    with wp.Engine(bundle, EngineConfig(device="cuda"), staging=Staging(copier, 1)) as engine:
+        assert engine.report().rows is None
+        engine.set_budget(engine.report().budget + (1 << 20))
+        assert engine.report().rows is None
+        assert not engine._open.rows.caches
+    copier.finish()

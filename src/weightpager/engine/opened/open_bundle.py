@@ -63,7 +63,7 @@ class OpenBundle:
         page_check: the check of these pages against the bundle's hashes.
         reads: the store of pages of blocks, which checks them and counts their bytes.
         row_reads: the store of pages that hold rows, likewise.
-        rows: the tables whose rows come on demand.
+        rows: the tables whose rows come on demand; none on a GPU, where they are whole.
         direct: whether reads bypass the page cache.
         reads_in_flight: how many reads are made at once while pages are loaded.
     """
@@ -103,7 +103,8 @@ class OpenBundle:
             undone.callback(pager.close)
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
-            self.rows = RowTables(bundle, 0 if on_device else self.memory.split.rows, row_reads)
+            on_demand = {} if on_device else bundle.row_tables
+            self.rows = RowTables(bundle, on_demand, self.memory.split.rows, row_reads)
             self.rows.fill()
             self._paging = self._new_paging_state(bundle, pager, config.read_timeout)
             self.residency = Residency(self._paging)

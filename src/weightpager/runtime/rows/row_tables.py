@@ -22,11 +22,12 @@ class RowTables:
         room: bytes of memory for rows.
     """
 
-    def __init__(self, bundle: Bundle, room: int, reads: RowReads) -> None:
+    def __init__(self, bundle: Bundle, tables: Mapping[str, RowTable], room: int, reads: RowReads) -> None:
         """Nothing is in memory.
 
         Args:
             bundle: has the tables.
+            tables: those whose rows are looked up here.
             room: bytes of memory for rows.
             reads: reads pages by number, those of rows behind those of blocks.
 
@@ -34,10 +35,10 @@ class RowTables:
             OSError: the machine refuses address space.
         """
         self.room = room
-        self._entries = bundle.manifest.row_tables
+        self._entries = [table.entry for table in tables.values()]
         self.caches: Mapping[str, RowCache] = {
             table.entry.name: _cache(bundle, table, slots, reads)
-            for table, slots in zip(bundle.row_tables.values(), split_rows(self._entries, room), strict=True)
+            for table, slots in zip(tables.values(), split_rows(self._entries, room), strict=True)
         }
 
     @property
