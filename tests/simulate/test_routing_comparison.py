@@ -155,7 +155,7 @@ class Watched:
 
     def _view(self, engine: wp.Engine, task: str) -> ReplicaView:
         blocks, size = engine.blocks, engine.bundle.page_bytes
-        return ReplicaView(blocks.missing_pages(engine.bundle.task_numbers[task]) * size, blocks.free * size, 0)
+        return ReplicaView(blocks.missing_count(engine.bundle.task_numbers[task]) * size, blocks.free * size, 0)
 
 
 @pytest.mark.slow

@@ -62,14 +62,14 @@ class EngineMaintenance(EngineView):
         """
         self._check_open()
         number = self._open.task(name).number
-        expected_uses = partial(uses_after, number, self._open, self.monitor)
+        ask_uses = partial(uses_after, number, self._open, self.monitor)
         with self._explained():
-            return self._residency.prefetch(SwitchRequest(number, name, expected_uses=expected_uses))
+            return self._residency.prefetch(SwitchRequest(number, name, ask_uses=ask_uses))
 
     def evict(self) -> int:
         """Drop all pages that no task in use needs, so that a later switch reads them again. Returns how many went."""
         self._check_process()
-        return self._residency.evict_unlocked()
+        return self._residency.evict_unused()
 
     def set_budget(self, budget: str | int) -> None:
         """Use more or less memory from now on. The arena stays where it is, and so do the modules.

@@ -71,7 +71,7 @@ class TaskHolds:
             deadline=Deadline.after(timeout),
             wait=wait,
             priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-            expected_uses=partial(uses_after, task.number, self._open, self._switches.monitor),
+            ask_uses=partial(uses_after, task.number, self._open, self._switches.monitor),
             tables=task.tables,
             previous_tables=None if previous is None else self._open.tasks[previous].tables,
         )

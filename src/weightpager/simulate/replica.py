@@ -91,7 +91,7 @@ class Replica:
         """What a router knows of it, for a request of this task."""
         blocks, number = self._arena.blocks, self._numbers[task]
         coming = task == self._current or any(waiting.task == task for waiting in self._waiting)
-        missing = 0 if coming else blocks.missing_pages(number)
+        missing = 0 if coming else blocks.missing_count(number)
         queue = len(self._waiting) + (self._free_at > now)
         return ReplicaView(missing * self._page_bytes, blocks.free * self._page_bytes, queue)
 

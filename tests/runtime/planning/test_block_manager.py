@@ -51,7 +51,7 @@ def test_what_will_be_used_least_goes_first_whenever_it_was_used() -> None:
     blocks = manager([0], [1], [2], [5, 6], slots=3)
     for task in (1, 0, 2):
         bring_in(blocks, task)
-    plan = blocks.plan(3, expected_uses=lambda: np.array([0.1, 0.9, 0.1, 0.0]))
+    plan = blocks.plan(3, ask_uses=lambda: np.array([0.1, 0.9, 0.1, 0.0]))
     assert plan is not None
     assert plan.evict.tolist() == [0, 2]
 
@@ -60,7 +60,7 @@ def test_a_page_is_worth_what_all_its_tasks_will_use() -> None:
     blocks = manager([0, 1], [1, 2], [5], slots=3)
     bring_in(blocks, 0)
     bring_in(blocks, 1)
-    plan = blocks.plan(2, expected_uses=lambda: np.array([0.3, 0.4, 0.0]))
+    plan = blocks.plan(2, ask_uses=lambda: np.array([0.3, 0.4, 0.0]))
     assert plan is not None
     assert plan.evict.tolist() == [0]
 
@@ -83,7 +83,7 @@ def test_what_will_be_used_least_goes_first_and_among_equals_the_least_recent(
     for number, task in enumerate((visit % len(needs) for visit in visits), 1):
         blocks.hold(task)
         used[task] = number
-        plan = blocks.plan(task, expected_uses=lambda: np.array(wanted[: len(needs)], np.float64))
+        plan = blocks.plan(task, ask_uses=lambda: np.array(wanted[: len(needs)], np.float64))
         assert plan is not None
         spare = resident(blocks) - set(needs[task])
         assert sorted(plan.evict.tolist()) == sorted(sorted(sorted(spare), key=rank)[: len(plan.evict)])

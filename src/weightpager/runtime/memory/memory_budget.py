@@ -145,7 +145,7 @@ class MemoryBudget:
         self.tables.resize(self.split.tables)
 
     @property
-    def tables_have_grown(self) -> bool:
+    def has_spare_table_room(self) -> bool:
         """Whether slots have made room for expanded block tables that the tasks in use no longer need."""
         return self._tables_in_use > max(self.needs.least_tables, self.tables.in_use)
 

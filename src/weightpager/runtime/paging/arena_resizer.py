@@ -41,7 +41,7 @@ class ArenaResizer:
 
     def restore(self) -> None:
         """Use slots again that made room for block tables of tasks which have left."""
-        if self._state.memory.tables_have_grown:
+        if self._state.memory.has_spare_table_room:
             self.resize(self._state.memory.budget)
 
     def _free(self, count: int, budget: int, tables: int) -> None:

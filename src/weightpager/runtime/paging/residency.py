@@ -79,10 +79,10 @@ class Residency:
             self._release_blocks(task)
             self._state.changed()
 
-    def evict_unlocked(self) -> int:
+    def evict_unused(self) -> int:
         """Empty the arena of all that nobody holds. Returns the number of pages that went."""
         with self._my_turn(NEVER), self._lock:
-            return self._slots.evict_unlocked()
+            return self._slots.evict_unused()
 
     def resize(self, budget: int) -> None:
         """Use the slots of another budget, evicting what must go. Errors are those of `ArenaResizer.resize`."""

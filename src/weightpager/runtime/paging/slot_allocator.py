@@ -35,7 +35,7 @@ class SlotAllocator:
                 tables = self._table_bytes(request)
                 pages = self._blocks.pages_in_use(request.task, request.previous)
                 raise self._state.memory.too_small(what, pages, tables=tables)
-            plan = self._blocks.plan(request.task, request.previous, request.expected_uses)
+            plan = self._blocks.plan(request.task, request.previous, request.ask_uses)
             if plan is not None and (hangs or not (plan.needs_commit and self._state.prefetched)):
                 return plan
             if hangs:
@@ -54,7 +54,7 @@ class SlotAllocator:
         self._blocks.evict(pages)
         self._state.prefetched.ledger.went(pages)
 
-    def evict_unlocked(self) -> int:
+    def evict_unused(self) -> int:
         """Give up all that no held task needs. Returns the number of pages that went."""
         self._state.lock.wait_for(lambda: not self._state.prefetched, self._state.read_timeout)
         pages = self._blocks.evictable()

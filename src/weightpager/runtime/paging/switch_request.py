@@ -27,7 +27,7 @@ class SwitchRequest:
             as long as it takes for a switch.
         wait: whether to return only when all pages are there.
         priority: the priority of its reads.
-        expected_uses: gives the expected uses of each task, for eviction; None goes by recency alone.
+        ask_uses: gives the expected uses of each task, for eviction; None goes by recency alone.
         tables: its block tables, expanded while it is held; None if it has none.
         previous_tables: the previous task's block tables.
     """
@@ -39,7 +39,7 @@ class SwitchRequest:
     deadline: Deadline = NEVER
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
-    expected_uses: Callable[[], Uses] | None = None
+    ask_uses: Callable[[], Uses] | None = None
     tables: Expandable | None = None
     previous_tables: Expandable | None = None
 

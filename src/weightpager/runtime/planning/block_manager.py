@@ -107,7 +107,7 @@ class BlockManager:
         missing: Pages = need[self.page_table[need] == ABSENT]
         return missing
 
-    def missing_pages(self, task: int) -> int:
+    def missing_count(self, task: int) -> int:
         """How many of a task's pages are not resident. The time that it takes doesn't depend on them."""
         return int(self._missing[task])
 
@@ -138,14 +138,14 @@ class BlockManager:
         return int(np.count_nonzero(self._is_kept(task, previous)))
 
     def plan(
-        self, task: int, previous: int | None = None, expected_uses: Callable[[], Uses] | None = None
+        self, task: int, previous: int | None = None, ask_uses: Callable[[], Uses] | None = None
     ) -> SwitchPlan | None:
         """How to make all of a task's pages resident; None if that can't be done.
 
         Args:
             task: the next one.
             previous: the task that is left for it. It is held once, and given up only if it must be.
-            expected_uses: gives the expected uses of each task. It is asked only where pages must go. What tasks will
+            ask_uses: gives the expected uses of each task. It is asked only where pages must go. What tasks will
                 use least goes first, and among equals what was used least recently.
         """
         missing = self.missing(task)
@@ -157,11 +157,11 @@ class BlockManager:
         if later > len(freed):
             return None
         return SwitchPlan(
-            evict=self._first_to_go(spare, going, expected_uses),
+            evict=self._first_to_go(spare, going, ask_uses),
             loading=loading,
             prepare=absent[:now],
             commit=absent[now:],
-            evict_previous=self._first_to_go(freed, later, expected_uses),
+            evict_previous=self._first_to_go(freed, later, ask_uses),
         )
 
     def has_room(self, task: int, previous: int | None = None) -> bool:
@@ -258,11 +258,11 @@ class BlockManager:
         """Tasks that are held, as if each of ``released`` had been released once."""
         return [task for task, count in enumerate(self._holders) if count > released.count(task)]
 
-    def _first_to_go(self, spare: Pages, count: int, expected_uses: Callable[[], Uses] | None) -> Pages:
+    def _first_to_go(self, spare: Pages, count: int, ask_uses: Callable[[], Uses] | None) -> Pages:
         """Choose so many of these resident pages. Their order is asked for only where some can stay."""
         if count in (0, len(spare)):
             return spare[:count]
-        return self._order.sort(spare, expected_uses and expected_uses())[:count]
+        return self._order.sort(spare, ask_uses and ask_uses())[:count]
 
     def _may_go(self, task: int, previous: int | None) -> tuple[Pages, Pages]:
         """Resident pages that can go for a task: those that no held task needs, and those of ``previous`` alone."""
