@@ -78,7 +78,8 @@ class TaskHolds:
         try:
             stats, load = self._open.residency.hold(request)
         except BudgetError:
-            self._open.check_fits(name, self._real_time)  # says so if it is no matter of who leaves
+            # Raises the clearer error if the task doesn't fit even when all but the real-time tasks have left.
+            self._open.check_fits(name, self._real_time)
             raise
         try:
             task.gate.hold(None if load is None else load.pages)
@@ -104,7 +105,10 @@ class TaskHolds:
             self._open.residency.release(task.number, task.tables)
 
     def enter_again(self, name: str, *, wait: bool) -> Any:
-        """A held task is asked for again. Returns its module, or None if it must be held anew, to be waited for."""
+        """Record a visit to a task that is held. Returns its module.
+
+        Returns None, and records nothing, if its pages haven't come and the caller must `hold` it again.
+        """
         task = self._open.tasks[name]
         if not task.gate.is_ready and (wait or task.gate.has_failed):
             return None

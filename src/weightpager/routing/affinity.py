@@ -60,7 +60,8 @@ class Affinity:
        everything while requests come one by one: it always lacks less than one that was never used.
 
     Attributes:
-        request_bytes: as given; who learns it while requests come may change it.
+        request_bytes: bytes that a replica loads while a request computes. A caller that measures this may set it at
+            any time.
     """
 
     def __init__(self, replicas: int, request_bytes: float, fairness: Fairness | None = None) -> None:

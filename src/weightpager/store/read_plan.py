@@ -12,7 +12,7 @@ MAX_READ_BYTES = 1 << 20
 """Reads longer than this gain nothing and start later what waits behind them."""
 
 BYTES_IN_FLIGHT = 4 << 20
-"""No other read begins while there are as many in flight: one that is urgent waits for no more."""
+"""While so many are in flight no other read begins, so that an urgent read waits for little more than these."""
 
 GROUP_BYTES = 1 << 16
 """Shorter reads are grouped until they have so many bytes together."""

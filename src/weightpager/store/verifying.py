@@ -23,7 +23,8 @@ class VerifyingStore:
 
     Attributes:
         index: the pages' ids; may be replaced by an index that has more pages.
-        bytes: bytes of all reads that have ended well; a plan's promise is held against them.
+        bytes: bytes that storage has delivered, pages that failed their check included; compared with what a plan
+            promised.
     """
 
     def __init__(self, inner: PageStore, index: PageIndex) -> None:

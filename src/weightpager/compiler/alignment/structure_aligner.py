@@ -36,7 +36,8 @@ def align(problem: AlignmentProblem) -> Alignment:
         short = _kept(alignment.keep, problem.sizes) < least  # [weights, tasks]
         if not short.any():
             break
-        last = number == _ROUNDS - 1  # all floors at once, which take half of a budget at most: none is short then
+        # The last round pins all floors at once. Together they take at most half of a budget, so every floor is met.
+        last = number == _ROUNDS - 1
         pinned = _pins(problem, least) if last else pinned | _pins(problem, np.where(short, least, 0))
         dearer = align_versions(replace(problem, saliency=saliency + price * pinned))
         paid = price * np.array([(dearer.keep & pinned).sum(), pinned.sum()])

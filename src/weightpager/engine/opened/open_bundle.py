@@ -188,9 +188,9 @@ class OpenBundle:
         return self.backend.dtype(self._resident | self.task(name).private)
 
     def check_fits(self, name: str, beside: Iterable[str]) -> None:
-        """Whether the budget ever holds a task beside these. Errors are those of `Engine.check_fits`.
+        """Check that the budget can ever hold a task beside these. Errors are those of `Engine.check_fits`.
 
-        While another thread reloads the bundle there is no telling: pages and budget may be of two bundles.
+        During a reload nothing is refused: the pages may be one bundle's and the budget another's.
         """
         reloads = self._reloads
         refusal = self._refusal(name, beside)

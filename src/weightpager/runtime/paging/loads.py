@@ -75,7 +75,10 @@ class Loads:
         self._cancel(but=self._state.waiters.pages)
 
     def cancel_lost(self) -> None:
-        """Free slots of reads that nobody makes: Ctrl-C came between. The lock is held, and the pager isn't closed."""
+        """Free slots that were reserved for reads which Ctrl-C kept from being submitted.
+
+        The lock is held, and the pager isn't closed.
+        """
         reserved = self._state.blocks.reserved().tolist()
         if reserved:
             self._forget(set(reserved) - self._state.pager.pages)

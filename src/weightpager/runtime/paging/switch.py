@@ -123,7 +123,10 @@ class Switch:
         blocks.publish(plan.prepare)
 
     def _stamp(self) -> tuple[int, int]:
-        """Another value when others have come or gone: what was planned may not be the best any more."""
+        """A value that changes whenever tasks are held or released, or pages begin to come or go.
+
+        If it has changed, a plan made before may be out of date.
+        """
         return self._state.blocks.version, self._state.changes
 
     def _merged(self, plan: SwitchPlan) -> Callable[[], SwitchPlan]:

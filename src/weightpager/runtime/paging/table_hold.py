@@ -81,8 +81,9 @@ class TableHold:
     def hold(self) -> None:
         """Hold them, once the task's pages are there or on their way.
 
-        If there is no room, the previous task gives up its tables, if nobody else holds that task: all that could fail
-        has been done. Otherwise slots are given up for them. Whoever calls has the turn, and not the lock.
+        If there is no room, the previous task is given up for its tables, unless somebody else holds it. This comes
+        last, since a switch that fails earlier keeps the previous task. If that isn't enough, slots are given up for
+        them. Whoever calls has the turn, and not the lock.
 
         Raises:
             BudgetError: tasks in use leave no room.

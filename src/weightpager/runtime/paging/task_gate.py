@@ -12,8 +12,8 @@ from weightpager.runtime.paging.reads.page_waits import PendingPages
 class TaskGate:
     """Counts who holds a task active and which layers are reading its pages.
 
-    Held by the engine, entered by the task's layers; the order of events makes a page that is being read safe:
-    `release` returns only when no layer is inside, and only then may the pages be given up.
+    The engine holds a gate; the task's layers enter it. The last `release` returns only when no layer is inside, and
+    pages are given up only after that. So no page goes while a layer reads it.
     """
 
     def __init__(self, task: str, note_read: Callable[[], None] = lambda: None) -> None:

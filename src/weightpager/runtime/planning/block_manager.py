@@ -165,7 +165,7 @@ class BlockManager:
         )
 
     def has_room(self, task: int, previous: int | None = None) -> bool:
-        """Whether `plan` finds room for a task, where no page is loading."""
+        """Whether `plan` would find room for a task. Valid only while no page is loading."""
         gone = self.page_table != ABSENT
         gone &= ~self._is_kept(task, previous)
         return bool(self._missing[task] <= self.free + np.count_nonzero(gone))

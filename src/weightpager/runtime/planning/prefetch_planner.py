@@ -19,8 +19,8 @@ class PrefetchPlan:
 
     Attributes:
         load: absent pages, those with the highest expected saving first, and among equals the earliest layers'.
-        evict: resident pages that go for them; the last of ``load`` have the slots of these, one for one, the ones
-            before have free ones.
+        evict: resident pages that are evicted for them. The first pages of ``load`` take free slots; for each later one
+            the next of these goes.
     """
 
     load: Pages

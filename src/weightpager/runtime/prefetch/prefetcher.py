@@ -160,7 +160,7 @@ class Prefetcher:
         expected, began = self._policy.expected, self._since
         self._measure(news.stats)
         if news.task >= expected.tasks:
-            return  # it has just come with another bundle, of which there will be news
+            return  # a reload has just added the task; a policy that knows it is on its way
         if expected.current is not None:
             self._policy.trial.switched(
                 news.task,
