@@ -15,7 +15,8 @@ from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.time_left import WholeProgress
 from weightpager.compiler.fit import choose_density_and_alignment, fit_of
 from weightpager.compiler.growth.grow import grow
-from weightpager.compiler.measuring.controls import compared, measure_controls
+from weightpager.compiler.measuring.control_plan import compared
+from weightpager.compiler.measuring.controls import measure_controls
 from weightpager.compiler.measuring.measure import measure_written
 from weightpager.compiler.measuring.report import Control, common_fields, control_scores
 from weightpager.compiler.model.task_weights import TaskWeights

@@ -17,7 +17,7 @@ from weightpager.compiler.estimates.memory_check import check_memory, choose_scr
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.fit import fit_roughly
-from weightpager.compiler.measuring.controls import compared, control_work
+from weightpager.compiler.measuring.control_plan import compared, control_work
 from weightpager.compiler.measuring.torch_score import score_alone
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.dense_model import load as load_dense

@@ -21,13 +21,8 @@ from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.data.splits import TaskData, collate_texts
 from weightpager.compiler.measuring import controls
-from weightpager.compiler.measuring.controls import (
-    control_names,
-    control_work,
-    measure_controls,
-    measuring,
-    trained_on,
-)
+from weightpager.compiler.measuring.control_plan import control_names, control_work, measuring
+from weightpager.compiler.measuring.controls import measure_controls, trained_on
 from weightpager.compiler.measuring.quantise import INT8
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.prepare import prepare

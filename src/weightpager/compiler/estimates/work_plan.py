@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.measuring.controls import CHOICE, control_names, measuring, validation_data
+from weightpager.compiler.measuring.control_plan import CHOICE, control_names, measuring, validation_data
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.task_data.held_out import Item
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.answers.score import Score
-from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
+from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.measuring.control_plan import CHOICE, control_names, measuring, validation_data
 from weightpager.compiler.measuring.quantise import QUANTISATIONS, Quantisation
 from weightpager.compiler.measuring.report import Control
 from weightpager.compiler.measuring.torch_score import score_alone, torch_score
@@ -32,7 +33,6 @@ from weightpager.compiler.resume.shared import COPIES
 from weightpager.compiler.resume.workers import Job
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
-from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.device import placed, training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.masks import Masks, module_name
@@ -47,44 +47,8 @@ Values = Callable[[DenseModel, str, PagedWeightInfo], Tensor]
 Measured = Mapping[str, Mapping[str, Score]]
 """Control → task → what it reached."""
 
-CHOICE = (f"{DENSE} on validation data", f"{DENSE} as it was on validation data")
-"""What is measured to choose between the dense model that is trained on and the one that isn't, in this order."""
-
 _STAGE = "dense"
 """The journal's stage in which the dense model is trained further."""
-
-
-def compared(task_file: TaskFile, data: Mapping[str, TaskData]) -> Compared:
-    """What is compared: as the task file says; if it doesn't, nothing that takes long for what few items could tell.
-
-    Training takes long, and so does writing the answers of a task once for each control.
-    """
-    few = all(len(of_task.eval) < FEW for of_task in data.values())
-    takes_long = task_file.recovery_steps > 0 or any(task.completes for task in task_file.tasks.values())
-    if few and takes_long and "compare" not in task_file.model_fields_set:
-        return "few"
-    return task_file.compare
-
-
-def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str]:
-    """Names of the controls that `measure_controls` measures, in its order."""
-    what = compared(task_file, data)
-    if what in ("none", "few"):
-        return []
-    trains = task_file.recovery_steps > 0
-    shared = _can_share(task_file) and (what == "all" or not trains)
-    return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * shared
-
-
-def measuring(control: str, task: str, names: Sequence[str]) -> str:
-    """What progress calls the measurement of a control on a task, ``names`` being those of all controls."""
-    place = f" ({names.index(control) + 1} of {len(names)})" if control in names else ""
-    return f"control {control}{place}: {task}"
-
-
-def _can_share(task_file: TaskFile) -> bool:
-    """Whether one shared mask is anything else than what is compiled."""
-    return len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
 
 
 def measure_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
@@ -98,19 +62,6 @@ def measure_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
     if MASK in names:
         controls.append(_shared_mask(prepared, run))
     return controls
-
-
-def control_work(task_file: TaskFile, what: Compared | None = None) -> str | None:
-    """What the controls will take, in words; None if nothing is trained for them. ``what`` is `compared`, if known."""
-    steps, what = task_file.recovery_steps, what or task_file.compare
-    if steps == 0 or what in ("none", "few"):
-        return None
-    masked = " and one shared mask" if what == "all" and _can_share(task_file) else ""
-    each = " each" if masked else ""
-    return (
-        f"{steps} steps of recovery, and as many{each} for the dense model{masked} to compare it with; "
-        "'--compare none' leaves these out"
-    )
 
 
 def _dense_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
@@ -147,12 +98,6 @@ def _dense_or_longer(prepared: Prepared, run: CompileRun) -> tuple[DenseModel, M
         return (longer, scores) if _gains(scores, prepared.dense) else (dense, prepared.dense)
     now, before = (measured(*each, validation, run) for each in zip(CHOICE, (longer, dense), strict=True))
     return (longer, measured(DENSE, longer, data, run)) if _gains(now, before) else (dense, prepared.dense)
-
-
-def validation_data(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | None:
-    """The tasks with their validation data in place of held-out data; None if one has none."""
-    found = {task: replace(of_task, eval=of_task.validation) for task, of_task in data.items() if of_task.validation}
-    return found if len(found) == len(data) else None
 
 
 def _scores(
