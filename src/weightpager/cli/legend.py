@@ -6,7 +6,7 @@ MEANINGS = {
     "affinity": "a request goes to the replica that lacks the fewest bytes of its task, weighed against its queue",
     "alignment": "λ, what a block loaded per switch costs when blocks are chosen; the more, the more tasks share",
     "arena": "memory for pages",
-    "brackets": "what holds the true value in 95 of 100 cases, for all that the held-out items tell",
+    "brackets": "95 % confidence interval",
     "duality gap": "how far the choice of blocks may be from the best one",
     "overlap": "share of a task's bytes that the task before it keeps too",
     "oracle": "knows the whole trace; what is needed last goes first. No lower bound: another routing may be better",

@@ -17,7 +17,7 @@ _NOT_COMPARED = {
 def scores(title: str, report: CompileReport) -> None:
     """Print the tasks' metrics, with the intervals that hold the true value in 95 of 100 cases."""
     equal = next((control for control in report.controls if control.name == DENSE), None)
-    longer = [] if equal is None else ["dense, or trained as long if better"]
+    longer = [] if equal is None else ["dense, trained longer (chosen on validation data)"]
     rows = []
     for task in report.tasks:
         trained = [] if equal is None else [measured(equal.scores[task.name], equal.intervals.get(task.name))]

@@ -262,7 +262,7 @@ def test_the_command_says_what_controls_cost_and_leaves_them_out(tmp_path: Path,
     found = weightpager("compile", path, "--out", tmp_path / "a.bundle")
     assert found.code == 0
     assert "6 steps of recovery, and as many for the dense model to compare it with" in " ".join(found.err.split())
-    assert "dense, or trained as long if better" in found.out
+    assert "dense, trained longer (chosen on validation data)" in found.out
     assert "controls" in found.out
     without = weightpager("compile", path, "--out", tmp_path / "b.bundle", "--compare", "none")
     assert "to compare it with" not in without.err
