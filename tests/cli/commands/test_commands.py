@@ -89,7 +89,9 @@ def unaligned_bundle(tmp_path_factory: pytest.TempPathFactory) -> wp.Bundle:
     return wp.compile(tiny.assistant(folder, alignment=0.0, sparsity=0.7), out=folder / "a.bundle")
 
 
-def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, unaligned_bundle: wp.Bundle) -> None:
+def test_inspect_lists_what_does_not_fit_a_budget(
+    weightpager: Command, unaligned_bundle: wp.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = unaligned_bundle.path
     smallest = json.loads(weightpager("inspect", bundle, "--json").out)["smallest_budget"]
     facts = json.loads(weightpager("inspect", bundle, "--budget", smallest, "--json").out)
@@ -102,6 +104,15 @@ def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, unaligne
     apart = facts["pairs_that_do_not_fit"]
     assert note.startswith(f"note: at {len(apart)} of 12 switches")
     assert f"({apart[0][0]} → {apart[0][1]}" in note
+    assert note.endswith("which on a CPU is read and checked before the old task is given up.")
+    sizes = {(each["from_task"], each["to_task"]): each["bytes"] for each in facts["switches"]}
+    for limit in (0, sorted(sizes[pair] for pair in map(tuple, apart))[0]):
+        monkeypatch.setattr("weightpager.cli.commands.inspect_command.SMALL_SWITCH_BYTES", limit)
+        large = [pair for pair in map(tuple, apart) if sizes[pair] > limit]
+        shown = weightpager("inspect", bundle, "--budget", smallest).out
+        (note,) = [line for line in shown.splitlines() if "don't fit together" in line]
+        assert "a failing read leaves no task active" in note
+        assert (f"at {len(large)} of them" in note) is (limit > 0)
 
 
 def test_plan(weightpager: Command, assistant_bundle: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import CompileReport, has_report, read_report
 from weightpager.cli import output, report_output
 from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, SwitchFacts
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.config import parse_bandwidth, stated_size
+from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
+
+_Pair = tuple[str | None, str]
 
 _MOST_PAIRS = 4
 _MOST_TENSORS = 4
@@ -128,11 +133,27 @@ def _print_what_does_not_fit(switches: SwitchFacts) -> None:
     for task in switches.tasks_that_do_not_fit:
         output.say(f"note: {task} does not fit into the budget.")
     alone = set(switches.tasks_that_do_not_fit)
-    apart = [f"{a} → {b}" for a, b in switches.pairs_that_do_not_fit if not alone & {a, b}]
+    apart = [(a, b) for a, b in switches.pairs_that_do_not_fit if not alone & {a, b}]
     if apart:
-        named = ", ".join(apart[:_MOST_PAIRS]) + (", …; --json lists all" if len(apart) > _MOST_PAIRS else "")
-        why = "the two don't fit together, and the old task is given up before the new one is whole"
-        output.say(f"note: at {len(apart)} of {len(switches.switches)} switches {why} ({named}).")
+        sizes = {(switch.from_task, switch.to_task): switch.bytes for switch in switches.switches}
+        early = [pair for pair in apart if sizes[pair] > SMALL_SWITCH_BYTES]
+        counted = f"at {len(apart)} of {len(switches.switches)} switches the two don't fit together"
+        output.say(f"note: {counted} ({_pairs(apart)}); {_what_a_failing_read_leaves(apart, early)}.")
+
+
+def _what_a_failing_read_leaves(apart: Sequence[_Pair], early: Sequence[_Pair]) -> str:
+    """What becomes of the old task at switches of two that don't fit together; ``early`` are those of many pages."""
+    small = output.size(SMALL_SWITCH_BYTES)
+    if not early:
+        return f"each reads {small} at most, which on a CPU is read and checked before the old task is given up"
+    which = "" if len(early) == len(apart) else f"at {len(early)} of them, which read more than {small}, "
+    named = f" ({_pairs(early)})" if which else ""
+    return f"{which}the old task is given up before the new one is whole: a failing read leaves no task active{named}"
+
+
+def _pairs(pairs: Sequence[_Pair]) -> str:
+    more = ", …; --json lists all" if len(pairs) > _MOST_PAIRS else ""
+    return ", ".join(f"{a} → {b}" for a, b in pairs[:_MOST_PAIRS]) + more
 
 
 def _print_graphs(model: ModelFacts) -> None:
