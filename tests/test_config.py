@@ -12,6 +12,7 @@ from weightpager.config import (
     format_room,
     format_size,
     parse_bandwidth,
+    parse_latency,
     parse_size,
     stated_size,
 )
@@ -36,6 +37,14 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_any_text_is_a_size_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigError):
         assert parse_size(text) > 0
+
+
+def test_latencies() -> None:
+    assert parse_latency("0.3ms") == parse_latency(" 300 us") == parse_latency("300µs") == pytest.approx(3e-4)
+    assert (parse_latency("0s"), parse_latency("2s")) == (0, 2)
+    for wrong in ("3", "ms", "-1ms", "1h", "61s", "nans", ""):
+        with pytest.raises(ConfigError, match="x: expected a time with a unit"):
+            parse_latency(wrong, "x")
 
 
 def test_bandwidths() -> None:

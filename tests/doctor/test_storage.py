@@ -47,6 +47,9 @@ def test_a_disk_is_measured_past_the_page_cache(empty: Path) -> None:
     assert found.pages.block_bytes == 64 << 10
     assert found.pages.threads > 1
     assert found.pages.total_bytes in {MIB, 2 * MIB}
+    assert found.short is not None
+    assert (found.short.block_bytes, found.short.threads, found.short.total_bytes) == (4096, 1, MIB)
+    assert found.seconds_per_read == pytest.approx(4096 / found.short.median)
     assert len(steps) == storage.STEPS
 
 

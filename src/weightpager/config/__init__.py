@@ -1,7 +1,7 @@
 """Settings: parsed once, frozen, unknown or contradictory ones refused. No torch."""
 
 from weightpager.config.cache_folder import cache_dir, cache_limit, xdg_folder
-from weightpager.config.durations import LONGEST, format_duration
+from weightpager.config.durations import LONGEST, format_duration, parse_latency
 from weightpager.config.engine_config import EngineConfig, check_backend
 from weightpager.config.sizes import format_enough, format_room, format_size, parse_bandwidth, parse_size, stated_size
 from weightpager.config.text import is_unicode
@@ -18,6 +18,7 @@ __all__ = [
     "format_size",
     "is_unicode",
     "parse_bandwidth",
+    "parse_latency",
     "parse_size",
     "stated_size",
     "xdg_folder",

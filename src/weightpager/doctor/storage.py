@@ -25,6 +25,7 @@ _WRITE_SECONDS = 1.0
 
 _FREE_SHARE = 4  # the file takes at most one part in so many of the free space
 _LONG, _PAGE = 1 << 20, 64 << 10  # bytes of a read, in sequence and as pages are read
+_SHORT, _SHORT_READS = 4096, 256  # bytes of a read whose time is mostly that of any read, and how many there are
 _REPEATS = 3
 
 _PREFIX = ".weightpager-doctor-"
@@ -45,6 +46,7 @@ class Storage:
         direct: whether O_DIRECT works; None if that couldn't be tried.
         sequential: long direct reads by one thread; None if not measured.
         pages: direct reads of 64 KiB by as many threads as an engine reads with; None if not measured.
+        short: direct reads of 4 KiB by one thread, one after the other; None if not measured.
         problem: why something was not measured; else empty.
     """
 
@@ -54,11 +56,17 @@ class Storage:
     direct: bool | None = None
     sequential: Bandwidth | None = None
     pages: Bandwidth | None = None
+    short: Bandwidth | None = None
     problem: str = ""
 
+    @property
+    def seconds_per_read(self) -> float | None:
+        """What a short read takes; None if not measured."""
+        return None if self.short is None else self.short.block_bytes / self.short.median
 
-STEPS = 3
-"""How often `examine_storage` reports a step: written, read in sequence, read as pages."""
+
+STEPS = 4
+"""How often `examine_storage` reports a step: written, read in sequence, as pages, and by short reads."""
 
 
 def directory_of(path: Path) -> Path:
@@ -142,14 +150,16 @@ def _measure(found: Storage, file: Path, size: int, step: Step) -> Storage:
         step()
         pages = direct_read_bandwidth(file, size, _PAGE, EngineConfig().io_threads, repeats=_REPEATS)
         step()
+        short = direct_read_bandwidth(file, min(size, _SHORT * _SHORT_READS), _SHORT, repeats=_REPEATS)
+        step()
     except StoreError as error:
         return replace(found, direct=False, problem=_unnamed(str(error), file))
     except ConfigError as error:  # a file system that doesn't say what of a file is on disk
         return replace(found, problem=_unnamed(str(error), file))
     except OSError as error:
         return replace(found, problem=f"reads can't be measured there: {error.strerror}")
-    sequential, pages = (replace(read, doubt=_unnamed(read.doubt, file)) for read in (sequential, pages))
-    return replace(found, direct=True, sequential=sequential, pages=pages)
+    sequential, pages, short = (replace(read, doubt=_unnamed(read.doubt, file)) for read in (sequential, pages, short))
+    return replace(found, direct=True, sequential=sequential, pages=pages, short=short)
 
 
 def _unnamed(text: str, file: Path) -> str:

@@ -30,7 +30,7 @@ class PageRun:
 class StorageModel:
     """What a read costs: a fixed part, and one that grows with its bytes.
 
-    The defaults are a modest NVMe or UFS device; `weightpager plan --storage` takes the user's own.
+    The defaults are a modest NVMe or UFS device; `weightpager plan --storage --read-latency` takes the user's own.
     """
 
     bytes_per_second: float = 1.0e9

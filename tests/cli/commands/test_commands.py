@@ -125,6 +125,9 @@ def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
     assert worst["at_most_ms"] >= plan["at_most_ms"] >= plan["predicted_ms"]
     slow = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", "1MB/s", "--json")
     assert json.loads(slow.out)["predicted_ms"] > start["predicted_ms"]
+    latency = ("--read-latency", "1.1ms", "--json")
+    late = json.loads(weightpager("plan", assistant_bundle, "--to", "weather", *latency).out)
+    assert late["predicted_ms"] - start["predicted_ms"] == pytest.approx(start["reads"])
     shown = weightpager("plan", assistant_bundle, "--to", "weather").out
     assert "pages to load" in shown
     assert re.search(r"it fits +│ +yes", shown)
@@ -132,7 +135,7 @@ def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
     assert re.search(r"both tasks fit +│ +yes", shown)
     for bandwidth in ("300MB", "300MB/s"):
         shown = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", bandwidth).out
-        assert "predicted at 300MB/s " in shown
+        assert "predicted at 300MB/s and 0.1ms a read " in shown
     assert weightpager("plan", assistant_bundle).code == 2
 
 
@@ -390,6 +393,11 @@ def test_an_export_that_the_storage_refuses_leaves_nothing(
         (["run", "BUNDLE", "--task", "weather", "\udcff"], 2, "UTF-8"),
         (["run", "BUNDLE", "-t", "weather", "--max-new-tokens", "5", "text"], 2, "weather writes no text, found 5"),
         (["plan", "BUNDLE", "--to", "weather", "--storage", "300"], 2, "with a unit, such as 300MB/s, got '300'"),
+        (
+            ["plan", "BUNDLE", "--to", "weather", "--read-latency", "3"],
+            2,
+            "--read-latency: expected a time with a unit",
+        ),
         (["demo", "--out", "no/such/folder.html"], 2, "does not exist"),
         (["bench", "BUNDLE", "--seed", "-1"], 2, "--seed"),
         (["plan", "BUNDLE", "--from", "x", "--to", "weather"], 2, "unknown task 'x'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,11 @@ def test_a_sound_machine_is_ready(weightpager: Command, tmp_path: Path) -> None:
     assert "products wrong" not in found.out
     assert last_line(found.out).startswith("ready")
     assert "self-test of reference" in found.err
+    storage_of = json.loads(weightpager("doctor", "--path", tmp_path, "--json").out)["storage"]
+    if storage_of["short"] is not None and not storage_of["short"]["doubt"]:
+        assert " ms a read" in found.out
+        said = re.search(r"next: (weightpager plan BUNDLE --worst --storage \S+MB/s --read-latency \S+ms)", found.err)
+        assert said is not None
     assert os.listdir(tmp_path) == []
 
 

@@ -47,6 +47,7 @@ def doctor(
     else:
         _print(diagnosis)
         output.say(verdict.words)
+        _print_next(diagnosis.storage)
     if not verdict.ready:
         raise typer.Exit(1)
 
@@ -70,6 +71,8 @@ def _document(diagnosis: Diagnosis) -> dict[str, Any]:
             "direct_io": storage.direct,
             "sequential": storage.sequential and _bandwidth(storage.sequential),
             "pages": storage.pages and _bandwidth(storage.pages),
+            "short": storage.short and _bandwidth(storage.short),
+            "seconds_per_read": storage.seconds_per_read,
             "problem": storage.problem,
         },
         "self_tests": diagnosis.self_tests,
@@ -145,11 +148,25 @@ def _storage_rows(storage: Storage) -> list[tuple[str, str]]:
         ("file system", f"{storage.kind} on {storage.source}" if storage.kind else _UNKNOWN),
         ("O_DIRECT", _direct(storage)),
     ]
-    reads = _reads(storage)
+    speeds = [(read, output.bandwidth(read.median)) for read in (storage.sequential, storage.pages) if read is not None]
+    if storage.short is not None:
+        speeds.append((storage.short, f"{_milliseconds(storage.short)} ms a read"))
     return rows + [
-        (f"direct reads of {output.size(read.block_bytes)}, {_threads(read)}", output.bandwidth(read.median))
-        for read in reads
+        (f"direct reads of {output.size(read.block_bytes)}, {_threads(read)}", speed) for read, speed in speeds
     ]
+
+
+def _milliseconds(read: Bandwidth) -> str:
+    return f"{read.block_bytes / read.median * 1e3:.2f}"
+
+
+def _print_next(storage: Storage) -> None:
+    """The command that plans switches from this storage, if it was measured without doubt."""
+    if storage.pages is None or storage.short is None or storage.pages.doubt or storage.short.doubt:
+        return
+    speed = max(1, round(storage.pages.median / 1e6))
+    measured = f"--storage {speed}MB/s --read-latency {_milliseconds(storage.short)}ms"
+    output.next_step(f"weightpager plan BUNDLE --worst {measured}")
 
 
 def _self_test_row(test: SelfTest) -> tuple[str, str]:
@@ -181,7 +198,7 @@ def _direct(storage: Storage) -> str:
 
 
 def _reads(storage: Storage) -> list[Bandwidth]:
-    return [read for read in (storage.sequential, storage.pages) if read is not None]
+    return [read for read in (storage.sequential, storage.pages, storage.short) if read is not None]
 
 
 def _threads(read: Bandwidth) -> str:

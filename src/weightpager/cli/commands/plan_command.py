@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Rows, Storage
-from weightpager.config import parse_bandwidth, stated_size
+from weightpager.config import parse_bandwidth, parse_latency, stated_size
 from weightpager.errors import ConfigError
 from weightpager.runtime.budget.bundle_needs import check_fits, needs_of
 from weightpager.runtime.budget.needs import Needs
@@ -32,6 +32,9 @@ def plan(
     budget: Budget = None,
     rows: Rows = None,
     storage: Storage = "1GB/s",
+    read_latency: Annotated[
+        str, typer.Option(metavar="TIME", help="What each read takes beside its bytes, such as 0.3ms or 120us.")
+    ] = "0.1ms",
     json: Json = False,
 ) -> None:
     """Show what a switch would load, how long it would take and the memory it needs; loads nothing.
@@ -43,7 +46,7 @@ def plan(
     Example: `weightpager plan assistant.bundle --from spam --to topic --storage 300MB/s`
     """
     opened = Bundle.open(bundle)
-    model = StorageModel(parse_bandwidth(storage))
+    model = StorageModel(parse_bandwidth(storage), parse_latency(read_latency, "--read-latency"))
     if worst == (to_task is not None) or (worst and from_task is not None):
         raise ConfigError("plan: expected either --to TASK, with or without --from TASK, or --worst alone")
     size, stated = stated_size(budget, "budget"), stated_size(rows, "rows")
@@ -64,7 +67,7 @@ def plan(
         output.print_json(planned[0].plain() | more)
         return
     for each in planned:
-        _print(each, storage)
+        _print(each, storage, read_latency)
     for name in left_out:
         output.say(f"note: {name} does not fit into the budget.")
 
@@ -115,7 +118,7 @@ class _PlannedSwitch:
         }
 
 
-def _print(planned: _PlannedSwitch, storage: str) -> None:
+def _print(planned: _PlannedSwitch, storage: str, read_latency: str) -> None:
     cost = planned.cost
     output.table(
         f"{cost.from_task or '(nothing in memory)'} → {cost.to_task}",
@@ -124,7 +127,10 @@ def _print(planned: _PlannedSwitch, storage: str) -> None:
             ["pages to load", cost.pages],
             ["bytes to load", f"{output.size(cost.bytes)} ({cost.bytes})"],
             ["reads", cost.reads],
-            [f"predicted at {storage.strip().removesuffix('/s')}/s", output.milliseconds(cost.seconds)],
+            [
+                f"predicted at {storage.strip().removesuffix('/s')}/s and {read_latency.strip()} a read",
+                output.milliseconds(cost.seconds),
+            ],
             ["at most, whatever else is in memory", output.milliseconds(cost.most_seconds)],
             ["peak memory for weights", output.enough(planned.peak_bytes)],
             ["both tasks fit" if cost.from_task else "it fits", planned.both_fit],
