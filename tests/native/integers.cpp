@@ -72,8 +72,8 @@ std::vector<std::string> integer_mistakes(int64_t cases) {
         for (int lane = 0; lane < kLanes; ++lane) {
             if (found[lane] == test.wanted(lane, bits)) continue;
             std::ostringstream text;
-            text << what << ", case " << number << ", lane " << lane << ": expected " << test.wanted(lane, bits) << ", got "
-                 << found[lane];
+            text << what << ", case " << number << ", lane " << lane << ": expected " << test.wanted(lane, bits)
+                 << ", got " << found[lane];
             mistakes.push_back(text.str());
         }
     };

@@ -139,7 +139,8 @@ bool two_meet(int milliseconds) {
     std::atomic<int> here{0}, met{0};
     parallel_for(2, 2, [&](int64_t) {
         here.fetch_add(1);
-        for (int i = 0; i < milliseconds && here.load() < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        for (int i = 0; i < milliseconds && here.load() < 2; ++i)
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
         met.fetch_add(here.load() == 2 ? 1 : 0);
     });
     return met.load() == 2;
