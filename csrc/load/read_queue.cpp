@@ -56,9 +56,10 @@ bool ReadQueue::drive(Report& report) {
             return true;
         }
         if (closed_ && idle()) break;
-        const int64_t microseconds = landed_.empty() ? microseconds_to_report() : 0;
+        int64_t microseconds = landed_.empty() ? microseconds_to_report() : 0;
+        // Helpers wake it only for what must be told at once. While they hash, it looks by itself for what else there is.
+        if (microseconds < 0 && idle_helpers_ < helpers_) microseconds = limits_.group_microseconds;
         asleep_ = microseconds != 0;
-        endless_ = microseconds < 0;
         held.unlock();
         ended.clear();
         device_->wait(ended, microseconds);
@@ -253,8 +254,7 @@ void ReadQueue::help() {
     Held held(lock_);
     while (!closed_) {
         while (!landed_.empty()) check_one(held);
-        // Who sleeps without an end doesn't know yet that something has finished, and when it must be told.
-        if (asleep_ && (must_report() || (endless_ && !finished_.empty()))) wake();
+        if (asleep_ && must_report()) wake();
         ++idle_helpers_;
         work_.wait(held, [&] { return closed_ || !landed_.empty(); });
         --idle_helpers_;

@@ -115,7 +115,6 @@ class ReadQueue : public std::enable_shared_from_this<ReadQueue> {
     std::vector<uint64_t> over_;
     uint64_t next_number_ = 0;
     bool closed_ = false, abandoned_ = false, asleep_ = false;
-    bool endless_ = false;  // of its sleep: only a read that ends, or somebody who wakes it, ends it
 
     std::condition_variable work_;
     size_t helpers_ = 0, idle_helpers_ = 0;

@@ -374,7 +374,7 @@ struct Meeting {
 
 Meeting meeting;  // a hasher is a function without a state of its own
 
-// Who drives hashes one read when a helper has another one, which takes until the driver sleeps without an end.
+// Who drives hashes one read when a helper has another one, which takes until the driver sleeps.
 void compress_at_the_meeting(const uint8_t* const* inputs, size_t blocks, size_t last, const uint32_t* counters,
                              uint32_t flags, uint32_t start, uint32_t end, uint32_t* results) {
     if (std::this_thread::get_id() == meeting.driver) {
@@ -391,7 +391,7 @@ class Sleeper : public Scripted {
     using Scripted::Scripted;
 
     void wait(std::vector<Read*>& ended, int64_t microseconds) override {
-        if (microseconds < 0 && meeting.helping) meeting.tell(meeting.sleeping);
+        if (microseconds != 0 && meeting.helping) meeting.tell(meeting.sleeping);
         Scripted::wait(ended, microseconds);
     }
 };
