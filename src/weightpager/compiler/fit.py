@@ -47,8 +47,8 @@ _COARSE: PageDtype = "int4"
 _ROOMY: tuple[PageDtype, ...] = ("bfloat16", "int8")  # taken where all blocks fit
 _ROWS = 8  # one row of so many, of tables that come on demand: on held-out texts these serve 82 to 88 % of the look-ups
 _CLOSE = 0.01  # of the budget may be left
-_SPARE = 0.02
-"""Share of the budget that is left free before training.
+_SPARE, _LEAST_SPARE = 0.02, 2048
+"""Share of the budget that is left free before training, and the fewest bytes.
 
 Training makes parameters differ that began equal, such as biases of heads. Each task then holds its own.
 """
@@ -65,7 +65,7 @@ def fit_roughly(source: DenseModel, data: Mapping[str, TaskData], run: CompileRu
     if source.task_file.fit is None:
         return source
     unknown = dict.fromkeys(data, Score("accuracy", 0.0, 1))
-    return _fit(Prepared(source, data, unknown, _energies(source)), run, _ROUGH, LEAST, _SPARE).source
+    return _fit(Prepared(source, data, unknown, _energies(source)), run, _ROUGH, LEAST, _SPARE, _LEAST_SPARE).source
 
 
 def fit_to_budget(prepared: Prepared, run: CompileRun) -> Prepared:
@@ -137,11 +137,13 @@ def largest(size: Callable[[float], int], budget: int, slope: float, trials: int
     return density
 
 
-def _fit(prepared: Prepared, run: CompileRun, trials: int, least: float, spare: float) -> Prepared:
-    """``spare`` is the share of the budget that is left for what isn't known yet."""
+def _fit(
+    prepared: Prepared, run: CompileRun, trials: int, least: float, spare: float, least_spare: int = 0
+) -> Prepared:
+    """``spare`` is the share of the budget that is left for what isn't known yet, ``least_spare`` the fewest bytes."""
     task_file = prepared.task_file
     assert task_file.fit is not None
-    budget = math.floor((1 - spare) * task_file.fit)
+    budget = min(math.floor((1 - spare) * task_file.fit), task_file.fit - least_spare)
     least = max(least, least_density(prepared.source))
     blocks, asked = sum(info.grid.count for info in prepared.source.paged), 0
 
@@ -156,7 +158,8 @@ def _fit(prepared: Prepared, run: CompileRun, trials: int, least: float, spare: 
             return prepared.changed(sparsity=0.0, dtype=dtype)
     density = largest(size, budget, blocks * block_bytes(task_file.block, _COARSE), trials, least)
     if density is None:
-        enough = format_enough(size(least) / (1 - spare))
+        needed = size(least)
+        enough = format_enough(max(needed / (1 - spare), needed + least_spare))
         raise CompileError(
             f"fit: expected at least {enough}, which {least:.0%} of the blocks in {_COARSE} and "
             f"what is always in memory take, found {format_room(task_file.fit)}; give more, or compile a smaller model"
