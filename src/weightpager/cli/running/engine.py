@@ -31,12 +31,14 @@ def opened(
             for task in tasks or found.tasks:
                 check_fits(found, task, parse_size(budget), dtype, stated_size(rows, "rows"))
         raise
-    _note_few_rows(engine.bundle, stated_size(rows, "rows"))
+    stated = stated_size(rows, "rows")
+    if stated is not None:
+        _note_few_rows(engine.bundle, stated)
     return engine
 
 
-def _note_few_rows(bundle: Bundle, stated: int | None) -> None:
+def _note_few_rows(bundle: Bundle, stated: int) -> None:
     least = footprint(bundle).rows
-    if stated is not None and stated < least:
+    if stated < least:
         usual = f"the least that they get where none are stated, {output.enough(least)}"
         output.hint(f"note: --rows {output.size(stated)} is less than {usual}: texts will read more from storage")
