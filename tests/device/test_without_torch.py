@@ -93,7 +93,6 @@ def test_a_task_is_removed(bundles: Bundles, tmp_path: Path) -> None:
         (("upgrade", "a.bundle", "--out", "b.bundle"), "compile"),
         (("export", "a.bundle", "--task", "spam", "--out", "spam"), "torch"),
         (("demo",), "demo"),
-        (("bench", "a.bundle"), "bench"),
     ],
     ids=lambda arguments: arguments[0] if isinstance(arguments, tuple) else arguments,
 )
@@ -164,6 +163,18 @@ def test_images_are_read_where_pillow_is(bundles: Bundles, tmp_path: Path) -> No
     else:
         assert ran.returncode == 2
         assert "install 'weightpager[images]'" in " ".join(ran.stderr.split())
+
+
+@pytest.mark.slow
+@native
+def test_a_device_measures_its_own_switches(bundles: Bundles, tmp_path: Path) -> None:
+    """`bench` runs what needs no torch, and says of the rest what to install."""
+    ran = weightpager("bench", bundles("assistant"), "--quick", "--json", tmp_path / "bench.json")
+    assert ran.returncode == 0, ran.stderr
+    rows = {row["method"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
+    assert rows["ours"]["status"] == "measured"
+    assert rows["ours"]["found"]["backend"] == "native"
+    assert rows["dense_int4"]["reason"] == "no package torch; install 'weightpager[bench]'"
 
 
 @pytest.mark.slow

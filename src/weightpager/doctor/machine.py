@@ -67,6 +67,7 @@ def describe() -> dict[str, object]:
     It never imports torch; its number of threads is given if it is loaded already.
     """
     cpu = parse_cpuinfo(read_cpuinfo())
+    torch = sys.modules.get("torch")
     return {
         "cpu": cpu["model"],
         "isa": cpu["isa"],
@@ -77,7 +78,7 @@ def describe() -> dict[str, object]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {"weightpager": __version__} | {name: _version(name) for name in _PACKAGES},
-        "torch_threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
+        "torch_threads": None if torch is None else torch.get_num_threads(),
         "commit": _commit(),
     }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from command import Command
 from weightpager.answers.kinds.kind import Prediction
+from weightpager.bundle import Bundle
 from weightpager.cli.running.run_command import _answers
 
 
@@ -24,6 +27,25 @@ from weightpager.cli.running.run_command import _answers
 )
 def test_answers_of_several_lines_are_told_apart(predictions: list[Prediction], printed: str) -> None:
     assert _answers(predictions) == printed
+
+
+def test_repeats_are_timed_and_change_no_answer(weightpager: Command, assistant_bundle: Path) -> None:
+    run = ("run", assistant_bundle, "--task", "animal", "red cat", "blue dog")
+    once, again = weightpager(*run), weightpager(*run, "--repeat", 3)
+    assert again.out == once.out
+    assert "repeats" not in once.err
+    assert re.search(r"2 answers in [\d.]+ ms \([\d.]+ ms to [\d.]+ ms in 3 repeats\)", again.err)
+    found = json.loads(weightpager(*run, "--repeat", 3, "--json").out)
+    assert len(found["seconds"]) == 3
+    assert len(found["engine"]["switches"]) == 1
+
+
+def test_repeats_of_a_text_that_is_written_tell_tokens_a_second(weightpager: Command, writer_bundle: Path) -> None:
+    task = next(iter(Bundle.open(writer_bundle).tasks))
+    run = ("run", writer_bundle, "--task", task, "--max-new-tokens", 4, "--repeat", 2, "the cat")
+    (prediction,) = json.loads(weightpager(*run, "--json").out)["predictions"]
+    assert 1 <= prediction["tokens"] <= 4
+    assert re.search(r"1 answer in .* \d+ tokens a second, prompts' reading included", weightpager(*run).err)
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])

@@ -36,6 +36,8 @@ from weightpager.lab.contest.rivals.torch_rival import TorchRival, tensors
 from weightpager.limits.limits import pinned
 from weightpager.nn import PagedLinear
 
+NATIVE = ["ours", "ours_while_loading", "ours_unaligned", "ours_all_blocks", "ours_one_mask"]
+
 SAME_ANSWERS = ["ours_on_torch", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
 
 
@@ -328,3 +330,9 @@ def test_without_native_code_no_disk_is_imitated(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "weightpager.kernels._native", None)
     with pytest.raises(ConfigError, match="native module"), slow_engines(1e6):
         pass
+
+
+def test_what_needs_torch_is_skipped_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert [each.name for each in METHODS if not each.skipped] == NATIVE
+    assert method("offload").skipped == "no package torch; install 'weightpager[bench]'"

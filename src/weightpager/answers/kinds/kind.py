@@ -29,6 +29,7 @@ class Prediction:
         score: probability of the class, 0 to 1; None where there is no single class.
         tags: (word, tag) pairs of a token task.
         completion: the generated text, as ``label`` has it too; None for tasks that write none.
+        tokens: that were generated, one that ends the text included; None for tasks that write none.
         truncated: whether the text was longer than the task's ``max_length``, so that only a part of it was read.
             Prompts and images are never cut.
     """
@@ -38,6 +39,7 @@ class Prediction:
     score: float | None = None
     tags: tuple[tuple[str, str], ...] = ()
     completion: str | None = None
+    tokens: int | None = None
     truncated: bool = False
 
 

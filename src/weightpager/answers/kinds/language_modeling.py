@@ -27,7 +27,7 @@ class LanguageModeling(Kind):
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
         """The continuation, whole: where a prompt ends in a word, it mostly begins with a blank."""
-        return Prediction(given, outcome.text, completion=outcome.text)
+        return Prediction(given, outcome.text, completion=outcome.text, tokens=outcome.tokens)
 
     def measured(self, found: Any, labels: Any, metrics: Sequence[TextMetric] = ()) -> tuple[list[Any], list[int]]:  # noqa: ARG002
         """Nats of each window: the logits of a token are those of the next one."""

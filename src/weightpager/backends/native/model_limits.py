@@ -60,6 +60,11 @@ class ModelConfig:
         return next((int(value) for value in stated if isinstance(value, int) and value > 0), None)
 
     @property
+    def architecture(self) -> str:
+        """Its name as transformers knows it, such as "bert"; empty if it isn't stated."""
+        return str(self._values.get("model_type", ""))
+
+    @property
     def context(self) -> int:
         """Tokens that the model can read, as far as it says."""
         tokens = min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS)

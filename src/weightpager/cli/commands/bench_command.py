@@ -58,7 +58,8 @@ def bench(
     """Measure task switches, memory and speed of weightpager and of what people use today, side by side.
 
     Every method runs in a process of its own, under the same limits; every switch is cold, and that is checked. The
-    rivals' checkpoints are written beside the bundle and removed again. Needs `weightpager[bench]`.
+    rivals' checkpoints are written beside the bundle and removed again. Rivals need `weightpager[bench]`: without it,
+    as on a device, weightpager's own rows are measured.
 
     Example: `weightpager bench assistant.bundle --memory 1GiB --storage 300MB/s --cpus 2 --json bench.json`
     """
@@ -127,9 +128,12 @@ def _print(contest: Contest) -> None:
         _COLUMNS,
         [_cells(row) for row in contest.rows if row.status == "measured"],
     )
+    absent: dict[str, list[str]] = {}  # many rows may lack the same
     for row in contest.rows:
         if row.status != "measured":
-            output.say(f"{row.status}: {row.label}: {row.reason}")
+            absent.setdefault(f"{row.status}: {row.reason}", []).append(row.label)
+    for why, labels in absent.items():
+        output.say(f"{why}: {'; '.join(labels)}")
     for line in sorted({line for row in contest.rows for line in row.unlimited}):
         output.say(f"note: * no result under the limit: {line}")
     for line in sorted({row.found.cold_note for row in contest.rows if row.found and row.found.cold_note}):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -46,6 +49,9 @@ def run(
         str | None,
         typer.Option(metavar="TEXT", help="System message before each text; for tasks that learnt from conversations."),
     ] = None,
+    repeat: Annotated[
+        int, typer.Option(min=0, metavar="TIMES", help="Answer again so often, and say how long that takes.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Run a task on texts, or on images, under a memory budget.
@@ -62,10 +68,12 @@ def run(
             raise ConfigError(f"run: expected no '--max-new-tokens', {why}, found {max_new_tokens}")
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
         asked: Sequence[str | Messages] = inputs if system is None else [_conversation(system, text) for text in inputs]
-        predictions = engine.predict(task, asked, max_new_tokens=max_new_tokens)
-        report = engine.report()
+        answer = partial(engine.predict, task, asked, max_new_tokens=max_new_tokens)
+        predictions = answer()
+        report = engine.report()  # before what is only timed
+        seconds = [_seconds(answer) for _ in range(repeat)]
     if json:
-        output.print_json({"task": task, "predictions": predictions, "engine": report})
+        output.print_json({"task": task, "predictions": predictions, "engine": report, "seconds": seconds})
         return
     output.say(_answers(predictions))
     cut = sum(prediction.truncated for prediction in predictions)
@@ -77,6 +85,23 @@ def run(
         f"weights {output.size(report.memory.total)} of a budget of {output.size(report.budget)}; "
         f"backend {report.backend}, kernel {report.kernel}"
     )
+    if seconds:
+        output.hint(_speed(predictions, seconds))
+
+
+def _seconds(answer: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    answer()
+    return time.perf_counter() - start
+
+
+def _speed(predictions: Sequence[Prediction], seconds: Sequence[float]) -> str:
+    """How long the same answers took again."""
+    middle, fewest, most = (output.milliseconds(each) for each in (median(seconds), min(seconds), max(seconds)))
+    answers = "1 answer" if len(predictions) == 1 else f"{len(predictions)} answers"
+    said = f"{answers} in {middle} ({fewest} to {most} in {len(seconds)} repeats)"
+    tokens = [prediction.tokens for prediction in predictions if prediction.tokens is not None]
+    return f"{said}: {sum(tokens) / median(seconds):.0f} tokens a second, prompts' reading included" if tokens else said
 
 
 def _answers(predictions: Sequence[Prediction]) -> str:

@@ -20,8 +20,6 @@ from weightpager.lab.contest.results.facts import budget_for, facts
 from weightpager.lab.contest.results.figures import figures
 from weightpager.lab.contest.results.plan import LEAST_SECONDS, Plan
 from weightpager.lab.contest.results.result import Contest, Row
-from weightpager.lab.contest.rivals import assets
-from weightpager.lab.contest.rivals.backbone.checkpoint import FewBits, write_quantised
 from weightpager.lab.contest.rivals.methods import METHODS, Method
 from weightpager.progress import Progress
 
@@ -122,6 +120,11 @@ def _write_assets(plan: Plan, asked: Sequence[Method], folder: Path, progress: P
         asset for method in asked if not method.skipped and (method.quick or not plan.quick) for asset in method.assets
     }
     absent: dict[str, str] = {}
+    if not needed:  # so that a device without torch can measure our own methods
+        return absent
+    from weightpager.lab.contest.rivals import assets
+    from weightpager.lab.contest.rivals.backbone.checkpoint import FewBits, write_quantised
+
     size = assets.dense_bytes(plan.bundle) * (1 if plan.quick else len(plan.tasks))
     if "dense" in needed and (size > _MOST_ON_DISK or not assets.enough_room(folder, size)):
         absent["dense"] = f"dense checkpoints of all tasks would take {format_enough(size)} of disk"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from weightpager.backends.torch.model.architecture import read_config
+from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
@@ -25,7 +25,7 @@ def facts(bundle: Bundle, *, random_weights: bool) -> Facts:
     planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
     return Facts(
         name=bundle.path.name,
-        model=type(read_config(bundle)).__name__.removesuffix("Config"),
+        model=ModelConfig.read(bundle).architecture,
         random_weights=random_weights,
         tasks=list(bundle.tasks),
         sparsity=1 - sum(kept.values()) / len(kept) / bundle.dense_bytes,

@@ -9,7 +9,6 @@ from pathlib import Path
 from weightpager.bundle import Bundle
 from weightpager.errors import BundleError, ConfigError
 from weightpager.lab.companions.companion import COMPANIONS, Name, path_in
-from weightpager.lab.synthetic_bundle import bundle_of, companions_of, quarter_kept
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ def usual_subject(cache: Path, report: Callable[[str], None], *, quick: bool) ->
             return Subject(Bundle.open(path), _companions_beside(path))
         except BundleError as error:
             report(f"{path} is passed over: {error}")
+    from weightpager.lab.synthetic_bundle import bundle_of, companions_of, quarter_kept
+
     folder = cache / "benchmarks" / "contest"
     try:
         companions = {} if quick else companions_of(quarter_kept(), folder, report)

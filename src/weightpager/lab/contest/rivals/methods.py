@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from weightpager.lab.companions.companion import Name
 from weightpager.lab.contest.rivals.rival import Rival, Setting
+from weightpager.machine.packages import TORCH, is_installed
 
 Asset = Literal["dense", "sparse", "int8", "int4"]
 
@@ -23,7 +23,7 @@ class Method:
         label: for people.
         make: sets it up in this process.
         assets: which files it reads beside the bundle.
-        packages: that it needs.
+        packages: that it needs, beside torch where it reads files: those are written by torch.
         lazy: its switch returns before all weights are in memory, so that only first outputs can be compared.
         rooms: it is measured with memory for one task, for more, or for both: others have no use for more.
         quick: whether it is part of a quick contest.
@@ -47,8 +47,9 @@ class Method:
     @property
     def skipped(self) -> str:
         """Why it isn't measured on this machine; empty if it is."""
-        absent = [package for package in self.packages if find_spec(package) is None]
-        return f"no package {', '.join(absent)}; install 'weightpager[bench]'" if absent else ""
+        needed = (*TORCH, *self.packages) if self.assets else self.packages
+        absent = [package for package in needed if not is_installed(package)]
+        return f"no package {absent[0]}; install 'weightpager[bench]'" if absent else ""
 
 
 def _lazily(module: str, name: str, **options: Any) -> Callable[[Setting], Rival]:
@@ -82,7 +83,7 @@ _LIBRARY: dict[str, Any] = {"quick": False, "reads_by_library": True}
 METHODS: Sequence[Method] = (
     Method("ours", "weightpager", _OURS, rooms="both"),
     Method("ours_while_loading", "weightpager, running while it loads", _OURS_WHILE_LOADING, lazy=True, quick=False),
-    Method("ours_on_torch", "weightpager, computing with torch", _OURS_ON_TORCH, quick=False),
+    Method("ours_on_torch", "weightpager, computing with torch", _OURS_ON_TORCH, packages=TORCH, quick=False),
     Method("ours_unaligned", "weightpager without alignment", _OURS, companion="unaligned"),
     Method("ours_all_blocks", "weightpager, all blocks, nothing to switch", _OURS, companion="all_blocks"),
     Method("ours_one_mask", "weightpager, one mask for all tasks", _OURS, companion="one_mask"),
