@@ -114,34 +114,33 @@ void run_attention(const Step& step, const Running& running) {
 
 void infer_attention(Inference& inference) {
     const std::string layout = inference.word("layout");
-    inference.expect(layout == "bhtd" || layout == "bthd", "attribute layout: expected bhtd or bthd, found " + layout);
+    inference.expect(layout == "bhtd" || layout == "bthd", "attribute layout: expected bhtd or bthd, found ", layout);
     const bool tokens_first = layout == "bthd";
     const size_t head = tokens_first ? 2 : 1, token = tokens_first ? 1 : 2;
     for (size_t i : {size_t{0}, size_t{1}, size_t{2}}) {
         inference.expect_type(i, Type::float32);
-        inference.expect(inference.in(i).rank() == 4, "operand " + std::to_string(i) + ": expected four axes, found " +
-                                                          inference.in(i).text());
+        inference.expect(inference.in(i).rank() == 4, "operand ", i, ": expected four axes, found ", inference.in(i));
         inference.dense_rows(i);
     }
     const View &query = inference.in(0), &key = inference.in(1), &value = inference.in(2);
     const int64_t batch = query.sizes[0], heads = query.sizes[head], groups = key.sizes[head], keys = key.sizes[token];
     inference.expect(key.sizes[0] == batch && value.sizes[0] == batch && groups > 0 && heads % groups == 0 &&
                          value.sizes[head] == groups && value.sizes[token] == keys && key.sizes[3] == query.sizes[3],
-                     "expected queries, keys and values of one batch and grouped heads, found " + text_of(query.sizes) + ", " +
-                         text_of(key.sizes) + " and " + text_of(value.sizes));
-    inference.expect(query.sizes[3] <= kDeepestHead && value.sizes[3] <= kDeepestHead,
-                     "expected heads of at most " + std::to_string(kDeepestHead) + " features, found " + text_of(query.sizes));
+                     "expected queries, keys and values of one batch and grouped heads, found ", query.sizes, ", ",
+                     key.sizes, " and ", value.sizes);
+    inference.expect(query.sizes[3] <= kDeepestHead && value.sizes[3] <= kDeepestHead, "expected heads of at most ",
+                     kDeepestHead, " features, found ", query.sizes);
     const bool causal = inference.flag("causal");
     const int64_t window = inference.integer("window"), index = inference.integer("index");
     inference.expect(window >= 0 && window <= kLargestAxis && index >= 0 && index < kMostAttentions,
                      "expected a window of at least 0, and an index from 0 to 65535");
     inference.number("scale");
     inference.number("softcap");
-    inference.expect(!causal || query.sizes[token] == keys, "expected as many keys as queries, found " + text_of(key.sizes));
+    inference.expect(!causal || query.sizes[token] == keys, "expected as many keys as queries, found ", key.sizes);
     if (inference.has(3)) {
         const View& mask = inference.in(3);
         inference.expect((mask.type == Type::int64 || mask.type == Type::boolean) && mask.rank() == 2,
-                         "operand 3: expected int64 or bool [batch, keys], found " + mask.text());
+                         "operand 3: expected int64 or bool [batch, keys], found ", mask);
     }
     inference.remember(Remembered{tokens_first, inference.has(3) && inference.is_mask(3)});
     // Tokens are written before heads, and looked at as the layout has it: what follows wants a token's heads together.

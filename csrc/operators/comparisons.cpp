@@ -123,7 +123,7 @@ void infer_cast(Inference& inference) {
             inference.give(type, Sizes(inference.in(0).sizes));
             return inference.run_by(&run_cast);
         }
-    inference.fail("attribute dtype: expected float32, int64 or bool, found " + name);
+    inference.fail("attribute dtype: expected float32, int64 or bool, found ", name);
 }
 
 template <class T>

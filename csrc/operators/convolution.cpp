@@ -68,7 +68,7 @@ int64_t outputs_along(Inference& inference, int64_t size, int64_t kernel, int64_
     inference.expect(stride >= 1 && padding >= 0 && stride <= 4096 && padding <= 4096,
                      "expected strides from 1 and paddings from 0 to 4096");
     inference.expect(kernel >= 1 && size + 2 * padding >= kernel,
-                     "operand 0: expected images no smaller than kernels, found " + text_of(inference.in(0).sizes));
+                     "operand 0: expected images no smaller than kernels, found ", inference.in(0).sizes);
     return (size + 2 * padding - kernel) / stride + 1;
 }
 
@@ -80,15 +80,15 @@ void infer_convolution(Inference& inference) {
     const int64_t groups = inference.integer("groups");
     inference.expect(!weight.paged && !weight.elsewhere && (weight.type == Type::float32 || weight.type == Type::bfloat16) &&
                          kernel.size() == 4,
-                     weight.name + ": expected a weight of four axes, found " + text_of(kernel));
+                     weight.name, ": expected a weight of four axes, found ", kernel);
     inference.expect(stride.size() == 2 && padding.size() == 2, "expected two strides and two paddings");
     inference.expect(x.rank() == 4 && groups >= 1 && groups <= kLargestAxis && kernel[0] % groups == 0 &&
                          x.sizes[1] == kernel[1] * groups,
-                     "operand 0: expected [batch, channels, height, width] for " + weight.name + " " + text_of(kernel) + " in " +
-                         std::to_string(groups) + " groups, found " + text_of(x.sizes));
+                     "operand 0: expected [batch, channels, height, width] for ", weight.name, " ", kernel, " in ", groups,
+                     " groups, found ", x.sizes);
     if (inference.has(2)) {
         inference.expect_type(2, Type::float32);
-        inference.expect(inference.dense(2).sizes == Sizes{kernel[0]}, "operand 2: expected " + text_of(Sizes{kernel[0]}));
+        inference.expect(inference.dense(2).sizes == Sizes{kernel[0]}, "operand 2: expected ", Sizes{kernel[0]});
     }
     const int64_t height = outputs_along(inference, x.sizes[2], kernel[2], stride[0], padding[0]);
     const int64_t width = outputs_along(inference, x.sizes[3], kernel[3], stride[1], padding[1]);

@@ -35,7 +35,7 @@ void infer_unary(Inference& inference) {
 
 void infer_gelu(Inference& inference) {
     const std::string kind = inference.word("approximate");
-    inference.expect(kind == "none" || kind == "tanh", "attribute approximate: expected none or tanh, found " + kind);
+    inference.expect(kind == "none" || kind == "tanh", "attribute approximate: expected none or tanh, found ", kind);
     kind == "none" ? infer_unary<Unary::gelu>(inference) : infer_unary<Unary::gelu_tanh>(inference);
 }
 
@@ -136,9 +136,8 @@ void run_integers(const Step& step, const Running& running) {
 template <Binary Kind>
 void infer_binary(Inference& inference) {
     const Type type = inference.in(0).type;
-    inference.expect(type == Type::float32 || (type == Type::int64 && Kind != Binary::divide),
-                     "operand 0: expected float32" + std::string(Kind == Binary::divide ? "" : " or int64") + ", found " +
-                         inference.in(0).text());
+    inference.expect(type == Type::float32 || (type == Type::int64 && Kind != Binary::divide), "operand 0: expected float32",
+                     Kind == Binary::divide ? "" : " or int64", ", found ", inference.in(0));
     expect_second(inference, type);
     const Sizes sizes = inference.has(1) ? broadcast(inference, {0, 1}) : inference.in(0).sizes;
     inference.give(type, sizes);
@@ -155,8 +154,8 @@ Sizes broadcast(const Inference& inference, const std::vector<size_t>& operands)
         for (size_t i = 0; i < sizes.size(); ++i) {
             int64_t& size = found[found.size() - sizes.size() + i];
             if (sizes[i] == size || sizes[i] == 1) continue;
-            inference.expect(size == 1, "operand " + std::to_string(operand) + ": expected sizes that broadcast to " +
-                                            text_of(found) + ", found " + text_of(sizes));
+            inference.expect(size == 1, "operand ", operand, ": expected sizes that broadcast to ", found, ", found ",
+                             sizes);
             size = sizes[i];
         }
     }

@@ -13,9 +13,8 @@ constexpr int64_t kRowsWorth = 1 << 13;  // elements that a thread takes at once
 void expect_scale(Inference& inference, size_t i, int64_t columns) {
     if (!inference.has(i)) return;
     inference.expect_type(i, Type::float32);
-    inference.expect(inference.dense(i).sizes == Sizes{columns}, "operand " + std::to_string(i) + ": expected " +
-                                                                     text_of(Sizes{columns}) + ", found " +
-                                                                     text_of(inference.in(i).sizes));
+    inference.expect(inference.dense(i).sizes == Sizes{columns}, "operand ", i, ": expected ", Sizes{columns}, ", found ",
+                     inference.in(i).sizes);
 }
 
 template <bool Centred, bool Adds>
@@ -49,8 +48,8 @@ void infer_norm(Inference& inference) {
     inference.number("epsilon");
     if (Adds) {
         inference.expect_type(1, Type::float32);
-        inference.expect(inference.dense(1).sizes == sizes, "operand 1: expected " + text_of(sizes) + ", found " +
-                                                                text_of(inference.in(1).sizes));
+        inference.expect(inference.dense(1).sizes == sizes, "operand 1: expected ", sizes, ", found ",
+                         inference.in(1).sizes);
         inference.give(Type::float32, sizes);
     }
     expect_scale(inference, Adds ? 2 : 1, sizes.back());

@@ -60,12 +60,11 @@ Sizes expect_factor(Inference& inference, size_t i) {
                      "operand 0: expected an array of float32, found a weight in blocks or rows that come on demand");
     const View& x = inference.dense(0);
     const Parameter& weight = inference.weight(i);
-    inference.expect(weight.paged || weight.type == Type::float32 || weight.type == Type::bfloat16,
-                     "operand " + std::to_string(i) + ": expected a weight, found " + text_of(weight.type));
-    inference.expect(!weight.elsewhere, weight.name + ": expected a weight, found rows that come on demand");
+    inference.expect(weight.paged || weight.type == Type::float32 || weight.type == Type::bfloat16, "operand ", i,
+                     ": expected a weight, found ", weight.type);
+    inference.expect(!weight.elsewhere, weight.name, ": expected a weight, found rows that come on demand");
     inference.expect(weight.sizes.size() == 2 && !x.sizes.empty() && x.sizes.back() == weight.sizes[1],
-                     "operand 0: expected [..., inputs] for " + weight.name + " " + text_of(weight.sizes) + ", found " +
-                         text_of(x.sizes));
+                     "operand 0: expected [..., inputs] for ", weight.name, " ", weight.sizes, ", found ", x.sizes);
     Sizes sizes = x.sizes;
     sizes.back() = weight.sizes[0];
     return sizes;
@@ -75,8 +74,8 @@ void infer_linear(Inference& inference) {
     const Sizes sizes = expect_factor(inference, 1);
     if (inference.has(2)) {
         inference.expect_type(2, Type::float32);
-        inference.expect(inference.dense(2).sizes == Sizes{sizes.back()},
-                         "operand 2: expected " + text_of(Sizes{sizes.back()}) + ", found " + text_of(inference.in(2).sizes));
+        inference.expect(inference.dense(2).sizes == Sizes{sizes.back()}, "operand 2: expected ", Sizes{sizes.back()},
+                         ", found ", inference.in(2).sizes);
     }
     inference.remember(activation_of(inference));
     inference.give(Type::float32, sizes);
@@ -151,10 +150,10 @@ void infer_embedding(Inference& inference) {
     inference.expect_type(1, Type::int64);
     const View& ids = inference.dense(1);
     const Parameter& table = inference.weight(0);
-    inference.expect(table.sizes.size() == 2 && (!table.paged || table.table),
-                     table.name + ": expected a table [rows, columns] all of which is in memory");
+    inference.expect(table.sizes.size() == 2 && (!table.paged || table.table), table.name,
+                     ": expected a table [rows, columns] all of which is in memory");
     inference.expect(table.paged || table.elsewhere || table.type == Type::float32 || table.type == Type::bfloat16,
-                     table.name + ": expected float32 or bfloat16, found " + text_of(table.type));
+                     table.name, ": expected float32 or bfloat16, found ", table.type);
     Sizes sizes = ids.sizes;
     sizes.push_back(table.sizes[1]);
     inference.give(Type::float32, sizes);
@@ -190,14 +189,12 @@ void run_matmul(const Step& step, const Running& running) {
 void infer_matmul(Inference& inference) {
     for (size_t i : {size_t{0}, size_t{1}}) {
         inference.expect_type(i, Type::float32);
-        inference.expect(inference.in(i).rank() >= 2, "operand " + std::to_string(i) + ": expected a matrix, found " +
-                                                          inference.in(i).text());
+        inference.expect(inference.in(i).rank() >= 2, "operand ", i, ": expected a matrix, found ", inference.in(i));
         inference.dense_rows(i);
     }
     const View &x = inference.in(0), &y = inference.in(1);
     const int64_t inner = x.sizes.back();
-    inference.expect(y.sizes[y.sizes.size() - 2] == inner, "operand 1: expected " + std::to_string(inner) +
-                                                               " rows, found " + text_of(y.sizes));
+    inference.expect(y.sizes[y.sizes.size() - 2] == inner, "operand 1: expected ", inner, " rows, found ", y.sizes);
     // The matrices broadcast by the axes before their own.
     View &left = inference.change(0), &right = inference.change(1);
     const View whole[] = {left, right};
@@ -228,7 +225,7 @@ Unary activation_of(const Inference& inference) {
     const std::string name = inference.word("activation");
     for (int i = 0; i < 7; ++i)
         if (name == kNames[i]) return static_cast<Unary>(i);
-    inference.fail("attribute activation: expected none, gelu, gelu_tanh, relu, silu, tanh or quick_gelu, found " + name);
+    inference.fail("attribute activation: expected none, gelu, gelu_tanh, relu, silu, tanh or quick_gelu, found ", name);
 }
 
 std::vector<Operator> product_operators() {

@@ -34,12 +34,12 @@ void run_sum(const Step& step, const Running& running) {
 template <bool Mean>
 void infer_sum(Inference& inference) {
     const View x = inference.in(0);
-    inference.expect(!Mean || x.type == Type::float32, "operand 0: expected float32, found " + x.text());
+    inference.expect(!Mean || x.type == Type::float32, "operand 0: expected float32, found ", x);
     Sizes axes = inference.sizes("axes");
     std::sort(axes.begin(), axes.end());
     inference.expect(!axes.empty() && std::adjacent_find(axes.begin(), axes.end()) == axes.end() && axes.front() >= 0 &&
                          axes.back() < x.rank(),
-                     "attribute axes: expected axes of " + text_of(x.sizes) + ", each once, found " + text_of(axes));
+                     "attribute axes: expected axes of ", x.sizes, ", each once, found ", axes);
     const bool keep = inference.flag("keep");
     const auto is_summed = [&](int64_t axis) { return std::binary_search(axes.begin(), axes.end(), axis); };
     Sizes sizes;
@@ -60,7 +60,7 @@ void infer_sum(Inference& inference) {
     const View& from = inference.dense(0);
     const AxisExtents extents(from, axes.front(), axes.back());
     inference.remember(extents);
-    inference.expect(!Mean || extents.along > 0, "operand 0: expected elements to take the mean of, found " + x.text());
+    inference.expect(!Mean || extents.along > 0, "operand 0: expected elements to take the mean of, found ", x);
     inference.give(x.type == Type::float32 ? Type::float32 : Type::int64, sizes);
     inference.run_by(x.type == Type::float32 ? &run_sum<float, double, Mean>
                      : x.type == Type::int64 ? &run_sum<int64_t, uint64_t, false>
@@ -109,7 +109,7 @@ void run_argmax(const Step& step, const Running& running) {
 void infer_argmax(Inference& inference) {
     const int64_t axis = inference.axis("axis", inference.in(0).rank());
     const View x = inference.dense(0);
-    inference.expect(x.sizes[static_cast<size_t>(axis)] > 0, "operand 0: expected elements along the axis, found " + x.text());
+    inference.expect(x.sizes[static_cast<size_t>(axis)] > 0, "operand 0: expected elements along the axis, found ", x);
     inference.remember(AxisExtents(x, axis));
     Sizes sizes = x.sizes;
     sizes.erase(sizes.begin() + axis);

@@ -76,21 +76,21 @@ std::string text_of_bits(double value) {
 
 void infer_rotary(Inference& inference) {
     const std::string layout = inference.word("layout");
-    inference.expect(layout == "bhtd" || layout == "bthd", "attribute layout: expected bhtd or bthd, found " + layout);
+    inference.expect(layout == "bhtd" || layout == "bthd", "attribute layout: expected bhtd or bthd, found ", layout);
     const bool tokens_first = layout == "bthd", interleaved = inference.flag("interleaved");
     inference.expect_type(0, Type::float32);
     inference.expect_type(1, Type::int64);
     inference.expect_type(2, Type::float32);
     const double scaling = inference.number("scaling");
-    inference.expect(inference.in(0).rank() == 4, "operand 0: expected four axes, found " + inference.in(0).text());
+    inference.expect(inference.in(0).rank() == 4, "operand 0: expected four axes, found ", inference.in(0));
     const View &x = inference.dense_rows(0), &positions = inference.dense(1), &frequencies = inference.dense(2);
     const int64_t tokens = x.sizes[tokens_first ? 1 : 2];
     inference.expect(positions.rank() == 2 && (positions.sizes[0] == 1 || positions.sizes[0] == x.sizes[0]) &&
                          positions.sizes[1] == tokens,
-                     "operand 1: expected a position of each token, found " + text_of(positions.sizes) + " for " + text_of(x.sizes));
+                     "operand 1: expected a position of each token, found ", positions.sizes, " for ", x.sizes);
     inference.expect(frequencies.rank() == 1 && 2 * frequencies.sizes[0] <= x.sizes[3],
-                     "operand 2: expected at most half as many frequencies as features, found " + text_of(frequencies.sizes) +
-                         " for " + text_of(x.sizes));
+                     "operand 2: expected at most half as many frequencies as features, found ", frequencies.sizes, " for ",
+                     x.sizes);
     const std::string key = "rotary " + inference.name_of(1) + " " + inference.name_of(2) + " " + text_of_bits(scaling);
     const int64_t bytes = inference.elements_of({positions.elements(), frequencies.sizes[0], 2}) * int64_t{sizeof(float)};
     inference.remember(Rotary{inference.share(key, bytes), tokens_first, interleaved});

@@ -73,8 +73,8 @@ void infer_gather(Inference& inference) {
     bool right = x.rank() == index.rank();
     for (size_t i = 0; right && i < x.sizes.size(); ++i)
         right = i == axis || index.sizes[i] == x.sizes[i] || index.sizes[i] == 1;
-    inference.expect(right, "operand 1: expected sizes as of operand 0, " + text_of(x.sizes) + ", or 1, but on axis " +
-                                std::to_string(axis) + ", found " + text_of(index.sizes));
+    inference.expect(right, "operand 1: expected sizes as of operand 0, ", x.sizes, ", or 1, but on axis ", axis, ", found ",
+                     index.sizes);
     inference.remember(GatherAxis{x.sizes[axis], x.strides[axis]});
     inference.change(0).sizes[axis] = 1;
     Sizes sizes = x.sizes;

@@ -77,13 +77,13 @@ void infer_reshape(Inference& inference) {
     int64_t known = 1, unknown = -1;
     for (size_t i = 0; i < sizes.size(); ++i) {
         inference.expect(sizes[i] >= -1 && sizes[i] <= kLargestAxis && (sizes[i] >= 0 || unknown < 0),
-                         "attribute shape: expected sizes and at most one -1, found " + text_of(sizes));
+                         "attribute shape: expected sizes and at most one -1, found ", sizes);
         if (sizes[i] < 0) {
             unknown = static_cast<int64_t>(i);
             continue;
         }
         inference.expect(sizes[i] == 0 || known <= kMostElements / sizes[i],
-                         "attribute shape: expected fewer elements, found " + text_of(sizes));
+                         "attribute shape: expected fewer elements, found ", sizes);
         known *= sizes[i];
     }
     const int64_t elements = x.elements();
@@ -92,9 +92,8 @@ void infer_reshape(Inference& inference) {
         known = elements;
         unknown = -1;
     }
-    inference.expect(unknown < 0 && known == elements,
-                     "attribute shape: expected a shape of " + std::to_string(elements) + " elements for " +
-                         text_of(x.sizes) + ", found " + text_of(sizes));
+    inference.expect(unknown < 0 && known == elements, "attribute shape: expected a shape of ", elements, " elements for ",
+                     x.sizes, ", found ", sizes);
     inference.elements_of(sizes);
     View view = x;
     const Sizes strides = elements == 0 ? Sizes{} : strides_for(x, sizes);
@@ -115,7 +114,7 @@ void infer_permute(Inference& inference) {
     std::sort(sorted.begin(), sorted.end());
     bool each = static_cast<int64_t>(axes.size()) == x.rank();
     for (size_t i = 0; i < sorted.size(); ++i) each = each && sorted[i] == static_cast<int64_t>(i);
-    inference.expect(each, "attribute axes: expected every axis of " + text_of(x.sizes) + " once, found " + text_of(axes));
+    inference.expect(each, "attribute axes: expected every axis of ", x.sizes, " once, found ", axes);
     View view = x;
     for (size_t i = 0; i < axes.size(); ++i) {
         view.sizes[i] = x.sizes[static_cast<size_t>(axes[i])];
@@ -134,7 +133,7 @@ void infer_slice(Inference& inference) {
     View view = inference.in(0);
     const size_t axis = static_cast<size_t>(inference.axis("axis", view.rank()));
     const int64_t size = view.sizes[axis], step = inference.integer("step");
-    inference.expect(step >= 1, "attribute step: expected at least 1, found " + std::to_string(step));
+    inference.expect(step >= 1, "attribute step: expected at least 1, found ", step);
     const int64_t end = inference.bound("end"), first = clamped(inference.bound("start"), size);
     const int64_t last = end == kOpen ? size : clamped(end, size);
     const int64_t stride = view.strides[axis];
@@ -147,14 +146,14 @@ void infer_slice(Inference& inference) {
 void infer_expand(Inference& inference) {
     View view = inference.in(0);
     Sizes sizes = inference.sizes("shape"), strides(sizes.size(), 0);
-    inference.expect(sizes.size() >= view.sizes.size(), "attribute shape: expected at least as many axes as " +
-                                                            text_of(view.sizes) + ", found " + text_of(sizes));
+    inference.expect(sizes.size() >= view.sizes.size(), "attribute shape: expected at least as many axes as ", view.sizes,
+                     ", found ", sizes);
     const size_t added = sizes.size() - view.sizes.size();
     for (size_t i = 0; i < view.sizes.size(); ++i) {
         int64_t& size = sizes[added + i];
         if (size == -1) size = view.sizes[i];
-        inference.expect(size == view.sizes[i] || view.sizes[i] == 1,
-                         "attribute shape: expected what " + text_of(view.sizes) + " broadcasts to, found " + text_of(sizes));
+        inference.expect(size == view.sizes[i] || view.sizes[i] == 1, "attribute shape: expected what ", view.sizes,
+                         " broadcasts to, found ", sizes);
         strides[added + i] = size == view.sizes[i] ? view.strides[i] : 0;
     }
     inference.elements_of(sizes);
@@ -185,9 +184,8 @@ void infer_concat(Inference& inference) {
             sizes[static_cast<size_t>(axis)] += other[static_cast<size_t>(axis)];
             other[static_cast<size_t>(axis)] = sizes[static_cast<size_t>(axis)];
         }
-        inference.expect(same_rank && other == sizes, "operand " + std::to_string(i) + ": expected sizes as of operand 0, " +
-                                                          text_of(inference.in(0).sizes) + ", but on axis " +
-                                                          std::to_string(axis) + ", found " + text_of(inference.in(i).sizes));
+        inference.expect(same_rank && other == sizes, "operand ", i, ": expected sizes as of operand 0, ",
+                         inference.in(0).sizes, ", but on axis ", axis, ", found ", inference.in(i).sizes);
     }
     inference.remember(axis);
     inference.give(inference.in(0).type, sizes);
@@ -231,7 +229,7 @@ void infer_full(Inference& inference) {
             inference.give(type, inference.sizes("shape"));
             return inference.run_by(&run_full);
         }
-    inference.fail("attribute dtype: expected float32, int64 or bool, found " + name);
+    inference.fail("attribute dtype: expected float32, int64 or bool, found ", name);
 }
 
 }  // namespace

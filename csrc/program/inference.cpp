@@ -17,7 +17,7 @@ constexpr int64_t kMostScratch = int64_t{1} << 44;
 }  // namespace
 
 const View& Inference::in(size_t i) const {
-    expect(has(i), "expected operand " + std::to_string(i) + ", found none");
+    expect(has(i), "expected operand ", i, ", found none");
     return step_.in[i];
 }
 
@@ -28,16 +28,16 @@ bool Inference::is_mask(size_t i) const {
 }
 
 const Parameter& Inference::parameter(size_t i) const {
-    expect(in(i).memory == Memory::parameter, "operand " + std::to_string(i) + ": expected a parameter");
+    expect(in(i).memory == Memory::parameter, "operand ", i, ": expected a parameter");
     return planning_.parameters[static_cast<size_t>(in(i).number)];
 }
 
 const Parameter& Inference::weight(size_t i) const {
     const Parameter& stored = parameter(i);
     const View& view = in(i);
-    expect(view.offset == 0 && view.sizes == stored.sizes && view.dense(),
-           "operand " + std::to_string(i) + ": expected " + stored.name + " as it is stored, " + text_of(stored.sizes) +
-               ", found " + text_of(view.sizes) + " of it, a part or in another order: store it as it is needed");
+    expect(view.offset == 0 && view.sizes == stored.sizes && view.dense(), "operand ", i, ": expected ", stored.name,
+           " as it is stored, ", stored.sizes, ", found ", view.sizes,
+           " of it, a part or in another order: store it as it is needed");
     return stored;
 }
 
@@ -64,13 +64,13 @@ const View& Inference::dense_rows(size_t i) {
 
 const Attribute& Inference::attribute(const std::string& name) const {
     const auto found = node_.attributes.find(name);
-    if (found == node_.attributes.end()) fail("expected an attribute " + name + ", found none");
+    if (found == node_.attributes.end()) fail("expected an attribute ", name, ", found none");
     return found->second;
 }
 
 int64_t Inference::integer(const std::string& name) const {
     const auto* found = as<int64_t>(attribute(name));
-    if (found == nullptr) fail("attribute " + name + ": expected an integer");
+    if (found == nullptr) fail("attribute ", name, ": expected an integer");
     return *found;
 }
 
@@ -78,18 +78,18 @@ double Inference::number(const std::string& name) const {
     const Attribute& one = attribute(name);
     if (const auto* whole = as<int64_t>(one)) return static_cast<double>(*whole);
     if (const auto* found = as<double>(one)) return *found;
-    fail("attribute " + name + ": expected a number");
+    fail("attribute ", name, ": expected a number");
 }
 
 bool Inference::flag(const std::string& name) const {
     const auto* found = as<bool>(attribute(name));
-    if (found == nullptr) fail("attribute " + name + ": expected true or false");
+    if (found == nullptr) fail("attribute ", name, ": expected true or false");
     return *found;
 }
 
 std::string Inference::word(const std::string& name) const {
     const auto* found = as<std::string>(attribute(name));
-    if (found == nullptr) fail("attribute " + name + ": expected a word");
+    if (found == nullptr) fail("attribute ", name, ": expected a word");
     return *found;
 }
 
@@ -104,9 +104,9 @@ int64_t Inference::stated(int64_t size) const {
 
 Sizes Inference::sizes(const std::string& name) const {
     const auto* found = as<Sizes>(attribute(name));
-    if (found == nullptr) fail("attribute " + name + ": expected a list of integers");
+    if (found == nullptr) fail("attribute ", name, ": expected a list of integers");
     Sizes sizes = *found;
-    expect(sizes.size() <= kMostAxes, "attribute " + name + ": expected at most 8 numbers");
+    expect(sizes.size() <= kMostAxes, "attribute ", name, ": expected at most 8 numbers");
     for (int64_t& size : sizes) size = stated(size);
     return sizes;
 }
@@ -115,8 +115,7 @@ int64_t Inference::bound(const std::string& name) const { return stated(integer(
 
 int64_t Inference::axis(const std::string& name, int64_t rank) const {
     const int64_t axis = integer(name);
-    expect(axis >= 0 && axis < rank, "attribute " + name + ": expected an axis below " + std::to_string(rank) + ", found " +
-                                         std::to_string(axis));
+    expect(axis >= 0 && axis < rank, "attribute ", name, ": expected an axis below ", rank, ", found ", axis);
     return axis;
 }
 
@@ -160,10 +159,10 @@ std::string Inference::name_of(size_t i) const { return std::to_string(node_.ope
 
 void Inference::expect_type(size_t i, Type type) const {
     if (in(i).type != type)
-        fail("operand " + std::to_string(i) + ": expected " + text_of(type) + ", found " + in(i).text());
+        fail("operand ", i, ": expected ", type, ", found ", in(i));
 }
 
-void Inference::fail(const std::string& what) const {
+void Inference::refuse(const std::string& what) const {
     throw std::invalid_argument("node " + std::to_string(planning_.plan.node_ends.size()) + " (" + node_.op->name + "): " + what);
 }
 

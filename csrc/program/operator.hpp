@@ -113,13 +113,19 @@ class Inference {
     }
     void run_by(void (*run)(const Step&, const Running&)) { step_.run = run; }
 
-    void expect(bool right, const std::string& what) const {
-        if (!right) fail(what);
+    // The words of an error are put together only where there is one.
+    template <class... Parts>
+    void expect(bool right, const Parts&... parts) const {
+        if (!right) fail(parts...);
     }
     void expect_type(size_t i, Type type) const;
-    [[noreturn]] void fail(const std::string& what) const;
+    template <class... Parts>
+    [[noreturn]] void fail(const Parts&... parts) const {
+        refuse((std::string() + ... + text_of(parts)));
+    }
 
    private:
+    [[noreturn]] void refuse(const std::string& what) const;
     const Attribute& attribute(const std::string& name) const;
     int64_t stated(int64_t size) const;
 

@@ -52,11 +52,11 @@ void add_node(Planning& planning, const Node& node) {
     Inference inference(node, step, planning);
     for (size_t i = 0; i < step.in.size() && !node.op->weights; ++i)
         if (inference.is_parameter(i) && !inference.parameter(i).plain())
-            inference.fail("operand " + std::to_string(i) + ": expected an array of float32, int64 or bool, found " +
+            inference.fail("operand ", i, ": expected an array of float32, int64 or bool, found ",
                            inference.parameter(i).name);
     node.op->infer(inference);
     if (static_cast<int>(step.out.size()) != node.outputs || (step.run == nullptr && step.out.empty()))
-        inference.fail("expected " + std::to_string(step.out.size()) + " outputs, found " + std::to_string(node.outputs));
+        inference.fail("expected ", step.out.size(), " outputs, found ", node.outputs);
     for (const auto* views : {&step.in, &step.out})
         for (const View& view : *views) planning.use(view);
     planning.use(step.scratch);
@@ -84,11 +84,14 @@ int Description::values() const {
 
 Plan make_plan(const Description& description, const std::vector<Sizes>& input_sizes, int64_t earlier, int64_t most_bytes) {
     Plan plan;
+    plan.values.reserve(static_cast<size_t>(description.values()));
+    plan.steps.reserve(description.nodes.size());
     Planning planning{description.inputs, description.parameters, plan};
     take_inputs(planning, input_sizes, earlier);
     for (size_t i = 0; i < description.parameters.size(); ++i)
         plan.values.push_back(view_of_parameter(description.parameters[i], i));
     for (const Node& node : description.nodes) add_node(planning, node);
+    plan.steps.shrink_to_fit();  // many nodes have no step of their own, and plans are kept
     for (int output : description.outputs) planning.use(plan.values[static_cast<size_t>(output)]);
     plan.layout = lay_out(planning.buffers);
     if (plan.layout.bytes > most_bytes)

@@ -161,7 +161,7 @@ void Program::read(int number, void* to) const {
 void Program::write(int number, const void* from, int64_t bytes) {
     const View& to = value(number);
     if (to.memory != Memory::buffer || !to.dense() || to.elements() * bytes_of(to.type) != bytes)
-        throw std::invalid_argument("expected " + to.text() + " of a node, found " + std::to_string(bytes) + " bytes");
+        throw std::invalid_argument("expected " + text_of(to) + " of a node, found " + std::to_string(bytes) + " bytes");
     const Running running = this->running(1, nullptr);
     std::memcpy(running.activations + running.buffer_offsets[static_cast<size_t>(to.number)] + to.offset * bytes_of(to.type),
                 from, static_cast<size_t>(bytes));

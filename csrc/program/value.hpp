@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace weightpager {
@@ -43,7 +44,15 @@ struct View {
     int64_t last() const { return sizes.empty() ? 1 : sizes.back(); }
     int64_t rows() const { return last() == 0 ? 0 : elements() / last(); }
     bool dense() const;
-    std::string text() const { return text_of(type) + " " + text_of(sizes); }
 };
+
+inline std::string text_of(const View& view) { return text_of(view.type) + " " + text_of(view.sizes); }
+inline const std::string& text_of(const std::string& text) { return text; }
+inline const char* text_of(const char* text) { return text; }
+
+template <class Integer, std::enable_if_t<std::is_integral_v<Integer>, int> = 0>
+std::string text_of(Integer number) {
+    return std::to_string(number);
+}
 
 }  // namespace weightpager
