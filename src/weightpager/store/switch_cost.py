@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 from weightpager.store.read_plan import StorageModel, coalesce
 
 SMALL_SWITCH_BYTES = 1 << 20
-"""Missing pages that a switch on a CPU reads beside the arena, so that they need no second phase."""
+"""Missing pages that a switch on a CPU reads beside the arena, so that they need no commit phase."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def span_of(bundle: Bundle) -> Callable[[int], int]:
 def _more_seconds(missing: npt.NDArray[np.int64], room: int, page_bytes: int, storage: StorageModel) -> float:
     """Seconds that pages which are already in memory can add: one inside a run of missing pages splits the run's read.
 
-    Every second page of a row can do so, as far as there is room for them; and the place where the second phase begins,
+    Every second page of a row can do so, as far as there is room for them; and the place where the commit phase begins,
     inside of a read, may be another one.
     """
     rows = np.diff(np.flatnonzero(np.diff(missing, prepend=-2, append=-2) != 1))

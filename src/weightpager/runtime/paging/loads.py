@@ -29,7 +29,7 @@ class Loads:
         self._unawaited: dict[int, Sequence[PendingLoad]] = {}  # of each held task, loads that nobody has waited for
 
     def start(self, plan: SwitchPlan, request: SwitchRequest) -> PendingLoad:
-        """Begin to load what the first phase of a plan brings. The lock is held."""
+        """Begin to load what the prepare phase of a plan brings. The lock is held."""
         state = self._state
         state.prefetched.needed(state.blocks.needs(request.task), plan.loading, len(plan.prepare))
         self._slots.evict(plan.evict)

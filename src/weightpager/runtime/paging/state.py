@@ -65,7 +65,7 @@ class PagingState:
         self.lock.notify_all()
 
     def end_commit(self) -> None:
-        """Let others hold tasks again: the second phase is over, or Ctrl-C came just before it."""
+        """Let others hold tasks again: the commit phase is over, or Ctrl-C came just before it."""
         with self.lock:
             self.committing = False
             self.lock.notify_all()

@@ -53,7 +53,7 @@ class Switch:
         while True:
             with self._lock:
                 plan = self._slots.plan(request)
-                state.committing = plan.needs_commit and not (plan.has_first_phase and request.wait)
+                state.committing = plan.needs_commit and not (plan.has_prepare_phase and request.wait)
                 if state.committing:
                     commit_plan = self._merged(plan)
                     break
@@ -67,7 +67,7 @@ class Switch:
             with self._lock:
                 state.committing = self._stamp() == stamp and not state.blocks.loading
                 if state.committing:
-                    commit_plan = plan.second_phase
+                    commit_plan = plan.commit_phase
                     break
         committed, last_load = self._commit_and_load(commit_plan)
         return stats + committed, last_load

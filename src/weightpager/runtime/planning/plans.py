@@ -34,7 +34,7 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class SwitchPlan:
-    """The two phases of a switch.
+    """The two phases of a switch: prepare, and where both tasks don't fit together, commit.
 
     Attributes:
         evict: resident pages that no task in use needs, given up in the prepare phase.
@@ -51,7 +51,7 @@ class SwitchPlan:
     evict_previous: Pages
 
     @property
-    def has_first_phase(self) -> bool:
+    def has_prepare_phase(self) -> bool:
         """Whether pages are to come while the previous task is still whole."""
         return len(self.prepare) + len(self.loading) > 0
 
@@ -60,8 +60,8 @@ class SwitchPlan:
         """Whether the previous task must be given up."""
         return len(self.commit) > 0
 
-    def second_phase(self) -> SwitchPlan:
-        """What remains once the first phase has ended and the previous task has been given up."""
+    def commit_phase(self) -> SwitchPlan:
+        """What remains once the prepare phase has ended and the previous task has been given up."""
         return _one_phase(evict=self.evict_previous, loading=NO_PAGES, prepare=self.commit)
 
     def merged(self) -> SwitchPlan:
