@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import PretrainedConfig
 
-from exported import exported, image_of
+from exported import exported, exported_plain, image_of
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, MIXTURES, config_of
 from weightpager.bundle import TaskKind
 from weightpager.compiler.graph.check import give_values, in_pieces, logits, made_up
@@ -91,9 +91,8 @@ def test_a_graph_gives_what_its_module_gives(
     tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind
 ) -> None:
     """Before it is simplified, too."""
-    config, form = config_of(family, settings), CallForm.of(kind, image_of(kind))
-    plain = draft_of(empty_module_of(config, kind, 997), form, 997).graph
-    check([exported(tmp_path_factory, family, kind), plain], config)
+    graphs = [made(tmp_path_factory, family, kind) for made in (exported, exported_plain)]
+    check(graphs, config_of(family, settings))
 
 
 @pytest.mark.parametrize("family", WITHOUT)
