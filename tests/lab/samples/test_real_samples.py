@@ -216,5 +216,5 @@ def test_smollm2(cache: Path, texts: tuple[list[Sample], list[Missing]]) -> None
     assert tokenizer.decode(tokens) == text
     windows = torch.tensor(tokens[:1024]).view(4, 256)
     with torch.no_grad():
-        loss = model(input_ids=windows, labels=windows).loss
-    assert torch.exp(loss.float()) < 50
+        loss = model.float()(input_ids=windows, labels=windows).loss  # bfloat16 takes long without its instructions
+    assert torch.exp(loss) < 50
