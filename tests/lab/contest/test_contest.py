@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,12 @@ def test_the_demos_bundle_brings_the_companions_beside_it(assistant_bundle: Path
     assert subject.bundle.path == folder / "aligned.bundle"
     (companion,) = subject.companions.items()
     assert (companion[0], companion[1].path.name) == ("all_blocks", "all-blocks.bundle")
+
+
+def test_without_torch_a_bundle_has_to_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ConfigError, match=r"install 'weightpager\[bench\]' to write random weights, or name a BUNDLE"):
+        usual_subject(tmp_path, pytest.fail, quick=False)
 
 
 def test_the_command_marks_rows_whose_limit_did_not_hold(

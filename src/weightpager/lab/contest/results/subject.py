@@ -9,6 +9,7 @@ from pathlib import Path
 from weightpager.bundle import Bundle
 from weightpager.errors import BundleError, ConfigError
 from weightpager.lab.companions.companion import COMPANIONS, Name, path_in
+from weightpager.machine.packages import check_installed
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ def usual_subject(cache: Path, report: Callable[[str], None], *, quick: bool) ->
     """The demo's bundle if the cache has it, else random weights in the shape of a model of half a billion parameters.
 
     Raises:
-        ConfigError, CompileError: the random one can't be written.
+        ConfigError, CompileError: the random one can't be written; torch writes it.
     """
     for path in sorted((cache / "demo").glob("*/aligned.bundle"), key=lambda path: -path.stat().st_mtime):
         try:
             return Subject(Bundle.open(path), _companions_beside(path))
         except BundleError as error:
             report(f"{path} is passed over: {error}")
+    check_installed("torch", "bench", "to write random weights, or name a BUNDLE")
     from weightpager.lab.synthetic_bundle import bundle_of, companions_of, quarter_kept
 
     folder = cache / "benchmarks" / "contest"
