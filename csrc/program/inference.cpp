@@ -158,8 +158,7 @@ bool Inference::share(const std::string& key, int64_t bytes) {
 std::string Inference::name_of(size_t i) const { return std::to_string(node_.operands.at(i)); }
 
 void Inference::expect_type(size_t i, Type type) const {
-    if (in(i).type != type)
-        fail("operand ", i, ": expected ", type, ", found ", in(i));
+    expect(in(i).type == type, "operand ", i, ": expected ", type, ", found ", in(i));
 }
 
 void Inference::refuse(const std::string& what) const {

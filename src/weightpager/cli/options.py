@@ -12,7 +12,7 @@ import typer
 
 from weightpager.config import LONGEST
 from weightpager.errors import ConfigError
-from weightpager.machine.packages import check_installed, not_installed
+from weightpager.machine.packages import TORCH, check_installed, not_installed
 
 
 def explicit_option(*flags: str, **settings: Any) -> Any:
@@ -79,11 +79,10 @@ def bounded(option: typer.CallbackParam, value: float | None) -> float | None:
     return value
 
 
-_TORCH = ("torch", "transformers")
-_COMPILE = (*_TORCH, "pyarrow", "scipy", "yaml")
+_COMPILE = (*TORCH, "pyarrow", "scipy", "yaml")
 
 PACKAGES = {
-    "torch": _TORCH,
+    "torch": TORCH,
     "compile": _COMPILE,
     "demo": (*_COMPILE, "jinja2", "matplotlib"),
     "publish": ("tuf", "cryptography"),
