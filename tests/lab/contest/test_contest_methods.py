@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import tiny
 import weightpager as wp
 from bare import python
+from weightpager.answers.kinds import kind_of
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -120,6 +121,20 @@ def test_a_sparse_rival_gives_each_task_its_answers(
         for task in [*bundle.tasks, *reversed(bundle.tasks)]:
             found = rival.switch(task)(**asked(bundle, task)).logits
             assert distance(found, answers[task]) < 0.05, task
+
+
+def test_methods_write_the_same_tokens(writer_bundle: Path, tmp_path: Path) -> None:
+    bundle, most = Bundle.open(writer_bundle), 6
+    task = next(iter(bundle.tasks))
+    text = prompt(bundle, task, 1)["input_ids"]
+    assets.write_sparse(bundle, list(bundle.tasks), tmp_path, said)
+    with Engine.from_pretrained(writer_bundle) as engine, torch.inference_mode():
+        module = engine.activate(task)
+        wanted = module.generate(torch.from_numpy(text), do_sample=False, min_new_tokens=most, max_new_tokens=most)
+    for name in ("ours", "ours_on_torch", "sparse_strict", "sparse_whole"):
+        with made(name, bundle, tmp_path) as rival:
+            rival.switch(task)
+            assert list(islice(rival.write(task, text), most)) == wanted[0, text.shape[1] :].tolist(), name
 
 
 @pytest.mark.parametrize("name", ["dense_direct", "dense_copied", "dense_mapped", "offload"])
@@ -233,6 +248,7 @@ def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, mon
     assert len(found.samples) == 2
     assert all((sample.ready is None) == method(name).lazy for sample in found.samples)
     assert len(found.visits) == 3
+    assert bool(found.written) == kind_of(next(iter(bundle.tasks.values())).kind).writes
     assert found.memory.resident >= found.memory.anonymous > 0
     assert found.calls.keys() == ({isa()} if name.startswith("ours") and found.backend == "torch" else set())
     if name == "shared_mask":
@@ -262,6 +278,9 @@ class Recorded(TorchRival):
     def switch(self, task: str) -> Callable[..., None]:
         self.current = task
         return lambda **_inputs: None
+
+    def write(self, _task: str, _text: object) -> Iterator[int]:
+        return iter(range(9))
 
     def forget(self) -> None:
         self.left = self.current

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 from safetensors.numpy import save_file
 
+from weightpager.answers.model import Integers
 from weightpager.bundle import Bundle
 from weightpager.errors import BundleFormatError
 from weightpager.lab.contest.measure.measuring import FORWARD, SWITCH, VISIT, measure
@@ -58,6 +59,10 @@ class Listening(Rival):
 
     def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
         module(inputs["input_ids"])
+
+    def write(self, task: str, text: Integers) -> Iterator[int]:
+        self.asked.append((task, text.tobytes()))
+        return iter(range(9))
 
     def weight_bytes(self) -> int:
         return 0

@@ -122,11 +122,13 @@ def _plan(
 def _print(contest: Contest) -> None:
     facts = contest.facts
     weights = "random weights, " if facts.random_weights else ""
+    measured = [row for row in contest.rows if row.status == "measured"]
+    writing = any(row.found and row.found.written for row in measured)
     output.table(
         f"{facts.name}: {weights}{len(facts.tasks)} tasks at {facts.sparsity:.0%}, overlap {facts.mean_overlap:.2f}; "
         "cold switches, medians",
-        _COLUMNS,
-        [_cells(row) for row in contest.rows if row.status == "measured"],
+        (*_COLUMNS, "writes") if writing else _COLUMNS,
+        [[*_cells(row), *([_pace(row)] if writing else [])] for row in measured],
     )
     absent: dict[str, list[str]] = {}  # many rows may lack the same
     for row in contest.rows:
@@ -187,3 +189,10 @@ def _cells(row: Row) -> list[str]:
         "-" if row.peak_memory is None else output.size(row.peak_memory),
         output.milliseconds(median(row.found.forwards)),
     ]
+
+
+def _pace(row: Row) -> str:
+    from statistics import median
+
+    assert row.found is not None
+    return f"{1 / median(row.found.written):.0f} tokens/s" if row.found.written else "-"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weightpager import kernels
+from weightpager.answers.kinds import kind_of
 from weightpager.bundle import Bundle
 from weightpager.doctor.cold import cold_read
 from weightpager.errors import WeightpagerError
@@ -24,8 +25,10 @@ from weightpager.transitions import Transitions
 
 FORWARD_SECONDS = 0.5
 LEAST_FORWARDS, MOST_FORWARDS = 3, 200
+WRITTEN = 32
+"""The most tokens that are drawn: with the prompt, a text that any model can read."""
 
-SWITCH, VISIT, FORWARD, FIRST = range(4)
+SWITCH, VISIT, FORWARD, FIRST, WRITE = range(5)
 """What a prompt is for: the first part of its number."""
 
 Ask = Callable[..., Mapping[str, Any]]
@@ -60,6 +63,7 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         memory=memory,
         forwards=forwards,
         tokens=items(bundle, tasks[0]),
+        written=_written(rival, tasks[0], prompts) if kind_of(bundle.task(tasks[0]).kind).writes else [],
         kernel=kernels.isa(),
         torch_threads=rival.threads(),
         backend=rival.backend,
@@ -162,4 +166,19 @@ def _forwards(rival: Rival, task: str, ask: Ask, turn: int) -> list[float]:
         start = time.perf_counter()
         rival.run(module, inputs)
         found.append(time.perf_counter() - start)
+    return found
+
+
+def _written(rival: Rival, task: str, prompts: Prompts) -> list[float]:
+    """Seconds of each token that is drawn behind a prompt, but for the first, which waits for the prompt."""
+    rival.switch(task)
+    found: list[float] = []
+    before = None
+    for _ in rival.write(task, prompts.of(task, WRITE, 0)["input_ids"]):
+        now = time.perf_counter()
+        if before is not None:
+            found.append(now - before)
+        if len(found) >= LEAST_FORWARDS and (len(found) >= WRITTEN or sum(found) >= FORWARD_SECONDS):
+            break
+        before = time.perf_counter()
     return found

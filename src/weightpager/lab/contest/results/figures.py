@@ -185,6 +185,8 @@ def _bookkeeping(contest: Contest) -> dict[str, float | None]:
     forward = median(ours.found.forwards)
     values["bookkeeping.forward_ms"] = 1e3 * forward
     values["bookkeeping.tokens_per_second"] = ours.found.tokens / forward
+    if ours.found.written:
+        values["bookkeeping.written_tokens_per_second"] = 1 / median(ours.found.written)
     if dense is not None and dense.found is not None and contest.has_bf16:  # else torch is slow in bfloat16
         values["bookkeeping.forward_speedup_dense"] = median(dense.found.forwards) / forward
     return {**values}

@@ -108,6 +108,8 @@ class Found(Document):
         memory: at the end.
         forwards: seconds of warm forwards.
         tokens: in each of them; for images, one.
+        written: seconds of each token that was drawn behind a prompt, one at a time; empty where tasks don't write, and
+            in results of earlier versions.
         kernel: instruction set of weightpager's kernels.
         torch_threads: that computed, native code's where it did.
         paced: whether the process slowed its own reads down.
@@ -127,4 +129,5 @@ class Found(Document):
     paced: bool
     backend: str = "torch"
     calls: dict[str, int] = Field(default_factory=dict)
+    written: list[float] = Field(default_factory=list)
     prompts: Source = "one"

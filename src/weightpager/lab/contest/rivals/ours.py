@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from weightpager.answers.model import Inputs
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.model import Inputs, Integers
+from weightpager.answers.work import Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -65,6 +69,25 @@ class Ours(Rival):
             from weightpager.lab.contest.rivals.torch_rival import forward
 
             forward(module, inputs)
+
+    def write(self, task: str, text: Integers) -> Iterator[int]:
+        if self.backend == "torch":
+            from weightpager.lab.contest.rivals.torch_rival import write
+
+            yield from write(self.switch(task), text)
+            return
+        drawn: list[int] = []
+
+        def see(tokens: Integers) -> npt.NDArray[np.bool_]:
+            drawn.extend(tokens.tolist())
+            return np.ones(1, bool)
+
+        texts = self._engine.model(task).grow(text, np.ones_like(text), Sampling(temperature=0), 0)
+        while texts.unread:
+            texts.read_piece()
+        while True:
+            texts.grow(1, see)
+            yield drawn[-1]
 
     def forget(self) -> None:
         self._engine.evict()

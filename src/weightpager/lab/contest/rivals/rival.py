@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightpager.answers.model import Inputs
+from weightpager.answers.model import Inputs, Integers
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.lab.contest.rivals.pace import Pace
 
@@ -71,6 +71,13 @@ class Rival(ABC):
     @abstractmethod
     def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
         """One forward pass of a module, on prepared inputs."""
+
+    @abstractmethod
+    def write(self, task: str, text: Integers) -> Iterator[int]:
+        """The tokens that a text, [1, tokens], goes on with, each the likeliest; the first step reads the text, too.
+
+        Only for the current task, if it writes.
+        """
 
     def forget(self) -> None:  # noqa: B027 - nothing, where all tasks share what is in memory
         """Keep nothing in memory that only tasks other than the current one need."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from weightpager.answers.kinds import kind_of
-from weightpager.answers.model import Inputs
+from weightpager.answers.model import Inputs, Integers
+from weightpager.backends.torch.kv_cache import CACHE, new_cache
 from weightpager.bundle import TaskEntry
 from weightpager.lab.contest.rivals.rival import Rival
 
@@ -31,6 +32,9 @@ class TorchRival(Rival):
     def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
         forward(module, inputs)
 
+    def write(self, task: str, text: Integers) -> Iterator[int]:
+        return write(self.switch(task), text)
+
 
 def tensors(task: TaskEntry, inputs: Inputs) -> dict[str, Any]:
     """Inputs as a task's torch module takes them."""
@@ -42,3 +46,13 @@ def forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
     """One forward pass."""
     with torch.inference_mode():
         module(**inputs)
+
+
+def write(module: Any, text: Integers) -> Iterator[int]:
+    """As `Rival.write`; nothing of a model that keeps anything but keys and values."""
+    ids, cache = torch.from_numpy(text), new_cache(module.config)
+    while cache is not None:
+        with torch.inference_mode():
+            logits = module(input_ids=ids, **{CACHE: cache}, use_cache=True).logits
+        ids = logits[:, -1:].argmax(-1)
+        yield int(ids)
