@@ -55,8 +55,6 @@ release-test: | $(CMAKE)
 	$(CMAKE) -S . -B build/release-test -DWEIGHTPAGER_NATIVE_TESTS=ON
 	$(CMAKE) --build build/release-test --parallel $(JOBS)
 	build/release-test/native_tests --cases 2000
-	tests/native/loads.sh
-	tests/native/pool.sh
 
 # On an install without torch.
 device-test: $(VENV)/dev.stamp

@@ -237,6 +237,7 @@ def test_an_lru_has_as_much_room_as_we_have_however_large_its_own_tables_are(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bundle", ["writer_bundle", "camera_bundle"], indirect=True)  # what is asked differs in kind
 @pytest.mark.parametrize("name", [entry.name for entry in METHODS])
 def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.lab.contest.measure.measuring.FORWARD_SECONDS", 0.0)  # the fewest forwards
