@@ -186,7 +186,7 @@ def test_tables_show_the_mean_over_seeds_and_its_ends() -> None:
     mean = "| 0.25 | weightpager | 0.8400 (0.8300 to 0.8500) | 0.8500 | -1.00 | 2 | 0.700 |"
     assert mean in text
     assert "| 0.25 | one shared mask | 0.8100 | 0.8500 | -4.00 | 1 |" in text
-    assert "| task | dense | weightpager | one shared mask |" in text
+    assert "| task | dense | weightpager | one shared mask (1 seed) |" in text
     assert "| spam | 0.9000 | 0.8900 | 0.8600 |" in text
 
 

@@ -87,7 +87,10 @@ def frontier_table(points: Sequence[Point], domain: Domain) -> str:
 
 
 def task_table(points: Sequence[Point], domain: Domain) -> str:
-    """Every task under every method of one fraction; dense as the point with the most seeds has it."""
+    """Every task under every method of one fraction; dense as the point with the most seeds has it.
+
+    A method that has fewer seeds says so.
+    """
     order = list(NAMES)
     columns = sorted(points, key=lambda point: order.index(point.method))
     most = max(columns, key=lambda point: len(point.seeds))
@@ -96,4 +99,5 @@ def task_table(points: Sequence[Point], domain: Domain) -> str:
         [task, domain.form.format(most.dense(task)), *(domain.form.format(point.value(task)) for point in columns)]
         for task in [*shown, "mean"]
     ]
-    return table(["task", "dense", *(label(point) for point in columns)], lines)
+    fewer = {point.method: f" ({_seeds(point)})" for point in columns if len(point.seeds) < len(most.seeds)}
+    return table(["task", "dense", *(label(point) + fewer.get(point.method, "") for point in columns)], lines)
