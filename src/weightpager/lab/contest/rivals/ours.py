@@ -7,11 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from weightpager.answers.generation.likeliest import likeliest
 from weightpager.answers.model import Inputs, Integers
-from weightpager.answers.work import Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -74,20 +71,8 @@ class Ours(Rival):
         if self.backend == "torch":
             from weightpager.lab.contest.rivals.torch_rival import write
 
-            yield from write(self.switch(task), text)
-            return
-        drawn: list[int] = []
-
-        def see(tokens: Integers) -> npt.NDArray[np.bool_]:
-            drawn.extend(tokens.tolist())
-            return np.ones(1, bool)
-
-        texts = self._engine.model(task).grow(text, np.ones_like(text), Sampling(temperature=0), 0)
-        while texts.unread:
-            texts.read_piece()
-        while True:
-            texts.grow(1, see)
-            yield drawn[-1]
+            return write(self.switch(task), text)
+        return likeliest(self._engine.model(task), text)
 
     def forget(self) -> None:
         self._engine.evict()
