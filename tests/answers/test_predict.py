@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import processors
 from transformers import (
     BertConfig,
@@ -26,7 +28,7 @@ from weightpager.answers.work import Classify
 from weightpager.backends.torch.model.architecture import context_length, empty_module
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import Generation, TaskEntry
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, ImageError
 from weightpager.kernels.choice import NATIVE
 from weightpager.readers.tokenizer import ANY_LENGTH, Tokenizer, open_tokenizer
 
@@ -91,8 +93,42 @@ def test_one_image_alone_is_refused(camera_bundle: Path) -> None:
     with wp.Engine.from_pretrained(camera_bundle) as engine:
         with pytest.raises(ConfigError, match="expected a list, such as .'a.png'., found 'a.png' alone"):
             engine.predict("warm", "a.png")
-        with pytest.raises(ConfigError, match="expected paths of images, found 3 at 1 of 1"):
+        for alone in (Path("a.png"), b"\x89PNG", np.zeros((8, 8, 3), np.uint8)):
+            with pytest.raises(ConfigError, match="expected a list"):
+                engine.predict("warm", alone)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="expected images: paths, bytes or frames, found 3 at 1 of 1"):
             engine.predict("warm", [3])  # type: ignore[list-item]
+
+
+def test_an_image_may_be_a_path_a_files_content_or_a_frame(camera_bundle: Path, tmp_path: Path) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    file = tmp_path / "frame.png"
+    Image.fromarray(frame).save(file)
+    with wp.Engine.from_pretrained(camera_bundle) as engine:
+        mirrored = np.ascontiguousarray(frame[..., ::-1])[..., ::-1]  # as a camera in BGR gives it
+        found = engine.predict("warm", [str(file), file, file.read_bytes(), frame, mirrored])
+    assert [prediction.text for prediction in found] == [str(file), str(file), "", "", ""]
+    assert len({(prediction.label, prediction.score) for prediction in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (np.zeros((8, 8), np.uint8), r"uint8 \[height, width, 3\] in RGB, found uint8 \[8, 8\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"found uint8 \[8, 8, 4\]"),
+        (np.zeros((8, 8, 3), np.float32), r"found float32 \[8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), "found 8 × 0"),
+        (np.zeros((1, 64, 3), np.uint8), "sides of at most 1 : 32, found 64 × 1"),
+        (b"no image", "expected an image"),
+    ],
+)
+def test_an_image_without_a_path_is_named_by_its_number(camera_bundle: Path, frame: Any, words: str) -> None:
+    sound = np.zeros((8, 8, 3), np.uint8)
+    with (
+        wp.Engine.from_pretrained(camera_bundle) as engine,
+        pytest.raises(ImageError, match=f"image 2 of 3: .*{words}"),
+    ):
+        engine.predict("warm", [sound, frame, sound])
 
 
 def writer(form: Literal["plain", "chat"], reader: Tokenizer) -> tuple[TorchModel, Tokenizer, TaskEntry]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
-from weightpager.answers.predict import Conversation, checked, predict
+from weightpager.answers.predict import Input, checked, predict
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
@@ -238,10 +238,8 @@ class Engine(EngineMaintenance):
         self._check_open()
         return self._open.model(name)
 
-    def predict(
-        self, name: str, inputs: Iterable[str | Conversation], *, max_new_tokens: int | None = None
-    ) -> list[Prediction]:
-        """A task's answers to texts, or to images by their paths.
+    def predict(self, name: str, inputs: Iterable[Input], *, max_new_tokens: int | None = None) -> list[Prediction]:
+        """A task's answers to texts or images.
 
         The task is current meanwhile and afterwards: predictions and activations of several threads follow one another.
         A real-time task doesn't become current. Its predictions follow one another, and wait neither for other tasks'
@@ -250,8 +248,9 @@ class Engine(EngineMaintenance):
 
         Args:
             name: of the task.
-            inputs: texts, or paths of images. To a task whose prompts are conversations, each is what a user says, or a
-                list of messages with a ``role`` and a ``content``.
+            inputs: texts, or images. An image is a path, the content of an image file (bytes), or a frame: an array
+                of uint8 [height, width, 3] in RGB. To a task whose prompts are conversations, each input is what a user
+                says, or a list of messages with a ``role`` and a ``content``.
             max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has
                 room for.
 
@@ -259,11 +258,11 @@ class Engine(EngineMaintenance):
             An answer to each input, in their order.
 
         Raises:
-            ConfigError: an input is nothing that the task reads, or there is one text in place of several; a text has
-                no tokens, or with the continuation that is asked for more than the model can read; the model's chat
+            ConfigError: an input is nothing that the task reads, or there is one in place of several; a text has no
+                tokens, or with the continuation that is asked for more than the model can read; the model's chat
                 template doesn't take it; fewer new tokens than one are asked for.
             BundleFormatError: the bundle's files can't read its inputs.
-            ImageError: a path leads to no image that can be used; it is named.
+            ImageError: an image can't be used; its path or its number is named.
         """
         self._check_open()
         asked = checked(self.bundle.task(name), inputs, max_new_tokens)  # what is refused neither waits nor switches

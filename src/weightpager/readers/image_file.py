@@ -1,4 +1,4 @@
-"""Image files, opened with care: a damaged or hostile image is an error and nothing more."""
+"""Images, opened with care: a damaged or hostile image is an error and nothing more."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from weightpager.errors import ImageError, first_line, shortened
 from weightpager.machine.paths import has_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
+
+Frame = npt.NDArray[np.uint8]
+"""An image in memory, as a camera gives it: RGB, [height, width, 3]."""
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
 """Others are rare, or read by programs that are no part of Pillow."""
@@ -30,12 +36,14 @@ _DEEP = ("I", "F")
 """What modes of more than 8 bits begin with: Pillow doesn't scale these, it cuts off."""
 
 
-def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage:
+def read_image(source: Path | bytes | Frame, most_pixels: int = MOST_PIXELS) -> PilImage:
     """An image in RGB, turned as its camera says, as transformers' and datasets' own readers give it.
 
     Raises:
         ImageError: as `ImageReader.read`.
     """
+    if isinstance(source, np.ndarray):
+        return _framed(source, most_pixels)
     from PIL import ImageOps
 
     with _opened(source, most_pixels) as image:
@@ -50,6 +58,17 @@ def pixel_count(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> int:
     """
     with _opened(source, most_pixels) as image:
         return image.width * image.height
+
+
+def _framed(frame: Frame, most_pixels: int) -> PilImage:
+    from PIL import Image
+
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        found = f"{frame.dtype} {list(frame.shape)}"
+        raise ImageError(f"expected an array of uint8 [height, width, 3] in RGB, found {found}")
+    height, width, _ = frame.shape
+    _check_size(width, height, most_pixels)
+    return Image.fromarray(frame)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from weightpager.bundle.parts.model_files import model_dir
 from weightpager.bundle.settings.checks import CONFIG, IMAGES
 from weightpager.errors import BundleFormatError, ImageError, first_line
 from weightpager.machine.packages import check_installed
-from weightpager.readers.image_file import MOST_PIXELS, read_image
+from weightpager.readers.image_file import MOST_PIXELS, Frame, read_image
 from weightpager.readers.image_processor import MOST_SIDE, ImageProcessor, Pixels
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class ImageReader:
         if any_size:
             self.shape = channels, blank.shape[-2], blank.shape[-1]
 
-    def read(self, source: Path | bytes, most_pixels: int = MOST_PIXELS) -> Pixels:
-        """The pixels of a file, or of a file's content, float32 [channels, height, width].
+    def read(self, source: Path | bytes | Frame, most_pixels: int = MOST_PIXELS) -> Pixels:
+        """The pixels of a file, of a file's content or of a frame, float32 [channels, height, width].
 
         Raises:
             ImageError: there is no such file, it is no whole image, has too many pixels, or the processor makes

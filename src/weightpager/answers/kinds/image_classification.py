@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,22 @@ from weightpager.answers.kinds.classification import Classification
 from weightpager.answers.model import Inputs, TaskModel
 from weightpager.answers.work import ClassifyImage
 from weightpager.bundle import TaskEntry
-from weightpager.errors import ImageError
+from weightpager.readers.image_file import Frame
 from weightpager.readers.image_reader import ImageReader
 
 
 class ImageClassification(Classification):
     """Finds an image's class."""
 
-    def read(self, reader: ImageReader, task: TaskEntry, given: str, max_new_tokens: int) -> ClassifyImage:  # noqa: ARG002
-        """The pixels of a file."""
-        try:
-            return ClassifyImage(reader.read(Path(given)))
-        except ImageError as error:
-            raise ImageError(f"{given}: {error}") from error
+    def read(
+        self,
+        reader: ImageReader,
+        task: TaskEntry,  # noqa: ARG002 - whichever
+        given: str | os.PathLike[str] | bytes | Frame,
+        max_new_tokens: int,  # noqa: ARG002
+    ) -> ClassifyImage:
+        """The pixels of a file, of a file's content, or of a frame."""
+        return ClassifyImage(reader.read(Path(given) if isinstance(given, (str, os.PathLike)) else given))
 
     def batch(self, model: TaskModel, tokenizer: Any, works: Sequence[ClassifyImage]) -> Inputs:  # noqa: ARG002
         """All pixels, float32 [images, channels, height, width]."""

@@ -23,7 +23,7 @@ class Prediction:
     """The answer for one text or image.
 
     Attributes:
-        text: the input, the image's path, or the text of a conversation's last message.
+        text: the input, the image's path (empty if it came without one), or the text of a conversation's last message.
         label: the likeliest class, the tagged words joined by spaces, or the generated continuation with the
             blanks around it.
         score: probability of the class, 0 to 1; None where there is no single class.
@@ -61,12 +61,12 @@ class Kind(ABC):
         Args:
             reader: a `TokenReader`, or for images an `ImageReader`.
             task: that reads it.
-            given: a text, or the path of an image.
+            given: a text, or to a task on images what `ImageClassification.read` takes.
             max_new_tokens: of a continuation.
 
         Raises:
             BundleFormatError: the tokenizer knows words that the model doesn't.
-            ImageError: the path leads to no image that can be used; it is named.
+            ImageError: it is no image that can be used.
         """
 
     @abstractmethod
