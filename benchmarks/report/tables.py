@@ -44,7 +44,7 @@ def accuracy_beside(contests: Mapping[str, Contest]) -> str:
             dense = "–" if score.dense is None else f"{score.dense:.4f}"
             beside = [controls.get(control, "–") for control in names]
             lines.append([name, score.name, score.metric, dense, f"{score.sparse:.4f}", *beside])
-    heads = ["dense, or trained as long if that is better" if name == "dense" else name for name in names]
+    heads = ["dense, trained as long where validation data prefer it" if name == "dense" else name for name in names]
     return table(["contest", "task", "metric", "dense", "weightpager", *heads], lines) if lines else ""
 
 

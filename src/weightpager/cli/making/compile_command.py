@@ -51,7 +51,8 @@ def compile_(
         str | None,
         typer.Option(
             metavar="WHAT",
-            help="Measure beside the bundle: none, the dense model quantised (dense), or one shared mask too (all).",
+            help="Measure beside the bundle: none; dense, the dense model quantised; or all, one shared mask too. "
+            "Without finetune dense measures the mask as well.",
         ),
     ] = None,
     no_cache: Annotated[
@@ -64,8 +65,8 @@ def compile_(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Spread what is done for each task over a Ray cluster: HOST:PORT of its head, or auto for one that "
-            "`ray start` started here, or else one of this machine that ends with the compile. Needs "
+            help="Spread what is done for each task over a Ray cluster: HOST:PORT of the cluster's head, or auto: the "
+            "cluster that `ray start` started here, or, if there is none, a temporary one on this machine. Needs "
             "`weightpager[ray]`.",
         ),
     ] = None,

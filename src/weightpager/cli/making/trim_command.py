@@ -26,8 +26,8 @@ def trim(
         typer.Option(
             metavar="N",
             min=1,
-            help="Keep N tokens: the most frequent ones, and if training texts have fewer, the tokenizer's first ones "
-            "beside them. Default: all that training texts have.",
+            help="Keep N tokens: the most frequent ones of the training texts. If these have fewer than N, the "
+            "tokenizer's first tokens fill up. Default: all that training texts have.",
         ),
     ] = None,
     json: Json = False,

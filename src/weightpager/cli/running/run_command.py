@@ -42,7 +42,10 @@ def run(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Length of a generated text at most; as the task states, else 32.", show_default=False
+            min=1,
+            help="Length of a generated text at most. Default: what the task file says (64 unless stated), or 32 for "
+            "language modelling.",
+            show_default=False,
         ),
     ] = None,
     system: Annotated[

@@ -39,7 +39,10 @@ def serve(
         bool, typer.Option("--remote-admin", help="Let the admin ask from other machines too.")
     ] = False,
     patience: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="A task whose requests wait longer is served next.")
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="A task whose requests wait longer has its turn after the current one."
+        ),
     ] = 2.0,
     linger: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long a switch waits for more requests of its task.")
@@ -63,8 +66,8 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="Most tokens of one text, prompts included; 8192, or 2048 where a model reads a text at once, or what "
-            "it can read at all.",
+            help="Most tokens of one text, prompts included. Default: 8192 (2048 where a model reads a text at once), "
+            "or a task's max_length if that is more; never more than the model reads.",
         ),
     ] = None,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "1MiB",
@@ -96,8 +99,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="With --replicas: a cluster to join; auto for one that `ray start` started here, local, the default, "
-            "for one that is started.",
+            help="Cluster for --replicas: HOST:PORT joins that one; auto, the one that `ray start` started here; "
+            "local, the default, starts one.",
         ),
     ] = None,
     log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
