@@ -18,6 +18,8 @@ from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler import task_file
+from weightpager.compiler.model import dense_model
 from weightpager.errors import BundleFormatError
 
 PROMPT = {"input_ids": torch.tensor([[4, 9, 12]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}
@@ -53,6 +55,18 @@ def test_a_decoder_stops_where_its_directory_says(path: Path, tmp_path: Path) ->
         options = {"max_new_tokens": 8, "do_sample": False}
         assert module.generate(**PROMPT, **options).tolist() == plain.generate(**PROMPT, **options).tolist()
         assert module.generate(**PROMPT, **options).shape[1] < 3 + 8
+
+
+def test_the_dense_model_writes_by_what_the_bundle_keeps(content: dict[str, Any], tmp_path: Path) -> None:
+    more = GenerationConfig(eos_token_id=STOPS, no_repeat_ngram_size=2, suppress_tokens=[5], stop_strings=["x"])
+    more.save_pretrained(content["model"])
+    for model in dense_model.load(task_file.from_dict(content, tmp_path)).models.values():
+        found = model.generation_config
+        assert found is not None
+        assert found.eos_token_id == STOPS
+        assert not found.no_repeat_ngram_size
+        assert not found.suppress_tokens
+        assert found.stop_strings is None
 
 
 def test_it_stays_so_when_the_bundle_grows_and_shrinks(path: Path, content: dict[str, Any], tmp_path: Path) -> None:

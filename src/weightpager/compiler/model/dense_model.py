@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from weightpager.backends.torch.model.architecture import BASE, quiet_transformers
+from weightpager.backends.torch.model.architecture import BASE, quiet_transformers, set_generation
 from weightpager.backends.torch.model.image_processor import TransformersImageReader
 from weightpager.compiler.data.transitions import read_transitions
 from weightpager.compiler.model.checkpoint import class_names
@@ -153,6 +153,8 @@ def load(
         for name, task in task_file.tasks.items():
             checkpoint, brought = load_module(name, task_file, directory, images or tokenizer)
             models[name] = checkpoint.share(shared, with_head=not task.labelled and brought is None)
+            # What a bundle doesn't keep would be in the dense model's scores alone.
+            set_generation(models[name], GenerationConfig(**generation) if generation else None)
             if brought is not None:
                 checkpoints[name] = {key: tensor.float() for key, tensor in brought.parameters.items()}
     paged, resident = sort_weights(models, task_file.block, path)
