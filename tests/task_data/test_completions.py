@@ -9,10 +9,13 @@ from typing import Any
 
 import pandas
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny
 import tiny_pairs
+from weightpager.answers.generation.continued_text import decoder_after
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.compiler import data
 from weightpager.compiler.data.splits import TaskData
@@ -160,6 +163,10 @@ REFUSED = [
         {"messages": [{"role": "user", "content": 3}, ANSWER]},
         "expected messages with a role and a content that is text",
     ),
+    ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "row 1: expected a conversation without tools"),
+    ({"prompt": [USER], "completion": "cat", "functions": [{}]}, "expected a conversation without tools, found 'func"),
+    ({"messages": [USER, ANSWER | {"weight": 0}]}, "row 1: expected an answer to learn from, found one of weight 0"),
+    ({"messages": [USER | {"tool_calls": [{}]}, ANSWER]}, "row 1: expected messages that call no tools, found 'tool"),
     ({"messages": [3, ANSWER]}, None),  # no file of one type of columns
     ({"prompt": "red", "completion": [USER]}, "row 1: expected a completion of one message of the assistant"),
     ({"prompt": "red", "completion": [ANSWER, ANSWER]}, "row 1: expected a completion of one message of the assistant"),
@@ -171,6 +178,37 @@ def test_other_rows_are_refused(path: Path, row: dict[str, Any], message: str | 
     with pytest.raises(CompileError) as refused:
         read(path, [row])
     assert message is None or message in str(refused.value)
+
+
+def test_tools_that_are_none_and_weights_of_other_answers_are_let_through(path: Path) -> None:
+    rows = [{"messages": [USER, ANSWER | {"weight": 0}, USER, ANSWER | {"weight": 1}], "tools": None}]
+    assert read(path, rows)[0].answer == "cat"
+    assert read(path, [{"prompt": "red", "completion": "cat", "tools": "a column of one's own"}])[0].answer == "cat"
+
+
+def blank_first(*, prepends: bool) -> Tokenizer:
+    """A tokenizer that puts a blank before each text, as those of SentencePiece do."""
+    letters = dict.fromkeys(["[UNK]", "[SEP]", "<0x0A>", *"▁abc"])
+    own = tokenizers.Tokenizer(models.BPE({token: n for n, token in enumerate(letters)}, [], byte_fallback=True))
+    if prepends:
+        own.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        own.decoder = decoders.Sequence(steps)
+    else:
+        own.pre_tokenizer, own.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return tiny.reader(PreTrainedTokenizerFast(tokenizer_object=own, eos_token="[SEP]", unk_token="[UNK]"))
+
+
+@pytest.mark.parametrize(
+    ("prepends", "answer"),
+    [*((prepends, answer) for prepends in (True, False) for answer in ("c", " c", "  c", "b c")), (True, "\n c")],
+)
+def test_an_answer_is_learnt_without_a_blank_that_the_row_lacks(path: Path, prepends: bool, answer: str) -> None:
+    path.write_text(json.dumps({"prompt": "ab", "completion": answer}))
+    own = blank_first(prepends=prepends)
+    (found,) = CompletionReader("prompt", "completion", own, 32).read(path, "data")
+    learnt = [token for token in found.label if token not in (IGNORED, own.end_id)]
+    assert decoder_after(own, found.prompt)(learnt) == answer
 
 
 def test_a_row_among_others_is_named(path: Path) -> None:

@@ -9,6 +9,9 @@ from weightpager.errors import shown
 
 ROLES = ("system", "developer", "user", "assistant")
 
+_CALLS = ("tool_calls", "function_call")
+"""By which a message calls tools."""
+
 Messages = list[dict[str, str]]
 
 
@@ -32,6 +35,9 @@ def _message(value: Any) -> dict[str, str]:
     text = _text(value.get("content")) if isinstance(value, dict) else None
     if text is None:
         raise ValueError(f"expected messages with a role and a content that is text, found {shown(value)}")
+    called = next((name for name in _CALLS if value.get(name)), None)
+    if called is not None:
+        raise ValueError(f"expected messages that call no tools, found {called!r}")
     if value.get("role") not in ROLES:
         raise ValueError(f"expected a role of {', '.join(ROLES)}, found {shown(value.get('role'))}")
     return {"role": value["role"], "content": text}

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from weightpager.answers.generation.continued_text import decoder_after
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.answers.padded import padded
 from weightpager.bundle import Generation
@@ -29,6 +30,12 @@ from weightpager.task_data.rows import read_rows
 from weightpager.task_data.texts import Example
 
 MESSAGES = "messages"
+
+_APART = "\n"
+"""A text whose tokens no tokenizer joins with those of the text behind it, as long as this begins with no new line."""
+
+_TOOLS = ("tools", "functions")
+"""Columns by which a conversation has tools, in the files of OpenAI's and TRL's fine-tuning."""
 
 _log = logging.getLogger(__name__)
 
@@ -102,11 +109,29 @@ class CompletionReader:
         if not answer.strip():
             raise CompileError(f"{where}: expected a completion, found an empty text")
         self._check_room(len(prompt), where)
-        completion = [*self._ids(answer), self._end][: self.max_length - len(prompt)]
-        labels = [IGNORED] * len(prompt) + completion
         chat = not isinstance(asked, str)
+        learnt = self._ids(answer) if chat else self._following(text, prompt, answer)
+        completion = [*learnt, self._end][: self.max_length - len(prompt)]
+        labels = [IGNORED] * len(prompt) + completion
         in_a_word = isinstance(asked, str) and (asked[-1] + answer[0]).isalnum()
         return Completion([*prompt, *completion], labels, prompt, answer, chat, in_a_word)
+
+    def _following(self, text: str, prompt: tuple[int, ...], answer: str) -> tuple[int, ...]:
+        """The tokens of an answer that say, behind a prompt, that very answer.
+
+        Some tokenizers put a blank before each text, Llama 2's for example. Tokens of the answer alone would then say a
+        blank that the row doesn't have.
+        """
+        alone = self._ids(answer)
+        said = decoder_after(self.tokenizer, prompt)
+        if said(alone) == answer:
+            return alone
+        for before in (text, _APART):
+            begun, whole = self._ids(before), self._ids(before + answer)
+            rest = whole[len(begun) :]
+            if whole[: len(begun)] == begun and said(rest) == answer:
+                return rest
+        return alone
 
     def _check_room(self, tokens: int, where: str) -> None:
         """Refuse a prompt of so many tokens if no completion fits behind it."""
@@ -150,6 +175,8 @@ def asked_and_answered(
 
     def pair(row: Row, where: str) -> tuple[str | Messages, str]:
         _check_form(row, in_one, prompt, completion, where)
+        if in_one or isinstance(row.get(prompt), list):
+            _check_tools(row, where)
         if in_one:
             return _parted(row.get(MESSAGES), where)
         return _asked(row.get(prompt), where), _answer(row.get(completion), where)
@@ -176,6 +203,13 @@ def _check_form(row: Row, in_one: bool, prompt: str, completion: str, where: str
         )
 
 
+def _check_tools(row: Row, where: str) -> None:
+    """Refuse a conversation with tools: its template would write what the tasks here never see."""
+    tools = next((name for name in _TOOLS if row.get(name)), None)
+    if tools is not None:
+        raise CompileError(f"{where}: expected a conversation without tools, found {tools!r}; leave the row out")
+
+
 def prompts(examples: Sequence[Any], size: int, pad: int) -> Batches[Labelled]:
     """Batches of prompts to be answered, those of similar length together, padded on the left; and what is wanted."""
     ordered = sorted(examples, key=lambda example: len(example.prompt))
@@ -199,6 +233,8 @@ def _parted(value: Any, where: str) -> tuple[Messages, str]:
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in messages)
         raise CompileError(f"{where}: expected messages of which the last is the assistant's answer, found {roles}")
+    if value[-1].get("weight") == 0:
+        raise CompileError(f"{where}: expected an answer to learn from, found one of weight 0; leave the row out")
     return messages[:-1], messages[-1]["content"]
 
 
