@@ -47,6 +47,34 @@ def test_what_is_shown_is_what_comes_out(decode: Decode, text: str, stop: list[s
     assert found.reason == ("length" if cut == len(text) and not ends else "stop")
 
 
+def decode_in_runs(ids: object) -> str:
+    """Tokens are bytes, and none of a run of them is a character where one isn't: as `ByteFallback` decodes."""
+    content = bytes(ids)  # type: ignore[call-overload]
+    head, digits, rest = content[:0], content[: len(content) - len(content.lstrip(b"\n\xf0"))], content
+    rest = rest[len(digits) :]
+    try:
+        said = (head + digits).decode()
+    except UnicodeDecodeError:
+        said = "\N{REPLACEMENT CHARACTER}" * len(digits)
+    return said + rest.decode()
+
+
+def test_text_behind_bytes_of_no_character_is_shown() -> None:
+    tokens = b"\n\xf0 a b a and more"
+    growing = Continuation(decode_in_runs, len(tokens), [], {END})
+    pieces = [growing.add(token) for token in tokens]
+    whole = growing.outcome().text
+    assert whole == "\N{REPLACEMENT CHARACTER}" * 2 + " a b a and more"
+    assert pieces[0] == "\n"
+    assert "".join(pieces[1:]) == whole
+    assert pieces[-1] == "e"  # it goes on before the end
+
+
+def test_a_text_that_ends_behind_bytes_of_no_character_is_shown() -> None:
+    growing = Continuation(decode_in_runs, 4, [], {END})
+    assert [growing.add(token) for token in b"\n\xf0 a"] == ["\n", "", "", "\N{REPLACEMENT CHARACTER}" * 2 + " a"]
+
+
 def test_it_ends_after_so_many_tokens() -> None:
     growing = Continuation(decode, 2, [], {END})
     assert growing.add(ord("a")) == "a"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from weightpager.answers.generation.continued_text import INCOMPLETE, Decode
+from weightpager.answers.generation.continued_text import CHARACTER, INCOMPLETE, Decode
 from weightpager.answers.work import Generated
 
 
@@ -32,6 +32,7 @@ class Continuation:
         self._ids: list[int] = []
         self._text = ""
         self._shown = ""
+        self._changed = 0  # tokens in a row, behind which what was shown isn't the text's beginning any more
         self.ended: Literal["stop", "length"] | None = None
 
     def add(self, token: int) -> str:
@@ -64,7 +65,18 @@ class Continuation:
 
     def _show(self, text: str) -> str:
         # A decoder may change what it has said, blanks mostly: nothing is shown until the beginning is the same again.
-        if not text.startswith(self._shown):
-            return ""
+        # Some never take back what bytes of no character have made of those before them: the rest follows then.
+        if text.startswith(self._shown):
+            self._changed = 0
+        else:
+            self._changed += 1
+            if self._changed <= CHARACTER and self.ended is None:
+                return ""
+            self._shown = _common_beginning(text, self._shown)
         fresh, self._shown = text[len(self._shown) :], text
         return fresh
+
+
+def _common_beginning(text: str, other: str) -> str:
+    differing = (place for place, (one, two) in enumerate(zip(text, other, strict=False)) if one != two)
+    return text[: next(differing, min(len(text), len(other)))]

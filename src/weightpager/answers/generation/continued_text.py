@@ -9,7 +9,7 @@ from weightpager.readers.tokenizer import Tokenizer
 _CONTEXT = 8
 """Tokens of a prompt that are decoded together with what follows, or more if need be."""
 
-_CHARACTER = 4
+CHARACTER = 4
 """Bytes that a character has at most, and so the tokens that it may be spread over."""
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
@@ -56,7 +56,7 @@ def _context(decode: Decode, prompt: Sequence[int]) -> list[int]:
 
 def _lengths(most: int) -> Iterator[int]:
     """Lengths of contexts to try, below ``most``: one token more for a character, then twice as many each time."""
-    yield from range(_CONTEXT, min(_CONTEXT + _CHARACTER, most))
+    yield from range(_CONTEXT, min(_CONTEXT + CHARACTER, most))
     length = 2 * _CONTEXT
     while length < most:
         yield length
@@ -65,5 +65,5 @@ def _lengths(most: int) -> Iterator[int]:
 
 def _complete(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
     """Tokens without those of a last character whose end is missing; all where there is none."""
-    whole = (ids[: len(ids) - begun] for begun in range(min(_CHARACTER - 1, len(ids)) + 1))
+    whole = (ids[: len(ids) - begun] for begun in range(min(CHARACTER - 1, len(ids)) + 1))
     return next((some for some in whole if not decode(some).endswith(INCOMPLETE)), ids)
