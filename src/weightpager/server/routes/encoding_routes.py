@@ -87,7 +87,7 @@ def _model(task: TaskEntry, service: Service, available: bool) -> Model:
         classes=task.classes,
         max_length=task.max_length,
         prompts=None if task.generation is None else task.generation.prompts,
-        max_new_tokens=None if task.generation is None else task.generation.max_new_tokens,
+        max_new_tokens=service.answer_tokens(task),
         available=available,
     )
 

@@ -78,9 +78,8 @@ def _prompt(vocabulary: Vocabulary, given: str | list[int]) -> Ids:
 def _work(
     service: Service, body: GenerationBody, task: TaskEntry, ids: Ids, wanted: int | None, param: str
 ) -> Generate:
-    most = service.settings.most_new_tokens
-    if wanted is None and task.generation is not None:
-        most = min(most, task.generation.max_new_tokens)
+    stated = service.answer_tokens(task)
+    most = service.settings.most_new_tokens if wanted is not None or stated is None else stated
     room = service.vocabulary.room(ids, wanted, most, param)
     return Generate(ids, room, _sampling(body, task), body.stops)
 

@@ -69,6 +69,7 @@ class Service:
     def start(self) -> None:
         """Take requests from now on."""
         self.warn_of_missing()
+        self._warn_of_cuts()
         self.worker.start()
 
     def fits(self, task: str) -> bool:
@@ -98,6 +99,19 @@ class Service:
                 self.engine.check_fits(task)
             except TaskTooLargeError as error:
                 _log.warning("%s", error)
+
+    def answer_tokens(self, task: TaskEntry) -> int | None:
+        """The most tokens of an answer to a request that states no number; None of tasks that answer no prompts."""
+        return None if task.generation is None else min(task.generation.max_new_tokens, self.settings.most_new_tokens)
+
+    def _warn_of_cuts(self) -> None:
+        """Log a warning for every task whose answers may be shorter here than those that `eval` measures."""
+        most = self.settings.most_new_tokens
+        for task in self.engine.bundle.tasks.values():
+            if task.generation is not None and task.generation.max_new_tokens > most:
+                stated = task.generation.max_new_tokens
+                text = "%s: answers end after --max-new-tokens %d; its task file allows %d"
+                _log.warning(text, task.name, most, stated)
 
     @property
     def ready(self) -> bool:
@@ -183,6 +197,7 @@ class Service:
         self._limits.renew()
         self.worker.policy = self._limits.policy
         self.warn_of_missing()
+        self._warn_of_cuts()
         return change
 
     def retry_after(self) -> int:
