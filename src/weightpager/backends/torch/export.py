@@ -67,12 +67,13 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
     set_generation(module, read_generation(bundle, config))
-    _limit_answers(module, bundle.task(task))
+    reader = preprocessor(bundle)
+    _end_answers(module, bundle.task(task), reader)
     set_as_published(module)
     with new_directory(target, partial(refusals, target), replace=False) as temporary, refusals(target):
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]
-        preprocessor(bundle).save_pretrained(temporary)
+        reader.save_pretrained(temporary)
     return target
 
 
@@ -81,10 +82,17 @@ def _wider(bundle: Bundle) -> bool:
     return bundle.manifest.dtype != "bfloat16" or bool(bundle.row_tables or bundle.manifest.whole_weights)
 
 
-def _limit_answers(module: Any, task: TaskEntry) -> None:
-    """Let a task that writes state its own most tokens: transformers' default is another."""
-    if task.generation is not None:
-        module.generation_config.max_new_tokens = task.generation.max_new_tokens
+def _end_answers(module: Any, task: TaskEntry, tokenizer: Any) -> None:
+    """Let a task that answers prompts state where its answers end, as an engine ends them.
+
+    Training teaches the tokenizer's end token, which may be another one than the model's.
+    """
+    if task.generation is None:
+        return
+    stated = module.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+    module.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else ends.pop()
+    module.generation_config.max_new_tokens = task.generation.max_new_tokens
 
 
 def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
