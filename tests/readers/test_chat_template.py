@@ -80,6 +80,7 @@ def test_without_one_texts_are_lines() -> None:
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        (r"{{ '\ud83d' }}", "half of a surrogate pair"),
         ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "name of a namespace's value"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def test_what_is_wrong_with_json_is_said(tmp_path: Path, content: str, expected:
     with pytest.raises(CompileError, match=f"here: cannot be read as json: .*{expected}") as refused:
         read_rows(path, "here", "a")
     assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("start", range(800, 1_008, 26))
+def test_json_of_any_depth_is_read_or_refused(tmp_path: Path, start: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    for depth in range(start, start + 26):
+        path.write_text('{"a": "\\u0041", "b": ' + "[" * depth + "]" * depth + "}", encoding="utf-8")
+        with suppress(CompileError):
+            assert read_rows(path, "here", "a")[0]["a"] == "A"
 
 
 def test_rows_behind_the_last_one_that_is_wanted_are_not_read(tmp_path: Path) -> None:

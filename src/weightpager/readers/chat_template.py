@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
+from weightpager.config import is_unicode
 from weightpager.errors import RequestError, shortened
 from weightpager.machine.packages import check_installed
 from weightpager.readers.tokenizer import Tokenizer
@@ -96,8 +97,8 @@ class ChatTemplate:
         if "limit" in answer:
             problem = f"the model's chat template took more than {answer['limit']} for these messages and was stopped"
             raise RequestError(problem, "messages", LIMIT)
-        if "error" in answer:
-            problem = shortened(answer["error"], _MOST_OF_AN_ERROR)
+        if "error" in answer or not is_unicode(answer["text"]):
+            problem = shortened(answer.get("error", "it wrote half of a surrogate pair"), _MOST_OF_AN_ERROR)
             raise RequestError(f"expected messages that the model's chat template takes: {problem}", "messages")
         return answer["text"]
 

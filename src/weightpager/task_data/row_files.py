@@ -150,12 +150,12 @@ def _spanning(path: Path) -> Iterator[Row]:
                 found, end = _DECODER.raw_decode(text, start)
                 rows.append(found)
                 start = _behind_blanks(text, end)
+        json.dumps(rows, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("expected JSON objects, found values inside too many others") from error
     if not all(isinstance(row, dict) for row in rows):
         other = next(number for number, row in enumerate(rows, 1) if not isinstance(row, dict))
         raise ValueError(f"row {other}: expected a JSON object, found {shortened(repr(rows[other - 1]))}")
-    json.dumps(rows, ensure_ascii=False).encode()
     yield from rows
 
 
