@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from msgspec import structs
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import tiny
 import weightpager as wp
@@ -22,6 +22,7 @@ from json_lines import rows
 from running import serving
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Generate
+from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import TaskEntry
 from weightpager.bundle.report.compile_report import read_report
@@ -30,6 +31,7 @@ from weightpager.errors import BundleFormatError, BusyError, CompileError, Confi
 from weightpager.evaluation.measure import measure
 from weightpager.progress import silent
 from weightpager.server.scheduling.job import Event, Failed
+from weightpager.server.scheduling.settings import Settings
 from weightpager.task_data.held_out import read_held_out
 
 RECOVER = {"method": "finetune", "steps": 8, "batch": 8}
@@ -135,6 +137,34 @@ def test_the_servers_page_asks_as_a_task_reads(clerk: Path, folder: Path, task: 
     assert (choice.get("text") or choice["message"]["content"]) == wanted.label
 
 
+@pytest.mark.slow
+def test_a_server_says_how_many_tokens_it_gives(clerk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(clerk, Settings(most_new_tokens=2)) as running:
+        assert running.openai.models.retrieve("twice").to_dict()["max_new_tokens"] == 2
+        messages: Any = [{"role": "user", "content": "cat"}]
+        (choice,) = running.openai.chat.completions.create(model="twice", messages=messages).choices
+        (wanted,) = running.service.engine.predict("twice", ["cat"], max_new_tokens=2)
+    assert choice.message.content == wanted.label
+    assert "twice: answers end after --max-new-tokens 2; its task file allows 4" in caplog.text
+
+
+def test_conversations_of_an_engine_share_a_process(clerk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = subprocess.Popen
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    with wp.Engine.from_pretrained(clerk) as engine:
+        monkeypatch.setattr(subprocess, "Popen", counted)
+        first = engine.predict("twice", ["cat", "red"])
+        assert engine.predict("twice", ["cat", "red"]) == first
+        (process,) = started
+        assert process.poll() is None
+    assert process.poll() is not None
+
+
 def test_run_takes_as_many_tokens_as_the_task_states(clerk: Path, weightpager: Command) -> None:
     (found,) = json.loads(weightpager("run", clerk, "-t", "after", "--json", "cat red").out)["predictions"]
     assert 0 < len(found["label"].split()) <= 4
@@ -164,6 +194,16 @@ def test_a_system_message_is_for_conversations(clerk: Path, weightpager: Command
 def test_eval_shows_every_metric(clerk: Path, weightpager: Command) -> None:
     said = weightpager("eval", clerk, "-t", "after").out
     assert all(metric in said for metric in ("token-f1", "exact-match", "chrf", "rouge-l"))
+
+
+def test_an_export_ends_where_the_model_or_its_tokenizer_does(tmp_path: Path) -> None:
+    content = tiny.clerk(tmp_path, recover=RECOVER)
+    own = GenerationConfig(eos_token_id=[7, 8])
+    own.save_pretrained(content["model"])
+    bundle = wp.compile(content, out=tmp_path / "ends.bundle")
+    stated = GenerationConfig.from_pretrained(export_task(bundle, "after", tmp_path / "after"))
+    assert stated.eos_token_id == [3, 7, 8]  # 3 is the tokenizer's
+    assert stated.max_new_tokens == 4
 
 
 def test_an_export_answers_as_the_bundle_does(clerk: Path, tmp_path: Path, weightpager: Command) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from weightpager.readers.image_file import Frame
 from weightpager.readers.messages import Messages, messages_of
 from weightpager.readers.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from weightpager.readers.chat_template import ChatTemplate
+
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with a ``role`` and its ``content``."""
 
@@ -43,6 +46,7 @@ def predict(
     inputs: Iterable[Input],
     *,
     max_new_tokens: int | None = None,
+    template: ChatTemplate | None = None,
 ) -> list[Prediction]:
     """Run a task's model on inputs, one at a time: a batch's padding would change the last bits of a result.
 
@@ -54,6 +58,7 @@ def predict(
             conversations, each is what a user says, or a list of messages with a ``role`` and a ``content``.
         max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has room
             for.
+        template: the tokenizer's, which writes conversations; None for one that ends with them.
 
     Raises:
         ConfigError: an input is nothing that the task reads, or there is one input in place of several; a text has no
@@ -69,7 +74,7 @@ def predict(
     if most is None:
         most = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
     predictions = []
-    for number, (given, asked) in enumerate(zip(listed, _asked(reader, task, listed), strict=True), 1):
+    for number, (given, asked) in enumerate(zip(listed, _asked(reader, task, listed, template), strict=True), 1):
         try:
             work = kind.read(input_reader, task, asked, most)
         except ImageError as error:
@@ -137,17 +142,21 @@ def _name(given: Any) -> str:
     return "" if isinstance(given, (bytes, np.ndarray)) else os.fspath(given)
 
 
-def _asked(tokenizer: Any, task: TaskEntry, inputs: list[Input]) -> list[Any]:
+def _asked(tokenizer: Any, task: TaskEntry, inputs: list[Input], template: ChatTemplate | None) -> list[Any]:
     """What is read for the inputs: themselves, or texts of conversations, which a text is a user's message of."""
     if not task.takes_conversations:
         return inputs
-    from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
-
-    with closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS)) as template:
+    with _writing(tokenizer) if template is None else nullcontext(template) as chat:
         try:
-            return [template.render(_said(given)) for given in cast("list[str | Messages]", inputs)]
+            return [chat.render(_said(given)) for given in cast("list[str | Messages]", inputs)]
         except RequestError as error:
             raise ConfigError(str(error)) from error
+
+
+def _writing(tokenizer: Any) -> AbstractContextManager[ChatTemplate]:
+    from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
+
+    return closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS))
 
 
 def _said(given: str | Messages) -> Messages:

@@ -74,6 +74,7 @@ class Engine(EngineMaintenance):
         weakref.finalize(self, _in_process, process, monitor.close)
         super().__init__(opened, monitor, config)
         weakref.finalize(self, _in_process, process, self._prefetching.close)
+        weakref.finalize(self, _in_process, process, self._readers.close)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._predicting = {name: threading.Lock() for name in self._real_time}  # one prediction of each at a time
         self._enter_real_time()
@@ -269,7 +270,12 @@ class Engine(EngineMaintenance):
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry = self.bundle.task(name)  # which a reload may have changed meanwhile
             return predict(
-                self.model(name), self._readers.own(self.bundle), entry, asked, max_new_tokens=max_new_tokens
+                self.model(name),
+                self._readers.own(self.bundle),
+                entry,
+                asked,
+                max_new_tokens=max_new_tokens,
+                template=self._readers.template(self.bundle) if entry.takes_conversations else None,
             )
 
     def deactivate(self) -> None:
@@ -296,6 +302,7 @@ class Engine(EngineMaintenance):
         with ExitStack() as closing:  # all of it, also where the store can't be closed; from the last to the first
             closing.callback(self.deactivate)
             closing.callback(self.monitor.close)
+            closing.callback(self._readers.close)
             closing.callback(self._residency.close)
             closing.callback(self._prefetching.close)
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from weightpager.backends.backend import Backend
 from weightpager.bundle import Bundle
+from weightpager.bundle.reader import read_manifest
+from weightpager.errors import BundleError, BundleFormatError
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from weightpager.readers.chat_template import ChatTemplate
 
 
 class InputReaders:
@@ -20,17 +26,29 @@ class InputReaders:
             backend: opens readers.
         """
         self._backend = backend
-        self._lock = threading.Lock()  # of the first tokenizer
+        self._lock = threading.Lock()  # of the first tokenizer, and of the templates
         self._first: tuple[Bundle | None, Tokenizer | None] = None, None
         self._own = threading.local()
+        self._templates: dict[tuple[str | None, frozenset[tuple[str, str]]], ChatTemplate] = {}
 
     def new(self, bundle: Bundle) -> Tokenizer | ImageReader:
-        """A reader for one thread at a time. Errors are those of `Backend.reader`."""
+        """A reader for one thread at a time.
+
+        Errors are those of `Backend.reader`, or a `BundleError` if the bundle has been replaced meanwhile.
+        """
         with self._lock:
             known, first = self._first
             if known is bundle and first is not None:
                 return first.copy()
-            reader = self._backend.reader(bundle)
+            try:
+                reader = self._backend.reader(bundle)
+            except BundleFormatError as error:
+                if _replaced(bundle):
+                    raise BundleError(
+                        f"{bundle.path}: expected the bundle as it was opened, found another one in its place; call "
+                        "engine.reload(), or open it again"
+                    ) from error
+                raise
             if isinstance(reader, Tokenizer):
                 self._first = bundle, reader.copy()
             return reader
@@ -42,3 +60,32 @@ class InputReaders:
             reader = self.new(bundle)
             self._own.held = bundle, reader
         return reader
+
+    def template(self, bundle: Bundle) -> ChatTemplate:
+        """The chat template of a bundle whose tasks read texts, for all threads. Errors are those of `new`.
+
+        Its process starts with the first conversation. One that another bundle had is kept, as a thread may still use
+        it.
+        """
+        from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
+
+        tokenizer = self.own(bundle)
+        assert isinstance(tokenizer, Tokenizer)
+        key = tokenizer.chat_template, frozenset(tokenizer.special.items())
+        with self._lock:
+            return self._templates.setdefault(key, ChatTemplate.of(tokenizer, MOST_CHARACTERS))
+
+    def close(self) -> None:
+        """End the processes of templates."""
+        with self._lock:
+            templates = list(self._templates.values())
+        for template in templates:
+            template.close()
+
+
+def _replaced(bundle: Bundle) -> bool:
+    """Whether another bundle, and a sound one as far as a manifest tells, lies where this one was."""
+    try:
+        return read_manifest(bundle.path) != bundle.manifest
+    except BundleFormatError:
+        return False
