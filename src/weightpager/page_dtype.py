@@ -128,6 +128,13 @@ def encode(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uint8]
     return np.concatenate([_stored(numbers, encoding), _raw(scales)], 1)
 
 
+def nearest(values: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.float32]:
+    """Rows ``[..., cols]`` as they come back, each with the scale that fits it best; of any encoding with scales."""
+    scales = _widened(best_scales(values, encoding))[..., None]
+    numbers = np.rint(values / np.where(scales == 0, np.float32(1), scales)).clip(encoding.least, encoding.largest)
+    return np.asarray(numbers * scales)
+
+
 def decode(blocks: npt.NDArray[np.uint8], block: BlockShape, dtype: str) -> npt.NDArray[np.float32]:
     """The values ``[n, rows, cols]`` of blocks ``[n, block bytes]``."""
     encoding = ENCODINGS[dtype]
