@@ -401,9 +401,9 @@ def test_scores_of_float32_are_measured_for_themselves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("recover", "trained", "goes_on"), [
     ("closed-form", True, False), ({"method": "finetune", "start": "closed-form"}, True, False),
-    ("finetune", True, True), ("closed-form", False, True),
+    ("finetune", True, False), ("none", True, False), ("closed-form", False, True),
 ])  # fmt: skip
-def test_a_refit_goes_on_from_the_dense_model_that_it_was_of(
+def test_a_compile_goes_on_from_the_dense_model_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recover: Any, trained: bool, goes_on: bool
 ) -> None:
     content = tiny.assistant(tmp_path) if trained else tiny.writer(tmp_path)
@@ -411,6 +411,16 @@ def test_a_refit_goes_on_from_the_dense_model_that_it_was_of(
     here = identities.compile_identity(task_file)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert (identities.compile_identity(task_file) == here) == goes_on
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_model_trained_in_another_arithmetic_is_another(tmp_path: Path, trained: bool) -> None:
+    task_file = from_dict((tiny.assistant if trained else tiny.writer)(tmp_path))
+    found = []
+    for bfloat16 in (True, False):
+        with patch("weightpager.compiler.training.device._stated.pays", bfloat16):
+            found.append((identities.stage_identities(task_file, "")[0], identities.compile_identity(task_file)))
+    assert [a == b for a, b in zip(*found, strict=True)] == [False, not trained]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), RuntimeError("Too many open files")])

@@ -16,6 +16,7 @@ from weightpager.bundle.files.entry import hash_file
 from weightpager.compiler.data import classes
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
+from weightpager.compiler.training.arithmetic import Arithmetic
 from weightpager.compiler.training.device import training_device
 from weightpager.task_data.held_out import fingerprint
 from weightpager.task_data.rows import hashed
@@ -64,7 +65,7 @@ def compile_identity(task_file: TaskFile) -> str:
             facts.append(fingerprint(task.validation, f"tasks.{name}.validation", task.kind, task.columns))
     brought = [path for task in task_file.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
     facts += [fact for folder in (task_file.model, *brought) for fact in _weight_facts(folder)]
-    if task_file.recover.refits and task_file.trained_tasks:  # half of a refit fits no other dense model
+    if task_file.trained_tasks:  # all stages rest on the dense model, which another machine trains otherwise
         facts += _machine()
     if task_file.transitions is not None:
         facts.append(hashed(task_file.transitions, str(task_file.transitions)))
@@ -100,7 +101,7 @@ def _machine() -> list[str]:
     device = training_device()
     kind = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = [package.__version__ for package in (weightpager, torch, transformers, tokenizers)]
-    return [own_code(), _native_code(), *versions, device.type, kind, str(torch.get_num_threads())]
+    return [own_code(), _native_code(), *versions, device.type, kind, repr(Arithmetic.here())]
 
 
 def _learnt(task_file: TaskFile) -> list[str]:

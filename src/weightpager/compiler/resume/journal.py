@@ -19,7 +19,7 @@ from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.entry import Entry, read_entry, step_of, write_entry
 from weightpager.compiler.resume.stage_words import in_words
-from weightpager.errors import CompileError
+from weightpager.errors import CompileError, ConfigError
 from weightpager.machine.paths import has_directory
 
 _log = logging.getLogger(__name__)
@@ -40,8 +40,14 @@ def anything(_tensors: Mapping[str, Tensor]) -> bool:
 
 
 def journal_folder(out: str | Path) -> Path:
-    """Where the compile of a bundle keeps its journal: beside what ``out`` leads to, be it a link or ``.``."""
+    """Where the compile of a bundle keeps its journal: beside what ``out`` leads to, be it a link or ``.``.
+
+    Raises:
+        ConfigError: it leads to the root, which has nothing beside it.
+    """
     path = Path(os.path.realpath(out))
+    if not path.name:
+        raise ConfigError(f"out: expected a directory to create, found {path}")
     return path.with_name(f".{path.name}.resume")
 
 
