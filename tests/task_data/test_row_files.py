@@ -46,6 +46,9 @@ def test_forms_of_json_agree(tmp_path: Path, content: str) -> None:
         ("[" * 100_000, "values inside too many others"),
         ('{"a": 1}\n' + '{"a":' * 100_000, "row 2: expected a JSON object"),
         ("7", "row 1: expected a JSON object, found 7"),
+        ('{"a": 1, "b": 2, "a": 3}', "expected fields of different names, found 'a' twice"),
+        ('{"a": 1}\n{"a": {"b": 1, "b": 2}}', "row 2: expected fields of different names, found 'b' twice"),
+        ('[{"a": 1, "a": 2}]', "expected fields of different names, found 'a' twice"),
         ("nonsense", "Expecting value"),
     ],
 )
@@ -107,6 +110,13 @@ def test_a_column_may_hold_long_texts(tmp_path: Path) -> None:
     path.write_text(f"\ufefftext,label\n{'long ' * 100_000},x\n\nshort,y\n", encoding="utf-8")
     assert [(len(row["text"]), row["label"]) for row in separated_rows(path, ",")] == [(500_000, "x"), (5, "y")]
     assert csv.field_size_limit() == before
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(CompileError, match="expected columns of different names, found 'text' twice"):
+        read_rows(tmp_path / "rows.parquet", "here", "text")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import zip_longest
@@ -23,7 +23,6 @@ _SEPARATORS = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
 
 _BLANKS = b" \t\r\n"
 _BLANK = re.compile("[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -80,6 +79,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise not_installed("pyarrow", "compile", f"to read {path}, or write the data as .jsonl") from error
     try:
         with parquet.ParquetFile(path) as file:
+            _check_different(file.schema_arrow.names, "columns of different names")
             names = _class_names(file.schema_arrow.metadata or {})
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
@@ -106,19 +106,44 @@ READERS: dict[str, tuple[str, Callable[[Path], Iterator[Row]]]] = {
 """The format's name and its reader, by a file's ending."""
 
 
+class _RepeatedNameError(ValueError):
+    """A name stands twice where the last one would be taken without a word."""
+
+
+def _check_different(names: Sequence[str], what: str) -> None:
+    twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if twice is not None:
+        raise _RepeatedNameError(f"expected {what}, found {shortened(repr(twice))} twice")
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        _check_different([name for name, _ in pairs], "fields of different names")
+    return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_fields)
+
+
 def _object(text: bytes) -> Row | None:
     """The JSON object that a line is; None if it is none."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_fields)
         if isinstance(value, dict) and rb"\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+    except _RepeatedNameError:
+        raise
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def _checked(line: bytes, number: int) -> Row:
-    row = _object(line)
+    try:
+        row = _object(line)
+    except _RepeatedNameError as error:
+        raise ValueError(f"row {number}: {error}") from error
     if row is None:
         raise ValueError(f"row {number}: {_fault(line)}")
     return row
@@ -143,7 +168,7 @@ def _spanning(path: Path) -> Iterator[Row]:
     start = _behind_blanks(text, 0)
     try:
         if text[start] == "[":
-            rows = json.loads(text)
+            rows = json.loads(text, object_pairs_hook=_fields)
         else:
             rows = []
             while start < len(text):
@@ -169,9 +194,7 @@ def _check_names(names: list[str], separator: str) -> None:
     if other is not None:  # quoted, it would be a column that nobody has
         expected = f"expected columns separated by {_SEPARATORS[separator]}, found {_SEPARATORS[other]}"
         raise ValueError(f"{expected} in the first line; a .csv has commas, a .tsv has tabs")
-    twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
-    if twice is not None:
-        raise ValueError(f"expected columns of different names, found {shortened(repr(twice))} twice")
+    _check_different(names, "columns of different names")
 
 
 @contextmanager
