@@ -39,7 +39,8 @@ class Quantisation:
     def _by_row(self, weight: Tensor) -> Tensor:
         top = 2 ** (self.bits - 1) - 1
         scale = weight.abs().amax(-1, keepdim=True).half().to(weight.dtype) / top  # [O, 1]
-        return (weight / scale.clamp(min=1e-12)).round_().clamp_(-top, top).mul_(scale)
+        numbers: Tensor = (weight / scale.clamp(min=1e-12)).round_().clamp_(-top, top)
+        return numbers.mul_(scale)
 
     def _by_group(self, weight: Tensor) -> Tensor:
         rows, columns = weight.shape
