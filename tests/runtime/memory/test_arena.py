@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locked_memory import lock
+from weightpager.runtime.memory import host_arena
 from weightpager.runtime.memory.host_arena import HUGE, Arena
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -129,6 +130,73 @@ def test_a_slot_smaller_than_the_machines_page_stays_when_its_neighbour_goes() -
     fill(arena, *range(16))
     arena.release([1])
     assert arena.content(0)[-1] == 1
+
+
+class Recorded(mmap.mmap):
+    """Memory that notes which bytes of it were given back."""
+
+    def madvise(self, advice: int, start: int = 0, length: int | None = None) -> None:
+        assert length is not None
+        if advice == mmap.MADV_DONTNEED:
+            returned.update(range(start // (4 * KIB), (start + length) // (4 * KIB)))
+        super().madvise(advice, start, length)
+
+
+returned: set[int] = set()
+"""Numbers of pages of 4 KiB that were given back, in the whole mapping."""
+
+
+@settings(max_examples=60)
+@given(
+    machine=st.sampled_from([4 * KIB, 16 * KIB, 64 * KIB]),
+    page_bytes=st.sampled_from([KIB, 4 * KIB, 24 * KIB, 32 * KIB, 192 * KIB]),
+    steps=st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 39), max_size=30)), min_size=1, max_size=6),
+)
+def test_the_machines_pages_without_a_committed_slot_are_given_back_and_no_others(
+    machine: int, page_bytes: int, steps: list[tuple[bool, set[int]]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmap, "PAGESIZE", machine)
+        patch.setattr(host_arena, "address_space", lambda count: Recorded(-1, count, mmap.MAP_PRIVATE))
+        arena = Arena(40, 20, page_bytes)
+        committed = set(range(20))
+        fill(arena, *committed)
+        for commit, slots in steps:
+            returned.clear()
+            if commit:
+                arena.commit(slots)
+                committed |= slots
+                fill(arena, *slots)
+                continue
+            arena.release(slots)
+            committed -= slots
+            gone = _machine_pages(slots, page_bytes, machine) - _machine_pages(committed, page_bytes, machine)
+            assert {(page * 4 * KIB - arena._start) // machine for page in returned} == gone
+            assert len(returned) * 4 * KIB == len(gone) * machine
+            for page in gone:
+                assert not arena.pages.reshape(-1)[page * machine :][:machine].any()
+            for slot in committed:
+                assert (arena.pages[slot] == slot + 1).all()
+
+
+def _machine_pages(slots: set[int], page_bytes: int, machine: int) -> set[int]:
+    """The machine's pages in which slots lie, counted from the arena's beginning."""
+    return {
+        page
+        for slot in slots
+        for page in range(slot * page_bytes // machine, ((slot + 1) * page_bytes - 1) // machine + 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("machine", "page_bytes", "together"),
+    [(4, 4, 1), (4, 12, 1), (16, 4, 4), (64, 4, 16), (64, 32, 2), (16, 24, 2), (64, 24, 8), (64, 192, 1)],
+)
+def test_how_many_slots_have_the_machines_pages_to_themselves(
+    monkeypatch: pytest.MonkeyPatch, machine: int, page_bytes: int, together: int
+) -> None:
+    monkeypatch.setattr(mmap, "PAGESIZE", machine * KIB)
+    assert Arena(8, 8, page_bytes * KIB).together == together
 
 
 def test_slots_in_locked_memory_are_released_all_the_same() -> None:

@@ -14,8 +14,8 @@ PAGES, SLOTS = 12, 6
 page_sets = st.sets(st.integers(0, PAGES - 1), min_size=1, max_size=SLOTS).map(sorted)
 
 
-def manager(*needs: list[int], slots: int = SLOTS, capacity: int | None = None) -> BlockManager:
-    return BlockManager([np.array(need, np.int64) for need in needs], PAGES, slots, capacity)
+def manager(*needs: list[int], slots: int = SLOTS, capacity: int | None = None, together: int = 1) -> BlockManager:
+    return BlockManager([np.array(need, np.int64) for need in needs], PAGES, slots, capacity, together=together)
 
 
 def bring_in(blocks: BlockManager, task: int) -> None:
@@ -27,6 +27,13 @@ def bring_in(blocks: BlockManager, task: int) -> None:
     blocks.publish(plan.prepare)
     blocks.hold(task)
     blocks.release(task)
+
+
+def retire(blocks: BlockManager, count: int) -> list[int]:
+    slots, pages = blocks.to_retire(count)
+    blocks.evict(pages)
+    blocks.retire(slots)
+    return slots
 
 
 def resident(blocks: BlockManager) -> set[int]:
@@ -131,7 +138,7 @@ def test_pages_that_are_on_their_way_are_not_loaded_again() -> None:
 
 def test_slots_that_are_retired_are_not_used_until_they_are_restored() -> None:
     blocks = manager([0, 1, 2, 3], slots=4, capacity=6)
-    assert blocks.retire(2) == [3, 2]
+    assert retire(blocks, 2) == [3, 2]
     assert blocks.plan(0) is None
     blocks.check_integrity()
     blocks.restore(4)
@@ -139,6 +146,43 @@ def test_slots_that_are_retired_are_not_used_until_they_are_restored() -> None:
     bring_in(blocks, 0)
     assert sorted(blocks.page_table[[0, 1, 2, 3]].tolist()) == [0, 1, 2, 3]
     blocks.check_integrity()
+
+
+def test_free_slots_are_retired_first_and_then_those_of_the_least_recently_used_pages() -> None:
+    blocks = manager([0], [1], [2], slots=5)
+    for task in (1, 0, 2):
+        bring_in(blocks, task)
+    slot = blocks.page_table.copy()
+    assert retire(blocks, 3) == [4, 3, slot[1]]
+    assert resident(blocks) == {0, 2}
+
+
+def test_slots_that_give_memory_back_together_are_retired_together() -> None:
+    blocks = manager(*([page] for page in range(8)), slots=8, together=2)
+    for task in range(8):  # each page in the slot of its number
+        bring_in(blocks, task)
+    blocks.hold(3)
+    blocks.evict(array(2, 7))
+    assert sorted(retire(blocks, 2)) == [0, 1]  # though two others are free
+    assert retire(blocks, 1) == [4]
+    assert resident(blocks) == {3, 5, 6}
+    bring_in(blocks, 5)
+    assert retire(blocks, 1) == [5]  # the rest of its group, though it was used last
+    assert retire(blocks, 2) == [7, 6]
+    assert blocks.restore(1) == [0]
+    assert blocks.restore(2) == [1, 4]
+    assert blocks.restore(1) == [5]
+    blocks.check_integrity()
+
+
+def test_what_can_not_be_given_back_whole_is_taken_from_groups_that_stay() -> None:
+    blocks = manager([0], [1], [2], [3], slots=4, together=2)
+    for task in range(4):
+        bring_in(blocks, task)
+    for task in (1, 2):
+        blocks.hold(task)
+    assert retire(blocks, 2) == [0, 3]
+    assert resident(blocks) == {1, 2}
 
 
 def test_misuse_is_refused() -> None:
@@ -156,16 +200,16 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="is held"):
         blocks.release(1)
     with pytest.raises(ValueError, match="free slots"):
-        blocks.retire(2)
+        blocks.retire([0, 1])
 
 
 class Residency(RuleBasedStateMachine):
     """Random plans carried out, some of them failing half-way, some slowly."""
 
-    @initialize(needs=st.lists(page_sets, min_size=2, max_size=5))
-    def start(self, needs: list[list[int]]) -> None:
+    @initialize(needs=st.lists(page_sets, min_size=2, max_size=5), together=st.sampled_from([1, 2, 3, 5]))
+    def start(self, needs: list[list[int]], together: int) -> None:
         self.needs = [set(need) for need in needs]
-        self.blocks = manager(*needs, capacity=PAGES)
+        self.blocks = manager(*needs, capacity=PAGES, together=together)
         self.held: list[int] = []
         self.coming: list[int] = []
         self.address = self.blocks.page_table.ctypes.data
@@ -270,7 +314,8 @@ class Residency(RuleBasedStateMachine):
     @rule(count=st.integers(0, PAGES))
     def resize(self, count: int) -> None:
         if count < self.blocks.slots:
-            self.blocks.retire(min(self.blocks.free, self.blocks.slots - count))
+            going = min(self.blocks.free + len(self.blocks.evictable()), self.blocks.slots - count)
+            assert len(retire(self.blocks, going)) == going
         else:
             self.blocks.restore(count - self.blocks.slots)
 

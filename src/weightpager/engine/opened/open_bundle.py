@@ -115,8 +115,9 @@ class OpenBundle:
     def _new_paging_state(self, bundle: Bundle, pager: Pager, read_timeout: float) -> PagingState:
         capacity, numbers = page_capacity(bundle), np.arange(len(bundle.pages))
         needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
+        slots, arena = self.memory.split.slots, self.memory.arena
         return PagingState(
-            blocks=BlockManager(needs, capacity, self.memory.split.slots, self.memory.arena.capacity),
+            blocks=BlockManager(needs, capacity, slots, arena.capacity, together=arena.together),
             prefetched=PrefetchedPages(capacity),
             memory=self.memory,
             index=self._numbers.index,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,22 +15,23 @@ from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
 
 HUGE = 2 << 20
-"""Bytes of a huge page, and what the arena is aligned to."""
+"""Bytes of a huge page, and what the arena is aligned to. Every machine's page fits in it without a rest."""
 
 
 class Arena:
     """Implements `PageArena`. Address space for slots whose memory is taken when they are first filled.
 
     Committed slots may be filled; memory of the others has gone back to the machine, and they must not be written to.
-    Where it can, the machine uses huge pages, but only for ranges in which every slot is committed: a huge page takes
-    its memory at the first touch of any of its slots, so that the arena never takes more than its committed slots,
-    rounded up to the machine's pages.
+    The machine takes and gives memory in pages of its own, which may be larger than a slot: the arena never takes more
+    than the machine's pages in which a committed slot lies. Where it can, the machine uses huge pages, but only for
+    ranges in which every slot is committed: a huge page takes its memory at the first touch of any of its slots.
 
     Attributes:
         pages: uint8 [capacity, page_bytes]; untouched slots cost no memory.
         page_bytes: bytes of a page.
         capacity: slots for which there is address space.
         elastic: True.
+        together: slots after which a slot begins at a machine's page again.
         device: "cpu".
     """
 
@@ -49,6 +51,7 @@ class Arena:
             OSError: the machine refuses address space for ``slots``.
         """
         self.page_bytes = page_bytes
+        self.together = math.lcm(page_bytes, mmap.PAGESIZE) // page_bytes
         self._memory, self.capacity = _reserve(capacity, slots, page_bytes)
         mapped = np.frombuffer(self._memory, np.uint8)
         self._start = -mapped.ctypes.data % HUGE
@@ -106,13 +109,20 @@ class Arena:
         self._committed[gone] = False
         self._touched[gone] = False
         self._advise()  # first: a range that still asks for huge pages would be filled up again in the background
-        for slot in gone:
-            self._give_back(slot)
+        released = np.zeros(self.capacity, bool)
+        released[gone] = True
+        for begin, until in _runs(released):
+            self._give_back(begin, until)
 
-    def _give_back(self, slot: int) -> None:
-        # Only whole pages of the machine, which may be larger than a slot.
-        first = -(-slot * self.page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (slot + 1) * self.page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+    def _give_back(self, begin: int, until: int) -> None:
+        """Give back the machine's pages that these slots touch, but for those that a committed slot touches, too."""
+        machine, size = mmap.PAGESIZE, self.page_bytes
+        first, end = begin * size // machine * machine, -(-until * size // machine) * machine
+        # Only the outermost pages of the machine have room for slots that weren't released.
+        if self._committed[first // size : begin].any():
+            first += machine
+        if self._committed[until : -(-end // size)].any():
+            end -= machine
         if first < end:
             # MADV_DONTNEED alone keeps a huge page whole until the machine runs out of memory; MADV_FREE splits it.
             for advice in (mmap.MADV_FREE, mmap.MADV_DONTNEED):

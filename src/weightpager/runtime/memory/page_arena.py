@@ -60,11 +60,14 @@ class PageArena(StageSource, Protocol):
         pages: uint8 [capacity, page_bytes], where kernels read: an array on the host, a tensor on another device.
         capacity: slots that there are.
         elastic: whether `release` gives memory back; otherwise all of it is taken from the beginning.
+        together: slots that should be released together, counted from slot 0, since the machine's pages in which they
+            lie have no other slots; 1 where each slot is for itself.
     """
 
     pages: Any
     capacity: int
     elastic: bool
+    together: int
 
     @property
     def device(self) -> str:

@@ -33,8 +33,11 @@ class ArenaResizer:
         wanted = memory.tables.in_use if tables is None else tables
         fewer = self._blocks.slots - memory.split_for(budget, wanted).slots
         if fewer > 0:
-            self._free(fewer, budget, wanted)
-            memory.resize(budget, wanted, retired=self._blocks.retire(fewer))
+            self._await_slots(fewer, budget, wanted)
+            slots, pages = self._blocks.to_retire(fewer)
+            self._slots.evict(pages)
+            self._blocks.retire(slots)
+            memory.resize(budget, wanted, retired=slots)
         else:
             memory.resize(budget, wanted, restored=self._blocks.restore(-fewer))
             self._state.lock.notify_all()
@@ -44,12 +47,11 @@ class ArenaResizer:
         if self._state.memory.has_spare_table_room:
             self.resize(self._state.memory.budget)
 
-    def _free(self, count: int, budget: int, tables: int) -> None:
-        """Have so many slots free, as soon as reads in flight allow it. Errors are those of `resize`."""
+    def _await_slots(self, count: int, budget: int, tables: int) -> None:
+        """Wait until reads in flight let so many slots go. Errors are those of `resize`."""
         while count > self._blocks.free + len(self._blocks.evictable()):
             held = len(self._blocks.locked())
             if count > self._blocks.slots - held:
                 raise too_small(self._state.memory.needs, "the tasks in use", held, budget, tables=tables)
             if not self._slots.await_read():
                 raise self._slots.hang_error()
-        self._slots.evict(self._blocks.evictable()[: max(0, count - self._blocks.free)])

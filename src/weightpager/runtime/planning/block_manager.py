@@ -32,7 +32,9 @@ class BlockManager:
             pages or slots come or go.
     """
 
-    def __init__(self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None) -> None:
+    def __init__(
+        self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None, *, together: int = 1
+    ) -> None:
         """Nothing is resident.
 
         Args:
@@ -40,9 +42,10 @@ class BlockManager:
             pages: numbers that pages can have.
             slots: how many slots may be used.
             capacity: how many the arena has; ``slots`` if None.
+            together: how many the arena gives back together, as `PageArena` says.
         """
         self._needs = TaskPages(needs, pages)
-        self._slots = Slots(pages, slots, slots if capacity is None else capacity)
+        self._slots = Slots(pages, slots, slots if capacity is None else capacity, together)
         self._order = EvictionOrder(self._needs)
         self._missing = np.array([len(need) for need in needs], np.int64)  # of each task's pages, how many
         self._holders = [0] * len(needs)
@@ -210,10 +213,15 @@ class BlockManager:
         """Give back the slots of loading pages that won't come."""
         self._slots.cancel(pages)
 
-    def retire(self, count: int) -> list[int]:
-        """Retire so many free slots. Returns their numbers."""
+    def to_retire(self, count: int) -> tuple[list[int], Pages]:
+        """Choose so many slots. Returns their numbers, and the pages that must go from them before `retire`."""
+        slots = self._slots.to_retire(count, self.evictable())
+        return slots, self._slots.pages_in(slots)
+
+    def retire(self, slots: Sequence[int]) -> None:
+        """Retire free slots."""
         self.version += 1
-        return self._slots.retire(count)
+        self._slots.retire(slots)
 
     def restore(self, count: int) -> list[int]:
         """Use so many retired slots again. Returns their numbers."""

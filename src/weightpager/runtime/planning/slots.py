@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,16 @@ class Slots:
         reserved: int32 [pages], page index → slot while the page is being loaded, `ABSENT` otherwise.
     """
 
-    def __init__(self, pages: int, usable: int, capacity: int) -> None:
+    def __init__(self, pages: int, usable: int, capacity: int, together: int = 1) -> None:
         """All are free, or retired.
 
         Args:
             pages: numbers that pages can have.
             usable: slots that may be used.
             capacity: slots that there are.
+            together: slots that should be retired together, counted from slot 0: a group.
         """
+        self._together = together
         self.page_table: npt.NDArray[np.int32] = np.full(pages, ABSENT, np.int32)
         self.reserved: npt.NDArray[np.int32] = np.full(pages, ABSENT, np.int32)
         self._page_of_slot = np.full(capacity, ABSENT, np.int64)
@@ -83,18 +86,36 @@ class Slots:
         self._page_of_slot[slots] = ABSENT
         self._free.extend(freed)
 
-    def retire(self, count: int) -> list[int]:
-        """Retire so many free slots. Returns their numbers."""
-        if count > len(self._free):
-            raise ValueError("expected as many free slots")
-        gone = sorted(self._free, reverse=True)[:count]
-        self._free = sorted(set(self._free) - set(gone), reverse=True)
-        self._retired.extend(gone)
-        return gone
+    def to_retire(self, count: int, going: Pages) -> list[int]:
+        """Choose so many slots, those of whole groups where that can be. Returns their numbers.
+
+        Args:
+            count: slots to retire.
+            going: resident pages whose slots may be taken as well, in the order in which they go.
+        """
+        chosen = [*sorted(self._free, reverse=True), *self.page_table[going].tolist()]
+        if self._together > 1:
+            chosen = self._by_group(np.array(chosen, np.int64)).tolist()
+        return chosen[:count]
+
+    def pages_in(self, slots: Sequence[int]) -> Pages:
+        """The pages that are in these slots, in their order."""
+        found = self._page_of_slot[list(slots)]
+        pages: Pages = found[found != ABSENT]
+        return pages
+
+    def retire(self, slots: Sequence[int]) -> None:
+        """Retire free slots."""
+        gone = set(slots)
+        if not gone <= set(self._free):
+            raise ValueError("expected free slots")
+        self._free = sorted(set(self._free) - gone, reverse=True)
+        self._retired.extend(slots)
 
     def restore(self, count: int) -> list[int]:
-        """Use so many retired slots again. Returns their numbers."""
-        back = sorted(self._retired)[:count]
+        """Use so many retired slots again, those of groups in use first. Returns their numbers."""
+        unused = self._in_groups(np.logical_and, self._is_retired())
+        back = sorted(self._retired, key=lambda slot: (unused[slot], slot))[:count]
         self._retired = sorted(set(self._retired) - set(back), reverse=True)
         self._free[:0] = reversed(back)
         return back
@@ -114,6 +135,30 @@ class Slots:
         every = sorted([*self._free, *self._retired, *self.reserved[coming].tolist(), *slots.tolist()])
         assert every == list(range(self.capacity)), "a slot was lost or used twice"
         assert not len(np.intersect1d(coming, pages)), "a resident page is being loaded"
+
+    def _is_retired(self) -> npt.NDArray[np.bool_]:
+        """Whether each slot is retired [capacity]."""
+        retired = np.zeros(self.capacity, bool)
+        retired[self._retired] = True
+        return retired
+
+    def _by_group(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Put slots that may be retired, the first ones first, into an order that empties one group after the other.
+
+        A group of which slots are retired already comes first, then the one whose last slot comes first. Slots of
+        groups that can't be emptied come last, as they are.
+        """
+        stuck, begun = len(slots), self._is_retired()
+        rank = np.where(begun, -1, stuck)
+        rank[slots] = np.arange(len(slots))
+        last = self._in_groups(np.maximum, rank)[slots]
+        fresh = ~self._in_groups(np.logical_or, begun)[slots] | (last == stuck)
+        return slots[np.lexsort((rank[slots], last, fresh))]
+
+    def _in_groups(self, join: np.ufunc, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values of slots [capacity], joined over each slot's group."""
+        joined = join.reduceat(values, np.arange(0, self.capacity, self._together))
+        return np.repeat(joined, self._together)[: self.capacity]
 
     def _take_reserved(self, pages: Iterable[int]) -> tuple[Pages, npt.NDArray[np.int32]]:
         """Pages that were being loaded, and the slots that were reserved for them."""

@@ -57,8 +57,11 @@ class StagedArena:
         page_bytes: bytes of a page.
         capacity: slots that there are.
         elastic: whether `release` gives memory back.
+        together: 1.
         device: where it lies.
     """
+
+    together = 1
 
     def __init__(self, capacity: int, slots: int, page_bytes: int, staging: Staging) -> None:
         """Take memory on the device and for the buffers.
