@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.files.tensor_file import TensorInfo
+from weightpager.bundle.files.tensor_header import TensorInfo
 from weightpager.bundle.format.whole_weight import STORED, WholeWeightEntry
 from weightpager.bundle.parts.parameter_file import stored_parameters
 from weightpager.kernels import PagedWeight

@@ -6,7 +6,6 @@ a mapping: storage that fails, or a file that becomes shorter, would end the pro
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,39 +15,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from weightpager.bundle.files.entry import FileEntry, check_content, check_hash, open_entry
+from weightpager.bundle.files.tensor_header import LENGTH, LONGEST, Header, TensorInfo, parse_header
 from weightpager.errors import BundleFormatError
-
-_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
-    "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-}  # fmt: skip
-
-
-_LENGTH = 8
-"""Bytes of the header's length, with which a file begins."""
-
-_LONGEST = 100_000_000
-"""Bytes of the longest header that safetensors takes."""
 
 _MOST_AT_ONCE = 1 << 30
 """Bytes of a read; the system reads no more than 2 GiB."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a safetensors header says of a tensor: numpy's name of its dtype, and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"[:80]
-
-
-Header = Mapping[str, TensorInfo]
 
 
 def read_arrays(
@@ -139,13 +112,13 @@ class _Opened:
 @contextmanager
 def _opened(root: Path, name: str, entry: FileEntry) -> Iterator[_Opened]:
     with open_entry(root, name, entry) as file:
-        yield _checked(name, file, _start(file, entry))
+        yield _checked(name, file, _start(file, entry), entry.bytes)
 
 
 def _start(file: BinaryIO, entry: FileEntry) -> bytes:
     """A file's header and its length, as far as the file and safetensors allow."""
-    stated = int.from_bytes(os.pread(file.fileno(), _LENGTH, 0), "little")
-    start = bytearray(min(entry.bytes, _LENGTH + (stated if stated <= _LONGEST else 0)))
+    stated = int.from_bytes(os.pread(file.fileno(), LENGTH, 0), "little")
+    start = bytearray(min(entry.bytes, LENGTH + (stated if stated <= LONGEST else 0)))
     _read(file, 0, memoryview(start), "its header")
     return bytes(start)
 
@@ -159,17 +132,12 @@ def _read(file: BinaryIO, at: int, into: memoryview, what: str) -> None:
         at, into = at + count, into[count:]
 
 
-def _checked(name: str, file: BinaryIO, start: bytes) -> _Opened:
-    """What a file's header states. safetensors checks it, and maps no more of the file than that."""
+def _checked(name: str, file: BinaryIO, start: bytes, size: int) -> _Opened:
     try:
-        with safe_open(f"/proc/self/fd/{file.fileno()}", framework="np"):
-            stated = {key: of for key, of in json.loads(start[_LENGTH:]).items() if key != "__metadata__"}
-            header = {
-                key: TensorInfo(_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"])) for key, of in stated.items()
-            }
-            return _Opened(file, start, header, {key: len(start) + of["data_offsets"][0] for key, of in stated.items()})
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:  # the last three: changed meanwhile
-        raise BundleFormatError(name, "content", "a safetensors file", error) from error
+        header, places = parse_header(start, size)
+    except ValueError as error:
+        raise BundleFormatError(name, "content", "a safetensors file", str(error)[:200]) from error
+    return _Opened(file, start, header, places)
 
 
 def _array(content: bytearray, place: int, stated: TensorInfo) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.blocks import BlockGrid, KeepMask
-from weightpager.bundle.files.tensor_file import Header, TensorInfo
+from weightpager.bundle.files.tensor_header import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 
 Int32 = npt.NDArray[np.int32]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.files.tensor_file import Header, TensorInfo
+from weightpager.bundle.files.tensor_header import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 
 FILE = "page-index.safetensors"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.files.tensor_file import Header
+from weightpager.bundle.files.tensor_header import Header
 from weightpager.errors import BundleFormatError
 
 FILE = "permutations.safetensors"

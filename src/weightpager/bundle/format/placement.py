@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.files.tensor_file import Header, TensorInfo
+from weightpager.bundle.files.tensor_header import Header, TensorInfo
 from weightpager.bundle.format.block_numbers import BlockNumbers, Int64
 from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.manifest import Manifest

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from weightpager.bundle.files.tensor_file import Header, read_arrays
+from weightpager.bundle.files.tensor_file import read_arrays
+from weightpager.bundle.files.tensor_header import Header
 from weightpager.bundle.format.block_numbers import BlockNumbers
 from weightpager.bundle.format.block_table import FIELDS, BlockTable
 from weightpager.bundle.format.manifest import Manifest

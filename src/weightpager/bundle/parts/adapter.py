@@ -14,7 +14,8 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.files.tensor_file import Header, TensorInfo, read_arrays
+from weightpager.bundle.files.tensor_file import read_arrays
+from weightpager.bundle.files.tensor_header import Header, TensorInfo
 from weightpager.bundle.format.manifest import FORMS, TaskKind, WeightEntry
 from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError

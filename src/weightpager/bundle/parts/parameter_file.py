@@ -6,7 +6,8 @@ import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from weightpager.bundle.files.tensor_file import Header, StoredTensors, stored_tensors
+from weightpager.bundle.files.tensor_file import StoredTensors, stored_tensors
+from weightpager.bundle.files.tensor_header import Header
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.format.whole_weight import check_whole

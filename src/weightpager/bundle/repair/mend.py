@@ -82,12 +82,21 @@ def _held(root: Path) -> Iterator[Path]:
     """Lock the directory that is at a path now, and yield a path that keeps leading to it.
 
     Another bundle may take this one's place meanwhile, and its pages must not be overwritten with ours. The yielded
-    path goes through a descriptor of the directory that was opened.
+    path goes through a descriptor of the directory that was opened, which only ``/proc`` can name.
+
+    Raises:
+        BundleError: there is no such directory, another process is mending it, or ``/proc`` isn't mounted.
     """
     taken = BundleError(f"{root}: expected to be alone, found another process mending it; wait for it")
     # No lock is required: two who mend write the same bytes.
     with locked(root, os.O_RDONLY | os.O_DIRECTORY, taken, partial(_absence, root), required=False) as descriptor:
-        yield Path(f"/proc/self/fd/{descriptor}")
+        held = Path(f"/proc/self/fd/{descriptor}")
+        if not has_directory(held):
+            raise BundleError(
+                f"{root}: expected /proc, through which a bundle is held while it is mended, found none; mount it "
+                "('mount -t proc proc /proc'), or mend the bundle from outside the sandbox"
+            )
+        yield held
 
 
 @contextmanager
