@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.bundle import writing
+from weightpager.bundle import Bundle, writing
 from weightpager.bundle.writer import storage_errors
-from weightpager.errors import CompileError, ConfigError
+from weightpager.errors import BundleError, CompileError, ConfigError
 
 
 def write(target: Path, content: bytes, force: bool = False) -> None:
@@ -181,6 +181,12 @@ def test_a_kill_where_nothing_can_be_exchanged_leaves_a_bundle_to_the_next_write
         patch.setattr(Path, "rename", dies)
         write(target, b"two", force=True)
     assert target.exists() == (step == 2)
+    if step == 1:
+        (tmp_path / "link.bundle").symlink_to(target)
+        for path in (target, tmp_path / "link.bundle"):
+            with pytest.raises(BundleError, match="put it back: mv -T") as refused:
+                Bundle.open(path)
+            assert next(name for name in os.listdir(tmp_path) if ".old-" in name) in str(refused.value)
     with pytest.raises(ConfigError, match="--force"):
         write(target, b"three")
     assert content(target) == (b"two" if step == 2 else b"one")

@@ -36,10 +36,10 @@ class Collected:
 
 
 def collect(path: str | Path, drop: Iterable[str] = (), progress: StepProgress = silent) -> Collected:
-    """Drop tasks, and every page that no other task needs. The bundle is exchanged in one step, or stays as it was.
+    """Drop tasks, and every page that no other task needs. The bundle is exchanged as a whole, or stays as it was.
 
     Outputs of the other tasks don't change, nor do their pages' ids. A page stays whole as long as one of its blocks
-    is needed: `repack` makes it smaller.
+    is needed: `repack` makes it smaller. The exchange is one step where the file system can, as `new_directory` says.
 
     Args:
         path: bundle directory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.bundle.files.entry import FileEntry, read_checked
+from weightpager.bundle.files.new_directory import left_aside
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
 from weightpager.bundle.files.tensor_file import read_arrays, read_header
 from weightpager.bundle.format import page_file, version_1
@@ -254,6 +256,12 @@ def _instead_of_directory(path: Path) -> str:
 
 
 def _no_bundle(root: Path, found: str) -> BundleError:
+    place = Path(os.path.realpath(root))
+    old = left_aside(place)
+    if old is not None:
+        left = f"and {old}, as left by a command that was killed while it replaced the bundle"
+        back = f"mv -T {shlex.quote(str(old))} {shlex.quote(str(place))}"
+        return BundleError(f"{root}: expected a bundle directory, found {found}, {left}; put it back: {back}")
     hint = "'weightpager ls FOLDER' lists bundles, 'weightpager compile' makes one"
     return BundleError(f"{root}: expected a bundle directory, found {found}; {hint}")
 

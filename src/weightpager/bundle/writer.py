@@ -1,4 +1,4 @@
-"""Writing a bundle: into a temporary directory beside the target, exchanged for it in one step."""
+"""Writing a bundle: into a temporary directory beside the target, exchanged for it as `new_directory` says."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -43,6 +46,63 @@ def test_where_nothing_can_be_exchanged_a_failure_leaves_what_was_there(
     with pytest.raises(FileNotFoundError), new_directory(target, nullcontext, replace=True) as new:
         shutil.rmtree(new)
     assert [entry.name for entry in target.iterdir()] == ["old"]
+    with new_directory(target, nullcontext, replace=True) as new:
+        (new / "new").touch()
+    assert [entry.name for entry in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def exchanged(folder: Path) -> bool:
+    """Whether two directories were exchanged in one step."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / name).touch()
+    if not module._rename_exchange(folder / "one", folder / "two"):
+        return False
+    assert [path.name for path in (*(folder / "one").iterdir(), *(folder / "two").iterdir())] == ["two", "one"]
+    return True
+
+
+class WithoutWrapper:
+    """A C library without a function for the system call."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.syscall = CDLL(None, use_errno=True).syscall
+
+
+CDLL = ctypes.CDLL
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="the call's number isn't known")
+def test_a_c_library_without_the_function_exchanges_in_one_step_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "usual").mkdir()
+    if not exchanged(tmp_path / "usual"):
+        pytest.skip("this file system can't exchange")
+    monkeypatch.setattr(ctypes, "CDLL", WithoutWrapper)
+    assert exchanged(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        module._rename_exchange(tmp_path / "nowhere", tmp_path / "two")
+
+
+def test_a_machine_whose_number_of_the_call_is_not_known_takes_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", WithoutWrapper)
+    monkeypatch.setattr(module, "_RENAMEAT2", {})
+    assert not exchanged(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_refused_exchange_is_made_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(module, "_renameat2", lambda _: refuse)
+    target = tmp_path / "a"
+    target.mkdir()
     with new_directory(target, nullcontext, replace=True) as new:
         (new / "new").touch()
     assert [entry.name for entry in target.iterdir()] == ["new"]

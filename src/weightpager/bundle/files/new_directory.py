@@ -1,4 +1,8 @@
-"""A directory that appears whole or not at all: written beside its place, synced, and put there in one step."""
+"""A directory that appears whole or not at all: written beside its place, synced, and put there.
+
+That is one step where the file system can exchange two directories, and two steps elsewhere: between them nothing is at
+the place, and what was there lies beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,20 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from weightpager.bundle.files.lock import lock
 from weightpager.bundle.files.permissions import open_up
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_RENAMEAT2 = {("x86_64", 8): 316, ("aarch64", 8): 276}
+"""The system call's number by machine and bytes of a pointer: a C library may have no function for it, as musl's."""
+
+_CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+"""Of a file system that can't exchange, a kernel that doesn't know how to, or a sandbox that lets nobody ask."""
 
 
 @contextmanager
@@ -24,7 +35,8 @@ def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]]
     """A directory to write into, which takes its place at ``path`` when the body ends well.
 
     Whatever stops the body, an error, a full disk or Ctrl-C, leaves ``path`` as it was and no temporary directory. What
-    a killed process has left is removed by the next one that writes to the same path.
+    a killed process has left is removed by the next one that writes to the same path. Where the file system can't
+    exchange two directories, a kill at the end may leave nothing at ``path``: see `left_aside`.
 
     Args:
         path: where it shall be; its parent exists.
@@ -129,11 +141,26 @@ def restore(target: Path) -> None:
     Raises:
         OSError: the storage refused it.
     """
-    for old in target.parent.glob(f"{glob.escape(_aside(target))}*"):
+    for old in _old(target):
         if os.path.lexists(target):
             _remove(old)
         else:
             old.rename(target)
+
+
+def left_aside(target: Path) -> Path | None:
+    """What a killed process has moved aside from a place where nothing is now, if it is still there.
+
+    The process may also be alive, between its two steps, so nobody but a writer may move it back without being asked.
+    """
+    with suppress(OSError):
+        if not os.path.lexists(target):
+            return next((old for old in _old(target) if old.is_dir()), None)
+    return None
+
+
+def _old(target: Path) -> list[Path]:
+    return sorted(target.parent.glob(f"{glob.escape(_aside(target))}*"))
 
 
 def _aside(target: Path) -> str:
@@ -142,12 +169,22 @@ def _aside(target: Path) -> str:
 
 
 def _rename_exchange(new: Path, target: Path) -> bool:
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    """Exchange two directories. Returns False where that can't be done in one step."""
+    renameat2 = _renameat2(ctypes.CDLL(None, use_errno=True))
     if renameat2 is None:
         return False
     if renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+    if code in _CANNOT:
         return False
     raise OSError(code, os.strerror(code), str(target))
+
+
+def _renameat2(library: Any) -> Callable[[int, bytes, int, bytes, int], int] | None:
+    """The C library's function, or else the system call itself where its number is known."""
+    call = getattr(library, "renameat2", None)
+    if call is None:
+        number = _RENAMEAT2.get((os.uname().machine, ctypes.sizeof(ctypes.c_void_p)))
+        call = None if number is None else partial(library.syscall, ctypes.c_long(number))
+    return call

@@ -24,7 +24,10 @@ def gc(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove pages that no task needs from a bundle, in one step; the other pages stay as they are.
+    """Remove pages that no task needs from a bundle; the other pages stay as they are.
+
+    The smaller bundle takes the place of the old one: in one step where the file system can exchange directories, and
+    in two on others, such as NFS.
 
     Example: `weightpager gc assistant.bundle --drop spam`
     """
