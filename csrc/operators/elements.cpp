@@ -167,7 +167,7 @@ void expect_second(const Inference& inference, Type type) {
     if (inference.has(1))
         inference.expect_type(1, type);
     else
-        inference.number("scalar");
+        inference.number_of_type("scalar", type);
 }
 
 std::vector<Operator> element_operators() {

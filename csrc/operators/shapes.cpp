@@ -223,9 +223,9 @@ void run_full(const Step& step, const Running& running) {
 
 void infer_full(Inference& inference) {
     const std::string name = inference.word("dtype");
-    inference.number("value");
     for (Type type : {Type::float32, Type::int64, Type::boolean})
         if (name == text_of(type)) {
+            inference.number_of_type("value", type);
             inference.give(type, inference.sizes("shape"));
             return inference.run_by(&run_full);
         }

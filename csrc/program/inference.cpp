@@ -81,6 +81,13 @@ double Inference::number(const std::string& name) const {
     fail("attribute ", name, ": expected a number");
 }
 
+void Inference::number_of_type(const std::string& name, Type type) const {
+    if (type == Type::int64)
+        integer(name);
+    else
+        number(name);
+}
+
 bool Inference::flag(const std::string& name) const {
     const auto* found = as<bool>(attribute(name));
     if (found == nullptr) fail("attribute ", name, ": expected true or false");

@@ -88,6 +88,8 @@ class Inference {
 
     int64_t integer(const std::string& name) const;
     double number(const std::string& name) const;
+    // That an attribute is a number for values of some type: a whole one beside int64.
+    void number_of_type(const std::string& name, Type type) const;
     bool flag(const std::string& name) const;
     std::string word(const std::string& name) const;
     Sizes sizes(const std::string& name) const;  // with batch and length filled in

@@ -333,6 +333,17 @@ def test_embeddings(shape: list[int], columns: int, seed: int, narrow: bool) -> 
     assert np.array_equal(found, run(graph, parameters, inputs)["y0"])
 
 
+@pytest.mark.parametrize("number", [1.5, 1e30, -3e38])
+def test_a_number_beside_whole_ones_is_whole(number: float) -> None:
+    ids = np.array([1, 2])
+    graph, inputs, parameters = single_node("greater", [ids, None], {"scalar": number})
+    with pytest.raises(ValueError, match="attribute scalar: expected an integer"):
+        Program(graph, parameters).run(inputs)
+    graph, inputs, parameters = single_node("full", [], {"shape": [2], "value": number, "dtype": "int64"})
+    with pytest.raises(ValueError, match="attribute value: expected an integer"):
+        Program(graph, parameters).run(inputs)
+
+
 @pytest.mark.parametrize("wrong", [-1, 11, 2**40])
 def test_ids_outside_of_a_table_are_refused(wrong: int) -> None:
     table = np.zeros((11, 3), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.export._trace import _compiling_state_context
 from torch.nn import functional
+from transformers.models.mistral import modeling_mistral
 
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
 from weightpager.compiler.graph import export
+from weightpager.compiler.graph.aten.products import MOST_HEAD
 from weightpager.compiler.graph.check import check_graph, give_values
 from weightpager.compiler.graph.export import empty_module_of, export_graph
 from weightpager.compiler.graph.form import CallForm
@@ -63,6 +66,33 @@ def test_what_no_operator_says_is_named(function: Callable[[Tensor], Tensor], re
     module.dropout = _Instead(function)
     with pytest.raises(NotExportableError, match=reason):
         draft_of(module, _FORM, 997)
+
+
+@pytest.mark.slow
+def test_a_branch_by_the_length_of_a_text_is_refused() -> None:
+    module = _bert()
+    module.bert.embeddings.dropout = _Instead(lambda x: -x if x.shape[1] > 16 else x)
+    with pytest.raises(NotExportableError, match="another one for inputs of more than 16"):
+        draft_of(module, _FORM, 997)
+
+
+def test_heads_that_native_code_does_not_take_are_refused() -> None:
+    config = config_of("Llama", {**ALL_DECODERS["Llama"], "head_dim": 2 * MOST_HEAD})
+    form = CallForm.of("language-modeling")
+    with pytest.raises(NotExportableError, match="attention with heads of 512 features, more than 256"):
+        draft_of(empty_module_of(config, form.kind, 0), form, 997)
+
+
+def test_the_deepest_head_is_that_of_native_code() -> None:
+    vectors = Path(__file__).parents[3] / "csrc/operators/vector/vectors.hpp"
+    assert f"kDeepestHead = {MOST_HEAD}," in vectors.read_text()
+
+
+def test_a_window_that_the_mask_does_not_hide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_mistral, "create_sliding_window_causal_mask", modeling_mistral.create_causal_mask)
+    config, form = config_of("Mistral", ALL_DECODERS["Mistral"]), CallForm.of("language-modeling")
+    with pytest.raises(NotExportableError, match="a window that the attention's mask doesn't hide"):
+        draft_of(empty_module_of(config, form.kind, 0), form, 997)
 
 
 @pytest.mark.slow

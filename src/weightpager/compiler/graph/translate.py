@@ -51,6 +51,7 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
     """
     names, buffers = _canonical_names(module), dict(module.named_buffers())  # before it loses its values
     program = _traced(module.to("meta"), form)
+    _check_lengths(program, module)
     builder, placeholders = (
         Builder(_dimensions(program, form), classes),
         _Placeholders.of(program, form, names, buffers),
@@ -125,6 +126,21 @@ def _canonical_names(module: PreTrainedModel) -> dict[str, str]:
     """A module's own name of each parameter and persistent buffer → its canonical one; tied ones have the same."""
     listed = {id(tensor): name for name, tensor in parameters(module).items()}
     return {name: listed[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
+def _check_lengths(program: ExportedProgram, module: PreTrainedModel) -> None:
+    """Refuse a trace of short inputs alone: where code asks for a length, torch takes one branch and says up to when.
+
+    A table of positions limits a length, too.
+
+    Raises:
+        NotExportableError: the trace doesn't hold for all lengths that the model reads.
+    """
+    longest = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    for found in program.range_constraints.values():
+        most = found.upper
+        if most.is_Integer and (not isinstance(longest, int) or most < longest):
+            raise NotExportableError(f"a forward pass that is another one for inputs of more than {most}")
 
 
 def _traced(module: PreTrainedModel, form: CallForm) -> ExportedProgram:

@@ -76,6 +76,10 @@ def _pair(value: Any) -> list[int]:
     return numbers * 2 if len(numbers) == 1 else numbers
 
 
+MOST_HEAD = 256
+"""Features of a head that native code attends to; csrc/operators/vector/vectors.hpp has the same number."""
+
+
 @dataclass(frozen=True)
 class _LocalMask(Value):
     """A mask of padded tokens that also hides those that are ``size`` or more away."""
@@ -102,6 +106,11 @@ def _attention(
     # Looking both ways, an attention counts its own token, too.
     if isinstance(mask, _LocalMask) and window not in (mask.size, mask.size + 1):
         raise NotExportableError("a local mask that its attention doesn't state")
+    if window and mask is not None and not isinstance(mask, _LocalMask):
+        raise NotExportableError("a window that the attention's mask doesn't hide")
+    deepest = max(int(query.shape[-1]), int(value.shape[-1]))
+    if deepest > MOST_HEAD:
+        raise NotExportableError(f"attention with heads of {deepest} features, more than {MOST_HEAD}")
     attributes = {
         "scale": scale,
         "causal": causal,
