@@ -125,10 +125,14 @@ class RandomProgram {
         if (name == "keep" || name == "causal" || name == "interleaved") return random_.one_in(2);
         if (name == "activation" || name == "approximate" || name == "dtype") return random_.any(words);
         if (name == "layout") return std::string(random_.one_in(4) ? "bhtd" : "bthd");
-        if (name == "scale" || name == "epsilon" || name == "scaling" || name == "value") return 0.5;
+        if (name == "scale" || name == "epsilon" || name == "scaling") return 0.5;
+        if (name == "value") return number(0.5);
         if (name == "softcap") return random_.one_in(2) ? 0.0 : 2.0;
         return random_.any<int64_t>({0, 0, 1, 1, 2, 3, -1, 5, kOpen, kLength, kLargestAxis, INT64_MAX});
     }
+
+    // Beside int64 a number must be whole.
+    Attribute number(double one) { return random_.one_in(2) ? Attribute(one) : Attribute(int64_t{2}); }
 
     void add_node() {
         static const std::vector<std::string> names = {
@@ -142,7 +146,7 @@ class RandomProgram {
         const int values = program_.description().values();
         for (int64_t i = random_.between(1, 4); i > 0; --i)
             operands.push_back(random_.one_in(8) ? kNothing : static_cast<int>(random_.below(values)));
-        if (operands.size() < 2 && random_.one_in(2)) attributes["scalar"] = 2.0;
+        if (operands.size() < 2 && random_.one_in(2)) attributes["scalar"] = number(2.0);
         if (op == "attention" && !random_.one_in(4)) operands = {5, 5, 5};  // the heads
         if (op == "linear" && !random_.one_in(4)) operands = {6, first_node_ - 1};
         program_.add_node(op, operands, attributes, find_operator(op)->outputs);
