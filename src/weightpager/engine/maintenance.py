@@ -113,7 +113,8 @@ class EngineMaintenance(EngineView):
             What has changed.
 
         Raises:
-            BundleError, StoreError: the bundle is damaged, or of another model; nothing has changed.
+            BundleError, StoreError: the bundle is damaged, of another model, or has more new pages than there is room
+                for beside those in use; nothing has changed.
             BusyError: a task that was removed or changed is in use; nothing has changed.
             BudgetError: the bundle's parameters leave too little room for the tasks in use; nothing has changed.
             EngineClosedError: the engine has been closed.

@@ -15,7 +15,8 @@ class Sources:
     """Where pages lie in files, for whoever reads them without the store.
 
     Attributes:
-        descriptors: descriptors of the files that hold the pages, int32 [N]; open until the store is closed.
+        descriptors: descriptors of the files that hold the pages, int32 [N]; open until the store is closed, or closes
+            files that it is told not to need.
         offsets: offsets at which the pages begin there, int64 [N].
     """
 
@@ -50,6 +51,14 @@ class FileStore(PageStore, Protocol):
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
         """Where pages lie, int64 [N], ascending; None if it can't say of all of them."""
+
+
+@runtime_checkable
+class ShrinkingStore(PageStore, Protocol):
+    """A store that can close some of its files."""
+
+    def close_but(self, pages: npt.NDArray[np.int64]) -> None:
+        """Close the files that hold none of these pages, int64 [N], ascending. No others are read any more."""
 
 
 @runtime_checkable

@@ -1,8 +1,8 @@
-"""Pages of several stores under one numbering that only grows."""
+"""Pages of several stores under one numbering."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,84 +10,162 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.store.base import FileStore, PageStore, Sources
+from weightpager.errors import StoreError
+from weightpager.store.base import FileStore, PageStore, ShrinkingStore, Sources
+
+Numbers = npt.NDArray[np.int64]
+
+_NOWHERE = -1
+"""Stands for the store of a number that no page has."""
+
+_NO_PAGES: Numbers = np.zeros(0, np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
-    """``pages[i]`` of a store is page number ``first + i`` here; ``lasts[i]`` ends the consecutive ones from i on."""
+    """A store, with pages of it that others read by themselves, so that it must have them open."""
 
-    first: int
     store: PageStore
-    files: FileStore | None
-    pages: npt.NDArray[np.int64]
-    lasts: npt.NDArray[np.int64]
+    always: Numbers
 
-    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
-        """Implements `FileStore.sources`; ``pages`` are numbers here."""
-        return None if self.files is None else self.files.sources(self.pages[pages - self.first])
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where each number is read.
+
+    Attributes:
+        parts: the stores.
+        part: int32 [numbers], which of them, or `_NOWHERE`.
+        page: int64 [numbers], the page's number there.
+        ends: int64 [numbers], the first number after the pages that follow each other from this one on.
+    """
+
+    parts: tuple[_Part, ...]
+    part: npt.NDArray[np.int32]
+    page: Numbers
+    ends: Numbers
+
+    @classmethod
+    def of(cls, parts: tuple[_Part, ...], part: npt.NDArray[np.int32], page: Numbers) -> _Places:
+        last = np.flatnonzero((np.diff(part) != 0) | (np.diff(page) != 1))
+        ends = np.append(last + 1, len(part))
+        return cls(parts, part, page, ends[np.searchsorted(ends, np.arange(len(part)), side="right")])
+
+    def pages(self, number: int) -> Numbers:
+        """Pages of a store that are to be read, ascending."""
+        return np.union1d(self.page[self.part == number], self.parts[number].always)
 
 
 class JoinedStore:
-    """Stores one behind the other. Pages are added while others are read; what has been added keeps its number."""
+    """Reads pages by numbers of its own, each from the store that has it.
+
+    `change` may come while pages are read. A number that is being read must keep its place then, and is one of those
+    that are kept: whoever calls sees to that.
+    """
 
     def __init__(self) -> None:
-        self._parts: tuple[_Part, ...] = ()  # replaced whole, so that readers need no lock
-        self._firsts: tuple[int, ...] = ()
-        self._end = 0
+        # Replaced whole, so that readers need no lock.
+        self._places = _Places.of((), np.zeros(0, np.int32), _NO_PAGES)
+        self._lock = threading.Lock()  # of what is closed
+        self._closed = False
 
     def __len__(self) -> int:
-        return self._end
+        return len(self._places.part)
 
-    def add(self, store: PageStore, pages: npt.NDArray[np.int64]) -> None:
-        """Number some pages of a store, ascending, from `len` on; the store is closed with this one."""
-        gaps = np.flatnonzero(np.diff(pages) != 1)
-        ends = np.append(gaps + 1, len(pages))
-        lasts = ends[np.searchsorted(ends, np.arange(len(pages)), side="right")] if len(pages) else ends[:0]
-        files = store if isinstance(store, FileStore) else None
-        part = _Part(self._end, store, files, pages, lasts)
-        self._parts = (*self._parts, part)
-        self._firsts = (*self._firsts, self._end)
-        self._end += len(pages)
+    def change(
+        self,
+        numbers: Numbers,
+        store: PageStore | None,
+        pages: Numbers,
+        kept: Numbers,
+        always: Numbers = _NO_PAGES,
+    ) -> None:
+        """Read some numbers from another store from now on, and others not at all.
+
+        Args:
+            numbers: those that are read there.
+            store: has their pages, and is closed with this one, or once none is left; None to move none.
+            pages: what the store calls them.
+            kept: all numbers that may be read, with those; the others name no page any more.
+            always: pages that the store must have open as long as this one is.
+        """
+        old = self._places
+        part = np.full(max(len(old.part), int(numbers.max(initial=-1)) + 1), _NOWHERE, np.int32)
+        page = np.zeros(len(part), np.int64)
+        stay = kept[kept < len(old.part)]
+        part[stay], page[stay] = old.part[stay], old.page[stay]
+        parts = old.parts
+        if store is not None:
+            part[numbers], page[numbers] = len(parts), pages
+            parts = (*parts, _Part(store, always))
+        self._places = _Places.of(parts, part, page)
+
+    def close_unused(self) -> None:
+        """Close stores and files that no number is read from.
+
+        Raises:
+            Exception: what a store raises. All others are closed, and none is asked again.
+        """
+        with self._lock, ExitStack() as closing:
+            places = self._places
+            used = [number for number in range(len(places.parts)) if len(places.pages(number)) and not self._closed]
+            new_number = np.full(len(places.parts) + 1, _NOWHERE, np.int32)  # the last one is `_NOWHERE`'s
+            new_number[used] = np.arange(len(used))
+            parts = tuple(places.parts[number] for number in used)
+            self._places = _Places(parts, new_number[places.part], places.page, places.ends)
+            for part in set(places.parts) - set(parts):
+                closing.callback(part.store.close)
+            for number, part in enumerate(parts):
+                if isinstance(part.store, ShrinkingStore):
+                    closing.callback(part.store.close_but, self._places.pages(number))
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        part = self._part(first)
-        part.store.read(int(part.pages[first - part.first]), into)
+        places = self._places
+        part = int(places.part[first])
+        if part == _NOWHERE:
+            raise StoreError(f"cannot read page {first}: the bundle has none of this number any more")
+        places.parts[part].store.read(int(places.page[first]), into)
 
     def span(self, first: int) -> int:
-        part = self._part(first)
-        place = first - part.first
-        return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))
+        """Implements `PageStore.span`; of a number that no page has any more, which old plans may ask for, it is 1."""
+        places = self._places
+        part = int(places.part[first])
+        if part == _NOWHERE:
+            return 1
+        return min(int(places.ends[first]) - first, places.parts[part].store.span(int(places.page[first])))
 
-    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
+    def sources(self, pages: Numbers) -> Sources | None:
         """Implements `FileStore.sources`; None if one of the stores can't say."""
-        if len(pages) and (part := self._part(int(pages[0]))) is self._part(int(pages[-1])):
-            return part.sources(pages)
-        firsts, parts = self._firsts, self._parts
-        cuts = [*np.searchsorted(pages, firsts).tolist(), len(pages)]
-        pieces: list[Sources] = []
-        for part, begin, end in zip(parts, cuts, cuts[1:], strict=False):
-            if begin == end:
-                continue
-            piece = part.sources(pages[begin:end])
-            if piece is None:
+        places = self._places
+        part = places.part[pages]
+        if len(part) and (part == part[0]).all():
+            return _sources(places, int(part[0]), places.page[pages])
+        descriptors, offsets = np.empty(len(pages), np.int32), np.empty(len(pages), np.int64)
+        for number in np.unique(part).tolist():
+            chosen = np.flatnonzero(part == number)
+            found = _sources(places, number, places.page[pages[chosen]])
+            if found is None:
                 return None
-            pieces.append(piece)
-        if len(pieces) == 1:
-            return pieces[0]
-        none = Sources(np.zeros(0, np.int32), np.zeros(0, np.int64))
-        return Sources(
-            np.concatenate([piece.descriptors for piece in (none, *pieces)]),
-            np.concatenate([piece.offsets for piece in (none, *pieces)]),
-        )
+            descriptors[chosen], offsets[chosen] = found.descriptors, found.offsets
+        return Sources(descriptors, offsets)
 
     def close(self) -> None:
-        with ExitStack() as closing:
-            for part in self._parts:
+        with self._lock, ExitStack() as closing:
+            self._closed = True
+            for part in self._places.parts:
                 closing.callback(part.store.close)
 
-    def _part(self, page: int) -> _Part:
-        # `add` sets them in the other order, so that there is a part for every entry that is seen here. Parts without
-        # pages begin where the next one does, and are passed over.
-        firsts = self._firsts
-        return self._parts[bisect_right(firsts, page) - 1]
+
+def _sources(places: _Places, part: int, pages: Numbers) -> Sources | None:
+    """Where pages of one of the stores lie, in whatever order they come."""
+    store = None if part == _NOWHERE else places.parts[part].store
+    if not isinstance(store, FileStore):
+        return None
+    if (np.diff(pages) > 0).all():
+        return store.sources(pages)
+    order = np.argsort(pages)
+    found = store.sources(pages[order])
+    if found is None:
+        return None
+    place = np.argsort(order)
+    return Sources(found.descriptors[place], found.offsets[place])

@@ -37,21 +37,25 @@ class LocalStore:
         """
         self._page_bytes = bundle.page_bytes
         self._starts: list[int] = []
-        self._files: list[tuple[DirectFile, int]] = []  # with the offset of the file's page 0
+        self._files: list[DirectFile | None] = []  # None once a file is closed
         self._end = 0
         self.direct = direct
+        descriptors: list[int] = []
+        offsets: list[int] = []
         try:
             for name, first, pages in bundle.manifest.page_ranges():
                 offset = page_file.check(bundle.path / name, pages, bundle.page_bytes)
                 file = _open(bundle.path / name, self.direct)
                 self.direct = file.direct
-                self._files.append((file, offset))
+                self._files.append(file)
+                descriptors.append(file.descriptor)
+                offsets.append(offset)
                 self._starts.append(first)
                 self._end = first + pages
             self._first_pages = np.array(self._starts, np.int64)
-            self._descriptors = np.array([file.descriptor for file, _ in self._files], np.int32)
-            offsets = np.array([offset for _, offset in self._files], np.int64)
-            self._origins = offsets - self._first_pages * self._page_bytes  # where page 0 would lie
+            self._descriptors = np.array(descriptors, np.int32)
+            # where page 0 would lie
+            self._origins = np.array(offsets, np.int64) - self._first_pages * self._page_bytes
             _check_same(bundle)
         except BaseException:
             self.close()
@@ -65,8 +69,10 @@ class LocalStore:
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         number = bisect.bisect_right(self._starts, first) - 1
-        file, offset = self._files[number]
-        offset += (first - self._starts[number]) * self._page_bytes
+        file = self._files[number]
+        if file is None:
+            raise StoreError(f"cannot read page {first}: its file has been closed")
+        offset = int(self._origins[number]) + first * self._page_bytes
         wanted = sum(map(len, into))
         try:
             count = file.read(into, offset, wanted)
@@ -80,9 +86,21 @@ class LocalStore:
         files = np.searchsorted(self._first_pages, pages, side="right") - 1
         return Sources(self._descriptors[files], self._origins[files] + pages * self._page_bytes)
 
+    def close_but(self, pages: npt.NDArray[np.int64]) -> None:
+        """Implements `ShrinkingStore.close_but`."""
+        needed = set((np.searchsorted(self._first_pages, pages, side="right") - 1).tolist())
+        for number in set(range(len(self._files))) - needed:
+            self._descriptors[number] = -1  # another file may get the old one
+            self._close(number)
+
     def close(self) -> None:
-        while self._files:
-            self._files.pop()[0].close()
+        for number in range(len(self._files)):
+            self._close(number)
+
+    def _close(self, number: int) -> None:
+        file, self._files[number] = self._files[number], None  # first: a descriptor is given back once
+        if file is not None:
+            file.close()
 
 
 def _check_same(bundle: Bundle) -> None:

@@ -83,6 +83,33 @@ def test_a_kernel_that_is_late_reads_what_was_there_when_it_was_launched(copier:
     assert table.tolist()[:4] == [-1, 2, 1, 0]
 
 
+def test_a_kernel_that_is_late_reads_its_page_though_another_has_the_number_by_now(copier: LateCopier) -> None:
+    """The new page comes into a slot that was never filled: the number alone must be waited for."""
+    arena, table = arena_of(copier)
+    bring(arena, {1: 0})
+    copier.computing.hold()
+    late = Kernel(arena, table, 1)
+    copier.computing.launch(late)
+    arena.note_read()
+
+    def bring_other() -> None:
+        stage = arena.stage()
+        assert stage is not None
+        stage.views([2])[0][:] = bytes([9]) * PAGE
+        stage.place({1: 2}, arena.reads())
+        stage.give_back()
+
+    other = threading.Thread(target=bring_other)
+    other.start()
+    other.join(0.1)
+    assert other.is_alive()
+    copier.computing.go_on()
+    other.join(60)
+    now = Kernel(arena, table, 1)
+    now()
+    assert (late.found, now.found) == ([[1]], [[9]])
+
+
 def test_copies_wait_for_kernels_launched_before_the_load_and_for_no_later_ones(copier: LateCopier) -> None:
     arena, table = arena_of(copier)
     bring(arena, {1: 0, 2: 1})

@@ -43,6 +43,7 @@ def test_a_read_that_fails_in_its_middle_is_told(tmp_path: Path, monkeypatch: py
         memory=SimpleNamespace(page_bytes=PAGE, arena=Arena(1, 1, PAGE)),
         index=SimpleNamespace(ids=np.zeros((1, 32), np.uint8)),
         store=SimpleNamespace(read=read),
+        reading=[],
     )
     try:
         with pytest.raises(StoreError, match="a bad sector"):

@@ -335,3 +335,24 @@ class Residency(RuleBasedStateMachine):
 
 Residency.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 TestResidency = Residency.TestCase
+
+
+def test_of_a_number_that_may_name_another_page_nothing_is_remembered() -> None:
+    blocks = manager([0, 1], [1, 2])
+    for task in (0, 1):
+        bring_in(blocks, task)
+    with pytest.raises(ValueError, match="resident or loading"):
+        blocks.keep_numbers(array(1, 2))
+    blocks.evict(array(0))
+    blocks.reserve(array(7))
+    with pytest.raises(ValueError, match="resident or loading"):
+        blocks.keep_numbers(array(1, 2))
+    blocks.cancel([7])
+    blocks.remove_task(0)
+    version = blocks.version
+    blocks.keep_numbers(array(1, 2))
+    assert blocks.version > version  # a plan made before may load what is now another page
+    assert (blocks.ever_loaded, blocks.reloads) == (2, 0)
+    bring_in(blocks, blocks.add_task(array(0, 5)))
+    assert blocks.reloads == 0
+    blocks.check_integrity()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from weightpager.answers.model import TaskModel
 from weightpager.backends.open_backend import open_backend
 from weightpager.backends.parameters import read_parameters
 from weightpager.backends.task_parts import TaskParts
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, PageIndex
 from weightpager.bundle.footprint import page_capacity, whole_rows
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.parts.adapter import read_adapter
@@ -23,7 +24,7 @@ from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
 from weightpager.engine.opened.task_tables import TableSource, TaskTables
-from weightpager.errors import TaskTooLargeError
+from weightpager.errors import TaskTooLargeError, first_line
 from weightpager.runtime.budget.bundle_needs import needs_of
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.memory_budget import MemoryBudget
@@ -36,10 +37,13 @@ from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.plans import NO_PAGES, Pages
 from weightpager.runtime.rows.row_pages import RowReads
 from weightpager.runtime.rows.row_tables import RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
 from weightpager.store.base import is_direct
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,10 @@ class OpenBundle:
         with ExitStack() as undone:
             store = open_store(bundle)
             self.direct = is_direct(store)
-            self._numbers = PageNumbers(bundle, store, page_capacity(bundle))
+            on_demand = {} if on_device else bundle.row_tables
+            # Rows are the same in every state of the bundle, and are read from the files that are opened here.
+            rows = np.arange(bundle.manifest.pages, len(bundle.index)) if on_demand else NO_PAGES
+            self._numbers = PageNumbers(bundle, store, page_capacity(bundle), rows)
             self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
             undone.callback(self.reads.close)
             tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
@@ -103,7 +110,6 @@ class OpenBundle:
             undone.callback(pager.close)
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
-            on_demand = {} if on_device else bundle.row_tables
             self.rows = RowTables(bundle, on_demand, self.memory.split.rows, row_reads)
             self.rows.fill()
             self._paging = self._new_paging_state(bundle, pager, config.read_timeout)
@@ -147,7 +153,7 @@ class OpenBundle:
 
     @property
     def layers(self) -> npt.NDArray[np.int32]:
-        """int32 [pages], the model layer of each page that there has been."""
+        """int32 [pages], the model layer of each page by its number; of numbers that are free it means nothing."""
         return self._paging.index.layers
 
     @property
@@ -236,6 +242,7 @@ class OpenBundle:
             raise
         finally:
             self._reloads += 1
+        self._close_unused()
         return change
 
     def _leaving(self, change: BundleChange) -> dict[str, int]:
@@ -261,20 +268,30 @@ class OpenBundle:
     def _replace_tasks(
         self, bundle: Bundle, numbers: npt.NDArray[np.int64], gone: dict[str, int], come: Iterable[str]
     ) -> list[int]:
-        """Have tasks leave and others come, and new pages read from the bundle's store. Returns the new numbers."""
+        """Have tasks leave and others come, and pages read from the bundle's store. Returns the new tasks' numbers.
+
+        Without new pages what is open is enough.
+        """
         needs = [pages_of(bundle, name, numbers) for name in come]
-        if not len(self._numbers.new_among(numbers)):
-            # Without a store: to close it, once the tasks have changed, could fail.
-            return self.residency.replace_tasks(gone, needs)
-        store = self._open_store(bundle)
+        with ExitStack() as undone:
+            store: PageStore | None = None
+            if len(self._numbers.new_among(numbers)):
+                store = self._open_store(bundle)
+                undone.callback(store.close)
+
+            def take_over(kept: Pages, busy: Pages) -> PageIndex:
+                index = self._numbers.take_over(bundle, numbers, store, kept, busy)
+                undone.pop_all()
+                return index
+
+            return self.residency.replace_tasks(gone, needs, numbers, take_over)
+
+    def _close_unused(self) -> None:
+        """Give back what only earlier states of the bundle needed. A failure isn't the reload's, which is over."""
         try:
-            added = self.residency.replace_tasks(gone, needs)
-        except BaseException:
-            store.close()
-            raise
-        self._numbers.adopt(bundle, store, numbers)
-        self.reads.index = self._paging.index = self._numbers.index
-        return added
+            self._numbers.store.close_unused()
+        except Exception as error:  # noqa: BLE001 - whatever a store raises
+            _log.warning("files of an earlier state of the bundle could not be closed: %s", first_line(error))
 
     def _build(self, bundle: Bundle, name: str, task: OpenTask) -> Any:
         with self.memory.tables.borrowed(task.tables):

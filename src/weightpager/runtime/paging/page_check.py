@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from blake3 import blake3
 
 from weightpager.machine.direct_file import aligned_memory
@@ -36,12 +39,24 @@ class PageCheck:
         # An error's traceback may keep a part of it.
         content = memoryview(aligned_memory(state.memory.arena.page_bytes))
         for page in damaged:
-            state.store.read(page, [content])
-            with state.lock:
-                slot = int(state.blocks.page_table[page])
-                if slot != ABSENT:
-                    state.memory.arena.replace(slot, content)
+            with self._reading(page):
+                state.store.read(page, [content])
+                with state.lock:
+                    slot = int(state.blocks.page_table[page])
+                    if slot != ABSENT:
+                        state.memory.arena.replace(slot, content)
         return damaged
+
+    @contextmanager
+    def _reading(self, page: int) -> Iterator[None]:
+        """Keep a page's number from naming another page, which what is read now must never replace."""
+        with self._state.lock:
+            self._state.reading.append(page)
+        try:
+            yield
+        finally:
+            with self._state.lock:
+                self._state.reading.remove(page)
 
     def _damaged(self, pages: Pages) -> list[int]:
         state = self._state

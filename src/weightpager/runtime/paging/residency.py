@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.bundle import PageIndex
 from weightpager.errors import BudgetError, BusyError
 from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.arena_resizer import ArenaResizer
@@ -171,22 +172,38 @@ class Residency:
         if self._state.pager.close():
             self._state.store.close()
 
-    def replace_tasks(self, gone: dict[str, int], needs: list[Pages]) -> list[int]:
-        """Remove tasks and add others. Returns the new ones' numbers, to be used once the store has their pages.
+    def replace_tasks(
+        self, gone: dict[str, int], needs: list[Pages], pages: Pages, take_over: Callable[[Pages, Pages], PageIndex]
+    ) -> list[int]:
+        """Remove tasks and add others. Pages that no task needs any more are evicted. Returns the new tasks' numbers.
 
         Args:
             gone: numbers of the tasks that leave, by name.
             needs: pages of those that come, ascending.
+            pages: all pages that the bundle has now; those of tasks that stay needn't be among them.
+            take_over: is told which pages are kept, and which of them are being read and stay where they are. It has
+                all others name no page, has ``pages`` read by the store, and returns their index. Called with the lock
+                held and no switch going on, before a task comes or leaves.
 
         Raises:
             BusyError: a task that should leave is in use; nothing has changed.
         """
         with self._my_turn(NEVER), self._lock:
             self.check_unused(gone)
+            busy = self._state.busy
+            kept = np.union1d(self._needed_beside(gone.values(), pages), busy)
+            self._slots.evict(np.setdiff1d(self.blocks.resident(), kept, assume_unique=True))
+            self.blocks.keep_numbers(kept)
+            self._state.store.index = self._state.index = take_over(kept, busy)
             for task in gone.values():
                 self.blocks.remove_task(task)
             self._state.changed()
             return [self.blocks.add_task(need) for need in needs]
+
+    def _needed_beside(self, gone: Collection[int], pages: Pages) -> Pages:
+        """These pages, and all that tasks need which don't leave: those that equal others are the bundle's twice."""
+        stay = [task for task in range(self.blocks.tasks) if task not in gone]
+        return np.unique(np.concatenate([pages, *(self.blocks.needs(task) for task in stay)]))
 
     def check_unused(self, tasks: dict[str, int]) -> None:
         """Check that nobody uses these tasks.

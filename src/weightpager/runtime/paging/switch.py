@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from weightpager.errors import WeightpagerError
+from weightpager.errors import StoreTimeoutError, WeightpagerError
 from weightpager.runtime.paging.loads import Loads
 from weightpager.runtime.paging.reads.failures import closed_while_loading
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
@@ -99,7 +99,12 @@ class Switch:
         self._tables.try_hold_or_borrow(SMALL_SWITCH_BYTES)
         with self._lock:
             plan, stamp = self._slots.plan(request), self._stamp()
-        landed.wait(state.read_timeout, state.pager.reads_ended)
+        try:
+            landed.wait(state.read_timeout, state.pager.reads_ended)
+        except StoreTimeoutError:
+            with self._lock:
+                state.reading.extend(landed.pages.tolist())  # for good: when reads that were given up end isn't told
+            raise
         stats = LoadStats(landed.reads, landed.bytes, time.perf_counter() - start)
         with self._lock:
             if state.closed:

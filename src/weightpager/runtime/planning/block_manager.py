@@ -28,8 +28,8 @@ class BlockManager:
         page_table: int32 [pages], page index → slot, `ABSENT` where absent. Updated in place, never replaced: kernels
             hold its address.
         reloads: pages loaded that had been resident before.
-        version: counts what may make an earlier prefetch plan wrong: it rises whenever a task is held, and whenever
-            pages or slots come or go.
+        version: counts what may make an earlier prefetch plan wrong: it rises whenever a task is held, whenever pages
+            or slots come or go, and when numbers may name other pages.
     """
 
     def __init__(
@@ -243,6 +243,15 @@ class BlockManager:
         self._needs.remove(task)
         self._missing[task] = 0
         self._holders[task] = GONE
+
+    def keep_numbers(self, kept: Pages) -> None:
+        """Numbers other than these may name other pages from now on. What was known of them is forgotten."""
+        other = np.ones(len(self.page_table), bool)
+        other[kept] = False
+        if (self.page_table[other] != ABSENT).any() or (self._slots.reserved[other] != ABSENT).any():
+            raise ValueError("expected to keep the numbers of pages that are resident or loading")
+        self._seen[other] = False
+        self.version += 1
 
     def is_gone(self, task: int) -> bool:
         """Whether a task has been removed."""

@@ -137,7 +137,10 @@ class StagedArena:
         """Copy ``rows`` [len(slots), page_bytes] into slots. See `Stage.place`."""
         try:
             with self._order:
-                filled = any(self._page_of[slot] != _NOTHING for slot in slots.values())  # else nobody can be reading
+                # Else nobody can be reading: neither a slot, nor the table's entry for a page that had this number.
+                filled = any(
+                    self._page_of[slot] != _NOTHING or self._slot_of[page] != _NOTHING for page, slot in slots.items()
+                )
                 gone = self._forget(slots.values())
                 for page, slot in slots.items():
                     self._slot_of[page], self._page_of[slot] = slot, page

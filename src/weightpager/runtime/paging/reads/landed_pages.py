@@ -27,6 +27,7 @@ class LandedPages:
     are dropped. For one thread.
 
     Attributes:
+        pages: int64 [N], ascending.
         reads: how many reads it takes.
         bytes: bytes in these reads.
     """
@@ -35,6 +36,7 @@ class LandedPages:
         self._native = native
         self._store = store
         self._into = into
+        self.pages = pages
         self.reads = native.reads
         self.bytes = len(pages) * into.page_bytes
 
