@@ -108,7 +108,7 @@ def _attention(
         raise NotExportableError("a local mask that its attention doesn't state")
     if window and mask is not None and not isinstance(mask, _LocalMask):
         raise NotExportableError("a window that the attention's mask doesn't hide")
-    deepest = max(int(query.shape[-1]), int(value.shape[-1]))
+    deepest = max((size for size in (query.shape[-1], value.shape[-1]) if isinstance(size, int)), default=0)
     if deepest > MOST_HEAD:
         raise NotExportableError(f"attention with heads of {deepest} features, more than {MOST_HEAD}")
     attributes = {
