@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from engines import InThread
-from numbered_pages import checked
+from numbered_pages import NumberedPages, checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, SwitchFailedError
 from weightpager.runtime.budget.needs import Needs
@@ -24,20 +24,6 @@ from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 
 PAGE = 4096
-
-
-class Store:
-    """Page p holds the byte p."""
-
-    def read(self, first: int, into: Sequence[memoryview]) -> None:
-        for page, view in enumerate(into, first):
-            view[:] = bytes([page]) * PAGE
-
-    def span(self, first: int) -> int:
-        return 100
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(eq=False)
@@ -86,7 +72,7 @@ class Opened:
         needs = [np.arange(need.start, need.stop) for need, _ in tasks]
         blocks, pager = BlockManager(needs, pages, slots, memory.arena.capacity), Pager(memory.arena, 1)
         self._pagers.append(pager)
-        store = checked(Store(), pages, PAGE)
+        store = checked(NumberedPages(PAGE), pages, PAGE)
         state = PagingState(blocks, PrefetchedPages(pages), memory, store.index, pager, store, read_timeout=20)
         return Tasks(Residency(state), state, [Tables(size) for size in sizes])
 

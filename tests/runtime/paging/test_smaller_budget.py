@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from numbered_pages import checked
+from numbered_pages import NumberedPages, checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.runtime.budget.needs import Needs
 from weightpager.runtime.memory.memory_budget import MemoryBudget
@@ -22,20 +21,6 @@ from weightpager.runtime.planning.block_manager import BlockManager
 PAGE, PAGES = 4096, 17  # page 0, which is all zeros, belongs to no task
 
 
-class Store:
-    """Page p holds the byte p."""
-
-    def read(self, first: int, into: Sequence[memoryview]) -> None:
-        for page, view in enumerate(into, first):
-            view[:] = bytes([page]) * PAGE
-
-    def span(self, first: int) -> int:
-        return 100
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize("times", [1, 2, 4, 8])
 def test_memory_of_half_of_the_slots_goes_back(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Pages that were used long ago lie in every one of the machine's pages, which are so many times as large."""
@@ -44,7 +29,7 @@ def test_memory_of_half_of_the_slots_goes_back(monkeypatch: pytest.MonkeyPatch, 
     arena = memory.arena
     needs = [np.array([page]) for page in range(1, PAGES)]
     blocks = BlockManager(needs, PAGES, PAGES, arena.capacity, together=arena.together)
-    pager, store = Pager(arena, 1), checked(Store(), PAGES, PAGE)
+    pager, store = Pager(arena, 1), checked(NumberedPages(PAGE), PAGES, PAGE)
     state = PagingState(blocks, PrefetchedPages(PAGES), memory, store.index, pager, store, read_timeout=20)
     residency = Residency(state)
     for task in [*range(16), *range(0, 16, 2)]:
