@@ -6,12 +6,17 @@ import ctypes
 import errno
 import os
 import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 
 from weightpager.bundle.files import new_directory as module
+from weightpager.bundle.files.lock import lock
 from weightpager.bundle.files.new_directory import new_directory, scratch
 
 
@@ -27,6 +32,53 @@ def test_what_killed_processes_left_is_removed_and_what_others_use_is_not(tmp_pa
             assert one != other
         assert not other.exists()
     assert [entry.name for entry in tmp_path.iterdir()] == [".worked"]
+
+
+def test_a_directory_that_was_taken_for_a_leftover_before_it_was_opened_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_and_removed(**options: Any) -> str:
+        monkeypatch.setattr(tempfile, "mkdtemp", MKDTEMP)
+        made = MKDTEMP(**options)
+        Path(made).rmdir()
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made_and_removed)
+    with scratch(tmp_path, ".work-") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_directory_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """By a process that has removed it, or that holds it and is about to."""
+
+    def taken(descriptor: int, *, required: bool) -> bool:
+        monkeypatch.setattr(module, "lock", lock)
+        (made,) = tmp_path.iterdir()
+        made.rmdir()
+        return not held and lock(descriptor, required=required)
+
+    monkeypatch.setattr(module, "lock", taken)
+    with scratch(tmp_path, ".work-") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_two_may_begin_at_once(tmp_path: Path) -> None:
+    for _ in range(20):
+        barrier = Barrier(2, timeout=200)
+
+        def write(number: int, barrier: Barrier = barrier) -> None:
+            barrier.wait()
+            with scratch(tmp_path, ".work-") as folder:
+                (folder / "file").write_text(str(number))
+                barrier.wait()
+                assert (folder / "file").read_text() == str(number)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(write, range(2)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_of_work_that_failed(tmp_path: Path) -> None:
@@ -71,6 +123,7 @@ class WithoutWrapper:
 
 
 CDLL = ctypes.CDLL
+MKDTEMP = tempfile.mkdtemp
 
 
 @pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="the call's number isn't known")

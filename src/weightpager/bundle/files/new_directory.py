@@ -73,27 +73,38 @@ def scratch(
     """
     _remove_leftovers(parent, prefix)
     with errors():
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    held = _lock(temporary)
+        temporary, held = _claimed(parent, prefix)
     try:
         yield temporary
     finally:
         _remove(temporary)
-        if held is not None:
-            os.close(held)
+        os.close(held)
 
 
-def _lock(directory: Path) -> int | None:
-    """Hold a lock on a temporary directory, which tells others that its writer lives; None if it isn't ours to take."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # another user's, or gone by now
-        return None
-    with suppress(OSError):
-        if lock(descriptor):
-            return descriptor
-    os.close(descriptor)
-    return None
+def _claimed(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory and the lock that tells others that its writer lives.
+
+    Until the lock is held the directory looks like a killed process's, so another process that begins at the same
+    moment may remove it. Another one is made then.
+    """
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with suppress(FileNotFoundError):
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+            if lock(descriptor, required=False) and temporary.exists():
+                return temporary, descriptor
+            os.close(descriptor)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    for entry in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError):  # another user's, gone by now, or on a file system without locks
+            descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if lock(descriptor):
+                    _remove(entry)
+            finally:
+                os.close(descriptor)
 
 
 def _remove(directory: Path) -> None:
@@ -102,14 +113,6 @@ def _remove(directory: Path) -> None:
         with suppress(OSError):
             Path(folder).chmod(0o700)
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    for entry in parent.glob(f"{glob.escape(prefix)}*"):
-        held = _lock(entry) if entry.is_dir() else None
-        if held is not None:
-            _remove(entry)
-            os.close(held)
 
 
 def sync(path: Path) -> None:
