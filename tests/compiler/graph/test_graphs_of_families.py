@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from transformers import PretrainedConfig
+from transformers.models.cohere import modeling_cohere
+from transformers.models.llama import modeling_llama
 
 from exported import exported, exported_plain, image_of
-from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, MIXTURES, config_of
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, DECODER, MIXTURES, config_of
 from weightpager.bundle import TaskKind
 from weightpager.compiler.graph.check import give_values, in_pieces, logits, made_up
 from weightpager.compiler.graph.export import empty_module_of, export_graph
@@ -30,6 +33,8 @@ WITHOUT = {
     "Swin": "attention with a mask, or a bias, of its own",
 }
 """Architectures that have no graph, and why."""
+
+COHERE: Mapping[str, Any] = {**DECODER, "bos_token_id": 2, "eos_token_id": 3}
 
 _KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
     (ALL_ENCODERS, "text-classification"),
@@ -185,6 +190,50 @@ def test_decoders_are_fused(tmp_path_factory: pytest.TempPathFactory, family: st
     }  # fmt: skip
     assert (found["gated_linear"], found["rotary"], found["add_rms_norm"]) == (2, 4, 4)
     assert all(node.attributes["layout"] == "bthd" for node in graph.nodes if node.op in ("attention", "rotary"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Cohere", COHERE),  # doubles angles
+        ("Glm", ALL_DECODERS["Glm"]),  # doubles cosines
+        ("Glm", {**ALL_DECODERS["Glm"], "partial_rotary_factor": 1.0}),
+    ],
+)
+def test_features_side_by_side_are_turned_by_one_operator(family: str, settings: Mapping[str, Any]) -> None:
+    config = config_of(family, settings)
+    graph = export_graph(config, "language-modeling")
+    check([graph], config)
+    assert [node.attributes["interleaved"] for node in graph.nodes if node.op == "rotary"] == [True] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "settings", "module", "other"),
+    [
+        ("Cohere", COHERE, modeling_cohere, modeling_llama),
+        ("Llama", ALL_DECODERS["Llama"], modeling_llama, modeling_cohere),
+    ],
+)
+def test_features_that_do_not_go_with_their_angles_are_not_fused(
+    monkeypatch: pytest.MonkeyPatch, family: str, settings: Mapping[str, Any], module: ModuleType, other: ModuleType
+) -> None:
+    """Turned side by side by angles one row behind the other, or the other way round."""
+    monkeypatch.setattr(module, "rotate_half", other.rotate_half)
+    config = config_of(family, settings)
+    graph = export_graph(config, "language-modeling")
+    check([graph], config)
+    assert not any(node.op == "rotary" for node in graph.nodes)
+
+
+@pytest.mark.slow
+def test_cosines_from_a_table_stay_as_they_are() -> None:
+    sizes = {"vocab_size": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "rotary_dim": 8}
+    config = config_of("GPTJ", {**sizes, "bos_token_id": 2, "eos_token_id": 3})
+    graph = export_graph(config, "language-modeling")
+    check([graph], config)
+    assert not any(node.op == "rotary" for node in graph.nodes)
 
 
 def test_encoders_are_fused(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -45,6 +45,8 @@ DECODERS: Mapping[str, Mapping[str, Any]] = {
     "GPTNeoX": ENCODER,
     "OPT": _OPT,
     "Olmo2": DECODER,
+    "Glm": {**DECODER, **_HEADS},
+    "Nemotron": DECODER,
 }
 _MIXTURE = {**DECODER, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 MIXTURES: Mapping[str, Mapping[str, Any]] = {

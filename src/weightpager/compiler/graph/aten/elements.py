@@ -69,6 +69,10 @@ def _power(builder: Builder, node: fx.Node, x: Value, exponent: float) -> Value:
     return builder.emit("power", [builder.cast(x, type_.dtype)], {"scalar": _number(exponent, type_.dtype)}, type_)
 
 
+def _square(builder: Builder, node: fx.Node, x: Value) -> Value:
+    return binary(builder, "multiply", x, x, traced_type(builder, node))
+
+
 def _gelu(builder: Builder, node: fx.Node, x: Value, approximate: str = "none") -> Value:
     return builder.emit("gelu", [x], {"approximate": approximate}, traced_type(builder, node))
 
@@ -156,6 +160,7 @@ TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "aten.dropout.default": _dropout,
     "aten.rsub.Scalar": _reversed_subtract,
     "aten.pow.Tensor_Scalar": _power,
+    "aten.square.default": _square,
     "aten.gelu.default": _gelu,
     "aten.mean.dim": _reduced("mean"),
     "aten.sum.dim_IntList": _reduced("sum"),

@@ -108,6 +108,17 @@ def _stack(builder: Builder, node: fx.Node, parts: list[Value], axis: int = 0) -
     return builder.emit("concat", given, {"axis": axis}, type_)
 
 
+def _repeat_interleave(builder: Builder, node: fx.Node, x: Value, repeats: Any, axis: int, **_: Any) -> Value:
+    """Each element so many times, one after the other."""
+    if not isinstance(repeats, int):
+        raise NotExportableError(f"{node.target} by a size")
+    axis %= len(x.shape)
+    front, behind = x.shape[: axis + 1], x.shape[axis + 1 :]
+    one = builder.reshaped(x, (*front, 1, *behind))
+    copies = builder.emit("concat", [one] * repeats, {"axis": axis + 1}, Type((*front, repeats, *behind), x.dtype))
+    return builder.reshaped(copies, traced_type(builder, node).shape)
+
+
 def _arange(builder: Builder, node: fx.Node, *bounds: Any, **_: Any) -> Value:
     start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
     whole = all(isinstance(each, (int, str)) for each in (start, end)) and isinstance(step, int) and step > 0
@@ -185,6 +196,7 @@ TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "getitem": _item,
     "aten.cat.default": _concat,
     "aten.stack.default": _stack,
+    "aten.repeat_interleave.self_int": _repeat_interleave,
     "aten.arange.default": _arange,
     "aten.arange.start": _arange,
     "aten.arange.start_step": _arange,

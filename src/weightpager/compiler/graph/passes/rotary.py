@@ -24,31 +24,35 @@ class _Turn:
 
 
 def fuse_rotary(draft: Draft) -> Draft:
-    """``x * cos + rotate_half(x) * sin`` in one operator."""
+    """``x * cos + rotate_half(x) * sin`` in one operator; also where the features of a pair stand side by side."""
 
     def rule(view: View, node: Node) -> Node | None:
         if node.op != "add" or node.inputs[1] is None:
             return None
         for straight, crossed in operand_pairs(node):
-            turned = _turned(view, straight, crossed)
-            if turned is not None:
-                x, turn = turned
-                attributes = {"interleaved": False, "scaling": turn.scaling, "layout": "bhtd"}
-                return Node("rotary", (x, turn.positions, turn.inv_freq), attributes, node.outputs)
+            for interleaved in (False, True):
+                turned = _turned(view, straight, crossed, interleaved=interleaved)
+                if turned is not None:
+                    x, turn = turned
+                    attributes = {"interleaved": interleaved, "scaling": turn.scaling, "layout": "bhtd"}
+                    return Node("rotary", (x, turn.positions, turn.inv_freq), attributes, node.outputs)
         return None
 
     return rewritten(draft, rule)
 
 
-def _turned(view: View, straight: Operand | None, crossed: Operand | None) -> tuple[Operand, _Turn] | None:
+def _turned(
+    view: View, straight: Operand | None, crossed: Operand | None, *, interleaved: bool
+) -> tuple[Operand, _Turn] | None:
     first, second = view.maker(straight, "multiply"), view.maker(crossed, "multiply")
     if first is None or second is None or first.inputs[1] is None or second.inputs[1] is None:
         return None
+    rotated, turn_of = (_pairs_turned, _turn_of_pairs) if interleaved else (_half_turned, _turn)
     for x, cosine in operand_pairs(first):
         for half_turned, sine in operand_pairs(second):
-            if x is None or _half_turned(view, half_turned) != x:
+            if x is None or rotated(view, half_turned) != x:
                 continue
-            turn, other = _turn(view, cosine, "cos"), _turn(view, sine, "sin")
+            turn, other = turn_of(view, cosine, "cos"), turn_of(view, sine, "sin")
             if turn is not None and turn == other and _fits(view, x, turn):
                 return x, turn
     return None
@@ -81,28 +85,89 @@ def _half_turned(view: View, operand: Operand | None) -> Operand | None:
     return front.inputs[0] if steps and found == wanted else None
 
 
+def _pairs_turned(view: View, operand: Operand | None) -> Operand | None:
+    """x, of the value that has -x[1], x[0], -x[3], x[2] and so on."""
+    sides = _side_by_side(view, operand)
+    if sides is None:
+        return None
+    negated, even = view.maker(sides[0], "negate"), view.maker(sides[1], "slice")
+    odd = None if negated is None else view.maker(negated.inputs[0], "slice")
+    if even is None or odd is None or even.inputs[0] != odd.inputs[0]:
+        return None
+    last = len(view.shape(even.inputs[0])) - 1
+    wanted = [{"axis": last, "start": start, "end": None, "step": 2} for start in (0, 1)]
+    return even.inputs[0] if [even.attributes, odd.attributes] == wanted else None
+
+
+def _side_by_side(view: View, operand: Operand | None) -> tuple[Operand, Operand] | None:
+    """Two values [..., n] whose elements stand in turn, one of each, in this one [..., 2n]."""
+    flat = view.maker(operand, "reshape")
+    joined = None if flat is None else view.maker(flat.inputs[0], "concat")
+    if joined is None or len(joined.inputs) != 2:
+        return None
+    *before, each, pair = view.shape(Operand.value(joined.output))
+    if joined.attributes["axis"] != len(before) + 1 or not isinstance(each, int) or pair != 2:
+        return None
+    sides = [None if part is None else part.inputs[0] for part in (view.maker(x, "reshape") for x in joined.inputs)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    shapes = [view.shape(side) for side in (*sides, operand)]
+    return (sides[0], sides[1]) if shapes == [(*before, each), (*before, each), (*before, 2 * each)] else None
+
+
 def _turn(view: View, operand: Operand | None, function: str) -> _Turn | None:
-    """The angles that a cosine or sine is of."""
+    """The angles of a cosine or sine where all of them stand twice, one row behind the other."""
+    scaling, angles = _scaled(view, operand, function)
+    return _turn_by(view, _row_of_two(view, angles), scaling)
+
+
+def _turn_of_pairs(view: View, operand: Operand | None, function: str) -> _Turn | None:
+    """The same where each angle stands twice, side by side; or each cosine, of the first row of two."""
+    scaling, angles = _scaled(view, operand, function)
+    if angles is not None:
+        return _turn_by(view, _twice(view, angles), scaling)
+    row = view.maker(_twice(view, operand), "slice")
+    if row is None:
+        return None
+    *before, size = view.shape(row.inputs[0])
+    first = {"axis": len(before), "start": 0, "end": size // 2, "step": 1} if isinstance(size, int) else None
+    return _turn(view, row.inputs[0], function) if row.attributes == first else None
+
+
+def _twice(view: View, operand: Operand | None) -> Operand | None:
+    """x, [..., n], of the value [..., 2n] that has each element of x twice, side by side."""
+    sides = _side_by_side(view, operand)
+    return None if sides is None or sides[0] != sides[1] else sides[0]
+
+
+def _row_of_two(view: View, operand: Operand | None) -> Operand | None:
+    """x, of ``concat(x, x)`` along the last axis."""
+    joined = _moved(view, operand)
+    if joined is None or joined.op != "concat" or len(joined.inputs) != 2 or joined.inputs[0] != joined.inputs[1]:
+        return None
+    return joined.inputs[0] if joined.attributes["axis"] == len(view.shape(joined.inputs[0])) - 1 else None
+
+
+def _scaled(view: View, operand: Operand | None, function: str) -> tuple[float, Operand | None]:
+    """A factor, and of what it multiplies the cosine or sine; None if it multiplies something else."""
     scaling = 1.0
     node = _moved(view, operand)
     while node is not None and node.op == "multiply" and (factor := scalar_of(view, node)) is not None:
         scaling *= factor
         node = _moved(view, node.inputs[0])
-    if node is None or node.op != function:
-        return None
-    joined = _moved(view, node.inputs[0])
-    if joined is None or joined.op != "concat" or len(joined.inputs) != 2 or joined.inputs[0] != joined.inputs[1]:
-        return None
-    if joined.attributes["axis"] != len(view.shape(Operand.value(joined.output))) - 1:
-        return None
-    angles = _moved(view, joined.inputs[0])
+    return scaling, None if node is None or node.op != function else node.inputs[0]
+
+
+def _turn_by(view: View, operand: Operand | None, scaling: float) -> _Turn | None:
+    """The turn by angles [..., tokens, angles]."""
+    angles = _moved(view, operand)
     if angles is not None and angles.op == "permute":  # [batch, angles, tokens] to [batch, tokens, angles]
         angles = _moved(view, angles.inputs[0])
     if angles is None or angles.op != "multiply" or angles.inputs[1] is None:
         return None
     for given, frequencies in operand_pairs(angles):
         positions, inv_freq = _source(view, given), _constant_of(view, frequencies)
-        if positions is not None and inv_freq is not None:
+        if positions is not None and inv_freq is not None and view.shape(operand)[-1:] == view.shape(inv_freq):
             return _Turn(positions, inv_freq, scaling)
     return None
 
