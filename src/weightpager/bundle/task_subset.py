@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import row_table
-from weightpager.bundle.format.manifest import Manifest, TaskKind
+from weightpager.bundle.format.manifest import Manifest, TaskKind, transitions_of
 from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.parts.adapter import adapter_files
@@ -22,7 +22,6 @@ from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.writer import BundleWriter
 from weightpager.errors import ConfigError
 from weightpager.graph.file import kind_of_file
-from weightpager.transitions import Transitions
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class TaskSubset:
     def manifest(self, *, page_bytes: int, page_files: list[int]) -> Manifest:
         """The bundle's manifest with these tasks and with other pages."""
         old = self.bundle.manifest
-        transitions = Transitions(tuple(self.bundle.tasks), np.array(old.transitions))
         tables = [
             replace(table, uses={task: table.uses[task] for task in self.names if task in table.uses})
             for table in old.row_tables
@@ -74,7 +72,7 @@ class TaskSubset:
             "row_tables": tables,
             "whole_weights": [entry for entry in old.whole_weights if entry.name in stored],
             "tasks": [self.bundle.task(name) for name in self.names],
-            "transitions": transitions.only(self.names).matrix.tolist(),
+            "transitions": transitions_of(old).only(self.names).matrix.tolist(),
             "page_bytes": page_bytes,
             "page_files": page_files,
         }

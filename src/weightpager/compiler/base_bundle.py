@@ -29,7 +29,6 @@ from weightpager.compiler.task_file.file import TaskFile
 from weightpager.errors import CompileError, ConfigError
 from weightpager.page_dtype import decode
 from weightpager.store import BlockReader
-from weightpager.transitions import Transitions
 
 _ANY = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "pad_token_id", *PLAIN}
 """Keys of a configuration that may differ: the base computes the same."""
@@ -75,11 +74,6 @@ class BaseBundle:
     def identity(self) -> str:
         """A hash of all that is in the bundle."""
         return blake3(self.bundle.manifest.dump() + self.bundle.index.ids.tobytes()).hexdigest()
-
-    @property
-    def transitions(self) -> Transitions:
-        """How often each of its tasks follows each other one."""
-        return Transitions(tuple(self.bundle.tasks), np.array(self.bundle.manifest.transitions))
 
     def with_base_settings(self, task_file: TaskFile) -> TaskFile:
         """The task file with the bundle's block, dtype, page and rows."""

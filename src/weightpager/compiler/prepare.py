@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from weightpager.bundle.format.manifest import transitions_of
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibration import calibrate_tasks, wants_reorder
 from weightpager.compiler.data.splits import TaskData
@@ -96,7 +97,7 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     """The dense model, with as many steps and as few blocks as its data and a budget want, and the tasks' data."""
     for name, spec in task_file.tasks.items():
         check_data(name, spec)  # before the model, which takes long to load
-    old = None if base is None else base.transitions
+    old = None if base is None else transitions_of(base.bundle.manifest)
     source = load_dense(task_file, partial(_place, run=run, adds=base is not None), old)
     source = source if base is None else base.adopt(source)
     _tell_where(source, run)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file
+from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.format.row_table import cut
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
@@ -26,7 +27,6 @@ from weightpager.progress import StepProgress, silent
 from weightpager.runtime.budget.row_share import usual_faults
 from weightpager.store import BlockReader, StorageModel
 from weightpager.store.row_reader import RowReader
-from weightpager.transitions import Transitions
 
 PageSize = int | Literal["auto"] | None
 """Bytes of a page; ``auto`` takes the best size, None that of the bundle."""
@@ -159,7 +159,7 @@ class _Repacking:
         bundle = subset.bundle
         versions = tuple(_Versions.of(subset))
         stored = [weight.stored for weight in versions]
-        transitions = Transitions(tuple(bundle.tasks), np.array(bundle.manifest.transitions)).only(subset.names)
+        transitions = transitions_of(bundle.manifest).only(subset.names)
         size = None if page == "auto" else page
         faults = usual_faults(bundle.manifest.row_tables)
         packing = pack(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel(), size, faults)

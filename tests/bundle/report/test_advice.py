@@ -6,11 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.report import advice
 from weightpager.bundle.report.advice import advise, few_items, heavy_losses
 from weightpager.bundle.report.compile_report import CompileReport, ControlScore, Fit, TaskScore, read_report
+from weightpager.transitions import Transitions
 
 
 def report(bundle: Bundle, sparse: float, controls: dict[str, tuple[int, float]]) -> CompileReport:
@@ -298,3 +301,28 @@ def test_an_interval_whose_ends_are_turned_is_refused(assistant_bundle: Path) ->
     turned = whole.tasks[0].model_copy(update={"sparse_interval": (0.9, 0.1)})
     with pytest.raises(ValueError, match="the lower end first"):
         CompileReport.model_validate_json(whole.model_copy(update={"tasks": [turned, *whole.tasks[1:]]}).dump())
+
+
+def test_an_average_switch_is_weighed_by_how_often_each_is_made(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    names = list(bundle.tasks)
+    loaded = np.array(
+        [[len(np.setdiff1d(bundle.pages_of(after), bundle.pages_of(before))) for after in names] for before in names]
+    )
+    first, last = (int(each) for each in np.unravel_index(loaded.argmax(), loaded.shape))
+    assert loaded[first, last] + loaded[last, first] != 2 * loaded.sum() / (len(names) * (len(names) - 1))
+    monkeypatch.setattr(advice, "transitions_of", lambda _: _to_and_fro(names, first, last))
+    found = advise(bundle, report(bundle, 0.85, {"int8": (10 * arena(bundle), 0.9)}))
+    assert found is not None
+    ours = next(choice for choice in found.choices if choice.name == "this bundle")
+    assert ours.switch_bytes == round((loaded[first, last] + loaded[last, first]) / 2 * bundle.page_bytes)
+
+
+def _to_and_fro(tasks: list[str], first: int, last: int) -> Transitions:
+    """Switches between two tasks, to which all others lead."""
+    matrix = np.zeros((len(tasks), len(tasks)))
+    matrix[:, first] = 1
+    matrix[first] = np.eye(len(tasks))[last]
+    return Transitions(tuple(tasks), matrix)

@@ -225,7 +225,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
         if len(self.transitions) != len(self.tasks) or any(len(row) != len(self.tasks) for row in self.transitions):
             raise ValueError(f"a transition matrix of {len(self.tasks)} tasks")
         try:
-            Transitions(tuple(task.name for task in self.tasks), np.array(self.transitions))
+            transitions_of(self)
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
@@ -330,3 +330,8 @@ def _check_inside(files: Iterable[str]) -> None:
     for name in files:
         if not is_inside(name):
             raise BundleFormatError(MANIFEST, "files", "paths inside the bundle", repr(name)[:120])
+
+
+def transitions_of(manifest: Manifest) -> Transitions:
+    """How often each task of a bundle follows each other one."""
+    return Transitions(tuple(task.name for task in manifest.tasks), np.array(manifest.transitions))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 
+from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.choice import Choice, Losses
 from weightpager.bundle.report.compile_report import DENSE, FEW, LOWER_IS_BETTER, CompileReport
@@ -112,9 +112,10 @@ def _remedy(ours: Choice, recover: str | None, bundle: Bundle) -> str:
 
 
 def _mean_switch_bytes(bundle: Bundle) -> int:
+    """What a switch loads, weighted by how often each one is made."""
     pages = [bundle.pages_of(task) for task in bundle.tasks]
-    missing = [len(np.setdiff1d(b, a, assume_unique=True)) for a, b in permutations(pages, 2)]
-    return round(sum(missing) / max(1, len(missing)) * bundle.page_bytes)
+    missing = [[len(np.setdiff1d(after, before, assume_unique=True)) for after in pages] for before in pages]
+    return round(float((transitions_of(bundle.manifest).switch_rate() * missing).sum()) * bundle.page_bytes)
 
 
 def _unit(report: CompileReport) -> str:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import least_rows, row_memory
+from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.distinct import distinct
 from weightpager.store.read_plan import GROUP_BYTES, StorageModel
-from weightpager.transitions import Transitions
 
 TEXTS_PER_SWITCH = 8
 """Texts that are taken to be read between two switches. Twice as many double what a byte of rows saves."""
@@ -130,7 +130,7 @@ def _segments(entry: RowTableEntry) -> list[_Segment]:
 
 def _switch_seconds(bundle: Bundle, storage: StorageModel) -> float:
     """Mean time to load what the next task needs and the last one doesn't, read in groups."""
-    rate = Transitions(tuple(bundle.tasks), np.array(bundle.manifest.transitions)).switch_rate()
+    rate = transitions_of(bundle.manifest).switch_rate()
     needs: npt.NDArray[np.float64] = np.zeros((len(bundle.tasks), len(bundle.pages)))
     for number, task in enumerate(bundle.tasks):
         needs[number, bundle.pages_of(task)] = 1

@@ -13,6 +13,7 @@ from typing import Any
 from weightpager import kernels
 from weightpager.answers.kinds import kind_of
 from weightpager.bundle import Bundle
+from weightpager.bundle.format.manifest import transitions_of
 from weightpager.doctor.cold import cold_read
 from weightpager.errors import WeightpagerError
 from weightpager.lab.contest.measure.process_memory import bytes_from_storage, memory_sizes, resident_bytes
@@ -21,7 +22,6 @@ from weightpager.lab.contest.measure.tour import circuit, random_walk
 from weightpager.lab.contest.results.found import Found, Job, ProcessMemory, Sample, Visit
 from weightpager.lab.contest.rivals.methods import Method
 from weightpager.lab.contest.rivals.rival import Rival
-from weightpager.transitions import Transitions
 
 FORWARD_SECONDS = 0.5
 LEAST_FORWARDS, MOST_FORWARDS = 3, 200
@@ -132,7 +132,7 @@ def _trace(
     """
     if not job.visits:
         return [], ""
-    transitions = Transitions(tuple(bundle.tasks), bundle.manifest.transitions).only(tasks)  # type: ignore[arg-type]
+    transitions = transitions_of(bundle.manifest).only(tasks)
     first, *walk = random_walk(transitions, 1 + job.visits, job.seed)
     visits: list[Visit] = []
     rival.run(rival.switch(first), ask(first, FIRST))
