@@ -57,7 +57,7 @@ def collect(path: str | Path, drop: Iterable[str] = (), progress: StepProgress =
     used = signatures != 0
     gone = tuple(name for name in bundle.tasks if name not in subset.names)
     if gone or not used.all():
-        with writing(path, force=True) as writer:
+        with writing(path, force=True, origin=bundle) as writer:
             _write(writer, subset, signatures, used, progress)
     pages = int((~used).sum())
     return Collected(gone, pages, pages * bundle.page_bytes, int(used.sum()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -76,7 +77,13 @@ class Bundle:
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")
         with of_bundle(root):
-            return cls._read(root)
+            while True:
+                before = place_of(root)
+                try:
+                    return cls._read(root)
+                except BundleError:
+                    if place_of(root) == before:
+                        raise  # else a part was read of another bundle, which has taken this one's place meanwhile
 
     @classmethod
     def _read(cls, root: Path) -> Bundle:
@@ -247,6 +254,30 @@ class Bundle:
         if not np.array_equal(self.placement.signatures(), self.pages.signatures):
             expected = "the tasks that use a block in each page"
             raise BundleFormatError(page_index_file.FILE, "signatures", expected, "others")
+
+
+def place_of(root: Path) -> tuple[int, int] | None:
+    """What tells the directory at a path from another one that takes its place; None if there is none."""
+    try:
+        found = root.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def check_in_place(bundle: Bundle) -> None:
+    """See that what lies at a bundle's path is still the same bundle.
+
+    Raises:
+        BundleError: it isn't.
+    """
+    with suppress(BundleError):
+        if read_manifest(bundle.path) == bundle.manifest:
+            return
+    raise BundleError(
+        f"{bundle.path}: expected the bundle that was opened, found another one, by which a command has replaced it "
+        "meanwhile; run this one again"
+    )
 
 
 def _instead_of_directory(path: Path) -> str:

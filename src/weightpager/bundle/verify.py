@@ -18,7 +18,7 @@ from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPO
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.bundle.parts.model_files import check_model_file, extra_files, model_files, unlisted
 from weightpager.bundle.parts.parameter_file import parameter_files, stored_parameters
-from weightpager.bundle.reader import Bundle, opened_files, read_manifest, read_page_index
+from weightpager.bundle.reader import Bundle, opened_files, place_of, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
 from weightpager.progress import StepProgress, silent
@@ -78,7 +78,16 @@ def verify(path: str | Path, progress: StepProgress = silent) -> Verification:
         path: bundle directory.
         progress: told (pages done, pages in all).
     """
-    root, findings = Path(path), _Findings()
+    root = Path(path)
+    while True:
+        before = place_of(root)
+        found = _verified(root, progress)
+        if not found.problems or place_of(root) == before:
+            return found  # else a part of another bundle was checked, which has taken this one's place meanwhile
+
+
+def _verified(root: Path, progress: StepProgress) -> Verification:
+    findings = _Findings()
     try:
         bundle = Bundle.open(root)
     except BundleError as error:

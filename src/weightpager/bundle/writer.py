@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import hash_file
+from weightpager.bundle.files.lock import locked
 from weightpager.bundle.files.new_directory import new_directory, restore
 from weightpager.bundle.files.permissions import imitate_tree
 from weightpager.bundle.files.storage_errors import storage_errors_as
@@ -27,7 +28,8 @@ from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, PULLED
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.placement import Placement
-from weightpager.errors import CompileError, ConfigError
+from weightpager.bundle.reader import Bundle, check_in_place
+from weightpager.errors import CompileError, ConfigError, WeightpagerError
 from weightpager.machine.paths import has_directory, has_file
 
 storage_errors = partial(storage_errors_as, CompileError, "the bundle")
@@ -123,7 +125,7 @@ class BundleWriter:
 
 
 @contextmanager
-def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter]:
+def writing(target: str | Path, *, force: bool = False, origin: Bundle | None = None) -> Iterator[BundleWriter]:
     """Write a bundle that appears at ``target`` whole, or not at all.
 
     Whatever stops the body leaves the target as it was, as with `new_directory`. A bundle that is replaced hands on its
@@ -132,23 +134,56 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
     Args:
         target: directory to create; a symbolic link to a bundle stays, and what it points to is replaced.
         force: replace an existing bundle. Anything else that exists is never replaced.
+        origin: the bundle that the new one is made of. What is linked by its path would be another one's if a command
+            had replaced it meanwhile, and that command's work would be lost if the new one took its place.
 
     Raises:
+        BundleError: the origin has been replaced.
         ConfigError: the target exists, or has come meanwhile, and may not be replaced, or was installed by `pull`;
             or its parent doesn't exist.
-        CompileError: the storage refused a write.
+        CompileError: the storage refused a write, or another command is writing to the target at this moment.
     """
     path = Path(os.path.realpath(target))
     if has_directory(path.parent):
         with storage_errors():
             restore(path)
     _check_target(path, force)
-    with new_directory(path, storage_errors, replace=force) as temporary:
-        yield BundleWriter(temporary)
+    with ExitStack() as held, new_directory(path, storage_errors, replace=force) as temporary:
+        with _blaming(origin):
+            yield BundleWriter(temporary)
         _check_target(path, force)  # hours may have gone by, and another command may have written there
+        held.enter_context(_alone(path))
+        if origin is not None:
+            check_in_place(origin)
         if os.path.lexists(path):
             with storage_errors():
                 imitate_tree(temporary, path.stat(), (path / MANIFEST).stat())
+
+
+@contextmanager
+def _blaming(origin: Bundle | None) -> Iterator[None]:
+    """Where the origin has been replaced, say so instead of what that has led to."""
+    try:
+        yield
+    except WeightpagerError:
+        if origin is not None:
+            check_in_place(origin)
+        raise
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep others from replacing or mending the bundle at a path, if there is one."""
+    if not os.path.lexists(path):
+        yield
+        return
+    taken = CompileError(f"{path}: expected to be alone, found another command writing there; run this one again")
+    with locked(path, os.O_RDONLY | os.O_DIRECTORY, taken, storage_errors, required=False) as descriptor:
+        with storage_errors():
+            same = os.path.samestat(os.fstat(descriptor), path.stat())
+        if not same:
+            raise taken
+        yield
 
 
 def _check_target(path: Path, force: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,14 +77,16 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         CompileInterrupted: Ctrl-C. It is a `KeyboardInterrupt`, whose text says what is kept.
     """
     task_file, shared = _parse(tasks), Cache.of_user() if cache else Cache.none()
-    start = None if base is None else BaseBundle.open(base)
+    # What a link leads to stays where it is when `pull` makes the link lead elsewhere.
+    start = None if base is None else BaseBundle.open(os.path.realpath(base))
     if start is not None:
         start.refuse_unsuited(task_file)
         task_file = start.with_base_settings(task_file)
     identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
     whole = WholeProgress(progress)
     run = CompileRun(whole, Journal(journal_folder(out), identity), whole.expect, workers=workers)
-    with _telling(run.journal, out), run.journal.held(), writing(out, force=force) as writer:
+    origin = None if start is None else start.bundle
+    with _telling(run.journal, out), run.journal.held(), writing(out, force=force, origin=origin) as writer:
         prepared = prepare(task_file, run, start, shared)
         if start is None:
             build(writer, prepared, run)

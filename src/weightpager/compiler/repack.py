@@ -100,7 +100,7 @@ def repack(
     bundle = Bundle.open(path)
     subset = TaskSubset.without(bundle, without)
     _check_page(page, bundle)
-    with writing(out, force=force) as writer:
+    with writing(out, force=force, origin=bundle) as writer:
         _Repacking.of(subset, bundle.page_bytes if page is None else page).write(writer, progress)
     return Repacked(PageUse.of(bundle), PageUse.of(Bundle.open(out)))
 

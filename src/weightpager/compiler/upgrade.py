@@ -41,7 +41,7 @@ def upgrade(path: str | Path, out: str | Path, *, force: bool = False) -> Upgrad
     """
     bundle = Bundle.open(path)
     subset = TaskSubset(bundle, tuple(bundle.tasks))
-    with writing(out, force=force) as writer:
+    with writing(out, force=force, origin=bundle) as writer:
         reasons = _write(writer, subset)
     return Upgraded(Bundle.open(out).graph_kinds, reasons)
 

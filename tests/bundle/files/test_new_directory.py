@@ -104,6 +104,31 @@ def test_where_nothing_can_be_exchanged_a_failure_leaves_what_was_there(
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_a_living_process_has_moved_aside_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two steps of an exchange; a killed one's is put back."""
+    monkeypatch.setattr(module, "_rename_exchange", lambda *_: False)
+    rename, seen = Path.rename, []
+    target = tmp_path / "a"
+    target.mkdir()
+
+    def watched(path: Path, to: Path) -> Path:
+        moved = rename(path, to)
+        if path == target:
+            module.restore(target)
+            seen.append(target.exists())
+        return moved
+
+    monkeypatch.setattr(Path, "rename", watched)
+    with new_directory(target, nullcontext, replace=True) as new:
+        (new / "new").touch()
+    assert seen == [False]
+    assert [entry.name for entry in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+    target.rename(tmp_path / ".a.old-killed")
+    module.restore(target)
+    assert [entry.name for entry in target.iterdir()] == ["new"]
+
+
 def exchanged(folder: Path) -> bool:
     """Whether two directories were exchanged in one step."""
     for name in ("one", "two"):

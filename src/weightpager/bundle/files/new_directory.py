@@ -44,7 +44,7 @@ def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]]
         replace: take the place of what is there, whose mode the body then hands on. Else only an empty directory that
             has come meanwhile is replaced.
     """
-    with scratch(path.parent, f".{path.name}.tmp-", errors) as temporary:
+    with scratch(path.parent, _beginning(path), errors) as temporary:
         yield temporary
         with errors():
             if not os.path.lexists(path):
@@ -77,8 +77,10 @@ def scratch(
     try:
         yield temporary
     finally:
-        _remove(temporary)
-        os.close(held)
+        try:
+            _remove(temporary)
+        finally:
+            os.close(held)
 
 
 def _claimed(parent: Path, prefix: str) -> tuple[Path, int]:
@@ -127,7 +129,7 @@ def sync(path: Path) -> None:
 def _exchange(new: Path, target: Path) -> None:
     if not _rename_exchange(new, target):
         # The file system can't exchange: between these two steps the target is missing, but never half-written.
-        old = target.with_name(f"{_aside(target)}{new.name.rpartition('-')[2]}")
+        old = target.with_name(f"{_aside(target)}{new.name.removeprefix(_beginning(target))}")
         try:
             target.rename(old)
             new.rename(target)
@@ -141,14 +143,30 @@ def _exchange(new: Path, target: Path) -> None:
 def restore(target: Path) -> None:
     """Undo half of an exchange: put back what a killed process had moved aside, or remove it if all was done.
 
+    What a process has moved aside that lives, and is about to put another one in its place, stays.
+
     Raises:
         OSError: the storage refused it.
     """
     for old in _old(target):
+        if _is_exchanged(old, target):
+            continue
         if os.path.lexists(target):
             _remove(old)
         else:
             old.rename(target)
+
+
+def _is_exchanged(old: Path, target: Path) -> bool:
+    """Whether the process lives that has moved ``old`` aside: it holds the directory that comes in its place."""
+    new = target.with_name(f"{_beginning(target)}{old.name.removeprefix(_aside(target))}")
+    with suppress(OSError):
+        descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return not lock(descriptor)
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def left_aside(target: Path) -> Path | None:
@@ -164,6 +182,11 @@ def left_aside(target: Path) -> Path | None:
 
 def _old(target: Path) -> list[Path]:
     return sorted(target.parent.glob(f"{glob.escape(_aside(target))}*"))
+
+
+def _beginning(target: Path) -> str:
+    """The beginning of the name under which a directory is written."""
+    return f".{target.name}.tmp-"
 
 
 def _aside(target: Path) -> str:
