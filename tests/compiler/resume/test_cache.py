@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.resume import identities
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.entry import Entry, Owner, write_entry
+from weightpager.compiler.resume.entry import UNFINISHED, Entry, Owner, read_entry, unfinished, write_entry
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_limit
@@ -118,15 +117,54 @@ def test_what_a_compile_has_used_stays_until_its_end(tmp_path: Path) -> None:
     assert stages_in(ours) == {"train", "sums-a", "sums-b"}
 
 
-def test_unfinished_files_of_killed_processes_go_after_a_day(tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "c", 10**7)
-    cache.write("one", OWNER, 0, megabyte())
-    old, new = (tmp_path / "c" / f".x.{age}.tmp" for age in ("old", "new"))
-    for path in (old, new):
-        path.write_bytes(b"x")
-    os.utime(old, (time.time() - 10**6,) * 2)
-    cache.write("two", OWNER, 0, megabyte())
-    assert (old.exists(), new.exists()) == (False, True)
+def killed_while_writing(folder: Path) -> Path:
+    """What a killed process leaves of an entry."""
+    left = folder / f"{UNFINISHED}killed"
+    left.mkdir(parents=True)
+    (left / ".tmpXYZ").write_bytes(b"half")
+    return left
+
+
+def test_what_killed_processes_were_writing_goes_and_what_others_write_stays(tmp_path: Path) -> None:
+    cache, left = Cache(tmp_path / "c", 10**7), killed_while_writing(tmp_path / "c")
+    with unfinished(tmp_path / "c" / "other.safetensors") as file:
+        file.write_bytes(b"slow")
+        assert cache.write("one", OWNER, 0, megabyte())
+        assert not left.exists()
+    assert (tmp_path / "c" / "other.safetensors").read_bytes() == b"slow"
+
+
+def test_clearing_removes_what_killed_processes_were_writing(tmp_path: Path) -> None:
+    cache, left = Cache(tmp_path / "c", 10**7), killed_while_writing(tmp_path / "c")
+    assert cache.clear() == 0
+    assert not left.exists()
+
+
+def test_an_old_entry_that_is_adopted_is_as_good_as_new(tmp_path: Path) -> None:
+    part = Journal(tmp_path / "j", "compile").part("dense", "dense", Cache(tmp_path / "c", 2_500_000))
+    part.write("train", 3, megabyte())
+    os.utime(tmp_path / "j" / "dense" / "train.safetensors", (0, 0))
+    theirs = Cache(tmp_path / "c", 2_500_000)
+    assert theirs.write("old", OWNER, 0, megabyte())
+    os.utime(theirs.entries()[0].path, (1, 1))
+    assert part.give_to_cache("train") is None
+    assert Cache(tmp_path / "c", 2_500_000).write("new", OWNER, 0, megabyte())
+    assert stages_in(theirs) == {"train", "new"}
+
+
+def test_a_whole_entry_that_takes_a_damaged_ones_place_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (Cache(tmp_path / "c", 10**7) for _ in range(2))
+    assert ours.write("train", OWNER, 1, megabyte())
+    ours.entries()[0].path.write_bytes(b"damaged")
+
+    def reading(path: Path, owner: Owner) -> Entry | None:
+        found = read_entry(path, owner)
+        assert theirs.write("train", OWNER, 1, megabyte())
+        return found
+
+    monkeypatch.setattr("weightpager.compiler.resume.cache.read_entry", reading)
+    assert ours.read("train", OWNER) is None
+    assert theirs.read("train", OWNER) is not None
 
 
 def test_a_storage_that_refuses_is_said_once_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

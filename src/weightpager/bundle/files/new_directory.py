@@ -71,7 +71,7 @@ def scratch(
         prefix: of its name.
         errors: as for `new_directory`.
     """
-    _remove_leftovers(parent, prefix)
+    remove_leftovers(parent, prefix)
     with errors():
         temporary, held = _claimed(parent, prefix)
     try:
@@ -98,7 +98,8 @@ def _claimed(parent: Path, prefix: str) -> tuple[Path, int]:
             os.close(descriptor)
 
 
-def _remove_leftovers(parent: Path, prefix: str) -> None:
+def remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove the `scratch` directories of killed processes, by the prefix of their names."""
     for entry in parent.glob(f"{glob.escape(prefix)}*"):
         with suppress(OSError):  # another user's, gone by now, or on a file system without locks
             descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

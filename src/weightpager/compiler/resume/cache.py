@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,17 +17,14 @@ from pathlib import Path
 from blake3 import blake3
 from torch import Tensor
 
-from weightpager.bundle.files.new_directory import sync
-from weightpager.compiler.resume.entry import Entry, Owner, read_entry, write_entry
+from weightpager.bundle.files.new_directory import remove_leftovers, sync
+from weightpager.compiler.resume.entry import UNFINISHED, Entry, Owner, read_entry, unfinished, write_entry
 from weightpager.config import cache_dir, cache_limit, format_size
 from weightpager.errors import CompileError
 
 _log = logging.getLogger(__name__)
 
-_SUFFIX, _UNFINISHED = ".safetensors", ".tmp"
-
-_ABANDONED = 24 * 3600.0
-"""Seconds after which an unfinished file is that of a killed process."""
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,7 @@ class Cache:
         if not os.path.lexists(path):
             return None
         try:
+            facts = path.stat()
             entry = read_entry(path, owner)
         except OSError as error:  # another compile may have made room meanwhile
             _log.info("%s: cannot be read: %s", path, error)
@@ -90,7 +86,8 @@ class Cache:
         if entry is None:
             _log.warning("%s: damaged; removed, and what it held is done again", path)
             with suppress(OSError):
-                path.unlink()
+                if os.path.samestat(facts, path.stat()):  # another compile may have put a whole one there
+                    path.unlink()
             return None
         self._used.add(path)
         with suppress(OSError):
@@ -120,7 +117,7 @@ class Cache:
     def entries(self) -> list[Kept]:
         """All entries, the most recently used first."""
         entries = []
-        for path in self._files(_SUFFIX):
+        for path in self._files():
             with suppress(OSError):
                 facts = path.stat()
                 entries.append(Kept(path, facts.st_size, facts.st_mtime))
@@ -134,6 +131,8 @@ class Cache:
         """
         entries = self.entries()
         try:
+            if self.folder is not None:
+                remove_leftovers(self.folder, UNFINISHED)
             for kept in entries:
                 kept.path.unlink(missing_ok=True)
         except OSError as error:
@@ -144,25 +143,21 @@ class Cache:
         if self.folder is None or not self._takes or size > self.limit:
             return False
         path = self._path(stage, owner)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_UNFINISHED}")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # they may tell of private data
             if not self._make_room(size):
                 return False
-            fill(unfinished)
-            unfinished.replace(path)
+            with unfinished(path) as file:
+                fill(file)
+                os.utime(file)  # a link is as old as what it leads to
             self._used.add(path)
         except (OSError, CompileError) as error:
             self.stop((isinstance(error, OSError) and error.strerror) or error)
             return False
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
         return True
 
     def _make_room(self, size: int) -> bool:
         """Remove what others used longest ago until ``size`` more bytes keep to the limit; False if they can't."""
-        self._remove_abandoned()
         entries = self.entries()
         used = size + sum(kept.bytes for kept in entries if kept.path in self._used)
         if used > self.limit:
@@ -177,16 +172,10 @@ class Cache:
                     kept.path.unlink()
         return True
 
-    def _remove_abandoned(self) -> None:
-        for path in self._files(_UNFINISHED):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _ABANDONED:
-                    path.unlink()
-
-    def _files(self, suffix: str) -> Iterator[Path]:
+    def _files(self) -> Iterator[Path]:
         if self.folder is not None:
             with suppress(OSError):
-                yield from (path for path in self.folder.iterdir() if path.name.endswith(suffix))
+                yield from (path for path in self.folder.iterdir() if path.name.endswith(_SUFFIX))
 
     def _path(self, stage: str, owner: Owner) -> Path:
         assert self.folder is not None

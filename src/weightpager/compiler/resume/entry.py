@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from weightpager.bundle.files.new_directory import sync
+from weightpager.bundle.files.new_directory import scratch, sync
 from weightpager.errors import CompileError
 
 _DAMAGE = (SafetensorError, ValueError, KeyError)
@@ -35,6 +35,21 @@ class Entry:
     step: int
     seconds: float
     tensors: dict[str, Tensor]
+
+
+UNFINISHED = ".unfinished-"
+"""How the names of directories begin that hold a file which isn't whole yet."""
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Where to write what takes its place at ``path`` if the body ends well. What killed processes have left goes.
+
+    In a directory of its own: the library that writes it puts a file beside it, which a kill leaves.
+    """
+    with scratch(path.parent, UNFINISHED) as folder:
+        yield folder / path.name
+        (folder / path.name).replace(path)
 
 
 def write_entry(path: Path, owner: Owner, entry: Entry) -> None:

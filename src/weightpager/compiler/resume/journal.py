@@ -17,7 +17,7 @@ import weightpager
 from weightpager.bundle.files.lock import locked
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.entry import Entry, read_entry, step_of, write_entry
+from weightpager.compiler.resume.entry import Entry, read_entry, step_of, unfinished, write_entry
 from weightpager.compiler.resume.stage_words import in_words
 from weightpager.errors import CompileError, ConfigError
 from weightpager.machine.paths import has_directory
@@ -66,7 +66,7 @@ class Reached(NamedTuple):
 class Journal:
     """Named stages of one compile: the steps that each has made, and the tensors that it needs to go on.
 
-    An entry is written to a temporary file and renamed, so it is whole or absent. Entries of another compile, told by
+    An entry is written elsewhere and renamed, so it is whole or absent. Entries of another compile, told by
     ``identity``, or of another version, which may train otherwise, are ignored and overwritten. An entry says how long
     its stage has taken, over all runs. The clock of a stage starts at its `read`, or with the journal if it is never
     read.
@@ -147,15 +147,10 @@ class Journal:
         start = monotonic()
         taken = start - self._started.get(stage, self._made) if seconds is None else seconds
         entry = Entry(step, taken, dict(tensors))
-        temporary = self._path(stage).with_suffix(".tmp")
-        try:
-            with storage_errors():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                write_entry(temporary, self._owner(), entry)
-                temporary.replace(self._path(stage))
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with storage_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with unfinished(self._path(stage)) as file:
+                write_entry(file, self._owner(), entry)
         self._last = monotonic()
         self._wait = max(SECONDS, (self._last - start) / SHARE)
 
