@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import Qwen2Config
 import weightpager as wp
 from weightpager.blocks import BlockShape
 from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.lab import synthetic_bundle
 from weightpager.lab.companions.companion import COMPANIONS, check
 from weightpager.lab.synthetic_bundle import Recipe, bundle_of, companions_of
 from weightpager.page_dtype import PageDtype
@@ -59,3 +61,19 @@ def test_companions_have_the_same_tasks_and_other_blocks(tmp_path: Path) -> None
         for task in bundle.tasks:
             engine.activate(task)
         assert [switch.bytes for switch in engine.report().switches[1:]] == [0]
+
+
+@pytest.mark.slow
+def test_one_that_another_process_has_written_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic_bundle._source
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(synthetic_bundle, "_source", source)
+        bundle_of(tiny(), tmp_path, lambda _: None)
+        return source(*arguments)
+
+    monkeypatch.setattr(synthetic_bundle, "_source", overtaken)
+    bundle = bundle_of(tiny(), tmp_path, lambda _: None)
+    assert list(tmp_path.iterdir()) == [bundle.path]

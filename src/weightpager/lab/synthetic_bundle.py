@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.files.new_directory import scratch
 from weightpager.bundle.writer import writing
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import sort_weights
@@ -26,6 +26,7 @@ from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.masks import Keep
+from weightpager.errors import CompileError, ConfigError
 from weightpager.lab.companions.companion import COMPANIONS, Name
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.store import StorageModel
@@ -159,7 +160,11 @@ def bundle_of(recipe: Recipe, folder: Path, report: Callable[[str], None]) -> Bu
     if not path.is_dir():
         report(f"write {path.name} …")
         folder.mkdir(parents=True, exist_ok=True)
-        write(recipe, path)
+        try:
+            write(recipe, path)
+        except (ConfigError, CompileError):
+            if not path.is_dir():  # else another process has written it meanwhile
+                raise
     return Bundle.open(path)
 
 
@@ -173,11 +178,8 @@ def companions_of(
 def write(recipe: Recipe, path: Path) -> None:
     """Write a bundle."""
     names = [f"task-{number:02d}" for number in range(recipe.tasks)]
-    scratch = path.with_suffix(".scratch")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        source = _source(recipe, names, scratch)
+    with scratch(path.parent, f".{path.name}.scratch-") as folder:
+        source = _source(recipe, names, folder)
         keep = _masks(recipe, source)
         transitions = Transitions.uniform(names)
         stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
@@ -193,25 +195,23 @@ def write(recipe: Recipe, path: Path) -> None:
         plan = BundlePlan(recipe.dtype, TaskWeights(source), keep, packing, entries, transitions, None)
         with writing(path) as writer:
             write_bundle(writer, plan)
-    finally:
-        shutil.rmtree(scratch)
 
 
-def _source(recipe: Recipe, names: list[str], scratch: Path) -> DenseModel:
+def _source(recipe: Recipe, names: list[str], folder: Path) -> DenseModel:
     files = {}
     for split in ("train", "eval"):
-        files[split] = str(scratch / f"{split}.jsonl")
+        files[split] = str(folder / f"{split}.jsonl")
         Path(files[split]).write_text(json.dumps({"text": split}) + "\n", encoding="utf-8")
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(recipe.config).eval().requires_grad_(False)
-    recipe.config.save_pretrained(scratch)
+    recipe.config.save_pretrained(folder)
     tasks = {name: {"kind": "language-modeling", **files} for name in names}
-    task_file = from_dict({"model": str(scratch), "block": str(recipe.block), "tasks": tasks})
+    task_file = from_dict({"model": str(folder), "block": str(recipe.block), "tasks": tasks})
     models_of = dict.fromkeys(names, model)
-    paged, resident = sort_weights(models_of, recipe.block, scratch)
+    paged, resident = sort_weights(models_of, recipe.block, folder)
     tokenizer = word_tokenizer()
     return DenseModel(
-        task_file, scratch, recipe.config, tokenizer, models_of, paged, resident,
+        task_file, folder, recipe.config, tokenizer, models_of, paged, resident,
         own_tokenizer=tokenizer, transitions=Transitions.uniform(names),
     )  # fmt: skip
 

@@ -141,6 +141,22 @@ def test_a_cache_without_the_dense_checkpoint_is_no_cache(assistant_bundle: Path
     assert compiled._open(tmp_path).unaligned_overlap == 0.5
 
 
+def test_what_another_process_has_compiled_meanwhile_is_not_compiled_again(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It ended after this one had looked for it, and before this one held the folder."""
+
+    def ended(_: object) -> str:
+        (tmp_path / "aligned.bundle").symlink_to(assistant_bundle)
+        compiled._keep(tmp_path, {"weight": torch.ones(2)}, 0.5)
+        return "identity"
+
+    monkeypatch.setattr(compiled, "from_dict", lambda _: None)
+    monkeypatch.setattr(compiled, "compile_identity", ended)
+    monkeypatch.setattr(compiled, "prepare", lambda *_, **__: pytest.fail("compiled again"))
+    assert compiled._compile({}, tmp_path, lambda *_: None).unaligned_overlap == 0.5
+
+
 def test_the_dense_checkpoint_is_on_the_disk_before_the_cache_is_whole(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

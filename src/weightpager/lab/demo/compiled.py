@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,7 @@ def compiled(model: Path, samples: Sequence[Sample], cache: Path, progress: Prog
         return _open(folder)
     except (BundleError, OSError, ValueError):
         with writing_to(folder):
-            _compile(content, folder, progress)
-            return _open(folder)
+            return _compile(content, folder, progress)
 
 
 def companions(ours: Compiled, model: Path, samples: Sequence[Sample], progress: Progress) -> Mapping[Name, Bundle]:
@@ -83,7 +82,8 @@ def companions(ours: Compiled, model: Path, samples: Sequence[Sample], progress:
         task_file = from_dict(_task_file(model, samples))
         run = CompileRun(progress, Journal(folder / "companions-journal", compile_identity(task_file)))
         with writing_to(folder), run.journal.held():
-            build_companions(prepare(task_file, run, cache=Cache.of_user()), folder, run)
+            if not companions_in(folder):  # another process may have compiled them until now
+                build_companions(prepare(task_file, run, cache=Cache.of_user()), folder, run)
     return companions_in(folder)
 
 
@@ -143,21 +143,28 @@ def _open(folder: Path) -> Compiled:
     return Compiled(Bundle.open(folder / "aligned.bundle"), dense, unaligned)
 
 
-def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
+def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> Compiled:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "unaligned.json").unlink(missing_ok=True)
     task_file = from_dict(content)
     run = CompileRun(progress, Journal(folder / "journal", compile_identity(task_file)))
-    with run.journal.held(), writing(folder / "aligned.bundle", force=True) as writer:
-        prepared = prepare(task_file, run, cache=Cache.of_user())
-        build(writer, prepared, run)
-    # What a device would hold without us: the whole model of one task, in the precision of the pages.
+    with run.journal.held():
+        with suppress(BundleError, OSError, ValueError):  # another process may have compiled it until now
+            return _open(folder)
+        (folder / "unaligned.json").unlink(missing_ok=True)
+        with writing(folder / "aligned.bundle", force=True) as writer:
+            prepared = prepare(task_file, run, cache=Cache.of_user())
+            build(writer, prepared, run)
+        _keep(folder, _dense_tensors(prepared), _unaligned_overlap(prepared))
+        return _open(folder)
+
+
+def _dense_tensors(prepared: Prepared) -> dict[str, torch.Tensor]:
+    """What a device would hold without us: the whole model of one task, in bfloat16."""
     model = next(iter(prepared.source.models.values()))
-    tensors = {
+    return {
         name: (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor).detach().contiguous().clone()
         for name, tensor in parameters(model).items()
     }
-    _keep(folder, tensors, _unaligned_overlap(prepared))
 
 
 def _keep(folder: Path, dense: dict[str, torch.Tensor], unaligned: float) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from weightpager.bundle.files.new_directory import scratch
 from weightpager.lab.samples.download.clients import download, unavailable
 from weightpager.lab.samples.download.pins import Archive
 from weightpager.lab.samples.sample import SampleUnavailable
@@ -29,9 +29,9 @@ def fetch(archive: Archive, cache: Path) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as temporary:
-            download(archive, Path(temporary))
-            _verified(archive, Path(temporary, archive.file)).replace(target)
+        with scratch(target.parent, ".download-") as temporary:
+            download(archive, temporary)
+            _verified(archive, temporary / archive.file).replace(target)
     except OSError as error:
         raise unavailable(archive, f"the cache cannot be written: {error}") from error
     return target
