@@ -12,19 +12,23 @@ from typing import Any
 
 import pytest
 from ray import serve
-from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OwnerDiedError
+from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, OwnerDiedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from running import TOKEN
 from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.errors import ConfigError, WeightpagerError
+from weightpager.ray.serving.application import FAIRNESS
 from weightpager.ray.serving.autoscaling import Load, policy, wanted
 from weightpager.ray.serving.gateway import Gateway
-from weightpager.ray.serving.known_replicas import KnownReplicas
+from weightpager.ray.serving.known_replicas import KnownReplicas, known_replicas
 from weightpager.ray.serving.messages import ForwardedRequest, Piece, ResponseStart, Standing, task_of
 from weightpager.ray.serving.reply import Reply
 from weightpager.ray.serving.server_replica import ServerReplica
+from weightpager.routing.affinity import Affinity
 from weightpager.routing.router import ReplicaView
 from weightpager.server.scheduling.settings import Settings
 from weightpager.server.scheduling.worker import Worker
@@ -110,6 +114,41 @@ def test_words_that_overtake_each_other_are_sorted_out() -> None:
     known.told(standing("c"))
     assert known.standings() == [standing("b"), standing("c")]
     assert known.request_bytes() == 0.0
+
+
+def eligible(known: KnownReplicas, task: str = "spam") -> dict[str, bool]:
+    """Whether each of these servers may get a request."""
+    return {name: view.eligible for name, view in zip("abc", known.views(["a", "b", "c"], task), strict=True)}
+
+
+def test_a_server_that_seems_dead_gets_nothing_until_it_says_a_word() -> None:
+    known = KnownReplicas()
+    known.told(standing("a"))
+    assert eligible(known) == {"a": True, "b": True, "c": True}
+    one = request("1", "spam")
+    known.begun(one)
+    known.lost(one)  # before it was routed: no server is blamed
+    assert eligible(known) == {"a": True, "b": True, "c": True}
+    for name in "ab":
+        known.sent(one, name)
+        known.lost(one)
+    known.told(standing("a"))  # what was heard before
+    assert eligible(known) == {"a": False, "b": False, "c": True}
+    known.told(standing("a", sequence=2))
+    assert eligible(known) == {"a": True, "b": False, "c": True}
+    known.only(["a", "c"])
+    known.only(["a", "b", "c"])
+    assert eligible(known) == {"a": True, "b": True, "c": True}
+
+
+def test_servers_that_all_seem_dead_are_asked_all_the_same() -> None:
+    known = KnownReplicas()
+    for name in "abc":
+        one = request(name, "spam")
+        known.begun(one)
+        known.sent(one, name)
+        known.lost(one)
+    assert eligible(known) == {"a": True, "b": True, "c": True}
 
 
 @dataclass
@@ -226,6 +265,9 @@ def forwarded(servers: Any, task: str = "spam") -> Client:
     return client
 
 
+OOM = OutOfMemoryError("the node is low on memory")
+
+
 def died() -> ActorDiedError:
     return ActorDiedError()
 
@@ -236,11 +278,57 @@ def test_another_server_is_asked_when_one_dies() -> None:
     assert servers.asked == 3
 
 
-@pytest.mark.parametrize("error", [OwnerDiedError("a", None, ""), ObjectLostError("a", None, ""), NodeDiedError("b")])
+@pytest.mark.parametrize(
+    "error",
+    [OwnerDiedError("a", None, ""), ObjectLostError("a", None, ""), NodeDiedError("b"), OOM],
+)
 def test_another_server_is_asked_when_a_machine_takes_an_answer_with_it(error: Exception) -> None:
     servers = Servers([([JSON, b"{"], error), ([JSON, b"{}", standing("b")], None)])
     assert forwarded(servers).body == b"{}"
     assert servers.asked == 2
+
+
+@dataclass
+class Routed(Servers):
+    """Two servers, between which the gateway's router chooses. The first was killed, and Serve hasn't seen it."""
+
+    router: Affinity = field(default_factory=lambda: Affinity(2, 0.0, FAIRNESS))
+
+    def remote(self, request: ForwardedRequest) -> Any:
+        self.asked += 1
+        name = "ab"[self.router.choose(known_replicas().views(["a", "b"], request.task))]
+        known_replicas().sent(request, name)
+        return Answer([], OOM) if name == "a" else Answer([JSON, b"{}", standing("b")], None)
+
+
+@pytest.fixture
+def nothing_known() -> Iterator[None]:
+    """A gateway's process that has just begun."""
+    known_replicas.cache_clear()
+    yield
+    known_replicas.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_a_server_that_was_killed_for_its_memory_is_asked_once() -> None:
+    """Serve keeps it until health checks have failed, and it alone had the task in memory."""
+    known_replicas().told(standing("a", spam=0))
+    known_replicas().told(standing("b", spam=1000))
+    servers = Routed([])
+    for asked in (2, 3, 4):
+        assert forwarded(servers).body == b"{}"
+        assert servers.asked == asked
+
+
+def test_no_server_runs_or_starts() -> None:
+    servers = Servers([([], DeploymentUnavailableError(DeploymentID("servers")))])
+    client = forwarded(servers)
+    assert client.sent[0]["status"] == 503
+    assert (b"retry-after", b"1") in client.sent[0]["headers"]
+    error = json.loads(client.body)["error"]
+    assert error["message"] == "expected a server, found none that runs or starts; ask again"
+    assert error["type"] == "server_error"
+    assert servers.asked == 1
 
 
 def test_no_server_is_left() -> None:
@@ -266,7 +354,10 @@ def test_the_log_has_a_bounded_name_of_a_request(caplog: pytest.LogCaptureFixtur
     assert all("a request for 'xxx" in message and len(message) < 200 for message in caplog.messages)
 
 
-@pytest.mark.parametrize(("error", "code"), [(died(), "server_ended"), (asyncio.TimeoutError(), "timeout")])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(died(), "server_ended"), (OOM, "server_ended"), (asyncio.TimeoutError(), "timeout")],
+)
 def test_a_stream_that_has_begun_is_not_begun_again(error: Exception, code: str) -> None:
     servers = Servers([([STREAM, b"data: 1\n\n"], error)])
     client = forwarded(servers)

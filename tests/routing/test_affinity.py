@@ -13,13 +13,39 @@ from weightpager.routing.round_robin import RoundRobin
 from weightpager.routing.router import ReplicaView
 
 
-def view(lacks: int = 0, queue: int = 0, free: int = 1000) -> ReplicaView:
-    return ReplicaView(lacks, free, queue)
+def view(lacks: int = 0, queue: int = 0, free: int = 1000, *, eligible: bool = True) -> ReplicaView:
+    return ReplicaView(lacks, free, queue, eligible)
+
+
+OUT = view(eligible=False)
+"""It lacks nothing, and has no queue: only that it isn't eligible speaks against it."""
 
 
 def test_round_robin_takes_turns() -> None:
     router = RoundRobin()
     assert [router.choose([view(9), view(), view()]) for _ in range(5)] == [0, 1, 2, 0, 1]
+
+
+def test_round_robin_passes_over_who_isnt_eligible() -> None:
+    router = RoundRobin()
+    assert [router.choose([view(), OUT, view()]) for _ in range(3)] == [0, 2, 0]
+    assert [router.choose([view(), view(), view()]) for _ in range(3)] == [1, 2, 0]
+    assert router.choose([OUT, view(10**9, queue=99), OUT]) == 1
+
+
+def test_affinity_passes_over_who_isnt_eligible() -> None:
+    """Whatever the others lack, and however long their queues are."""
+    router = Affinity(3, 10.0)
+    assert [router.choose([OUT, view(10**9, queue=99), OUT]) for _ in range(100)] == [1] * 100
+    assert router.choose([view(), view(), view()]) == 0
+
+
+def test_those_that_arent_eligible_count_in_no_rule() -> None:
+    slack = Affinity(3, 0.0, Fairness(slack=2))
+    assert slack.choose([OUT, view(0, queue=5), view(100, queue=3)]) == 1  # by the shortest of their own queues
+    share = Affinity(3, 10.0, Fairness(share=1.2))
+    chosen = [share.choose([OUT, view(0), view(100)]) for _ in range(2000)]
+    assert 0.55 <= chosen.count(1) / 2000 <= 0.65
 
 
 def test_a_request_goes_where_least_has_to_be_loaded() -> None:

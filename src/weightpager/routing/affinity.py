@@ -49,7 +49,7 @@ class Affinity:
 
     all in bytes: what has to be loaded, what has to go for it and may have to be loaded again, and what the queue
     weighs; ``request_bytes`` is what a replica loads while a request computes. Of equal costs the replica counts that
-    has had the fewest of the latest requests. Who may get it:
+    has had the fewest of the latest requests. Of those that are eligible, these may get it:
 
     1. Replicas whose queue is at most ``slack`` requests longer than the shortest one. So a request that is sent while
        Q are under way on N replicas never makes a queue longer than Q / N + slack + 1: none grows without bound unless
@@ -78,7 +78,7 @@ class Affinity:
 
     def choose(self, replicas: Sequence[ReplicaView]) -> int:
         """Implements `Router.choose`."""
-        chosen = min(self._eligible(replicas), key=lambda number: (self._cost(replicas[number]), self._lately[number]))
+        chosen = min(self._fair(replicas), key=lambda number: (self._cost(replicas[number]), self._lately[number]))
         self._lately *= 1 - 1 / self._fairness.window
         self._lately[chosen] += 1
         return chosen
@@ -87,8 +87,9 @@ class Affinity:
         waiting = self._fairness.queue_weight * self.request_bytes * replica.queue
         return replica.lacks + max(0, replica.lacks - replica.free) + waiting
 
-    def _eligible(self, replicas: Sequence[ReplicaView]) -> list[int]:
-        longest = min(replica.queue for replica in replicas) + self._fairness.slack
-        most = self._fairness.share * self._lately.mean() + 1
-        short = [number for number, replica in enumerate(replicas) if replica.queue <= longest]
+    def _fair(self, replicas: Sequence[ReplicaView]) -> list[int]:
+        eligible = [number for number, replica in enumerate(replicas) if replica.eligible]
+        longest = min(replicas[number].queue for number in eligible) + self._fairness.slack
+        most = self._fairness.share * self._lately[eligible].mean() + 1
+        short = [number for number in eligible if replicas[number].queue <= longest]
         return [number for number in short if self._lately[number] <= most] or short

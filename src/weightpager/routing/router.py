@@ -16,11 +16,13 @@ class ReplicaView:
             will be loaded in any case.
         free: bytes of memory for pages that nothing is in.
         queue: requests that were sent there and aren't answered yet.
+        eligible: whether it may get the request.
     """
 
     lacks: int
     free: int
     queue: int
+    eligible: bool = True
 
 
 class Router(Protocol):
@@ -30,5 +32,5 @@ class Router(Protocol):
         """The number of the replica that gets the next request.
 
         Args:
-            replicas: as they are now for this request, always in the same order, one at least.
+            replicas: as they are now for this request, always in the same order; one at least is eligible.
         """

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -34,8 +35,10 @@ _GRACE = 2.0
 _TRIES = 4
 """Servers that a request is sent to, one after the other, when they die before they have answered."""
 
-_LOST = (RayActorError, ObjectLostError, NodeDiedError)
-"""A server has died, or its machine with a piece of an answer that was too large to travel with the message."""
+_LOST = (RayActorError, OutOfMemoryError, ObjectLostError, NodeDiedError)
+"""A server has died, or its machine with a piece of an answer that was too large to travel with the message.
+
+An `OutOfMemoryError` is that of a server that Ray's memory monitor has killed."""
 
 _ENDED = ErrorDetail(message="the server has ended; ask again", type="server_error", code="server_ended")
 _TOO_LONG = ErrorDetail(
@@ -44,6 +47,8 @@ _TOO_LONG = ErrorDetail(
 _ALL_DIED = ErrorDetail(
     message=f"expected a server's answer, found that {_TRIES} servers died; ask again", type="server_error"
 )
+_UNAVAILABLE = ErrorDetail(message="expected a server, found none that runs or starts; ask again", type="server_error")
+_AGAIN = {"Retry-After": "1"}
 
 _FORWARDED = ("/v1/", "/docs", "/openapi.json", "/health", "/ready")
 
@@ -82,16 +87,15 @@ class Gateway:
                 async for piece in self._asked(request, deadline):
                     await reply.take(piece)
                 return
-            except (*_LOST, asyncio.TimeoutError) as error:
+            except (*_LOST, DeploymentUnavailableError, asyncio.TimeoutError) as error:
                 _log.warning("a request for %s has no answer: %s", shown(request.task), type(error).__name__)
-                late = isinstance(error, asyncio.TimeoutError)
                 if reply.begun:
-                    await reply.cut(_TOO_LONG if late else _ENDED)
+                    await reply.cut(_TOO_LONG if isinstance(error, asyncio.TimeoutError) else _ENDED)
                     return
-                if late:
-                    await answer(504, _TOO_LONG)(scope, receive, send)
+                if not isinstance(error, _LOST):
+                    await _refusal(error)(scope, receive, send)
                     return
-        await answer(503, _ALL_DIED, {"Retry-After": "1"})(scope, receive, send)
+        await answer(503, _ALL_DIED, _AGAIN)(scope, receive, send)
 
     async def _asked(self, request: ForwardedRequest, deadline: float) -> AsyncIterator[Piece]:
         """A server's answer, piece by piece; the standing at its end is taken note of."""
@@ -105,9 +109,19 @@ class Gateway:
                 yield piece
         except StopAsyncIteration:
             return
+        except _LOST:
+            known_replicas().lost(request)
+            raise
         finally:
             known_replicas().ended(request)
             pieces.cancel()
+
+
+def _refusal(error: Exception) -> Response:
+    """The answer to a request that isn't sent again."""
+    if isinstance(error, asyncio.TimeoutError):
+        return answer(504, _TOO_LONG)
+    return answer(503, _UNAVAILABLE, _AGAIN)
 
 
 class _Forwarding(Response):

@@ -20,6 +20,7 @@ class KnownReplicas:
         self._lock = threading.Lock()
         self._standings: dict[str, Standing] = {}
         self._sent: dict[str, tuple[str, str] | None] = {}
+        self._lost: set[str] = set()
         self._there: frozenset[str] | None = None  # None until `only` was called: then any server may be told of
 
     def told(self, standing: Standing) -> None:
@@ -30,6 +31,7 @@ class KnownReplicas:
             known = self._standings.get(standing.replica)
             if known is None or known.sequence < standing.sequence:
                 self._standings[standing.replica] = standing
+                self._lost.discard(standing.replica)
 
     def begun(self, request: ForwardedRequest) -> None:
         """A request has come, and waits to be routed."""
@@ -42,6 +44,15 @@ class KnownReplicas:
             if request.key in self._sent:
                 self._sent[request.key] = (replica, request.task)
 
+    def lost(self, request: ForwardedRequest) -> None:
+        """The server that got a request seems to have died: until it says a word, others are preferred.
+
+        Serve itself still sends requests to a server that was killed for its memory, until health checks have failed.
+        """
+        with self._lock:
+            if sent := self._sent.get(request.key):
+                self._lost.add(sent[0])
+
     def ended(self, request: ForwardedRequest) -> None:
         """A request was answered or given up."""
         with self._lock:
@@ -51,12 +62,18 @@ class KnownReplicas:
         """Forget all servers but these, which are all that there are."""
         with self._lock:
             self._there = frozenset(replicas)
+            self._lost &= self._there
             self._standings = {name: self._standings[name] for name in replicas if name in self._standings}
 
     def views(self, replicas: Sequence[str], task: str) -> list[ReplicaView]:
-        """The servers as a router sees them for a request of this task. One that hasn't said a word lacks nothing."""
+        """The servers, one at least, as a router sees them for a request of this task.
+
+        One that hasn't said a word lacks nothing. Those are eligible that the least speaks against.
+        """
         with self._lock:
-            return [self._view(name, task) for name in replicas]
+            against = {name: self._against(name) for name in replicas}
+            least = min(against.values())
+            return [self._view(name, task, eligible=against[name] == least) for name in replicas]
 
     def request_bytes(self) -> float:
         """Bytes that a server loads while a request computes: the mean of those that know."""
@@ -69,13 +86,17 @@ class KnownReplicas:
         with self._lock:
             return [self._standings[name] for name in sorted(self._standings)]
 
-    def _view(self, name: str, task: str) -> ReplicaView:
+    def _against(self, name: str) -> bool:
+        """What speaks against a server."""
+        return name in self._lost
+
+    def _view(self, name: str, task: str, *, eligible: bool) -> ReplicaView:
         tasks = [sent[1] for sent in self._sent.values() if sent is not None and sent[0] == name]
         standing = self._standings.get(name)
         if standing is None:
-            return ReplicaView(0, 0, len(tasks))
+            return ReplicaView(0, 0, len(tasks), eligible)
         lacks = 0 if task in tasks else standing.lacks.get(task, 0)
-        return ReplicaView(lacks, standing.free, len(tasks))
+        return ReplicaView(lacks, standing.free, len(tasks), eligible)
 
 
 @cache
