@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,6 +150,34 @@ def test_servers_that_all_seem_dead_are_asked_all_the_same() -> None:
         known.sent(one, name)
         known.lost(one)
     assert eligible(known) == {"a": True, "b": True, "c": True}
+
+
+def test_a_server_that_hangs_gets_nothing_until_its_step_is_over() -> None:
+    known = KnownReplicas()
+    known.told(replace(standing("a"), stuck=True))
+    known.told(standing("b", spam=1000))
+    assert eligible(known) == {"a": False, "b": True, "c": True}
+    known.told(standing("a", sequence=2))
+    assert eligible(known) == {"a": True, "b": True, "c": True}
+
+
+def test_servers_that_all_hang_are_asked_all_the_same_but_for_those_that_seem_dead() -> None:
+    known = KnownReplicas()
+    for name in "abc":
+        known.told(replace(standing(name), stuck=True))
+    assert eligible(known) == {"a": True, "b": True, "c": True}
+    one = request("1", "spam")
+    known.begun(one)
+    known.sent(one, "b")
+    known.lost(one)
+    assert eligible(known) == {"a": True, "b": False, "c": True}
+
+
+def test_a_server_of_an_older_version_does_not_say_whether_it_hangs() -> None:
+    old = standing("a")
+    del vars(old)["stuck"]
+    assert not Standing(**vars(old)).stuck
+    assert asdict(pickle.loads(pickle.dumps(old))) == asdict(standing("a"))
 
 
 @dataclass
@@ -402,8 +431,10 @@ def test_a_server_is_replaced_once_a_step_takes_longer_than_a_request_may(
     replica: ServerReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = Settings().timeout
+    assert not replica.standing().stuck
     monkeypatch.setattr(Worker, "busy", most - 1)
     assert not replica._service.ready  # a balancer would send requests elsewhere
+    assert replica.standing().stuck  # so does the gateway
     replica.check_health()
     monkeypatch.setattr(Worker, "busy", most + 1)
     with pytest.raises(WeightpagerError, match=f"at most {most:g} seconds"):

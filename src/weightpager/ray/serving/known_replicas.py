@@ -86,9 +86,10 @@ class KnownReplicas:
         with self._lock:
             return [self._standings[name] for name in sorted(self._standings)]
 
-    def _against(self, name: str) -> bool:
-        """What speaks against a server."""
-        return name in self._lost
+    def _against(self, name: str) -> tuple[bool, bool]:
+        """What speaks against a server, the gravest first: it seems dead; it hangs in one step."""
+        standing = self._standings.get(name)
+        return name in self._lost, standing is not None and standing.stuck
 
     def _view(self, name: str, task: str, *, eligible: bool) -> ReplicaView:
         tasks = [sent[1] for sent in self._sent.values() if sent is not None and sent[0] == name]

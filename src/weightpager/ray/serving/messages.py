@@ -88,6 +88,7 @@ class Standing:
         waiting: number of texts that wait for their turn.
         bytes_read: bytes read from storage since it started.
         switches: number of switches since it started.
+        stuck: whether one step has kept it busy for too long. Servers of an older version don't say.
     """
 
     replica: str
@@ -100,6 +101,7 @@ class Standing:
     waiting: int
     bytes_read: int
     switches: int
+    stuck: bool = False
 
 
 @dataclass(frozen=True)

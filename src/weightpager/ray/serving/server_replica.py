@@ -98,6 +98,7 @@ class ServerReplica:
             waiting=sum(self._service.queue.waiting().values()),
             bytes_read=report.bytes_read,
             switches=engine.monitor.switches,
+            stuck=self._service.stuck,
         )
 
     def record_routing_stats(self) -> dict[str, Any]:
