@@ -124,7 +124,7 @@ def eligible(known: KnownReplicas, task: str = "spam") -> dict[str, bool]:
 
 def test_a_server_that_seems_dead_gets_nothing_until_it_says_a_word() -> None:
     known = KnownReplicas()
-    known.told(standing("a"))
+    known.told(standing("a", spam=0))
     assert eligible(known) == {"a": True, "b": True, "c": True}
     one = request("1", "spam")
     known.begun(one)
@@ -133,9 +133,9 @@ def test_a_server_that_seems_dead_gets_nothing_until_it_says_a_word() -> None:
     for name in "ab":
         known.sent(one, name)
         known.lost(one)
-    known.told(standing("a"))  # what was heard before
+    known.told(standing("a", spam=0))  # what was heard before
     assert eligible(known) == {"a": False, "b": False, "c": True}
-    known.told(standing("a", sequence=2))
+    known.told(standing("a", sequence=2, spam=0))
     assert eligible(known) == {"a": True, "b": False, "c": True}
     known.only(["a", "c"])
     known.only(["a", "b", "c"])
@@ -154,10 +154,10 @@ def test_servers_that_all_seem_dead_are_asked_all_the_same() -> None:
 
 def test_a_server_that_hangs_gets_nothing_until_its_step_is_over() -> None:
     known = KnownReplicas()
-    known.told(replace(standing("a"), stuck=True))
+    known.told(replace(standing("a", spam=0), stuck=True))
     known.told(standing("b", spam=1000))
     assert eligible(known) == {"a": False, "b": True, "c": True}
-    known.told(standing("a", sequence=2))
+    known.told(standing("a", sequence=2, spam=0))
     assert eligible(known) == {"a": True, "b": True, "c": True}
 
 
@@ -171,6 +171,47 @@ def test_servers_that_all_hang_are_asked_all_the_same_but_for_those_that_seem_de
     known.sent(one, "b")
     known.lost(one)
     assert eligible(known) == {"a": True, "b": False, "c": True}
+
+
+def test_a_server_whose_bundle_has_no_such_task_gets_nothing_unless_none_has_it() -> None:
+    known = KnownReplicas()
+    known.told(standing("a", spam=0))
+    known.told(standing("b", spam=0, topic=1000))
+    known.told(standing("c", spam=0))
+    assert eligible(known, "topic") == {"a": False, "b": True, "c": False}
+    assert eligible(known, "spam") == {"a": True, "b": True, "c": True}
+    assert eligible(known, "none") == {"a": True, "b": True, "c": True}  # any of them says so
+    assert eligible(known, "") == {"a": True, "b": True, "c": True}
+
+
+def test_a_server_that_has_said_nothing_may_have_the_task() -> None:
+    known = KnownReplicas()
+    known.told(standing("a", spam=0))
+    known.told(standing("b", spam=0))
+    assert eligible(known, "topic") == {"a": False, "b": False, "c": True}
+    assert eligible(known, "") == {"a": True, "b": True, "c": True}
+
+
+def test_a_server_that_hangs_is_asked_rather_than_one_that_has_no_such_task() -> None:
+    """To ask again may help after a 504; after a 404 it seems not to."""
+    known = KnownReplicas()
+    known.told(standing("a", spam=0))
+    known.told(replace(standing("b", spam=0, topic=0), stuck=True))
+    known.told(standing("c", spam=0))
+    assert eligible(known, "topic") == {"a": False, "b": True, "c": False}
+    one = request("1", "topic")
+    known.begun(one)
+    known.sent(one, "b")
+    known.lost(one)
+    assert eligible(known, "topic") == {"a": False, "b": True, "c": False}
+
+
+def test_every_request_for_a_new_task_goes_where_it_is() -> None:
+    """While Serve replaces servers one by one; each request is answered before the next comes."""
+    known, router = KnownReplicas(), Affinity(2, 1000.0, FAIRNESS)
+    known.told(standing("new", free=1 << 20, spam=0, topic=300_000))
+    known.told(standing("old", free=1 << 20, spam=0))
+    assert {router.choose(known.views(["new", "old"], "topic")) for _ in range(200)} == {0}
 
 
 def test_a_server_of_an_older_version_does_not_say_whether_it_hangs() -> None:
@@ -407,18 +448,35 @@ def replica(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     found._service.close()
 
 
+def classified(replica: ServerReplica, task: str) -> list[Piece]:
+    """A server's answer to a request for a task."""
+
+    async def pieces() -> list[Piece]:
+        body = json.dumps({"model": task, "input": "sun"}).encode()
+        headers = ((b"content-type", b"application/json"),)
+        asked = ForwardedRequest("1", task, "POST", "/v1/classifications", b"", headers, body)
+        return [piece async for piece in replica.answer(asked)]
+
+    return asyncio.run(pieces())
+
+
+def test_a_server_tells_what_it_lacks_of_every_task(replica: ServerReplica) -> None:
+    tasks = set(replica._service.engine.bundle.tasks)
+    before = replica.standing().lacks
+    assert set(before) == tasks
+    assert before["weather"] > 0
+    *_, last = classified(replica, "weather")
+    assert isinstance(last, Standing)
+    assert set(last.lacks) == tasks
+    assert last.lacks["weather"] == 0
+
+
 def test_an_unforeseen_failure_has_openais_form(replica: ServerReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a private matter")
 
-    async def pieces() -> list[Piece]:
-        body = json.dumps({"model": "weather", "input": "sun"}).encode()
-        headers = ((b"content-type", b"application/json"),)
-        asked = ForwardedRequest("1", "weather", "POST", "/v1/classifications", b"", headers, body)
-        return [piece async for piece in replica.answer(asked)]
-
     monkeypatch.setattr(EncodingKind, "encode", broken)
-    start, body, last = asyncio.run(pieces())
+    start, body, last = classified(replica, "weather")
     assert isinstance(start, ResponseStart)
     assert start.status == 500
     assert b"x-request-id" in dict(start.headers)

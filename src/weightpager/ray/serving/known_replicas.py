@@ -68,10 +68,10 @@ class KnownReplicas:
     def views(self, replicas: Sequence[str], task: str) -> list[ReplicaView]:
         """The servers, one at least, as a router sees them for a request of this task.
 
-        One that hasn't said a word lacks nothing. Those are eligible that the least speaks against.
+        One that hasn't said a word has every task, and lacks nothing. Those are eligible that the least speaks against.
         """
         with self._lock:
-            against = {name: self._against(name) for name in replicas}
+            against = {name: self._against(name, task) for name in replicas}
             least = min(against.values())
             return [self._view(name, task, eligible=against[name] == least) for name in replicas]
 
@@ -86,10 +86,16 @@ class KnownReplicas:
         with self._lock:
             return [self._standings[name] for name in sorted(self._standings)]
 
-    def _against(self, name: str) -> tuple[bool, bool]:
-        """What speaks against a server, the gravest first: it seems dead; it hangs in one step."""
-        standing = self._standings.get(name)
-        return name in self._lost, standing is not None and standing.stuck
+    def _against(self, name: str, task: str) -> tuple[bool, bool, bool]:
+        """What speaks against a server, the gravest first: it has no such task; it seems dead; it hangs in one step.
+
+        Servers have different tasks while Serve replaces them, after the bundle has changed. A request that names no
+        task is any server's.
+        """
+        standing, lost = self._standings.get(name), name in self._lost
+        if standing is None:
+            return False, lost, False
+        return task != "" and task not in standing.lacks, lost, standing.stuck
 
     def _view(self, name: str, task: str, *, eligible: bool) -> ReplicaView:
         tasks = [sent[1] for sent in self._sent.values() if sent is not None and sent[0] == name]

@@ -81,7 +81,7 @@ class Standing:
         replica: the server's id in the cluster.
         pid: the id of its process, on its machine.
         sequence: a number that grows with every standing of a replica.
-        lacks: bytes of each task that memory lacks.
+        lacks: bytes that memory lacks of each task of its bundle, also 0.
         free: bytes of memory for pages that nothing is in.
         request_bytes: bytes that it loads while a request computes, in the mean; 0 until it knows.
         current: the task that ran last.
