@@ -16,7 +16,7 @@ from benchmarks import provenance
 from benchmarks.accuracy import rows as table
 from benchmarks.accuracy.effort import Effort, effort_of
 from benchmarks.accuracy.rows import Row
-from benchmarks.accuracy.settings import FRACTIONS, INT4_FRACTIONS, METHODS, SEEDS, settings
+from benchmarks.accuracy.settings import FRACTIONS, INT4_FRACTIONS, METHODS, SEEDS, TRAINED_THROUGH, settings
 from benchmarks.accuracy.study import Outcome, Setting, Study
 from weightpager.cli.progress import progress
 from weightpager.compiler.measuring.quantise import QUANTISATIONS
@@ -62,7 +62,8 @@ def main(
         kept = None if bundles is None else bundles / f"{domain}-{number}"
         with progress() as told:
             study = Study(task_file(domain, effort, number), folder, told, kept)
-            dense = [name for name in QUANTISATIONS if not method or name in method]
+            trained = TRAINED_THROUGH if domain == "A" and number == 0 and not quick else {}
+            dense = [name for name in (*QUANTISATIONS, *trained) if not method or name in method]
             _run(study, domain, number, dense, chosen, effort, json, command)
 
 
@@ -86,7 +87,7 @@ def _run(
     facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": provenance.commit()}
 
     def note(setting: Setting | None, name: str, fraction: float, outcome: Outcome) -> None:
-        recover = "none" if setting is None else setting.recover.method
+        recover = setting.recover.method if setting else "finetune" if name in TRAINED_THROUGH else "none"
         sparsity = 0.0 if setting is None else 1 - setting.density
         rows = _rows(outcome, dense, fraction, sparsity, name, recover, facts)
         table.add(file, rows)
@@ -95,9 +96,13 @@ def _run(
     rows = [row for row in table.read(file) if row.domain == domain and row.seed == seed]
     known = {(row.method, row.recover, row.resident_fraction) for row in rows}
     for name in quantised:
-        if not any(key[0] == name for key in known):
+        if any(key[0] == name for key in known):
+            continue
+        if name in TRAINED_THROUGH:
+            outcome = study.trained_through(QUANTISATIONS[TRAINED_THROUGH[name]], effort.finetune(seed))
+        else:
             outcome = study.quantised(QUANTISATIONS[name])
-            note(None, name, round(outcome.fraction, 3), outcome)
+        note(None, name, round(outcome.fraction, 3), outcome)
     for setting in chosen:
         if (setting.method, setting.recover.method, setting.fraction) not in known:
             note(setting, setting.method, setting.fraction, study.sparse(setting))

@@ -14,9 +14,13 @@ _BLOCK = BlockShape(16, 32)
 BYTES = {dtype: block_bytes(_BLOCK, dtype) / block_bytes(_BLOCK, "bfloat16") for dtype in ("int8", "int4")}
 """Of a block with its scales, as a share of the same one in bfloat16."""
 
+TRAINED_THROUGH = {"all_blocks_int2": "int2"}
+"""Dense models that are trained through a rounding which no bundle has, and the rounding's name."""
+
 METHODS = (
     "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "ours_low_rank_int4", "unaligned",
     "shared_mask", "shared_mask_int8", "shared_mask_int4", "all_blocks_int4", "low_rank_int4", "per_task_checkpoint",
+    *TRAINED_THROUGH,
 )  # fmt: skip
 
 ALL_BLOCKS = 0.281

@@ -161,18 +161,30 @@ class Study:
 
     def trained_on(self, spec: RecoverSpec) -> DenseModel:
         """The dense model trained for as many steps more as the sparse ones get, without a teacher."""
-        source = self._base.source
-        longer = replace(source, models=copy.deepcopy(source.models))
-        everything = {info.name: np.ones((info.grid.count, len(source.models)), bool) for info in source.paged}
-        masks, alone = Masks(tuple(source.models), everything), spec.model_copy(update={"distillation": 0.0})
-        lesson = Lesson(source, longer, masks, self._base.data, alone)
-        finetune(lesson, self._journal(_dense_name(spec)), partial(self._progress, "train dense on"))
-        return longer
+        alone = self._lesson_of_all_blocks(spec.model_copy(update={"distillation": 0.0}))
+        finetune(alone, self._journal(_dense_name(spec)), partial(self._progress, "train dense on"))
+        return alone.sparse
 
     def quantised(self, quantisation: Quantisation) -> Outcome:
         """The dense model that `dense` chose, its paged weights quantised: one for all tasks, nothing to switch."""
         source = replace(self._dense, models=copy.deepcopy(self._dense.models))
-        start = time.perf_counter()
+        return self._quantised(quantisation, source, time.perf_counter())
+
+    def trained_through(self, quantisation: Quantisation, spec: RecoverSpec) -> Outcome:
+        """The same with all blocks trained through the rounding, for as many steps as the sparse ones get."""
+        start, lesson = time.perf_counter(), self._lesson_of_all_blocks(spec)
+        journal = self._journal(f"int{quantisation.bits}-{_dense_name(spec)}")
+        told = partial(self._progress, f"train dense in int{quantisation.bits}")
+        finetune(lesson, journal, told, quantisation.encoding)
+        return self._quantised(quantisation, lesson.sparse, start)
+
+    def _lesson_of_all_blocks(self, spec: RecoverSpec) -> Lesson:
+        source = self._base.source
+        everything = {info.name: np.ones((info.grid.count, len(source.models)), bool) for info in source.paged}
+        copied = replace(source, models=copy.deepcopy(source.models))
+        return Lesson(source, copied, Masks(tuple(source.models), everything), self._base.data, spec)
+
+    def _quantised(self, quantisation: Quantisation, source: DenseModel, start: float) -> Outcome:
         first = next(iter(source.models))
         total = sum(info.grid.out_features * info.grid.in_features for info in source.paged)
         with torch.no_grad():

@@ -21,6 +21,7 @@ NAMES = {
     "shared_mask_int8": "one shared mask in int8",
     "shared_mask_int4": "one shared mask in int4",
     "all_blocks_int4": "dense in int4, trained",
+    "all_blocks_int2": "dense in int2, trained",
     "low_rank_int4": "dense in int4, a low-rank part for each task",
     "unaligned": "unaligned",
     "per_task_checkpoint": "whole checkpoint per task",
@@ -40,9 +41,9 @@ _CLOSEST = 1.3
 _TRAINED = ("finetune", "closed-form", "none")
 _COLOURS = (
     "#0f766e", "#2563eb", "#0891b2", "#059669", "#65a30d", "#15803d", "#d97706", "#ca8a04", "#a16207", "#7c2d12",
-    "#475569", "#94a3b8", "#9333ea", "#be123c", "#e11d48", "#f43f5e", "#fb7185",
+    "#b45309", "#475569", "#94a3b8", "#9333ea", "#be123c", "#e11d48", "#f43f5e", "#fb7185",
 )  # fmt: skip
-_MARKS = ("o", "s", "^", "h", "H", "+", "D", "d", "p", "8", "x", "v", "P", "X", "*", "<", ">")
+_MARKS = ("o", "s", "^", "h", "H", "+", "D", "d", "p", "8", "x", "1", "v", "P", "X", "*", "<", ">")
 _DENSE = "#64748b"
 
 

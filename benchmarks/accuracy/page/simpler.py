@@ -10,7 +10,7 @@ from benchmarks.accuracy.page.points import Point
 
 _OURS = ("ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "ours_low_rank_int4")
 _ONE_MASK = ("shared_mask", "shared_mask_int8", "shared_mask_int4")
-_NEEDS_NO_PAGING = (*_ONE_MASK, "all_blocks_int4", "low_rank_int4", *QUANTISED)
+_NEEDS_NO_PAGING = (*_ONE_MASK, "all_blocks_int4", "all_blocks_int2", "low_rank_int4", *QUANTISED)
 _ABOUT = 1.125
 """int4 has 0.281 of the dense bytes, which a user who thinks of a quarter would still take."""
 

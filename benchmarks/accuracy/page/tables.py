@@ -16,6 +16,7 @@ _SHORT = {
     0.304: ("low_rank_int4",),
     0.281: ("all_blocks_int4", "int4"),
     0.163: ("ours_low_rank_int4",),
+    0.156: ("all_blocks_int2", "int2"),
     0.14: _SPARSE_INT4,
     0.07: _SPARSE_INT4,
     0.035: _SPARSE_INT4,

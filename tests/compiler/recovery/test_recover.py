@@ -38,6 +38,7 @@ from weightpager.compiler.training.early_stopping import CHECKS, Validation, che
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks, block_sums, drop
 from weightpager.errors import CompileError, ConfigError, WeightpagerError
+from weightpager.page_dtype import ENCODINGS
 
 QUIET = Journal.none()
 
@@ -313,6 +314,18 @@ def test_training_knows_what_rounding_will_do(tmp_path: Path) -> None:
     # Each is best as it was trained. Which is better rounded is chance on a model as small as this one.
     assert found["int4"][1] < found["int4"][0]
     assert found["bfloat16"][0] < found["bfloat16"][1]
+
+
+def test_a_training_may_go_through_another_rounding_than_that_of_pages(tmp_path: Path) -> None:
+    spec = RecoverSpec(steps=4, batch=8, distillation=0.3, patience=0)
+    trained = []
+    for dtype, encoding in (("int4", None), ("bfloat16", ENCODINGS["int4"])):
+        dense, data = load(tmp_path, dtype=dtype)
+        lesson = Lesson(dense, copied(dense), masks_of(dense), data, spec)
+        finetune(lesson, QUIET, nothing, encoding)
+        trained.append(lesson.sparse)
+    for info in trained[0].paged:
+        assert torch.equal(*(each.linear("animal", info.name).weight for each in trained))
 
 
 @pytest.mark.slow

@@ -45,11 +45,12 @@ class Quantisation:
     def _by_group(self, weight: Tensor) -> Tensor:
         rows, columns = weight.shape
         padded = torch.nn.functional.pad(weight.float(), (0, -columns % self.group)).view(rows, -1, self.group)
-        found = torch.from_numpy(nearest(padded.cpu().numpy(), self._encoding))
+        found = torch.from_numpy(nearest(padded.cpu().numpy(), self.encoding))
         return found.view(rows, -1)[:, :columns].to(weight).contiguous()
 
     @property
-    def _encoding(self) -> Encoding:
+    def encoding(self) -> Encoding:
+        """The numbers of a group and its scales, as pages would hold them."""
         half = 2 ** (self.bits - 1)
         return replace(ENCODINGS["int8"], bits=self.bits, least=-half, largest=half - 1, divisors=self.divisors)
 

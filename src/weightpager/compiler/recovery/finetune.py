@@ -28,6 +28,7 @@ from weightpager.compiler.training.logits import masked_logits
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks, Rounded
 from weightpager.compiler.training.sparse_products import SparseProducts
+from weightpager.page_dtype import Encoding
 from weightpager.progress import StepProgress
 
 STAGE = "finetune"
@@ -77,17 +78,23 @@ class Lesson:
         return placed([*self.teacher.models.values(), *self.sparse.models.values()], training_device())
 
 
-def finetune(lesson: Lesson, journal: Journal, progress: StepProgress) -> None:
+def finetune(lesson: Lesson, journal: Journal, progress: StepProgress, encoding: Encoding | None = None) -> None:
     """Train the sparse modules under their masks.
 
     Afterwards the modules still share all but their heads. Biases and norms of each task's own gained nothing here
     (0.872 against 0.874 with shared ones), and would be in memory for all tasks at any time.
 
+    Args:
+        lesson: what is trained, and by what.
+        journal: of the compile.
+        progress: told of the steps.
+        encoding: whose rounding the training goes through; None for that of the pages.
+
     Raises:
         CompileError: the loss is no longer finite.
     """
     with lesson.placed():
-        _training(lesson).run(journal, STAGE, progress)
+        _training(lesson, encoding).run(journal, STAGE, progress)
 
 
 def resumes(lesson: Lesson, journal: Journal) -> bool:
@@ -95,11 +102,11 @@ def resumes(lesson: Lesson, journal: Journal) -> bool:
     return _training(lesson).resumes(journal, STAGE)
 
 
-def _training(lesson: Lesson) -> Training:
+def _training(lesson: Lesson, encoding: Encoding | None = None) -> Training:
     tasks, spec = list(lesson.sparse.models), lesson.spec
     turns = alternating_batches(lesson.data, tasks, spec.batch, spec.seed)
     validation = validation_of(lesson.data, tasks, spec.patience)
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
-    rounding = Rounding.of(lesson.sparse, shared, spec.steps, checked=validation is not None)
+    rounding = Rounding.of(lesson.sparse, shared, spec.steps, encoding, checked=validation is not None)
     rates = groups(lesson.sparse, tasks, spec)
     return Training(rates, turns, lesson.errors(rounding), spec.steps, validation, rounding)

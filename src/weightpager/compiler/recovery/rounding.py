@@ -62,11 +62,21 @@ class Rounding:
 
     @classmethod
     def of(
-        cls, source: DenseModel, weights: Mapping[str, Tensor], steps: int, *, checked: bool = True
+        cls,
+        source: DenseModel,
+        weights: Mapping[str, Tensor],
+        steps: int,
+        encoding: Encoding | None = None,
+        *,
+        checked: bool = True,
     ) -> Rounding | None:
-        """What a training of a source's weights goes through; None where pages round so little that it needn't."""
+        """What a training of a source's weights goes through; None where pages round so little that it needn't.
+
+        An ``encoding`` takes the place of the pages'.
+        """
         dtype = source.task_file.dtype
-        return cls(weights, source.paged, ENCODINGS[dtype], steps, checked=checked) if dtype in ROUNDED else None
+        chosen = ENCODINGS[dtype] if encoding is None and dtype in ROUNDED else encoding
+        return None if chosen is None else cls(weights, source.paged, chosen, steps, checked=checked)
 
     def update(self, step: int) -> None:
         """Find the rows' divisors anew if this step is one at which that is due; step 0, before the first, is."""
