@@ -37,7 +37,7 @@ def prefetch_policy(
     replay(predictor, monitor.visits(), names)
     if monitor.current is None:
         predictor.interrupt()  # the visits are those of an earlier run
-    size = opened.residency.blocks.differential_pages * opened.bundle.page_bytes
+    size = opened.residency.differential_pages * opened.bundle.page_bytes
     seconds = StorageModel().seconds(0, round(size))
     dwell = monitor.dwell_seconds()
     expected = ExpectedUses(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)

@@ -205,6 +205,12 @@ class Residency:
         stay = [task for task in range(self.blocks.tasks) if task not in gone]
         return np.unique(np.concatenate([pages, *(self.blocks.needs(task) for task in stay)]))
 
+    @property
+    def differential_pages(self) -> float:
+        """What a task needs that another one lacks, in pages: the mean over all ordered pairs of tasks."""
+        with self._lock:
+            return self.blocks.differential_pages
+
     def check_unused(self, tasks: dict[str, int]) -> None:
         """Check that nobody uses these tasks.
 
