@@ -494,6 +494,43 @@ def test_closing_while_pages_are_loaded_tells_whoever_waits(bundle: Bundle) -> N
             engine.repair()
 
 
+def test_closing_while_all_reads_of_a_load_hang_tells_whoever_waits(bundle: Bundle) -> None:
+    """No read is queued whose end would tell."""
+    weather = len(bundle.pages_of("weather"))
+    with hanging(bundle, io_threads=weather) as (engine, store):
+        store.hang()
+        with engine.task("weather", wait=False) as module:
+            store.wait_for_reads(weather)
+            switching, running = InThread(lambda: engine.activate("weather")), InThread(lambda: logits(module))
+            for waiting in (switching, running):
+                waiting.join(0.1)
+                assert waiting.is_alive()
+            closing = InThread(engine.close)
+            with pytest.raises(EngineClosedError):
+                switching.result()
+            with pytest.raises(SwitchFailedError, match="the engine was closed"):
+                running.result()
+            store.resume()
+            closing.result()
+    assert not engine.blocks.loading
+
+
+def test_closing_tells_whoever_waits_for_the_slot_of_a_read_that_hangs(bundle: Bundle) -> None:
+    small, large, only = by_size(bundle)
+    with hanging(bundle, budget=room_for(bundle, large), io_threads=1) as (engine, store):
+        store.hang(only)
+        with engine.task(small, wait=False):
+            store.wait_for_a_read(only)
+        switching = InThread(lambda: engine.activate(large))
+        switching.join(0.1)
+        assert switching.is_alive()
+        closing = InThread(engine.close)
+        with pytest.raises(EngineClosedError):
+            switching.result()
+        store.resume()
+        closing.result()
+
+
 def test_no_thread_and_no_descriptor_outlives_an_engine(bundle: Bundle) -> None:
     def in_use() -> tuple[int, int]:
         threads = [thread for thread in threading.enumerate() if thread.name.startswith("weightpager")]

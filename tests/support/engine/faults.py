@@ -106,6 +106,11 @@ class HangingStore:
                 lambda: self.begun if pages is None else set(pages).intersection(self.begun), timeout=100
             )
 
+    def wait_for_reads(self, count: int) -> None:
+        """Of so many pages."""
+        with self._begun:
+            assert self._begun.wait_for(lambda: len(self.begun) >= count, timeout=100)
+
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         with self._begun:
             self.begun.extend(range(first, first + len(into)))

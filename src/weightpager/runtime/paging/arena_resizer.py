@@ -28,6 +28,7 @@ class ArenaResizer:
         Raises:
             BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
             StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
+            EngineClosedError: it was closed while slots were waited for; nothing has changed.
         """
         memory = self._state.memory
         wanted = memory.tables.in_use if tables is None else tables

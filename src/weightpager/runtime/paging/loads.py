@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from weightpager.errors import TaskNotActiveError
+from weightpager.runtime.paging.reads.failures import closed_while_loading
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.reads.page_waits import PendingPages
 from weightpager.runtime.paging.slot_allocator import SlotAllocator
@@ -29,8 +30,14 @@ class Loads:
         self._unawaited: dict[int, Sequence[PendingLoad]] = {}  # of each held task, loads that nobody has waited for
 
     def start(self, plan: SwitchPlan, request: SwitchRequest) -> PendingLoad:
-        """Begin to load what the prepare phase of a plan brings. The lock is held."""
+        """Begin to load what the prepare phase of a plan brings. The lock is held.
+
+        Raises:
+            EngineClosedError: it has been closed; nothing has changed.
+        """
         state = self._state
+        if state.closed:
+            raise closed_while_loading()
         state.prefetched.needed(state.blocks.needs(request.task), plan.loading, len(plan.prepare))
         self._slots.evict(plan.evict)
         before = state.blocks.reserved().tolist()
@@ -73,6 +80,11 @@ class Loads:
     def stop_prefetch(self) -> None:
         """Don't begin any more of the reads that nobody waits for. The lock is held."""
         self._cancel(but=self._state.waiters.pages)
+
+    def close(self) -> None:
+        """Have whoever waits know that no more pages will come, and don't begin any more reads. The lock is held."""
+        self._state.waiters.fail(closed_while_loading())
+        self._cancel(but=())
 
     def cancel_lost(self) -> None:
         """Free slots that were reserved for reads which Ctrl-C kept from being submitted.

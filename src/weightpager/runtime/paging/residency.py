@@ -164,11 +164,14 @@ class Residency:
             return self._state.prefetched.ledger.counts
 
     def close(self) -> None:
-        """End loading and waiting, and close the store, unless a read hangs in it."""
+        """End loading and waiting, and close the store, unless a read hangs in it.
+
+        Whoever waits is told at once: a read in flight may hang. It keeps its slots, and its memory, until it ends.
+        """
         with self._lock:
             self._state.closed = True
+            self._loads.close()
             self._state.changed()
-        self.stop_prefetch()
         if self._state.pager.close():
             self._state.store.close()
 

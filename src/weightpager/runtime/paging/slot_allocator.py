@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weightpager.errors import StoreTimeoutError
-from weightpager.runtime.paging.reads.failures import storage_hangs
+from weightpager.runtime.paging.reads.failures import closed_while_loading, storage_hangs
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.planning.plans import Pages, SwitchPlan
@@ -27,6 +27,7 @@ class SlotAllocator:
         Raises:
             BudgetError: tasks in use leave no room.
             StoreTimeoutError: reads that hang do.
+            EngineClosedError: it has been closed meanwhile.
         """
         hangs = False
         while True:
@@ -56,15 +57,22 @@ class SlotAllocator:
 
     def evict_unused(self) -> int:
         """Give up all that no held task needs. Returns the number of pages that went."""
-        self._state.lock.wait_for(lambda: not self._state.prefetched, self._state.read_timeout)
+        self._state.lock.wait_for(lambda: not self._state.prefetched or self._state.closed, self._state.read_timeout)
         pages = self._blocks.evictable()
         self.evict(pages)
         return len(pages)
 
     def await_read(self) -> bool:
-        """Wait until a read in flight has ended, whoever wanted it. Returns False if storage hangs."""
-        loading = self._blocks.loading
-        return self._state.lock.wait_for(lambda: self._blocks.loading < loading, self._state.read_timeout)
+        """Wait until a read in flight has ended, whoever wanted it. Returns False if storage hangs.
+
+        Raises:
+            EngineClosedError: it has been closed, so that nobody can use the slots.
+        """
+        state, loading = self._state, self._blocks.loading
+        ended = state.lock.wait_for(lambda: state.closed or self._blocks.loading < loading, state.read_timeout)
+        if state.closed:
+            raise closed_while_loading()
+        return ended
 
     def hang_error(self) -> StoreTimeoutError:
         """The error where reads that hang have slots which are needed."""

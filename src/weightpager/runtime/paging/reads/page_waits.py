@@ -185,6 +185,12 @@ class Waiters:
         for pending in self._all:
             pending.passed(pages)
 
+    def fail(self, error: BaseException) -> None:
+        """Tell everybody that no more pages will come. Nobody waits any more."""
+        waiting, self._all = self._all, []
+        for pending in waiting:
+            pending.failed(error)
+
     def remove(self, pending: PendingPages) -> None:
         """Let one wait no more."""
         self._all = [other for other in self._all if other is not pending]
