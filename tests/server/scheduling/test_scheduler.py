@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -161,6 +162,24 @@ def test_a_switch_that_loads_may_wait_for_more_requests() -> None:
     assert next_batch(one, turn, 1.0, policy, resident={"a"}) == Plan((0,))
     assert next_batch(one, Turn("a"), 1.0, policy) == Plan((0,))
     assert next_batch([*one, Waiting("a", 0.5)], turn, 1.0, policy) == Plan((0, 1))
+
+
+def test_a_full_batch_does_not_wait_for_a_task_that_lingers() -> None:
+    policy = Policy(patience=2, linger=1.5, batch=2)
+    alone, full = [Waiting("a", 0.0), Waiting("b", 0.1)], [Waiting("c", 0.2), Waiting("c", 0.3), Waiting("c", 0.4)]
+    assert next_batch([*alone, *full], Turn(), 0.5, policy) == Plan((2, 3))
+    assert next_batch([*alone, *full], Turn(), 1.5, policy) == Plan((0,))
+    assert next_batch([*alone, full[0]], Turn(), 0.5, policy) == Plan(again=1.5)
+
+
+@given(st.text("abc", min_size=1, max_size=8), st.integers(1, 4))
+def test_nothing_begins_only_where_nothing_would_if_each_task_were_alone(asked: str, batch: int) -> None:
+    policy = Policy(patience=2, linger=1.5, batch=batch)  # at 1.0 no request has lingered for long enough
+    waiting = [Waiting(task, number / 10) for number, task in enumerate(asked)]
+    plan = next_batch(waiting, Turn(), 1.0, policy)
+    alone = [next_batch([one for one in waiting if one.task == task], Turn(), 1.0, policy) for task in set(asked)]
+    assert bool(plan.places) == any(other.places for other in alone)
+    assert plan.again == (math.inf if plan.places else min(other.again for other in alone))
 
 
 @given(traces, policies, st.integers(1, 30))

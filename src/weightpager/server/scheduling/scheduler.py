@@ -2,8 +2,9 @@
 
 The current task goes first, since it needs no switch; then tasks that are in memory or have a batch under way; then the
 task that has waited longest. A task is *overdue* once its oldest request has waited for ``patience``. When the current
-turn is over, the next one goes to the overdue task that was served longest ago. Within a task, the work that has been
-ready for longest goes first: a request is ready when it comes, a batch under way when its latest step ends.
+turn is over, the next one goes to the overdue task that was served longest ago. A task that lingers for more requests
+lets those pass that have a full batch. Within a task, the work that has been ready for longest goes first: a request is
+ready when it comes, a batch under way when its latest step ends.
 
 So a request that is the first one of its task begins after at most
 
@@ -104,19 +105,20 @@ def next_batch(
         return Plan()
     if policy.order == "arrival":
         return _by_arrival(waiting, places, policy, started)
-    task = next_task([waiting[place] for place in places], turn, now, policy, resident, started)
-    candidates = [place for place in places if waiting[place].task == task]
-    run = _longest_ready(started, task)
-    if run is not None and not (candidates and waiting[candidates[0]].arrived < started[run].ready):
-        return Plan(run=run)
-    first = waiting[candidates[0]]
-    alike = [place for place in candidates if waiting[place].kind == first.kind]
-    batch = largest_batch(waiting, alike, started, policy)
-    full = len(batch) == policy.batch or len(batch) < len(alike)
-    due = first.arrived + min(policy.linger, policy.patience)
-    if run is None and task != turn.task and task not in resident and not full and now < due:
-        return Plan(again=due)
-    return Plan(batch)
+    again = math.inf
+    while places or started:
+        task = next_task([waiting[place] for place in places], turn, now, policy, resident, started)
+        candidates = [place for place in places if waiting[place].task == task]
+        run = _longest_ready(started, task)
+        if run is not None and not (candidates and waiting[candidates[0]].arrived < started[run].ready):
+            return Plan(run=run)
+        batch, due = _largest_of(waiting, candidates, started, policy)
+        if run is not None or task == turn.task or task in resident or now >= due:
+            return Plan(batch)
+        # It lingers: nothing is under way, and no task is in memory or overdue. Others may have a full batch.
+        again = min(again, due)
+        places = [place for place in places if waiting[place].task != task]
+    return Plan(again=again)
 
 
 def next_task(
@@ -139,6 +141,24 @@ def next_task(
         return min(overdue, key=lambda task: (turn.served_at.get(task, -math.inf), oldest[task]))
     here = [task for task in oldest if task in resident or any(run.task == task for run in started)]
     return min(here or oldest, key=lambda task: oldest[task])
+
+
+def _largest_of(
+    waiting: Sequence[Waiting], places: Sequence[int], started: Sequence[Started], policy: Policy
+) -> tuple[tuple[int, ...], float]:
+    """The batch that begins with a task's oldest request, and until when a switch for it lingers.
+
+    Args:
+        waiting: all requests, in the order of arrival.
+        places: of those of the task that may begin.
+        started: batches under way.
+        policy: how requests are grouped.
+    """
+    first = waiting[places[0]]
+    alike = [place for place in places if waiting[place].kind == first.kind]
+    batch = largest_batch(waiting, alike, started, policy)
+    full = len(batch) == policy.batch or len(batch) < len(alike)
+    return batch, first.arrived + (0.0 if full else min(policy.linger, policy.patience))
 
 
 def _longest_ready(started: Sequence[Started], task: str | None = None) -> int | None:
