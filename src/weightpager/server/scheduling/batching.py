@@ -69,10 +69,11 @@ def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: floa
     """
     found, crowded = [], False
     for place, request in enumerate(waiting):
-        late = now - request.arrived >= policy.patience
         if not request.cached:
             found.append(place)
-        elif not crowded and _has_place(request, started, policy, late=late):
+            continue
+        late = now - request.arrived >= policy.patience
+        if not crowded and _has_place(request, started, policy, late=late):
             if not started or request.prompt + request.new_tokens <= _free(started, policy):
                 found.append(place)
             else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from weightpager.answers.work import Generate, Outcome, Work
@@ -71,6 +71,7 @@ class Job:
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
         began: when its batch began; None before.
         over: whether it has ended, and the listener knows how.
+        cancelled: whether nobody waits for it any more.
     """
 
     entry: TaskEntry
@@ -83,14 +84,14 @@ class Job:
     cached: bool = False
     began: float | None = None
     over: bool = False
-    _cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: bool = False
 
     @property
     def task(self) -> str:
         """The name of the task that it is for."""
         return self.entry.name
 
-    @property
+    @cached_property  # asked for at every step while the job waits
     def waiting(self) -> Waiting:
         """The job as the scheduler sees it."""
         work = self.work
@@ -100,14 +101,9 @@ class Job:
         kind = (work.kind, self.long, self.cached, alone)
         return Waiting(self.task, self.arrived, kind, work.tokens, new_tokens, self.cached)
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._cancelled.is_set()
-
     def cancel(self) -> None:
         """Give it up: it won't begin, or it ends after the forward that is being computed. Any thread may call this."""
-        self._cancelled.set()
+        self.cancelled = True
 
     def expire(self, now: float) -> bool:
         """End the job if it was cancelled or is late, and tell the listener; whether it has ended."""

@@ -131,7 +131,8 @@ class JobQueue:
 
     def _remove(self, places: Sequence[int]) -> list[Job]:
         taken = [self._jobs[place] for place in places]
-        self._jobs = [job for place, job in enumerate(self._jobs) if place not in places]
+        for place in sorted(places, reverse=True):
+            del self._jobs[place]
         return taken
 
     def _check_open(self) -> None:

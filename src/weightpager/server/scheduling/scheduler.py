@@ -133,7 +133,8 @@ def next_task(
     oldest: dict[str, float] = {}
     ready: list[Waiting | Started] = [*waiting, *started]
     for work in ready:
-        oldest[work.task] = min(work.arrived, oldest.get(work.task, math.inf))
+        if work.arrived < oldest.get(work.task, math.inf):
+            oldest[work.task] = work.arrived
     overdue = [task for task, arrived in oldest.items() if now - arrived >= policy.patience]
     if turn.task in oldest and not (overdue and turn.is_over(now, policy)):
         return turn.task
