@@ -174,6 +174,21 @@ def test_the_state_tells_of_requests_and_of_the_process(assistant_bundle: Path) 
         assert client.get("/status").json()["process_bytes"] > running.service.engine.report().memory.total
 
 
+def test_the_state_counts_requests_of_each_task_and_not_its_batches(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running, running.http() as client:
+
+        def requests() -> dict[str, int]:
+            return {task["name"]: task["requests"] for task in client.get("/status").json()["tasks"]}
+
+        for _ in range(2):
+            running.openai.embeddings.create(model="weather", input=["sun"] * 40)  # five batches
+        assert client.post("/v1/embeddings", json={"model": "animal", "input": "sun " * 9000}).status_code == 400
+        assert client.get("/v1/models/number").status_code == 200
+        while sum(requests().values()) < 3:
+            pass  # an answer is counted after its last byte has gone
+        assert requests() == {name: {"weather": 2, "animal": 1}.get(name, 0) for name in requests()}
+
+
 @pytest.mark.slow
 def test_the_state_tells_what_comes_next(assistant_bundle: Path) -> None:
     with serving(assistant_bundle) as running, running.http() as client:

@@ -29,7 +29,7 @@ def status(service: Service) -> Status:
     """The state as of now; nothing is loaded for it."""
     engine = service.engine
     report, residency, waiting = engine.report(), engine.residency(), service.queue.waiting()
-    forecast, fetched = engine.forecast(), report.prefetch
+    requests, forecast, fetched = service.metrics.requests(), engine.forecast(), report.prefetch
     known = engine.bundle.tasks
     # A reload may come between any two: only tasks that are in all of them are shown.
     fits = service.fitting(name for name in residency.needs if name in known)
@@ -54,7 +54,9 @@ def status(service: Service) -> Status:
         current=monitor.current,
         running=service.worker.running,
         queue_limit=service.queue.limit,
-        tasks=[_task(service, residency, known[name], waiting.get(name, 0), fits[name]) for name in names],
+        tasks=[
+            _task(known[name], residency, fits[name], waiting.get(name, 0), requests.get(name, 0)) for name in names
+        ],
         pages=_pages(residency),
         prefetch=None if fetched is None else PrefetchStatus(active=fetched.pays, **vars(fetched.pages)),
         rows=None if report.rows is None else RowStatus(**vars(report.rows)),
@@ -81,7 +83,7 @@ def _in_order(chances: Mapping[str, float], names: Sequence[str]) -> list[float]
     return [round(chances.get(name, 0.0), 4) for name in names]
 
 
-def _task(service: Service, residency: ResidencyMap, task: TaskEntry, waiting: int, available: bool) -> TaskStatus:
+def _task(task: TaskEntry, residency: ResidencyMap, available: bool, waiting: int, requests: int) -> TaskStatus:
     name = task.name
     return TaskStatus(
         name=name,
@@ -90,7 +92,7 @@ def _task(service: Service, residency: ResidencyMap, task: TaskEntry, waiting: i
         available=available,
         resident=residency.share(name),
         waiting=waiting,
-        requests=service.engine.monitor.requests.get(name, 0),
+        requests=requests,
         layers=[(int(here), int(need)) for here, need in residency.by_layer(name)],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter as Tally
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -88,7 +89,7 @@ class Metrics:
         """A request is over. ``route`` and ``task`` are names of ours, never text of a client's."""
         self._requests.labels(route, task, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
-        if route.startswith(_WORK) and not route.startswith(_LIST):
+        if _is_work(route):
             self.traffic.add(status, seconds)
 
     def began(self, task: str, waits: Sequence[float], gap: float) -> None:
@@ -113,14 +114,33 @@ class Metrics:
         self._durations.observe(switch.seconds)
         self._slowest_switch.raise_to(switch.seconds)
 
+    def requests(self) -> Mapping[str, int]:
+        """Requests for work that were taken and have been answered, well or not, by task."""
+        found: Tally[str] = Tally()
+        for labels, value in _totals(self._requests):
+            if labels["task"] and _is_work(labels["route"]):
+                found[labels["task"]] += int(value)
+        return found
+
     def compute_seconds(self) -> float:
         """Spent running tasks, all together."""
-        samples = (sample for family in self._compute.collect() for sample in family.samples)
-        return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+        return sum(value for _, value in _totals(self._compute))
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format; loads nothing."""
         return generate_latest(self.registry)
+
+
+def _is_work(route: str) -> bool:
+    return route.startswith(_WORK) and not route.startswith(_LIST)
+
+
+def _totals(counter: Counter) -> Iterator[tuple[Mapping[str, str], float]]:
+    """What a counter has counted, with the labels of each count."""
+    for family in counter.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_total"):
+                yield sample.labels, sample.value
 
 
 class _Most:
