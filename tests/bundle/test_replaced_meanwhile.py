@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from weightpager.bundle import Bundle, BundleWriter, reader, writing
+from weightpager.bundle.files import new_directory
 from weightpager.bundle.files.lock import locked
 from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.bundle.garbage import collect
@@ -80,6 +83,44 @@ def test_an_error_of_its_own_stays_one(path: Path, monkeypatch: pytest.MonkeyPat
         MADE_OF_IT[command](path)
 
 
+def test_one_that_was_removed_is_not_called_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once_before(monkeypatch, BundleWriter, "finish", lambda: shutil.rmtree(path))
+    with pytest.raises(BundleFormatError, match="expected a readable file, found No such file"):
+        repack(path, path.with_name("other.bundle"))
+
+
+def test_an_error_of_its_own_stays_one_where_it_was_removed_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        shutil.rmtree(path)
+        raise CompileError("the disk is full")
+
+    once_before(monkeypatch, BundleWriter, "finish", fail)
+    with pytest.raises(CompileError, match="the disk is full"):
+        repack(path, path.with_name("other.bundle"))
+
+
+def test_one_that_is_in_its_place_may_be_replaced_while_the_old_one_is_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once_before(monkeypatch, new_directory, "_remove", lambda: collect(path, ["weather"]) and None)
+    collect(path, ["animal"])
+    assert not {"animal", "weather"} & set(Bundle.open(path).tasks)
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_process_that_was_forked_while_it_was_written_holds_nothing(path: Path) -> None:
+    with writing(path, force=True, origin=Bundle.open(path)) as writer:
+        shutil.copytree(path.with_name("next"), writer.root, dirs_exist_ok=True)
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        collect(path, ["animal"])
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_one_that_another_command_is_about_to_replace_stays(path: Path) -> None:
     taken, errors = CompileError("taken"), lambda: storage_errors_as(CompileError, "the bundle")
     with locked(path, 0, taken, errors), pytest.raises(CompileError, match="another command writing there"):
@@ -98,6 +139,16 @@ def test_one_that_comes_in_its_place_before_it_is_locked_stays(path: Path, monke
 def test_opening_begins_again(path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     once_before(monkeypatch, reader, part, lambda: replaced(path))
     assert "weather" not in Bundle.open(path).tasks
+
+
+def test_a_directory_that_has_another_number_at_each_look_is_given_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = count()
+    monkeypatch.setattr(reader, "place_of", lambda _: (0, next(numbers)))
+    (path / "page-index.safetensors").write_bytes(b"")
+    with pytest.raises(BundleFormatError, match="page-index"):
+        Bundle.open(path)
 
 
 def test_verifying_begins_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,9 @@ def collect(path: str | Path, drop: Iterable[str] = (), progress: StepProgress =
         progress: told (pages done, pages in all).
 
     Raises:
-        BundleError: the bundle is damaged, or has no such task.
+        BundleError: the bundle is damaged, has no such task, or was replaced meanwhile.
         ConfigError: no task would be left.
-        CompileError: the storage refused a write.
+        CompileError: the storage refused a write, or another command is writing there at this moment.
     """
     bundle = Bundle.open(path)
     subset = TaskSubset.without(bundle, drop)

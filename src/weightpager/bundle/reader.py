@@ -38,6 +38,9 @@ from weightpager.graph.file import graph_file
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.page_dtype import block_bytes
 
+LOOKS = 3
+"""At a bundle that others replace while it is read. It is less than no end: some systems number a directory anew."""
+
 _MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must not be read into memory whole
 
 
@@ -77,13 +80,13 @@ class Bundle:
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")
         with of_bundle(root):
-            while True:
+            for _ in range(LOOKS):
                 before = place_of(root)
-                try:
+                with suppress(BundleError):
                     return cls._read(root)
-                except BundleError:
-                    if place_of(root) == before:
-                        raise  # else a part was read of another bundle, which has taken this one's place meanwhile
+                if place_of(root) == before:
+                    break  # else a part was read of another bundle, which has taken this one's place meanwhile
+            return cls._read(root)
 
     @classmethod
     def _read(cls, root: Path) -> Bundle:
@@ -269,15 +272,15 @@ def check_in_place(bundle: Bundle) -> None:
     """See that what lies at a bundle's path is still the same bundle.
 
     Raises:
-        BundleError: it isn't.
+        BundleError: it isn't, or nothing can be read there.
     """
-    with suppress(BundleError):
-        if read_manifest(bundle.path) == bundle.manifest:
-            return
-    raise BundleError(
-        f"{bundle.path}: expected the bundle that was opened, found another one, by which a command has replaced it "
-        "meanwhile; run this one again"
-    )
+    with of_bundle(bundle.path):
+        found = read_manifest(bundle.path)
+    if found != bundle.manifest:
+        raise BundleError(
+            f"{bundle.path}: expected the bundle that was opened, found another one, by which a command has replaced "
+            "it meanwhile; run this one again"
+        )
 
 
 def _instead_of_directory(path: Path) -> str:

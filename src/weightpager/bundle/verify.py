@@ -18,7 +18,7 @@ from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPO
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.bundle.parts.model_files import check_model_file, extra_files, model_files, unlisted
 from weightpager.bundle.parts.parameter_file import parameter_files, stored_parameters
-from weightpager.bundle.reader import Bundle, opened_files, place_of, read_manifest, read_page_index
+from weightpager.bundle.reader import LOOKS, Bundle, opened_files, place_of, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
 from weightpager.progress import StepProgress, silent
@@ -79,11 +79,12 @@ def verify(path: str | Path, progress: StepProgress = silent) -> Verification:
         progress: told (pages done, pages in all).
     """
     root = Path(path)
-    while True:
+    for _ in range(LOOKS):
         before = place_of(root)
         found = _verified(root, progress)
         if not found.problems or place_of(root) == before:
-            return found  # else a part of another bundle was checked, which has taken this one's place meanwhile
+            break  # else a part of another bundle was checked, which has taken this one's place meanwhile
+    return found
 
 
 def _verified(root: Path, progress: StepProgress) -> Verification:

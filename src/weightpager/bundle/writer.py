@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.reader import Bundle, check_in_place
-from weightpager.errors import CompileError, ConfigError, WeightpagerError
+from weightpager.errors import BundleFormatError, CompileError, ConfigError, WeightpagerError
 from weightpager.machine.paths import has_directory, has_file
 
 storage_errors = partial(storage_errors_as, CompileError, "the bundle")
@@ -167,7 +167,8 @@ def _blaming(origin: Bundle | None) -> Iterator[None]:
         yield
     except WeightpagerError:
         if origin is not None:
-            check_in_place(origin)
+            with suppress(BundleFormatError):  # it can't be read, which says less than the first error
+                check_in_place(origin)
         raise
 
 

@@ -27,6 +27,7 @@ from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.resume.entry import UNFINISHED
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, journal_folder
 from weightpager.compiler.resume.workers import LOCAL, Workers
@@ -73,7 +74,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         ConfigError: the task file, ``out`` or a variable of the environment is wrong.
         CompileError: the model or the data can't be compiled, the storage is full, or another compile into the same
             bundle is going on.
-        BundleError, StoreError: the base can't be used.
+        BundleError, StoreError: the base can't be used, or was replaced meanwhile.
         CompileInterrupted: Ctrl-C. It is a `KeyboardInterrupt`, whose text says what is kept.
     """
     task_file, shared = _parse(tasks), Cache.of_user() if cache else Cache.none()
@@ -109,7 +110,7 @@ def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
         if kept:
             text = f"kept in {folder}: {', '.join(kept)}. The same command goes on from there; what is "
             text += "not named is done again"
-        elif any(folder.rglob("*.safetensors")):
+        elif any(not path.parent.name.startswith(UNFINISHED) for path in folder.rglob("*.safetensors")):
             text = f"what earlier runs have kept stays in {folder}"
         else:
             text = "nothing was trained that could be kept: begin again"

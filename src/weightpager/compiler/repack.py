@@ -92,10 +92,10 @@ def repack(
         progress: told (pages done, pages in all).
 
     Raises:
-        BundleError, StoreError: the bundle can't be used, or has no such task.
+        BundleError, StoreError: the bundle can't be used, has no such task, or was replaced meanwhile.
         ConfigError: no task would be left, ``out`` may not be written, or the page is no power of two that holds a
             block.
-        CompileError: the storage refused a write.
+        CompileError: the storage refused a write, or another command is writing there at this moment.
     """
     bundle = Bundle.open(path)
     subset = TaskSubset.without(bundle, without)

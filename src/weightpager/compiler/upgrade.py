@@ -35,9 +35,9 @@ def upgrade(path: str | Path, out: str | Path, *, force: bool = False) -> Upgrad
         force: replace an existing bundle.
 
     Raises:
-        BundleError: the bundle can't be used.
+        BundleError: the bundle can't be used, or was replaced meanwhile.
         ConfigError: ``out`` may not be written.
-        CompileError: the storage refused a write.
+        CompileError: the storage refused a write, or another command is writing there at this moment.
     """
     bundle = Bundle.open(path)
     subset = TaskSubset(bundle, tuple(bundle.tasks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from weightpager.errors import WeightpagerError
@@ -39,7 +39,14 @@ def locked(
                 raise taken
         yield descriptor
     finally:
+        unlock(descriptor)
         os.close(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock back: closing isn't enough where a process that was forked meanwhile has the descriptor too."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def lock(descriptor: int, *, required: bool = True) -> bool:

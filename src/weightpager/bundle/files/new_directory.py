@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weightpager.bundle.files.lock import lock
+from weightpager.bundle.files.lock import lock, unlock
 from weightpager.bundle.files.permissions import open_up
 
 _AT_FDCWD = -100
@@ -44,7 +44,7 @@ def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]]
         replace: take the place of what is there, whose mode the body then hands on. Else only an empty directory that
             has come meanwhile is replaced.
     """
-    with scratch(path.parent, _beginning(path), errors) as temporary:
+    with _scratch(path.parent, _beginning(path), errors) as (temporary, held):
         yield temporary
         with errors():
             if not os.path.lexists(path):
@@ -57,6 +57,7 @@ def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]]
                 _exchange(temporary, path)
             else:
                 temporary.rename(path)
+            unlock(held)  # it is in its place, and whoever comes next may replace it
             sync(path.parent)
 
 
@@ -71,15 +72,25 @@ def scratch(
         prefix: of its name.
         errors: as for `new_directory`.
     """
+    with _scratch(parent, prefix, errors) as (temporary, _):
+        yield temporary
+
+
+@contextmanager
+def _scratch(
+    parent: Path, prefix: str, errors: Callable[[], AbstractContextManager[None]]
+) -> Iterator[tuple[Path, int]]:
+    """`scratch`, and the descriptor that holds its lock."""
     remove_leftovers(parent, prefix)
     with errors():
         temporary, held = _claimed(parent, prefix)
     try:
-        yield temporary
+        yield temporary, held
     finally:
         try:
             _remove(temporary)
         finally:
+            unlock(held)
             os.close(held)
 
 

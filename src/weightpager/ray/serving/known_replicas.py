@@ -94,7 +94,7 @@ class KnownReplicas:
         """
         standing, lost = self._standings.get(name), name in self._lost
         if standing is None:
-            return False, lost, False
+            return lost, lost, False  # one that died before it said a word may have had no task
         return task != "" and task not in standing.lacks, lost, standing.stuck
 
     def _view(self, name: str, task: str, *, eligible: bool) -> ReplicaView:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from weightpager.bundle.files.lock import lock
+from weightpager.bundle.files.lock import lock, unlock
 from weightpager.bundle.files.new_directory import sync
 from weightpager.bundle.files.regular_file import open_regular
 from weightpager.errors import ConfigError
@@ -92,7 +91,7 @@ class AppendedFile:
     def close(self) -> None:
         """Let others use it. To be called once."""
         os.close(self._file)
-        fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process that was forked meanwhile has the descriptor too
+        unlock(self._lock)
         os.close(self._lock)
 
 

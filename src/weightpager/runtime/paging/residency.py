@@ -152,9 +152,9 @@ class Residency:
             self._lock.notify_all()
 
     def await_prefetch(self, timeout: float) -> BaseException | None:
-        """Wait until every prefetch has ended. Returns why the latest has failed, None if it hasn't."""
+        """Wait until every prefetch has ended, or all has. Returns why the latest has failed, None if it hasn't."""
         with self._lock:
-            self._lock.wait_for(lambda: not self._state.prefetched, timeout)
+            self._lock.wait_for(lambda: not self._state.prefetched or self._state.closed, timeout)
             return self._state.prefetched.error
 
     @property
@@ -166,7 +166,8 @@ class Residency:
     def close(self) -> None:
         """End loading and waiting, and close the store, unless a read hangs in it.
 
-        Whoever waits is told at once: a read in flight may hang. It keeps its slots, and its memory, until it ends.
+        Whoever waits for a load is told at once: a read in flight may hang. It keeps its slots, and its memory, until
+        it ends.
         """
         with self._lock:
             self._state.closed = True

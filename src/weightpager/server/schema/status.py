@@ -14,7 +14,7 @@ class TaskStatus(Answer):
         available: whether the budget has room for it.
         prompts: how a text-generation task reads prompts; None for other kinds.
         waiting: texts that wait for their turn.
-        requests: for work on it that the server has taken, since it started, and answered, well or not.
+        requests: for work on it that the server has answered since it started, well or not.
         layers: for each layer, how many of the task's pages are resident and how many there are.
     """
 
