@@ -35,6 +35,9 @@ NAMES = {
 QUANTISED = ("int8", "int4", "int3", "int2")
 """Methods whose fraction follows from their bits; the others are measured where they are asked to be."""
 
+_ENTRY = 0.215
+"""Inches that an entry of the legend takes."""
+
 _CLOSEST = 1.3
 """Ratio of two fractions whose numbers don't run into each other."""
 
@@ -83,7 +86,8 @@ def frontier(points: Sequence[Point], metric: str, depth: float, *, log_metric: 
         axes.set_ylabel(metric)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
-    return svg(draw, (9, 4.2))
+    entries = len(_lines(points)) + 1  # and the dense line
+    return svg(draw, (9, max(4.2, _ENTRY * entries + 0.4)))
 
 
 def _lines(points: Sequence[Point]) -> dict[str, list[Point]]:
