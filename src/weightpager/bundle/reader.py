@@ -39,7 +39,7 @@ from weightpager.machine.paths import has_directory, has_file
 from weightpager.page_dtype import block_bytes
 
 LOOKS = 3
-"""At a bundle that others replace while it is read. It is less than no end: some systems number a directory anew."""
+"""How often a bundle is read that others replace meanwhile. On some file systems each look finds another directory."""
 
 _MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must not be read into memory whole
 
