@@ -30,7 +30,7 @@ from weightpager.config import EngineConfig, cache_dir
 from weightpager.lab import samples
 from weightpager.lab.demo.compiled import BATCH, RATE, TRAINING_STEPS
 from weightpager.lab.demo.run import EVAL_ITEMS
-from weightpager.limits.cgroup import run_limited
+from weightpager.limits.cgroup import LimitedRun, run_limited
 from weightpager.readers.tokenizer import open_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -102,14 +102,19 @@ def test_a_run_stays_inside_budget_and_process_overhead(assistant: Path) -> None
     budget = json.loads(_inspect(assistant))["smallest_budget"]
     run = ["run", str(assistant), "--task", "spam", "--json", SPAM, "--budget", str(budget)]
     command = [sys.executable, "-c", RUN, *run]
-    free = run_limited(command, memory=None, storage_bytes_per_s=None, cpus=None, storage_path=assistant)
-    if free.peak_memory is None:
-        pytest.skip(f"peak memory cannot be measured here: {free.memory.note}")
-    assert free.exit_code == 0, free.stderr
-    used = json.loads(free.stdout)["engine"]["memory"]
-    overhead = free.peak_memory - sum(used.values())
-    limit = budget + overhead
-    held = run_limited(command, memory=limit, storage_bytes_per_s=None, cpus=None, storage_path=assistant)
+
+    def limited(memory: int | None) -> LimitedRun:
+        return run_limited(command, memory=memory, storage_bytes_per_s=None, cpus=None, storage_path=assistant)
+
+    overheads = []
+    for _ in range(5):  # threads that happen to work at the same moment raise it by some hundred KB
+        free = limited(None)
+        if free.peak_memory is None:
+            pytest.skip(f"peak memory cannot be measured here: {free.memory.note}")
+        assert free.exit_code == 0, free.stderr
+        overheads.append(free.peak_memory - sum(json.loads(free.stdout)["engine"]["memory"].values()))
+    limit = budget + max(overheads)
+    held = limited(limit)
     if held.missing:
         pytest.skip(f"memory cannot be limited here: {held.missing}")
     assert held.exit_code == 0, held.stderr
