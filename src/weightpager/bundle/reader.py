@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -80,13 +79,18 @@ class Bundle:
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")
         with of_bundle(root):
-            for _ in range(LOOKS):
-                before = place_of(root)
-                with suppress(BundleError):
-                    return cls._read(root)
-                if place_of(root) == before:
-                    break  # else a part was read of another bundle, which has taken this one's place meanwhile
+            return cls._look(root, LOOKS)
+
+    @classmethod
+    def _look(cls, root: Path, looks: int) -> Bundle:
+        before = place_of(root)
+        try:
             return cls._read(root)
+        except BundleError:
+            if looks == 1 or place_of(root) == before:
+                raise
+        # A part was read of another bundle, which has taken this one's place meanwhile.
+        return cls._look(root, looks - 1)
 
     @classmethod
     def _read(cls, root: Path) -> Bundle:

@@ -152,7 +152,7 @@ class Residency:
             self._lock.notify_all()
 
     def await_prefetch(self, timeout: float) -> BaseException | None:
-        """Wait until every prefetch has ended, or all has. Returns why the latest has failed, None if it hasn't."""
+        """Wait until every prefetch has ended, or it's closed. Returns why the latest has failed, None if it hasn't."""
         with self._lock:
             self._lock.wait_for(lambda: not self._state.prefetched or self._state.closed, timeout)
             return self._state.prefetched.error
