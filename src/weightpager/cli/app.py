@@ -12,6 +12,7 @@ from types import ModuleType
 import typer
 
 from weightpager.cli import output
+from weightpager.cli.command import Command
 from weightpager.cli.interruptions import interruptions
 from weightpager.cli.streams import settle_streams
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
@@ -86,9 +87,12 @@ def application(*verbs: str) -> typer.Typer:
 
 def _add(to: typer.Typer, verb: str, module: ModuleType, purpose: str) -> None:
     if hasattr(module, "app"):
+        for command in module.app.registered_commands:
+            command.cls = Command
         to.add_typer(module.app, name=verb, rich_help_panel=purpose)
     else:
-        to.command(verb, rich_help_panel=purpose)(getattr(module, verb, None) or getattr(module, f"{verb}_"))
+        function = getattr(module, verb, None) or getattr(module, f"{verb}_")
+        to.command(verb, cls=Command, rich_help_panel=purpose)(function)
 
 
 def _root(

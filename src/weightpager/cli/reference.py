@@ -12,6 +12,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from weightpager.cli.app import application
+from weightpager.cli.command import VARIABLES
 
 _HEAD = """# Commands
 
@@ -29,13 +30,7 @@ PowerShell. In zsh the first Tab of a new shell only loads what was installed; t
 _VARIABLES = """## Other variables
 
 | environment | |
-|---|---|
-| `WEIGHTPAGER_THREADS` | Threads of native code, 1 to 256. Default: as `OMP_NUM_THREADS`, or all usable cores. |
-| `WEIGHTPAGER_ISA` | Kernels, such as `avx2`; `weightpager doctor` lists them. Default: the best that run here. |
-| `WEIGHTPAGER_BACKEND` | `native` or `torch`, where a command's `--backend` is `auto`. |
-| `WEIGHTPAGER_CACHE` | Directory of downloads and of what compiles share. Default: in the user's cache directory. |
-| `WEIGHTPAGER_CACHE_LIMIT` | Size that compiles may keep there; 0 keeps nothing. Default: `8GiB`. |
-"""
+|---|---|"""
 
 
 def page() -> str:
@@ -44,7 +39,8 @@ def page() -> str:
     for name, purpose, callback in verbs(application()):
         by_purpose.setdefault(purpose, []).append(_command(name, callback))
     sections = (f"## {purpose}\n\n" + "\n".join(found) for purpose, found in by_purpose.items())
-    return "\n".join([_HEAD, *sections, _VARIABLES])
+    others = (f"| `{name}` | {words} |" for name, words in VARIABLES.items())
+    return "\n".join([_HEAD, *sections, _VARIABLES, *others, ""])
 
 
 def verbs(of: typer.Typer, above: str = "", purpose: str = "") -> Iterator[tuple[str, str, Callable[..., Any]]]:

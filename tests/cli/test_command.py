@@ -1,0 +1,77 @@
+"""What a verb says of the environment variables that stand in for its options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from test_reference import COMMANDS, PAGE
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_names_variables_whole_in_a_narrow_terminal(
+    weightpager: Command, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    section = re.split(r"\n###? ", PAGE.partition(f"\n### {name}\n")[2])[0]
+    said = weightpager(*name.split(), "--help").out
+    for variable in re.findall(r"`(WEIGHTPAGER_\w+)`", section):
+        assert re.search(rf"\b{variable}\b", said)
+
+
+def test_what_typer_refuses_names_the_variable_that_said_it(
+    weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_SERVE_PORT", "many")
+    refused = weightpager("serve", "assistant.bundle")
+    assert refused.code == 2
+    assert "WEIGHTPAGER_SERVE_PORT" in refused.err
+    assert "WEIGHTPAGER_SERVE_PORT" not in weightpager("serve", "assistant.bundle", "--port", "more").err
+
+
+@pytest.mark.parametrize("value", ["4 parsecs", "1KiB"])
+def test_what_we_refuse_names_the_variable_that_said_it(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_RUN_BUDGET", value)
+    refused = weightpager("run", assistant_bundle, "--task", "weather", "text")
+    assert refused.code
+    assert "WEIGHTPAGER_RUN_BUDGET has set --budget" in refused.err
+    stated = weightpager("run", assistant_bundle, "--task", "weather", "--budget", value, "text")
+    assert "WEIGHTPAGER_RUN_BUDGET" not in stated.err
+
+
+def test_an_option_that_a_callback_refuses_names_its_variable(
+    weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_TOP_INTERVAL", "1e10")
+    assert "WEIGHTPAGER_TOP_INTERVAL has set --interval" in weightpager("top", "--once").err
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("WEIGHTPAGER_DOCTOR_PAHT", "did you mean WEIGHTPAGER_DOCTOR_PATH?"),
+        ("WEIGHTPAGER_DOTCOR_PATH", "did you mean WEIGHTPAGER_DOCTOR_PATH?"),
+        ("WEIGHTPAGER_THREAD", "did you mean WEIGHTPAGER_THREADS?"),
+        ("WEIGHTPAGER_DOCTOR_ZEBRA", "--help names the variables of this command"),
+    ],
+)
+def test_a_misspelt_variable_is_warned_about(
+    weightpager: Command, monkeypatch: pytest.MonkeyPatch, written: str, meant: str
+) -> None:
+    monkeypatch.setenv(written, "1")
+    said = weightpager("doctor").err
+    assert f"warning: nothing reads {written}" in said
+    assert meant in said
+
+
+@pytest.mark.parametrize("variable", ["WEIGHTPAGER_VERSION", "WEIGHTPAGER_RUN_BUDGET", "MY_WEIGHTPAGER_THREAD"])
+def test_what_others_may_have_meant_is_not_warned_about(
+    weightpager: Command, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert "warning: nothing reads" not in weightpager("doctor").err
