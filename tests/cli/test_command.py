@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 from command import Command
-from test_reference import COMMANDS, PAGE
-
-
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_help_names_variables_whole_in_a_narrow_terminal(
-    weightpager: Command, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    section = re.split(r"\n###? ", PAGE.partition(f"\n### {name}\n")[2])[0]
-    said = weightpager(*name.split(), "--help").out
-    for variable in re.findall(r"`(WEIGHTPAGER_\w+)`", section):
-        assert re.search(rf"\b{variable}\b", said)
 
 
 def test_what_typer_refuses_names_the_variable_that_said_it(

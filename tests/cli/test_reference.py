@@ -67,6 +67,17 @@ def test_every_option_has_the_twin_that_the_page_names(name: str, monkeypatch: p
     assert without == {option for option in EXPLICIT if option.startswith(f"{name} --")}
 
 
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_names_variables_whole_in_a_narrow_terminal(
+    weightpager: Command, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    section = re.split(r"\n###? ", PAGE.partition(f"\n### {name}\n")[2])[0]
+    said = weightpager(*name.split(), "--help").out
+    for variable in re.findall(r"`(WEIGHTPAGER_\w+)`", section):
+        assert re.search(rf"\b{variable}\b", said)
+
+
 def test_options_that_must_be_given_exist() -> None:
     assert {option.rpartition(" ")[0] for option in EXPLICIT} < set(COMMANDS)
 

@@ -56,6 +56,7 @@ print(*(name for name in {unwanted} if name in sys.modules))
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("cache", "--json"),
         ("inspect", "BUNDLE", "--json"),
         ("inspect", "BUNDLE", "--budget", "512KiB"),
         ("verify", "BUNDLE", "--json"),

@@ -15,13 +15,9 @@ from weightpager.errors import WeightpagerError
 
 VARIABLES = {
     "WEIGHTPAGER_THREADS": "Threads of native code, 1 to 256. Default: as `OMP_NUM_THREADS`, or all usable cores.",
-    "WEIGHTPAGER_ISA": (
-        "Kernels, such as `avx2`; `weightpager doctor` lists them. Default: the best that run here."
-    ),
+    "WEIGHTPAGER_ISA": ("Kernels, such as `avx2`; `weightpager doctor` lists them. Default: the best that run here."),
     "WEIGHTPAGER_BACKEND": "`native` or `torch`, where a command's `--backend` is `auto`.",
-    "WEIGHTPAGER_CACHE": (
-        "Directory of downloads and of what compiles share. Default: in the user's cache directory."
-    ),
+    "WEIGHTPAGER_CACHE": ("Directory of downloads and of what compiles share. Default: in the user's cache directory."),
     "WEIGHTPAGER_CACHE_LIMIT": "Size that compiles may keep there; 0 keeps nothing. Default: `8GiB`.",
 }
 """Those that stand in for no option, and what they say."""

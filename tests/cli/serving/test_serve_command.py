@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 from command import Command
-from running import TOKEN, serving
+from running import ADMIN, TOKEN, serving
 from weightpager.server.scheduling.settings import Settings
 
 
@@ -115,6 +117,55 @@ def test_a_taken_port_is_named(weightpager: Command, assistant_bundle: Path) -> 
     assert found.code == 2
     assert f"127.0.0.1:{port}" in found.err
     assert "--port 0 takes any free port" in found.err
+
+
+@pytest.mark.slow
+def test_top_gives_a_pipe_each_look(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running:
+        looks = f"{sys.executable} -m weightpager top {running.url} --interval 0.1"
+        command = f"{looks} | grep --line-buffered 'latest of' | head -n 3"
+        found = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert (found.stdout.count("\n"), found.stderr) == (3, "")
+
+
+@pytest.mark.slow
+def test_a_server_at_a_unix_socket(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.sock"
+    with socket.socket(socket.AF_UNIX) as dead:  # its server was killed
+        dead.bind(str(path))
+    command = [sys.executable, "-m", "weightpager", "serve", str(assistant_bundle), "--uds", str(path)]
+    command += ["--log", "text", "--admin-token-file", str(tmp_path / "admin")]
+    (tmp_path / "admin").write_text(ADMIN)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        assert server.stdout.readline().startswith(f"unix:{path} serves ")
+        while "startup complete" not in server.stderr.readline():
+            pass
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://box") as client:
+            asked = {"model": "weather", "input": "a b c"}
+            assert client.post("/v1/classifications", json=asked).json()["data"][0]["label"]
+            budget = {"budget": "1MiB"}
+            admin = {"Authorization": f"Bearer {ADMIN}"}
+            assert client.post("/admin/budget", json=budget, headers=admin).status_code == 200
+            passed_on = admin | {"X-Forwarded-For": "192.0.2.1"}
+            assert client.post("/admin/budget", json=budget, headers=passed_on).status_code == 403
+        assert json.loads(weightpager("top", f"unix:{path}", "--json").out)["current"] == "weather"
+        taken = weightpager("serve", assistant_bundle, "--uds", path)
+        assert (taken.code, "Address already in use; --uds takes one that nothing has" in taken.err) == (2, True)
+        server.send_signal(signal.SIGTERM)
+        server.communicate()
+    assert not path.exists()
+    assert "found none: No such file or directory" in weightpager("top", f"unix:{path}", "--once").err
+
+
+def test_a_file_in_the_place_of_a_socket_stays(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "notes.txt"
+    kept.write_text("mine")
+    refused = weightpager("serve", assistant_bundle, "--uds", kept)
+    assert (refused.code, kept.read_text()) == (2, "mine")
+    long = weightpager("serve", assistant_bundle, "--uds", tmp_path / ("a" * 200))
+    assert (long.code, "AF_UNIX path too long" in long.err) == (2, True)
 
 
 @pytest.mark.parametrize("verb", ["serve", "top"])

@@ -349,12 +349,19 @@ def test_a_conversation_that_is_none_is_explained(writer: Running, body: object,
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("POST", "/embeddings", 404), ("POST", "/v1/classification", 404), ("GET", "/v1/classifications", 405)],
+    ("method", "path", "status", "advice"),
+    [
+        ("POST", "/embeddings", 404, "did you mean POST /v1/embeddings?"),
+        ("POST", "/v1/classification", 404, "did you mean POST /v1/classifications?"),
+        ("GET", "/v1/classifications", 405, "did you mean POST /v1/classifications?"),
+        ("POST", "/v1/chat/completion/", 404, "did you mean POST /v1/chat/completions?"),
+        ("GET", "/statuss", 404, "did you mean GET /status?"),
+        ("POST", "/v2/elsewhere", 404, "the base URL of OpenAI's clients ends in /v1"),
+    ],
 )
-def test_a_route_that_is_none_is_named(assistant: Running, method: str, path: str, status: int) -> None:
+def test_a_route_that_is_none_is_named(assistant: Running, method: str, path: str, status: int, advice: str) -> None:
     with assistant.http() as client:
         answer = client.request(method, path)
     assert answer.status_code == status
     message = answer.json()["error"]["message"]
-    assert f"found {method} {path}; the base URL of OpenAI's clients ends in /v1" in message
+    assert message.endswith(f"found {method} {path}; {advice}")

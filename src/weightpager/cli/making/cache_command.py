@@ -6,7 +6,7 @@ import time
 from typing import Annotated
 
 from weightpager.cli import output
-from weightpager.cli.options import Json, explicit_option, extra
+from weightpager.cli.options import Json, explicit_option
 from weightpager.config import format_duration
 
 
@@ -22,8 +22,7 @@ def cache(
 
     Example: `weightpager cache --clear`
     """
-    with extra("compile"):
-        from weightpager.compiler.resume.cache import Cache
+    from weightpager.compiler.resume.cache import Cache
 
     compile_cache = Cache.of_user()
     if clear:

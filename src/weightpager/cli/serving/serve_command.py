@@ -29,6 +29,10 @@ def serve(
     rows: Rows = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free one.")] = 8000,
+    uds: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Unix socket to listen at instead, for programs on this machine alone."),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the token that requests must bring.")
     ] = None,
@@ -145,34 +149,44 @@ def serve(
         "history": history,
     }
     if replicas is not None:
+        if uds is not None:
+            raise ConfigError("--uds: expected it without --replicas, whose servers run on any machine of a cluster")
         serve_replicas(bundle, settings, options, replicas=replicas, cluster=ray or "local", host=host, port=port)
         return
     if ray is not None:
         raise ConfigError("--ray: expected it with --replicas, which says how many servers there are")
     with logging_to_stderr(log_level, as_json=log == "json"):
-        _serve_here(bundle, settings, options, host, port)
+        _serve_here(bundle, settings, options, host, port, uds)
 
 
-def _serve_here(bundle: Path, settings: Settings, options: dict[str, Any], host: str, port: int) -> None:
+def _serve_here(
+    bundle: Path, settings: Settings, options: dict[str, Any], host: str, port: int, uds: Path | None
+) -> None:
     """Serve from this process until it is told to end; ``options`` are the engine's."""
     with extra("serve"):
-        from weightpager.server.http.run import listen
+        from weightpager.server.http.run import listen, listen_at
         from weightpager.server.scheduling.service import Service
     from weightpager.engine import Engine
 
-    with listen(host, port) as listening, Engine.from_pretrained(bundle, **options) as engine:
-        _run(Service(engine, settings), host, listening)
+    with (
+        listen(host, port) if uds is None else listen_at(uds) as listening,
+        Engine.from_pretrained(bundle, **options) as engine,
+    ):
+        _run(Service(engine, settings), host, listening, uds)
 
 
-def _run(service: Service, host: str, listening: socket) -> None:
+def _run(service: Service, host: str, listening: socket, uds: Path | None) -> None:
     """Answer requests until the process is told to end."""
     from weightpager.server.http.presence import Presence, announced
     from weightpager.server.http.run import cut_off, server, told_to_end, url_of
 
-    port, bundle = listening.getsockname()[1], service.engine.bundle
-    url = url_of(host, port)
-    serving = server(service, host=host, port=port)
-    output.say(f"{url}/ serves {', '.join(filter(service.fits, bundle.tasks))}")
+    bundle = service.engine.bundle
+    if uds is None:
+        port = listening.getsockname()[1]
+        url, serving = url_of(host, port), server(service, host=host, port=port)
+    else:
+        url, serving = f"unix:{uds.absolute()}", server(service, host="localhost", port=0, uds=uds)
+    output.say(f"{url}{'/' if uds is None else ''} serves {', '.join(filter(service.fits, bundle.tasks))}")
     output.next_step(f"weightpager top {url}")
     presence = Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())
     with told_to_end(), cut_off(service), announced(presence):

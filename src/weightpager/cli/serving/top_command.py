@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
+import sys
 import time
-import urllib.error
-import urllib.request
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import HTTPHandler, ProxyHandler, Request, build_opener
 
 import typer
 from pydantic import ValidationError
@@ -22,6 +24,7 @@ from weightpager.server.schema.status import Status
 
 _MOST_BYTES = 64 * 2**20
 _MOST_SHOWN = 80
+_UNIX = "unix:"
 _PRINTABLE = re.compile(r"[!-~]+")
 
 
@@ -36,6 +39,8 @@ def top(
 ) -> None:
     """Watch a server: pages in memory, switches, who waits. Loads nothing; Ctrl-C ends it.
 
+    A server that listens at a Unix socket is `unix:/run/weightpager.sock`. In a pipe each look follows the one before.
+
     Example: `weightpager top http://127.0.0.1:8000`
     """
     from weightpager.server.scheduling.settings import read_token
@@ -45,13 +50,23 @@ def top(
     if json:
         output.print_json(status)
     elif once:
-        output.console().print(view(status, output.console().width))
-    else:
+        _print(status)
+    elif output.console().is_terminal:
         with Live(console=output.console(), screen=True, auto_refresh=False) as live:
             while True:
                 live.update(view(status, *output.console().size), refresh=True)
                 time.sleep(interval)
                 status = read_status(url, token)
+    else:
+        while True:
+            _print(status)
+            sys.stdout.flush()  # whoever reads the pipe sees it now
+            time.sleep(interval)
+            status = read_status(url, token)
+
+
+def _print(status: Status) -> None:
+    output.console().print(view(status, output.console().width))
 
 
 def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> Status:
@@ -72,12 +87,16 @@ def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> St
 
 def _fetch(url: str, token: str | None, timeout: float) -> bytes:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(f"{_checked(url).rstrip('/')}/status", headers=headers)  # noqa: S310 - checked
+    if url.startswith(_UNIX):
+        base, opener = "http://localhost", build_opener(ProxyHandler({}), _AtSocket(url.removeprefix(_UNIX)))
+    else:
+        base, opener = _checked(url), build_opener()
+    request = Request(f"{base.rstrip('/')}/status", headers=headers)  # noqa: S310 - checked
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
+        with opener.open(request, timeout=timeout) as answer:
             content: bytes = answer.read(_MOST_BYTES)
             return content
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         error.close()
         hint = "; it asks for --token-file" if error.code == 401 else ""
         raise WeightpagerError(f"expected a weightpager server at {url}, found status {error.code}{hint}") from error
@@ -90,6 +109,31 @@ def _fetch(url: str, token: str | None, timeout: float) -> bytes:
             f"expected a weightpager server at {url}, found none: {getattr(reason, 'strerror', None) or reason}; "
             "'weightpager ps' lists those that run, 'weightpager serve' starts one"
         ) from error
+
+
+class _AtSocket(HTTPHandler):
+    """Asks the server that listens at a Unix socket, whatever host a URL names."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, req: Request) -> http.client.HTTPResponse:
+        def connection(host: str, **settings: Any) -> _UnixConnection:
+            return _UnixConnection(self._path, host, **settings)
+
+        return self.do_open(connection, req)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, host: str, timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _checked(url: str) -> str:

@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
-from torch import Tensor
 
 from weightpager.bundle.files.new_directory import remove_leftovers, sync
 from weightpager.compiler.resume.entry import UNFINISHED, Entry, Owner, read_entry, unfinished, write_entry
 from weightpager.config import cache_dir, cache_limit, format_size
 from weightpager.errors import CompileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 

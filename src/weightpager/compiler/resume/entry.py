@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, uint8
 
 from weightpager.bundle.files.new_directory import scratch, sync
 from weightpager.errors import CompileError
+
+if TYPE_CHECKING:  # what is kept can be listed and removed without torch
+    from torch import Tensor
 
 _DAMAGE = (SafetensorError, ValueError, KeyError)
 
@@ -58,6 +59,8 @@ def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
     Raises:
         OSError, CompileError: the storage refused it.
     """
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
     facts = {"step": str(entry.step), "seconds": f"{entry.seconds:.3f}", "blake3": _digest(tensors)}
     try:
@@ -100,6 +103,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
+    from torch import uint8
+
     digest = blake3()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from weightpager import __version__
 from weightpager.server.http.body_limit import BODY_SECONDS, BodyLimit
@@ -33,10 +34,17 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # FastAPI's own page asks other machines for its scripts
         redoc_url=None,
     )
+    routers = [of.router for of in (encoding_routes, generation_routes, admin_routes, watch_routes)]
     app.state.service = service
+    app.state.routes = {
+        route.path: " or ".join(sorted(route.methods))
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    }
     errors.register(app, service.retry_after())
-    for routes in (encoding_routes, generation_routes, admin_routes, watch_routes):
-        app.include_router(routes.router)
+    for router in routers:
+        app.include_router(router)
     app.add_middleware(BodyLimit, most=service.settings.body_bytes, seconds=BODY_SECONDS)
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app

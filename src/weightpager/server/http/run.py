@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from pathlib import Path
 
 import uvicorn
 
@@ -34,19 +35,21 @@ _WAYS_OUT = {
 _log = logging.getLogger(__name__)
 
 
-def server(service: Service, *, host: str, port: int) -> uvicorn.Server:
+def server(service: Service, *, host: str, port: int, uds: Path | None = None) -> uvicorn.Server:
     """A server, ready to be run.
 
     Args:
         service: closed when the server ends.
         host: address to listen at.
         port: 0 for any free one.
+        uds: a Unix socket in the place of both.
     """
     warn_of_strangers(service.settings, host)
     config = uvicorn.Config(
         create_app(service),
         host=host,
         port=port,
+        uds=None if uds is None else str(uds),
         http="h11",  # the only one that bounds the size of headers
         h11_max_incomplete_event_size=_HEADER_BYTES,
         ws="none",
@@ -88,6 +91,41 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
     except OverflowError as error:
         raise ConfigError(f"expected a port from 0 to 65535, got {port}") from error
+
+
+@contextmanager
+def listen_at(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket to serve at, which is removed after the block. Who may connect is up to the process's umask.
+
+    A socket that a dead server has left gives way.
+
+    Raises:
+        ConfigError: it can't be had.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        try:
+            _remove_abandoned(path)
+            listening.bind(str(path))
+            listening.listen(_CONNECTIONS)
+        except OSError as error:
+            raise ConfigError(
+                f"expected a path for a socket, found {path}: {error.strerror or error}; --uds takes one that nothing "
+                "has yet, in a folder that this user may write to"
+            ) from error
+        try:
+            yield listening
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a socket that nobody listens at. All else stays, and `bind` refuses the path."""
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            try:
+                asking.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,7 +83,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def register(app: FastAPI, retry_after: int) -> None:
-    """Answer every known error in OpenAI's form; `RequestLog` answers the others."""
+    """Answer every known error in OpenAI's form; `RequestLog` answers the others.
+
+    Args:
+        app: its ``state.routes`` has each route's path, and the methods that it answers.
+        retry_after: seconds.
+    """
     retry = {"Retry-After": str(retry_after)}
     headers = {429: retry, 503: retry, 507: {"x-should-retry": "false"}}  # OpenAI's clients retry other errors from 500
 
@@ -158,11 +164,19 @@ def _said(request: Request, error: HTTPException) -> str:
     if isinstance(cause, RecursionError):
         return "body: expected JSON, found values inside too many others"
     if error.detail in ("Not Found", "Method Not Allowed"):  # the framework's own: ours name what was not found
-        return (
-            f"expected one of the routes that /docs lists, found {request.method} {request.url.path}; "
-            "the base URL of OpenAI's clients ends in /v1"
-        )
+        found = f"{request.method} {request.url.path}"
+        return f"expected one of the routes that /docs lists, found {found}; {_meant(request)}"
     return error.detail
+
+
+def _meant(request: Request) -> str:
+    """What a request probably meant that no route answers."""
+    path, routes = request.url.path.rstrip("/"), request.app.state.routes
+    # A base URL without its /v1 is the commonest slip.
+    close = [route for route in routes if path and route.endswith(path)] or difflib.get_close_matches(path, routes, 1)
+    if close:
+        return f"did you mean {routes[close[0]]} {close[0]}?"
+    return "the base URL of OpenAI's clients ends in /v1"
 
 
 def _no_utf8(body: bytes) -> str:
