@@ -112,8 +112,9 @@ $(VENV)/bin/python:
 $(BIN)/cmake: | $(VENV)/bin/python
 	$(INSTALL) cmake
 
+# With progress: who tries the demo waits for torch, and may want to serve the bundle afterwards.
 $(VENV)/demo.stamp: $(BUILD) | $(VENV)/bin/python
-	$(INSTALL) --editable ".[demo]"
+	$(BIN)/python -m pip install --no-compile --editable ".[demo,serve]"
 	touch $@
 
 $(VENV)/dev.stamp: $(BUILD) | $(VENV)/bin/python

@@ -15,7 +15,7 @@ from command import Command
 @pytest.fixture(params=["bench", "demo"])
 def arguments(request: pytest.FixtureRequest, assistant_bundle: Path) -> list[object]:
     """A command up to the file's name."""
-    return {"bench": ["bench", assistant_bundle, "--json"], "demo": ["demo", "--out"]}[request.param]
+    return {"bench": ["bench", assistant_bundle, "--out"], "demo": ["demo", "--out"]}[request.param]
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
@@ -53,10 +53,10 @@ def test_a_file_that_may_not_be_written_is_refused(
 def test_what_was_measured_is_shown_though_the_storage_refuses_the_file(
     weightpager: Command, assistant_bundle: Path
 ) -> None:
-    found = weightpager("bench", assistant_bundle, "--quick", "-m", "ours_unaligned", "--json", "/dev/full")
+    found = weightpager("bench", assistant_bundle, "--quick", "-m", "ours_unaligned", "--out", "/dev/full")
     assert found.code == 2
     assert "skipped: " in found.out
-    assert "json: cannot write /dev/full: No space left on device" in found.err
+    assert "out: cannot write /dev/full: No space left on device" in found.err
 
 
 def test_output_that_a_full_disk_refuses_is_said_in_a_line() -> None:

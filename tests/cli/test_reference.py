@@ -29,7 +29,7 @@ def commands(group: Any, above: str = "") -> dict[str, Any]:
 COMMANDS = commands(ROOT)
 
 EXPLICIT = {
-    "bench --json",
+    "bench --out",
     "cache --clear",
     "compile --force",
     "demo --out",

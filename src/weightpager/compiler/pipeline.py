@@ -87,7 +87,11 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     whole = WholeProgress(progress)
     run = CompileRun(whole, Journal(journal_folder(out), identity), whole.expect, workers=workers)
     origin = None if start is None else start.bundle
-    with _telling(run.journal, out), run.journal.held(), writing(out, force=force, origin=origin) as writer:
+    with (
+        telling(run.journal),
+        run.journal.held(),
+        writing(out, force=force, origin=origin) as writer,
+    ):
         prepared = prepare(task_file, run, start, shared)
         if start is None:
             build(writer, prepared, run)
@@ -101,16 +105,18 @@ class CompileInterrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
-    """Turn Ctrl-C into a `CompileInterrupted`."""
+def telling(journal: Journal) -> Iterator[None]:
+    """Turn Ctrl-C into a `CompileInterrupted`, which says what the journal keeps."""
     try:
         yield
     except KeyboardInterrupt as error:
-        kept, folder = journal.resumable(), journal_folder(out)
+        kept, folder = journal.resumable(), journal.folder
         if kept:
             text = f"kept in {folder}: {', '.join(kept)}. The same command goes on from there; what is "
             text += "not named is done again"
-        elif any(not path.parent.name.startswith(UNFINISHED) for path in folder.rglob("*.safetensors")):
+        elif folder is not None and any(
+            not path.parent.name.startswith(UNFINISHED) for path in folder.rglob("*.safetensors")
+        ):
             text = f"what earlier runs have kept stays in {folder}"
         else:
             text = "nothing was trained that could be kept: begin again"

@@ -104,8 +104,9 @@ def test_the_command_writes_json_whatever_it_found(
     contest = contests.contest(contests.row("ours", contests.found(0.01)))
     contest = contest.model_copy(update={"figures": {"finite": 0.5, "endless": math.inf, "none": math.nan}})
     monkeypatch.setattr("weightpager.lab.contest.run.run_contest", lambda *_: contest)
-    assert weightpager("bench", assistant_bundle, "--json", tmp_path / "bench.json").code == 0
-    found = json.loads((tmp_path / "bench.json").read_text(), parse_constant=pytest.fail)
+    done = weightpager("bench", assistant_bundle, "--json", "--out", tmp_path / "bench.json")
+    assert (done.code, (tmp_path / "bench.json").read_text()) == (0, done.out)
+    found = json.loads(done.out, parse_constant=pytest.fail)
     assert found["figures"] == {"finite": 0.5, "endless": None, "none": None}
 
 
@@ -113,7 +114,7 @@ def test_the_command_writes_json_whatever_it_found(
 def test_the_command_writes_what_it_found(assistant_bundle: Path, tmp_path: Path, weightpager: Command) -> None:
     out = tmp_path / "bench.json"
     done = weightpager(
-        "bench", assistant_bundle, "--quick", "--cpus", "1", "--memory", "2GiB", "--json", out,
+        "bench", assistant_bundle, "--quick", "--cpus", "1", "--memory", "2GiB", "--out", out,
         "-m", "ours", "-m", "sparse_whole",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -128,7 +129,7 @@ def test_the_command_writes_what_it_found(assistant_bundle: Path, tmp_path: Path
 @pytest.mark.slow
 def test_what_does_not_fit_the_limit_is_a_result(assistant_bundle: Path, weightpager: Command, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    weightpager("bench", assistant_bundle, "--quick", "--memory", "64MiB", "--json", out, "-m", "sparse_strict")
+    weightpager("bench", assistant_bundle, "--quick", "--memory", "64MiB", "--out", out, "-m", "sparse_strict")
     (row,) = Contest.model_validate(json.loads(out.read_text())).rows
     if row.unlimited:
         pytest.skip(row.unlimited[0])

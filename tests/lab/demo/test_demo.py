@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import re
+import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,8 @@ import torch
 
 from command import Command
 from weightpager.bundle import Bundle
+from weightpager.compiler.pipeline import CompileInterrupted
+from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.config import cache_dir
 from weightpager.doctor.machine import describe
 from weightpager.lab.demo import cold_switches, compiled, run
@@ -83,7 +88,8 @@ def made_up() -> DemoResult:
 
 
 def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
-    page = render(made_up())
+    machine = {"isa": ["avx2", "fma"], "versions": {"numpy": "2.0", "torch": None}}
+    page = render(made_up().model_copy(update={"backend": "native", "machine": machine}))
     assert page.count("<svg") == 5
     assert "5.0 ×" in page
     assert "15.0 ×" in page
@@ -91,6 +97,9 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
     assert "&lt;i&gt;ours&lt;/i&gt; wins" in page
     assert "npm is missing" in page
     assert "ten points or more below" in page
+    assert "intervals.\nweightpager's were measured with the native backend." in page
+    assert "<td>avx2, fma</td>" in page
+    assert "<td>numpy 2.0, torch unknown</td>" in page
     for explained in (
         "duality gap of the alignment: how far",
         "λ: what a block loaded per switch costs",
@@ -122,6 +131,49 @@ def test_the_table_says_how_many_tasks_there_were_and_whether_they_were_cold(
         found = weightpager("demo", "--out", tmp_path / "page.html")
         assert found.code == 0, found.err
         assert title in " ".join(found.out.split())
+
+
+def test_the_last_line_is_a_command_that_works(
+    monkeypatch: pytest.MonkeyPatch, weightpager: Command, tmp_path: Path, assistant_bundle: Path
+) -> None:
+    result = made_up().model_copy(update={"bundle": str(assistant_bundle), "budget": 2**20})
+    monkeypatch.setattr("weightpager.lab.demo.run_demo", lambda *_: result)
+    monkeypatch.setattr(shutil, "which", lambda _: None)  # as where nobody has activated the environment
+    last = weightpager("demo", "--out", tmp_path / "page.html").err.splitlines()[-1]
+    assert last == f"next: weightpager serve {assistant_bundle} --budget 1.0MiB"
+    busy = socket.create_server(("127.0.0.1", 0))
+    with busy:  # read to its end: only the port is refused
+        refused = weightpager(*shlex.split(last)[2:], "--port", busy.getsockname()[1])
+    assert "expected a free port" in refused.err
+
+
+def test_ctrl_c_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, weightpager: Command, tmp_path: Path) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "cache"))
+    for error, words in (
+        (KeyboardInterrupt(), f"interrupted; what was downloaded and compiled stays in {tmp_path / 'cache'}"),
+        (CompileInterrupted("interrupted; kept: training"), "interrupted; kept: training"),
+    ):
+
+        def interrupted(*_: object, error: KeyboardInterrupt = error) -> None:
+            raise error
+
+        monkeypatch.setattr("weightpager.lab.demo.run_demo", interrupted)
+        found = weightpager("demo", "--out", tmp_path / "page.html")
+        assert (found.code, found.err.strip()) == (130, words)
+
+
+def test_a_compile_of_the_demo_that_is_interrupted_says_what_its_journal_keeps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(_: object, compile_run: CompileRun, **__: object) -> None:
+        compile_run.journal.write("training", 2, {"weight": torch.ones(2)})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiled, "from_dict", lambda _: None)
+    monkeypatch.setattr(compiled, "compile_identity", lambda _: "identity")
+    monkeypatch.setattr(compiled, "prepare", interrupted)
+    with pytest.raises(CompileInterrupted, match=rf"kept in {tmp_path / 'journal'}"):
+        compiled._compile({}, tmp_path, lambda *_: None)
 
 
 def test_a_single_task_is_refused_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

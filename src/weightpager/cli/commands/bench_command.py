@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Quiet, explicit_option, extra
+from weightpager.cli.options import Json, Quiet, explicit_option, extra
 from weightpager.cli.output_file import check_writable, write_file
 from weightpager.cli.progress import progress
 from weightpager.config import cache_dir, parse_bandwidth, stated_size
@@ -52,7 +52,10 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Times that every ordered pair of tasks is measured.")] = 5,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the order of visits and the prompts.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Less than three minutes: fewer methods and repeats.")] = False,
-    json: Annotated[Path | None, explicit_option(metavar="FILE", help="File to write everything to, as JSON.")] = None,
+    out: Annotated[
+        Path | None, explicit_option("--out", "-o", metavar="FILE", help="File to write everything to, as JSON.")
+    ] = None,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure task switches, memory and speed of weightpager and of what people use today, side by side.
@@ -61,10 +64,10 @@ def bench(
     rivals' checkpoints are written beside the bundle and removed again. Rivals need `weightpager[bench]`: without it,
     as on a device, weightpager's own rows are measured.
 
-    Example: `weightpager bench assistant.bundle --memory 1GiB --storage 300MB/s --cpus 2 --json bench.json`
+    Example: `weightpager bench assistant.bundle --memory 1GiB --storage 300MB/s --cpus 2 --out bench.json`
     """
-    if json is not None:
-        check_writable("json", json)
+    if out is not None:
+        check_writable("out", out)
     from weightpager.lab.contest.results.result import Limits
 
     limits = Limits(
@@ -72,7 +75,7 @@ def bench(
         storage=None if storage is None else int(parse_bandwidth(storage)),
         cpus=cpus,
     )
-    with extra("bench"), progress(quiet) as stages:
+    with extra("bench"), progress(quiet or json) as stages:
         from weightpager.lab.contest.results.plan import quick as shortened
         from weightpager.lab.contest.run import run_contest
 
@@ -83,9 +86,12 @@ def bench(
         }
         plan = _plan(bundle, companions, limits, tuple(method or ()), repeats, seed, quick=quick)
         contest = run_contest(shortened(plan) if quick else plan, stages)
-    _print(contest)
-    if json is not None:
-        write_file("json", json, output.to_json(contest) + "\n")
+    if json:
+        output.print_json(contest)
+    else:
+        _print(contest)
+    if out is not None:
+        write_file("out", out, output.to_json(contest) + "\n")
 
 
 def _plan(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +13,7 @@ from weightpager.cli.options import Json, Quiet, explicit_option, extra
 from weightpager.cli.output_file import check_writable, write_file
 from weightpager.cli.progress import progress
 from weightpager.config import cache_dir
+from weightpager.machine.packages import is_installed
 
 if TYPE_CHECKING:
     from weightpager.lab.demo.result import DemoResult
@@ -31,8 +35,12 @@ def demo(
     with extra("demo"):
         from weightpager.lab.demo import run_demo
         from weightpager.lab.demo.page import render
-    with progress(quiet or json) as stages:
-        result = run_demo(cache_dir(), stages)
+    try:
+        with progress(quiet or json) as stages:
+            result = run_demo(cache_dir(), stages)
+    except KeyboardInterrupt as error:
+        output.errors().print(str(error) or f"interrupted; what was downloaded and compiled stays in {cache_dir()}")
+        raise
     if json:
         output.print_json(result.document())
     else:
@@ -40,6 +48,7 @@ def demo(
     write_file("out", out, render(result))
     if not json:
         output.say(f"\nThe page with the plots: {out.absolute()}")
+        output.next_step(_serve(result) if is_installed("fastapi") else _run(result))
 
 
 def _print(result: DemoResult) -> None:
@@ -84,6 +93,23 @@ def _print_ways(result: DemoResult) -> None:
             for row in result.memory
         ],
     )
+
+
+def _serve(result: DemoResult) -> str:
+    return f"{_program()} serve {_bundle(result)}"
+
+
+def _run(result: DemoResult) -> str:
+    return f"{_program()} run {_bundle(result)} --task {result.tasks[0].name} 'You won a prize'"
+
+
+def _bundle(result: DemoResult) -> str:
+    return f"{shlex.quote(result.bundle)} --budget {output.enough(result.budget).replace(" ", "")}"
+
+
+def _program() -> str:
+    """What this shell calls weightpager by: its path, where it lies in an environment that isn't active."""
+    return "weightpager" if shutil.which("weightpager") else shlex.quote(sys.argv[0])
 
 
 _SCORES = ["dense", "ours", "shared mask", "int8", "int4"]

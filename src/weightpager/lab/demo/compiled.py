@@ -21,7 +21,7 @@ from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.new_directory import sync
 from weightpager.bundle.report.overlap import mean_overlap, overlap_of
 from weightpager.compiler.model.dense_model import parameters
-from weightpager.compiler.pipeline import build
+from weightpager.compiler.pipeline import build, telling
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.compile_run import CompileRun
@@ -60,6 +60,7 @@ def compiled(model: Path, samples: Sequence[Sample], cache: Path, progress: Prog
 
     Raises:
         CompileError: it can't be compiled.
+        CompileInterrupted: Ctrl-C; the text says what is kept.
         SampleUnavailable: it can't be written.
     """
     content = _task_file(model, samples)
@@ -147,7 +148,7 @@ def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> Compi
     folder.mkdir(parents=True, exist_ok=True)
     task_file = from_dict(content)
     run = CompileRun(progress, Journal(folder / "journal", compile_identity(task_file)))
-    with run.journal.held():
+    with telling(run.journal), run.journal.held():
         with suppress(BundleError, OSError, ValueError):  # another process may have compiled it until now
             return _open(folder)
         (folder / "unaligned.json").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
@@ -15,7 +16,7 @@ from weightpager.lab.demo.result import DemoResult
 def render(result: DemoResult) -> str:
     """The page's HTML; it asks for nothing from outside."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["size"] = format_size
+    environment.filters |= {"size": format_size, "fact": _fact}
     template = environment.from_string(
         files("weightpager.lab.demo").joinpath("page.html.j2").read_text(encoding="utf-8")
     )
@@ -31,3 +32,12 @@ def render(result: DemoResult) -> str:
     }
     shown = next((row.mean_metric for row in result.memory if row.ours), 0.0) - plots.SHOWN
     return template.render(result=result, plots=drawn, shown=shown)
+
+
+def _fact(value: object) -> str:
+    """A fact of the machine as people read it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_fact(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_fact, value))
+    return "unknown" if value is None else str(value)

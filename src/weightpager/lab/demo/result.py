@@ -90,7 +90,7 @@ class DemoResult(Document):
     """Everything that the table and the page show.
 
     ``figures`` are what was found of what was asked for, by flat key, and ``verdict`` says in one sentence who wins at
-    what. ``backend`` ran the tasks when they were measured.
+    what. ``backend`` ran the tasks when they were measured. ``bundle`` is where what was compiled lies.
     """
 
     tasks: list[DemoTask]
@@ -119,6 +119,7 @@ class DemoResult(Document):
     figures: dict[str, float]
     verdict: str
     backend: str | None = None
+    bundle: str = ""
 
     def mean(self, field: str) -> float:
         """Mean over the tasks of ``dense``, ``sparse``, ``shared_mask``, ``int8`` or ``int4``."""

@@ -68,6 +68,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
         figures={key: float(f"{value:.5g}") for key, value in figures.items()},
         verdict=verdict(memory),
         backend=report.backend,
+        bundle=str(ours.bundle.path),
     )
 
 
