@@ -104,7 +104,8 @@ def _run(result: DemoResult) -> str:
 
 
 def _bundle(result: DemoResult) -> str:
-    return f"{shlex.quote(result.bundle)} --budget {output.enough(result.budget).replace(" ", "")}"
+    budget = output.enough(result.budget).replace(" ", "")  # one word of the shell
+    return f"{shlex.quote(result.bundle)} --budget {budget}"
 
 
 def _program() -> str:
