@@ -37,7 +37,7 @@ def create_app(service: Service) -> FastAPI:
     routers = [of.router for of in (encoding_routes, generation_routes, admin_routes, watch_routes)]
     app.state.service = service
     app.state.routes = {
-        route.path: " or ".join(sorted(route.methods))
+        route.path: " or ".join(sorted(route.methods or ()))
         for router in routers
         for route in router.routes
         if isinstance(route, APIRoute)
