@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -25,7 +27,7 @@ from weightpager.compiler.pipeline import CompileInterrupted
 from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.config import cache_dir
 from weightpager.doctor.machine import describe
-from weightpager.lab.demo import cold_switches, compiled, run
+from weightpager.lab.demo import cold_switches, compiled, plots, run
 from weightpager.lab.demo.page import render
 from weightpager.lab.demo.result import OURS, DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.lab.samples import SampleUnavailable
@@ -111,6 +113,17 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
     assert max(widths) < 350  # points: at 390 pixels letters keep three quarters of their size, and more
     for outside in ('src="http', 'href="http', "<script", "@import"):
         assert outside not in page.replace("http://www.w3.org", "")
+
+
+def test_labels_of_crowded_points_lie_apart() -> None:
+    points = [(3.9, 0.789), (5.1, 0.789), (13.2, 0.789), (13.2, 0.789), (16.2, 0.796), (17.5, 0.798), (43.4, 0.803)]
+    labels = [str(number) for number in range(8, 15)]
+    offsets = plots.label_offsets([*points, (4.0, 0.753)], [*labels, "15"])
+    assert all(math.hypot(*offset) < 30 for offset in offsets)
+    width, height = (axis / span for axis, span in zip((250, 150), (43.4, 0.803 - 0.753), strict=True))
+    places = [(x * width + dx, y * height + dy) for (x, y), (dx, dy) in zip(points, offsets, strict=False)]
+    for (x, y), (other_x, other_y) in itertools.combinations(places, 2):
+        assert abs(x - other_x) > 13 or abs(y - other_y) > 9
 
 
 def test_the_json_says_from_and_to() -> None:

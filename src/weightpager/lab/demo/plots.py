@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -102,15 +103,15 @@ def memory(result: DemoResult) -> str:
 
     def draw(axes: Axes) -> None:
         points = [(row.bytes / 2**20, row.mean_metric) for _, row in drawn]
-        for at, (number, row) in enumerate(drawn):
-            family = _family(row)
+        for point, (number, row), offset in zip(
+            points, drawn, label_offsets(points, [str(number) for number, _ in drawn]), strict=True
+        ):
+            colour = _FAMILIES[_family(row)]
             marker, size = ("*", 90) if row.ours else ("o", 36)
-            axes.scatter(*points[at], color=_FAMILIES[family], s=size, marker=marker, zorder=3)
-            above = sum(_beside(points, points[at], other) for other in points[:at])
+            axes.scatter(*point, color=colour, s=size, marker=marker, zorder=3)
             axes.annotate(
-                str(number), points[at], (0, 6 + 11 * above), textcoords="offset points", ha="center",
-                color=_FAMILIES[family],
-            )  # fmt: skip
+                str(number), point, offset, textcoords="offset points", ha="center", va="center", color=colour
+            )
         for family in dict.fromkeys(_family(row) for _, row in drawn):
             axes.scatter([], [], color=_FAMILIES[family], label=family or "others")
         axes.set_xlim(left=0)
@@ -133,11 +134,50 @@ def _family(row: Resident) -> str:
     return next(start for start in _FAMILIES if row.name.startswith(start))
 
 
-def _beside(points: Sequence[tuple[float, float]], one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether two points are so near that their numbers would touch."""
-    spans = [max(axis) - min(axis) or 1.0 for axis in zip(*points, strict=True)]
-    near = (abs(a - b) / span for a, b, span in zip(one, other, spans, strict=True))
-    return all(share < limit for share, limit in zip(near, (0.06, 0.08), strict=True))
+def label_offsets(points: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[tuple[float, float]]:
+    """Where each point's label has its centre, in typographic points from it: nearby, on no other label or marker.
+
+    Args:
+        points: in the plot's data, from zero on to the right.
+        labels: their labels, of one line.
+    """
+    right = max(x for x, _ in points) or 1.0
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    places = [(_AXES[0] * x / right, _AXES[1] * (y - low) / ((high - low) or 1.0)) for x, y in points]
+    taken = [_Box(x, y, _MARKER, _MARKER) for x, y in places]
+    offsets = []
+    for (x, y), label in zip(places, labels, strict=True):
+        width = _DIGIT * len(label) + _GAP  # "1" right beside "2" would be read as 12
+        boxes = {(dx, dy): _Box(x + dx, y + dy, width, _LINE) for dx, dy in _AROUND}
+        offset = min(boxes, key=lambda each: sum(boxes[each].meets(other) for other in taken))
+        taken.append(boxes[offset])
+        offsets.append(offset)
+    return offsets
+
+
+_AXES = (250.0, 150.0)  # points of type that the data of a `_WIDE` plot spans, about
+_MARKER, _DIGIT, _LINE, _GAP = 9.0, 6.5, 10.0, 5.0
+_AROUND = [
+    (dx * reach, dy * reach)
+    for reach in (11.0, 20.0)
+    for dx, dy in ((0, 1), (0, -1), (1, 0), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
+]
+"""Places for a label, the nearest and usual ones first."""
+
+
+class _Box(NamedTuple):
+    """A box by its centre, in typographic points."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def meets(self, other: _Box) -> bool:
+        """Whether two boxes overlap."""
+        return 2 * abs(self.x - other.x) < self.width + other.width and (
+            2 * abs(self.y - other.y) < self.height + other.height
+        )
 
 
 def heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:
