@@ -1,4 +1,5 @@
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def test_sizes_with_units(text: str | int, count: int) -> None:
 @pytest.mark.parametrize("text", ["", "MiB", "-1MiB", "1 parsec", "1e9", "0", "0.1B", "nan", "1MiB extra"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="size: expected"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("4M", "4MiB (1,048,576 bytes each) or 4MB (1,000,000)"),
+        ("1.5 gi", "1.5GiB (1,073,741,824 bytes each) or 1.5GB"),
+    ],
+)
+def test_a_unit_without_its_b_is_refused_with_what_may_be_meant(text: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"got {text!r}; write {hint}")):
         parse_size(text)
 
 

@@ -21,11 +21,21 @@ def parse_size(size: str | int, where: str = "size") -> int:
     """
     match = _SIZE.fullmatch(str(size).strip())
     if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"{where}: expected a number with a unit, such as 512MiB or 1.5GB, got {size!r}")
+        expected = "expected a number with a unit, such as 512MiB or 1.5GB"
+        raise ConfigError(f"{where}: {expected}, got {size!r}{_meant(match)}")
     count = int(Fraction(match[1]) * _UNITS[match[2].upper()])
     if count <= 0:
         raise ConfigError(f"{where}: expected more than zero bytes, got {size!r}")
     return count
+
+
+def _meant(match: re.Match[str] | None) -> str:
+    """What may be meant by a unit that lacks its B: ``4M`` is 4,000,000 bytes to some programs, 4,194,304 to others."""
+    prefix = "" if match is None else match[2].upper().removesuffix("I")
+    if match is None or prefix not in ("K", "M", "G"):
+        return ""
+    binary, decimal = (f"{match[1]}{prefix}{unit}" for unit in ("iB", "B"))
+    return f"; write {binary} ({_UNITS[prefix + 'IB']:,} bytes each) or {decimal} ({_UNITS[prefix + 'B']:,})"
 
 
 def parse_bandwidth(text: str) -> float:
