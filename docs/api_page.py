@@ -21,7 +21,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Compile": ("weightpager.compile",),
-    "Engine": ("weightpager.Engine",),
+    "Engine": ("weightpager.load", "weightpager.Engine"),
     "What an engine gives": (
         "weightpager.Prediction",
         "weightpager.NativeTask",
@@ -84,7 +84,7 @@ Made by `python -m docs.api_page > docs/api.md`, from signatures and docstrings.
 import weightpager as wp
 
 bundle = wp.compile("tasks.yaml", out="assistant.bundle")
-with wp.Engine.from_pretrained("assistant.bundle", budget="4MiB") as engine:
+with wp.load("assistant.bundle", budget="4MiB") as engine:
     print(engine.predict("spam", ["You won a prize"])[0].label)
 ```
 
@@ -111,8 +111,16 @@ _SPECIAL = {"Engine": ("__init__",), "NativeTask": ("__call__",)}
 
 _ERRORS = """## Errors
 
-All in `weightpager.errors`. The text of an error says what was expected, what was found and what to do. Any other
-exception that no entry of this page names is a bug of ours.
+All in `weightpager` itself and in `weightpager.errors`. The text of an error says what was expected, what was found and
+what to do. Any other exception that no entry of this page names is a bug of ours.
+
+```pycon
+>>> try:
+...     engine.predict("spma", ["You won a prize"])
+... except wp.UnknownTaskError as error:
+...     print(error)
+unknown task 'spma'; the bundle has: spam, topic. Did you mean 'spam'?
+```
 """
 
 _TITLES: Mapping[type[griffe.DocstringSection], str] = {
@@ -242,6 +250,8 @@ class _Page:
         for section in [] if item.docstring is None else item.docstring.parse("google"):
             if isinstance(section, griffe.DocstringSectionText):
                 found.append(f"{self._linked(section.value, owner)}\n")
+            elif isinstance(section, griffe.DocstringSectionExamples):
+                found.append("\n".join(["```pycon", *(text for _, text in section.value), "```\n"]))
             else:
                 rows = (self._row(each, item, owner) for each in section.value)
                 found += [f"**{_TITLES[type(section)]}**\n", "\n".join(rows) + "\n"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from command import run
 from fleet import file_server
 from running import ADMIN, serving
 from weightpager.bundle.garbage import collect
+from weightpager.kernels.choice import NATIVE
 from weightpager.server.scheduling.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +83,27 @@ def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyP
     names = {"wp": wp}
     for code in examples:
         exec(compile(code.replace("assistant.bundle", "page.bundle"), page, "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+def test_the_examples_of_python_s_names_run(
+    workplace: Path, writer_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("WEIGHTPAGER_BACKEND", "native")
+    if not Path("page.bundle").exists():
+        wp.compile("tasks.yaml", out="page.bundle")
+    text = "\n".join(blocks("pycon", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")))
+    places = {"assistant.bundle": "page.bundle", "writer.bundle": str(writer_bundle), "notes": "numbers"}
+    text = re.sub("|".join(map(re.escape, places)), lambda at: places[at[0]], text)
+    examples = doctest.DocTestParser().get_doctest(text, {}, "api.md", None, 0)
+    assert len(examples.examples) > 15
+    said: list[str] = []
+    failed, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=said.append, clear_globs=False)
+    assert not failed, "".join(said)
+    for engine in (examples.globs["engine"], examples.globs["writer"]):
+        engine.close()
 
 
 def test_the_commands_of_sizing_run(

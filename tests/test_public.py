@@ -1,5 +1,6 @@
 """What users import is a promise."""
 
+import inspect
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import weightpager as wp
 
 
 def test_the_public_names_are_these() -> None:
-    assert wp.__all__ == [
+    raised = [name for name, each in vars(wp.errors).items() if inspect.isclass(each) and issubclass(each, Exception)]
+    others = [
         "Bundle",
         "BundleChange",
         "Engine",
@@ -23,9 +25,16 @@ def test_the_public_names_are_these() -> None:
         "SwitchReport",
         "Visit",
         "compile",
+        "errors",
+        "load",
     ]
+    assert wp.__all__ == sorted([*raised, *others])
     assert all(getattr(wp, name) for name in wp.__all__)
-    assert set(wp.__all__) <= set(dir(wp))
+    assert {getattr(wp, name) for name in raised} == {getattr(wp.errors, name) for name in raised}
+
+
+def test_only_the_public_names_are_listed() -> None:
+    assert dir(wp) == sorted([*wp.__all__, "__version__"])
 
 
 def test_what_a_device_can_name_needs_neither_torch_nor_the_compiler() -> None:

@@ -58,7 +58,7 @@ def prompts(folder: Path, task: str) -> list[str]:
 def evaluated(engine: wp.Engine, task: TaskEntry) -> dict[tuple[int, ...], str]:
     """Prompts, and what `eval` compares with the wanted answers."""
     assert task.eval is not None
-    batches = read_held_out(task, Path(task.eval.file), engine.reader(), engine.limits().vocab_size, 32)
+    batches = read_held_out(task, Path(task.eval.file), engine.reader(), engine.limits.vocab_size, 32)
     found = {}
     with engine.task(task.name):
         answer = kind_of(task.kind).answering(engine.model(task.name), engine.reader(), task.generation)

@@ -1,6 +1,7 @@
 """One model, many sparse tasks, one memory budget.
 
-The public names load lazily: opening or verifying a bundle needs no torch, and a device needs no compiler.
+All public names but those of errors load lazily: opening or verifying a bundle needs no torch, and a device needs no
+compiler.
 """
 
 from __future__ import annotations
@@ -8,32 +9,90 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from weightpager import errors
+from weightpager.errors import (
+    BudgetError,
+    BundleError,
+    BundleFormatError,
+    BusyError,
+    CompileError,
+    ConfigError,
+    ConflictError,
+    DeliveryError,
+    EngineClosedError,
+    ExportFailedError,
+    ImageError,
+    InferenceOnlyError,
+    NotExportableError,
+    PageCorruptError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+    ServerClosedError,
+    StoreError,
+    StoreTimeoutError,
+    SwitchFailedError,
+    TaskNotActiveError,
+    TaskTooLargeError,
+    UnknownTaskError,
+    UntrustedError,
+    WeightpagerError,
+)
+
 if TYPE_CHECKING:
     from weightpager.answers.kinds.kind import Prediction
     from weightpager.backends.native.task import NativeTask
     from weightpager.bundle import Bundle
     from weightpager.compiler.pipeline import compile  # noqa: A004 - wp.compile is what users expect
     from weightpager.config import EngineConfig
-    from weightpager.engine import BundleChange, Engine, EngineReport, ForecastReport, ResidencyMap, SwitchReport
+    from weightpager.engine import BundleChange, Engine, EngineReport, ForecastReport, ResidencyMap, SwitchReport, load
     from weightpager.runtime.prediction.planner import Planner
     from weightpager.trace_file import Visit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
     "Bundle",
     "BundleChange",
+    "BundleError",
+    "BundleFormatError",
+    "BusyError",
+    "CompileError",
+    "ConfigError",
+    "ConflictError",
+    "DeliveryError",
     "Engine",
+    "EngineClosedError",
     "EngineConfig",
     "EngineReport",
+    "ExportFailedError",
     "ForecastReport",
+    "ImageError",
+    "InferenceOnlyError",
     "NativeTask",
+    "NotExportableError",
+    "PageCorruptError",
     "Planner",
     "Prediction",
+    "QueueFullError",
+    "RequestError",
+    "RequestTimeoutError",
     "ResidencyMap",
+    "ServerClosedError",
+    "StoreError",
+    "StoreTimeoutError",
+    "SwitchFailedError",
     "SwitchReport",
+    "TaskNotActiveError",
+    "TaskTooLargeError",
+    "UnknownTaskError",
+    "UntrustedError",
     "Visit",
+    "WeightpagerError",
     "compile",
+    "errors",
+    "load",
 ]
 
 _HOMES = {
@@ -50,6 +109,7 @@ _HOMES = {
     "SwitchReport": "weightpager.engine",
     "Visit": "weightpager.trace_file",
     "compile": "weightpager.compiler.pipeline",
+    "load": "weightpager.engine",
 }
 
 
@@ -60,4 +120,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]

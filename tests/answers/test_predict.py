@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +23,10 @@ from transformers import (
 
 import tiny
 import weightpager as wp
+from running import serving
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.padded import padded
-from weightpager.answers.predict import predict
+from weightpager.answers.predict import Wanted, predict
 from weightpager.answers.work import Classify
 from weightpager.backends.torch.model.architecture import context_length, empty_module
 from weightpager.backends.torch.torch_model import TorchModel
@@ -41,11 +44,17 @@ def test_no_more_is_generated_than_model_and_tokenizer_can_read(writer_bundle: P
         tokenizer.longest = said or ANY_LENGTH
         most = said or module.config.max_position_embeddings
         task, prompt = engine.bundle.task("numbers"), "one two"
-        assert predict(model, tokenizer, task, [prompt], max_new_tokens=most - 2)
+        assert predict(model, tokenizer, task, [prompt], wanted=Wanted(most - 2))
         with pytest.raises(ConfigError, match=f"at most {most} tokens, as the model can read, found 2 and {most - 1}"):
-            predict(model, tokenizer, task, [prompt], max_new_tokens=most - 1)
+            predict(model, tokenizer, task, [prompt], wanted=Wanted(most - 1))
         with pytest.raises(ConfigError, match="text 2 of 3: expected at least one token, found none"):
             predict(model, tokenizer, task, [prompt, "", prompt])
+
+
+BACKENDS = pytest.mark.parametrize(
+    "backend",
+    ["torch", pytest.param("native", marks=pytest.mark.skipif(not NATIVE, reason="the native kernels are not built"))],
+)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +62,19 @@ def test_no_more_is_generated_than_model_and_tokenizer_can_read(writer_bundle: P
     [
         ("one two", r"expected a list, such as \['one two'\], found 'one two' alone"),
         (b"one", r"expected a list, such as \[b'one'\], found b'one' alone"),
+        (None, "expected a list of texts or images, found nothing"),
+        (3, "expected a list of texts or images, found 3"),
+        ({"text": "one"}, "expected a list of texts or images, found {'text': 'one'}"),
         (["one", None], "expected texts in Unicode, found nothing at 2 of 2"),
         ([b"one"], "expected texts in Unicode, found b'one' at 1 of 1"),
         (["\udcff"], r"expected texts in Unicode, found '\\udcff' at 1 of 1"),
     ],
 )
 def test_anything_but_several_texts_is_refused(writer_bundle: Path, inputs: Any, words: str) -> None:
-    with wp.Engine.from_pretrained(writer_bundle) as engine, pytest.raises(ConfigError, match=words):
-        engine.predict("numbers", inputs)
+    with wp.Engine.from_pretrained(writer_bundle) as engine:
+        for ask in (engine.predict, engine.embed):
+            with pytest.raises(ConfigError, match=words):
+                ask("numbers", inputs)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
@@ -71,6 +85,96 @@ def test_a_continuation_of_no_tokens_is_refused(writer_bundle: Path, backend: st
     words = f"max_new_tokens: expected at least 1, found {most}"
     with wp.Engine.from_pretrained(writer_bundle, backend=backend) as engine, pytest.raises(ConfigError, match=words):
         engine.predict("numbers", ["one two"], max_new_tokens=most)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": -0.1}, "temperature: expected a number from 0 to 2, found -0.1"),
+        ({"temperature": math.nan}, "temperature: expected a number from 0 to 2, found nan"),
+        ({"top_p": 0}, "top_p: expected a number above 0 and up to 1, found 0"),
+        ({"seed": 2**63}, "seed: expected a whole number of 64 bits, found 9223372036854775808"),
+        ({"stop": ["one", ""]}, "stop: expected texts that aren't empty, found ''"),
+        ({"stop": [3]}, "stop: expected texts that aren't empty, found 3"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(writer_bundle: Path, options: dict[str, Any], words: str) -> None:
+    with wp.load(writer_bundle) as engine:
+        with pytest.raises(ConfigError, match=words):
+            engine.predict("numbers", ["one"], **options)
+        if "batch_size" not in options:
+            with pytest.raises(ConfigError, match=words):
+                engine.stream("numbers", "one", **options)
+
+
+@BACKENDS
+def test_a_batch_is_answered_as_each_alone(assistant_bundle: Path, camera_bundle: Path, backend: str) -> None:
+    words = ["red", "cat", "dog", "sun", "one", "two", "snow"]
+    texts = [" ".join(words[: 1 + number % 7] * (1 + number // 7)) for number in range(28)]
+    with wp.load(assistant_bundle, backend=backend) as engine:
+        for task in ("weather", "colour"):
+            alone, together = engine.predict(task, texts), engine.predict(task, texts, batch_size=8)
+            assert [replace(each, score=None) for each in together] == [replace(each, score=None) for each in alone]
+            scores = [(one.score or 0, other.score or 0) for one, other in zip(alone, together, strict=True)]
+            assert all(one == pytest.approx(other, abs=1e-4) for one, other in scores)
+    frames = [np.full((16, 16, 3), colour, np.uint8) for colour in range(0, 250, 40)]
+    with wp.load(camera_bundle, backend=backend) as engine:
+        alone, together = engine.predict("bright", frames), engine.predict("bright", frames, batch_size=3)
+        assert [each.label for each in together] == [each.label for each in alone]
+
+
+@BACKENDS
+def test_prompts_of_a_batch_are_continued_as_each_alone(writer_bundle: Path, backend: str) -> None:
+    prompts = ["one two", "two", "cat cow dog one", "sun", "red red"]
+    with wp.load(writer_bundle, backend=backend) as engine:
+        alone = engine.predict("numbers", prompts, max_new_tokens=6)
+        assert engine.predict("numbers", prompts, max_new_tokens=6, batch_size=3) == alone
+        one = engine.predict("numbers", prompts, temperature=1.5, seed=5)
+        assert engine.predict("numbers", prompts, temperature=1.5, seed=5, batch_size=3) == one
+        assert engine.predict("numbers", prompts, temperature=1.5, seed=6) != one
+
+
+@BACKENDS
+def test_tokens_are_drawn_as_the_server_draws_them(writer_bundle: Path, backend: str) -> None:
+    options: dict[str, Any] = {"temperature": 1.2, "top_p": 0.9, "seed": 7, "stop": ["cow", "dog"]}
+    with serving(writer_bundle, backend=backend) as running:
+        asked = running.openai.completions.create(model="numbers", prompt="one two", max_tokens=20, **options)
+    with wp.load(writer_bundle, backend=backend) as engine:
+        (found,) = engine.predict("numbers", ["one two"], max_new_tokens=20, **options)
+        pieces = list(engine.stream("numbers", "one two", max_new_tokens=20, **options))
+    assert found.completion == "".join(pieces) == asked.choices[0].text
+
+
+@BACKENDS
+def test_vectors_are_those_of_the_server(assistant_bundle: Path, backend: str) -> None:
+    texts = ["red cat rain", "sun", "one two three four"]
+    with serving(assistant_bundle, backend=backend) as running:
+        asked = running.openai.embeddings.create(model="weather", input=texts, encoding_format="float")
+    with wp.load(assistant_bundle, backend=backend) as engine:
+        found, batch = engine.embed("weather", texts), engine.embed("weather", texts, batch_size=8)
+        assert engine.embed("weather", []).shape == (0, 0)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [each.embedding for each in asked.data], atol=1e-5)
+    np.testing.assert_allclose(batch, found, atol=1e-5)
+
+
+def test_a_text_that_is_too_long_for_one_forward_has_a_vector(writer_bundle: Path) -> None:
+    text = "one two cat " * 20
+    with wp.load(writer_bundle) as engine, pytest.MonkeyPatch.context() as patch:
+        whole = engine.embed("numbers", [text])
+        patch.setattr("weightpager.answers.generation.forward_size.FORWARD_TOKENS", 16)
+        np.testing.assert_allclose(engine.embed("numbers", [text, "one"])[:1], whole, atol=1e-5)
+        with pytest.raises(ConfigError, match="text 2 of 2: expected at most 128 tokens, as the model can read, found"):
+            engine.embed("numbers", ["one", text * 3])
+
+
+def test_images_have_no_vectors(camera_bundle: Path) -> None:
+    with (
+        wp.load(camera_bundle) as engine,
+        pytest.raises(ConfigError, match="expected a task that reads texts, found 'warm' of image-classification"),
+    ):
+        engine.embed("warm", ["a.png"])
 
 
 def test_what_is_refused_costs_no_switch(writer_bundle: Path) -> None:
@@ -216,4 +320,4 @@ def test_token_types_are_not_taken_from_a_tokenizer() -> None:
     assert found.score == pytest.approx(max(served.probabilities), abs=1e-6)  # type: ignore[union-attr]
     llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, eos_token_id=3, pad_token_id=0)).eval()
     writing = TaskEntry(name="a", kind="language-modeling", classes=[], **entry)  # type: ignore[arg-type]
-    assert predict(TorchModel(llama), reader, writing, ["red"], max_new_tokens=2)
+    assert predict(TorchModel(llama), reader, writing, ["red"], wanted=Wanted(2))

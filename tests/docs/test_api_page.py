@@ -51,7 +51,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_what_a_user_can_name_has_an_entry() -> None:
-    wanted = {f"`weightpager.{name}`" for name in wp.__all__}
+    wanted = {f"`weightpager.{name}`" for name in wp.__all__ if name != "errors" and not hasattr(errors, name)}
     assert wanted - set(HEADINGS) == set()
 
 

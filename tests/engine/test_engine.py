@@ -497,7 +497,7 @@ with wp.Engine.from_pretrained({str(assistant_bundle)!r}, history={str(tmp_path 
             os._exit(1)
         sys.exit(0)  # leaves the block, and runs what runs at the end of a process
     assert os.waitpid(child, 0)[1] == 0
-    print(len(engine.resident_tasks()))
+    print(len(engine.resident_tasks))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
+from weightpager.answers.batches import ALONE, Bounds, batches
 from weightpager.answers.begin import begin
-from weightpager.answers.generation.completions import room_of
+from weightpager.answers.generation.completions import room_of, uniform_length
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.token_reader import TokenReader
-from weightpager.answers.work import Generate, Work, needed
+from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome, Sampling, Work, needed
 from weightpager.bundle import TaskEntry
 from weightpager.config import is_unicode
 from weightpager.errors import ConfigError, ImageError, RequestError, shown
@@ -35,8 +38,50 @@ Conversation = Sequence[Mapping[str, str]]
 Input = str | Conversation | os.PathLike[str] | bytes | Frame
 """What a task is asked about: a text or a conversation; or an image by its path, by a file's content, or as a frame."""
 
+_Given = TypeVar("_Given")
+
 _NEW_TOKENS = 32
 """Tokens that a text is continued by, unless the caller or the task says otherwise."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How texts are continued. It says nothing to tasks that write none.
+
+    Attributes:
+        max_new_tokens: tokens of a continuation; None for as many as the task states, or else 32, and as the model has
+            room for.
+        sampling: how tokens are drawn.
+        stop: texts that end a continuation, and are cut off with what follows.
+    """
+
+    max_new_tokens: int | None = None
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"stop: expected texts that aren't empty, found {shown(text)}")
+
+    @classmethod
+    def of(
+        cls,
+        max_new_tokens: int | None,
+        temperature: float | None,
+        top_p: float,
+        seed: int | None,
+        stop: str | Sequence[str],
+    ) -> Wanted:
+        """What a caller asks for. Errors are those of `Sampling.of`, or a `ConfigError` of tokens or stop texts."""
+        texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        return cls(max_new_tokens, Sampling.of(temperature, top_p, seed), texts)
+
+
+UNSTATED = Wanted()
+"""As a task states it, and greedily."""
 
 
 def predict(
@@ -45,10 +90,11 @@ def predict(
     task: TaskEntry,
     inputs: Iterable[Input],
     *,
-    max_new_tokens: int | None = None,
+    wanted: Wanted = UNSTATED,
+    bounds: Bounds = ALONE,
     template: ChatTemplate | None = None,
 ) -> list[Prediction]:
-    """Run a task's model on inputs, one at a time: a batch's padding would change the last bits of a result.
+    """Run a task's model on inputs. More than one at a time change the last bits of each other's results.
 
     Args:
         model: the task's, which is active.
@@ -56,54 +102,153 @@ def predict(
         task: whose answers are wanted.
         inputs: texts, or images: their paths, contents of their files, or frames. To a task whose prompts are
             conversations, each is what a user says, or a list of messages with a ``role`` and a ``content``.
-        max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has room
-            for.
+        wanted: how texts are continued.
+        bounds: what runs together.
         template: the tokenizer's, which writes conversations; None for one that ends with them.
 
     Raises:
         ConfigError: an input is nothing that the task reads, or there is one input in place of several; a text has no
             tokens, or with the continuation that is asked for more than the model can read; the model's chat template
-            doesn't take it; fewer new tokens than one are asked for.
+            doesn't take it.
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: an image can't be used; its path or its number is named.
     """
-    listed = checked(task, inputs, max_new_tokens)
+    listed = checked(task, inputs)
+    works = works_of(model, reader, task, listed, wanted, template)
+    # Pixels take memory: only those of one batch are kept.
+    chunks = _chunks(works, int(bounds.texts)) if task.takes_images else [list(works)]
+    outcomes = [outcome for chunk in chunks for outcome in _outcomes(task, model, reader, chunk, bounds)]
+    kind = kind_of(task.kind)
+    return [
+        replace(kind.prediction(task, _name(given), outcome), truncated=truncated)
+        for given, (outcome, truncated) in zip(listed, outcomes, strict=True)
+    ]
+
+
+def works_of(
+    model: TaskModel, reader: Any, task: TaskEntry, listed: list[Input], wanted: Wanted, template: ChatTemplate | None
+) -> Iterator[Work]:
+    """What each of the inputs that were `checked` asks of the task, read one by one. Errors are those of `predict`."""
     kind = kind_of(task.kind)
     input_reader = reader if task.takes_images else TokenReader(reader, model.vocab_size)
-    most = max_new_tokens
+    most = wanted.max_new_tokens
     if most is None:
         most = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
-    predictions = []
     for number, (given, asked) in enumerate(zip(listed, _asked(reader, task, listed, template), strict=True), 1):
         try:
             work = kind.read(input_reader, task, asked, most)
         except ImageError as error:
             raise ImageError(f"{_name(given) or f'image {number} of {len(listed)}'}: {error}") from error
-        if isinstance(work, Generate) and max_new_tokens is None:
-            work = work.within(room_of(model, reader))
+        if isinstance(work, Generate):
+            work = replace(work, sampling=wanted.sampling, stop=wanted.stop)
+            work = work if wanted.max_new_tokens is not None else work.within(room_of(model, reader))
         _check(work, f"text {number} of {len(listed)}", model, reader)
-        query = BlockingQuery(work)
-        run = begin(task.kind, model, reader, [query])
-        while not query.over:
+        yield work
+
+
+def embed(
+    model: TaskModel,
+    tokenizer: Tokenizer,
+    task: TaskEntry,
+    texts: Iterable[str],
+    *,
+    bounds: Bounds = ALONE,
+    in_pieces: bool = False,
+) -> npt.NDArray[np.float32]:
+    """Vectors of texts, [texts, width].
+
+    Args:
+        model: the task's, which is active.
+        tokenizer: of the bundle.
+        task: that the texts are read with.
+        texts: never cut.
+        bounds: what runs together.
+        in_pieces: whether the model may read a text in pieces; it does where a forward of it all is too large.
+
+    Raises:
+        ConfigError: a text is none, there is one in place of several, or one has no tokens or more than the model can
+            read.
+        BundleFormatError: the tokenizer knows words that the model doesn't.
+    """
+    listed = checked_texts(task, texts)
+    reader = TokenReader(tokenizer, model.vocab_size)
+    works = [Embed(reader.whole(text)) for text in listed]
+    for number, work in enumerate(works, 1):
+        _check(work, f"text {number} of {len(works)}", model, tokenizer)
+    outcomes = _outcomes(task, model, tokenizer, works, bounds, in_pieces=in_pieces)
+    vectors = [outcome.vector for outcome, _ in outcomes if isinstance(outcome, Embedded)]
+    return np.array(vectors, np.float32).reshape(len(vectors), -1 if vectors else 0)
+
+
+def _outcomes(
+    task: TaskEntry, model: TaskModel, reader: Any, works: Sequence[Work], bounds: Bounds, *, in_pieces: bool = False
+) -> list[tuple[Outcome, bool]]:
+    """The outcome of each work, and whether its text was cut."""
+    if not task.takes_images:
+        bounds = replace(bounds, uniform_length=uniform_length(model, reader))
+    fit = None if bounds.activations is None else bounds.activations.fit
+
+    def cached(work: Work) -> bool:
+        return isinstance(work, Embed) and in_pieces and fit is not None and not fit(1, work.tokens, work.tokens)
+
+    queries = [BlockingQuery(work, cached(work)) for work in works]
+    for batch in batches(queries, bounds):
+        run = begin(task.kind, model, reader, batch)
+        while not all(query.over for query in batch):
             run.step(math.inf)
-        predictions.append(replace(kind.prediction(task, _name(given), query.outcome), truncated=work.truncated))
-    return predictions
+    return [(query.outcome, query.work.truncated) for query in queries if query.outcome is not None]
 
 
-def checked(task: TaskEntry, inputs: Iterable[Input], max_new_tokens: int | None) -> list[Input]:
-    """All inputs, if they and the number are what `predict` takes, as far as that can be said without the model.
+def _chunks(works: Iterator[Work], size: int) -> Iterator[list[Work]]:
+    while chunk := list(islice(works, size)):
+        yield chunk
+
+
+def checked(task: TaskEntry, inputs: Iterable[Input]) -> list[Input]:
+    """All inputs, if they are what `predict` takes, as far as that can be said without the model.
 
     One input in place of several is refused: each character of a text, or each row of a frame, would be answered.
 
     Raises:
         ConfigError: they aren't.
     """
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
-    if isinstance(inputs, (str, bytes, os.PathLike)) or (isinstance(inputs, np.ndarray) and inputs.ndim == 3):
-        raise ConfigError(f"inputs: expected a list, such as [{shown(inputs)}], found {shown(inputs)} alone")
-    listed = list(inputs)
+    listed = _listed(inputs)
     return [_checked(task, given, f"at {number} of {len(listed)}") for number, given in enumerate(listed, 1)]
+
+
+def checked_texts(task: TaskEntry, texts: Iterable[str]) -> list[str]:
+    """All texts, if they are what `embed` takes, likewise.
+
+    Raises:
+        ConfigError: they aren't, or the task reads images.
+    """
+    if task.takes_images:
+        raise ConfigError(f"expected a task that reads texts, found {task.name!r} of {task.kind}")
+    listed = _listed(texts)
+    for number, given in enumerate(listed, 1):
+        if not _suits(task, given):
+            raise ConfigError(f"inputs: expected texts in Unicode, found {shown(given)} at {number} of {len(listed)}")
+    return listed
+
+
+def check_writes(task: TaskEntry) -> None:
+    """See that a task continues texts.
+
+    Raises:
+        ConfigError: it doesn't.
+    """
+    if not kind_of(task.kind).writes:
+        raise ConfigError(f"expected a task that generates text, found {task.name!r} of {task.kind}; call predict")
+
+
+def _listed(inputs: Iterable[_Given]) -> list[_Given]:
+    """Several inputs, as a list."""
+    alone = isinstance(inputs, (str, bytes, os.PathLike)) or (isinstance(inputs, np.ndarray) and inputs.ndim == 3)
+    if alone:
+        raise ConfigError(f"inputs: expected a list, such as [{shown(inputs)}], found {shown(inputs)} alone")
+    if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+        raise ConfigError(f"inputs: expected a list of texts or images, found {shown(inputs)}")
+    return list(inputs)
 
 
 def _checked(task: TaskEntry, given: Any, place: str) -> Input:
@@ -166,9 +311,9 @@ def _said(given: str | Messages) -> Messages:
 def _check(work: Work, place: str, model: TaskModel, tokenizer: Tokenizer) -> None:
     if not work.tokens:
         raise ConfigError(f"{place}: expected at least one token, found none; leave empty lines out")
-    if not isinstance(work, Generate):
+    if not isinstance(work, (Generate, Embed)):  # others are cut
         return
-    room, wanted = room_of(model, tokenizer), work.max_new_tokens
+    room, wanted = room_of(model, tokenizer), work.max_new_tokens if isinstance(work, Generate) else 0
     if work.tokens + wanted > room:
-        found = needed(work.tokens, wanted, room)
+        found = needed(work.tokens, wanted, room) if wanted else work.tokens
         raise ConfigError(f"{place}: expected at most {room} tokens, as the model can read, found {found}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from weightpager.answers.work import Outcome, Work
+from weightpager.errors import BusyError
 
 
 class Query(Protocol):
@@ -53,6 +54,31 @@ class BlockingQuery:
 
     def done(self, outcome: Outcome) -> None:
         self.outcome = outcome
+
+
+@dataclass
+class StreamedQuery(BlockingQuery):
+    """A query whose caller takes a continuation piece by piece.
+
+    Attributes:
+        pieces: what may be shown and hasn't been taken.
+    """
+
+    pieces: list[str] = field(default_factory=list)
+
+    def more(self, text: str) -> None:
+        """Keep a piece until it is taken."""
+        self.pieces.append(text)
+
+    def take(self) -> list[str]:
+        """The pieces since it was last asked."""
+        taken, self.pieces = self.pieces, []
+        return taken
+
+
+def compiled_anew(task: str) -> BusyError:
+    """The error of a query that began before its task was replaced."""
+    return BusyError(f"task {task!r} was compiled anew meanwhile; ask again")
 
 
 class Run(Protocol):

@@ -6,12 +6,17 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from weightpager.errors import ConfigError, shown
 from weightpager.readers.image_processor import Pixels
 
 Ids = tuple[int, ...]
 
 _PATCH = 16
 """Pixels of the side of an image's patch, as most models cut it."""
+
+
+_GREEDY = 1e-3
+"""Lower temperatures would draw the likeliest token anyway, and would make scores overflow."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,34 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+
+    @classmethod
+    def of(cls, temperature: float | None, top_p: float | None, seed: int | None, *, greedy: bool = True) -> Sampling:
+        """What a caller asks for.
+
+        Args:
+            temperature: 0 to 2; None for 0 where tokens are drawn greedily and ``top_p`` is 1, and for 1 otherwise.
+            top_p: above 0 and up to 1; None for 1.
+            seed: of 64 bits; None for a new one each time.
+            greedy: whether tokens are drawn greedily unless something else is asked for.
+
+        Raises:
+            ConfigError: a number is out of its range.
+        """
+        top_p = 1.0 if top_p is None else top_p
+        if temperature is None:
+            temperature = 0.0 if greedy and top_p == 1 else 1.0
+        if not 0 <= temperature <= 2:
+            raise ConfigError(f"temperature: expected a number from 0 to 2, found {shown(temperature)}")
+        if not 0 < top_p <= 1:
+            raise ConfigError(f"top_p: expected a number above 0 and up to 1, found {shown(top_p)}")
+        if seed is not None and not -(2**63) <= seed < 2**63:
+            raise ConfigError(f"seed: expected a whole number of 64 bits, found {shown(seed)}")
+        return GREEDY if temperature < _GREEDY else cls(temperature, top_p, seed)
+
+
+GREEDY = Sampling()
+"""The likeliest token each time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +79,7 @@ class Generate(_Text):
     """Continue a prompt by so many tokens at most, or until a text of ``stop`` appears, which is cut off."""
 
     max_new_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
 
     @property

@@ -9,9 +9,16 @@ from typing import Any, Generic, Protocol, TypeVar
 from weightpager.backends.parameters import Placed
 from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.parts.adapter import LowRank
+from weightpager.errors import shown
 from weightpager.runtime.rows.row_cache import RowCache
 
 P = TypeVar("P", bound="Placed[Any, Any]")
+
+
+def no_arrays(task: str, found: object) -> TypeError:
+    """The error of a task that is called with something else than arrays, such as a text."""
+    takes = "takes arrays by name, such as input_ids=..."
+    return TypeError(f"task {task!r} {takes}, found {shown(found)}; engine.predict({task!r}, [...]) answers texts")
 
 
 class Gate(Protocol):

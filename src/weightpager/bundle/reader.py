@@ -6,6 +6,7 @@ import os
 import shlex
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,8 @@ from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
 from weightpager.bundle.format.version_1 import tables_file
 from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
-from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError, of_bundle
+from weightpager.config import format_size
+from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError, of_bundle, shown
 from weightpager.graph import Graph, read_graph
 from weightpager.graph.file import graph_file
 from weightpager.machine.paths import has_directory, has_file
@@ -57,6 +59,12 @@ class Bundle:
         placement: a `Placement`, where each task's blocks lie.
         tasks: entries of the tasks by name, in their order.
     """
+
+    def __new__(cls, path: str | Path = "", *parts: Any, **named: Any) -> Bundle:
+        if path and not parts and not named:
+            where = shown(str(path))
+            raise TypeError(f"Bundle.open({where}) opens a bundle, and weightpager.load({where}) runs its tasks")
+        return super().__new__(cls)
 
     def __init__(self, path: Path, manifest: Manifest, index: PageIndex, placement: Placement) -> None:
         self.path = path
@@ -102,6 +110,10 @@ class Bundle:
         bundle.permutations()
         bundle._check_rows()
         return bundle
+
+    def __repr__(self) -> str:
+        size = format_size((self.manifest.pages + self.manifest.row_pages) * self.page_bytes)
+        return f"<Bundle {str(self.path)!r}: {size} in pages, tasks {shown(list(self.tasks))}>"
 
     @property
     def row_ids(self) -> npt.NDArray[np.uint8]:

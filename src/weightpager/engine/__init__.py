@@ -1,6 +1,6 @@
 """`Engine`: open a bundle, run its tasks, switch between them."""
 
-from weightpager.engine.engine import Engine
+from weightpager.engine.engine import Engine, load
 from weightpager.engine.forecasts import ForecastReport
 from weightpager.engine.opened.bundle_change import BundleChange
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
@@ -14,4 +14,5 @@ __all__ = [
     "ResidencyMap",
     "RowReport",
     "SwitchReport",
+    "load",
 ]

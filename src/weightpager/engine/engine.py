@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.batches import Bounds
+from weightpager.answers.begin import begin
+from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
-from weightpager.answers.predict import Input, checked, predict
-from weightpager.bundle import Bundle
+from weightpager.answers.predict import (
+    Conversation,
+    Input,
+    Wanted,
+    check_writes,
+    checked,
+    checked_texts,
+    embed,
+    predict,
+    works_of,
+)
+from weightpager.answers.query import Run, StreamedQuery, compiled_anew
+from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.errors import BusyError, ConfigError, of_bundle
+from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.deadline import Deadline
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.store import LocalStore, PageStore
+
+if TYPE_CHECKING:
+    from weightpager.readers.chat_template import ChatTemplate
 
 
 class Engine(EngineMaintenance):
@@ -35,6 +57,8 @@ class Engine(EngineMaintenance):
 
     Safe to use from several threads. One switch loads at a time; a task that is resident is entered at once, whatever
     switch is going on. At the end of a ``with`` block an engine is closed.
+
+    Its properties are what is known of it. Its methods make something new, do work, or take a name.
 
     A process that was forked must open an engine of its own: what needs memory or storage raises `EngineClosedError`
     there. After `close`, what runs or loads tasks does.
@@ -60,6 +84,7 @@ class Engine(EngineMaintenance):
             staging: how pages reach the arena; as the configured device wants it if None.
 
         Raises:
+            TypeError: the bundle isn't open, but a path.
             ConfigError: the device isn't there.
             BudgetError: not even the smallest task fits into the budget, or not all real-time tasks together.
             BundleError, StoreError: a file is damaged or can't be opened.
@@ -146,8 +171,7 @@ class Engine(EngineMaintenance):
         # The tokenizer, and what the bundle becomes, are read later, when the process may have gone elsewhere.
         return cls(Bundle.open(Path(bundle).absolute()), config)
 
-    @contextmanager
-    def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
+    def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> AbstractContextManager[Any]:
         """A task to be called, usable inside the ``with`` block. Its pages stay until the block ends.
 
         The native backend gives a `NativeTask`, which takes numpy's arrays by name and gives them by name. The backend
@@ -172,13 +196,7 @@ class Engine(EngineMaintenance):
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
             EngineClosedError: the engine has been closed.
         """
-        self._check_open()
-        with self._explained():
-            module = self._holds.hold(name, wait=wait, timeout=timeout)
-        try:
-            yield module
-        finally:
-            self._holds.release(name)
+        return _TaskBlock(name, self._held(name, wait=wait, timeout=timeout))
 
     def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Make a task the current one until the next `activate`.
@@ -239,13 +257,23 @@ class Engine(EngineMaintenance):
         self._check_open()
         return self._open.model(name)
 
-    def predict(self, name: str, inputs: Iterable[Input], *, max_new_tokens: int | None = None) -> list[Prediction]:
+    def predict(
+        self,
+        name: str,
+        inputs: Iterable[Input],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        batch_size: int = 1,
+    ) -> list[Prediction]:
         """A task's answers to texts or images.
 
         The task is current meanwhile and afterwards: predictions and activations of several threads follow one another.
         A real-time task doesn't become current. Its predictions follow one another, and wait neither for other tasks'
-        predictions nor for loads. Each input is read alone, as ``weightpager run`` does it. Errors are those of
-        `activate`, too.
+        predictions nor for loads. Errors are those of `activate`, too.
 
         Args:
             name: of the task.
@@ -254,6 +282,14 @@ class Engine(EngineMaintenance):
                 says, or a list of messages with a ``role`` and a ``content``.
             max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has
                 room for.
+            temperature: how freely a continuation's tokens are drawn, 0 to 2; 0 takes the likeliest, as None does
+                unless ``top_p`` is below 1: then it is 1.
+            top_p: draw from the likeliest tokens that together have this probability.
+            seed: draws the same tokens again; such prompts run alone.
+            stop: a text or texts that end a continuation, and are cut off.
+            batch_size: inputs of similar length that are read together, at most, as the server does it; fewer where
+                they are long. With 1 an answer depends on its input alone, bit for bit. With more, others change its
+                last bits.
 
         Returns:
             An answer to each input, in their order.
@@ -261,22 +297,100 @@ class Engine(EngineMaintenance):
         Raises:
             ConfigError: an input is nothing that the task reads, or there is one in place of several; a text has no
                 tokens, or with the continuation that is asked for more than the model can read; the model's chat
-                template doesn't take it; fewer new tokens than one are asked for.
+                template doesn't take it; a number is out of its range.
             BundleFormatError: the bundle's files can't read its inputs.
             ImageError: an image can't be used; its path or its number is named.
+
+        Examples:
+            >>> answers = engine.predict("spam", ["You won a prize", "See you at noon"], batch_size=8)
+            >>> [answer.label in engine.tasks["spam"].classes for answer in answers]
+            [True, True]
+            >>> (answer,) = writer.predict("notes", ["The meeting"], max_new_tokens=8, temperature=0.7, seed=1)
+            >>> answer.tokens <= 8
+            True
         """
         self._check_open()
-        asked = checked(self.bundle.task(name), inputs, max_new_tokens)  # what is refused neither waits nor switches
+        wanted, bounds = Wanted.of(max_new_tokens, temperature, top_p, seed, stop), self._bounds(batch_size)
+        asked = checked(self.bundle.task(name), inputs)  # what is refused neither waits nor switches
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
-            entry = self.bundle.task(name)  # which a reload may have changed meanwhile
-            return predict(
-                self.model(name),
-                self._readers.own(self.bundle),
-                entry,
-                asked,
-                max_new_tokens=max_new_tokens,
-                template=self._readers.template(self.bundle) if entry.takes_conversations else None,
-            )
+            entry, reader = self.bundle.task(name), self._readers.own(self.bundle)  # a reload may have changed them
+            template = self._template(entry)
+            return predict(self.model(name), reader, entry, asked, wanted=wanted, bounds=bounds, template=template)
+
+    def stream(
+        self,
+        name: str,
+        prompt: str | Conversation,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """The pieces of a prompt's continuation, as soon as they may be shown; joined they are what `predict` answers.
+
+        Between two tokens other calls have their turn, and may switch to other tasks. The next piece switches back, and
+        goes on where the text was. Where torch runs a model that can't be paused, all pieces come at the end.
+        The prompt is checked at once; nothing is computed but for a piece that is asked for. Errors are those of
+        `predict`, too.
+
+        Args:
+            name: of a task that generates text.
+            prompt: a text; to a task whose prompts are conversations, what a user says, or a list of messages.
+            max_new_tokens: as of `predict`, likewise all that follow.
+            temperature: how freely tokens are drawn.
+            top_p: the likeliest tokens that they are drawn from.
+            seed: draws the same tokens again.
+            stop: texts that end the continuation.
+
+        Raises:
+            ConfigError: the task doesn't generate text, or as of `predict`.
+            BusyError: a reload has replaced the task meanwhile.
+
+        Examples:
+            >>> pieces = list(writer.stream("notes", "The meeting", max_new_tokens=8))
+            >>> "".join(pieces) == writer.predict("notes", ["The meeting"], max_new_tokens=8)[0].label
+            True
+        """
+        self._check_open()
+        entry, wanted = self.bundle.task(name), Wanted.of(max_new_tokens, temperature, top_p, seed, stop)
+        check_writes(entry)
+        asked = checked(entry, [prompt])
+        with of_bundle(self.bundle.path):
+            model, tokenizer = self.model(name), self._readers.new(self.bundle)  # which threads take in turns
+            (work,) = works_of(model, tokenizer, entry, asked, wanted, self._template(entry))
+        query = StreamedQuery(work)
+        return self._pieces(name, query, model, begin(entry.kind, model, tokenizer, [query]))
+
+    def embed(self, name: str, texts: Iterable[str], *, batch_size: int = 1) -> npt.NDArray[np.float32]:
+        """Vectors of texts, [texts, width]: the last hidden state below the task's head, averaged over tokens.
+
+        Any task on texts has them, and each task its own. They aren't scaled to length 1. The task becomes current as
+        of `predict`, and errors are those of `predict`, too.
+
+        Args:
+            name: of the task.
+            texts: never cut.
+            batch_size: as of `predict`.
+
+        Raises:
+            ConfigError: a text is none, there is one in place of several, or one has no tokens or more than the model
+                can read; the task reads images.
+
+        Examples:
+            >>> vectors = engine.embed("topic", ["The match ends", "Markets rise"], batch_size=8)
+            >>> vectors.shape[0], vectors.dtype
+            (2, dtype('float32'))
+        """
+        self._check_open()
+        bounds = self._bounds(batch_size)
+        listed = checked_texts(self.bundle.task(name), texts)
+        with of_bundle(self.bundle.path), self._turn_to_predict(name):
+            entry, tokenizer = self.bundle.task(name), self._readers.own(self.bundle)
+            assert isinstance(tokenizer, Tokenizer)  # `checked_texts` has seen that no images are read
+            in_pieces = kind_of(entry.kind).writes and self.limits.in_pieces
+            return embed(self.model(name), tokenizer, entry, listed, bounds=bounds, in_pieces=in_pieces)
 
     def deactivate(self) -> None:
         """Leave the current task, if any, so that others may have its room. Its pages stay until that is wanted."""
@@ -314,6 +428,33 @@ class Engine(EngineMaintenance):
     ) -> None:
         self.close()
 
+    @contextmanager
+    def _held(self, name: str, *, wait: bool, timeout: float | None) -> Iterator[Any]:
+        self._check_open()
+        with self._explained():
+            module = self._holds.hold(name, wait=wait, timeout=timeout)
+        try:
+            yield module
+        finally:
+            self._holds.release(name)
+
+    def _pieces(self, name: str, query: StreamedQuery, model: TaskModel, run: Run) -> Iterator[str]:
+        """A continuation token by token, each in a turn of its own: nothing is held while the caller has a piece."""
+        again = False
+        while not query.over:
+            with of_bundle(self.bundle.path), self._turn_to_predict(name, again=again):
+                if self.model(name) is not model:
+                    raise compiled_anew(name)
+                run.step(time.monotonic())  # one forward: the time is over by its end
+            again = True
+            yield from query.take()
+
+    def _bounds(self, batch_size: int) -> Bounds:
+        return Bounds(batch_size, activations=self.limits.activations)
+
+    def _template(self, entry: TaskEntry) -> ChatTemplate | None:
+        return self._readers.template(self.bundle) if entry.takes_conversations else None
+
     def _enter_real_time(self) -> None:
         try:
             for name in sorted(self._real_time):
@@ -341,20 +482,56 @@ class Engine(EngineMaintenance):
             self._activating.release()
 
     @contextmanager
-    def _turn_to_predict(self, name: str) -> Iterator[None]:
-        """Keep a task active: a real-time one, which always has room, beside others, any other as the current one."""
-        if name in self._real_time:
-            with self._predicting[name], self.task(name):
+    def _turn_to_predict(self, name: str, *, again: bool = False) -> Iterator[None]:
+        """Keep a task active: a real-time one, which always has room, beside others, any other as the current one.
+
+        Whoever goes on ``again`` makes no visit of its own, unless others were current meanwhile.
+        """
+        if name in self._real_time:  # which is held for good
+            with self._predicting[name], nullcontext() if again else self.task(name):
                 yield
         else:
             with self._activating:
-                self.activate(name)
+                if not again or name != self._current:
+                    self.activate(name)
                 yield
 
     def _leave_current(self) -> None:
         if self._current is not None:
             name, self._current = self._current, None
             self._holds.release(name)
+
+
+load = Engine.from_pretrained
+"""Open a bundle under a budget: `Engine.from_pretrained` in one word.
+
+Examples:
+    >>> import weightpager as wp
+    >>> engine = wp.load("assistant.bundle", budget="4MiB")
+    >>> engine
+    <Engine '...assistant.bundle': 2 tasks, 4.0 MiB, native>
+    >>> writer = wp.load("writer.bundle")  # whose tasks generate text
+"""
+
+
+class _TaskBlock(AbstractContextManager[Any]):
+    """What `Engine.task` gives: a task to enter by ``with``."""
+
+    def __init__(self, name: str, held: AbstractContextManager[Any]) -> None:
+        self._name, self._held = name, held
+
+    def __enter__(self) -> Any:
+        return self._held.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._held.__exit__(*raised)
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        how = f"'with engine.task({self._name!r}) as task' enters it"
+        raise TypeError(f"task {self._name!r} isn't entered: {how}, and engine.predict({self._name!r}, [...]) answers")
+
+    def __repr__(self) -> str:
+        return f"<task {self._name!r}, to be entered by 'with'>"
 
 
 def _in_process(process: int, close: Callable[[], None]) -> None:

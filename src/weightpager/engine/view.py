@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from weightpager.answers.model import ModelLimits
-from weightpager.bundle import Bundle
-from weightpager.config import EngineConfig
+from weightpager.bundle import Bundle, TaskEntry
+from weightpager.config import EngineConfig, format_size
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.opened.in_use import in_use
@@ -18,11 +18,11 @@ from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.prefetching import Prefetching
 from weightpager.engine.report import EngineReport, ResidencyMap, RowReport, SwitchReport
 from weightpager.engine.switch_log import SwitchLog
-from weightpager.errors import BudgetError, EngineClosedError, TaskTooLargeError, of_bundle
+from weightpager.errors import BudgetError, EngineClosedError, TaskTooLargeError, of_bundle, shown
 from weightpager.machine.packages import needing_torch
 from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.image_reader import ImageReader
-from weightpager.readers.tokenizer import Tokenizer
+from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.slots import ABSENT
@@ -30,6 +30,13 @@ from weightpager.runtime.planning.slots import ABSENT
 
 class EngineView:
     """The part of `Engine` that only looks on."""
+
+    def __new__(cls, bundle: Any = None, *_: Any, **__: Any) -> EngineView:
+        if isinstance(bundle, (str, os.PathLike)):
+            where = shown(str(bundle))
+            how = f"weightpager.load({where}, budget=...) opens an engine"
+            raise TypeError(f"{how}; Engine takes an open Bundle and an EngineConfig")
+        return super().__new__(cls)
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, config: EngineConfig) -> None:
         self.monitor = monitor
@@ -44,10 +51,30 @@ class EngineView:
         self._prefetching = Prefetching(opened, monitor, config.prefetch, self._real_time)
         self._readers = InputReaders(opened.backend)
 
+    def __repr__(self) -> str:
+        told = [f"{len(self.tasks)} tasks", format_size(self._memory.budget), self._open.backend.name]
+        if self._closed:
+            told.append("closed")
+        elif self._current is not None:
+            told.append(f"{self._current!r} is current")
+        return f"<Engine {str(self.bundle.path)!r}: {', '.join(told)}>"
+
     @property
     def bundle(self) -> Bundle:
         """The bundle as it was when it was opened or last reloaded."""
         return self._open.bundle
+
+    @property
+    def tasks(self) -> Mapping[str, TaskEntry]:
+        """The bundle's tasks by name, each with its kind, its classes and what else the bundle states of it.
+
+        Examples:
+            >>> {name: task.kind for name, task in engine.tasks.items()}
+            {'spam': 'text-classification', 'topic': 'text-classification'}
+            >>> engine.tasks["spam"].classes
+            ['ham', 'spam']
+        """
+        return self.bundle.tasks
 
     @property
     def blocks(self) -> BlockManager:
@@ -72,6 +99,7 @@ class EngineView:
         self._check_process()
         self._open.check_fits(name, self._real_time)
 
+    @property
     def limits(self) -> ModelLimits:
         """How much the bundle's model can read, and the memory that this takes, by the widest numbers of any task."""
         widest = max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.bundle.tasks)
@@ -88,14 +116,23 @@ class EngineView:
         return self._readers.new(self.bundle)
 
     def tokenizer(self) -> Any:
-        """Transformers' tokenizer of a bundle whose tasks read texts, read from its files when asked for.
+        """A new tokenizer of a bundle whose tasks read texts, which gives what its tasks take when they are called.
+
+        The native backend gives a `Tokenizer`, whose calls give numpy's arrays by name; it needs no transformers. The
+        backend of torch gives transformers' tokenizer. Each is for one thread at a time.
 
         Raises:
-            BundleFormatError: transformers can't read it, or the tasks read images.
-            ConfigError: transformers isn't installed; `reader` gives a tokenizer that does without.
+            BundleFormatError: it can't be read, or the tasks read images.
+
+        Examples:
+            >>> inputs = engine.tokenizer()("You won a prize")
+            >>> with engine.task("spam") as task:
+            ...     logits = task(**inputs)["logits"]
         """
-        with needing_torch("for transformers' own tokenizer"):
-            from weightpager.backends.torch.model import architecture
+        if self._open.backend.name == "native":
+            reader = None if self.bundle.takes_images else self.reader()
+            return reader if isinstance(reader, Tokenizer) else open_tokenizer(self.bundle)  # which says what is wrong
+        from weightpager.backends.torch.model import architecture
 
         return architecture.tokenizer(self.bundle)
 
@@ -155,6 +192,7 @@ class EngineView:
         layers = self._open.layers
         return ResidencyMap(layers, self.blocks.page_table[: len(layers)] != ABSENT, needs)
 
+    @property
     def resident_tasks(self) -> frozenset[str]:
         """Tasks that could be entered now without loading anything."""
         self._check_process()

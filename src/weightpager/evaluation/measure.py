@@ -43,7 +43,7 @@ def measure(
         UnknownTaskError: the bundle has no such task.
         ConfigError: the data needs a package that isn't installed.
     """
-    reader, vocab_size = engine.reader(), engine.limits().vocab_size
+    reader, vocab_size = engine.reader(), engine.limits.vocab_size
     entries = [engine.bundle.task(name) for name in tasks]
     held_out = [_held_out(entry, moved.get(entry.name), reader, vocab_size) for entry in entries]
     scores = []

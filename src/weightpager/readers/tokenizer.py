@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from weightpager.bundle import Bundle
@@ -88,6 +90,25 @@ class Tokenizer:
     def copy(self) -> Tokenizer:
         """Another one, for another thread. They share the vocabulary, which takes megabytes and never changes."""
         return Tokenizer(_sharing(self._inner), self._settings, self.chat_template)
+
+    def __call__(
+        self, texts: str | Sequence[str], *, max_length: int | None = None
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """What a `NativeTask` takes: ``input_ids`` and ``attention_mask``, [texts, longest].
+
+        Special tokens are those that the model expects around a text. Shorter texts are filled on the right with 0,
+        which the mask leaves out.
+
+        Args:
+            texts: one or more.
+            max_length: tokens to cut each to, special ones included; None to keep all.
+        """
+        encoded = self.encode_all([texts] if isinstance(texts, str) else texts, most=max_length)
+        lengths = np.array([len(each.ids) for each in encoded], np.int64)
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        ids = np.zeros(mask.shape, np.int64)
+        ids[mask] = [number for each in encoded for number in each.ids]
+        return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
 
     def encode(self, text: str, *, most: int | None = None, special: bool = True) -> Encoded:
         """A text's tokens.

@@ -61,7 +61,7 @@ def test_caches_hold_no_more_than_their_bound(tmp_path: Path) -> None:
 
 
 def test_a_text_that_is_longer_than_the_bound_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.answers.generation.completions.CACHED_TOKENS", 24)
+    monkeypatch.setattr("weightpager.answers.batches.CACHED_TOKENS", 24)
     model, reader = opt(tmp_path), tiny.reader()
     completions(model, reader, padded([(4,) * length for length in (20, 4, 20, 4)], 0, left=True), 8)
     assert [ids.shape for ids in model.begun] == [(2, 4), (1, 20), (1, 20)]

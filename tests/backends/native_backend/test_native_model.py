@@ -69,7 +69,7 @@ def test_outputs_and_hidden_states(request: pytest.FixtureRequest, which: str) -
             theirs.context,
             theirs.eos_token_ids,
         )
-        assert native.limits().context == torch.limits().context
+        assert native.limits.context == torch.limits.context
 
 
 @pytest.mark.parametrize("family", [*ALL_ENCODERS, *ALL_DECODERS])

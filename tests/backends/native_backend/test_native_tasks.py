@@ -136,7 +136,7 @@ def test_inputs_that_need_not_be_stated(assistant_bundle: Path) -> None:
 
 def test_more_tokens_than_the_model_reads_are_counted(assistant_bundle: Path) -> None:
     with native(assistant_bundle) as engine, engine.task("animal") as task:
-        most = engine.limits().context
+        most = engine.limits.context
         assert task(input_ids=np.ones((1, most), np.int64))["logits"].shape[0] == 1
         with pytest.raises(ValueError, match=f"^input_ids: {most + 1} tokens, the model reads at most {most};"):
             task(input_ids=np.ones((1, most + 1), np.int64))

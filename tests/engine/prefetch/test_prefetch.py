@@ -445,7 +445,7 @@ def test_several_named_tasks_are_loaded_ahead(bundle: Bundle) -> None:
     with wp.Engine(bundle, EngineConfig()) as engine:
         for task in TASKS:
             engine.prefetch(task)
-        until(lambda: engine.resident_tasks() == set(TASKS))
+        until(lambda: engine.resident_tasks == set(TASKS))
 
 
 def test_a_named_task_takes_what_nobody_uses_and_nothing_else(

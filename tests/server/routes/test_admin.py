@@ -82,12 +82,12 @@ def test_load_pin_and_unpin(assistant: Running) -> None:
         engine.evict()
         loaded = client.post("/admin/load", json={"task": "number"}).json()
         assert loaded["loaded_bytes"] > 0
-        assert "number" in engine.resident_tasks()
+        assert "number" in engine.resident_tasks
         assert client.post("/admin/load", json={"task": "number"}).json()["loaded_bytes"] == 0
         client.post("/admin/pin", json={"task": "weather"}).raise_for_status()
         client.post("/admin/load", json={"task": "animal"}).raise_for_status()
         engine.evict()
-        assert "weather" in engine.resident_tasks()
+        assert "weather" in engine.resident_tasks
         client.post("/admin/unpin", json={"task": "weather"}).raise_for_status()
         assert client.post("/admin/unpin", json={"task": "weather"}).status_code == 409
         assert client.post("/admin/pin", json={"task": "wether"}).status_code == 404
@@ -102,7 +102,7 @@ def test_a_task_is_prefetched(assistant_bundle: Path) -> None:
         found = client.post("/admin/prefetch", json={"task": "number"}).json()
         assert found == {"task": "number", "queued_bytes": len(lacking) * engine.bundle.page_bytes}
         end = time.monotonic() + 60
-        while "number" not in engine.resident_tasks():
+        while "number" not in engine.resident_tasks:
             assert time.monotonic() < end
         assert engine.monitor.current == "weather"
         assert client.post("/admin/prefetch", json={"task": "nmber"}).status_code == 404

@@ -27,7 +27,7 @@ def _differing(native: wp.Engine, torch: wp.Engine, task: str) -> list[float]:
     assert entry.eval is not None
     native.activate(task), torch.activate(task)
     found = []
-    for inputs, labels in read_held_out(entry, Path(entry.eval.file), native.reader(), native.limits().vocab_size, 32):
+    for inputs, labels in read_held_out(entry, Path(entry.eval.file), native.reader(), native.limits.vocab_size, 32):
         counted = labels != IGNORED
         ours, theirs = (engine.model(task).logits(inputs)[counted] for engine in (native, torch))
         assert ours.shape == theirs.shape

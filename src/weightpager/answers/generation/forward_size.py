@@ -14,6 +14,11 @@ ACTIVATION_BYTES = 128 * 2**20
 """Bytes that a forward's activations may take, by estimate, unless a single text takes more."""
 
 
+def mostly_padding(texts: int, longest: int, shortest: int) -> bool:
+    """Whether so many texts are too unlike in length to be read at once, by their tokens."""
+    return texts * longest > PIECE and longest > 2 * shortest
+
+
 @dataclass(frozen=True)
 class Activations:
     """Bytes that a forward takes beside weights and caches.

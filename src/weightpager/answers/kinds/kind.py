@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from weightpager.answers.model import Floats, Inputs, TaskModel
 from weightpager.answers.work import Work
 from weightpager.bundle import Generation, TaskEntry
 from weightpager.bundle.format.manifest import TextMetric
+from weightpager.errors import shown
 
 Metric = Literal["accuracy", "token accuracy", "perplexity"] | TextMetric
 
@@ -41,6 +42,11 @@ class Prediction:
     completion: str | None = None
     tokens: int | None = None
     truncated: bool = False
+
+    def __repr__(self) -> str:
+        told = (each for each in fields(self) if each.name != "completion")  # which the label has, too
+        stated = [(each.name, getattr(self, each.name)) for each in told if getattr(self, each.name) != each.default]
+        return f"Prediction({', '.join(f'{name}={shown(value)}' for name, value in stated)})"
 
 
 class Kind(ABC):

@@ -74,7 +74,7 @@ class NativeBackend:
             )
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
-        return NativeTask(graph, programs, parts.gate, self._limits.context)
+        return NativeTask(parts.name, graph, programs, parts.gate, self._limits.context)
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:  # noqa: ARG002 - the interface's
         return self._limits

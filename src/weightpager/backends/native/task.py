@@ -8,7 +8,7 @@ import numpy as np
 
 from weightpager.backends.native.operands import Array
 from weightpager.backends.native.program import KVCache, Program
-from weightpager.backends.task_parts import Gate
+from weightpager.backends.task_parts import Gate, no_arrays
 from weightpager.graph import Graph
 
 
@@ -19,20 +19,25 @@ class NativeTask:
         graph: the graph of the task's kind; ``graph.inputs`` and ``graph.outputs`` say what a call takes and gives.
     """
 
-    def __init__(self, graph: Graph, programs: tuple[Program, ...], gate: Gate, context: int) -> None:
+    def __init__(self, name: str, graph: Graph, programs: tuple[Program, ...], gate: Gate, context: int) -> None:
         """Nothing is computed yet.
 
         Args:
+            name: of the task.
             graph: the graph of the task's kind.
             programs: that run it, one after the other: what gives ``hidden``, and what gives ``logits`` of that where
                 few of a forward's tokens need any.
             gate: the task's gate.
             context: tokens that the model says it can read.
         """
-        self.graph = graph
+        self._name, self.graph = name, graph
         self._below, self._head = programs[0], programs[1] if len(programs) > 1 else None
         self._gate = gate
         self._context = context
+
+    def __repr__(self) -> str:
+        takes, gives = ([each.name for each in side] for side in (self.graph.inputs, self.graph.outputs))
+        return f"<NativeTask {self._name!r}: {self.graph.kind}, {', '.join(takes)} -> {', '.join(gives)}>"
 
     @property
     def has_head(self) -> bool:
@@ -51,12 +56,22 @@ class NativeTask:
                 has all tokens seen, and ``position_ids`` [batch, length] count on from the earlier ones.
 
         Raises:
+            TypeError: an input comes without its name.
             ValueError: an input is missing or unknown, or its dtype or shape isn't what the graph takes.
             IndexError: an id isn't in its table.
             MemoryError: activations, or keys and values, would take more than they may.
             TaskNotActiveError: the task isn't active, so its pages may be absent.
             SwitchFailedError: a page couldn't be loaded.
+
+        Examples:
+            >>> import numpy as np
+            >>> with engine.task("spam") as task:
+            ...     logits = task(input_ids=np.array([[2, 9, 4, 3]]))["logits"]
+            >>> logits.shape
+            (1, 2)
         """
+        if cache is not None and not isinstance(cache, KVCache):
+            raise no_arrays(self._name, cache)
         known = {each.name for each in self.graph.inputs}
         if unknown := sorted(inputs.keys() - known):
             raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")

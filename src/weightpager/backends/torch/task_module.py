@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from weightpager.backends.paged_weights import of_entry
-from weightpager.backends.task_parts import TaskParts
+from weightpager.backends.task_parts import TaskParts, no_arrays
 from weightpager.backends.torch.model.architecture import empty_module, full_name
 from weightpager.backends.torch.parameters import Tensors, activation_dtype
 from weightpager.backends.torch.whole_weights import put_whole, without_ties
@@ -71,6 +71,7 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     assign(module, state, task)
     keep_tables_narrow(module, dtype)
     _refuse_files(module)
+    module.register_forward_pre_hook(partial(_refuse_texts, task))
     if bundle.task(task).takes_images:
         module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
     module.to(_device(parts.arena))  # what its constructor computed was on the host
@@ -123,6 +124,12 @@ def route(module: nn.Module, task: str, tables: Mapping[str, BlockTable]) -> boo
         mixture.router.kept = torch.tensor(kept)
         dropped |= not all(kept)
     return dropped
+
+
+def _refuse_texts(task: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
+    """Say what answers texts; transformers would miss an attribute of theirs."""
+    if inputs and isinstance(inputs[0], (str, list, tuple)):
+        raise no_arrays(task, inputs[0])
 
 
 def _put_paged_layers(module: nn.Module, parts: TaskParts[Tensors], state: Mapping[str, Tensor]) -> None:

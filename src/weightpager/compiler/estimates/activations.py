@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from weightpager.answers.generation.completions import CACHED_TOKENS
+from weightpager.answers.batches import CACHED_TOKENS
 from weightpager.backends.torch.kv_cache import bytes_per_token
 from weightpager.backends.torch.model.architecture import context_length
 from weightpager.bundle.format.manifest import FORMS

@@ -46,7 +46,7 @@ def row_figures(engine: Engine) -> dict[str, float]:
 def _texts(engine: Engine, task: str) -> list[Inputs]:
     entry = engine.bundle.task(task)
     assert entry.eval is not None
-    batches = read_held_out(entry, Path(entry.eval.file), engine.reader(), engine.limits().vocab_size, 1)
+    batches = read_held_out(entry, Path(entry.eval.file), engine.reader(), engine.limits.vocab_size, 1)
     step = max(1, len(batches) // TEXTS)
     return [batches[number][0] for number in range(0, len(batches), step)][:TEXTS]
 

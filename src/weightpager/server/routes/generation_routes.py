@@ -30,9 +30,6 @@ from weightpager.server.schema.generation import (
 )
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(user)], responses=RESPONSES)
-_GREEDY = 1e-3
-"""Lower temperatures would draw the likeliest token anyway, and would make scores overflow."""
-
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -86,10 +83,7 @@ def _work(
 
 def _sampling(body: GenerationBody, task: TaskEntry) -> Sampling:
     """How tokens are drawn. Unless the request says so, a text-generation task answers as `eval` measures it."""
-    top_p = 1.0 if body.top_p is None else body.top_p
-    unstated = 0.0 if task.generation is not None and top_p == 1 else 1.0
-    temperature = unstated if body.temperature is None else body.temperature
-    return Sampling() if temperature < _GREEDY else Sampling(temperature, top_p, body.seed)
+    return Sampling.of(body.temperature, body.top_p, body.seed, greedy=task.generation is not None)
 
 
 async def _respond(

@@ -8,9 +8,9 @@ from typing import Any
 
 from weightpager.answers.begin import begin
 from weightpager.answers.model import TaskModel
-from weightpager.answers.query import Run
+from weightpager.answers.query import Run, compiled_anew
 from weightpager.server.scheduling.batching import Started, held
-from weightpager.server.scheduling.job import Job, compiled_anew
+from weightpager.server.scheduling.job import Job
 
 
 class Batch:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from weightpager.answers.generation.forward_size import PIECE
+from weightpager.answers.generation.forward_size import PIECE, mostly_padding
 from weightpager.server.scheduling.policy import Policy
 
 HEAVY = 4 * PIECE
@@ -132,7 +132,7 @@ class _Sizes:
         if self.prompt + self.new_tokens > context:
             return False
         padded = texts * self.prompt
-        if padded > PIECE and self.prompt > 2 * self.shortest:  # one of them would be mostly padding
+        if mostly_padding(texts, self.prompt, self.shortest):
             return False
         if first.cached:
             return padded <= _MOST_READ and texts * (self.prompt + self.new_tokens) <= free

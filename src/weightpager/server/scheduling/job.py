@@ -8,7 +8,7 @@ from typing import Protocol
 
 from weightpager.answers.work import Generate, Outcome, Work
 from weightpager.bundle import TaskEntry
-from weightpager.errors import BusyError, RequestTimeoutError, ServerClosedError
+from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.server.scheduling.batching import Waiting
 
 
@@ -49,11 +49,6 @@ class Listener(Protocol):
 def shutting_down() -> ServerClosedError:
     """The error of a request that the server doesn't answer any more."""
     return ServerClosedError("the server is shutting down; ask again when it is back")
-
-
-def compiled_anew(task: str) -> BusyError:
-    """The error of a request that came before its task was replaced."""
-    return BusyError(f"task {task!r} was compiled anew meanwhile; ask again")
 
 
 @dataclass(eq=False)

@@ -66,7 +66,7 @@ class RequestLimits:
 
     def renew(self) -> None:
         """Follow the bundle, which was loaded anew: its tasks may be others, or compute in a wider dtype."""
-        limits = self._engine.limits()
+        limits = self._engine.limits
         self._limit = self._text_limit(limits)
         if self._vocabulary is not None:
             self._vocabulary.most_cached = reserved_tokens(self._engine, limits)

@@ -53,7 +53,7 @@ class Service:
         """
         self.engine = engine
         self.settings = settings
-        reader, limits = engine.reader(), engine.limits()
+        reader, limits = engine.reader(), engine.limits
         self.inputs: TextInputs | ImageInputs
         if isinstance(reader, ImageReader):
             self.inputs = ImageInputs(reader, most=settings.queue // 2)

@@ -10,12 +10,13 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from weightpager.answers.model import TaskModel
+from weightpager.answers.query import compiled_anew
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.errors import WeightpagerError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.server.scheduling.batch import Batch
-from weightpager.server.scheduling.job import Job, compiled_anew, shutting_down
+from weightpager.server.scheduling.job import Job, shutting_down
 from weightpager.server.scheduling.job_queue import JobQueue, Taken
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, task_of
@@ -123,7 +124,7 @@ class Worker:
         now = time.monotonic()
         started = [batch.started for batch in self._batches]
         waiting = [job.waiting for job in jobs]
-        plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks(), started)
+        plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks, started)
         task = task_of(plan, waiting, started)
         if task is not None:
             self._turn = self._turn.before(task, now, self.policy)
