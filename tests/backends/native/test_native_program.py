@@ -118,7 +118,7 @@ def test_a_tasks_head_waits_for_its_pages() -> None:
     head = Graph("language-modeling", ("batch", "length"), (hidden,), (node,), (GraphOutput("logits", "v0"),))
     parts, gate = _Parts(), _Gate()
     programs = Program(_feed_forward(), parts.native), Program(head, {"down": parts.native["down"]})
-    assert NativeTask(_feed_forward(), programs, gate, 8).head(_values(8, 1, 2, WIDE)).shape == (1, 2, FEATURES)
+    assert NativeTask("a", _feed_forward(), programs, gate, 8).head(_values(8, 1, 2, WIDE)).shape == (1, 2, FEATURES)
     assert gate.calls == [("enter", 1), ("leave", 1)]
 
 
