@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from damage import KINDS, contents, damage
 from fleet import WAYS, Fleet, Manners, file_server
+from weightpager.delivery.sources.http_source import _same_host
 from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import DeliveryError, UntrustedError
 
@@ -35,6 +36,49 @@ def test_a_server_without_manners_changes_nothing(fleet: Fleet, monkeypatch: pyt
         monkeypatch.undo()  # a busy machine may need more than the time that hanging servers are given
         fleet.device.pull(url)
     assert contents(fleet.device.bundle) == contents(fleet.new)
+
+
+@pytest.mark.parametrize("where", ["/metadata/", "/objects/", "/packs/"])
+def test_a_redirect_to_another_host_is_followed_only_if_that_is_asked_for(fleet: Fleet, where: str) -> None:
+    here, there = Manners("moved", where), Manners()
+    with file_server(fleet.place.root, there) as here.elsewhere, file_server(fleet.place.root, here) as url:
+        with pytest.raises(DeliveryError, match=f"found a redirect to '{here.elsewhere}': .*--redirects"):
+            fleet.device.pull(url)
+        assert there.asked == []
+        assert contents(fleet.device.bundle) == contents(fleet.old)
+        fleet.device.pull(url, redirects=True)
+    assert there.asked
+    assert contents(fleet.device.bundle) == contents(fleet.new)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("http://a.org/x", "http://a.org/y", True),
+        ("http://a.org/x", "https://a.org/x", True),
+        ("https://a.org/x", "http://a.org/x", False),
+        ("http://a.org/x", "http://a.org:8000/x", False),
+        ("http://a.org/x", "http://b.a.org/x", False),
+        ("http://a.org/x", "file:///a.org/x", False),
+    ],
+)
+def test_which_redirects_stay_with_a_server(before: str, after: str, same: bool) -> None:
+    assert _same_host(before, after) is same
+
+
+def test_a_redirect_to_another_path_is_followed(fleet: Fleet) -> None:
+    shutil.copytree(fleet.place.root, fleet.place.root / "moved")
+    with file_server(fleet.place.root, Manners("moved", "/packs/", elsewhere="/moved")) as url:
+        fleet.device.pull(url)
+    assert contents(fleet.device.bundle) == contents(fleet.new)
+
+
+@pytest.mark.parametrize("location", ["http://[x/", "http://a:port/", "gopher://a/", "//"])
+def test_a_redirect_to_nonsense_is_refused(fleet: Fleet, location: str) -> None:
+    with file_server(fleet.place.root, Manners("moved", "/", elsewhere=location)) as url:
+        for redirects in (False, True):
+            with pytest.raises(DeliveryError):
+                fleet.device.pull(url, redirects=redirects)
 
 
 def test_a_repository_that_is_gone_is_named(fleet: Fleet) -> None:

@@ -71,10 +71,10 @@ class Device:
         again: bool = False,
         channel: str = "stable",
         check: Check | None = None,
+        redirects: bool = False,
         **options: Any,
     ) -> Pulled:
-        self.into.mkdir(exist_ok=True)
-        source = open_source(str(place), connections=3)
+        source = open_source(str(place), connections=3, redirects=redirects)
         trust = None if (self.into / ".weightpager" / NAME / "state.json").exists() else self.trust
         try:
             return pull(source, self.into, Wish(NAME, channel, root=trust, again=again), check=check, **options)
@@ -106,6 +106,7 @@ class Manners:
 
     Attributes:
         way: what it does to requests for files whose paths begin with ``where`` and end with ``only``.
+        elsewhere: the address that the way "moved" redirects to.
         cuts: one of so many answers is cut off; 0 for none.
         asked: ranges and paths that were asked for.
         sent: bytes of bodies that were sent.
@@ -115,6 +116,7 @@ class Manners:
     way: str = "honest"
     where: str = "/packs/"
     only: str = ""
+    elsewhere: str = ""
     cuts: int = 0
     asked: list[str] = field(default_factory=list)
     sent: int = 0
@@ -202,6 +204,9 @@ def _handler(root: Path, manners: Manners, over: threading.Event) -> type[BaseHT
 
         def _circle(self, content: bytes, start: int, end: int, ranged: bool) -> None:
             self._answer(302, b"", {"Location": f"{self.path.partition('?')[0]}?{manners.drawn.random()}"})
+
+        def _moved(self, content: bytes, start: int, end: int, ranged: bool) -> None:
+            self._answer(302, b"", {"Location": f"{manners.elsewhere}{self.path}"})
 
         def _hangs(self, content: bytes, start: int, end: int, ranged: bool) -> None:
             over.wait(60)

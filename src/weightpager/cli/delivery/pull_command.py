@@ -50,6 +50,9 @@ def pull(
         str | None, typer.Option(metavar="SIZE/s", help="Fetch no faster than this, such as 500KB/s.")
     ] = None,
     connections: Annotated[int, typer.Option(min=1, max=32, help="Connections at once.")] = 4,
+    redirects: Annotated[
+        bool, typer.Option("--redirects", help="Follow redirects to other hosts, too; their bytes are checked alike.")
+    ] = False,
     check: Annotated[
         str | None,
         typer.Option(metavar="COMMAND", help="Command to run afterwards; if it fails, the version before comes back."),
@@ -86,7 +89,8 @@ def pull(
     checked = checks(check, check_rows)
 
     def look() -> None:
-        with closing(open_source(repository, rate, connections)) as source, progress(quiet or json) as stages:
+        opened = open_source(repository, rate, connections, redirects=redirects)
+        with closing(opened) as source, progress(quiet or json) as stages:
             done = pull_bundle(
                 source,
                 into,

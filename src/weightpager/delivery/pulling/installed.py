@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -110,10 +110,19 @@ class Installed:
     def alone(cls, into: Path, name: str) -> Iterator[Installed]:
         """Keep other pulls and rollbacks of this bundle away meanwhile.
 
+        Directories are made as they are needed, but for the one above ``into``. Those made here go again if what is
+        done meanwhile fails before anything of a version has come.
+
         Raises:
-            DeliveryError: one is going on, or the directory can't be written.
+            DeliveryError: one is going on, or the directory can't be made or written.
         """
         places = Places.of(into, name)
+        made = [folder for folder in (places.home, places.home.parent, into) if not os.path.lexists(folder)]
+        try:
+            into.mkdir(exist_ok=True)
+        except OSError as error:
+            expected = f"{into}: expected a directory for bundles, it can't be made"
+            raise DeliveryError(f"{expected}: {error.strerror}") from error
         with write_errors():
             places.home.mkdir(parents=True, exist_ok=True)
         taken = DeliveryError(
@@ -125,7 +134,12 @@ class Installed:
                     f"{places.link}: expected a link that 'weightpager pull' made, found something else; rename it "
                     "(its pages are used all the same)"
                 )
-            yield cls(places)
+            try:
+                yield cls(places)
+            except BaseException:
+                if places.home in made and not (places.versions.exists() or places.partial.exists()):
+                    _remove(places.home, made)
+                raise
 
     @staticmethod
     def check_known(into: Path, name: str) -> None:
@@ -278,6 +292,14 @@ class Installed:
         if state != self._state:
             with write_errors(), new_file(self._state_path) as file:
                 file.write(json.encode(state))
+
+
+def _remove(home: Path, made: Iterable[Path]) -> None:
+    """Remove a folder and, where they are empty, others that were made for it, the innermost first."""
+    shutil.rmtree(home, ignore_errors=True)
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _sync_tree(folder: Path) -> None:

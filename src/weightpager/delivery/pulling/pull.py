@@ -98,9 +98,9 @@ def pull(
         progress: told of progress.
 
     Raises:
-        DeliveryError: it can't be fetched, trusted or written. The bundle in use stays.
+        DeliveryError: it can't be fetched, trusted or written. The bundle in use stays. If it would have been the
+            first one, and nothing of it has come, no trace stays.
     """
-    _make_directory(into)
     with Installed.alone(into, wish.name) as installed:
         version = signed_version(source, installed.places.metadata, wish.target, wish.root)
         if version.name != wish.name:
@@ -246,13 +246,6 @@ def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
 def _named(keys: Sequence[str], wanted: str) -> str | None:
     """The last version that has this name or key, if there is one."""
     return next((key for key in reversed(keys) if wanted in (key, VersionFile.name_of(key))), None)
-
-
-def _make_directory(into: Path) -> None:
-    try:
-        into.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DeliveryError(f"{into}: expected a directory for bundles, it can't be made: {error.strerror}") from error
 
 
 def _name(key: str | None) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -16,7 +16,7 @@ from urllib3.util.retry import Retry
 
 from weightpager.delivery.sources.rate_limit import RateLimit
 from weightpager.delivery.sources.source import MissingError, Stream, TransferError
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, DeliveryError
 
 _PIECE = 1 << 18
 _REDIRECTS = 5
@@ -30,12 +30,21 @@ _LEAST = 1024
 class HttpSource:
     """Implements `Source`. Several threads may read at once."""
 
-    def __init__(self, url: str, limit: RateLimit, connections: int) -> None:
+    def __init__(self, url: str, limit: RateLimit, connections: int, *, redirects: bool = False) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            url: of the repository.
+            limit: of bytes a second.
+            connections: at once.
+            redirects: whether redirects to other hosts are followed, too.
+        """
         self.place = url.rstrip("/")
         self.whole_files = False
         self.received = 0
         self._limit = limit
         self._seconds = SECONDS
+        self._redirects = redirects
         self._pool = _pool(url, connections, SECONDS)
 
     @contextmanager
@@ -43,8 +52,8 @@ class HttpSource:
         url = f"{self.place}/{path}"
         headers = {"Accept-Encoding": "identity"} | ({} if end is None else {"Range": f"bytes={start}-{end - 1}"})
         try:
-            response = self._pool.request("GET", url, headers=headers, preload_content=False, decode_content=False)
-        except (HTTPError, OSError, UnicodeError) as error:
+            response = self._answer(url, headers)
+        except (HTTPError, OSError, ValueError) as error:  # of an address that a server names, too
             raise TransferError(f"{url}: expected an answer, found none: {_reason(error)}") from error
         whole = False
         try:
@@ -56,6 +65,30 @@ class HttpSource:
                 response.release_conn()
             else:
                 response.close()  # what it would still send is nothing that anybody waits for
+
+    def _answer(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+        """What a server answers, after redirects.
+
+        Raises:
+            DeliveryError: one leads to another host.
+        """
+        at = url
+        for _ in range(_REDIRECTS + 1):
+            response = self._pool.request(
+                "GET", at, headers=headers, preload_content=False, decode_content=False, redirect=False
+            )
+            location = response.get_redirect_location()
+            if not location:
+                return response
+            response.close()
+            there = urljoin(at, location)
+            if not (self._redirects or _same_host(at, there)):
+                raise DeliveryError(
+                    f"{url}: expected a file, found a redirect to {_host(there)[:200]!r}: name that host's address "
+                    "instead, or allow redirects to other hosts (--redirects)"
+                )
+            at = there
+        raise TransferError(f"{url}: expected at most {_REDIRECTS} redirects, found more")
 
     def _promised(self, response: BaseHTTPResponse, url: str, start: int, end: int | None) -> tuple[int, int | None]:
         """Where the answer begins, and how many bytes are wanted of it; None for all."""
@@ -113,7 +146,7 @@ def _pool(url: str, connections: int, seconds: float) -> urllib3.PoolManager:
         raise wrong from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise wrong
-    retries = Retry(total=None, connect=0, read=0, other=0, status=0, redirect=_REDIRECTS)
+    retries = Retry(total=None, connect=0, read=0, other=0, status=0, redirect=False)
     timeout = urllib3.Timeout(connect=seconds, read=seconds)
     proxy = getproxies().get(parts.scheme)
     if not proxy or proxy_bypass(parts.hostname):
@@ -124,6 +157,18 @@ def _pool(url: str, connections: int, seconds: float) -> urllib3.PoolManager:
     except HTTPError as error:  # its text may have a password
         expected = f"{parts.scheme}_proxy: expected an HTTP proxy such as http://proxy:3128"
         raise ConfigError(f"{expected}, found another text in the environment") from error
+
+
+def _same_host(url: str, other: str) -> bool:
+    """Whether a redirect stays with its server; it may go over from http to https."""
+    before, after = urlsplit(url), urlsplit(other)
+    kept = after.scheme == before.scheme or (before.scheme, after.scheme) == ("http", "https")
+    return kept and (before.hostname, before.port) == (after.hostname, after.port)
+
+
+def _host(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _reason(error: BaseException) -> str:
