@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, BundleWriter, reader, writing
 from weightpager.bundle.files import new_directory
 from weightpager.bundle.files.lock import locked
 from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import repack
 from weightpager.compiler.upgrade import upgrade
 from weightpager.errors import BundleError, BundleFormatError, CompileError
@@ -26,6 +26,7 @@ Command = Callable[[Path], object]
 
 MADE_OF_IT: dict[str, Command] = {
     "gc": lambda path: collect(path, ["animal"]),
+    "gc elsewhere": lambda path: collect(path, ["animal"], out=path.with_name("other.bundle")),
     "repack": lambda path: repack(path, path, force=True),
     "repack elsewhere": lambda path: repack(path, path.with_name("other.bundle")),
     "upgrade": lambda path: upgrade(path, path, force=True),

@@ -34,6 +34,7 @@ EXPLICIT = {
     "compile --force",
     "demo --out",
     "gc --drop",
+    "gc --force",
     "publish prune --keep",
     "publish rotate --role",
     "publish upload --delete",

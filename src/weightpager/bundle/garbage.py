@@ -35,7 +35,14 @@ class Collected:
     pages_left: int
 
 
-def collect(path: str | Path, drop: Iterable[str] = (), progress: StepProgress = silent) -> Collected:
+def collect(
+    path: str | Path,
+    drop: Iterable[str] = (),
+    progress: StepProgress = silent,
+    *,
+    out: str | Path | None = None,
+    force: bool = False,
+) -> Collected:
     """Drop tasks, and every page that no other task needs. The bundle is exchanged as a whole, or stays as it was.
 
     Outputs of the other tasks don't change, nor do their pages' ids. A page stays whole as long as one of its blocks
@@ -45,10 +52,12 @@ def collect(path: str | Path, drop: Iterable[str] = (), progress: StepProgress =
         path: bundle directory.
         drop: tasks that leave.
         progress: told (pages done, pages in all).
+        out: bundle directory to create, while the bundle stays; None to exchange the bundle.
+        force: replace an existing bundle at ``out``.
 
     Raises:
         BundleError: the bundle is damaged, has no such task, or was replaced meanwhile.
-        ConfigError: no task would be left.
+        ConfigError: no task would be left, or ``out`` can't be written.
         CompileError: the storage refused a write, or another command is writing there at this moment.
     """
     bundle = Bundle.open(path)
@@ -56,8 +65,9 @@ def collect(path: str | Path, drop: Iterable[str] = (), progress: StepProgress =
     signatures = subset.signatures(bundle.pages.signatures)
     used = signatures != 0
     gone = tuple(name for name in bundle.tasks if name not in subset.names)
-    if gone or not used.all():
-        with writing(path, force=True, origin=bundle) as writer:
+    if out is not None or gone or not used.all():
+        target, replaces = (path, True) if out is None else (out, force)
+        with writing(target, force=replaces, origin=bundle) as writer:
             _write(writer, subset, signatures, used, progress)
     pages = int((~used).sum())
     return Collected(gone, pages, pages * bundle.page_bytes, int(used.sum()))

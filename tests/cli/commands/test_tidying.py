@@ -12,7 +12,7 @@ import yaml
 import tiny
 import weightpager as wp
 from command import Command
-from weightpager.bundle.verify import verify
+from weightpager.backends.verify import verify
 
 
 def test_a_bundle_grows_and_is_tidied_up(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
@@ -44,6 +44,21 @@ def test_a_bundle_grows_and_is_tidied_up(weightpager: Command, assistant_bundle:
     assert json.loads(weightpager("gc", larger, "--json").out)["pages"] == 0
     assert weightpager("gc", larger, "--drop", "pet").code == 2
     assert verify(larger).problems == verify(tidy).problems == ()
+
+
+def test_gc_writes_another_bundle_if_asked(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in assistant_bundle.rglob("*") if file.is_file()}
+    whole, smaller = tmp_path / "whole.bundle", tmp_path / "smaller.bundle"
+    assert weightpager("gc", assistant_bundle, "--out", whole).code == 0
+    assert list(wp.Bundle.open(whole).tasks) == list(wp.Bundle.open(assistant_bundle).tasks)
+    found = weightpager("gc", assistant_bundle, "--drop", "animal", "-o", smaller)
+    assert f"repack {smaller} " in found.err
+    assert "animal" not in wp.Bundle.open(smaller).tasks
+    assert weightpager("gc", assistant_bundle, "--out", smaller).code == 2
+    assert weightpager("gc", assistant_bundle, "--out", smaller, "--force").code == 0
+    assert "animal" in wp.Bundle.open(smaller).tasks
+    assert "--out with --force" in weightpager("gc", smaller, "--force").err
+    assert {file: file.read_bytes() for file in assistant_bundle.rglob("*") if file.is_file()} == before
 
 
 def test_the_next_step_after_gc_can_be_pasted(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
