@@ -24,6 +24,7 @@ from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.dense_model import load as load_dense
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.scratch import Scratch
+from weightpager.compiler.model.task_module import classes_brought
 from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import own_stage, train_own, untie_own_vectors
 from weightpager.compiler.recovery.recover import check_method, check_refit
@@ -96,7 +97,7 @@ def train_and_measure_dense(
 def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[DenseModel, dict[str, TaskData]]:
     """The dense model, with as many steps and as few blocks as its data and a budget want, and the tasks' data."""
     for name, spec in task_file.tasks.items():
-        check_data(name, spec)  # before the model, which takes long to load
+        check_data(name, spec, classes_brought(spec))  # before the model, which takes long to load
     old = None if base is None else transitions_of(base.bundle.manifest)
     source = load_dense(task_file, partial(_place, run=run, adds=base is not None), old)
     source = source if base is None else base.adopt(source)

@@ -77,20 +77,28 @@ def items_reader(
     return TextReader(kind, *columns, reads, tuple(classes), max_length).read
 
 
-def check_rows(kind: TaskKind, columns: tuple[str, str], path: Path, where: str, most: int | None) -> None:
-    """Refuse a file of texts that `items_reader` would refuse whatever the model: by its form and its columns.
+def checked_labels(
+    kind: TaskKind, columns: tuple[str, str], path: Path, where: str, most: int | None
+) -> list[list[str | int]]:
+    """The labels of each row, once all is checked of the data that `items_reader` would refuse whatever the model.
+
+    Of images that is what comes before their pixels.
 
     Raises:
         CompileError: says what was expected.
+        ConfigError: the data are images, and Pillow isn't installed.
     """
+    if FORMS[kind].images:
+        return images.checked_labels(path, where, *columns, most)
+    if FORMS[kind].labels == "one":
+        return texts.labelled_texts(path, where, *columns, most)[1]
+    if FORMS[kind].labels == "each word":
+        return texts.labelled_words(path, where, *columns, most)[1]
     if FORMS[kind].completes:
         completions.asked_and_answered(path, where, *columns, most)
-    elif FORMS[kind].labels == "one":
-        texts.labelled_texts(path, where, *columns, most)
-    elif FORMS[kind].labels == "each word":
-        texts.labelled_words(path, where, *columns, most)
     else:
         texts.documents(path, where, columns[0])
+    return []
 
 
 def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from blake3 import blake3
 from weightpager.config import is_unicode
 from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.machine.paths import has_directory, has_file
-from weightpager.readers.image_file import MOST_OF_A_PATH
-from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.image_file import MOST_OF_A_PATH, pixel_count
+from weightpager.readers.image_reader import ImageReader, check_pillow
 from weightpager.task_data.batches import Labelled
 from weightpager.task_data.rows import hashed, label_ids, labels_of, read_rows, texts_of
 
@@ -83,6 +84,21 @@ def read(
     return pictures
 
 
+def checked_labels(path: Path, where: str, image: str, label: str, most: int | None = None) -> list[list[str | int]]:
+    """The labels that `listed` gives, once each file is known to begin as an image does.
+
+    Raises:
+        CompileError: as `listed`, or an image can't be used.
+        ConfigError: Pillow isn't installed.
+    """
+    check_pillow()
+    labelled = listed(path, where, image, label, most)
+    for number, (file, _) in enumerate(labelled, 1):
+        with _errors_of(file, f"{where}: image {number}"):
+            pixel_count(file)
+    return [[name] for _, name in labelled]
+
+
 def collate(pictures: Sequence[Picture], reader: ImageReader) -> Labelled:
     """Read pictures into one batch.
 
@@ -112,10 +128,17 @@ def _hash(file: Path, where: str) -> str:
 
 
 def _pixels(picture: Picture, reader: ImageReader, where: str) -> Any:
-    try:
+    with _errors_of(picture.path, where):
         return reader.read(picture.path)
+
+
+@contextmanager
+def _errors_of(file: Path, where: str) -> Iterator[None]:
+    """Say of which image an error is."""
+    try:
+        yield
     except ImageError as error:
-        path = shortened(str(picture.path), MOST_OF_A_PATH)
+        path = shortened(str(file), MOST_OF_A_PATH)
         name = "" if path in str(error) else f" ({path})"
         raise CompileError(f"{where}{name}: {error}") from error
 

@@ -22,8 +22,8 @@ from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import EVAL_BATCH, Batches, batched
 from weightpager.task_data.completions import Asked
-from weightpager.task_data.held_out import Item, check_rows, items_reader, split_label
-from weightpager.task_data.rows import labels_of, read_rows
+from weightpager.task_data.held_out import Item, checked_labels, items_reader, split_label
+from weightpager.task_data.rows import label_ids, labels_of, read_rows
 
 _log = logging.getLogger(__name__)
 
@@ -109,28 +109,42 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     """
     where = split_label(name, "train", task.train)
     if task.takes_images:
-        labels = {str(label): label for _, label in images.listed(task.train, where, *task.columns)}
-    else:
-        _, column = task.columns
-        rows, nested = read_rows(task.train, where, column), FORMS[task.kind].labels != "one"
-        labels = {str(label): label for row in labels_of(rows, column, where, nested) for label in row}
+        return _sorted([[label] for _, label in images.listed(task.train, where, *task.columns)], where)
+    _, column = task.columns
+    rows, nested = read_rows(task.train, where, column), FORMS[task.kind].labels != "one"
+    return _sorted(labels_of(rows, column, where, nested), where)
+
+
+def _sorted(rows: Sequence[Sequence[str | int]], where: str) -> tuple[str, ...]:
+    """The different labels of all rows, in the order of `classes`."""
+    labels = {str(label): label for row in rows for label in row}
     if len(labels) < 2:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(labels) or 'none'}")
     numbered = all(isinstance(label, int) for label in labels.values())
     return tuple(sorted(labels, key=lambda name: (int(labels[name]), name) if numbered else (0, name)))
 
 
-def check(name: str, task: TaskSpec) -> None:
-    """Refuse a task's texts whose files or columns can't be used, whatever the model.
+def check(name: str, task: TaskSpec, known: Sequence[str] | None) -> None:
+    """Refuse data that can't be used, as far as that shows without the model: its files, columns and labels.
+
+    Args:
+        name: of the task.
+        task: what the task file says of it.
+        known: the classes of the head that the task brings; None where the training split names them.
 
     Raises:
         CompileError: says what was expected.
+        ConfigError: the data are images, and Pillow isn't installed.
     """
     splits = {"train": task.train, "eval": task.eval, "validation": task.validation}
     for split, path in splits.items():
-        if path is not None and not task.takes_images:
-            items = None if split == "train" else task.items
-            check_rows(task.kind, task.columns, path, split_label(name, split, path), items)
+        if path is None:
+            continue
+        where, items = split_label(name, split, path), None if split == "train" else task.items
+        labels = checked_labels(task.kind, task.columns, path, where, items)
+        if task.labelled:
+            known = _sorted(labels, where) if known is None else known  # the training split is the first
+            label_ids(labels, known, where)
 
 
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:

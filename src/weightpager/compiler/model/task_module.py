@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.model.architecture import BASE, position_table
+from weightpager.backends.torch.model.architecture import BASE, position_table, quiet_transformers
 from weightpager.compiler import data
 from weightpager.compiler.model.checkpoint import Checkpoint, class_names
 from weightpager.compiler.model.directory import ModelDirectory
@@ -33,6 +33,19 @@ def check_config(directory: ModelDirectory, task_file: TaskFile) -> None:
         length = task_file.max_length_of(name)
         if isinstance(most, int) and 0 < most < length:
             raise CompileError(f"tasks.{name}.max_length: expected at most the {most} tokens of {path}, found {length}")
+
+
+def classes_brought(task: TaskSpec) -> tuple[str, ...] | None:
+    """The classes of the head that a task brings, by its configuration alone; None if it brings none.
+
+    Raises:
+        CompileError: the head's directory can't be used.
+    """
+    path = task.head or task.checkpoint
+    if path is None or not task.labelled:
+        return None
+    with quiet_transformers():
+        return class_names(ModelDirectory.open(path).config)
 
 
 def load_module(
