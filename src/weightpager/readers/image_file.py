@@ -90,7 +90,8 @@ def _opened(source: Path | bytes, most_pixels: int) -> Iterator[PilImage]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"expected an image ({', '.join(FORMATS)}), found something else") from None
+        expected = f"expected an image ({', '.join(FORMATS)})"
+        raise ImageError(f"{expected}, found something else, or one without pixels") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"expected at most {most_pixels} pixels: {first_line(error)}") from error
     except Exception as error:
@@ -98,7 +99,9 @@ def _opened(source: Path | bytes, most_pixels: int) -> Iterator[PilImage]:
 
 
 def _check_size(width: int, height: int, most: int) -> None:
-    if not 0 < width * height <= most:
+    if not (width and height):
+        raise ImageError(f"expected a width and a height of at least 1 pixel, found {width} × {height}")
+    if width * height > most:
         raise ImageError(f"expected at most {most} pixels, found {width} × {height}")
     if max(width, height) > _MOST_RATIO * min(width, height):
         raise ImageError(f"expected sides of at most 1 : {_MOST_RATIO}, found {width} × {height}")

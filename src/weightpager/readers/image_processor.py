@@ -77,9 +77,10 @@ def check_sides(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it does.
     """
-    sides = [side for key in _SIZES for side in _numbers(settings.get(key))]
-    if any(not 0 < side <= MOST_SIDE for side in sides):
-        raise ValueError(f"expected sizes of 1 to {MOST_SIDE}, found {max(sides)}")
+    for key in _SIZES:
+        for side in _numbers(settings.get(key)):
+            if not 0 < side <= MOST_SIDE:
+                raise ValueError(f"expected sizes of 1 to {MOST_SIDE}, found {key} {side}")
 
 
 def _numbers(size: Any) -> list[int]:
