@@ -45,7 +45,7 @@ def test_what_a_device_can_name_needs_neither_torch_nor_the_compiler() -> None:
 
 
 def test_a_bundle_is_verified_without_torch() -> None:
-    code = "import sys, weightpager.bundle.verify, weightpager.store; assert 'torch' not in sys.modules"
+    code = "import sys, weightpager.backends.verify, weightpager.store; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

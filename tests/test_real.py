@@ -16,9 +16,9 @@ import weightpager as wp
 from parity import other_classes
 from weightpager.answers.work import Sampling
 from weightpager.backends.torch.export import export_task
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.report.compile_report import CompileReport
-from weightpager.bundle.verify import verify
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.cache import Cache

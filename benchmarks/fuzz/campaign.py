@@ -155,7 +155,8 @@ def _plan(mutant: Mutant) -> Plan:
     """Runs a task often where nothing before that looks at what was changed."""
     share = 0.6 if mutant.words.startswith("model/") else 0.12
     draw = mutant.draw
-    return Plan(mutant.damaged or draw.random() < 0.2, draw.random() < share, draw.randrange(64))
+    native = draw.random() < 0.5
+    return Plan(mutant.damaged or native, native, draw.random() < share, draw.randrange(64))
 
 
 def _judge(mutant: Mutant, trial: Trial, plan: Plan, seconds: float = 0.0, peak: int = 0) -> Result:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from benchmarks.fuzz.changes import byte_change, config_change, file_change, json_change, sparse_change, tensor_change
+from benchmarks.fuzz.changes import (
+    byte_change,
+    config_change,
+    file_change,
+    json_change,
+    misfit_change,
+    sparse_change,
+    tensor_change,
+)
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import replace as replace_file
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_pages, seal_manifest
@@ -116,6 +124,10 @@ def _sparse(_: Original, target: Path, random: Random) -> tuple[str, bool, bool]
     return words, True, not fits
 
 
+def _misfit(_: Original, target: Path, random: Random) -> tuple[str, bool, bool]:
+    return misfit_change.change(target, random), True, False
+
+
 def _configuration(original: Original, target: Path, random: Random) -> tuple[str, bool, bool]:
     """A file of ``model/``, by somebody who knows what is made of it."""
     names = [name for name in config_change.CHANGES if name in original.files]
@@ -135,6 +147,7 @@ _CHANGES: dict[str, tuple[_Change, int]] = {
     "directory": (_directory, 15),
     "sparse": (_sparse, 12),
     "configuration": (_configuration, 35),
+    "misfit": (_misfit, 25),
 }
 """Kind → the change, and how often it is made."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 import weightpager as wp
 from weightpager.backends.torch.model.architecture import image_reader
 from weightpager.backends.torch.parameters import read_parameters
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
@@ -24,9 +26,9 @@ from weightpager.bundle.parts.model_files import model_dir
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.bundle.report.overlap import overlap
-from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
-from weightpager.errors import WeightpagerError
+from weightpager.errors import ConfigError, WeightpagerError
+from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
 
@@ -34,8 +36,8 @@ _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.
 _PIXELS = {"pixel_values": torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)}
 _PICTURE = b"P6 16 16 255\n" + bytes(range(256)) * 3
 
-_VERIFIED = ("model", "graph", "resident", "report", "adapter", "private", "pages")
-"""Steps that read what `verify` checks."""
+_VERIFIED = ("model", "graph", "resident", "report", "adapter", "private", "pages", "native", "reader")
+"""Steps of which `verify` must say before that they are refused."""
 
 
 class Stopped(BaseException):
@@ -48,11 +50,13 @@ class Plan:
 
     Attributes:
         verify: have every byte checked at once.
-        engine: run a task.
+        native: open an engine with native code, and ask a task.
+        engine: run a task with torch.
         task: number of that task.
     """
 
     verify: bool
+    native: bool
     engine: bool
     task: int
 
@@ -105,11 +109,14 @@ def attempt(path: Path, plan: Plan) -> Trial:
         bundle = opened[0]
         _read(trial, bundle)
         _load(trial, bundle)
+        task = list(bundle.tasks)[plan.task % len(bundle.tasks)]
+        if plan.native and NATIVE and bundle.has_graphs:
+            _ask(trial, bundle, task)
         if plan.engine:
-            _run(trial, bundle, list(bundle.tasks)[plan.task % len(bundle.tasks)])
+            _run(trial, bundle, task)
     if plan.verify and not trial.problems and "verify" not in trial.failures:
         for step in ("open", *_VERIFIED):
-            if step in trial.refusals:
+            if not isinstance(trial.refusals.get(step), (NoneType, ConfigError)):  # one says that torch is needed
                 trial.failures[step] = f"verify found nothing, but: {trial.refusals[step]}"[:400]
     return trial
 
@@ -147,6 +154,17 @@ def _load(trial: Trial, bundle: Bundle) -> None:
                 trial.run("pages", lambda: store.read(number, [page]))  # noqa: B023
         finally:
             store.close()
+
+
+def _ask(trial: Trial, bundle: Bundle, task: str) -> None:
+    """One task of an engine without torch, asked as its users ask it."""
+    entry = bundle.task(task)
+    asked: list[Any] = [_PICTURE if entry.takes_images else "red cat"]
+    with trial.step("native"), wp.Engine(bundle, EngineConfig(backend="native")) as engine:
+        trial.run("reader", engine.reader)
+        with trial.step("native answer"):
+            (answer,) = engine.predict(task, asked, max_new_tokens=1)
+            assert answer.score is None or answer.label in entry.classes, f"a label that is no class: {answer.label!r}"
 
 
 def _run(trial: Trial, bundle: Bundle, task: str) -> None:

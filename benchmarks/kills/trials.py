@@ -13,12 +13,12 @@ from pathlib import Path
 import yaml
 
 from tests.support.bundles.damage import KINDS, contents, damage, good_pages
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.repair.mend import repair
-from weightpager.bundle.verify import verify
 
 _SHORT = {"steps": 4, "batch": 8}
 

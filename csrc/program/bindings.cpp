@@ -79,6 +79,12 @@ class PyProgram {
 
     void add_output(int value) { program_.add_output(value); }
 
+    std::vector<std::pair<std::string, Sizes>> outputs(const std::vector<Sizes>& sizes) const {
+        std::vector<std::pair<std::string, Sizes>> found;
+        for (const View& view : program_.outputs(sizes)) found.emplace_back(text_of(view.type), view.sizes);
+        return found;
+    }
+
     void begin(const std::vector<uintptr_t>& addresses, const std::vector<Sizes>& sizes,
                std::shared_ptr<KVCache> cache) {
         std::vector<const void*> data;
@@ -125,6 +131,7 @@ void bind_programs(nb::module_& module) {
         .def("add_rows", &PyProgram::add_rows)
         .def("add_node", &PyProgram::add_node)
         .def("add_output", &PyProgram::add_output)
+        .def("outputs", &PyProgram::outputs)
         .def("begin", &PyProgram::begin, nb::arg("addresses"), nb::arg("sizes"), nb::arg("cache").none())
         .def("run", &PyProgram::run)
         .def("finish", &PyProgram::finish)

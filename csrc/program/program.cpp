@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 namespace weightpager {
@@ -97,6 +98,13 @@ const Plan& Program::plan_for(const std::vector<Sizes>& sizes, int64_t earlier) 
     plans_.emplace_front(sizes, std::move(plan));
     ++plans_made_;
     return plans_.front().second;
+}
+
+std::vector<View> Program::outputs(const std::vector<Sizes>& sizes) const {
+    const Plan plan = make_plan(description_, sizes, 0, std::numeric_limits<int64_t>::max());
+    std::vector<View> views;
+    for (int output : description_.outputs) views.push_back(plan.values[static_cast<size_t>(output)]);
+    return views;
 }
 
 void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<KVCache> cache) {

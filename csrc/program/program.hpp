@@ -29,6 +29,9 @@ class Program {
     void add_node(const std::string& op, std::vector<int> operands, std::map<std::string, Attribute> attributes, int outputs);
     void add_output(int value);
 
+    // What a call with inputs of these sizes would give, in the outputs' order. Nothing is computed, and no address is used.
+    std::vector<View> outputs(const std::vector<Sizes>& sizes) const;
+
     // Takes a call's inputs, whose memory must stay until it has ended, and finds or makes a plan for their shapes. The
     // cache is that of causal attentions, or none; a call that ends early leaves it as it was.
     void begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<KVCache> cache);

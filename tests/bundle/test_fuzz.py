@@ -27,11 +27,14 @@ from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewri
 from benchmarks.fuzz.trial import Plan, attempt
 from weightpager.backends.torch.model.architecture import read_config, tokenizer
 from weightpager.backends.torch.parameters import read_parameters
+from weightpager.backends.verify import Verification, verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import REPORT, RESIDENT
+from weightpager.bundle.parts.model_files import model_dir
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.bundle.verify import Verification, verify
 from weightpager.errors import BundleError, BundleFormatError
+from weightpager.kernels.choice import NATIVE
+from weightpager.readers.image_reader import open_image_reader
 
 MUTANTS = 300
 
@@ -65,9 +68,9 @@ def test_a_mutant_is_drawn_again_from_its_number(assistant_bundle: Path, tmp_pat
 
 def test_the_fuzzer_notices_what_verify_misses(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite_file(copy, RESIDENT, b"{}")
-    assert attempt(copy, Plan(verify=True, engine=False, task=0)).failures == {}
+    assert attempt(copy, Plan(verify=True, native=False, engine=False, task=0)).failures == {}
     monkeypatch.setattr("benchmarks.fuzz.trial.verify", lambda _: Verification(1, 1, ()))
-    assert "resident" in attempt(copy, Plan(verify=True, engine=False, task=0)).failures
+    assert "resident" in attempt(copy, Plan(verify=True, native=False, engine=False, task=0)).failures
 
 
 def test_the_fuzzer_notices_what_reaches_out() -> None:
@@ -259,8 +262,171 @@ def test_a_configuration_that_a_later_transformers_wrote_is_refused(copy: Path) 
         read_config(Bundle.open(copy))
 
 
+@pytest.mark.parametrize("name", ["model/tokenizer_config.json", "model/config.json"])
+def test_half_of_a_surrogate_pair_as_a_key_is_refused(copy: Path, name: str) -> None:
+    changed = (copy / name).read_bytes().replace(b"{", rb'{"\ud800": 1, ', 1)
+    rewrite_file(copy, name, changed)
+    with pytest.raises(BundleFormatError, match="expected texts in Unicode"):
+        model_dir(Bundle.open(copy))
+
+
 def test_a_configuration_with_nan_is_refused(copy: Path) -> None:
     config = json.loads((copy / "model/config.json").read_bytes())
     rewrite_file(copy, "model/config.json", json.dumps(config | {"classifier_dropout": float("nan")}).encode())
     with pytest.raises(BundleFormatError, match="NaN"):
         read_config(Bundle.open(copy))
+
+
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+
+
+def is_refused(bundle: Path, words: str) -> None:
+    """By an engine of native code that opens it, and by `verify`, in the same words."""
+    with pytest.raises(BundleFormatError, match=words) as refusal:
+        wp.Engine.from_pretrained(bundle, backend="native")
+    assert verify(bundle).problems == (refusal.value.plain,)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("task", "change", "words"),
+    [
+        ("animal", lambda names: names.pop(0), r"expected float32 \[2, 1\] for .* 1 classes, found float32 \[2, 2\]$"),
+        ("animal", lambda names: names.append("cow"), r"expected float32 \[2, 3\] for .*, found float32 \[2, 2\]$"),
+        ("colour", lambda names: names.pop(), r"expected float32 \[2, 3, \d\] for .*, found float32 \[2, 3, \d\]$"),
+    ],
+)
+def test_a_head_that_does_not_fit_its_classes_is_refused(
+    copy: Path, task: str, change: Callable[[list[str]], object], words: str
+) -> None:
+    def other(manifest: dict[str, Any]) -> None:
+        change(next(each["classes"] for each in manifest["tasks"] if each["name"] == task))
+
+    rewrite_manifest(copy, other)
+    is_refused(copy, f"tasks/{task}: logits: {words}")
+
+
+@needs_native
+def test_a_head_of_images_that_does_not_fit_is_refused(camera_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(camera_bundle, tmp_path / "copy.bundle"))
+    rewrite_manifest(copy, lambda manifest: manifest["tasks"][0]["classes"].pop(0))
+    is_refused(copy, r"tasks/colour: logits: expected float32 \[2, 2\] .*, found float32 \[2, 3\]$")
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(15, r"logits: expected float32 \[2, 3, 15\] .* 15 tokens, found"), (17, "embed_tokens.weight: expected 17 rows")],
+)
+def test_a_vocabulary_of_another_size_than_its_tables_is_refused(
+    writer_bundle: Path, tmp_path: Path, words: int, expected: str
+) -> None:
+    copy = Path(shutil.copytree(writer_bundle, tmp_path / "copy.bundle"))
+    config = json.loads((copy / "model/config.json").read_bytes())
+    rewrite_file(copy, "model/config.json", json.dumps(config | {"vocab_size": words}).encode())
+    is_refused(copy, expected)
+
+
+OWN, NORM = "tasks/animal/private.safetensors", "base_model.embeddings.LayerNorm.weight"
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("file", "name", "change", "words"),
+    [
+        (OWN, "classifier.bias", lambda _: None, r"tasks/animal: classifier\.bias: expected a value, .*, found none$"),
+        (
+            OWN,
+            "classifier.weight",
+            lambda x: x[:-1],
+            "linear of classifier.weight, classifier.bias.*: operand 2: expected",
+        ),
+        (OWN, "classifier.weight", lambda x: x.T.contiguous(), r"operand 0: expected .*, found \[2, "),
+        (OWN, "classifier.weight", lambda x: x.to(torch.uint8), "expected one of float32, bfloat16, .*, found uint8$"),
+        (
+            OWN,
+            "classifier.weight",
+            lambda x: x.to(torch.int64),
+            "linear of classifier.weight.*: operand 1: expected a weight",
+        ),
+        (RESIDENT, NORM, lambda _: None, f"tasks/animal: {NORM}: expected a value, .*, found none$"),
+        (RESIDENT, NORM, lambda x: x[:-1], f"layer_norm of {NORM}.*: operand"),
+        (RESIDENT, NORM, lambda x: x.reshape(2, -1), f"layer_norm of {NORM}.*: operand"),
+    ],
+)
+def test_parameters_that_do_not_fit_their_graph_are_refused(
+    copy: Path, file: str, name: str, change: Callable[[torch.Tensor], torch.Tensor | None], words: str
+) -> None:
+    def other(tensors: dict[str, torch.Tensor]) -> None:
+        changed = change(tensors.pop(name))
+        if changed is not None:
+            tensors[name] = changed
+
+    rewrite_tensors(copy, file, other)
+    is_refused(copy, words)
+
+
+def change_graph(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    name = "model/graph-text-classification.json"
+    graph = json.loads((bundle / name).read_bytes())
+    change(graph)
+    rewrite_file(bundle, name, json.dumps(graph).encode())
+
+
+@needs_native
+def test_a_paged_weight_of_another_shape_than_its_graph_takes_is_refused(copy: Path) -> None:
+    def other(graph: dict[str, Any]) -> None:
+        products = [node for node in graph["nodes"] if node["op"] == "linear" and "parameter" in node["inputs"][1]]
+        wide, narrow = (next(node["inputs"] for node in products if part in str(node)) for part in ("mediate", "query"))
+        narrow[1] = wide[1]
+
+    change_graph(copy, other)
+    with pytest.raises(BundleFormatError, match="model/graph-text-classification.json: v[0-9]+: "):
+        wp.Engine.from_pretrained(copy, backend="native")
+    assert "model/graph-text-classification.json: v" in verify(copy).problems[0]
+
+
+@needs_native
+def test_a_number_that_is_no_row_of_a_table_is_an_error_of_the_bundle(copy: Path) -> None:
+    """Which a graph's shapes don't show."""
+
+    def other(graph: dict[str, Any]) -> None:
+        graph["constants"].append({"dtype": "int64", "shape": [1, 1], "data": [1 << 40]})
+        node = next(node for node in graph["nodes"] if node["op"] == "embedding" and "input" not in node["inputs"][1])
+        node["inputs"][1] = {"constant": len(graph["constants"]) - 1}
+
+    change_graph(copy, other)
+    with (
+        wp.Engine.from_pretrained(copy, backend="native") as engine,
+        pytest.raises(BundleFormatError, match="model/graph-text-classification.json: nodes: .* found .*ids from 0"),
+    ):
+        engine.predict("animal", ["red cat"])
+
+
+@needs_native
+def test_a_changed_task_that_does_not_fit_is_refused_by_a_reload(copy: Path) -> None:
+    with wp.Engine.from_pretrained(copy, backend="native") as engine:
+        before = engine.predict("number", ["one two"])
+        rewrite_manifest(copy, lambda manifest: manifest["tasks"][0]["classes"].pop())
+        with pytest.raises(BundleFormatError, match="tasks/animal: logits: expected"):
+            engine.reload()
+        assert engine.predict("number", ["one two"]) == before
+
+
+def test_verify_refuses_a_tokenizer_that_an_engine_refuses(copy: Path) -> None:
+    content = json.loads((copy / "model/tokenizer.json").read_bytes())
+    content["model"]["type"] = "BPE"
+    rewrite_file(copy, "model/tokenizer.json", json.dumps(content).encode())
+    with wp.Engine.from_pretrained(copy) as engine, pytest.raises(BundleFormatError) as refusal:
+        engine.predict("animal", ["red cat"])
+    assert verify(copy).problems == (refusal.value.plain,)
+
+
+def test_verify_refuses_an_image_processor_that_an_engine_refuses(camera_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(camera_bundle, tmp_path / "copy.bundle"))
+    name = "model/preprocessor_config.json"
+    config = json.loads((copy / name).read_bytes())
+    rewrite_file(copy, name, json.dumps(config | {"image_mean": [0.5, 0.5]}).encode())
+    with pytest.raises(BundleFormatError, match="an image processor that works") as refusal:
+        open_image_reader(Bundle.open(copy))
+    assert verify(copy).problems == (refusal.value.plain,)

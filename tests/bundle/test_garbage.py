@@ -9,11 +9,11 @@ import pytest
 from blake3 import blake3
 from msgspec.structs import replace
 
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.verify import verify
 from weightpager.errors import PageCorruptError
 
 

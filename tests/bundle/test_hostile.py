@@ -18,10 +18,10 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest, rewrite_tensors
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.format.placement import FILE as PLACEMENT
-from weightpager.bundle.verify import verify
 from weightpager.errors import BundleError, BundleFormatError
 
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import weightpager as wp
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.verify import verify
 from weightpager.errors import BundleFormatError, PageCorruptError
 
 PAGES = "pages-0000.safetensors"

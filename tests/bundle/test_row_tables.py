@@ -15,11 +15,11 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks.fuzz.sealing import remove_file, rewrite_arrays, rewrite_manifest
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.torch.parameters import read_rows
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import row_table
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.repair.mend import repair
-from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import repack
 from weightpager.engine import Engine
 from weightpager.errors import BundleError, PageCorruptError

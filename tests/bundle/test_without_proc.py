@@ -30,7 +30,7 @@ def printed(code: str, *arguments: object) -> str:
 
 
 def test_a_bundle_opens_and_is_verified(assistant_bundle: Path) -> None:
-    code = "from weightpager.bundle.verify import verify; print(verify(sys.argv[1]).problems)"
+    code = "from weightpager.backends.verify import verify; print(verify(sys.argv[1]).problems)"
     assert printed(code, assistant_bundle) == "()\n"
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, PlainSerializer
 
 import tiny
 from command import Command
-from weightpager.bundle.verify import verify
+from weightpager.backends.verify import verify
 
 COMMAND = [sys.executable, "-m", "weightpager"]
 

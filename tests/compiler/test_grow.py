@@ -17,12 +17,12 @@ import tiny
 import weightpager as wp
 from weightpager.backends.torch.export import dense_weights
 from weightpager.backends.torch.parameters import read_parameters
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.bundle.verify import verify
 from weightpager.compiler import calibration
 from weightpager.compiler.alignment.new_tasks import align_new_tasks
 from weightpager.compiler.base_bundle import BaseBundle

@@ -12,10 +12,10 @@ import tiny
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_manifest
 from weightpager.backends.torch.parameters import read_parameters
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.bundle.verify import verify
 from weightpager.compiler.graph import write
 from weightpager.compiler.repack import repack
 from weightpager.compiler.upgrade import upgrade

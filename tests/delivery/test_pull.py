@@ -10,9 +10,9 @@ from urllib3 import ProxyManager
 
 from damage import contents, damage
 from fleet import NAME, Device, Fleet, Manners, Place, file_server
+from weightpager.backends.verify import Verification, verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.verify import Verification, verify
 from weightpager.delivery.pulling import fetch
 from weightpager.delivery.pulling.installed import STATE, Installed
 from weightpager.delivery.pulling.pull import roll_back
@@ -38,6 +38,33 @@ def test_a_device_gets_the_bundle_byte_for_byte(fleet: Fleet, tmp_path: Path, wa
     assert verify(device.bundle).problems == ()
     assert done.cost is not None
     assert done.cost.pages == done.cost.pages_in_all
+
+
+def test_a_first_pull_that_fails_leaves_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    device = Device(tmp_path / "fresh", fleet.place.trust)
+    for trust, channel in ((fleet.place.trust, "none"), (b"{}", "stable"), (None, "stable")):
+        with pytest.raises((DeliveryError, ConfigError)):
+            Device(device.into, trust).pull(fleet.place.root, channel=channel)
+        assert not device.into.exists()
+    device.into.mkdir()
+    with pytest.raises(DeliveryError):
+        device.pull(fleet.place.root, channel="none")
+    assert list(device.into.iterdir()) == []
+    device.pull(fleet.place.root)
+    with pytest.raises(DeliveryError):
+        device.pull(fleet.place.root, channel="none")
+    assert contents(device.bundle) == contents(fleet.new)
+
+
+def test_what_a_first_pull_has_brought_stays_if_it_fails(fleet: Fleet, tmp_path: Path) -> None:
+    device, manners = Device(tmp_path / "fresh", fleet.place.trust), Manners("flips", only=".pack")
+    with file_server(fleet.place.root, manners) as url:
+        with pytest.raises(DeliveryError):
+            device.pull(url)
+        assert any((device.into / STATE / NAME / "partial").iterdir())
+        manners.way = "honest"
+        device.pull(url)
+    assert contents(device.bundle) == contents(fleet.new)
 
 
 def test_what_storage_spoils_before_the_check_comes_again_alone(

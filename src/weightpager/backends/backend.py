@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from weightpager.answers.model import ModelLimits, TaskModel
@@ -47,6 +48,17 @@ class Backend(Protocol):
 
     def model(self, task: Any) -> TaskModel:
         """What answers need of a task that `build` has made."""
+
+    def check(self, bundle: Bundle, placed: Mapping[str, Any]) -> None:
+        """See that tasks can run, as far as that shows without building them. Reads no value.
+
+        Args:
+            bundle: with the tasks.
+            placed: by task, its placed parameters and those of all tasks.
+
+        Raises:
+            BundleFormatError: parameters, graph and classes don't fit each other.
+        """
 
     def build(self, parts: TaskParts[Any]) -> Any:
         """A task as its callers run it.

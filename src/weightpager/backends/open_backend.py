@@ -55,6 +55,6 @@ def _chosen(bundle: Bundle, asked: str, device: str) -> str:
 
 def _native_runs(bundle: Bundle) -> bool:
     """Whether native code can run all of a bundle's tasks here."""
-    if isa() == REFERENCE or any(task.kind not in bundle.graph_kinds for task in bundle.tasks.values()):
+    if isa() == REFERENCE or not bundle.has_graphs:
         return False
     return not bundle.takes_images or open_image_reader(bundle) is not None

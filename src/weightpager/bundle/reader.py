@@ -206,6 +206,11 @@ class Bundle:
         kinds = dict.fromkeys(task.kind for task in self.manifest.tasks)
         return tuple(kind for kind in kinds if graph_file(kind) in self.manifest.files)
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether each kind of its tasks has a graph."""
+        return {task.kind for task in self.manifest.tasks} == {*self.graph_kinds}
+
     def permutations(self) -> Permutations:
         """The order in which the compiler has put the tensors' axes; empty where it changed none.
 

@@ -207,8 +207,8 @@ def test_a_graph_whose_parameters_do_not_fit_is_refused(
     assistant_bundle: Path, tmp_path: Path, old: str, new: str
 ) -> None:
     lying = with_graph(assistant_bundle, tmp_path / "lying.bundle", lambda text: text.replace(old, new))
-    with native(lying) as engine, pytest.raises((BundleFormatError, ValueError), match=r"expected"):
-        engine.activate("animal")(input_ids=IDS)
+    with pytest.raises(BundleFormatError, match=r"expected"):
+        native(lying)
 
 
 @pytest.mark.parametrize("name", ["logits", "hidden"])
@@ -259,8 +259,8 @@ def test_a_graph_whose_head_cannot_be_run_alone_is_refused(
         return write_graph(change(read_graph("graph", text.encode()))).decode()
 
     lying = with_graph(writer_bundle, tmp_path / "lying.bundle", changed, "language-modeling")
-    with native(lying) as engine, pytest.raises(BundleFormatError, match=words):
-        engine.activate("animals")
+    with pytest.raises(BundleFormatError, match=words):
+        native(lying)
 
 
 def test_what_cannot_run_is_refused(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,13 @@ from safetensors.numpy import save
 
 from benchmarks.fuzz.sealing import Arrays, rewrite_arrays, rewrite_file, rewrite_manifest
 from weightpager.backends.torch.parameters import read_parameters
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.regular_file import is_hole, is_hollow
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.repair.mend import repair
-from weightpager.bundle.verify import verify
 from weightpager.errors import BundleError, BundleFormatError
 
 TEBIBYTE = 2**40
@@ -31,7 +31,7 @@ CHILD = """
 import re, resource, sys
 from pathlib import Path
 from weightpager.bundle import Bundle
-from weightpager.bundle.verify import verify
+from weightpager.backends.verify import verify
 from weightpager.errors import BundleError
 
 mapped = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10

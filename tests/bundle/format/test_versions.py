@@ -13,11 +13,11 @@ import torch
 
 import weightpager as wp
 from benchmarks.fuzz.sealing import Arrays, rewrite_arrays, rewrite_file, rewrite_manifest
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.version_1 import tables_file
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import repack
 from weightpager.compiler.upgrade import upgrade
 from weightpager.errors import BundleFormatError

@@ -23,10 +23,10 @@ import tiny_models
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_tensors
 from weightpager.backends.torch.export import export_task
+from weightpager.backends.verify import verify
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.verify import verify
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.parameter_format import ParameterFormat

@@ -27,13 +27,13 @@ from benchmarks.fuzz.sealing import rewrite_manifest, rewrite_tensors
 from command import Command
 from weightpager.backends.torch.export import export_task, in_original_order
 from weightpager.backends.torch.parameters import read_parameters, widened
+from weightpager.backends.verify import verify
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.paged_share import paged_share
-from weightpager.bundle.verify import verify
 from weightpager.compiler.model.paged_weights import whole_weights
 from weightpager.compiler.repack import repack
 from weightpager.errors import BundleError

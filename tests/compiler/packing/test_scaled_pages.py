@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification
 import tiny
 import weightpager as wp
 from weightpager.backends.torch.export import dense_weights, export_task
+from weightpager.backends.verify import verify
 from weightpager.blocks import BlockGrid
 from weightpager.bundle import Bundle
-from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import PageSize, repack
 from weightpager.page_dtype import decode, encode
 

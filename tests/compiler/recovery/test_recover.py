@@ -14,9 +14,9 @@ import tiny
 import weightpager as wp
 from sparse import copied, masks_of
 from weightpager.backends.torch.export import export_task
+from weightpager.backends.verify import verify
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.overlap import overlap
-from weightpager.bundle.verify import verify
 from weightpager.compiler import data as task_data
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData

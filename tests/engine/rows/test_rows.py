@@ -14,9 +14,9 @@ import weightpager as wp
 from devices import LateCopier
 from encoder_tasks import TASKS, logits
 from weightpager.backends.torch.parameters import read_rows
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, whole_rows
-from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError
 from weightpager.nn import PagedEmbedding

@@ -11,17 +11,18 @@ from weightpager.answers.model import ModelLimits
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.operands import Array, Blocks, ProgramParameter
-from weightpager.backends.native.program import Program, Workspaces
+from weightpager.backends.native.program import Program, Workspaces, stages
 from weightpager.backends.native.task import NativeTask
+from weightpager.backends.native.task_check import check_tasks
 from weightpager.backends.paged_weights import of_entry
 from weightpager.backends.parameters import Parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle, TaskKind
+from weightpager.bundle.files.tensor_header import Header, TensorInfo
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.errors import BundleFormatError, ConfigError
-from weightpager.graph import Graph, Node, Operand
+from weightpager.graph import Graph
 from weightpager.graph.file import graph_file
-from weightpager.graph.split import split
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
@@ -60,17 +61,25 @@ class NativeBackend:
     def dtype(self, placed: Parameters) -> str:  # noqa: ARG002 - the interface's
         return "float32"
 
+    def check(self, bundle: Bundle, placed: Mapping[str, Parameters]) -> None:
+        self.check_headers(bundle, {name: _header(parameters) for name, parameters in placed.items()})
+
+    def check_headers(self, bundle: Bundle, headers: Mapping[str, Header]) -> None:
+        """`check` of tasks of which only the tensors' dtypes and shapes are known."""
+        for name in headers:
+            kind = bundle.task(name).kind
+            if kind not in self._graphs:  # of a task that was added since
+                self._graphs[kind] = _graph(bundle, kind)
+        check_tasks(bundle, self._graphs, self._limits.vocab_size, headers)
+
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
-        kind = parts.bundle.task(parts.name).kind
-        if kind not in self._graphs:  # of a task that was added since
-            self._graphs[kind] = _graph(parts.bundle, kind)
-        graph = self._graphs[kind]
+        graph = self._graphs[parts.bundle.task(parts.name).kind]
         wanted = set(graph.parameters())
         parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}
         try:
             programs = tuple(
                 Program(each, parameters, NATIVE.index(self.kernel), workspaces=self._workspaces)
-                for each in _split(graph, parameters)
+                for each in stages(graph, parameters)
             )
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
@@ -89,27 +98,6 @@ class NativeBackend:
 
     def model(self, task: NativeTask) -> NativeModel:
         return NativeModel(task, self._limits, self._eos_token_ids, self._narrow)
-
-
-def _split(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Graph, ...]:
-    """A language model's graph below its head, and the head: few tokens of a prompt need logits."""
-    if FORMS[graph.kind].labels != "none":  # type: ignore[index]
-        return (graph,)
-    hidden = next(each.value for each in graph.outputs if each.name == "hidden")  # `_graph` has seen that it is there
-    heads = (node for node in graph.nodes if node.op == "linear" and node.inputs[0] == Operand.value(hidden))
-    width = _width(next(heads, None), parameters)
-    if width is None:
-        raise ValueError("expected a linear head of the value 'hidden', with a matrix as its weight")
-    return split(graph, "hidden", width)
-
-
-def _width(head: Node | None, parameters: Mapping[str, ProgramParameter]) -> int | None:
-    """How many numbers a linear head takes of each token; None where its weight is no matrix."""
-    operand = None if head is None else head.inputs[1]
-    weight = None if operand is None else parameters.get(str(operand.key))
-    if isinstance(weight, Blocks):
-        return weight.weight.in_features
-    return weight.shape[1] if isinstance(weight, np.ndarray) and weight.ndim == 2 else None
 
 
 def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
@@ -144,6 +132,10 @@ def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramPara
         part = parts.low_rank.get(entry.name)
         low_rank = None if part is None else (part.down, part.up)
         yield f"{entry.name}.weight", Blocks(weight, entry.layer, low_rank=low_rank)
+
+
+def _header(parameters: Parameters) -> Header:
+    return {name: TensorInfo(each.dtype, each.values.shape) for name, each in parameters.values.items()}
 
 
 def _in_dtype(values: Array) -> Array:

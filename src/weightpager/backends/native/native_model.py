@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from weightpager.answers.work import Sampling
 from weightpager.backends.native.program import KVCache
 from weightpager.backends.native.sampling import Sampler
 from weightpager.backends.native.task import NativeTask
+from weightpager.errors import BundleFormatError
+from weightpager.graph.file import graph_file
 
 MOST_CACHE_BYTES = 2**40
 """Keys and values of one batch take no more. The server plans batches by a tighter bound. `eval` bounds the tokens of a
@@ -48,11 +51,35 @@ class NativeModel:
         return self.limits.uniform_length
 
     def logits(self, inputs: Inputs) -> Floats:
-        outputs = self.task.below(self._with_positions(inputs))
-        return self.task.head(outputs["hidden"]) if self.task.has_head else outputs["logits"]
+        outputs = self.below(self._with_positions(inputs))
+        return self.head(outputs["hidden"]) if self.task.has_head else outputs["logits"]
 
     def hidden(self, inputs: Inputs) -> Floats:
-        return self.task.below(self._with_positions(inputs))["hidden"]
+        return self.below(self._with_positions(inputs))["hidden"]
+
+    def below(self, inputs: Inputs, cache: KVCache | None = None) -> dict[str, Floats]:
+        """`NativeTask.below` of inputs that are right.
+
+        Raises:
+            BundleFormatError: its graph can't take them.
+        """
+        with self._graphs_errors():
+            return self.task.below(inputs, cache)
+
+    def head(self, hidden: Floats) -> Floats:
+        """`NativeTask.head`. Errors are those of `below`."""
+        with self._graphs_errors():
+            return self.task.head(hidden)
+
+    @contextmanager
+    def _graphs_errors(self) -> Iterator[None]:
+        """What shapes don't show, such as a number in a graph that is no row of a table."""
+        try:
+            yield
+        except (ValueError, IndexError) as error:
+            raise BundleFormatError(
+                graph_file(self.task.graph.kind), "nodes", "what runs on inputs that the model can read", error
+            ) from error
 
     def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> NativeTexts:
         return NativeTexts(self, ids, mask, Sampler(sampling), pad)
@@ -100,7 +127,7 @@ class _Read:
             "attention_mask": self.mask[:, :stop],
             "position_ids": positions(self.mask[:, :stop])[:, self.done :],
         }
-        hidden = self._model.task.below(inputs, self._cache)["hidden"]
+        hidden = self._model.below(inputs, self._cache)["hidden"]
         self.done = stop
         return hidden
 
@@ -124,7 +151,7 @@ class NativeTexts:
 
     def __init__(self, model: NativeModel, ids: Integers, mask: Integers, sampler: Sampler, pad: int) -> None:
         self._read = _Read(model, ids, mask)
-        self._head, self._sampler, self._pad = model.task.head, sampler, pad
+        self._head, self._sampler, self._pad = model.head, sampler, pad
         self._prompt = ids.shape[1]
 
     @property

@@ -12,7 +12,9 @@ from weightpager.backends.native.lowering import Lowering
 from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
 from weightpager.backends.native.threads import thread_count
 from weightpager.backends.task_parts import Gate
-from weightpager.graph import Graph, Node
+from weightpager.bundle.format.manifest import FORMS
+from weightpager.graph import Graph, Node, Operand
+from weightpager.graph.split import split
 from weightpager.kernels import PageNotResidentError
 
 MOST_ACTIVATION_BYTES = 2**32
@@ -69,6 +71,17 @@ class Program:
     def activation_bytes(self) -> int:
         """Memory that activations have now, those of other programs of the same workspaces included."""
         return self._native.activation_bytes
+
+    def shapes(self, batch: int, length: int) -> dict[str, tuple[str, list[int]]]:
+        """The outputs' dtypes and shapes by name, of a call with so many texts of so many tokens. No value is read.
+
+        Raises:
+            ValueError: the shapes of parameters and values don't fit each other.
+        """
+        stated = {"batch": batch, "length": length}
+        inputs = [each.shape for each in self._graph.inputs]
+        found = self._native.outputs([[stated[x] if isinstance(x, str) else x for x in shape] for shape in inputs])
+        return {output.name: shape for output, shape in zip(self._graph.outputs, found, strict=True)}
 
     def run(
         self,
@@ -152,6 +165,33 @@ class Program:
         if array.dtype != _NUMPY[dtype]:
             raise ValueError(f"input {name}: expected {dtype}, found {array.dtype}")
         return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def stages(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Graph, ...]:
+    """The graphs that run a task one after the other: few tokens of a prompt need logits.
+
+    Of a language model, the graph below its head, and the head.
+
+    Raises:
+        ValueError: a language model's graph has no linear head that can be told apart.
+    """
+    if FORMS[graph.kind].labels != "none":  # type: ignore[index]
+        return (graph,)
+    hidden = next((each.value for each in graph.outputs if each.name == "hidden"), "")
+    heads = (node for node in graph.nodes if node.op == "linear" and node.inputs[0] == Operand.value(hidden))
+    width = _width(next(heads, None), parameters)
+    if width is None:
+        raise ValueError("expected a linear head of the value 'hidden', with a matrix as its weight, found none")
+    return split(graph, "hidden", width)
+
+
+def _width(head: Node | None, parameters: Mapping[str, ProgramParameter]) -> int | None:
+    """How many numbers a linear head takes of each token; None where its weight is no matrix."""
+    operand = None if head is None else head.inputs[1]
+    weight = None if operand is None else parameters.get(str(operand.key))
+    if isinstance(weight, Blocks):
+        return weight.weight.in_features
+    return weight.shape[1] if isinstance(weight, np.ndarray) and weight.ndim == 2 else None
 
 
 class _Stretch:

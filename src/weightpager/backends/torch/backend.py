@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,9 @@ class TorchBackend:
 
     def model(self, task: nn.Module) -> TorchModel:
         return TorchModel(task)
+
+    def check(self, bundle: Bundle, placed: Mapping[str, Tensors]) -> None:
+        """Nothing: what doesn't fit its architecture shows when that is built, which takes long."""
 
     def build(self, parts: TaskParts[Tensors]) -> nn.Module:
         module = task_module.build(parts, self._config, self._whole_rows)

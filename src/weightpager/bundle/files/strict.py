@@ -79,3 +79,5 @@ def checked(name: str, kind: type[_Struct], value: Any, at: str = "") -> _Struct
         raise BundleFormatError(name, f"{at}.{field}".strip(".") or "document", expected, found) from None
     except RecursionError:
         raise BundleFormatError(name, at or "document", "a document of few levels", "more") from None
+    except UnicodeEncodeError as error:
+        raise BundleFormatError(name, at or "document", "texts in Unicode", repr(error.object)[:80]) from None

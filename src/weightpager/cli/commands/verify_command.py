@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from weightpager.backends.verify import verify as verify_bundle
 from weightpager.bundle.repair.mend import Repair
 from weightpager.bundle.repair.mend import repair as repair_bundle
-from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
 from weightpager.cli.options import BundlePath, Json, Quiet, explicit_option
 from weightpager.cli.progress import progress

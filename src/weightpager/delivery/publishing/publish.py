@@ -10,13 +10,13 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.entry import FileEntry, hash_file, open_entry
 from weightpager.bundle.format import page_index
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.repair.donor import Donor
-from weightpager.bundle.verify import verify
 from weightpager.delivery.names import channel_target, object_path, version_target
 from weightpager.delivery.pieces import spans, stored
 from weightpager.delivery.publishing.pack_store import PackStore

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from weightpager.backends.verify import verify
 from weightpager.bundle.files.new_file import new_file
 from weightpager.bundle.reader import read_manifest
-from weightpager.bundle.verify import verify
 from weightpager.delivery.names import pack_ids_path
 from weightpager.delivery.packs import ID_BYTES, pack_name
 from weightpager.delivery.pulling.assembly import Assembly

@@ -105,6 +105,7 @@ class OpenBundle:
             undone.callback(self.reads.close)
             tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
             tasks = {name: self._read_task(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
+            self._check(bundle, tasks)
             self._state = _State(bundle, tasks)
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
@@ -145,6 +146,10 @@ class OpenBundle:
             tables=TaskTables(source, bundle.task_numbers[name]),
             low_rank=read_adapter(bundle, name),
         )
+
+    def _check(self, bundle: Bundle, tasks: Mapping[str, OpenTask]) -> None:
+        """See that the backend can run tasks. Errors are those of `Backend.check`."""
+        self.backend.check(bundle, {name: self._resident | task.private for name, task in tasks.items()})
 
     @property
     def bundle(self) -> Bundle:
@@ -254,6 +259,7 @@ class OpenBundle:
         numbers = self._numbers.of(bundle)
         tables = TableSource(bundle.placement, numbers)
         come = {name: self._read_task(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
+        self._check(bundle, come)
         gone = self._leaving(change)
         stay = {name: task for name, task in self.tasks.items() if name not in gone}
         for name, task in stay.items():

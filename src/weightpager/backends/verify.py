@@ -1,4 +1,4 @@
-"""Checks every byte of a bundle against its hashes, and every index and bound."""
+"""Checks every byte of a bundle against its hashes, every index and bound, and that its tasks can run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ import numpy.typing as npt
 
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.files.regular_file import open_regular
+from weightpager.bundle.files.tensor_file import read_header
+from weightpager.bundle.files.tensor_header import Header
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPORT
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.bundle.parts.model_files import check_model_file, extra_files, model_files, unlisted
 from weightpager.bundle.parts.parameter_file import parameter_files, stored_parameters
 from weightpager.bundle.reader import LOOKS, Bundle, opened_files, place_of, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
+from weightpager.kernels import isa
+from weightpager.kernels.choice import REFERENCE
+from weightpager.machine.packages import is_installed
 from weightpager.progress import StepProgress, silent
+from weightpager.readers.image_reader import open_image_reader
+from weightpager.readers.tokenizer import open_tokenizer
 
 _MEND = "mend what is damaged with --repair --from OTHER, where OTHER is another copy"
 _COPY = "copy the whole bundle again: only its manifest says what belongs into it"
@@ -57,6 +64,9 @@ class _Findings:
         self.damaged: dict[str, None] = {}
         self.wrong: dict[str, None] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self.damaged or self.wrong)
+
     def run(self, check: Callable[..., object], *arguments: object) -> None:
         """Note what a check refuses."""
         try:
@@ -72,7 +82,8 @@ class _Findings:
 def verify(path: str | Path, progress: StepProgress = silent) -> Verification:
     """Check a whole bundle; finds every damaged file and page if only the manifest can be read.
 
-    What an engine refuses of a bundle's files, this refuses too. Whether transformers knows the model, it can't say.
+    What an engine with native code refuses when it opens a bundle, or reads a first input, this refuses too. Of tasks
+    that need torch it reads all files, but can't say whether transformers can build a module of them.
 
     Args:
         path: bundle directory.
@@ -101,7 +112,33 @@ def _verified(root: Path, progress: StepProgress) -> Verification:
         findings.run(read_adapter, bundle, task)
     if has_report(bundle):
         findings.run(read_report, bundle)
+    if not findings:
+        findings.run(_check_tasks, bundle)
+        findings.run(_check_reader, bundle)
     return _verify_pages(root, manifest, bundle.index.ids, findings, progress)
+
+
+def _check_tasks(bundle: Bundle) -> None:
+    """Have native code see that its tasks can run; nothing where it isn't built, or a kind of tasks has no graph."""
+    if isa() == REFERENCE or not bundle.has_graphs:
+        return
+    from weightpager.backends.native.backend import NativeBackend
+
+    shared = _header(bundle, RESIDENT)
+    own = {task: _header(bundle, private_file(task)) for task in bundle.tasks}
+    NativeBackend(bundle).check_headers(bundle, {task: {**shared, **header} for task, header in own.items()})
+
+
+def _header(bundle: Bundle, file: str) -> Header:
+    return read_header(bundle.path, file, bundle.entry(file))
+
+
+def _check_reader(bundle: Bundle) -> None:
+    """See that inputs can be read. Of processors of images that only transformers has, nothing is said."""
+    if not bundle.takes_images:
+        open_tokenizer(bundle)
+    elif is_installed("PIL"):
+        open_image_reader(bundle)
 
 
 def _verify_closed(root: Path, refusal: BundleError, progress: StepProgress) -> Verification:
