@@ -32,7 +32,7 @@ import tiny
 from weightpager.backends.torch.model.image_processor import TransformersImageReader as Reader
 from weightpager.backends.torch.model.image_processor import load_image_processor
 from weightpager.errors import ImageError
-from weightpager.readers.image_file import FORMATS, read_image
+from weightpager.readers.image_file import FORMATS, Frame, read_image
 from weightpager.readers.image_processor import ImageProcessor
 
 CONFIG = ViTConfig(image_size=16, patch_size=8)
@@ -94,7 +94,11 @@ def test_a_camera_says_which_way_is_up() -> None:
         (b"just text", "found something else"),
         (png(16, 16), "found a damaged one"),
         (png(16, 16, bytes(100)), "found a damaged one"),
-        (png(0, 16), "at most .* pixels|damaged|something else"),
+        (png(0, 16), "found something else, or one without pixels"),
+        (png(16, 0), "found something else, or one without pixels"),
+        (b"P6 16 0 255\n", "found something else, or one without pixels"),
+        (np.zeros((0, 16, 3), np.uint8), "expected a width and a height of at least 1 pixel, found 16 × 0"),
+        (np.zeros((16, 0, 3), np.uint8), "expected a width and a height of at least 1 pixel, found 0 × 16"),
         (png(9000, 9000), "expected at most 67108864 pixels, found 9000 × 9000"),
         (png(10_000, 10_000), "expected at most 67108864 pixels"),
         (png(100_000, 100_000), "expected at most 67108864 pixels"),
@@ -103,7 +107,7 @@ def test_a_camera_says_which_way_is_up() -> None:
         (b"P5 8 8 65535\n" + bytes(128), "expected 8 bits a channel, found mode I"),
     ],
 )
-def test_what_is_wrong_is_said(reader: Reader, damaged: bytes, expected: str) -> None:
+def test_what_is_wrong_is_said(reader: Reader, damaged: bytes | Frame, expected: str) -> None:
     with pytest.raises(ImageError, match=expected):
         reader.read(damaged)
 
@@ -153,12 +157,20 @@ def test_the_model_must_take_what_the_processor_makes(reader: Reader) -> None:
         other.read(content(Image.new("RGB", (8, 8))))
 
 
-@pytest.mark.parametrize("size", ['{"height": 1000000, "width": 8}', '{"shortest_edge": 0}', "4096"])
-def test_a_processor_may_not_scale_to_anything(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [
+        ('{"height": 1000000, "width": 8}', 1000000),
+        ('{"height": 0, "width": 8}', 0),
+        ('{"shortest_edge": 0}', 0),
+        ("4096", 4096),
+    ],
+)
+def test_a_processor_may_not_scale_to_anything(tmp_path: Path, size: str, found: int) -> None:
     folder = tiny.vit(tmp_path)
     file = folder / "preprocessor_config.json"
     file.write_text(file.read_text().replace('{"height": 16, "width": 16}', size))
-    with pytest.raises(ValueError, match="expected sizes of 1 to 2048"):
+    with pytest.raises(ValueError, match=f"expected sizes of 1 to 2048, found size {found}$"):
         load_image_processor(folder)
 
 

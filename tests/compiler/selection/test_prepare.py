@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,52 @@ def test_rows_of_a_wrong_form_are_told_before_a_model_is_loaded(
     content = {"model": "model", "tasks": {"odd": {"kind": kind, **files}}}
     with pytest.raises(CompileError, match=rf"tasks\.odd\.train .*: {expected}"):
         prepare(task_file.from_dict(content, tmp_path))
+
+
+def text(label: str) -> dict[str, str]:
+    return {"text": "a film", "label": label}
+
+
+def image(path: str, label: str) -> dict[str, str]:
+    return {"image": path, "label": label}
+
+
+TWO = [text("good"), text("bad")]
+SEEN = [image("red.png", "red"), image("blue.png", "blue")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({"eval": [text("god")]}, r"eval .*: row 1: expected one of the labels bad, good, found 'god'"),
+        ({"train": [text("good")]}, r"train .*: expected at least two different labels, found good"),
+        ({"validation": []}, r"validation .*: expected at least one row, found an empty file"),
+        ({"train": SEEN, "eval": [image("no.png", "red")]}, r"eval.*: expected an image, found no file at"),
+        ({"train": SEEN, "eval": [image("red.png", "rot")]}, r"eval .*: row 1: expected one of the labels blue, red"),
+        ({"train": SEEN, "eval": [image("flat.ppm", "red")]}, r"eval .*: image 1 .*: .*, or one without pixels"),
+        ({"train": SEEN, "eval": [{"image": "red.png"}]}, r"eval: expected a column 'label'"),
+        ({"head": ["up", "down"]}, r"train .*: row 1: expected one of the labels up, down, found 'good'"),
+    ],
+)
+def test_files_and_labels_are_checked_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: dict[str, list[Any]], expected: str
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.prepare.load_dense", None)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "flat.ppm").write_bytes(b"P6 16 0 255\n")
+    for colour in ("red", "blue"):
+        whole.picture(tmp_path / f"{colour}.png", colour)
+    data = {"train": TWO, "eval": TWO} | rows
+    task: dict[str, Any] = {"kind": "image-classification" if rows.get("train") is SEEN else "text-classification"}
+    if names := data.pop("head", None):
+        task["head"] = "head"
+        (tmp_path / "head").mkdir()
+        config = {"model_type": "bert", "id2label": dict(enumerate(names))}
+        (tmp_path / "head/config.json").write_text(json.dumps(config), encoding="utf-8")
+    task |= {split: str(tiny.jsonl(tmp_path / f"{split}.jsonl", lines)) for split, lines in data.items()}
+    with pytest.raises(CompileError, match=rf"tasks\.odd\.{expected}"):
+        prepare(task_file.from_dict({"model": "model", "tasks": {"odd": task}}, tmp_path))
 
 
 @pytest.mark.parametrize(
