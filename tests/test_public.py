@@ -44,8 +44,11 @@ def test_what_a_device_can_name_needs_neither_torch_nor_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_bundle_is_verified_without_torch() -> None:
-    code = "import sys, weightpager.backends.verify, weightpager.store; assert 'torch' not in sys.modules"
+@pytest.mark.parametrize("kind", ["assistant", "camera"])
+def test_a_bundle_is_verified_without_torch(request: pytest.FixtureRequest, kind: str) -> None:
+    bundle = request.getfixturevalue(f"{kind}_bundle")
+    code = f"import sys; from weightpager.backends.verify import verify; assert not verify({str(bundle)!r}).problems; "
+    code += "assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -31,7 +31,7 @@ def verify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every hash, index and bound of a bundle; with `--repair`, mend it first.
+    """Check every hash, index and bound of a bundle, and that its tasks can run; with `--repair`, mend it first.
 
     Mending writes only to what is damaged. It compares everything from the other bundle with its hash before it writes.
     It may be stopped at any moment and started again.
