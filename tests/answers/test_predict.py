@@ -44,9 +44,9 @@ def test_no_more_is_generated_than_model_and_tokenizer_can_read(writer_bundle: P
         tokenizer.longest = said or ANY_LENGTH
         most = said or module.config.max_position_embeddings
         task, prompt = engine.bundle.task("numbers"), "one two"
-        assert predict(model, tokenizer, task, [prompt], wanted=Wanted(most - 2))
-        with pytest.raises(ConfigError, match=f"at most {most} tokens, as the model can read, found 2 and {most - 1}"):
-            predict(model, tokenizer, task, [prompt], wanted=Wanted(most - 1))
+        assert predict(model, tokenizer, task, [prompt], wanted=Wanted(most - 3))  # and one that begins a text
+        with pytest.raises(ConfigError, match=f"at most {most} tokens, as the model can read, found 3 and {most - 2}"):
+            predict(model, tokenizer, task, [prompt], wanted=Wanted(most - 2))
         with pytest.raises(ConfigError, match="text 2 of 3: expected at least one token, found none"):
             predict(model, tokenizer, task, [prompt, "", prompt])
 

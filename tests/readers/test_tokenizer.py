@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tiny
@@ -87,6 +87,34 @@ def test_ids_are_those_of_transformers(
         plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         assert tokenizer.decode(found.ids) == wanted.decode(found.ids, **plain)
         assert tokenizer.copy().encode(text, special=special) == tokenizer.encode(text, special=special)
+
+
+@given(text=st.text(min_size=1, max_size=40) | st.sampled_from(TEXTS), chat=st.booleans())
+def test_a_prompt_begins_as_with_transformers_and_does_not_end(
+    pairs: list[tuple[PreTrainedTokenizerFast, Tokenizer]], text: str, chat: bool
+) -> None:
+    for wanted, tokenizer in pairs:
+        alone = tuple(wanted(text, add_special_tokens=False)["input_ids"])
+        around = tuple(wanted(text)["input_ids"])
+        assert tokenizer.prompt(text, bos=False) == alone
+        found = tokenizer.prompt(text, bos=True, chat=chat)  # none of them has a chat template
+        assert found == (around[: len(tokenizer.begin_ids) + len(alone)] if alone else ())
+        assert tokenizer.copy().prompt(text, bos=True) == found
+
+
+@pytest.mark.parametrize(
+    ("single", "begin"), [("$A", ()), ("$A [SEP]", ()), ("[CLS] $A", (2,)), ("[SEP] [CLS] $A [SEP]", (3, 2))]
+)
+def test_what_is_put_in_front_of_a_text(single: str, begin: tuple[int, ...]) -> None:
+    own = tiny.tokenizer()
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    reader = tiny.reader(own)
+    assert reader.begin_ids == begin
+    assert reader.prompt("red", bos=True) == (*begin, 4)
+    reader.chat_template = tiny.TEMPLATE
+    assert reader.prompt("red", bos=True, chat=True) == (4,)  # the template writes what begins a conversation
 
 
 def test_copies_share_the_vocabulary_and_nothing_that_changes(

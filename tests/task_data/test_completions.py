@@ -25,7 +25,7 @@ from weightpager.errors import CompileError
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data.completions import Completion, CompletionReader
 
-END = 3
+BEGIN, END = 2, 3
 RED, GREEN, CAT, SNOW = 4, 5, 7, 12
 USER = {"role": "user", "content": "red"}
 ANSWER = {"role": "assistant", "content": "cat"}
@@ -53,9 +53,15 @@ def path(tmp_path: Path) -> Path:
 
 def test_completions_alone_are_learnt(path: Path) -> None:
     (found,) = read(path, [{"prompt": "red green", "completion": "cat"}])
-    assert list(found.tokens) == [RED, GREEN, CAT, END]
-    assert found.label == [IGNORED, IGNORED, CAT, END]
-    assert (found.prompt, found.answer, found.chat) == ((RED, GREEN), "cat", False)
+    assert list(found.tokens) == [BEGIN, RED, GREEN, CAT, END]
+    assert found.label == [IGNORED] * 3 + [CAT, END]
+    assert (found.prompt, found.answer, found.chat) == ((BEGIN, RED, GREEN), "cat", False)
+
+
+def test_a_task_that_learnt_without_the_first_token_is_measured_without(path: Path) -> None:
+    path.write_text(json.dumps({"prompt": "red", "completion": "cat"}))
+    (found,) = CompletionReader("prompt", "completion", reader(), 8, bos=False).read(path, "data")
+    assert list(found.tokens) == [RED, CAT, END]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_the_last_answer_of_several_is_learnt(path: Path) -> None:
 
 def test_without_a_template_messages_are_lines(path: Path) -> None:
     (found,) = read(path, [{"messages": [{"role": "system", "content": "green"}, USER, ANSWER]}], template=None)
-    assert found.prompt == (GREEN, RED)
+    assert found.prompt == (BEGIN, GREEN, RED)
 
 
 def test_without_a_template_an_answer_begins_a_line(path: Path) -> None:
@@ -96,7 +102,7 @@ def test_without_a_template_an_answer_begins_a_line(path: Path) -> None:
     own.chat_template = None
     path.write_text(json.dumps({"messages": [{**USER, "content": "a2"}, {**ANSWER, "content": "b2"}]}))
     (found,) = CompletionReader("prompt", "completion", reader_of(own), 16).read(path, "data")
-    assert own.decode(found.tokens) == "a2\nb2</s>"
+    assert own.decode(found.tokens) == "<s>a2\nb2</s>"
 
 
 def test_a_missing_template_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -116,7 +122,7 @@ def test_other_files_hold_the_same(tmp_path: Path, suffix: str) -> None:
     else:
         frame.to_csv(path, index=False, sep="," if suffix == "csv" else "\t")
     (found,) = CompletionReader("prompt", "completion", reader(), 8).read(path, "data")
-    assert list(found.tokens) == [RED, CAT, END]
+    assert list(found.tokens) == [BEGIN, RED, CAT, END]
 
 
 def test_conversations_come_from_parquet_too(tmp_path: Path) -> None:
@@ -127,9 +133,9 @@ def test_conversations_come_from_parquet_too(tmp_path: Path) -> None:
 
 
 def test_a_completion_is_cut_and_its_end_not_learnt(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"prompt": "red " * 6, "completion": "cat cat cat"}, {"prompt": "red", "completion": "cat"}]
+    rows = [{"prompt": "red " * 5, "completion": "cat cat cat"}, {"prompt": "red", "completion": "cat"}]
     found, _ = read(path, rows)
-    assert list(found.tokens) == [RED] * 6 + [CAT] * 2
+    assert list(found.tokens) == [BEGIN] + [RED] * 5 + [CAT] * 2
     assert found.answer == "cat cat cat"
     assert "1 of 2 completions are cut at max_length 8" in caplog.text
 
@@ -256,9 +262,9 @@ def test_a_prompt_leaves_room_for_an_answer(path: Path, said: int, most: int, li
     own = reader()
     own.longest = said
     rows = CompletionReader("prompt", "completion", own, 8)
-    path.write_text(json.dumps({"prompt": "red " * (most - 1), "completion": "cat"}))
+    path.write_text(json.dumps({"prompt": "red " * (most - 2), "completion": "cat"}))
     assert rows.read(path, "data")
-    path.write_text(json.dumps({"prompt": "red " * most, "completion": "cat"}))
+    path.write_text(json.dumps({"prompt": "red " * (most - 1), "completion": "cat"}))
     expected = f"row 1: expected a prompt of fewer tokens than {limit}, so that a completion has room, found {most}; "
     with pytest.raises(CompileError, match=re.escape(expected + remedy)):
         rows.read(path, "data")
@@ -354,8 +360,8 @@ def test_answers_after_messages_go_on_with_no_word(tmp_path: Path, caplog: pytes
 def test_held_out_batches_are_prompts_and_what_is_wanted(tmp_path: Path) -> None:
     rows = [{"prompt": "red green red", "completion": "cat"}, {"prompt": "red", "completion": "dog cow"}]
     (batch,) = load(tmp_path, rows, rows).held_out()
-    assert batch.inputs["input_ids"].tolist() == [[0, 0, RED], [RED, GREEN, RED]]
-    assert batch.inputs["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert batch.inputs["input_ids"].tolist() == [[0, 0, BEGIN, RED], [BEGIN, RED, GREEN, RED]]
+    assert batch.inputs["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
     assert batch.wanted == ("dog cow", "cat")
 
 

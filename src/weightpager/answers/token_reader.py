@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from weightpager.answers.work import Ids
+from weightpager.bundle import TaskEntry
 from weightpager.bundle.format.names import MODEL
 from weightpager.errors import BundleFormatError
 from weightpager.readers.tokenizer import ANY_LENGTH, Encoded, Tokenizer
@@ -48,20 +49,26 @@ class TokenReader:
         encoded = self.cut(" ".join(words), max_length)
         return encoded, tuple(word_starts(words, encoded.spans))
 
-    def prompt(self, text: str) -> Ids:
-        """A text that is to be continued, without special tokens."""
-        return self._read(text, special=False).ids
+    def prompt(self, text: str, task: TaskEntry, *, chat: bool = False) -> Ids:
+        """A text that a task continues; ``chat`` as of `Tokenizer.prompt`."""
+        with self._lock:
+            ids = self._tokenizer.prompt(text, bos=task.add_bos_token, chat=chat)
+        return self._checked(ids)
 
     def _most(self, max_length: int | None) -> int | None:
         longest = self._tokenizer.longest
         return max_length or (None if longest == ANY_LENGTH else longest)
 
-    def _read(self, text: str, *, most: int | None = None, special: bool = True) -> Encoded:
+    def _read(self, text: str, *, most: int | None = None) -> Encoded:
         with self._lock:
-            encoded = self._tokenizer.encode(text, most=most, special=special)
-        # Checked here, so that nobody else's texts fail with one that the model can't read.
-        check_ids(encoded.ids, self.vocab_size)
+            encoded = self._tokenizer.encode(text, most=most)
+        self._checked(encoded.ids)
         return encoded
+
+    def _checked(self, ids: Ids) -> Ids:
+        """Checked here, so that nobody else's texts fail with one that the model can't read."""
+        check_ids(ids, self.vocab_size)
+        return ids
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+from tokenizers.models import WordLevel
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import MODEL
@@ -27,6 +28,9 @@ _MORE_TEMPLATES = "additional_chat_templates"
 
 NO_DEFAULT = "{{ raise_exception('the model has several templates, no default one') }}"
 """Refuses every conversation: nobody says which of several templates a task would be asked with."""
+
+_TEXT = tokenizers.Tokenizer(WordLevel({"a": 0}, unk_token="a")).encode("a")  # noqa: S106 - a word
+"""A text of one token, whatever words a tokenizer knows."""
 
 ANY_LENGTH = 2**40
 """Tokens. Some tokenizers say that they read any length; a larger number means that."""
@@ -59,6 +63,7 @@ class Tokenizer:
     What reads or writes text raises a `RuntimeError` where the library panics.
 
     Attributes:
+        begin_ids: the tokens that it puts in front of a text.
         longest: tokens that it says the model can read; `ANY_LENGTH` if it doesn't say.
         special: texts of special tokens by their name, such as ``eos_token``.
         chat_template: the only one, or that named ``default``; None if there is none.
@@ -74,6 +79,7 @@ class Tokenizer:
         self._cut: int | None = None
         self._side = settings.get("truncation_side") or "right"
         self.special = {name: text for name, value in settings.items() if (text := _special(name, value)) is not None}
+        self.begin_ids = begin_ids(inner)
         self.longest = min(int(settings.get("model_max_length") or ANY_LENGTH), ANY_LENGTH)
         self.chat_template = chat_template
 
@@ -132,6 +138,20 @@ class Tokenizer:
             encoded = self._inner.encode_batch(list(texts), add_special_tokens=special)
         return [Encoded.of(found) for found in encoded]
 
+    def prompt(self, text: str, *, bos: bool, chat: bool = False) -> tuple[int, ...]:
+        """The tokens of a text that is to be continued; none of an empty one.
+
+        What the tokenizer puts behind a text is left out: it would end it.
+
+        Args:
+            text: any.
+            bos: whether it begins with `begin_ids`.
+            chat: whether it is a conversation in the chat template, if there is one: a template writes these itself.
+        """
+        ids = self.encode(text, special=False).ids
+        begins = ids and bos and not (chat and self.chat_template is not None)
+        return (*self.begin_ids, *ids) if begins else ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; special ones are left out."""
         with panics_as_errors():
@@ -147,6 +167,15 @@ class Tokenizer:
     def _named(self, name: str) -> int | None:
         text = self.special.get(name)
         return None if text is None else self._inner.token_to_id(text)
+
+
+def begin_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """The tokens that a tokenizer of the library puts in front of a text, such as Llama's that begins one (BOS)."""
+    if inner.post_processor is None:
+        return ()
+    with panics_as_errors():
+        around = inner.post_processor.process(_TEXT)
+    return tuple(around.ids[: around.special_tokens_mask.index(0)]) if 0 in around.special_tokens_mask else ()
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:

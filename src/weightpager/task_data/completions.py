@@ -72,13 +72,15 @@ class CompletionReader:
     Attributes:
         prompt, completion: names of the columns.
         tokenizer: of the model.
-        max_length: tokens of prompt and completion, the token that ends a text included.
+        max_length: tokens of prompt and completion, special ones included.
+        bos: as of `Tokenizer.prompt`.
     """
 
     prompt: str
     completion: str
     tokenizer: Tokenizer
     max_length: int
+    bos: bool = True
 
     def read(self, path: Path, where: str, most: int | None = None) -> tuple[Completion, ...]:
         """The first ``most`` rows of a file, or all; errors speak of ``where``.
@@ -103,13 +105,13 @@ class CompletionReader:
 
     def _example(self, asked: str | Messages, answer: str, template: ChatTemplate, where: str) -> Completion:
         text = asked if isinstance(asked, str) else _rendered(template, asked, where)
-        prompt = self._ids(text)
+        chat = not isinstance(asked, str)
+        prompt = self.tokenizer.prompt(text, bos=self.bos, chat=chat)
         if not prompt or not text.strip():
             raise CompileError(f"{where}: expected a prompt, found an empty text")
         if not answer.strip():
             raise CompileError(f"{where}: expected a completion, found an empty text")
         self._check_room(len(prompt), where)
-        chat = not isinstance(asked, str)
         learnt = self._ids(answer) if chat else self._following(text, prompt, answer)
         completion = [*learnt, self._end][: self.max_length - len(prompt)]
         labels = [IGNORED] * len(prompt) + completion

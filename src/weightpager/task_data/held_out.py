@@ -44,7 +44,7 @@ def read_held_out(
     if entry.eval is None:
         raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
     columns = (entry.eval.text, entry.eval.label)
-    items = items_reader(entry.kind, columns, reader, entry.classes, entry.max_length or 0)
+    items = items_reader(entry.kind, columns, reader, entry.classes, entry.max_length or 0, bos=entry.add_bos_token)
     where = split_label(entry.name, "eval", path)
     examples = items(path, where, entry.eval.items)
     for example in examples:
@@ -59,7 +59,7 @@ def read_held_out(
 
 
 def items_reader(
-    kind: TaskKind, columns: tuple[str, str], reads: Any, classes: Sequence[str], max_length: int
+    kind: TaskKind, columns: tuple[str, str], reads: Any, classes: Sequence[str], max_length: int, *, bos: bool = True
 ) -> ReadItems:
     """What reads the files of a kind of tasks.
 
@@ -69,12 +69,14 @@ def items_reader(
         reads: `texts.TextTokens`, of prompts and completions a `Tokenizer`, or for images an `ImageReader`.
         classes: in the order of their ids.
         max_length: of texts, in tokens.
+        bos: whether texts that a task writes begin with what the tokenizer puts in front of one; False for tasks that
+            didn't learn so.
     """
     if FORMS[kind].images:
         return lambda path, where, most: images.read(path, where, columns, classes, reads, most)
     if FORMS[kind].completes:
-        return completions.CompletionReader(*columns, reads, max_length).read
-    return TextReader(kind, *columns, reads, tuple(classes), max_length).read
+        return completions.CompletionReader(*columns, reads, max_length, bos).read
+    return TextReader(kind, *columns, reads, tuple(classes), max_length, bos).read
 
 
 def checked_labels(

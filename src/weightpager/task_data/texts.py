@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -41,6 +41,10 @@ class TextTokens(Protocol):
     """What makes tokens of texts: a bundle's `Tokenizer`, or transformers'."""
 
     @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """The tokens that it puts in front of a text."""
+
+    @property
     def end_id(self) -> int | None:
         """The token that ends a text; None if none is named."""
 
@@ -63,6 +67,7 @@ class TextReader:
         tokens: makes tokens of texts.
         classes: in the order of their ids; empty for language modeling.
         max_length: tokens, special ones included, at which a text is cut; the length of a language model's windows.
+        bos: whether these windows begin with what the tokenizer puts in front of a text.
     """
 
     kind: TaskKind
@@ -71,6 +76,7 @@ class TextReader:
     tokens: TextTokens
     classes: tuple[str, ...]
     max_length: int
+    bos: bool = True
 
     def read(self, path: Path, where: str, most: int | None = None) -> tuple[Example, ...]:
         """The first ``most`` examples of a file, or all; errors speak of ``where``, and of nothing behind these.
@@ -100,20 +106,39 @@ class TextReader:
                 raise CompileError(f"{where}: row {number}: expected words, found nothing to tokenise in {these!r}")
         return examples
 
-    def _windows(self, path: Path, where: str, most: int | None) -> list[Example]:
+    def running(self, path: Path, where: str) -> Iterator[list[int]]:
+        """The tokens of a file's running texts, one at a time, each but the first behind the token that ends a text.
+
+        Errors are those of `read`.
+        """
         end = [] if self.tokens.end_id is None else [self.tokens.end_id]
-        stream: list[int] = []
+        begun = False
         for document in documents(path, where, self.text):
-            if most is not None and len(stream) >= most * self.max_length:
-                break
             (encoded,) = self.tokens.encode_all([document], special=False)
-            stream += [*(end if stream else []), *encoded.ids]
-        starts = range(0, len(stream) - self.max_length + 1, self.max_length)
+            yield [*(end if begun else []), *encoded.ids]
+            begun = begun or bool(encoded.ids)
+
+    @property
+    def begin(self) -> list[int]:
+        """What each window begins with."""
+        return list(self.tokens.begin_ids) if self.bos else []
+
+    def _windows(self, path: Path, where: str, most: int | None) -> list[Example]:
+        begin, size = self.begin, self.max_length - len(self.begin)
+        if size < 1:
+            expected = f"max_length of more than the {len(begin)} tokens that the tokenizer puts in front of a text"
+            raise CompileError(f"{where}: expected {expected}, found {self.max_length}")
+        stream: list[int] = []
+        for document in self.running(path, where):
+            stream += document
+            if most is not None and len(stream) >= most * size:
+                break
+        starts = range(0, len(stream) - size + 1, size)
         if not starts:
             expected = f"at least one window of {self.max_length} tokens"
-            raise CompileError(f"{where}: expected {expected}, found {len(stream)} tokens")
-        windows = [stream[start : start + self.max_length] for start in starts[:most]]
-        return [Example(window, window) for window in windows]
+            raise CompileError(f"{where}: expected {expected}, found {len(begin) + len(stream)} tokens")
+        windows = [stream[start : start + size] for start in starts[:most]]
+        return [Example(begin + window, [IGNORED] * len(begin) + window) for window in windows]
 
     def _tokenised(self, texts: list[str], where: str) -> list[Encoded]:
         encoded = self.tokens.encode_all(texts, most=self.max_length)

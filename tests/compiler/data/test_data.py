@@ -122,6 +122,16 @@ def test_windows(tmp_path: Path) -> None:
     assert torch.equal(batch.inputs["input_ids"], batch.labels)
 
 
+def test_windows_begin_as_the_tokenizer_begins_a_text(tmp_path: Path) -> None:
+    for split in ("train", "eval"):
+        (tmp_path / f"{split}.txt").write_text("the film\n\nthe film " * 10)
+    found = read(spec("language-modeling", tmp_path / "train.txt", tmp_path / "eval.txt"), 8)
+    begin, pair = TOKENIZER.cls_token_id, [11, 10]
+    assert len(found.train) == 40 // 7
+    assert [list(example.tokens) for example in found.train[:2]] == [[begin, *pair * 3, 11], [begin, 10, *pair * 3]]
+    assert list(found.train[0].label) == [IGNORED, *pair * 3, 11]
+
+
 def test_windows_come_in_batches_of_bounded_tokens() -> None:
     windows = tuple(Example([1] * 512, [1] * 512) for _ in range(9))
     found = TaskData("language-modeling", (), windows, windows, None, PADDED)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from msgspec import structs
 from transformers import Phi3Config, Phi3ForSequenceClassification
 
 import tiny
@@ -11,8 +14,14 @@ from weightpager.answers.model import ModelLimits
 from weightpager.answers.work import Embed
 from weightpager.backends.torch.model.architecture import uniform_length
 from weightpager.backends.torch.torch_model import TorchModel
+from weightpager.bundle import TaskEntry
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
+
+
+WRITER = TaskEntry(
+    name="a", kind="language-modeling", classes=[], max_length=8, sparsity=0.5, dense=None, eval=None
+)
 
 
 def limits(words: int, context: int, uniform_length: int | None = None) -> ModelLimits:
@@ -29,7 +38,9 @@ def test_texts_are_cut_for_classes_and_tags_only() -> None:
     assert (len(found.cut(text, 6).ids), found.cut(text, 6).cut) == (6, 5)
     assert found.cut_words(text.split(), 6)[0] == found.cut(text, 6)
     assert found.cut(text, 11).cut == 0
-    assert found.prompt("red cat") == (4, 7)
+    assert found.prompt("red cat", WRITER) == (4, 7)
+    assert found.prompt("red cat", structs.replace(WRITER, add_bos_token=True)) == (2, 4, 7)
+    assert found.prompt("", structs.replace(WRITER, add_bos_token=True)) == ()
     with pytest.raises(RequestError, match="at most 8 tokens, as the model can read, found 11"):
         found.embed(text)
 
@@ -66,7 +77,8 @@ def test_a_continuation_gets_what_room_there_is() -> None:
 def test_a_word_that_the_model_lacks_fails_alone() -> None:
     found = vocabulary(words=8)
     assert found.cut("red cat", 8).ids == (2, 4, 7, 3)
-    for read in (found.prompt, found.embed, lambda text: found.cut(text, 8), lambda text: found.cut_words([text], 8)):
+    by_prompt, by_cut = partial(found.prompt, task=WRITER), partial(found.cut, max_length=8)
+    for read in (by_prompt, found.embed, by_cut, lambda text: found.cut_words([text], 8)):
         with pytest.raises(BundleFormatError, match="ids below 8"):
             read("three")
     with pytest.raises(RequestError, match="from 0 to 7"):

@@ -21,9 +21,9 @@ class LanguageModeling(Kind):
     metric = "perplexity"
     writes = True
 
-    def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Generate:  # noqa: ARG002
+    def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Generate:
         """A prompt. It is never cut, since its end is what a continuation continues."""
-        return Generate(reader.prompt(given), max_new_tokens)
+        return Generate(reader.prompt(given, task, chat=task.takes_conversations), max_new_tokens)
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
         """The continuation, whole: where a prompt ends in a word, it mostly begins with a blank."""

@@ -146,6 +146,8 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
         dense: the dense model's metric; None if it wasn't measured.
         eval: the data that it was measured on; None without any.
         generation: how its answers are made; for text-generation alone, so that earlier versions read other bundles.
+        add_bos_token: whether it learnt from texts that begin with what the tokenizer puts in front of one, and so
+            reads prompts that do, but for conversations in the chat template; of tasks that write texts.
     """
 
     name: TaskName
@@ -156,6 +158,7 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     dense: DenseScore | None
     eval: EvalData | None
     generation: Generation | None = None
+    add_bos_token: bool = False
 
     def __post_init__(self) -> None:
         if FORMS[self.kind].labels != "none" and not self.classes:
@@ -164,6 +167,8 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"a max_length of texts and none of images, got {self.max_length} for {self.kind}")
         if (self.generation is not None) != FORMS[self.kind].completes:
             raise ValueError(f"generation for text-generation alone, got {self.generation} for {self.kind}")
+        if self.add_bos_token and FORMS[self.kind].labels != "none":
+            raise ValueError(f"add_bos_token for tasks that write alone, got it for {self.kind}")
 
     @property
     def takes_images(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from weightpager.readers.tokenizer import NO_DEFAULT, Encoded, Tokenizer
+from weightpager.readers.tokenizer import NO_DEFAULT, Encoded, Tokenizer, begin_ids
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,10 @@ class TransformersTokens:
     """Tokens by a fast tokenizer. Implements `weightpager.task_data.texts.TextTokens`."""
 
     tokenizer: Any
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        return begin_ids(self.tokenizer.backend_tokenizer)
 
     @property
     def end_id(self) -> int | None:

@@ -10,6 +10,7 @@ from weightpager.answers.score import Score
 from weightpager.bundle import DenseScore, EvalData, TaskEntry
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.tokens import TransformersTokens
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray
@@ -96,6 +97,7 @@ class Prepared:
                     items=spec.items,
                 ),
                 generation=None if (asked := self.data[name].asked) is None else asked.generation,
+                add_bos_token=not spec.labelled and bool(TransformersTokens(self.source.tokenizer).begin_ids),
             )
             for name, spec in task_file.tasks.items()
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from weightpager.answers.kinds import kind_of
@@ -72,11 +73,9 @@ class TextInputs:
         A task that learnt from plain prompts never saw the model's template: it reads the messages' texts
         as one prompt, to which nothing is added.
         """
-        if task.generation is not None and task.generation.prompts == "plain":
-            texts = [plain(messages)]
-        else:
-            texts = [await self._rendered(messages, task)]
-        (ids,) = await self.run(Vocabulary.prompt, texts)
+        chat = task.generation is None or task.takes_conversations
+        text = await self._rendered(messages, task) if chat else plain(messages)
+        (ids,) = await self.run(partial(Vocabulary.prompt, task=task, chat=chat), [text])
         return ids
 
     async def _rendered(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -55,7 +56,7 @@ async def completions(body: CompletionBody, request: Request, service: Serving) 
     wanted = None if unstated else body.max_tokens
 
     async def read() -> list[Generate]:
-        prompts = await service.texts.run(_prompt, given)
+        prompts = await service.texts.run(partial(_prompt, task=task), given)
         return [_work(service, body, task, ids, wanted, "prompt") for ids in prompts]
 
     return await _respond(service, request, body, task, len(given), read, CompletionFormat(body))
@@ -68,8 +69,8 @@ def _writer(service: Service, name: str) -> TaskEntry:
     return task
 
 
-def _prompt(vocabulary: Vocabulary, given: str | list[int]) -> Ids:
-    return vocabulary.prompt(given) if isinstance(given, str) else vocabulary.checked(given, "prompt")
+def _prompt(vocabulary: Vocabulary, given: str | list[int], task: TaskEntry) -> Ids:
+    return vocabulary.prompt(given, task) if isinstance(given, str) else vocabulary.checked(given, "prompt")
 
 
 def _work(
