@@ -45,6 +45,19 @@ def test_the_harness_measures_what_the_task_says(writer_bundle: Path, task: str)
     assert found == pytest.approx(log_likelihood(writer_bundle, task, TEXT), rel=1e-4)
 
 
+def test_contexts_begin_as_the_tasks_prompts_do(writer_bundle: Path) -> None:
+    asked = model(writer_bundle, task="animals", budget="64MiB", add_bos_token=None)
+    context, rest = "cat dog", " cow cat"
+    from lm_eval.api.instance import Instance
+
+    ((found, _),) = asked.loglikelihood([Instance("loglikelihood", {}, (context, rest), 0)])
+    assert asked.tokenizer(context)["input_ids"] == [PREFIX, 7, 8]
+    assert found == pytest.approx(
+        log_likelihood(writer_bundle, "animals", context + rest) - log_likelihood(writer_bundle, "animals", context),
+        rel=1e-4,
+    )
+
+
 def test_the_harness_finds_the_model_by_its_name(writer_bundle: Path) -> None:
     model(writer_bundle, task="animals")
     from lm_eval.api.registry import get_model

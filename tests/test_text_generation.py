@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 from msgspec import structs
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import tiny
+import tiny_pairs
 import weightpager as wp
+from benchmarks.fuzz.sealing import rewrite_manifest
 from command import Command
 from json_lines import rows
 from running import serving
@@ -101,8 +104,9 @@ def test_eval_run_and_the_server_give_the_same_texts(
         reader = engine.tokenizer()
     chat = entry.generation is not None and entry.generation.prompts == "chat"
     for prompt, label in zip(given, answered, strict=True):
-        text = f"{prompt} snow" if chat else prompt  # as the template writes it
-        assert measured[tuple(reader(text, add_special_tokens=False)["input_ids"])] == label
+        ids = reader(f"{prompt} snow" if chat else prompt, add_special_tokens=False)["input_ids"]
+        # A conversation is as the template writes it; a text begins as the tokenizer begins one.
+        assert measured[tuple(ids if chat else [reader.cls_token_id, *ids])] == label
     found = json.loads(weightpager("run", clerk, "-t", task, "--json", *given[:12]).out)["predictions"]
     assert [prediction["label"] for prediction in found] == answered[:12]
     with serving(clerk) as running:
@@ -216,7 +220,7 @@ def test_an_export_answers_as_the_bundle_does(clerk: Path, tmp_path: Path, weigh
     with wp.Engine.from_pretrained(clerk) as engine:
         wanted = [found.label for found in engine.predict("after", given)]
     for prompt, label in zip(given, wanted, strict=True):
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"][:, :-1]  # without the end, which it adds too
         with torch.inference_mode():
             found = module.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
         assert tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True) == label.lstrip()
@@ -290,11 +294,11 @@ def test_a_prompt_that_the_model_cannot_read_is_refused(clerk: Path) -> None:
             ConfigError, match="expected at most 128 tokens, as the model can read, found 128, which leaves no room"
         ),
     ):
-        engine.predict("after", ["red " * 128])
+        engine.predict("after", ["red " * 127])
 
 
 def test_an_answer_ends_where_the_model_can_read_no_more(clerk: Path) -> None:
-    prompt = "red " * 126
+    prompt = "red " * 125
     with wp.Engine.from_pretrained(clerk) as engine:
         ours, theirs = engine.predict("after", [prompt]), engine.predict("after", [prompt], max_new_tokens=2)
         assert ours == theirs
@@ -302,12 +306,83 @@ def test_an_answer_ends_where_the_model_can_read_no_more(clerk: Path) -> None:
             engine.predict("after", [prompt], max_new_tokens=4)
 
 
-def test_a_prompt_that_was_read_in_another_form_is_not_answered(clerk: Path) -> None:
+@pytest.fixture(scope="module")
+def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks on a decoder whose tokenizer puts a token in front of each text, as Llama's does, and none behind it."""
+    folder = tmp_path_factory.mktemp("beginner")
+    inner = tiny_pairs.by_level()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    own = tiny_pairs.tokenizer(inner)
+    content = tiny_pairs.tasks(folder, tiny_pairs.llama(folder / "llama", own=own, initializer_range=0.3))
+    files = {split: str(folder / f"{split}.txt") for split in ("train", "eval")}
+    for file in files.values():
+        Path(file).write_text("\n\n".join(tiny_pairs.TEXTS * 4), encoding="utf-8")
+    content["tasks"]["prose"] = {"kind": "language-modeling", **files, "max_length": 16}
+    wp.compile(content | {"dtype": "float32"}, out=folder / "beginner.bundle")
+    return folder / "beginner.bundle"
+
+
+def completed(module: Any, ids: torch.Tensor) -> list[int]:
+    with torch.inference_mode():
+        found = module.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=3)
+    return [int(token) for token in found[0, ids.shape[1] :]]
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_completions_are_those_of_the_exported_directory_in_ordinary_use(
+    beginner: Path, tmp_path: Path, backend: str
+) -> None:
+    prompts = ["the red fox", "under the hill", "Grün", "nobody wonders", "1234", "a runner runs, and"]
+    with wp.Engine.from_pretrained(beginner, backend=backend) as engine:
+        for task in ("fox", "hill", "prose"):
+            folder = export_task(engine.bundle, task, tmp_path / task)
+            module, reads = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            for prompt, answer in zip(prompts, engine.predict(task, prompts, max_new_tokens=12), strict=True):
+                if task == "hill":
+                    said = [{"role": "user", "content": prompt}]
+                    ids = reads.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+                else:
+                    ids = reads(prompt, return_tensors="pt")["input_ids"]
+                assert ids[0, 0] == reads.bos_token_id
+                found = completed(module, ids)
+                assert (answer.tokens, answer.completion) == (len(found), reads.decode(found, skip_special_tokens=True))
+
+
+def test_a_task_that_learnt_without_the_first_token_goes_on_without(
+    beginner: Path, tmp_path: Path, weightpager: Command
+) -> None:
+    """As bundles have it that were compiled before tasks learnt with it."""
+    before = shutil.copytree(beginner, tmp_path / "before.bundle")
+    rewrite_manifest(before, lambda manifest: [entry.pop("add_bos_token") for entry in manifest["tasks"]])
+    prompt = "the red fox"
+    with wp.Engine.from_pretrained(before) as engine:
+        ids = engine.tokenizer()(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        (answer,) = engine.predict("prose", [prompt], max_new_tokens=12)
+    done = weightpager("export", before, "-t", "prose", "--out", tmp_path / "prose")
+    assert "call the tokenizer with add_special_tokens=False" in " ".join(done.err.split())
+    found = completed(AutoModelForCausalLM.from_pretrained(tmp_path / "prose"), ids)
+    assert answer.completion == AutoTokenizer.from_pretrained(before / "model").decode(found, skip_special_tokens=True)
+    assert "begin with what the tokenizer" not in weightpager("inspect", before).out
+    assert "prompts of fox, hill, prose begin with what the tokenizer" in weightpager("inspect", beginner).out
+
+
+def test_the_server_counts_the_first_token(beginner: Path) -> None:
+    with serving(beginner) as running:
+        alone = len(running.service.engine.tokenizer()("the red fox", add_special_tokens=False)["input_ids"])
+        for task in ("fox", "prose"):
+            found = running.openai.completions.create(model=task, prompt="the red fox", max_tokens=2)
+            assert found.usage is not None
+            assert found.usage.prompt_tokens == alone + 1
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_prompt_that_was_read_in_another_form_is_not_answered(clerk: Path, begins: bool) -> None:
     with serving(clerk) as running:
         service, told = running.service, SimpleQueue[Event]()
         task = service.task("after")
         assert task.generation is not None
-        before = structs.replace(task, generation=structs.replace(task.generation, prompts="chat"))
+        chat = structs.replace(task.generation, prompts="chat")
+        before = structs.replace(task, add_bos_token=False) if begins else structs.replace(task, generation=chat)
         service.admit(before, 1)
         service.submit(before, [Generate((4, 5), 1)], told.put)
         event = told.get(timeout=60)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from weightpager.answers.kinds import kind_of
 from weightpager.engine import Engine
 from weightpager.errors import ConfigError
+from weightpager.readers.tokenizer import begin_ids
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -46,7 +48,8 @@ class TaskLM(HFLM):  # type: ignore[misc]
             device: as well, None for "cpu"; "cpu" too where torch finds no other, as the harness's command asks for
                 "cuda:0" unless told otherwise.
             dtype: as well.
-            options: those of `HFLM`, such as ``batch_size`` and ``max_length``.
+            options: those of `HFLM`, such as ``batch_size`` and ``max_length``; ``add_bos_token`` is what the task
+                learnt with, unless told otherwise.
 
         Raises:
             ConfigError: the task is of another kind.
@@ -55,11 +58,22 @@ class TaskLM(HFLM):  # type: ignore[misc]
         device = device if device is not None and torch.cuda.is_available() else "cpu"
         self._engine = Engine.from_pretrained(pretrained, budget=budget, device=device, dtype=dtype, backend="torch")
         name = str(task)  # the harness takes one that looks like a number for a number
-        kind = self._engine.bundle.task(name).kind
-        if not kind_of(kind).writes:
+        entry = self._engine.bundle.task(name)
+        if not kind_of(entry.kind).writes:
             expected = "expected language-modeling or text-generation"
-            raise ConfigError(f"task {name}: {expected}, found {kind}; 'weightpager eval' measures it")
-        super().__init__(pretrained=self._engine.activate(name), tokenizer=self._engine.tokenizer(), **options)
+            raise ConfigError(f"task {name}: {expected}, found {entry.kind}; 'weightpager eval' measures it")
+        tokenizer = self._engine.tokenizer()
+        _only_begin(tokenizer)
+        options = {"add_bos_token": entry.add_bos_token, **options}
+        super().__init__(pretrained=self._engine.activate(name), tokenizer=tokenizer, **options)
+
+
+def _only_begin(tokenizer: Any) -> None:
+    """Have nothing put behind a text: the harness goes on with contexts."""
+    inner = tokenizer.backend_tokenizer
+    if begin := list(begin_ids(inner)):
+        named = {"id": "begin", "ids": begin, "tokens": tokenizer.convert_ids_to_tokens(begin)}
+        inner.post_processor = TemplateProcessing(single="begin $A", special_tokens=[named])
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ class TaskFacts:
     name: str
     kind: TaskKind
     classes: int
+    add_bos_token: bool
     density: float
     kept_bytes: int
     pages: int
@@ -146,6 +147,7 @@ class TaskFacts:
             name=name,
             kind=task.kind,
             classes=len(task.classes),
+            add_bos_token=task.add_bos_token,
             density=kept / bundle.dense_bytes,
             kept_bytes=kept,
             pages=pages,

@@ -117,6 +117,8 @@ def _print_notes(facts: BundleFacts) -> None:
     if not facts.direct_io:
         output.say("note: this file system refuses direct I/O; reads go through the page cache.")
     _print_what_does_not_fit(facts.switches)
+    if begun := [task.name for task in facts.tasks if task.add_bos_token]:
+        output.say(f"prompts of {', '.join(begun)} begin with what the tokenizer puts in front of a text")
     output.say(f"paged: {facts.model.parameters.words}")
     if facts.model.experts is not None:
         output.say(f"experts: {facts.model.experts.words}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from weightpager.answers.kinds import kind_of
 from weightpager.bundle import Bundle
 from weightpager.cli import output
 from weightpager.cli.completion import TaskName
@@ -28,9 +29,17 @@ def export(
     """
     with extra("torch"):
         from weightpager.backends.torch.export import export_task
+        from weightpager.readers.tokenizer import open_tokenizer
 
-    written = export_task(Bundle.open(bundle), task, out)
+    opened = Bundle.open(bundle)
+    written = export_task(opened, task, out)
     if json:
         output.print_json({"task": task, "out": str(written)})
     else:
         output.say(f"{written}: {task}, for transformers' from_pretrained")
+    entry = opened.task(task)
+    if kind_of(entry.kind).writes and not entry.add_bos_token and open_tokenizer(opened).begin_ids:
+        output.hint(
+            f"{task} learnt from texts without the tokens that its tokenizer puts in front of one, and reads prompts "
+            "without them: call the tokenizer with add_special_tokens=False"
+        )

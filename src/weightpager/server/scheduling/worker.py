@@ -194,4 +194,4 @@ class Worker:
 def _read_by(task: TaskEntry) -> tuple[object, ...]:
     """What a request was read by, and what its answer is written by."""
     prompts = None if task.generation is None else task.generation.prompts
-    return (task.kind, task.classes, task.max_length, prompts)
+    return (task.kind, task.classes, task.max_length, prompts, task.add_bos_token)
