@@ -26,10 +26,11 @@ from msgspec.structs import replace
 from safetensors.torch import load_file, save
 
 from weightpager.backends.torch.model.architecture import tokenizer
-from weightpager.bundle import Bundle, BundleWriter
+from weightpager.bundle import Bundle, BundleWriter, EvalData
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.footprint import whole_rows
 from weightpager.bundle.format.names import RESIDENT
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.compiler.repack import repack
 from weightpager.compiler.rows.row_uses import LEAST_BYTES, RowUses
 from weightpager.compiler.rows.write import write_rows
@@ -62,7 +63,7 @@ def main(
 def measure(bundle: Bundle, other: Path | None, texts: int) -> dict[str, Any]:
     """All figures, by flat keys."""
     reader = tokenizer(bundle)
-    held_out = {task: _tokens(reader, _texts(Path(entry.eval.file), entry.eval.text), entry.max_length)
+    held_out = {task: _tokens(reader, _texts(_held_out(bundle, entry.eval), entry.eval.text), entry.max_length)
                 for task, entry in bundle.tasks.items() if entry.eval is not None}  # fmt: skip
     quarter = sum(entry.bytes for entry in bundle.manifest.row_tables) // 4
     found: dict[str, Any] = {"rows.quarter_bytes": quarter, "rows.all_bytes": whole_rows(bundle)}
@@ -132,6 +133,12 @@ def _mixed(held_out: dict[str, list[Text]]) -> list[Text]:
     return [text for piece in pieces for text in piece]
 
 
+def _held_out(bundle: Bundle, data: EvalData) -> Path:
+    found = held_out_file(bundle, data)
+    assert found is not None, f"{data.file} is not on this machine"
+    return found
+
+
 def _texts(path: Path, column: str) -> list[str]:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [" ".join(row[column]) if isinstance(row[column], list) else row[column] for row in rows]
@@ -164,7 +171,7 @@ def _cut_words(bundle: Bundle) -> None:
     counts, texts = {}, {}
     for task, entry in bundle.tasks.items():
         assert entry.eval is not None
-        train = _tokens(reader, _texts(Path(entry.eval.file).with_name("train.jsonl"), entry.eval.text), 64)
+        train = _tokens(reader, _texts(_held_out(bundle, entry.eval).with_name("train.jsonl"), entry.eval.text), 64)
         counts[task] = np.bincount(np.concatenate(train), minlength=len(table)).astype(np.float64)
         texts[task] = len(train)
     writer = BundleWriter(bundle.path)

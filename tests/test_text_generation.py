@@ -28,6 +28,7 @@ from weightpager.answers.work import Generate
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import TaskEntry
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.task_file import from_dict
 from weightpager.errors import BundleFormatError, BusyError, CompileError, ConfigError
@@ -61,7 +62,9 @@ def prompts(folder: Path, task: str) -> list[str]:
 def evaluated(engine: wp.Engine, task: TaskEntry) -> dict[tuple[int, ...], str]:
     """Prompts, and what `eval` compares with the wanted answers."""
     assert task.eval is not None
-    batches = read_held_out(task, Path(task.eval.file), engine.reader(), engine.limits.vocab_size, 32)
+    file = held_out_file(engine.bundle, task.eval)
+    assert file is not None
+    batches = read_held_out(task, file, engine.reader(), engine.limits.vocab_size, 32)
     found = {}
     with engine.task(task.name):
         answer = kind_of(task.kind).answering(engine.model(task.name), engine.reader(), task.generation)

@@ -30,6 +30,7 @@ from benchmarks.device.measured import check, tell
 from benchmarks.device.onnx_rows import exported_task, text_models
 from benchmarks.device.processes import environment, in_turns, smallest_budget
 from weightpager.bundle import Bundle
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.config import format_size
 from weightpager.machine.process_memory import resident_memory
 
@@ -83,7 +84,9 @@ def main(
 def _held_out(bundle: Bundle, task: str, folder: Path) -> Path:
     entry = bundle.task(task)
     assert entry.eval is not None
-    rows = [json.loads(line) for line in Path(entry.eval.file).read_text(encoding="utf-8").splitlines()[:TEXTS]]
+    file = held_out_file(bundle, entry.eval)
+    assert file is not None
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:TEXTS]]
     found = folder / "texts.txt"
     found.write_text("\n".join(" ".join(str(row[entry.eval.text]).split()) for row in rows), encoding="utf-8")
     return found

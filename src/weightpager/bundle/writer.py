@@ -28,6 +28,7 @@ from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, PULLED
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.placement import Placement
+from weightpager.bundle.held_out_places import portable
 from weightpager.bundle.reader import Bundle, check_in_place
 from weightpager.errors import BundleFormatError, CompileError, ConfigError, WeightpagerError
 from weightpager.machine.paths import has_directory, has_file
@@ -113,13 +114,16 @@ class BundleWriter:
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest of the version that we write, with the hash of every file but the page files.
 
+        Absolute paths of data become portable: see `held_out_places`.
+
         Raises:
             CompileError: the storage refused it.
         """
         skipped = {MANIFEST, MANIFEST_HASH, *manifest.page_file_names()}
         with storage_errors():
             files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
-        text = replace(manifest, version=VERSION, files=files).dump()  # page ids cover page files
+        tasks = [portable(task, self.root.parent) for task in manifest.tasks]
+        text = replace(manifest, version=VERSION, tasks=tasks, files=files).dump()  # page ids cover page files
         self.put(MANIFEST, text)
         self.put(MANIFEST_HASH, blake3(text).hexdigest().encode() + b"\n")
 

@@ -11,6 +11,7 @@ from weightpager.answers.evaluate import evaluate
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.bundle.report.compile_report import OtherScore, TaskScore, has_report, read_report
 from weightpager.engine import Engine
 from weightpager.errors import CompileError
@@ -45,7 +46,7 @@ def measure(
     """
     reader, vocab_size = engine.reader(), engine.limits.vocab_size
     entries = [engine.bundle.task(name) for name in tasks]
-    held_out = [_held_out(entry, moved.get(entry.name), reader, vocab_size) for entry in entries]
+    held_out = [_held_out(engine.bundle, entry, moved.get(entry.name), reader, vocab_size) for entry in entries]
     scores = []
     for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
         told = partial(progress, f"measure {entry.name}")
@@ -97,17 +98,18 @@ def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
 
 
 def _held_out(
-    entry: TaskEntry, moved: Path | None, reader: Tokenizer | ImageReader, vocab_size: int
+    bundle: Bundle, entry: TaskEntry, moved: Path | None, reader: Tokenizer | ImageReader, vocab_size: int
 ) -> tuple[Sequence[Labelled], bool]:
     """A task's batches, and whether its file is the one that the dense model was measured on."""
     stated = entry.eval
-    path = moved or Path(stated.file if stated is not None else "")
-    if stated is not None and not (has_file(path) or (entry.takes_images and has_directory(path))):
+    if stated is None:
+        raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
+    path = moved or held_out_file(bundle, stated)
+    if path is None or not (has_file(path) or (entry.takes_images and has_directory(path))):
         raise CompileError(
-            f"{entry.name}: the held-out data {path} is not on this machine, or you may not look there; "
-            f"put it there, or say where it is: 'weightpager eval --data {entry.name}=FILE'"
+            f"{entry.name}: the held-out data {moved or stated.file} is not on this machine, or you may not look "
+            "there; put it beside the bundle or into the working directory, or say where it is: "
+            f"'weightpager eval --data {entry.name}=FILE'"
         )
     batches = read_held_out(entry, path, reader, vocab_size, EVAL_BATCH)
-    if stated is None:
-        return batches, False
     return batches, fingerprint(path, entry.name, entry.kind, (stated.text, stated.label)) == stated.blake3

@@ -70,6 +70,28 @@ def test_texts_that_are_cut_inside_a_character(tmp_path: Path, most: int | None)
     assert trim(from_dict(content), tmp_path / "small", most).after <= (most or 420)
 
 
+@pytest.mark.parametrize("most", [None, 300])
+def test_what_is_left_behind_the_last_window_is_kept_too(tmp_path: Path, most: int | None) -> None:
+    """With fewer tokens it is longer, and would be a window that no token was kept for."""
+    model = tiny_pairs.llama(tmp_path / "whole")
+    content, reads = tiny_pairs.tasks(tmp_path, model), AutoTokenizer.from_pretrained(model)
+    words = len(reads("the fox ", add_special_tokens=False)["input_ids"])
+    rare = "nobody wonders, Hügel under sleeper; runner Grün Fuchs [1, 2] " * 2
+    text = "the fox " * (9 * 63 // words) + rare
+    assert 9 * 63 <= len(reads(text, add_special_tokens=False)["input_ids"]) < 10 * 63
+    files = {split: tmp_path / f"{split}.txt" for split in ("train", "eval")}
+    for file in files.values():
+        file.write_text(text, encoding="utf-8")
+    stated = {split: str(file) for split, file in files.items()}
+    content["tasks"] = {"prose": {"kind": "language-modeling", **stated, "max_length": 64}}
+    small = trim(from_dict(content), tmp_path / "small", most)
+    again = AutoTokenizer.from_pretrained(small.path)
+    assert again.decode(again(text, add_special_tokens=False)["input_ids"]) == text
+    if most is None:
+        assert again.tokenize(text) == reads.tokenize(text)
+        assert small.tasks["prose"].before == small.tasks["prose"].after
+
+
 @pytest.mark.slow
 def test_more_tokens_than_the_texts_have_shorten_others(tmp_path: Path) -> None:
     content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from weightpager.answers.model import Integers
 from weightpager.bundle import Bundle
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.errors import BundleFormatError
 from weightpager.lab.contest.measure.measuring import FORWARD, SWITCH, VISIT, measure
 from weightpager.lab.contest.measure.prompt import TEXTS, TOKENS, Prompts
@@ -98,7 +99,9 @@ def test_prompts_are_pieces_of_held_out_texts(bundle: Bundle, tmp_path: Path) ->
     assert prompts.source == "held-out"
     stated, reader = bundle.task(next(iter(bundle.tasks))).eval, open_tokenizer(bundle)
     assert stated is not None
-    known = set(reader.encode(Path(stated.file).read_text(encoding="utf-8")).ids)
+    file = held_out_file(bundle, stated)
+    assert file is not None
+    known = set(reader.encode(file.read_text(encoding="utf-8")).ids)
     found = {prompts.of(next(iter(bundle.tasks)), number)["input_ids"].tobytes() for number in range(9)}
     assert len(found) > 1
     for words in found:

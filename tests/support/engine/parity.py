@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 import weightpager as wp
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle import Bundle
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.task_data.held_out import read_held_out
 
 
@@ -27,7 +26,9 @@ def _differing(native: wp.Engine, torch: wp.Engine, task: str) -> list[float]:
     assert entry.eval is not None
     native.activate(task), torch.activate(task)
     found = []
-    for inputs, labels in read_held_out(entry, Path(entry.eval.file), native.reader(), native.limits.vocab_size, 32):
+    file = held_out_file(native.bundle, entry.eval)
+    assert file is not None
+    for inputs, labels in read_held_out(entry, file, native.reader(), native.limits.vocab_size, 32):
         counted = labels != IGNORED
         ours, theirs = (engine.model(task).logits(inputs)[counted] for engine in (native, torch))
         assert ours.shape == theirs.shape

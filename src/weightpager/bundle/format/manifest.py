@@ -105,7 +105,8 @@ class EvalData(Strict, frozen=True, kw_only=True):
     """The held-out data that a task was measured on, so that a device can measure it again.
 
     Attributes:
-        file: its path.
+        file: its path from the folder that the bundle was written into, or its name if it lay elsewhere; bundles of
+            earlier versions have an absolute path.
         blake3: its hash; of images over all of them.
         text: the column of what the task reads, images included.
         label: the column of labels.

@@ -36,7 +36,8 @@ def eval_(
 ) -> None:
     """Measure each task's metric through the engine, on the held-out data that it was compiled with.
 
-    A bundle names the files as they were called on the machine that compiled it; `--data` says where they are now.
+    The data is looked for by the name that the bundle has for it, beside the bundle and in the working directory, and
+    where the machine that compiled it remembers it; `--data` says where it is otherwise.
     The dense model's metric was measured when the bundle was compiled. Held-out data in Parquet needs
     `weightpager[compile]`.
 

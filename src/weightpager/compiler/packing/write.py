@@ -141,6 +141,7 @@ def _preprocessor(source: DenseModel) -> Any:
     # Not the one that has been worked with: it would be written with how it pads here, and to which lengths it cuts.
     tokenizer = copy.deepcopy(source.own_tokenizer)
     tokenizer.truncation_side = source.tokenizer.truncation_side  # where texts were cut in training
+    tokenizer.init_kwargs.pop("cache_dir", None)  # a folder of the machine that the tokenizer was once loaded on
     return tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,8 +40,10 @@ class ColdSwitches:
     note: str
 
 
-def measure(compiled: Compiled, budget: int, progress: Progress) -> ColdSwitches:
-    """Time every switch of the bundle, and reads of the checkpoints.
+def measure(
+    compiled: Compiled, held_out: Mapping[str, Path], budget: int, progress: Progress
+) -> ColdSwitches:
+    """Time every switch of the bundle, and reads of the checkpoints; rows are looked up for each task's held-out data.
 
     Raises:
         SampleUnavailable: the folder of the bundle can't be written to.
@@ -53,7 +56,7 @@ def measure(compiled: Compiled, budget: int, progress: Progress) -> ColdSwitches
         with cold_read(files) as proof:
             timed = time_switches(engine, REPEATS, partial(progress, "switch"))
         direct = engine.report().direct_io
-        figures = row_figures(engine)
+        figures = row_figures(engine, held_out)
     _check_bytes(bundle, timed)
     doubts = [*rivals.doubts, doubt(proof) if direct else "this file system refuses direct I/O"]
     return ColdSwitches([rivals.beside(switch) for switch in timed], figures, next(filter(None, doubts), ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
@@ -14,9 +15,10 @@ TEXTS = 40
 """Of each task."""
 
 
-def row_figures(engine: Engine) -> dict[str, float]:
+def row_figures(engine: Engine, held_out: Mapping[str, Path]) -> dict[str, float]:
     """Share of look-ups that hit, and milliseconds that faults add to a forward of one text, by flat key.
 
+    Texts come from each task's file of held-out data.
     Nothing where the bundle has no rows on demand.
     """
     before = engine.report().rows
@@ -27,7 +29,7 @@ def row_figures(engine: Engine) -> dict[str, float]:
     for task in engine.bundle.tasks:
         engine.activate(task)
         model = engine.model(task)
-        for batch in _texts(engine, task):
+        for batch in _texts(engine, task, held_out[task]):
             start = engine.report().rows
             first = _seconds(model, batch)
             end = engine.report().rows
@@ -43,10 +45,8 @@ def row_figures(engine: Engine) -> dict[str, float]:
     }
 
 
-def _texts(engine: Engine, task: str) -> list[Inputs]:
-    entry = engine.bundle.task(task)
-    assert entry.eval is not None
-    batches = read_held_out(entry, Path(entry.eval.file), engine.reader(), engine.limits.vocab_size, 1)
+def _texts(engine: Engine, task: str, file: Path) -> list[Inputs]:
+    batches = read_held_out(engine.bundle.task(task), file, engine.reader(), engine.limits.vocab_size, 1)
     step = max(1, len(batches) // TEXTS)
     return [batches[number][0] for number in range(0, len(batches), step)][:TEXTS]
 

@@ -37,7 +37,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     model, samples, missing = fetched(cache, progress)
     ours = compiled(model, samples, cache, progress)
     budget = smallest_budget(ours.bundle, rows=row_bytes(ours.bundle))
-    cold = measure(ours, budget, progress)
+    cold = measure(ours, {sample.name: sample.eval for sample in samples}, budget, progress)
     report = read_report(ours.bundle)
     memory = rows(ours.bundle, report, cold.switches)
     figures = memory_figures(memory) | switch_figures(cold.switches) | cold.row_figures

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from weightpager.bundle import Bundle
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
 from weightpager.engine import Engine
 from weightpager.evaluation.measure import measure
 from weightpager.lab.contest.rivals.rival import DTYPE
-from weightpager.machine.paths import has_file
 from weightpager.progress import Progress
 
 
@@ -25,7 +23,7 @@ def scores(
         progress: of that.
     """
     stated = [entry.eval for entry in bundle.tasks.values()]
-    if again and all(data is not None and has_file(Path(data.file)) for data in stated):
+    if again and all(data is not None and held_out_file(bundle, data) is not None for data in stated):
         with Engine.from_pretrained(bundle.path, dtype=DTYPE) as engine:
             return measure(engine, bundle.tasks, progress), "this run"
     return (report.tasks, "the compile") if report is not None else ([], "")

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.held_out_places import held_out_file
 from weightpager.errors import WeightpagerError
 from weightpager.lab.contest.measure.prompt import TEXTS, TOKENS
-from weightpager.machine.paths import has_file
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 from weightpager.task_data.held_out import read_held_out
 
@@ -27,8 +27,8 @@ def write_texts(bundle: Bundle, tasks: Sequence[str], folder: Path) -> None:
     """Write the file `TEXTS`, with those tasks whose held-out texts are on this machine and can be read."""
     if bundle.takes_images:
         return
-    files = {task: Path(stated.file) for task in tasks if (stated := bundle.task(task).eval) is not None}
-    found = {task: file for task, file in files.items() if has_file(file)}
+    named = {task: stated for task in tasks if (stated := bundle.task(task).eval) is not None}
+    found = {task: file for task, stated in named.items() if (file := held_out_file(bundle, stated)) is not None}
     save_file(_pieces(bundle, found) if found else {}, folder / TEXTS)
 
 
