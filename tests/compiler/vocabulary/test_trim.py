@@ -75,9 +75,7 @@ def test_what_is_left_behind_the_last_window_is_kept_too(tmp_path: Path, most: i
     """With fewer tokens it is longer, and would be a window that no token was kept for."""
     model = tiny_pairs.llama(tmp_path / "whole")
     content, reads = tiny_pairs.tasks(tmp_path, model), AutoTokenizer.from_pretrained(model)
-    words = len(reads("the fox ", add_special_tokens=False)["input_ids"])
-    rare = "nobody wonders, Hügel under sleeper; runner Grün Fuchs [1, 2] " * 2
-    text = "the fox " * (9 * 63 // words) + rare
+    text = "the fox " * 284 + "nobody wonders, Hügel under sleeper; runner Grün Fuchs [1, 2]"
     assert 9 * 63 <= len(reads(text, add_special_tokens=False)["input_ids"]) < 10 * 63
     files = {split: tmp_path / f"{split}.txt" for split in ("train", "eval")}
     for file in files.values():
