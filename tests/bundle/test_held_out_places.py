@@ -21,9 +21,7 @@ from weightpager.compiler.upgrade import upgrade
 
 def entry(file: Path) -> TaskEntry:
     data = EvalData(file=str(file), blake3="0" * 64, text="text", label="label", items=None)
-    return TaskEntry(
-        name="a", kind="language-modeling", classes=[], max_length=8, sparsity=0.5, dense=None, eval=data
-    )
+    return TaskEntry(name="a", kind="language-modeling", classes=[], max_length=8, sparsity=0.5, dense=None, eval=data)
 
 
 def named(file: Path, folder: Path) -> str:
@@ -87,7 +85,9 @@ def test_a_bundle_that_names_an_absolute_path_is_measured_and_written_without_it
     before = shutil.copytree(bundle, tmp_path / "moved" / "before.bundle")
     absolute = lambda data: data.update(file=str(tmp_path / data["file"]))  # noqa: E731
     rewrite_manifest(before, lambda manifest: [absolute(task["eval"]) for task in manifest["tasks"]])
-    assert json.loads(weightpager("eval", before, "--json").out) == json.loads(weightpager("eval", bundle, "--json").out)
+    assert json.loads(weightpager("eval", before, "--json").out) == json.loads(
+        weightpager("eval", bundle, "--json").out
+    )
     assert weightpager("publish", "init", tmp_path / "repository").code == 0
     said = weightpager("publish", before, tmp_path / "repository")
     assert said.code == 0

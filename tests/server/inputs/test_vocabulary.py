@@ -19,9 +19,7 @@ from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
 
 
-WRITER = TaskEntry(
-    name="a", kind="language-modeling", classes=[], max_length=8, sparsity=0.5, dense=None, eval=None
-)
+WRITER = TaskEntry(name="a", kind="language-modeling", classes=[], max_length=8, sparsity=0.5, dense=None, eval=None)
 
 
 def limits(words: int, context: int, uniform_length: int | None = None) -> ModelLimits:

@@ -40,9 +40,7 @@ class ColdSwitches:
     note: str
 
 
-def measure(
-    compiled: Compiled, held_out: Mapping[str, Path], budget: int, progress: Progress
-) -> ColdSwitches:
+def measure(compiled: Compiled, held_out: Mapping[str, Path], budget: int, progress: Progress) -> ColdSwitches:
     """Time every switch of the bundle, and reads of the checkpoints; rows are looked up for each task's held-out data.
 
     Raises:
