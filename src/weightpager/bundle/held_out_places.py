@@ -24,7 +24,7 @@ def portable(task: TaskEntry, folder: Path) -> TaskEntry:
 
     The place is remembered, unless the user's cache keeps nothing.
     """
-    if task.eval is None or not os.path.isabs(task.eval.file):
+    if task.eval is None or not Path(task.eval.file).is_absolute():
         return task
     path = Path(os.path.normpath(task.eval.file))
     real = Path(os.path.realpath(path.parent), path.name)
@@ -36,7 +36,7 @@ def portable(task: TaskEntry, folder: Path) -> TaskEntry:
 def machine_paths(bundle: Bundle) -> list[str]:
     """The absolute paths that a bundle of an earlier version names."""
     named = (task.eval.file for task in bundle.tasks.values() if task.eval is not None)
-    return [file for file in named if os.path.isabs(file)]
+    return [file for file in named if Path(file).is_absolute()]
 
 
 def held_out_file(bundle: Bundle, stated: EvalData) -> Path | None:

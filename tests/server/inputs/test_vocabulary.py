@@ -18,7 +18,6 @@ from weightpager.bundle import TaskEntry
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
 
-
 WRITER = TaskEntry(name="a", kind="language-modeling", classes=[], max_length=8, sparsity=0.5, dense=None, eval=None)
 
 
