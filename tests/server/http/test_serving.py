@@ -135,7 +135,7 @@ def test_keys_and_values_are_kept_within_their_reserve(writer_bundle: Path) -> N
     token = 2 * 2 * 2 * 16 * 4  # two layers, two heads of 16
     with serving(writer_bundle, kv_reserve=20 * token) as running:
         client = running.openai
-        found = client.completions.create(model="numbers", prompt=["one two"] * 5, max_tokens=8, temperature=0)
+        found = client.completions.create(model="numbers", prompt=[[13, 14]] * 5, max_tokens=8, temperature=0)
         assert len({choice.text for choice in found.choices}) == 1
         running.until_idle()
         batches = running.service.metrics.registry.get_sample_value(
@@ -143,7 +143,7 @@ def test_keys_and_values_are_kept_within_their_reserve(writer_bundle: Path) -> N
         )
         assert batches == 3  # of two, two and one
         with pytest.raises(openai.BadRequestError, match="at most 20 tokens, as the server's --kv-reserve holds"):
-            client.completions.create(model="numbers", prompt="one two", max_tokens=19)
+            client.completions.create(model="numbers", prompt=[13, 14], max_tokens=19)
 
 
 def test_keys_and_values_are_counted_in_what_is_computed(writer_bundle: Path) -> None:
