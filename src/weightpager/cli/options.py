@@ -36,7 +36,7 @@ Rows = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Part of the budget for rows of embedding tables that come on demand. Default: what saves the most time.",
+        help="Part of the budget for rows of embedding tables that come on demand. Default: what all pages leave.",
     ),
 ]
 Backend = Annotated[

@@ -36,7 +36,7 @@ class EngineConfig:
         dtype: what tasks compute in: ``"bfloat16"``, or ``"auto"`` for what the bundle's parameters are in.
         io_threads: reads in flight while pages are loaded.
         kv_reserve: bytes of the budget that are left to KV caches.
-        rows: bytes of the budget for rows of tables that come on demand; None for what saves the most time.
+        rows: bytes of the budget for rows of tables that come on demand; None for what all pages leave.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
         read_timeout: seconds without any page after which a load fails.
         prefetch: whether to prefetch what the next task probably needs; or a `Planner`, a function that tells the next

@@ -134,7 +134,7 @@ class Engine(EngineMaintenance):
             io_threads: reads in flight while pages are loaded, 1 to 64.
             kv_reserve: part of the budget that is left to KV caches, such as ``"16MiB"``, or bytes.
             rows: part of the budget for rows of embedding tables that come on demand, such as ``"4MiB"``, or bytes;
-                None for what saves the most time.
+                None for what all pages leave, and never less than 1/32 of the rows.
             real_time: tasks that are loaded now and never leave memory.
             read_timeout: seconds without any page after which a load fails.
             prefetch: whether to prefetch, between switches, what the next task probably needs, as far as the budget has

@@ -9,35 +9,30 @@ from hypothesis import strategies as st
 
 from weightpager.bundle.footprint import Footprint
 from weightpager.runtime.budget.needs import Needs, Split
-from weightpager.runtime.budget.row_share import RowShare
 
 PAGE = 100
 
 FOOTPRINT = Footprint(resident=1000, private=200, placement=30, largest_table=40, all_tables=90, rows=7)
-ROWS = RowShare(hot_rows=150, all_rows=400, largest_task=3 * PAGE, all_pages=6 * PAGE)
-NEEDS = Needs(6, 2, PAGE, FOOTPRINT, ROWS)
+NEEDS = Needs(6, 2, PAGE, FOOTPRINT, more_rows=400)
 
 
 @st.composite
 def any_needs(draw: st.DrawFn) -> Needs:
     pages, page_bytes, size = draw(st.integers(1, 30)), draw(st.integers(1, 50)), st.integers(0, 300)
-    largest_task = draw(st.integers(1, pages))
     table = draw(size)
     footprint = Footprint(draw(size), draw(size), draw(size), table, table + draw(size), draw(size))
-    hot = draw(size)
-    rows = RowShare(hot, hot + draw(size), largest_task * page_bytes, pages * page_bytes)
-    least = draw(st.integers(1, largest_task))
-    return Needs(pages, least, page_bytes, footprint, rows, draw(size), draw(st.none() | size))
+    least = draw(st.integers(1, pages))
+    return Needs(pages, least, page_bytes, footprint, 2 * draw(size), draw(size), draw(st.none() | size))
 
 
-def test_what_is_left_goes_to_hot_rows_then_pages_then_tables_then_other_rows() -> None:
+def test_what_is_left_goes_to_pages_then_tables_then_rows() -> None:
     fixed, least = 1230, 1230 + 7 + 40
     assert NEEDS.split(least + 3 * PAGE) == Split(fixed, 7, 40, 3, PAGE)
-    assert NEEDS.split(least + 3 * PAGE + 149) == Split(fixed, 7 + 149, 40, 3, PAGE)
-    assert NEEDS.split(least + 3 * PAGE + 150) == Split(fixed, 7 + 150, 40, 3, PAGE)
-    assert NEEDS.split(least + 4 * PAGE + 160) == Split(fixed, 7 + 150, 40 + 10, 4, PAGE)
-    assert NEEDS.split(least + 6 * PAGE + 150 + 50) == Split(fixed, 7 + 150, 90, 6, PAGE)
-    assert NEEDS.split(least + 6 * PAGE + 150 + 50 + 20) == Split(fixed, 7 + 170, 90, 6, PAGE)
+    assert NEEDS.split(least + 3 * PAGE + 90) == Split(fixed, 7, 90, 3, PAGE)
+    assert NEEDS.split(least + 6 * PAGE - 1).slots == 5
+    assert NEEDS.split(least + 6 * PAGE) == Split(fixed, 7, 40, 6, PAGE)
+    assert NEEDS.split(least + 6 * PAGE + 50) == Split(fixed, 7, 90, 6, PAGE)
+    assert NEEDS.split(least + 6 * PAGE + 50 + 20) == Split(fixed, 27, 90, 6, PAGE)
     assert NEEDS.split(10_000) == NEEDS.holding_all() == Split(fixed, 407, 90, 6, PAGE)
 
 
@@ -49,9 +44,9 @@ def test_tables_of_tasks_in_use_come_before_pages() -> None:
 
 
 def test_an_arena_takes_what_it_has_whether_it_is_used_or_not() -> None:
-    budget = NEEDS.holding_all().total - NEEDS.more_rows.all_rows
+    budget = NEEDS.holding_all().total - NEEDS.more_rows
     assert NEEDS.split(budget, capacity=2).slots == 2
-    few = replace(NEEDS, pages=2, more_rows=RowShare())
+    few = replace(NEEDS, pages=2, more_rows=0)
     assert few.split(budget).tables == 90
     assert few.split(budget, capacity=6, taken=6) == Split(1230, 7, 90, 2, PAGE)
     assert few.split(budget - 1, capacity=6, taken=6) == Split(1230, 7, 89, 2, PAGE)

@@ -7,7 +7,6 @@ from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 from weightpager.runtime.budget.needs import Needs
-from weightpager.runtime.budget.row_share import NO_MORE_ROWS, row_share
 
 
 def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Needs:
@@ -16,12 +15,13 @@ def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Ne
     Raises:
         BundleFormatError: a parameter file is damaged.
     """
+    always = footprint(bundle, dtype, rows)
     return Needs(
         pages=len(bundle.pages),
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
         page_bytes=bundle.page_bytes,
-        footprint=footprint(bundle, dtype, rows),
-        more_rows=row_share(bundle) if rows is None else NO_MORE_ROWS,
+        footprint=always,
+        more_rows=whole_rows(bundle) - always.rows if rows is None else 0,
     )
 
 

@@ -3,7 +3,7 @@
     budget = fixed + rows + tables + slots × page_bytes + rest
 
 * fixed: parameters, tables as the bundle has them, KV caches, and staging.
-* rows: of embedding tables. The least of them always have room; `RowShare` says how many more there are.
+* rows: of embedding tables. The least of them always have room; more get what all else leaves.
 * tables: expanded block tables. One task's always have room, and on a device those of all tasks. Those that tasks in
   use take together come before pages; all others come after.
 * slots: the pages that have room beside these, at most all pages.
@@ -12,11 +12,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from weightpager.bundle.footprint import Footprint
-from weightpager.config import format_enough, parse_size
-from weightpager.runtime.budget.row_share import NO_MORE_ROWS, RowShare
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Needs:
         least_pages: number of pages of its smallest task.
         page_bytes: bytes of a page.
         footprint: bytes that are in memory whatever is in the arena.
-        more_rows: the share of the budget that embedding rows get beyond those of ``footprint``.
+        more_rows: bytes of the embedding rows beyond those of ``footprint`` that a large budget holds.
         kv_reserve: bytes that are left to the caller's KV caches.
         staging: bytes of the buffers that pages pass through to a device; None where the arena is in the host's memory.
     """
@@ -64,7 +62,7 @@ class Needs:
     least_pages: int
     page_bytes: int
     footprint: Footprint
-    more_rows: RowShare = NO_MORE_ROWS
+    more_rows: int = 0
     kv_reserve: int = 0
     staging: int | None = None
 
@@ -78,14 +76,6 @@ class Needs:
     def least_tables(self) -> int:
         """Bytes of expanded block tables that always have room."""
         return self.footprint.largest_table if self.staging is None else self.footprint.all_tables
-
-    @property
-    def with_least_rows(self) -> Needs:
-        """The same where the least rows, rounded up to a size as people read and state it, are all that rows get."""
-        if self.more_rows == NO_MORE_ROWS:
-            return self
-        stated = parse_size(format_enough(self.footprint.rows))
-        return replace(self, footprint=replace(self.footprint, rows=stated), more_rows=NO_MORE_ROWS)
 
     def split(self, budget: int, *, tables: int = 0, capacity: int | None = None, taken: int = 0) -> Split:
         """Split a budget. Where it is too small there are no slots, and the other parts may exceed it.
@@ -112,14 +102,13 @@ class Needs:
         return budget - self._least - self._more_rows(budget)
 
     def holding(self, pages: int, *, tables: int = 0) -> Split:
-        """The smallest split that holds so many pages at once, beside the rows that come before them."""
-        more_tables = self._more_tables(tables)
-        return self._parts(self.more_rows.beside(pages * self.page_bytes + more_tables), more_tables, pages)
+        """The smallest split that holds so many pages at once."""
+        return self._parts(0, self._more_tables(tables), pages)
 
     def holding_all(self, pages: int | None = None, *, tables: int = 0) -> Split:
         """The split that nobody has a use for more than: all rows and tables, and all pages or ``pages`` of them."""
         more_tables = max(self._most_tables, self._more_tables(tables))
-        return self._parts(self.more_rows.all_rows, more_tables, self.pages if pages is None else pages)
+        return self._parts(self.more_rows, more_tables, self.pages if pages is None else pages)
 
     @property
     def _least(self) -> int:
@@ -134,7 +123,8 @@ class Needs:
         return max(0, tables - self.least_tables)
 
     def _more_rows(self, budget: int) -> int:
-        return self.more_rows.of(budget - self._least, self._most_tables)
+        behind = budget - self._least - self.pages * self.page_bytes - self._most_tables
+        return min(self.more_rows, max(0, behind))
 
     def _parts(self, more_rows: int, more_tables: int, slots: int) -> Split:
         """The split with so much more than the least rows and tables."""

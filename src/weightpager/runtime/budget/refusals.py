@@ -37,15 +37,6 @@ def refusal(reason: str, needs: Needs, what: str, pages: int, *, tables: int = 0
 
 
 def enough(needs: Needs, pages: int, *, tables: int = 0) -> str:
-    """The budget that holds so many pages at once, in words; and the one with the least rows, where that is smaller.
-
-    Rows get their share before all pages but those of the largest task, unless their size is stated.
-    """
-    budget = needs.holding(pages, tables=tables).total
-    frugal = needs.with_least_rows.holding(pages, tables=tables)
-    said = _size(budget)
-    return f"{said}, or {_size(frugal.total)} with rows {format_enough(frugal.rows)}" if frugal.total < budget else said
-
-
-def _size(budget: int) -> str:
-    return f"{budget} bytes ({format_enough(budget)})"
+    """The smallest budget that holds so many pages at once, in words."""
+    least = needs.holding(pages, tables=tables).total
+    return f"{least} bytes ({format_enough(least)})"
