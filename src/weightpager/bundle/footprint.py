@@ -14,10 +14,14 @@ from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.reader import Bundle
+from weightpager.page_dtype import PageDtype, block_bytes
 
 _SPARE_PAGES = 256  # page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs
 _NUMBER_BYTES = 34  # bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival
 _PAGE_BYTES = 44  # bookkeeping for each page: its number, and a slot in the list of free ones
+
+_INDEX_BYTES = 44  # of a page's id, layer and signature
+_EXPANDED_BYTES = 8  # of a block that a task keeps, in its expanded tables
 
 _LEAST_ROWS = 32
 """One row of so many is in memory whatever the budget; on texts of the demo's tasks these serve about two look-ups of
@@ -64,10 +68,15 @@ class Footprint:
         return self.total - self.largest_table + self.all_tables
 
 
-def page_capacity(bundle: Bundle) -> int:
-    """How many page numbers an engine has: at most as many as the locations in block tables can address."""
+def page_capacity(bundle: Bundle, pages: int | None = None) -> int:
+    """How many page numbers an engine has: at most as many as the locations in block tables can address.
+
+    Args:
+        bundle: to be opened.
+        pages: that it is taken to have; None for its own.
+    """
     most = np.iinfo(np.int32).max // bundle.manifest.blocks_per_page
-    return int(min(2 * len(bundle.pages) + _SPARE_PAGES, most))
+    return int(min(2 * (len(bundle.pages) if pages is None else pages) + _SPARE_PAGES, most))
 
 
 def least_rows(entry: RowTableEntry) -> int:
@@ -102,18 +111,43 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
         BundleFormatError: a parameter file is damaged.
     """
     tables = [expanded_bytes(bundle.placement, task) for task in range(len(bundle.tasks))]
-    index = bundle.index.ids.nbytes + bundle.index.layers.nbytes + bundle.index.signatures.nbytes
-    bookkeeping = page_capacity(bundle) * (_NUMBER_BYTES + len(bundle.tasks)) + len(bundle.pages) * _PAGE_BYTES
     return Footprint(
         resident=_parameter_bytes(bundle, RESIDENT, dtype),
         private=sum(
             _parameter_bytes(bundle, private_file(task), dtype) + adapter_bytes(bundle, task) for task in bundle.tasks
         ),
-        placement=bundle.placement.nbytes + index + bookkeeping + _row_places(bundle) + _whole_places(bundle),
+        placement=_page_tables(bundle, len(bundle.pages), bundle.placement.locations)
+        + _row_places(bundle)
+        + _whole_places(bundle),
         largest_table=max(tables),
         all_tables=sum(tables),
         rows=_row_bytes(bundle, rows),
     )
+
+
+def budget_of_shared(bundle: Bundle, paged_bytes: int, dtype: PageDtype) -> int:
+    """Bytes that a bundle of the same model would need if all its tasks had the same blocks, in pages as large.
+
+    Up to a page a layer too many, as layers don't fill their last pages.
+
+    Args:
+        bundle: whose parameters and rows it has.
+        paged_bytes: bytes of its blocks.
+        dtype: of its blocks.
+    """
+    always, placement = footprint(bundle), bundle.placement
+    blocks = paged_bytes // block_bytes(bundle.manifest.block_shape, dtype)
+    pages = -(-paged_bytes // bundle.page_bytes) + bundle.manifest.layers
+    more_places = _page_tables(bundle, pages, blocks) - _page_tables(bundle, len(bundle.pages), placement.locations)
+    more_tables = _EXPANDED_BYTES * (blocks - max(placement.kept(task) for task in range(len(bundle.tasks))))
+    return always.total + more_places + more_tables + pages * bundle.page_bytes
+
+
+def _page_tables(bundle: Bundle, pages: int, places: int) -> int:
+    """Which of a bundle's blocks lie in so many pages of so many places, page index and page table."""
+    numbers = places * bundle.placement.numbers.dtype.itemsize + len(bundle.tasks) * -(-places // 8)
+    index = (pages + len(bundle.row_ids)) * _INDEX_BYTES
+    return numbers + index + page_capacity(bundle, pages) * (_NUMBER_BYTES + len(bundle.tasks)) + pages * _PAGE_BYTES
 
 
 def _row_places(bundle: Bundle) -> int:

@@ -36,10 +36,18 @@ def advice(found: Advice | None, report: CompileReport) -> None:
                 say(line)
         return
     rows = [
-        [choice.name, enough(choice.resident_bytes), size(choice.switch_bytes), _interval(f"{choice.loss:.1f}", choice)]
+        [
+            choice.name,
+            size(choice.resident_bytes),
+            "other tools" if choice.budget is None else enough(choice.budget),
+            size(choice.switch_bytes),
+            _interval(f"{choice.loss:.1f}", choice),
+        ]
         for choice in found.choices
     ]
-    table("what else could do the job", ["", "paged weights in memory", "per switch", "loss against dense"], rows)
+    table(
+        "what else could do the job", ["", "paged weights", "needs --budget", "per switch", "loss against dense"], rows
+    )
     say(found.words)
 
 

@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tiny
+import weightpager as wp
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import budget_of_shared
 from weightpager.bundle.report import advice
 from weightpager.bundle.report.advice import advise, few_items, heavy_losses
 from weightpager.bundle.report.compile_report import CompileReport, ControlScore, Fit, TaskScore, read_report
+from weightpager.config import format_enough
+from weightpager.page_dtype import PageDtype
+from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
 from weightpager.transitions import Transitions
 
 
@@ -35,59 +41,104 @@ def arena(bundle: Bundle) -> int:
     return max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
 
 
+def room(bundle: Bundle, paged_bytes: int, dtype: PageDtype = "int8") -> int:
+    """A budget for so many bytes of blocks that all tasks have, in which the bundle itself doesn't stay whole."""
+    return budget_of_shared(bundle, paged_bytes, dtype)
+
+
+def stated(budget: int) -> str:
+    return f"`--budget {format_enough(budget).replace(' ', '')}`"
+
+
+def words_of(bundle: Bundle, facts: CompileReport, budget: int | None = None) -> str:
+    found = advise(bundle, facts, budget)
+    assert found is not None
+    return found.words
+
+
 def test_a_shared_mask_that_does_as_well_is_advised(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
-    found = advise(bundle, report(bundle, 0.85, {"shared mask": (arena(bundle), 0.86)}))
-    assert found is not None
-    assert "use one shared mask: it loses 4.0 points and loads nothing" in found.words
-    assert "'alignment: inf' compiles that. Paging pays with less memory" in found.words
-    assert {choice.name for choice in found.choices} == {"this bundle", "shared mask"}
+    facts, budget = (
+        report(bundle, 0.85, {"shared mask": (arena(bundle), 0.86)}),
+        room(bundle, arena(bundle), "bfloat16"),
+    )
+    words = words_of(bundle, facts, budget)
+    assert f"take one shared mask: `alignment: inf`, needs {stated(budget)}, loads nothing at a switch" in words
+    assert "; it loses 4.0 points" in words
+    assert "this bundle loses 5.0. Paging pays with less memory" in words
 
 
 def test_paging_is_advised_where_nothing_simpler_is_as_good(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
-    controls = {"shared mask": (arena(bundle), 0.80), "int8": (10 * arena(bundle), 0.9)}
+    controls = {"shared mask": (arena(bundle) // 2, 0.80), "int8": (3 * arena(bundle), 0.9)}
     found = advise(bundle, report(bundle, 0.85, controls))
     assert found is not None
-    assert "use this bundle: it loses 5.0 points against dense; one shared mask, the next best, 10.0." in found.words
-    assert "int8 would be better: it loses 0.0." in found.words
-    assert [choice.name for choice in found.choices][-1] == "int8"
+    least = smallest_budget(bundle)
+    assert found.words.startswith(f"With {stated(least)} take this bundle: needs {stated(least)}, loads ")
+    assert "at a switch; it loses 5.0 points; one shared mask loses 10.0." in found.words
+    needs = stated(room(bundle, 3 * arena(bundle)))
+    better = f"Better, in more memory: all blocks in int8: `sparsity: 0`, `dtype: int8`, needs {needs}, loads nothing"
+    assert better in found.words
+    assert [choice.name for choice in found.choices] == ["shared mask", "this bundle", "int8"]
 
 
 def test_a_budget_that_is_too_small_or_large_enough_for_more(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     facts = report(bundle, 0.85, {"int8": (10 * arena(bundle), 0.9)})
-    small, large = advise(bundle, facts, arena(bundle) - 1), advise(bundle, facts, 10 * arena(bundle))
-    assert small is not None
-    assert "Nothing that was measured fits" in small.words
-    assert large is not None
-    assert "use int8" in large.words
+    least = smallest_budget(bundle)
+    small = words_of(bundle, facts, least - 1)
+    assert "Nothing that was measured fits" in small
+    assert f"this bundle: needs {stated(least)}" in small
+    large = room(bundle, 10 * arena(bundle))
+    assert "take all blocks in int8" in words_of(bundle, facts, large)
+    assert "take this bundle" in words_of(bundle, facts, large - 1)
 
 
-def test_a_bundle_whose_pages_all_stay_is_said_to_read_nothing_either(assistant_bundle: Path) -> None:
+def test_what_weightpager_cannot_compile_is_shown_and_not_advised(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
-    every = len(bundle.pages) * bundle.page_bytes
-    found = advise(bundle, report(bundle, 0.85, {"int8": (every, 0.9)}), every, all_stay=True)
+    found = advise(bundle, report(bundle, 0.85, {"int3": (arena(bundle), 0.9)}), 100 * arena(bundle))
     assert found is not None
-    assert "use int8" in found.words
-    assert "all pages of this bundle stay in memory, so that its switches read nothing, either" in found.words
-    ours = next(choice for choice in found.choices if choice.name == "this bundle")
-    assert (ours.resident_bytes, ours.switch_bytes) == (every, 0)
+    assert "int3" not in found.words
+    assert {choice.name: choice.budget is None for choice in found.choices} == {"int3": True, "this bundle": False}
+
+
+def test_a_bundle_whose_pages_all_stay_loads_nothing_either(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    every = needs_of(bundle).holding(len(bundle.pages)).total
+    facts = report(bundle, 0.9, {"int8": (arena(bundle) // 2, 0.9)})
+    for budget, loads in ((every, False), (every - 1, True)):
+        found = advise(bundle, facts, budget)
+        assert found is not None
+        ours = next(choice for choice in found.choices if choice.name == "this bundle")
+        assert ours.budget == (smallest_budget(bundle) if loads else every)
+        assert (ours.switch_bytes > 0) is loads
+
+
+def test_the_budget_of_a_bundle_of_all_blocks_is_that_of_one_that_is_compiled(
+    wordy_bundle: Path, tmp_path: Path
+) -> None:
+    bundle, dtype = Bundle.open(wordy_bundle), "int4"
+    task_file = tiny.wordy(tmp_path, sparsity=0.0, dtype=dtype, compare="none", page=bundle.page_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
+        whole = wp.compile(task_file, out=tmp_path / "whole.bundle")
+    said, needed = budget_of_shared(bundle, whole.dense_bytes, dtype), smallest_budget(whole)
+    assert needed <= said <= needed + 2 * whole.manifest.layers * whole.page_bytes
 
 
 def test_what_is_better_than_dense_does_not_lose_less_than_nothing(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
-    control = advise(bundle, report(bundle, 0.902, {"int8": (arena(bundle), 0.91)}))
-    assert control is not None
-    assert "use int8: it beats dense by 1.0 points and loads nothing" in control.words
-    assert "this bundle beats dense by 0.2." in control.words
-    ours = advise(bundle, report(bundle, 0.91, {"int8": (arena(bundle), 0.905), "int4": (10 * arena(bundle), 0.92)}))
-    assert ours is not None
-    assert "it beats dense by 1.0 points; int8, the next best, beats dense by 0.5." in ours.words
-    assert "int4 would be better: it beats dense by 2.0." in ours.words
-    equal = advise(bundle, report(bundle, 0.90001, {"int8": (arena(bundle), 0.8)}))
-    assert equal is not None
-    assert "it loses 0.0 points against dense" in equal.words
+    budget = room(bundle, arena(bundle))
+    control = words_of(bundle, report(bundle, 0.902, {"int8": (arena(bundle), 0.91)}), budget)
+    assert "loads nothing at a switch; it beats dense by 1.0 points; this bundle beats dense by 0.2." in control
+    facts = report(bundle, 0.91, {"int8": (arena(bundle), 0.905), "int4": (10 * arena(bundle), 0.92)})
+    ours = words_of(bundle, facts, budget)
+    assert "it beats dense by 1.0 points; all blocks in int8 beats dense by 0.5." in ours
+    assert (
+        ours.split("Better, in more memory: all blocks in int4")[1].split(";")[1].startswith(" it beats dense by 2.0.")
+    )
+    equal = words_of(bundle, report(bundle, 0.90001, {"int8": (arena(bundle), 0.8)}))
+    assert "it loses 0.0 points" in equal
 
 
 @pytest.mark.parametrize("perplexity", [math.inf, math.nan])
@@ -116,10 +167,10 @@ def test_scores_that_are_no_numbers_are_never_advised(assistant_bundle: Path, ac
     whole = report(bundle, 0.85, {"int8": (arena(bundle), 0.8)})
     broken = [task.model_copy(update={"dense": accuracy}) for task in whole.tasks]
     assert advise(bundle, whole.model_copy(update={"tasks": broken})) is None
-    found = advise(bundle, report(bundle, math.nan, {"int8": (arena(bundle), 0.8)}))
-    assert found is not None
-    assert "use int8: it loses 10.0 points" in found.words
-    assert "nan" not in found.words
+    found = words_of(bundle, report(bundle, math.nan, {"int8": (arena(bundle), 0.8)}), room(bundle, arena(bundle)))
+    assert "take all blocks in int8" in found
+    assert "it loses 10.0 points" in found
+    assert "nan" not in found
 
 
 def test_nothing_measured_is_no_advice(assistant_bundle: Path) -> None:
@@ -169,28 +220,42 @@ def measured(
     return plain.model_copy(update={"tasks": tasks, "controls": found, **changes})
 
 
-def test_no_verdict_is_given_within_what_chance_makes(assistant_bundle: Path) -> None:
+def test_where_chance_hides_the_difference_the_cheaper_to_run_is_advised(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
+    budget = room(bundle, arena(bundle))
     for int8 in (0.905, 0.895):  # half a point better, or worse, where a point and less is chance
-        found = advise(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), int8)}))
-        assert found is not None
-        assert "can't be told apart by 1,600 held-out items" in found.words
-        assert "About 6,400 items would tell" in found.words
-        for verdict in ("use int8", "use this bundle", "beats dense", "would be better"):
-            assert verdict not in found.words
-            alike = "this bundle does as well as dense, as far as the data tells (1.0 points better to 1.0 worse)"
-        assert alike in found.words
-    sure = advise(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), 0.905)}, reach=0.4))
-    assert sure is not None
-    assert "use int8: it beats dense by 0.5 points (0.1 to 0.9) and loads nothing" in sure.words
+        words = words_of(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), int8)}), budget)
+        assert "take all blocks in int8" in words
+        assert "They can't be told apart by 1,600 held-out items; about 6,400 would" in words
+        assert "it is the cheaper to run" in words
+        assert "this bundle does as well as dense, as far as the data tells (1.0 points better to 1.0 worse)" in (
+            words.replace("(1.0 better", "(1.0 points better")
+        )
+        assert "beats dense" not in words
+    every = needs_of(bundle).holding(len(bundle.pages)).total
+    many = measured(bundle, 0.90, {"int8": (10 * arena(bundle), 0.905)})
+    stays = words_of(bundle, many, max(every, room(bundle, 10 * arena(bundle))))
+    assert f"take this bundle: needs {stated(every)}, loads nothing at a switch" in stays
+    assert "it is the cheaper to run" in stays
+    sure = words_of(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), 0.905)}, reach=0.4), budget)
+    assert "it beats dense by 0.5 points (0.1 to 0.9)" in sure
+    assert "told apart" not in sure
+
+
+def test_of_two_that_are_better_and_alike_the_cheaper_is_advised(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    controls = {"int8": (2 * arena(bundle), 0.962), "int4": (arena(bundle), 0.96)}
+    words = words_of(bundle, measured(bundle, 0.90, controls), 10 * room(bundle, 2 * arena(bundle)))
+    assert "take all blocks in int4" in words
+    assert "told apart" not in words
 
 
 def test_with_as_good_as_no_difference_no_number_of_items_is_named(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
-    found = advise(bundle, measured(bundle, 0.9, {"int8": (arena(bundle), 0.90001)}))
-    assert found is not None
-    assert "can't be told apart" in found.words
-    assert "would tell" not in found.words
+    facts = measured(bundle, 0.9, {"int8": (arena(bundle), 0.90001)})
+    words = words_of(bundle, facts, room(bundle, arena(bundle)))
+    assert "can't be told apart" in words
+    assert "would, if" not in words
 
 
 def test_the_bundle_is_held_against_a_dense_model_that_was_trained_as_long(assistant_bundle: Path) -> None:
@@ -199,27 +264,28 @@ def test_the_bundle_is_held_against_a_dense_model_that_was_trained_as_long(assis
     controls = {"dense": (3 * arena(bundle), 0.98), "int8": (2 * arena(bundle), 0.97)}
     found = advise(bundle, measured(bundle, 0.95, controls, recover="finetune"))
     assert found is not None
-    assert "use this bundle: it loses 3.0 points against dense (2.0 to 4.0)" in found.words
+    assert "take this bundle" in found.words
+    assert "it loses 3.0 points (2.0 to 4.0)" in found.words
     assert "beats" not in found.words
     losses = {choice.name: choice.loss for choice in found.choices}
     assert losses == pytest.approx({"this bundle": 3.0, "dense": 0.0, "int8": 1.0})
-    room = advise(bundle, measured(bundle, 0.95, controls), 3 * arena(bundle))
-    assert room is not None
-    assert "use the dense model: it loses nothing and loads nothing at a switch" in room.words
+    alone = measured(bundle, 0.95, {"dense": (3 * arena(bundle), 0.98)})
+    words = words_of(bundle, alone, room(bundle, 3 * arena(bundle), "bfloat16"))
+    line = "take all blocks in bfloat16: `sparsity: 0` and as many more steps of `training`, needs "
+    assert line in words
+    assert "loads nothing at a switch; it loses nothing; this bundle loses 3.0" in words
 
 
-@pytest.mark.parametrize("budget", [1.0, 0.5])
-def test_more_sparsity_is_not_advised_where_sparsity_has_lost(assistant_bundle: Path, budget: float) -> None:
+@pytest.mark.parametrize("fits", [True, False])
+def test_more_sparsity_is_not_advised_where_sparsity_has_lost(assistant_bundle: Path, *, fits: bool) -> None:
     bundle = Bundle.open(assistant_bundle)
-    room = int(budget * arena(bundle))
+    budget = room(bundle, arena(bundle)) if fits else smallest_budget(bundle) // 2
     for facts, wanted in (
         (measured(bundle, 0.85, {"int8": (arena(bundle), 0.9)}), False),
         (report(bundle, 0.85, {"int8": (arena(bundle), 0.9)}), False),
         (measured(bundle, 0.895, {"int8": (arena(bundle), 0.95)}), True),
     ):
-        found = advise(bundle, facts, room)
-        assert found is not None
-        assert ("compile with more sparsity" in found.words) is wanted
+        assert ("compile with more sparsity" in words_of(bundle, facts, budget)) is wanted
 
 
 def test_where_closed_form_loses_what_loses_less_is_named(assistant_bundle: Path) -> None:

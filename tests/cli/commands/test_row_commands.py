@@ -9,8 +9,6 @@ from pathlib import Path
 from command import Command
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, whole_rows
-from weightpager.bundle.report.compile_report import ControlScore, TaskScore, read_report
-from weightpager.cli.commands.bundle_facts import BundleFacts
 from weightpager.config import format_enough
 from weightpager.engine import Engine
 from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
@@ -32,43 +30,19 @@ def test_inspect_shows_tables_and_what_their_rows_serve(weightpager: Command, wo
         assert engine.report().memory.rows == facts["least_row_bytes"]
 
 
-def test_inspect_names_the_budgets_from_which_switches_read_nothing(weightpager: Command, wordy_bundle: Path) -> None:
-    shown = " ".join(weightpager("inspect", wordy_bundle).out.split())
-    said = re.search(r"the same with rows ([\d.]+ KiB) │ ([\d.]+ KiB)", shown)
-    assert said is not None
+def test_a_budget_for_all_pages_is_spent_on_them_before_more_rows(weightpager: Command, wordy_bundle: Path) -> None:
     facts = json.loads(weightpager("inspect", wordy_bundle, "--json").out)
-    usual, frugal = facts["all_pages_budget"], facts["all_pages_budget_with_least_rows"]
-    assert f"budget that holds all pages: switches read nothing │ {format_enough(usual)}" in shown
-    assert said[2] == format_enough(frugal)
-    for budget, rows in ((usual, None), (frugal, said[1])):
-        with Engine.from_pretrained(wordy_bundle, budget=budget - 1, rows=rows) as engine:
-            assert engine.report().slots < facts["pages"]
-        with Engine.from_pretrained(wordy_bundle, budget=budget, rows=rows) as engine:
-            for task in [*engine.bundle.tasks, *engine.bundle.tasks]:
-                engine.activate(task)
-            report = engine.report()
-            assert (report.slots, report.reloaded_pages, report.switches[-1].bytes) == (facts["pages"], 0, 0)
-
-
-def test_a_rival_of_the_bundle_gets_what_the_least_rows_leave(wordy_bundle: Path) -> None:
-    bundle = Bundle.open(wordy_bundle)
-    least, all_pages = smallest_budget(bundle), needs_of(bundle).holding(len(bundle.pages)).total
-    hot = all_pages - needs_of(bundle).with_least_rows.holding(len(bundle.pages)).total
-    assert hot > 0
-    for budget in (least + hot, all_pages, all_pages - 1):
-        room = needs_of(bundle).with_least_rows.room(budget)
-        for more, advised in ((0, True), (1, False)):
-            scores = dict.fromkeys(bundle.tasks, 1.0)
-            int4 = ControlScore(name="int4", resident_bytes=room + more, scores=scores)
-            tasks = [
-                TaskScore(name=name, metric="accuracy", dense=1.0, sparse=0.5, density=0.4, items=300)
-                for name in bundle.tasks
-            ]
-            report = read_report(bundle).model_copy(update={"tasks": tasks, "controls": [int4]})
-            advice = BundleFacts.of(bundle, report, budget, 1e9).advice
-            assert advice is not None
-            assert ("use int4" in advice.words) is advised
-            assert ("its switches read nothing" in advice.words) is (budget == all_pages)
+    shown = " ".join(weightpager("inspect", wordy_bundle).out.split())
+    budget = facts["all_pages_budget"]
+    assert f"budget that holds all pages: switches read nothing │ {format_enough(budget)}" in shown
+    with Engine.from_pretrained(wordy_bundle, budget=budget - 1) as engine:
+        assert engine.report().slots < facts["pages"]
+    with Engine.from_pretrained(wordy_bundle, budget=budget) as engine:
+        for task in [*engine.bundle.tasks, *engine.bundle.tasks]:
+            engine.activate(task)
+        report = engine.report()
+        assert (report.slots, report.reloaded_pages, report.switches[-1].bytes) == (facts["pages"], 0, 0)
+        assert report.memory.rows == facts["least_row_bytes"]
 
 
 def test_plan_counts_with_rows(weightpager: Command, wordy_bundle: Path) -> None:
@@ -92,6 +66,8 @@ def test_run_takes_a_size_for_rows(weightpager: Command, wordy_bundle: Path) -> 
     assert note in " ".join(found.err.split())
     assert "less than" not in weightpager("run", wordy_bundle, "-t", "animal", "--rows", str(least), "a cat").err
     engine = json.loads(found.out)["engine"]
+    spoken = " ".join(weightpager("run", wordy_bundle, "--task", "animal", "--rows", "1KiB", "a cat").err.split())
+    assert re.search(r"loaded [\d.]+ KiB in [\d.]+ ms, and \d+ rows of embedding tables in [\d.]+ ms; weights", spoken)
     assert engine["memory"]["rows"] == 1024
     assert engine["rows"]["lookups"] > engine["rows"]["hits"] > 0
     refused = weightpager("run", wordy_bundle, "--task", "animal", "--budget", "1KiB", "--rows", "1KiB", "a cat")

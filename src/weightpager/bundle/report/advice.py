@@ -1,18 +1,21 @@
-"""What to use at a given memory: this bundle, or something simpler that does as well."""
+"""What to use in a budget: this bundle, or something simpler that does as well."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
+from weightpager.bundle.footprint import budget_of_shared, footprint
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.choice import Choice, Losses
-from weightpager.bundle.report.compile_report import DENSE, FEW, LOWER_IS_BETTER, CompileReport
+from weightpager.bundle.report.compile_report import DENSE, FEW, LOWER_IS_BETTER, MASK, CompileReport, ControlScore
 from weightpager.bundle.report.interval import Interval, turned
 from weightpager.bundle.report.verdict import Verdict
-from weightpager.page_dtype import block_bytes
+from weightpager.config import format_enough, parse_size
+from weightpager.page_dtype import PageDtype, block_bytes
 
 _RECOVERY = {"none": "doing without recovery", "closed-form": "closed form", "finetune": "fine-tuning"}
 
@@ -31,35 +34,50 @@ class Advice:
     words: str
 
 
-_ALL_STAY = "With this budget all pages of this bundle stay in memory, so that its switches read nothing, either."
-
-
-def advise(
-    bundle: Bundle, report: CompileReport, budget: int | None = None, *, all_stay: bool = False
-) -> Advice | None:
-    """Compare a bundle with its controls at equal resident bytes; None if nothing was measured to compare with.
+def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> Advice | None:
+    """Compare a bundle with its controls in a budget; None if nothing was measured to compare with.
 
     Args:
         bundle: the bundle.
         report: its own.
-        budget: bytes for paged weights, beside the least embedding rows; None for those of the bundle's largest task.
-        all_stay: whether the budget holds all of the bundle's pages, beside the rows' usual share.
+        budget: bytes; None for the smallest in which all of the bundle's tasks run.
     """
     losses = Losses.of(report)
     if not report.controls or losses is None:
         return None
-    arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
-    every = len(bundle.pages) * bundle.page_bytes
-    ours = losses.bundle(every, 0) if all_stay else losses.bundle(arena, _mean_switch_bytes(bundle))
-    others = [losses.control(control) for control in report.controls]
+    ours = _ours(losses, bundle, budget)
+    others = [losses.control(control, *_compiled(bundle, report, control)) for control in report.controls]
     choices = sorted([ours, *others], key=lambda choice: choice.resident_bytes)
-    room = arena if budget is None else budget
+    room = budget or parse_size(format_enough(ours.budget or 0))  # as people state it
     verdict = Verdict(ours, others, room, _unit(report), sum(task.items for task in report.tasks))
     remedy = heavy_losses(report) or _remedy(ours, report.recover, bundle)
-    words = [verdict.words(), _ALL_STAY if all_stay else "", remedy, few_items(report)]
+    words = [verdict.words(), remedy, few_items(report)]
     if ours.interval is None:
         words.append("How much of this is chance was not measured: the report is an earlier version's.")
     return Advice(tuple(choices), " ".join(filter(None, words)))
+
+
+def _ours(losses: Losses, bundle: Bundle, budget: int | None) -> Choice:
+    """The bundle, with all its pages in memory where they fit, else with those of its largest task."""
+    always, every = footprint(bundle).total, len(bundle.pages) * bundle.page_bytes
+    if budget is not None and always + every <= budget:
+        return losses.bundle(every, always + every, 0)
+    arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
+    return losses.bundle(arena, always + arena, _mean_switch_bytes(bundle))
+
+
+def _compiled(bundle: Bundle, report: CompileReport, control: ControlScore) -> tuple[int | None, str]:
+    """The budget that a control needs as a bundle, and how a task file says so; None where weightpager makes none."""
+    own = bundle.manifest.dtype
+    dtype = {DENSE: "bfloat16", MASK: own}.get(control.name, control.name)
+    if dtype not in get_args(PageDtype):
+        return None, ""
+    line = (
+        "`alignment: inf`" if control.name == MASK else "`sparsity: 0`" + " instead of `fit`" * (report.fit is not None)
+    )
+    line += f", `dtype: {dtype}`" * (dtype != own)
+    line += " and as many more steps of `training`" * (control.name == DENSE)
+    return budget_of_shared(bundle, control.resident_bytes, dtype), line
 
 
 def heavy_losses(report: CompileReport) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightpager.bundle.report.compile_report import DENSE, LOWER_IS_BETTER, CompileReport, ControlScore
-from weightpager.bundle.report.interval import Interval, holds_zero, mean_interval, turned
+from weightpager.bundle.report.interval import Interval, mean_interval, turned
 
 
 @dataclass(frozen=True)
@@ -17,25 +17,31 @@ class Choice:
     Attributes:
         name: its name.
         resident_bytes: bytes of paged weights in memory, those of one task.
+        budget: bytes of the smallest budget that it runs in; None where weightpager can't compile it.
         switch_bytes: bytes that an average switch loads.
         loss: mean over the tasks of what it loses against dense: points for a share of right answers, percent for
             perplexity. Negative where it is better than dense.
         interval: the loss's interval; None where chance wasn't measured.
-        gap: interval of what it loses more than the bundle; None for the bundle, where chance wasn't measured, and
-            where one of the two is hopeless.
+        gap: interval of what it loses more than the bundle; a point where chance isn't known.
+        line: what a task file says to have it; empty for the bundle, and where weightpager can't compile it.
     """
 
     name: str
     resident_bytes: int
+    budget: int | None
     switch_bytes: int
     loss: float
     interval: Interval | None = None
-    gap: Interval | None = None
+    gap: Interval = (0.0, 0.0)
+    line: str = ""
 
-    @property
-    def told(self) -> bool:
-        """Whether its loss differs from the bundle's by more than chance; True where chance wasn't measured."""
-        return self.gap is None or not holds_zero(self.gap)
+    def fits(self, budget: int) -> bool:
+        """Whether it can be compiled, and runs in so many bytes."""
+        return self.budget is not None and self.budget <= budget
+
+    def told_from(self, other: Choice) -> bool:
+        """Whether the two losses differ by more than chance, by what each loses more than the bundle."""
+        return self.gap[1] < other.gap[0] or other.gap[1] < self.gap[0]
 
     @property
     def lost(self) -> bool:
@@ -63,24 +69,33 @@ class Losses:
         known = {name: value for name, value in dense.items() if value is not None and math.isfinite(value)}
         return cls(report, known) if len(known) == len(dense) else None
 
-    def bundle(self, resident_bytes: int, switch_bytes: int) -> Choice:
+    def bundle(self, resident_bytes: int, budget: int, switch_bytes: int) -> Choice:
         """The bundle itself."""
-        return Choice("this bundle", resident_bytes, switch_bytes, self._mean(self._ours), self._interval())
+        return Choice("this bundle", resident_bytes, budget, switch_bytes, self._mean(self._ours), self._interval())
 
-    def control(self, control: ControlScore) -> Choice:
-        """One of its controls."""
+    def control(self, control: ControlScore, budget: int | None, line: str) -> Choice:
+        """One of its controls, which needs this budget and is compiled by this line of a task file."""
         scores = {task: control.scores[task] for task in self.dense}
-        losses, ours = self._losses(scores), self._losses(self._ours)
-        gaps = {task: losses[task] - ours[task] for task in losses}
-        hopeless = math.isfinite(self._mean(scores)) != math.isfinite(self._mean(self._ours))
+        losses = self._losses(scores)
         return Choice(
             control.name,
             control.resident_bytes,
+            budget,
             0,
             self._mean(scores),
             (0.0, 0.0) if control.name == DENSE else _mean_interval(losses, control.loss_intervals),
-            None if hopeless else _mean_interval(gaps, control.gap_intervals),
+            self._gap(scores, control.gap_intervals),
+            line,
         )
+
+    def _gap(self, scores: Mapping[str, float], intervals: Mapping[str, Interval]) -> Interval:
+        losses, ours = self._losses(scores), self._losses(self._ours)
+        theirs, mean = self._mean(scores), self._mean(self._ours)
+        known = _mean_interval({task: losses[task] - ours[task] for task in losses}, intervals)
+        if known is not None and math.isfinite(theirs) == math.isfinite(mean):
+            return known
+        gap = 0.0 if theirs == mean else theirs - mean
+        return gap, gap
 
     def _interval(self) -> Interval | None:
         losses = self._losses(self._ours)

@@ -1,4 +1,7 @@
-"""What to use at a given memory, in words; none where chance alone may have made the difference."""
+"""Which way to serve the tasks in a budget, in words: the most accurate; of those that chance may order, the cheapest.
+
+A way is cheaper to run if an average switch loads less and, of those that load as much, if it needs the smaller budget.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,19 @@ from dataclasses import dataclass
 from weightpager.bundle.report.choice import Choice
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.bundle.report.interval import UNKNOWN, holds_zero, items_to_tell, turned
-from weightpager.config import format_enough, format_room
+from weightpager.config import format_enough, format_room, format_size
 
-_HOW = {
-    DENSE: " 'sparsity: 0' with as many more steps of 'training' makes that.",
-    MASK: " 'alignment: inf' compiles that.",
-    "int8": " 'sparsity: 0' with 'dtype: int8' compiles that.",
-    "int4": " 'sparsity: 0' with 'dtype: int4' compiles that.",
-    "int3": " Other libraries make that.",
-    "int2": " Other libraries make that.",
-}
-"""How to make a control."""
-
-_NAMES = {DENSE: "the dense model", MASK: "one shared mask"}
+_NAMES = {DENSE: "all blocks in bfloat16", MASK: "one shared mask"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bundle, its controls and a memory.
+    """A bundle, its controls and a budget.
 
     Attributes:
         ours: the bundle.
-        others: its controls.
-        budget: bytes for paged weights.
+        others: its controls; those that weightpager can't compile are never advised.
+        budget: bytes.
         unit: the unit of losses.
         items: number of held-out items that they were measured on.
     """
@@ -42,67 +35,82 @@ class Verdict:
     items: int
 
     def words(self) -> str:
-        """What to use, or that the data can't tell."""
-        fitting = sorted((c for c in self.others if c.resident_bytes <= self.budget), key=lambda choice: choice.loss)
-        best = next(iter(fitting), None)
-        if self.ours.resident_bytes > self.budget:
-            return self._too_small(best)
-        if best is not None and best.told and best.loss <= self.ours.loss:
-            return self._simpler(best)
-        alike = next((choice for choice in fitting if not choice.told), None)
-        return self._ours(best) if alike is None else self._open(alike)
+        """What to use."""
+        fitting = sorted((c for c in (self.ours, *self.others) if c.fits(self.budget)), key=_loss)
+        if not fitting:
+            return f"Nothing that was measured fits {self._stated}: {_needs(self.ours)}{self._more_sparsity()}"
+        alike = [choice for choice in fitting if not choice.told_from(fitting[0])]
+        chosen = min(alike, key=lambda choice: (choice.switch_bytes, choice.budget))
+        rivals = [choice for choice in fitting if choice is not chosen]
+        because = "".join((self._against(chosen, rivals), self._in_more_memory(chosen), self._in_less(chosen)))
+        return f"With {self._stated} take {_needs(chosen)}; it {_loses(chosen, self.unit)}{because}"
 
-    def _too_small(self, best: Choice | None) -> str:
-        room = format_room(self.budget)
-        if best is None:
-            return f"Nothing that was measured fits {room}{self._more_sparsity()}"
-        words = f"This bundle does not fit {room} of paged weights; {_called(best)} does and {_loses(best, self.unit)}."
-        return words + _HOW.get(best.name, "")
+    def _against(self, chosen: Choice, rivals: Sequence[Choice]) -> str:
+        """Why not another one that fits: the bundle if it isn't chosen, else the best of its controls."""
+        if not self.ours.fits(self.budget):
+            return f". {_sentence(_needs(self.ours))}."
+        rival = self.ours if chosen is not self.ours else next(iter(rivals), None)
+        if rival is None:
+            return ". Nothing simpler that was measured fits."
+        told = f"; {_called(rival)} {_loses(rival)}."
+        if chosen.told_from(rival):
+            return told
+        control = rival if chosen is self.ours else chosen
+        gap = control.loss - self.ours.loss
+        needed = items_to_tell(gap, control.gap, self.items) if round(gap, 1) else None
+        more = f"; about {needed:,} would, if the difference is as large as it seems" if needed else ""
+        return f"{told} They can't be told apart by {self.items:,} held-out items{more}: it is the cheaper to run."
 
-    def _simpler(self, best: Choice) -> str:
-        return (
-            f"{self._room} use {_called(best)}: it {_loses(best, self.unit)} and loads nothing at a switch; "
-            f"this bundle {_loses(self.ours)}.{_HOW.get(best.name, '')} "
-            f"Paging pays with less memory{self._more_sparsity()}"
-        )
+    def _in_more_memory(self, chosen: Choice) -> str:
+        """What would be better, beyond chance, with a larger budget: what needs the least."""
+        larger = [
+            choice
+            for choice in (self.ours, *self.others)
+            if choice.budget is not None and not choice.fits(self.budget)
+            if choice.loss < chosen.loss and choice.told_from(chosen)
+        ]
+        if not larger:
+            return ""
+        best = min(larger, key=lambda choice: choice.budget or 0)
+        return f" Better, in more memory: {_needs(best)}; it {_loses(best)}."
 
-    def _open(self, alike: Choice) -> str:
-        gap = alike.loss - self.ours.loss
-        needed = items_to_tell(gap, alike.gap, self.items) if alike.gap is not None and round(gap, 1) else None
-        return (
-            f"{self._room} this bundle and {_called(alike)}, which loads nothing at a switch, can't be told apart by "
-            f"{self.items:,} held-out items: this bundle {_loses(self.ours, self.unit)}; {_called(alike)} "
-            f"{_loses(alike)}.{_HOW.get(alike.name, '')}"
-            + (f" About {needed:,} items would tell, if the difference is as large as it seems." if needed else "")
-        )
-
-    def _ours(self, best: Choice | None) -> str:
-        gain = "nothing simpler that was measured fits"
-        if best is not None:
-            gain = f"{_called(best)}, the next best, {_loses(best).removeprefix('loses ')}"
-        words = f"{self._room} use this bundle: it {_loses(self.ours, self.unit, ' against dense')}; {gain}."
-        larger = [c for c in self.others if c.resident_bytes > self.budget and c.loss < self.ours.loss and c.told]
-        if larger:
-            least = min(larger, key=lambda choice: choice.resident_bytes)
-            words += (
-                f" With {format_enough(least.resident_bytes)} {_called(least)} would be better: it {_loses(least)}."
-            )
-        return words
-
-    @property
-    def _room(self) -> str:
-        return f"With {format_enough(self.budget)} for paged weights"
+    def _in_less(self, chosen: Choice) -> str:
+        if chosen is self.ours or not self.ours.fits(self.budget):
+            return ""
+        return f" Paging pays with less memory{self._more_sparsity()}"
 
     def _more_sparsity(self) -> str:
         """The end of a sentence that advises more sparsity, unless sparsity has cost accuracy already."""
         return "." if self.ours.lost else ": compile with more sparsity."
 
+    @property
+    def _stated(self) -> str:
+        return f"`--budget {format_room(self.budget).replace(' ', '')}`"
+
+
+def _loss(choice: Choice) -> float:
+    return choice.loss
+
 
 def _called(choice: Choice) -> str:
-    return _NAMES.get(choice.name, choice.name)
+    return _NAMES.get(choice.name, choice.name if not choice.line else f"all blocks in {choice.name}")
 
 
-def _loses(choice: Choice, unit: str = "", against: str = "") -> str:
+def _needs(choice: Choice) -> str:
+    """A way, the line of the task file that compiles it, the budget that it needs and what its switches load."""
+    line = f"{choice.line}, " if choice.line else ""
+    needs = f"needs `--budget {format_enough(choice.budget or 0).replace(' ', '')}`"
+    loads = (
+        f"loads {format_size(choice.switch_bytes)} at a switch" if choice.switch_bytes else "loads nothing at a switch"
+    )
+    return f"{_called(choice)}: {line}{needs}, {loads}"
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _loses(choice: Choice, unit: str = "") -> str:
     """How a choice compares with dense, in words: worse, better, or no different as far as the data tells."""
     loss, reach = round(choice.loss, 1), ""
     if choice.name == DENSE:
@@ -116,7 +124,7 @@ def _loses(choice: Choice, unit: str = "", against: str = "") -> str:
         reach = f" ({_ends(turned(choice.interval) if loss < 0 else choice.interval)})"
     if loss < 0:
         return f"beats dense by {-loss:.1f} {unit}".rstrip() + reach
-    return f"loses {abs(loss):.1f} {unit}".rstrip() + against + reach
+    return f"loses {abs(loss):.1f} {unit}".rstrip() + reach
 
 
 def _ends(interval: tuple[float, float]) -> str:

@@ -85,8 +85,7 @@ class RowFacts:
 class MemoryFacts:
     """What a bundle takes in memory.
 
-    ``all_pages_budget`` holds all pages beside the rows' usual share, and ``all_pages_budget_with_least_rows`` beside
-    the least of them. ``row_bytes`` is what rows on demand get of the budget.
+    ``all_pages_budget`` holds all pages beside the least rows. ``row_bytes`` is what rows on demand get of the budget.
     """
 
     resident_bytes: int
@@ -96,7 +95,6 @@ class MemoryFacts:
     expanded_tables_bytes: int
     smallest_budget: int
     all_pages_budget: int
-    all_pages_budget_with_least_rows: int
     largest_budget: int
     rows: Sequence[RowFacts]
     least_row_bytes: int
@@ -115,7 +113,6 @@ class MemoryFacts:
             expanded_tables_bytes=fixed.largest_table,
             smallest_budget=smallest_budget(bundle),
             all_pages_budget=needs.holding(needs.pages).total,
-            all_pages_budget_with_least_rows=needs.with_least_rows.holding(needs.pages).total,
             largest_budget=every,
             rows=[RowFacts.of(entry) for entry in bundle.manifest.row_tables],
             least_row_bytes=fixed.rows,
@@ -260,8 +257,6 @@ class BundleFacts:
             bandwidth: of the storage, in bytes a second.
         """
         needs = needs_of(bundle)
-        room = None if budget is None else max(0, needs.with_least_rows.room(budget))
-        all_stay = budget is not None and needs.split(budget).slots >= needs.pages
         unused = over_read(bundle)
         return cls(
             pages=PageFacts.of(bundle),
@@ -271,7 +266,7 @@ class BundleFacts:
             switches=SwitchFacts.of(bundle, needs, budget, bandwidth),
             model=ModelFacts.of(bundle, report),
             scores=[] if report is None else report.tasks,
-            advice=None if report is None else advise(bundle, report, room, all_stay=all_stay),
+            advice=None if report is None else advise(bundle, report, budget),
         )
 
     @property

@@ -85,17 +85,9 @@ def _size_rows(facts: BundleFacts) -> list[list[object]]:
         ["page index and page table", output.size(memory.tables_bytes - tables)],
         *_row_table_rows(memory),
         ["smallest budget for every task", output.enough(memory.smallest_budget)],
-        *_all_pages_rows(memory),
+        ["budget that holds all pages: switches read nothing", output.enough(memory.all_pages_budget)],
         ["budget that holds everything", output.enough(memory.largest_budget)],
     ]
-
-
-def _all_pages_rows(memory: MemoryFacts) -> list[list[object]]:
-    usual, frugal = memory.all_pages_budget, memory.all_pages_budget_with_least_rows
-    rows: list[list[object]] = [["budget that holds all pages: switches read nothing", output.enough(usual)]]
-    if frugal < usual:
-        rows.append([f"the same with rows {output.enough(memory.least_row_bytes)}", output.enough(frugal)])
-    return rows
 
 
 def _row_table_rows(memory: MemoryFacts) -> list[list[object]]:
