@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from weightpager.bundle import Bundle
 from weightpager.config import format_enough
+from weightpager.distinct import distinct
 from weightpager.errors import BudgetError
 from weightpager.progress import StepProgress, silent
 from weightpager.runtime.budget.bundle_needs import needs_of
@@ -21,6 +22,13 @@ RECENCY, REUSE, PREFETCH = "least recently used", "expected reuse", "prefetch"
 
 _STEPS = 10
 """Halvings of the range of budgets."""
+
+WORTH = 0.1
+"""Share of the waiting that prefetching must save to be worth its reads."""
+
+_BUDGETS, _SLOWER = 6, (10, 100)
+"""Where prefetching is tried: in so many budgets, and on storage so many times slower. The share that it saves hardly
+depends on the storage's speed, as long as storage is idle most of the time."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,26 @@ class SwitchWaits:
     bytes_per_switch: float
     hit_rate: float
     wasted_bytes: int
+
+
+@dataclass(frozen=True)
+class PrefetchPays:
+    """That prefetching saves less than `WORTH` of the waiting, and where it would save that, of what was tried.
+
+    Attributes:
+        saved: share of the waiting that it saves; below zero where it loses.
+        spare_pages: that have room beside the largest task.
+        storage: bytes a second of the fastest storage, slower than the stated one, on which it would, in the same
+            budget; None if it would on none.
+        slowest: bytes a second of the slowest storage that was tried.
+        budget: bytes of the smallest larger budget in which it would, on the same storage; None if it would in none.
+    """
+
+    saved: float
+    spare_pages: int
+    storage: float | None
+    slowest: float
+    budget: int | None
 
 
 class Sizing:
@@ -105,6 +133,38 @@ class Sizing:
                 break
         progress(_STEPS, _STEPS)
         return self._budget(most)
+
+    def prefetch_pays(
+        self, budget: int | None, waits: Sequence[SwitchWaits], progress: StepProgress = silent
+    ) -> PrefetchPays | None:
+        """Where prefetching would pay; None if it does in this budget, or if all pages fit so that nothing is left.
+
+        Args:
+            budget: bytes; None for all that the bundle holds.
+            waits: in this budget, as `waits` finds them.
+            progress: is told how far it is.
+
+        Raises:
+            BudgetError: the largest task doesn't fit.
+        """
+        slots, least, most = self.slots(budget), self._simulator.largest_task, self._simulator.all_pages
+        mean = {of.policy: of.mean_ms for of in waits}
+        saved = 1 - mean[PREFETCH] / mean[REUSE] if mean[REUSE] else 0.0
+        if slots >= most or saved >= WORTH:
+            return None
+        slower = [replace(self._storage, bytes_per_second=self._storage.bytes_per_second / times) for times in _SLOWER]
+        sizes = distinct(np.linspace(least, most, _BUDGETS).astype(int)).tolist()
+        tried = iter(range(1, len(slower) + len(sizes) + 1))
+
+        def pays(device: Device) -> bool:
+            progress(next(tried), len(slower) + len(sizes))
+            without, ahead = (self._run(device, policy).switches.sum() for policy in (REUSE, PREFETCH))
+            return bool(ahead < (1 - WORTH) * without)
+
+        storage = next((each.bytes_per_second for each in slower if pays(Device(slots, each))), None)
+        enough = next((size for size in sizes if size > slots and pays(Device(size, self._storage))), None)
+        room = None if enough is None else self._budget(enough)
+        return PrefetchPays(saved, slots - least, storage, slower[-1].bytes_per_second, room)
 
     def _is_short(self, slots: int, mean_seconds: float) -> bool:
         return float(self._run(Device(slots, self._storage), PREFETCH).switches.mean()) <= mean_seconds

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from weightpager.bundle import Bundle
     from weightpager.progress import StepProgress
     from weightpager.simulate.routing_comparison import Routed
-    from weightpager.simulate.sizing import SwitchWaits
+    from weightpager.simulate.sizing import PrefetchPays, SwitchWaits
     from weightpager.store import StorageModel
     from weightpager.trace_file import Visit
 
@@ -144,15 +144,32 @@ def _simulate_one(
     with progress(quiet or json) as stages:
         sizing = Sizing(device.bundle, visits, device.storage)
         waits = sizing.waits(device.budget, partial(stages, "replay"))
+        pays = sizing.prefetch_pays(device.budget, waits, partial(stages, "find where prefetching pays"))
         if max_wait is not None:
             smallest = sizing.smallest_budget(max_wait / 1e3, partial(stages, "find a budget"))
     slots = sizing.slots(device.budget)
     if json:
-        output.print_json({"visits": len(visits), "slots": slots, "waiting": waits, "smallest_budget": smallest})
+        found = {"visits": len(visits), "slots": slots, "waiting": waits, "prefetch_pays": pays}
+        output.print_json(found | {"smallest_budget": smallest})
         return
     _print_waits(f"{len(visits) - 1} switches of {trace}", slots, len(device.bundle.pages), waits)
+    if pays is not None:
+        output.say(_where_prefetch_pays(pays))
     if smallest is not None:
         output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
+
+
+def _where_prefetch_pays(found: PrefetchPays) -> str:
+    """Why prefetching gains little or nothing, and what would change that."""
+    beside = "no page has" if not found.spare_pages else f"{found.spare_pages} pages have"
+    why = f"note: prefetching saves {max(0.0, found.saved):.0%} of the waiting: {beside} room beside the largest task"
+    more = None if found.budget is None else f"with `--budget {output.enough(found.budget).replace(' ', '')}` or more"
+    slower = None if found.storage is None else f"on storage of {output.bandwidth(found.storage)} or slower"
+    ways = " or ".join(filter(None, (more, slower)))
+    if not ways:
+        slowest = output.bandwidth(found.slowest)
+        return f"{why}. No larger budget, and no storage down to {slowest}, makes that a tenth on this trace."
+    return f"{why}. It saves a tenth or more {ways}."
 
 
 def _simulate_replicas(servers: _Servers, requests: Sequence[Visit], *, json: bool, quiet: bool) -> None:
