@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +62,7 @@ def tables(docs: Path) -> dict[str, str]:
     demo = json.loads((docs / "demo.json").read_text(encoding="utf-8"))
     rows = measured.read(docs / "device.json")
     return {
-        "demo": demo_table([Resident(**row) for row in demo["memory"]]),
+        "demo": demo_table([Resident(**row) for row in demo["memory"]], demo["figures"]),
         "processes": processes({section: _few(rows[section], names) for section, names in _PROCESSES.items()}),
         "contests": winners.headlines(results_file.read(docs / "results.json").contests, _HEADLINES)
         + "\n\n–: not measured.",
@@ -72,17 +73,21 @@ def _few(found: measured.Measured, names: tuple[str, ...]) -> measured.Measured:
     return found.model_copy(update={"rows": {name: found.rows[name] for name in names}})
 
 
-def demo_table(rows: list[Resident]) -> str:
+def demo_table(rows: list[Resident], figures: Mapping[str, float]) -> str:
     """What the demo compares, the least memory first; **bold** where it is ours."""
     shown = sorted((row for row in rows if row.name not in _LEFT_OUT), key=lambda row: (not row.ours, row.bytes))
-    head = ["", "weights in memory", "of these, blocks", "mean accuracy", "a switch reads"]
-    return table(head, [_demo_line(row) for row in shown])
+    head = ["", "weights in memory", "of these, blocks", "mean accuracy", "a switch reads", "row faults add to a text"]
+    return table(head, [_demo_line(row, row.row_faults(figures)) for row in shown])
 
 
-def _demo_line(row: Resident) -> list[str]:
+def _demo_line(row: Resident, faults: float | None) -> list[str]:
     weight = "**" if row.ours else ""
     name, size = (f"{weight}{text}{weight}" for text in (row.name, format_size(row.bytes)))
-    return [name, size, format_size(row.paged_bytes), f"{row.mean_metric:.3f}", _switch(row)]
+    return [name, size, format_size(row.paged_bytes), f"{row.mean_metric:.3f}", _switch(row), _milliseconds(faults)]
+
+
+def _milliseconds(faults: float | None) -> str:
+    return "nothing" if faults is None else f"{faults:.1f} ms"
 
 
 def _switch(row: Resident) -> str:

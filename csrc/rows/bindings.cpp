@@ -35,7 +35,8 @@ class RowLookupBinding {
                  at<int32_t>(row_in), at<uint32_t>(last_use), at<uint8_t>(stay), at<int64_t>(state)},
                 {first_page, page_bytes, at<const uint8_t>(ids), extents_of(extents), most, bytes_at_once},
                 reads.shared(),
-                {at<int64_t>(tally), at<int64_t>(tally) + 1, at<int64_t>(tally) + 2, at<int64_t>(tally) + 3}) {}
+                {at<int64_t>(tally), at<int64_t>(tally) + 1, at<int64_t>(tally) + 2, at<int64_t>(tally) + 3,
+                 at<int64_t>(tally) + 4}) {}
 
     // How it failed, the storage's error, the page, and bytes that have been read; none where an id isn't in the table.
     // `ended` says how often reads of others have ended.

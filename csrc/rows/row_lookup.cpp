@@ -1,6 +1,7 @@
 #include "row_lookup.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 #include "divide.hpp"
 #include "widen.hpp"
@@ -32,7 +33,13 @@ Outcome RowLookup::look_up(const int64_t* ids, int64_t count, const Wide& out, P
         *tally_.lookups += count;
         *tally_.hits += count - static_cast<int64_t>(missing.size());
     }
-    return missing.empty() ? Outcome() : fault(missing, out, patience);
+    if (missing.empty()) return {};
+    const auto start = std::chrono::steady_clock::now();
+    const Outcome outcome = fault(missing, out, patience);
+    const std::chrono::nanoseconds taken = std::chrono::steady_clock::now() - start;
+    const std::lock_guard<std::mutex> held(lock_);
+    *tally_.nanoseconds += taken.count();
+    return outcome;
 }
 
 // A piece at a time, so that memory for pages is bounded; a row that occurs twice is in one piece.

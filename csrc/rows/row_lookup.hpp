@@ -34,9 +34,9 @@ struct Wide {
     bool bfloat16;
 };
 
-// What look-ups came to: int64 [4], all guarded by the lock.
+// What look-ups came to: int64 [5], all guarded by the lock.
 struct Tally {
-    int64_t *lookups, *hits, *faults, *bytes;
+    int64_t *lookups, *hits, *faults, *bytes, *nanoseconds;  // the last: that look-ups took beyond their hits
 };
 
 // Any thread may call. The lock is kept neither while storage works nor while what has been read is widened.

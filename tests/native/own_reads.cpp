@@ -196,12 +196,12 @@ void a_table_gives_its_rows_to_many_threads() {
         std::vector<uint8_t> stored(kRows * kRowBytes), stay(kRows);
         std::vector<int32_t> slot_of(kRows, -1), row_in(kRows);
         std::vector<uint32_t> last_use(kRows);
-        std::vector<int64_t> state = {20, 0, INT64_C(0xffffffff) - 2000}, tally(4);
+        std::vector<int64_t> state = {20, 0, INT64_C(0xffffffff) - 2000}, tally(5);
         const RowMemory memory{{places.data(), false}, kRows, kRowBytes, kRows, stored.data(), slot_of.data(), row_in.data(),
                                last_use.data(), stay.data(), state.data()};
         const auto reads = std::make_shared<OwnReads>([=] { return open_device(ring, 4, true); }, *hashers()[0], 4, 2);
         RowLookup table(memory, {9, kPage, ids.data(), {{0, file, 0}, {1, file, kPage}}, 2, 3 * kPage}, reads,
-                       {&tally[0], &tally[1], &tally[2], &tally[3]});
+                       {&tally[0], &tally[1], &tally[2], &tally[3], &tally[4]});
         std::vector<std::thread> threads;
         for (unsigned seed = 0; seed < 4; ++seed)
             threads.emplace_back([&, seed] {
@@ -223,7 +223,7 @@ void a_table_gives_its_rows_to_many_threads() {
                 }
             });
         for (std::thread& thread : threads) thread.join();
-        EXPECT(tally[0] > tally[1] && tally[1] > 0 && tally[2] > 0 && tally[3] > 0);
+        EXPECT(tally[0] > tally[1] && tally[1] > 0 && tally[2] > 0 && tally[3] > 0 && tally[4] > 0);
         for (int64_t slot = 0; slot < state[1]; ++slot) EXPECT(slot_of[static_cast<size_t>(row_in[slot])] == slot);
         std::cout << "looked up by " << reads->device() << std::endl;
         EXPECT(reads->close(std::chrono::seconds(10)));

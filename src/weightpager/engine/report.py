@@ -68,6 +68,7 @@ class RowReport:
         hits: look-ups that found the row in memory.
         faults: rows that were read for a batch.
         bytes_read: bytes of the whole pages that were read for that.
+        fault_seconds: seconds that batches took longer for that.
     """
 
     rows: int
@@ -77,6 +78,7 @@ class RowReport:
     hits: int
     faults: int
     bytes_read: int
+    fault_seconds: float
 
 
 @dataclass(frozen=True)

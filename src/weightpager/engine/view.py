@@ -245,5 +245,12 @@ class EngineView:
             return None
         counts = rows.counts
         return RowReport(
-            rows.rows, rows.resident, rows.resident_bytes, counts.lookups, counts.hits, counts.faults, counts.bytes
+            rows.rows,
+            rows.resident,
+            rows.resident_bytes,
+            counts.lookups,
+            counts.hits,
+            counts.faults,
+            counts.bytes,
+            counts.nanoseconds / 1e9,
         )

@@ -52,7 +52,9 @@ def plain(found: Status, width: int = 160, height: int | None = None) -> list[st
     return console.file.getvalue().splitlines()
 
 
-ROWS = RowStatus(rows=464, resident=100, resident_bytes=7500, lookups=200, hits=190, faults=8, bytes_read=32768)
+ROWS = RowStatus(
+    rows=464, resident=100, resident_bytes=7500, lookups=200, hits=190, faults=8, bytes_read=32768, fault_seconds=0.6
+)
 
 
 @pytest.mark.parametrize("size", [(70, 20), (80, 24), (60, 14), (200, 60)])
@@ -67,6 +69,12 @@ def test_it_fits(size: tuple[int, int], tasks: int, layers: int, rows: RowStatus
     text = "\n".join(lines)
     for words in ("last minute", "budget", "arena 90 of 100 slots", "latest of 9 switches", "next: ", "arena: memory"):
         assert words in text
+
+
+def test_row_faults_are_told_in_milliseconds_a_request() -> None:
+    found = state(2, rows=ROWS)
+    requests = sum(task.requests for task in found.tasks)
+    assert any(f"{600 / requests:.1f} ms a request" in line for line in plain(found))
 
 
 def test_the_current_task_stays_in_sight_and_the_rest_is_counted() -> None:

@@ -80,7 +80,7 @@ def test_without_a_budget_nothing_is_read_after_opening(bundle: Bundle) -> None:
         with engine.task("animal") as module:
             logits(module, texts())
         rows = engine.report().rows
-        assert (rows.rows, rows.resident, rows.faults) == (464, 464, 0)
+        assert (rows.rows, rows.resident, rows.faults, rows.fault_seconds) == (464, 464, 0, 0.0)
         assert rows.lookups == rows.hits == 4 * 12 + 12
 
 
@@ -95,6 +95,7 @@ def test_any_number_of_rows_in_memory_gives_the_same(
                 assert torch.equal(logits(engine.activate(task), texts(seed)), expected[task, seed])
         report = engine.report()
         assert report.rows.faults > 0
+        assert report.rows.fault_seconds > 0
         assert report.memory.total <= budget
         assert report.memory.rows == (footprint(bundle).rows if rows is None else rows)
         assert report.rows.resident_bytes <= report.memory.rows

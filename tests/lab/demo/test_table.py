@@ -6,7 +6,7 @@ from pathlib import Path
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import MASK, ControlScore, read_report
-from weightpager.lab.demo.result import OURS, DemoSwitch
+from weightpager.lab.demo.result import OURS, ROW_FAULTS, DemoSwitch
 from weightpager.lab.demo.table import row_bytes, rows
 
 
@@ -30,3 +30,5 @@ def test_a_dense_model_is_compared_as_a_bundle_too(wordy_bundle: Path) -> None:
     shared = found[f"one shared mask in {bundle.manifest.dtype}"]
     assert as_bundle.bytes - as_bundle.paged_bytes == shared.bytes - shared.paged_bytes
     assert found[OURS].bytes - found[OURS].paged_bytes > shared.bytes - shared.paged_bytes  # ours has block tables
+    shown = {row.name for row in found.values() if row.row_faults({ROW_FAULTS: 0.4}) is not None}
+    assert shown == {OURS, "weightpager, everything resident", as_bundle.name, shared.name}

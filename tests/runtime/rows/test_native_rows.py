@@ -137,6 +137,7 @@ def test_native_code_gives_and_keeps_what_the_plain_way_does(
         assert torch.equal(looked_up(plain, ids, dtype), files.values[torch.from_numpy(ids)].to(dtype))
         assert in_memory(fast) == in_memory(plain)
         assert fast.counts == plain.counts
+        assert (fast.counts.nanoseconds > 0) == (plain.counts.nanoseconds > 0) == (fast.counts.faults > 0)
     assert torch.equal(torch.from_numpy(fast.all()), files.values)
     assert pager.close()
     files.close()

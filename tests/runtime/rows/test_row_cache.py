@@ -64,6 +64,7 @@ def test_every_lookup_is_right(
         assert cache.resident <= cache.slots <= rows
         assert counts.lookups - before.lookups == len(ids)
         assert (counts.hits - before.hits == len(ids)) == (counts.faults == before.faults)
+        assert (counts.faults == before.faults) == (counts.nanoseconds == before.nanoseconds)
     assert torch.equal(torch.from_numpy(cache.all()), table.values)
 
 

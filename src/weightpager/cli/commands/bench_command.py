@@ -170,6 +170,7 @@ _COLUMNS = (
     "memory for",
     "ready",
     "first output",
+    "of it, row faults",
     "read",
     "a visit waits",
     "weights",
@@ -182,13 +183,14 @@ def _cells(row: Row) -> list[str]:
     from statistics import fmean, median
 
     assert row.found is not None
-    ready, first, read = (row.values(field) for field in ("ready", "first_output", "bytes"))
+    ready, first, faults, read = (row.values(field) for field in ("ready", "first_output", "row_faults", "bytes"))
     memory = row.found.memory
     return [
         row.title + ("*" if row.unlimited else ""),
         f"{row.room:g} task" + ("" if row.room == 1 else "s"),
         output.milliseconds(median(ready)) if ready else "-",
         output.milliseconds(median(first)) if first else "-",
+        output.milliseconds(median(faults)) if faults else "-",
         output.size(fmean(read)) if read else "-",
         "-" if row.mean_waited is None else output.milliseconds(row.mean_waited),
         output.size(memory.weights),

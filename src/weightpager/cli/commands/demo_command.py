@@ -80,7 +80,7 @@ def _print_tasks(result: DemoResult) -> None:
 def _print_ways(result: DemoResult) -> None:
     output.table(
         f"Ways to serve them; mean overlap {result.mean_overlap:.3f} (unaligned {result.mean_overlap_unaligned:.3f})",
-        ["in memory", "weights", "of which paged", "mean metric", "a switch reads", "ms"],
+        ["in memory", "weights", "of which paged", "mean metric", "a switch reads", "ms", "row faults, ms a text"],
         [
             [
                 row.name,
@@ -89,6 +89,7 @@ def _print_ways(result: DemoResult) -> None:
                 f"{row.mean_metric:.3f}",
                 output.size(row.mean_bytes_per_switch) if row.mean_bytes_per_switch else "nothing",
                 "-" if row.ms_per_switch is None else f"{row.ms_per_switch:.2g}",
+                "-" if (faults := row.row_faults(result.figures)) is None else f"{faults:.2g}",
             ]
             for row in result.memory
         ],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from weightpager.cli.running.engine import opened
 from weightpager.config import is_unicode
 from weightpager.errors import ConfigError, shown
 from weightpager.readers.messages import Messages
+
+if TYPE_CHECKING:
+    from weightpager.engine import EngineReport
 
 
 def run(
@@ -84,12 +87,20 @@ def run(
         output.hint(f"{cut} of {len(predictions)} texts were cut: {task} reads {entry.max_length} tokens at most")
     load = report.switches[-1]
     output.hint(
-        f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}; "
+        f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}{_row_faults(report)}; "
         f"weights {output.size(report.memory.total)} of a budget of {output.size(report.budget)}; "
         f"backend {report.backend}, kernel {report.kernel}"
     )
     if seconds:
         output.hint(_speed(predictions, seconds))
+
+
+def _row_faults(report: EngineReport) -> str:
+    """What rows of embedding tables took, beside the switch."""
+    rows = report.rows
+    if rows is None or not rows.faults:
+        return ""
+    return f", and {rows.faults} rows of embedding tables in {output.milliseconds(rows.fault_seconds)}"
 
 
 def _seconds(answer: Callable[[], object]) -> float:

@@ -85,7 +85,7 @@ def _head(found: Status) -> Iterator[RenderableType]:
     yield _line(", ".join(parts))
     yield _line(_pages(found))
     if found.rows is not None:
-        yield _line(_rows(found.rows))
+        yield _line(_rows(found.rows, sum(task.requests for task in found.tasks)))
 
 
 def _traffic(traffic: TrafficStatus) -> Text:
@@ -104,9 +104,11 @@ def _pages(found: Status) -> Text:
     return Text(f"{words}, more than fit", _WRONG) if found.working_set_pages > found.slots else Text(words)
 
 
-def _rows(rows: RowStatus) -> str:
+def _rows(rows: RowStatus, requests: int) -> str:
     hits = f"{rows.hits / rows.lookups:.1%} of {rows.lookups} look-ups hit" if rows.lookups else "none looked up yet"
-    return f"rows {rows.resident} of {rows.rows} in memory; {hits}, {rows.faults} read, {_size(rows.bytes_read)}"
+    read = f"{rows.faults} read, {_size(rows.bytes_read)}"
+    each = f", {output.milliseconds(rows.fault_seconds / requests)} a request" if requests else ""
+    return f"rows {rows.resident} of {rows.rows} in memory; {hits}, {read}{each}"
 
 
 def _tasks(found: Status, count: int, width: int) -> RenderableType:

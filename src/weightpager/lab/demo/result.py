@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from weightpager.bundle.report.document import Document
@@ -55,6 +56,9 @@ class DemoSwitch(Document):
     raw_ms: float | None = None
 
 
+ROW_FAULTS = "rows.forward_extra_ms_median"
+"""The figure of what faults of rows on demand add to a text."""
+
 OURS = "weightpager, arena of one task"
 """The row of memory that all others are compared with."""
 
@@ -84,6 +88,10 @@ class Resident(Document):
     def ours(self) -> bool:
         """Whether it is weightpager's."""
         return self.name.startswith("weightpager")
+
+    def row_faults(self, figures: Mapping[str, float]) -> float | None:
+        """Milliseconds that rows on demand add to a text at the median, beside the switch; None where none come so."""
+        return figures.get(ROW_FAULTS) if self.ours or self.is_bundle else None
 
 
 class DemoResult(Document):

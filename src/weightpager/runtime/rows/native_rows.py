@@ -55,7 +55,7 @@ class NativeRows:
 
     Args:
         memory: the table's rows in memory.
-        tally: int64 [4]: look-ups, hits, faults and bytes, to be added to.
+        tally: int64 [5]: look-ups, hits, faults, bytes and nanoseconds of faults, to be added to.
         files: where the pages lie.
     """
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,17 @@ class RowCounts:
         hits: look-ups that found their row in memory.
         faults: rows that were read for a batch; several look-ups of a batch may want the same one.
         bytes: bytes of the whole pages that were read.
+        nanoseconds: that look-ups took to read what memory lacked; no part of what makes counts equal.
     """
 
     lookups: int = 0
     hits: int = 0
     faults: int = 0
     bytes: int = 0
+    nanoseconds: int = field(default=0, compare=False)
 
     def __add__(self, other: RowCounts) -> RowCounts:
-        return RowCounts(
-            self.lookups + other.lookups, self.hits + other.hits, self.faults + other.faults, self.bytes + other.bytes
-        )
+        return RowCounts(*(getattr(self, count.name) + getattr(other, count.name) for count in fields(self)))
 
     @property
     def hit_rate(self) -> float:
@@ -65,7 +66,7 @@ class RowCache:
         self._places = table.places
         self._pages = pages
         self._memory = RowMemory(table.places, table.entry.row_bytes, slots)
-        self._tally = np.zeros(4, np.int64)
+        self._tally = np.zeros(5, np.int64)
         self._native = None if files is None else NativeRows(self._memory, self._tally, files)
         # Of the memory and the tally.
         self._lock: AbstractContextManager[object] = threading.Lock() if self._native is None else self._native.lookup
@@ -128,7 +129,10 @@ class RowCache:
             widen_rows(self._memory.stored, slots[hits] * self.entry.row_bytes, hits, out)
             self._tally[:2] += len(ids), len(hits)
         if len(hits) < len(ids):
+            start = time.perf_counter_ns()
             self._fault(ids, np.flatnonzero(slots < 0), out)
+            with self._lock:
+                self._tally[4] += time.perf_counter_ns() - start
 
     def all(self) -> npt.NDArray[np.float32]:
         """The whole table, float32 [rows, columns], in memory of its own. Errors are those of `look_up`."""
@@ -155,7 +159,7 @@ class RowCache:
             positions = np.flatnonzero((ranks >= read.start) & (ranks < read.end))
             widen_rows(read.stored, read.offsets[ranks[positions] - read.start], missing[positions], out)
             with self._lock:
-                self._tally[2:] += read.end - read.start, len(read.stored)
+                self._tally[2:4] += read.end - read.start, len(read.stored)
                 if keep:
                     self._keep(rows[read.start : read.end], read)
 

@@ -77,6 +77,7 @@ class RowStatus(Answer):
     hits: int
     faults: int
     bytes_read: int
+    fault_seconds: float
 
 
 class ForecastStatus(Answer):

@@ -207,6 +207,7 @@ def _rows(report: RowReport) -> Iterator[Metric]:
     yield _counter("weightpager_row_hits", "Look-ups that found their row in memory.", report.hits)
     yield _counter("weightpager_row_faults", "Rows that were read for a batch.", report.faults)
     yield _counter("weightpager_row_read_bytes", "Read from storage for that.", report.bytes_read)
+    yield _counter("weightpager_row_fault_seconds", "Seconds that batches took longer for that.", report.fault_seconds)
 
 
 def _prefetch(report: PrefetchReport, page_bytes: int) -> Iterator[Metric]:

@@ -108,18 +108,20 @@ def _pairs(rival: Rival, tasks: Sequence[str], ask: Ask, job: Job, *, lazy: bool
 
 
 def _switch(rival: Rival, a: str, b: str, inputs: Mapping[str, Any], *, lazy: bool) -> Sample:
-    read = bytes_from_storage()
+    read, faulted = bytes_from_storage(), rival.row_fault_seconds()
     start = time.perf_counter()
     module = rival.switch(b)
     ready = time.perf_counter() - start
     rival.run(module, inputs)
     first_output = time.perf_counter() - start
+    faults = rival.row_fault_seconds()
     return Sample(
         from_task=a,
         to_task=b,
         ready=None if lazy else ready,
         first_output=first_output,
         bytes=bytes_from_storage() - read,
+        row_faults=None if faults is None or faulted is None else faults - faulted,
     )
 
 

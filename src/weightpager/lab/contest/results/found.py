@@ -53,6 +53,8 @@ class Sample(Document):
         ready: seconds until all weights are in memory; None where the method doesn't wait for that.
         first_output: seconds until the first output of a prompt.
         bytes: that the process got from storage meanwhile.
+        row_faults: seconds of the first output that rows of tables were read for; None where none come on demand, and
+            in results of earlier versions.
     """
 
     from_task: str
@@ -60,6 +62,7 @@ class Sample(Document):
     ready: float | None
     first_output: float
     bytes: int
+    row_faults: float | None = None
 
 
 class Visit(Document):

@@ -87,6 +87,10 @@ class Ours(Rival):
 
         return calls()
 
+    def row_fault_seconds(self) -> float | None:
+        rows = self._engine.report().rows
+        return None if rows is None else rows.fault_seconds
+
     def weight_bytes(self) -> int:
         return self._engine.report().memory.total
 

@@ -90,6 +90,10 @@ class Rival(ABC):
         """How often each paged kernel has run in this process; None where it runs none, or can't run anything else."""
         return None
 
+    def row_fault_seconds(self) -> float | None:
+        """Seconds so far that forward passes read rows of tables for; None where none come on demand."""
+        return None
+
     @abstractmethod
     def weight_bytes(self) -> int:
         """Bytes of weights in memory now, tables and adapters included."""
