@@ -179,7 +179,7 @@ class Sizing:
         return self._simulator.learner(self._storage, self._bundle.manifest.transitions)
 
     def _budget(self, slots: int) -> int:
-        """The fewest bytes that leave room for so many pages, beside the rows of tables that come before them."""
+        """The fewest bytes that leave room for so many pages."""
         return needs_of(self._bundle).holding(slots).total
 
 
