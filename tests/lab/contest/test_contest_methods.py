@@ -307,6 +307,16 @@ def test_every_visit_of_a_trace_leads_to_another_task(bundle: Bundle, tmp_path: 
     assert all(a != b for a, b in pairwise(walk))
 
 
+def test_a_first_output_has_what_row_faults_took_of_it(wordy_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(wordy_bundle)
+    job = job_of("ours", bundle, tmp_path, repeats=1, visits=0)
+    with made("ours", bundle, tmp_path) as rival:
+        found = measure(rival, method("ours"), bundle, list(bundle.tasks), job)
+    faults = [sample.row_faults for sample in found.samples]
+    assert all(one is not None and 0 <= one < of.first_output for one, of in zip(faults, found.samples, strict=True))
+    assert any(faults)
+
+
 def test_ours_is_not_measured_where_the_paged_kernel_did_not_run(bundle: Bundle, tmp_path: Path) -> None:
     class Dense(Recorded):
         def kernel_calls(self) -> dict[str, int]:

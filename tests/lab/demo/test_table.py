@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import MASK, ControlScore, read_report
-from weightpager.lab.demo.result import OURS, ROW_FAULTS, DemoSwitch
+from weightpager.lab.demo.page import render
+from weightpager.lab.demo.result import OURS, ROW_FAULTS, DemoResult, DemoSwitch
 from weightpager.lab.demo.table import row_bytes, rows
 
 
@@ -32,3 +35,14 @@ def test_a_dense_model_is_compared_as_a_bundle_too(wordy_bundle: Path) -> None:
     assert found[OURS].bytes - found[OURS].paged_bytes > shared.bytes - shared.paged_bytes  # ours has block tables
     shown = {row.name for row in found.values() if row.row_faults({ROW_FAULTS: 0.4}) is not None}
     assert shown == {OURS, "weightpager, everything resident", as_bundle.name, shared.name}
+
+
+def test_the_page_shows_row_faults_beside_switch_times() -> None:
+    found: dict[str, Any] = json.loads((Path(__file__).parents[3] / "docs/demo.json").read_text(encoding="utf-8"))
+    for switch in found["switches"]:
+        switch["from_task"], switch["to_task"] = switch.pop("from"), switch.pop("to")
+    result = DemoResult.model_validate_json(json.dumps(found))
+    page = render(result)
+    head, ours = page.split("<th>in memory</th>")[1].split("</tr>")[:2]
+    assert head.endswith("<th>row faults, ms a text</th>")
+    assert ours.endswith(f"<td>{result.figures[ROW_FAULTS]:.2g}</td>")
