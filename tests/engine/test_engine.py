@@ -489,7 +489,7 @@ with wp.Engine.from_pretrained({str(assistant_bundle)!r}, history={str(tmp_path 
     engine.activate("animal"); engine.activate("weather")
     child = os.fork()
     if child == 0:
-        for method in (engine.report, engine.verify, engine.evict, engine.deactivate, engine.resident_tasks):
+        for method in (engine.report, engine.verify, engine.evict, engine.deactivate, lambda: engine.resident_tasks):
             try:
                 method()
             except EngineClosedError:
