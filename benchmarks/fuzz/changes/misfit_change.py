@@ -89,7 +89,6 @@ _OTHERS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "flat": lambda tensor: tensor.reshape(-1),
     "an axis more": lambda tensor: tensor[None],
     "another dtype": _other_dtype,
-    "bfloat16": lambda tensor: tensor.to(torch.bfloat16),
 }
 
 

@@ -112,7 +112,7 @@ def _verified(root: Path, progress: StepProgress) -> Verification:
         findings.run(read_adapter, bundle, task)
     if has_report(bundle):
         findings.run(read_report, bundle)
-    if not findings:
+    if not findings and not any(extra_files(root, manifest)):
         findings.run(_check_tasks, bundle)
         findings.run(_check_reader, bundle)
     return _verify_pages(root, manifest, bundle.index.ids, findings, progress)
