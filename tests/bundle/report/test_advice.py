@@ -227,7 +227,7 @@ def test_where_chance_hides_the_difference_the_cheaper_to_run_is_advised(assista
         words = words_of(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), int8)}), budget)
         assert "take all blocks in int8" in words
         assert "They can't be told apart by 1,600 held-out items; about 6,400 would" in words
-        assert "it is the cheaper to run" in words
+        assert "The first is the cheaper to run" in words
         assert "this bundle does as well as dense, as far as the data tells (1.0 points better to 1.0 worse)" in (
             words.replace("(1.0 better", "(1.0 points better")
         )
@@ -236,7 +236,7 @@ def test_where_chance_hides_the_difference_the_cheaper_to_run_is_advised(assista
     many = measured(bundle, 0.90, {"int8": (10 * arena(bundle), 0.905)})
     stays = words_of(bundle, many, max(every, room(bundle, 10 * arena(bundle))))
     assert f"take this bundle: needs {stated(every)}, loads nothing at a switch" in stays
-    assert "it is the cheaper to run" in stays
+    assert "The first is the cheaper to run" in stays
     sure = words_of(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), 0.905)}, reach=0.4), budget)
     assert "it beats dense by 0.5 points (0.1 to 0.9)" in sure
     assert "told apart" not in sure

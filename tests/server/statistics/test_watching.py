@@ -59,6 +59,7 @@ def test_rows_are_counted_and_shown(wordy_bundle: Path) -> None:
         assert sample(running, "weightpager_row_lookups_total") == rows.lookups > 0
         assert sample(running, "weightpager_row_hits_total") == rows.hits
         assert sample(running, "weightpager_row_read_bytes_total") == rows.bytes_read
+        assert sample(running, "weightpager_row_fault_seconds_total") == rows.fault_seconds
         assert sample(running, "weightpager_resident_rows") == rows.resident == 464
         assert client.get("/status").json()["rows"]["rows"] == 464
 
