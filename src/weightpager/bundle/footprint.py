@@ -14,7 +14,7 @@ from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.reader import Bundle
-from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.page_dtype import block_bytes
 
 _SPARE_PAGES = 256  # page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs
 _NUMBER_BYTES = 34  # bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival
@@ -125,7 +125,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
     )
 
 
-def budget_of_shared(bundle: Bundle, paged_bytes: int, dtype: PageDtype) -> int:
+def budget_of_shared(bundle: Bundle, paged_bytes: int, dtype: str) -> int:
     """Bytes that a bundle of the same model would need if all its tasks had the same blocks, in pages as large.
 
     Up to a page a layer too many, as layers don't fill their last pages.
@@ -133,7 +133,7 @@ def budget_of_shared(bundle: Bundle, paged_bytes: int, dtype: PageDtype) -> int:
     Args:
         bundle: whose parameters and rows it has.
         paged_bytes: bytes of its blocks.
-        dtype: of its blocks.
+        dtype: of its blocks, a `PageDtype`.
     """
     always, placement = footprint(bundle), bundle.placement
     blocks = paged_bytes // block_bytes(bundle.manifest.block_shape, dtype)

@@ -72,9 +72,8 @@ def _compiled(bundle: Bundle, report: CompileReport, control: ControlScore) -> t
     dtype = {DENSE: "bfloat16", MASK: own}.get(control.name, control.name)
     if dtype not in get_args(PageDtype):
         return None, ""
-    line = (
-        "`alignment: inf`" if control.name == MASK else "`sparsity: 0`" + " instead of `fit`" * (report.fit is not None)
-    )
+    whole = "`sparsity: 0`" + " instead of `fit`" * (report.fit is not None)
+    line = "`alignment: inf`" if control.name == MASK else whole
     line += f", `dtype: {dtype}`" * (dtype != own)
     line += " and as many more steps of `training`" * (control.name == DENSE)
     return budget_of_shared(bundle, control.resident_bytes, dtype), line

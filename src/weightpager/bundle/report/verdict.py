@@ -59,7 +59,9 @@ class Verdict:
         gap = control.loss - self.ours.loss
         needed = items_to_tell(gap, control.gap, self.items) if round(gap, 1) else None
         more = f"; about {needed:,} would, if the difference is as large as it seems" if needed else ""
-        return f"{told} They can't be told apart by {self.items:,} held-out items{more}. The first is the cheaper to run."
+        return (
+            f"{told} They can't be told apart by {self.items:,} held-out items{more}. The first is the cheaper to run."
+        )
 
     def _in_more_memory(self, chosen: Choice) -> str:
         """What would be better, beyond chance, with a larger budget: what needs the least."""
