@@ -89,6 +89,29 @@ def test_the_bundle_opens_under_the_budget_and_all_tasks_run(tmp_path: Path, rec
 
 
 @pytest.mark.slow
+def test_blocks_come_before_rows_and_the_budget_that_drops_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the least rows take room from blocks; whoever states what is named keeps every block."""
+    monkeypatch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
+    stated = tiny.wordy(tmp_path, sparsity=0.5, dtype="int4")
+    budget = smallest_budget(wp.compile(stated, out=tmp_path / "stated.bundle"))
+    words = content(tmp_path, model=stated["model"], rows="on-demand")
+    bundle = wp.compile(words | {"fit": budget}, out=tmp_path / "fit.bundle")
+    found = read_report(bundle).fit
+    assert found is not None
+    assert bundle.manifest.row_tables
+    assert 0.45 < found.density < 0.55
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+        for task in bundle.tasks:
+            engine.activate(task)
+    assert found.whole is not None
+    whole = read_report(wp.compile(words | {"fit": found.whole}, out=tmp_path / "whole.bundle")).fit
+    assert whole is not None
+    assert (whole.density, whole.dtype, whole.whole) == (1.0, "int4", None)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "other"), [("int8", "int4"), ("bfloat16", "int8")])
 def test_where_all_blocks_fit_none_is_dropped_and_numbers_are_finer(tmp_path: Path, dtype: str, other: str) -> None:
     whole = content(tmp_path) | {"sparsity": 0.0, "dtype": dtype}

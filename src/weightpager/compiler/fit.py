@@ -1,7 +1,8 @@
 """A budget in place of density and dtype: the largest density that fits, in four bits unless all fits in more.
 
 What fits is measured, not reckoned: a trial bundle is written, with the dense values under masks of the density, and
-asked for its smallest budget. So all counts that an engine will hold.
+asked for its smallest budget. So all counts that an engine will hold. Of tables whose rows come on demand that is the
+least: a row that isn't in memory costs a read, a block that isn't kept costs accuracy. Rows get what is left.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import torch
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, BundleWriter
 from weightpager.bundle.files.new_directory import scratch
-from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.bundle.report.compile_report import Fit, FrontierPoint
 from weightpager.bundle.writer import storage_errors
@@ -45,7 +45,6 @@ LEAST = 0.05
 
 _COARSE: PageDtype = "int4"
 _ROOMY: tuple[PageDtype, ...] = ("bfloat16", "int8")  # taken where all blocks fit
-_ROWS = 8  # one row of so many, of tables that come on demand: on held-out texts these serve 82 to 88 % of the look-ups
 _CLOSE = 0.01  # of the budget may be left
 _SPARE, _LEAST_SPARE = 0.02, 2048
 """Share of the budget that is left free before training, and the fewest bytes.
@@ -96,12 +95,12 @@ def choose_density_and_alignment(prepared: Prepared, run: CompileRun) -> tuple[P
     return found, frontier
 
 
-def fit_of(prepared: Prepared, bundle: Bundle) -> Fit | None:
+def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun) -> Fit | None:
     """What was chosen and why, for the report of the bundle that came of it; None if density and dtype were stated."""
     task_file = prepared.task_file
     if task_file.fit is None:
         return None
-    density, room = _density(prepared), format_room(task_file.fit)
+    density, room, whole = _density(prepared), format_room(task_file.fit), None
     if density == 1:
         why = f"{room} hold all blocks in {task_file.dtype}, so none is dropped"
     else:
@@ -110,7 +109,15 @@ def fit_of(prepared: Prepared, bundle: Bundle) -> Fit | None:
             f"{room} hold {density:.0%} of a task's blocks in {task_file.dtype}, or {density * share:.0%} in int8: "
             "more blocks are worth more than finer numbers"
         )
-    return Fit(budget=task_file.fit, bytes=_budget_of(bundle), density=density, dtype=bundle.manifest.dtype, why=why)
+        whole = _stated(_budget_of_trial(prepared.changed(sparsity=0.0), run), _SPARE, _LEAST_SPARE)
+    return Fit(
+        budget=task_file.fit,
+        bytes=smallest_budget(bundle),
+        density=density,
+        dtype=bundle.manifest.dtype,
+        why=why,
+        whole=whole,
+    )
 
 
 def largest(size: Callable[[float], int], budget: int, slope: float, trials: int, least: float) -> float | None:
@@ -158,13 +165,17 @@ def _fit(
             return prepared.changed(sparsity=0.0, dtype=dtype)
     density = largest(size, budget, blocks * block_bytes(task_file.block, _COARSE), trials, least)
     if density is None:
-        needed = size(least)
-        enough = format_enough(max(needed / (1 - spare), needed + least_spare))
+        enough = format_enough(_stated(size(least), spare, least_spare))
         raise CompileError(
             f"fit: expected at least {enough}, which {least:.0%} of the blocks in {_COARSE} and "
             f"what is always in memory take, found {format_room(task_file.fit)}; give more, or compile a smaller model"
         )
     return prepared.changed(sparsity=1 - density, dtype=_COARSE)
+
+
+def _stated(needed: int, spare: float, least_spare: int) -> int:
+    """The budget to state so that what needs so many bytes fits beside what is left free."""
+    return max(math.ceil(needed / (1 - spare)), needed + least_spare)
 
 
 def _kept_or_lower(prepared: Prepared, run: CompileRun) -> Prepared:
@@ -195,12 +206,7 @@ def _budget_of_trial(prepared: Prepared, run: CompileRun) -> int:
         write_bundle(BundleWriter(folder), plan_bundle(prepared, _recovered(prepared, masks), masks.keep))
         bundle = Bundle.open(folder)
         unknown = bundle.manifest.layers if prepared.task_file.recover.trains_alone else 0
-        return _budget_of(bundle) + unknown * bundle.page_bytes
-
-
-def _budget_of(bundle: Bundle) -> int:
-    """Bytes in memory with the largest task and, of tables on demand, so many rows that most look-ups find theirs."""
-    return smallest_budget(bundle, rows=max(footprint(bundle).rows, whole_rows(bundle) // _ROWS))
+        return smallest_budget(bundle) + unknown * bundle.page_bytes
 
 
 def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:

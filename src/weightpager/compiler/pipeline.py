@@ -186,7 +186,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         "controls": control_scores(sparse.controls, written.scores, prepared.dense),
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
-        "fit": fit_of(prepared, written.bundle),
+        "fit": fit_of(prepared, written.bundle, run),
         "without_graph": without_graph,
     }
     report = CompileReport(**fields)

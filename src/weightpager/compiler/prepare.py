@@ -13,8 +13,7 @@ from weightpager.compiler.calibration import calibrate_tasks, wants_reorder
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.splits import check as check_data
 from weightpager.compiler.data.splits import load as load_splits
-from weightpager.compiler.estimates.memory import Bound
-from weightpager.compiler.estimates.memory_check import check_memory, choose_scratch
+from weightpager.compiler.estimates.memory import Bound, check_memory, choose_scratch
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.fit import fit_roughly
@@ -45,9 +44,6 @@ from weightpager.progress import StepProgress
 from weightpager.task_data.texts import Example
 
 _log = logging.getLogger(__name__)
-
-_LATER = 256 << 20
-"""Bytes of packages that are imported, and of threads that are started, after a model is loaded."""
 
 _OWN = "own-dense"
 """The stage in which added tasks are trained on the dense model."""
@@ -81,7 +77,10 @@ def train_and_measure_dense(
         _log.info("load %s …", task_file.model)
         before = resident_memory() or 0
         source, data = _load(task_file, run, base)
-        bound = check_memory(source, adds=adds, reorders=not adds and wants_reorder(source))
+        available = read_memory().usable_bytes
+        if available is not None and source.scratch.folder is None:
+            available += source.parameter_bytes
+        bound = check_memory(source, available, reorders=not adds and wants_reorder(source), adds=adds)
         _tell(bound, before, run)
         check_storage(source, run.journal.folder, shared.cache, base, scratch=bound.on_disk)
         _announce(source, data, run, adds=adds)
@@ -142,10 +141,10 @@ def _tell_where(source: DenseModel, run: CompileRun) -> None:
 
 def _tell(bound: Bound, before: int, run: CompileRun) -> None:
     """State what the process will hold, of which ``before`` bytes were there before the model."""
-    run.memory_bound.update({stage: before + _LATER + size for stage, size in bound.stages.items()})
+    run.memory_bound.update({stage: before + size for stage, size in bound.stages.items()})
     stage, size = bound.most
     where = f"; up to {format_size(bound.on_disk)} lie beside the bundle while it is made" if bound.on_disk else ""
-    _log.info("memory: at most about %s (%s)%s", format_size(before + _LATER + size), stage, where)
+    _log.info("memory: at most about %s (%s)%s", format_size(before + size), stage, where)
 
 
 def _load_data(source: DenseModel) -> dict[str, TaskData]:

@@ -340,6 +340,10 @@ def test_what_to_do_about_a_heavy_loss_follows_from_how_the_bundle_was_made(assi
     assert "% of perplexity: state more for 'fit'." in heavy_losses(
         lost(trained, "animal", (6.0, 8.0)).model_copy(update={"fit": fit})
     )
+    whole = fit.model_copy(update={"whole": 7 << 20})
+    assert "state more for 'fit' (7.0MiB drops no block)." in heavy_losses(
+        lost(trained, "animal", (6.0, 8.0)).model_copy(update={"fit": whole})
+    )
 
 
 def test_a_heavy_loss_is_counted_from_a_dense_model_that_was_trained_as_long(assistant_bundle: Path) -> None:

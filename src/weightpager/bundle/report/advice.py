@@ -11,7 +11,7 @@ from weightpager.bundle.footprint import budget_of_shared, footprint
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.choice import Choice, Losses
-from weightpager.bundle.report.compile_report import DENSE, FEW, LOWER_IS_BETTER, MASK, CompileReport, ControlScore
+from weightpager.bundle.report.compile_report import DENSE, FEW, LOWER_IS_BETTER, MASK, CompileReport, ControlScore, Fit
 from weightpager.bundle.report.interval import Interval, turned
 from weightpager.bundle.report.verdict import Verdict
 from weightpager.config import format_enough, parse_size
@@ -86,9 +86,16 @@ def heavy_losses(report: CompileReport) -> str:
         return ""
     units = {task.name: "% of perplexity" if task.metric == LOWER_IS_BETTER else "points" for task in report.tasks}
     named = ", ".join(f"{name} loses at least {least:,} {units[name]}" for name, least in heavy.items())
-    less = "lower 'sparsity'" if report.fit is None else "state more for 'fit'"
+    less = "lower 'sparsity'" if report.fit is None else _larger_fit(report.fit)
     trained = ", or train with 'recover: finetune'" if report.recover in ("none", "closed-form") else ""
     return f"{named}: {less}{trained}."
+
+
+def _larger_fit(fit: Fit) -> str:
+    """What to state for 'fit', in words: as much as drops nothing, where that is known."""
+    if fit.whole is None:
+        return "state more for 'fit'"
+    return f"state more for 'fit' ({format_enough(fit.whole).replace(' ', '')} drops no block)"
 
 
 def few_items(report: CompileReport) -> str:

@@ -132,10 +132,11 @@ class Fit(Document):
 
     Attributes:
         budget: the budget as stated, in bytes.
-        bytes: bytes of what is always in memory, an eighth of the rows on demand, and the largest task's pages.
+        bytes: bytes of what is always in memory, the least rows on demand, and the largest task's pages.
         density: share of the blocks that a task keeps.
         dtype: the pages' dtype.
         why: the reason why these two were chosen.
+        whole: the budget with which no block is dropped; None where none was, or if the report doesn't say.
     """
 
     budget: Bytes
@@ -143,6 +144,7 @@ class Fit(Document):
     density: float
     dtype: str
     why: str
+    whole: Bytes | None = None
 
 
 class CompileReport(Document):
@@ -163,7 +165,7 @@ class CompileReport(Document):
         tied: tensors that the model uses under several names: canonical name → the other ones.
         growth: what the last compile onto an existing bundle brought; None if there was none.
         peak_memory: most bytes that the process held, per stage; empty where the system didn't count.
-        memory_bound: bytes that each stage was said to take at most, before the first one, training apart; of a model
+        memory_bound: bytes that each stage was said to take at most, before the first one; of a model
             that lay on disk without what comes and goes as memory allows. Empty in reports of earlier versions.
         evenness: share of an even budget that each paged weight keeps at least, where floors were raised above the
             usual ones.

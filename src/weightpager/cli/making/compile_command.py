@@ -150,7 +150,8 @@ def _print_report(title: str, report: CompileReport) -> None:
 
 
 def _print_fit(fit: Fit) -> None:
-    output.say(f"fit: {fit.why}. With its largest task it takes {output.enough(fit.bytes)}.")
+    more = "" if fit.whole is None else f" With --fit {output.enough(fit.whole).replace(' ', '')} none is dropped."
+    output.say(f"fit: {fit.why}. With its largest task it takes {output.enough(fit.bytes)}.{more}")
     if fit.bytes > fit.budget:
         output.say(
             f"note: that is more than {format_room(fit.budget)}, by what recovery changed; compile with a little less"
