@@ -94,19 +94,20 @@ def test_blocks_come_before_rows_and_the_budget_that_drops_none_is_named(
 ) -> None:
     """Only the least rows take room from blocks; whoever states what is named keeps every block."""
     monkeypatch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
-    stated = tiny.wordy(tmp_path, sparsity=0.5, dtype="int4")
+    words = {"model": str(tiny.bert(tmp_path / "wordy", words=4000)), "rows": "on-demand"}
+    stated = tiny.assistant(tmp_path, sparsity=0.5, dtype="int4", **words)
     budget = smallest_budget(wp.compile(stated, out=tmp_path / "stated.bundle"))
-    words = content(tmp_path, model=stated["model"], rows="on-demand")
-    bundle = wp.compile(words | {"fit": budget}, out=tmp_path / "fit.bundle")
+    without = content(tmp_path, **words)
+    bundle = wp.compile(without | {"fit": budget}, out=tmp_path / "fit.bundle")
     found = read_report(bundle).fit
     assert found is not None
     assert bundle.manifest.row_tables
-    assert 0.45 < found.density < 0.55
+    assert 0.45 < found.density < 0.65
     with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
         for task in bundle.tasks:
             engine.activate(task)
     assert found.whole is not None
-    whole = read_report(wp.compile(words | {"fit": found.whole}, out=tmp_path / "whole.bundle")).fit
+    whole = read_report(wp.compile(without | {"fit": found.whole}, out=tmp_path / "whole.bundle")).fit
     assert whole is not None
     assert (whole.density, whole.dtype, whole.whole) == (1.0, "int4", None)
 

@@ -39,7 +39,7 @@ from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.steps import with_steps
 from weightpager.config import format_size
 from weightpager.machine.memory import read_memory
-from weightpager.machine.process_memory import resident_memory
+from weightpager.machine.process_memory import own_memory, resident_memory
 from weightpager.progress import StepProgress
 from weightpager.task_data.texts import Example
 
@@ -75,11 +75,11 @@ def train_and_measure_dense(
     journal = shared.journal(run.journal)
     with run.stage("load"):
         _log.info("load %s …", task_file.model)
-        before = resident_memory() or 0
+        before, own = resident_memory() or 0, own_memory() or 0
         source, data = _load(task_file, run, base)
         available = read_memory().usable_bytes
-        if available is not None and source.scratch.folder is None:
-            available += source.parameter_bytes
+        if available is not None:
+            available += max(0, (own_memory() or 0) - own)  # the model, unless it lies in files that are mapped
         bound = check_memory(source, available, reorders=not adds and wants_reorder(source), adds=adds)
         _tell(bound, before, run)
         check_storage(source, run.journal.folder, shared.cache, base, scratch=bound.on_disk)

@@ -36,6 +36,11 @@ def resident_memory(process: Path = _SELF) -> int | None:
     return _size(process, "VmRSS")
 
 
+def own_memory(process: Path = _SELF) -> int | None:
+    """Resident bytes now that lie in no file, so that nobody else can have them; None where the system doesn't say."""
+    return _size(process, "RssAnon")
+
+
 def _size(process: Path, field: str) -> int | None:
     try:
         return size_field((process / "status").read_text(errors="replace"), field)

@@ -97,8 +97,9 @@ def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:
 
 @pytest.fixture(scope="module")
 def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What a compile imports late has been imported, so that it can't hide what the bound leaves out."""
-    wp.compile(tiny.assistant(tmp_path_factory.mktemp("first")), out=tmp_path_factory.mktemp("out") / "a.bundle")
+    """What a compile imports late, and its libraries' buffers, are there and can't hide what the bound leaves out."""
+    content = tiny.assistant(tmp_path_factory.mktemp("first"), dtype="int4", **METHODS["own values from closed form"])
+    wp.compile(content, out=tmp_path_factory.mktemp("out") / "a.bundle", cache=False)
 
 
 @pytest.mark.slow
