@@ -312,8 +312,7 @@ class _Stages:
 
     def _passing(self, task: str, items: int) -> int:
         """What a task's longest items take of a layer that they pass, and as they came."""
-        pixels = 2 * 4 * math.prod(self.source.images.shape) if self.source.images else 0
-        return items * (_PASSING * self._length(task) * self._width + pixels)
+        return items * (_PASSING * self._length(task) * self._width + 2 * 4 * math.prod(self._pixels))
 
     @cached_property
     def _passed(self) -> int:
@@ -336,8 +335,13 @@ class _Stages:
             return self.source.task_file.max_length_of(task)
         stated = getattr(self.source.models[task].config, "patch_size", None)
         patch = stated if isinstance(stated, int) and stated > 0 else _PATCH
-        _, height, width = self.source.images.shape
+        _, height, width = self._pixels
         return (height // patch) * (width // patch) + 1
+
+    @property
+    def _pixels(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image; zeros of texts, and where it isn't known."""
+        return (self.source.images.shape if self.source.images else None) or (0, 0, 0)
 
     def _logits(self, task: str) -> int:
         """How many numbers the head gives for a task's longest text, or for an image."""
