@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weightpager.answers.generation.completions import CACHED_TOKENS
+from weightpager.answers.batches import CACHED_TOKENS
 from weightpager.backends.torch.kv_cache import bytes_per_token
 from weightpager.backends.torch.model.architecture import context_length
 from weightpager.bundle.format.manifest import FORMS
