@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -171,7 +171,8 @@ class Engine(EngineMaintenance):
         # The tokenizer, and what the bundle becomes, are read later, when the process may have gone elsewhere.
         return cls(Bundle.open(Path(bundle).absolute()), config)
 
-    def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> AbstractContextManager[Any]:
+    @contextmanager
+    def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
         """A task to be called, usable inside the ``with`` block. Its pages stay until the block ends.
 
         The native backend gives a `NativeTask`, which takes numpy's arrays by name and gives them by name. The backend
@@ -196,7 +197,13 @@ class Engine(EngineMaintenance):
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
             EngineClosedError: the engine has been closed.
         """
-        return _TaskBlock(name, self._held(name, wait=wait, timeout=timeout))
+        self._check_open()
+        with self._explained():
+            module = self._holds.hold(name, wait=wait, timeout=timeout)
+        try:
+            yield module
+        finally:
+            self._holds.release(name)
 
     def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Make a task the current one until the next `activate`.
@@ -428,16 +435,6 @@ class Engine(EngineMaintenance):
     ) -> None:
         self.close()
 
-    @contextmanager
-    def _held(self, name: str, *, wait: bool, timeout: float | None) -> Iterator[Any]:
-        self._check_open()
-        with self._explained():
-            module = self._holds.hold(name, wait=wait, timeout=timeout)
-        try:
-            yield module
-        finally:
-            self._holds.release(name)
-
     def _pieces(self, name: str, query: StreamedQuery, model: TaskModel, run: Run) -> Iterator[str]:
         """A continuation token by token, each in a turn of its own: nothing is held while the caller has a piece."""
         again = False
@@ -512,26 +509,6 @@ Examples:
     <Engine '...assistant.bundle': 2 tasks, 4.0 MiB, native>
     >>> writer = wp.load("writer.bundle")  # whose tasks generate text
 """
-
-
-class _TaskBlock(AbstractContextManager[Any]):
-    """What `Engine.task` gives: a task to enter by ``with``."""
-
-    def __init__(self, name: str, held: AbstractContextManager[Any]) -> None:
-        self._name, self._held = name, held
-
-    def __enter__(self) -> Any:
-        return self._held.__enter__()
-
-    def __exit__(self, *raised: Any) -> bool | None:
-        return self._held.__exit__(*raised)
-
-    def __call__(self, *_: Any, **__: Any) -> None:
-        how = f"'with engine.task({self._name!r}) as task' enters it"
-        raise TypeError(f"task {self._name!r} isn't entered: {how}, and engine.predict({self._name!r}, [...]) answers")
-
-    def __repr__(self) -> str:
-        return f"<task {self._name!r}, to be entered by 'with'>"
 
 
 def _in_process(process: int, close: Callable[[], None]) -> None:
