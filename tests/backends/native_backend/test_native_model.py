@@ -42,11 +42,13 @@ def grown(model: TaskModel, steps: tuple[int, ...]) -> Integers:
     while texts.unread:
         texts.read_piece()
     seen: list[Integers] = []
+    over = np.zeros(len(TEXTS), bool)
 
     def see(tokens: Integers) -> np.ndarray:
         seen.append(tokens)
         left.append(left.pop() - 1)
-        return np.full(len(tokens), left[-1] <= 0)
+        over[np.isin(tokens, list(model.eos_token_ids))] = True  # as whoever asks for texts says
+        return over | (left[-1] <= 0)
 
     for most in steps:
         left = [most]
