@@ -1,12 +1,72 @@
 #include "device.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 namespace weightpager {
 namespace {
 
 using Clock = Pace::Clock;
+
+class OrThreads : public Device {
+   public:
+    OrThreads(std::unique_ptr<Device> first, unsigned threads) : first_(std::move(first)), threads_(threads) {}
+    ~OrThreads() override { delete second_.load(); }
+
+    const char* name() const override { return now().name(); }
+
+    void begin(Read& read) override {
+        if (second_ == nullptr) ++of_first_;
+        now().begin(read);
+    }
+
+    void wait(std::vector<Read*>& ended, int64_t microseconds) override {
+        if (second_ == nullptr) {
+            collect(ended, microseconds);
+            if (!first_->refused(unbegun_)) return;
+            change();
+        }
+        if (of_first_ > 0) {
+            collect(ended, 0);
+            microseconds = !ended.empty() ? 0 : microseconds < 0 ? kSlice : std::min(microseconds, kSlice);
+        }
+        now().wait(ended, microseconds);
+    }
+
+    void wake() override {
+        first_->wake();
+        if (Device* second = second_) second->wake();
+    }
+
+   private:
+    static constexpr int64_t kSlice = 10000;  // microseconds between two looks at what the first device still has
+
+    Device& now() const {
+        Device* second = second_;
+        return second != nullptr ? *second : *first_;
+    }
+
+    void collect(std::vector<Read*>& ended, int64_t microseconds) {
+        const size_t before = ended.size();
+        first_->wait(ended, microseconds);
+        of_first_ -= ended.size() - before;
+    }
+
+    void change() {
+        second_ = open_threads(threads_).release();
+        second_.load()->wake();  // whoever woke the first one just now means this one, too
+        of_first_ -= unbegun_.size();
+        for (Read* read : unbegun_) second_.load()->begin(*read);
+        unbegun_.clear();
+    }
+
+    const std::unique_ptr<Device> first_;
+    const unsigned threads_;
+    std::atomic<Device*> second_{nullptr};  // owned; any thread may wake it
+    size_t of_first_ = 0;                   // reads that the first one has begun, and that haven't ended
+    std::vector<Read*> unbegun_;
+};
 
 class Paced : public Device {
    public:
@@ -92,6 +152,10 @@ Clock::time_point Pace::arrival(size_t bytes) {
     return free_at_;
 }
 
+std::unique_ptr<Device> or_threads(std::unique_ptr<Device> device, unsigned threads) {
+    return std::make_unique<OrThreads>(std::move(device), threads);
+}
+
 std::unique_ptr<Device> paced(std::unique_ptr<Device> device, std::shared_ptr<Pace> pace) {
     return std::make_unique<Paced>(std::move(device), std::move(pace));
 }
@@ -103,7 +167,7 @@ void imitate_storage(double bytes_per_second) {
 
 std::unique_ptr<Device> open_device(bool ring, unsigned reads, bool any_thread) {
     std::unique_ptr<Device> device = ring ? open_ring(reads, any_thread) : nullptr;
-    if (!device) device = open_threads(reads);
+    device = device ? or_threads(std::move(device), reads) : open_threads(reads);
     const std::lock_guard<std::mutex> held(imitated_lock);
     return imitated ? paced(std::move(device), imitated) : std::move(device);
 }

@@ -28,6 +28,13 @@ class Device {
 
     // Ends a `wait`, the next one if there is none.
     virtual void wake() = 0;
+
+    // Whether the system has come to refuse the device's calls, for good: then it adds the reads that never began, and takes
+    // no more. What the system has in hand may still end; `wait` doesn't wait for that any more.
+    virtual bool refused(std::vector<Read*>& unbegun) {
+        static_cast<void>(unbegun);
+        return false;
+    }
 };
 
 // io_uring by its system calls; nothing where the kernel lacks it or refuses it. At most `depth` reads may be in flight.
@@ -36,6 +43,9 @@ std::unique_ptr<Device> open_ring(unsigned depth, bool any_thread = false);
 
 // Threads with `preadv`, one for each read in flight, or as many as the process may have.
 std::unique_ptr<Device> open_threads(unsigned threads);
+
+// Reads by a device, and once the system refuses that one by as many threads.
+std::unique_ptr<Device> or_threads(std::unique_ptr<Device> device, unsigned threads);
 
 // Storage that gives so many bytes a second, to all devices together, one read after the other. Time in which nothing is
 // read earns nothing. Any thread may call.

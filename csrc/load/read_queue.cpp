@@ -65,6 +65,7 @@ bool ReadQueue::drive(Report& report) {
         device_->wait(ended, microseconds);
         held.lock();
         asleep_ = false;
+        device_name_ = device_->name();  // another one than before, where the system refuses a ring
         land(ended);
         ask_for_help();
         check_one(held);

@@ -84,6 +84,7 @@ class Ring : public Device {
     }
 
     void wait(std::vector<Read*>& ended, int64_t microseconds) override {
+        if (refused_) return reap(ended);
         if (!bell_watched_) watch_bell();
         reap(ended);
         if (ended.empty() || waiting_ != 0) enter(ended.empty() && microseconds != 0, microseconds);
@@ -94,6 +95,16 @@ class Ring : public Device {
         const uint64_t one = 1;
         while (write(bell_.number, &one, sizeof one) < 0 && errno == EINTR) {
         }
+    }
+
+    bool refused(std::vector<Read*>& unbegun) override {
+        if (!refused_) return false;
+        const uint32_t head = acquired(submit_head_);  // what is before it, the kernel has
+        for (uint32_t at = head; at != *submit_tail_; ++at)
+            if (const uint64_t data = entries_->at<io_uring_sqe>(0)[at & submit_mask_].user_data)
+                unbegun.push_back(reinterpret_cast<Read*>(data));
+        release(submit_tail_, head);
+        return true;
     }
 
    private:
@@ -126,6 +137,7 @@ class Ring : public Device {
                                             IORING_OFF_SQ_RING);
         entries_ = std::make_unique<Mapping>(ring_.number, p.sq_entries * sizeof(io_uring_sqe), IORING_OFF_SQES);
         if (!queues_->valid() || !entries_->valid()) return false;
+        submit_head_ = queues_->at<uint32_t>(p.sq_off.head);
         submit_tail_ = queues_->at<uint32_t>(p.sq_off.tail);
         submit_mask_ = *queues_->at<uint32_t>(p.sq_off.ring_mask);
         submit_order_ = queues_->at<uint32_t>(p.sq_off.array);
@@ -164,8 +176,9 @@ class Ring : public Device {
         argument.ts = microseconds < 0 ? 0 : reinterpret_cast<uint64_t>(&time);
         const long submitted = syscall(SYS_io_uring_enter, ring_.number, waiting_, block ? 1 : 0,
                                        IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &argument, sizeof argument);
-        // When nothing could be submitted (EAGAIN, EBUSY, EINTR, ETIME) the caller comes here again.
         if (submitted > 0) waiting_ -= static_cast<unsigned>(submitted);
+        // The caller comes here again, but where a sandbox, say, refuses what it allowed when the ring was opened.
+        refused_ = submitted < 0 && errno != EAGAIN && errno != EBUSY && errno != EINTR && errno != ETIME;
     }
 
     void reap(std::vector<Read*>& ended) {
@@ -188,11 +201,12 @@ class Ring : public Device {
 
     File ring_, bell_;
     std::unique_ptr<Mapping> queues_, entries_;
-    uint32_t *submit_tail_ = nullptr, *submit_order_ = nullptr, *complete_head_ = nullptr, *complete_tail_ = nullptr;
+    uint32_t *submit_head_ = nullptr, *submit_tail_ = nullptr, *submit_order_ = nullptr;
+    uint32_t *complete_head_ = nullptr, *complete_tail_ = nullptr;
     uint32_t submit_mask_ = 0, complete_mask_ = 0;
     io_uring_cqe* completions_ = nullptr;
     unsigned waiting_ = 0;  // entries that the kernel hasn't taken yet
-    bool bell_watched_ = false;
+    bool bell_watched_ = false, refused_ = false;
 };
 
 }  // namespace

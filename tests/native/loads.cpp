@@ -422,12 +422,69 @@ void what_a_helper_has_finished_is_told_soon() {
     driver.join();
 }
 
-void real_devices_read_files() {
+// A file without a name.
+int file_of(int64_t pages) {
     char path[] = "/tmp/load_tests.XXXXXX";
     const int file = mkstemp(path);
     unlink(path);
-    for (int64_t page = 0; page < 64; ++page)
+    for (int64_t page = 0; page < pages; ++page)
         if (pwrite(file, content(page).data(), kPage, page * static_cast<int64_t>(kPage)) < 0) std::abort();
+    return file;
+}
+
+// The system has taken what the script knows of, and then refuses.
+class Refused : public Scripted {
+   public:
+    Refused(Script& script, size_t takes) : Scripted(script), takes_(takes) {}
+
+    void begin(Read& read) override {
+        if (takes_ == 0) return unbegun_.push_back(&read);
+        --takes_;
+        Scripted::begin(read);
+    }
+
+    void wait(std::vector<Read*>& ended, int64_t microseconds) override { Scripted::wait(ended, takes_ == 0 ? 0 : microseconds); }
+
+    bool refused(std::vector<Read*>& unbegun) override {
+        if (takes_ > 0) return false;
+        unbegun.insert(unbegun.end(), unbegun_.begin(), unbegun_.end());
+        unbegun_.clear();
+        return true;
+    }
+
+   private:
+    size_t takes_;
+    std::vector<Read*> unbegun_;
+};
+
+void threads_go_on_where_a_device_is_refused() {
+    const int file = file_of(64);
+    Script script;
+    script.result = [](Read& read) { return read.pages[0] == 5 ? kHangs : static_cast<int64_t>(read.bytes()); };
+    const auto open = [&] { return or_threads(std::make_unique<Refused>(script, 3), 2); };
+    const auto queue = std::make_shared<ReadQueue>(open, *hashers()[0], QueueLimits());
+    Pages before({1, 3, 5, 7, 9}, file), after({11, 13}, file);
+    queue->add(0, 1, true, before.reads());
+    std::thread driver([&] {
+        for (const Told& told : driven(*queue, 2)) EXPECT(told.failure == Failure::none);
+    });
+    const auto are_left = [&](std::vector<int64_t> pages) {
+        for (int i = 0; i < 5000 && queue->outstanding() != pages; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return queue->outstanding() == pages;
+    };
+    EXPECT(are_left({5}));
+    queue->add(1, 1, true, after.reads());
+    EXPECT(are_left({5}));
+    script.resume();  // what the system had in hand ends late
+    driver.join();
+    EXPECT(before.right() && after.right());
+    EXPECT((script.begun == std::vector<int64_t>{1, 3, 5}));
+    EXPECT(std::string(queue->device()) == "threads");
+    close(file);
+}
+
+void real_devices_read_files() {
+    const int file = file_of(64);
     for (const bool ring : {true, false}) {
         QueueLimits limits;
         limits.reads = 4;
@@ -482,11 +539,7 @@ class NoThreads {
 };
 
 void reads_fail_while_no_thread_can_be_started() {
-    char path[] = "/tmp/load_tests.XXXXXX";
-    const int file = mkstemp(path);
-    unlink(path);
-    for (int64_t page = 0; page < 8; ++page)
-        if (pwrite(file, content(page).data(), kPage, page * static_cast<int64_t>(kPage)) < 0) std::abort();
+    const int file = file_of(8);
     const auto queue = std::make_shared<ReadQueue>([] { return open_device(false, 4); }, *hashers()[0], QueueLimits());
     Pages pages({1, 2, 3, 5, 7}, file);
     {
@@ -518,6 +571,7 @@ int main() {
     a_load_that_closing_has_cut_short_is_not_over();
     many_threads_lose_nothing();
     what_a_helper_has_finished_is_told_soon();
+    threads_go_on_where_a_device_is_refused();
     real_devices_read_files();
     reads_fail_while_no_thread_can_be_started();
     test_own_reads();

@@ -123,7 +123,8 @@ class Loads:
             if error is None:
                 state.blocks.publish(pages)
             else:
-                state.blocks.cancel(pages)
+                reserved = set(state.blocks.reserved().tolist())  # not those that were told as come just before
+                state.blocks.cancel([page for page in pages if page in reserved])
             state.prefetched.on_read_end(pages, error)
             if state.prefetched.error is not None:
                 self.stop_prefetch()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import gc
 import os
+import platform
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -325,6 +330,64 @@ def test_a_forked_process_ends_by_itself(store: VerifyingStore) -> None:
     signal.alarm(0)
     Loaded(reads, store, np.arange(4), np.arange(4), Arena(8, 8, PAGE)).wait()
     assert reads.close()
+
+
+@pytest.mark.parametrize("kind", [native_reads.NativeReads, ThreadReads])
+def test_what_telling_raises_reaches_whoever_waits_and_the_thread_goes_on(
+    store: VerifyingStore, kind: Callable[[int], Reads], caplog: pytest.LogCaptureFixture
+) -> None:
+    reads, pages, arena, told = kind(2), np.arange(2), Arena(8, 8, PAGE), threading.Event()
+    errors: list[BaseException | None] = []
+
+    def on_read_end(_pages: Collection[int], error: BaseException | None) -> None:
+        errors.append(error)
+        if error is None:
+            raise MemoryError("no room for the books")
+        told.set()
+        raise SystemExit
+
+    reads.start(Load(store, arena, pages, pages, Priority.ON_DEMAND, on_read_end))
+    assert told.wait(20)
+    assert [str(error) for error in errors] == ["None", "no room for the books"]
+    assert Loaded(reads, store, pages, pages, arena).wait().came == {0, 1}
+    assert reads.close()
+    assert "no room for the books" in caplog.text
+
+
+def _refuse_rings() -> None:
+    """Have io_uring_enter fail with EPERM from now on, in all threads of this process, as sandboxes do."""
+    instruction, number = struct.Struct("HBBI"), {"x86_64": 317, "aarch64": 277}[platform.machine()]
+    filters = ctypes.create_string_buffer(
+        instruction.pack(0x20, 0, 0, 0)  # the number of the call
+        + instruction.pack(0x15, 0, 1, 426)  # io_uring_enter?
+        + instruction.pack(0x06, 0, 0, 0x0005_0000 | errno.EPERM)
+        + instruction.pack(0x06, 0, 0, 0x7FFF_0000)
+    )
+    program = ctypes.create_string_buffer(struct.pack("HP", 4, ctypes.addressof(filters)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # no new privileges
+    assert libc.syscall(number, 1, 1, program) == 0, os.strerror(ctypes.get_errno())
+
+
+def test_threads_go_on_when_a_sandbox_refuses_the_ring(store: VerifyingStore) -> None:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            reads, pages, arena = native_reads.NativeReads(2), np.arange(0, PAGES, 2), Arena(PAGES, PAGES, PAGE)
+            assert Loaded(reads, store, pages, pages, arena).wait().came == set(pages.tolist())
+            _refuse_rings()
+            assert Loaded(reads, store, pages + 1, pages + 1, arena).wait().came == set((pages + 1).tolist())
+            assert reads.device == "threads"
+            assert reads.close()
+            code = 0
+        except BaseException:  # noqa: BLE001 - the parent says it
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    signal.alarm(120)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    signal.alarm(0)
 
 
 def test_the_interpreter_ends_while_nobody_closed_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import VerifyingStore
+
+_log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
 """How long closing waits for a read that hangs."""
@@ -37,7 +40,7 @@ class Load:
         slots: [N], the slot of each. It belongs to its read until that has ended.
         priority: who may overtake whom.
         on_read_end: called in a thread of the pager with pages that have come, or with those of a read that failed and
-            why. Pages that came are in place and checked.
+            why. Pages that came are in place and checked. Should it raise, it is called again with what it raised.
         cancellable: whether `Reads.cancel` may take back what hasn't begun, as of pages for the arena; else only
             `Reads.withdraw` does.
     """
@@ -49,6 +52,17 @@ class Load:
     priority: Priority
     on_read_end: Callable[[Collection[int], BaseException | None], None]
     cancellable: bool = True
+
+    def end(self, pages: Collection[int], error: BaseException | None) -> None:
+        """Tell of a read's end. What `on_read_end` raises reaches whoever waits, and never the thread that reads."""
+        try:
+            self.on_read_end(pages, error)
+        except BaseException as raised:  # noqa: BLE001 - told to whoever waits
+            _log.exception("the end of a read could not be told")
+            try:
+                self.on_read_end(pages, error or raised)
+            except BaseException:  # noqa: BLE001 - whoever waits will say that nothing came
+                _log.exception("nor that it could not")
 
 
 class Reads(Protocol):

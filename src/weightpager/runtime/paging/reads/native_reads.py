@@ -164,7 +164,7 @@ def _drive(queue: _native.ReadQueue, loads: dict[int, Load], progress: _Progress
             if failure not in (Failure.STORAGE, Failure.END_OF_FILE, Failure.NO_THREAD):
                 load.store.count(len(pages) * load.into.page_bytes)
             progress.reads_ended += 1
-            load.on_read_end(pages, read_error(failure, error, corrupt if failure == Failure.CORRUPT else pages[0]))
+            load.end(pages, read_error(failure, error, corrupt if failure == Failure.CORRUPT else pages[0]))
             del load
         for number in report[1]:
             loads.pop(number, None)

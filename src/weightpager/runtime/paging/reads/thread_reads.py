@@ -144,7 +144,7 @@ class ThreadReads:
             failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
             failure.__cause__ = error
         stage.give_back()
-        group.load.on_read_end(group.pages, failure)
+        group.load.end(group.pages, failure)
         with self._changed:  # it compares groups, and another thread may come between
             self._running.remove(group)
             self.reads_ended += 1
