@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from weightpager.errors import StoreError
 from weightpager.machine.direct_file import DirectFile
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.page_check import PageCheck
+from weightpager.runtime.planning.slots import ABSENT
 
 PAGE = 8192
 
@@ -50,3 +52,29 @@ def test_a_read_that_fails_in_its_middle_is_told(tmp_path: Path, monkeypatch: py
             PageCheck(state).repair()
     finally:
         file.close()
+
+
+def test_others_have_the_lock_while_pages_are_hashed() -> None:
+    arena, lock = Arena(3, 3, PAGE), threading.Lock()
+    arena.pages[:] = np.random.default_rng(0).integers(0, 256, (3, PAGE), np.uint8)
+    sound = [blake3(page).digest() for page in arena.pages]
+    compared: list[tuple[int, bool]] = []
+
+    class Ids:
+        """Looked up when a page has been hashed."""
+
+        def __getitem__(self, page: int) -> np.ndarray:
+            compared.append((page, lock.locked()))
+            if len(compared) == 4:  # between the hash of page 2, which was changed just now, and its second one
+                state.blocks.page_table[2] = ABSENT
+            return np.frombuffer(sound[page], np.uint8)
+
+    state: Any = SimpleNamespace(
+        lock=lock,
+        blocks=SimpleNamespace(resident=lambda: np.arange(3), page_table=np.arange(3)),
+        memory=SimpleNamespace(arena=arena),
+        index=SimpleNamespace(ids=Ids()),
+    )
+    arena.pages[1:, 7] ^= 1
+    assert PageCheck(state).damaged() == [1]
+    assert compared == [(0, False), (1, False), (1, True), (2, False)]

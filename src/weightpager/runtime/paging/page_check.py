@@ -9,11 +9,7 @@ from blake3 import blake3
 
 from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.slots import ABSENT
-
-_AT_ONCE = 64
-"""Pages that are hashed before others may have the lock."""
 
 
 class PageCheck:
@@ -26,8 +22,7 @@ class PageCheck:
         """Resident pages whose bytes no longer match their id."""
         with self._state.lock:
             pages = self._state.blocks.resident()
-        pieces = [pages[start : start + _AT_ONCE] for start in range(0, len(pages), _AT_ONCE)]
-        return [page for piece in pieces for page in self._damaged(piece)]
+        return [page for page in pages.tolist() if self._damaged(page)]
 
     def repair(self) -> list[int]:
         """Reload damaged pages in place. Returns their numbers.
@@ -58,12 +53,20 @@ class PageCheck:
             with self._state.lock:
                 self._state.reading.remove(page)
 
-    def _damaged(self, pages: Pages) -> list[int]:
-        state = self._state
-        with state.lock:
-            return [
-                int(page)
-                for page in pages
-                if (slot := int(state.blocks.page_table[page])) != ABSENT
-                and blake3(state.memory.arena.content(slot)).digest() != state.index.ids[page].tobytes()
-            ]
+    def _damaged(self, page: int) -> bool:
+        """Whether a resident page differs from its id. Others have the lock while it is hashed, which takes long."""
+        with self._state.lock:
+            content = self._content(page)
+        if content is None or self._matches(page, content):
+            return False
+        with self._state.lock:  # it may have gone, and others come to its slot
+            content = self._content(page)
+            return content is not None and not self._matches(page, content)
+
+    def _content(self, page: int) -> memoryview | None:
+        """The bytes of a page; None if it isn't resident. The lock is held."""
+        slot = int(self._state.blocks.page_table[page])
+        return None if slot == ABSENT else self._state.memory.arena.content(slot)
+
+    def _matches(self, page: int, content: memoryview) -> bool:
+        return bool(blake3(content).digest() == self._state.index.ids[page].tobytes())
