@@ -106,7 +106,8 @@ void run_attention(const Step& step, const Running& running) {
     if (step.in[3].number >= 0) take_mask(step, running, a);
     if (a.heads == 0) return;  // the cache has the keys and values by now
     const int64_t rows = a.rows(), pieces = divide_up(rows, kQueriesAtOnce), share = divide_up(rows, pieces);
-    parallel_for(a.batch * a.groups * pieces, running.worth(a.batch * a.heads * a.queries * a.keys * a.depth / 8), [&](int64_t i) {
+    const int threads = running.worth(product_of({a.batch, a.heads, a.queries, a.keys, a.depth}) / 8);
+    parallel_for(a.batch * a.groups * pieces, threads, [&](int64_t i) {
         const int64_t group = i / pieces, first = i % pieces * share;
         running.vectors.attend(a, group / a.groups, group % a.groups, first, std::min(rows, first + share));
     });
@@ -143,6 +144,7 @@ void infer_attention(Inference& inference) {
                          "operand 3: expected int64 or bool [batch, keys], found ", mask);
     }
     inference.remember(Remembered{tokens_first, inference.has(3) && inference.is_mask(3)});
+    inference.want_products({batch, heads, query.sizes[token], keys, query.sizes[3] + value.sizes[3]});
     // Tokens are written before heads, and looked at as the layout has it: what follows wants a token's heads together.
     const int64_t tokens = query.sizes[token], depth = value.sizes[3];
     View out = inference.own(Type::float32, {batch, tokens, heads, depth});

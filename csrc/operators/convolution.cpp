@@ -94,6 +94,7 @@ void infer_convolution(Inference& inference) {
     const int64_t width = outputs_along(inference, x.sizes[3], kernel[3], stride[1], padding[1]);
     const int64_t patch = inference.elements_of({kernel[1], kernel[2], kernel[3]});
     const int64_t rows = inference.elements_of({x.sizes[0], height, width});
+    inference.want_products({rows, kernel[0], patch});
     const int64_t at_once = std::max<int64_t>(1, std::min(rows, kScratch / int64_t{sizeof(float)} / std::max<int64_t>(1, patch)));
     inference.remember(Shape{x.sizes[1], x.sizes[2], x.sizes[3], kernel[0], kernel[2], kernel[3], height, width,
                              {stride[0], stride[1]}, {padding[0], padding[1]}, groups, at_once});

@@ -65,6 +65,7 @@ Sizes expect_factor(Inference& inference, size_t i) {
     inference.expect(!weight.elsewhere, weight.name, ": expected a weight, found rows that come on demand");
     inference.expect(weight.sizes.size() == 2 && !x.sizes.empty() && x.sizes.back() == weight.sizes[1],
                      "operand 0: expected [..., inputs] for ", weight.name, " ", weight.sizes, ", found ", x.sizes);
+    inference.want_products({rows_of(x), weight.sizes[0], weight.sizes[1]});
     Sizes sizes = x.sizes;
     sizes.back() = weight.sizes[0];
     return sizes;
@@ -204,7 +205,8 @@ void infer_matmul(Inference& inference) {
     right = whole[1];
     sizes.push_back(x.sizes[x.sizes.size() - 2]);
     sizes.push_back(y.sizes.back());
-    inference.give(Type::float32, sizes);
+    const View& out = inference.give(Type::float32, sizes);
+    inference.want_products({rows_of(out), out.last(), inner});
     inference.run_by(&run_matmul);
 }
 

@@ -17,7 +17,9 @@ struct ActivationLayout {
 };
 
 // The largest first, each at the lowest place that is free while it is needed (Pisarchyk and Lee, Efficient Memory
-// Management for Deep Neural Net Inference: greedy by size).
+// Management for Deep Neural Net Inference: greedy by size). Buffers come in the order of their first steps. Throws
+// std::invalid_argument where too many are needed at once: each is compared with those alone, so that the time grows with
+// the buffers and not with their square.
 ActivationLayout lay_out(const std::vector<Buffer>& buffers);
 
 }  // namespace weightpager

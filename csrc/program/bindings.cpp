@@ -89,6 +89,7 @@ class PyProgram {
                std::shared_ptr<KVCache> cache) {
         std::vector<const void*> data;
         for (uintptr_t address : addresses) data.push_back(at<const void>(address));
+        const nb::gil_scoped_release release;  // a plan of a large graph takes long
         program_.begin(std::move(data), sizes, std::move(cache));
     }
 

@@ -14,6 +14,9 @@ const T* as(const Attribute& attribute) {
 // The buffers of all plans together stay far below what an int64 counts.
 constexpr int64_t kMostScratch = int64_t{1} << 44;
 
+// Of a call: twice what a model of 70 billion weights takes to read 8,192 tokens at once.
+constexpr int64_t kMostProducts = int64_t{1} << 50;
+
 }  // namespace
 
 const View& Inference::in(size_t i) const {
@@ -149,6 +152,14 @@ void Inference::give_view(View view) { step_.out.push_back(std::move(view)); }
 void Inference::want_scratch(int64_t bytes) {
     expect(bytes >= 0 && bytes < kMostScratch, "expected less memory to be needed");
     step_.scratch = {Type::boolean, {bytes}, {1}, Memory::buffer, planning_.add_buffer(bytes), 0};
+}
+
+void Inference::want_products(std::initializer_list<int64_t> counts) {
+    int64_t products = 1;
+    for (int64_t count : counts) products = product_of({products, count == 0 ? 1 : count});
+    expect(products <= kMostProducts - planning_.products, "expected at most 2^50 multiplications in a call, found ",
+           product_of({products, 1}), " here and ", planning_.products, " before: give fewer or shorter inputs");
+    planning_.products += products;
 }
 
 bool Inference::share(const std::string& key, int64_t bytes) {

@@ -105,6 +105,9 @@ class Inference {
     // One that looks at an operand's memory.
     void give_view(View view);
     void want_scratch(int64_t bytes);
+    // So many multiplications. Operands that are expanded take no memory, which then bounds nothing. None counts as one: the
+    // loops around it run.
+    void want_products(std::initializer_list<int64_t> counts);
     // Memory that nodes of the same key have in common; true to the first, which fills it.
     bool share(const std::string& key, int64_t bytes);
     std::string name_of(size_t i) const;  // of an operand's value, for keys

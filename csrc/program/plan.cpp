@@ -77,9 +77,8 @@ void Planning::use(const View& view) {
 }
 
 int Description::values() const {
-    int values = static_cast<int>(inputs.size() + parameters.size());
-    for (const Node& node : nodes) values += node.outputs;
-    return values;
+    if (nodes.empty()) return static_cast<int>(inputs.size() + parameters.size());
+    return nodes.back().first_output + nodes.back().outputs;
 }
 
 Plan make_plan(const Description& description, const std::vector<Sizes>& input_sizes, int64_t earlier, int64_t most_bytes) {

@@ -9,6 +9,7 @@ namespace weightpager {
 namespace {
 
 constexpr size_t kMostPlans = 16;
+constexpr size_t kMostSteps = 20000;  // of all plans that are kept; one is kept of any size
 constexpr size_t kMostNodes = 20000;
 constexpr size_t kMaskOperand = 3;  // of attention
 
@@ -94,7 +95,10 @@ const Plan& Program::plan_for(const std::vector<Sizes>& sizes, int64_t earlier) 
         return plans_.front().second;
     }
     Plan plan = make_plan(description_, sizes, earlier, most_bytes_);
-    if (plans_.size() == kMostPlans) plans_.pop_back();
+    size_t steps = plan.steps.size();
+    for (const auto& known : plans_) steps += known.second.steps.size();
+    for (; plans_.size() >= kMostPlans || (steps > kMostSteps && !plans_.empty()); plans_.pop_back())
+        steps -= plans_.back().second.steps.size();
     plans_.emplace_front(sizes, std::move(plan));
     ++plans_made_;
     return plans_.front().second;

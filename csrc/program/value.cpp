@@ -31,6 +31,16 @@ int64_t checked_elements(const Sizes& sizes) {
     return elements;
 }
 
+int64_t product_of(std::initializer_list<int64_t> counts) {
+    int64_t product = 1;
+    bool fits = true;
+    for (int64_t count : counts) {
+        if (count == 0) return 0;
+        fits = fits && !__builtin_mul_overflow(product, count, &product);
+    }
+    return fits ? product : INT64_MAX;
+}
+
 Sizes dense_strides(const Sizes& sizes) {
     Sizes strides(sizes.size());
     int64_t stride = 1;

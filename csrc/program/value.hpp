@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -25,6 +26,9 @@ std::string text_of(Type type);
 
 // Throws std::invalid_argument where there are too many axes or elements, or a size is negative.
 int64_t checked_elements(const Sizes& sizes);
+
+// A product of counts; the largest number where it doesn't fit.
+int64_t product_of(std::initializer_list<int64_t> counts);
 
 // In elements, of axes without gaps.
 Sizes dense_strides(const Sizes& sizes);

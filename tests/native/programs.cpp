@@ -216,6 +216,43 @@ std::vector<std::string> size_mistakes(const Kernel& kernel) {
     return found;
 }
 
+bool lays_out(const std::vector<Buffer>& buffers) {
+    try {
+        lay_out(buffers);
+    } catch (const std::invalid_argument&) {
+        return false;
+    }
+    return true;
+}
+
+// What is needed at once lies apart, and what would take long to lay out is refused.
+std::vector<std::string> layout_mistakes() {
+    std::vector<std::string> found;
+    Random random(11);
+    for (int turn = 0; turn < 200; ++turn) {
+        std::vector<Buffer> buffers;
+        for (int64_t step = 0; step < random.between(1, 80); ++step)
+            buffers.push_back({random.between(0, 400), step, step + random.between(0, random.one_in(8) ? 80 : 6)});
+        const ActivationLayout layout = lay_out(buffers);
+        for (size_t a = 0; a < buffers.size(); ++a)
+            for (size_t b = 0; b < a; ++b) {
+                const bool at_once = buffers[b].last >= buffers[a].first && buffers[a].last >= buffers[b].first;
+                const bool apart = layout.offsets[b] + buffers[b].bytes <= layout.offsets[a] ||
+                                   layout.offsets[a] + buffers[a].bytes <= layout.offsets[b];
+                if (at_once && !apart && buffers[a].bytes > 0 && buffers[b].bytes > 0)
+                    found.push_back("layout: buffers that are needed at once share memory");
+            }
+    }
+    std::vector<Buffer> many, short_lived;
+    for (int64_t step = 0; step < 20000; ++step) {
+        short_lived.push_back({64, step, step + 40});
+        many.push_back({64, step, 20000});
+    }
+    if (!lays_out(short_lived)) found.push_back("layout: a long graph is refused");
+    if (lays_out(many)) found.push_back("layout: a graph is taken in which everything is needed at once");
+    return found;
+}
+
 #if !defined(__SANITIZE_ADDRESS__)  // which ends the process where there is no memory
 // Runs out of memory: there are no 2^48 bytes.
 template <class Body>
@@ -249,8 +286,9 @@ std::vector<std::string> kv_cache_mistakes() { return {}; }
 }  // namespace
 
 std::vector<std::string> program_mistakes(const Kernel& kernel, int64_t cases) {
-    std::vector<std::string> found = size_mistakes(kernel), torn = kv_cache_mistakes();
+    std::vector<std::string> found = size_mistakes(kernel), torn = kv_cache_mistakes(), overlaps = layout_mistakes();
     found.insert(found.end(), torn.begin(), torn.end());
+    found.insert(found.end(), overlaps.begin(), overlaps.end());
     int64_t ran = 0;
     for (int64_t number = 0; number < cases; ++number) {
         RandomProgram program(kernel, number);

@@ -111,3 +111,38 @@ def test_a_weight_may_be_a_view_of_all_of_a_parameter(
     graph, inputs = _with_weight_by(op, operands, attributes, made)
     w = np.random.default_rng(0).normal(size=sizes).astype(np.float32)
     np.testing.assert_allclose(Program(graph, {"w": w}).run(inputs)["y"], run(graph, {"w": w}, inputs)["y"], rtol=1e-5)
+
+
+_PRODUCTS = {
+    "matmul": ([2**20, 2**20], Node("matmul", (_VALUE("a"), _VALUE("a")), {}, ("b",))),
+    "attention": (
+        [1, 1, 2**30, 64],
+        Node(
+            "attention",
+            (_VALUE("a"), _VALUE("a"), _VALUE("a"), None),
+            {"layout": "bhtd", "scale": 1.0, "causal": False, "window": 0, "softcap": 0.0, "index": 0},
+            ("b",),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _PRODUCTS)
+def test_products_of_what_takes_no_memory_are_bounded(name: str) -> None:
+    shape, node = _PRODUCTS[name]
+    expand = Node("expand", (_X,), {"shape": shape}, ("a",))
+    x = np.ones([1] * (len(shape) - 1) + shape[-1:], np.float32)
+    with pytest.raises(
+        ValueError, match=rf"node 1 \({name}\): expected at most 2\^50 multiplications in a call, found"
+    ):
+        Program(_graph([expand, node], x=x), {}).run({"x": x})
+
+
+def test_all_products_of_a_call_are_bounded_together() -> None:
+    expand = Node("expand", (_X,), {"shape": [2**13, 2**20]}, ("a",))
+    turn = Node("permute", (_VALUE("a"),), {"axes": [1, 0]}, ("c",))
+    products = [Node("matmul", (_VALUE("a"), _VALUE("c")), {}, (f"v{at}",)) for at in range(20)]
+    x = np.ones((1, 2**20), np.float32)
+    wanted = r"node 18 \(matmul\): .* found 70368744177664 here and 1125899906842624 before: give fewer"
+    with pytest.raises(ValueError, match=wanted):
+        Program(_graph([expand, turn, *products], x=x), {}).run({"x": x})
