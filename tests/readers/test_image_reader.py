@@ -22,6 +22,8 @@ from transformers import (
     CLIPImageProcessorPil,
     DeiTImageProcessorPil,
     Dinov2Config,
+    ResNetConfig,
+    SegformerConfig,
     SegformerImageProcessorPil,
     ViTConfig,
     ViTImageProcessorPil,
@@ -149,6 +151,14 @@ def test_a_model_that_takes_any_size_is_given_what_its_processor_makes(reader: R
     assert Reader(reader.processor, Dinov2Config(image_size=2**24, patch_size=8)).shape == (3, 16, 16)
     with pytest.raises(ImageError, match="expected pixels .*1, 16, 16"):
         Reader(reader.processor, Dinov2Config(image_size=56, patch_size=8, num_channels=1)).read(tmp_path / "a.png")
+
+
+def test_a_model_that_states_no_size_takes_what_its_processor_makes_of_any_image(reader: Reader) -> None:
+    for config in (SegformerConfig(), ResNetConfig()):
+        assert getattr(config, "image_size", None) is None
+        assert Reader(reader.processor, config).shape == (3, 16, 16)
+        assert Reader(ViTImageProcessorPil(size={"height": 12, "width": 20}), config).shape == (3, 12, 20)
+        assert Reader(ViTImageProcessorPil(do_resize=False), config).shape is None
 
 
 def test_the_model_must_take_what_the_processor_makes(reader: Reader) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 _ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "swinv2"})
 """Models that take images of any size: their configuration's is that of their training, 518 where DINOv2's processor
 cuts to 224."""
-
-_TRIAL = (24, 32)
-"""Height and width of a blank image."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,8 @@ class ImageReader:
 
     Attributes:
         shape: channels, height and width that the model takes; of one that takes any size, what the processor makes of
-            a square image. None if its configuration doesn't say.
+            a square image. If its configuration doesn't say, what the processor makes of any image; None if its size
+            depends on the image's.
     """
 
     def __init__(self, process: Callable[[PilImage], Pixels], model: ImageModel) -> None:
@@ -64,15 +62,15 @@ class ImageReader:
 
         Raises:
             Exception: whatever it raises about its settings.
-            ValueError: it gives no finite pixels.
+            ValueError: it gives no finite pixels, or not of one image.
         """
         self._process = process
         self.shape = model.shape
-        any_size = self.shape is not None and model.type in _ANY_SIZE
-        channels, height, width = self.shape if self.shape is not None and any_size else (3, *_TRIAL)
-        blank = _blank(process, min(height, MOST_SIDE), min(width, MOST_SIDE))  # it may say anything
-        if any_size:
-            self.shape = channels, blank.shape[-2], blank.shape[-1]
+        any_size = self.shape is None or model.type in _ANY_SIZE
+        made = {_blank(process, height, width).shape for height, width in _trials(model)}
+        if any_size and len(made) == 1:
+            ((channels, height, width),) = made
+            self.shape = model.channels or channels, height, width
 
     def read(self, source: Path | bytes | Frame, most_pixels: int = MOST_PIXELS) -> Pixels:
         """The pixels of a file, of a file's content or of a frame, float32 [channels, height, width].
@@ -132,10 +130,20 @@ def _values(file: Path) -> Mapping[str, Any]:
     return found
 
 
+def _trials(model: ImageModel) -> Sequence[tuple[int, int]]:
+    """Heights and widths of blank images, of which a processor makes one shape if it does of all images."""
+    if model.shape is None or model.type not in _ANY_SIZE:
+        return (24, 32), (32, 24)
+    _, height, width = model.shape
+    return ((min(height, MOST_SIDE), min(width, MOST_SIDE)),)  # it may say anything
+
+
 def _blank(process: Callable[[PilImage], Pixels], height: int, width: int) -> Pixels:
     from PIL import Image
 
     pixels = process(Image.new("RGB", (width, height)))
+    if pixels.ndim != 3:
+        raise ValueError(f"expected pixels [channels, height, width] of a blank image, found {list(pixels.shape)}")
     if not np.isfinite(pixels).all():
         raise ValueError("expected finite pixels of a blank image, found others")
     return pixels
