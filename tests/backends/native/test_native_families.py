@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from weightpager.errors import NotExportableError
 pytest.importorskip("weightpager.kernels._native")
 
 from weightpager.backends.native import KVCache, Program
+from weightpager.backends.native.model_limits import ModelConfig
+from weightpager.backends.native.task import NativeTask
 
 CLOSE = {"float32": 1e-5, "bfloat16": 1e-5}
 """How close logits are, in parts of the largest one, by the parameters' dtype. The module has the same rounded values
@@ -100,3 +103,61 @@ def _in_pieces(program: Program, inputs: Mapping[str, Any], split: int) -> Any:
         cut["attention_mask"] = inputs["attention_mask"][:, : piece.stop]  # of earlier tokens, too
         found.append(program.run(cut, cache)["logits"])
     return np.concatenate(found, 1)
+
+
+class _Open:
+    """A gate whose pages are all there."""
+
+    def enter(self, layer: int) -> None:
+        """At once."""
+
+    def leave(self, layer: int) -> None:
+        """At once."""
+
+
+def _paddings() -> list[np.ndarray]:
+    """Masks of three texts, the first whole: padded on the right, on the left, and on both sides."""
+    masks, random = [], np.random.default_rng(0)
+    for right, left in ((True, False), (False, True), (True, True)):
+        mask = np.ones((3, 9), np.int64)
+        for text in mask[1:]:
+            text[9 - random.integers(1, 4) * right :] = 0
+            text[: random.integers(1, 4) * left] = 0
+        masks.append(mask)
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "kind"),
+    [
+        pytest.param(family, settings, kind, marks=() if family == "OPT" else pytest.mark.slow)
+        for families, kind in KINDS
+        for family, settings in families.items()
+        if kind != "image-classification"
+    ],
+)
+def test_padding_on_any_side_is_what_it_is_to_the_module(
+    tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind
+) -> None:
+    """Where no positions are stated, in one piece and in two."""
+    try:
+        graph = exported(tmp_path_factory, family, kind)
+    except NotExportableError as error:
+        pytest.skip(str(error))
+    config = config_of(family, settings)
+    module, said = empty_module_of(config, kind, 5), ModelConfig(json.loads(config.to_json_string()))
+    give_values(module)
+    programs = (Program(graph, _values(module, "float32")),)
+    task = NativeTask(graph, programs, _Open(), said.context, numbers_by_mask=said.numbers_by_mask)
+    for mask in _paddings():
+        ids = np.where(mask == 0, config.pad_token_id or 0, np.random.default_rng(1).integers(1, 16, mask.shape))
+        wanted = logits(module, {"input_ids": ids, "attention_mask": mask})
+        seen: Any = mask != 0 if wanted.ndim == 3 else slice(None)
+        limit = CLOSE["float32"] * max(1.0, float(np.abs(wanted[seen]).max()))
+        found = task(input_ids=ids, attention_mask=mask)["logits"]
+        np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=limit)
+        if kind == "language-modeling":
+            cache = KVCache(2**24)
+            first = task(cache, input_ids=ids[:, :4], attention_mask=mask[:, :4])["logits"]
+            pieces = np.concatenate([first, task(cache, input_ids=ids[:, 4:], attention_mask=mask)["logits"]], 1)
+            np.testing.assert_allclose(pieces[seen], wanted[seen], rtol=0, atol=limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,16 +90,25 @@ BEHIND_PADDING = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", BEHIND_PADDING)
-def test_rows_of_a_table_before_its_padding_are_no_positions(architecture: str) -> None:
+def contexts(architecture: str, **settings: Any) -> tuple[int, int]:
+    """Tokens that a model of 40 positions reads, by us and by torch."""
     sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = AutoConfig.for_model(
-        architecture, **sizes, num_attention_heads=2, max_position_embeddings=40, pad_token_id=1
-    )
+    config = AutoConfig.for_model(architecture, **sizes, num_attention_heads=2, max_position_embeddings=40, **settings)
     with empty_on_meta():
         module = AutoModel.from_config(config)
     ours = ModelConfig(json.loads(config.to_json_string())).limits(takes_images=False).context
-    assert ours == context_length(module) == 38
+    return ours, context_length(module)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5])
+@pytest.mark.parametrize("architecture", BEHIND_PADDING)
+def test_rows_of_a_table_before_its_padding_are_no_positions(architecture: str, padding: int) -> None:
+    begins = 1 if architecture == "mpnet" else padding
+    assert contexts(architecture, pad_token_id=padding) == (39 - begins, 39 - begins)
+
+
+def test_rotary_positions_begin_behind_no_padding() -> None:
+    assert contexts("esm", pad_token_id=1, position_embedding_type="rotary") == (40, 40)
 
 
 def test_decoders_go_on_with_the_same_tokens(writer_bundle: Path) -> None:

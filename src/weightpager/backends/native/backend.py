@@ -53,7 +53,7 @@ class NativeBackend:
         self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
         config = ModelConfig.read(bundle)
         self._limits, self._eos_token_ids = config.limits(bundle.takes_images), end_tokens(bundle, config)
-        self._narrow, self._workspaces = config.narrow, Workspaces()
+        self._narrow, self._numbers_by_mask, self._workspaces = config.narrow, config.numbers_by_mask, Workspaces()
 
     def place(self, stored: Parameters) -> Parameters:
         return stored
@@ -83,7 +83,9 @@ class NativeBackend:
             )
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
-        return NativeTask(parts.name, graph, programs, parts.gate, self._limits.context)
+        return NativeTask(
+            parts.name, graph, programs, parts.gate, self._limits.context, numbers_by_mask=self._numbers_by_mask
+        )
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:  # noqa: ARG002 - the interface's
         return self._limits

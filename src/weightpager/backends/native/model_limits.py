@@ -32,6 +32,9 @@ _BEHIND_PADDING = frozenset(
 _PADDING = 1
 """Their padding token, where a configuration states none."""
 
+_NUMBERED_BY_MASK = frozenset({"opt"})
+"""Architectures that number a text's tokens by its mask where no positions are stated. Others count padding, too."""
+
 _MOST_TOKENS = 2**20
 _FLOAT, _HALF = 4, 2
 
@@ -68,10 +71,17 @@ class ModelConfig:
     def context(self) -> int:
         """Tokens that the model can read, as far as it says."""
         tokens = min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS)
-        if self._values.get("model_type") not in _BEHIND_PADDING:
+        if self.architecture not in _BEHIND_PADDING:
             return tokens
-        padding = self._values.get("pad_token_id")
+        if self._values.get("position_embedding_type") == "rotary" and self.architecture == "esm":  # without a table
+            return tokens
+        padding = None if self.architecture == "mpnet" else self._values.get("pad_token_id")  # MPNet's is always 1
         return max(1, tokens - (padding if isinstance(padding, int) else _PADDING) - 1)
+
+    @property
+    def numbers_by_mask(self) -> bool:
+        """Whether the model's positions, where a call states none, leave out what its mask hides."""
+        return self.architecture in _NUMBERED_BY_MASK
 
     @property
     def narrow(self) -> bool:

@@ -13,7 +13,7 @@ from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, See
 from weightpager.answers.work import Sampling
 from weightpager.backends.native.program import KVCache
 from weightpager.backends.native.sampling import Sampler
-from weightpager.backends.native.task import NativeTask
+from weightpager.backends.native.task import NativeTask, positions
 from weightpager.errors import BundleFormatError
 from weightpager.graph.file import graph_file
 
@@ -91,11 +91,6 @@ class NativeModel:
         if not self.task.has_head or "attention_mask" not in inputs:
             return inputs
         return {**inputs, "position_ids": positions(inputs["attention_mask"])}
-
-
-def positions(mask: Integers) -> Integers:
-    """Each token's number among its text's, int64 [texts, tokens]; padding on the left has none and gets 0."""
-    return np.maximum(np.cumsum(mask, 1) - 1, 0)
 
 
 class _Read:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,7 +19,16 @@ class NativeTask:
         graph: the graph of the task's kind; ``graph.inputs`` and ``graph.outputs`` say what a call takes and gives.
     """
 
-    def __init__(self, name: str, graph: Graph, programs: tuple[Program, ...], gate: Gate, context: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        programs: tuple[Program, ...],
+        gate: Gate,
+        context: int,
+        *,
+        numbers_by_mask: bool = False,
+    ) -> None:
         """Nothing is computed yet.
 
         Args:
@@ -29,11 +38,13 @@ class NativeTask:
                 few of a forward's tokens need any.
             gate: the task's gate.
             context: tokens that the model says it can read.
+            numbers_by_mask: whether positions, where a call states none, leave out tokens that its mask hides.
         """
         self._name, self.graph = name, graph
         self._below, self._head = programs[0], programs[1] if len(programs) > 1 else None
         self._gate = gate
         self._context = context
+        self._numbers_by_mask = numbers_by_mask
 
     def __repr__(self) -> str:
         takes, gives = ([each.name for each in side] for side in (self.graph.inputs, self.graph.outputs))
@@ -53,7 +64,9 @@ class NativeTask:
             cache: keys and values of earlier tokens, which those of this call are appended to.
             inputs: by name, as the graph has them: ``input_ids`` int64 [batch, length], or ``pixel_values`` float32
                 [batch, channels, height, width]. Where they are left out, ``attention_mask`` [batch, earlier + length]
-                has all tokens seen, and ``position_ids`` [batch, length] count on from the earlier ones.
+                has all tokens seen, and ``position_ids`` [batch, length] are those that the model's own code gives:
+                OPT numbers the tokens that the mask shows, all others count padding on the left, too. Where a text's
+                padding mustn't matter, state them.
 
         Raises:
             TypeError: an input comes without its name.
@@ -75,8 +88,7 @@ class NativeTask:
         known = {each.name for each in self.graph.inputs}
         if unknown := sorted(inputs.keys() - known):
             raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        defaults = {name: self._default(name, inputs, cache) for name in known if name not in inputs}
-        all_inputs = {**inputs, **{name: array for name, array in defaults.items() if array is not None}}
+        all_inputs = self._with_defaults(inputs, cache)
         earlier = 0 if cache is None else cache.tokens
         try:
             outputs = self.below(all_inputs, cache)
@@ -103,27 +115,27 @@ class NativeTask:
         assert self._head is not None
         return self._head.run({"hidden": hidden}, gate=self._gate)["logits"]
 
-    def _default(self, name: str, inputs: Mapping[str, Array], cache: KVCache | None) -> Array | None:
-        make, ids = _DEFAULTS.get(name), inputs.get("input_ids")
-        if make is None or ids is None or np.ndim(ids) != 2:
-            return None  # the program says what is missing
+    def _with_defaults(self, inputs: Mapping[str, Array], cache: KVCache | None) -> Mapping[str, Array]:
+        """Inputs, and what needn't be stated; without ids the program says what is missing."""
+        ids = inputs.get("input_ids")
+        if ids is None or np.ndim(ids) != 2:
+            return inputs
         batch, length = np.shape(ids)
-        return make(batch, length, 0 if cache is None else cache.tokens)
+        end = length + (0 if cache is None else cache.tokens)
+        seen = np.ones((batch, end), np.int64)
+        mask = inputs.get("attention_mask", seen)
+        by_mask = self._numbers_by_mask and np.shape(mask) == seen.shape
+        made = {"attention_mask": seen, "position_ids": positions(mask if by_mask else seen)[:, end - length :]}
+        return {**{each.name: made[each.name] for each in self.graph.inputs if each.name in made}, **inputs}
+
+
+def positions(mask: Array) -> Array:
+    """Each token's number among its text's, int64 [texts, tokens]; padding on the left has none and gets 0."""
+    numbers: Array = np.maximum(np.cumsum(mask, 1) - 1, 0)
+    return numbers
 
 
 def _length(inputs: Mapping[str, Array]) -> int:
     """Tokens of each text; 0 where the inputs aren't texts."""
     shape = np.shape(inputs.get("input_ids", ()))
     return int(shape[1]) if len(shape) == 2 else 0
-
-
-def _all_seen(batch: int, length: int, earlier: int) -> Array:
-    return np.ones((batch, earlier + length), np.int64)
-
-
-def _counted(batch: int, length: int, earlier: int) -> Array:
-    return np.tile(np.arange(earlier, earlier + length), (batch, 1))
-
-
-_DEFAULTS: dict[str, Callable[[int, int, int], Array]] = {"attention_mask": _all_seen, "position_ids": _counted}
-"""Inputs that needn't be stated, of batch, length and earlier tokens."""
