@@ -148,7 +148,7 @@ def test_padding_on_any_side_is_what_it_is_to_the_module(
     module, said = empty_module_of(config, kind, 5), ModelConfig(json.loads(config.to_json_string()))
     give_values(module)
     programs = (Program(graph, _values(module, "float32")),)
-    task = NativeTask(graph, programs, _Open(), said.context, numbers_by_mask=said.numbers_by_mask)
+    task = NativeTask("a", graph, programs, _Open(), said.context, numbers_by_mask=said.numbers_by_mask)
     for mask in _paddings():
         ids = np.where(mask == 0, config.pad_token_id or 0, np.random.default_rng(1).integers(1, 16, mask.shape))
         wanted = logits(module, {"input_ids": ids, "attention_mask": mask})
