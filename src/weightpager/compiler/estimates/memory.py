@@ -270,7 +270,7 @@ class _Stages:
         return _ADAM * size + self._learning(batch, cut=False)
 
     def _checked(self) -> int:
-        """What recovery takes for that and for early stopping: the best values so far, and a teacher's answers."""
+        """What recovery's gradient steps take, with early stopping: the best values so far, and a teacher's answers."""
         file, whole = self.source.task_file, self.source.parameter_bytes
         learning = self._trained(whole, file.recover.batch)
         if file.recover.patience == 0 or any(task.validation is None for task in file.tasks.values()):
