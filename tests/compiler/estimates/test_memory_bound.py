@@ -98,8 +98,9 @@ def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:
 @pytest.fixture(scope="module")
 def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What a compile imports late, and its libraries' buffers, are there and can't hide what the bound leaves out."""
-    content = tiny.assistant(tmp_path_factory.mktemp("first"), dtype="int4", **METHODS["own values from closed form"])
-    wp.compile(content, out=tmp_path_factory.mktemp("out") / "a.bundle", cache=False)
+    for make in (tiny.assistant, tiny.clerk):
+        content = make(tmp_path_factory.mktemp("first"), dtype="int4", **METHODS["own values from closed form"])
+        wp.compile(content, out=tmp_path_factory.mktemp("out") / "a.bundle", cache=False)
 
 
 @pytest.mark.slow

@@ -34,8 +34,8 @@ from weightpager.nn import mixtures
 from weightpager.page_dtype import block_bytes
 from weightpager.task_data.batches import EVAL_BATCH, at_once
 
-_LATER = 256 << 20
-"""Packages that are imported, and threads that are started, after a model is loaded."""
+_LATER = 384 << 20
+"""Packages that are imported, threads that are started and buffers that libraries keep after a model is loaded."""
 
 _SAVED = 8
 """Bytes that a backward pass keeps per token and each input and output of a linear layer: float32, and as much again
