@@ -6,7 +6,10 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
+
+from weightpager.interrupts import uninterrupted
 
 _NORESERVE = 0x4000  # which Python doesn't name before 3.11
 
@@ -25,6 +28,7 @@ class DirectFile:
         descriptor: the open file's descriptor.
     """
 
+    @uninterrupted
     def __init__(self, path: Path, *, direct: bool = True, cached: bool = True) -> None:
         """Open a file.
 
@@ -39,11 +43,13 @@ class DirectFile:
         self.direct = direct
         flags = os.O_RDONLY | os.O_CLOEXEC
         try:
-            self.descriptor = os.open(path, flags | (os.O_DIRECT if direct else 0))
+            descriptor = os.open(path, flags | (os.O_DIRECT if direct else 0))
         except OSError as error:
             if not (direct and cached and error.errno == errno.EINVAL):
                 raise
-            self.descriptor, self.direct = os.open(path, flags), False
+            descriptor, self.direct = os.open(path, flags), False
+        self._file = FileIO(descriptor)  # closes it if nobody else does
+        self.descriptor = descriptor
 
     @property
     def size(self) -> int:
@@ -74,7 +80,7 @@ class DirectFile:
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self.descriptor)
+        self._file.close()
 
 
 def aligned_memory(count: int) -> mmap.mmap:

@@ -7,14 +7,18 @@ import os
 import stat
 from collections.abc import Generator
 from contextlib import closing
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
+
+from weightpager.interrupts import uninterrupted
 
 _NO_MATTER = 2**20  # files of up to so many bytes are not checked for holes
 _LEAST_STORED = 4
 """At least one byte of so many must be stored. Honest files have zeros, which a copy may turn into holes."""
 
 
+@uninterrupted
 def open_regular(path: Path) -> BinaryIO:
     """Open an ordinary file for reading, or a link to one.
 
@@ -28,10 +32,11 @@ def open_regular(path: Path) -> BinaryIO:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "no ordinary file", os.fspath(path))
-        return os.fdopen(descriptor, "rb")
+        file = FileIO(descriptor)  # which closes it from now on
     except BaseException:
         os.close(descriptor)
         raise
+    return BufferedReader(file)
 
 
 def is_hollow(file: BinaryIO, size: int) -> bool:
