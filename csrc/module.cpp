@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -63,6 +64,24 @@ class TableExpander {
     std::vector<Grid> grids_;
 };
 
+// The base of what is undone at the end of a `with` block, as runtime/bracket.py says. Python handles no signal from
+// the block's end until `leave` begins, and what it raises there is raised once `leave` has ended.
+struct Ending {};
+
+nb::object end_block(nb::handle self, nb::handle kind, nb::handle error, nb::handle trace) {
+    std::exception_ptr raised;
+    for (int more = 1000;; --more) {  // and not for ever, should a full stack keep it from beginning
+        try {
+            nb::object result = self.attr("leave")(kind, error, trace);
+            if (raised) std::rethrow_exception(raised);
+            return result;
+        } catch (nb::python_error&) {
+            if (more == 0 || !nb::cast<bool>(self.attr("entered"))) throw;
+            raised = std::current_exception();
+        }
+    }
+}
+
 void read_memory(uintptr_t address, int64_t bytes, int threads) {
     nb::gil_scoped_release release;
     read_all(at<const uint8_t>(address), bytes, std::max(1, threads));
@@ -83,6 +102,9 @@ NB_MODULE(_native, m) {
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "own"); });
     m.def("read_memory", &read_memory);
     m.def("look_up_rows", &look_up);
+    nb::class_<Ending>(m, "Ending")
+        .def(nb::init<>())
+        .def("__exit__", &end_block, nb::arg().none(), nb::arg().none(), nb::arg().none());
     nb::class_<TableExpander>(m, "TableExpander")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, bool, int64_t,
                       const std::vector<std::tuple<int64_t, int64_t, int64_t>>&>())

@@ -104,7 +104,7 @@ class Signatures:
 
     def _returned(self, function: griffe.Function) -> str:
         found = self.type(function.returns)
-        if any(str(each.value) == "contextmanager" for each in function.decorators):
+        if any(str(each.value) in ("contextmanager", "bracket") for each in function.decorators):
             return re.sub(r"^Iterator", "AbstractContextManager", found)
         return found
 

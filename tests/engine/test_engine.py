@@ -379,13 +379,14 @@ def test_leaving_a_task_waits_for_a_layer_that_is_reading(assistant_bundle: Path
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         engine.activate("animal")
         gate = engine._tasks["animal"].gate
-        gate.enter(0)
+        reader = object()
+        gate.enter(reader, 0)
         leaving = threading.Thread(target=engine.deactivate)
         leaving.start()
         leaving.join(0.1)
         assert leaving.is_alive()
         assert len(engine.blocks.locked())
-        gate.leave(0)
+        gate.leave(reader)
         leaving.join(10)
         assert not len(engine.blocks.locked())
 

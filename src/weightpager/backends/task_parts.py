@@ -24,16 +24,19 @@ def no_arrays(task: str, found: object) -> TypeError:
 class Gate(Protocol):
     """What a task asks before it reads pages of the arena, and tells when it has read them."""
 
-    def enter(self, layer: int) -> None:
-        """Wait until the pages of model layer ``layer`` may be read; they stay until `leave`.
+    def enter(self, reader: object, layer: int) -> None:
+        """Wait until the pages of model layer ``layer`` may be read; they stay until ``reader`` leaves.
 
         Raises:
             TaskNotActiveError: the task isn't active, so its pages may be absent.
             SwitchFailedError: one of the pages couldn't be loaded.
         """
 
-    def leave(self, layer: int) -> None:
-        """The pages of ``layer`` have been read."""
+    def note_read(self) -> None:
+        """What reads the pages has been launched."""
+
+    def leave(self, reader: object, /) -> None:
+        """The reader isn't inside any more, if it was: called in the ``finally`` of the ``try`` that it enters in."""
 
 
 @dataclass(frozen=True)

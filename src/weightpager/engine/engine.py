@@ -37,7 +37,9 @@ from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.errors import BusyError, ConfigError, of_bundle
+from weightpager.interrupts import acquired, uninterrupted
 from weightpager.readers.tokenizer import Tokenizer
+from weightpager.runtime.bracket import bracket
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
@@ -67,6 +69,7 @@ class Engine(EngineMaintenance):
         monitor: a `TaskMonitor`, which knows which task ran when; ``monitor.trace()`` gives the rows of a trace file.
     """
 
+    @uninterrupted
     def __init__(
         self,
         bundle: Bundle,
@@ -171,7 +174,7 @@ class Engine(EngineMaintenance):
         # The tokenizer, and what the bundle becomes, are read later, when the process may have gone elsewhere.
         return cls(Bundle.open(Path(bundle).absolute()), config)
 
-    @contextmanager
+    @bracket
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
         """A task to be called, usable inside the ``with`` block. Its pages stay until the block ends.
 
@@ -205,6 +208,7 @@ class Engine(EngineMaintenance):
         finally:
             self._holds.release(name)
 
+    @uninterrupted
     def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Make a task the current one until the next `activate`.
 
@@ -399,12 +403,14 @@ class Engine(EngineMaintenance):
             in_pieces = kind_of(entry.kind).writes and self.limits.in_pieces
             return embed(self.model(name), tokenizer, entry, listed, bounds=bounds, in_pieces=in_pieces)
 
+    @uninterrupted
     def deactivate(self) -> None:
         """Leave the current task, if any, so that others may have its room. Its pages stay until that is wanted."""
         self._check_process()
-        with self._activating:
+        with acquired(self._activating):
             self._leave_current()
 
+    @uninterrupted
     def close(self) -> None:
         """Drop queued loads, finish those in flight and close the bundle's files.
 
@@ -478,17 +484,17 @@ class Engine(EngineMaintenance):
         finally:
             self._activating.release()
 
-    @contextmanager
+    @bracket
     def _turn_to_predict(self, name: str, *, again: bool = False) -> Iterator[None]:
         """Keep a task active: a real-time one, which always has room, beside others, any other as the current one.
 
         Whoever goes on ``again`` makes no visit of its own, unless others were current meanwhile.
         """
         if name in self._real_time:  # which is held for good
-            with self._predicting[name], nullcontext() if again else self.task(name):
+            with acquired(self._predicting[name]), nullcontext() if again else self.task(name):
                 yield
         else:
-            with self._activating:
+            with acquired(self._activating):
                 if not again or name != self._current:
                     self.activate(name)
                 yield
@@ -514,4 +520,5 @@ Examples:
 def _in_process(process: int, close: Callable[[], None]) -> None:
     """Call ``close``, but not in a process that was forked: the parent goes on with threads and files."""
     if os.getpid() == process:
-        close()
+        with uninterrupted:
+            close()

@@ -11,6 +11,7 @@ from weightpager.engine.opened.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import uses_after
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.engine.view import EngineView
+from weightpager.interrupts import acquired, uninterrupted
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.paging.switch_request import SwitchRequest
 
@@ -43,6 +44,7 @@ class EngineMaintenance(EngineView):
         self._check_process()
         self._holds.unpin(name)
 
+    @uninterrupted
     def prefetch(self, name: str) -> int:
         """Begin to load a task that comes soon, once no switch is going on. Returns at once.
 
@@ -66,11 +68,13 @@ class EngineMaintenance(EngineView):
         with self._explained():
             return self._residency.prefetch(SwitchRequest(number, name, ask_uses=ask_uses))
 
+    @uninterrupted
     def evict(self) -> int:
         """Drop all pages that no task in use needs, so that a later switch reads them again. Returns how many went."""
         self._check_process()
         return self._residency.evict_unused()
 
+    @uninterrupted
     def set_budget(self, budget: str | int) -> None:
         """Use more or less memory from now on. The arena stays where it is, and so do the modules.
 
@@ -87,7 +91,7 @@ class EngineMaintenance(EngineView):
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        with self._changing:
+        with acquired(self._changing):
             self._open.resize(parse_size(budget, "budget"))
             self._prefetching.renew()
 
@@ -103,6 +107,7 @@ class EngineMaintenance(EngineView):
         self._check_open()
         return self._open.page_check.repair()
 
+    @uninterrupted
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew.
 
@@ -120,7 +125,7 @@ class EngineMaintenance(EngineView):
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        with self._activating, self._changing:
+        with acquired(self._activating), acquired(self._changing):
             change = self._open.reload()
             self._prefetching.renew()
             return change

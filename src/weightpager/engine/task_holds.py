@@ -13,6 +13,7 @@ from weightpager.engine.prefetch_policy import uses_after
 from weightpager.engine.prefetching import Prefetching
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import BudgetError, TaskNotActiveError
+from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.deadline import Deadline
 from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
@@ -41,6 +42,7 @@ class TaskHolds:
         self._prefetching = prefetching
         self._lock = threading.RLock()  # pins; never kept while storage works
 
+    @uninterrupted
     def hold(
         self,
         name: str,
@@ -83,7 +85,7 @@ class TaskHolds:
             raise
         try:
             task.gate.hold(None if load is None else load.pages)
-        except BaseException:  # Ctrl-C, say
+        except BaseException:
             self._open.residency.release(task.number, task.tables)
             raise
         try:
@@ -91,19 +93,19 @@ class TaskHolds:
             before = self._switches.record_switch(name, stats, seconds, waited=waited, is_visit=is_visit)
             if is_visit and before != name:
                 self._prefetching.tell(task.number, stats)
-        except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
+        except BaseException:  # who hasn't got the module can't leave the task
             self.release(name)
             raise
         return module
 
+    @uninterrupted
     def release(self, name: str) -> None:
         """Undo one `hold`, once no layer is reading if it was the last."""
         task = self._open.tasks[name]
-        try:
-            task.gate.release()
-        finally:
-            self._open.residency.release(task.number, task.tables)
+        task.gate.release()
+        self._open.residency.release(task.number, task.tables)
 
+    @uninterrupted
     def enter_again(self, name: str, *, wait: bool) -> Any:
         """Record a visit to a task that is held. Returns its module.
 
@@ -116,12 +118,14 @@ class TaskHolds:
             self._prefetching.tell(task.number, LoadStats())
         return task.module
 
+    @uninterrupted
     def pin(self, name: str) -> None:
         """Hold a task until `unpin`."""
         self.hold(name, is_visit=False)
         with self._lock:
             self._open.tasks[name].pins += 1
 
+    @uninterrupted
     def unpin(self, name: str) -> None:
         """Undo one `pin`.
 

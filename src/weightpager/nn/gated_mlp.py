@@ -55,11 +55,14 @@ class PagedGatedMLP(custom_op.CustomOpLayer):
     def compute(self, x: Tensor) -> Tensor:
         """Both projections, multiplied: ``[..., out_features]``."""
         gate, up = self.gate_proj, self.up_proj
-        up.gate.enter(up.layer)
+        reader = object()
         try:
-            return paged_gated(x, gate.paged_weight, up.paged_weight, self.activation, (gate.bias, up.bias))
+            up.gate.enter(reader, up.layer)
+            y = paged_gated(x, gate.paged_weight, up.paged_weight, self.activation, (gate.bias, up.bias))
+            up.gate.note_read()
+            return y
         finally:
-            up.gate.leave(up.layer)
+            up.gate.leave(reader)
 
     def extra_repr(self) -> str:
         """What it does between the projections."""

@@ -17,15 +17,18 @@ from weightpager.nn import custom_op
 class PageGate(Protocol):
     """What a layer asks before it reads the arena, and tells when it has read it."""
 
-    def enter(self, layer: int) -> None:
-        """Wait until the pages of model layer ``layer`` may be read; they stay until `leave`.
+    def enter(self, reader: object, layer: int) -> None:
+        """Wait until the pages of model layer ``layer`` may be read; they stay until ``reader`` leaves.
 
         Raises:
             TaskNotActiveError: the task isn't active, so its pages may be absent.
         """
 
-    def leave(self, layer: int) -> None:
-        """The pages of ``layer`` have been read."""
+    def note_read(self) -> None:
+        """What reads the pages has been launched."""
+
+    def leave(self, reader: object, /) -> None:
+        """The reader isn't inside any more, if it was: called in the ``finally`` of the ``try`` that it enters in."""
 
 
 def refuse_gradients(x: Tensor) -> None:
@@ -100,11 +103,14 @@ class PagedLinear(custom_op.CustomOpLayer):
 
     def compute(self, x: Tensor) -> Tensor:
         """The product with the pages, and the bias."""
-        self.gate.enter(self.layer)
+        reader = object()
         try:
-            return paged_linear(x, self.paged_weight, self.bias)
+            self.gate.enter(reader, self.layer)
+            y = paged_linear(x, self.paged_weight, self.bias)
+            self.gate.note_read()
+            return y
         finally:
-            self.gate.leave(self.layer)
+            self.gate.leave(reader)
 
     def extra_repr(self) -> str:
         """As `torch.nn.Linear` prints itself, with the density."""

@@ -67,8 +67,11 @@ class WholeLinear(PagedLinear):
 class _Open:
     """The gate of what never leaves memory."""
 
-    def enter(self, layer: int) -> None:
+    def enter(self, reader: object, layer: int) -> None:
         """Nothing to wait for."""
 
-    def leave(self, layer: int) -> None:
+    def note_read(self) -> None:
+        """Nothing to tell."""
+
+    def leave(self, reader: object, /) -> None:
         """Nothing to tell."""

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 
 from weightpager.config import is_unicode
 from weightpager.errors import RequestError, shortened
+from weightpager.interrupts import acquired, in_slices, uninterrupted
 from weightpager.machine.packages import check_installed
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -106,21 +107,28 @@ class ChatTemplate:
         """End the process, if there is one, whatever it does."""
         if self._process is not None:
             self._process[0].kill()
-        with self._lock:
+        with uninterrupted, acquired(self._lock):
             self._end()
 
+    @uninterrupted
     def _answer(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
         if sum(len(message["content"]) for message in messages) > self._most:  # perhaps more than the process can read
             return {"limit": f"a text of {self._most} characters"}
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
-        with self._lock:
-            return self._ask(json.dumps(given).encode())
+        with acquired(self._lock):
+            try:
+                return self._ask(json.dumps(given).encode())
+            except BaseException:  # Ctrl-C, say: an answer that nobody has taken would be the next one's
+                if self._process is not None:
+                    self._process[0].kill()
+                self._end()
+                raise
 
     def _ask(self, question: bytes) -> dict[str, str]:
         try:
             connection = self._connection()
             connection.send_bytes(question)
-            if connection.poll(_PATIENCE):
+            if in_slices(connection.poll, _PATIENCE):
                 found: dict[str, str] = json.loads(connection.recv_bytes())
                 return found
         except (EOFError, OSError):  # it has ended, most likely because its time was over

@@ -97,12 +97,17 @@ def test_weights_in_blocks(dtype: str, low_rank: bool, isa: int) -> None:
 class _Gate:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
+        self.inside: dict[object, int] = {}
 
-    def enter(self, layer: int) -> None:
+    def enter(self, reader: object, layer: int) -> None:
         self.calls.append(("enter", layer))
+        self.inside[reader] = layer
 
-    def leave(self, layer: int) -> None:
-        self.calls.append(("leave", layer))
+    def note_read(self) -> None:
+        pass
+
+    def leave(self, reader: object, /) -> None:
+        self.calls.append(("leave", self.inside.pop(reader)))
 
 
 def test_each_layer_waits_for_its_own_pages() -> None:

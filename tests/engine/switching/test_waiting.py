@@ -293,7 +293,8 @@ def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatc
     gate = TaskGate("animal")
     first, second = (PendingPages([0], np.zeros(1, np.int32), 60.0) for _ in range(2))
     gate.hold(first)
-    entering = InThread(lambda: gate.enter(0))
+    reader = object()
+    entering = InThread(lambda: gate.enter(reader, 0))
     waits(entering)
     gate.release()
     gate.hold(second)
@@ -301,7 +302,7 @@ def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatc
     waits(entering)
     second.arrived([0])
     entering.result()
-    gate.leave(0)
+    gate.leave(reader)
 
 
 def test_a_failed_load_does_not_close_the_gate_for_who_has_the_task_in_place() -> None:
@@ -310,8 +311,9 @@ def test_a_failed_load_does_not_close_the_gate_for_who_has_the_task_in_place() -
     failed.failed(BudgetError("any", 0))
     gate.hold()
     gate.hold(failed)
-    gate.enter(0)
-    gate.leave(0)
+    reader = object()
+    gate.enter(reader, 0)
+    gate.leave(reader)
     assert not gate.has_failed
 
 
@@ -321,9 +323,13 @@ def test_leaving_does_not_hang_when_the_device_fails() -> None:
 
     gate = TaskGate("animal", broken)
     gate.hold()
-    gate.enter(0)
+    reader = object()
     with pytest.raises(RuntimeError):
-        gate.leave(0)
+        try:
+            gate.enter(reader, 0)
+            gate.note_read()
+        finally:
+            gate.leave(reader)
     gate.release()
 
 

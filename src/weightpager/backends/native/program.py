@@ -127,11 +127,12 @@ class Program:
         if gate is None or stretch.layer is None:
             missing = self._native.run(first, stretch.end, threads)
         else:
-            gate.enter(stretch.layer)
+            reader = object()
             try:
+                gate.enter(reader, stretch.layer)
                 missing = self._native.run(first, stretch.end, threads)
             finally:
-                gate.leave(stretch.layer)
+                gate.leave(reader)
         if missing >= 0:
             raise PageNotResidentError(missing)
 

@@ -25,6 +25,7 @@ from weightpager.engine.opened.open_task import OpenTask
 from weightpager.engine.opened.page_numbers import PageNumbers, pages_of
 from weightpager.engine.opened.task_tables import TableSource, TaskTables
 from weightpager.errors import TaskTooLargeError, first_line
+from weightpager.interrupts import uninterrupted
 from weightpager.runtime.budget.bundle_needs import needs_of
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.memory_budget import MemoryBudget
@@ -72,6 +73,7 @@ class OpenBundle:
         reads_in_flight: how many reads are made at once while pages are loaded.
     """
 
+    @uninterrupted
     def __init__(
         self,
         bundle: Bundle,
@@ -92,10 +94,12 @@ class OpenBundle:
         self.watch = MemoryWatch(self.memory)
         self.watch.check(self.memory.host_bytes)  # nothing of it is in memory yet
         # All that a task is built from is read now: the bundle may be replaced while the engine runs.
-        self.backend = open_backend(bundle, config.backend, arena.device)
-        self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
+        with uninterrupted.lifted():
+            self.backend = open_backend(bundle, config.backend, arena.device)
+            self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
         with ExitStack() as undone:
-            store = open_store(bundle)
+            with uninterrupted.lifted():
+                store = open_store(bundle)
             self.direct = is_direct(store)
             on_demand = {} if on_device else bundle.row_tables
             # Rows are the same in every state of the bundle, and are read from the files that are opened here.
@@ -139,13 +143,14 @@ class OpenBundle:
         Raises:
             BundleError: a file of it is damaged.
         """
-        return OpenTask(
-            number=number,
-            private=self.backend.place(read_parameters(bundle, private_file(name), self._dtype)),
-            gate=TaskGate(name, self.memory.arena.note_read),
-            tables=TaskTables(source, bundle.task_numbers[name]),
-            low_rank=read_adapter(bundle, name),
-        )
+        with uninterrupted.lifted():
+            return OpenTask(
+                number=number,
+                private=self.backend.place(read_parameters(bundle, private_file(name), self._dtype)),
+                gate=TaskGate(name, self.memory.arena.note_read),
+                tables=TaskTables(source, bundle.task_numbers[name]),
+                low_rank=read_adapter(bundle, name),
+            )
 
     def _check(self, bundle: Bundle, tasks: Mapping[str, OpenTask]) -> None:
         """See that the backend can run tasks. Errors are those of `Backend.check`."""
@@ -184,7 +189,7 @@ class OpenBundle:
         state = self._state
         task = _task(state, name)
         if task.module is None:
-            with task.building:
+            with uninterrupted.lifted(), task.building:
                 task.module = task.module or self._build(state.bundle, name, task)
         return task, task.module
 
@@ -234,7 +239,8 @@ class OpenBundle:
 
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle since. Returns what that was. Errors are those of `Engine.reload`."""
-        bundle = Bundle.open(self.bundle.path)
+        with uninterrupted.lifted():
+            bundle = Bundle.open(self.bundle.path)
         change = BundleChange.between(self.bundle, bundle)
         self.residency.check_unused(self._leaving(change))  # before the budget could be blamed
         before = self.memory.needs
@@ -282,7 +288,8 @@ class OpenBundle:
         with ExitStack() as undone:
             store: PageStore | None = None
             if len(self._numbers.new_among(numbers)):
-                store = self._open_store(bundle)
+                with uninterrupted.lifted():
+                    store = self._open_store(bundle)
                 undone.callback(store.close)
 
             def take_over(kept: Pages, busy: Pages) -> PageIndex:

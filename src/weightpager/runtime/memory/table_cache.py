@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Protocol
+
+from weightpager.runtime.bracket import bracket
 
 
 class Expandable(Protocol):
@@ -63,7 +64,7 @@ class TableCache:
             self._users[tables] -= 1
             self._shrink(self.size)
 
-    @contextmanager
+    @bracket
     def borrowed(self, tables: Expandable) -> Iterator[None]:
         """Expand a task's tables for a moment, whether there is room or not."""
         with self._lock:

@@ -41,7 +41,7 @@ class ArenaResizer:
             memory.resize(budget, wanted, retired=slots)
         else:
             memory.resize(budget, wanted, restored=self._blocks.restore(-fewer))
-            self._state.lock.notify_all()
+            self._state.news.notify_all()
 
     def restore(self) -> None:
         """Use slots again that made room for block tables of tasks which have left."""

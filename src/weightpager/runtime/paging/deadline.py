@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from weightpager.errors import ConfigError
+from weightpager.interrupts import acquire
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class Deadline:
         return None if self.end is None else min(max(0.0, self.end - time.monotonic()), threading.TIMEOUT_MAX)
 
     def acquire(self, lock: threading.Lock | threading.RLock) -> bool:
-        """Acquire a lock until then. Returns whether that was done."""
-        left = self.left()
-        return lock.acquire(timeout=-1 if left is None else left)
+        """Acquire a lock until then, as `interrupts.acquire` does. Returns whether that was done."""
+        return acquire(lock, self.left())
 
 
 NEVER = Deadline(None)

@@ -138,4 +138,4 @@ class Loads:
                 state.waiters.passed(pages)
             else:
                 self._cancel_unwanted()
-            self._lock.notify_all()
+            self._state.news.notify_all()

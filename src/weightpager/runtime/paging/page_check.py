@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from blake3 import blake3
 
 from weightpager.machine.direct_file import aligned_memory
+from weightpager.runtime.bracket import bracket
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.planning.slots import ABSENT
 
@@ -42,7 +42,7 @@ class PageCheck:
                         state.memory.arena.replace(slot, content)
         return damaged
 
-    @contextmanager
+    @bracket
     def _reading(self, page: int) -> Iterator[None]:
         """Keep a page's number from naming another page, which what is read now must never replace."""
         with self._state.lock:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.interrupts import uninterrupted
 from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.memory.page_buffer import PageBuffer
@@ -123,6 +124,7 @@ class Pager:
             ends.append(self.own_reads.close(JOIN_SECONDS))
         return all(ends)
 
+    @uninterrupted
     def _start(self, load: Load) -> int:
         for way in self._ways:
             reads = way.start(load)

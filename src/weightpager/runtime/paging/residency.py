@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import PageIndex
 from weightpager.errors import BudgetError, BusyError
+from weightpager.interrupts import uninterrupted
 from weightpager.runtime.memory.table_cache import Expandable
 from weightpager.runtime.paging.arena_resizer import ArenaResizer
 from weightpager.runtime.paging.deadline import NEVER, Deadline
@@ -80,11 +81,13 @@ class Residency:
             self._release_blocks(task)
             self._state.changed()
 
+    @uninterrupted
     def evict_unused(self) -> int:
         """Empty the arena of all that nobody holds. Returns the number of pages that went."""
         with self._my_turn(NEVER), self._lock:
             return self._slots.evict_unused()
 
+    @uninterrupted
     def resize(self, budget: int) -> None:
         """Use the slots of another budget, evicting what must go. Errors are those of `ArenaResizer.resize`."""
         with self._my_turn(NEVER), self._lock:
@@ -105,6 +108,7 @@ class Residency:
             every = np.pad(expected_uses, (0, self.blocks.tasks - len(expected_uses)))
             return self.blocks.occupancy(current), self.blocks.worth(every), self.blocks.version
 
+    @uninterrupted
     def start_prefetch(self, plan: PrefetchPlan, version: int) -> bool:
         """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale.
 
@@ -124,6 +128,7 @@ class Residency:
         finally:
             self._turn.release()
 
+    @uninterrupted
     def prefetch(self, request: SwitchRequest) -> int:
         """Start to load what a task lacks, though nobody waits for it. The task isn't held.
 
@@ -145,16 +150,18 @@ class Residency:
                 self._loads.prefetch(plan.prepare)
             return len(plan.prepare)
 
+    @uninterrupted
     def stop_prefetch(self) -> None:
         """Don't begin any more of the reads that nobody waits for."""
         with self._lock:
             self._loads.stop_prefetch()
-            self._lock.notify_all()
+            self._state.news.notify_all()
 
+    @uninterrupted
     def await_prefetch(self, timeout: float) -> BaseException | None:
         """Wait until every prefetch has ended, or it's closed. Returns why the latest has failed, None if it hasn't."""
         with self._lock:
-            self._lock.wait_for(lambda: not self._state.prefetched or self._state.closed, timeout)
+            self._state.news.wait_for(lambda: not self._state.prefetched or self._state.closed, timeout)
             return self._state.prefetched.error
 
     @property
@@ -163,6 +170,7 @@ class Residency:
         with self._lock:
             return self._state.prefetched.ledger.counts
 
+    @uninterrupted
     def close(self) -> None:
         """End loading and waiting, and close the store, unless a read hangs in it.
 
@@ -176,6 +184,7 @@ class Residency:
         if self._state.pager.close():
             self._state.store.close()
 
+    @uninterrupted
     def replace_tasks(
         self, gone: dict[str, int], needs: list[Pages], pages: Pages, take_over: Callable[[Pages, Pages], PageIndex]
     ) -> list[int]:
@@ -255,7 +264,7 @@ class Residency:
             most = self._state.memory.slots_beside(0)
             if not left or len(self.blocks.needs(request.task)) > most:
                 return False
-            return self._lock.wait_for(lambda: self._state.changes != changes, left)
+            return self._state.news.wait_for(lambda: self._state.changes != changes, left)
 
     def _release_blocks(self, task: int) -> None:
         self.blocks.release(task)
@@ -274,7 +283,7 @@ class Residency:
 
     def _hold_if_resident(self, request: SwitchRequest) -> bool:
         with self._lock:
-            self._lock.wait_for(lambda: not self._state.committing, request.deadline.left())
+            self._state.news.wait_for(lambda: not self._state.committing, request.deadline.left())
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold_blocks(request)
@@ -301,7 +310,7 @@ class Residency:
                 if self.blocks.loading:
                     if stop_prefetch:
                         self._loads.stop_prefetch()
-                        self._lock.notify_all()
+                        self._state.news.notify_all()
                     if not self._state.closed:
                         self._loads.cancel_lost()
             yield

@@ -57,7 +57,7 @@ class SlotAllocator:
 
     def evict_unused(self) -> int:
         """Give up all that no held task needs. Returns the number of pages that went."""
-        self._state.lock.wait_for(lambda: not self._state.prefetched or self._state.closed, self._state.read_timeout)
+        self._state.news.wait_for(lambda: not self._state.prefetched or self._state.closed, self._state.read_timeout)
         pages = self._blocks.evictable()
         self.evict(pages)
         return len(pages)
@@ -69,7 +69,7 @@ class SlotAllocator:
             EngineClosedError: it has been closed, so that nobody can use the slots.
         """
         state, loading = self._state, self._blocks.loading
-        ended = state.lock.wait_for(lambda: state.closed or self._blocks.loading < loading, state.read_timeout)
+        ended = state.news.wait_for(lambda: state.closed or self._blocks.loading < loading, state.read_timeout)
         if state.closed:
             raise closed_while_loading()
         return ended

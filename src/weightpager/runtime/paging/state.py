@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weightpager.bundle import PageIndex
+from weightpager.interrupts import Condition
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
@@ -21,8 +22,8 @@ from weightpager.store import VerifyingStore
 class PagingState:
     """What is in the arena, what is on its way there, and who waits for it: one state under one lock.
 
-    ``lock`` guards all that can change. It is notified whenever a read ends, and when there may be room or a task that
-    could not be held may be. It is never kept while storage works. Who changes what, with the lock held:
+    ``lock`` guards all that can change, and is never kept while storage works. ``news`` is notified whenever a read
+    ends, and when there may be room or a task that could not be held may be. Who changes what, with the lock held:
 
     ===============  =================================================================================================
     `Residency`      holders in ``blocks``, tasks that come and leave, ``changes``, ``closed``; has ``index`` replaced
@@ -48,7 +49,8 @@ class PagingState:
             nobody may hold a task.
         changes: how often something happened that may have made room for a task that had none.
         closed: whether nothing may be held any more.
-        lock: guards these.
+        lock: guards these. Who changes them in the main thread is `uninterrupted`.
+        news: its condition.
     """
 
     blocks: BlockManager
@@ -63,7 +65,11 @@ class PagingState:
     committing: bool = False
     changes: int = 0
     closed: bool = False
-    lock: threading.Condition = field(default_factory=threading.Condition)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    news: Condition = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.news = Condition(self.lock)
 
     @property
     def busy(self) -> Pages:
@@ -73,10 +79,10 @@ class PagingState:
     def changed(self) -> None:
         """Tell whoever waits for room that there may be some. The lock is held."""
         self.changes += 1
-        self.lock.notify_all()
+        self.news.notify_all()
 
     def end_commit(self) -> None:
-        """Let others hold tasks again: the commit phase is over, or Ctrl-C came just before it."""
+        """Let others hold tasks again: the commit phase is over, or it failed just before it."""
         with self.lock:
             self.committing = False
-            self.lock.notify_all()
+            self.news.notify_all()

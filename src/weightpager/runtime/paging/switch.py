@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from weightpager.errors import StoreTimeoutError, WeightpagerError
+from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.loads import Loads
 from weightpager.runtime.paging.reads.failures import closed_while_loading
 from weightpager.runtime.paging.reads.landed_pages import LandedPages
@@ -100,7 +101,7 @@ class Switch:
         with self._lock:
             plan, stamp = self._slots.plan(request), self._stamp()
         try:
-            landed.wait(state.read_timeout, state.pager.reads_ended)
+            landed.wait(state.read_timeout, self._reads_ended)
         except StoreTimeoutError:
             with self._lock:
                 state.reading.extend(landed.pages.tolist())  # for good: when reads that were given up end isn't told
@@ -118,6 +119,11 @@ class Switch:
         with self._commit():
             self._place(landed, plan.merged())
         return stats
+
+    def _reads_ended(self) -> int:
+        """What is asked again and again while reads are waited for."""
+        uninterrupted.check()
+        return self._state.pager.reads_ended()
 
     def _place(self, landed: LandedPages, plan: SwitchPlan) -> None:
         """Put pages that have landed into their slots. The lock is held, and no page is on its way."""

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
+from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.reads.page_waits import PendingPages
+
+_LOOK_AGAIN = 0.0005
+"""Seconds between two looks whether layers are still inside."""
 
 
 class TaskGate:
-    """Counts who holds a task active and which layers are reading its pages.
+    """Counts who holds a task active, and knows which readers are at its pages.
 
-    The engine holds a gate; the task's layers enter it. The last `release` returns only when no layer is inside, and
+    The engine holds a gate; the task's layers enter it. The last `release` returns only when no reader is inside, and
     pages are given up only after that. So no page goes while a layer reads it.
+
+    Attributes:
+        note_read: called when a layer has launched what reads its pages.
+        leave: has a reader inside no more; called with it in the ``finally`` of the ``try`` that it entered in, whether
+            it was inside or not. It is one call of native code: Ctrl-C can't come before it is done.
     """
 
     def __init__(self, task: str, note_read: Callable[[], None] = lambda: None) -> None:
@@ -24,10 +34,11 @@ class TaskGate:
             note_read: called when a layer has launched what reads its pages.
         """
         self._task = task
-        self._note_read = note_read
-        self._changed = threading.Condition()
+        self.note_read = note_read
+        self._lock = threading.Lock()  # of the holders
         self._holders = 0
-        self._readers = 0
+        self._readers: set[object] = set()
+        self.leave: Callable[[object], None] = self._readers.discard
         self._pending: PendingPages | None = None
 
     @property
@@ -50,31 +61,25 @@ class TaskGate:
 
         A load that has failed doesn't count where somebody else has the task in place.
         """
-        with self._changed:
+        with self._lock:
             if pending is None or pending.error is None or not self._holders:
                 self._pending = pending
             self._holders += 1
 
+    @uninterrupted
     def release(self) -> None:
-        """Undo one `hold`. The last one waits for the layers that are reading, whatever signal handlers raise.
+        """Undo one `hold`. The last one waits for the layers that are reading."""
+        with self._lock:
+            self._holders -= 1
+        while not self._holders and self._readers:
+            time.sleep(_LOOK_AGAIN)  # readers leave without a word
 
-        Whether this returns or raises, the hold is undone and no layer is inside any more.
-        """
-        undone = False
-
-        def leave() -> None:
-            nonlocal undone
-            with self._changed:
-                if not undone:
-                    self._holders -= 1
-                    undone = True
-                while self._holders == 0 and self._readers:
-                    self._changed.wait()
-
-        _uninterrupted(leave)
-
-    def enter(self, layer: int) -> None:
+    def enter(self, reader: object, layer: int) -> None:
         """A layer starts to read, as soon as its pages are there.
+
+        Args:
+            reader: what stands for it, and for nobody else who is inside.
+            layer: the model layer whose pages it reads.
 
         Raises:
             TaskNotActiveError: nobody holds the task active.
@@ -82,27 +87,17 @@ class TaskGate:
         """
         arrived: PendingPages | None = None
         while True:
-            with self._changed:
-                self._check_active()
-                pending = self._pending
-                if pending is None or pending is arrived:
-                    self._readers += 1
-                    return
+            self._readers.add(reader)  # first: whoever releases the task afterwards waits
+            self._check_active()
+            pending = self._pending
+            if pending is None or pending is arrived:
+                return
+            self._readers.discard(reader)  # leaving the task must not wait for who waits for a page
             self._wait_for(layer, pending)  # meanwhile the task may be left, and entered again
             arrived = pending
 
-    def leave(self, layer: int) -> None:  # noqa: ARG002 - the protocol's
-        """A layer has finished reading, or has launched what reads."""
-        try:
-            self._note_read()
-        finally:
-            with self._changed:
-                self._readers -= 1
-                if self._readers == 0:
-                    self._changed.notify_all()
-
     def _wait_for(self, layer: int, pending: PendingPages) -> None:
-        """Wait for a layer's pages. It is no reader meanwhile: leaving the task must not wait for it."""
+        """Wait for a layer's pages."""
         try:
             pending.wait_for(layer)
         except WeightpagerError as error:
@@ -119,23 +114,3 @@ class TaskGate:
                 f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'; the "
                 "engine must be open"
             )
-
-
-def _uninterrupted(step: Callable[[], None]) -> None:
-    """Carry out a step to its end, however often a signal handler raises meanwhile, Ctrl-C or a time limit's.
-
-    Args:
-        step: that fails for no reason of its own, and goes on where it was when it is called again.
-
-    Raises:
-        BaseException: what a handler raised first, once the step is done.
-    """
-    raised: BaseException | None = None
-    while True:
-        try:
-            step()
-            break
-        except BaseException as error:  # noqa: BLE001 - raised below
-            raised = raised or error
-    if raised is not None:
-        raise raised

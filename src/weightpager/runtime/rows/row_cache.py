@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle.format.row_table import RowTable
+from weightpager.interrupts import Condition
 from weightpager.kernels.rows import Wide, widen_rows
 from weightpager.runtime.rows.native_rows import NativeRows, RowFiles
 from weightpager.runtime.rows.row_memory import RowMemory
@@ -69,7 +69,7 @@ class RowCache:
         self._tally = np.zeros(5, np.int64)
         self._native = None if files is None else NativeRows(self._memory, self._tally, files)
         # Of the memory and the tally.
-        self._lock: AbstractContextManager[object] = threading.Lock() if self._native is None else self._native.lookup
+        self._lock: AbstractContextManager[object] = Condition() if self._native is None else self._native.lookup
 
     @property
     def rows(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.interrupts import Condition
 from weightpager.runtime.paging.reads.failures import storage_hangs
 
 
@@ -27,7 +27,7 @@ class PendingPages:
     def __init__(
         self, pages: Iterable[int], layers: npt.NDArray[np.int32], read_timeout: float, before: Collection[int] = ()
     ) -> None:
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._left = set(pages)
         self._before = set(before) - self._left if before else set()
         self._layers = layers
@@ -122,7 +122,7 @@ class BlockingRead:
     """
 
     def __init__(self, pages: int, read_timeout: float, reads_ended: Callable[[], int]) -> None:
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._left = pages
         self._read_timeout = read_timeout
         self._reads_ended = reads_ended
@@ -153,7 +153,7 @@ class BlockingRead:
                 raise self._error
 
 
-def _wait_while_progress(changed: threading.Condition, seconds: float, progress: Callable[[], int]) -> bool:
+def _wait_while_progress(changed: Condition, seconds: float, progress: Callable[[], int]) -> bool:
     """Wait for news. Returns False if none came for so long, and progress is what it was before."""
     before = progress()
     return changed.wait(seconds) or progress() != before

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 
 from weightpager.errors import StoreError, first_line
+from weightpager.interrupts import Condition
 from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
 from weightpager.runtime.paging.reads.failures import closed_while_loading, engine_closed, no_thread
@@ -50,7 +51,7 @@ class ThreadReads:
     """
 
     def __init__(self, threads: int) -> None:
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._queue: list[_Group] = []
         self._running: list[_Group] = []
         self._numbers = count()
@@ -68,14 +69,10 @@ class ThreadReads:
             if self._closed:
                 raise engine_closed()
             self._start_threads()
-            try:
-                for grouped_runs in groups:
-                    group = _Group(load.priority, next(self._numbers), load, grouped_runs, slots, after)
-                    heapq.heappush(self._queue, group)
-                self._changed.notify(len(groups))
-            except BaseException:  # Ctrl-C, say: what is queued by now would stay there until something else is loaded
-                self._changed.notify_all()
-                raise
+            for grouped_runs in groups:
+                group = _Group(load.priority, next(self._numbers), load, grouped_runs, slots, after)
+                heapq.heappush(self._queue, group)
+            self._changed.notify(len(groups))
         return len(runs)
 
     @property
