@@ -64,9 +64,9 @@ def openai_client(url: str, token: str = "none") -> openai.OpenAI:
 
 
 @contextmanager
-def serving(bundle: Path, settings: Settings | None = None, **options: Any) -> Iterator[Running]:
+def serving(bundle: Path, settings: Settings | None = None, *, grace: float = 5, **options: Any) -> Iterator[Running]:
     """Serve a bundle until the block ends."""
-    settings = replace(settings or Settings(policy=Policy()), grace=5)
+    settings = replace(settings or Settings(policy=Policy()), grace=grace)
     service = Service(Engine.from_pretrained(bundle, **options), settings)
     with listen(HOST, 0) as listening:
         serving = server(service, host=HOST, port=0)

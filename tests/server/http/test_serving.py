@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import shutil
@@ -10,10 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -21,7 +24,7 @@ import tiny
 import weightpager as wp
 from running import Running, serving
 from weightpager.answers.work import Embed
-from weightpager.errors import ConfigError, RequestTimeoutError
+from weightpager.errors import ConfigError, RequestTimeoutError, ServerClosedError
 from weightpager.runtime.budget.bundle_needs import smallest_budget
 from weightpager.server.routes.exchange import Exchange
 from weightpager.server.routes.generation_format import CompletionFormat
@@ -310,6 +313,40 @@ def test_shutting_down_finishes_what_has_begun(assistant_bundle: Path) -> None:
             slow.go.set()
         assert all(answer.result() for answer in answers)
     assert not running.service.ready
+
+
+def test_who_is_not_answered_in_the_grace_is_told(writer_bundle: Path) -> None:
+    body = {"model": "animals", "prompt": "cat", "max_tokens": 100, "temperature": 2}
+    with ThreadPoolExecutor(3) as pool:
+        with serving(writer_bundle, Settings(policy=Policy(step=0.0)), grace=0) as running:
+            url, begun = running.url, threading.Event()
+
+            def slow() -> None:
+                with suppress(ServerClosedError):
+                    while True:
+                        running.service.worker.between(lambda: time.sleep(0.05)).result()
+
+            def stream() -> list[str]:
+                data = {**body, "stream": True}
+                with running.http() as client, client.stream("POST", "/v1/completions", json=data) as answer:
+                    lines = []
+                    for line in answer.iter_lines():
+                        begun.set()
+                        lines.append(line)
+                    return [line for line in lines if line]
+
+            def whole() -> httpx.Response:
+                return httpx.post(f"{url}/v1/completions", json=body, timeout=60, trust_env=False)
+
+            pool.submit(slow)
+            streamed, answered = pool.submit(stream), pool.submit(whole)
+            assert begun.wait(60)
+            while running.service.worker.running < 2:
+                time.sleep(0.005)
+        last, found = json.loads(streamed.result()[-1].removeprefix("data: ")), answered.result()
+        assert found.status_code == 503
+        assert last == found.json()
+        assert last["error"]["code"] == "shutting_down"
 
 
 def test_a_damaged_page_fails_its_requests_and_no_others(assistant_bundle: Path, tmp_path: Path) -> None:

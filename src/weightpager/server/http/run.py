@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import math
@@ -24,6 +25,8 @@ from weightpager.server.scheduling.settings import Settings
 _HEADER_BYTES = 32 * 2**10
 _CONNECTIONS = 1024
 _IDLE_SECONDS = 15
+_LAST = 3
+"""Seconds in which requests that the grace didn't suffice for are told so, before their connections are cut off."""
 _PROXIES = "127.0.0.1,::1"
 """Addresses whose X-Forwarded-For is believed: it decides who asks from this machine."""
 
@@ -55,13 +58,28 @@ def server(service: Service, *, host: str, port: int, uds: Path | None = None) -
         ws="none",
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(service.settings.grace),
+        timeout_graceful_shutdown=math.ceil(service.settings.grace) + _LAST,
         forwarded_allow_ips=_PROXIES,  # unstated, it would be whatever FORWARDED_ALLOW_IPS says
         server_header=False,
         access_log=False,
         log_config=None,
     )
-    return uvicorn.Server(config)
+    return _Server(config, service)
+
+
+class _Server(uvicorn.Server):
+    """Ends requests itself when their grace is over: uvicorn would cut off connections without a word."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self._service.settings.grace, self._service.end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
 
 
 def url_of(host: str, port: int) -> str:

@@ -204,6 +204,10 @@ class Service:
         """Seconds after which a client whose request was refused may try again."""
         return max(1, round(self.settings.policy.patience))
 
+    def end(self) -> None:
+        """Refuse the jobs that wait, and end those under way after their present forward. Returns at once."""
+        self.worker.stop(timeout=0)
+
     def close(self) -> None:
         """Refuse the jobs that wait, end those under way, and close the engine.
 
