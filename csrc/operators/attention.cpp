@@ -7,7 +7,6 @@
 #include "families.hpp"
 #include "half.hpp"
 #include "parallel.hpp"
-#include "program/kv_cache.hpp"
 
 namespace weightpager {
 namespace {
@@ -55,6 +54,15 @@ void write_keys_and_values(const Attention& a, KVCache::Layer& layer, int64_t be
     });
 }
 
+bool is_causal(const Step& step) { return std::get<bool>(step.node->attributes.find("causal")->second); }
+
+KVCache::Shape cached_shape(const Step& step) {
+    const View &key = step.in[1], &value = step.in[2];
+    return {key.sizes[0], key.sizes[step.recall<Remembered>().tokens_first ? 2 : 1], key.sizes[3], value.sizes[3]};
+}
+
+int64_t layer_number(const Step& step) { return number_of<int64_t>(step, "index"); }
+
 // What a step attends to, without cache and mask.
 Attention described(const Step& step, const Running& running) {
     const View &query = step.in[0], &key = step.in[1], &value = step.in[2];
@@ -78,7 +86,7 @@ Attention described(const Step& step, const Running& running) {
     a.value_depth = value.sizes[3];
     a.scale = number_of<float>(step, "scale");
     a.softcap = number_of<float>(step, "softcap");
-    a.causal = std::get<bool>(step.node->attributes.find("causal")->second);
+    a.causal = is_causal(step);
     a.window = number_of<int64_t>(step, "window");
     return a;
 }
@@ -86,8 +94,7 @@ Attention described(const Step& step, const Running& running) {
 // Has the cache take the new keys and values in, and the attention read all from there.
 void append_to_cache(const Step& step, const Running& running, Attention& a) {
     const int64_t before = running.cache->tokens();
-    auto& layer = running.cache->room_for(number_of<int64_t>(step, "index"), {a.batch, a.groups, a.depth, a.value_depth},
-                                           a.queries);
+    auto& layer = running.cache->room_for(layer_number(step), cached_shape(step), a.queries);
     const int threads = running.worth(a.batch * a.groups * a.queries * a.depth);
     a.halves = running.cache->halves();
     if (a.halves)
@@ -157,6 +164,11 @@ void infer_attention(Inference& inference) {
 }
 
 }  // namespace
+
+std::optional<std::pair<int64_t, KVCache::Shape>> cached_layer(const Step& step) {
+    if (step.run != &run_attention || !is_causal(step)) return std::nullopt;
+    return std::make_pair(layer_number(step), cached_shape(step));
+}
 
 std::vector<Operator> attention_operators() { return {{"attention", 1, infer_attention}}; }
 

@@ -1,8 +1,12 @@
 // The operators, a family in each file.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <utility>
 #include <vector>
 
+#include "program/kv_cache.hpp"
 #include "program/operator.hpp"
 
 namespace weightpager {
@@ -17,6 +21,9 @@ std::vector<Operator> product_operators();
 std::vector<Operator> attention_operators();
 std::vector<Operator> rotary_operators();
 std::vector<Operator> convolution_operators();
+
+// Which layer of a KV cache a step appends to, and how its keys and values are shaped; nothing of other steps.
+std::optional<std::pair<int64_t, KVCache::Shape>> cached_layer(const Step& step);
 
 // The sizes that operands broadcast to, as numpy's do.
 Sizes broadcast(const Inference& inference, const std::vector<size_t>& operands);

@@ -98,6 +98,10 @@ class PyProgram {
         return program_.run(first, end, threads);
     }
 
+    int64_t cache_block_bytes(const std::vector<Sizes>& sizes, bool float16) const {
+        return program_.cache_block_bytes(sizes, float16);
+    }
+
     void finish() { program_.finish(); }
     void end() { program_.end(); }
     Sizes sizes(int value) const { return program_.value(value).sizes; }
@@ -118,6 +122,7 @@ void bind_programs(nb::module_& module) {
     nb::exception<std::length_error>(module, "TooLargeError", PyExc_ValueError);
     nb::class_<KVCache>(module, "KVCache")
         .def(nb::init<int64_t, bool>(), nb::arg(), nb::arg("float16") = false)
+        .def_prop_ro_static("block", [](nb::handle) { return KVCache::kBlock; })
         .def("shorten", &KVCache::shorten)
         .def("select", &KVCache::select)
         .def_prop_ro("tokens", &KVCache::tokens)
@@ -135,6 +140,7 @@ void bind_programs(nb::module_& module) {
         .def("outputs", &PyProgram::outputs)
         .def("begin", &PyProgram::begin, nb::arg("addresses"), nb::arg("sizes"), nb::arg("cache").none())
         .def("run", &PyProgram::run)
+        .def("cache_block_bytes", &PyProgram::cache_block_bytes, nb::arg("sizes"), nb::arg("float16"))
         .def("finish", &PyProgram::finish)
         .def("end", &PyProgram::end)
         .def("sizes", &PyProgram::sizes)

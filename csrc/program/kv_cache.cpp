@@ -7,12 +7,20 @@
 #include <utility>
 
 #include "divide.hpp"
-#include "operators/vector/vectors.hpp"
 
 namespace weightpager {
 namespace {
 
 using Block = std::unique_ptr<uint8_t[]>;
+
+// Of a batch row's keys or values in a block.
+int64_t key_bytes(const KVCache::Shape& shape, bool halves) {
+    return shape.groups * shape.depth * KVCache::kBlock * (halves ? 2 : 4);
+}
+
+int64_t value_bytes(const KVCache::Shape& shape, bool halves) {
+    return shape.groups * shape.value_depth * KVCache::kBlock * (halves ? 2 : 4);
+}
 
 Block selected(const uint8_t* from, int64_t size, const std::vector<int64_t>& rows) {
     Block to(new uint8_t[rows.size() * static_cast<size_t>(size)]);
@@ -23,16 +31,8 @@ Block selected(const uint8_t* from, int64_t size, const std::vector<int64_t>& ro
 
 }  // namespace
 
-int64_t KVCache::key_bytes(const Shape& shape) const {
-    return shape.groups * shape.depth * kKeysAtOnce * (halves_ ? 2 : 4);
-}
-
-int64_t KVCache::value_bytes(const Shape& shape) const {
-    return shape.groups * shape.value_depth * kKeysAtOnce * (halves_ ? 2 : 4);
-}
-
-int64_t KVCache::block_bytes(const Shape& shape) const {
-    return shape.batch * (key_bytes(shape) + value_bytes(shape));
+int64_t KVCache::block_bytes(const Shape& shape, bool halves) {
+    return shape.batch * (key_bytes(shape, halves) + value_bytes(shape, halves));
 }
 
 KVCache::Layer& KVCache::room_for(int64_t index, const Shape& shape, int64_t more) {
@@ -48,18 +48,18 @@ KVCache::Layer& KVCache::room_for(int64_t index, const Shape& shape, int64_t mor
         had.value_depth != shape.value_depth)
         throw std::invalid_argument("expected a KV cache for a batch of " + std::to_string(batch_) +
                                     " and heads as before, found a batch of " + std::to_string(shape.batch));
-    while (static_cast<int64_t>(layer.keys.size()) * kKeysAtOnce < tokens_ + more) add_block(layer);
+    while (static_cast<int64_t>(layer.keys.size()) * kBlock < tokens_ + more) add_block(layer);
     return layer;
 }
 
 void KVCache::add_block(Layer& layer) {
-    const int64_t bytes = block_bytes(layer.shape);
+    const int64_t bytes = block_bytes(layer.shape, halves_);
     if (bytes_ + bytes > most_bytes_)
         throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +
                                 std::to_string(bytes_ + bytes) + ": give fewer or shorter texts");
     // Zeros: of keys that aren't there yet products are computed, too, before they are thrown away.
-    Block keys(new uint8_t[static_cast<size_t>(layer.shape.batch * key_bytes(layer.shape))]());
-    Block values(new uint8_t[static_cast<size_t>(layer.shape.batch * value_bytes(layer.shape))]());
+    Block keys(new uint8_t[static_cast<size_t>(layer.shape.batch * key_bytes(layer.shape, halves_))]());
+    Block values(new uint8_t[static_cast<size_t>(layer.shape.batch * value_bytes(layer.shape, halves_))]());
     const size_t blocks = layer.keys.size() + 1;
     layer.keys.reserve(blocks);
     layer.values.reserve(blocks);
@@ -76,9 +76,9 @@ void KVCache::add_block(Layer& layer) {
 // A block at a time, so that the old rows and the new ones never take memory together.
 void KVCache::select_rows(Layer& layer, const std::vector<int64_t>& rows) {
     for (size_t i = 0; i < layer.keys.size(); ++i) {
-        layer.keys[i] = selected(layer.keys[i].get(), key_bytes(layer.shape), rows);
+        layer.keys[i] = selected(layer.keys[i].get(), key_bytes(layer.shape, halves_), rows);
         layer.key_blocks[i] = layer.keys[i].get();
-        layer.values[i] = selected(layer.values[i].get(), value_bytes(layer.shape), rows);
+        layer.values[i] = selected(layer.values[i].get(), value_bytes(layer.shape, halves_), rows);
         layer.value_blocks[i] = layer.values[i].get();
     }
     layer.shape.batch = static_cast<int64_t>(rows.size());
@@ -92,14 +92,14 @@ void KVCache::shorten(int64_t tokens) {
         layers_.clear();
         bytes_ = batch_ = 0;
     }
-    const size_t blocks = static_cast<size_t>(divide_up(tokens, kKeysAtOnce));
+    const size_t blocks = static_cast<size_t>(divide_up(tokens, kBlock));
     for (Layer& layer : layers_)
         while (layer.keys.size() > blocks) {
             layer.keys.pop_back();
             layer.values.pop_back();
             layer.key_blocks.pop_back();
             layer.value_blocks.pop_back();
-            bytes_ -= block_bytes(layer.shape);
+            bytes_ -= block_bytes(layer.shape, halves_);
         }
 }
 
@@ -112,7 +112,7 @@ void KVCache::select(const std::vector<int64_t>& rows) {
     for (const Layer& layer : layers_) {
         Shape shape = layer.shape;
         shape.batch = static_cast<int64_t>(rows.size());
-        bytes += static_cast<int64_t>(layer.keys.size()) * block_bytes(shape);
+        bytes += static_cast<int64_t>(layer.keys.size()) * block_bytes(shape, halves_);
     }
     if (bytes > most_bytes_)
         throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +

@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "operators/vector/vectors.hpp"
+
 namespace weightpager {
 
 // Grows by blocks of tokens; keys lie in them as attention multiplies them: [batch, groups, depth, tokens], and values
@@ -24,6 +26,11 @@ class KVCache {
     struct Shape {
         int64_t batch, groups, depth, value_depth;
     };
+
+    // The tokens of a block: whole blocks are taken, however short a text is.
+    static constexpr int64_t kBlock = kKeysAtOnce;
+    // Bytes of a block of a layer, all of the batch's rows together.
+    static int64_t block_bytes(const Shape& shape, bool halves);
 
     struct Layer {
         Shape shape{};
@@ -45,10 +52,6 @@ class KVCache {
     void select(const std::vector<int64_t>& rows);
 
    private:
-    // Bytes of a batch row's keys or values in a block.
-    int64_t key_bytes(const Shape& shape) const;
-    int64_t value_bytes(const Shape& shape) const;
-    int64_t block_bytes(const Shape& shape) const;
     void add_block(Layer& layer);
     void select_rows(Layer& layer, const std::vector<int64_t>& rows);
 

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <stdexcept>
+
+#include "operators/families.hpp"
 
 namespace weightpager {
 namespace {
@@ -109,6 +112,17 @@ std::vector<View> Program::outputs(const std::vector<Sizes>& sizes) const {
     std::vector<View> views;
     for (int output : description_.outputs) views.push_back(plan.values[static_cast<size_t>(output)]);
     return views;
+}
+
+int64_t Program::cache_block_bytes(const std::vector<Sizes>& sizes, bool halves) const {
+    const Plan plan = make_plan(description_, sizes, 0, most_bytes_);
+    std::map<int64_t, KVCache::Shape> layers;
+    for (const Step& step : plan.steps)
+        if (const auto layer = cached_layer(step)) layers.insert(*layer);
+    int64_t bytes = 0;
+    for (const auto& [index, shape] : layers)
+        if (__builtin_add_overflow(bytes, KVCache::block_bytes(shape, halves), &bytes)) return INT64_MAX;
+    return bytes;
 }
 
 void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<KVCache> cache) {

@@ -45,6 +45,10 @@ class Program {
     // The call is over, however far it came: its workspace is others'.
     void end() { call_.reset(); }
 
+    // Bytes by which the KV cache of a call with inputs of these sizes grows at a time: a block of each causal attention.
+    // Nothing is computed. It throws as `begin` does.
+    int64_t cache_block_bytes(const std::vector<Sizes>& sizes, bool halves) const;
+
     const View& value(int number) const;
     // Copies a value, in row-major order.
     void read(int number, void* to) const;

@@ -22,6 +22,31 @@ See = Callable[[Integers], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
+class CacheSize:
+    """What keys and values of earlier tokens take.
+
+    Attributes:
+        token_bytes: bytes of a token of one text, in all layers; 0 of a model that keeps none.
+        block: tokens that a text takes room for at a time.
+    """
+
+    token_bytes: int = 0
+    block: int = 1
+
+    def tokens(self, texts: int, tokens: int) -> int:
+        """Tokens that a batch takes room for, of texts that have ``tokens`` each, padding included."""
+        return texts * self.block * -(-tokens // self.block)
+
+    def bytes(self, texts: int, tokens: int) -> int:
+        """Bytes that the cache of such a batch takes."""
+        return self.tokens(texts, tokens) * self.token_bytes
+
+    def within(self, size: int) -> int | None:
+        """Tokens that so many bytes hold, in whole blocks; None for any number."""
+        return size // (self.token_bytes * self.block) * self.block if self.token_bytes else None
+
+
+@dataclass(frozen=True)
 class ModelLimits:
     """What a bundle's model can read, and what that takes.
 
@@ -30,7 +55,6 @@ class ModelLimits:
         context: number of tokens that it can read, prompt and continuation together, as far as it says.
         uniform_length: length up to which a text doesn't change how others of its batch are read; None for any.
         in_pieces: whether a text may be read a piece after the other, with the same result as at once but for rounding.
-        cache_bytes: bytes that a token takes in a KV cache.
         activations: the bytes that a forward takes.
     """
 
@@ -38,7 +62,6 @@ class ModelLimits:
     context: int
     uniform_length: int | None
     in_pieces: bool
-    cache_bytes: int
     activations: Activations
 
 
@@ -108,7 +131,9 @@ class TaskModel(Protocol):
     def hidden(self, inputs: Inputs) -> Floats:
         """The last hidden states below the task's head, [texts, tokens, width]."""
 
-    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> GrowingTexts:
+    def grow(
+        self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None
+    ) -> GrowingTexts:
         """Prompts to go on with; nothing has been read.
 
         Args:
@@ -116,6 +141,7 @@ class TaskModel(Protocol):
             mask: the same shape, 0 for padding.
             sampling: how tokens are drawn.
             pad: what fills texts that are over.
+            most: tokens that each is continued by in all steps together, which bounds the cache; None for any number.
         """
 
     def pieces(self, ids: Integers) -> TextPieces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from weightpager.answers.model import ModelLimits, TaskModel
+from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
 from weightpager.backends.parameters import Parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
@@ -36,6 +36,14 @@ class Backend(Protocol):
         Args:
             bundle: has the model.
             itemsize: bytes of a number that it computes with.
+        """
+
+    def cache_size(self, task: Any, itemsize: int) -> CacheSize:
+        """What keys and values take of a task that writes and that `build` has made.
+
+        Args:
+            task: as `build` has made it.
+            itemsize: bytes of a number that tasks compute with.
         """
 
     def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from weightpager.answers.model import ModelLimits
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.model import CacheSize, ModelLimits
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size
 from weightpager.engine.forecasts import ForecastReport, Forecasts
@@ -102,8 +103,21 @@ class EngineView:
     @property
     def limits(self) -> ModelLimits:
         """How much the bundle's model can read, and the memory that this takes, by the widest numbers of any task."""
-        widest = max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.bundle.tasks)
-        return self._open.backend.limits(self.bundle, widest)
+        return self._open.backend.limits(self.bundle, self._widest())
+
+    def cache_size(self) -> CacheSize:
+        """What keys and values take of the kind of tasks that keeps most, by the widest numbers of any task.
+
+        A task of each kind that writes is built; nothing is loaded.
+
+        Raises:
+            BundleFormatError: its parameters don't make up the task, or it would keep more than any model does.
+        """
+        writers = {task.kind: name for name, task in self.bundle.tasks.items() if kind_of(task.kind).writes}
+        with of_bundle(self.bundle.path):
+            built = [self._open.task_and_module(name)[1] for name in writers.values()]
+        sizes = [self._open.backend.cache_size(task, self._widest()) for task in built]
+        return max(sizes, key=lambda size: size.bytes(1, 1), default=CacheSize())
 
     def reader(self) -> Tokenizer | ImageReader:
         """A new reader of the tasks' inputs, texts or images, for one thread at a time.
@@ -238,6 +252,10 @@ class EngineView:
         self._check_process()
         if self._closed:
             raise EngineClosedError("the engine is closed; open the bundle again")
+
+    def _widest(self) -> int:
+        """Bytes of a number that tasks compute with."""
+        return max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.bundle.tasks)
 
     def _row_report(self) -> RowReport | None:
         rows = self._open.rows

@@ -21,9 +21,9 @@ class WatchedModel(TorchModel):
 
     begun: list[Integers]
 
-    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> TorchTexts:
+    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None) -> TorchTexts:
         self.begun.append(ids)
-        return super().grow(ids, mask, sampling, pad)
+        return super().grow(ids, mask, sampling, pad, most)
 
 
 def opt(folder: Path) -> WatchedModel:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from single_node import single_node
+from weightpager.answers.model import CacheSize
 from weightpager.graph import Graph, GraphInput, GraphOutput, Node, Operand
 from weightpager.graph.reference import KeyValues, run
 
@@ -191,6 +192,21 @@ def test_a_cache_has_a_bound_and_stays_as_it_was(narrow: bool) -> None:
     assert (cache.tokens, cache.bytes) == (64, 2 * block)
     with pytest.raises(ValueError, match="batch of 1"):
         program.run({name: np.repeat(each, 2, 0) for name, each in inputs.items()}, cache)
+
+
+@given(
+    st.sampled_from([(1, 1), (6, 2)]), st.sampled_from([8, 20]), st.integers(1, 3), st.integers(1, 140), st.booleans()
+)
+def test_a_cache_takes_what_its_program_says(
+    heads: tuple[int, int], depth: int, batch: int, tokens: int, narrow: bool
+) -> None:
+    graph = _texts(*heads, depth, 0, False)
+    program, cache = Program(graph, {}), KVCache(2**30, float16=narrow)
+    program.run(
+        {each.name: np.ones((batch, tokens, int(each.shape[2]), depth), np.float32) for each in graph.inputs}, cache
+    )
+    size = CacheSize(program.cache_block_bytes(narrow) // KVCache.block, KVCache.block)
+    assert cache.bytes == size.bytes(batch, tokens)
 
 
 def test_a_cache_that_kept_nothing_takes_any_batch() -> None:

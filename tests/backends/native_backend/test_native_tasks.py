@@ -18,11 +18,12 @@ from blake3 import blake3
 import tiny
 import weightpager as wp
 from engines import InThread, hanging
+from weightpager.answers.model import CacheSize
 from weightpager.backends.native.program import KVCache
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BundleFormatError, ConfigError, SwitchFailedError, TaskNotActiveError
-from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
+from weightpager.graph import Graph, GraphOutput, Node, Operand, read_graph, write_graph
 from weightpager.graph.file import graph_file
 from weightpager.kernels.choice import NATIVE
 
@@ -261,6 +262,53 @@ def test_a_graph_whose_head_cannot_be_run_alone_is_refused(
     lying = with_graph(writer_bundle, tmp_path / "lying.bundle", changed, "language-modeling")
     with pytest.raises(BundleFormatError, match=words):
         native(lying)
+
+
+def with_groups(bundle: Path, to: Path, groups: int | str) -> Path:
+    """A copy whose first attention has so many heads and groups, all of them the first head's."""
+    one = {"axis": 2, "start": 0, "end": 1, "step": 1}
+
+    def changed(text: str) -> str:
+        graph = read_graph("graph", text.encode())
+        at = next(at for at, node in enumerate(graph.nodes) if node.op == "attention")
+        attention, more = graph.nodes[at], list[Node]()
+
+        def expanded(operand: Operand | None, heads: int | str, *outputs: str) -> None:
+            more.append(Node("slice", (operand,), one, (outputs[0],)))
+            shape = {"shape": ["batch", "length", heads, -1]}
+            more.append(Node("expand", (Operand.value(outputs[0]),), shape, (outputs[1],)))
+
+        for number, operand in enumerate(attention.inputs[:3]):
+            expanded(operand, groups, f"v900{number}", f"v901{number}")
+        operands = (*(Operand.value(f"v901{number}") for number in range(3)), attention.inputs[3])
+        more.append(replace(attention, inputs=operands, outputs=("v9020",)))
+        expanded(Operand.value("v9020"), 4, "v9021", *attention.outputs)
+        return write_graph(replace(graph, nodes=(*graph.nodes[:at], *more, *graph.nodes[at + 1 :]))).decode()
+
+    return with_graph(bundle, to, changed, "language-modeling")
+
+
+def test_what_a_cache_takes_is_read_of_the_graph(writer_bundle: Path, tmp_path: Path) -> None:
+    """Two layers, the other of two heads, all of 16 numbers; its configuration knows of two heads in each."""
+    expanded = with_groups(writer_bundle, tmp_path / "expanded.bundle", 2048)
+    with native(expanded) as engine:
+        assert engine.cache_size() == CacheSize(2 * (2048 + 2) * 16 * 4, 64)
+        cache = KVCache(engine.cache_size().bytes(1, 5) - 1)
+        with pytest.raises(MemoryError, match="keys and values of at most"):
+            engine.activate("animals")(cache, input_ids=IDS[:1, :5])
+    more = with_groups(writer_bundle, tmp_path / "more.bundle", 2**20)
+    words = "attention: expected at most 16.0 MiB of keys and values a token, found 128.0 MiB"
+    with native(more) as engine, pytest.raises(BundleFormatError, match=words):
+        engine.activate("animals")
+
+
+def test_a_cache_never_outgrows_what_was_planned(writer_bundle: Path, tmp_path: Path) -> None:
+    """As many groups as a text has tokens: one at a time, they are few."""
+    growing = with_groups(writer_bundle, tmp_path / "growing.bundle", "length")
+    with native(growing) as engine:
+        assert engine.cache_size() == CacheSize(2 * (1 + 2) * 16 * 4, 64)
+        with pytest.raises(MemoryError, match="keys and values of at most"):
+            engine.predict("animals", ["one two three four"], max_new_tokens=2)
 
 
 def test_what_cannot_run_is_refused(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

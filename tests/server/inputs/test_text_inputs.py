@@ -23,7 +23,7 @@ def test_without_a_template_a_task_reads_the_form_that_it_learnt(
 ) -> None:
     own = tiny_pairs.tokenizer(tiny_pairs.by_level())
     own.chat_template = None
-    limits = ModelLimits(512, 64, None, in_pieces=False, cache_bytes=0, activations=Activations(0, 0))
+    limits = ModelLimits(512, 64, None, in_pieces=False, activations=Activations(0, 0))
     vocabulary = Vocabulary(tiny.reader(own), limits, None)
     generation = None if form is None else Generation(prompts=form, max_new_tokens=4, metrics=["chrf"])
     kind = "text-generation" if generation else "language-modeling"

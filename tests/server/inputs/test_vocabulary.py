@@ -22,7 +22,7 @@ WRITER = TaskEntry(name="a", kind="language-modeling", classes=[], max_length=8,
 
 
 def limits(words: int, context: int, uniform_length: int | None = None) -> ModelLimits:
-    return ModelLimits(words, context, uniform_length, in_pieces=False, cache_bytes=0, activations=Activations(0, 0))
+    return ModelLimits(words, context, uniform_length, in_pieces=False, activations=Activations(0, 0))
 
 
 def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:

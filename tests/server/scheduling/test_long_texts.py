@@ -15,19 +15,25 @@ import numpy as np
 import openai
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
+import tiny
 import weightpager as wp
 from running import Running, serving
 from weightpager.answers.generation import forward_size
-from weightpager.answers.model import TaskModel
+from weightpager.answers.model import CacheSize, TaskModel
 from weightpager.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
 from weightpager.backends.torch.kv_cache import CACHE
 from weightpager.errors import RequestTimeoutError, ServerClosedError
+from weightpager.kernels.choice import NATIVE
 from weightpager.readers.tokenizer import open_tokenizer
+from weightpager.server.inputs import text_limit
 from weightpager.server.inputs.text_limit import default_limit
 from weightpager.server.scheduling import batching
 from weightpager.server.scheduling.batch import Batch
+from weightpager.server.scheduling.batching import beginnable, largest_batch
 from weightpager.server.scheduling.job import Done, Event, Failed, Job
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.service import Service
@@ -57,6 +63,13 @@ def stepwise(writer_bundle: Path) -> Iterator[Running]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def native_writer(writer_bundle: Path) -> Iterator[wp.Engine]:
+    with wp.Engine.from_pretrained(writer_bundle, backend="native") as engine:
+        engine.activate("animals")
+        yield engine
+
+
 @pytest.fixture
 def module(writer_bundle: Path) -> Iterator[tuple[wp.Engine, nn.Module]]:
     with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task("animals") as module:
@@ -73,7 +86,7 @@ class Asked:
             Job(entry, work, index, 0.0, deadline, self.events.append, cached=cached)
             for index, work in enumerate(works)
         ]
-        self.batch = Batch(self.jobs, 0.0)
+        self.batch = Batch(self.jobs, 0.0, Policy())
 
     def run(self, engine: wp.Engine, between: Callable[[], object] = lambda: None) -> int:
         """Every step, something happening between two of them; how many there were."""
@@ -241,11 +254,27 @@ def test_a_text_that_is_too_long_is_the_clients_mistake(writer_bundle: Path, ass
 
 
 def test_the_longest_text_follows_from_how_it_is_read() -> None:
-    assert default_limit(131_072, [512], in_pieces=True) == 8192
-    assert default_limit(512, [128], in_pieces=True) == 512
-    assert default_limit(None, [None], in_pieces=False) == 2048
-    assert default_limit(8192, [512, None], in_pieces=False) == 2048
-    assert default_limit(8192, [4096, None], in_pieces=False) == 4096  # what a task is compiled with is read
+    assert default_limit(131_072, 512, in_pieces=True) == 8192
+    assert default_limit(512, 128, in_pieces=True) == 512
+    assert default_limit(None, None, in_pieces=False) == 2048
+    assert default_limit(8192, 512, in_pieces=False) == 2048
+    assert default_limit(8192, 4096, in_pieces=False) == 4096  # what a task is compiled with is read
+
+
+def test_a_task_that_classifies_makes_no_other_tasks_texts_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = tiny.writer(tmp_path, compare="none", training={"steps": 2, "batch": 4})
+    mixed["tasks"]["animal"] = tiny.classification(tmp_path, "animal", {"cat": ["cat"], "dog": ["dog"]})
+    wp.compile(mixed, out=tmp_path / "mixed.bundle")
+    monkeypatch.setattr(text_limit, "IN_PIECES", 120)
+    monkeypatch.setattr(text_limit, "FORWARD_TOKENS", 32)
+    with serving(tmp_path / "mixed.bundle") as running:
+        embed = running.openai.embeddings.create
+        assert embed(model="animals", input=list(IDS)).data
+        with pytest.raises(openai.BadRequestError, match="at most 32 tokens a text, as the server's --max-text-tokens"):
+            embed(model="animal", input=list(IDS))
+        assert embed(model="animal", input=list(IDS[:32])).data
 
 
 def test_a_reserve_for_caches_holds_long_vectors_too(writer_bundle: Path) -> None:
@@ -254,7 +283,7 @@ def test_a_reserve_for_caches_holds_long_vectors_too(writer_bundle: Path) -> Non
         service.admit(task, 2)
         jobs = service.submit(task, [Embed(IDS), Embed(IDS[:20])], print)
         assert [job.cached for job in jobs] == [True, False]
-        assert Batch(jobs[:1], 0.0).started.tokens == len(IDS)
+        assert Batch(jobs[:1], 0.0, service.worker.policy).started.tokens == len(IDS)
         assert service.worker.policy.room == 120
 
 
@@ -265,6 +294,33 @@ def test_a_text_that_the_reserve_never_holds_gets_no_vector(writer_bundle: Path)
             running.openai.embeddings.create(model="animals", input=[list(IDS[:20]), list(IDS)])
         assert (refused.value.param, refused.value.code) == ("input", "context_length_exceeded")
         assert running.openai.embeddings.create(model="animals", input=list(IDS[:100])).data
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+@given(st.lists(st.tuples(st.integers(1, 100), st.integers(1, 20)), min_size=1, max_size=12), st.integers(2, 6))
+def test_caches_hold_no_more_than_is_counted_and_reserved(
+    native_writer: wp.Engine, asked: list[tuple[int, int]], blocks: int
+) -> None:
+    engine, size = native_writer, native_writer.cache_size()
+    assert size == CacheSize(KEPT, 64)
+    policy = Policy(room=blocks * 64, cache=size, context=128)
+    works = [Generate(IDS[:tokens], most) for tokens, most in asked]
+    entry = engine.bundle.task("animals")
+    queue = [Job(entry, work, 0, 0.0, float("inf"), lambda _: None, cached=True) for work in works]
+    model, tokenizer, batches = engine.model("animals"), open_tokenizer(engine.bundle), list[Batch]()
+    while queue or batches:
+        started, waiting = [batch.started for batch in batches], [job.waiting for job in queue]
+        if places := beginnable(waiting, started, 0.0, policy):
+            chosen = largest_batch(waiting, places, started, policy)
+            batches.append(Batch([queue[place] for place in chosen], 0.0, policy))
+            queue = [job for place, job in enumerate(queue) if place not in chosen]
+        for batch in batches:
+            batch.step(model, tokenizer, 0.0)
+        held = sum(batch._run._texts._read._cache.bytes for batch in batches)  # type: ignore[union-attr]
+        counted = sum(batch.started.tokens for batch in batches)
+        assert held <= counted * size.token_bytes
+        assert counted <= blocks * 64
+        batches = [batch for batch in batches if batch.jobs]
 
 
 def test_a_server_whose_worker_is_stuck_is_not_ready(writer_bundle: Path) -> None:

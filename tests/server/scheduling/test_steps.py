@@ -55,7 +55,7 @@ def simulate(asks: list[Ask], policy: Policy) -> tuple[list[Started], float]:
             waiting = [ask.waiting for ask in batch]
             for ask in batch:
                 ask.began = now
-            run = Started(task, waiting[0].arrived, now, held(waiting), waiting[0].heavy)
+            run = Started(task, waiting[0].arrived, now, held(waiting, policy), waiting[0].heavy)
             begun.append(run)
             left = max(ask.steps for ask in batch)
         else:
@@ -116,7 +116,9 @@ def test_nobody_waits_beyond_the_bound_whatever_the_others_ask_for(asks: list[As
         assert one.began is not None
         assert one.ended is not None
         if not one.waiting.heavy:  # these wait for each other
-            bound = policy.longest_wait(tasks, STEP, SWITCH, one.ahead)
+            bound = policy.longest_wait(
+                tasks, STEP, SWITCH, one.ahead, heavy=any(other.waiting.heavy for other in asks)
+            )
             assert one.began - one.waiting.arrived <= bound + 1e-9
 
 
@@ -134,6 +136,24 @@ def test_a_long_prompt_and_short_ones_take_turns() -> None:
     long, short = Ask(Waiting("a", 0.0, prompt=8000), 40), [Ask(Waiting("a", 0.1 * n, prompt=9), 1) for n in range(9)]
     simulate(sorted([long, *short], key=lambda one: one.waiting.arrived), Policy(batch=2))
     assert max(one.ended or 0.0 for one in short) < (long.ended or 0.0) / 2
+
+
+def test_short_texts_of_another_task_pass_between_the_steps_of_heavy_prompts() -> None:
+    heavy = [Ask(Waiting("a", 0.0, prompt=7900), 40) for _ in range(3)]
+    short = [Ask(Waiting("b", 0.7 * n, prompt=9, cached=False), 1) for n in range(60)]
+    simulate(sorted([*heavy, *short], key=lambda one: one.waiting.arrived), Policy())
+    for one in short:
+        assert one.began is not None
+        # It comes when an earlier one has just been chosen, and the prompt has its next step before it.
+        assert one.began - one.waiting.arrived <= 2 * STEP + 3 * SWITCH + 1e-9
+    ended, alone = max(one.ended or 0.0 for one in heavy), sum(one.steps for one in heavy) * STEP
+    assert ended <= alone + len(short) * (STEP + 2 * SWITCH) + SWITCH
+
+
+def test_beside_a_heavy_prompt_each_task_has_its_share() -> None:
+    heavy, short = Ask(Waiting("a", 0.0, prompt=7900), 40), [Ask(Waiting("b", 0.02 * n), 1) for n in range(900)]
+    simulate(sorted([heavy, *short], key=lambda one: one.waiting.arrived), Policy(batch=1))
+    assert (heavy.ended or 0.0) <= 2 * 40 * (STEP + SWITCH) + STEP + SWITCH
 
 
 def test_of_heavy_prompts_one_batch_is_under_way_at_a_time() -> None:

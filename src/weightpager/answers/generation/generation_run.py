@@ -35,7 +35,8 @@ class GenerationRun:
         works = [row.work for row in self._rows]
         pad = pad_id(model.vocab_size, tokenizer)
         batch = padded([work.ids for work in works], pad, left=True)
-        self._texts = model.grow(batch["input_ids"], batch["attention_mask"], works[0].sampling, pad)
+        most = max(work.max_new_tokens for work in works)
+        self._texts = model.grow(batch["input_ids"], batch["attention_mask"], works[0].sampling, pad, most)
         self._clock = clock
         self._grown = 0
 

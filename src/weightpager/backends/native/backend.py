@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from weightpager import kernels
-from weightpager.answers.model import ModelLimits
+from weightpager.answers.model import CacheSize, ModelLimits
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.operands import Array, Blocks, ProgramParameter
-from weightpager.backends.native.program import Program, Workspaces, stages
+from weightpager.backends.native.program import KVCache, Program, Workspaces, stages
 from weightpager.backends.native.task import NativeTask
 from weightpager.backends.native.task_check import check_tasks
 from weightpager.backends.paged_weights import of_entry
@@ -20,12 +20,16 @@ from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.files.tensor_header import Header, TensorInfo
 from weightpager.bundle.format.manifest import FORMS
+from weightpager.config import format_size
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.graph import Graph
 from weightpager.graph.file import graph_file
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
+
+_MOST_TOKEN_BYTES = 2**24
+"""Keys and values of a token take no more in any layers: models of hundreds of billions of weights keep less."""
 
 
 class NativeBackend:
@@ -84,11 +88,39 @@ class NativeBackend:
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
         return NativeTask(
-            parts.name, graph, programs, parts.gate, self._limits.context, numbers_by_mask=self._numbers_by_mask
+            parts.name,
+            graph,
+            programs,
+            parts.gate,
+            self._limits.context,
+            self._checked_cache(graph, programs[0]),
+            numbers_by_mask=self._numbers_by_mask,
         )
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:  # noqa: ARG002 - the interface's
         return self._limits
+
+    def cache_size(self, task: NativeTask, itemsize: int) -> CacheSize:  # noqa: ARG002 - the interface's
+        return task.cache
+
+    def _checked_cache(self, graph: Graph, program: Program) -> CacheSize:
+        """What a graph keeps of a text: its own attentions say it, as the configuration may say less.
+
+        Raises:
+            BundleFormatError: that is more than any model keeps.
+        """
+        if FORMS[graph.kind].labels != "none":  # type: ignore[index]
+            return CacheSize()
+        try:
+            token_bytes = program.cache_block_bytes(self._narrow) // KVCache.block
+        except ValueError as error:
+            raise BundleFormatError(graph_file(graph.kind), "nodes", "those that read one token", error) from error
+        if token_bytes > _MOST_TOKEN_BYTES:
+            most, found = (format_size(size) for size in (_MOST_TOKEN_BYTES, token_bytes))
+            raise BundleFormatError(
+                graph_file(graph.kind), "attention", f"at most {most} of keys and values a token", found
+            )
+        return CacheSize(token_bytes, KVCache.block)
 
     def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
         if not bundle.takes_images:

@@ -15,11 +15,7 @@ _NAMES = {
     "vocab_size": ("vocab_size",),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim"),
-    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
-    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads"),
-    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_sequence_length"),
-    "head_dim": ("head_dim",),
 }
 """The names of each setting in different architectures' configurations."""
 
@@ -36,7 +32,7 @@ _NUMBERED_BY_MASK = frozenset({"opt"})
 """Architectures that number a text's tokens by its mask where no positions are stated. Others count padding, too."""
 
 _MOST_TOKENS = 2**20
-_FLOAT, _HALF = 4, 2
+_FLOAT = 4
 
 
 class ModelConfig:
@@ -97,19 +93,14 @@ class ModelConfig:
         """What the model can read, and what that takes in float32."""
         width = self.number("hidden_size") or 1024
         inner = self.number("intermediate_size") or 4 * width
-        heads = self.number("num_attention_heads") or 16
         activations = Activations.of_layer(width, inner, heads=0, itemsize=_FLOAT)  # attention keeps no scores whole
         if takes_images:
-            return ModelLimits(0, 0, None, False, 0, activations)
-        grouped = self.number("num_key_value_heads") or heads
-        depth = self.number("head_dim") or width // heads
-        layers = self.number("num_hidden_layers") or 1
+            return ModelLimits(0, 0, None, False, activations)
         return ModelLimits(
             vocab_size=self.number("vocab_size") or 0,
             context=self.context,
             uniform_length=None,
             in_pieces=True,
-            cache_bytes=2 * layers * grouped * depth * (_HALF if self.narrow else _FLOAT),
             activations=activations,
         )
 

@@ -17,9 +17,7 @@ from weightpager.backends.native.task import NativeTask, positions
 from weightpager.errors import BundleFormatError
 from weightpager.graph.file import graph_file
 
-MOST_CACHE_BYTES = 2**40
-"""Keys and values of one batch take no more. The server plans batches by a tighter bound. `eval` bounds the tokens of a
-batch."""
+_UNBOUNDED = 2**62
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,11 @@ class NativeModel:
                 graph_file(self.task.graph.kind), "nodes", "what runs on inputs that the model can read", error
             ) from error
 
-    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> NativeTexts:
-        return NativeTexts(self, ids, mask, Sampler(sampling), pad)
+    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None) -> NativeTexts:
+        return NativeTexts(self, _Read(self, ids, mask, most), Sampler(sampling), pad)
 
     def pieces(self, ids: Integers) -> NativePieces:
-        return NativePieces(_Read(self, ids[None], np.ones_like(ids[None])))
+        return NativePieces(_Read(self, ids[None], np.ones_like(ids[None]), 0))
 
     def _with_positions(self, inputs: Inputs) -> Inputs:
         if not self.task.has_head or "attention_mask" not in inputs:
@@ -101,10 +99,13 @@ class _Read:
         done: number of tokens of each text that have been read.
     """
 
-    def __init__(self, model: NativeModel, ids: Integers, mask: Integers) -> None:
+    def __init__(self, model: NativeModel, ids: Integers, mask: Integers, most: int | None) -> None:
+        """Nothing has been read; at most ``most`` tokens come to each text, None for any number."""
         self.ids, self.mask, self.done = ids, mask, 0
         self._model = model
-        self._cache = KVCache(MOST_CACHE_BYTES, float16=model.narrow)
+        texts, tokens = ids.shape
+        planned = _UNBOUNDED if most is None else model.task.cache.bytes(texts, tokens + most)
+        self._cache = KVCache(planned, float16=model.narrow)
 
     @property
     def activations(self) -> Activations:
@@ -144,10 +145,10 @@ class NativeTexts:
 
     stoppable = True
 
-    def __init__(self, model: NativeModel, ids: Integers, mask: Integers, sampler: Sampler, pad: int) -> None:
-        self._read = _Read(model, ids, mask)
+    def __init__(self, model: NativeModel, read: _Read, sampler: Sampler, pad: int) -> None:
+        self._read = read
         self._head, self._sampler, self._pad = model.head, sampler, pad
-        self._prompt = ids.shape[1]
+        self._prompt = read.ids.shape[1]
 
     @property
     def unread(self) -> int:

@@ -26,6 +26,7 @@ KVCache = _native.KVCache
 """The keys and values of earlier tokens: ``KVCache(most_bytes, float16=False)``. Of one program, one thread at a
 time. In float16 they are rounded as they are kept, and take half of the bytes.
 
+It grows by ``KVCache.block`` tokens at a time, which take as much as `Program.cache_block_bytes` says for each text.
 A call that would need more than ``most_bytes`` raises `MemoryError`. ``tokens``, ``batch`` and ``bytes`` say what the
 cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what row
 ``rows[i]`` was."""
@@ -82,6 +83,15 @@ class Program:
         inputs = [each.shape for each in self._graph.inputs]
         found = self._native.outputs([[stated[x] if isinstance(x, str) else x for x in shape] for shape in inputs])
         return {output.name: shape for output, shape in zip(self._graph.outputs, found, strict=True)}
+
+    def cache_block_bytes(self, float16: bool = False) -> int:
+        """Bytes by which the `KVCache` of one text grows at a time, with ``KVCache.block`` tokens of each layer.
+
+        Raises:
+            ValueError: the graph takes no text of one token.
+        """
+        sizes = [[1 if isinstance(size, str) else size for size in each.shape] for each in self._graph.inputs]
+        return self._native.cache_block_bytes(sizes, float16)
 
     def run(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from weightpager.answers.model import CacheSize
 from weightpager.backends.native.operands import Array
 from weightpager.backends.native.program import KVCache, Program
 from weightpager.backends.task_parts import Gate, no_arrays
@@ -17,6 +18,7 @@ class NativeTask:
 
     Attributes:
         graph: the graph of the task's kind; ``graph.inputs`` and ``graph.outputs`` say what a call takes and gives.
+        cache: what keys and values of earlier tokens take, in the model's own width.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class NativeTask:
         programs: tuple[Program, ...],
         gate: Gate,
         context: int,
+        cache: CacheSize,
         *,
         numbers_by_mask: bool = False,
     ) -> None:
@@ -38,9 +41,10 @@ class NativeTask:
                 few of a forward's tokens need any.
             gate: the task's gate.
             context: tokens that the model says it can read.
+            cache: as the attribute.
             numbers_by_mask: whether positions, where a call states none, leave out tokens that its mask hides.
         """
-        self._name, self.graph = name, graph
+        self._name, self.graph, self.cache = name, graph, cache
         self._below, self._head = programs[0], programs[1] if len(programs) > 1 else None
         self._gate = gate
         self._context = context

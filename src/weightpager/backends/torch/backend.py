@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.model import ModelLimits
+from weightpager.answers.model import CacheSize, ModelLimits
 from weightpager.backends.parameters import Parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch import parameters, task_module
+from weightpager.backends.torch.kv_cache import bytes_per_token
 from weightpager.backends.torch.limits import limits_of
 from weightpager.backends.torch.model import architecture
 from weightpager.backends.torch.parameters import Tensors
@@ -58,6 +59,9 @@ class TorchBackend:
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:
         return limits_of(bundle, self._config, itemsize)
+
+    def cache_size(self, task: nn.Module, itemsize: int) -> CacheSize:  # noqa: ARG002 - the interface's
+        return CacheSize(bytes_per_token(self._config, itemsize))
 
     def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
         return architecture.input_reader(bundle)

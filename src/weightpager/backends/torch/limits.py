@@ -6,7 +6,7 @@ from typing import Any
 
 from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.model import ModelLimits
-from weightpager.backends.torch.kv_cache import bytes_per_token, reads_in_pieces
+from weightpager.backends.torch.kv_cache import reads_in_pieces
 from weightpager.backends.torch.model.architecture import context_length, empty_module, uniform_length
 from weightpager.bundle import Bundle
 
@@ -22,13 +22,12 @@ def limits_of(bundle: Bundle, config: Any, itemsize: int) -> ModelLimits:
     task = next(iter(bundle.tasks.values()))
     activations = activations_of(config, itemsize)
     if task.takes_images:
-        return ModelLimits(0, 0, None, False, 0, activations)
+        return ModelLimits(0, 0, None, False, activations)
     return ModelLimits(
         vocab_size=int(config.get_text_config().vocab_size),
         context=context_length(empty_module(config, task)),
         uniform_length=uniform_length(config),
         in_pieces=reads_in_pieces(config),
-        cache_bytes=bytes_per_token(config, itemsize),
         activations=activations,
     )
 

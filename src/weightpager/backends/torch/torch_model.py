@@ -57,7 +57,14 @@ class TorchModel:
         base = self._module.base_model
         return _floats(base(**self._placed(inputs), **without_cache(base)).last_hidden_state)
 
-    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> TorchTexts:
+    def grow(
+        self,
+        ids: Integers,
+        mask: Integers,
+        sampling: Sampling,
+        pad: int,
+        most: int | None = None,  # noqa: ARG002 - a cache of transformers has no bound
+    ) -> TorchTexts:
         return TorchTexts(self._module, self._tensor(ids), self._tensor(mask), sampling, pad)
 
     def pieces(self, ids: Integers) -> TorchPieces:

@@ -70,7 +70,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="Most tokens of one text, prompts included. Default: 8192 (2048 where a model reads a text at once), "
+            help="Most tokens of one text, prompts included. Default: 8192 (2048 where texts are read at once), "
             "or a task's max_length if that is more; never more than the model reads.",
         ),
     ] = None,

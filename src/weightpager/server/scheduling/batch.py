@@ -11,6 +11,7 @@ from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Run, compiled_anew
 from weightpager.server.scheduling.batching import Started, held
 from weightpager.server.scheduling.job import Job
+from weightpager.server.scheduling.policy import Policy
 
 
 class Batch:
@@ -21,18 +22,19 @@ class Batch:
         texts: number of texts that began together.
     """
 
-    def __init__(self, jobs: Sequence[Job], now: float) -> None:
+    def __init__(self, jobs: Sequence[Job], now: float, policy: Policy) -> None:
         """Begin a batch.
 
         Args:
             jobs: of one task and kind, in the order of arrival.
             now: by `time.monotonic`.
+            policy: by which they were chosen.
         """
         for job in jobs:
             job.began = now
         waiting = [job.waiting for job in jobs]
         heavy = any(request.heavy for request in waiting)
-        self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
+        self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting, policy), heavy)
         self.texts = len(jobs)
         self._jobs = jobs
         self._model: TaskModel | None = None

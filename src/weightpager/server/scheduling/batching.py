@@ -74,7 +74,7 @@ def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: floa
             continue
         late = now - request.arrived >= policy.patience
         if not crowded and _has_place(request, started, policy, late=late):
-            if not started or request.prompt + request.new_tokens <= _free(started, policy):
+            if not started or held([request], policy) <= _free(started, policy):
                 found.append(place)
             else:
                 crowded = late
@@ -105,11 +105,12 @@ def largest_batch(
     return tuple(found)
 
 
-def held(batch: Sequence[Waiting]) -> int:
+def held(batch: Sequence[Waiting], policy: Policy) -> int:
     """Tokens that a batch's caches may come to hold. Shorter texts are padded, and stay until all texts have ended."""
     if not batch[0].cached:
         return 0
-    return len(batch) * (max(request.prompt for request in batch) + max(request.new_tokens for request in batch))
+    longest = max(request.prompt for request in batch) + max(request.new_tokens for request in batch)
+    return policy.cache.tokens(len(batch), longest)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class _Sizes:
         if mostly_padding(texts, self.prompt, self.shortest):
             return False
         if first.cached:
-            return padded <= _MOST_READ and texts * (self.prompt + self.new_tokens) <= free
+            return padded <= _MOST_READ and policy.cache.tokens(texts, self.prompt + self.new_tokens) <= free
         return policy.activations is None or policy.activations.fit(texts, self.prompt, self.prompt)
 
 

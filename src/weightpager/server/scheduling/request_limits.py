@@ -9,12 +9,16 @@ from dataclasses import replace
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import ModelLimits
 from weightpager.answers.work import Embed, Generate, Work
+from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.errors import RequestError
 from weightpager.server.inputs.text_limit import TextLimit, default_limit
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.settings import Settings
+
+_TEXTS = 8
+"""Longest texts that caches hold at a time, where no part of the budget is reserved for caches."""
 
 
 class RequestLimits:
@@ -25,39 +29,49 @@ class RequestLimits:
         self._engine = engine
         self._settings = settings
         self._vocabulary = vocabulary
-        self._limit = self._text_limit(limits)
+        self._follow(limits)
 
     @property
     def policy(self) -> Policy:
         """The settings' policy, with the bounds that the model and the KV reserve set."""
-        vocabulary, limit = self._vocabulary, self._limit
-        policy = replace(self._settings.policy, activations=limit.activations)
+        vocabulary = self._vocabulary
+        policy = replace(self._settings.policy, activations=self._limits.activations, cache=self._cache)
         if vocabulary is None:
             return policy
         room = vocabulary.most_cached
         if room is None:
-            room = limit.room(policy.batch, self._settings.most_new_tokens)
+            longest = max(self.of(task).tokens for task in self._engine.bundle.tasks.values())
+            room = self._cache.tokens(max(policy.batch, _TEXTS), longest + self._settings.most_new_tokens)
         return replace(policy, room=room, context=vocabulary.context, uniform_length=vocabulary.uniform_length)
 
-    def check(self, works: Sequence[Work]) -> None:
-        """See that no text is too long.
+    def of(self, task: TaskEntry) -> TextLimit:
+        """What a text of a task may ask for. Those that write read it in pieces, if the model can."""
+        in_pieces = kind_of(task.kind).writes and self._limits.in_pieces
+        tokens = self._settings.most_text_tokens
+        if tokens is None:
+            context = None if self._vocabulary is None else self._vocabulary.context
+            tokens = default_limit(context, task.max_length, in_pieces=in_pieces)
+        return TextLimit(tokens, in_pieces, self._limits.activations)
+
+    def check(self, task: TaskEntry, works: Sequence[Work]) -> None:
+        """See that no text for a task is too long.
 
         Raises:
             RequestError: one is.
         """
-        longest, most = max(len(work.ids) for work in works), self._limit.tokens
+        longest, most = max(len(work.ids) for work in works), self.of(task).tokens
         if longest > most:
             raise RequestError(
                 f"expected at most {most} tokens a text, as the server's --max-text-tokens, found {longest}",
                 code="context_length_exceeded",
             )
         for work in works:
-            if self._vocabulary is not None and isinstance(work, Embed) and self.is_cached(work):
+            if self._vocabulary is not None and isinstance(work, Embed) and self.is_cached(task, work):
                 self._vocabulary.check_kept(work.ids, "input")
 
-    def is_cached(self, work: Work) -> bool:
+    def is_cached(self, task: TaskEntry, work: Work) -> bool:
         """Whether its keys and values are kept."""
-        return isinstance(work, Generate) or (isinstance(work, Embed) and self._limit.cached(len(work.ids)))
+        return isinstance(work, Generate) or (isinstance(work, Embed) and self.of(task).cached(len(work.ids)))
 
     def is_long(self, work: Work) -> bool:
         """Whether the model reads it in another way than short texts."""
@@ -66,23 +80,10 @@ class RequestLimits:
 
     def renew(self) -> None:
         """Follow the bundle, which was loaded anew: its tasks may be others, or compute in a wider dtype."""
-        limits = self._engine.limits
-        self._limit = self._text_limit(limits)
-        if self._vocabulary is not None:
-            self._vocabulary.most_cached = reserved_tokens(self._engine, limits)
+        self._follow(self._engine.limits)
 
-    def _text_limit(self, limits: ModelLimits) -> TextLimit:
-        tasks = self._engine.bundle.tasks
-        writes = all(kind_of(task.kind).writes for task in tasks.values())
-        in_pieces = writes and limits.in_pieces
-        tokens = self._settings.most_text_tokens
-        if tokens is None:
-            context = None if self._vocabulary is None else self._vocabulary.context
-            tokens = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
-        return TextLimit(tokens, in_pieces, limits.activations)
-
-
-def reserved_tokens(engine: Engine, limits: ModelLimits) -> int | None:
-    """Tokens that the budget's KV reserve holds; None without a reserve: the budget then doesn't cover caches."""
-    reserve = engine.report().memory.kv_reserve
-    return reserve // limits.cache_bytes if reserve else None
+    def _follow(self, limits: ModelLimits) -> None:
+        self._limits, self._cache = limits, self._engine.cache_size()
+        reserve = self._engine.report().memory.kv_reserve
+        if self._vocabulary is not None and reserve:
+            self._vocabulary.most_cached = self._cache.within(reserve)

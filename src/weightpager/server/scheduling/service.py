@@ -19,7 +19,7 @@ from weightpager.server.inputs.text_inputs import TextInputs
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.scheduling.job import Job, Listener
 from weightpager.server.scheduling.job_queue import JobQueue
-from weightpager.server.scheduling.request_limits import RequestLimits, reserved_tokens
+from weightpager.server.scheduling.request_limits import RequestLimits
 from weightpager.server.scheduling.settings import Settings
 from weightpager.server.scheduling.worker import Worker
 from weightpager.server.statistics.metrics import Metrics
@@ -58,7 +58,7 @@ class Service:
         if isinstance(reader, ImageReader):
             self.inputs = ImageInputs(reader, most=settings.queue // 2)
         else:
-            vocabulary = Vocabulary(reader, limits, reserved_tokens(engine, limits))
+            vocabulary = Vocabulary(reader, limits)
             self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
@@ -175,12 +175,21 @@ class Service:
             RequestError: one is too long.
             ServerClosedError: the server is shutting down.
         """
-        self._limits.check(works)
+        self._limits.check(task, works)
         now = time.monotonic()
         deadline = now + self.settings.timeout if deadline is None else deadline
         limits = self._limits
         jobs = [
-            Job(task, work, index, now, deadline, listener, long=limits.is_long(work), cached=limits.is_cached(work))
+            Job(
+                task,
+                work,
+                index,
+                now,
+                deadline,
+                listener,
+                long=limits.is_long(work),
+                cached=limits.is_cached(task, work),
+            )
             for index, work in enumerate(works)
         ]
         self.queue.put(jobs)

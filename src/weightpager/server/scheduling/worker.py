@@ -156,7 +156,7 @@ class Worker:
         left = [job for job in jobs if not job.over]
         if not left:
             return None
-        batch = Batch(left, now)
+        batch = Batch(left, now, self.policy)
         self._batches.append(batch)
         self._tell_running()
         return batch
