@@ -139,7 +139,7 @@ def _bound(kind: Kind, tasks: int, step: float, switch: float) -> float:
     policy = Policy()
     others = HONEST - 1 + (IMAGES if kind == "images" else 0)
     ahead = -(-others // policy.batch) + (len(LONG) if kind == "prompts" else 0)
-    return policy.longest_wait(tasks, step, switch, ahead)
+    return policy.longest_wait(tasks, step, switch, ahead, heavy=kind == "prompts")
 
 
 async def _all(url: str, honest: Sequence[Sequence[Body]], others: Sequence[Body], seconds: float, pid: int) -> Tally:

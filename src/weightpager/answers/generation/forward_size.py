@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PIECE = 256
-"""Tokens of a text that are read at once; others may have a turn before the next ones."""
+"""Tokens of a text that are read at once at most; others may have a turn before the next ones."""
+
+FORWARD_PAIRS = 2**19
+"""Tokens of a piece, of all texts, times those that they attend to: behind so many more, attention is most of the work.
+Of models that fit beside others, two cores read such a piece in about a quarter of a second."""
+
+_SMALLEST = 16
+"""Tokens of a text that are read at once however long it is: fewer would take hardly less time."""
 
 FORWARD_TOKENS = 2048
 """Tokens of all texts that are read at once, padding included."""
@@ -63,6 +70,8 @@ class Activations:
             length: of each, padding included; more than ``read``.
         """
         tokens = PIECE
+        while tokens > _SMALLEST and texts * tokens * (read + tokens) > FORWARD_PAIRS:
+            tokens //= 2
         while tokens > 1 and not self.fit(texts, tokens, read + tokens):
             tokens //= 2
         return min(tokens, length - read)

@@ -2,8 +2,9 @@
 
 The current task goes first, since it needs no switch; then tasks that are in memory or have a batch under way; then the
 task that has waited longest. A task is *overdue* once its oldest request has waited for ``patience``. When the current
-turn is over, the next one goes to the overdue task that was served longest ago. A task that lingers for more requests
-lets those pass that have a full batch. Within a task, the work that has been ready for longest goes first: a request is
+turn is over, the next one goes to the overdue task that was served longest ago. While a heavy prompt is there, which
+takes many steps, turns and patience are as short as a step. A task that lingers for more requests lets those pass that
+have a full batch. Within a task, the work that has been ready for longest goes first: a request is
 ready when it comes, a batch under way when its latest step ends.
 
 So a request that is the first one of its task begins after at most
@@ -135,6 +136,7 @@ def next_task(
     for work in ready:
         if work.arrived < oldest.get(work.task, math.inf):
             oldest[work.task] = work.arrived
+    policy = policy.hurried if any(work.heavy for work in ready) else policy
     overdue = [task for task, arrived in oldest.items() if now - arrived >= policy.patience]
     if turn.task in oldest and not (overdue and turn.is_over(now, policy)):
         return turn.task
