@@ -102,6 +102,7 @@ def _in_pieces(program: Program, inputs: Mapping[str, Any], split: int) -> Any:
         cut = {name: each[:, piece] for name, each in inputs.items()}
         cut["attention_mask"] = inputs["attention_mask"][:, : piece.stop]  # of earlier tokens, too
         found.append(program.run(cut, cache)["logits"])
+    assert cache.bytes == len(inputs["input_ids"]) * program.cache_block_bytes()
     return np.concatenate(found, 1)
 
 
