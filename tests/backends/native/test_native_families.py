@@ -12,6 +12,7 @@ import torch
 
 from exported import exported, image_of
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, config_of
+from weightpager.answers.model import CacheSize
 from weightpager.bundle import TaskKind
 from weightpager.compiler.graph.check import give_values, logits, made_up
 from weightpager.compiler.graph.export import empty_module_of
@@ -149,7 +150,7 @@ def test_padding_on_any_side_is_what_it_is_to_the_module(
     module, said = empty_module_of(config, kind, 5), ModelConfig(json.loads(config.to_json_string()))
     give_values(module)
     programs = (Program(graph, _values(module, "float32")),)
-    task = NativeTask("a", graph, programs, _Open(), said.context, numbers_by_mask=said.numbers_by_mask)
+    task = NativeTask("a", graph, programs, _Open(), said.context, CacheSize(), numbers_by_mask=said.numbers_by_mask)
     for mask in _paddings():
         ids = np.where(mask == 0, config.pad_token_id or 0, np.random.default_rng(1).integers(1, 16, mask.shape))
         wanted = logits(module, {"input_ids": ids, "attention_mask": mask})

@@ -16,6 +16,7 @@ from weightpager.graph.reference import run
 native = pytest.importorskip("weightpager.kernels._native")
 
 from native_blocks import blocks_of  # noqa: E402 - without the native module there is none
+from weightpager.answers.model import CacheSize  # noqa: E402
 from weightpager.backends.native import Program, Workspaces, thread_count  # noqa: E402
 from weightpager.backends.native.task import NativeTask  # noqa: E402
 from weightpager.errors import ConfigError  # noqa: E402
@@ -123,7 +124,11 @@ def test_a_tasks_head_waits_for_its_pages() -> None:
     head = Graph("language-modeling", ("batch", "length"), (hidden,), (node,), (GraphOutput("logits", "v0"),))
     parts, gate = _Parts(), _Gate()
     programs = Program(_feed_forward(), parts.native), Program(head, {"down": parts.native["down"]})
-    assert NativeTask("a", _feed_forward(), programs, gate, 8).head(_values(8, 1, 2, WIDE)).shape == (1, 2, FEATURES)
+    assert NativeTask("a", _feed_forward(), programs, gate, 8, CacheSize()).head(_values(8, 1, 2, WIDE)).shape == (
+        1,
+        2,
+        FEATURES,
+    )
     assert gate.calls == [("enter", 1), ("leave", 1)]
 
 
