@@ -439,7 +439,10 @@ class Engine(EngineMaintenance):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self.close()  # does nothing, unless Ctrl-C came before the first had begun
 
     def _pieces(self, name: str, query: StreamedQuery, model: TaskModel, run: Run) -> Iterator[str]:
         """A continuation token by token, each in a turn of its own: nothing is held while the caller has a piece."""

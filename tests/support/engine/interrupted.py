@@ -317,7 +317,10 @@ def interrupt(trial: Trial, interrupter: Moments | Steps, name: str, task: str, 
     try:
         interrupter(name, lambda: work(task))
     except Interrupted as error:
-        if name != "open":
+        if name == "open":  # Ctrl-C just before the block's end leaves the closing to the collector
+            error.__cause__ = None
+            gc.collect()
+        else:
             kept.append(error)
             del kept[:-50]
     except (BudgetError, BusyError):
