@@ -42,7 +42,6 @@ class TaskHolds:
         self._prefetching = prefetching
         self._lock = threading.RLock()  # pins; never kept while storage works
 
-    @uninterrupted
     def hold(
         self,
         name: str,
@@ -54,6 +53,8 @@ class TaskHolds:
         is_visit: bool = True,
     ) -> Any:
         """Hold a task until `release`. Returns its module. Errors are those of `Engine.task` and `Engine.activate`.
+
+        Whoever calls it is `uninterrupted`: a hold is worth nothing until he knows of it.
 
         Args:
             name: of the task.

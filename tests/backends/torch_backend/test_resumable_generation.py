@@ -168,7 +168,7 @@ def test_a_piece_is_bounded_in_tokens_and_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(forward_size, "PIECE", 256)
     activations = Activations(per_token=1000, per_pair=64)
     sizes = [activations.piece(texts, read, 131_072) for texts in (1, 8, 128) for read in (0, 8192, 131_000)]
-    assert sizes == [256, 128, 16, 256, 16, 2, 16, 1, 1]
+    assert sizes == [256, 32, 16, 256, 16, 2, 16, 1, 1]
     for texts in (1, 8):
         for read in (0, 1000, 8192, 100_000):
             tokens = activations.piece(texts, read, 131_072)

@@ -124,10 +124,10 @@ class Pager:
             ends.append(self.own_reads.close(JOIN_SECONDS))
         return all(ends)
 
-    @uninterrupted
     def _start(self, load: Load) -> int:
-        for way in self._ways:
-            reads = way.start(load)
-            if reads is not None:
-                return reads
+        with uninterrupted:
+            for way in self._ways:
+                reads = way.start(load)
+                if reads is not None:
+                    return reads
         raise AssertionError("threads bring any pages")
