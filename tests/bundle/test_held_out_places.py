@@ -39,7 +39,7 @@ def test_data_is_named_from_the_bundles_folder_or_by_name(tmp_path: Path) -> Non
     assert named(tmp_path / "link" / "data" / "a.jsonl", tmp_path) == "data/a.jsonl"
 
 
-def test_data_is_found_beside_the_bundle_here_or_where_it_was(
+def test_data_is_found_where_it_was_beside_the_bundle_or_here(
     tmp_path: Path, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "cache"))
@@ -47,8 +47,8 @@ def test_data_is_found_beside_the_bundle_here_or_where_it_was(
     (tmp_path / "bundles").mkdir(), (tmp_path / "here").mkdir(), (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     bundle = Bundle.open(shutil.copytree(assistant_bundle, tmp_path / "bundles" / "a.bundle"))
-    places = [tmp_path / "data" / "a.jsonl", tmp_path / "here" / "a.jsonl", tmp_path / "bundles" / "a.jsonl"]
-    stated = portable(entry(places[0]), tmp_path / "bundles").eval
+    places = [tmp_path / folder / "a.jsonl" for folder in ("here", "bundles", "data")]
+    stated = portable(entry(places[2]), tmp_path / "bundles").eval
     assert stated is not None
     assert held_out_file(bundle, stated) is None
     for place in places:  # a later one goes first

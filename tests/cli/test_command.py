@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from command import Command
+from weightpager.cli.app import application
+from weightpager.cli.command import misspelt
+from weightpager.cli.reference import page, verbs
+
+PAGE = page()
+COMMANDS = [name for name, _, _ in verbs(application())]
 
 
 def test_what_typer_refuses_names_the_variable_that_said_it(
@@ -44,6 +51,7 @@ def test_an_option_that_a_callback_refuses_names_its_variable(
         ("WEIGHTPAGER_DOCTOR_PAHT", "did you mean WEIGHTPAGER_DOCTOR_PATH?"),
         ("WEIGHTPAGER_DOTCOR_PATH", "did you mean WEIGHTPAGER_DOCTOR_PATH?"),
         ("WEIGHTPAGER_THREAD", "did you mean WEIGHTPAGER_THREADS?"),
+        ("WEIGHTPAGER_CACHE_LIMTI", "did you mean WEIGHTPAGER_CACHE_LIMIT?"),
         ("WEIGHTPAGER_DOCTOR_ZEBRA", "--help names the variables of this command"),
     ],
 )
@@ -62,3 +70,19 @@ def test_what_others_may_have_meant_is_not_warned_about(
 ) -> None:
     monkeypatch.setenv(variable, "1")
     assert "warning: nothing reads" not in weightpager("doctor").err
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_what_other_verbs_read_is_not_warned_about(name: str) -> None:
+    variables = {one: set(twins(one)) for one in COMMANDS}
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in set().union(*variables.values()):
+            patch.setenv(variable, "1")
+        own = f"WEIGHTPAGER_{name.upper().replace(' ', '_')}_"
+        assert list(misspelt(sorted(variables[name]), own)) == []
+
+
+def twins(name: str) -> set[str]:
+    """The variables that the page of commands names for a verb."""
+    section = re.split(r"\n###? ", PAGE.partition(f"\n### {name}\n")[2])[0]
+    return set(re.findall(r"`(WEIGHTPAGER_\w+)`", section))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from urllib3 import ProxyManager
@@ -40,7 +44,19 @@ def test_a_device_gets_the_bundle_byte_for_byte(fleet: Fleet, tmp_path: Path, wa
     assert done.cost.pages == done.cost.pages_in_all
 
 
-def test_a_first_pull_that_fails_leaves_nothing(fleet: Fleet, tmp_path: Path) -> None:
+def _refusing(name: str) -> Callable[..., None]:
+    """`Path.mkdir` on a storage that takes no folder inside of one that has this name."""
+    mkdir = Path.mkdir
+
+    def refuse(path: Path, *arguments: Any, **settings: Any) -> None:
+        if path.parent.name == name:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        mkdir(path, *arguments, **settings)
+
+    return refuse
+
+
+def test_a_first_pull_that_fails_leaves_nothing(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(tmp_path / "fresh", fleet.place.trust)
     for trust, channel in ((fleet.place.trust, "none"), (b"{}", "stable"), (None, "stable")):
         with pytest.raises((DeliveryError, ConfigError)):
@@ -49,6 +65,15 @@ def test_a_first_pull_that_fails_leaves_nothing(fleet: Fleet, tmp_path: Path) ->
     device.into.mkdir()
     with pytest.raises(DeliveryError):
         device.pull(fleet.place.root, channel="none")
+    assert list(device.into.iterdir()) == []
+    device.bundle.mkdir()  # which no pull has made
+    with pytest.raises(ConfigError, match="expected a link"):
+        device.pull(fleet.place.root)
+    assert list(device.into.iterdir()) == [device.bundle]
+    device.bundle.rmdir()
+    with monkeypatch.context() as patch, pytest.raises(DeliveryError, match="Read-only"):
+        patch.setattr(Path, "mkdir", _refusing(STATE))
+        device.pull(fleet.place.root)
     assert list(device.into.iterdir()) == []
     device.pull(fleet.place.root)
     with pytest.raises(DeliveryError):

@@ -40,12 +40,13 @@ def machine_paths(bundle: Bundle) -> list[str]:
 
 
 def held_out_file(bundle: Bundle, stated: EvalData) -> Path | None:
-    """A task's held-out data, or a folder of images: beside the bundle, in the working directory, or as remembered.
+    """A task's held-out data, or a folder of images: as remembered, beside the bundle, or in the working directory.
 
-    A bundle of an earlier version may name an absolute path. None where there is nothing at any of these places.
+    What is remembered goes first: it belongs to the data's hash, where other data may have the same name. A bundle of
+    an earlier version may name an absolute path. None where there is nothing at any of these places.
     """
     folder = Path(os.path.realpath(bundle.path)).parent
-    places = (folder / stated.file, Path(stated.file), *_remembered(stated))
+    places = (*_remembered(stated), folder / stated.file, Path(stated.file))
     return next((place for place in places if has_file(place) or has_directory(place)), None)
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.command import Command
+from weightpager.cli.command import VERBS, Command
 from weightpager.cli.interruptions import interruptions
 from weightpager.cli.streams import settle_streams
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
@@ -21,47 +21,6 @@ USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a storage that is full."""
-
-_VERBS = {
-    "Make a bundle": {
-        "init": "making.init_command",
-        "schema": "making.init_command",
-        "trim": "making.trim_command",
-        "compile": "making.compile_command",
-        "cache": "making.cache_command",
-    },
-    "Look at it, and look after it": {
-        "ls": "commands.ls_command",
-        "inspect": "commands.inspect_command",
-        "plan": "commands.plan_command",
-        "verify": "commands.verify_command",
-        "repack": "commands.repack_command",
-        "gc": "commands.gc_command",
-        "upgrade": "commands.upgrade_command",
-        "export": "running.export_command",
-    },
-    "Run it": {
-        "doctor": "commands.doctor_command",
-        "run": "running.run_command",
-        "eval": "running.eval_command",
-        "serve": "serving.serve_command",
-        "ps": "serving.ps_command",
-        "top": "serving.top_command",
-    },
-    "Bring it to many devices": {
-        "publish": "delivery.publish_commands",
-        "pull": "delivery.pull_command",
-        "rollback": "delivery.rollback_command",
-        "diff": "delivery.diff_command",
-    },
-    "Measure": {
-        "demo": "commands.demo_command",
-        "bench": "commands.bench_command",
-        "simulate": "commands.simulate_command",
-    },
-}
-"""Where each verb is, under what it is for: a function of its name, with a ``_`` where Python knows another such name,
-or a group ``app``."""
 
 
 def application(*verbs: str) -> typer.Typer:
@@ -78,7 +37,7 @@ def application(*verbs: str) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WEIGHTPAGER"},
     )
     app.callback(invoke_without_command=True)(_root)
-    for purpose, places in _VERBS.items():
+    for purpose, places in VERBS.items():
         for verb, place in places.items():
             if not verbs or verb in verbs:
                 _add(app, verb, import_module(f"weightpager.cli.{place}"), purpose)
@@ -120,7 +79,7 @@ def run() -> None:
     """Run a command; errors of ours become one message and an exit code, 2 for usage and 1 for failure."""
     try:
         with interruptions():
-            known = {verb for places in _VERBS.values() for verb in places}
+            known = {verb for places in VERBS.values() for verb in places}
             application(*known.intersection(sys.argv[1:2]))(prog_name="weightpager")
     except WeightpagerError as error:
         output.errors().print(f"error: {error}", style="red")

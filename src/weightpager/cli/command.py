@@ -1,4 +1,4 @@
-"""A verb of the command line, and the environment variables that stand in for its options."""
+"""The verbs of the command line, and the environment variables that stand in for their options."""
 
 from __future__ import annotations
 
@@ -12,6 +12,47 @@ from typer.core import TyperCommand
 
 from weightpager.cli import output
 from weightpager.errors import WeightpagerError
+
+VERBS = {
+    "Make a bundle": {
+        "init": "making.init_command",
+        "schema": "making.init_command",
+        "trim": "making.trim_command",
+        "compile": "making.compile_command",
+        "cache": "making.cache_command",
+    },
+    "Look at it, and look after it": {
+        "ls": "commands.ls_command",
+        "inspect": "commands.inspect_command",
+        "plan": "commands.plan_command",
+        "verify": "commands.verify_command",
+        "repack": "commands.repack_command",
+        "gc": "commands.gc_command",
+        "upgrade": "commands.upgrade_command",
+        "export": "running.export_command",
+    },
+    "Run it": {
+        "doctor": "commands.doctor_command",
+        "run": "running.run_command",
+        "eval": "running.eval_command",
+        "serve": "serving.serve_command",
+        "ps": "serving.ps_command",
+        "top": "serving.top_command",
+    },
+    "Bring it to many devices": {
+        "publish": "delivery.publish_commands",
+        "pull": "delivery.pull_command",
+        "rollback": "delivery.rollback_command",
+        "diff": "delivery.diff_command",
+    },
+    "Measure": {
+        "demo": "commands.demo_command",
+        "bench": "commands.bench_command",
+        "simulate": "commands.simulate_command",
+    },
+}
+"""Where each verb is, under what it is for: a function of its name, with a ``_`` where Python knows another such name,
+or a group ``app``."""
 
 VARIABLES = {
     "WEIGHTPAGER_THREADS": "Threads of native code, 1 to 256. Default: as `OMP_NUM_THREADS`, or all usable cores.",
@@ -40,7 +81,7 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for line in misspelt([*self._twins(ctx), *VARIABLES], f"{ctx.auto_envvar_prefix}_"):
+        for line in misspelt([*self._twins(ctx)], f"{ctx.auto_envvar_prefix}_"):
             output.errors().print(f"warning: {line}", style="yellow")
         try:
             return super().parse_args(ctx, args)
@@ -83,17 +124,21 @@ def _from_environment(ctx: Any, option: Any) -> bool:
     return source is not None and source.name == "ENVIRONMENT"
 
 
-def misspelt(known: list[str], own: str) -> Iterator[str]:
+def misspelt(twins: list[str], own: str) -> Iterator[str]:
     """Lines about variables that nothing reads and that somebody may have meant for others.
 
+    What begins as another verb's variables do is that verb's business, unless it is nearly one of `VARIABLES`.
+
     Args:
-        known: variables that the verb reads.
-        own: how the names of the verb's variables begin. Nobody else can have meant such a name.
+        twins: variables that stand in for options of the verb.
+        own: how their names begin. Nobody else can have meant such a name.
     """
-    names = [variable.removeprefix(_PREFIX) for variable in known]
-    for variable in sorted(os.environ.keys() - {*known}):
+    starts = tuple(f"{_PREFIX}{verb.upper()}_" for verbs in VERBS.values() for verb in verbs)
+    for variable in sorted(os.environ.keys() - {*twins, *VARIABLES}):
         if not variable.startswith(_PREFIX):
             continue
+        others = variable.startswith(starts) and not variable.startswith(own)
+        names = [each.removeprefix(_PREFIX) for each in ([*VARIABLES] if others else [*twins, *VARIABLES])]
         close = difflib.get_close_matches(variable.removeprefix(_PREFIX), names, 1, cutoff=0.8)
         if close:
             yield f"nothing reads {variable}; did you mean {_PREFIX}{close[0]}?"

@@ -123,22 +123,27 @@ class Installed:
         except OSError as error:
             expected = f"{into}: expected a directory for bundles, it can't be made"
             raise DeliveryError(f"{expected}: {error.strerror}") from error
-        with write_errors():
-            places.home.mkdir(parents=True, exist_ok=True)
+        try:
+            with write_errors():
+                places.home.mkdir(parents=True, exist_ok=True)
+        except BaseException:
+            _remove_empty(made)
+            raise
         taken = DeliveryError(
             f"{places.link}: expected to be alone, found another pull or rollback of it; wait for its end"
         )
         with locked(places.home / "lock", os.O_RDWR | os.O_CREAT, taken, write_errors):
-            if os.path.lexists(places.link) and not places.link.is_symlink():
-                raise ConfigError(
-                    f"{places.link}: expected a link that 'weightpager pull' made, found something else; rename it "
-                    "(its pages are used all the same)"
-                )
             try:
+                if os.path.lexists(places.link) and not places.link.is_symlink():
+                    raise ConfigError(
+                        f"{places.link}: expected a link that 'weightpager pull' made, found something else; rename it "
+                        "(its pages are used all the same)"
+                    )
                 yield cls(places)
             except BaseException:
                 if places.home in made and not (places.versions.exists() or places.partial.exists()):
-                    _remove(places.home, made)
+                    shutil.rmtree(places.home, ignore_errors=True)  # whose lock is this process's
+                    _remove_empty(made)
                 raise
 
     @staticmethod
@@ -294,10 +299,9 @@ class Installed:
                 file.write(json.encode(state))
 
 
-def _remove(home: Path, made: Iterable[Path]) -> None:
-    """Remove a folder and, where they are empty, others that were made for it, the innermost first."""
-    shutil.rmtree(home, ignore_errors=True)
-    for folder in made:
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders, the innermost first, that are empty."""
+    for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
