@@ -285,8 +285,11 @@ def links(page: Path) -> list[tuple[Path, str]]:
 
 def anchors(page: Path) -> set[str]:
     """Of its headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    return {anchor(heading) for heading in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
 
 
 def test_links_lead_somewhere() -> None:
@@ -302,7 +305,7 @@ def test_files_of_ours_that_pages_name_exist() -> None:
     named = {
         (page.name, path)
         for page in pages()
-        if page.parent.name != "decisions"
+        if ROOT / "docs" / "decisions" not in page.parents
         for path in re.findall(r"(?<![\w/.-])((?:\w+/)+\w+\.py)\b", page.read_text(encoding="utf-8"))
     }
     assert len(named) > 50
@@ -322,14 +325,44 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert set(pages()) - reached == set()
 
 
-def test_the_index_of_decisions_has_their_titles() -> None:
-    folder = ROOT / "docs" / "decisions"
-    index = (folder / "README.md").read_text(encoding="utf-8")
+def decisions() -> dict[int, str]:
+    """Of each number its line in the index: records are files, archived ones headings of a page for each field."""
+    folder, lines = ROOT / "docs" / "decisions", {}
     for record in sorted(folder.glob("0*.md")):
-        number, title = record.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").split(". ", 1)
-        assert int(number) == int(record.name[:4])
-        line = f"{number}. [{title}]({record.name})"
-        assert line in index.splitlines(), f"docs/decisions/README.md: expected the line {line}"
+        title = record.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert int(title.partition(". ")[0]) == int(record.name[:4])
+        lines[int(record.name[:4])] = f"* [{title}]({record.name})"
+    for page in sorted((folder / "archive").glob("*.md")):
+        for title in re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            number = int(title.partition(". ")[0])
+            assert number not in lines, f"decision {number} stands twice"
+            lines[number] = f"* [{title}](archive/{page.name}#{anchor(title)})"
+    return lines
+
+
+def test_the_index_of_decisions_has_their_titles() -> None:
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    listed = [line for line in index.splitlines() if line.startswith("* [")]
+    assert sorted(listed) == sorted(decisions().values())
+
+
+def test_decisions_stay_few_and_short() -> None:
+    folder = ROOT / "docs" / "decisions"
+    records = {page.name: len(page.read_text(encoding="utf-8").split()) for page in folder.glob("0*.md")}
+    assert len(records) <= 30, "move records that other pages explain by now to docs/decisions/archive"
+    assert {name: words for name, words in records.items() if words > 450} == {}
+
+
+def test_decisions_that_are_named_by_number_exist() -> None:
+    code = [path for name in ("src", "csrc", "benchmarks") for path in (ROOT / name).rglob("*.*")]
+    files = [*pages(), *(path for path in code if path.suffix in {".py", ".cpp", ".hpp", ".md", ".j2"})]
+    named = {
+        (path.name, int(number))
+        for path in files
+        for number in re.findall(r"[Dd]ecision\s+(\d+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 30
+    assert {number for _, number in named} - decisions().keys() == set()
 
 
 def test_lines_that_install_torch_name_the_index_for_the_cpu() -> None:
