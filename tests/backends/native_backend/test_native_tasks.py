@@ -19,6 +19,7 @@ import tiny
 import weightpager as wp
 from engines import InThread, hanging
 from weightpager.answers.model import CacheSize
+from weightpager.backends.native.backend import NativeBackend
 from weightpager.backends.native.program import KVCache
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
@@ -195,6 +196,14 @@ def test_a_bundle_without_a_graph_is_told(assistant_bundle: Path, tmp_path: Path
     with pytest.raises(ConfigError, match=r"'native' needs a graph of text-classification in the bundle.*upgrade"):
         native(without)
     wp.Engine.from_pretrained(without, backend="torch").close()
+
+
+def test_a_kind_that_came_later_is_built_unchecked(
+    assistant_bundle: Path, writer_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with native(assistant_bundle) as engine:
+        monkeypatch.setattr(engine._open, "backend", NativeBackend(Bundle.open(writer_bundle)))
+        assert engine.module("animal").graph.kind == "text-classification"
 
 
 @pytest.mark.parametrize(

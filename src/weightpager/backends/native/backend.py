@@ -54,7 +54,9 @@ class NativeBackend:
         if self.kernel == REFERENCE:
             why = NO_NATIVE or "WEIGHTPAGER_ISA asks for the reference kernel, which is torch's"
             raise ConfigError(f"backend: 'native' needs the native kernels ({why}); use the backend 'torch'")
-        self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
+        self._graphs: dict[TaskKind, Graph] = {}
+        for task in bundle.tasks.values():
+            self._graph_of(bundle, task.kind)
         config = ModelConfig.read(bundle)
         self._limits, self._eos_token_ids = config.limits(bundle.takes_images), end_tokens(bundle, config)
         self._narrow, self._numbers_by_mask, self._workspaces = config.narrow, config.numbers_by_mask, Workspaces()
@@ -70,14 +72,11 @@ class NativeBackend:
 
     def check_headers(self, bundle: Bundle, headers: Mapping[str, Header]) -> None:
         """`check` of tasks of which only the tensors' dtypes and shapes are known."""
-        for name in headers:
-            kind = bundle.task(name).kind
-            if kind not in self._graphs:  # of a task that was added since
-                self._graphs[kind] = _graph(bundle, kind)
-        check_tasks(bundle, self._graphs, self._limits.vocab_size, headers)
+        graphs = {kind: self._graph_of(bundle, kind) for kind in {bundle.task(name).kind for name in headers}}
+        check_tasks(bundle, graphs, self._limits.vocab_size, headers)
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
-        graph = self._graphs[parts.bundle.task(parts.name).kind]
+        graph = self._graph_of(parts.bundle, parts.bundle.task(parts.name).kind)
         wanted = set(graph.parameters())
         parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}
         try:
@@ -102,6 +101,15 @@ class NativeBackend:
 
     def cache_size(self, task: NativeTask, itemsize: int) -> CacheSize:  # noqa: ARG002 - the interface's
         return task.cache
+
+    def _graph_of(self, bundle: Bundle, kind: TaskKind) -> Graph:
+        """A kind's graph, read once: a bundle has one graph of a kind, whatever tasks are added to it.
+
+        Errors are those of `_graph`.
+        """
+        if kind not in self._graphs:
+            self._graphs[kind] = _graph(bundle, kind)
+        return self._graphs[kind]
 
     def _checked_cache(self, graph: Graph, program: Program) -> CacheSize:
         """What a graph keeps of a text: its own attentions say it, as the configuration may say less.
