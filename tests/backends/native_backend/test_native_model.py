@@ -142,6 +142,35 @@ def test_answers_are_the_same(writer_bundle: Path, assistant_bundle: Path, camer
                 assert [each.score for each in found] == pytest.approx([each.score for each in wanted], abs=1e-5)
 
 
+LONG = np.full((1, 600), 4)
+SHORT = np.array([[4, 9]])
+
+
+@pytest.mark.parametrize(
+    ("which", "ids", "mask", "error", "words"),
+    [
+        ("assistant", SHORT.astype(np.int32), SHORT, ValueError, "expected int64, found int32"),
+        ("assistant", SHORT + 10**6, SHORT, IndexError, "1000004"),
+        ("assistant", SHORT - 5, SHORT, IndexError, "-1"),
+        ("assistant", LONG, LONG, ValueError, "600"),
+        ("assistant", SHORT, LONG, ValueError, "600"),
+        ("writer", SHORT.astype(np.int32), SHORT, ValueError, "expected int64, found int32"),
+        ("writer", SHORT + 10**6, SHORT, IndexError, "1000004"),
+        ("writer", SHORT[0], SHORT, ValueError, "expected"),
+    ],
+)
+def test_wrong_inputs_are_no_fault_of_the_bundle(
+    request: pytest.FixtureRequest, which: str, ids: Integers, mask: Integers, error: type[Exception], words: str
+) -> None:
+    with wp.Engine.from_pretrained(request.getfixturevalue(f"{which}_bundle"), backend="native") as engine:
+        name = next(iter(engine.tasks))
+        engine.activate(name)
+        model = engine.model(name)
+        for ask in (model.logits, model.hidden):
+            with pytest.raises(error, match=words):
+                ask({"input_ids": ids, "attention_mask": np.ones_like(mask)})
+
+
 def test_texts_that_are_let_go_change_no_other(writer_bundle: Path) -> None:
     with wp.Engine.from_pretrained(writer_bundle, backend="native") as engine:
         engine.activate("animals")

@@ -24,7 +24,7 @@ from weightpager.backends.native.program import KVCache
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BundleFormatError, ConfigError, SwitchFailedError, TaskNotActiveError
-from weightpager.graph import Graph, GraphOutput, Node, Operand, read_graph, write_graph
+from weightpager.graph import Graph, GraphInput, GraphOutput, Node, Operand, read_graph, write_graph
 from weightpager.graph.file import graph_file
 from weightpager.kernels.choice import NATIVE
 
@@ -231,6 +231,20 @@ def test_a_graph_without_an_output_that_answers_need_is_refused(
     with pytest.raises(BundleFormatError, match=words):
         native(lying)
     wp.Engine.from_pretrained(lying, backend="torch").close()
+
+
+def test_a_graph_that_takes_what_no_model_is_given_is_the_bundles_fault(assistant_bundle: Path, tmp_path: Path) -> None:
+    def changed(text: str) -> str:
+        graph = read_graph("graph", text.encode())
+        return write_graph(replace(graph, inputs=(*graph.inputs, GraphInput("more", "int64", graph.dims)))).decode()
+
+    lying = with_graph(assistant_bundle, tmp_path / "lying.bundle", changed)
+    with native(lying) as engine:
+        for ask in (engine.predict, engine.embed):
+            with pytest.raises(
+                BundleFormatError, match="the model can read, found input more: expected it"
+            ):
+                ask("animal", ["red cat"])
 
 
 def hidden_below(graph: Graph) -> Graph:

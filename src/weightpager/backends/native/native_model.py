@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,28 +55,45 @@ class NativeModel:
         return self.below(self._with_positions(inputs))["hidden"]
 
     def below(self, inputs: Inputs, cache: KVCache | None = None) -> dict[str, Floats]:
-        """`NativeTask.below` of inputs that are right.
+        """`NativeTask.below`, whose errors are the caller's unless the model can read these inputs.
 
         Raises:
-            BundleFormatError: its graph can't take them.
+            BundleFormatError: it can, and its graph can't take them.
         """
-        with self._graphs_errors():
+        try:
             return self.task.below(inputs, cache)
+        except (ValueError, IndexError) as error:
+            if self._reads(inputs, 0 if cache is None else cache.tokens):
+                raise self._graphs(error) from error
+            raise
 
     def head(self, hidden: Floats) -> Floats:
-        """`NativeTask.head`. Errors are those of `below`."""
-        with self._graphs_errors():
-            return self.task.head(hidden)
+        """`NativeTask.head` of what `below` gave.
 
-    @contextmanager
-    def _graphs_errors(self) -> Iterator[None]:
-        """What shapes don't show, such as a number in a graph that is no row of a table."""
+        Raises:
+            BundleFormatError: its graph can't take that.
+        """
         try:
-            yield
+            return self.task.head(hidden)
         except (ValueError, IndexError) as error:
-            raise BundleFormatError(
-                graph_file(self.task.graph.kind), "nodes", "what runs on inputs that the model can read", error
-            ) from error
+            raise self._graphs(error) from error
+
+    def _graphs(self, error: Exception) -> BundleFormatError:
+        """What shapes don't show, such as a number in a graph that is no row of a table."""
+        expected = "what runs on inputs that the model can read"
+        return BundleFormatError(graph_file(self.task.graph.kind), "nodes", expected, error)
+
+    def _reads(self, inputs: Inputs, earlier: int) -> bool:
+        """Whether these are `Inputs` that the model can read behind ``earlier`` tokens, as far as it says."""
+        if "pixel_values" in inputs:
+            pixels = inputs["pixel_values"]
+            return pixels.dtype == np.float32 and pixels.ndim == 4
+        ids, mask = (np.asarray(inputs.get(name)) for name in ("input_ids", "attention_mask"))
+        if not (ids.dtype == mask.dtype == np.int64 and ids.ndim == 2 and ids.size):
+            return False
+        end = earlier + ids.shape[1]
+        within = end <= self.context and 0 <= ids.min() <= ids.max() < self.vocab_size
+        return bool(within and mask.shape == (len(ids), end) and np.isin(mask, (0, 1)).all())
 
     def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None) -> NativeTexts:
         return NativeTexts(self, _Read(self, ids, mask, most), Sampler(sampling), pad)
