@@ -122,6 +122,14 @@ class TaskModel(Protocol):
         """Tokens up to which a text doesn't change how others of its batch are read; None for any number."""
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether a text may be read a piece after the other."""
+
+    @property
+    def activations(self) -> Activations:
+        """The bytes that a forward takes."""
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a text, by the model."""
 

@@ -153,7 +153,6 @@ def embed(
     texts: Iterable[str],
     *,
     bounds: Bounds = ALONE,
-    in_pieces: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Vectors of texts, [texts, width].
 
@@ -161,9 +160,8 @@ def embed(
         model: the task's, which is active.
         tokenizer: of the bundle.
         task: that the texts are read with.
-        texts: never cut.
+        texts: never cut; where a forward of it all is too large, a text is read in pieces if the model may.
         bounds: what runs together.
-        in_pieces: whether the model may read a text in pieces; it does where a forward of it all is too large.
 
     Raises:
         ConfigError: a text is none, there is one in place of several, or one has no tokens or more than the model can
@@ -175,28 +173,31 @@ def embed(
     works = [Embed(reader.whole(text)) for text in listed]
     for number, work in enumerate(works, 1):
         _check(work, f"text {number} of {len(works)}", model, tokenizer)
-    outcomes = _outcomes(task, model, tokenizer, works, bounds, in_pieces=in_pieces)
+    outcomes = _outcomes(task, model, tokenizer, works, bounds)
     vectors = [outcome.vector for outcome, _ in outcomes if isinstance(outcome, Embedded)]
     return np.array(vectors, np.float32).reshape(len(vectors), -1 if vectors else 0)
 
 
 def _outcomes(
-    task: TaskEntry, model: TaskModel, reader: Any, works: Sequence[Work], bounds: Bounds, *, in_pieces: bool = False
+    task: TaskEntry, model: TaskModel, reader: Any, works: Sequence[Work], bounds: Bounds
 ) -> list[tuple[Outcome, bool]]:
     """The outcome of each work, and whether its text was cut."""
+    bounds = replace(bounds, activations=model.activations)
     if not task.takes_images:
         bounds = replace(bounds, uniform_length=uniform_length(model, reader))
-    fit = None if bounds.activations is None else bounds.activations.fit
-
-    def cached(work: Work) -> bool:
-        return isinstance(work, Embed) and in_pieces and fit is not None and not fit(1, work.tokens, work.tokens)
-
-    queries = [BlockingQuery(work, cached(work)) for work in works]
+    queries = [BlockingQuery(work, _in_pieces(task, model, work)) for work in works]
     for batch in batches(queries, bounds):
         run = begin(task.kind, model, reader, batch)
         while not all(query.over for query in batch):
             run.step(math.inf)
     return [(query.outcome, query.work.truncated) for query in queries if query.outcome is not None]
+
+
+def _in_pieces(task: TaskEntry, model: TaskModel, work: Work) -> bool:
+    """Whether a text is read for its vector in pieces: of a task that writes, where a forward of it all is too large."""
+    if not isinstance(work, Embed) or model.activations.fit(1, work.tokens, work.tokens):
+        return False
+    return kind_of(task.kind).writes and model.in_pieces
 
 
 def _chunks(works: Iterator[Work], size: int) -> Iterator[list[Work]]:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from weightpager.answers.batches import Bounds
 from weightpager.answers.begin import begin
-from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
 from weightpager.answers.predict import (
@@ -321,7 +320,7 @@ class Engine(EngineMaintenance):
             True
         """
         self._check_open()
-        wanted, bounds = Wanted.of(max_new_tokens, temperature, top_p, seed, stop), self._bounds(batch_size)
+        wanted, bounds = Wanted.of(max_new_tokens, temperature, top_p, seed, stop), Bounds(batch_size)
         asked = checked(self.bundle.task(name), inputs)  # what is refused neither waits nor switches
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry, reader = self.bundle.task(name), self._readers.own(self.bundle)  # a reload may have changed them
@@ -395,13 +394,12 @@ class Engine(EngineMaintenance):
             (2, dtype('float32'))
         """
         self._check_open()
-        bounds = self._bounds(batch_size)
+        bounds = Bounds(batch_size)
         listed = checked_texts(self.bundle.task(name), texts)
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry, tokenizer = self.bundle.task(name), self._readers.own(self.bundle)
             assert isinstance(tokenizer, Tokenizer)  # `checked_texts` has seen that no images are read
-            in_pieces = kind_of(entry.kind).writes and self.limits.in_pieces
-            return embed(self.model(name), tokenizer, entry, listed, bounds=bounds, in_pieces=in_pieces)
+            return embed(self.model(name), tokenizer, entry, listed, bounds=bounds)
 
     @uninterrupted
     def deactivate(self) -> None:
@@ -454,9 +452,6 @@ class Engine(EngineMaintenance):
                 run.step(time.monotonic())  # one forward: the time is over by its end
             again = True
             yield from query.take()
-
-    def _bounds(self, batch_size: int) -> Bounds:
-        return Bounds(batch_size, activations=self.limits.activations)
 
     def _template(self, entry: TaskEntry) -> ChatTemplate | None:
         return self._readers.template(self.bundle) if entry.takes_conversations else None

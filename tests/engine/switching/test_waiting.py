@@ -22,7 +22,7 @@ from engines import InThread, hanging, settle
 from weightpager.answers.predict import predict
 from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch import task_module
-from weightpager.backends.torch.model.architecture import empty_module, read_config
+from weightpager.backends.torch.model.architecture import empty_module, quiet_transformers, read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
@@ -108,6 +108,16 @@ def test_closing_ends_waiting_for_room(bundle: Bundle) -> None:
         engine.close()
         with pytest.raises(EngineClosedError):
             waiting.result()
+
+
+def test_a_real_time_task_answers_while_another_thread_has_transformers(bundle: Bundle) -> None:
+    """Whoever builds a module, or reads another model, may have its lock for seconds."""
+    always = TASKS[0]
+    with wp.Engine.from_pretrained(bundle.path, real_time=[always], backend="torch") as engine:
+        expected, vectors = engine.predict(always, TEXTS), engine.embed(always, TEXTS)
+        with quiet_transformers():
+            assert InThread(lambda: engine.predict(always, TEXTS)).result() == expected
+            assert np.array_equal(InThread(lambda: engine.embed(always, TEXTS)).result(), vectors)
 
 
 def test_a_real_time_task_asked_for_while_another_is_given_up_does_not_wait_for_the_load(

@@ -47,6 +47,14 @@ class NativeModel:
     def uniform_length(self) -> int | None:
         return self.limits.uniform_length
 
+    @property
+    def in_pieces(self) -> bool:
+        return self.limits.in_pieces
+
+    @property
+    def activations(self) -> Activations:
+        return self.limits.activations
+
     def logits(self, inputs: Inputs) -> Floats:
         outputs = self.below(self._with_positions(inputs))
         return self.head(outputs["hidden"]) if self.task.has_head else outputs["logits"]

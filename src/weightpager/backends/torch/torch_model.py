@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.model import Floats, Inputs, Integers, See
 from weightpager.answers.work import Sampling
-from weightpager.backends.torch.kv_cache import CACHE, new_cache, without_cache
+from weightpager.backends.torch.kv_cache import CACHE, new_cache, reads_in_pieces, without_cache
 from weightpager.backends.torch.limits import activations_of
 from weightpager.backends.torch.model.architecture import context_length, uniform_length
+from weightpager.backends.torch.parameters import activation_dtype
 from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 
@@ -42,6 +45,14 @@ class TorchModel:
     @property
     def uniform_length(self) -> int | None:
         return uniform_length(self._module.config)
+
+    @property
+    def in_pieces(self) -> bool:
+        return reads_in_pieces(self._module.config)
+
+    @cached_property
+    def activations(self) -> Activations:
+        return activations_of(self._module.config, activation_dtype(self._module.parameters()).itemsize)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
