@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weightpager.answers.generation.forward_size import Activations, mostly_padding
+from weightpager.answers.model import CacheSize
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.work import Generate
 from weightpager.errors import ConfigError, shown
 
 CACHED_TOKENS = 2048
-"""Tokens that the caches of prompts which run together may come to hold, unless a single text takes more.
+"""Tokens that caches of prompts which run together may take room for, in whole blocks, unless a single text takes more.
 
 It is a constant: what is free in memory may not change the last bits of an answer.
 """
@@ -28,11 +29,13 @@ class Bounds:
         uniform_length: tokens up to which a text, its continuation included, doesn't change how others of its batch are
             read. Longer ones run only with others that are longer, and prompts only with those of the same length.
         activations: memory that a forward takes, which bounds what is read at once; None for no bound.
+        cache: what keys and values take, of which prompts that run together keep no more than `CACHED_TOKENS`.
     """
 
     texts: int = sys.maxsize
     uniform_length: float = math.inf
     activations: Activations | None = None
+    cache: CacheSize = field(default_factory=CacheSize)
 
     def __post_init__(self) -> None:
         if self.texts < 1:
@@ -77,7 +80,7 @@ def _fits(query: BlockingQuery, batch: Sequence[BlockingQuery], bounds: Bounds) 
     if texts > bounds.texts:
         return False
     if isinstance(work, Generate):
-        return texts * (work.tokens + work.max_new_tokens) <= CACHED_TOKENS
+        return bounds.cache.tokens(texts, work.tokens + work.max_new_tokens) <= CACHED_TOKENS
     if mostly_padding(texts, work.tokens, batch[0].work.tokens):
         return False
     return bounds.activations is None or bounds.activations.fit(texts, work.tokens, work.tokens)

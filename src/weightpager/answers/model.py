@@ -130,6 +130,10 @@ class TaskModel(Protocol):
         """The bytes that a forward takes."""
 
     @property
+    def cache(self) -> CacheSize:
+        """What keys and values of earlier tokens take, of a task that writes."""
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end a text, by the model."""
 

@@ -184,7 +184,7 @@ def _outcomes(
     """The outcome of each work, and whether its text was cut."""
     bounds = replace(bounds, activations=model.activations)
     if not task.takes_images:
-        bounds = replace(bounds, uniform_length=uniform_length(model, reader))
+        bounds = replace(bounds, uniform_length=uniform_length(model, reader), cache=model.cache)
     queries = [BlockingQuery(work, _in_pieces(task, model, work)) for work in works]
     for batch in batches(queries, bounds):
         run = begin(task.kind, model, reader, batch)
@@ -194,7 +194,7 @@ def _outcomes(
 
 
 def _in_pieces(task: TaskEntry, model: TaskModel, work: Work) -> bool:
-    """Whether a text is read for its vector in pieces: of a task that writes, where a forward of it all is too large."""
+    """Whether a text is read in pieces for its vector: by tasks that write, where a forward of it all is too large."""
     if not isinstance(work, Embed) or model.activations.fit(1, work.tokens, work.tokens):
         return False
     return kind_of(task.kind).writes and model.in_pieces

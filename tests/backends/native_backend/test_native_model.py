@@ -15,11 +15,14 @@ from transformers import AutoConfig, AutoModel
 import tiny
 import weightpager as wp
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
+from weightpager.answers.batches import CACHED_TOKENS
+from weightpager.answers.generation.completions import completions
 from weightpager.answers.model import Integers, TaskModel
 from weightpager.answers.padded import padded
 from weightpager.answers.softmax import softmax
 from weightpager.answers.work import Sampling
 from weightpager.backends.native.model_limits import ModelConfig
+from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.sampling import Sampler
 from weightpager.backends.torch.model.architecture import context_length
 from weightpager.kernels.choice import NATIVE
@@ -187,6 +190,25 @@ def test_texts_that_are_let_go_change_no_other(writer_bundle: Path) -> None:
         texts.keep([2, 0])
         texts.grow(4, see)
         assert np.array_equal(np.stack(seen[2:]), whole[2:][:, [2, 0]])
+
+
+def test_prompts_run_together_as_far_as_blocks_of_their_caches_have_room(
+    writer_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    grow = NativeModel.grow
+
+    def watched(model: NativeModel, ids: Integers, *rest: Any) -> Any:
+        begun.append(len(ids))
+        assert model.cache.tokens(len(ids), ids.shape[1] + 2) <= CACHED_TOKENS
+        return grow(model, ids, *rest)
+
+    monkeypatch.setattr(NativeModel, "grow", watched)
+    with wp.load(writer_bundle, backend="native") as engine:
+        engine.predict("animals", ["red"] * 70, max_new_tokens=2, batch_size=512)
+        assert begun == [32, 32, 6]  # each of 64 tokens
+        completions(engine.model("animals"), engine.reader(), padded([(4, 9)] * 70, 0, left=True), 2)
+        assert begun[3:] == begun[:3]
 
 
 def test_a_long_text_is_read_in_pieces(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

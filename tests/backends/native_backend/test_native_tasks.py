@@ -241,9 +241,7 @@ def test_a_graph_that_takes_what_no_model_is_given_is_the_bundles_fault(assistan
     lying = with_graph(assistant_bundle, tmp_path / "lying.bundle", changed)
     with native(lying) as engine:
         for ask in (engine.predict, engine.embed):
-            with pytest.raises(
-                BundleFormatError, match="the model can read, found input more: expected it"
-            ):
+            with pytest.raises(BundleFormatError, match="the model can read, found input more: expected it"):
                 ask("animal", ["red cat"])
 
 

@@ -39,7 +39,8 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
     waiting = [BlockingQuery(work, cached=True) for work in works]
-    for queries in batches(waiting, Bounds(uniform_length=uniform_length(model, tokenizer))):
+    bounds = Bounds(uniform_length=uniform_length(model, tokenizer), cache=model.cache)
+    for queries in batches(waiting, bounds):
         run = GenerationRun(model, tokenizer, queries)
         while not all(query.over for query in queries):
             run.step(math.inf)

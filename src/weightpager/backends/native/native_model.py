@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightpager.answers.generation.forward_size import Activations
-from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, See
+from weightpager.answers.model import CacheSize, Floats, Inputs, Integers, ModelLimits, See
 from weightpager.answers.work import Sampling
 from weightpager.backends.native.program import KVCache
 from weightpager.backends.native.sampling import Sampler
@@ -54,6 +54,10 @@ class NativeModel:
     @property
     def activations(self) -> Activations:
         return self.limits.activations
+
+    @property
+    def cache(self) -> CacheSize:
+        return self.task.cache
 
     def logits(self, inputs: Inputs) -> Floats:
         outputs = self.below(self._with_positions(inputs))
@@ -128,7 +132,7 @@ class _Read:
         self.ids, self.mask, self.done = ids, mask, 0
         self._model = model
         texts, tokens = ids.shape
-        planned = _UNBOUNDED if most is None else model.task.cache.bytes(texts, tokens + most)
+        planned = _UNBOUNDED if most is None else model.cache.bytes(texts, tokens + most)
         self._cache = KVCache(planned, float16=model.narrow)
 
     @property

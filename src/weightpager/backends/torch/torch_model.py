@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from weightpager.answers.generation.forward_size import Activations
-from weightpager.answers.model import Floats, Inputs, Integers, See
+from weightpager.answers.model import CacheSize, Floats, Inputs, Integers, See
 from weightpager.answers.work import Sampling
-from weightpager.backends.torch.kv_cache import CACHE, new_cache, reads_in_pieces, without_cache
+from weightpager.backends.torch.kv_cache import CACHE, bytes_per_token, new_cache, reads_in_pieces, without_cache
 from weightpager.backends.torch.limits import activations_of
 from weightpager.backends.torch.model.architecture import context_length, uniform_length
 from weightpager.backends.torch.parameters import activation_dtype
@@ -52,7 +52,11 @@ class TorchModel:
 
     @cached_property
     def activations(self) -> Activations:
-        return activations_of(self._module.config, activation_dtype(self._module.parameters()).itemsize)
+        return activations_of(self._module.config, self._itemsize)
+
+    @property
+    def cache(self) -> CacheSize:
+        return CacheSize(bytes_per_token(self._module.config, self._itemsize))
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -80,6 +84,10 @@ class TorchModel:
 
     def pieces(self, ids: Integers) -> TorchPieces:
         return TorchPieces(self._module.base_model, self._tensor(ids)[None])
+
+    @property
+    def _itemsize(self) -> int:
+        return activation_dtype(self._module.parameters()).itemsize
 
     def _placed(self, inputs: Inputs) -> dict[str, Tensor]:
         return {name: self._tensor(array) for name, array in inputs.items()}
