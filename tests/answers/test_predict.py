@@ -97,6 +97,19 @@ def test_a_continuation_of_no_tokens_is_refused(writer_bundle: Path, backend: st
         ({"stop": ["one", ""]}, "stop: expected texts that aren't empty, found ''"),
         ({"stop": [3]}, "stop: expected texts that aren't empty, found 3"),
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+        ({"batch_size": "8"}, "batch_size: expected a whole number, found '8'"),
+        ({"batch_size": 1.5}, "batch_size: expected a whole number, found 1.5"),
+        ({"batch_size": None}, "batch_size: expected a whole number, found nothing"),
+        ({"batch_size": True}, "batch_size: expected a whole number, found True"),
+        ({"max_new_tokens": "3"}, "max_new_tokens: expected a whole number, found '3'"),
+        ({"max_new_tokens": np.bool_(True)}, "max_new_tokens: expected a whole number, found "),
+        ({"temperature": "hot"}, "temperature: expected a number from 0 to 2, found 'hot'"),
+        ({"temperature": True}, "temperature: expected a number from 0 to 2, found True"),
+        ({"top_p": "0.5"}, "top_p: expected a number above 0 and up to 1, found '0.5'"),
+        ({"seed": 1.5}, "seed: expected a whole number of 64 bits, found 1.5"),
+        ({"seed": "1"}, "seed: expected a whole number of 64 bits, found '1'"),
+        ({"stop": 3}, "stop: expected a text or a list of texts, found 3"),
+        ({"stop": b"one"}, "stop: expected a text or a list of texts, found b'one'"),
     ],
 )
 def test_options_out_of_their_range_are_refused(writer_bundle: Path, options: dict[str, Any], words: str) -> None:
@@ -106,6 +119,17 @@ def test_options_out_of_their_range_are_refused(writer_bundle: Path, options: di
         if "batch_size" not in options:
             with pytest.raises(ConfigError, match=words):
                 engine.stream("numbers", "one", **options)
+
+
+@BACKENDS
+def test_options_may_be_numbers_of_numpy_and_none(writer_bundle: Path, backend: str) -> None:
+    plain: dict[str, Any] = {"max_new_tokens": 3, "temperature": 1.5, "top_p": 0.5, "seed": 7}
+    given: dict[str, Any] = {"max_new_tokens": np.int64(3), "temperature": np.float32(1.5), "top_p": np.float64(0.5)}
+    given["seed"] = np.uint8(7)
+    with wp.load(writer_bundle, backend=backend) as engine:
+        expected = engine.predict("numbers", ["one"], **plain)
+        assert engine.predict("numbers", ["one"], **given, batch_size=np.int32(1), stop=None) == expected
+        assert "".join(engine.stream("numbers", "one", **given, stop=None)) == expected[0].completion
 
 
 @BACKENDS

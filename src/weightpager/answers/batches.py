@@ -11,7 +11,7 @@ from weightpager.answers.generation.forward_size import Activations, mostly_padd
 from weightpager.answers.model import CacheSize
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.work import Generate
-from weightpager.errors import ConfigError, shown
+from weightpager.config import stated_count
 
 CACHED_TOKENS = 2048
 """Tokens that caches of prompts which run together may take room for, in whole blocks, unless a single text takes more.
@@ -25,7 +25,7 @@ class Bounds:
     """How much runs together.
 
     Attributes:
-        texts: texts or images of a batch, at most.
+        texts: texts or images of a batch, at most: a caller's ``batch_size``, and refused as such.
         uniform_length: tokens up to which a text, its continuation included, doesn't change how others of its batch are
             read. Longer ones run only with others that are longer, and prompts only with those of the same length.
         activations: memory that a forward takes, which bounds what is read at once; None for no bound.
@@ -38,8 +38,7 @@ class Bounds:
     cache: CacheSize = field(default_factory=CacheSize)
 
     def __post_init__(self) -> None:
-        if self.texts < 1:
-            raise ConfigError(f"batch_size: expected at least 1, found {shown(self.texts)}")
+        stated_count(self.texts, "batch_size")
 
 
 ALONE = Bounds(texts=1)

@@ -23,7 +23,7 @@ from weightpager.answers.query import BlockingQuery
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome, Sampling, Work, needed
 from weightpager.bundle import TaskEntry
-from weightpager.config import is_unicode
+from weightpager.config import is_unicode, stated_count
 from weightpager.errors import ConfigError, ImageError, RequestError, shown
 from weightpager.readers.image_file import Frame
 from weightpager.readers.messages import Messages, messages_of
@@ -59,13 +59,6 @@ class Wanted:
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
-        for text in self.stop:
-            if not isinstance(text, str) or not text:
-                raise ConfigError(f"stop: expected texts that aren't empty, found {shown(text)}")
-
     @classmethod
     def of(
         cls,
@@ -73,11 +66,11 @@ class Wanted:
         temperature: float | None,
         top_p: float,
         seed: int | None,
-        stop: str | Sequence[str],
+        stop: str | Sequence[str] | None,
     ) -> Wanted:
         """What a caller asks for. Errors are those of `Sampling.of`, or a `ConfigError` of tokens or stop texts."""
-        texts = (stop,) if isinstance(stop, str) else tuple(stop)
-        return cls(max_new_tokens, Sampling.of(temperature, top_p, seed), texts)
+        most = None if max_new_tokens is None else stated_count(max_new_tokens, "max_new_tokens")
+        return cls(most, Sampling.of(temperature, top_p, seed), _stop_texts(stop))
 
 
 UNSTATED = Wanted()
@@ -240,6 +233,17 @@ def check_writes(task: TaskEntry) -> None:
     """
     if not kind_of(task.kind).writes:
         raise ConfigError(f"expected a task that generates text, found {task.name!r} of {task.kind}; call predict")
+
+
+def _stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The texts of an option; None is none."""
+    if isinstance(stop, (bytes, Mapping)) or not (stop is None or isinstance(stop, Iterable)):
+        raise ConfigError(f"stop: expected a text or a list of texts, found {shown(stop)}")
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ConfigError(f"stop: expected texts that aren't empty, found {shown(text)}")
+    return texts
 
 
 def _listed(inputs: Iterable[_Given]) -> list[_Given]:

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from weightpager.config import is_number, is_whole
 from weightpager.errors import ConfigError, shown
 from weightpager.readers.image_processor import Pixels
 
@@ -38,18 +39,20 @@ class Sampling:
             greedy: whether tokens are drawn greedily unless something else is asked for.
 
         Raises:
-            ConfigError: a number is out of its range.
+            ConfigError: one is no number, or out of its range.
         """
         top_p = 1.0 if top_p is None else top_p
         if temperature is None:
             temperature = 0.0 if greedy and top_p == 1 else 1.0
-        if not 0 <= temperature <= 2:
+        if not (is_number(temperature) and 0 <= temperature <= 2):
             raise ConfigError(f"temperature: expected a number from 0 to 2, found {shown(temperature)}")
-        if not 0 < top_p <= 1:
+        if not (is_number(top_p) and 0 < top_p <= 1):
             raise ConfigError(f"top_p: expected a number above 0 and up to 1, found {shown(top_p)}")
-        if seed is not None and not -(2**63) <= seed < 2**63:
+        if seed is not None and not (is_whole(seed) and -(2**63) <= seed < 2**63):
             raise ConfigError(f"seed: expected a whole number of 64 bits, found {shown(seed)}")
-        return GREEDY if temperature < _GREEDY else cls(temperature, top_p, seed)
+        if temperature < _GREEDY:
+            return GREEDY
+        return cls(float(temperature), float(top_p), None if seed is None else int(seed))
 
 
 GREEDY = Sampling()

@@ -276,7 +276,7 @@ class Engine(EngineMaintenance):
         temperature: float | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         batch_size: int = 1,
     ) -> list[Prediction]:
         """A task's answers to texts or images.
@@ -307,7 +307,7 @@ class Engine(EngineMaintenance):
         Raises:
             ConfigError: an input is nothing that the task reads, or there is one in place of several; a text has no
                 tokens, or with the continuation that is asked for more than the model can read; the model's chat
-                template doesn't take it; a number is out of its range.
+                template doesn't take it; an option is no number, or out of its range.
             BundleFormatError: the bundle's files can't read its inputs.
             ImageError: an image can't be used; its path or its number is named.
 
@@ -336,7 +336,7 @@ class Engine(EngineMaintenance):
         temperature: float | None = None,
         top_p: float = 1.0,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
     ) -> Iterator[str]:
         """The pieces of a prompt's continuation, as soon as they may be shown; joined they are what `predict` answers.
 

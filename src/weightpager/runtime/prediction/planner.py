@@ -6,11 +6,12 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.config import is_number
 from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor
 from weightpager.trace_file import Visit
 
@@ -95,8 +96,8 @@ class CallablePredictor:
         self._warned = True
 
 
-def _weight(name: str, weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, Real | np.floating | np.integer):
+def _weight(name: str, weight: Any) -> float:
+    if not is_number(weight):
         raise ValueError(f"{name}: expected a number, got {type(weight).__name__}")
     number = float(weight)
     if not (math.isfinite(number) and number >= 0):
