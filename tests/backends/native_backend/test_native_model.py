@@ -200,7 +200,7 @@ def test_prompts_run_together_as_far_as_blocks_of_their_caches_have_room(
 
     def watched(model: NativeModel, ids: Integers, *rest: Any) -> Any:
         begun.append(len(ids))
-        assert model.cache.tokens(len(ids), ids.shape[1] + 2) <= CACHED_TOKENS
+        assert model.task.cache.tokens(len(ids), ids.shape[1] + 2) <= CACHED_TOKENS
         return grow(model, ids, *rest)
 
     monkeypatch.setattr(NativeModel, "grow", watched)
