@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -25,14 +26,29 @@ def later(work: Callable[[], object], seconds: float = 0.1) -> threading.Timer:
     return timer
 
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in NUMBERS]
+
+
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
     """Whatever happens, handlers are what they were afterwards."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = [signal.getsignal(number) for number in numbers]
+    before = handlers()
     yield
-    assert [signal.getsignal(number) for number in numbers] == before
+    assert handlers() == before
     assert not uninterrupted.is_on
+
+
+@pytest.fixture
+def program(unchanged: None) -> Iterator[list[int]]:
+    """Handlers that a test sets are gone behind it. A list for what they note."""
+    before = [signal.getsignal(number) for number in NUMBERS]
+    yield []
+    for number, handler in zip(NUMBERS, before, strict=True):
+        signal.signal(number, handler)
 
 
 def test_ctrl_c_inside_comes_at_the_end_of_the_outermost_block() -> None:
@@ -71,6 +87,42 @@ def test_all_signals_that_came_are_handled_by_the_handlers_of_whoever_set_them()
         assert came == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_all_that_came_are_handled_though_one_raises(program: list[int]) -> None:
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, lambda number, _: (program.append(number), signal.default_int_handler(number, None)))
+    with pytest.raises(KeyboardInterrupt), uninterrupted:
+        for number in NUMBERS:
+            os.kill(os.getpid(), number)
+    assert sorted(program) == [signal.SIGALRM, signal.SIGTERM]
+
+
+def test_handlers_find_themselves_in_place_outside_of_the_block(program: list[int]) -> None:
+    def handler(number: int, _frame: object) -> None:
+        program.append(number)
+        assert signal.getsignal(number) is handler
+        assert not uninterrupted.is_on
+
+    signal.signal(signal.SIGTERM, handler)
+    with uninterrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert program == [signal.SIGTERM]
+
+
+def test_an_event_loop_is_told_of_a_signal_once() -> None:
+    came = []
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, lambda: came.append(1))
+        with uninterrupted:
+            press()
+        await asyncio.sleep(0.1)
+        loop.remove_signal_handler(signal.SIGINT)
+
+    asyncio.run(work())
+    assert came == [1]
 
 
 def test_an_error_inside_is_not_lost() -> None:
@@ -177,3 +229,43 @@ def test_whatever_step_is_interrupted_a_change_is_made_whole_or_not_at_all() -> 
             assert uninterrupted.is_on
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert steps.times > 10
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@stepped
+def test_whatever_step_is_interrupted_the_program_has_its_handlers_back(program: list[int], number: int) -> None:
+    for each in NUMBERS:
+        signal.signal(each, signal.default_int_handler)
+    before, steps = handlers(), Steps(number)
+
+    @uninterrupted
+    def work() -> None:
+        with uninterrupted.lifted():
+            pass
+
+    while not steps.is_over:
+        steps.at += 1
+        with suppress(Interrupted):
+            steps("work", work)
+        assert handlers() == before, steps.at
+        assert not uninterrupted.is_on
+        assert not uninterrupted._came
+    assert steps.times > 10
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@stepped
+def test_a_handler_that_returns_is_called_once_and_the_block_stays_whole(program: list[int], number: int) -> None:
+    signal.signal(number, lambda number, _: program.append(number))
+    before, steps = handlers(), Steps(number)
+
+    def work() -> None:
+        with uninterrupted:
+            assert signal.getsignal(number) not in before
+
+    while not steps.is_over:
+        steps.at += 1
+        program.clear()
+        steps("work", work)
+        assert program == [] if steps.is_over else [number]
+        assert handlers() == before

@@ -12,9 +12,9 @@ import sys
 import threading
 import time
 from _signal import getsignal, signal  # type: ignore[import-not-found] # that of `signal` is Python code
-from _thread import get_ident, interrupt_main
+from _thread import get_ident
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from signal import SIGALRM, SIGINT, SIGTERM
 from types import FrameType, TracebackType
@@ -38,8 +38,8 @@ class _Uninterrupted:
     def __init__(self) -> None:
         self._main = threading.main_thread().ident
         os.register_at_fork(after_in_child=self._follow)
-        self._depth = 0  # of the main thread; not 0 from when nothing can raise any more until all is done
-        self._came: set[int] = set()
+        self._depth = 0  # of the main thread
+        self._came: set[int] = set()  # replaced, never changed: that is no call, behind which a handler might run
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._instead = self._handle  # one object: `signal` gives back what it was given
 
@@ -59,13 +59,18 @@ class _Uninterrupted:
     def __enter__(self) -> None:
         if get_ident() != self._main:
             return
-        if not self._depth:
-            for number in _SIGNALS:
-                handler = getsignal(number)
-                if callable(handler) and handler is not self._instead:
-                    self._handlers[number] = handler
-                    signal(number, self._instead)
         self._depth += 1
+        if self._depth == 1:
+            try:
+                for number in _SIGNALS:
+                    handler = getsignal(number)
+                    if callable(handler) and handler is not self._instead:
+                        self._handlers[number] = handler
+                        signal(number, self._instead)
+            except BaseException:  # of a handler that was still the program's
+                self._depth = 0
+                self.__exit__(None, None, None)
+                raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,34 +81,24 @@ class _Uninterrupted:
             self._depth -= 1
             return
         self._depth = 0
-        for number in _SIGNALS:
-            if getsignal(number) is self._instead:
-                signal(number, self._handlers[number])
-        if self._came:
-            came = list(self._came)
-            self._came.clear()
-            list(map(interrupt_main, came))  # type: ignore[arg-type] # any number; all before a handler runs
-
-    @contextmanager
-    def lifted(self) -> Iterator[None]:
-        """Inside, handlers run as ever: what is done here takes long, and may fail anyway."""
-        if not self.is_on:
-            yield
-            return
-        depth = self._depth
-        self.check()
-        self._depth = 1
         try:
+            for number in _SIGNALS:
+                if getsignal(number) is self._instead:
+                    signal(number, self._handlers[number])
+            if self._came:
+                self._call()
+        except BaseException:  # of the program's handlers: put all of them back, and call all that are due
             self.__exit__(None, None, None)
-            yield
-        finally:
-            self.__enter__()
-            self._depth = depth
+            raise
+
+    def lifted(self) -> AbstractContextManager[None]:
+        """Inside, handlers run as ever: what is done here takes long, and may fail anyway."""
+        return _Lifted(self)
 
     def check(self) -> None:
         """Have the handlers of what has come run now, inside: they may raise what ends the work."""
         if self._came and self.is_on:
-            self._handle_one(self._came.pop(), sys._getframe(1))
+            self._call()
 
     def _follow(self) -> None:
         """The thread that forked is its process's main thread."""
@@ -111,14 +106,42 @@ class _Uninterrupted:
             self._main, self._depth = get_ident(), 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._depth:
-            self._came.add(number)
-        else:  # just before the block, or just after it
-            self._handle_one(number, frame)
+        self._came = {*self._came, number}
+        if not self._depth:  # just behind the block
+            self.__exit__(None, None, None)
 
-    def _handle_one(self, number: int, frame: FrameType | None) -> None:
-        self._came.discard(number)
-        self._handlers[number](number, frame)
+    def _call(self) -> None:
+        """Call the program's handlers of what came, until one raises."""
+        while self._came:
+            frame = sys._getframe(1)
+            number, *left = self._came
+            self._came = {*left}
+            self._handlers[number](number, frame)
+
+
+class _Lifted:
+    """No generator: if a handler raises just before its end, it must not end when it is collected."""
+
+    def __init__(self, block: _Uninterrupted) -> None:
+        self._block = block
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if not self._block.is_on:
+            return
+        self._depth, self._block._depth = self._block._depth, 1
+        try:
+            self._block.__exit__(None, None, None)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._depth:
+            self._block.__enter__()
+            self._block._depth = self._depth
 
 
 uninterrupted = _Uninterrupted()

@@ -97,9 +97,13 @@ class Moments:
 class Steps:
     """Interrupts works at every n-th step where CPython handles signals: where a function begins, behind each call of
     native code, and where a loop goes back. The handler is called as CPython calls it.
+
+    Args:
+        number: the signal whose handler is called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        self._number = number
         self.times = 0
         self.at = 0
         self._left = 0
@@ -143,9 +147,9 @@ class Steps:
     def _step(self, frame: FrameType) -> None:
         self._left -= 1
         if self._left == 0:
-            handler = signal.getsignal(signal.SIGINT)
+            handler = signal.getsignal(self._number)
             assert callable(handler)
-            handler(signal.SIGINT, frame)
+            handler(self._number, frame)
 
 
 def _checks(code: CodeType, before: int, now: int) -> bool:
