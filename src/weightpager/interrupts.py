@@ -105,7 +105,7 @@ class _Uninterrupted:
         if get_ident() != self._main:
             self._main, self._depth = get_ident(), 0
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._came = {*self._came, number}
         if not self._depth:  # just behind the block
             self.__exit__(None, None, None)
