@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tiny
+from interrupted import Steps, stepped
 from weightpager.errors import BundleFormatError
 from weightpager.readers.tokenizer import ANY_LENGTH, Tokenizer, read_tokenizer
 
@@ -164,6 +166,25 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(damaged)
         with pytest.raises(BundleFormatError, match="that the tokenizers library can read"):
             read_tokenizer(tmp_path)
+
+
+@stepped
+def test_what_a_signal_handler_raises_is_no_damage(tmp_path: Path) -> None:
+    def too_late(*_: object) -> None:
+        raise TimeoutError
+
+    tiny.tokenizer().save_pretrained(tmp_path)
+    before, steps, late = signal.signal(signal.SIGALRM, too_late), Steps(signal.SIGALRM), 0
+    try:
+        while not steps.is_over:
+            steps.at += 7
+            try:
+                steps("read", lambda: read_tokenizer(tmp_path))
+            except TimeoutError:
+                late += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert late > 10
 
 
 def test_a_tokenizer_that_panics_raises_an_error(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.parts.model_files import model_dir
 from weightpager.bundle.settings.checks import TOKENIZER, TOKENIZER_FILE
 from weightpager.errors import BundleFormatError
+from weightpager.interrupts import uninterrupted
 from weightpager.machine.panics import panics_as_errors
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -189,6 +190,7 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     return read_tokenizer(model_dir(bundle))
 
 
+@uninterrupted
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder whose files have been checked.
 
