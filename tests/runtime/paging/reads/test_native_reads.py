@@ -286,6 +286,27 @@ def test_closing_tells_of_reads_that_never_begin_though_their_load_ends_meanwhil
     assert not reads._loads
 
 
+@pytest.mark.parametrize("kind", [native_reads.NativeReads, ThreadReads])
+def test_closing_tells_everybody_whatever_telling_raises(store: VerifyingStore, kind: Callable[[int], Reads]) -> None:
+    reads, arena, busy, go, told = kind(1), Arena(8, 8, PAGE), threading.Event(), threading.Event(), set()
+
+    def keeps_the_thread(*_: object) -> None:
+        busy.set()
+        go.wait(20)
+
+    def raises(pages: Collection[int], _error: BaseException | None) -> None:
+        told.update(pages)
+        go.set()
+        raise MemoryError("no room for the books")
+
+    for page, on_read_end in ((0, keeps_the_thread), (2, raises), (4, raises), (6, raises)):
+        pages = np.array([page])
+        reads.start(Load(store, arena, pages, pages, Priority.ON_DEMAND, on_read_end))
+    assert busy.wait(20)
+    assert reads.close()
+    assert told == {2, 4, 6}
+
+
 def test_what_has_not_begun_is_taken_back_and_never_told(store: VerifyingStore) -> None:
     for _ in range(20):
         reads = native_reads.NativeReads(1)

@@ -124,7 +124,7 @@ class NativeReads:
 
     def close(self) -> bool:
         for number, pages, *_ in self._queue.close():
-            self._loads[number].on_read_end(_pages(pages), closed_while_loading())
+            self._loads[number].end(_pages(pages), closed_while_loading())
         with self._lock:
             thread = self._thread
         if thread is None or thread is threading.current_thread():  # the garbage collector may close it, in any thread

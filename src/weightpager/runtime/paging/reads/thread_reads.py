@@ -98,7 +98,7 @@ class ThreadReads:
             dropped, self._queue = self._queue, []
             self._changed.notify_all()
         for group in dropped:
-            group.load.on_read_end(group.pages, closed_while_loading())
+            group.load.end(group.pages, closed_while_loading())
         end = time.monotonic() + JOIN_SECONDS  # for all of them together
         for thread in self._threads:
             if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
