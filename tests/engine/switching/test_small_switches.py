@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,7 +214,14 @@ def test_ctrl_c_at_the_end_of_a_hold_releases_its_tables(
         if resident:
             with engine.task("animal"):
                 pass
-        monkeypatch.setattr(TableHold, "__exit__", pressed_once(monkeypatch))
+        end = TableHold.__exit__
+
+        def pressed(*of: Any) -> None:
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGINT)
+            end(*of)
+
+        monkeypatch.setattr(TableHold, "__exit__", pressed)
         with pytest.raises(KeyboardInterrupt), engine.task("animal"):
             raise AssertionError("the block was entered")
         assert engine.blocks.locked().size == engine._memory.tables.in_use == 0

@@ -87,7 +87,7 @@ class Loads:
         self._cancel(but=())
 
     def cancel_lost(self) -> None:
-        """Free slots that were reserved for reads which Ctrl-C kept from being submitted.
+        """Free slots that were reserved for reads which could not be submitted, as where no thread can be started.
 
         The lock is held, and the pager isn't closed.
         """

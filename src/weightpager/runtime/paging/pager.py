@@ -91,7 +91,7 @@ class Pager:
         reads = self._start(load)
         try:
             blocking.wait()
-        except BaseException:  # Ctrl-C too: reads of it that nobody waits for need not begin
+        except BaseException:  # reads that nobody waits for need not begin
             for way in self._ways:
                 way.withdraw(load)
             raise

@@ -244,14 +244,12 @@ class Residency:
             with self._lock:
                 self._resizer.restore()
                 self._hold_blocks(request)
-            tables = TableHold(self._state, self._resizer, request)
             try:
-                with tables:
+                with TableHold(self._state, self._resizer, request) as tables:
                     loaded = Switch(self._state, self._slots, self._loads, request, tables).carry_out()
                     tables.hold()
                 return loaded
             except BaseException:
-                tables.undo()
                 self._state.end_commit()
                 with self._lock:
                     self._release_blocks(request.task)  # no news for who waits for room: only this turn held it
@@ -292,12 +290,9 @@ class Residency:
                 with tables:
                     if tables.try_hold():
                         self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
-            except BaseException:  # Ctrl-C, say
-                tables.undo()
-                self.release(request.task)
-                raise
-            if not tables.held:
-                self._release_blocks(request.task)
+            finally:
+                if not tables.held:
+                    self._release_blocks(request.task)
             return tables.held
 
     @contextmanager

@@ -45,22 +45,11 @@ class TableHold:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._borrowed.close()
-        except BaseException:
-            self.undo()
-            raise
-        if error is not None:
-            self.undo()
-
-    def undo(self) -> None:
-        """Hold them no more. Does nothing if they aren't held.
-
-        Whoever made the hold calls this too, in case that the block's end itself was interrupted by Ctrl-C.
-        """
-        held, self.held = self.held, False
-        if held and self._request.tables is not None:
-            self._cache.release(self._request.tables)
+        self._borrowed.close()
+        if error is not None and self.held:
+            self.held = False
+            if self._request.tables is not None:
+                self._cache.release(self._request.tables)
 
     def try_hold(self) -> bool:
         """Hold them if tasks in use leave room: while storage works, expanding takes no time. Returns whether held."""

@@ -68,7 +68,10 @@ class TaskGate:
 
     @uninterrupted
     def release(self) -> None:
-        """Undo one `hold`. The last one waits for the layers that are reading."""
+        """Undo one `hold`. The last one waits for the layers that are reading, whatever signal handlers raise.
+
+        The handlers run afterwards, also where a layer of another thread computes for long.
+        """
         with self._lock:
             self._holders -= 1
         while not self._holders and self._readers:

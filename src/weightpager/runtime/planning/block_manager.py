@@ -120,7 +120,7 @@ class BlockManager:
             raise ValueError("expected a task that wasn't removed")
         self._order.used(task)
         self.version += 1
-        self._holders[task] += 1  # last: should Ctrl-C come before, nobody holds it
+        self._holders[task] += 1
 
     def release(self, task: int) -> None:
         """Undo one `hold`."""
@@ -188,7 +188,7 @@ class BlockManager:
         """Give up resident pages that no held task needs. Their slots are free at once."""
         if any(self._needs.needed_by(task)[pages].any() for task in self._held()):
             raise ValueError("expected pages that no held task needs")
-        self._missing += self._needs.count(pages)  # first: should Ctrl-C come between, no task is thought complete
+        self._missing += self._needs.count(pages)
         self._slots.evict(pages)
         self.version += 1
 

@@ -61,7 +61,7 @@ class Slots:
             raise ValueError("expected absent pages and a free slot for each")
         rest = len(self._free) - len(pages)
         slots = np.array(self._free[rest:][::-1], np.int32)
-        del self._free[rest:]  # first: should Ctrl-C come between, no slot is given away twice
+        del self._free[rest:]
         self.reserved[pages] = slots
         return slots
 
@@ -81,10 +81,9 @@ class Slots:
         slots = self.page_table[pages]
         if (slots == ABSENT).any():
             raise ValueError("expected resident pages")
-        freed = slots[::-1].tolist()  # the rest takes no time that depends on the pages: Ctrl-C hardly comes between
         self.page_table[pages] = ABSENT
         self._page_of_slot[slots] = ABSENT
-        self._free.extend(freed)
+        self._free.extend(slots[::-1].tolist())
 
     def to_retire(self, count: int, going: Pages) -> list[int]:
         """Choose so many slots, those of whole groups where that can be. Returns their numbers.
