@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from weightpager.bundle.format import page_file, page_index
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.writer import writing
 from weightpager.delivery.pulling.pull import Pulled
+from weightpager.errors import ConfigError
 
 _SHARES = (0.1, 0.5, 1.0)
-"""Of a task's own pages that are changed."""
+"""Of a task's own pages that are changed: one at least."""
 
 
 def added(bundle: Path, folder: Path) -> dict[str, Any]:
@@ -76,7 +78,9 @@ def _change(bundle: Path, out: Path, share: float) -> int:
     """Write a bundle in which some of its last task's own pages have other bytes; how many."""
     opened = Bundle.open(bundle)
     own = np.flatnonzero(opened.pages.signatures == np.uint64(1 << (len(opened.tasks) - 1)))
-    chosen = set(own[: round(share * len(own))].tolist())
+    if not len(own):
+        raise ConfigError(f"{bundle}: expected pages that only the last task needs, found none; take another bundle")
+    chosen = set(own[: math.ceil(share * len(own))].tolist())
     manifest, size = opened.manifest, opened.page_bytes
     with writing(out) as writer:
         ids: list[bytes] = []

@@ -69,7 +69,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
     """One bundle's row."""
     costs = all_switches(bundle, StorageModel())[:PAIRS]
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
-    with Engine(bundle, EngineConfig()) as engine, cold_read(files) as proof:
+    with Engine(bundle, EngineConfig(backend="torch")) as engine, cold_read(files) as proof:
         direct = [_direct_switch(engine, cost.from_task, cost.to_task) for cost in costs if cost.from_task]
         forward = _forward(engine, bundle)
     readings = [_buffered(bundle, cost.from_task or "", cost.to_task) for cost in costs]
