@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import results
 from benchmarks.prefetch.rows import Row as PrefetchRow
+from benchmarks.readme import ROOT
 from benchmarks.report import results_file, run
 from benchmarks.report.goals import GOALS, verdict
 from benchmarks.report.reasons import reasons
@@ -152,6 +153,12 @@ def test_every_plot_that_is_shown_is_there(folder: Path) -> None:
 
 def test_the_same_results_make_the_same_page(folder: Path) -> None:
     assert page(folder) == page(folder)
+
+
+def test_the_published_page_is_that_of_the_rows_beside_it() -> None:
+    json, page = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
+    expected = run.render(results_file.read(json), json, page)
+    assert page.read_text(encoding="utf-8") == expected, "run `python -m benchmarks.report`"
 
 
 def test_a_missed_figure_is_said_in_bold() -> None:
