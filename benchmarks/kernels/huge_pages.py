@@ -43,7 +43,7 @@ class Row:
 
 
 def main(
-    repeats: Annotated[int, typer.Option(help="Times that everything is measured.")] = 15,
+    repeats: Annotated[int, typer.Option(min=2, help="Times that everything is measured.")] = 15,
     threads: Annotated[int, typer.Option(help="Of the kernels.")] = 2,
 ) -> None:
     """Measure kernels at one token on an arena with huge pages and one without."""

@@ -29,6 +29,7 @@ SPARSITIES = {"half": 0.5, "all": 0.0}
 
 def main(out: Annotated[Path, typer.Argument(help="Folder to write into; what is there is left alone.")]) -> None:
     """Write all that is missing."""
+    out.mkdir(parents=True, exist_ok=True)
     if not (out / SMOLLM2_GGUF).exists():
         (out / SMOLLM2_GGUF).write_bytes(smollm2_gguf(cache_dir()))
     samples, _ = language_modeling(cache_dir(), train_chars=100_000, eval_chars=20_000, report=typer.echo)
