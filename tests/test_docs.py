@@ -6,6 +6,7 @@ import doctest
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -313,6 +314,28 @@ def test_files_of_ours_that_pages_name_exist() -> None:
         sorted(one for one in named if not any((root / one[1]).exists() for root in (ROOT, PACKAGE.parent, PACKAGE)))
         == []
     )
+
+
+def benchmarks() -> set[tuple[str, ...]]:
+    """What follows ``python -m`` in commands of all pages but decisions."""
+    texts = [page.read_text(encoding="utf-8") for page in pages() if page.parent.name != "decisions"]
+    found = {
+        tuple(shlex.split(command, comments=True))
+        for text in texts
+        for command in re.findall(r"(?<!')python -m (benchmarks\.[^`\n]+)", text)
+    }
+    return {words for words in found if words[0] != "benchmarks.device.steps"}  # its arguments aren't parsed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_benchmarks_that_pages_name_have_the_options_that_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(benchmarks()) > 40
+    for module, *arguments in sorted(benchmarks()):
+        monkeypatch.setattr(sys, "argv", [module, *arguments, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        assert ended.value.code == 0, f"{module} {shlex.join(arguments)}"
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
