@@ -30,6 +30,7 @@ from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.parts.model_files import check_model_file, model_dir
 from weightpager.bundle.settings.checks import GENERATION, generation_settings
 from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.interrupts import acquired, uninterrupted
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import calls_for, empty_on_meta, set_upright
 from weightpager.readers.image_reader import ImageReader, open_image_reader
@@ -128,7 +129,8 @@ def module_of_kind(
         labelled.label2id = {name: number for number, name in enumerate(classes)}
         labelled.problem_type = None  # the model's directory may be of one with many labels for a text, or a number
     try:
-        with empty_on_meta(calls_for(tensors)), quiet_transformers():
+        # Torch's modes and transformers' settings would stay half set; a module without memory is built at once.
+        with uninterrupted, empty_on_meta(calls_for(tensors)), quiet_transformers():
             module: PreTrainedModel = CLASSES[kind].from_config(labelled, trust_remote_code=False)
         set_upright(module, _EXPERTS_OF_TENSOR * tensors)
     except Exception as error:
@@ -239,7 +241,7 @@ def preprocessor(bundle: Bundle) -> Any:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars of transformers' own, and no reports of what is checked here anyway; one thread at a time."""
-    with _transformers_lock:
+    with acquired(_transformers_lock):
         level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
