@@ -19,16 +19,17 @@ from weightpager.errors import ConfigError
 from weightpager.machine.paths import has_directory, has_file
 
 
-def portable(task: TaskEntry, folder: Path) -> TaskEntry:
+def portable(task: TaskEntry, folder: Path, *, remember: bool = True) -> TaskEntry:
     """A task's entry in a bundle in ``folder``: data is named by its path from there, or by name if it lies elsewhere.
 
-    The place is remembered, unless the user's cache keeps nothing.
+    To ``remember`` it, the user's cache keeps the place, unless that keeps nothing.
     """
     if task.eval is None or not Path(task.eval.file).is_absolute():
         return task
     path = Path(os.path.normpath(task.eval.file))
     real = Path(os.path.realpath(path.parent), path.name)
-    _remember(task.eval, path)
+    if remember:
+        _remember(task.eval, path)
     name = real.relative_to(folder).as_posix() if real.is_relative_to(folder) else path.name
     return replace(task, eval=replace(task.eval, file=name))
 

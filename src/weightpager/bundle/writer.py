@@ -38,10 +38,16 @@ storage_errors = partial(storage_errors_as, CompileError, "the bundle")
 
 
 class BundleWriter:
-    """Collects a bundle's files in a directory that nobody reads yet."""
+    """Collects a bundle's files in a directory that nobody reads yet.
+
+    Attributes:
+        root: the directory.
+        remembers: whether the user's cache may keep where held-out data lies.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.remembers = True
 
     def add(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
         """Create a file and have ``write`` fill it.
@@ -122,7 +128,7 @@ class BundleWriter:
         skipped = {MANIFEST, MANIFEST_HASH, *manifest.page_file_names()}
         with storage_errors():
             files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
-        tasks = [portable(task, self.root.parent) for task in manifest.tasks]
+        tasks = [portable(task, self.root.parent, remember=self.remembers) for task in manifest.tasks]
         text = replace(manifest, version=VERSION, tasks=tasks, files=files).dump()  # page ids cover page files
         self.put(MANIFEST, text)
         self.put(MANIFEST_HASH, blake3(text).hexdigest().encode() + b"\n")

@@ -34,6 +34,7 @@ from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.journal import Journal, journal_folder
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.compiler.training import device
 from weightpager.compiler.training.early_stopping import CHECKS, Validation, check_steps, validation_of
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks, block_sums, drop
@@ -303,7 +304,8 @@ def rounded_error(lesson: Lesson) -> float:
 
 
 @pytest.mark.slow
-def test_training_knows_what_rounding_will_do(tmp_path: Path) -> None:
+def test_training_knows_what_rounding_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device._stated, "pays", False)  # bfloat16 rounds more than a training as short as this one wins
     spec = RecoverSpec(steps=60, batch=8, learning_rate=3e-3, distillation=0.3, patience=0)
     found = {}
     for dtype in ("bfloat16", "int4"):
