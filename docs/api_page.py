@@ -55,6 +55,7 @@ INSIDE: Sequence[str] = (
     "weightpager.runtime.history.task_monitor.TaskMonitor",
     "weightpager.answers.model.TaskModel",
     "weightpager.answers.model.ModelLimits",
+    "weightpager.answers.model.CacheSize",
     "weightpager.readers.tokenizer.Tokenizer",
     "weightpager.readers.image_reader.ImageReader",
     "weightpager.runtime.planning.block_manager.BlockManager",
