@@ -39,7 +39,9 @@ def test_the_name_says_what_it_is() -> None:
 
 
 @pytest.mark.slow
-def test_bundles_are_made_once(tmp_path: Path) -> None:
+def test_bundles_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "1GiB")  # which keeps where the held-out images lie
     said: list[str] = []
     made = bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
     aligned, unaligned, all_blocks = made.bundle, made.companions["unaligned"], made.companions["all_blocks"]
