@@ -37,10 +37,8 @@ def check(source: DenseModel, available: int | None) -> None:
 FINETUNE = {"method": "finetune", "steps": 2, "batch": 8}
 ALONE = FINETUNE | {"private_blocks": 0.1, "private_steps": 2, "low_rank": 2}
 METHODS: dict[str, dict[str, Any]] = {
-    "none": {"recover": "none", "compare": "none"},
-    "none, aligned by accuracy": {"recover": "none", "compare": "all", "accuracy_loss": 50.0},
+    "none": {"recover": "none", "compare": "all", "accuracy_loss": 50.0},
     "closed form": {"recover": "closed-form", "compare": "dense", "reorder": False},
-    "finetune": {"recover": FINETUNE, "compare": "none"},
     "finetune, validated": {"recover": FINETUNE | {"patience": 1}, "compare": "dense"},
     "own values from closed form": {"recover": ALONE | {"start": "closed-form"}, "compare": "all"},
 }
@@ -117,8 +115,8 @@ def test_no_stage_takes_more_than_its_bound(
     excess = {stage: report.peak_memory[stage] - most for stage, most in report.memory_bound.items()}
     assert max(excess.values()) <= 0, excess
     assert set(report.peak_memory) - set(report.memory_bound) <= {"train", "controls"}
-    # Beside what the process held before, the highest bound is no more than a few times the highest peak.
-    before = report.peak_memory["load"]
+    # Beside what the process held anyway, the highest bound is no more than a few times the highest peak.
+    before = min(report.peak_memory.values())
     assert max(report.memory_bound.values()) - before <= 4 * (max(report.peak_memory.values()) - before) + (64 << 20)
 
 
