@@ -185,9 +185,10 @@ def test_a_real_decoder_goes_on_with_the_same_tokens(decoder: Path, tmp_path: Pa
     prompts, length, most = 64, 16, 24
     with wp.Engine.from_pretrained(decoder, backend="native") as engine:
         engine.activate("code")
-        entry = engine.bundle.task("code").eval
-        assert entry is not None
-        text = Path(entry.file).read_text(encoding="utf-8")[:20_000]
+        (code,) = (
+            each for each in samples.language_modeling(cache_dir(), report=lambda line: None)[0] if each.name == "code"
+        )
+        text = code.eval.read_text(encoding="utf-8")[:20_000]
         tokens = open_tokenizer(engine.bundle).encode(text, special=False).ids
         ids = np.array(tokens[: prompts * length]).reshape(prompts, length)
         texts = engine.model("code").grow(ids, np.ones_like(ids), Sampling(temperature=0), 0)
