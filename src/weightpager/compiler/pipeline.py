@@ -92,8 +92,8 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         run.journal.held(),
         writing(out, force=force, origin=origin) as writer,
     ):
-        writer.remembers = cache
         prepared = prepare(task_file, run, start, shared)
+        writer.remembers = shared.keeps
         if start is None:
             build(writer, prepared, run)
         else:

@@ -107,4 +107,4 @@ def test_where_only_the_cache_has_no_room_it_keeps_nothing(
     monkeypatch.setattr(storage, "free_bytes", lambda _: needed + 1000)
     wp.compile(content, out=tmp_path / "a.bundle")
     assert "nothing is kept for other compiles: expected about" in caplog.text
-    assert not (tmp_path / "cache" / "compile").exists()
+    assert not (tmp_path / "cache").exists()

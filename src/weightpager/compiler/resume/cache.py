@@ -73,6 +73,11 @@ class Cache:
         limit = cache_limit()
         return cls(cache_dir() / "compile" if limit else None, limit)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept here."""
+        return self.folder is not None and self._takes
+
     def read(self, stage: str, owner: Owner) -> Entry | None:
         """A finished stage's entry; None if there is none. A damaged one is removed, with a warning."""
         if self.folder is None:
