@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
+import collections
 from collections.abc import Callable
 
 from weightpager.server.schema.status import TrafficStatus
@@ -25,7 +25,7 @@ class Traffic:
         self._clock = clock
         self._started = clock()
         self._lock = threading.Lock()
-        self._answered: deque[tuple[float, int, float]] = deque(maxlen=_MOST)
+        self._answered: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=_MOST)
 
     def add(self, status: int, seconds: float) -> None:
         """A request has been answered, after ``seconds``."""
@@ -41,7 +41,7 @@ class Traffic:
             since = max(since, answered[0][0])
         rows = [(status, seconds) for at, status, seconds in answered if at >= since]
         fast = sorted(seconds for status, seconds in rows if status < 400)
-        errors = Counter(status for status, _ in rows if status >= 400)
+        errors = collections.Counter(status for status, _ in rows if status >= 400)
         return TrafficStatus(
             seconds=now - since,
             requests=len(rows),
