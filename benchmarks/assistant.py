@@ -17,9 +17,9 @@ from benchmarks.results import command
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.cli.progress import progress
 from weightpager.config import cache_dir
-from weightpager.lab.contest.results.subject import Subject
-from weightpager.lab.demo.compiled import companions, compiled
-from weightpager.lab.demo.run import fetched
+from weightpager_lab.contest.plan import Subject
+from weightpager_lab.demo.compiled import companions, compiled
+from weightpager_lab.demo.run import fetched
 
 NAME = "text assistant, six tasks"
 """Of the contest, as `docs/results.json` has it."""

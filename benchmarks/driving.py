@@ -20,18 +20,17 @@ from weightpager.bundle.report.compile_report import read_report
 from weightpager.cli.progress import progress
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_dir
-from weightpager.lab.companions.build import build_companions, companions_in
-from weightpager.lab.contest.results.subject import Subject
-from weightpager.lab.samples.download.building import key_of
-from weightpager.lab.samples.road import driving, road_model
-from weightpager.lab.traces import TRACES
-from weightpager.lab.traces.trace import renamed
 from weightpager.trace_file import Visit, write_trace
+from weightpager_lab.companions import build_companions, companions_in
+from weightpager_lab.contest.plan import Subject
+from weightpager_lab.samples.download import key_of
+from weightpager_lab.samples.road import driving, road_model
+from weightpager_lab.traces import TRACES
+from weightpager_lab.traces.trace import renamed
 
 NAME = "driving, rendered scenes"
 """Of the contest, as `docs/results.json` has it; what else has to be said is in `benchmarks.report.run.NOTES`."""

@@ -33,8 +33,8 @@ import weightpager as wp
 from benchmarks import row_file
 from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.provenance import command, commit
-from weightpager.backends.torch.kv_cache import CACHE
-from weightpager.backends.torch.model.architecture import module_of_kind
+from weightpager.backends.torch.architecture import module_of_kind
+from weightpager.backends.torch.generation import CACHE
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint
@@ -42,9 +42,8 @@ from weightpager.bundle.writer import writing
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import pack
+from weightpager.compiler.packing.pack import StoredBlocks, pack
 from weightpager.compiler.packing.plan import BundlePlan
-from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.selection.experts import expert_layers, experts_kept
 from weightpager.compiler.task_file.file import from_dict
@@ -52,13 +51,13 @@ from weightpager.compiler.training.masks import Keep
 from weightpager.config import EngineConfig
 from weightpager.errors import WeightpagerError
 from weightpager.kernels import isa
-from weightpager.lab.switching import time_switches
-from weightpager.lab.synthetic_bundle import word_tokenizer
-from weightpager.machine.process_memory import forget_peak, peak_memory
+from weightpager.machine.memory import forget_peak, peak_memory
 from weightpager.page_dtype import block_bytes
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
+from weightpager_lab.switching import time_switches
+from weightpager_lab.synthetic_bundle import word_tokenizer
 
 UNITS = ("whole", "blocks")
 SPARSITY, COMMON = 0.7, 0.5

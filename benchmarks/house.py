@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks import row_file
 from weightpager.engine import Engine
-from weightpager.lab.synthetic_bundle import bundle_of, small
+from weightpager_lab.synthetic_bundle import bundle_of, small
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("src", "benchmarks", "tests")

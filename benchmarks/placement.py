@@ -26,15 +26,14 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
-from weightpager.lab.synthetic_bundle import bundle_of, many_tasks
-from weightpager.lab.traces.assistant import assistant
-from weightpager.routing.affinity import Fairness
-from weightpager.simulate.replica import Service
-from weightpager.simulate.replicas import Replay
+from weightpager.routing import Fairness
+from weightpager.simulate.replica import Replay, Service
 from weightpager.simulate.routing_comparison import AFFINITY, ROUND_ROBIN, Routed, RoutingComparison
 from weightpager.simulate.simulator import Device, Simulator
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
+from weightpager_lab.synthetic_bundle import bundle_of, many_tasks
+from weightpager_lab.traces.made import assistant
 
 TASKS = 18
 BANDWIDTH = 200e6

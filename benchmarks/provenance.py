@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TypedDict
 
-from weightpager.doctor.machine import commit_of
-from weightpager.doctor.processor import cpu_model
+from weightpager.doctor.machine import commit_of, cpu_model
 
 
 def command(module: str) -> str:

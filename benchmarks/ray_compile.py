@@ -27,13 +27,13 @@ import weightpager as wp
 from benchmarks import provenance, row_file
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, REPORT
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.compiler.resume.workers import Done, Job, Key, LocalWorkers, Value, Workers
+from weightpager.compiler.resume.journal import Done, Job, Key, LocalWorkers, Value, Workers
 from weightpager.config import cache_dir
-from weightpager.lab.samples.models import minilm
-from weightpager.lab.samples.tasks import prepare
 from weightpager.progress import StepProgress
 from weightpager.ray.cluster import AUTO, LOCAL, cluster
-from weightpager.ray.compiling.on_ray import on_ray
+from weightpager.ray.workers import on_ray
+from weightpager_lab.samples.models import minilm
+from weightpager_lab.samples.tasks import prepare
 
 WORKERS = 2
 PER_TASK = ("measure dense", "calibrate", "recover", "controls", "measure sparse")

@@ -31,12 +31,12 @@ from benchmarks.serving.texts import made_texts, right_answers
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
-from weightpager.lab.synthetic_bundle import bundle_of, many_tasks
-from weightpager.ray.serving.application import FAIRNESS, app
-from weightpager.ray.serving.run import served
-from weightpager.ray.serving.task_router import Routing
-from weightpager.routing.affinity import Fairness
+from weightpager.ray.application import FAIRNESS, app
+from weightpager.ray.run import served
+from weightpager.ray.task_router import Routing
+from weightpager.routing import Fairness
 from weightpager.simulate.simulator import Simulator
+from weightpager_lab.synthetic_bundle import bundle_of, many_tasks
 
 TASKS, REPLICAS = 18, 2
 FRACTIONS = (0.25, 0.5, 0.75)

@@ -20,7 +20,7 @@ from benchmarks.report import results_file, winners
 from benchmarks.report.device import processes
 from benchmarks.report.tables import table
 from weightpager.config import format_size
-from weightpager.lab.demo.result import Resident
+from weightpager_lab.demo.result import Resident
 
 ROOT = Path(__file__).resolve().parent.parent
 

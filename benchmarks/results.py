@@ -22,13 +22,12 @@ from benchmarks import provenance
 from benchmarks.report import results_file
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
-from weightpager.lab.companions.companion import COMPANIONS
-from weightpager.lab.contest.results.plan import Plan
-from weightpager.lab.contest.results.result import Limits
-from weightpager.lab.contest.results.subject import Subject
-from weightpager.lab.contest.run import run_contest
-from weightpager.lab.synthetic_bundle import billion, bundle_of, companions_of, quarter_kept
 from weightpager.page_dtype import PageDtype
+from weightpager_lab.companions import COMPANIONS
+from weightpager_lab.contest.plan import Plan, Subject
+from weightpager_lab.contest.result import Limits
+from weightpager_lab.contest.run import run_contest
+from weightpager_lab.synthetic_bundle import billion, bundle_of, companions_of, quarter_kept
 
 SYNTHETIC = {"half a billion parameters, random": quarter_kept, "one billion parameters, random": billion}
 """Contests about speed and memory only, and what they are about."""

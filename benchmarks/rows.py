@@ -25,15 +25,14 @@ import typer
 from msgspec.structs import replace
 from safetensors.torch import load_file, save
 
-from weightpager.backends.torch.model.architecture import tokenizer
+from weightpager.backends.torch.architecture import tokenizer
 from weightpager.bundle import Bundle, BundleWriter, EvalData
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.footprint import whole_rows
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.held_out_places import held_out_file
+from weightpager.compiler.packing.rows import LEAST_BYTES, RowUses, write_rows
 from weightpager.compiler.repack import repack
-from weightpager.compiler.rows.row_uses import LEAST_BYTES, RowUses
-from weightpager.compiler.rows.write import write_rows
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 

@@ -122,7 +122,7 @@ def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         import weightpager as wp
 
         with pytest.MonkeyPatch.context() as patch, layers_apart(), blocks_by_lot():
-            patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
+            patch.setattr("weightpager.compiler.packing.rows.LEAST_BYTES", 4096)
             wp.compile(tiny.wordy(folder), out=folder / "wordy.bundle")
 
     return made_once(tmp_path_factory, "wordy", make) / "wordy.bundle"
@@ -167,7 +167,7 @@ def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="session")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory on a file system that can drop what it has cached."""
-    from weightpager.machine.mounts import mount_of
+    from weightpager.machine.storage import mount_of
 
     directory = tmp_path_factory.mktemp("disk")
     mount = mount_of(directory)
@@ -179,7 +179,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def memory_file_system() -> Path:
     """A directory whose files live in memory."""
-    from weightpager.machine.mounts import mount_of
+    from weightpager.machine.storage import mount_of
 
     directory = Path("/dev/shm")
     if not directory.is_dir() or mount_of(directory).kind != "tmpfs":

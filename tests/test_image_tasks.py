@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Sw
 import tiny
 import weightpager as wp
 from command import Command
-from weightpager.backends.torch.model.architecture import image_reader
+from weightpager.backends.torch.architecture import image_reader
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.report.compile_report import read_report

@@ -21,15 +21,15 @@ from families import MIXTURES
 from mixtures import TOKENS, Bools, expected, masks_of, model_of, source_of, write
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
-from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel
-from weightpager.compiler.training.logits import masked_logits
+from weightpager.compiler.training.evaluate import Replaced
+from weightpager.compiler.training.loss import masked_logits
 from weightpager.compiler.training.masks import Masks
-from weightpager.compiler.training.replaced import Replaced
 from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.nn import PagedGatedMLP, mixtures
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 
 TASKS = 3
 

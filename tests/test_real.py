@@ -22,16 +22,15 @@ from weightpager.bundle.report.compile_report import CompileReport
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import EngineConfig, cache_dir
-from weightpager.lab import samples
-from weightpager.lab.demo.compiled import BATCH, RATE, TRAINING_STEPS
-from weightpager.lab.demo.run import EVAL_ITEMS
-from weightpager.limits.cgroup import LimitedRun, run_limited
 from weightpager.readers.tokenizer import open_tokenizer
+from weightpager_lab import samples
+from weightpager_lab.demo.compiled import BATCH, RATE, TRAINING_STEPS
+from weightpager_lab.demo.run import EVAL_ITEMS
+from weightpager_lab.limits.cgroup import LimitedRun, run_limited
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

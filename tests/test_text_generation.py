@@ -32,7 +32,7 @@ from weightpager.bundle.held_out_places import held_out_file
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.task_file import from_dict
 from weightpager.errors import BundleFormatError, BusyError, CompileError, ConfigError
-from weightpager.evaluation.measure import measure
+from weightpager.evaluation import measure
 from weightpager.progress import silent
 from weightpager.server.scheduling.job import Event, Failed
 from weightpager.server.scheduling.settings import Settings

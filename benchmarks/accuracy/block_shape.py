@@ -20,8 +20,7 @@ from benchmarks.accuracy.study import Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.cli import output
 from weightpager.cli.progress import progress
-from weightpager.compiler.task_file.fields import RecoverMethod
-from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.compiler.task_file.sections import RecoverMethod, RecoverSpec
 from weightpager.config import cache_dir
 
 METHODS = {"ours": ALIGNMENT, "shared_mask": float("inf")}

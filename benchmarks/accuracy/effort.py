@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from weightpager.compiler.task_file.fields import RecoverStart
-from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.compiler.task_file.sections import RecoverSpec, RecoverStart
 
 _HEADS = 5e-4
 """Learning rate of heads that the dense model has trained already."""

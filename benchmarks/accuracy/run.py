@@ -19,14 +19,14 @@ from benchmarks.accuracy.rows import Row
 from benchmarks.accuracy.settings import FRACTIONS, INT4_FRACTIONS, METHODS, SEEDS, TRAINED_THROUGH, settings
 from benchmarks.accuracy.study import Outcome, Setting, Study
 from weightpager.cli.progress import progress
-from weightpager.compiler.measuring.quantise import QUANTISATIONS
-from weightpager.compiler.task_file.fields import RecoverMethod
+from weightpager.compiler.controls import QUANTISATIONS
 from weightpager.compiler.task_file.file import TaskFile, from_dict
+from weightpager.compiler.task_file.sections import RecoverMethod
 from weightpager.config import cache_dir
-from weightpager.lab.samples import language_modeling, minilm, smollm2
-from weightpager.lab.samples import prepare as text_tasks
-from weightpager.lab.samples.narrow_tasks import METRICS, text_generation
-from weightpager.lab.samples.sample import Missing
+from weightpager_lab.samples import language_modeling, minilm, smollm2
+from weightpager_lab.samples import prepare as text_tasks
+from weightpager_lab.samples.narrow_tasks import METRICS, text_generation
+from weightpager_lab.samples.sample import Missing
 
 Domain = Literal["A", "B", "D"]
 

@@ -18,8 +18,8 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.calibration import calibrate_tasks
-from weightpager.compiler.measuring.quantise import Quantisation
-from weightpager.compiler.measuring.torch_score import torch_score
+from weightpager.compiler.controls import Quantisation
+from weightpager.compiler.measure import torch_score
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import train_and_measure_dense
@@ -27,9 +27,8 @@ from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
@@ -39,7 +38,7 @@ from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import Progress
 from weightpager.store import StorageModel
-from weightpager.store.switch_cost import all_switches
+from weightpager.store.read_plan import all_switches
 from weightpager.task_data.held_out import Item
 
 

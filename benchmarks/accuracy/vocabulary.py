@@ -14,7 +14,7 @@ from benchmarks.accuracy.run import task_file
 from benchmarks.accuracy.study import Study
 from weightpager.cli import output
 from weightpager.cli.progress import progress
-from weightpager.compiler.vocabulary import trim
+from weightpager.compiler.trim import trim
 from weightpager.config import cache_dir
 
 

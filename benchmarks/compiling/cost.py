@@ -23,8 +23,8 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.config import cache_dir
 from weightpager.errors import WeightpagerError
-from weightpager.lab.samples import minilm, prepare
-from weightpager.limits.cgroup import run_limited
+from weightpager_lab.limits.cgroup import run_limited
+from weightpager_lab.samples import minilm, prepare
 
 ITEMS, TOKENS = 128, 256
 TRAINING_STEPS = 10

@@ -28,7 +28,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.config import cache_dir, parse_size
 from weightpager.errors import WeightpagerError
-from weightpager.limits.cgroup import LimitedRun, run_limited
+from weightpager_lab.limits.cgroup import LimitedRun, run_limited
 
 SHAPES = {
     "tenth": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,

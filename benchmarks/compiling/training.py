@@ -27,13 +27,12 @@ from benchmarks import provenance, row_file
 from benchmarks.accuracy.effort import effort_of
 from benchmarks.accuracy.run import Domain, task_file
 from weightpager.cli.progress import progress
-from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data import Batch
 from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.training_loop import alternating_batches
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.selection.prepared import Trained
 from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import SparseProducts

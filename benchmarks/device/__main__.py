@@ -32,7 +32,7 @@ from benchmarks.device.processes import environment, in_turns, smallest_budget
 from weightpager.bundle import Bundle
 from weightpager.bundle.held_out_places import held_out_file
 from weightpager.config import format_size
-from weightpager.machine.process_memory import resident_memory
+from weightpager.machine.memory import resident_memory
 
 TEXTS = 200
 _BACKENDS = ("native", "torch")

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from benchmarks import row_file
 from benchmarks.provenance import command, commit
-from weightpager.bundle.report.document import Document
+from weightpager.bundle.report.compile_report import Document
 from weightpager.doctor.machine import describe
 
 Figure = float | list[float]

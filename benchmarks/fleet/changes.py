@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.support.fleet import Device, Place
 from weightpager.bundle import Bundle, PageIndex
-from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format import page_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.writer import writing
 from weightpager.delivery.pulling.pull import Pulled
@@ -87,7 +87,7 @@ def _change(bundle: Path, out: Path, share: float) -> int:
         for name, first, count in manifest.page_ranges():
             ids += writer.put_pages(name, _pages(bundle / name, first, count, size, chosen), count, size)
         for name in manifest.files:
-            if name != page_index.FILE:
+            if name != page_file.FILE:
                 writer.link(name, bundle / name)
         found = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
         blocks = PageIndex(found[: manifest.pages], opened.pages.layers, opened.pages.signatures)

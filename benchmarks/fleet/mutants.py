@@ -12,9 +12,9 @@ from typing import Any
 from benchmarks.fleet.small import small_fleet
 from tests.support.bundles.damage import KINDS, contents, damage
 from tests.support.fleet import WAYS, Device, Fleet, Manners, file_server
+from weightpager.delivery import sources
 from weightpager.delivery.publishing import repository
 from weightpager.delivery.pulling import transfers
-from weightpager.delivery.sources import http_source
 from weightpager.errors import DeliveryError
 
 _FOLDERS = ("/metadata/", "/targets/", "/packs/", "/objects/")
@@ -26,7 +26,7 @@ def mutate(folder: Path, times: int, seconds: float) -> dict[str, Any]:
     older = folder / "older"
     shutil.copytree(fleet.place.root, older)
     repository.refresh(fleet.place.root, fleet.place.keys, ["targets"])
-    transfers.FIRST_WAIT, transfers.TRIES, http_source.SECONDS = 1e-4, 2, 0.05
+    transfers.FIRST_WAIT, transfers.TRIES, sources.SECONDS = 1e-4, 2, 0.05
     old, new = contents(fleet.device.bundle), contents(fleet.new)
     outcomes: Counter[str] = Counter()
     failures: list[str] = []

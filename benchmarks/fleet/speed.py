@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.support.fleet import NAME, Place
 from weightpager.delivery.pulling.pull import Wish, pull
-from weightpager.delivery.sources.open_source import open_source
+from weightpager.delivery.sources import open_source
 
 _REPEATS = 3
 _THROTTLED = 50e6

@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
-from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
+from weightpager.bundle.format.page_file import FILE as PAGE_INDEX
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -15,21 +15,21 @@ import torch
 from torch import nn
 
 import weightpager as wp
-from weightpager.backends.torch.model.architecture import image_reader
+from weightpager.backends.torch.architecture import image_reader
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.parts.adapter import read_adapter
-from weightpager.bundle.parts.model_files import model_dir
+from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import has_report, read_report
-from weightpager.bundle.report.overlap import overlap
+from weightpager.bundle.report.page_statistics import overlap
 from weightpager.config import EngineConfig
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.kernels.choice import NATIVE
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
 
 _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}

@@ -22,8 +22,8 @@ from benchmarks.kernels.proof import paged_kernel_runs
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
-from weightpager.lab.contest.measure.prompt import prompt
-from weightpager.lab.contest.rivals.torch_rival import tensors
+from weightpager_lab.contest.prompt import prompt
+from weightpager_lab.contest.rivals.torch_rival import tensors
 
 BATCH = 8
 ROUNDS = 12

@@ -22,8 +22,7 @@ from benchmarks.kernels.proof import paged_kernel_runs
 from benchmarks.kernels.run import DTYPES, ROTATED, SHAPES, Call, Key, Shape, timed
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager.kernels.torch import paged_linear
-from weightpager.machine.memory import size_field
-from weightpager.machine.process_memory import resident_memory
+from weightpager.machine.memory import resident_memory, size_field
 from weightpager.runtime.memory.host_arena import Arena
 
 SLOTS = ROTATED // 2 // PAGE_BYTES

@@ -18,7 +18,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.reader import read_manifest
-from weightpager.bundle.repair.mend import repair
+from weightpager.bundle.repair import repair
 
 _SHORT = {"steps": 4, "batch": 8}
 

@@ -16,12 +16,11 @@ import numpy.typing as npt
 import typer
 
 from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
-from weightpager.lab.traces import TRACES, Trace
 from weightpager.runtime.prediction.markov import MEMORIES, MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
-from weightpager.runtime.prediction.predictor import TransitionPredictor
-from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.runtime.prediction.predictor import PredictionScore, TransitionPredictor
 from weightpager.transitions import Transitions
+from weightpager_lab.traces import TRACES, Trace
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "frequency": FrequencyPredictor,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.prediction.context_counts import ContextCounts
-from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.markov import ContextCounts, MarkovPredictor
 
 Floats = npt.NDArray[np.float64]
 

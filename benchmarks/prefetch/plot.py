@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 
 from benchmarks.prefetch.run import Bench
 from weightpager.config import cache_dir
-from weightpager.lab.demo.plots import svg_rows
-from weightpager.lab.synthetic_bundle import assistant_of_many, bundle_of
-from weightpager.lab.traces import TRACES
 from weightpager.runtime.prefetch.virtual_arena import VirtualArena
 from weightpager.simulate.simulator import Device
+from weightpager_lab.demo.page import svg_rows
+from weightpager_lab.synthetic_bundle import assistant_of_many, bundle_of
+from weightpager_lab.traces import TRACES
 
 LEARNT, SHOWN = 200, 45
 FRACTION = 0.25

@@ -12,11 +12,10 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.lab.contest.rivals.methods import method
-from weightpager.lab.contest.rivals.pace import Pace, slow_engines
-from weightpager.lab.contest.rivals.rival import Setting
-from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
+from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 from weightpager.trace_file import Visit
+from weightpager_lab.contest.rivals.methods import method
+from weightpager_lab.contest.rivals.rival import Pace, Setting, slow_engines
 
 Floats = npt.NDArray[np.float64]
 

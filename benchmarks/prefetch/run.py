@@ -30,13 +30,7 @@ from benchmarks.prefetch.rows import Row, line, read, speedups
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
-from weightpager.lab.contest.rivals.assets import write_sparse
-from weightpager.lab.synthetic_bundle import assistant_of_many, bundle_of
-from weightpager.lab.traces import TRACES, Trace
-from weightpager.lab.traces.assistant import CHAIN as ASSISTANT
-from weightpager.lab.traces.drive import CHAIN as DRIVE
-from weightpager.lab.traces.trace import renamed
-from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
+from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor
@@ -46,6 +40,12 @@ from weightpager.simulate.sizing import PREFETCH, RECENCY, REUSE
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 from weightpager.transitions import Transitions
+from weightpager_lab.contest.rivals.assets import write_sparse
+from weightpager_lab.synthetic_bundle import assistant_of_many, bundle_of
+from weightpager_lab.traces import TRACES, Trace
+from weightpager_lab.traces.drive import CHAIN as DRIVE
+from weightpager_lab.traces.made import ASSISTANT as ASSISTANT
+from weightpager_lab.traces.trace import renamed
 
 Floats = npt.NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from weightpager.lab.contest.results.result import Contest
+from weightpager_lab.contest.result import Contest
 
 
 @dataclass(frozen=True)

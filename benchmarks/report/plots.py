@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from benchmarks.report.results_file import ScalingRow
-from weightpager.lab.contest.results.result import Contest, Row
-from weightpager.lab.demo.plots import heat_map, svg
+from weightpager_lab.contest.result import Contest, Row
+from weightpager_lab.demo.page import heat_map, svg
 
 _COLOURS = ("#0f766e", "#2563eb", "#94a3b8", "#d97706", "#be123c", "#9333ea", "#64748b", "#ca8a04", "#0891b2")
 _SHOWN = (

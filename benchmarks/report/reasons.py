@@ -8,8 +8,8 @@ from statistics import fmean
 from benchmarks.report.goals import GOALS, verdict
 from benchmarks.report.tables import ms, title
 from weightpager.config import format_size
-from weightpager.lab.contest.results.figures import NEVER_LOAD, RIVALS, alike
-from weightpager.lab.contest.results.result import Contest
+from weightpager_lab.contest.figures import NEVER_LOAD, RIVALS, alike
+from weightpager_lab.contest.result import Contest
 
 
 def reasons(contests: Mapping[str, Contest]) -> list[str]:

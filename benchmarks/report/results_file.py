@@ -7,9 +7,9 @@ from pathlib import Path
 from pydantic import Field
 
 from benchmarks import row_file
-from weightpager.bundle.report.document import Document
-from weightpager.lab.contest.results.figures import align_pack_share, figures
-from weightpager.lab.contest.results.result import Contest
+from weightpager.bundle.report.compile_report import Document
+from weightpager_lab.contest.figures import align_pack_share, figures
+from weightpager_lab.contest.result import Contest
 
 
 class GranularityRow(Document):

@@ -23,8 +23,8 @@ from benchmarks.report import device, plots, results_file, tables, winners
 from benchmarks.report.reasons import reasons
 from benchmarks.report.results_file import Results
 from weightpager.config import format_size
-from weightpager.lab.contest.results.figures import NEVER_LOAD
-from weightpager.lab.contest.results.result import Contest
+from weightpager_lab.contest.figures import NEVER_LOAD
+from weightpager_lab.contest.result import Contest
 
 HERE = Path(__file__).parent
 DOMAINS = ("text assistant", "language model", "driving")

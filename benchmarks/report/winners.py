@@ -8,8 +8,8 @@ from statistics import fmean, median
 
 from benchmarks.report.tables import ms, table
 from weightpager.config import format_size
-from weightpager.lab.contest.results.figures import NEVER_LOAD, RIVALS, Field, speedup
-from weightpager.lab.contest.results.result import Contest, Row
+from weightpager_lab.contest.figures import NEVER_LOAD, RIVALS, Field, speedup
+from weightpager_lab.contest.result import Contest, Row
 
 OURS, LOADING = "ours", "ours_while_loading"
 """Rows of the system as it is, waiting for pages or running while they are loaded; without alignment it is a rival."""

@@ -29,8 +29,8 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import compile as compile_bundle
 from weightpager.config import cache_dir, format_size
-from weightpager.lab.synthetic_bundle import bundle_of, long_context
-from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.settings import Policy
+from weightpager_lab.synthetic_bundle import bundle_of, long_context
 
 HONEST = 32
 LONG = (8_000, 131_002)

@@ -14,11 +14,11 @@ from typing import Annotated
 import torch
 import typer
 
-from weightpager.answers.generation import forward_size
-from weightpager.backends.torch.resumable_generation import ResumableGeneration
+from weightpager.answers import model
+from weightpager.backends.torch.generation import ResumableGeneration
 from weightpager.config import cache_dir, format_size
 from weightpager.engine import Engine
-from weightpager.lab.synthetic_bundle import bundle_of, long_context
+from weightpager_lab.synthetic_bundle import bundle_of, long_context
 
 SIZES = (64, 128, 256, 512, 1024)
 
@@ -54,9 +54,9 @@ def main(
 def measure(path: str, piece: int | None, tokens: int) -> Row:
     """Read a prompt."""
     torch.set_num_threads(1)
-    forward_size.PIECE = tokens if piece is None else piece
+    model.PIECE = tokens if piece is None else piece
     if piece is None:
-        forward_size.FORWARD_TOKENS, forward_size.ACTIVATION_BYTES = tokens, 2**60
+        model.FORWARD_TOKENS, model.ACTIVATION_BYTES = tokens, 2**60
     with (
         Engine.from_pretrained(path, backend="torch") as engine,
         engine.task("task-00") as module,

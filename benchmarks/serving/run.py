@@ -33,10 +33,10 @@ from benchmarks.serving.rows import Row, line, table
 from benchmarks.serving.texts import made_texts, right_answers
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
-from weightpager.lab.synthetic_bundle import bundle_of, small
-from weightpager.lab.traces import TRACES
-from weightpager.runtime.budget.bundle_needs import smallest_budget
-from weightpager.server.scheduling.policy import Policy
+from weightpager.runtime.budget import smallest_budget
+from weightpager.server.scheduling.settings import Policy
+from weightpager_lab.synthetic_bundle import bundle_of, small
+from weightpager_lab.traces import TRACES
 
 CLIENTS = 64
 LINGERS = (0.0, 1 / 8, 1 / 4, 1 / 2)

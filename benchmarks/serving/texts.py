@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.serving.clients import Answers, Ids
-from weightpager.backends.torch.model.architecture import read_config
+from weightpager.backends.torch.architecture import read_config
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
 

@@ -26,12 +26,11 @@ from benchmarks import provenance, row_file
 from benchmarks.switching.shares import SHARES
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.report.overlap import overlap
+from weightpager.bundle.report.page_statistics import overlap
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
-from weightpager.lab.raw_reads import RawReads
-from weightpager.lab.switching import sparse_checkpoint, time_whole_read
-from weightpager.lab.synthetic_bundle import bundle_of, half_billion, many_pages
+from weightpager_lab.switching import RawReads, sparse_checkpoint, time_whole_read
+from weightpager_lab.synthetic_bundle import bundle_of, half_billion, many_pages
 
 TOKENS = 32
 """In the prompt of the first output: about as much to compute as there is to load."""

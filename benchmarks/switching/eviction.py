@@ -13,10 +13,10 @@ import typer
 from benchmarks.switching.shares import SHARES
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
-from weightpager.lab.synthetic_bundle import bundle_of, half_billion
 from weightpager.simulate.simulator import Device, Recency, Simulator
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
+from weightpager_lab.synthetic_bundle import bundle_of, half_billion
 
 ROUNDS = 2
 

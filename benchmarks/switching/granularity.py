@@ -24,17 +24,16 @@ from benchmarks.report.results_file import GranularityRow
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.report.fill import page_fill
-from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.bundle.report.page_statistics import mean_overlap, overlap, page_fill
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.doctor.cold import cold_read
 from weightpager.engine import Engine
-from weightpager.lab.contest.measure.process_memory import bytes_from_storage
-from weightpager.lab.contest.measure.prompt import prompt
-from weightpager.lab.contest.rivals.torch_rival import tensors
-from weightpager.lab.switching import doubt
-from weightpager.lab.synthetic_bundle import Recipe, bundle_of, few_layers
 from weightpager.store import LocalStore, StorageModel, all_switches, coalesce
+from weightpager_lab.contest.measuring import bytes_from_storage
+from weightpager_lab.contest.prompt import prompt
+from weightpager_lab.contest.rivals.torch_rival import tensors
+from weightpager_lab.switching import doubt
+from weightpager_lab.synthetic_bundle import Recipe, bundle_of, few_layers
 
 PAGES = (16 << 10, 64 << 10, 256 << 10, 1 << 20)
 BLOCKS = (BlockShape(8, 16), BlockShape(16, 32), BlockShape(32, 64), BlockShape(64, 64))

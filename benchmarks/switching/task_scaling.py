@@ -18,9 +18,9 @@ from benchmarks.report.results_file import ScalingRow
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
-from weightpager.lab.contest.measure.tour import circuit
-from weightpager.lab.contest.results.facts import budget_for, facts
-from weightpager.lab.synthetic_bundle import Recipe, bundle_of, many_tasks
+from weightpager_lab.contest.figures import budget_for, facts
+from weightpager_lab.contest.measuring import circuit
+from weightpager_lab.synthetic_bundle import Recipe, bundle_of, many_tasks
 
 COUNTS = (2, 4, 8, 16, 32)
 MOST_SWITCHES = 120

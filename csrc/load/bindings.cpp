@@ -1,4 +1,4 @@
-// Memory crosses the border as addresses; weightpager/runtime/paging/reads/native_reads.py has checked what they point to.
+// Memory crosses the border as addresses; weightpager/runtime/paging/native_reads.py has checked what they point to.
 #include "bindings.hpp"
 
 #include <nanobind/stl/string.h>

@@ -14,7 +14,7 @@
     │   └── StoreTimeoutError   storage hangs
     ├── DeliveryError           a repository of bundles, or a pull from it, can't go on
     │   └── UntrustedError      what a repository gives isn't what its keys signed, or is out of date
-    ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.lab.samples)
+    ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager_lab.samples)
     ├── BudgetError             the memory budget cannot hold what was asked for
     │   └── TaskTooLargeError   it never holds the task, whatever else leaves
     ├── BusyError               a switch took longer than the caller would wait, or a task is in use or has just left

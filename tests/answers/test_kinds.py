@@ -9,7 +9,7 @@ import pytest
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Kind
 from weightpager.answers.work import Generated
-from weightpager.backends.torch.model.architecture import CLASSES
+from weightpager.backends.torch.architecture import CLASSES
 from weightpager.bundle import TaskEntry, TaskKind
 from weightpager.bundle.format.manifest import FORMS, Generation
 

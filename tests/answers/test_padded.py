@@ -7,7 +7,7 @@ import pytest
 
 import tiny
 import weightpager as wp
-from weightpager.answers.padded import pad_id, padded
+from weightpager.answers.query import pad_id, padded
 
 
 @pytest.mark.parametrize(("left", "ids"), [(True, [[0, 5], [6, 7]]), (False, [[5, 0], [6, 7]])])

@@ -25,10 +25,10 @@ import tiny
 import weightpager as wp
 from running import serving
 from weightpager.answers.kinds import kind_of
-from weightpager.answers.padded import padded
 from weightpager.answers.predict import Wanted, predict
+from weightpager.answers.query import padded
 from weightpager.answers.work import Classify
-from weightpager.backends.torch.model.architecture import context_length, empty_module
+from weightpager.backends.torch.architecture import context_length, empty_module
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import Generation, TaskEntry
 from weightpager.errors import ConfigError, ImageError
@@ -187,7 +187,7 @@ def test_a_text_that_is_too_long_for_one_forward_has_a_vector(writer_bundle: Pat
     text = "one two cat " * 20
     with wp.load(writer_bundle) as engine, pytest.MonkeyPatch.context() as patch:
         whole = engine.embed("numbers", [text])
-        patch.setattr("weightpager.answers.generation.forward_size.FORWARD_TOKENS", 16)
+        patch.setattr("weightpager.answers.model.FORWARD_TOKENS", 16)
         np.testing.assert_allclose(engine.embed("numbers", [text, "one"])[:1], whole, atol=1e-5)
         with pytest.raises(ConfigError, match="text 2 of 2: expected at most 128 tokens, as the model can read, found"):
             engine.embed("numbers", ["one", text * 3])

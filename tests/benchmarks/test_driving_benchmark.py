@@ -14,9 +14,9 @@ from benchmarks.readme import ROOT
 from benchmarks.report import results_file, run
 from parity import other_classes
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.lab.companions.companion import COMPANIONS, check
-from weightpager.lab.samples.road.road_scene import CLASSES
-from weightpager.lab.traces.drive import CHAIN
+from weightpager_lab.companions import COMPANIONS, check
+from weightpager_lab.samples.road.road_scene import CLASSES
+from weightpager_lab.traces.drive import CHAIN
 
 
 def test_every_kind_of_road_asks_for_a_task() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import readme
-from weightpager.lab.demo.result import OURS, ROW_FAULTS, Resident
+from weightpager_lab.demo.result import OURS, ROW_FAULTS, Resident
 
 
 def resident(name: str, size: int, read: int = 0, ms: float | None = 0.0) -> Resident:

@@ -10,8 +10,8 @@ import typer
 
 from benchmarks import results
 from weightpager.bundle import Bundle
-from weightpager.lab.companions.companion import Name
-from weightpager.lab.contest.results.subject import Subject
+from weightpager_lab.companions import Name
+from weightpager_lab.contest.plan import Subject
 
 
 @pytest.mark.parametrize("names", [[], ["unaligned"], ["all_blocks"], ["unaligned", "all_blocks", "one_mask"]])

@@ -18,9 +18,8 @@ from benchmarks.report.results_file import CompileRow, GranularityRow, Results, 
 from benchmarks.report.winners import headlines, winners
 from contests import contest, found, row
 from weightpager.config import parse_size
-from weightpager.lab.contest.results.figures import figures
-from weightpager.lab.contest.results.found import Found
-from weightpager.lab.contest.results.result import Contest, Row
+from weightpager_lab.contest.figures import figures
+from weightpager_lab.contest.result import Contest, Found, Row
 
 
 def made_up(*rows: Row) -> Contest:

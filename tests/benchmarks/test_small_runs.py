@@ -19,7 +19,7 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
 from weightpager.kernels.choice import NATIVE
-from weightpager.lab.synthetic_bundle import Recipe, bundle_of
+from weightpager_lab.synthetic_bundle import Recipe, bundle_of
 
 pytestmark = pytest.mark.slow
 

@@ -25,12 +25,12 @@ from benchmarks.fuzz.changes import config_change
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 from benchmarks.fuzz.trial import Plan, attempt
-from weightpager.backends.torch.model.architecture import read_config, tokenizer
+from weightpager.backends.torch.architecture import read_config, tokenizer
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.backends.verify import Verification, verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import REPORT, RESIDENT
-from weightpager.bundle.parts.model_files import model_dir
+from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.errors import BundleError, BundleFormatError
 from weightpager.kernels.choice import NATIVE

@@ -16,7 +16,7 @@ from benchmarks.fuzz.sealing import rewrite_manifest
 from command import Command
 from weightpager.bundle import Bundle, EvalData, TaskEntry
 from weightpager.bundle.held_out_places import held_out_file, portable
-from weightpager.compiler.upgrade import upgrade
+from weightpager.compiler.repack import upgrade
 
 
 def entry(file: Path) -> TaskEntry:

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest, rewrite_tensors
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
+from weightpager.bundle.format.page_file import FILE as PAGE_INDEX
 from weightpager.bundle.format.placement import FILE as PLACEMENT
 from weightpager.errors import BundleError, BundleFormatError
 
@@ -388,7 +388,7 @@ def test_a_hostile_generation_configuration_is_refused_at_open(
 def test_a_hostile_image_processor_is_refused_before_it_reads_an_image(
     camera_bundle: Path, tmp_path: Path, change: dict[str, Any], field: str
 ) -> None:
-    from weightpager.backends.torch.model.architecture import image_reader
+    from weightpager.backends.torch.architecture import image_reader
 
     copy = Path(shutil.copytree(camera_bundle, tmp_path / "copy.bundle"))
     change_json(copy, "model/preprocessor_config.json", change)

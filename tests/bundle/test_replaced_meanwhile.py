@@ -15,11 +15,10 @@ import pytest
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, BundleWriter, reader, writing
 from weightpager.bundle.files import new_directory
-from weightpager.bundle.files.lock import locked
-from weightpager.bundle.files.storage_errors import storage_errors_as
+from weightpager.bundle.files.new_directory import locked
+from weightpager.bundle.files.regular_file import storage_errors_as
 from weightpager.bundle.garbage import collect
-from weightpager.compiler.repack import repack
-from weightpager.compiler.upgrade import upgrade
+from weightpager.compiler.repack import repack, upgrade
 from weightpager.errors import BundleError, BundleFormatError, CompileError
 
 Command = Callable[[Path], object]

@@ -19,7 +19,7 @@ from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import row_table
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.repair.mend import repair
+from weightpager.bundle.repair import repair
 from weightpager.compiler.repack import repack
 from weightpager.engine import Engine
 from weightpager.errors import BundleError, PageCorruptError

@@ -35,5 +35,5 @@ def test_a_bundle_opens_and_is_verified(assistant_bundle: Path) -> None:
 
 
 def test_mending_says_that_it_needs_proc(assistant_bundle: Path, tmp_path: Path) -> None:
-    code = "from weightpager.bundle.repair.mend import repair; repair(*sys.argv[1:])"
+    code = "from weightpager.bundle.repair import repair; repair(*sys.argv[1:])"
     assert "expected /proc, through which a bundle is held" in printed(code, assistant_bundle, tmp_path)

@@ -103,7 +103,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     try:
         command[command.index("--out") + 1] = str(disk / "a.bundle")
         if not told:  # as with quotas
-            monkeypatch.setattr("weightpager.compiler.estimates.storage.free_bytes", lambda _: None)
+            monkeypatch.setattr("weightpager.compiler.storage_estimate.free_bytes", lambda _: None)
         done = weightpager(*command)
         assert done.code == 1
         assert ("of free storage" if told else "No space left") in done.err
@@ -117,7 +117,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     """Ctrl-C as soon as a stage has made so many steps."""
-    from weightpager.compiler.estimates.time_left import WholeProgress
+    from weightpager.compiler.time_left import WholeProgress
 
     tell = WholeProgress.__call__
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from weightpager.cli import output
-from weightpager.cli.legend import MEANINGS
+from weightpager.cli.output import MEANINGS
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])

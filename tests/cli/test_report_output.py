@@ -8,7 +8,7 @@ import pytest
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.cli import report_output
+from weightpager.cli.commands import inspect
 
 
 def test_a_heavy_loss_is_told_where_nothing_was_compared(
@@ -17,7 +17,7 @@ def test_a_heavy_loss_is_told_where_nothing_was_compared(
     whole = read_report(Bundle.open(assistant_bundle))
     heavy = {"loss_interval": (56.0, 100.0), "items": 15, "texts": 15}
     ruined = [task.model_copy(update=heavy) for task in whole.tasks]
-    report_output.advice(None, whole.model_copy(update={"tasks": ruined, "controls": [], "compare": "none"}))
+    inspect.advice(None, whole.model_copy(update={"tasks": ruined, "controls": [], "compare": "none"}))
     told = " ".join(capsys.readouterr().out.split())
     assert "controls skipped" in told
     assert "animal loses at least 56 points" in told

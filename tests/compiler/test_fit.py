@@ -21,12 +21,12 @@ from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import fit
 from weightpager.compiler.fit import LEAST, _budget_of_trial, _density, choose_density_and_alignment, largest
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.alignment_target import _switch_bytes
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.task_file.file import from_dict, restated
 from weightpager.errors import CompileError, ConfigError
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 
 TRAINED = {"method": "finetune", "steps": 4, "batch": 8, "private_blocks": 0.3, "private_steps": 2, "low_rank": 2}
 
@@ -93,7 +93,7 @@ def test_blocks_come_before_rows_and_the_budget_that_drops_none_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the least rows take room from blocks; whoever states what is named keeps every block."""
-    monkeypatch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
+    monkeypatch.setattr("weightpager.compiler.packing.rows.LEAST_BYTES", 4096)
     words = {"model": str(tiny.bert(tmp_path / "wordy", words=4000)), "rows": "on-demand"}
     stated = tiny.assistant(tmp_path, sparsity=0.5, dtype="int4", **words)
     budget = smallest_budget(wp.compile(stated, out=tmp_path / "stated.bundle"))

@@ -19,14 +19,13 @@ from weightpager.backends.torch.export import dense_weights
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.compiler import calibration
-from weightpager.compiler.alignment.new_tasks import align_new_tasks
+from weightpager.compiler import calibration, growth
+from weightpager.compiler.alignment.structure_aligner import align_new_tasks
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.growth import grow as growth
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.private_blocks import train_private
@@ -194,7 +193,7 @@ def test_blocks_that_the_base_has_in_another_version_count_as_absent(
         seen.append(fixed)
         return align_new_tasks(saliency, fixed, *others)
 
-    monkeypatch.setattr("weightpager.compiler.growth.grow.align_new_tasks", aligned)
+    monkeypatch.setattr("weightpager.compiler.growth.align_new_tasks", aligned)
     wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=private_bundle)
     base = BaseBundle.open(private_bundle)
     (fixed,) = seen

@@ -16,9 +16,8 @@ from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.compiler.graph import write
-from weightpager.compiler.repack import repack
-from weightpager.compiler.upgrade import upgrade
+from weightpager.compiler.graph import export
+from weightpager.compiler.repack import repack, upgrade
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.graph import write_graph
 from weightpager.graph.file import graph_file
@@ -71,8 +70,8 @@ def test_a_bundle_has_no_graph_of_a_kind_that_it_lacks(assistant_bundle: Path) -
 def test_a_graph_stays_where_todays_export_fails(
     assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = write._NoGraph("no memory", refused=False)
-    monkeypatch.setattr(write, "_exported", lambda *_: failed)
+    failed = export._NoGraph("no memory", refused=False)
+    monkeypatch.setattr(export, "_exported", lambda *_: failed)
     done = upgrade(assistant_bundle, tmp_path / "new.bundle")
     assert done.graphs == KINDS
     assert done.without_graph == {}
@@ -82,8 +81,8 @@ def test_a_graph_stays_where_todays_export_fails(
 def test_a_graph_goes_where_todays_export_refuses_the_module(
     assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = write._NoGraph("a local mask", refused=True)
-    monkeypatch.setattr(write, "_exported", lambda *_: refused)
+    refused = export._NoGraph("a local mask", refused=True)
+    monkeypatch.setattr(export, "_exported", lambda *_: refused)
     done = upgrade(assistant_bundle, tmp_path / "new.bundle")
     assert done.graphs == ()
     assert done.without_graph == dict.fromkeys(KINDS, "a local mask")

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from damage import KINDS, contents, damage
 from fleet import WAYS, Fleet, Manners, file_server
-from weightpager.delivery.sources.http_source import _same_host
+from weightpager.delivery.sources import _same_host
 from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import DeliveryError, UntrustedError
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_server_without_manners_changes_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr("weightpager.delivery.sources.http_source.SECONDS", 0.1)
+    monkeypatch.setattr("weightpager.delivery.sources.SECONDS", 0.1)
     monkeypatch.setattr("weightpager.delivery.pulling.transfers.TRIES", 2)
     manners = Manners(way)
     with file_server(fleet.place.root, manners) as url:

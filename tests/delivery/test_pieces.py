@@ -19,9 +19,8 @@ from damage import contents
 from fleet import Device, Fleet, Place
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
-from weightpager.delivery.names import object_path
 from weightpager.delivery.pieces import Span, restored, spans, stored
-from weightpager.delivery.version_file import StoredPiece
+from weightpager.delivery.version_file import StoredPiece, object_path
 from weightpager.errors import BundleError
 
 RANDOM = np.random.default_rng(0)

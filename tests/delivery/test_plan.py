@@ -13,7 +13,7 @@ from msgspec import structs
 from damage import contents
 from fleet import Device, Fleet, Place
 from weightpager.bundle import Bundle
-from weightpager.bundle.format import page_index
+from weightpager.bundle.format import page_file
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.garbage import collect
 from weightpager.delivery.pulling.assembly import Assembly
@@ -31,7 +31,7 @@ def piece(digit: str, size: int = 100) -> StoredPiece:
 def version() -> VersionFile:
     """Five pages, of which the first and the last are the same."""
     ids = StoredPiece(blake3=None, bytes=5 * 32, stored=0)
-    made_of = {MANIFEST: [piece("a")], MANIFEST_HASH: [piece("b")], page_index.FILE: [ids, piece("c")]}
+    made_of = {MANIFEST: [piece("a")], MANIFEST_HASH: [piece("b")], page_file.FILE: [ids, piece("c")]}
     return VersionFile(
         format="weightpager-version-1",
         name="some",
@@ -147,7 +147,7 @@ def test_a_dry_run_sees_damage_as_the_pull_does(fleet: Fleet) -> None:
 
 def test_copies_of_damaged_files_are_removed(fleet: Fleet) -> None:
     for path in fleet.device.bundle.rglob("*.*"):
-        if path.is_file() and path.name not in (MANIFEST, MANIFEST_HASH, page_index.FILE):
+        if path.is_file() and path.name not in (MANIFEST, MANIFEST_HASH, page_file.FILE):
             damage(path)
     fleet.device.pull(fleet.place.root)
     assert contents(fleet.device.bundle) == contents(fleet.new)

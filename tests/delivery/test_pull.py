@@ -20,8 +20,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.delivery.pulling import fetch
 from weightpager.delivery.pulling.installed import STATE, Installed
 from weightpager.delivery.pulling.pull import roll_back
-from weightpager.delivery.sources.http_source import HttpSource
-from weightpager.delivery.sources.open_source import open_source
+from weightpager.delivery.sources import HttpSource, open_source
 from weightpager.errors import ConfigError, DeliveryError
 from weightpager.progress import StepProgress
 
@@ -218,8 +217,8 @@ def test_a_server_without_ranges_gives_whole_packs_and_that_is_said(fleet: Fleet
 
 @pytest.mark.parametrize("proxy", ["proxy:3128", "10.0.0.1:3128", "user:word@proxy:3128", "http://proxy:3128"])
 def test_a_proxy_may_be_stated_as_curl_takes_it(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    monkeypatch.setattr("weightpager.delivery.sources.http_source.getproxies", lambda: {"http": proxy})
-    monkeypatch.setattr("weightpager.delivery.sources.http_source.proxy_bypass", lambda _: False)
+    monkeypatch.setattr("weightpager.delivery.sources.getproxies", lambda: {"http": proxy})
+    monkeypatch.setattr("weightpager.delivery.sources.proxy_bypass", lambda _: False)
     source = open_source("http://example.org/repository")
     assert isinstance(source, HttpSource)
     assert isinstance(source._pool, ProxyManager)
@@ -229,8 +228,8 @@ def test_a_proxy_may_be_stated_as_curl_takes_it(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("proxy", ["socks5://proxy:1080", "http://[x", "http://proxy:port"])
 def test_a_proxy_that_cant_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    monkeypatch.setattr("weightpager.delivery.sources.http_source.getproxies", lambda: {"http": proxy})
-    monkeypatch.setattr("weightpager.delivery.sources.http_source.proxy_bypass", lambda _: False)
+    monkeypatch.setattr("weightpager.delivery.sources.getproxies", lambda: {"http": proxy})
+    monkeypatch.setattr("weightpager.delivery.sources.proxy_bypass", lambda _: False)
     with pytest.raises(ConfigError, match="http_proxy: expected"):
         open_source("http://example.org/repository")
 

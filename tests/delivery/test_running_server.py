@@ -12,7 +12,7 @@ import weightpager as wp
 from fleet import NAME, Fleet, file_server
 from running import ADMIN, Running, serving
 from weightpager.delivery.pulling.pull import roll_back
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 from weightpager.server.scheduling.settings import Settings
 
 TEXTS = {"animal": "red cat", "number": "one two", "weather": "sun"}

@@ -14,7 +14,7 @@ import pytest
 from damage import contents
 from fleet import NAME, Device, Fleet, Place
 from weightpager.bundle.files.new_file import beside
-from weightpager.delivery.publishing import keys, repository, written_file
+from weightpager.delivery.publishing import repository, roles
 from weightpager.delivery.publishing.roles import ROLES, Roles
 from weightpager.errors import ConfigError, DeliveryError, UntrustedError
 
@@ -142,7 +142,7 @@ def test_a_device_whose_clock_is_ahead_says_so(fleet: Fleet, monkeypatch: pytest
 def test_keys_are_replaced_and_devices_follow(fleet: Fleet, role: str) -> None:
     made = repository.rotate(fleet.place.root, fleet.place.keys, role)
     assert len(made) == (3 if role == "root" else 1)
-    assert len(list((fleet.place.keys / keys.RETIRED).iterdir())) == len(made)
+    assert len(list((fleet.place.keys / roles.RETIRED).iterdir())) == len(made)
     fleet.device.pull(fleet.place.root)
     fleet.place.publish(fleet.old, version="3")
     repository.rotate(fleet.place.root, fleet.place.keys, "root")
@@ -181,7 +181,7 @@ def test_a_rotation_that_is_killed_anywhere_leaves_a_repository_that_devices_tak
     for moment in range(5):
         trial = fleet.copied(tmp_path / str(moment))
         left = iter(range(moment))
-        real = written_file.write_file
+        real = roles.write_file
 
         def dies(path: Path, pieces: object, left: object = left, real: object = real) -> None:
             if next(left, None) is None:  # type: ignore[call-overload]
@@ -229,6 +229,6 @@ def test_the_channels_of_a_repository_have_versions_of_their_own(fleet: Fleet) -
         fleet.place.publish(fleet.new, version="1")
     with pytest.raises(DeliveryError, match=f"{NAME}/channels/none.json"):
         from weightpager.delivery.pulling.pull import Wish, pull
-        from weightpager.delivery.sources.open_source import open_source
+        from weightpager.delivery.sources import open_source
 
         pull(open_source(str(fleet.place.root)), fleet.device.into, Wish(NAME, channel="none"))

@@ -16,8 +16,8 @@ from damage import contents
 from fleet import NAME, Device, Fleet, Place
 from weightpager.delivery.publishing import repository
 from weightpager.delivery.publishing.prune import prune
+from weightpager.delivery.publishing.roles import write_file
 from weightpager.delivery.publishing.upload import STAGES, upload
-from weightpager.delivery.publishing.written_file import write_file
 from weightpager.errors import ConfigError, DeliveryError
 
 

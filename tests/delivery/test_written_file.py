@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from weightpager.delivery.publishing.written_file import write_file
+from weightpager.delivery.publishing.roles import write_file
 
 
 def test_everybody_may_read_a_file_whatever_the_umask(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def make(folder: Path) -> None:
         (folder / name).mkdir()
         wp.compile(task_file(folder / name), out=folder / name / f"{name}.bundle")
     (folder / "wordy").mkdir()
-    with patch("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096):
+    with patch("weightpager.compiler.packing.rows.LEAST_BYTES", 4096):
         wp.compile(tiny.wordy(folder / "wordy"), out=folder / "wordy" / "wordy.bundle")
     Place.make(folder / "fleet").publish_in_two_versions(folder / "assistant" / "assistant.bundle", "weather")
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightpager.doctor.cold import cold_read, drop, resident_bytes
-from weightpager.machine.mounts import Mount, mount_of, mounts
+from weightpager.machine.storage import Mount, mount_of, mounts
 
 PAGE = mmap.PAGESIZE
 PAGES = 64

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weightpager.doctor.kernel_choice import kernel_choice
+from weightpager.doctor.kernels import kernel_choice
 
 
 def test_what_serves_on_a_gpu_is_told_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

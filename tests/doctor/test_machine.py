@@ -68,7 +68,7 @@ def test_a_processor_that_is_unknown_is_none(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_measuring_needs_no_torch() -> None:
     code = (
-        "import sys, weightpager.doctor.cold, weightpager.limits.__main__, weightpager.doctor.machine as m; "
+        "import sys, weightpager.doctor.cold, weightpager_lab.limits.__main__, weightpager.doctor.machine as m; "
         "print(m.describe()['torch_threads'], 'torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

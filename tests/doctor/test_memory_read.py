@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weightpager.doctor import memory_read
+from weightpager.doctor import storage
 from weightpager.machine.memory import Memory
 
 
@@ -14,18 +14,18 @@ from weightpager.machine.memory import Memory
     [(8 << 30, None, 256 << 20), (1 << 30, None, 128 << 20), (8 << 30, 512 << 20, 64 << 20), (1 << 20, None, 1 << 20)],
 )
 def test_a_small_box_is_measured_with_less(available: int, limit: int | None, size: int) -> None:
-    assert memory_read.probe_bytes(Memory(8 << 30, available, limit)) == size
+    assert storage.read_bytes(Memory(8 << 30, available, limit)) == size
 
 
 def test_reading_leaves_torchs_threads_alone() -> None:
     before = torch.get_num_threads()
-    measured = memory_read.kernel_read_bandwidth(1 << 20, before + 1, repeats=2)
+    measured = storage.kernel_read_bandwidth(1 << 20, before + 1, repeats=2)
     assert torch.get_num_threads() == before
     assert (measured.total_bytes, measured.threads, len(measured.seconds)) == (1 << 20, before + 1, 2)
 
 
 def test_without_the_native_module_numpy_reads_and_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_read, "NATIVE", ())
-    measured = memory_read.kernel_read_bandwidth(1 << 20, 2, repeats=2)
+    monkeypatch.setattr(storage, "NATIVE", ())
+    measured = storage.kernel_read_bandwidth(1 << 20, 2, repeats=2)
     assert "numpy" in measured.doubt
     assert len(measured.seconds) == 2

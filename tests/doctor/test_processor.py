@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.doctor.processor import parse_processor, read_processor
+from weightpager.doctor.machine import parse_processor, read_processor
 
 SERVER = """processor\t: 0
 vendor_id\t: GenuineIntel

@@ -8,8 +8,7 @@ import torch
 
 from weightpager import kernels
 from weightpager.blocks import BlockShape
-from weightpager.doctor.random_weight import dense_weight, random_weight
-from weightpager.doctor.self_test import Kernel, Values, cases, kernels_here, self_test
+from weightpager.doctor.kernels import Kernel, Values, cases, dense_weight, kernels_here, random_weight, self_test
 from weightpager.kernels import PagedWeight, PageNotResidentError, exact
 from weightpager.kernels.torch import reference
 from weightpager.page_dtype import ENCODINGS

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.doctor.examine import Diagnosis
-from weightpager.doctor.kernel_choice import KernelChoice
-from weightpager.doctor.processor import Processor
-from weightpager.doctor.self_test import SelfTest
+from weightpager.doctor.examine import Diagnosis, judge
+from weightpager.doctor.kernels import KernelChoice, SelfTest
+from weightpager.doctor.machine import Processor
 from weightpager.doctor.storage import Storage
-from weightpager.doctor.verdict import judge
 from weightpager.machine.memory import Memory
 
 KERNELS = KernelChoice(("avx512", "avx2", "reference"), "avx512", None, "avx512", "gomp", 4, "")

@@ -46,10 +46,10 @@ from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, PageCorruptError, StoreError, SwitchFailedError, WeightpagerError
 from weightpager.kernels.choice import NATIVE
-from weightpager.runtime.memory.staged.staged_arena import Staging
-from weightpager.runtime.prefetch.trial import PrefetchTrial
+from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
 from weightpager.store import LocalStore
-from weightpager.store.row_reader import RowReader
+from weightpager.store.block_reader import RowReader
 
 OPERATIONS = os.environ.get("WEIGHTPAGER_OPERATIONS")
 STEPS = 25

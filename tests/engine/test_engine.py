@@ -26,7 +26,7 @@ from weightpager.backends.torch.export import export_task
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.files import tensor_file
-from weightpager.bundle.files.tensor_header import parse_header
+from weightpager.bundle.files.tensor_file import parse_header
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
@@ -42,7 +42,7 @@ from weightpager.errors import (
     TaskTooLargeError,
     UnknownTaskError,
 )
-from weightpager.runtime.budget.needs import Needs
+from weightpager.runtime.budget import Needs
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.store import LocalStore, StorageModel, switch_cost
 

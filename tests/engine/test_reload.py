@@ -25,9 +25,9 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.config import EngineConfig
-from weightpager.engine.opened.bundle_change import BundleChange
-from weightpager.engine.opened.page_numbers import PageNumbers
-from weightpager.engine.opened.task_tables import TaskTables
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.open_task import TaskTables
+from weightpager.engine.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import JoinedStore, LocalStore

@@ -20,7 +20,7 @@ from released import Content, Releases, deleted_files
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import page_capacity
 from weightpager.config import EngineConfig
-from weightpager.engine.opened import open_bundle
+from weightpager.engine import open_bundle
 from weightpager.errors import BundleError, BusyError
 from weightpager.store import LocalStore
 

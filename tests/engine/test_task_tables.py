@@ -23,8 +23,8 @@ from weightpager.bundle import Bundle, garbage
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.block_table import FIELDS
 from weightpager.config import EngineConfig
-from weightpager.engine.opened import task_tables
-from weightpager.engine.opened.task_tables import TableSource, TaskTables
+from weightpager.engine import open_task
+from weightpager.engine.open_task import TableSource, TaskTables
 from weightpager.errors import BudgetError, StoreError, TaskTooLargeError
 from weightpager.store import LocalStore
 
@@ -42,7 +42,7 @@ def test_tables_are_expanded_as_the_placement_says(native: bool, drawn: Drawn, s
     pages = len(drawn.placement.layers)
     numbers = np.random.default_rng(seed).permutation(2 * pages + 1)[:pages].astype(np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task_tables, "NATIVE", task_tables.NATIVE if native else ())
+        patch.setattr(open_task, "NATIVE", open_task.NATIVE if native else ())
         source = TableSource(drawn.placement, numbers)
     for task in range(3):
         tables = TaskTables(source, task)

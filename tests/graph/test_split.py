@@ -7,8 +7,8 @@ import pytest
 
 from graphs import classifier
 from weightpager.graph import GraphOutput
+from weightpager.graph.graph import split
 from weightpager.graph.reference import run
-from weightpager.graph.split import split
 
 
 def test_both_parts_together_give_what_the_whole_gives() -> None:

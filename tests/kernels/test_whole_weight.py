@@ -12,10 +12,10 @@ from torch import Tensor
 from weightpager.blocks import BlockShape
 from weightpager.bundle.format.whole_weight import WholeDtype, WholeWeightEntry, decode_whole, encode_whole
 from weightpager.kernels import PagedWeight
+from weightpager.kernels.paged_weight import whole_weight
 from weightpager.kernels.torch import paged_linear
 from weightpager.kernels.torch.reference import dense_weight
 from weightpager.kernels.torch.tables import look_up, reference
-from weightpager.kernels.whole_weight import whole_weight
 
 BLOCKS = st.builds(BlockShape, st.sampled_from([8, 16, 64]), st.sampled_from([8, 32, 256]))
 DTYPES: st.SearchStrategy[WholeDtype] = st.sampled_from(["int8", "int4"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from weightpager.bundle.format import row_table
 from weightpager.kernels.rows import reference, widen_rows
-from weightpager.kernels.torch.arrays import as_array
+from weightpager.kernels.torch.device_weight import as_array
 from weightpager.kernels.torch.tables import widened
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.lab.companions import build
-from weightpager.lab.companions.companion import COMPANIONS, path_in
+from weightpager.compiler.resume.journal import CompileRun
+from weightpager_lab import companions
+from weightpager_lab.companions import COMPANIONS, path_in
 
 
 class Asked:
@@ -22,9 +22,9 @@ class Asked:
 
 def test_companions_differ_in_their_settings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(build, "writing", lambda path, force: nullcontext(path))
-    monkeypatch.setattr(build, "build", lambda path, settings, _run: found.update({path.name: settings}))
-    build.build_companions(Asked(), tmp_path, CompileRun())  # type: ignore[arg-type]
+    monkeypatch.setattr(companions, "writing", lambda path, force: nullcontext(path))
+    monkeypatch.setattr(companions, "build", lambda path, settings, _run: found.update({path.name: settings}))
+    companions.build_companions(Asked(), tmp_path, CompileRun())  # type: ignore[arg-type]
     assert {settings.pop("compare") for settings in found.values()} == {"none"}
     assert found["all-blocks.bundle"].pop("recover").method == "none"
     assert found == {
@@ -36,6 +36,6 @@ def test_companions_differ_in_their_settings_alone(tmp_path: Path, monkeypatch: 
 
 def test_a_folder_has_all_companions_or_none(tmp_path: Path, assistant_bundle: Path) -> None:
     for name in COMPANIONS:
-        assert build.companions_in(tmp_path) == {}
+        assert companions.companions_in(tmp_path) == {}
         path_in(tmp_path, name).symlink_to(assistant_bundle)
-    assert list(build.companions_in(tmp_path)) == list(COMPANIONS)
+    assert list(companions.companions_in(tmp_path)) == list(COMPANIONS)

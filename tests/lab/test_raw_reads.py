@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from weightpager.bundle import Bundle
 from weightpager.errors import StoreError
-from weightpager.lab.raw_reads import RawReads
+from weightpager_lab.switching import RawReads
 
 pytest.importorskip("weightpager.kernels._native")
 

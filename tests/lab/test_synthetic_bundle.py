@@ -11,11 +11,11 @@ from transformers import Qwen2Config
 
 import weightpager as wp
 from weightpager.blocks import BlockShape
-from weightpager.bundle.report.overlap import mean_overlap, overlap
-from weightpager.lab import synthetic_bundle
-from weightpager.lab.companions.companion import COMPANIONS, check
-from weightpager.lab.synthetic_bundle import Recipe, bundle_of, companions_of
+from weightpager.bundle.report.page_statistics import mean_overlap, overlap
 from weightpager.page_dtype import PageDtype
+from weightpager_lab import synthetic_bundle
+from weightpager_lab.companions import COMPANIONS, check
+from weightpager_lab.synthetic_bundle import Recipe, bundle_of, companions_of
 
 
 def tiny() -> Recipe:

@@ -16,12 +16,12 @@ import pytest
 
 from weightpager.doctor.cold import drop, resident_bytes
 from weightpager.errors import ConfigError
-from weightpager.limits import cgroup, control_group, limits
-from weightpager.limits.__main__ import main, report
-from weightpager.limits.cgroup import LimitedRun, run_limited
-from weightpager.limits.control_group import Group, places
-from weightpager.machine.hierarchy import Hierarchy
-from weightpager.machine.mounts import mounts
+from weightpager.machine.processor import Hierarchy
+from weightpager.machine.storage import mounts
+from weightpager_lab.limits import cgroup, control_group, limits
+from weightpager_lab.limits.__main__ import main, report
+from weightpager_lab.limits.cgroup import LimitedRun, run_limited
+from weightpager_lab.limits.control_group import Group, places
 
 MIB = 1 << 20
 
@@ -391,7 +391,7 @@ def test_wrong_usage_exits_with_2(given: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_the_module_is_a_program() -> None:
-    command = [sys.executable, "-W", "error", "-m", "weightpager.limits", "--", "echo", "ran"]
+    command = [sys.executable, "-W", "error", "-m", "weightpager_lab.limits", "--", "echo", "ran"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout == "ran\n"
     assert "exit 0" in run.stderr

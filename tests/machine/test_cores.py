@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.machine import cores
-from weightpager.machine.cores import core_quota, usable_cores
+from weightpager.machine import processor
+from weightpager.machine.processor import core_quota, usable_cores
 
 MOUNTS = {
     1: "30 29 0:26 / /sys/fs/cgroup/cpu rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n",
@@ -71,5 +71,5 @@ def test_a_quota_that_is_worth_fewer_cores_counts(
     monkeypatch: pytest.MonkeyPatch, quota: int | None, usable: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
-    monkeypatch.setattr(cores, "core_quota", lambda: quota)
+    monkeypatch.setattr(processor, "core_quota", lambda: quota)
     assert usable_cores() == usable

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from weightpager.errors import ConfigError
-from weightpager.machine.mounts import Mount
-from weightpager.machine.storage import disk_of, whole_disk
+from weightpager.machine.storage import Mount, disk_of, whole_disk
 
 
 @pytest.fixture

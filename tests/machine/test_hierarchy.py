@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.machine.hierarchy import Hierarchy, find_hierarchy
-from weightpager.machine.mounts import Mount
+from weightpager.machine.processor import Hierarchy, find_hierarchy
+from weightpager.machine.storage import Mount
 
 OWN_V1 = "8:memory,hugetlb:/user/1\n7:blkio:/\n0::/\n"
 OWN_V2 = "0::/system.slice/run.scope\n"

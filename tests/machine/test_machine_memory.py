@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weightpager.limits.cgroup import run_limited
-from weightpager.machine.hierarchy import Hierarchy
 from weightpager.machine.memory import Memory, group_left, group_limit, read_memory
-from weightpager.machine.mounts import mounts
+from weightpager.machine.processor import Hierarchy
+from weightpager.machine.storage import mounts
+from weightpager_lab.limits.cgroup import run_limited
 
 MIB = 1 << 20
 

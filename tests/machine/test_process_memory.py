@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.machine.process_memory import forget_peak, own_memory, peak_memory, resident_memory
+from weightpager.machine.memory import forget_peak, own_memory, peak_memory, resident_memory
 
 SIZE = 64 << 20
 

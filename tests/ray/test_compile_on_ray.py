@@ -27,8 +27,7 @@ from weightpager.compiler.pipeline import CompileInterrupted
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
 from weightpager.ray.cluster import LOCAL
 from weightpager.ray.cluster import cluster as joined_cluster
-from weightpager.ray.compiling.on_ray import on_ray
-from weightpager.ray.compiling.workers import RayWorkers
+from weightpager.ray.workers import RayWorkers, on_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -81,7 +80,7 @@ sys.path[:0] = {path!r}
 import torch, yaml
 torch.set_num_threads(1)
 import weightpager as wp
-from weightpager.ray.compiling.on_ray import on_ray
+from weightpager.ray.workers import on_ray
 
 def told(stage, done, total):
     if (stage, done) == ({stage!r}, {done}):
@@ -193,7 +192,7 @@ def test_of_several_errors_the_first_jobs_is_raised(workers: RayWorkers) -> None
 
 @pytest.mark.cluster
 def test_other_errors_come_out_too(workers: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.ray.compiling.workers.RETRIES", 1)
+    monkeypatch.setattr("weightpager.ray.workers.RETRIES", 1)
     with pytest.raises(BundleFormatError, match=r"^manifest\.json: tasks: expected 1, found 2$"):
         list(workers.each({"a": ray_jobs.damaged}, ray_jobs.quiet, 1))
     with pytest.raises(ZeroDivisionError, match="a mistake"):

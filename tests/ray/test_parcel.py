@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightpager.ray.compiling.parcel import Bytes, Parcel, pack, unpack
+from weightpager.ray.job import Bytes, Parcel, pack, unpack
 
 
 def sent(found: object) -> tuple[Parcel[int], list[Bytes]]:

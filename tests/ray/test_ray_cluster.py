@@ -15,9 +15,8 @@ from command import Command
 from weightpager.compiler.training import device
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.ray.cluster import cluster
-from weightpager.ray.compiling.job import Failed
-from weightpager.ray.compiling.on_ray import on_ray
-from weightpager.ray.compiling.surroundings import Surroundings, environment
+from weightpager.ray.job import Failed, Surroundings, environment
+from weightpager.ray.workers import on_ray
 
 
 def free_port() -> int:

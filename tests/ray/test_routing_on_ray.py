@@ -22,18 +22,15 @@ from starlette.responses import Response
 from running import TOKEN
 from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.errors import ConfigError, WeightpagerError
-from weightpager.ray.serving.application import FAIRNESS
-from weightpager.ray.serving.autoscaling import Load, policy, wanted
-from weightpager.ray.serving.gateway import Gateway
-from weightpager.ray.serving.known_replicas import KnownReplicas, known_replicas
-from weightpager.ray.serving.messages import ForwardedRequest, Piece, ResponseStart, Standing, task_of
-from weightpager.ray.serving.reply import Reply
-from weightpager.ray.serving.server_replica import ServerReplica
-from weightpager.routing.affinity import Affinity
-from weightpager.routing.router import ReplicaView
+from weightpager.ray.application import FAIRNESS, Load, policy, wanted
+from weightpager.ray.gateway import Gateway, Reply
+from weightpager.ray.messages import ForwardedRequest, Piece, ResponseStart, Standing, task_of
+from weightpager.ray.server_replica import ServerReplica
+from weightpager.ray.task_router import KnownReplicas, known_replicas
+from weightpager.routing import Affinity, ReplicaView
 from weightpager.server.scheduling.settings import Settings
 from weightpager.server.scheduling.worker import Worker
-from weightpager.server.schema.common import ErrorDetail
+from weightpager.server.schema import ErrorDetail
 
 
 def standing(replica: str, sequence: int = 1, free: int = 0, request_bytes: float = 0.0, **lacks: int) -> Standing:

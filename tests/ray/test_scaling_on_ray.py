@@ -13,7 +13,7 @@ import pytest
 
 from weightpager.ray import app
 from weightpager.ray.cluster import LOCAL
-from weightpager.ray.serving.run import served
+from weightpager.ray.run import served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

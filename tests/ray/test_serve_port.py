@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from weightpager.errors import ConfigError
-from weightpager.ray.serving import run
-from weightpager.server.http.run import listen
+from weightpager.ray import run
+from weightpager.server.run import listen
 
 HOST = "127.0.0.1"
 

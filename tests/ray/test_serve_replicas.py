@@ -24,7 +24,7 @@ from ray.serve import Application
 import weightpager as wp
 from running import serving
 from weightpager.errors import ConfigError
-from weightpager.ray.serving.application import app
+from weightpager.ray.application import app
 from weightpager.server.scheduling.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -11,8 +11,8 @@ import pytest
 from weightpager.errors import ConfigError
 from weightpager.ray import app
 from weightpager.ray.cluster import AUTO, LOCAL, cluster
-from weightpager.ray.serving.run import served
-from weightpager.server.http.run import listen
+from weightpager.ray.run import served
+from weightpager.server.run import listen
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

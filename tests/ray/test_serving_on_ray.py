@@ -12,8 +12,8 @@ import ray
 from ray import serve
 
 from weightpager.errors import ConfigError
-from weightpager.ray.serving import run
-from weightpager.ray.serving.application import Needs, app
+from weightpager.ray import run
+from weightpager.ray.application import Needs, app
 from weightpager.server.scheduling.settings import Settings
 
 HEAD = {"NodeID": "head", "Alive": True, "Resources": {"CPU": 2.0, "node:__internal_head__": 1.0}}

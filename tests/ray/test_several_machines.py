@@ -14,7 +14,7 @@ import tiny
 import weightpager as wp
 from command import Command
 from same_bundle import assert_same
-from weightpager.ray.compiling.on_ray import on_ray
+from weightpager.ray.workers import on_ray
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

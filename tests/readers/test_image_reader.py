@@ -31,11 +31,11 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 import tiny
-from weightpager.backends.torch.model.image_processor import TransformersImageReader as Reader
-from weightpager.backends.torch.model.image_processor import load_image_processor
+from weightpager.backends.torch.architecture import TransformersImageReader as Reader
+from weightpager.backends.torch.architecture import load_image_processor
 from weightpager.errors import ImageError
-from weightpager.readers.image_file import FORMATS, Frame, read_image
 from weightpager.readers.image_processor import ImageProcessor
+from weightpager.readers.image_reader import FORMATS, Frame, read_image
 
 CONFIG = ViTConfig(image_size=16, patch_size=8)
 

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
-from weightpager.routing.affinity import Affinity, Fairness
-from weightpager.routing.round_robin import RoundRobin
-from weightpager.routing.router import ReplicaView
+from weightpager.routing import Affinity, Fairness, ReplicaView, RoundRobin
 
 
 def view(lacks: int = 0, queue: int = 0, free: int = 1000, *, eligible: bool = True) -> ReplicaView:

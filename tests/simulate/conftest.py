@@ -13,7 +13,7 @@ def drawn_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Six tasks that keep three of twelve groups of blocks in each of four layers, one of these in common."""
     from transformers import Qwen2Config
 
-    from weightpager.lab.synthetic_bundle import Recipe, bundle_of
+    from weightpager_lab.synthetic_bundle import Recipe, bundle_of
 
     config = Qwen2Config(
         hidden_size=128,

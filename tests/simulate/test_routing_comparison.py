@@ -17,14 +17,10 @@ import weightpager as wp
 from engines import InThread
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.routing.affinity import Affinity
-from weightpager.routing.round_robin import RoundRobin
-from weightpager.routing.router import ReplicaView, Router
-from weightpager.simulate.replica import Service
-from weightpager.simulate.replicas import Replay
-from weightpager.simulate.routing_comparison import RoutingComparison
+from weightpager.routing import Affinity, ReplicaView, RoundRobin, Router
+from weightpager.simulate.replica import Replay, Service
+from weightpager.simulate.routing_comparison import RoutingComparison, TaskHomes
 from weightpager.simulate.simulator import Device, Simulator
-from weightpager.simulate.task_homes import TaskHomes
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 

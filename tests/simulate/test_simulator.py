@@ -15,8 +15,8 @@ import weightpager as wp
 from same_everywhere import same_everywhere
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.compiler.data.transitions import read_transitions
-from weightpager.compiler.selection.floor_trial import HIGH
+from weightpager.compiler.data import read_transitions
+from weightpager.compiler.selection.block_choice import HIGH
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BudgetError
 from weightpager.simulate.simulator import Device, Recency, Simulator

@@ -9,7 +9,7 @@ import pytest
 
 from command import Command
 from weightpager.bundle import Bundle
-from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
+from weightpager.runtime.budget import needs_of, smallest_budget
 from weightpager.simulate.sizing import PREFETCH, REUSE, WORTH, Sizing
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weightpager.bundle.report.compile_report import ControlScore, TaskScore
-from weightpager.lab.contest.results.found import Found, ProcessMemory, Sample, Visit
-from weightpager.lab.contest.results.result import Contest, Facts, Limits, Row
+from weightpager_lab.contest.result import Contest, Facts, Found, Limits, ProcessMemory, Row, Sample, Visit
 
 TASKS = ["a", "b"]
 

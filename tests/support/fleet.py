@@ -18,7 +18,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.delivery.publishing import repository
 from weightpager.delivery.publishing.publish import Published, publish
 from weightpager.delivery.pulling.pull import Check, Pulled, Wish, pull
-from weightpager.delivery.sources.open_source import open_source
+from weightpager.delivery.sources import open_source
 
 NAME = "assistant"
 

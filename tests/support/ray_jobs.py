@@ -15,7 +15,7 @@ import ray
 import torch
 from torch import Tensor
 
-from weightpager.compiler.resume.workers import Done, Job, Key, Value, Workers
+from weightpager.compiler.resume.journal import Done, Job, Key, Value, Workers
 from weightpager.errors import BundleFormatError, CompileError
 from weightpager.progress import StepProgress, silent
 

@@ -16,10 +16,9 @@ import httpx
 import openai
 
 from weightpager.engine import Engine
-from weightpager.server.http.run import listen, server
-from weightpager.server.scheduling.policy import Policy
+from weightpager.server.run import listen, server
 from weightpager.server.scheduling.service import Service
-from weightpager.server.scheduling.settings import Settings
+from weightpager.server.scheduling.settings import Policy, Settings
 
 HOST = "127.0.0.1"
 TOKEN = "a-token-for-the-tests"

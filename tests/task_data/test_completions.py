@@ -15,11 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 import tiny_pairs
-from weightpager.answers.generation.continued_text import decoder_after
+from weightpager.answers.generation import decoder_after
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.compiler import data
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.data.tokens import reader_of
+from weightpager.compiler.data import TaskData, reader_of
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
 from weightpager.readers.tokenizer import Tokenizer

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from weightpager.errors import CompileError
-from weightpager.task_data.row_files import json_rows, separated_rows
-from weightpager.task_data.rows import read_rows
+from weightpager.task_data.row_files import json_rows, read_rows, separated_rows
 
 ROWS = [{"text": "a\nb", "label": 1}, {"text": "é", "label": None}]
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.accuracy.page.points import Point, average
-from weightpager.lab.demo.plots import svg
+from weightpager_lab.demo.page import svg
 
 NAMES = {
     "ours": "weightpager",

@@ -18,10 +18,10 @@ from benchmarks.accuracy.effort import effort_of
 from benchmarks.accuracy.run import task_file
 from weightpager.cli.progress import progress
 from weightpager.compiler.task_file.file import from_dict
-from weightpager.compiler.vocabulary import trim
+from weightpager.compiler.trim import trim
 from weightpager.config import cache_dir
-from weightpager.lab.samples import Sample, language_modeling, smollm2
-from weightpager.lab.samples.models import SMOLLM2_GGUF, smollm2_gguf
+from weightpager_lab.samples import Sample, language_modeling, smollm2
+from weightpager_lab.samples.models import SMOLLM2_GGUF, smollm2_gguf
 
 TOKENS = 16384
 SPARSITIES = {"half": 0.5, "all": 0.0}

@@ -3,9 +3,9 @@
 import sys
 
 from benchmarks.device.decoder.work import work
-from weightpager.answers.generation.likeliest import likeliest
 from weightpager.engine import Engine
 from weightpager.readers.tokenizer import open_tokenizer
+from weightpager_lab.likeliest import likeliest
 
 if __name__ == "__main__":
     backend, bundle, task, budget = sys.argv[1:]

@@ -14,7 +14,7 @@ from blake3 import blake3
 from benchmarks.fuzz.sealing import Arrays, replace, rewrite_arrays, rewrite_manifest
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.names import MANIFEST
-from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
+from weightpager.bundle.format.page_file import FILE as PAGE_INDEX
 
 _SIZES = (2**21, 3 * 2**20, 2**26, 3 * 2**30, 2**40)
 _HASHED = 2**22

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from weightpager.answers.generation.forward_size import Activations, mostly_padding
-from weightpager.answers.model import CacheSize
+from weightpager.answers.model import Activations, CacheSize, mostly_padding
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.work import Generate
 from weightpager.config import stated_count

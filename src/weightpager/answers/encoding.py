@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.answers.generation import GenerationRun
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.answers.model import TaskModel
-from weightpager.answers.padded import pad_id, padded
-from weightpager.answers.query import Query
-from weightpager.answers.work import Embed, Embedded, Outcome
+from weightpager.answers.query import Query, Run, pad_id, padded
+from weightpager.answers.work import Embed, Embedded, Generate, Outcome
+from weightpager.bundle import TaskKind
 from weightpager.readers.tokenizer import Tokenizer
 
 Encode = Callable[[TaskModel, Any, Sequence[Any]], list[Outcome]]
@@ -64,3 +67,24 @@ class EmbeddingRun:
             if self._clock() >= until:
                 break
         return 0
+
+
+def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Query]) -> Run:
+    """Nothing is computed yet.
+
+    Args:
+        kind: of the task.
+        model: of the task, which is active while the batch has its steps.
+        tokenizer: the calling thread's own.
+        queries: whose work is of one kind.
+    """
+    if isinstance(queries[0].work, Generate):
+        return GenerationRun(model, tokenizer, queries)
+    if queries[0].cached:
+        assert len(queries) == 1  # the scheduler runs such a text alone
+        return EmbeddingRun(model, queries[0])
+    if isinstance(queries[0].work, Embed):
+        return EncodingRun(embed, model, tokenizer, queries)
+    encoding = kind_of(kind)
+    assert isinstance(encoding, EncodingKind)  # works of other kinds are `Generate`
+    return EncodingRun(encoding.encode, model, tokenizer, queries)

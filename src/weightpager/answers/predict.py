@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.answers.batches import ALONE, Bounds, batches
-from weightpager.answers.begin import begin
-from weightpager.answers.generation.completions import room_of, uniform_length
+from weightpager.answers.encoding import begin
+from weightpager.answers.generation import room_of, uniform_length
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
@@ -25,8 +25,8 @@ from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome,
 from weightpager.bundle import TaskEntry
 from weightpager.config import is_unicode, stated_count
 from weightpager.errors import ConfigError, ImageError, RequestError, shown
-from weightpager.readers.image_file import Frame
-from weightpager.readers.messages import Messages, messages_of
+from weightpager.readers.chat_template import Messages, messages_of
+from weightpager.readers.image_reader import Frame
 from weightpager.readers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

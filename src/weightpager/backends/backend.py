@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
-from weightpager.backends.parameters import Parameters
-from weightpager.backends.task_parts import TaskParts
+from weightpager.backends.task_parts import Parameters, TaskParts
 from weightpager.bundle import Bundle
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer

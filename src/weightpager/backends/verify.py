@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.bundle.adapter import parameter_files, read_adapter, stored_parameters
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.files.regular_file import open_regular
-from weightpager.bundle.files.tensor_file import read_header
-from weightpager.bundle.files.tensor_header import Header
+from weightpager.bundle.files.tensor_file import Header, read_header
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPORT, RESIDENT, private_file
-from weightpager.bundle.parts.adapter import read_adapter
-from weightpager.bundle.parts.model_files import check_model_file, extra_files, model_files, unlisted
-from weightpager.bundle.parts.parameter_file import parameter_files, stored_parameters
+from weightpager.bundle.model_files import check_model_file, extra_files, model_files, unlisted
 from weightpager.bundle.reader import LOOKS, Bundle, opened_files, place_of, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError

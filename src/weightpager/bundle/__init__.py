@@ -10,7 +10,7 @@ from weightpager.bundle.format.manifest import (
     TaskKind,
     WeightEntry,
 )
-from weightpager.bundle.format.page_index import PageIndex
+from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.writer import BundleWriter, writing
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTableEntry
-from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.reader import Bundle
 from weightpager.page_dtype import block_bytes
 

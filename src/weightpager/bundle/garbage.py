@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle.format import page_file
-from weightpager.bundle.format.page_index import PageIndex
+from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.bundle.writer import BundleWriter, storage_errors, writing

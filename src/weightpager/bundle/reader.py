@@ -17,17 +17,15 @@ from weightpager.bundle.files.new_directory import left_aside
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
 from weightpager.bundle.files.tensor_file import read_arrays, read_header
 from weightpager.bundle.format import page_file, version_1
-from weightpager.bundle.format import page_index as page_index_file
-from weightpager.bundle.format import permutations as permutations_file
+from weightpager.bundle.format import page_file as page_index_file
+from weightpager.bundle.format import placement as permutations_file
 from weightpager.bundle.format import placement as placement_file
 from weightpager.bundle.format import row_table as row_table_file
-from weightpager.bundle.format.block_numbers import BlockNumbers
-from weightpager.bundle.format.block_table import BlockTable
+from weightpager.bundle.format.block_table import BlockNumbers, BlockTable
 from weightpager.bundle.format.manifest import Manifest, TaskEntry, TaskKind
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
-from weightpager.bundle.format.page_index import PageIndex
-from weightpager.bundle.format.permutations import Permutations
-from weightpager.bundle.format.placement import Placement
+from weightpager.bundle.format.page_file import PageIndex
+from weightpager.bundle.format.placement import Permutations, Placement
 from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
 from weightpager.bundle.format.version_1 import tables_file
@@ -217,7 +215,7 @@ class Bundle:
         Raises:
             BundleFormatError: the file is damaged, or an order doesn't fit its paged weight.
         """
-        file = permutations_file.FILE
+        file = permutations_file.PERMUTATIONS
         if file not in self.manifest.files:
             return permutations_file.NOTHING_MOVED
         arrays = read_arrays(self.path, file, self.entry(file), permutations_file.check_header)
@@ -325,7 +323,7 @@ def opened_files(manifest: Manifest) -> set[str]:
     """Names of the files that `Bundle.open` reads and compares with their hashes."""
     rows = {row_table_file.FILE} if manifest.row_tables else set()
     tables = {placement_file.FILE} if manifest.version > 1 else {tables_file(task.name) for task in manifest.tasks}
-    return {page_index_file.FILE, permutations_file.FILE, *rows, *tables}
+    return {page_index_file.FILE, permutations_file.PERMUTATIONS, *rows, *tables}
 
 
 def read_page_index(root: Path, manifest: Manifest) -> PageIndex:

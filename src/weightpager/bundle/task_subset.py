@@ -9,16 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
+from weightpager.bundle.adapter import adapter_files
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import row_table
 from weightpager.bundle.format.manifest import Manifest, TaskKind, transitions_of
 from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
-from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
-from weightpager.bundle.parts.adapter import adapter_files
+from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.compile_report import has_report, read_report
-from weightpager.bundle.report.fill import over_read, page_fill
-from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.bundle.report.page_statistics import mean_overlap, over_read, overlap, page_fill
 from weightpager.bundle.writer import BundleWriter
 from weightpager.errors import ConfigError
 from weightpager.graph.file import kind_of_file

@@ -18,16 +18,13 @@ from msgspec.structs import replace
 from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import hash_file
-from weightpager.bundle.files.lock import locked
-from weightpager.bundle.files.new_directory import new_directory, restore
-from weightpager.bundle.files.permissions import imitate_tree
-from weightpager.bundle.files.storage_errors import storage_errors_as
-from weightpager.bundle.format import page_file, page_index, permutations, placement, row_table
+from weightpager.bundle.files.new_directory import imitate_tree, locked, new_directory, restore
+from weightpager.bundle.files.regular_file import storage_errors_as
+from weightpager.bundle.format import page_file, placement, row_table
 from weightpager.bundle.format.manifest import VERSION, Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, PULLED
-from weightpager.bundle.format.page_index import PageIndex
-from weightpager.bundle.format.permutations import Permutations
-from weightpager.bundle.format.placement import Placement
+from weightpager.bundle.format.page_file import PageIndex
+from weightpager.bundle.format.placement import Permutations, Placement
 from weightpager.bundle.held_out_places import portable
 from weightpager.bundle.reader import Bundle, check_in_place
 from weightpager.errors import BundleFormatError, CompileError, ConfigError, WeightpagerError
@@ -84,7 +81,7 @@ class BundleWriter:
 
     def put_index(self, index: PageIndex) -> None:
         """Create the page index."""
-        self.put(page_index.FILE, save(dict(index.arrays())))
+        self.put(page_file.FILE, save(dict(index.arrays())))
 
     def put_placement(self, blocks: Placement) -> None:
         """Create the block tables of all tasks."""
@@ -93,7 +90,7 @@ class BundleWriter:
     def put_permutations(self, orders: Permutations) -> None:
         """Create the file of permutations, if anything was moved."""
         if orders.orders:
-            self.put(permutations.FILE, save(dict(orders.arrays())))
+            self.put(placement.PERMUTATIONS, save(dict(orders.arrays())))
 
     def put_row_places(self, places: Mapping[str, npt.NDArray[np.unsignedinteger[Any]]]) -> None:
         """Create the file that says where each table's rows lie, if there is a table."""

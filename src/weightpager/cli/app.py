@@ -6,16 +6,64 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from types import ModuleType
+from io import TextIOWrapper
+from types import FrameType, ModuleType
 
 import typer
 
 from weightpager.cli import output
 from weightpager.cli.command import VERBS, Command
-from weightpager.cli.interruptions import interruptions
-from weightpager.cli.streams import settle_streams
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` in place of any error that follows Ctrl-C.
+
+    pydantic's serializer, for example, raises an error of its own when the Python code that it calls is interrupted.
+    Nothing changes for a process that ignores Ctrl-C or has its own handler.
+    """
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def settle_streams() -> None:
+    """Give closed streams the null device, and have standard output escape what it can't show.
+
+    Cron jobs and daemons may start a command with closed streams. Python has None for these, and the next file that is
+    opened would get their numbers, and with them what a library prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process is
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):  # as for standard error: a name that it can't show must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
+
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -40,7 +88,7 @@ def application(*verbs: str) -> typer.Typer:
     for purpose, places in VERBS.items():
         for verb, place in places.items():
             if not verbs or verb in verbs:
-                _add(app, verb, import_module(f"weightpager.cli.{place}"), purpose)
+                _add(app, verb, import_module(f"weightpager.cli.commands.{place}"), purpose)
     return app
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from weightpager.bundle.reader import read_manifest
 from weightpager.config import LONGEST
-from weightpager.errors import ConfigError
+from weightpager.errors import BundleError, ConfigError
 from weightpager.machine.packages import TORCH, check_installed, not_installed
 
 
@@ -108,3 +109,23 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise not_installed(error.name, name, _PURPOSE) from error
+
+
+def task_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Tasks of the bundle that the command line names, read from its manifest; none if there is no such bundle."""
+    # While the value of an option is being completed, arguments are split off the line, but not yet parsed.
+    bundle = ctx.params.get("bundle") or next(iter(ctx.args), None)
+    if bundle is None:
+        return []
+    try:
+        # The shell doesn't expand a line that it completes.
+        manifest = read_manifest(Path(bundle).expanduser())
+        return [task.name for task in manifest.tasks if task.name.startswith(incomplete)]
+    except (BundleError, OSError, RuntimeError):  # RuntimeError: a ~ names a user without a home
+        return []
+
+
+TaskName = Annotated[
+    str, typer.Option("--task", "-t", help="Name of a task.", show_default=False, autocompletion=task_names)
+]
+"""One task of the bundle."""

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from weightpager.cli.legend import legend
 from weightpager.config import format_enough, format_size
+from weightpager.errors import ConfigError
+from weightpager.logs import logging_by
+from weightpager.machine.paths import has_directory
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+MEANINGS = {
+    "affinity": "a request goes to the replica that lacks the fewest bytes of its task, weighed against its queue",
+    "alignment": "λ, what a block loaded per switch costs when blocks are chosen; the more, the more tasks share",
+    "arena": "memory for pages",
+    "brackets": "95 % confidence interval",
+    "duality gap": "how far the choice of blocks may be from the best one",
+    "overlap": "share of a task's bytes that the task before it keeps too",
+    "oracle": "knows the whole trace; what is needed last goes first. No lower bound: another routing may be better",
+    "over-read": "share of a task's pages that it doesn't use",
+    "private": "a task's own, such as its head",
+    "in vain": "prefetched, and gone again before any use",
+    "there in time": "of the pages that had to be loaded, the share that prefetching had brought before the switch",
+    "without a wait": "switches that found all their pages in memory, prefetched or still there from before",
+}
+"""Shorter than the glossary, which has each of these words or the words that they are made of."""
+
+
+def legend(*words: str) -> str:
+    """A line that explains the words."""
+    return "; ".join(f"{word}: {MEANINGS[word]}" for word in words)
+
 
 _WIDE = 160
 """Columns of a table that goes to a file or a pipe; rich would cut it at 80."""
@@ -174,3 +200,69 @@ def bandwidth(bytes_per_second: float) -> str:
     """Bytes per second as data sheets give them, in powers of ten."""
     unit, scale = ("GB/s", 1e9) if bytes_per_second >= 1e9 else ("MB/s", 1e6)
     return f"{bytes_per_second / scale:.1f} {unit}"
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Check that a file can be written, as far as that shows without touching it.
+
+    Raises:
+        ConfigError: it can't be written; the text starts with ``option``.
+    """
+    target = Path(os.path.realpath(path))
+    if not has_directory(target.parent):
+        raise ConfigError(f"{option}: expected a directory to write into, but {target.parent} does not exist")
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        place = target.parent
+    except OSError as error:
+        raise _refused(option, path, error) from error
+    else:
+        place = target
+    if has_directory(target):
+        raise ConfigError(f"{option}: expected a file to write, found the directory {path}; name a file in it")
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"{option}: expected a file to write, but {place} may not be written to; choose another")
+
+
+def write_file(option: str, path: Path, text: str) -> None:
+    """Write a file that `check_writable` has let pass.
+
+    Raises:
+        ConfigError: the storage refused it.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _refused(option, path, error) from error
+
+
+def _refused(option: str, path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{option}: cannot write {path}: {error.strerror or error}; choose another file")
+
+
+_LOGGERS = ("weightpager.compiler", "weightpager.task_data", "weightpager.ray")
+
+
+@contextmanager
+def notes(quiet: bool = False) -> Iterator[None]:
+    """Show what the block logs on standard error, each line once; if ``quiet``, warnings only."""
+    console, level = _Console(), logging.WARNING if quiet else logging.INFO
+    with ExitStack() as shown:
+        for name in _LOGGERS:
+            shown.enter_context(logging_by(console, name, level))
+        yield
+
+
+class _Console(logging.Handler):
+    """Prints lines; above the progress bars, if there are any. Data that are read twice are warned of once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line, style = record.getMessage(), "yellow" if record.levelno >= logging.WARNING else None
+        if line not in self._said:
+            self._said.add(line)
+            errors().print(line, style=style)

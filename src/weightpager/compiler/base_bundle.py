@@ -14,13 +14,13 @@ from blake3 import blake3
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from weightpager.backends.torch.model import architecture
-from weightpager.backends.torch.model.architecture import BASE
+from weightpager.backends.torch import architecture
+from weightpager.backends.torch.architecture import BASE
 from weightpager.backends.torch.parameters import read_parameters, read_rows, widened
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT
-from weightpager.bundle.format.permutations import Permutations
+from weightpager.bundle.format.placement import Permutations
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
 from weightpager.compiler.model.directory import PLAIN
 from weightpager.compiler.model.parameter_format import ParameterFormat

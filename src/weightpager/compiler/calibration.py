@@ -9,16 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
-from weightpager.compiler.data.batch import Batch
+from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.resume.shared import COPIES
-from weightpager.compiler.selection.expert_saliency import expert_saliency
-from weightpager.compiler.selection.experts import keeps_whole_experts
-from weightpager.compiler.selection.floor_trial import choose_evenness
+from weightpager.compiler.selection.block_choice import choose_evenness
+from weightpager.compiler.selection.experts import expert_saliency, keeps_whole_experts
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
 from weightpager.progress import Progress, silent

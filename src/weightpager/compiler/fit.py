@@ -19,17 +19,17 @@ import torch
 
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, BundleWriter
+from weightpager.bundle.adapter import LowRank
 from weightpager.bundle.files.new_directory import scratch
-from weightpager.bundle.parts.adapter import LowRank
 from weightpager.bundle.report.compile_report import Fit, FrontierPoint
 from weightpager.bundle.writer import storage_errors
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data import TaskData
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.recovery.own_parameters import untie_own_vectors
-from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import least_density
@@ -38,7 +38,7 @@ from weightpager.compiler.training.masks import Masks, block_sums
 from weightpager.config import format_enough, format_room
 from weightpager.errors import CompileError
 from weightpager.page_dtype import PageDtype, block_bytes
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 
 LEAST = 0.05
 """Density below which nothing has been measured."""

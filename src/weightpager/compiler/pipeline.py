@@ -13,28 +13,23 @@ from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.estimates.time_left import WholeProgress
+from weightpager.compiler.controls import compared, measure_controls
 from weightpager.compiler.fit import choose_density_and_alignment, fit_of
-from weightpager.compiler.growth.grow import grow
-from weightpager.compiler.measuring.control_plan import compared
-from weightpager.compiler.measuring.controls import measure_controls
-from weightpager.compiler.measuring.measure import measure_written
-from weightpager.compiler.measuring.report import Control, common_fields, control_scores
+from weightpager.compiler.growth import grow
+from weightpager.compiler.measure import Control, common_fields, control_scores, measure_written
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
-from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.entry import UNFINISHED
+from weightpager.compiler.resume.cache import UNFINISHED, Cache
 from weightpager.compiler.resume.identities import compile_identity
-from weightpager.compiler.resume.journal import Journal, journal_folder
-from weightpager.compiler.resume.workers import LOCAL, Workers
+from weightpager.compiler.resume.journal import LOCAL, CompileRun, Journal, Workers, journal_folder
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile, from_dict, load
+from weightpager.compiler.time_left import WholeProgress
 from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Progress, silent
 

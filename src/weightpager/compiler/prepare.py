@@ -10,36 +10,31 @@ from functools import partial
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibration import calibrate_tasks, wants_reorder
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.data.splits import check as check_data
-from weightpager.compiler.data.splits import load as load_splits
-from weightpager.compiler.estimates.memory import Bound, check_memory, choose_scratch
-from weightpager.compiler.estimates.storage import check_storage
-from weightpager.compiler.estimates.work_plan import work_plan
+from weightpager.compiler.controls import compared, control_work
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.data import check as check_data
+from weightpager.compiler.data import load as load_splits
 from weightpager.compiler.fit import fit_roughly
-from weightpager.compiler.measuring.control_plan import compared, control_work
-from weightpager.compiler.measuring.torch_score import score_alone
-from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.measure import score_alone
+from weightpager.compiler.memory_estimate import Bound, check_memory, choose_scratch
+from weightpager.compiler.model.checkpoint import Scratch
+from weightpager.compiler.model.dense_model import DenseModel, classes_brought
 from weightpager.compiler.model.dense_model import load as load_dense
 from weightpager.compiler.model.directory import check_known
-from weightpager.compiler.model.scratch import Scratch
-from weightpager.compiler.model.task_module import classes_brought
-from weightpager.compiler.recovery.low_rank import check_rank
-from weightpager.compiler.recovery.own_parameters import own_stage, train_own, untie_own_vectors
+from weightpager.compiler.recovery.finetune import train
+from weightpager.compiler.recovery.own_parameters import check_rank, own_stage, train_own, untie_own_vectors
 from weightpager.compiler.recovery.recover import check_method, check_refit
-from weightpager.compiler.recovery.train import train
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.journal import CompileRun, Journal, Workers
 from weightpager.compiler.resume.shared import Shared
-from weightpager.compiler.resume.workers import Workers
 from weightpager.compiler.selection.experts import check_experts
 from weightpager.compiler.selection.prepared import Prepared, Trained
+from weightpager.compiler.storage_estimate import check_storage
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.compiler.training.steps import with_steps
+from weightpager.compiler.time_left import work_plan
+from weightpager.compiler.training.early_stopping import with_steps
 from weightpager.config import format_size
-from weightpager.machine.memory import read_memory
-from weightpager.machine.process_memory import own_memory, resident_memory
+from weightpager.machine.memory import own_memory, read_memory, resident_memory
 from weightpager.progress import StepProgress
 from weightpager.task_data.texts import Example
 

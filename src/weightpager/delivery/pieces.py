@@ -118,3 +118,14 @@ def restored(piece: StoredPiece, content: bytes) -> bytes | None:
         except zlib.error:
             return None
     return raw if len(raw) == piece.bytes and blake3(raw).hexdigest() == piece.blake3 else None
+
+
+ID_BYTES = 32
+
+PACK_BYTES = 1 << 30
+"""A pack is cut here, which stores and web servers take."""
+
+
+def pack_name(page_bytes: int, ids: bytes) -> str:
+    """The name of a pack of these pages: 64 hexadecimal digits."""
+    return blake3(page_bytes.to_bytes(8, "little") + ids).hexdigest()

@@ -5,6 +5,7 @@ Its hash is in signed metadata, and it is all that is signed of a version: its h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -13,12 +14,56 @@ from msgspec import Meta
 
 from weightpager.bundle.files.entry import Hash
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format import page_file
 from weightpager.bundle.format.manifest import Count, Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, is_inside
 from weightpager.bundle.format.page_file import ALIGNMENT
-from weightpager.delivery.names import Name
-from weightpager.errors import BundleFormatError, UntrustedError
+from weightpager.errors import BundleFormatError, ConfigError, UntrustedError
+
+PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}\Z"
+Name = Annotated[str, Meta(pattern=PATTERN)]
+"""The name of a bundle, a version or a channel."""
+
+METADATA, TARGETS, PACKS, OBJECTS = "metadata", "targets", "packs", "objects"
+"""Folders of a repository."""
+
+
+def checked_name(what: str, name: str) -> str:
+    """A name that somebody has typed.
+
+    Raises:
+        ConfigError: it can't be one.
+    """
+    if re.match(PATTERN, name) is None:
+        expected = "up to 64 small letters, digits, '-', '_' and '.', beginning with a letter or digit"
+        raise ConfigError(f"{what}: expected {expected}, found {name[:80]!r}")
+    return name
+
+
+def version_target(name: str, version: str) -> str:
+    """The target that says what a version is made of."""
+    return f"{name}/versions/{version}.json"
+
+
+def channel_target(name: str, channel: str) -> str:
+    """The target that holds the version file of a channel's current version."""
+    return f"{name}/channels/{channel}.json"
+
+
+def pack_path(pack: str) -> str:
+    """Where a pack's pages lie, one after the other."""
+    return f"{PACKS}/{pack}.pack"
+
+
+def pack_ids_path(pack: str) -> str:
+    """Where the ids of a pack's pages lie, 32 bytes each."""
+    return f"{PACKS}/{pack}.ids"
+
+
+def object_path(digest: str) -> str:
+    """Where a piece of a file lies."""
+    return f"{OBJECTS}/{digest}"
+
 
 PIECE_BYTES = 4 << 20
 """A piece is at most so large, so that a device holds little in memory, and goes on in the middle of a large file."""
@@ -102,9 +147,9 @@ class VersionFile(Strict, frozen=True, kw_only=True):
             if not is_inside(name) or name.startswith(("pages-", "rows-")):
                 raise ValueError(f"a file inside the bundle that is no page file, got {name!r}")
             ids = [piece.bytes for piece in file.pieces if piece.blake3 is None]
-            if ids != ([32 * self.pages] if name == page_index.FILE and self.pages else []):
-                raise ValueError(f"ids of all pages, once and in {page_index.FILE}")
-        missing = {MANIFEST, MANIFEST_HASH, page_index.FILE} - self.files.keys()
+            if ids != ([32 * self.pages] if name == page_file.FILE and self.pages else []):
+                raise ValueError(f"ids of all pages, once and in {page_file.FILE}")
+        missing = {MANIFEST, MANIFEST_HASH, page_file.FILE} - self.files.keys()
         if missing:
             raise ValueError(f"an entry for {sorted(missing)[0]}")
 

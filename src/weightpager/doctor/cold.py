@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weightpager.machine.mounts import mount_of
+from weightpager.machine.storage import mount_of
 
 _PROVABLE = frozenset({"bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "vfat", "xfs"})
 """File systems on a block device of this machine that cache file contents in the page cache and nowhere else."""

@@ -1,8 +1,8 @@
 """`Engine`: open a bundle, run its tasks, switch between them."""
 
+from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine, load
-from weightpager.engine.forecasts import ForecastReport
-from weightpager.engine.opened.bundle_change import BundleChange
+from weightpager.engine.prefetching import ForecastReport
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.answers.batches import Bounds
-from weightpager.answers.begin import begin
+from weightpager.answers.encoding import begin
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
 from weightpager.answers.predict import (
@@ -34,16 +34,16 @@ from weightpager.answers.query import Run, StreamedQuery, compiled_anew
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, parse_size, stated_size
 from weightpager.engine.maintenance import EngineMaintenance
-from weightpager.engine.opened.open_bundle import OpenBundle
+from weightpager.engine.open_bundle import OpenBundle
 from weightpager.errors import BusyError, ConfigError, of_bundle
 from weightpager.interrupts import acquired, uninterrupted
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.bracket import bracket
-from weightpager.runtime.history.history_file import HistoryFile
-from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
-from weightpager.runtime.paging.deadline import Deadline
+from weightpager.runtime.paging.switch_request import Deadline
+from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.planner import Planner
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
 from weightpager.store import LocalStore, PageStore
 
 if TYPE_CHECKING:

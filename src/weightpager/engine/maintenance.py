@@ -6,14 +6,14 @@ import threading
 from functools import partial
 
 from weightpager.config import EngineConfig, parse_size
-from weightpager.engine.opened.bundle_change import BundleChange
-from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.prefetch_policy import uses_after
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.prefetching import uses_after
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.engine.view import EngineView
 from weightpager.interrupts import acquired, uninterrupted
-from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
 
 
 class EngineMaintenance(EngineView):

@@ -8,15 +8,13 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.prefetch_policy import uses_after
-from weightpager.engine.prefetching import Prefetching
-from weightpager.engine.switch_log import SwitchLog
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.prefetching import Prefetching, uses_after
+from weightpager.engine.report import SwitchLog
 from weightpager.errors import BudgetError, TaskNotActiveError
 from weightpager.interrupts import uninterrupted
-from weightpager.runtime.paging.deadline import Deadline
-from weightpager.runtime.paging.reads.load import Priority
-from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
+from weightpager.runtime.paging.load import Priority
+from weightpager.runtime.paging.switch_request import Deadline, LoadStats, SwitchRequest
 
 
 class TaskHolds:

@@ -11,22 +11,19 @@ from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import CacheSize, ModelLimits
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size
-from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.input_readers import InputReaders
-from weightpager.engine.opened.in_use import in_use
-from weightpager.engine.opened.open_bundle import OpenBundle
-from weightpager.engine.opened.open_task import OpenTask
-from weightpager.engine.prefetching import Prefetching
-from weightpager.engine.report import EngineReport, ResidencyMap, RowReport, SwitchReport
-from weightpager.engine.switch_log import SwitchLog
+from weightpager.engine.open_bundle import OpenBundle, in_use
+from weightpager.engine.open_task import OpenTask
+from weightpager.engine.prefetching import ForecastReport, Forecasts, Prefetching
+from weightpager.engine.report import EngineReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
 from weightpager.errors import BudgetError, EngineClosedError, TaskTooLargeError, of_bundle, shown
 from weightpager.machine.packages import needing_torch
 from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
-from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.slots import ABSENT
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
 
 
 class EngineView:
@@ -146,7 +143,7 @@ class EngineView:
         if self._open.backend.name == "native":
             reader = None if self.bundle.takes_images else self.reader()
             return reader if isinstance(reader, Tokenizer) else open_tokenizer(self.bundle)  # which says what is wrong
-        from weightpager.backends.torch.model import architecture
+        from weightpager.backends.torch import architecture
 
         return architecture.tokenizer(self.bundle)
 
@@ -158,7 +155,7 @@ class EngineView:
             ConfigError: Pillow or transformers isn't installed.
         """
         with needing_torch("for transformers' own image processor"):
-            from weightpager.backends.torch.model import architecture
+            from weightpager.backends.torch import architecture
 
         return architecture.image_reader(self.bundle).processor
 

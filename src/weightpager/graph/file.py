@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from weightpager.errors import BundleFormatError
-from weightpager.graph.fields import Field
 from weightpager.graph.graph import Array, Graph, Node, Operand
-from weightpager.graph.validate import read_document
+from weightpager.graph.validate import Field, read_document
 
 FORMAT = 1
 

@@ -2,13 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.kernels.blocked import Blocked
+from weightpager.kernels.choice import NATIVE
+from weightpager.page_dtype import ENCODINGS, Encoding
+
+
+class Blocked:
+    """Sizes of a paged weight that follow from others. `PagedWeight` says what its attributes are."""
+
+    __slots__ = ()
+
+    arena: Any
+    col_indices: Any
+    out_features: int
+    in_features: int
+    block_rows: int
+    block_cols: int
+    dtype: str
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        """Refuse copies and pickles.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "paged weights live in the arena of an engine: a task's module can be neither copied nor pickled; "
+            "'weightpager export' writes an ordinary one"
+        )
+
+    @property
+    def encoding(self) -> Encoding:
+        """How its blocks are stored."""
+        return ENCODINGS[self.dtype]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes in a block, without its scales."""
+        return self.encoding.number_bytes(self.block_rows, self.block_cols)
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a block's scales."""
+        return self.encoding.scale_bytes(self.block_rows)
+
+    @property
+    def blocks_per_page(self) -> int:
+        """Blocks in a page. What is left of the page's bytes is not theirs."""
+        return int(self.arena.shape[1]) // (self.block_bytes + self.scale_bytes)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of blocks in the whole weight."""
+        return -(-self.out_features // self.block_rows), -(-self.in_features // self.block_cols)
+
+    @property
+    def kept(self) -> int:
+        """Blocks that the task keeps."""
+        return int(self.col_indices.shape[0])
+
+    def check_sizes(self) -> None:
+        """See that the sizes are what kernels take.
+
+        Raises:
+            ValueError: one isn't.
+        """
+        if self.dtype not in ENCODINGS:
+            *others, last = ENCODINGS
+            raise ValueError(f"dtype: expected {', '.join(others)} or {last}, got {self.dtype}")
+        for name in ("out_features", "in_features"):
+            size = getattr(self, name)
+            if not 1 <= size < 2**31:
+                raise ValueError(f"{name}: expected 1 to {2**31 - 1}, got {size}")
+        for name in ("block_rows", "block_cols"):
+            size = getattr(self, name)
+            if not 8 <= size <= 256 or size & (size - 1):
+                raise ValueError(f"{name}: expected a power of two from 8 to 256, got {size}")
+
 
 Indices = npt.NDArray[np.int32]
 
@@ -115,3 +191,87 @@ def _check_range(name: str, indices: Indices, end: int) -> None:
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= end:
         raise ValueError(f"{name}: expected entries from 0 to {end - 1}, got {low} to {high}")
+
+
+def whole_weight(
+    pages: npt.NDArray[np.uint8], rows: int, columns: int, block: tuple[int, int], dtype: str
+) -> PagedWeight:
+    """The weight ``[rows, columns]`` of which a page is a row of blocks, in the blocks' order.
+
+    Args:
+        pages: uint8 [rows of blocks, bytes of such a row]; referred to, not copied.
+        rows: of the weight.
+        columns: of the weight.
+        block: rows and columns of a block.
+        dtype: of the blocks, one whose rows have scales.
+
+    Raises:
+        ValueError: something is not as described.
+    """
+    grid_rows, grid_cols = -(-rows // block[0]), -(-columns // block[1])
+
+    def count(end: int, step: int = 1) -> Indices:
+        return np.arange(0, end, step, dtype=np.int32)
+
+    weight = PagedWeight(
+        arena=pages,
+        page_table=count(grid_rows),
+        crow_indices=count(grid_rows * grid_cols + 1, grid_cols),
+        col_indices=np.tile(count(grid_cols), grid_rows),
+        locations=count(grid_rows * grid_cols),
+        out_features=rows,
+        in_features=columns,
+        block_rows=block[0],
+        block_cols=block[1],
+        dtype=dtype,
+    )
+    size = grid_cols * (weight.block_bytes + weight.scale_bytes)
+    if tuple(pages.shape) != (grid_rows, size) or not weight.encoding.scaled:
+        raise ValueError(f"pages: expected {grid_rows} of {size} bytes, with scales, got {dtype} {list(pages.shape)}")
+    return weight
+
+
+if NATIVE:  # else no `TableExpander` can be made
+    from weightpager.kernels import _native
+
+
+class TableExpander:
+    """Knows which block lies in each place, and expands the tables of any task.
+
+    `weightpager.bundle.format.placement.Placement.tables` says what is right. Nothing is checked here.
+
+    Args:
+        blocks: uint16 or uint32 [pages, places], a block's number in its layer.
+        layers: int32 [pages].
+        page_numbers: int64 [pages], what locations call them.
+        starts: int64 [layers + 1], the number in the bundle of each layer's first block.
+        grids: of each paged weight the number of its first block, rows and columns.
+    """
+
+    def __init__(
+        self,
+        blocks: npt.NDArray[np.unsignedinteger],
+        layers: npt.NDArray[np.int32],
+        page_numbers: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        grids: Sequence[tuple[int, int, int]],
+    ) -> None:
+        self._kept = tuple(map(np.ascontiguousarray, (blocks, layers, page_numbers, starts)))  # what it points to
+        places, of_pages, numbers, of_layers = (array.ctypes.data for array in self._kept)
+        pages, per_page = blocks.shape
+        self._native = _native.TableExpander(
+            places, of_pages, numbers, of_layers, pages, per_page, blocks.itemsize == 4, int(starts[-1]), list(grids)
+        )
+        self._rows = sum(rows + 1 for _, rows, _ in grids)
+
+    def expand(self, used: npt.NDArray[np.uint8], out: npt.NDArray[np.int32]) -> None:
+        """Write a task's tables.
+
+        Args:
+            used: the task's bits.
+            out: int32 [rows + 2 · kept]: all weights' rows, then their columns, then their locations.
+        """
+        kept = (len(out) - self._rows) // 2
+        start = out.ctypes.data
+        columns = start + self._rows * 4
+        self._native.expand(used.ctypes.data, start, columns, columns + kept * 4)

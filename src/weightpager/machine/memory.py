@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.machine.hierarchy import Hierarchy, own_hierarchy, text_of, whole_number
+from weightpager.machine.processor import Hierarchy, own_hierarchy, text_of, whole_number
 
 _LIMIT = ("memory.limit_in_bytes", "memory.max")
 _USAGE = ("memory.usage_in_bytes", "memory.current")
@@ -95,3 +96,44 @@ def _field(file: Path, name: str) -> int | None:
         if key == name:
             return whole_number(value)
     return None
+
+
+_SELF = Path("/proc/self")
+
+
+def give_back() -> None:
+    """Hand free memory back to the system, where the C library can: glibc keeps much of what small blocks took."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def forget_peak(process: Path = _SELF) -> bool:
+    """Count from what is held now on; False where the system doesn't count, or doesn't let us."""
+    try:
+        (process / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory(process: Path = _SELF) -> int | None:
+    """Most resident bytes since `forget_peak`, shared libraries included; None where the system doesn't say."""
+    return _size(process, "VmHWM")
+
+
+def resident_memory(process: Path = _SELF) -> int | None:
+    """Resident bytes now, shared libraries included; None where the system doesn't say."""
+    return _size(process, "VmRSS")
+
+
+def own_memory(process: Path = _SELF) -> int | None:
+    """Resident bytes now that lie in no file, so that nobody else can have them; None where the system doesn't say."""
+    return _size(process, "RssAnon")
+
+
+def _size(process: Path, field: str) -> int | None:
+    try:
+        return size_field((process / "status").read_text(errors="replace"), field)
+    except OSError:
+        return None

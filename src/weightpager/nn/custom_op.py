@@ -86,3 +86,33 @@ def _(ids: Tensor, layer: int, columns: int, dtype: torch.dtype) -> Tensor:  # n
 @paged_linear.register_fake
 def _(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: ARG001 - the operation's signature
     return x.new_empty(*x.shape[:-1], out_features)
+
+
+class CustomOpEmbedding(CustomOpLayer):
+    """A `torch.nn.Embedding` without a parameter. Inference only: there is no weight that a gradient could go to.
+
+    `torch.compile` and `torch.export` see one operation, ``weightpager::paged_embedding``.
+
+    Args:
+        num_embeddings, embedding_dim: shape of the table.
+        dtype: of what is looked up. ``module.to(dtype)`` changes it.
+        padding_idx: as that of `torch.nn.Embedding`; tells nothing but that.
+    """
+
+    wide: Tensor
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype, padding_idx: int | None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.register_buffer("wide", torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` of whole numbers to ``[..., embedding_dim]``. Errors are those of `compute`."""
+        if is_tracing():
+            found: Tensor = paged_embedding(ids, self._number, self.embedding_dim, self.wide.dtype)
+            return found
+        return self.compute(ids)
+
+    @abstractmethod
+    def compute(self, ids: Tensor) -> Tensor:
+        """The rows."""

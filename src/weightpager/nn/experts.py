@@ -9,11 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+from weightpager.kernels.torch import paged_gated
+from weightpager.nn import custom_op
+from weightpager.nn.linear import PagedLinear, refuse_gradients
 
 FAMILIES = ("Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe")
 """Of transformers, by what the names of their classes begin with: those whose experts and routers are known."""
@@ -215,3 +221,154 @@ def _without_values(module: nn.Module) -> Any:
     shell = copy.copy(module)
     shell._parameters = dict.fromkeys(module._parameters)
     return shell
+
+
+_DENSE = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Granite", "Olmo", "SmolLM3")
+
+_KNOWN = frozenset(f"{family}MLP" for family in (*_DENSE, *FAMILIES)) | {ExpertMLP.__name__}
+"""Modules that compute ``down_proj(act_fn(gate_proj(x)) * up_proj(x))``, and nothing else."""
+
+_ACTIVATIONS = {
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+}
+"""What transformers calls an activation in one version or another → what the kernels call it."""
+
+
+class PagedGatedMLP(custom_op.CustomOpLayer):
+    """``down(act(gate(x)) * up(x))``; the product of the two projections is never in memory unmultiplied.
+
+    Args:
+        gate_proj: whose outputs go through the activation.
+        up_proj: what they are multiplied with; of the same shape and blocks.
+        down_proj: back to the model's width.
+        activation: as `weightpager.kernels.torch.paged_gated` names it.
+    """
+
+    def __init__(self, gate_proj: PagedLinear, up_proj: PagedLinear, down_proj: PagedLinear, activation: str) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., in_features]``, in x's dtype.
+
+        Raises:
+            InferenceOnlyError, TaskNotActiveError: as `PagedLinear`.
+        """
+        refuse_gradients(x)
+        if custom_op.is_tracing():
+            hidden: Tensor = custom_op.paged_linear(x, self._number, self.up_proj.out_features)
+        else:
+            hidden = self.compute(x)
+        down: Tensor = self.down_proj(hidden)
+        return down
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Both projections, multiplied: ``[..., out_features]``."""
+        gate, up = self.gate_proj, self.up_proj
+        reader = object()
+        try:
+            up.gate.enter(reader, up.layer)
+            y = paged_gated(x, gate.paged_weight, up.paged_weight, self.activation, (gate.bias, up.bias))
+            up.gate.note_read()
+            return y
+        finally:
+            up.gate.leave(reader)
+
+    def extra_repr(self) -> str:
+        """What it does between the projections."""
+        return f"activation={self.activation}"
+
+
+def fuse_gated_mlps(model: nn.Module) -> int:
+    """Replace, in place, every gated feed-forward module whose three projections are paged; how many there were.
+
+    Modules that aren't known to compute exactly this, and projections with low-rank parts, stay as they are.
+    """
+    layers = [(name, fused) for name, module in model.named_modules() if (fused := _fused(module)) is not None]
+    for name, fused in layers:
+        model.set_submodule(name, fused)
+    return len(layers)
+
+
+def _fused(module: nn.Module) -> PagedGatedMLP | None:
+    activation = _ACTIVATIONS.get(type(getattr(module, "act_fn", None)).__name__)
+    if type(module).__name__ not in _KNOWN or activation is None:
+        return None
+    gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    if not isinstance(gate, PagedLinear) or not isinstance(up, PagedLinear) or not isinstance(down, PagedLinear):
+        return None
+    if gate.low_rank is not None or up.low_rank is not None or gate.layer != up.layer:
+        return None  # the first two would be left out, and pages of one layer only waited for
+    return PagedGatedMLP(gate, up, down, activation)
+
+
+_COMPUTE_THE_SAME = frozenset({"FalconLinear"})
+"""Subclasses of transformers whose own forward is ``x Wᵀ + bias`` and nothing else."""
+
+_READ_OTHERWISE = NonDynamicallyQuantizableLinear  # whose weight `torch.nn.MultiheadAttention` reads past its forward
+
+
+def is_linear(module: object) -> TypeGuard[nn.Linear]:
+    """Whether a module computes ``x Wᵀ + bias`` with a ``weight`` [out, in] that nobody reads past its forward."""
+    kind = type(module)
+    same = getattr(kind, "forward", None) is nn.Linear.forward
+    return (
+        isinstance(module, nn.Linear)
+        and not isinstance(module, _READ_OTHERWISE)
+        and (same or kind.__name__ in _COMPUTE_THE_SAME)
+    )
+
+
+class UprightLinear(nn.Linear):
+    """transformers' `Conv1D`, a linear layer that holds its weight as [in, out], with the weight as [out, in].
+
+    Args:
+        layer: whose values are taken over; its bias is shared.
+    """
+
+    def __init__(self, layer: Conv1D) -> None:
+        super().__init__(layer.nx, layer.nf, device="meta")
+        self.weight = _turned(layer.weight)
+        self.bias = layer.bias
+
+    def published(self) -> Conv1D:
+        """The layer as transformers has it."""
+        layer = Conv1D.__new__(Conv1D)
+        nn.Module.__init__(layer)
+        layer.nx, layer.nf = self.in_features, self.out_features
+        layer.weight, layer.bias = _turned(self.weight), self.bias
+        return layer
+
+
+def set_upright(model: nn.Module, most_experts: int | None = None) -> None:
+    """Have every linear layer of a model, in place, hold its weight as [out, in]; what it computes stays the same.
+
+    Experts in one tensor become linear layers, too.
+
+    Args:
+        model: of transformers.
+        most_experts: that there may be in all; None for any number.
+
+    Raises:
+        ValueError: there are more experts.
+    """
+    cut_apart(model, most_experts)
+    for name, module in [*model.named_modules()]:
+        if type(module) is Conv1D:
+            model.set_submodule(name, UprightLinear(module))
+
+
+def set_as_published(model: nn.Module) -> None:
+    """Undo `set_upright`, in place: the model is saved as transformers loads it."""
+    put_together(model)
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, UprightLinear):
+            model.set_submodule(name, module.published())
+
+
+def _turned(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weightpager.ray.serving.application import app
+    from weightpager.ray.application import app
 
 __all__ = ["app"]
 
@@ -13,6 +13,6 @@ __all__ = ["app"]
 def __getattr__(name: str) -> Any:  # compiling doesn't need what serving does
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from weightpager.ray.serving.application import app
+    from weightpager.ray.application import app
 
     return app

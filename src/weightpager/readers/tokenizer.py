@@ -15,8 +15,8 @@ from tokenizers.models import WordLevel
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import MODEL
-from weightpager.bundle.parts.model_files import model_dir
-from weightpager.bundle.settings.checks import TOKENIZER, TOKENIZER_FILE
+from weightpager.bundle.model_files import model_dir
+from weightpager.bundle.settings import TOKENIZER, TOKENIZER_FILE
 from weightpager.errors import BundleFormatError
 from weightpager.interrupts import uninterrupted
 from weightpager.machine.panics import panics_as_errors

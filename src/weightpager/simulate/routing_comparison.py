@@ -2,22 +2,140 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from weightpager.progress import StepProgress, silent
-from weightpager.routing.affinity import Affinity, Fairness
-from weightpager.routing.round_robin import RoundRobin
-from weightpager.routing.router import Router
-from weightpager.simulate.replica import Replica, Service
-from weightpager.simulate.replicas import KnownRoutes, Replay, replay
-from weightpager.simulate.reuse import CountedReuse, KnownReuse
+from weightpager.routing import Affinity, Fairness, RoundRobin, Router
+from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.task_pages import TaskPages
+from weightpager.runtime.prefetch.expected_uses import expected_uses_after
+from weightpager.simulate.replica import KnownRoutes, Replay, Replica, Service, replay
 from weightpager.simulate.simulator import Device, Simulator, UsePredictor
-from weightpager.simulate.task_homes import TaskHomes
 from weightpager.trace_file import Visit
+
+Floats = npt.NDArray[np.float64]
+
+
+class CountedReuse:
+    """Counts which task followed which, as an engine without prefetch does. Implements `UsePredictor`."""
+
+    def __init__(self, tasks: int) -> None:
+        """Nothing was seen yet.
+
+        Args:
+            tasks: how many there are.
+        """
+        self._followed = np.zeros((tasks, tasks), np.int64)
+        self._current: int | None = None
+
+    def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
+        """Implements `UsePredictor.observe`."""
+        if self._current is not None and task != self._current:
+            self._followed[self._current, task] += 1
+        self._current = task
+
+    def uses(self, seconds: float) -> None:
+        """Implements `UsePredictor.uses`. Nothing is prefetched."""
+
+    def uses_after(self, task: int) -> Floats:
+        """Implements `UsePredictor.uses_after`."""
+        return expected_uses_after(self._followed, task)
+
+
+class KnownReuse:
+    """Knows which tasks will be asked for, and in which order. Implements `UsePredictor`.
+
+    A task is worth more than all that are asked for later together, so that the pages that go first are those that are
+    needed last: Belady's rule, which loads the least for a given order of requests.
+    """
+
+    def __init__(self, tasks: int, requests: Sequence[int]) -> None:
+        """Know the future.
+
+        Args:
+            tasks: how many there are.
+            requests: the task of each, in the order in which they will come.
+        """
+        self._coming: list[deque[int]] = [deque() for _ in range(tasks)]
+        for place, task in enumerate(requests):
+            self._coming[task].append(place)
+
+    def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
+        """A request of this task is served. Implements `UsePredictor.observe`."""
+        self._coming[task].popleft()
+
+    def uses(self, seconds: float) -> None:
+        """Implements `UsePredictor.uses`. Nothing is prefetched."""
+
+    def uses_after(self, task: int) -> Floats:  # noqa: ARG002 - the request that comes now is the task's next one
+        """Implements `UsePredictor.uses_after`."""
+        coming = [task for task, places in enumerate(self._coming) if places]
+        coming.sort(key=lambda task: self._coming[task][0])
+        worth = np.zeros(len(self._coming))
+        worth[coming] = 3.0 ** -np.arange(len(coming))  # each is more than the sum of those after it
+        return worth
+
+
+_MOST_SHARE = 1.3
+"""Times the average share of the requests that a replica may have, unless one task alone has more."""
+
+
+class TaskHomes:
+    """Searches the replica of each task that makes the fewest pages come again and again.
+
+    It takes every replica to keep the pages that its tasks use most; each use of another page is a load. From a start
+    by the most used task first, tasks move one by one as long as that gains. So what it finds is good, and not proved
+    to be the best.
+
+    Args:
+        needs: of each task the pages, ascending.
+        pages: numbers that pages can have.
+        slots: pages that a replica has room for.
+        uses: how often each task will be asked for [tasks].
+    """
+
+    def __init__(self, needs: Sequence[Pages], pages: int, slots: int, uses: npt.NDArray[np.integer]) -> None:
+        self._pages = TaskPages(needs, pages)
+        self._slots = slots
+        self._uses = uses.astype(np.float64)
+
+    def search(self, replicas: int) -> list[int]:
+        """The number of each task's replica."""
+        most = max(_MOST_SHARE * self._uses.sum() / replicas, self._uses.max())
+        homes = np.full(len(self._uses), -1)
+        for task in np.argsort(-self._uses, kind="stable").tolist():
+            homes[task] = self._best(homes, task, replicas, most)
+        moved = True
+        while moved:
+            moved = False
+            for task in range(len(homes)):
+                best = self._best(homes, task, replicas, most)
+                moved |= best != homes[task]
+                homes[task] = best
+        return [int(place) for place in homes]
+
+    def _best(self, homes: npt.NDArray[np.int64], task: int, replicas: int, most: float) -> int:
+        """Where a task loads least with all others where they are; where it is, unless another is better."""
+        others = [(homes == replica) & (np.arange(len(homes)) != task) for replica in range(replicas)]
+        alone = np.arange(len(homes)) == task
+        loads = [self._loads(other | alone) - self._loads(other) for other in others]
+        used = [float(self._uses[other].sum()) for other in others]
+        allowed = [replica for replica in range(replicas) if used[replica] + self._uses[task] <= most + 1e-9]
+        if not allowed:
+            return int(homes[task]) if homes[task] >= 0 else int(np.argmin(used))
+        return min(allowed, key=lambda replica: (round(loads[replica], 6), replica != homes[task], used[replica]))
+
+    def _loads(self, tasks: npt.NDArray[np.bool_]) -> float:
+        """Uses of the pages that a replica of these tasks can't keep."""
+        uses = self._pages.sums(np.where(tasks, self._uses, 0.0))
+        kept = np.partition(uses, len(uses) - self._slots)[-self._slots :] if self._slots < len(uses) else uses
+        return float(uses.sum() - kept.sum())
+
 
 ROUND_ROBIN, AFFINITY, ORACLE = "round robin", "affinity", "oracle"
 WAYS = (ROUND_ROBIN, AFFINITY, ORACLE)

@@ -12,12 +12,11 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.runtime.planning.plans import Pages
-from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
+from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 from weightpager.runtime.planning.task_pages import TaskPages
-from weightpager.runtime.prediction.predictors import new_predictor
+from weightpager.runtime.prediction.markov import new_predictor
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
-from weightpager.runtime.prefetch.trial import PrefetchTrial
-from weightpager.runtime.prefetch.virtual_arena import VirtualArena, Wait
+from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena, Wait
 from weightpager.store import StorageModel, span_of
 from weightpager.trace_file import Visit
 

@@ -12,8 +12,7 @@ from weightpager.config import format_enough
 from weightpager.distinct import distinct
 from weightpager.errors import BudgetError
 from weightpager.progress import StepProgress, silent
-from weightpager.runtime.budget.bundle_needs import needs_of
-from weightpager.runtime.budget.refusals import too_small
+from weightpager.runtime.budget import needs_of, too_small
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format import page_file
 from weightpager.bundle.reader import read_manifest
 from weightpager.errors import BundleError, StoreError
-from weightpager.machine.direct_file import MOST_VIEWS, DirectFile
+from weightpager.machine.storage import MOST_VIEWS, DirectFile
 from weightpager.store.base import Sources
 
 
@@ -108,7 +108,7 @@ def _check_same(bundle: Bundle) -> None:
 
     Page files of another one may have the same sizes, and no page in them would ever be the right one.
     """
-    index = page_index.FILE
+    index = page_file.FILE
     if read_manifest(bundle.path).files.get(index) != bundle.entry(index):
         raise BundleError(
             f"{bundle.path}: expected the bundle that was opened, found another in its place; open it again"

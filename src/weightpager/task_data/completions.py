@@ -16,17 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from weightpager.answers.generation.continued_text import decoder_after
+from weightpager.answers.generation import decoder_after
 from weightpager.answers.kinds.kind import IGNORED
-from weightpager.answers.padded import padded
+from weightpager.answers.query import padded
 from weightpager.bundle import Generation
 from weightpager.errors import CompileError, RequestError, shown
-from weightpager.readers.chat_template import LIMIT, MOST_CHARACTERS, ChatTemplate
-from weightpager.readers.messages import Messages, messages_of
+from weightpager.readers.chat_template import LIMIT, MOST_CHARACTERS, ChatTemplate, Messages, messages_of
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data.batches import Batches, Labelled
-from weightpager.task_data.row_files import Row
-from weightpager.task_data.rows import read_rows
+from weightpager.task_data.row_files import Row, read_rows
 from weightpager.task_data.texts import Example
 
 MESSAGES = "messages"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from weightpager.answers.padded import pad_id
+from weightpager.answers.query import pad_id
 from weightpager.answers.token_reader import check_ids
 from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
 from weightpager.errors import CompileError
@@ -16,7 +16,7 @@ from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import Batches, Labelled, batched
 from weightpager.task_data.images import Picture
-from weightpager.task_data.rows import hashed
+from weightpager.task_data.row_files import hashed
 from weightpager.task_data.texts import Example, TextReader
 
 Item = Example | Picture

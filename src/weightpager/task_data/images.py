@@ -15,10 +15,9 @@ from blake3 import blake3
 from weightpager.config import is_unicode
 from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.machine.paths import has_directory, has_file
-from weightpager.readers.image_file import MOST_OF_A_PATH, pixel_count
-from weightpager.readers.image_reader import ImageReader, check_pillow
+from weightpager.readers.image_reader import MOST_OF_A_PATH, ImageReader, check_pillow, pixel_count
 from weightpager.task_data.batches import Labelled
-from weightpager.task_data.rows import hashed, label_ids, labels_of, read_rows, texts_of
+from weightpager.task_data.row_files import hashed, label_ids, labels_of, read_rows, texts_of
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 """Endings of image files in a class's folder."""

@@ -10,14 +10,13 @@ from typing import Protocol, cast
 import numpy as np
 
 from weightpager.answers.kinds.kind import IGNORED
-from weightpager.answers.padded import padded, padded_rows
+from weightpager.answers.query import padded, padded_rows
 from weightpager.answers.token_reader import word_starts
 from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.errors import CompileError
 from weightpager.readers.tokenizer import Encoded
 from weightpager.task_data.batches import Labelled
-from weightpager.task_data.row_files import READERS
-from weightpager.task_data.rows import label_ids, labels_of, read_rows, texts_of, words_of
+from weightpager.task_data.row_files import READERS, label_ids, labels_of, read_rows, texts_of, words_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.answers.generation.continuation import Continuation, Decode
+from weightpager.answers.generation import Continuation, Decode
 
 END = 256
 

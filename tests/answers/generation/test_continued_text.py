@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tiny
-from weightpager.answers.generation.continuation import Continuation
-from weightpager.answers.generation.continued_text import INCOMPLETE, decoder_after
+from weightpager.answers.generation import INCOMPLETE, Continuation, decoder_after
 from weightpager.readers.tokenizer import Tokenizer
 
 WORDS = ["▁the", "▁cap", "ital", "▁of", "▁is", "▁Paris", "s", ",", "▁"]

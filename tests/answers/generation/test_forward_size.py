@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.answers.generation.forward_size import ACTIVATION_BYTES, FORWARD_TOKENS, Activations
+from weightpager.answers.model import ACTIVATION_BYTES, FORWARD_TOKENS, Activations
 
 SMALL = Activations.of_layer(576, 1536, 0, 4)
 """Of a decoder of 135 million weights, whose attention keeps no scores."""

@@ -9,9 +9,9 @@ import torch
 from transformers import OPTForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import tiny
-from weightpager.answers.generation.completions import completions
+from weightpager.answers.generation import completions
 from weightpager.answers.model import Integers
-from weightpager.answers.padded import padded
+from weightpager.answers.query import padded
 from weightpager.answers.work import Generate, Sampling
 from weightpager.backends.torch.torch_model import TorchModel, TorchTexts
 

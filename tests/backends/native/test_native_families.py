@@ -14,10 +14,10 @@ from exported import exported, image_of
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, config_of
 from weightpager.answers.model import CacheSize
 from weightpager.bundle import TaskKind
+from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.graph.check import give_values, logits, made_up
 from weightpager.compiler.graph.export import empty_module_of
-from weightpager.compiler.graph.form import CallForm
-from weightpager.compiler.model.named_parameters import parameters
+from weightpager.compiler.model.paged_weights import parameters
 from weightpager.errors import NotExportableError
 
 pytest.importorskip("weightpager.kernels._native")

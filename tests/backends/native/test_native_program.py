@@ -21,7 +21,7 @@ from weightpager.backends.native import Program, Workspaces, thread_count  # noq
 from weightpager.backends.native.task import NativeTask  # noqa: E402
 from weightpager.errors import ConfigError  # noqa: E402
 from weightpager.kernels import PageNotResidentError  # noqa: E402
-from weightpager.machine import cores  # noqa: E402
+from weightpager.machine import processor  # noqa: E402
 
 FEATURES, WIDE, WORDS = 48, 80, 50
 
@@ -461,5 +461,5 @@ def test_a_quota_of_processor_time_limits_threads(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
-    monkeypatch.setattr(cores, "core_quota", lambda: 2)
+    monkeypatch.setattr(processor, "core_quota", lambda: 2)
     assert thread_count() == 2

@@ -16,15 +16,14 @@ import tiny
 import weightpager as wp
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
 from weightpager.answers.batches import CACHED_TOKENS
-from weightpager.answers.generation.completions import completions
+from weightpager.answers.generation import completions
 from weightpager.answers.model import Integers, TaskModel
-from weightpager.answers.padded import padded
+from weightpager.answers.query import padded
 from weightpager.answers.softmax import softmax
 from weightpager.answers.work import Sampling
 from weightpager.backends.native.model_limits import ModelConfig
-from weightpager.backends.native.native_model import NativeModel
-from weightpager.backends.native.sampling import Sampler
-from weightpager.backends.torch.model.architecture import context_length
+from weightpager.backends.native.native_model import NativeModel, Sampler
+from weightpager.backends.torch.architecture import context_length
 from weightpager.kernels.choice import NATIVE
 from weightpager.nn.skeleton import empty_on_meta
 
@@ -217,7 +216,7 @@ def test_a_long_text_is_read_in_pieces(writer_bundle: Path, monkeypatch: pytest.
         engine.activate("animals")
         model = engine.model("animals")
         whole = model.hidden({"input_ids": ids[None], "attention_mask": np.ones_like(ids[None])})[0]
-        monkeypatch.setattr("weightpager.answers.generation.forward_size.PIECE", 7)
+        monkeypatch.setattr("weightpager.answers.model.PIECE", 7)
         pieces, found = model.pieces(ids), []
         while not pieces.over:
             found.append(pieces.read_piece())

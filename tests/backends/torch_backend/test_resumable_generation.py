@@ -25,10 +25,15 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from weightpager.answers.generation import forward_size
-from weightpager.answers.generation.forward_size import Activations
-from weightpager.backends.torch.kv_cache import bytes_per_token, new_cache, reads_in_pieces, without_cache
-from weightpager.backends.torch.resumable_generation import ResumableGeneration
+from weightpager.answers import model as forward_size
+from weightpager.answers.model import Activations
+from weightpager.backends.torch.generation import (
+    ResumableGeneration,
+    bytes_per_token,
+    new_cache,
+    reads_in_pieces,
+    without_cache,
+)
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": None}
 ROTARY = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 256}

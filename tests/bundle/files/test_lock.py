@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.bundle.files.lock import locked
-from weightpager.bundle.files.storage_errors import storage_errors_as
+from weightpager.bundle.files.new_directory import locked
+from weightpager.bundle.files.regular_file import storage_errors_as
 from weightpager.errors import DeliveryError
 
 TAKEN = DeliveryError("taken")

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from weightpager.bundle.files import new_directory as module
-from weightpager.bundle.files.lock import lock
-from weightpager.bundle.files.new_directory import new_directory, scratch
+from weightpager.bundle.files.new_directory import lock, new_directory, scratch
 
 
 def test_what_killed_processes_left_is_removed_and_what_others_use_is_not(tmp_path: Path) -> None:

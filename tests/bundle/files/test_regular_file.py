@@ -10,7 +10,7 @@ import pytest
 
 from interrupted import Interrupted, Moments
 from weightpager.bundle.files.regular_file import open_regular
-from weightpager.machine.direct_file import DirectFile
+from weightpager.machine.storage import DirectFile
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that nobody got closes itself

@@ -21,9 +21,9 @@ from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.regular_file import is_hole, is_hollow
 from weightpager.bundle.format import page_file
-from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
+from weightpager.bundle.format.page_file import FILE as PAGE_INDEX
 from weightpager.bundle.reader import read_manifest
-from weightpager.bundle.repair.mend import repair
+from weightpager.bundle.repair import repair
 from weightpager.errors import BundleError, BundleFormatError
 
 TEBIBYTE = 2**40

@@ -16,8 +16,7 @@ from safetensors.numpy import save_file
 
 from weightpager.bundle.files import entry as entries
 from weightpager.bundle.files.entry import FileEntry, hash_file
-from weightpager.bundle.files.tensor_file import read_arrays, read_header, stored_tensors
-from weightpager.bundle.files.tensor_header import Header, TensorInfo
+from weightpager.bundle.files.tensor_file import Header, TensorInfo, read_arrays, read_header, stored_tensors
 from weightpager.errors import BundleFormatError
 
 FILE = "a.safetensors"

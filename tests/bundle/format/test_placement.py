@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placements import Drawn, Weight, Weights, placements
-from weightpager.bundle.format.block_numbers import BlockNumbers
-from weightpager.bundle.format.block_table import FIELDS, BlockTable
+from weightpager.bundle.format.block_table import FIELDS, BlockNumbers, BlockTable
 from weightpager.bundle.format.placement import Placement
 from weightpager.errors import BundleFormatError
 

@@ -18,8 +18,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.version_1 import tables_file
 from weightpager.bundle.garbage import collect
-from weightpager.compiler.repack import repack
-from weightpager.compiler.upgrade import upgrade
+from weightpager.compiler.repack import repack, upgrade
 from weightpager.errors import BundleFormatError
 
 STORED = Path(__file__).parent / "version-1.tar.xz"

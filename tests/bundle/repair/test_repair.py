@@ -21,7 +21,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.files.new_file import beside
 from weightpager.bundle.format import page_file
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.repair.mend import repair
+from weightpager.bundle.repair import repair
 from weightpager.errors import BundleError, ConfigError
 
 relaxed = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

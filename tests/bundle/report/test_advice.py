@@ -18,7 +18,7 @@ from weightpager.bundle.report.advice import advise, few_items, heavy_losses
 from weightpager.bundle.report.compile_report import CompileReport, ControlScore, Fit, TaskScore, read_report
 from weightpager.config import format_enough
 from weightpager.page_dtype import PageDtype
-from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
+from weightpager.runtime.budget import needs_of, smallest_budget
 from weightpager.transitions import Transitions
 
 
@@ -120,7 +120,7 @@ def test_the_budget_of_a_bundle_of_all_blocks_is_that_of_one_that_is_compiled(
     bundle, dtype = Bundle.open(wordy_bundle), "int4"
     task_file = tiny.wordy(tmp_path, sparsity=0.0, dtype=dtype, compare="none", page=bundle.page_bytes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
+        patch.setattr("weightpager.compiler.packing.rows.LEAST_BYTES", 4096)
         whole = wp.compile(task_file, out=tmp_path / "whole.bundle")
     said, needed = budget_of_shared(bundle, whole.dense_bytes, dtype), smallest_budget(whole)
     assert needed <= said <= needed + 2 * whole.manifest.layers * whole.page_bytes

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.bundle.report.interval import UNKNOWN, holds_zero, items_to_tell, mean_interval, turned
+from weightpager.bundle.report.compile_report import UNKNOWN, holds_zero, items_to_tell, mean_interval, turned
 
 ends = st.floats(-1e3, 1e3)
 

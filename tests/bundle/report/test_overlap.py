@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.report.overlap import mean_overlap, overlap, overlap_of
+from weightpager.bundle.report.page_statistics import mean_overlap, overlap, overlap_of
 
 
 def test_overlap_is_the_share_of_the_next_tasks_blocks(assistant_bundle: Path) -> None:

@@ -13,10 +13,10 @@ from transformers import FlexOlmoConfig, FlexOlmoForCausalLM
 
 import tiny
 from command import Command
-from weightpager.backends.torch.model.architecture import empty_module, read_config
+from weightpager.backends.torch.architecture import empty_module, read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.bundle.report.paged_share import PagedShare, paged_share
+from weightpager.bundle.report.page_statistics import PagedShare, paged_share
 
 
 def test_parameters_are_counted_by_why_they_are_not_paged() -> None:

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from weightpager.bundle.settings.bounds import check_bounds
-from weightpager.bundle.settings.checks import check_settings, generation_settings, parse
-from weightpager.bundle.settings.foreign_code import foreign_code
-from weightpager.bundle.settings.walk import MOST_DEPTH
+from weightpager.bundle.model_settings import MOST_DEPTH, foreign_code
+from weightpager.bundle.settings import check_bounds, check_settings, generation_settings, parse
 from weightpager.errors import BundleFormatError
 
 BERT = {

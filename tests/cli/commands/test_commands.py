@@ -107,7 +107,7 @@ def test_inspect_lists_what_does_not_fit_a_budget(
     assert note.endswith("which on a CPU is read and checked before the old task is given up.")
     sizes = {(each["from_task"], each["to_task"]): each["bytes"] for each in facts["switches"]}
     for limit in (0, sorted(sizes[pair] for pair in map(tuple, apart))[0]):
-        monkeypatch.setattr("weightpager.cli.commands.inspect_command.SMALL_SWITCH_BYTES", limit)
+        monkeypatch.setattr("weightpager.cli.commands.inspect.SMALL_SWITCH_BYTES", limit)
         large = [pair for pair in map(tuple, apart) if sizes[pair] > limit]
         shown = weightpager("inspect", bundle, "--budget", smallest).out
         (note,) = [line for line in shown.splitlines() if "don't fit together" in line]

@@ -15,12 +15,12 @@ import torch
 
 from command import Command
 from weightpager import kernels
-from weightpager.doctor import memory_read, storage
+from weightpager.doctor import storage
+from weightpager.doctor.kernels import Values
 from weightpager.doctor.machine import Bandwidth
-from weightpager.doctor.self_test import Values
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.torch import isa, reference
-from weightpager.machine.mounts import mount_of
+from weightpager.machine.storage import mount_of
 
 NATIVE = kernels.available() != ("reference",)
 
@@ -29,7 +29,7 @@ NATIVE = kernels.available() != ("reference",)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure with little: the figures are of no interest here."""
     monkeypatch.delenv("WEIGHTPAGER_ISA", raising=False)
-    monkeypatch.setattr(memory_read, "_MOST", 1 << 20)
+    monkeypatch.setattr(storage, "_MOST", 1 << 20)
     monkeypatch.setattr(storage, "_PIECE", 1 << 20)
     monkeypatch.setattr(storage, "_MOST", 1 << 20)
 
@@ -195,7 +195,7 @@ def test_busy_cores_are_noted(weightpager: Command, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     seconds = {1: 1.0, 2: 3.0}
     monkeypatch.setattr(
-        memory_read, "kernel_read_bandwidth", lambda size, threads: Bandwidth(size, size, threads, (seconds[threads],))
+        storage, "kernel_read_bandwidth", lambda size, threads: Bandwidth(size, size, threads, (seconds[threads],))
     )
     assert "note: 2 threads read slower than one" in weightpager("doctor", "--path", tmp_path).out
     seconds[2] = 0.5

@@ -11,7 +11,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.config import format_enough
 from weightpager.engine import Engine
-from weightpager.runtime.budget.bundle_needs import needs_of, smallest_budget
+from weightpager.runtime.budget import needs_of, smallest_budget
 
 WORDS = "base_model.embeddings.word_embeddings.weight"
 

@@ -15,7 +15,7 @@ from command import Command, run
 from damage import contents
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
-from weightpager.cli.delivery.checks import checks
+from weightpager.cli.commands.pull import checks
 from weightpager.engine import Engine
 
 
@@ -166,7 +166,7 @@ def test_a_version_that_makes_a_library_panic_goes_back(
 def test_a_check_that_takes_too_long_ends_with_all_that_it_has_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.cli.delivery.checks._SECONDS", 2)
+    monkeypatch.setattr("weightpager.cli.commands.pull._SECONDS", 2)
     os.mkfifo(tmp_path / "held")
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
     check = checks(f"exec 3> {tmp_path}/held; sleep 30 & wait", None)
@@ -199,7 +199,7 @@ def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, mon
         else:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("weightpager.cli.delivery.pull_command.sleep", sleep)
+    monkeypatch.setattr("weightpager.cli.commands.pull.sleep", sleep)
     done = weightpager(*FIRST, "--watch", "100")
     assert done.code == 130
     assert "installed" in done.out

@@ -13,7 +13,7 @@ import pytest
 from command import Command
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.bundle import Bundle
-from weightpager.cli.running.run_command import _answers
+from weightpager.cli.commands.run import _answers
 
 
 @pytest.mark.parametrize(

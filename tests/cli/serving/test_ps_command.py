@@ -11,7 +11,7 @@ import pytest
 
 from command import Command
 from running import TOKEN, serving
-from weightpager.server.http.presence import Presence, announced
+from weightpager.server.presence import Presence, announced
 from weightpager.server.scheduling.settings import Settings
 
 

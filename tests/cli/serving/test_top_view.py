@@ -7,9 +7,16 @@ import io
 import pytest
 from rich.console import Console
 
-from weightpager.cli.serving.top_view import view
-from weightpager.server.schema.status import ForecastStatus, PrefetchStatus, RowStatus, Status, SwitchStatus, TaskStatus
-from weightpager.server.schema.status import TrafficStatus as Traffic
+from weightpager.cli.commands.top import view
+from weightpager.server.status import (
+    ForecastStatus,
+    PrefetchStatus,
+    RowStatus,
+    Status,
+    SwitchStatus,
+    TaskStatus,
+)
+from weightpager.server.status import TrafficStatus as Traffic
 
 ERRORS = Traffic(seconds=60.0, requests=120, median_seconds=0.0123, p95_seconds=0.5, errors={429: 3, 504: 1})
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.compiler.alignment.new_tasks import align_new_tasks
 from weightpager.compiler.alignment.problem import AlignmentProblem, floors
+from weightpager.compiler.alignment.structure_aligner import align_new_tasks
 
 
 @given(

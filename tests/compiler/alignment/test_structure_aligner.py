@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle.report.overlap import overlap_of
-from weightpager.compiler.alignment import searches
+from weightpager.bundle.report.page_statistics import overlap_of
+from weightpager.compiler.alignment import structure_aligner
 from weightpager.compiler.alignment.flow_search import FlowSearch
 from weightpager.compiler.alignment.nested import NestedProblem
 from weightpager.compiler.alignment.problem import Alignment, AlignmentProblem
@@ -118,7 +118,7 @@ def test_small_cases_against_a_milp_solver(case: Case) -> None:
 @given(small_cases())
 def test_flows_between_few_tasks_against_a_milp_solver(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(searches, "MOST_SUBSET_TASKS", 0)
+        patch.setattr(structure_aligner, "MOST_SUBSET_TASKS", 0)
         found = case.solve()
     best, slack = optimum(case), 1e-6 * (1 + case.saliency.sum() + case.strength)
     assert found.keep.sum(axis=0).tolist() == case.budgets.tolist()
@@ -131,8 +131,8 @@ def test_flows_between_few_tasks_against_a_milp_solver(case: Case) -> None:
 def test_flows_reach_what_scoring_every_subset_reaches(strength: float) -> None:
     rate = markov_rate(6, 1)
     problem = NestedProblem.stated(realistic(800, 6).T.copy(), (MIXED * 800).astype(np.int64), rate + rate.T, strength)
-    exact, bound = searches.searched(problem, SubsetSearch)
-    masks, flow_bound = searches.searched(problem, FlowSearch)
+    exact, bound = structure_aligner.searched(problem, SubsetSearch)
+    masks, flow_bound = structure_aligner.searched(problem, FlowSearch)
     assert masks.sum(axis=1).tolist() == problem.budgets.tolist()
     assert flow_bound == pytest.approx(bound, rel=5e-5)
     assert problem.net(masks) == pytest.approx(problem.net(exact), rel=5e-5)

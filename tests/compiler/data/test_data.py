@@ -23,7 +23,7 @@ import tiny_models as tiny
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
-from weightpager.compiler.data.splits import TaskData, collate_texts
+from weightpager.compiler.data import TaskData, collate_texts
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import BundleFormatError, CompileError
 from weightpager.task_data.held_out import read_held_out

@@ -15,7 +15,7 @@ from transformers import ViTConfig
 
 import tiny
 import tiny_models
-from weightpager.backends.torch.model.image_processor import TransformersImageReader, load_image_processor
+from weightpager.backends.torch.architecture import TransformersImageReader, load_image_processor
 from weightpager.compiler import data, task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.task_file.sections import TaskSpec

@@ -15,12 +15,12 @@ import weightpager as wp
 from mixtures import model_of, source_of
 from weightpager.bundle.report.compile_report import CompileReport, read_report
 from weightpager.compiler import task_file
-from weightpager.compiler.estimates.memory import bound, check_memory, choose_scratch
+from weightpager.compiler.memory_estimate import bound, check_memory, choose_scratch
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.prepare import prepare
 from weightpager.errors import CompileError
-from weightpager.machine.process_memory import resident_memory
+from weightpager.machine.memory import resident_memory
 
 counts_memory = pytest.mark.skipif(resident_memory() is None, reason="the system doesn't tell what a process holds")
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="training then takes the device's memory")
@@ -110,7 +110,7 @@ def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 def test_no_stage_takes_more_than_its_bound(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, kind: str, method: str
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.estimates.memory._LATER", 64 << 20)
+    monkeypatch.setattr("weightpager.compiler.memory_estimate._LATER", 64 << 20)
     report = compiled(tmp_path_factory.mktemp(method), kind, **METHODS[method])
     excess = {stage: report.peak_memory[stage] - most for stage, most in report.memory_bound.items()}
     assert max(excess.values()) <= 0, excess

@@ -9,12 +9,11 @@ import pytest
 
 import tiny
 import weightpager as wp
-from weightpager.compiler import task_file
-from weightpager.compiler.estimates import storage
-from weightpager.compiler.estimates.storage import bundle_bytes, cache_bytes, journal_bytes
+from weightpager.compiler import storage_estimate, task_file
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import journal_folder
+from weightpager.compiler.storage_estimate import bundle_bytes, cache_bytes, journal_bytes
 from weightpager.errors import CompileError
 
 FINETUNE = {"method": "finetune", "steps": 6, "batch": 8}
@@ -72,12 +71,12 @@ def test_the_estimate_holds_against_what_a_compile_takes(
 @pytest.mark.slow
 def test_a_compile_is_refused_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, stages = tiny.assistant(tmp_path), []
-    monkeypatch.setattr(storage, "free_bytes", lambda _: 100_000)
+    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: 100_000)
     with pytest.raises(CompileError, match=r"out: expected about \d.* of free storage at .*, found 97.6 KiB: up to"):
         wp.compile(content, out=tmp_path / "a.bundle", progress=lambda stage, *_: stages.append(stage))
     assert stages == []
     assert not journal_folder(tmp_path / "a.bundle").exists()
-    monkeypatch.setattr(storage, "free_bytes", lambda _: None)
+    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: None)
     wp.compile(content, out=tmp_path / "a.bundle")
 
 
@@ -86,13 +85,13 @@ def test_what_an_earlier_run_has_left_counts_as_free(tmp_path: Path, monkeypatch
     journal = tmp_path / ".a.bundle.resume"
     journal.mkdir()
     needed = journal_bytes(source, bundle=bundle_bytes(source))
-    monkeypatch.setattr(storage, "free_bytes", lambda _: needed - 1000)
+    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: needed - 1000)
     with pytest.raises(CompileError, match="out: expected about"):
-        storage.check_storage(source, journal, Cache.none())
+        storage_estimate.check_storage(source, journal, Cache.none())
     (journal / "train.safetensors").write_bytes(bytes(1000))
-    storage.check_storage(source, journal, Cache.none())
+    storage_estimate.check_storage(source, journal, Cache.none())
     with pytest.raises(CompileError, match="out: expected about"):
-        storage.check_storage(source, journal, Cache.none(), scratch=1)
+        storage_estimate.check_storage(source, journal, Cache.none(), scratch=1)
 
 
 @pytest.mark.slow
@@ -104,7 +103,7 @@ def test_where_only_the_cache_has_no_room_it_keeps_nothing(
     content = tiny.assistant(tmp_path)
     source = sources.load(task_file.from_dict(content))
     needed = journal_bytes(source, bundle=bundle_bytes(source))
-    monkeypatch.setattr(storage, "free_bytes", lambda _: needed + 1000)
+    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: needed + 1000)
     wp.compile(content, out=tmp_path / "a.bundle")
     assert "nothing is kept for other compiles: expected about" in caplog.text
     assert not (tmp_path / "cache").exists()

@@ -8,8 +8,8 @@ import pytest
 
 import tiny
 import weightpager as wp
-from weightpager.compiler.estimates.time_left import WHOLE, TimeLeft, WholeProgress
-from weightpager.compiler.measuring import controls
+from weightpager.compiler import controls
+from weightpager.compiler.time_left import WHOLE, TimeLeft, WholeProgress
 
 PLAN = {"train": 100.0, "measure": 50.0, "fine-tune": 200.0}
 

@@ -16,12 +16,12 @@ from transformers.models.llama import modeling_llama
 from exported import exported, exported_plain, image_of
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, DECODER, MIXTURES, config_of
 from weightpager.bundle import TaskKind
+from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.graph.check import give_values, in_pieces, logits, made_up
 from weightpager.compiler.graph.export import empty_module_of, export_graph
-from weightpager.compiler.graph.form import CallForm
 from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of
-from weightpager.compiler.model.named_parameters import parameters
+from weightpager.compiler.model.paged_weights import parameters
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph, read_graph, write_graph
 from weightpager.graph.reference import run

@@ -18,12 +18,12 @@ from transformers.models.mistral import modeling_mistral
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
 from weightpager.compiler.graph import export
 from weightpager.compiler.graph.aten.products import MOST_HEAD
+from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.graph.check import check_graph, give_values
 from weightpager.compiler.graph.export import empty_module_of, export_graph
-from weightpager.compiler.graph.form import CallForm
 from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of, in_this_thread_alone
-from weightpager.compiler.model.named_parameters import parameters
+from weightpager.compiler.model.paged_weights import parameters
 from weightpager.errors import NotExportableError
 from weightpager.graph.reference import run
 

@@ -8,8 +8,8 @@ import pytest
 
 from families import ALL_ENCODERS, config_of
 from weightpager.bundle import BundleWriter
-from weightpager.compiler.graph import write
-from weightpager.compiler.graph.write import write_graphs
+from weightpager.compiler.graph import export
+from weightpager.compiler.graph.export import write_graphs
 from weightpager.errors import ExportFailedError, NotExportableError
 from weightpager.graph import read_graph
 from weightpager.graph.file import graph_file
@@ -35,7 +35,7 @@ def test_where_a_model_lies_asks_for_no_graph_again(tmp_path: Path, monkeypatch:
         config.name_or_path = str(folder)
         assert write_graphs(BundleWriter(folder), config, [KIND], None) == {}
         contents.append((folder / graph_file(KIND)).read_bytes())
-        monkeypatch.delattr(write, "export_graph", raising=False)
+        monkeypatch.delattr(export, "export_graph", raising=False)
     assert contents[0] == contents[1]
 
 
@@ -43,7 +43,7 @@ def test_what_an_architecture_raises_is_a_reason(tmp_path: Path, monkeypatch: py
     def failing(*_: object) -> None:
         raise KeyError("its own code\nfails")
 
-    monkeypatch.setattr(write, "export_graph", failing)
+    monkeypatch.setattr(export, "export_graph", failing)
     config = config_of("Bert", {**ALL_ENCODERS["Bert"], "vocab_size": 17})
     found = write_graphs(BundleWriter(tmp_path), config, [KIND], None)
     assert found[KIND].startswith("KeyError: 'its own code")
@@ -70,7 +70,7 @@ def test_an_old_graph_stays_unless_the_module_is_refused(
     def failing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(write, "export_graph", failing)
+    monkeypatch.setattr(export, "export_graph", failing)
     config = config_of("Bert", {**ALL_ENCODERS["Bert"], "vocab_size": vocabulary})
     old = tmp_path / "old.json"
     old.write_bytes(b"old")

@@ -19,15 +19,12 @@ from command import Command
 from weightpager.answers.score import Score
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
-from weightpager.compiler.data.splits import TaskData, collate_texts
-from weightpager.compiler.measuring import controls
-from weightpager.compiler.measuring.control_plan import control_names, control_work, measuring
-from weightpager.compiler.measuring.controls import measure_controls, trained_on
-from weightpager.compiler.measuring.quantise import INT8
+from weightpager.compiler import controls
+from weightpager.compiler.controls import INT8, control_names, control_work, measure_controls, measuring, trained_on
+from weightpager.compiler.data import TaskData, collate_texts
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.evaluate import evaluate

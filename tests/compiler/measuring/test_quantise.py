@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.compiler.measuring.quantise import INT2, INT3, INT4, INT8, QUANTISATIONS, Quantisation
+from weightpager.compiler.controls import INT2, INT3, INT4, INT8, QUANTISATIONS, Quantisation
 from weightpager.compiler.recovery.rounding import stored
 
 

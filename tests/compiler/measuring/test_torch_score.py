@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from weightpager.bundle.format.manifest import TaskKind
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.measuring.torch_score import torch_score
+from weightpager.compiler.data import Batch, TaskData
+from weightpager.compiler.measure import torch_score
 from weightpager.compiler.training import device
 from weightpager.page_dtype import PageDtype
 

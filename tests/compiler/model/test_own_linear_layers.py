@@ -13,7 +13,7 @@ import tiny
 import weightpager as wp
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
-from weightpager.bundle.parts.adapter import read_adapter
+from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.report.compile_report import read_report
 
 pytestmark = pytest.mark.usefixtures("no_network")

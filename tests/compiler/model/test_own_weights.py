@@ -19,7 +19,7 @@ from transformers import BertForSequenceClassification, BertModel
 import tiny
 import tiny_models
 import weightpager as wp
-from weightpager.backends.torch.model.architecture import BASE, quiet_transformers
+from weightpager.backends.torch.architecture import BASE, quiet_transformers
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file

@@ -13,8 +13,8 @@ import torch
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.compiler.model import scratch as rooms
-from weightpager.compiler.model.scratch import IN_MEMORY, Scratch, widen
+from weightpager.compiler.model import checkpoint as rooms
+from weightpager.compiler.model.checkpoint import IN_MEMORY, Scratch, widen
 from weightpager.errors import CompileError
 
 
@@ -86,7 +86,7 @@ def test_a_model_on_disk_is_compiled_as_one_in_memory(
         return Scratch(folder)
 
     monkeypatch.setattr("weightpager.compiler.prepare.choose_scratch", on_disk)
-    monkeypatch.setattr("weightpager.compiler.estimates.memory._room", lambda _sums, _left: 1)
+    monkeypatch.setattr("weightpager.compiler.memory_estimate._room", lambda _sums, _left: 1)
     found = wp.compile(task_file, out=tmp_path / "found.bundle", cache=False)
     assert made
     assert ids(found) == ids(usual)

@@ -33,7 +33,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.report.paged_share import paged_share
+from weightpager.bundle.report.page_statistics import paged_share
 from weightpager.compiler.model.paged_weights import whole_weights
 from weightpager.compiler.repack import repack
 from weightpager.errors import BundleError

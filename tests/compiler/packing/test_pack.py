@@ -8,12 +8,12 @@ from weightpager.compiler.packing.pack import (
     OVER_READ_LIMIT,
     SECONDS_PER_PAGE,
     Packing,
+    StoredBlocks,
     differential,
     expected_seconds,
     over_read,
     pack,
 )
-from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.store import StorageModel, read_count
 
 TASKS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightpager.compiler.packing.parameter_shares import share_parameters
+from weightpager.compiler.packing.write import share_parameters
 
 
 def named(**values: float) -> dict[str, Tensor]:

@@ -17,10 +17,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gem
 import tiny
 from sparse import copied, masks_of
 from weightpager.compiler import data as task_data
-from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model import dense_model as sources
+from weightpager.compiler.model.checkpoint import IN_MEMORY, Scratch
 from weightpager.compiler.model.dense_model import DenseModel
-from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.recovery import closed_form
 from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, overlaid, refit, solve
 from weightpager.compiler.recovery.layer_stream import LayerStream
@@ -156,7 +156,7 @@ def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[DenseModel, dict[str, 
 def test_a_refit_laid_over_a_model_leaves_it_and_finds_the_same(
     trial: tuple[DenseModel, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.model.scratch._LEAST", 1)
+    monkeypatch.setattr("weightpager.compiler.model.checkpoint._LEAST", 1)
     dense, batches = trial
     masks, whole = masks_of(dense, 0.6, seed=0), copied(dense)
     before = copied(dense)

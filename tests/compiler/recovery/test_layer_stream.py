@@ -13,8 +13,8 @@ import transformers
 import tiny
 import weightpager as wp
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, ENCODERS, MIXTURES, PIXELS
-from weightpager.backends.torch.model.architecture import BASE
-from weightpager.compiler.data.batch import Batch
+from weightpager.backends.torch.architecture import BASE
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.recovery.layer_stream import LayerStream, check_layers
 from weightpager.errors import CompileError

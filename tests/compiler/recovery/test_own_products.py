@@ -13,14 +13,13 @@ import tiny
 from sparse import masks_of
 from weightpager.compiler import data as task_data
 from weightpager.compiler.model import dense_model as sources
-from weightpager.compiler.model.named_parameters import requiring_gradients
-from weightpager.compiler.recovery.low_rank import LowRankParameters
-from weightpager.compiler.recovery.own_products import OwnProducts
+from weightpager.compiler.model.paged_weights import requiring_gradients
+from weightpager.compiler.recovery.own_parameters import LowRankParameters
+from weightpager.compiler.recovery.private_blocks import OwnProducts
 from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training import device
-from weightpager.compiler.training.logits import logits_with
-from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.loss import logits_with, loss
 from weightpager.compiler.training.masks import drop, module_name
 from weightpager.kernels.torch.kept_blocks import products
 

@@ -16,10 +16,9 @@ from sparse import copied, masks_of
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.verify import verify
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.bundle.report.overlap import overlap
+from weightpager.bundle.report.page_statistics import overlap
 from weightpager.compiler import data as task_data
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.own_weights import SHARED
@@ -30,8 +29,7 @@ from weightpager.compiler.recovery.private_blocks import choose_private_blocks, 
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.journal import Journal, journal_folder
+from weightpager.compiler.resume.journal import CompileRun, Journal, journal_folder
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.compiler.training import device

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.model.dense_model import PagedWeightInfo
-from weightpager.compiler.recovery.error_feedback import fed_back, feed_back
+from weightpager.compiler.recovery.closed_form import fed_back, feed_back
 from weightpager.compiler.recovery.rounding import EVERY, Rounding, divisors, scales, stored
 from weightpager.page_dtype import ENCODINGS, best_scales
 

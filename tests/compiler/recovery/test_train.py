@@ -13,18 +13,18 @@ from transformers import BertForSequenceClassification
 import tiny_models as tiny
 from weightpager.answers.score import Score
 from weightpager.compiler import data, task_file
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data import TaskData
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import DenseModel
-from weightpager.compiler.recovery import train
-from weightpager.compiler.training import logits
+from weightpager.compiler.recovery import finetune
+from weightpager.compiler.training import loss
 from weightpager.compiler.training.evaluate import evaluate
 from weightpager.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logits, "autocast", nullcontext)
+    monkeypatch.setattr(loss, "autocast", nullcontext)
 
 
 def load(content: dict[str, Any], folder: Path) -> tuple[DenseModel, dict[str, TaskData]]:
@@ -55,7 +55,7 @@ def test_learns_two_tasks_over_one_base(tmp_path: Path) -> None:
     tiny.bert(tmp_path / "model")
     found, held = load(content(tmp_path, "text", "tokens", learning_rate=3e-3, steps=100), tmp_path)
     steps: list[tuple[int, int]] = []
-    assert train.train(found, held, lambda done, total: steps.append((done, total))) == ("text", "tokens")
+    assert finetune.train(found, held, lambda done, total: steps.append((done, total))) == ("text", "tokens")
     assert steps == [(step, 100) for step in range(1, 101)]
     assert score(found, "text", held["text"]).value > 0.9
     assert score(found, "tokens", held["tokens"]).value > 0.9
@@ -72,7 +72,7 @@ def test_follows_the_seed_and_leaves_the_generator_alone(tmp_path: Path) -> None
     state = torch.get_rng_state()
     for seed in (0, 0, 1):
         found, held = load(content(tmp_path, "text", "tokens", steps=4, seed=seed), tmp_path)
-        train.train(found, held)
+        finetune.train(found, held)
         results.append(weights(found, "text"))
     assert torch.equal(torch.get_rng_state(), state)
     first, again, other = results
@@ -84,7 +84,7 @@ def test_language_models_train_nothing(tmp_path: Path) -> None:
     tiny.llama(tmp_path / "model")
     found, held = load(content(tmp_path, "lm"), tmp_path)
     before = weights(found, "lm")
-    assert train.train(found, held) == ()
+    assert finetune.train(found, held) == ()
     assert all(torch.equal(tensor, before[name]) for name, tensor in found.parameters("lm").items())
 
 
@@ -95,7 +95,7 @@ def test_a_head_that_is_given_stays(tmp_path: Path) -> None:
     made["tasks"]["text"]["head"] = "head"
     found, held = load(made, tmp_path)
     before = weights(found, "text")
-    assert train.train(found, held) == ("tokens",)
+    assert finetune.train(found, held) == ("tokens",)
     after = weights(found, "text")
     name = found.paged[0].name + ".weight"
     assert torch.equal(after["classifier.weight"], before["classifier.weight"])
@@ -106,21 +106,21 @@ def test_a_head_beside_tasks_that_are_trained_is_warned_about(tmp_path: Path, ca
     tiny.bert(tmp_path / "model", BertForSequenceClassification, id2label={0: "bad", 1: "good"})
     entries = content(tmp_path, "text", "tokens", steps=1)
     entries["tasks"]["text"]["head"] = "model"
-    train.train(*load(entries, tmp_path))
+    finetune.train(*load(entries, tmp_path))
     assert "tasks.text stays as it is while training for tokens moves the weights under it" in caplog.text
     assert "brings a head" not in caplog.text
 
 
 def test_training_on_the_models_own_head_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tiny.bert(tmp_path / "model", BertForSequenceClassification, id2label={0: "good", 1: "bad"})
-    train.train(*load(content(tmp_path, "text", steps=1), tmp_path))
+    finetune.train(*load(content(tmp_path, "text", steps=1), tmp_path))
     assert f"both are trained on; 'head: {folder}' keeps them" in caplog.text
 
 
 def test_a_decoder_with_tied_embeddings_stays_tied(tmp_path: Path) -> None:
     tiny.llama(tmp_path / "model")
     found, held = load(content(tmp_path, "text", "lm", steps=2), tmp_path)
-    train.train(found, held)
+    finetune.train(found, held)
     assert found.models["lm"].lm_head.weight is found.models["text"].model.embed_tokens.weight
     assert score(found, "lm", held["lm"]).value > 1
 
@@ -128,7 +128,7 @@ def test_a_decoder_with_tied_embeddings_stays_tied(tmp_path: Path) -> None:
 def test_one_step_is_enough(tmp_path: Path) -> None:
     tiny.bert(tmp_path / "model")
     found, held = load(content(tmp_path, "text", steps=1), tmp_path)
-    assert train.train(found, held) == ("text",)
+    assert finetune.train(found, held) == ("text",)
 
 
 def test_says_when_training_diverges(tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_says_when_training_diverges(tmp_path: Path) -> None:
     with torch.no_grad():
         found.models["text"].classifier.weight.fill_(3e38)
     with pytest.raises(CompileError, match=r"tasks\.text, step 1: training diverged"):
-        train.train(found, held)
+        finetune.train(found, held)

@@ -47,7 +47,7 @@ import weightpager as wp
 from weightpager.backends.torch.export import export_task
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.permutations import Permutations
+from weightpager.bundle.format.placement import Permutations
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import parameters

@@ -18,10 +18,8 @@ import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.resume import identities
-from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.entry import UNFINISHED, Entry, Owner, read_entry, unfinished, write_entry
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.cache import UNFINISHED, Cache, Entry, Owner, read_entry, unfinished, write_entry
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_limit
 from weightpager.errors import CompileError, ConfigError
@@ -422,7 +420,7 @@ def test_the_same_file_read_as_another_kind_counts(tmp_path: Path, split: str) -
 
 
 def test_code_that_reads_data_or_runs_models_counts() -> None:
-    wanted = {"task_data/images.py", "readers/tokenizer.py", "nn/__init__.py", "backends/torch/model/architecture.py"}
+    wanted = {"task_data/images.py", "readers/tokenizer.py", "nn/__init__.py", "backends/torch/architecture.py"}
     with patch.object(identities, "hash_file", wraps=identities.hash_file) as hashed:
         identities.own_code.__wrapped__()
     package = Path(wp.__file__).parent
@@ -468,7 +466,7 @@ def test_an_entry_that_cannot_be_read_now_is_not_called_damaged(
     cache = Cache(tmp_path / "c", 10**7)
     cache.write("train", OWNER, 0, megabyte())
     with monkeypatch.context() as patched:
-        patched.setattr("weightpager.compiler.resume.entry.safe_open", Mock(side_effect=error))
+        patched.setattr("weightpager.compiler.resume.cache.safe_open", Mock(side_effect=error))
         assert cache.read("train", OWNER) is None
     assert "damaged" not in caplog.text
     assert cache.read("train", OWNER) is not None

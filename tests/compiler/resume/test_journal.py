@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from weightpager.bundle.files import lock as locks
+from weightpager.bundle.files import new_directory as locks
 from weightpager.compiler.resume.journal import Journal
 from weightpager.errors import CompileError
 

@@ -17,10 +17,9 @@ import weightpager as wp
 from same_bundle import assert_same
 from weightpager.compiler.recovery import private_blocks
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import LOCAL, Done, Job, Key, Value
+from weightpager.compiler.resume.journal import LOCAL, Done, Job, Journal, Key, Value
 from weightpager.compiler.training import device
-from weightpager.compiler.training.arithmetic import Arithmetic
+from weightpager.compiler.training.device import Arithmetic
 from weightpager.errors import CompileError
 from weightpager.progress import StepProgress, silent
 

@@ -13,11 +13,9 @@ import torch
 import tiny
 from weightpager.compiler.alignment.problem import floors
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.resume.compile_run import CompileRun
-from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.selection import floor_trial as trial
-from weightpager.compiler.selection.block_choice import choose_blocks
-from weightpager.compiler.selection.floor_trial import HIGH, choose_evenness
+from weightpager.compiler.resume.journal import CompileRun, Journal
+from weightpager.compiler.selection import block_choice as trial
+from weightpager.compiler.selection.block_choice import HIGH, choose_blocks, choose_evenness
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.device import autocast

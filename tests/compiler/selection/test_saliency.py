@@ -15,17 +15,17 @@ from torch.nn.functional import cross_entropy
 
 import tiny_models as tiny
 from weightpager.compiler import data, task_file
-from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.selection.saliency import block_saliency, calibrate, normalised
-from weightpager.compiler.training import logits
+from weightpager.compiler.training import loss
 from weightpager.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logits, "autocast", nullcontext)
+    monkeypatch.setattr(loss, "autocast", nullcontext)
 
 
 def load(folder: Path, *kinds: str, **more: Any) -> DenseModel:

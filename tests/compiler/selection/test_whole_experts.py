@@ -9,19 +9,18 @@ import pytest
 import torch
 
 from mixtures import TOKENS, masks_of, model_of, source_of
-from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel
-from weightpager.compiler.selection.block_choice import choose_blocks
-from weightpager.compiler.selection.expert_saliency import expert_saliency
+from weightpager.compiler.selection.block_choice import choose_blocks, parts
 from weightpager.compiler.selection.experts import (
     check_experts,
     check_left,
     expert_layers,
+    expert_saliency,
     experts_kept,
     keeps_whole_experts,
     least_density,
 )
-from weightpager.compiler.selection.parts import parts
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import FloatArray
 from weightpager.errors import CompileError

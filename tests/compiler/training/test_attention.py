@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from weightpager.compiler.training.attention import SHORT, attention
+from weightpager.compiler.training.loss import SHORT, attention
 
 CPU = torch.device("cpu")
 

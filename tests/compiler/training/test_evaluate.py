@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import TaskKind
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.training.evaluate import evaluate
+from weightpager.compiler.data import Batch
+from weightpager.compiler.training.evaluate import Replaced, evaluate
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.replaced import Replaced
 
 
 class Lookup(nn.Module):

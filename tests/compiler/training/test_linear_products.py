@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
-from weightpager.compiler.training.linear_products import Multiplying, is_plain
-from weightpager.nn.linear_layer import UprightLinear
+from weightpager.compiler.training.sparse_products import Multiplying, is_plain
+from weightpager.nn.experts import UprightLinear
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import families
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.training.logits import logits_with
-from weightpager.compiler.training.loss import aligned, counted_positions, loss
+from weightpager.compiler.data import Batch
+from weightpager.compiler.training.loss import aligned, counted_positions, logits_with, loss
 
 KINDS: list[TaskKind] = ["text-generation", "language-modeling"]
 
@@ -22,7 +21,7 @@ KINDS: list[TaskKind] = ["text-generation", "language-modeling"]
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """No rounding to bfloat16, which would hide small differences."""
-    monkeypatch.setattr("weightpager.compiler.training.logits.autocast", lambda device: nullcontext())
+    monkeypatch.setattr("weightpager.compiler.training.loss.autocast", lambda device: nullcontext())
 
 
 def batch() -> Batch:

@@ -13,14 +13,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 from weightpager.compiler import data as task_data
-from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training import device, sparse_products
-from weightpager.compiler.training.logits import masked_logits
-from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.loss import loss, masked_logits
 from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import MOST_KEPT, SparseProducts
 from weightpager.kernels.torch.kept_blocks import products

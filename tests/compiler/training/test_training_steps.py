@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import tiny
-from weightpager.compiler.data.splits import TaskData, collate_texts
+from weightpager.compiler.data import TaskData, collate_texts
 from weightpager.compiler.prepare import train_and_measure_dense
-from weightpager.compiler.resume.compile_run import CompileRun
 from weightpager.compiler.resume.identities import compile_identity
+from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.prepared import Trained
 from weightpager.compiler.task_file.file import from_dict
-from weightpager.compiler.training.steps import TIMES, enough
+from weightpager.compiler.training.early_stopping import TIMES, enough
 from weightpager.task_data.texts import Example
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weightpager.compiler.training.trial import least_seconds
+from weightpager.compiler.training.device import least_seconds
 
 
 def test_calls_take_turns_and_the_first_turn_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 import tiny_pairs
-from weightpager.compiler.vocabulary.byte_pairs import BytePairs
+from weightpager.compiler.byte_pairs import BytePairs
 from weightpager.errors import CompileError
 
 WHOLE = {"level": tiny_pairs.by_level(), "fallback": tiny_pairs.by_fallback()}

@@ -24,9 +24,10 @@ import tiny_models
 import tiny_pairs
 import weightpager as wp
 from command import Command
+from weightpager.compiler import vocabulary_tables
+from weightpager.compiler.byte_pairs import BytePairs
 from weightpager.compiler.task_file.file import TaskFile, from_dict
-from weightpager.compiler.vocabulary import tables, trim
-from weightpager.compiler.vocabulary.byte_pairs import BytePairs
+from weightpager.compiler.trim import trim
 from weightpager.errors import CompileError, ConfigError
 
 ASKED = ["the red fox", "the green hill"]
@@ -182,7 +183,7 @@ def test_a_model_that_computes_by_tokens_numbers_is_refused(tmp_path: Path, monk
             self.calls += 1
             return torch.full((len(tokens), model.config.vocab_size), float(self.calls))
 
-    monkeypatch.setattr(tables, "_logits", Odd())
+    monkeypatch.setattr(vocabulary_tables, "_logits", Odd())
     with pytest.raises(CompileError, match="that knows tokens by their rows of its tables alone"):
         trimmed(tmp_path)
     assert not (tmp_path / "small").exists()

@@ -14,7 +14,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.errors import ConfigError, TaskNotActiveError
 from weightpager.kernels.torch import calls, isa
-from weightpager.runtime.memory.staged.cuda_copier import CudaCopier
+from weightpager.runtime.memory.cuda_device import CudaCopier
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

@@ -25,7 +25,7 @@ from weightpager.errors import (
     StoreTimeoutError,
     SwitchFailedError,
 )
-from weightpager.runtime.memory.staged.staged_arena import StagedArena, Staging
+from weightpager.runtime.memory.staged_arena import StagedArena, Staging
 from weightpager.store import LocalStore, PageStore
 
 

@@ -25,7 +25,7 @@ from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.prefetch_policy import _trial, prefetch_policy
+from weightpager.engine.prefetching import _trial, prefetch_policy
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
 from weightpager.runtime.planning.block_manager import BlockManager

@@ -21,7 +21,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 from weightpager.store import LocalStore
 
 FEW_ROWS = 5 * 75

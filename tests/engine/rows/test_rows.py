@@ -20,8 +20,8 @@ from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError
 from weightpager.nn import PagedEmbedding
-from weightpager.runtime.budget.bundle_needs import smallest_budget
-from weightpager.runtime.memory.staged.staged_arena import Staging
+from weightpager.runtime.budget import smallest_budget
+from weightpager.runtime.memory.staged_arena import Staging
 
 WORDS = "base_model.embeddings.word_embeddings.weight"
 POSITIONS = "base_model.embeddings.position_embeddings.weight"

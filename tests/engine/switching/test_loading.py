@@ -20,7 +20,7 @@ from engines import InThread, hanging, settle
 from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.switch_log import SwitchLog
+from weightpager.engine.report import SwitchLog
 from weightpager.errors import (
     BudgetError,
     BusyError,
@@ -33,7 +33,7 @@ from weightpager.errors import (
     TaskNotActiveError,
     UnknownTaskError,
 )
-from weightpager.runtime.paging.reads.page_waits import PendingPages, Waiters
+from weightpager.runtime.paging.page_waits import PendingPages, Waiters
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import LocalStore, PageStore
 from weightpager.trace_file import Visit

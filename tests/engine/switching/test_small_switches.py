@@ -20,13 +20,11 @@ from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, settle
 from weightpager.bundle import Bundle
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, PageCorruptError
-from weightpager.runtime.paging.pager import Pager
-from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
-from weightpager.runtime.paging.reads.landed_pages import LandedPages
-from weightpager.runtime.paging.switch import Switch
-from weightpager.runtime.paging.table_hold import TableHold
+from weightpager.runtime.paging.page_waits import LandedPages
+from weightpager.runtime.paging.pager import Pager, PrefetchedPages
+from weightpager.runtime.paging.switch import Switch, TableHold
 from weightpager.runtime.paging.task_gate import TaskGate
-from weightpager.runtime.planning.eviction_order import EvictionOrder
+from weightpager.runtime.planning.block_manager import EvictionOrder
 
 pytest.importorskip("weightpager.kernels._native")
 

@@ -22,12 +22,12 @@ from engines import InThread, hanging, settle
 from weightpager.answers.predict import predict
 from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch import task_module
-from weightpager.backends.torch.model.architecture import empty_module, quiet_transformers, read_config
+from weightpager.backends.torch.architecture import empty_module, quiet_transformers, read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, BundleError, BusyError, ConfigError, EngineClosedError, TaskNotActiveError
-from weightpager.runtime.paging.reads.page_waits import PendingPages
+from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.task_gate import TaskGate
 
 TEXTS = ["red cat"]
@@ -368,7 +368,7 @@ def test_an_engine_that_cannot_be_opened_keeps_no_file_open(
     def refuses(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("weightpager.engine.opened.open_bundle.Residency", refuses)
+    monkeypatch.setattr("weightpager.engine.open_bundle.Residency", refuses)
     threads = threading.active_count()
     with pytest.raises(MemoryError):
         wp.Engine(bundle, EngineConfig())

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from weightpager.errors import StoreError
-from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint, write_checkpoint
-from weightpager.lab.direct_reader import DirectReader, new_buffer
-from weightpager.machine.direct_file import ALIGNMENT
+from weightpager.machine.storage import ALIGNMENT
+from weightpager_lab.contest.rivals.assets import open_checkpoint, write_checkpoint
+from weightpager_lab.switching import DirectReader, new_buffer
 
 TENSORS = {
     "head": torch.arange(7, dtype=torch.float32),

@@ -15,12 +15,11 @@ import contests
 from command import Command
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
-from weightpager.lab.contest.measure import processes
-from weightpager.lab.contest.results.plan import Plan, quick
-from weightpager.lab.contest.results.result import Contest
-from weightpager.lab.contest.results.subject import usual_subject
-from weightpager.lab.contest.rivals import assets
-from weightpager.lab.contest.run import run_contest
+from weightpager_lab.contest import processes
+from weightpager_lab.contest.plan import Plan, quick, usual_subject
+from weightpager_lab.contest.result import Contest
+from weightpager_lab.contest.rivals import assets
+from weightpager_lab.contest.run import run_contest
 
 
 def test_an_unknown_method_is_refused(assistant_bundle: Path) -> None:
@@ -59,7 +58,7 @@ def test_the_command_takes_companions(
         plans.append(plan)
         return contests.contest(contests.row("ours", contests.found(0.01)))
 
-    monkeypatch.setattr("weightpager.lab.contest.run.run_contest", kept)
+    monkeypatch.setattr("weightpager_lab.contest.run.run_contest", kept)
     weightpager("bench", assistant_bundle, "--all-blocks", assistant_bundle, "--one-mask", assistant_bundle)
     (plan,) = plans
     assert {name: bundle.path for name, bundle in plan.companions.items()} == {
@@ -91,7 +90,7 @@ def test_the_command_marks_rows_whose_limit_did_not_hold(
     ours = contests.row("ours", contests.found(0.01))
     limit = "storage: unlimited: no io controller"
     whole = contests.row("sparse_whole", contests.found(0.12), unlimited=[limit])
-    monkeypatch.setattr("weightpager.lab.contest.run.run_contest", lambda *_: contests.contest(ours, whole))
+    monkeypatch.setattr("weightpager_lab.contest.run.run_contest", lambda *_: contests.contest(ours, whole))
     done = weightpager("bench", assistant_bundle, "--storage", "300MB/s")
     assert "the sparse_whole*" in done.out
     assert "the ours*" not in done.out
@@ -103,7 +102,7 @@ def test_the_command_writes_json_whatever_it_found(
 ) -> None:
     contest = contests.contest(contests.row("ours", contests.found(0.01)))
     contest = contest.model_copy(update={"figures": {"finite": 0.5, "endless": math.inf, "none": math.nan}})
-    monkeypatch.setattr("weightpager.lab.contest.run.run_contest", lambda *_: contest)
+    monkeypatch.setattr("weightpager_lab.contest.run.run_contest", lambda *_: contest)
     done = weightpager("bench", assistant_bundle, "--json", "--out", tmp_path / "bench.json")
     assert (done.code, (tmp_path / "bench.json").read_text()) == (0, done.out)
     found = json.loads(done.out, parse_constant=pytest.fail)

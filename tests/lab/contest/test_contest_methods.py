@@ -23,19 +23,18 @@ from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.kernels import isa
-from weightpager.lab.contest.measure.measuring import measure
-from weightpager.lab.contest.measure.prompt import prompt
-from weightpager.lab.contest.measure.worker import do
-from weightpager.lab.contest.results.facts import budget_for
-from weightpager.lab.contest.results.found import Found, Job
-from weightpager.lab.contest.rivals import assets
-from weightpager.lab.contest.rivals.backbone.checkpoint import write_quantised
-from weightpager.lab.contest.rivals.methods import METHODS, method
-from weightpager.lab.contest.rivals.pace import Pace, slow_engines
-from weightpager.lab.contest.rivals.rival import Rival, Setting
-from weightpager.lab.contest.rivals.torch_rival import TorchRival, tensors
-from weightpager.limits.limits import pinned
 from weightpager.nn import PagedLinear
+from weightpager_lab.contest.figures import budget_for
+from weightpager_lab.contest.measuring import measure
+from weightpager_lab.contest.prompt import prompt
+from weightpager_lab.contest.result import Found, Job
+from weightpager_lab.contest.rivals import assets
+from weightpager_lab.contest.rivals.backbone import write_quantised
+from weightpager_lab.contest.rivals.methods import METHODS, method
+from weightpager_lab.contest.rivals.rival import Pace, Rival, Setting, slow_engines
+from weightpager_lab.contest.rivals.torch_rival import TorchRival, tensors
+from weightpager_lab.contest.worker import do
+from weightpager_lab.limits.limits import pinned
 
 NATIVE = ["ours", "ours_while_loading", "ours_unaligned", "ours_all_blocks", "ours_one_mask"]
 
@@ -192,7 +191,7 @@ def test_a_sparse_rival_takes_its_tables_as_its_checkpoints_have_them(
         pytest.fail("tables were made anew, which takes more memory than they do")
 
     for module in ("parameters", "sparse_tasks"):
-        monkeypatch.setattr(f"weightpager.lab.contest.rivals.{module}.resident", made_anew, raising=False)
+        monkeypatch.setattr(f"weightpager_lab.contest.rivals.{module}.resident", made_anew, raising=False)
     with made(name, bundle, folder) as rival, torch.inference_mode():
         task = next(iter(bundle.tasks))
         assert torch.isfinite(rival.switch(task)(**asked(bundle, task)).logits).all()
@@ -227,7 +226,7 @@ def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
 def test_an_lru_has_as_much_room_as_we_have_however_large_its_own_tables_are(
     bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.lab.contest.rivals.sparse_tasks.fixed_bytes", lambda *_: 1 << 30)
+    monkeypatch.setattr("weightpager_lab.contest.rivals.sparse_tasks.fixed_bytes", lambda *_: 1 << 30)
     a, b = list(bundle.tasks)[:2]
     with made("sparse_lru", bundle, folder, 2.0) as rival:
         rival.switch(a)
@@ -240,7 +239,7 @@ def test_an_lru_has_as_much_room_as_we_have_however_large_its_own_tables_are(
 @pytest.mark.parametrize("bundle", ["writer_bundle", "camera_bundle"], indirect=True)  # what is asked differs in kind
 @pytest.mark.parametrize("name", [entry.name for entry in METHODS])
 def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.lab.contest.measure.measuring.FORWARD_SECONDS", 0.0)  # the fewest forwards
+    monkeypatch.setattr("weightpager_lab.contest.measuring.FORWARD_SECONDS", 0.0)  # the fewest forwards
     if method(name).skipped:
         pytest.skip(method(name).skipped)
     job = job_of(name, bundle, folder)
@@ -262,7 +261,7 @@ def test_our_process_needs_no_torch(assistant_bundle: Path, tmp_path: Path) -> N
     bundle = Bundle.open(assistant_bundle)
     job, result = tmp_path / "job.json", tmp_path / "result.json"
     job.write_text(job_of("ours", bundle, tmp_path).model_dump_json())
-    ran = python(f"from weightpager.lab.contest.measure.worker import main; main({[str(job), str(result)]})")
+    ran = python(f"from weightpager_lab.contest.worker import main; main({[str(job), str(result)]})")
     assert ran.returncode == 0, ran.stderr
     found = Found.model_validate_json(result.read_bytes())
     assert found.backend == "native"

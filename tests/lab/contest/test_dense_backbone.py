@@ -14,25 +14,26 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from weightpager.backends.torch.architecture import full_name
 from weightpager.backends.torch.export import dense_weights
-from weightpager.backends.torch.model.architecture import full_name
 from weightpager.bundle import Bundle
-from weightpager.lab.contest.measure.prompt import prompt
-from weightpager.lab.contest.results.facts import budget_for
-from weightpager.lab.contest.rivals.backbone.checkpoint import write_quantised
-from weightpager.lab.contest.rivals.few_bits.layers import (
+from weightpager_lab.contest.figures import budget_for
+from weightpager_lab.contest.prompt import prompt
+from weightpager_lab.contest.rivals.backbone import write_quantised
+from weightpager_lab.contest.rivals.few_bits import (
+    GROUP,
     Int4Linear,
     Int8Embedding,
     Int8Linear,
+    int4_groups,
+    int8_rows,
     pack_int4,
     takes_int4,
 )
-from weightpager.lab.contest.rivals.few_bits.numbers import GROUP, int4_groups, int8_rows
-from weightpager.lab.contest.rivals.methods import method
-from weightpager.lab.contest.rivals.modules import dense_module
-from weightpager.lab.contest.rivals.parameters import private, resident, wide
-from weightpager.lab.contest.rivals.rival import Setting
-from weightpager.lab.contest.rivals.torch_rival import tensors
+from weightpager_lab.contest.rivals.methods import method
+from weightpager_lab.contest.rivals.parameters import private, resident, wide
+from weightpager_lab.contest.rivals.rival import Setting
+from weightpager_lab.contest.rivals.torch_rival import dense_module, tensors
 
 
 def multiplied_int4(weight: torch.Tensor) -> torch.Tensor:

@@ -15,13 +15,12 @@ from weightpager.answers.model import Integers
 from weightpager.bundle import Bundle
 from weightpager.bundle.held_out_places import held_out_file
 from weightpager.errors import BundleFormatError
-from weightpager.lab.contest.measure.measuring import FORWARD, SWITCH, VISIT, measure
-from weightpager.lab.contest.measure.prompt import TEXTS, TOKENS, Prompts
-from weightpager.lab.contest.measure.texts import write_texts
-from weightpager.lab.contest.results.found import Job
-from weightpager.lab.contest.rivals.methods import method
-from weightpager.lab.contest.rivals.rival import Rival
 from weightpager.readers.tokenizer import open_tokenizer
+from weightpager_lab.contest.measuring import FORWARD, SWITCH, VISIT, measure
+from weightpager_lab.contest.prompt import TEXTS, TOKENS, Prompts, write_texts
+from weightpager_lab.contest.result import Job
+from weightpager_lab.contest.rivals.methods import method
+from weightpager_lab.contest.rivals.rival import Rival
 
 JOB = Job(
     method="ours",
@@ -79,7 +78,7 @@ def asked_of(bundle: Bundle, folder: Path) -> list[tuple[str, bytes]]:
 
 @pytest.fixture
 def bundle(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    monkeypatch.setattr("weightpager.lab.contest.measure.measuring.FORWARD_SECONDS", 0.0)
+    monkeypatch.setattr("weightpager_lab.contest.measuring.FORWARD_SECONDS", 0.0)
     return Bundle.open(assistant_bundle)
 
 
@@ -130,7 +129,7 @@ def test_texts_that_no_tokenizer_can_read_leave_prompts_random(
     def refuse(_: Bundle) -> None:
         raise BundleFormatError("model/tokenizer.json", "file", "a tokenizer", "none")
 
-    monkeypatch.setattr("weightpager.lab.contest.measure.texts.open_tokenizer", refuse)
+    monkeypatch.setattr("weightpager_lab.contest.prompt.open_tokenizer", refuse)
     write_texts(bundle, list(bundle.tasks), tmp_path)
     assert Prompts(bundle, 0, tmp_path / TEXTS).source == "random"
 
@@ -139,7 +138,7 @@ def test_without_held_out_texts_prompts_are_random(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "weightpager.lab.contest.measure.texts.open_tokenizer", lambda _: pytest.fail("it opened the tokenizer")
+        "weightpager_lab.contest.prompt.open_tokenizer", lambda _: pytest.fail("it opened the tokenizer")
     )
     entries = [replace(entry, eval=None) for entry in bundle.tasks.values()]
     plain = Bundle(bundle.path, replace(bundle.manifest, tasks=entries), bundle.index, bundle.placement)

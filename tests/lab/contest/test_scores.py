@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.lab.contest.measure.scores import scores
+from weightpager_lab.contest.prompt import scores
 
 
 def test_held_out_data_that_cannot_be_looked_at_is_not_measured_again(assistant_bundle: Path) -> None:

@@ -7,8 +7,8 @@ from itertools import pairwise, permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.lab.contest.measure.tour import circuit, random_walk
 from weightpager.transitions import Transitions
+from weightpager_lab.contest.measuring import circuit, random_walk
 
 
 @given(st.integers(2, 12), st.integers(0, 1000))

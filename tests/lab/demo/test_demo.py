@@ -24,14 +24,15 @@ import torch
 from command import Command
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import CompileInterrupted
-from weightpager.compiler.resume.compile_run import CompileRun
+from weightpager.compiler.resume.journal import CompileRun
 from weightpager.config import cache_dir
 from weightpager.doctor.machine import describe
-from weightpager.lab.demo import cold_switches, compiled, plots, run
-from weightpager.lab.demo.page import render
-from weightpager.lab.demo.result import OURS, DemoResult, DemoSwitch, DemoTask, Resident
-from weightpager.lab.samples import SampleUnavailable
-from weightpager.lab.samples.sample import Missing, Sample
+from weightpager_lab.demo import cold_switches, compiled, run
+from weightpager_lab.demo import page as plots
+from weightpager_lab.demo.page import render
+from weightpager_lab.demo.result import OURS, DemoResult, DemoSwitch, DemoTask, Resident
+from weightpager_lab.samples import SampleUnavailable
+from weightpager_lab.samples.sample import Missing, Sample
 
 
 def made_up() -> DemoResult:
@@ -140,7 +141,7 @@ def test_the_table_says_how_many_tasks_there_were_and_whether_they_were_cold(
 ) -> None:
     for cold, title in ((True, "2 tasks at 30% sparsity; switches to each task, cold,"), (False, "each task, mean")):
         result = made_up().model_copy(update={"cold": cold, "cold_note": "" if cold else "tmpfs"})
-        monkeypatch.setattr("weightpager.lab.demo.run_demo", lambda *_, result=result: result)
+        monkeypatch.setattr("weightpager_lab.demo.run_demo", lambda *_, result=result: result)
         found = weightpager("demo", "--out", tmp_path / "page.html")
         assert found.code == 0, found.err
         assert title in " ".join(found.out.split())
@@ -150,7 +151,7 @@ def test_the_last_line_is_a_command_that_works(
     monkeypatch: pytest.MonkeyPatch, weightpager: Command, tmp_path: Path, assistant_bundle: Path
 ) -> None:
     result = made_up().model_copy(update={"bundle": str(assistant_bundle), "budget": 2**20})
-    monkeypatch.setattr("weightpager.lab.demo.run_demo", lambda *_: result)
+    monkeypatch.setattr("weightpager_lab.demo.run_demo", lambda *_: result)
     monkeypatch.setattr(shutil, "which", lambda _: None)  # as where nobody has activated the environment
     last = weightpager("demo", "--out", tmp_path / "page.html").err.splitlines()[-1]
     assert last == f"next: weightpager serve {assistant_bundle} --budget 1.0MiB"
@@ -170,7 +171,7 @@ def test_ctrl_c_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, weightpager: 
         def interrupted(*_: object, error: KeyboardInterrupt = error) -> None:
             raise error
 
-        monkeypatch.setattr("weightpager.lab.demo.run_demo", interrupted)
+        monkeypatch.setattr("weightpager_lab.demo.run_demo", interrupted)
         found = weightpager("demo", "--out", tmp_path / "page.html")
         assert (found.code, found.err.strip()) == (130, words)
 

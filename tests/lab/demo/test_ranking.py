@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from weightpager.lab.demo.ranking import memory_figures, switch_figures, verdict
-from weightpager.lab.demo.result import OURS, DemoSwitch, Resident
+from weightpager_lab.demo.result import OURS, DemoSwitch, Resident, memory_figures, switch_figures, verdict
 
 MIB = 2**20
 

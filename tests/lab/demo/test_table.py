@@ -8,9 +8,9 @@ from typing import Any
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import MASK, ControlScore, read_report
-from weightpager.lab.demo.page import render
-from weightpager.lab.demo.result import OURS, ROW_FAULTS, DemoResult, DemoSwitch
-from weightpager.lab.demo.table import row_bytes, rows
+from weightpager_lab.demo.page import render
+from weightpager_lab.demo.result import OURS, ROW_FAULTS, DemoResult, DemoSwitch
+from weightpager_lab.demo.table import row_bytes, rows
 
 
 def test_a_dense_model_is_compared_as_a_bundle_too(wordy_bundle: Path) -> None:

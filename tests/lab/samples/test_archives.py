@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from handmade import pin
-from weightpager.lab.samples import Archive, SampleUnavailable, fetch
-from weightpager.lab.samples.download import archives
-from weightpager.lab.samples.download.archives import Fetcher, cached
+from weightpager_lab.samples import Archive, SampleUnavailable, download, fetch
+from weightpager_lab.samples.download import Fetcher, cached
 
 CONTENT = b"the pinned bytes"
 
@@ -27,7 +26,7 @@ class Registry:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> Registry:
-    monkeypatch.setattr(archives, "download", registry.download)
+    monkeypatch.setattr(download, "download", registry.download)
     return registry
 
 

@@ -6,9 +6,8 @@ from threading import Barrier
 
 import pytest
 
-from weightpager.lab.samples import SampleUnavailable
-from weightpager.lab.samples.download import building
-from weightpager.lab.samples.download.building import build_once, key_of
+from weightpager_lab.samples import SampleUnavailable, download
+from weightpager_lab.samples.download import build_once, key_of
 
 
 def test_a_directory_appears_only_when_complete(tmp_path: Path) -> None:
@@ -64,6 +63,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_the_key_depends_on_every_part_and_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {key_of(source="a", limit=1), key_of(source="b", limit=1), key_of(source="a", limit=2)}
-    monkeypatch.setattr(building, "SCHEMA", building.SCHEMA + 1)
+    monkeypatch.setattr(download, "SCHEMA", download.SCHEMA + 1)
     keys.add(key_of(source="a", limit=1))
     assert len(keys) == 4

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from handmade import pin, tarball, wheel
-from weightpager.lab.samples import SampleUnavailable
-from weightpager.lab.samples.download import clients
-from weightpager.lab.samples.download.archives import fetch
+from weightpager_lab.samples import SampleUnavailable, clients
+from weightpager_lab.samples.download import fetch
 
 SETUP = (
     "from pathlib import Path\nPath({!r}).touch()\nfrom setuptools import setup\nsetup(name='thing', version='1.0')\n"

@@ -14,11 +14,11 @@ from transformers import AutoImageProcessor, ViTForImageClassification
 from json_lines import rows
 from weightpager.compiler import task_file
 from weightpager.errors import ConfigError
-from weightpager.lab.samples.road import road_model
-from weightpager.lab.samples.road.driving import driving, images, picture
-from weightpager.lab.samples.road.road_picture import MARKS, SIDE, render
-from weightpager.lab.samples.road.road_scene import CLASSES, Scene, Signal, Thing, draw
-from weightpager.lab.samples.sample import Sample
+from weightpager_lab.samples.road import road_model
+from weightpager_lab.samples.road.driving import driving, images, picture
+from weightpager_lab.samples.road.road_picture import MARKS, SIDE, render
+from weightpager_lab.samples.road.road_scene import CLASSES, Scene, Signal, Thing, draw
+from weightpager_lab.samples.sample import Sample
 
 EMPTY = Scene(
     daytime="day", rain=0.0, fog=0.002, offset=0.0, bend=0.0, signal=None, vehicle=None, obstacle=None,

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from weightpager.lab.samples.text import mail
-from weightpager.lab.samples.text.mail import Mail, parse
-from weightpager.lab.samples.text.spam import items, label_of
+from weightpager_lab.samples.text import mail
+from weightpager_lab.samples.text.mail import Mail, parse
+from weightpager_lab.samples.text.spam import items, label_of
 
 LIST_MAIL = b"""From: Ann <ann@example.org>
 Received: from somewhere

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from handmade import tarball, wheel
-from weightpager.lab.samples import SampleUnavailable
-from weightpager.lab.samples.download.members import member, members
+from weightpager_lab.samples import SampleUnavailable
+from weightpager_lab.samples.download import member, members
 
 FILES = {"a/one.txt": b"1", "a/b/two.txt": b"2", "a/three.bin": b"3"}
 

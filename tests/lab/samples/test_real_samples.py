@@ -14,13 +14,12 @@ import pytest
 
 from json_lines import rows
 from weightpager.config import cache_dir
-from weightpager.lab import samples
-from weightpager.lab.samples import Missing, Sample, tasks
-from weightpager.lab.samples.download import archives, pins
-from weightpager.lab.samples.download.archives import Fetcher
-from weightpager.lab.samples.items import Item, normalise
-from weightpager.lab.samples.recipes import Recipe
-from weightpager.lab.samples.text import brown, pos
+from weightpager_lab import samples
+from weightpager_lab.samples import Missing, Sample, download, pins, tasks
+from weightpager_lab.samples.download import Fetcher
+from weightpager_lab.samples.items import Item, normalise
+from weightpager_lab.samples.recipes import Recipe
+from weightpager_lab.samples.text import brown, pos
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +168,7 @@ def test_tasks_of_one_source_hold_out_the_same_documents(
 def test_universal_tags_agree_with_the_published_counts(cache: Path) -> None:
     """Tokens of the whole corpus by universal tag, as NLTK's copy of it has them."""
     try:
-        path = archives.fetch(pins.BROWN, cache)
+        path = download.fetch(pins.BROWN, cache)
     except samples.SampleUnavailable as error:
         pytest.skip(str(error))
     words = (word for text in brown.documents(path) for sentence in text.sentences for word in sentence)

@@ -8,10 +8,10 @@ import pytest
 
 from json_lines import rows
 from weightpager.errors import ConfigError
-from weightpager.lab.samples import Missing, SampleUnavailable, domains, tasks
-from weightpager.lab.samples.download.archives import Fetcher
-from weightpager.lab.samples.items import Item, document, labelled
-from weightpager.lab.samples.recipes import Recipe, follow
+from weightpager_lab.samples import Missing, SampleUnavailable, domains, tasks
+from weightpager_lab.samples.download import Fetcher
+from weightpager_lab.samples.items import Item, document, labelled
+from weightpager_lab.samples.recipes import Recipe, follow
 
 LIMITS = {"train": 20, "validation": 5, "eval": 5}
 

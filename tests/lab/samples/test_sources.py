@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handmade import tarball, wheel
-from weightpager.lab.samples.text import (
+from weightpager_lab.samples.text import (
     bbc,
     brown,
     genre,

@@ -14,17 +14,15 @@ import pytest
 
 from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from weightpager.errors import ConfigError
-from weightpager.lab.traces import TRACES, Trace
-from weightpager.lab.traces.adversarial import FLIP, successors
-from weightpager.lab.traces.mail import read_mail
-from weightpager.lab.traces.trace import in_place_of
-from weightpager.lab.traces.uniform import TASKS
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
-from weightpager.runtime.prediction.predictor import TransitionPredictor
-from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.runtime.prediction.predictor import PredictionScore, TransitionPredictor
 from weightpager.trace_file import Visit, read_trace, write_trace
 from weightpager.transitions import Transitions
+from weightpager_lab.traces import TRACES, Trace
+from weightpager_lab.traces.made import FLIP, successors
+from weightpager_lab.traces.mail import read_mail
+from weightpager_lab.traces.trace import TASKS, in_place_of
 
 MADE = sorted(TRACES.keys() - {"mail"})
 PREDICTABLE = ("assistant", "drive", "robot")

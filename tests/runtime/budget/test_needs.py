@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.bundle.footprint import Footprint
-from weightpager.runtime.budget.needs import Needs, Split
+from weightpager.runtime.budget import Needs, Split
 
 PAGE = 100
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
-from weightpager.runtime.budget.row_share import TEXTS_PER_SWITCH, usual_faults
+from weightpager.runtime.budget import TEXTS_PER_SWITCH, usual_faults
 
 
 def table(lookups: float, uses: dict[str, list[float]]) -> RowTableEntry:

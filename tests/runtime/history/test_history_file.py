@@ -19,10 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
-from weightpager.runtime.history.appended_file import AppendedFile
-from weightpager.runtime.history.history import parse_history
-from weightpager.runtime.history.history_file import HistoryFile
-from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.prediction.appended_file import AppendedFile
+from weightpager.runtime.prediction.history import HistoryFile, parse_history
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
 from weightpager.trace_file import Visit, encode, read_timed_visits, read_trace
 
 
@@ -192,7 +191,7 @@ def test_two_logs_cannot_share_a_file(tmp_path: Path) -> None:
 def test_the_disk_has_the_last_visit_in_time_though_none_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.runtime.history.history_file.SYNC_INTERVAL", 0.3)
+    monkeypatch.setattr("weightpager.runtime.prediction.history.SYNC_INTERVAL", 0.3)
     times: list[float] = []
     sync = AppendedFile.sync
 
@@ -216,7 +215,7 @@ def test_a_file_that_has_gone_away_is_not_asked_about_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one of a network file system whose server has gone."""
-    monkeypatch.setattr("weightpager.runtime.history.history_file.SYNC_INTERVAL", 0.2)
+    monkeypatch.setattr("weightpager.runtime.prediction.history.SYNC_INTERVAL", 0.2)
     asked: list[bool] = []
     log = HistoryFile(tmp_path / "history", delay=0.01)
     log.add("a", 1.0, switch=False)
@@ -333,8 +332,8 @@ def test_a_disk_that_cannot_be_waited_for_is_no_gap(tmp_path: Path, monkeypatch:
 WRITER = """
 import sys
 import time
-from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.history.history_file import HistoryFile
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
+from weightpager.runtime.prediction.history import HistoryFile
 monitor = TaskMonitor(file=HistoryFile(sys.argv[1], limit=20_000, delay=0.0))
 print("ready", flush=True)
 number = monitor.switches

@@ -1,6 +1,6 @@
 import json
 
-from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
 
 
 def monitor(limit: int = 100) -> tuple[TaskMonitor, list[float]]:

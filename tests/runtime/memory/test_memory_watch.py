@@ -11,12 +11,11 @@ import pytest
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import Footprint, footprint
-from weightpager.limits.cgroup import run_limited
 from weightpager.machine.memory import read_memory
-from weightpager.runtime.budget.needs import Needs
+from weightpager.runtime.budget import Needs
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.memory.memory_budget import MemoryBudget
-from weightpager.runtime.memory.memory_watch import MemoryWatch
+from weightpager.runtime.memory.memory_budget import MemoryBudget, MemoryWatch
+from weightpager_lab.limits.cgroup import run_limited
 
 PAGE, MIB = 1 << 16, 1 << 20
 

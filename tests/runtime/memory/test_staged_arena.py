@@ -13,13 +13,13 @@ from devices import HostCopier, LateCopier, LateStream
 from numbered_pages import checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
-from weightpager.runtime.budget.needs import Needs
+from weightpager.runtime.budget import Needs
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.memory_budget import MemoryBudget
-from weightpager.runtime.memory.read_fence import ReadFence
-from weightpager.runtime.memory.staged.staged_arena import StagedArena, Staging
+from weightpager.runtime.memory.page_arena import ReadFence
+from weightpager.runtime.memory.staged_arena import StagedArena, Staging
+from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.pager import Pager
-from weightpager.runtime.paging.reads.load import Priority
 
 PAGE = 4096
 PAGES = 16
@@ -247,7 +247,7 @@ def test_reads_wait_for_a_stage_where_they_can_be_cancelled_and_overtaken(copier
 
 
 def test_a_pager_whose_stages_all_hang_can_be_closed(copier: LateCopier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.runtime.paging.reads.thread_reads.JOIN_SECONDS", 0.05)
+    monkeypatch.setattr("weightpager.runtime.paging.thread_reads.JOIN_SECONDS", 0.05)
     arena, _ = arena_of(copier, buffers=1)
     store, ends, pager = GatedStore(), Ends(), Pager(arena, reads=2)
     pager.load(checked(store, PAGES, PAGE), np.arange(2), np.arange(2), Priority.ON_DEMAND, ends)

@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from weightpager.errors import StoreError
-from weightpager.machine.direct_file import DirectFile
+from weightpager.machine.storage import DirectFile
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.planning.slots import ABSENT

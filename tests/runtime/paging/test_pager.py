@@ -13,11 +13,11 @@ from engines import InThread
 from faults import HangingStore
 from numbered_pages import checked
 from weightpager.errors import StoreError, StoreTimeoutError
-from weightpager.machine.direct_file import aligned_memory
+from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.paging import thread_reads
+from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.pager import Pager
-from weightpager.runtime.paging.reads import thread_reads
-from weightpager.runtime.paging.reads.load import Priority
 from weightpager.store import PageStore, read_plan
 
 PAGE, PAGES = 4096, 16

@@ -13,14 +13,12 @@ from engines import InThread
 from numbered_pages import NumberedPages, checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, SwitchFailedError
-from weightpager.runtime.budget.needs import Needs
+from weightpager.runtime.budget import Needs
 from weightpager.runtime.memory.memory_budget import MemoryBudget
-from weightpager.runtime.paging.deadline import NEVER, Deadline
-from weightpager.runtime.paging.pager import Pager
-from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
+from weightpager.runtime.paging.pager import Pager, PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.switch_request import NEVER, Deadline, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 
 PAGE = 4096

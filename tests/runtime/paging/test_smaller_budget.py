@@ -9,10 +9,9 @@ import pytest
 
 from numbered_pages import NumberedPages, checked
 from weightpager.bundle.footprint import Footprint
-from weightpager.runtime.budget.needs import Needs
+from weightpager.runtime.budget import Needs
 from weightpager.runtime.memory.memory_budget import MemoryBudget
-from weightpager.runtime.paging.pager import Pager
-from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
+from weightpager.runtime.paging.pager import Pager, PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest

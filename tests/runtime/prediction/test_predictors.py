@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
-from weightpager.runtime.prediction.predictor import Forecast, LearningPredictor, TransitionPredictor, replay
-from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.runtime.prediction.predictor import (
+    Forecast,
+    LearningPredictor,
+    PredictionScore,
+    TransitionPredictor,
+    replay,
+)
 from weightpager.trace_file import Visit
 
 MakePredictor = Callable[..., LearningPredictor]

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.prefetch.trial import PrefetchTrial
-from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, VirtualArena
+from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, PrefetchTrial, VirtualArena
 from weightpager.store import StorageModel
 
 PAGE = 1 << 20  # as long as the longest read: one page a read

@@ -24,8 +24,8 @@ from weightpager.bundle import PageIndex
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.pager import Pager
-from weightpager.runtime.rows.native_rows import RowFiles
 from weightpager.runtime.rows.row_cache import RowCache
+from weightpager.runtime.rows.row_memory import RowFiles
 from weightpager.runtime.rows.row_pages import RowPages, RowReads
 from weightpager.store import Sources, VerifyingStore
 
@@ -155,7 +155,7 @@ def test_who_reads(pager: Pager, files: Files, request: pytest.FixtureRequest) -
 
 
 def test_many_pages_are_read_in_pieces(pager: Pager, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.runtime.rows.native_rows.AT_ONCE", 256)
+    monkeypatch.setattr("weightpager.runtime.rows.row_memory.AT_ONCE", 256)
     cache = files.cache(pager, 200)
     ids = np.repeat(np.arange(200), 2)
     assert torch.equal(looked_up(cache, ids), files.values[torch.from_numpy(ids)])

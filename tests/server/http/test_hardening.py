@@ -21,8 +21,8 @@ from hypothesis.errors import Unsatisfiable
 
 import weightpager as wp
 from running import ADMIN, Running, serving
-from weightpager.runtime.history.history_file import DELAY
-from weightpager.server.http.presence import running as running_servers
+from weightpager.runtime.prediction.history import DELAY
+from weightpager.server.presence import running as running_servers
 from weightpager.server.scheduling.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.server.http.presence import Presence, announced, running, usual_folder
+from weightpager.server.presence import Presence, announced, running, usual_folder
 
 
 def presence(number: int = 0) -> Presence:
@@ -28,7 +28,7 @@ def test_a_server_is_found_while_it_runs(tmp_path: Path) -> None:
 
 def test_a_killed_server_is_forgotten(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom weightpager.server.http.presence import Presence, announced\n"
+        "import sys, time\nfrom pathlib import Path\nfrom weightpager.server.presence import Presence, announced\n"
         "found = Presence(url='http://x', pid=1, bundle='b', started=0)\n"
         f"with announced(found, Path({str(tmp_path / 'here')!r})):\n    print(1, flush=True)\n    time.sleep(60)\n"
     )

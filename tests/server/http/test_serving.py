@@ -25,14 +25,13 @@ import weightpager as wp
 from running import Running, serving
 from weightpager.answers.work import Embed
 from weightpager.errors import ConfigError, RequestTimeoutError, ServerClosedError
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 from weightpager.server.routes.exchange import Exchange
-from weightpager.server.routes.generation_format import CompletionFormat
-from weightpager.server.scheduling.batch import Batch
+from weightpager.server.routes.generation_routes import CompletionFormat
 from weightpager.server.scheduling.job import Delta
-from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.service import Service
-from weightpager.server.scheduling.settings import Settings
+from weightpager.server.scheduling.settings import Policy, Settings
+from weightpager.server.scheduling.worker import Batch
 
 TEXTS = [" ".join(tiny.WORDS[start : start + length]) for start in range(8) for length in (1, 3, 4)]
 TASKS = ["animal", "weather", "number", "colour"]

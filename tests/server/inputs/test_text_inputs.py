@@ -10,8 +10,7 @@ import pytest
 
 import tiny
 import tiny_pairs
-from weightpager.answers.generation.forward_size import Activations
-from weightpager.answers.model import ModelLimits
+from weightpager.answers.model import Activations, ModelLimits
 from weightpager.bundle import Generation, TaskEntry
 from weightpager.server.inputs.text_inputs import TextInputs
 from weightpager.server.inputs.vocabulary import Vocabulary

@@ -9,10 +9,9 @@ from transformers import Phi3Config, Phi3ForSequenceClassification
 
 import tiny
 from weightpager.answers.encoding import embed
-from weightpager.answers.generation.forward_size import Activations
-from weightpager.answers.model import ModelLimits
+from weightpager.answers.model import Activations, ModelLimits
 from weightpager.answers.work import Embed
-from weightpager.backends.torch.model.architecture import uniform_length
+from weightpager.backends.torch.architecture import uniform_length
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import TaskEntry
 from weightpager.errors import BundleFormatError, RequestError

@@ -19,11 +19,11 @@ from running import ADMIN, TOKEN, Running, serving
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.errors import ConfigError, StoreError
-from weightpager.runtime.budget.bundle_needs import smallest_budget
-from weightpager.server.http.app import create_app
-from weightpager.server.http.run import server
+from weightpager.runtime.budget import smallest_budget
+from weightpager.server.app import create_app
 from weightpager.server.routes.encoding_routes import models
-from weightpager.server.routes.status import status
+from weightpager.server.routes.watch_routes import status_of
+from weightpager.server.run import server
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings, read_token
 from weightpager.trace_file import read_trace
@@ -55,7 +55,7 @@ async def test_the_admin_asks_from_this_machine_unless_allowed(
 ) -> None:
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         app = create_app(Service(engine, Settings(admin_token=ADMIN, remote_admin=remote)))
-        for address, wanted in (("192.0.2.7", status), ("no address", status), ("127.0.0.1", 200), ("::1", 200)):
+        for address, wanted in (("192.0.2.7", status_of), ("no address", status_of), ("127.0.0.1", 200), ("::1", 200)):
             transport = httpx.ASGITransport(app, client=(address, 1234))
             headers = {"Authorization": f"Bearer {ADMIN}"}
             async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
@@ -267,7 +267,7 @@ def test_the_state_is_told_while_a_task_leaves(
             return forecast()
 
         monkeypatch.setattr(engine, "forecast", forecast_later)
-        found = status(service)
+        found = status_of(service)
     assert [task.name for task in found.tasks] == list(engine.bundle.tasks)
     assert "weather" not in engine.bundle.tasks
 
@@ -288,7 +288,7 @@ def test_a_task_that_leaves_while_tasks_are_listed_is_left_out(
 
         monkeypatch.setattr(engine, "check_fits", reloaded_first)
         if route == "status":
-            found = [task.name for task in status(service).tasks]
+            found = [task.name for task in status_of(service).tasks]
         else:
             found = [model.id for model in asyncio.run(models(service)).data]
     assert found == list(engine.bundle.tasks)
@@ -345,10 +345,10 @@ def test_the_trace_is_one_that_the_compiler_reads(assistant_bundle: Path, tmp_pa
 
 def test_users_need_the_token_if_there_is_one(assistant_bundle: Path) -> None:
     with serving(assistant_bundle, Settings(token=TOKEN, admin_token=ADMIN)) as running:
-        for token, status in ((None, 401), ("wrong", 401), (TOKEN, 200), (ADMIN, 200)):
+        for token, status_of in ((None, 401), ("wrong", 401), (TOKEN, 200), (ADMIN, 200)):
             with running.http(token) as client:
                 for path in ("/v1/models", "/metrics", "/status"):
-                    assert client.get(path).status_code == status
+                    assert client.get(path).status_code == status_of
                 assert client.get("/health").status_code == client.get("/ready").status_code == 200
                 assert client.get("/").status_code == 200
         with running.http(TOKEN) as client:

@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 
 from running import Running, serving
-from weightpager.answers.generation import forward_size
+from weightpager.answers import model
 from weightpager.server.scheduling import batching
-from weightpager.server.scheduling.policy import Policy
-from weightpager.server.scheduling.settings import Settings
+from weightpager.server.scheduling.settings import Policy, Settings
 
 HONEST, ROUNDS = 32, 3
 
@@ -65,9 +64,9 @@ def bound(running: Running, ahead: int) -> float:
 
 @pytest.mark.slow
 def test_honest_requests_beside_long_prompts(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((forward_size, "PIECE"), (batching, "PIECE"), (batching, "HEAVY")):
+    for module, name in ((model, "PIECE"), (batching, "PIECE"), (batching, "HEAVY")):
         monkeypatch.setattr(module, name, 8)
-    monkeypatch.setattr(forward_size, "FORWARD_TOKENS", 32)
+    monkeypatch.setattr(model, "FORWARD_TOKENS", 32)
     body = {"max_tokens": 1, "temperature": 0}
     honest = [body | {"model": task, "prompt": "cat"} for task in ("animals", "numbers")]
     others = [body | {"model": "animals", "prompt": "cat dog red " * count} for count in (39, 42, 4000)]

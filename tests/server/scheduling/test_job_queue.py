@@ -13,8 +13,7 @@ from weightpager.bundle import TaskEntry
 from weightpager.server.scheduling import job as job_module
 from weightpager.server.scheduling.batching import Waiting
 from weightpager.server.scheduling.job import Job
-from weightpager.server.scheduling.job_queue import JobQueue, Taken
-from weightpager.server.scheduling.scheduler import Plan
+from weightpager.server.scheduling.scheduler import JobQueue, Plan, Taken
 
 JOBS = 12
 

@@ -22,22 +22,21 @@ from torch import nn
 import tiny
 import weightpager as wp
 from running import Running, serving
-from weightpager.answers.generation import forward_size
+from weightpager.answers import model as forward_size
 from weightpager.answers.model import CacheSize, TaskModel
 from weightpager.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
-from weightpager.backends.torch.kv_cache import CACHE
+from weightpager.backends.torch.generation import CACHE
 from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.kernels.choice import NATIVE
 from weightpager.readers.tokenizer import open_tokenizer
-from weightpager.server.inputs import text_limit
-from weightpager.server.inputs.text_limit import default_limit
+from weightpager.server.inputs import text_inputs
+from weightpager.server.inputs.text_inputs import default_limit
 from weightpager.server.scheduling import batching
-from weightpager.server.scheduling.batch import Batch
 from weightpager.server.scheduling.batching import beginnable, largest_batch
 from weightpager.server.scheduling.job import Done, Event, Failed, Job
-from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.service import Service
-from weightpager.server.scheduling.settings import Settings
+from weightpager.server.scheduling.settings import Policy, Settings
+from weightpager.server.scheduling.worker import Batch
 
 LONG = "cat dog cow one two three red sun " * 14
 """112 tokens."""
@@ -267,8 +266,8 @@ def test_a_task_that_classifies_makes_no_other_tasks_texts_shorter(
     mixed = tiny.writer(tmp_path, compare="none", training={"steps": 2, "batch": 4})
     mixed["tasks"]["animal"] = tiny.classification(tmp_path, "animal", {"cat": ["cat"], "dog": ["dog"]})
     wp.compile(mixed, out=tmp_path / "mixed.bundle")
-    monkeypatch.setattr(text_limit, "IN_PIECES", 120)
-    monkeypatch.setattr(text_limit, "FORWARD_TOKENS", 32)
+    monkeypatch.setattr(text_inputs, "IN_PIECES", 120)
+    monkeypatch.setattr(text_inputs, "FORWARD_TOKENS", 32)
     with serving(tmp_path / "mixed.bundle") as running:
         embed = running.openai.embeddings.create
         assert embed(model="animals", input=list(IDS)).data
@@ -347,7 +346,7 @@ def test_closing_cuts_off_a_forward_that_does_not_end(assistant_bundle: Path, mo
         while True:
             forwards.append(model.logits({"input_ids": np.array([[4, 5]])}))
 
-    monkeypatch.setattr("weightpager.answers.begin.embed", endless)
+    monkeypatch.setattr("weightpager.answers.encoding.embed", endless)
     with serving(assistant_bundle) as running:
         with running.post("/v1/embeddings", {"model": "weather", "input": "sun"}):
             while not forwards:
@@ -361,7 +360,7 @@ ENDLESS = """
 import logging, sys, threading
 from types import SimpleNamespace
 import torch
-from weightpager.server.http.run import cut_off
+from weightpager.server.run import cut_off
 
 logging.basicConfig(level="ERROR")
 def compute():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
 from weightpager.server.scheduling.batching import Waiting
-from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, next_task
+from weightpager.server.scheduling.settings import Policy
 
 BATCH, SWITCH = 0.05, 0.2
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from weightpager.answers.generation.forward_size import PIECE, Activations
+from weightpager.answers.model import PIECE, Activations
 from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, largest_batch
-from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, task_of
+from weightpager.server.scheduling.settings import Policy
 
 STEP, SWITCH = 0.3, 0.2
 TINY = Activations(per_token=1, per_pair=1)

@@ -11,7 +11,7 @@ import pytest
 
 from running import serving
 from weightpager.bundle import Bundle
-from weightpager.runtime.budget.bundle_needs import smallest_budget
+from weightpager.runtime.budget import smallest_budget
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

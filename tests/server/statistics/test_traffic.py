@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.server.schema.status import TrafficStatus
-from weightpager.server.statistics import traffic
-from weightpager.server.statistics.traffic import SECONDS, Traffic
+from weightpager.server import metrics
+from weightpager.server.metrics import SECONDS, Traffic
+from weightpager.server.status import TrafficStatus
 
 
 class Clock:
@@ -41,11 +41,11 @@ def test_a_minute_is_looked_back() -> None:
 def test_with_very_many_requests_less_is_looked_back() -> None:
     clock = Clock()
     found = Traffic(clock)
-    for _ in range(traffic._MOST + 100):
+    for _ in range(metrics._MOST + 100):
         clock.now += 0.001
         found.add(200, 0.1)
     recent = found.recent()
-    assert recent.requests == traffic._MOST
+    assert recent.requests == metrics._MOST
     assert abs(recent.requests / recent.seconds - 1000) < 1
 
 

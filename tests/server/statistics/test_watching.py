@@ -17,9 +17,9 @@ from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.runtime.memory.staged.staged_arena import Staging
-from weightpager.server.http.json_log import JsonFormatter
-from weightpager.server.routes.status import status
+from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.server.middleware import JsonFormatter
+from weightpager.server.routes.watch_routes import status_of
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings
 
@@ -118,7 +118,7 @@ def test_memory_is_told_for_every_purpose(assistant_bundle: Path) -> None:
         families = text_string_to_metric_families(service.metrics.text().decode())
         rows = [row for family in families for row in family.samples]
         told = {row.labels["purpose"]: row.value for row in rows if row.name == "weightpager_memory_bytes"}
-        assert told == status(service).memory == asdict(use)
+        assert told == status_of(service).memory == asdict(use)
         assert use.staging
     copier.finish()
 

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from paging import page
 from weightpager.kernels.torch import DeviceWeight, gpu
-from weightpager.kernels.torch import triton as kernels
+from weightpager.kernels.torch import gpu as kernels
 from weightpager.page_dtype import ENCODINGS
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int16: "*i16"}

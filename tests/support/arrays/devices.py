@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.memory.read_fence import Event, ReadFence
+from weightpager.runtime.memory.page_arena import Event, ReadFence
 
 
 class Done:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.bundle.format.block_numbers import BlockNumbers
+from weightpager.bundle.format.block_table import BlockNumbers
 from weightpager.bundle.format.placement import Placement
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from weightpager.bundle.format.row_table import RowTable, RowTableEntry, decode_rows, encode_rows, table_pages
-from weightpager.kernels.torch.arrays import as_array
+from weightpager.kernels.torch.device_weight import as_array
 from weightpager.runtime.rows.row_cache import RowCache
 
 

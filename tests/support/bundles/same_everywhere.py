@@ -25,7 +25,7 @@ def same_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.compiler.training.device._bfloat16_pays", lambda: True)
         patch.setattr("weightpager.compiler.training.sparse_products._skipping_pays", lambda *_: False)
-        patch.setattr("weightpager.compiler.training.attention.SHORT", 0)
+        patch.setattr("weightpager.compiler.training.loss.SHORT", 0)
         yield
 
 

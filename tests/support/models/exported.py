@@ -10,7 +10,7 @@ import pytest
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, PIXELS, config_of
 from made_once import made_once
 from weightpager.bundle import TaskKind
-from weightpager.compiler.graph.draft import Draft
+from weightpager.compiler.graph.builder import Draft
 from weightpager.compiler.graph.export import export_graph
 from weightpager.compiler.graph.passes import simplified
 from weightpager.errors import NotExportableError

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Literal
 
-from weightpager.lab.samples.download.pins import Archive
+from weightpager_lab.samples.pins import Archive
 
 
 def tarball(files: Mapping[str, bytes]) -> bytes:

@@ -22,9 +22,8 @@ from weightpager.compiler import task_file
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import pack
+from weightpager.compiler.packing.pack import StoredBlocks, pack
 from weightpager.compiler.packing.plan import BundlePlan
-from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.training.masks import Masks
 from weightpager.nn import set_upright

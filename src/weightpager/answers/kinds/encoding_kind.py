@@ -8,7 +8,7 @@ from typing import Any
 
 from weightpager.answers.kinds.kind import Kind
 from weightpager.answers.model import Floats, Inputs, TaskModel
-from weightpager.answers.padded import pad_id, padded
+from weightpager.answers.query import pad_id, padded
 from weightpager.answers.work import Outcome
 
 

@@ -13,8 +13,7 @@ from weightpager.answers.kinds.classification import Classification
 from weightpager.answers.model import Inputs, TaskModel
 from weightpager.answers.work import ClassifyImage
 from weightpager.bundle import TaskEntry
-from weightpager.readers.image_file import Frame
-from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.image_reader import Frame, ImageReader
 
 
 class ImageClassification(Classification):

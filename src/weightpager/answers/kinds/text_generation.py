@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from weightpager.answers.generation.completions import completions
+from weightpager.answers.generation import completions
 from weightpager.answers.kinds.language_modeling import LanguageModeling
 from weightpager.answers.model import Inputs, TaskModel
 from weightpager.answers.text_metrics import text_scores

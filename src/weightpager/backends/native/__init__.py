@@ -1,8 +1,7 @@
 """Graphs run by native code: no torch in the process. Owns no threads; those of the native module are the process's."""
 
-from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
-from weightpager.backends.native.program import KVCache, Program, Workspaces
-from weightpager.backends.native.threads import thread_count
+from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter, RowsOnDemand
+from weightpager.backends.native.program import KVCache, Program, Workspaces, thread_count
 
 __all__ = [
     "Array",

@@ -8,17 +8,14 @@ import numpy as np
 
 from weightpager import kernels
 from weightpager.answers.model import CacheSize, ModelLimits
+from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
-from weightpager.backends.native.operands import Array, Blocks, ProgramParameter
 from weightpager.backends.native.program import KVCache, Program, Workspaces, stages
-from weightpager.backends.native.task import NativeTask
-from weightpager.backends.native.task_check import check_tasks
-from weightpager.backends.paged_weights import of_entry
-from weightpager.backends.parameters import Parameters
-from weightpager.backends.task_parts import TaskParts
+from weightpager.backends.native.task import NativeTask, check_tasks
+from weightpager.backends.task_parts import Parameters, TaskParts, of_entry
 from weightpager.bundle import Bundle, TaskKind
-from weightpager.bundle.files.tensor_header import Header, TensorInfo
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.config import format_size
 from weightpager.errors import BundleFormatError, ConfigError

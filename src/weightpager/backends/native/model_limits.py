@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weightpager.answers.generation.forward_size import Activations
-from weightpager.answers.model import ModelLimits
+from weightpager.answers.model import Activations, ModelLimits
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import MODEL
-from weightpager.bundle.settings.checks import CONFIG, GENERATION, check_settings, generation_settings, parse
+from weightpager.bundle.settings import CONFIG, GENERATION, check_settings, generation_settings, parse
 
 _NAMES = {
     "vocab_size": ("vocab_size",),

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from threading import Lock
 
 import numpy as np
 
 import weightpager.kernels._native as _native
-from weightpager.backends.native.lowering import Lowering
-from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
-from weightpager.backends.native.threads import thread_count
+from weightpager.backends.native.lowering import Array, Blocks, Lowering, ProgramParameter, RowsOnDemand
 from weightpager.backends.task_parts import Gate
 from weightpager.bundle.format.manifest import FORMS
+from weightpager.errors import ConfigError
 from weightpager.graph import Graph, Node, Operand
-from weightpager.graph.split import split
+from weightpager.graph.graph import split
 from weightpager.kernels import PageNotResidentError
+from weightpager.machine.processor import usable_cores
+
+_MOST = 256
+
+
+def thread_count() -> int:
+    """``WEIGHTPAGER_THREADS``; else torch's where it is loaded; else ``OMP_NUM_THREADS``; else the usable cores.
+
+    Raises:
+        ConfigError: ``WEIGHTPAGER_THREADS`` is no number from 1 to 256.
+    """
+    asked = os.environ.get("WEIGHTPAGER_THREADS", "")
+    if asked:
+        if not asked.isdecimal() or not 1 <= int(asked) <= _MOST:
+            raise ConfigError(f"WEIGHTPAGER_THREADS: expected 1 to {_MOST}, got {asked!r}")
+        return int(asked)
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):  # it may be half imported
+        return int(torch.get_num_threads())
+    theirs = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels the first
+    if theirs.isdecimal() and int(theirs) >= 1:
+        return min(int(theirs), _MOST)
+    return min(usable_cores(), _MOST)
+
 
 MOST_ACTIVATION_BYTES = 2**32
 """Activations of one call take no more, unless the caller states another number."""

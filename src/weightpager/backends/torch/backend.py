@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.answers.model import CacheSize, ModelLimits
-from weightpager.backends.parameters import Parameters
-from weightpager.backends.task_parts import TaskParts
-from weightpager.backends.torch import parameters, task_module
-from weightpager.backends.torch.kv_cache import bytes_per_token
-from weightpager.backends.torch.limits import limits_of
-from weightpager.backends.torch.model import architecture
+from weightpager.backends.task_parts import Parameters, TaskParts
+from weightpager.backends.torch import architecture, parameters, task_module
+from weightpager.backends.torch.generation import bytes_per_token, limits_of
 from weightpager.backends.torch.parameters import Tensors
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import Bundle

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from weightpager.backends.paged_weights import of_entry
-from weightpager.backends.torch.model.architecture import (
+from weightpager.backends.task_parts import of_entry
+from weightpager.backends.torch.architecture import (
     empty_module,
     full_name,
     preprocessor,
@@ -20,18 +24,41 @@ from weightpager.backends.torch.model.architecture import (
     read_generation,
     set_generation,
 )
-from weightpager.backends.torch.new_model import free_target, refusals
 from weightpager.backends.torch.parameters import activation_dtype, read_parameters, read_rows, widened
 from weightpager.backends.torch.task_module import assign, route
 from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.files.new_directory import new_directory
-from weightpager.bundle.format import permutations as permutations_file
+from weightpager.bundle.format import placement as permutations_file
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels.torch import reference
+from weightpager.machine.paths import has_directory
 from weightpager.nn import set_as_published
 from weightpager.store import LocalStore, VerifyingStore
+
+
+def free_target(out: str | Path) -> Path:
+    """Where a directory shall be, as an absolute path.
+
+    Raises:
+        ConfigError: something is there already, or there is no directory to write it into.
+    """
+    target = Path(os.path.abspath(out))
+    if os.path.lexists(target):
+        raise ConfigError(f"out: {target} exists; choose another name")
+    if not has_directory(target.parent):
+        raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
+    return target
+
+
+@contextmanager
+def refusals(target: Path) -> Iterator[None]:
+    """Turn what the storage refuses into a `ConfigError`."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:  # the last of settings that contradict each other
+        raise ConfigError(f"out: cannot write {target}: {error}") from error
 
 
 def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
@@ -107,7 +134,9 @@ def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> d
         for axis, order in back.of(task, name).items():
             if axis >= value.ndim or value.shape[axis] != len(order):
                 wanted = f"an axis of {list(value.shape)}"
-                raise BundleFormatError(permutations_file.FILE, f"{name}:{axis}", wanted, f"{len(order)} indices")
+                raise BundleFormatError(
+                    permutations_file.PERMUTATIONS, f"{name}:{axis}", wanted, f"{len(order)} indices"
+                )
             value = value.index_select(axis, torch.from_numpy(order))
         restored[name] = value
     return restored

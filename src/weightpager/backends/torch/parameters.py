@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from weightpager.backends import parameters
-from weightpager.backends.parameters import Parameters, Placed, whole_in
+from weightpager.backends import task_parts
+from weightpager.backends.task_parts import Parameters, Placed, whole_in
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.row_table import decode_rows
 from weightpager.bundle.format.whole_weight import decode_whole
 from weightpager.kernels.torch import DeviceWeight, Weight
-from weightpager.kernels.torch.arrays import as_tensor
-from weightpager.store.row_reader import RowReader
+from weightpager.kernels.torch.device_weight import as_tensor
+from weightpager.store.block_reader import RowReader
 
 _HOST = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def placed(read: Parameters, device: torch.device) -> Tensors:
 
 def read_parameters(bundle: Bundle, file: str) -> dict[str, Tensor]:
     """All tensors of a parameter file, by canonical name, on the host. Errors are those of the arrays' reader."""
-    return dict(placed(parameters.read_parameters(bundle, file), _HOST).values)
+    return dict(placed(task_parts.read_parameters(bundle, file), _HOST).values)
 
 
 def device_rows(bundle: Bundle, device: torch.device) -> dict[str, Tensor]:
@@ -66,8 +66,8 @@ def widened(bundle: Bundle, values: Mapping[str, Tensor], dtype: torch.dtype = t
 
 
 def activation_dtype(values: Iterable[Tensor]) -> torch.dtype:
-    """What a module of these parameters computes in. See `weightpager.backends.parameters.activation_dtype`."""
-    name = parameters.activation_dtype(dtype_name(value.dtype) for value in values)
+    """What a module of these parameters computes in. See `weightpager.backends.task_parts.activation_dtype`."""
+    name = task_parts.activation_dtype(dtype_name(value.dtype) for value in values)
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from weightpager.backends.paged_weights import of_entry
-from weightpager.backends.task_parts import TaskParts, no_arrays
-from weightpager.backends.torch.model.architecture import empty_module, full_name
+from weightpager.backends.task_parts import TaskParts, no_arrays, of_entry
+from weightpager.backends.torch.architecture import empty_module, full_name
 from weightpager.backends.torch.parameters import Tensors, activation_dtype
-from weightpager.backends.torch.whole_weights import put_whole, without_ties
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.errors import BundleFormatError, InferenceOnlyError
@@ -27,6 +25,7 @@ from weightpager.nn import (
     PagedEmbedding,
     PagedLinear,
     RowSource,
+    WholeEmbedding,
     WholeLinear,
     fuse_gated_mlps,
     is_linear,
@@ -35,6 +34,56 @@ from weightpager.nn import (
     missing_values,
     mixtures,
 )
+
+
+def put_whole(module: nn.Module, name: str, weight: Weight, dtype: torch.dtype) -> None:
+    """Replace, in place, all layers that share a parameter; a module that lacks it stays as it is.
+
+    Args:
+        module: whose parameters have no values yet.
+        name: of the parameter, as the module calls it.
+        weight: its values.
+        dtype: that the module computes in.
+
+    Raises:
+        BundleFormatError: the parameter is of another shape, or used in another way than by lookup and product.
+    """
+    try:
+        old = module.get_parameter(name)
+    except AttributeError:
+        return
+    shape = (weight.out_features, weight.in_features)
+    if tuple(old.shape) != shape:
+        raise BundleFormatError("manifest.json", f"whole_weights.{name}", f"{tuple(old.shape)}", f"{shape}")
+    made: dict[int, nn.Module] = {}
+    for path, part in list(module.named_modules(remove_duplicate=False)):
+        if any(tensor is old for tensor in part._parameters.values()):
+            if id(part) not in made:
+                made[id(part)] = _over(weight, part, name, dtype)
+            module.set_submodule(path, made[id(part)])
+
+
+def without_ties(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values under every name that a module has for a parameter, so that nothing has to be tied afterwards.
+
+    Args:
+        wanted: the module's parameters and buffers, by all their names.
+        state: values, each under one of its names at least.
+    """
+    values = {id(wanted[name]): value for name, value in state.items() if name in wanted}
+    return {name: values[id(tensor)] for name, tensor in wanted.items() if id(tensor) in values}
+
+
+def _over(weight: Weight, part: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+    if is_plain_embedding(part):
+        return WholeEmbedding(weight, dtype, part.padding_idx)
+    if not is_linear(part):
+        wanted = "a weight that only embeddings and linear layers of the architecture use"
+        raise BundleFormatError("manifest.json", f"whole_weights.{name}", wanted, part)
+    layer = WholeLinear(weight, None, dtype)
+    layer.bias = part.bias  # which has its value with all others
+    return layer
+
 
 HostOrDeviceArray = Any
 """An array on the host, or a tensor on any device."""

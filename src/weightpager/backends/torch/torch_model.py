@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from weightpager.answers.generation.forward_size import Activations
-from weightpager.answers.model import CacheSize, Floats, Inputs, Integers, See
+from weightpager.answers.model import Activations, CacheSize, Floats, Inputs, Integers, See
 from weightpager.answers.work import Sampling
-from weightpager.backends.torch.kv_cache import CACHE, bytes_per_token, new_cache, reads_in_pieces, without_cache
-from weightpager.backends.torch.limits import activations_of
-from weightpager.backends.torch.model.architecture import context_length, uniform_length
+from weightpager.backends.torch.architecture import context_length, uniform_length
+from weightpager.backends.torch.generation import (
+    CACHE,
+    ResumableGeneration,
+    activations_of,
+    bytes_per_token,
+    new_cache,
+    reads_in_pieces,
+    without_cache,
+)
 from weightpager.backends.torch.parameters import activation_dtype
-from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 
 class TorchModel:

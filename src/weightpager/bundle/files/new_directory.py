@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -18,8 +20,96 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weightpager.bundle.files.lock import lock, unlock
-from weightpager.bundle.files.permissions import open_up
+from weightpager.errors import WeightpagerError
+
+
+def imitate(path: Path, model: os.stat_result) -> None:
+    """Give a file or directory another one's mode, and its owner and group where that is permitted.
+
+    Raises:
+        OSError: the storage refused the mode.
+    """
+    for owner, group in ((-1, model.st_gid), (model.st_uid, -1)):
+        with suppress(OSError):
+            os.chown(path, owner, group)
+    path.chmod(stat.S_IMODE(model.st_mode))
+
+
+def imitate_tree(root: Path, folder: os.stat_result, file: os.stat_result) -> None:
+    """`imitate` for a directory and all in it. ``root`` comes last: until then nobody else can enter it.
+
+    Files with more than one hard link are left alone: they belong to other bundles too.
+    """
+    for path in root.rglob("*"):
+        if path.is_dir():
+            imitate(path, folder)
+        elif path.stat().st_nlink == 1:
+            imitate(path, file)
+    imitate(root, folder)
+
+
+def open_up(root: Path) -> None:
+    """Give a directory from ``mkdtemp``, which is private, the mode that a new directory would have here."""
+    usual = root / ".mode"
+    usual.mkdir()
+    mode = stat.S_IMODE(usual.stat().st_mode)
+    usual.rmdir()
+    root.chmod(mode)
+
+
+@contextmanager
+def locked(
+    path: Path,
+    flags: int,
+    taken: WeightpagerError,
+    errors: Callable[[], AbstractContextManager[None]],
+    *,
+    required: bool = True,
+    mode: int = 0o600,
+) -> Iterator[int]:
+    """Open a file or directory and keep other processes from locking it meanwhile; its descriptor.
+
+    Args:
+        path: of the file or directory.
+        flags: as `os.open` takes them.
+        taken: raised if another process holds the lock.
+        errors: turns an `OSError` of the storage into one of ours.
+        required: refuse a file system without locks, too. Else the body runs there without one.
+        mode: of a file that is created.
+    """
+    with errors():
+        descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        with errors():
+            if not lock(descriptor, required=required):
+                raise taken
+        yield descriptor
+    finally:
+        unlock(descriptor)
+        os.close(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock back: closing isn't enough where a process that was forked meanwhile has the descriptor too."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def lock(descriptor: int, *, required: bool = True) -> bool:
+    """Lock an open file or directory until it is closed; False if another process holds it.
+
+    Raises:
+        OSError: the lock is required, and the file system has none.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        if required:
+            raise
+    return True
+
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

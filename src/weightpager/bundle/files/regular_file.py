@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from weightpager.errors import WeightpagerError
 from weightpager.interrupts import uninterrupted
 
 _NO_MATTER = 2**20  # files of up to so many bytes are not checked for holes
@@ -82,3 +83,18 @@ def _stored(descriptor: int, start: int, end: int) -> Generator[tuple[int, int],
             yield start, end
     finally:
         os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+@contextmanager
+def storage_errors_as(kind: type[WeightpagerError], what: str, then: str = "") -> Iterator[None]:
+    """Turn an `OSError` of the storage into an error of ours, which names the file.
+
+    Args:
+        kind: of the error.
+        what: its text names where the storage names no file.
+        then: the end of its text.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot write {error.filename or what}: {error.strerror or error}{then}") from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.blocks import BlockGrid, KeepMask
-from weightpager.bundle.files.tensor_header import Header, TensorInfo
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
+from weightpager.bundle.format.manifest import Manifest
 from weightpager.errors import BundleFormatError
 
 Int32 = npt.NDArray[np.int32]
@@ -112,3 +115,73 @@ class BlockTable:
             raise wrong("col_indices", "ascending inside each row", "another order")
         if where.min() < 0 or where.max() >= locations:
             raise wrong("locations", f"0 to {locations - 1}", f"{where.min()} to {where.max()}")
+
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockNumbers:
+    """The paged weights in manifest order, and which numbers their blocks have.
+
+    A block's number in its layer is what files hold. Its number in the bundle adds those of the layers before.
+
+    Attributes:
+        names: names of the weights.
+        layers: model layers of the weights.
+        grids: block grids of the weights.
+        starts: int64 [layers + 1], the number in the bundle of each layer's first block.
+        first: int64 [weights], the number in the bundle of each weight's first block.
+    """
+
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+    grids: tuple[BlockGrid, ...]
+    starts: Int64
+    first: Int64
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> BlockNumbers:
+        """Those of a bundle."""
+        layers = np.array([weight.layer for weight in manifest.weights], np.int64)
+        grids = tuple(manifest.grid(weight) for weight in manifest.weights)
+        counts = np.array([grid.count for grid in grids], np.int64)
+        order = np.argsort(layers, kind="stable")
+        first = np.empty(len(counts), np.int64)
+        first[order] = np.cumsum(counts[order]) - counts[order]
+        sizes = np.zeros(manifest.layers, np.int64)
+        np.add.at(sizes, layers, counts)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        return cls(tuple(weight.name for weight in manifest.weights), tuple(layers.tolist()), grids, starts, first)
+
+    @property
+    def total(self) -> int:
+        """Blocks of all weights."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The dtype of numbers in a layer: uint16 if no layer has more than 65,535 blocks, else uint32."""
+        wide = int(np.diff(self.starts).max()) > np.iinfo(np.uint16).max
+        return np.dtype(np.uint32 if wide else np.uint16)
+
+    @property
+    def unused(self) -> int:
+        """The number that stands for no block: the largest one."""
+        return int(np.iinfo(self.dtype).max)
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of blocks of each weight."""
+        return tuple(grid.rows for grid in self.grids)
+
+    def in_layer(self, weights: npt.NDArray[np.integer], blocks: npt.NDArray[np.integer]) -> Int64:
+        """Numbers in their layers of blocks, given their weights' positions and their indices in those grids."""
+        starts = self.starts[np.array(self.layers, np.int64)]
+        return np.asarray((self.first - starts)[weights] + blocks)
+
+    def split(self, numbers: Int64) -> Sequence[slice]:
+        """The slice of some ascending numbers in the bundle that belongs to each weight."""
+        ends = self.first + np.array([grid.count for grid in self.grids], np.int64)
+        begin, end = np.searchsorted(numbers, self.first), np.searchsorted(numbers, ends)
+        return [slice(a, b) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.files.tensor_header import Header, TensorInfo
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 from weightpager.page_dtype import encode
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightpager.bundle.format import page_index, permutations, placement, row_table
+from weightpager.bundle.format import page_file, placement, row_table
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MODEL
 from weightpager.bundle.format.version_1 import tables_file
@@ -35,8 +35,8 @@ def check_sizes(manifest: Manifest) -> None:
         BundleFormatError: one is larger.
     """
     most = {
-        page_index.FILE: _HEADER + (manifest.pages + manifest.row_pages) * _INDEX_PAGE,
-        permutations.FILE: _of_permutations(manifest),
+        page_file.FILE: _HEADER + (manifest.pages + manifest.row_pages) * _INDEX_PAGE,
+        placement.PERMUTATIONS: _of_permutations(manifest),
         row_table.FILE: _of_row_places(manifest),
         **_of_tables(manifest),
     }

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from weightpager.bundle.files.tensor_file import read_arrays
-from weightpager.bundle.files.tensor_header import Header
-from weightpager.bundle.format.block_numbers import BlockNumbers
-from weightpager.bundle.format.block_table import FIELDS, BlockTable
+from weightpager.bundle.files.tensor_file import Header, read_arrays
+from weightpager.bundle.format.block_table import FIELDS, BlockNumbers, BlockTable
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.format.page_index import PageIndex
+from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.format.placement import Placement
 from weightpager.distinct import distinct
 from weightpager.errors import BundleFormatError

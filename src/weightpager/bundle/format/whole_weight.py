@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.files.tensor_header import Header, TensorInfo
+from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
 from weightpager.page_dtype import ENCODINGS, block_bytes, decode, encode
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -10,12 +12,270 @@ import numpy as np
 from weightpager.bundle.footprint import budget_of_shared, footprint
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.reader import Bundle
-from weightpager.bundle.report.choice import Choice, Losses
-from weightpager.bundle.report.compile_report import DENSE, FEW, LOWER_IS_BETTER, MASK, CompileReport, ControlScore, Fit
-from weightpager.bundle.report.interval import Interval, turned
-from weightpager.bundle.report.verdict import Verdict
-from weightpager.config import format_enough, parse_size
+from weightpager.bundle.report.compile_report import (
+    DENSE,
+    FEW,
+    LOWER_IS_BETTER,
+    MASK,
+    UNKNOWN,
+    CompileReport,
+    ControlScore,
+    Fit,
+    Interval,
+    holds_zero,
+    items_to_tell,
+    mean_interval,
+    turned,
+)
+from weightpager.config import format_enough, format_room, format_size, parse_size
 from weightpager.page_dtype import PageDtype, block_bytes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to serve all tasks.
+
+    Attributes:
+        name: its name.
+        resident_bytes: bytes of paged weights in memory, those of one task.
+        budget: bytes of the smallest budget that it runs in; None where weightpager can't compile it.
+        switch_bytes: bytes that an average switch loads.
+        loss: mean over the tasks of what it loses against dense: points for a share of right answers, percent for
+            perplexity. Negative where it is better than dense.
+        interval: the loss's interval; None where chance wasn't measured.
+        gap: interval of what it loses more than the bundle; a point where chance isn't known.
+        line: what a task file says to have it; empty for the bundle, and where weightpager can't compile it.
+    """
+
+    name: str
+    resident_bytes: int
+    budget: int | None
+    switch_bytes: int
+    loss: float
+    interval: Interval | None = None
+    gap: Interval = (0.0, 0.0)
+    line: str = ""
+
+    def fits(self, budget: int) -> bool:
+        """Whether it can be compiled, and runs in so many bytes."""
+        return self.budget is not None and self.budget <= budget
+
+    def told_from(self, other: Choice) -> bool:
+        """Whether the two losses differ by more than chance, by what each loses more than the bundle."""
+        return self.gap[1] < other.gap[0] or other.gap[1] < self.gap[0]
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is worse than dense by more than chance explains."""
+        return round(self.loss, 1) > 0 and (self.interval is None or self.interval[0] > 0)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the bundle and its controls lose, against the dense model that was trained as long as they were.
+
+    Attributes:
+        report: the bundle's report.
+        dense: the dense model's metric, by task.
+    """
+
+    report: CompileReport
+    dense: Mapping[str, float]
+
+    @classmethod
+    def of(cls, report: CompileReport) -> Losses | None:
+        """None if a dense score isn't known."""
+        trained_on = {control.name: control.scores for control in report.controls}.get(DENSE, {})
+        dense = {task.name: trained_on.get(task.name, task.dense) for task in report.tasks}
+        known = {name: value for name, value in dense.items() if value is not None and math.isfinite(value)}
+        return cls(report, known) if len(known) == len(dense) else None
+
+    def bundle(self, resident_bytes: int, budget: int, switch_bytes: int) -> Choice:
+        """The bundle itself."""
+        return Choice("this bundle", resident_bytes, budget, switch_bytes, self._mean(self._ours), self._interval())
+
+    def control(self, control: ControlScore, budget: int | None, line: str) -> Choice:
+        """One of its controls, which needs this budget and is compiled by this line of a task file."""
+        scores = {task: control.scores[task] for task in self.dense}
+        losses = self._losses(scores)
+        return Choice(
+            control.name,
+            control.resident_bytes,
+            budget,
+            0,
+            self._mean(scores),
+            (0.0, 0.0) if control.name == DENSE else _mean_interval(losses, control.loss_intervals),
+            self._gap(scores, control.gap_intervals),
+            line,
+        )
+
+    def _gap(self, scores: Mapping[str, float], intervals: Mapping[str, Interval]) -> Interval:
+        losses, ours = self._losses(scores), self._losses(self._ours)
+        theirs, mean = self._mean(scores), self._mean(self._ours)
+        known = _mean_interval({task: losses[task] - ours[task] for task in losses}, intervals)
+        if known is not None and math.isfinite(theirs) == math.isfinite(mean):
+            return known
+        gap = 0.0 if theirs == mean else theirs - mean
+        return gap, gap
+
+    def _interval(self) -> Interval | None:
+        losses = self._losses(self._ours)
+        for control in self.report.controls:
+            if control.name == DENSE:
+                gap = _mean_interval({task: -loss for task, loss in losses.items()}, control.gap_intervals)
+                return None if gap is None else turned(gap)
+        intervals = {task.name: task.loss_interval for task in self.report.tasks if task.loss_interval is not None}
+        return _mean_interval(losses, intervals)
+
+    @property
+    def _ours(self) -> dict[str, float]:
+        return {task.name: task.sparse for task in self.report.tasks}
+
+    def _losses(self, scores: Mapping[str, float]) -> dict[str, float]:
+        metrics = {task.name: task.metric for task in self.report.tasks}
+        return {
+            task: 100 * (scores[task] / start - 1 if metrics[task] == LOWER_IS_BETTER else start - scores[task])
+            for task, start in self.dense.items()
+        }
+
+    def _mean(self, scores: Mapping[str, float]) -> float:
+        losses = self._losses(scores)
+        loss = sum(losses.values()) / len(losses)
+        return math.inf if math.isnan(loss) else loss
+
+
+def _mean_interval(losses: Mapping[str, float], intervals: Mapping[str, Interval]) -> Interval | None:
+    """The interval of the mean over tasks; None unless each task has one."""
+    if not losses.keys() <= intervals.keys():
+        return None
+    return mean_interval(list(losses.values()), [intervals[task] for task in losses])
+
+
+# Which way to serve the tasks in a budget, in words: the most accurate; of those that chance may order, the cheapest.
+#
+# A way is cheaper to run if an average switch loads less and, of those that load as much, if it needs the smaller
+# budget.
+
+
+_NAMES = {DENSE: "all blocks in bfloat16", MASK: "one shared mask"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bundle, its controls and a budget.
+
+    Attributes:
+        ours: the bundle.
+        others: its controls; those that weightpager can't compile are never advised.
+        budget: bytes.
+        unit: the unit of losses.
+        items: number of held-out items that they were measured on.
+    """
+
+    ours: Choice
+    others: Sequence[Choice]
+    budget: int
+    unit: str
+    items: int
+
+    def words(self) -> str:
+        """What to use."""
+        fitting = sorted((c for c in (self.ours, *self.others) if c.fits(self.budget)), key=_loss)
+        if not fitting:
+            return f"Nothing that was measured fits {self._stated}: {_needs(self.ours)}{self._more_sparsity()}"
+        alike = [choice for choice in fitting if not choice.told_from(fitting[0])]
+        chosen = min(alike, key=lambda choice: (choice.switch_bytes, choice.budget))
+        rivals = [choice for choice in fitting if choice is not chosen]
+        because = "".join((self._against(chosen, rivals), self._in_more_memory(chosen), self._in_less(chosen)))
+        return f"With {self._stated} take {_needs(chosen)}; it {_loses(chosen, self.unit)}{because}"
+
+    def _against(self, chosen: Choice, rivals: Sequence[Choice]) -> str:
+        """Why not another one that fits: the bundle if it isn't chosen, else the best of its controls."""
+        if not self.ours.fits(self.budget):
+            return f". {_sentence(_needs(self.ours))}."
+        rival = self.ours if chosen is not self.ours else next(iter(rivals), None)
+        if rival is None:
+            return ". Nothing simpler that was measured fits."
+        told = f"; {_called(rival)} {_loses(rival)}."
+        if chosen.told_from(rival):
+            return told
+        control = rival if chosen is self.ours else chosen
+        gap = control.loss - self.ours.loss
+        needed = items_to_tell(gap, control.gap, self.items) if round(gap, 1) else None
+        more = f"; about {needed:,} would, if the difference is as large as it seems" if needed else ""
+        return (
+            f"{told} They can't be told apart by {self.items:,} held-out items{more}. The first is the cheaper to run."
+        )
+
+    def _in_more_memory(self, chosen: Choice) -> str:
+        """What would be better, beyond chance, with a larger budget: what needs the least."""
+        larger = [
+            choice
+            for choice in self.others
+            if choice.budget is not None and not choice.fits(self.budget)
+            if choice.loss < chosen.loss and choice.told_from(chosen)
+        ]
+        if not larger:
+            return ""
+        best = min(larger, key=lambda choice: choice.budget or 0)
+        return f" Better, in more memory: {_needs(best)}; it {_loses(best)}."
+
+    def _in_less(self, chosen: Choice) -> str:
+        if chosen is self.ours or not self.ours.fits(self.budget):
+            return ""
+        return f" Paging pays with less memory{self._more_sparsity()}"
+
+    def _more_sparsity(self) -> str:
+        """The end of a sentence that advises more sparsity, unless sparsity has cost accuracy already."""
+        return "." if self.ours.lost else ": compile with more sparsity."
+
+    @property
+    def _stated(self) -> str:
+        return f"`--budget {format_room(self.budget).replace(' ', '')}`"
+
+
+def _loss(choice: Choice) -> float:
+    return choice.loss
+
+
+def _called(choice: Choice) -> str:
+    return _NAMES.get(choice.name, choice.name if not choice.line else f"all blocks in {choice.name}")
+
+
+def _needs(choice: Choice) -> str:
+    """A way, the line of the task file that compiles it, the budget that it needs and what its switches load."""
+    line = f"{choice.line}, " if choice.line else ""
+    needs = f"needs `--budget {format_enough(choice.budget or 0).replace(' ', '')}`"
+    loads = (
+        f"loads {format_size(choice.switch_bytes)} at a switch" if choice.switch_bytes else "loads nothing at a switch"
+    )
+    return f"{_called(choice)}: {line}{needs}, {loads}"
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _loses(choice: Choice, unit: str = "") -> str:
+    """How a choice compares with dense, in words: worse, better, or no different as far as the data tells."""
+    loss, reach = round(choice.loss, 1), ""
+    if choice.name == DENSE:
+        return "loses nothing"
+    if choice.interval is not None:
+        if choice.interval == UNKNOWN:
+            return "can't be told from dense by so few texts"
+        if holds_zero(choice.interval):
+            better, worse = f"{-choice.interval[0]:.1f} {unit}".rstrip(), f"{choice.interval[1]:.1f}"
+            return f"does as well as dense, as far as the data tells ({better} better to {worse} worse)"
+        reach = f" ({_ends(turned(choice.interval) if loss < 0 else choice.interval)})"
+    if loss < 0:
+        return f"beats dense by {-loss:.1f} {unit}".rstrip() + reach
+    return f"loses {abs(loss):.1f} {unit}".rstrip() + reach
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
+
 
 _RECOVERY = {"none": "doing without recovery", "closed-form": "closed form", "finetune": "fine-tuning"}
 

@@ -9,19 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightpager.bundle import Bundle, TaskKind
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.footprint import row_memory
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.whole_weight import WholeWeightEntry
-from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.advice import Advice, advise
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
-from weightpager.bundle.report.experts_left import ExpertsLeft, experts_left
-from weightpager.bundle.report.fill import over_read, page_fill
-from weightpager.bundle.report.overlap import mean_overlap, overlap
-from weightpager.bundle.report.paged_share import PagedShare, paged_share
-from weightpager.runtime.budget.bundle_needs import largest_budget, needs_of, smallest_budget
-from weightpager.runtime.budget.needs import Needs
+from weightpager.bundle.report.page_statistics import (
+    ExpertsLeft,
+    PagedShare,
+    experts_left,
+    mean_overlap,
+    over_read,
+    overlap,
+    page_fill,
+    paged_share,
+)
+from weightpager.runtime.budget import Needs, largest_budget, needs_of, smallest_budget
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
 
 _NO_GRAPHS = "the bundle was written before there were graphs; weightpager upgrade adds them"

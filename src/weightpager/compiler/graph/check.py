@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from weightpager.compiler.graph.form import CallForm
-from weightpager.compiler.model.named_parameters import parameters, replace_tensors
+from weightpager.compiler.graph.builder import CallForm
+from weightpager.compiler.model.paged_weights import parameters, replace_tensors
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph
 from weightpager.graph.graph import Array

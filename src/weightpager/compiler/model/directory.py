@@ -10,11 +10,10 @@ from typing import Any, cast
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig
 
-from weightpager.backends.torch.model.architecture import position_table
-from weightpager.backends.torch.model.image_processor import TransformersImageReader, load_image_processor
-from weightpager.backends.torch.model.model_types import check_config_class, check_tokenizer_class
-from weightpager.backends.torch.model.transformers_version import later_writer
-from weightpager.bundle.settings.checks import (
+from weightpager.backends.torch.architecture import TransformersImageReader, load_image_processor, position_table
+from weightpager.backends.torch.model_types import check_config_class, check_tokenizer_class, later_writer
+from weightpager.bundle.model_settings import GENERATION_KEYS, GenerationSettings, foreign_code
+from weightpager.bundle.settings import (
     CONFIG,
     GENERATION,
     IMAGES,
@@ -26,8 +25,6 @@ from weightpager.bundle.settings.checks import (
     is_settings,
     parse,
 )
-from weightpager.bundle.settings.foreign_code import foreign_code
-from weightpager.bundle.settings.models import GENERATION_KEYS, GenerationSettings
 from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import empty_on_meta

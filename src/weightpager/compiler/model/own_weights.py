@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.model.architecture import BASE
-from weightpager.compiler.model.named_parameters import parameters, replace_tensors
-from weightpager.compiler.model.paged_weights import PagedWeightInfo
+from weightpager.backends.torch.architecture import BASE
+from weightpager.compiler.model.paged_weights import PagedWeightInfo, parameters, replace_tensors
 from weightpager.compiler.model.parameter_format import ParameterFormat
 
 Versions = npt.NDArray[np.int8]

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightpager.bundle.parts.adapter import LowRank
+from weightpager.bundle.adapter import LowRank
 from weightpager.compiler.model.dense_model import DenseModel
-from weightpager.compiler.model.paged_weights import PagedWeightInfo
 from weightpager.compiler.model.own_weights import SHARED, Versions
+from weightpager.compiler.model.paged_weights import PagedWeightInfo
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,125 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.format.block_numbers import BlockNumbers
+from weightpager.bundle.format.block_table import BlockNumbers
 from weightpager.bundle.format.placement import Placement
-from weightpager.compiler.packing.signature_chain import SignatureChain, Signatures
-from weightpager.compiler.packing.stored_blocks import LayerBlocks, StoredBlocks, ordered
 from weightpager.store import StorageModel, read_count
+
+_CHAINED = 4096
+"""Signatures that are put into a chain: all that twelve tasks can make."""
+
+Signatures = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class SignatureChain:
+    """Signatures in an order in which neighbours are similar.
+
+    Along it every task's signatures should form few runs, since each run is a read. A run begins where a task's bit
+    turns on, so the chain goes to the nearest signature by Hamming distance, from the set of the most tasks on. That
+    takes time with the square of the signatures; of many, neighbours in Gray's code are similar enough.
+
+    Attributes:
+        signatures: uint64 [signatures], ascending.
+        places: int64 [signatures], the place of each along the chain.
+    """
+
+    signatures: Signatures
+    places: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, signatures: Signatures) -> SignatureChain:
+        """The chain of the different signatures among these."""
+        present = np.unique(signatures)
+        if len(present) > _CHAINED:
+            return cls(present, np.argsort(np.argsort(_gray(present))))
+        rest = sorted((int(signature) for signature in present), key=lambda s: (-s.bit_count(), s))
+        chain = rest[:1]
+        rest = rest[1:]
+        while rest:
+            nearest = min(rest, key=lambda s: (s ^ chain[-1]).bit_count())
+            rest.remove(nearest)
+            chain.append(nearest)
+        return cls(present, np.argsort(np.searchsorted(present, np.array(chain, np.uint64))))
+
+    def positions(self, signatures: Signatures) -> npt.NDArray[np.int64]:
+        """The place of each of these signatures along the chain; the chain has them all."""
+        return np.asarray(self.places[np.searchsorted(self.signatures, signatures)])
+
+
+def _gray(signatures: Signatures) -> Signatures:
+    """Each signature's position among all 2^64 in the order of Gray's code, in which neighbours differ in one bit."""
+    positions = signatures.copy()
+    for shift in (1, 2, 4, 8, 16, 32):
+        positions ^= positions >> np.uint64(shift)
+    return np.asarray(positions, np.uint64)
+
+
+@dataclass(frozen=True)
+class StoredBlocks:
+    """What has to be stored of one paged weight: every version of every kept block.
+
+    Attributes:
+        layer: model layer of the weight.
+        blocks: int64 [stored], the block's index in the weight's grid, row-major.
+        signatures: uint64 [stored], the tasks that use this version of the block: those of one block don't meet.
+    """
+
+    layer: int
+    blocks: npt.NDArray[np.int64]
+    signatures: Signatures
+
+    @classmethod
+    def of(
+        cls, layer: int, keep: npt.NDArray[np.bool_], versions: npt.NDArray[np.integer] | None = None
+    ) -> StoredBlocks:
+        """From a keep mask and, where tasks have values of their own, each task's version of each block.
+
+        Args:
+            layer: model layer of the weight.
+            keep: ``[blocks, tasks]``.
+            versions: ``[blocks, tasks]``: tasks with the same number share a block's values; None if all do.
+        """
+        bits = np.uint64(1) << np.arange(keep.shape[1], dtype=np.uint64)
+        held = keep * bits  # [blocks, tasks]
+        if versions is None:
+            versions = np.zeros(keep.shape, np.int8)
+        blocks, signatures = [], []
+        for version in np.unique(versions):
+            signature = np.where(versions == version, held, np.uint64(0)).sum(1, dtype=np.uint64)
+            used = np.flatnonzero(signature)
+            blocks.append(used)
+            signatures.append(signature[used])
+        return cls(layer, np.concatenate(blocks), np.concatenate(signatures))
+
+    def used(self, tasks: int) -> npt.NDArray[np.int64]:
+        """How many of them each task uses, [tasks]."""
+        bits = np.uint64(1) << np.arange(tasks, dtype=np.uint64)
+        return np.asarray(((self.signatures[:, None] & bits) != 0).sum(0))
+
+
+@dataclass(frozen=True)
+class LayerBlocks:
+    """The stored blocks of one model layer, in the order in which pages take them, [stored] each."""
+
+    layer: int
+    weights: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+    signatures: Signatures
+
+
+def ordered(stored: Sequence[StoredBlocks]) -> list[LayerBlocks]:
+    """Layer by layer, blocks of one signature together, along a chain."""
+    layers = []
+    for layer in sorted({weight.layer for weight in stored}):
+        here = [(number, weight) for number, weight in enumerate(stored) if weight.layer == layer]
+        weights = np.concatenate([np.full(len(weight.blocks), number) for number, weight in here])
+        blocks = np.concatenate([weight.blocks for _, weight in here])
+        signatures = np.concatenate([weight.signatures for _, weight in here])
+        order = np.lexsort((blocks, weights, SignatureChain.of(signatures).positions(signatures)))
+        layers.append(LayerBlocks(layer, weights[order], blocks[order], signatures[order]))
+    return layers
+
 
 PAGE_SIZES = tuple(1 << bits for bits in range(12, 21))
 """4 KiB, which direct reads need, to 1 MiB, beyond which no read is faster."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightpager.bundle import TaskEntry
-from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
+from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import Packing, pack
-from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.rows.row_uses import NO_ROWS, RowChoice, choose_tables
+from weightpager.compiler.packing.pack import Packing, StoredBlocks, pack
+from weightpager.compiler.packing.rows import NO_ROWS, RowChoice, choose_tables
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Keep
 from weightpager.page_dtype import PageDtype, block_bytes
-from weightpager.runtime.budget.row_share import usual_faults
+from weightpager.runtime.budget import usual_faults
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
 
-from weightpager.backends.torch.model.architecture import BASE
-from weightpager.compiler.data.batch import Batch
+from weightpager.backends.torch.architecture import BASE
+from weightpager.compiler.data import Batch
+from weightpager.compiler.model.checkpoint import IN_MEMORY, Scratch
 from weightpager.compiler.model.dense_model import repeated_layers
-from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.training.device import autocast
 from weightpager.errors import CompileError
 

@@ -5,28 +5,173 @@ They are all that a task that is added to a bundle may change: they are loaded w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from safetensors.numpy import save
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.model.architecture import BASE
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.splits import TaskData
+from weightpager.backends.torch.architecture import BASE
+from weightpager.bundle import BundleWriter, TaskEntry
+from weightpager.bundle.adapter import LowRank, adapter_files, serialise
+from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
-from weightpager.compiler.model.named_parameters import requiring_gradients
+from weightpager.compiler.model.paged_weights import requiring_gradients
+from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.rounding import stored_if_coarse
-from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, alternating_batches
-from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import LOCAL, Workers
-from weightpager.compiler.training.logits import logits_with
-from weightpager.compiler.training.loss import loss
+from weightpager.compiler.resume.journal import LOCAL, Done, Journal, Workers
+from weightpager.compiler.training.loss import logits_with, loss
 from weightpager.compiler.training.masks import Masks
+from weightpager.errors import CompileError
 from weightpager.progress import StepProgress
+
+
+class LowRankParameters:
+    """One task's low-rank parts while they are trained; rank 0 has none.
+
+    They start as PEFT's do: A drawn, B zero, so that at first nothing is added.
+    """
+
+    def __init__(self, sparse: DenseModel, task: str, rank: int, seed: int) -> None:
+        self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        drawn = torch.Generator().manual_seed(seed)
+        for info in sparse.paged if rank else ():
+            device = sparse.linear(task, info.name).weight.device
+            bound = 1 / math.sqrt(info.grid.in_features)
+            down = (2 * torch.rand(rank, info.grid.in_features, generator=drawn) - 1) * bound
+            up = torch.zeros(info.grid.out_features, rank)
+            self._pairs[info.name] = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All of them, by name."""
+        named: dict[str, nn.Parameter] = {}
+        for name, (down, up) in self._pairs.items():
+            named |= {f"{name}.lora_A": down, f"{name}.lora_B": up}
+        return named
+
+    def added(self, name: str, weight: Tensor) -> Tensor:
+        """``weight [out_features, in_features]`` with this weight's part added; differentiable."""
+        pair = self._pairs.get(name)
+        return weight if pair is None else weight + pair[1] @ pair[0]
+
+    def added_to(self, name: str, y: Tensor, x: Tensor) -> Tensor:
+        """``y + x Aᵀ Bᵀ``: a layer's outputs y [..., out_features], and what its part makes of the inputs x."""
+        pair = self._pairs.get(name)
+        return y if pair is None else y + linear(linear(x, pair[0]), pair[1])
+
+    def of(self, trained: Mapping[str, Tensor]) -> dict[str, LowRank]:
+        """The parts by paged weight, of values that parameters of the same names were trained to."""
+        return {
+            name: LowRank(*(trained[f"{name}.lora_{part}"].detach().cpu().numpy() for part in "AB"))
+            for name in self._pairs
+        }
+
+
+def check_rank(source: DenseModel, rank: int) -> None:
+    """See before anything is trained that every paged weight can have parts of this rank.
+
+    Raises:
+        CompileError: one is too small.
+    """
+    for info in source.paged:
+        if rank > min(info.grid.in_features, info.grid.out_features):
+            shape = f"{info.grid.out_features} × {info.grid.in_features}"
+            raise CompileError(f"recover.low_rank: expected at most the rank of {info.name}, {shape}; found {rank}")
+
+
+def dense_part(parts: Mapping[str, LowRank], name: str) -> Tensor | float:
+    """What is added to a paged weight, ``[out_features, in_features]``; 0 if nothing is."""
+    part = parts.get(name)
+    return 0.0 if part is None else torch.from_numpy(part.up @ part.down)
+
+
+def write_adapters(writer: BundleWriter, weights: TaskWeights, tasks: tuple[TaskEntry, ...]) -> None:
+    """Write the low-rank parts of the tasks that have any."""
+    for task in tasks:
+        parts = weights.low_rank.get(task.name)
+        if not parts:
+            continue
+        config, arrays = serialise(parts, weights.source.models[task.name].base_model_prefix, task.kind)
+        text, content = config.dump(), save(arrays, {"format": "pt"})
+        for file, bytes_ in zip(adapter_files(task.name), (text, content), strict=True):
+            writer.put(file, bytes_)
+
+
+State = Mapping[str, Tensor]
+"""What was trained, by name, as a journal keeps it."""
+
+
+@dataclass(frozen=True)
+class TaskTraining:
+    """The training of one task.
+
+    Attributes:
+        stage: its name in the journal.
+        steps: the number of its steps.
+        train: makes the steps; a `functools.partial` of a function of a module.
+        copies: how many times as much as it is made of it holds.
+    """
+
+    stage: str
+    steps: int
+    train: Callable[[Journal, StepProgress], State]
+    copies: int
+
+
+def each_trained(
+    trainings: Mapping[str, TaskTraining], journal: Journal, progress: StepProgress, workers: Workers
+) -> Iterator[Done[str, State]]:
+    """Train tasks; each is given when it has been trained, and then it is in the journal.
+
+    Args:
+        trainings: by task; none sees what another changes.
+        journal: where trainings stand. What has begun in it goes on here.
+        progress: told (steps done, steps in all) of all together.
+        workers: who trains.
+
+    Raises:
+        CompileError: a loss is no longer finite, or the storage refused the journal.
+    """
+    told, copies = _Sum(trainings, progress), max((of.copies for of in trainings.values()), default=1)
+    here = [task for task, of in trainings.items() if workers.here or journal.knows(of.stage)]
+    jobs = {task: partial(trainings[task].train, journal) for task in here}
+    for done in (workers if workers.here else LOCAL).each(jobs, told.of, copies):
+        told.ended(done.key)
+        yield done
+        del done  # a copy of what was trained
+    others = {task: partial(of.train, Journal.none()) for task, of in trainings.items() if task not in here}
+    for done in workers.each(others, told.of, copies):
+        told.ended(done.key)
+        journal.write(trainings[done.key].stage, trainings[done.key].steps, done.value, done.seconds)
+        yield done
+        del done
+
+
+class _Sum:
+    """Tells of the steps of all trainings as of one."""
+
+    def __init__(self, trainings: Mapping[str, TaskTraining], progress: StepProgress) -> None:
+        self._progress, self._steps = progress, {task: of.steps for task, of in trainings.items()}
+        self._done = dict.fromkeys(trainings, 0)
+
+    def of(self, task: str) -> StepProgress:
+        """Told of one task's steps."""
+        return partial(self._tell, task)
+
+    def ended(self, task: str) -> None:
+        """Count all steps of a task, which a journal may have had."""
+        self._done[task] = self._steps[task]
+
+    def _tell(self, task: str, done: int, _total: int) -> None:
+        self._done[task] = done
+        self._progress(sum(self._done.values()), sum(self._steps.values()))
+
 
 _COPIES = 3
 """A training holds a model and its weights under a mask; what is trained is small."""

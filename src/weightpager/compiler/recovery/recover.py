@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data import TaskData
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
@@ -15,8 +15,7 @@ from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.layer_stream import check_layers
 from weightpager.compiler.recovery.private_blocks import choose_private_blocks, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
-from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import LOCAL, Workers
+from weightpager.compiler.resume.journal import LOCAL, Journal, Workers
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
 from weightpager.nn import mixtures

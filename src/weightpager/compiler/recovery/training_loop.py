@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.training.early_stopping import EarlyStopping, Validation

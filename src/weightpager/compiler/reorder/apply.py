@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
-from weightpager.compiler.data.batch import Batch
+from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel, parameters
-from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
-from weightpager.compiler.reorder.families import RESIDUAL
+from weightpager.compiler.reorder.dimensions import RESIDUAL, Dimension, Indices, dimensions
 from weightpager.compiler.reorder.search import Elements, Floats, gather
 from weightpager.compiler.selection.saliency import Calibration
 from weightpager.compiler.training.evaluate import evaluating

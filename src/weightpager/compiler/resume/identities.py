@@ -16,10 +16,9 @@ from weightpager.bundle.files.entry import hash_file
 from weightpager.compiler.data import classes
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
-from weightpager.compiler.training.arithmetic import Arithmetic
-from weightpager.compiler.training.device import training_device
+from weightpager.compiler.training.device import Arithmetic, training_device
 from weightpager.task_data.held_out import fingerprint
-from weightpager.task_data.rows import hashed
+from weightpager.task_data.row_files import hashed
 
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 """Endings of what a model is loaded from: weights, configuration, vocabulary, chat template."""

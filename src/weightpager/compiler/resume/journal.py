@@ -5,22 +5,50 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 import weightpager
-from weightpager.bundle.files.lock import locked
+from weightpager.bundle.files.new_directory import locked
 from weightpager.bundle.writer import storage_errors
-from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.entry import Entry, read_entry, step_of, unfinished, write_entry
-from weightpager.compiler.resume.stage_words import in_words
+from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.resume.cache import Cache, Entry, read_entry, step_of, unfinished, write_entry
 from weightpager.errors import CompileError, ConfigError
+from weightpager.machine.memory import forget_peak, give_back, peak_memory
 from weightpager.machine.paths import has_directory
+from weightpager.progress import Progress, StepProgress, silent
+
+_WORDS = {
+    "train": "the dense model's training",
+    "refit": "the refit",
+    "finetune": "fine-tuning",
+    "dense": "the dense model's further training",
+}
+"""Stage → its name in messages."""
+
+_OF_TASKS = {
+    "own-dense-": "the dense model's training for {}",
+    "own-sparse-": "the training of {}'s own parameters",
+    "private-": "{}'s own values",
+}
+"""The same of stages that each task has for itself, by how their names begin."""
+
+
+def in_words(stage: str) -> str:
+    """What messages call a stage; one that isn't long goes by its name."""
+    for prefix, words in _OF_TASKS.items():
+        if stage.startswith(prefix):
+            return words.format(stage.removeprefix(prefix))
+    return _WORDS.get(stage, stage)
+
 
 _log = logging.getLogger(__name__)
 
@@ -262,3 +290,119 @@ def _locked(folder: Path) -> ExitStack:
                 descriptor = stack.enter_context(locked(folder, os.O_RDONLY, taken, nullcontext, required=False))
                 if os.path.samestat(os.fstat(descriptor), folder.stat()):
                     return stack.pop_all()
+
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+Job = Callable[[StepProgress], Value]
+"""Does one task's share of a stage, tells of its steps, and returns what was found.
+
+It may run in another process, on another machine: it is a `functools.partial` of a function of a module, so that it can
+be pickled, it opens no files of this machine, and it asks nothing of its process but what `Arithmetic` names.
+"""
+
+
+@dataclass(frozen=True)
+class Done(Generic[Key, Value]):
+    """A job that has ended.
+
+    Attributes:
+        key: the job's key.
+        value: what it returned.
+        seconds: the time that it took.
+    """
+
+    key: Key
+    value: Value
+    seconds: float
+
+
+class Workers(Protocol):
+    """Does jobs that need nothing of each other. A cluster's are in ``weightpager.ray``."""
+
+    @property
+    def here(self) -> bool:
+        """Whether jobs run in this process: they see its objects themselves, not copies, and may write its journal."""
+
+    def each(
+        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], StepProgress], copies: int
+    ) -> Iterator[Done[Key, Value]]:
+        """Do all jobs; each is given as soon as it has ended, in any order.
+
+        Args:
+            jobs: by any key.
+            told: gives, for a job's key, who is told of its steps, in this process.
+            copies: how many times as much as a job is made of it holds at most, itself included.
+
+        Raises:
+            WeightpagerError: a job did; of several the first one's. All before it are given.
+        """
+
+
+class LocalWorkers:
+    """Does jobs in this process, in their order."""
+
+    here = True
+
+    def each(
+        self,
+        jobs: Mapping[Key, Job[Value]],
+        told: Callable[[Key], StepProgress],
+        copies: int,  # noqa: ARG002
+    ) -> Iterator[Done[Key, Value]]:
+        """Implements `Workers.each`. Nothing is held of a job that has ended."""
+        for key, job in jobs.items():
+            start = time.perf_counter()
+            yield Done(key, job(told(key)), time.perf_counter() - start)
+
+
+LOCAL = LocalWorkers()
+
+
+@dataclass
+class CompileRun:
+    """What all stages of a running compile use; one stage at a time.
+
+    Attributes:
+        progress: told (stage, steps done, steps in all).
+        journal: where stages note how far they are.
+        expect: told the stages that will come, each with its work, as soon as it can be estimated.
+        seconds: the time that each stage took, in all runs that the journal tells of.
+        peak_memory: most bytes that the process held in a stage; a stage in which the system didn't count has none.
+        workers: those who do what is done for each task by itself.
+        memory_bound: bytes that each stage was said to take at most, before the first one; those apart that come and go
+            as memory allows.
+    """
+
+    progress: Progress = silent
+    journal: Journal = field(default_factory=Journal.none)
+    expect: Callable[[Mapping[str, float]], None] = silent
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: dict[str, int] = field(default_factory=dict)
+    memory_bound: dict[str, int] = field(default_factory=dict)
+    workers: Workers = LOCAL
+
+    def workers_on(self, source: DenseModel) -> Workers:
+        """Who works on a source's tasks. What lies in files of this machine, for want of memory, is worked on here."""
+        return self.workers if source.scratch.folder is None else LOCAL
+
+    @contextmanager
+    def stage(self, name: str, *, one_step: bool = False) -> Iterator[None]:
+        """Measure what runs inside, and add the time of what it needn't do again since the journal has it.
+
+        Args:
+            name: of the stage.
+            one_step: tell of its begin and its end, as nothing inside tells of steps.
+        """
+        told: StepProgress = partial(self.progress, name) if one_step else silent
+        told(0, 1)
+        start, earlier = time.perf_counter(), self.journal.earlier
+        give_back()
+        counted = forget_peak()
+        yield
+        told(1, 1)
+        spent = time.perf_counter() - start + self.journal.earlier - earlier
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        if counted and (peak := peak_memory()) is not None:
+            self.peak_memory[name] = max(peak, self.peak_memory.get(name, 0))

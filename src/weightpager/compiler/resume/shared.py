@@ -15,8 +15,7 @@ from weightpager.answers.score import Outcomes, Score
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import stage_identities
-from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import Job, Value, Workers
+from weightpager.compiler.resume.journal import Job, Journal, Value, Workers
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import format_duration
 from weightpager.progress import Progress, StepProgress, silent

@@ -12,15 +12,13 @@ import numpy as np
 from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import FrontierPoint
 from weightpager.compiler.alignment.problem import Bools, Floats, expected_switch_blocks
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.own_weights import Versions
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
-from weightpager.compiler.training.evaluate import evaluate
+from weightpager.compiler.training.evaluate import Replaced, evaluate
 from weightpager.compiler.training.masks import Masks
-from weightpager.compiler.training.replaced import Replaced
 from weightpager.config import format_room
 from weightpager.errors import CompileError
 from weightpager.page_dtype import block_bytes

@@ -2,13 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple
 
-from weightpager.compiler.alignment.problem import gap_of
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from weightpager.compiler.alignment.problem import AlignmentProblem, Bools, Floats, Ints, gap_of
 from weightpager.compiler.alignment.structure_aligner import align
-from weightpager.compiler.selection.parts import parts, spread
+from weightpager.compiler.data import Batch
+from weightpager.compiler.model.dense_model import PagedWeightInfo
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.selection.experts import ExpertLayer, expert_layers, experts_kept, keeps_whole_experts
 from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.selection.saliency import FloatArray, normalised
+from weightpager.compiler.training.loss import logits_with, loss
 from weightpager.compiler.training.masks import Masks
+from weightpager.progress import Progress
+
+
+@dataclass(frozen=True)
+class Part:
+    """A subproblem of the alignment. Its units are single blocks, or whole experts of equally many blocks.
+
+    Attributes:
+        problem: the alignment's problem over these units.
+        units: paged weight → the unit of each of its blocks, or that of all of them.
+        blocks: number of blocks in a unit.
+    """
+
+    problem: AlignmentProblem
+    units: Mapping[str, npt.NDArray[np.int64] | int]
+    blocks: int = 1
+
+    def gathered(self, masks: Mapping[str, Bools]) -> Bools:
+        """[units, tasks]: True where a mask [blocks, tasks] of each of its weights has all of a unit."""
+        tasks = next(iter(masks.values())).shape[1]
+        gathered = np.ones((len(self.problem.saliency), tasks), np.bool_)
+        for name, units in self.units.items():
+            gathered[units] &= masks[name].all(0) if isinstance(units, int) else masks[name]
+        return gathered
+
+
+def parts(prepared: Prepared, switch_rate: Floats) -> list[Part]:
+    """The problems of a compile; saliency is comparable between tasks.
+
+    Where whole experts are kept, there is one for each layer that has any, and what lies outside them is in none.
+    """
+    if keeps_whole_experts(prepared.source):
+        return [*_of_experts(prepared, switch_rate)]
+    return [_of_blocks(prepared, switch_rate)]
+
+
+def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Part, Bools]], tasks: int) -> dict[str, Bools]:
+    """Masks [blocks, tasks] of every paged weight from those of parts, [units, tasks]; what is in none is kept."""
+    keep = {info.name: np.ones((info.grid.count, tasks), np.bool_) for info in paged}
+    for part, chosen in found:
+        for name, units in part.units.items():
+            keep[name][:] = chosen[units]
+    return keep
+
+
+def _of_blocks(prepared: Prepared, switch_rate: Floats) -> Part:
+    """One problem over the blocks of all paged weights, with a floor for each; experts of a layer share one."""
+    source, task_file = prepared.source, prepared.task_file
+    names = [info.name for info in source.paged]
+    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
+    saliency = np.stack(
+        [normalised(np.concatenate([prepared.saliency[task][name] for name in names])) for task in task_file.tasks], 1
+    )
+    ends = np.cumsum([info.grid.count for info in source.paged])
+    problem = AlignmentProblem(
+        saliency,
+        budgets=np.maximum(1, np.round(density * len(saliency))).astype(np.int64),
+        switch_rate=switch_rate,
+        strength=task_file.alignment,
+        versions=_versions(prepared, source.paged),
+        sizes=tuple(_sizes(prepared)),
+        evenness=prepared.evenness,
+    )
+    units = {
+        info.name: np.arange(end - info.grid.count, end) for info, end in zip(source.paged, ends.tolist(), strict=True)
+    }
+    return Part(problem, units)
+
+
+def _sizes(prepared: Prepared) -> Iterator[int]:
+    """Blocks of each weight, or of a layer's experts together: a task may do without some of these."""
+    layer_of = {
+        name: layer.name for layer in expert_layers(prepared.source) for names in layer.experts for name in names
+    }
+    for _, group in groupby(prepared.source.paged, key=lambda info: layer_of.get(info.name, info.name)):
+        yield sum(info.grid.count for info in group)
+
+
+def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Part]:
+    source, task_file = prepared.source, prepared.task_file
+    infos = {info.name: info for info in source.paged}
+    budgets = np.array([experts_kept(source, task) for task in task_file.tasks], np.int64)
+    for layer in expert_layers(source):
+        versions = [_versions(prepared, [infos[name] for name in names]) for names in layer.experts]
+        problem = AlignmentProblem(
+            np.stack([normalised(_of_each(layer, prepared.saliency[task])) for task in task_file.tasks], 1),
+            budgets=budgets,
+            switch_rate=switch_rate,
+            strength=task_file.alignment,
+            versions=np.stack([_numbered(of_expert) for of_expert in versions]),
+            sizes=(len(layer.experts),),
+        )
+        units = {name: number for number, names in enumerate(layer.experts) for name in names}
+        yield Part(problem, units, sum(infos[name].grid.count for name in layer.experts[0]))
+
+
+def _of_each(layer: ExpertLayer, saliency: Mapping[str, FloatArray]) -> FloatArray:
+    """[experts], the sum over an expert's blocks."""
+    return np.array([sum(saliency[name].sum() for name in names) for names in layer.experts])
+
+
+def _numbered(versions: Ints) -> Ints:
+    """[tasks]: equal numbers where all versions [blocks, tasks] are."""
+    return np.unique(versions, axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def _versions(prepared: Prepared, infos: Sequence[PagedWeightInfo]) -> Ints:
+    weights = TaskWeights(prepared.source)
+    return np.concatenate([weights.versions(info) for info in infos]).astype(np.int64)
 
 
 class Choice(NamedTuple):
@@ -38,3 +159,54 @@ def choose_blocks(prepared: Prepared) -> Choice:
     keep = spread(paged, [(part, alignment.keep) for part, alignment in alignments], len(tasks))
     saliency = sum(part.blocks * float(part.problem.saliency[alignment.keep].sum()) for part, alignment in alignments)
     return Choice(Masks(tasks, keep), gap_of([alignment for _, alignment in alignments]), saliency)
+
+
+# How evenly the paged weights share a task's budget: chosen by trial on the dense model.
+#
+# Saliency foresees what a block's loss costs while all others are there. In encoders it may take nearly all of a weight
+# away and be right; in decoders one query projection that has lost nine tenths makes nonsense of everything behind it.
+
+
+HIGH = 0.5
+"""Share of an even budget that a weight keeps at least where saliency alone isn't trusted."""
+
+_ITEMS = 4
+_MARGIN = 0.9
+"""High floors must add so much less to the dense loss: what little saliency loses more, recovery wins back."""
+
+
+def choose_evenness(prepared: Prepared, progress: Progress) -> float:
+    """0, or `HIGH` if each task's own best blocks then lose less, on training data and before any recovery.
+
+    Args:
+        prepared: with everything else.
+        progress: told (stage, losses taken, losses in all).
+    """
+    batches = {name: of_task.calibration(_ITEMS, _ITEMS) for name, of_task in prepared.data.items()}
+    alone = prepared.changed(alignment=0.0)
+
+    def tried(number: int, masks: Masks | None) -> float:
+        mean_loss = _loss(prepared, masks, batches)
+        progress("choose floors", number, 3)
+        return mean_loss
+
+    low, high = (
+        tried(number, choose_blocks(replace(alone, evenness=evenness)).masks)
+        for number, evenness in enumerate((0.0, HIGH), 1)
+    )
+    if high >= low:
+        progress("choose floors", 3, 3)
+        return 0.0
+    dense = tried(3, None)
+    return HIGH if max(0.0, high - dense) < _MARGIN * (low - dense) else 0.0
+
+
+def _loss(prepared: Prepared, masks: Masks | None, batches: Mapping[str, Sequence[Batch]]) -> float:
+    """Mean over tasks and batches; of the dense model without masks."""
+    source, losses = prepared.source, []
+    with torch.no_grad():
+        for task, of_task in batches.items():
+            model, kind = source.models[task], prepared.data[task].kind
+            weights = {} if masks is None else masks.held(source, task)
+            losses += [loss(logits_with(model, weights, batch, kind), batch.labels, kind) for batch in of_task]
+    return float(torch.stack(losses).mean())

@@ -8,9 +8,8 @@ from typing import Any
 
 from weightpager.answers.score import Score
 from weightpager.bundle import DenseScore, EvalData, TaskEntry
-from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.data.tokens import TransformersTokens
+from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
+from weightpager.compiler.data import TaskData, TransformersTokens
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray

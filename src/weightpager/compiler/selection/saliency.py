@@ -11,12 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
-from weightpager.compiler.model.named_parameters import requiring_gradients
+from weightpager.compiler.model.paged_weights import requiring_gradients
 from weightpager.compiler.training.evaluate import evaluating
-from weightpager.compiler.training.logits import masked_logits
-from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.loss import loss, masked_logits
 from weightpager.errors import CompileError
 from weightpager.progress import StepProgress, silent
 

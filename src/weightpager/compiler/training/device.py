@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,21 @@ from functools import cache
 import torch
 from torch import nn
 
-from weightpager.compiler.training.trial import least_seconds
+
+def least_seconds(*calls: Callable[[], object], times: int) -> list[float]:
+    """The least seconds that each call takes, of so many ``times``.
+
+    The calls take turns, so that other work on the machine slows all of them. Before these turns there is one more,
+    which sets things up and doesn't count.
+    """
+    turns = [[_seconds(call) for call in calls] for _ in range(1 + times)][1:]
+    return [min(column) for column in zip(*turns, strict=True)]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def training_device() -> torch.device:
@@ -80,3 +95,37 @@ def _trial(rows: int, times: int) -> list[float]:
     values, weight = torch.ones(rows, 384), torch.ones(1536, 384)
     low_values, low_weight = values.bfloat16(), weight.bfloat16()
     return least_seconds(lambda: values @ weight.T, lambda: low_values @ low_weight.T, times=times)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a process computes on a CPU.
+
+    Attributes:
+        threads: torch's number of threads, among which sums are split.
+        bfloat16: whether matrices are multiplied in bfloat16. A trial says so, and a busy machine may answer otherwise.
+        deterministic: whether torch keeps to algorithms that give the same at every run.
+        precision: the precision of float32's products, as torch names it.
+    """
+
+    threads: int
+    bfloat16: bool
+    deterministic: bool
+    precision: str
+
+    @classmethod
+    def here(cls) -> Arithmetic:
+        """How this process computes."""
+        return cls(
+            torch.get_num_threads(),
+            multiplies_in_bfloat16(torch.device("cpu")),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+        )
+
+    def take(self) -> None:
+        """Set this process, and the thread that calls, to compute in this way."""
+        torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.set_float32_matmul_precision(self.precision)
+        state_bfloat16(self.bfloat16)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import log_softmax, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle import TaskKind
+from weightpager.compiler.data import Batch
+from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.training.device import autocast
+from weightpager.compiler.training.masks import Masks, Rounded
 
 _ROWS = 64
 """Logits of so many texts or tokens at a time: 12 MB of a vocabulary of 49,152."""
@@ -97,3 +106,73 @@ def counted_positions(labels: Tensor, kind: TaskKind) -> Tensor | None:
 def _following(labels: Tensor) -> Tensor:
     """The label of each position's next one."""
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
+
+
+SHORT = 192
+"""Tokens of a text up to which the gradient through attention is found faster in float32 (decision 10)."""
+
+
+def attention(device: torch.device, tokens: Tensor | None) -> AbstractContextManager[Any]:
+    """How modules that compute in bfloat16 attend while they learn.
+
+    Args:
+        device: of the module.
+        tokens: ids [texts, tokens]; None where images are looked at.
+    """
+    short = tokens is not None and tokens.shape[1] <= SHORT
+    learns = torch.is_grad_enabled() and torch.is_autocast_enabled(device.type)
+    return _InFloat32() if short and learns and device.type == "cpu" else nullcontext()
+
+
+class _InFloat32(TorchFunctionMode):
+    """Fused attention takes and gives bfloat16, and computes in float32 between."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        wide = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_wide, args), **wide).to(args[0].dtype)
+
+
+def _wide(value: Any) -> Any:
+    """A tensor of numbers in float32; all else, masks of yes and no too, as it is."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def masked_logits(
+    sparse: DenseModel, masks: Masks | None, task: str, batch: Batch, rounded: Rounded | None = None
+) -> Tensor:
+    """A task's logits, as `logits_with` finds them, under its masks if there are any.
+
+    Gradients reach the module's own parameters.
+    """
+    weights = {} if masks is None else masks.parameters(sparse, task, sparse.paged, rounded)
+    return logits_with(sparse.models[task], weights, batch, sparse.task_file.tasks[task].kind)
+
+
+def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], batch: Batch, kind: TaskKind) -> Tensor:
+    """A module's logits with some of its parameters replaced, for `loss`: where texts are written, of what counts."""
+    places = counted_positions(batch.labels, kind)
+    head = None if places is None else model.get_output_embeddings()
+    with autocast(model.device), attention(model.device, batch.tokens), _only_at(places, head):
+        return cast(Tensor, functional_call(model, weights, kwargs=dict(batch.inputs)).logits)
+
+
+@contextmanager
+def _only_at(places: Tensor | None, head: nn.Module | None) -> Iterator[None]:
+    """A head that computes at these places [texts, tokens] alone, and gives [places, vocabulary]."""
+    if places is None or head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][places],))
+    try:
+        yield
+    finally:
+        hook.remove()

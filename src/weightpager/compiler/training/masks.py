@@ -11,10 +11,10 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from weightpager.backends.torch.model.architecture import BASE
+from weightpager.backends.torch.architecture import BASE
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
-from weightpager.compiler.model.named_parameters import canonical
+from weightpager.compiler.model.paged_weights import canonical
 from weightpager.nn import mixtures
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]

@@ -6,11 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.delivery.names import OBJECTS, PACKS, TARGETS, object_path, pack_ids_path, pack_path
 from weightpager.delivery.publishing.repository import alone
-from weightpager.delivery.publishing.roles import Roles
-from weightpager.delivery.publishing.written_file import storage_errors
-from weightpager.delivery.version_file import VersionFile
+from weightpager.delivery.publishing.roles import Roles, storage_errors
+from weightpager.delivery.version_file import (
+    OBJECTS,
+    PACKS,
+    TARGETS,
+    VersionFile,
+    object_path,
+    pack_ids_path,
+    pack_path,
+)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.bundle.files.lock import locked
-from weightpager.bundle.files.new_directory import new_directory
-from weightpager.delivery.names import METADATA, OBJECTS, PACKS, TARGETS
-from weightpager.delivery.publishing import keys, roles
-from weightpager.delivery.publishing.roles import ROLES, Roles, no_repository
-from weightpager.delivery.publishing.written_file import remove_leftovers, storage_errors
+from weightpager.bundle.files.new_directory import locked, new_directory
+from weightpager.delivery.publishing import roles
+from weightpager.delivery.publishing.roles import ROLES, Roles, no_repository, remove_leftovers, storage_errors
+from weightpager.delivery.version_file import METADATA, OBJECTS, PACKS, TARGETS
 from weightpager.errors import ConfigError, DeliveryError
 from weightpager.machine.paths import has_directory
 
@@ -63,7 +61,7 @@ def create(repository: Path, key_folder: Path, root_keys: int, threshold: int) -
             path.parent.mkdir(parents=True, exist_ok=True)
     with new_directory(key_folder, storage_errors, replace=False) as folder:
         signers = {
-            role: keys.create(folder, role, range(1, 1 + (root_keys if role == "root" else 1))) for role in ROLES
+            role: roles.create_keys(folder, role, range(1, 1 + (root_keys if role == "root" else 1))) for role in ROLES
         }
         with new_directory(repository, storage_errors, replace=False) as made:
             roles.begin(made / METADATA, signers, {"root": threshold})

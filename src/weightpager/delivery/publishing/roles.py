@@ -6,22 +6,108 @@ and timestamp which snapshot is. A new state counts when the timestamp has been 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization.json import JSONSerializer
 
-from weightpager.delivery.names import METADATA, TARGETS
-from weightpager.delivery.publishing import keys
-from weightpager.delivery.publishing.written_file import storage_errors, write_file
+from weightpager.bundle.files.new_file import UNFINISHED, new_file
+from weightpager.bundle.files.regular_file import storage_errors_as
+from weightpager.delivery.version_file import METADATA, TARGETS
 from weightpager.errors import ConfigError, DeliveryError
+from weightpager.machine.paths import has_directory
+
+RETIRED = "retired"
+"""Folder for keys that no role knows any more."""
+
+
+def create_keys(folder: Path, role: str, numbers: Iterable[object]) -> list[CryptoSigner]:
+    """Make key files ``ROLE-N.pem``. One that is there, which a killed command has left, is taken.
+
+    Raises:
+        DeliveryError: the storage refused one.
+    """
+    paths = [folder / f"{role}-{number}.pem" for number in numbers]
+    return [_read(path) if path.exists() else _create_key(path) for path in paths]
+
+
+def _create_key(path: Path) -> CryptoSigner:
+    signer = CryptoSigner.generate_ed25519()
+    with storage_errors_as(DeliveryError, f"the key {path}"), new_file(path, 0o600) as file:
+        file.write(signer.private_bytes)
+    return signer
+
+
+def read(folder: Path) -> dict[str, tuple[Path, CryptoSigner]]:
+    """The keys of a folder, by their ids in metadata.
+
+    Raises:
+        ConfigError: there is no such folder, or a file in it is no key.
+    """
+    if not has_directory(folder):
+        raise ConfigError(f"keys: expected the folder of key files that 'publish init' made, found none at {folder}")
+    by_id = {}
+    for path in sorted(folder.glob("*.pem")):
+        signer = _read(path)
+        by_id[signer.public_key.keyid] = path, signer
+    return by_id
+
+
+def _read(path: Path) -> CryptoSigner:
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"keys: expected a private key in {path}, found none that can be read: {error}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"keys: expected an Ed25519 key in {path}, found another kind")
+    return CryptoSigner(key)
+
+
+def retire(folder: Path, ids: Iterable[str]) -> None:
+    """Move the files of these keys away, so that nobody signs with them by mistake."""
+    known = read(folder)
+    for keyid in ids:
+        if keyid in known:
+            path, _ = known[keyid]
+            (folder / RETIRED).mkdir(mode=0o700, exist_ok=True)
+            path.rename(folder / RETIRED / f"{keyid[:8]}-{path.name}")
+
+
+storage_errors = partial(storage_errors_as, DeliveryError, "the repository")
+"""A context that turns an `OSError` of the storage into a `DeliveryError`."""
+
+
+def write_file(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file, which may replace another one, and the folders that it needs.
+
+    Raises:
+        DeliveryError: the storage refused it.
+    """
+    with storage_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path, 0o644) as file:
+            os.fchmod(file.fileno(), 0o644)  # a web server reads it, whatever the umask
+            for piece in pieces:
+                file.write(piece)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what killed writers have left. Only whoever holds the repository's lock may do so."""
+    for path in root.rglob(f".*{UNFINISHED}"):
+        with suppress(OSError):
+            path.unlink()
+
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
 
@@ -148,7 +234,7 @@ class Roles:
         old = list(self.root.roles[role].keyids)
         present = self._signers("root")
         first = self.root.version + 1
-        new = keys.create(self._keys, role, [f"{first}-{number}" for number in range(1, len(old) + 1)])
+        new = create_keys(self._keys, role, [f"{first}-{number}" for number in range(1, len(old) + 1)])
         self._at_hand.update((signer.public_key.keyid, signer) for signer in new)
         if role != "root":
             self.publish(targets=role == "targets", beside=new)
@@ -157,9 +243,9 @@ class Roles:
         for signer in new:
             self.root.add_key(signer.public_key, role)
         self._put_root([*present, *new] if role == "root" else present)
-        keys.retire(self._keys, old)
+        retire(self._keys, old)
         now = self.root.roles[role].keyids
-        return [path for keyid, (path, _) in keys.read(self._keys).items() if keyid in now]
+        return [path for keyid, (path, _) in read(self._keys).items() if keyid in now]
 
     def _put_root(self, signers: Iterable[CryptoSigner]) -> None:
         self.root.version += 1
@@ -181,7 +267,7 @@ class Roles:
     @cached_property
     def _at_hand(self) -> dict[str, CryptoSigner]:
         """All keys of the folder, by their ids."""
-        return {keyid: signer for keyid, (_, signer) in keys.read(self._keys).items()}
+        return {keyid: signer for keyid, (_, signer) in read(self._keys).items()}
 
     def _target_path(self, target: TargetFile) -> Path:
         folder, _, name = target.path.rpartition("/")

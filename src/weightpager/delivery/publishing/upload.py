@@ -13,8 +13,8 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from weightpager.delivery.names import METADATA, OBJECTS, PACKS, TARGETS
 from weightpager.delivery.publishing.repository import alone
+from weightpager.delivery.version_file import METADATA, OBJECTS, PACKS, TARGETS
 from weightpager.errors import ConfigError, DeliveryError
 from weightpager.progress import Progress, silent
 

@@ -9,19 +9,22 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
 from weightpager.bundle.files.entry import FileEntry, check_file, hash_file
 from weightpager.bundle.files.regular_file import has_hole, open_regular
-from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format import page_file
 from weightpager.delivery.pulling.installed import BUNDLE, VERSION, write_errors
-from weightpager.delivery.pulling.local_parts import whole_pages
+from weightpager.delivery.pulling.local_parts import LocalParts, whole_pages
+from weightpager.delivery.pulling.plan import PullPlan
 from weightpager.delivery.version_file import StoredPiece, VersionFile
 from weightpager.errors import BundleError, DeliveryError
+from weightpager.progress import StepProgress
 
 
 class Assembly:
@@ -132,9 +135,9 @@ class Assembly:
 
     def _put_ids(self) -> None:
         """Write the ids of pages into the file that has them."""
-        for start, piece in self._version.files[page_index.FILE].starts():
+        for start, piece in self._version.files[page_file.FILE].starts():
             if piece.blake3 is None:
-                self._put(page_index.FILE, start, b"".join(self._ids))
+                self._put(page_file.FILE, start, b"".join(self._ids))
 
     def _put(self, name: str, start: int, content: bytes) -> None:
         with write_errors(), (self.bundle / name).open("r+b", buffering=0) as file:
@@ -192,3 +195,69 @@ def _own(path: Path) -> None:
         copy = path.with_name(f"{path.name}.own")
         shutil.copyfile(path, copy)
         copy.replace(path)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Compares what a version needs with what is here. It writes nothing.
+
+    Of bundles on this device it reads no content: comparing hashes here and once more while they are copied would
+    double a pull's time.
+
+    Attributes:
+        version: the version that is wanted.
+        ids: ids of its pages.
+        local: what bundles on this device list.
+        assembly: what an earlier try has put together; its parts are compared with their hashes.
+    """
+
+    version: VersionFile
+    ids: Sequence[bytes]
+    local: LocalParts
+    assembly: Assembly
+
+    def plan(self, progress: StepProgress) -> PullPlan:
+        """Find a source for each part that isn't in its place yet.
+
+        Args:
+            progress: told (pages looked for, pages in all).
+        """
+        copy_files, pieces = self._files()
+        link_files, pages = self._page_files(progress)
+        return PullPlan(
+            self.version,
+            link_files,
+            copy_files,
+            copy_pages=[page for page in pages if self.local.lists_page(self.ids[page])],
+            fetch_pages=[page for page in pages if not self.local.lists_page(self.ids[page])],
+            copy_pieces=[piece for piece in pieces if self.local.lists_piece(str(piece.blake3))],
+            fetch_pieces=[piece for piece in pieces if not self.local.lists_piece(str(piece.blake3))],
+        )
+
+    def _files(self) -> tuple[dict[str, Path], list[StoredPiece]]:
+        """Files to copy, and the missing pieces of the others, each once."""
+        copied: dict[str, Path] = {}
+        missing: dict[str, StoredPiece] = {}
+        for name, file in self.version.files.items():
+            if self.assembly.is_whole(name):
+                continue
+            original = self.local.file(name, file)
+            if original is not None:
+                copied[name] = original
+            else:
+                missing |= {str(piece.blake3): piece for piece in self.assembly.missing_pieces(name)}
+        return copied, list(missing.values())
+
+    def _page_files(self, progress: StepProgress) -> tuple[dict[str, Path], list[int]]:
+        """Page files to link, and the missing pages of the others."""
+        linked: dict[str, Path] = {}
+        missing: list[int] = []
+        for name, pages in self.version.page_ranges():
+            lacking = self.assembly.missing_pages(name)
+            original = self.local.page_file([self.ids[page] for page in pages]) if lacking else None
+            if original is not None:
+                linked[name] = original
+            else:
+                missing += lacking
+            progress(pages.stop, self.version.pages)
+        return linked, missing

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from msgspec import field, json, structs
 
-from weightpager.bundle.files.lock import locked
-from weightpager.bundle.files.new_directory import sync
+from weightpager.bundle.files.new_directory import locked, sync
 from weightpager.bundle.files.new_file import new_file
-from weightpager.bundle.files.storage_errors import storage_errors_as
+from weightpager.bundle.files.regular_file import storage_errors_as
 from weightpager.bundle.files.strict import Strict
 from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import BundleFormatError, ConfigError, DeliveryError

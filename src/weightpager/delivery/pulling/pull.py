@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from weightpager.delivery.names import channel_target, version_target
 from weightpager.delivery.pulling.fetch import Fetch
 from weightpager.delivery.pulling.installed import Installed
 from weightpager.delivery.pulling.plan import Cost
 from weightpager.delivery.pulling.trust import signed_version
-from weightpager.delivery.sources.source import Source
-from weightpager.delivery.version_file import VersionFile
+from weightpager.delivery.sources import Source
+from weightpager.delivery.version_file import VersionFile, channel_target, version_target
 from weightpager.errors import DeliveryError
 from weightpager.progress import Progress, silent
 

@@ -6,10 +6,15 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from weightpager.delivery.sources.source import TransferError
+from blake3 import blake3
+
+from weightpager.delivery.pieces import restored
+from weightpager.delivery.pulling.plan import PackRequest
+from weightpager.delivery.sources import Source, TransferError, read_at_most
+from weightpager.delivery.version_file import StoredPiece, object_path, pack_path
 
 TRIES = 5
 """A pull gives up after so many tries in a row that brought no byte of use."""
@@ -92,3 +97,106 @@ def bring(transfers: Iterable[Transfer], connections: int) -> None:
             thread.join(1.0)
     if run.failure is not None:
         raise run.failure
+
+
+Landed = Callable[[int, int, bytearray], None]
+"""Told (pack, place in it, bytes) of a page that is what it should be."""
+
+
+class PageTransfer:
+    """Implements `Transfer`."""
+
+    def __init__(
+        self,
+        source: Source,
+        pack: str,
+        request: PackRequest,
+        ids: Mapping[int, bytes],
+        page_bytes: int,
+        landed: Landed,
+    ) -> None:
+        """State the transfer; nothing is asked for yet.
+
+        Args:
+            source: of the repository.
+            pack: name of the pack.
+            request: to that pack.
+            ids: of its pages, by their places in the pack.
+            page_bytes: bytes of a page.
+            landed: takes each page once.
+        """
+        self._source = source
+        self._path = pack_path(pack)
+        self._request: PackRequest | None = request
+        self._ids = ids
+        self._size = page_bytes
+        self._landed = landed
+
+    def left(self) -> int:
+        return len(self._request.pages) * self._size if self._request is not None else 0
+
+    def attempt(self) -> None:
+        if self._request is None:
+            return
+        done: list[int] = []
+        try:
+            self._receive(self._request, done)
+        finally:
+            self._request = self._request.without(done)
+
+    def _receive(self, request: PackRequest, done: list[int]) -> None:
+        size, wanted = self._size, iter(request.pages)
+        place: int | None = next(wanted)
+        with self._source.open(self._path, request.first * size, request.end * size) as stream:
+            at, buffer = stream.start, bytearray()
+            for piece in stream.pieces:
+                view = memoryview(piece)
+                while view and place is not None:
+                    begin = place * size + len(buffer)
+                    if at + len(view) <= begin:
+                        at += len(view)
+                        break
+                    view, at = view[begin - at :], begin
+                    taken = view[: size - len(buffer)]
+                    buffer += taken
+                    view, at = view[len(taken) :], at + len(taken)
+                    if len(buffer) == size:
+                        self._take(request.pack, place, buffer)
+                        done.append(place)
+                        buffer.clear()
+                        place = next(wanted, None)
+                if place is None:
+                    return
+        raise TransferError(f"{self._source.place}/{self._path}: expected page {place}, found the end before it")
+
+    def _take(self, pack: int, place: int, content: bytearray) -> None:
+        if blake3(content).digest() != self._ids[place]:
+            raise TransferError(
+                f"{self._source.place}/{self._path}: page {place} isn't what was signed: expected BLAKE3 "
+                f"{self._ids[place].hex()[:16]}…, found other bytes; the server, or something on the way, changes files"
+            )
+        self._landed(pack, place, content)
+
+
+class PieceTransfer:
+    """Implements `Transfer`."""
+
+    def __init__(self, source: Source, piece: StoredPiece, landed: Callable[[StoredPiece, bytes], None]) -> None:
+        self._source = source
+        self._piece = piece
+        self._landed = landed
+        self._done = False
+
+    def left(self) -> int:
+        return 0 if self._done else self._piece.stored
+
+    def attempt(self) -> None:
+        path = object_path(str(self._piece.blake3))
+        raw = restored(self._piece, read_at_most(self._source, path, self._piece.stored))
+        if raw is None:
+            raise TransferError(
+                f"{self._source.place}/{path}: expected what was signed, found other bytes; the server, or something "
+                "on the way, changes files"
+            )
+        self._landed(self._piece, raw)
+        self._done = True

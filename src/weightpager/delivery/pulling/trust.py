@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from tuf.api import exceptions as tuf
-from tuf.ngclient import Updater
+from tuf.api.exceptions import DownloadError, DownloadHTTPError
+from tuf.ngclient import FetcherInterface, Updater
 
 from weightpager.bundle.files.new_file import new_file
-from weightpager.delivery.names import METADATA, TARGETS
 from weightpager.delivery.pulling.installed import write_errors
-from weightpager.delivery.sources.source import Source
-from weightpager.delivery.sources.tuf_fetcher import TufFetcher
-from weightpager.delivery.version_file import VersionFile
+from weightpager.delivery.sources import MissingError, Source, TransferError
+from weightpager.delivery.version_file import METADATA, TARGETS, VersionFile
 from weightpager.errors import ConfigError, DeliveryError, UntrustedError
+
+
+class TufFetcher(FetcherInterface):
+    """Fetches from a `Source`; URLs are paths in the repository."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        pieces = self._pieces(url)
+        next(pieces)  # a file that is missing must raise now, where the library expects it
+        return pieces
+
+    def _pieces(self, url: str) -> Iterator[bytes]:
+        try:
+            with self._source.open(url) as stream:
+                yield b""  # once the file is open
+                yield from stream.pieces
+        except MissingError as error:
+            raise DownloadHTTPError(str(error), 404) from error
+        except TransferError as error:
+            raise DownloadError(str(error)) from error
+
 
 _TARGET_BYTES = 256 << 20
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightpager.kernels.native import native_weight
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
-from weightpager.kernels.torch.operands import check_memory, operands
+from weightpager.kernels.torch.device_weight import check_memory, operands
 
 
 def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from weightpager.kernels.blocked import Blocked
-from weightpager.kernels.paged_weight import PagedWeight, check_tables
+from weightpager.kernels.paged_weight import Blocked, PagedWeight, check_tables
 
 TABLES = ("page_table", "crow_indices", "col_indices", "locations")
 
@@ -85,3 +88,47 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int
         raise ValueError(f"{name}: expected a dense tensor on {device}, got {tensor.layout} on {tensor.device}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+
+
+def operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
+    """The activations as contiguous memory, and memory for the result.
+
+    Raises:
+        ValueError: one of them has no values.
+    """
+    rows = x if x.is_contiguous() else x.contiguous()
+    y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
+    for tensor in (rows, y):
+        check_memory(tensor)
+    return rows, y
+
+
+def check_memory(tensor: Tensor) -> None:
+    """Refuse a FakeTensor, which has a shape but no memory; tensors that are made in `FakeTensorMode` are such.
+
+    Raises:
+        ValueError: it has no values.
+    """
+    if type(tensor) in (Tensor, Parameter):
+        return
+    from torch._subclasses import FakeTensor  # takes long, and nearly never is there any
+
+    if isinstance(tensor, FakeTensor):
+        raise ValueError(
+            "expected tensors with values, got a FakeTensor: call kernels outside of FakeTensorMode, or the task's "
+            "layers inside of it"
+        )
+
+
+def as_array(tensor: Tensor) -> npt.NDArray[Any]:
+    """A tensor on the host as an array; bfloat16 as uint16."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
+
+
+def as_tensor(array: npt.NDArray[Any], dtype: str) -> Tensor:
+    """An array as a tensor of a dtype by name; uint16 of a bfloat16."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

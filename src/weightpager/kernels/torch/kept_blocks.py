@@ -12,8 +12,8 @@ from torch import Tensor
 from weightpager.blocks import BlockGrid, KeepMask
 from weightpager.kernels.choice import NATIVE
 from weightpager.kernels.paged_weight import Indices, PagedWeight
+from weightpager.kernels.torch.device_weight import check_memory
 from weightpager.kernels.torch.dispatch import paged_linear
-from weightpager.kernels.torch.operands import check_memory
 
 if NATIVE:
     from weightpager.kernels import _native

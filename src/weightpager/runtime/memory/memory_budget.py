@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from weightpager.config import format_enough
+from weightpager.config import format_enough, format_room, format_size
 from weightpager.errors import BudgetError
-from weightpager.runtime.budget.needs import Needs, Split
-from weightpager.runtime.budget.refusals import enough, refusal, too_small
+from weightpager.machine.memory import Memory, read_memory
+from weightpager.machine.packages import needing_torch
+from weightpager.runtime.budget import Needs, Split, enough, refusal, too_small
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
 from weightpager.runtime.memory.table_cache import TableCache
@@ -183,3 +185,78 @@ class MemoryBudget:
         except OSError as error:
             refused = f"this machine refuses an arena of {format_enough(slots * page_bytes)}: state a smaller budget. "
             raise refusal(refused, self.needs, "the smallest task", self.needs.least_pages) from error
+
+
+_log = logging.getLogger(__name__)
+
+
+class MemoryWatch:
+    """Compares what a budget has still to take with what the machine, and this process's control group, have left.
+
+    It only warns: how much there is may change at any time, and page cache and swap may give more. Each cause is said
+    once, and again only if it has been absent between. What the kernel doesn't tell isn't warned of.
+
+    Args:
+        memory: whose budget it is.
+        read: the machine's memory.
+    """
+
+    def __init__(self, memory: MemoryBudget, read: Callable[[], Memory] = read_memory) -> None:
+        self._memory = memory
+        self._read = read
+        self._said: set[str] = set()
+
+    def available(self) -> int | None:
+        """Bytes that this process could take now; None if unknown."""
+        return self._read().usable_bytes
+
+    def check(self, outstanding: int) -> None:
+        """Warn if less than ``outstanding`` bytes, which the budget will still take, can be had."""
+        memory = self._read()
+        self._compare(
+            "machine", outstanding, memory.available_bytes, "this machine has {} available", "free some memory"
+        )
+        limit = "" if memory.limit_bytes is None else f" (the tightest is {format_room(memory.limit_bytes)})"
+        leave = f"the limits of this process's control group and those around it{limit} leave {{}}"
+        self._compare("group", outstanding, memory.left_bytes, leave, "raise the limit")
+
+    def _compare(self, cause: str, outstanding: int, left: int | None, finding: str, way_out: str) -> None:
+        if left is None or outstanding <= left:
+            self._said.discard(cause)
+            return
+        if cause in self._said:
+            return
+        self._said.add(cause)
+        budget, most = self._memory.budget, self._memory.budget - (outstanding - left)
+        least = self._memory.smallest_budget(self._memory.needs.least_pages)
+        advice = f"state a budget of at most {format_room(most)} ({most} bytes), or {way_out}"
+        if most < least:
+            advice = f"{way_out}: not even the smallest budget that would do, {format_enough(least)}, can be had"
+        _log.warning(
+            "the budget of %s has still to take %s, and %s: the kernel may end this process before it is used up; %s",
+            format_size(budget),
+            format_enough(outstanding),
+            finding.format(format_room(left)),
+            advice,
+        )
+
+
+def staging(device: str, page_bytes: int, reads: int) -> ArenaSource | None:
+    """How pages get into the arena of a device; None if it is host memory, and pages are read straight into it.
+
+    A GPU that shares the host's memory (``is_integrated``) is treated as one with memory of its own: an arena that both
+    address would need no copy, and isn't done yet.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+        page_bytes: bytes of a page.
+        reads: how many may be in flight.
+
+    Raises:
+        ConfigError: there is no such device, or torch isn't installed.
+    """
+    if device == "cpu":
+        return None
+    with needing_torch(f"for the device {device!r}, or use the device 'cpu'"):
+        from weightpager.runtime.memory.cuda_device import cuda_staging
+    return cuda_staging(device, page_bytes, reads)

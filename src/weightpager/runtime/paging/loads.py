@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from weightpager.errors import TaskNotActiveError
-from weightpager.runtime.paging.reads.failures import closed_while_loading
-from weightpager.runtime.paging.reads.load import Priority
-from weightpager.runtime.paging.reads.page_waits import PendingPages
-from weightpager.runtime.paging.slot_allocator import SlotAllocator
-from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.load import Priority, closed_while_loading
+from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.state import PagingState, SlotAllocator
 from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
 from weightpager.runtime.planning.plans import Pages, SwitchPlan
 

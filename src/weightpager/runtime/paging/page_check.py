@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from blake3 import blake3
 
-from weightpager.machine.direct_file import aligned_memory
+from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.planning.slots import ABSENT

@@ -13,18 +13,13 @@ from weightpager.bundle import PageIndex
 from weightpager.errors import BudgetError, BusyError
 from weightpager.interrupts import uninterrupted
 from weightpager.runtime.memory.table_cache import Expandable
-from weightpager.runtime.paging.arena_resizer import ArenaResizer
-from weightpager.runtime.paging.deadline import NEVER, Deadline
+from weightpager.runtime.paging.load import engine_closed
 from weightpager.runtime.paging.loads import Loads
-from weightpager.runtime.paging.reads.failures import engine_closed
-from weightpager.runtime.paging.slot_allocator import SlotAllocator
-from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch import Switch
-from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
-from weightpager.runtime.paging.table_hold import TableHold
+from weightpager.runtime.paging.state import PagingState, SlotAllocator
+from weightpager.runtime.paging.switch import ArenaResizer, Switch, TableHold
+from weightpager.runtime.paging.switch_request import NEVER, Deadline, LoadStats, PendingLoad, SwitchRequest
 from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, Uses
-from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
-from weightpager.runtime.planning.prefetch_planner import PrefetchPlan
+from weightpager.runtime.planning.prefetch_planner import PrefetchCounts, PrefetchPlan
 
 
 class Residency:

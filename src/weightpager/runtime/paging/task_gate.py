@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.interrupts import uninterrupted
-from weightpager.runtime.paging.reads.page_waits import PendingPages
+from weightpager.runtime.paging.page_waits import PendingPages
 
 _LOOK_AGAIN = 0.0005
 """Seconds between two looks whether layers are still inside."""

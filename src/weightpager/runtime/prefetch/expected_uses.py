@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.prediction.predictor import TransitionPredictor
-from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.runtime.prediction.predictor import PredictionScore, TransitionPredictor
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.switch_request import LoadStats
 from weightpager.runtime.planning.prefetch_planner import plan_prefetch
-from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.runtime.prediction.predictor import PredictionScore
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
-from weightpager.runtime.prefetch.trial import PrefetchTrial
-from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, look_again
+from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, PrefetchTrial, look_again
 from weightpager.store import StorageModel
 
 _JOIN_SECONDS = 5.0

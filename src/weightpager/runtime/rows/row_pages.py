@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.distinct import distinct
-from weightpager.machine.direct_file import aligned_memory
+from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.paging.pager import Pager
 from weightpager.store import VerifyingStore
 

@@ -2,13 +2,114 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from weightpager.answers.work import Work
+from weightpager.answers.work import ClassifyImage, Work
 from weightpager.bundle import TaskEntry
-from weightpager.readers.image_reader import ImageReader
-from weightpager.server.inputs.image_decoder import ImageDecoder, check_together
+from weightpager.errors import ImageError, RequestError
+from weightpager.readers.image_reader import ImageReader, pixel_count
 from weightpager.server.inputs.lanes import TwoLanes
+
+MOST_PIXELS = 2**23
+"""Most pixels of an image: more than a frame of 3840 × 2160, and little enough to be decoded for anybody who asks."""
+
+MOST_PIXELS_TOGETHER = 2**26
+"""Most pixels of a request's images: eight such frames, or 128 of 640 × 480 and more."""
+
+_MOST_SCANS = 32
+"""Most scans of a JPEG. Each goes over all pixels again: a camera's file has one scan, a progressive one ten."""
+
+_MOST_PACKED_TEXTS = 16
+"""Most compressed texts of a PNG. Each unpacks to as much as a mebibyte, whatever the image."""
+
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image whose pixels haven't been read: a file's content, and how many there are."""
+
+    content: bytes = field(repr=False)
+    pixels: int
+
+
+class ImageDecoder:
+    """A bundle's image processor, for images that requests bring; none is fetched. Each thread takes a copy."""
+
+    def __init__(self, reader: ImageReader) -> None:
+        self._reader = reader
+
+    def copy(self) -> ImageDecoder:
+        """A copy for another thread."""
+        return ImageDecoder(copy.deepcopy(self._reader))
+
+    def open(self, url: str) -> EncodedImage:
+        """An image of a classification task; its pixels aren't read yet.
+
+        Raises:
+            RequestError: it is no data URL, no image, too large, or takes too long to be read.
+        """
+        start = _DATA_URL.match(url)
+        if start is None:
+            raise _refused("expected an image as a data URL: data:image/png;base64,…")
+        try:
+            content = base64.b64decode(url[start.end() :], validate=True)
+        except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
+            raise _refused(f"expected base64 in the data URL: {error}") from error
+        try:
+            _check_effort(content)
+            return EncodedImage(content, pixel_count(content, MOST_PIXELS))
+        except ImageError as error:
+            raise _refused(str(error)) from error
+
+    def decode(self, image: EncodedImage) -> ClassifyImage:
+        """Its pixels.
+
+        Raises:
+            RequestError: it is damaged, or no image that the model takes.
+        """
+        try:
+            return ClassifyImage(self._reader.read(image.content, MOST_PIXELS))
+        except ImageError as error:
+            raise _refused(str(error)) from error
+
+
+def check_together(images: list[EncodedImage]) -> int:
+    """The pixels of a request's images.
+
+    Raises:
+        RequestError: they are too many.
+    """
+    pixels = sum(image.pixels for image in images)
+    if pixels > MOST_PIXELS_TOGETHER:
+        raise _refused(f"expected images of at most {MOST_PIXELS_TOGETHER} pixels together, found {pixels}")
+    return pixels
+
+
+def _check_effort(content: bytes) -> None:
+    """Refuse images that take far more time than images of their size do.
+
+    Raises:
+        ImageError: it is one.
+    """
+    if content[:2] in (b"P1", b"P2", b"P3"):  # Pillow's time grows with the square of the comments in these
+        raise ImageError("expected an image in a binary form, found a PPM, PGM or PBM whose pixels are text")
+    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
+    if scans > _MOST_SCANS:
+        raise ImageError(f"expected a JPEG of at most {_MOST_SCANS} scans, found {scans}")
+    if content.startswith(b"\x89PNG"):
+        texts = content.count(b"zTXt") + content.count(b"iTXt")
+        if texts > _MOST_PACKED_TEXTS:
+            raise ImageError(f"expected a PNG with at most {_MOST_PACKED_TEXTS} compressed texts, found {texts}")
+
+
+def _refused(problem: str) -> RequestError:
+    return RequestError(problem, "input", "invalid_image")
+
 
 _LARGE = 2**22
 """Pixels of a request that are much to read: more than two frames of 1920 × 1080."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from weightpager.answers.kinds import kind_of
+from weightpager.answers.model import FORWARD_TOKENS, Activations
 from weightpager.answers.work import Ids, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
@@ -93,3 +95,40 @@ class TextInputs:
         self._chats.close()
         self._template.close()
         self.lanes.close()
+
+
+IN_PIECES = 8192
+"""Tokens of the longest text, unless told otherwise, of a task that reads in pieces, others having turns between."""
+
+
+@dataclass(frozen=True)
+class TextLimit:
+    """What one text may ask for.
+
+    Attributes:
+        tokens: number of tokens of the longest text.
+        in_pieces: whether the model reads texts in pieces.
+        activations: the bytes that a forward takes, of the task that takes most.
+    """
+
+    tokens: int
+    in_pieces: bool
+    activations: Activations
+
+    def cached(self, tokens: int) -> bool:
+        """Whether a text whose vector is wanted is read in pieces, and so needs a cache."""
+        return self.in_pieces and not self.activations.fit(1, tokens, tokens)
+
+
+def default_limit(context: int | None, length: int | None, *, in_pieces: bool) -> int:
+    """Tokens of the longest text of a task, unless told otherwise.
+
+    A model that reads a text at once lets nobody have a turn meanwhile: there it is what one forward should take.
+
+    Args:
+        context: that the model can read; None where it reads images.
+        length: that the task was compiled with; what it is cut to is read in any case.
+        in_pieces: whether the model reads the task's texts in pieces.
+    """
+    most = max(IN_PIECES if in_pieces else FORWARD_TOKENS, length or 0)
+    return most if context is None else min(context, most)

@@ -9,24 +9,71 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
+from pydantic import ConfigDict, Field
 
 from weightpager.errors import BudgetError, BundleError, BusyError, ConflictError, RequestError, StoreError
-from weightpager.server.routes.access import Serving, admin
 from weightpager.server.routes.errors import RESPONSES
+from weightpager.server.routes.exchange import Serving, admin
 from weightpager.server.scheduling.service import Service
-from weightpager.server.schema.admin import (
-    BudgetAnswer,
-    BudgetBody,
-    Loaded,
-    Queued,
-    Reloaded,
-    TaskBody,
-    Verified,
-)
+from weightpager.server.schema import Answer, Body, Name, Text
+
+
+class AdminBody(Body):
+    """A request of the admin. Unknown fields are refused here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskBody(AdminBody):
+    """One task."""
+
+    task: Name
+
+
+class BudgetBody(AdminBody):
+    """A new budget."""
+
+    budget: Annotated[Text, Field(max_length=32, examples=["64MiB"])]
+
+
+class Loaded(Answer):
+    """A task, and the bytes that were read to load it."""
+
+    task: str
+    loaded_bytes: int
+
+
+class Queued(Answer):
+    """A task, and the bytes that will be read for it."""
+
+    task: str
+    queued_bytes: int
+
+
+class BudgetAnswer(Answer):
+    """The budget in force."""
+
+    budget_bytes: int
+
+
+class Reloaded(Answer):
+    """Names of the tasks that have changed in the bundle."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+
+
+class Verified(Answer):
+    """How many pages were compared, and the numbers of those whose bytes are wrong."""
+
+    resident_pages: int
+    damaged: list[int]
+
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(admin)], responses=RESPONSES)
 _Result = TypeVar("_Result")

@@ -3,31 +3,110 @@
 from __future__ import annotations
 
 import base64
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
+from pydantic import Field
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
-from weightpager.server.routes.access import Serving, user
 from weightpager.server.routes.errors import RESPONSES
-from weightpager.server.routes.exchange import exchange
-from weightpager.server.routes.identity import new_id, now
+from weightpager.server.routes.exchange import Serving, exchange, user
 from weightpager.server.scheduling.service import Service
-from weightpager.server.schema.common import Model, ModelList, Usage, as_list
-from weightpager.server.schema.encoding import (
-    Classification,
-    ClassificationBody,
-    ClassificationList,
-    Embedding,
-    EmbeddingBody,
-    EmbeddingList,
-    Score,
-    TaggedWord,
+from weightpager.server.schema import (
+    Answer,
+    Body,
+    Model,
+    ModelList,
+    Name,
+    OneOrMoreTexts,
+    TextsOrIds,
+    Usage,
+    as_list,
+    new_id,
+    now,
 )
+
+
+class EmbeddingBody(Body):
+    """Texts whose vectors are wanted."""
+
+    model: Name
+    input: TextsOrIds
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = None
+
+
+class Embedding(Answer):
+    """A text's vector: numbers, or the base64 of their little-endian float32 bytes."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(Answer):
+    """Vectors in the order of the texts."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Embedding]
+    usage: Usage
+
+
+class ClassificationBody(Body):
+    """Texts, for a task that classifies texts or tags words; data URLs of images, for a task that classifies images."""
+
+    model: Name
+    input: OneOrMoreTexts
+    top: Annotated[int, Field(ge=1, description="Only so many of the likeliest classes in `scores`.")] | None = None
+
+
+class Score(Answer):
+    """A class and its probability."""
+
+    label: str
+    score: float
+
+
+class TaggedWord(Answer):
+    """A word of the text, its tag, and the tag's probability."""
+
+    word: str
+    label: str
+    score: float
+
+
+class Classification(Answer):
+    """The answer for one text or image.
+
+    A classification task gives ``label``, ``score`` and ``scores``, the likeliest class first. A token task gives the
+    ``words`` that it read. A text longer than the task's `max_length` is cut off there, and ``truncated`` says so.
+    """
+
+    object: Literal["classification"] = "classification"
+    index: int
+    truncated: bool
+    label: str | None = None
+    score: float | None = None
+    scores: list[Score] | None = None
+    words: list[TaggedWord] | None = None
+
+
+class ClassificationList(Answer):
+    """Answers in the order of the texts."""
+
+    object: Literal["list"] = "list"
+    id: str
+    created: int
+    model: str
+    data: list[Classification]
+    usage: Usage
+
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(user)], responses=RESPONSES)
 

@@ -30,7 +30,7 @@ from weightpager.errors import (
     shown,
 )
 from weightpager.server.routes.exchange import ClientGoneError
-from weightpager.server.schema.common import ErrorAnswer, ErrorDetail
+from weightpager.server.schema import ErrorAnswer, ErrorDetail
 
 _log = logging.getLogger(__name__)
 

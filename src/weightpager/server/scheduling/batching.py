@@ -6,8 +6,8 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from weightpager.answers.generation.forward_size import PIECE, mostly_padding
-from weightpager.server.scheduling.policy import Policy
+from weightpager.answers.model import PIECE, mostly_padding
+from weightpager.server.scheduling.settings import Policy
 
 HEAVY = 4 * PIECE
 """Tokens above which a prompt is heavy. Reading one takes long: only one batch of them is under way at a time."""

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
-from weightpager.backends.torch.model.model_types import (
+from weightpager.backends.torch.model_types import (
     LOADERS,
     allowed_class,
     builds_only_itself,

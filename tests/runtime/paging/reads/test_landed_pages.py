@@ -14,9 +14,9 @@ from blake3 import blake3
 from weightpager.bundle import PageIndex
 from weightpager.errors import PageCorruptError, StoreError, StoreTimeoutError
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.paging.reads.landed_pages import LandedPages
+from weightpager.runtime.paging.page_waits import LandedPages
 from weightpager.store import Sources, VerifyingStore
-from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
+from weightpager.store.read_plan import SMALL_SWITCH_BYTES
 
 _native = pytest.importorskip("weightpager.kernels._native")
 

@@ -25,15 +25,14 @@ from hypothesis import strategies as st
 
 from weightpager.bundle import PageIndex
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError
-from weightpager.machine.direct_file import aligned_memory
-from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.memory.page_buffer import PageBuffer
-from weightpager.runtime.paging.reads.load import Load, Priority, Reads
-from weightpager.runtime.paging.reads.thread_reads import ThreadReads
+from weightpager.machine.storage import aligned_memory
+from weightpager.runtime.memory.host_arena import Arena, PageBuffer
+from weightpager.runtime.paging.load import Load, Priority, Reads
+from weightpager.runtime.paging.thread_reads import ThreadReads
 from weightpager.store import Sources, VerifyingStore
 
 _native = pytest.importorskip("weightpager.kernels._native")
-from weightpager.runtime.paging.reads import native_reads  # noqa: E402 - it needs the native module
+from weightpager.runtime.paging import native_reads  # noqa: E402 - it needs the native module
 
 PAGE, PAGES = 8192, 48
 
@@ -413,7 +412,7 @@ def test_threads_go_on_when_a_sandbox_refuses_the_ring(store: VerifyingStore) ->
 
 def test_the_interpreter_ends_while_nobody_closed_it() -> None:
     code = (
-        "from weightpager.runtime.paging.reads.native_reads import NativeReads\n"
+        "from weightpager.runtime.paging.native_reads import NativeReads\n"
         "reads = NativeReads(2)\n"
         "reads._start_thread()\n"
         "import time; time.sleep(0.2)\n"

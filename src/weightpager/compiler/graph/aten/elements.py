@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from weightpager.compiler.graph.builder import Builder, Value, traced_type
-from weightpager.compiler.graph.draft import Type
+from weightpager.compiler.graph.builder import Builder, Type, Value, traced_type
 from weightpager.errors import NotExportableError
 
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.int32: "int64", torch.bool: "bool"}

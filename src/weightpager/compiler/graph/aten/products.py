@@ -9,8 +9,7 @@ from typing import Any
 from torch import fx
 
 from weightpager.compiler.graph.aten.elements import binary
-from weightpager.compiler.graph.builder import Builder, Value, traced_type
-from weightpager.compiler.graph.draft import Type
+from weightpager.compiler.graph.builder import Builder, Type, Value, traced_type
 from weightpager.errors import NotExportableError
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from weightpager.compiler.graph.builder import Builder, Value, stated, traced_type
-from weightpager.compiler.graph.draft import Type
+from weightpager.compiler.graph.builder import Builder, Type, Value, stated, traced_type
 from weightpager.errors import NotExportableError
 
 _END = 2**62  # torch says "to the end" by a number that no axis has

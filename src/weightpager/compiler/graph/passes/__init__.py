@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from weightpager.compiler.graph.draft import Draft
-from weightpager.compiler.graph.passes.activations import fuse_activations, fuse_gated, fuse_gelus
-from weightpager.compiler.graph.passes.layout import tokens_before_heads
-from weightpager.compiler.graph.passes.norms import fuse_rms_norms, fuse_sums
+from weightpager.compiler.graph.builder import Draft
+from weightpager.compiler.graph.passes.fuse import fuse_activations, fuse_gated, fuse_gelus, fuse_rms_norms, fuse_sums
 from weightpager.compiler.graph.passes.rotary import fuse_partial_rotary, fuse_rotary
 from weightpager.compiler.graph.passes.simplify import (
     fold_constants,
     fold_masks,
     join_moves,
     look_up_equal_ids_once,
+    tokens_before_heads,
     without_unused,
 )
 

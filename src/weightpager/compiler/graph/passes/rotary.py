@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightpager.compiler.graph.draft import Draft
+from weightpager.compiler.graph.builder import Draft
 from weightpager.compiler.graph.passes.view import View, operand_pairs, rewritten, scalar_of
 from weightpager.graph import Node, Operand
 

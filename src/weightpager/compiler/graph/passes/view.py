@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from weightpager.compiler.graph.draft import Draft, Size, Type
+from weightpager.compiler.graph.builder import Draft, Size, Type
 from weightpager.graph import Node, Operand
 from weightpager.graph.graph import Array
 

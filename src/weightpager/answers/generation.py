@@ -1,0 +1,283 @@
+"""Texts that a model continues: one pass at a time, with what has been written so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.batches import Bounds, batches
+from weightpager.answers.model import Inputs, Integers, TaskModel
+from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
+from weightpager.answers.work import Generate, Generated
+from weightpager.readers.tokenizer import Tokenizer
+
+_CONTEXT = 8
+"""Tokens of a prompt that are decoded together with what follows, or more if need be."""
+
+CHARACTER = 4
+"""Bytes that a character has at most, and so the tokens that it may be spread over."""
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What decoders give for bytes that don't make up a character yet."""
+
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def decoder_after(tokenizer: Tokenizer, prompt: Sequence[int]) -> Decode:
+    """Decodes what follows a prompt, special tokens left out.
+
+    A token's text may depend on what stands before it: many decoders drop the blank that a text's first word begins
+    with, so that nobody could tell a new word from the rest of the prompt's last one. Where the prompt ends in the
+    middle of a character, that whole character follows, once it is complete.
+
+    Args:
+        tokenizer: of the model.
+        prompt: token ids.
+    """
+    decode = tokenizer.decode
+    context = _context(decode, prompt)
+    befores = [decode(context), decode(_complete(decode, context))]
+
+    def decode_after(ids: Sequence[int]) -> str:
+        text = decode([*context, *ids])
+        for before in befores:
+            if text.startswith(before):
+                return text[len(before) :]
+        return decode(ids)  # as long as a character is incomplete, some decoders take back those that its bytes follow
+
+    return decode_after
+
+
+def _context(decode: Decode, prompt: Sequence[int]) -> list[int]:
+    """The last tokens of a prompt that decode as they do in the whole: to a text that begins with a whole character."""
+    for length in _lengths(len(prompt)):
+        context = list(prompt[-length:])
+        text = decode(_complete(decode, context))
+        if text and not text.startswith(INCOMPLETE):
+            return context
+    return list(prompt)
+
+
+def _lengths(most: int) -> Iterator[int]:
+    """Lengths of contexts to try, below ``most``: one token more for a character, then twice as many each time."""
+    yield from range(_CONTEXT, min(_CONTEXT + CHARACTER, most))
+    length = 2 * _CONTEXT
+    while length < most:
+        yield length
+        length *= 2
+
+
+def _complete(decode: Decode, ids: Sequence[int]) -> Sequence[int]:
+    """Tokens without those of a last character whose end is missing; all where there is none."""
+    whole = (ids[: len(ids) - begun] for begun in range(min(CHARACTER - 1, len(ids)) + 1))
+    return next((some for some in whole if not decode(some).endswith(INCOMPLETE)), ids)
+
+
+class Continuation:
+    """One prompt's continuation.
+
+    Attributes:
+        ended: why it has ended; None while it goes on.
+    """
+
+    def __init__(self, decode: Decode, most: int, stop: Sequence[str], end: Collection[int]) -> None:
+        """Nothing has been generated.
+
+        Args:
+            decode: token ids to text, special ones left out.
+            most: tokens.
+            stop: texts that end it; what begins with one is cut off.
+            end: tokens that end it.
+        """
+        self._decode = decode
+        self._most = most
+        self._stop = tuple(stop)
+        self._end = end
+        self._ids: list[int] = []
+        self._text = ""
+        self._shown = ""
+        self._changed = 0  # tokens in a row, behind which what was shown isn't the text's beginning any more
+        self.ended: Literal["stop", "length"] | None = None
+
+    def add(self, token: int) -> str:
+        """Add a token; the further text that can be shown.
+
+        Characters that aren't complete yet are kept back, and as many as may turn out to begin a stop text.
+        """
+        assert self.ended is None
+        if token in self._end:
+            self.ended = "stop"
+        self._ids.append(token)
+        self._text = self._decode(self._ids)
+        cuts = [place for place in (self._text.find(stop) for stop in self._stop) if place >= 0]
+        if cuts:
+            self._text = self._text[: min(cuts)]
+            self.ended = "stop"
+        elif self.ended is None and len(self._ids) >= self._most:
+            self.ended = "length"
+        return self._show(self._text if self.ended else self._safe())
+
+    def outcome(self) -> Generated:
+        """The whole continuation, once it has ended."""
+        assert self.ended is not None
+        return Generated(self._text, len(self._ids), self.ended)
+
+    def _safe(self) -> str:
+        held = max((len(stop) - 1 for stop in self._stop), default=0)
+        text = self._text.rstrip(INCOMPLETE)  # some decoders give one for each byte that waits
+        return text[: max(0, len(text) - held)]
+
+    def _show(self, text: str) -> str:
+        # A decoder may change what it has said, blanks mostly: nothing is shown until the beginning is the same again.
+        # Some never take back what bytes of no character have made of those before them: the rest follows then.
+        if text.startswith(self._shown):
+            self._changed = 0
+        else:
+            self._changed += 1
+            if self._changed <= CHARACTER and self.ended is None:
+                return ""
+            self._shown = _common_beginning(text, self._shown)
+        fresh, self._shown = text[len(self._shown) :], text
+        return fresh
+
+
+def _common_beginning(text: str, other: str) -> str:
+    differing = (place for place, (one, two) in enumerate(zip(text, other, strict=False)) if one != two)
+    return text[: next(differing, min(len(text), len(other)))]
+
+
+class GenerationRun:
+    """Continues prompts that can run together. Implements `Run`.
+
+    A query that nobody waits for any more ends after the token or the piece of its prompt that is being computed.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        tokenizer: Tokenizer,
+        queries: Sequence[Query],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing has been read; ``tokenizer`` is the calling thread's own."""
+        self._rows = [_Row(query, model, tokenizer) for query in queries]
+        works = [row.work for row in self._rows]
+        pad = pad_id(model.vocab_size, tokenizer)
+        batch = padded([work.ids for work in works], pad, left=True)
+        most = max(work.max_new_tokens for work in works)
+        self._texts = model.grow(batch["input_ids"], batch["attention_mask"], works[0].sampling, pad, most)
+        self._clock = clock
+        self._grown = 0
+
+    def step(self, until: float) -> int:
+        """Read more of the prompts, or generate more, until a time; how many tokens were generated."""
+        left = self._forget()
+        while left and self._texts.unread:
+            self._texts.read_piece()
+            left = self._forget()
+            if self._clock() >= until:
+                return 0
+        return self._grow(until) if left else 0
+
+    def _grow(self, until: float) -> int:
+        watch = _Watch(self._rows, until if self._texts.stoppable else None, self._clock)
+        self._texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see)
+        self._grown += watch.steps
+        return watch.tokens
+
+    def _forget(self) -> int:
+        """Let go of texts that are over, or that nobody waits for; how many are left."""
+        now = self._clock()
+        left = [place for place, row in enumerate(self._rows) if not row.query.expire(now)]
+        if left and len(left) < len(self._rows) and self._texts.stoppable:
+            self._rows = [self._rows[place] for place in left]
+            self._texts.keep(left)
+        return len(left)
+
+
+def _eos_token_ids(model: TaskModel, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end a text, by the model or by its tokenizer."""
+    return model.eos_token_ids if tokenizer.end_id is None else model.eos_token_ids | {tokenizer.end_id}
+
+
+class _Row:
+    def __init__(self, query: Query, model: TaskModel, tokenizer: Tokenizer) -> None:
+        assert isinstance(query.work, Generate)
+        self.query, self.work = query, query.work
+        decode, end = decoder_after(tokenizer, self.work.ids), _eos_token_ids(model, tokenizer)
+        self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
+
+    def add(self, token: int, now: float) -> None:
+        """Add a token, and tell whoever waits the further text or the end."""
+        if self.query.expire(now):
+            return
+        text = self._continuation.add(token)
+        if text:
+            self.query.more(text)
+        if self._continuation.ended is not None:
+            self.query.done(self._continuation.outcome())
+
+
+class _Watch:
+    """Sees each token of each row. It tells the model which rows are over.
+
+    When the step's time is up it says that of all rows, which is a pause.
+    """
+
+    def __init__(self, rows: Sequence[_Row], until: float | None, clock: Callable[[], float]) -> None:
+        self._rows = rows
+        self._until = until
+        self._clock = clock
+        self.tokens = 0
+        self.steps = 0
+
+    def see(self, tokens: Integers) -> npt.NDArray[np.bool_]:
+        """Bool [rows]: which are over."""
+        self.steps += 1
+        for row, token in zip(self._rows, tokens.tolist(), strict=True):
+            if not row.query.over:
+                self.tokens += 1
+                row.add(token, self._clock())
+        pause = self._until is not None and self._clock() >= self._until
+        return np.array([pause or row.query.over for row in self._rows])
+
+
+def room_of(model: TaskModel, tokenizer: Any) -> int:
+    """Tokens of a prompt and its continuation that a model reads at most."""
+    return int(min(model.context, tokenizer.longest))
+
+
+def uniform_length(model: TaskModel, tokenizer: Any) -> int:
+    """Tokens of a text and its continuation up to which others of its batch are read as if alone."""
+    room = room_of(model, tokenizer)
+    return room if model.uniform_length is None else min(room, model.uniform_length)
+
+
+def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> list[str]:
+    """The greedy continuation of each prompt of a batch, up to a token that ends it or ``most`` tokens.
+
+    They are read together, as far as the model and `CACHED_TOKENS` have room for all of them, and computed as
+    `weightpager run` and the server compute them. A continuation ends where the model can read no more.
+
+    Args:
+        model: whose task is active.
+        tokenizer: of the model, a `Tokenizer`.
+        inputs: ``input_ids`` and ``attention_mask``, int64 [texts, tokens]; padding may lie on either side.
+        most: new tokens of each.
+    """
+    room = room_of(model, tokenizer)
+    rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
+    waiting = [BlockingQuery(work, cached=True) for work in works]
+    bounds = Bounds(uniform_length=uniform_length(model, tokenizer), cache=model.cache)
+    for queries in batches(waiting, bounds):
+        run = GenerationRun(model, tokenizer, queries)
+        while not all(query.over for query in queries):
+            run.step(math.inf)
+    return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]

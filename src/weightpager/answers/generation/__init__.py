@@ -1,1 +1,0 @@
-"""Texts that grow: prompts read in pieces, tokens drawn in steps, what may be shown of them."""

@@ -1,1 +1,0 @@
-"""What the engine and the compiler need of transformers: configurations, tokenizers, images, empty modules."""

@@ -1,1 +1,0 @@
-"""Mending a damaged bundle from another copy, in place."""

@@ -1,0 +1,194 @@
+"""What a bundle's pages hold: how full they are, what tasks share, what no task keeps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle.files.tensor_file import read_header
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.format.whole_weight import stored_in
+from weightpager.bundle.reader import Bundle
+
+_CHUNK = 1 << 16
+
+
+def overlap(bundle: Bundle) -> npt.NDArray[np.float64]:
+    """`overlap_of` the blocks that lie in a bundle's pages, which are all of one size."""
+    signatures, counts = np.unique(bundle.placement.users(), return_counts=True)
+    shared = np.zeros((len(bundle.tasks), len(bundle.tasks)))
+    for start in range(0, len(signatures), _CHUNK):
+        some = slice(start, start + _CHUNK)
+        bits = signatures[some, None] >> np.arange(len(bundle.tasks), dtype=np.uint64)
+        shared += _shared(bits & np.uint64(1) > 0, counts[some])
+    return _by_need(shared)
+
+
+def overlap_of(keep: npt.NDArray[np.bool_], weights: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+    """What a switch need not load: ``[A, B]`` is (kept by A and by B) / (kept by B), and 1 where B keeps nothing.
+
+    Args:
+        keep: [blocks, tasks] masks.
+        weights: [blocks], the bytes of each block; None counts blocks.
+    """
+    size = np.ones(len(keep)) if weights is None else np.asarray(weights, np.float64)
+    if size.shape != keep.shape[:1]:
+        raise ValueError(f"weights: expected one for each of {len(keep)} blocks, got shape {size.shape}")
+    return _by_need(_shared(keep, size))
+
+
+def _shared(keep: npt.NDArray[np.bool_], sizes: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    """What A and B both keep, [A, B]."""
+    shared: npt.NDArray[np.float64] = np.where(keep, sizes[:, None], 0.0).T @ keep
+    return shared
+
+
+def _by_need(shared: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    needed = shared.diagonal()
+    return np.divide(shared, needed, out=np.ones_like(shared), where=needed > 0)
+
+
+def mean_overlap(matrix: npt.NDArray[np.float64]) -> float:
+    """Mean over all ordered pairs of different tasks; 1 for a single task."""
+    pairs = ~np.eye(len(matrix), dtype=bool)
+    return float(matrix[pairs].mean()) if pairs.any() else 1.0
+
+
+def page_fill(bundle: Bundle) -> float:
+    """Share of the pages' bytes that some task uses."""
+    used = int(np.count_nonzero(bundle.placement.users()))
+    return used * bundle.block_bytes / max(1, len(bundle.pages) * bundle.page_bytes)
+
+
+def over_read(bundle: Bundle) -> dict[str, float]:
+    """Per task: the share of its pages' bytes that it doesn't use; 0 without pages."""
+    return {task: _over_read(bundle, task) for task in bundle.tasks}
+
+
+def _over_read(bundle: Bundle, task: str) -> float:
+    loaded = len(bundle.pages_of(task)) * bundle.page_bytes
+    return 1.0 - len(bundle.kept_locations(task)) * bundle.block_bytes / loaded if loaded else 0.0
+
+
+_SMALL = "norms, biases and other vectors"
+_ROWS = "embedding rows, which come on demand"
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class PagedShare:
+    """Parameter counts of the task that has the most.
+
+    Attributes:
+        paged: parameters in paged weights, dropped blocks included.
+        others: parameters that stay in memory, by why they aren't paged; the largest number first.
+    """
+
+    paged: int
+    others: Mapping[str, int]
+
+    @classmethod
+    def of(cls, paged: Iterable[int], others: Mapping[str, int], reasons: Mapping[str, str]) -> PagedShare:
+        """Count them.
+
+        Args:
+            paged: the elements of each paged weight.
+            others: the elements of every other parameter, by name.
+            reasons: why matrices aren't paged, by name.
+        """
+        found: Counter[str] = Counter()
+        for name, count in others.items():
+            found[reasons.get(name, _SMALL)] += count
+        return cls(sum(paged), dict(found.most_common()))
+
+    @property
+    def share(self) -> float:
+        """The paged share of all parameters, from 0 to 1."""
+        return self.paged / max(1, self.paged + sum(self.others.values()))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether most of a model stays in memory whatever is paged."""
+        return self.share < 0.5
+
+    @property
+    def words(self) -> str:
+        """The share in words; where it is small, also the largest parts of what stays in memory."""
+        said = f"{self.share:.1%} of the parameters"
+        if not self.is_small:
+            return said
+        every = max(1, self.paged + sum(self.others.values()))
+        named = [f"{count / every:.1%} {why}" for why, count in list(self.others.items())[:_MOST_NAMED]]
+        stays = "what isn't paged or on demand stays" if _ROWS in self.others else "the rest stays"
+        rest = f"only these become sparse, and {stays} in memory for all tasks"
+        return f"{said}, less than half: {rest}: {'; '.join(named)}"
+
+
+def paged_share(bundle: Bundle) -> PagedShare:
+    """What a bundle pages of its model.
+
+    Raises:
+        BundleFormatError: a parameter file is damaged.
+    """
+    resident = _counts(bundle, RESIDENT)
+    private = max((_counts(bundle, private_file(task)) for task in bundle.tasks), key=lambda own: sum(own.values()))
+    paged = (weight.out_features * weight.in_features for weight in bundle.manifest.weights)
+    tables = {table.name: table.rows * table.columns for table in bundle.manifest.row_tables}
+    reasons = {**bundle.manifest.resident_reasons, **dict.fromkeys(tables, _ROWS)}
+    return PagedShare.of(paged, tables | resident | private, reasons)
+
+
+def _counts(bundle: Bundle, file: str) -> dict[str, int]:
+    header = read_header(bundle.path, file, bundle.entry(file))
+    whole = {entry.name: entry.rows * entry.columns for entry in stored_in(header, bundle.manifest.whole_weights)}
+    return {name: math.prod(stated.shape) for name, stated in header.items()} | whole
+
+
+_EXPERT = re.compile(r"(?P<layer>.+)\.experts\.(?P<number>\d+)\.[a-z]+_proj")
+"""A paged weight of an expert, as `weightpager.nn.experts` names it."""
+
+
+@dataclass(frozen=True)
+class ExpertsLeft:
+    """Experts by layer, of the layers that have any.
+
+    Attributes:
+        all: number of experts of each layer.
+        tasks: number of experts that each task's routers may choose: those with blocks of each of their matrices.
+    """
+
+    all: list[int]
+    tasks: dict[str, list[int]]
+
+    @property
+    def words(self) -> str:
+        """The counts in words, task by task."""
+        each = ", ".join(f"{task} {_span(left)}" for task, left in self.tasks.items())
+        return f"{each}, of {_span(self.all)} in each layer"
+
+
+def experts_left(bundle: Bundle) -> ExpertsLeft | None:
+    """The experts that a bundle's tasks keep; None where no experts are paged."""
+    matched = {weight.name: found for weight in bundle.manifest.weights if (found := _EXPERT.fullmatch(weight.name))}
+    experts: dict[str, set[str]] = {}
+    for found in matched.values():
+        experts.setdefault(found["layer"], set()).add(found["number"])
+    if not experts:
+        return None
+    tasks = {}
+    for task in bundle.tasks:
+        tables = bundle.tables(task)
+        lost = {(found["layer"], found["number"]) for name, found in matched.items() if not len(tables[name].locations)}
+        tasks[task] = [len(numbers) - sum(layer == each for each, _ in lost) for layer, numbers in experts.items()]
+    return ExpertsLeft([len(numbers) for numbers in experts.values()], tasks)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{most}" if least == most else f"{least} to {most}"

@@ -1,1 +1,0 @@
-"""A model's JSON settings, checked before transformers reads them."""

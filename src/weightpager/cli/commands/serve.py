@@ -1,0 +1,223 @@
+"""``weightpager serve``: one server, or several on a cluster."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from weightpager.bundle import Bundle
+from weightpager.cli import output
+from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Rows, extra, task_names
+from weightpager.config import parse_size
+from weightpager.errors import ConfigError
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from weightpager.server.scheduling.service import Service
+    from weightpager.server.scheduling.settings import Settings
+
+
+def serve_replicas(
+    bundle: Path, settings: Settings, options: Mapping[str, Any], *, replicas: int, cluster: str, host: str, port: int
+) -> None:
+    """Serve until the process is told to end; requests under way are answered first.
+
+    Args:
+        bundle: that is served.
+        settings: of each server.
+        options: of each server's engine.
+        replicas: how many servers there are.
+        cluster: its address, "auto" or "local".
+        host: to listen at.
+        port: there; 0 for any free one.
+    """
+    with extra("ray"):
+        from weightpager.ray.application import app
+        from weightpager.ray.run import served
+    from weightpager.server.run import told_to_end, url_of, warn_of_strangers
+
+    warn_of_strangers(settings, host)
+    application = app(bundle, replicas=replicas, settings=settings, **options)
+    cpus = max(replicas, os.cpu_count() or 1)
+    output.say(f"starting {replicas} servers on Ray …")
+    with served(application, cluster, host, port, cpus) as bound, told_to_end():
+        url = url_of(host, bound)
+        output.say(f"{url}/ serves {', '.join(Bundle.open(bundle).tasks)}")
+        output.next_step(f"curl {url}/replicas")
+        threading.Event().wait()
+
+
+def serve(
+    bundle: BundlePath,
+    budget: Budget = None,
+    rows: Rows = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free one.")] = 8000,
+    uds: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Unix socket to listen at instead, for programs on this machine alone."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the token that requests must bring.")
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the admin's token; no admin routes without one.")
+    ] = None,
+    remote_admin: Annotated[
+        bool, typer.Option("--remote-admin", help="Let the admin ask from other machines too.")
+    ] = False,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="A task whose requests wait longer has its turn after the current one."
+        ),
+    ] = 2.0,
+    linger: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long a switch waits for more requests of its task.")
+    ] = 0.0,
+    batch: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 8,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="One text at a time: answers don't depend, bit for bit, on others.")
+    ] = False,
+    order: Annotated[
+        Literal["grouped", "arrival"], typer.Option(help="Group requests by task, or take them as they come.")
+    ] = "grouped",
+    queue: Annotated[int, typer.Option(min=1, help="Texts that may wait; more are answered 429.")] = 256,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time after which a request is given up.")
+    ] = 120.0,
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time that requests have to finish at shutdown.")
+    ] = 20.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that one text may be continued by.")] = 1024,
+    max_text_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens of one text, prompts included. Default: 8192 (2048 where texts are read at once), "
+            "or a task's max_length if that is more; never more than the model reads.",
+        ),
+    ] = None,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "1MiB",
+    kv_reserve: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N (not run on a GPU yet).")] = "cpu",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    real_time: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Load this task first, and never let it go.", autocompletion=task_names),
+    ] = None,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Prefetch, between switches, what the next task probably needs.")
+    ] = False,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File that keeps which task ran when across restarts.")
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of servers on a Ray cluster, each with the budget; a request goes where its task is in "
+            "memory. Needs `weightpager[ray]`.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Cluster for --replicas: HOST:PORT joins that one; auto, the one that `ray start` started here; "
+            "local, the default, starts one.",
+        ),
+    ] = None,
+    log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Least that is logged.")] = (
+        "info"
+    ),
+) -> None:
+    """Serve a bundle's tasks over HTTP; the task is the `model`. Needs `weightpager[serve]`.
+
+    Tasks that write, and embeddings, answer OpenAI's clients; classification has a route of its own.
+
+    A page at / shows what the server does; /metrics is for Prometheus, /docs lists the routes.
+
+    Example: `weightpager serve assistant.bundle --budget 4MiB --port 8000`
+    """
+    with extra("serve"):
+        from weightpager.server.middleware import logging_to_stderr
+        from weightpager.server.scheduling.settings import Policy, Settings, read_token
+
+    settings = Settings(
+        policy=Policy(patience=patience, linger=linger, batch=1 if deterministic else batch, order=order),
+        queue=queue,
+        timeout=timeout,
+        grace=grace,
+        most_new_tokens=max_new_tokens,
+        most_text_tokens=max_text_tokens,
+        body_bytes=parse_size(max_body, "--max-body"),
+        token=read_token(token_file),
+        admin_token=read_token(admin_token_file),
+        remote_admin=remote_admin,
+    )
+    options: dict[str, Any] = {
+        "budget": budget,
+        "rows": rows,
+        "device": device,
+        "dtype": dtype,
+        "backend": backend,
+        "kv_reserve": kv_reserve or 0,
+        "real_time": tuple(real_time or ()),
+        "prefetch": prefetch,
+        "history": history,
+    }
+    if replicas is not None:
+        if uds is not None:
+            raise ConfigError("--uds: expected it without --replicas, whose servers run on any machine of a cluster")
+        serve_replicas(bundle, settings, options, replicas=replicas, cluster=ray or "local", host=host, port=port)
+        return
+    if ray is not None:
+        raise ConfigError("--ray: expected it with --replicas, which says how many servers there are")
+    with logging_to_stderr(log_level, as_json=log == "json"):
+        _serve_here(bundle, settings, options, host, port, uds)
+
+
+def _serve_here(
+    bundle: Path, settings: Settings, options: dict[str, Any], host: str, port: int, uds: Path | None
+) -> None:
+    """Serve from this process until it is told to end; ``options`` are the engine's."""
+    with extra("serve"):
+        from weightpager.server.run import listen, listen_at
+        from weightpager.server.scheduling.service import Service
+    from weightpager.engine import Engine
+
+    with (
+        listen(host, port) if uds is None else listen_at(uds) as listening,
+        Engine.from_pretrained(bundle, **options) as engine,
+    ):
+        _run(Service(engine, settings), host, listening, uds)
+
+
+def _run(service: Service, host: str, listening: socket, uds: Path | None) -> None:
+    """Answer requests until the process is told to end."""
+    from weightpager.server.presence import Presence, announced
+    from weightpager.server.run import cut_off, server, told_to_end, url_of
+
+    bundle = service.engine.bundle
+    if uds is None:
+        port = listening.getsockname()[1]
+        url, serving = url_of(host, port), server(service, host=host, port=port)
+    else:
+        url, serving = f"unix:{uds.absolute()}", server(service, host="localhost", port=0, uds=uds)
+    output.say(f"{url}{'/' if uds is None else ''} serves {', '.join(filter(service.fits, bundle.tasks))}")
+    output.next_step(f"weightpager top {url}")
+    presence = Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())
+    with told_to_end(), cut_off(service), announced(presence):
+        serving.run(sockets=[listening])

@@ -1,1 +1,0 @@
-"""Verbs that bring bundles to other machines. One verb a file."""

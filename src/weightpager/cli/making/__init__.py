@@ -1,1 +1,0 @@
-"""Verbs that make bundles. One verb a file."""

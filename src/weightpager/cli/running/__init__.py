@@ -1,1 +1,0 @@
-"""Verbs that run a bundle's tasks, and that take one out to run elsewhere. One verb a file."""

@@ -1,1 +1,0 @@
-"""The verbs of a server: start it, list servers, look at one."""

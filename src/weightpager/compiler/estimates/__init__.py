@@ -1,1 +1,0 @@
-"""What a compile will take, in memory, storage and time, told before and while it runs."""

@@ -1,0 +1,211 @@
+"""Measuring a bundle that was just written, through the backend that a device takes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightpager import evaluation
+from weightpager.answers.score import Score
+from weightpager.bundle import Bundle
+from weightpager.bundle.format.manifest import FORMS
+from weightpager.bundle.report.compile_report import DENSE, ControlScore
+from weightpager.bundle.report.page_statistics import mean_overlap, over_read, overlap, page_fill, paged_share
+from weightpager.compiler.data import Batch, TaskData
+from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.resume.journal import LOCAL, CompileRun, Workers
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.device import autocast
+from weightpager.compiler.training.evaluate import Model, evaluate
+from weightpager.config import EngineConfig
+from weightpager.engine import Engine
+from weightpager.errors import CompileError
+from weightpager.evaluation import score_task, task_score
+from weightpager.kernels.torch import calls
+from weightpager.page_dtype import PageDtype
+from weightpager.progress import Progress, StepProgress
+
+_OpenEngine = Callable[[], AbstractContextManager[Engine]]
+"""Gives a job an engine on the bundle."""
+
+_COPIES = 4
+"""A job holds the bundle's files, and opens them: what is in memory of them may be wider than on disk."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A bundle that was written, and measured.
+
+    Attributes:
+        bundle: the bundle, opened where it was written.
+        scores: the score of each task that was compiled, on its held-out data.
+        backend: the backend that ran the tasks, "native" or "torch".
+    """
+
+    bundle: Bundle
+    scores: Mapping[str, Score]
+    backend: str
+
+
+def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress, workers: Workers = LOCAL) -> Written:
+    """Open a bundle as a device does, and measure its tasks.
+
+    Raises:
+        CompileError: tasks ran without paged weights.
+    """
+    bundle = Bundle.open(root)
+
+    def told(task: str) -> StepProgress:
+        return partial(progress, f"measure {task}")
+
+    with _opening(bundle, root, here=workers.here) as opened:
+        jobs = {name: partial(_measured, opened, name, of_task) for name, of_task in data.items()}
+        measured = {one.key: one.value for one in workers.each(jobs, told, _COPIES)}
+    return Written(bundle, {name: measured[name][0] for name in data}, next(iter(measured.values()))[1])
+
+
+@contextmanager
+def _opening(bundle: Bundle, root: Path, *, here: bool) -> Iterator[_OpenEngine]:
+    if here:
+        with Engine(bundle, EngineConfig()) as engine:  # one for all jobs
+            yield lambda: nullcontext(engine)
+    else:
+        yield partial(_engine_over, _contents(root))
+
+
+def _contents(root: Path) -> dict[str, Tensor]:
+    """A bundle as it travels with a job to another machine: its files' bytes by path."""
+    paths = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return {str(path.relative_to(root)): _content(path) for path in paths}
+
+
+def _content(path: Path) -> Tensor:
+    return torch.from_numpy(np.fromfile(path, np.uint8))
+
+
+@contextmanager
+def _engine_over(files: Mapping[str, Tensor]) -> Iterator[Engine]:
+    """An engine on a bundle that has come with a job, in a folder of this machine."""
+    with TemporaryDirectory(prefix="weightpager-measure-") as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content.numpy().tofile(path)
+        with Engine(Bundle.open(folder), EngineConfig()) as engine:
+            yield engine
+
+
+def _measured(opened: _OpenEngine, task: str, data: TaskData, progress: StepProgress) -> tuple[Score, str]:
+    """A task's score, and the backend that ran it."""
+    with opened() as engine:
+        backend, before = engine.report().backend, calls()
+        score = score_task(engine, task, data.held_out().mapped(Batch.arrays), progress)
+        if backend == "torch" and calls() == before:
+            raise CompileError("expected the paged kernel to run while the bundle was measured, but it did not")
+    return score, backend
+
+
+@dataclass(frozen=True)
+class Control:
+    """A simpler way to serve all tasks, measured.
+
+    Attributes:
+        name: its name in `ControlScore`.
+        resident_bytes: bytes of paged weights that are in memory at any time.
+        scores: the score that it reached, by task.
+    """
+
+    name: str
+    resident_bytes: int
+    scores: Mapping[str, Score]
+
+
+def common_fields(written: Written, prepared: Prepared, run: CompileRun) -> dict[str, Any]:
+    """The fields of a `CompileReport` that are found in the same way for every bundle.
+
+    Args:
+        written: the bundle.
+        prepared: the tasks that were compiled.
+        run: which has ended.
+    """
+    bundle = written.bundle
+    share = paged_share(bundle)
+    return {
+        "tasks": [task_score(bundle, name, score, prepared.dense[name]) for name, score in written.scores.items()],
+        "backend": written.backend,
+        "mean_overlap": mean_overlap(overlap(bundle)),
+        "page_bytes": bundle.page_bytes,
+        "page_fill": page_fill(bundle),
+        "over_read": over_read(bundle),
+        "seconds": run.seconds,
+        "peak_memory": run.peak_memory,
+        "memory_bound": run.memory_bound,
+        "threads": torch.get_num_threads(),
+        "tied": {name: list(others) for name, others in prepared.source.tied.items()},
+        "evenness": prepared.evenness,
+        "paged_share": share.share,
+        "not_paged": dict(share.others),
+    }
+
+
+def control_scores(
+    controls: Sequence[Control], ours: Mapping[str, Score], dense: Mapping[str, Score]
+) -> list[ControlScore]:
+    """The controls' lines of the report.
+
+    Args:
+        controls: what was measured.
+        ours: task → the bundle's own score on the same items.
+        dense: task → that of the dense model that recovery set out from; where one among the controls was trained as
+            long as the bundle, this is what losses are counted from.
+    """
+    dense = next((control.scores for control in controls if control.name == DENSE), dense)
+    return [
+        ControlScore(
+            name=control.name,
+            resident_bytes=control.resident_bytes,
+            scores={task: score.value for task, score in control.scores.items()},
+            intervals={task: evaluation.of_score(score) for task, score in control.scores.items()},
+            loss_intervals={
+                task: evaluation.of_gap(dense[task], score, dense[task]) for task, score in control.scores.items()
+            },
+            gap_intervals={
+                task: evaluation.of_gap(ours[task], score, dense[task]) for task, score in control.scores.items()
+            },
+        )
+        for control in controls
+    ]
+
+
+def score_alone(source: DenseModel, task: str, data: TaskData, progress: StepProgress) -> Score:
+    """`torch_score` of a task's module as it is."""
+    return torch_score(source.models[task], data, source.task_file.dtype, progress)
+
+
+def torch_score(model: Model, task: TaskData, dtype: PageDtype, progress: StepProgress) -> Score:
+    """Score a module on held-out data.
+
+    Where right answers are counted, matrices are multiplied in bfloat16 if that is faster on this machine, as in
+    training. A text's likelihood would suffer from logits of eight bits.
+
+    Args:
+        model: to score.
+        task: whose held-out data it is scored on.
+        dtype: of the pages; with float32 nothing is rounded.
+        progress: of the batches.
+
+    Raises:
+        ValueError: no label counts.
+    """
+    exact = dtype == "float32" or FORMS[task.kind].labels == "none"
+    with nullcontext() if exact else autocast(torch.device("cpu")):
+        return evaluate(model, task.held_out(), task.kind, progress, task.asked)

@@ -1,1 +1,0 @@
-"""The bundle's scores, and those of simpler ways to serve the same tasks."""

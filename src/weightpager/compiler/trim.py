@@ -1,0 +1,244 @@
+"""Writes a decoder's directory anew, with the tokens that its tasks use.
+
+The table of a small decoder is most of what is always in memory, and its head reads all of it for every token. Narrow
+tasks use part of it (vocabulary trimming: Ushio et al. 2023, arXiv 2305.15020).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from transformers import PreTrainedModel
+
+from weightpager.backends.torch.architecture import quiet_transformers
+from weightpager.backends.torch.export import free_target, refusals
+from weightpager.bundle.files.new_directory import new_directory
+from weightpager.bundle.settings import GENERATION, TOKENIZER, TOKENIZER_FILE
+from weightpager.compiler.byte_pairs import BytePairs
+from weightpager.compiler.data import TransformersTokens, classes, reader_of
+from weightpager.compiler.model.checkpoint import Checkpoint
+from weightpager.compiler.model.dense_model import check_config
+from weightpager.compiler.model.directory import ModelDirectory, check_known, load_generation
+from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.vocabulary_tables import ids_in, keep_rows, named_ids, renumbered, row_parameters
+from weightpager.errors import CompileError, ConfigError
+from weightpager.nn import set_as_published
+from weightpager.progress import Progress, silent
+from weightpager.task_data.held_out import items_reader, split_label
+from weightpager.task_data.texts import Example, TextReader
+
+Split = Literal["train", "eval"]
+
+
+def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> list[Sequence[int]]:
+    """The token ids of a task's texts, as they are learnt: of prompts with their completions, cut at its length.
+
+    Of running texts all are there: where windows begin and what is left behind the last one hangs on the vocabulary.
+
+    Args:
+        task_file: with the task, which reads texts.
+        name: of the task.
+        split: which of its files.
+        tokenizer: of transformers.
+
+    Raises:
+        CompileError: the file can't be used.
+    """
+    task = task_file.tasks[name]
+    reader: Any = reader_of(tokenizer) if task.completes else TransformersTokens(tokenizer)
+    path = task.train if split == "train" else task.eval
+    where = split_label(name, split, path)
+    if not task.labelled and not task.completes:
+        running = TextReader(task.kind, *task.columns, reader, (), task_file.max_length_of(name))
+        return [running.begin, *running.running(path, where)]
+    known = classes(name, task) if task.labelled else ()
+    read = items_reader(task.kind, task.columns, reader, known, task_file.max_length_of(name))
+    items = read(path, where, task.items if split == "eval" else None)
+    return [item.tokens for item in items if isinstance(item, Example)]
+
+
+_OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""Files of tokenizers that aren't fast: they would still describe the old vocabulary."""
+
+
+Texts = Mapping[str, list[Sequence[int]]]
+"""Task → its texts, as token ids."""
+
+
+@dataclass(frozen=True)
+class TrimmedTask:
+    """What a smaller vocabulary means for a task.
+
+    Attributes:
+        seen: number of different tokens in its training texts.
+        before, after: number of tokens in its held-out texts.
+    """
+
+    seen: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A model with a smaller vocabulary.
+
+    Attributes:
+        path: the model's directory.
+        before, after: number of tokens that it knew, and that it knows.
+        row_parameters: of one token, in the embedding table and in a head that isn't tied to it.
+        tasks: what becomes of each task, by name.
+    """
+
+    path: Path
+    before: int
+    after: int
+    row_parameters: int
+    tasks: Mapping[str, TrimmedTask]
+
+
+def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Progress = silent) -> Trimmed:
+    """Write the model of a task file with the tokens of its training texts alone, or with so many.
+
+    These texts are cut into the same tokens as before; others are spelled by shorter ones. The model computes the same
+    of them, but for the logits of tokens that are gone.
+
+    Args:
+        task_file: with the model and the tasks.
+        out: the directory to create.
+        most: tokens that are kept, the most frequent ones; where texts have more, they are spelled by shorter ones too,
+            and where they have fewer, those that the tokenizer joins first come beside them.
+        progress: told what is done.
+
+    Raises:
+        CompileError: the model is no decoder with byte pairs, or it or a task's data can't be used.
+        ConfigError: ``out`` exists already or can't be written; the tasks read images.
+    """
+    _check(task_file)
+    target = free_target(out)
+    with quiet_transformers():
+        directory = ModelDirectory.open(task_file.model)
+        check_config(directory, task_file)
+        tokenizer, generation = directory.tokenizer(), load_generation(directory.path)
+        pairs = BytePairs.of(tokenizer, str(directory.path))
+        texts = dict(_read(task_file, "train", tokenizer, progress))
+        before = dict(_read(task_file, "eval", tokenizer, progress))
+        seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
+        kept = pairs.kept(seen, named_ids(directory.config) | ids_in(generation), most)
+        words = directory.config.get_text_config().vocab_size
+        check_known(tokenizer, kept[-1], words, str(directory.path))
+        new = {number: place for place, number in enumerate(kept)}
+        model = _model(directory, new)
+        with new_directory(target, partial(refusals, target), replace=False) as temporary:
+            with refusals(target):
+                model.save_pretrained(temporary)
+                _write_generation(temporary, generation, new)
+                _write_tokenizer(temporary, tokenizer, pairs, new)
+            smaller = ModelDirectory.open(temporary).tokenizer()
+            with _longer():
+                again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
+            if seen.keys() <= set(kept):
+                _check_tokens(texts, again, kept, directory.path)
+            else:
+                _check_spelling(texts, tokenizer, smaller, directory.path)
+    tasks = {
+        name: TrimmedTask(len(set().union(*texts[name])), _total(before[name]), _total(after[name])) for name in texts
+    }
+    return Trimmed(target, words, len(kept), row_parameters(model), tasks)
+
+
+def _check(task_file: TaskFile) -> None:
+    if task_file.takes_images:
+        raise ConfigError("trim: expected tasks that read texts, found ones that read images, which have no tokens")
+    for name, task in task_file.tasks.items():
+        for key in ("head", "checkpoint"):
+            if (path := getattr(task, key)) is not None:
+                raise ConfigError(
+                    f"tasks.{name}.{key}: expected none, found {path}: it goes with the whole vocabulary; leave it out"
+                )
+
+
+def _read(
+    task_file: TaskFile, split: Split, tokenizer: Any, progress: Progress
+) -> Iterator[tuple[str, list[Sequence[int]]]]:
+    for number, name in enumerate(task_file.tasks, 1):
+        yield name, task_texts(task_file, name, split, tokenizer)
+        progress(f"read {split} texts", number, len(task_file.tasks))
+
+
+def _model(directory: ModelDirectory, new: Mapping[int, int]) -> PreTrainedModel:
+    """The directory's decoder, with these tokens' rows."""
+    where, hint = str(directory.path), "; trim needs a decoder that was saved with its head"
+    model = Checkpoint.load(directory, "language-modeling", where, hint=hint).model
+    keep_rows(model, new, where)
+    set_as_published(model)
+    return model
+
+
+def _write_generation(folder: Path, generation: Mapping[str, Any], new: Mapping[int, int]) -> None:
+    if generation:
+        (folder / GENERATION).write_text(json.dumps(renumbered(generation, new), indent=2) + "\n", encoding="utf-8")
+    else:
+        (folder / GENERATION).unlink(missing_ok=True)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, new: Mapping[int, int]) -> None:
+    tokenizer.save_pretrained(folder)
+    for name in _OTHER_FILES:
+        (folder / name).unlink(missing_ok=True)
+    (folder / TOKENIZER_FILE).write_text(json.dumps(pairs.renumbered(new), ensure_ascii=False), encoding="utf-8")
+    settings = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
+    if added := settings.get("added_tokens_decoder"):
+        settings["added_tokens_decoder"] = {str(new[int(number)]): token for number, token in added.items()}
+        (folder / TOKENIZER).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_tokens(texts: Texts, again: Texts, kept: Sequence[int], path: Path) -> None:
+    """Refuse a tokenizer that cuts a training text otherwise; ``again`` are the texts by the smaller one.
+
+    Raises:
+        CompileError: it does.
+    """
+    for name, of_task in texts.items():
+        if [list(text) for text in of_task] != [[kept[number] for number in text] for text in again[name]]:
+            raise _reads_otherwise(path, name)
+
+
+def _check_spelling(texts: Texts, tokenizer: Any, smaller: Any, path: Path) -> None:
+    """Refuse a tokenizer that can't spell a training text.
+
+    Raises:
+        CompileError: it can't.
+    """
+    for name, of_task in texts.items():
+        for text in map(tokenizer.decode, of_task):
+            ours, theirs = (each.decode(each.encode(text, add_special_tokens=False)) for each in (smaller, tokenizer))
+            if ours != theirs:
+                raise _reads_otherwise(path, name)
+
+
+def _reads_otherwise(path: Path, task: str) -> CompileError:
+    return CompileError(
+        f"{path}: expected a tokenizer whose tokens are joined from pairs alone, found one that reads a text of "
+        f"tasks.{task} otherwise with fewer tokens"
+    )
+
+
+def _total(texts: list[Sequence[int]]) -> int:
+    return sum(map(len, texts))
+
+
+@contextmanager
+def _longer() -> Iterator[None]:
+    """Say of texts that no longer fit why they don't."""
+    try:
+        yield
+    except CompileError as error:
+        raise CompileError(f"{error}. With fewer tokens in the vocabulary texts take more of them") from None

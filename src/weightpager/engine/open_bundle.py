@@ -1,0 +1,362 @@
+"""A bundle that an engine has open: its tasks, its pages, and what becomes of them when it changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.model import TaskModel
+from weightpager.backends.open_backend import open_backend
+from weightpager.backends.task_parts import TaskParts, read_parameters
+from weightpager.bundle import Bundle, PageIndex
+from weightpager.bundle.adapter import read_adapter
+from weightpager.bundle.footprint import page_capacity, whole_rows
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.config import EngineConfig
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.open_task import OpenTask, TableSource, TaskTables
+from weightpager.engine.page_numbers import PageNumbers, pages_of
+from weightpager.errors import TaskTooLargeError, first_line
+from weightpager.interrupts import uninterrupted
+from weightpager.runtime.budget import needs_of
+from weightpager.runtime.memory import memory_budget
+from weightpager.runtime.memory.memory_budget import MemoryBudget, MemoryWatch
+from weightpager.runtime.memory.page_arena import ArenaSource
+from weightpager.runtime.paging.page_check import PageCheck
+from weightpager.runtime.paging.pager import Pager, PrefetchedPages
+from weightpager.runtime.paging.residency import Residency
+from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.plans import NO_PAGES, Pages
+from weightpager.runtime.rows.row_cache import RowTables
+from weightpager.runtime.rows.row_pages import RowReads
+from weightpager.store import LocalStore, PageStore, VerifyingStore
+from weightpager.store.base import is_direct
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A bundle and its tasks, which belong together."""
+
+    bundle: Bundle
+    tasks: Mapping[str, OpenTask]
+
+
+class OpenBundle:
+    """All that is opened with a bundle. Modules are built when first asked for, and never change.
+
+    Safe to use from several threads, save that one `reload` must follow another.
+
+    Attributes:
+        backend: the backend that makes of tasks what callers run.
+        memory: the budget and the arena.
+        watch: the watch that warns when the budget is more than the machine has.
+        residency: the arena's contents.
+        page_check: the check of these pages against the bundle's hashes.
+        reads: the store of pages of blocks, which checks them and counts their bytes.
+        row_reads: the store of pages that hold rows, likewise.
+        rows: the tables whose rows come on demand; none on a GPU, where they are whole.
+        direct: whether reads bypass the page cache.
+        reads_in_flight: how many reads are made at once while pages are loaded.
+    """
+
+    @uninterrupted
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: EngineConfig,
+        open_store: Callable[[Bundle], PageStore] = LocalStore,
+        staging: ArenaSource | None = None,
+    ) -> None:
+        """Open it. Nothing is resident. Arguments and errors are those of `Engine`."""
+        self._dtype, self._stated_rows = config.dtype, config.rows
+        on_device = config.device.startswith("cuda")
+        if on_device:  # kernels there can't wait for storage: tables are whole
+            self._stated_rows = whole_rows(bundle)
+        self.reads_in_flight = config.io_threads
+        self._open_store = open_store
+        self._reloads = 0  # counts their beginnings and ends: odd while one is under way
+        self.memory = _memory(bundle, config, self._stated_rows, staging)
+        arena = self.memory.arena
+        self.watch = MemoryWatch(self.memory)
+        self.watch.check(self.memory.host_bytes)  # nothing of it is in memory yet
+        # All that a task is built from is read now: the bundle may be replaced while the engine runs.
+        with uninterrupted.lifted():
+            self.backend = open_backend(bundle, config.backend, arena.device)
+            self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
+        with ExitStack() as undone:
+            with uninterrupted.lifted():
+                store = open_store(bundle)
+            self.direct = is_direct(store)
+            on_demand = {} if on_device else bundle.row_tables
+            # Rows are the same in every state of the bundle, and are read from the files that are opened here.
+            rows = np.arange(bundle.manifest.pages, len(bundle.index)) if on_demand else NO_PAGES
+            self._numbers = PageNumbers(bundle, store, page_capacity(bundle), rows)
+            self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
+            undone.callback(self.reads.close)
+            tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
+            tasks = {name: self._read_task(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
+            self._check(bundle, tasks)
+            self._state = _State(bundle, tasks)
+            pager = Pager(arena, config.io_threads)
+            undone.callback(pager.close)
+            self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
+            row_reads = RowReads(pager, self.row_reads, config.read_timeout)
+            self.rows = RowTables(bundle, on_demand, self.memory.split.rows, row_reads)
+            self.rows.fill()
+            self._paging = self._new_paging_state(bundle, pager, config.read_timeout)
+            self.residency = Residency(self._paging)
+            self.page_check = PageCheck(self._paging)
+            self._page_table = arena.table(self._paging.blocks.page_table)
+            undone.pop_all()
+
+    def _new_paging_state(self, bundle: Bundle, pager: Pager, read_timeout: float) -> PagingState:
+        capacity, numbers = page_capacity(bundle), np.arange(len(bundle.pages))
+        needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
+        slots, arena = self.memory.split.slots, self.memory.arena
+        return PagingState(
+            blocks=BlockManager(needs, capacity, slots, arena.capacity, together=arena.together),
+            prefetched=PrefetchedPages(capacity),
+            memory=self.memory,
+            index=self._numbers.index,
+            pager=pager,
+            store=self.reads,
+            read_timeout=read_timeout,
+        )
+
+    def _read_task(self, bundle: Bundle, name: str, number: int, source: TableSource) -> OpenTask:
+        """Read all that one of a bundle's tasks is built from. Its block tables come from this source.
+
+        Raises:
+            BundleError: a file of it is damaged.
+        """
+        with uninterrupted.lifted():
+            return OpenTask(
+                number=number,
+                private=self.backend.place(read_parameters(bundle, private_file(name), self._dtype)),
+                gate=TaskGate(name, self.memory.arena.note_read),
+                tables=TaskTables(source, bundle.task_numbers[name]),
+                low_rank=read_adapter(bundle, name),
+            )
+
+    def _check(self, bundle: Bundle, tasks: Mapping[str, OpenTask]) -> None:
+        """See that the backend can run tasks. Errors are those of `Backend.check`."""
+        self.backend.check(bundle, {name: self._resident | task.private for name, task in tasks.items()})
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was when it was opened or last reloaded."""
+        return self._state.bundle
+
+    @property
+    def layers(self) -> npt.NDArray[np.int32]:
+        """int32 [pages], the model layer of each page by its number; of numbers that are free it means nothing."""
+        return self._paging.index.layers
+
+    @property
+    def tasks(self) -> Mapping[str, OpenTask]:
+        """Tasks by name. `reload` replaces the mapping and never changes it: two calls may give two mappings."""
+        return self._state.tasks
+
+    def task(self, name: str) -> OpenTask:
+        """One of the tasks.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+        """
+        return _task(self._state, name)
+
+    def task_and_module(self, name: str) -> tuple[OpenTask, Any]:
+        """A task and what its callers run, of the same state of the bundle.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            BundleFormatError: its parameters don't make up the module.
+        """
+        state = self._state
+        task = _task(state, name)
+        if task.module is None:
+            with uninterrupted.lifted(), task.building:
+                task.module = task.module or self._build(state.bundle, name, task)
+        return task, task.module
+
+    def model(self, name: str) -> TaskModel:
+        """What answers need of a task. Errors are those of `task_and_module`."""
+        task, module = self.task_and_module(name)
+        with task.building:
+            task.model = task.model or self.backend.model(module)
+        return task.model
+
+    def dtype(self, name: str) -> str:
+        """What a task computes in. Errors are those of `Engine.dtype`."""
+        return self.backend.dtype(self._resident | self.task(name).private)
+
+    def check_fits(self, name: str, beside: Iterable[str]) -> None:
+        """Check that the budget can ever hold a task beside these. Errors are those of `Engine.check_fits`.
+
+        During a reload nothing is refused: the pages may be one bundle's and the budget another's.
+        """
+        reloads = self._reloads
+        refusal = self._refusal(name, beside)
+        if refusal is not None and reloads == self._reloads and not reloads % 2:
+            raise refusal
+
+    def _refusal(self, name: str, beside: Iterable[str]) -> TaskTooLargeError | None:
+        together = {name: self.task(name), **{other: self.tasks[other] for other in beside}}
+        pages = self.residency.blocks.needed_together([task.number for task in together.values()])
+        tables = sum(task.tables.nbytes for task in together.values())
+        if pages <= self.memory.slots_beside(tables):
+            return None
+        what = f"task {name!r}{' beside the real-time tasks' if beside else ''}"
+        error = self.memory.too_small(what, pages, tables=tables)
+        return TaskTooLargeError(f"task {name!r} can't run: {error}", error.smallest)
+
+    def resize(self, budget: int) -> None:
+        """Use another budget. Errors are those of `Residency.resize`."""
+        self._resize(budget)
+        self.watch.check(self.memory.arena.untouched)
+
+    def _resize(self, budget: int) -> None:
+        # What shrinks shrinks first: rows and pages together never take more than the larger budget.
+        self.rows.resize(min(self.rows.room, self.memory.needs.rows(budget)))
+        try:
+            self.residency.resize(budget)
+        finally:
+            self.rows.resize(self.memory.split.rows)
+
+    def reload(self) -> BundleChange:
+        """Take over what has become of the bundle since. Returns what that was. Errors are those of `Engine.reload`."""
+        with uninterrupted.lifted():
+            bundle = Bundle.open(self.bundle.path)
+        change = BundleChange.between(self.bundle, bundle)
+        self.residency.check_unused(self._leaving(change))  # before the budget could be blamed
+        before = self.memory.needs
+        self._reloads += 1
+        try:
+            self.resize(self.memory.refit(needs_of(bundle, self._dtype, self._stated_rows)))
+            self._take_over(bundle, change)
+        except BaseException:
+            self._resize(self.memory.refit(before))
+            raise
+        finally:
+            self._reloads += 1
+        self._close_unused()
+        return change
+
+    def _leaving(self, change: BundleChange) -> dict[str, int]:
+        """The numbers of the tasks that a change takes away, by name."""
+        return {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
+
+    def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
+        """Take over a changed bundle. All that can fail comes first."""
+        numbers = self._numbers.of(bundle)
+        tables = TableSource(bundle.placement, numbers)
+        come = {name: self._read_task(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
+        self._check(bundle, come)
+        gone = self._leaving(change)
+        stay = {name: task for name, task in self.tasks.items() if name not in gone}
+        for name, task in stay.items():
+            task.tables.follow(tables, bundle.task_numbers[name])
+        added = self._replace_tasks(bundle, numbers, gone, come)
+        for task, number in zip(come.values(), added, strict=True):
+            task.number = number
+        for name in gone:
+            self.memory.tables.forget(self.tasks[name].tables)
+        self._state = _State(bundle, stay | come)
+
+    def _replace_tasks(
+        self, bundle: Bundle, numbers: npt.NDArray[np.int64], gone: dict[str, int], come: Iterable[str]
+    ) -> list[int]:
+        """Have tasks leave and others come, and pages read from the bundle's store. Returns the new tasks' numbers.
+
+        Without new pages what is open is enough.
+        """
+        needs = [pages_of(bundle, name, numbers) for name in come]
+        with ExitStack() as undone:
+            store: PageStore | None = None
+            if len(self._numbers.new_among(numbers)):
+                with uninterrupted.lifted():
+                    store = self._open_store(bundle)
+                undone.callback(store.close)
+
+            def take_over(kept: Pages, busy: Pages) -> PageIndex:
+                index = self._numbers.take_over(bundle, numbers, store, kept, busy)
+                undone.pop_all()
+                return index
+
+            return self.residency.replace_tasks(gone, needs, numbers, take_over)
+
+    def _close_unused(self) -> None:
+        """Give back what only earlier states of the bundle needed. A failure isn't the reload's, which is over."""
+        try:
+            self._numbers.store.close_unused()
+        except Exception as error:  # noqa: BLE001 - whatever a store raises
+            _log.warning("files of an earlier state of the bundle could not be closed: %s", first_line(error))
+
+    def _build(self, bundle: Bundle, name: str, task: OpenTask) -> Any:
+        with self.memory.tables.borrowed(task.tables):
+            return self.backend.build(
+                TaskParts(
+                    bundle=bundle,
+                    name=name,
+                    tables=task.tables.tables,
+                    parameters=self._resident | task.private,
+                    low_rank=task.low_rank,
+                    gate=task.gate,
+                    arena=self.memory.arena.pages,
+                    page_table=self._page_table,
+                    rows=self.rows.caches,
+                )
+            )
+
+
+def _task(state: _State, name: str) -> OpenTask:
+    state.bundle.task(name)
+    return state.tasks[name]
+
+
+def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: ArenaSource | None) -> MemoryBudget:
+    return MemoryBudget(
+        config.budget,
+        needs_of(bundle, config.dtype, rows),
+        kv_reserve=config.kv_reserve,
+        capacity=page_capacity(bundle),
+        staging=staging or memory_budget.staging(config.device, bundle.page_bytes, config.io_threads),
+    )
+
+
+def in_use(tasks: Mapping[str, OpenTask], real_time: Collection[str], current: str | None, leaving: str | None) -> str:
+    """A sentence about each task in use; empty if there is none.
+
+    Args:
+        tasks: of the open bundle.
+        real_time: those that never leave memory.
+        current: the task that was activated last.
+        leaving: a task that needs no mention, since it is left for another one.
+    """
+    said = []
+    for name, task in tasks.items():
+        users = list(_users(name, task, name in real_time, name == current and name != leaving))
+        if name != leaving and task.gate.holders > (name in real_time) + task.pins + (name == current):
+            users.append("by engine.task: end its 'with' block")
+        if users:
+            said.append(f"Task {name!r} is in use {', and '.join(users)}.")
+    return " ".join(said)
+
+
+def _users(name: str, task: OpenTask, real_time: bool, current: bool) -> Iterator[str]:
+    if real_time:
+        yield "for real time: open an engine without it in real_time"
+    if task.pins:
+        yield f"as it is pinned: call engine.unpin({name!r})"
+    if current:
+        yield "by engine.activate or predict: call engine.deactivate()"

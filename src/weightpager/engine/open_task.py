@@ -1,0 +1,139 @@
+"""A task of an open bundle: all that it is built from, and what callers run."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.model import TaskModel
+from weightpager.bundle import BlockTable
+from weightpager.bundle.adapter import LowRank
+from weightpager.bundle.footprint import expanded_bytes
+from weightpager.bundle.format.placement import Placement
+from weightpager.kernels.choice import NATIVE
+from weightpager.kernels.paged_weight import TableExpander
+from weightpager.machine.storage import aligned_memory
+from weightpager.runtime.paging.task_gate import TaskGate
+
+
+class TableSource:
+    """A bundle's placement, and what an engine calls its pages: tables of any task follow from them.
+
+    Args:
+        placement: the bundle's placement.
+        numbers: int64 [pages], the page table's number of each of the bundle's pages.
+    """
+
+    def __init__(self, placement: Placement, numbers: npt.NDArray[np.int64]) -> None:
+        self.placement = placement
+        self._numbers = numbers[: len(placement.layers)]
+        blocks = placement.numbers
+        firsts = blocks.first.tolist()
+        grids = [(first, grid.rows, grid.cols) for first, grid in zip(firsts, blocks.grids, strict=True)]
+        self._native: TableExpander | None = None
+        if NATIVE:
+            self._native = TableExpander(placement.blocks, placement.layers, self._numbers, blocks.starts, grids)
+
+    def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:
+        """Write the tables of task number ``task``, as `views` finds them."""
+        if self._native is not None:
+            self._native.expand(self.placement.used[task], out)
+            return
+        views = self.views(task, out)
+        for name, table in self.placement.tables(task, self._numbers).items():
+            views[name].crow_indices[:] = table.crow_indices
+            views[name].col_indices[:] = table.col_indices
+            views[name].locations[:] = table.locations
+
+    def views(self, task: int, memory: npt.NDArray[np.int32]) -> dict[str, BlockTable]:
+        """The tables in this memory, by paged weight: all weights' rows, then their columns, then their locations."""
+        placement, blocks = self.placement, self.placement.numbers
+        parts = blocks.split(np.sort(placement.numbers_at(placement.locations_of(task))))
+        row_ends = np.cumsum([grid.rows + 1 for grid in blocks.grids])
+        ends = np.cumsum([part.stop - part.start for part in parts])[:-1]
+        columns, locations = (np.split(half, ends) for half in np.split(memory[row_ends[-1] :], 2))
+        rows = np.split(memory[: row_ends[-1]], row_ends[:-1])
+        return {name: BlockTable(*arrays) for name, *arrays in zip(blocks.names, rows, columns, locations, strict=True)}
+
+
+class TaskTables:
+    """Implements `Expandable`. The tables lie at an address that stays, whether they are expanded or not.
+
+    Attributes:
+        tables: by paged weight; not to be used while they aren't expanded: all zero then, unless memory is locked.
+        nbytes: bytes of memory that they take while they are.
+    """
+
+    def __init__(self, source: TableSource, task: int) -> None:
+        """Reserve address space. No memory is taken.
+
+        Args:
+            source: gives the tables.
+            task: the task's number in the bundle.
+        """
+        self.nbytes = expanded_bytes(source.placement, task)
+        self._origin = source, task
+        self._memory = aligned_memory(self.nbytes)
+        self._entries = np.frombuffer(self._memory, np.int32)[: source.placement.table_bytes(task) // 4]
+        self.tables: Mapping[str, BlockTable] = source.views(task, self._entries)
+
+    def expand(self) -> None:
+        source, task = self._origin
+        source.expand(task, self._entries)
+
+    def give_back(self) -> None:
+        with suppress(OSError):  # memory that is locked stays
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
+    def follow(self, source: TableSource, task: int) -> None:
+        """Expand the same tables from another state of the bundle from now on, so that the old one needn't be kept.
+
+        Where they wouldn't be the same, as where equal pages have changed places, they are expanded as before.
+
+        Args:
+            source: gives the tables.
+            task: the task's number in that state.
+        """
+        size = source.placement.table_bytes(task)
+        if size == self._entries.nbytes and np.array_equal(_expanded(*self._origin), _expanded(source, task)):
+            self._origin = source, task
+
+
+def _expanded(source: TableSource, task: int) -> npt.NDArray[np.int32]:
+    entries = np.empty(source.placement.table_bytes(task) // 4, np.int32)
+    source.expand(task, entries)
+    return entries
+
+
+@dataclass
+class OpenTask:
+    """A task of an open bundle.
+
+    Attributes:
+        number: the number by which the runtime knows it.
+        tables: its block tables, in terms of the page table's pages, expanded while it is held.
+        private: its own parameters, as the backend has placed them.
+        low_rank: its low-rank parts.
+        gate: the gate that its layers ask before they read pages.
+        pins: number of times that it is pinned.
+        module: what callers run, built when first asked for.
+        model: what answers need of that.
+        building: the lock that guards both.
+    """
+
+    number: int
+    tables: TaskTables
+    private: Any
+    low_rank: dict[str, LowRank]
+    gate: TaskGate
+    pins: int = 0
+    module: Any = None
+    model: TaskModel | None = None
+    building: threading.Lock = field(default_factory=threading.Lock)

@@ -1,1 +1,0 @@
-"""Measures one method in a process of its own."""

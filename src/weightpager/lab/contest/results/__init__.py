@@ -1,1 +1,0 @@
-"""What a contest plans and finds: rows, facts and figures. Pure."""

@@ -1,5 +1,0 @@
-"""``weightpager demo``: a real model, six real tasks, one memory budget, and what was gained."""
-
-from weightpager.lab.demo.run import run_demo
-
-__all__ = ["run_demo"]

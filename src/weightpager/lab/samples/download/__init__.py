@@ -1,1 +1,0 @@
-"""Archives from package registries: pinned, fetched into a cache, read without unpacking."""

@@ -1,1 +1,0 @@
-"""A bundle behind Ray Serve: servers, and a gateway that sends each request where its task is."""

@@ -1,1 +1,0 @@
-"""Which task ran when, in memory and in a file."""

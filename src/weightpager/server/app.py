@@ -1,0 +1,49 @@
+"""The ASGI application: routes, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from weightpager import __version__
+from weightpager.server.middleware import BODY_SECONDS, BodyLimit, RequestLog
+from weightpager.server.routes import admin_routes, encoding_routes, errors, generation_routes, watch_routes
+from weightpager.server.scheduling.service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """An application that serves a service: starts it when it starts, closes it when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.close()
+
+    app = FastAPI(
+        title="weightpager",
+        version=__version__,
+        description="One model, many sparse tasks, one memory budget. The task is the `model` of OpenAI's routes.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page asks other machines for its scripts
+        redoc_url=None,
+    )
+    routers = [of.router for of in (encoding_routes, generation_routes, admin_routes, watch_routes)]
+    app.state.service = service
+    app.state.routes = {
+        route.path: " or ".join(sorted(route.methods or ()))
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    }
+    errors.register(app, service.retry_after())
+    for router in routers:
+        app.include_router(router)
+    app.add_middleware(BodyLimit, most=service.settings.body_bytes, seconds=BODY_SECONDS)
+    app.add_middleware(RequestLog, metrics=service.metrics)
+    return app

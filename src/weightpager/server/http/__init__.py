@@ -1,1 +1,0 @@
-"""HTTP around the routes: the application, its process, limits, logs, and the file that announces a server."""

@@ -1,0 +1,176 @@
+"""What every request passes: a limit of its body, and the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from weightpager.logs import logging_by
+from weightpager.server.metrics import Metrics
+from weightpager.server.routes.errors import GONE, answer, describe
+from weightpager.server.schema import ErrorDetail
+
+BODY_SECONDS = 30.0
+"""Seconds that a body may take to arrive."""
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class BodyLimit:
+    """ASGI middleware in front of everything that reads a body."""
+
+    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
+        """``most`` bytes of a body, which must come within so many seconds."""
+        self._app = app
+        self._most = most
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 408 or 413."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._most:
+            await self._refuse(413, scope, receive, send)
+            return
+        try:
+            body = await asyncio.wait_for(self._read(receive), self._seconds)
+        except _TooLargeError:
+            await self._refuse(413, scope, receive, send)
+        except asyncio.TimeoutError:
+            await self._refuse(408, scope, receive, send)
+        else:
+            await self._app(scope, _replay(body, receive), send)
+
+    async def _read(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        length = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return b"".join(parts)
+            parts.append(message.get("body", b""))
+            length += len(parts[-1])
+            if length > self._most:
+                raise _TooLargeError
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def _refuse(self, status: int, scope: Scope, receive: Receive, send: Send) -> None:
+        found = (
+            "more; the server's --max-body raises that" if status == 413 else f"no end after {self._seconds} seconds"
+        )
+        words = f"expected a body of at most {self._most} bytes, found {found}"
+        response = answer(status, ErrorDetail(message=words, type="invalid_request_error"), {"Connection": "close"})
+        await response(scope, receive, send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body that has been read, then whatever comes."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return first.pop() if first else await receive()
+
+    return replayed
+
+
+_log = logging.getLogger("weightpager.server.requests")
+
+_PROBES = ("/health", "/ready", "/metrics")
+"""Routes that monitors ask every few seconds: answers that are well are logged as debug only."""
+
+
+class RequestLog:
+    """ASGI middleware around everything else; gives every response an ``X-Request-Id``, and says how long it waited."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and take note of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.monotonic(), 0
+        request = secrets.token_hex(8)
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [(b"x-request-id", request.encode())]
+                waited = _waited(scope)
+                if waited is not None:
+                    headers.append((b"server-timing", f"queue;dur={waited * 1e3:.1f}".encode()))
+                message["headers"] = [*message.get("headers", []), *headers]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            if not status:  # the framework would answer too, but outside of this
+                await answer(*describe(error))(scope, receive, noting)
+            raise
+        finally:
+            self._note(scope, request, status or GONE, time.monotonic() - start)
+
+    def _note(self, scope: Scope, request: str, status: int, seconds: float) -> None:
+        # The route's pattern, not the path: paths are whatever clients make of them.
+        route = str(getattr(scope.get("route"), "path", "other"))
+        task = str(scope.get("state", {}).get("task", ""))
+        self._metrics.answered(route, task, status, seconds)
+        method, waited = scope["method"], _waited(scope)
+        facts = {"request": request, "method": method, "route": route, "task": task, "status": status}
+        facts |= {"seconds": round(seconds, 6), "waited": waited}
+        level = logging.DEBUG if route in _PROBES and status < 400 else logging.INFO
+        _log.log(level, "%s %s %d", method, route, status, extra={"facts": facts})
+
+
+def _waited(scope: Scope) -> float | None:
+    """Seconds that a request's texts have waited for their turn; None while that isn't known, or they never began."""
+    found: float | None = scope.get("state", {}).get("waited")
+    return found
+
+
+_OWN = ("weightpager", "uvicorn")
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """``{"time": …, "level": …, "logger": …, "message": …}`` and whatever facts a line carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        row = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            row["exception"] = self.formatException(record.exc_info)
+        return json.dumps(row, default=str)
+
+
+@contextmanager
+def logging_to_stderr(level: str, *, as_json: bool) -> Iterator[None]:
+    """Send our loggers' lines and uvicorn's to standard error while the block runs. No other logger is touched."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(_TEXT))
+    with ExitStack() as undoing:
+        for name in _OWN:
+            undoing.enter_context(logging_by(handler, name, level.upper()))
+        yield

@@ -1,1 +1,0 @@
-"""Bodies of requests and answers. They need neither torch nor a server."""

@@ -1,0 +1,106 @@
+"""`TorchRival`: a method whose tasks are torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.model import Inputs, Integers
+from weightpager.backends.task_parts import Placed, TaskParts
+from weightpager.backends.torch.architecture import empty_module, full_name, read_config
+from weightpager.backends.torch.generation import CACHE, new_cache
+from weightpager.backends.torch.parameters import Tensors
+from weightpager.backends.torch.task_module import assign, build, route
+from weightpager.bundle import BlockTable, Bundle, TaskEntry
+from weightpager.bundle.adapter import read_adapter
+from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager_lab.contest.rivals.few_bits import put_into
+from weightpager_lab.contest.rivals.parameters import wide
+from weightpager_lab.contest.rivals.rival import Rival
+
+
+class TorchRival(Rival):
+    """Computes with torch."""
+
+    backend = "torch"
+
+    def use_threads(self, count: int) -> None:
+        torch.set_num_threads(count)
+
+    def threads(self) -> int:
+        return torch.get_num_threads()
+
+    def prepared(self, task: TaskEntry, inputs: Inputs) -> Mapping[str, Any]:
+        return tensors(task, inputs)
+
+    def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
+        forward(module, inputs)
+
+    def write(self, task: str, text: Integers) -> Iterator[int]:
+        return write(self.switch(task), text)
+
+
+def tensors(task: TaskEntry, inputs: Inputs) -> dict[str, Any]:
+    """Inputs as a task's torch module takes them."""
+    found: dict[str, Any] = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    return found | {"use_cache": False} if kind_of(task.kind).writes else found
+
+
+def forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """One forward pass."""
+    with torch.inference_mode():
+        module(**inputs)
+
+
+def write(module: Any, text: Integers) -> Iterator[int]:
+    """As `Rival.write`; nothing of a model that keeps anything but keys and values."""
+    ids, cache = torch.from_numpy(text), new_cache(module.config)
+    while cache is not None:
+        with torch.inference_mode():
+            logits = module(input_ids=ids, **{CACHE: cache}, use_cache=True).logits
+        ids = logits[:, -1:].argmax(-1)
+        yield int(ids)
+
+
+def dense_module(bundle: Bundle, task: str, values: Mapping[str, Tensor]) -> nn.Module:
+    """A task's ordinary module; its parameters are these tensors, not copies. Routers pass over what it has dropped."""
+    module = empty_module(read_config(bundle), bundle.task(task))
+    route(module, task, bundle.tables(task))
+    assign_values(module, values, task)
+    return module
+
+
+def assign_values(module: nn.Module, values: Mapping[str, Tensor], task: str) -> None:
+    """Give a module its parameters by canonical name."""
+    assign(module, {full_name(module, name): value for name, value in values.items()}, task)
+
+
+def sparse_module(
+    bundle: Bundle,
+    task: str,
+    tables: Mapping[str, BlockTable],
+    values: Mapping[str, Tensor],
+    arena: Tensor,
+    page_table: Tensor,
+) -> nn.Module:
+    """A task's module with paged layers, which its caller may run whenever the arena holds its pages.
+
+    Args:
+        bundle: that the architecture is taken from.
+        task: whose it is.
+        tables: of its paged weights, in terms of the page table's pages.
+        values: its other parameters, by canonical name; tables may be in few bits.
+        arena: uint8 [slots, page_bytes].
+        page_table: int32 [pages].
+    """
+    gate = TaskGate(task)
+    gate.hold()
+    parameters: Tensors = Placed(wide(values), {})
+    parts = TaskParts(bundle, task, tables, parameters, read_adapter(bundle, task), gate, arena, page_table, {})
+    module = build(parts, read_config(bundle), {})
+    put_into(module, values)
+    return module

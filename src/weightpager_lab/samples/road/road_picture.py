@@ -1,0 +1,238 @@
+"""A road scene as a camera with few pixels sees it: `render` is all of it, in numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager_lab.samples.road.road_scene import LANE, Scene, Signal, Thing
+
+Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
+Colour = tuple[float, float, float]
+
+SIDE = 64
+"""Pixels of a picture's side."""
+
+MARKS = ("red", "amber", "green", "car", "truck", "obstacle", "own barrier", "barrier")
+"""What a model can be shown in a picture while it learns to see."""
+
+_FINE = 2  # drawn at so many times the resolution
+_PIXELS = SIDE * _FINE
+_FOCAL = _PIXELS * 1.0  # in pixels: the camera sees 53 degrees
+_HORIZON = 0.36 * _PIXELS
+_HEIGHT = 1.4  # of the camera above the road, in metres
+_SKY: dict[str, tuple[Colour, float]] = {
+    "day": ((0.62, 0.74, 0.88), 1.0),
+    "dusk": ((0.55, 0.42, 0.42), 0.5),
+    "night": ((0.04, 0.04, 0.08), 0.14),
+}
+"""Its colour, and how much light it gives."""
+
+_LAMPS: dict[str, Colour] = {"red": (1.0, 0.08, 0.05), "amber": (1.0, 0.65, 0.05), "green": (0.1, 1.0, 0.45)}
+_SIZES: dict[str, tuple[float, float]] = {
+    "car": (1.8, 1.45), "truck": (2.5, 3.3), "box": (0.8, 0.7), "person": (0.6, 1.75), "cone": (0.5, 0.8),
+    "barrier": (3.2, 0.95), "tree": (2.5, 5.0), "house": (7.0, 6.0),
+}  # fmt: skip
+"""Width and height."""
+
+
+def render(scene: Scene, random: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """The scene as [SIDE, SIDE, 3], and what is to be seen where.
+
+    Args:
+        scene: to be seen.
+        random: draws what the scene doesn't say: texture, drops, noise.
+
+    Returns:
+        The picture, and [SIDE, SIDE] places in `MARKS`, one more than that: 0 where there is none of them.
+    """
+    canvas = _Canvas(scene)
+    canvas.road(random)
+    things = [*scene.scenery, *scene.barriers]
+    things += [thing for thing in (scene.vehicle, scene.obstacle) if thing is not None]
+    standing: list[Thing | Signal] = [*things, *([scene.signal] if scene.signal else [])]
+    for thing in sorted(standing, key=lambda thing: -thing.distance):
+        if isinstance(thing, Signal):
+            canvas.signal(thing)
+        else:
+            canvas.thing(thing)
+    picture = canvas.lit()
+    if scene.rain:
+        _add_rain(picture, scene.rain, random)
+    small = picture.reshape(SIDE, _FINE, SIDE, _FINE, 3).mean((1, 3))
+    small = small * random.uniform(0.85, 1.15) * random.uniform(0.95, 1.05, 3)  # exposure and white balance
+    small += random.normal(0, scene.grain, small.shape)
+    found: Pixels = (small.clip(0, 1) * 255).round().astype(np.uint8)
+    return found, canvas.marks[::_FINE, ::_FINE]
+
+
+@dataclass
+class _Canvas:
+    """What light falls on, what shines by itself, and how far away each pixel is."""
+
+    scene: Scene
+
+    def __post_init__(self) -> None:
+        self.sky, self.daylight = _SKY[self.scene.daytime]
+        self.colour = np.empty((_PIXELS, _PIXELS, 3))
+        self.colour[:] = self.sky
+        self.glow = np.zeros_like(self.colour)
+        self.distance = np.full((_PIXELS, _PIXELS), np.inf)
+        self.marks = np.zeros((_PIXELS, _PIXELS), np.uint8)
+        self._mark = 0
+
+    def road(self, random: np.random.Generator) -> None:
+        """Everything below the horizon: grass, asphalt, marks."""
+        top = int(_HORIZON) + 1
+        rows = np.arange(top, _PIXELS) + 0.5
+        far = np.broadcast_to((_FOCAL * _HEIGHT / (rows - _HORIZON))[:, None], (len(rows), _PIXELS))
+        across = (np.arange(_PIXELS) + 0.5 - _PIXELS / 2) * far / _FOCAL - self._shift(far)  # from the lane's middle
+        ground = np.empty((len(rows), _PIXELS, 3))
+        ground[:] = (0.22, 0.33, 0.14)
+        asphalt = (across > -1.5 * LANE - 0.4) & (across < LANE / 2 + 0.4)
+        ground[asphalt] = 0.30 - 0.06 * self.scene.rain
+        worn = random.uniform(0.45, 0.85)
+        edge = (abs(across - LANE / 2) < 0.09) | (abs(across + 1.5 * LANE) < 0.09)
+        dashes = (abs(across + LANE / 2) < 0.09) & ((far + random.uniform(0, 6)) % 6 < 3)
+        ground[(edge | dashes) & asphalt] = worn
+        self.colour[top:] = ground * random.normal(1, 0.05, (len(rows), _PIXELS, 1))
+        self.distance[top:] = far
+
+    def thing(self, thing: Thing) -> None:
+        """Something that stands; no more of it than tells it from the others."""
+        self._mark = 1 + MARKS.index(self._role(thing)) if self._role(thing) in MARKS else 0
+        if thing.kind == "sign":
+            self._box(thing, thing.x, 0.1, 0.0, 2.2, (0.4, 0.4, 0.4))
+            self._disc(thing, thing.x, 2.4, 0.45, thing.colour)
+            return
+        if thing.kind == "lamp":
+            self._box(thing, thing.x, 0.15, 0.0, 5.5, (0.2, 0.2, 0.2))
+            if self.scene.daytime != "day":
+                self._shine(thing, thing.x, 5.5, 0.25, thing.colour, 0.8)
+            return
+        width, height = _SIZES[thing.kind]
+        self._box(thing, thing.x, width, 0.0, height, thing.colour)
+        if thing.kind in ("car", "truck"):
+            self._vehicle(thing, width, height)
+        elif thing.kind == "barrier":
+            for stripe in np.linspace(-width / 2 + 0.2, width / 2 - 0.2, 5):
+                self._box(thing, thing.x + float(stripe), 0.32, 0.3, height, (0.85, 0.1, 0.1))
+            self._box(thing, thing.x, width, 0.0, 0.3, (0.25, 0.25, 0.25))
+        elif thing.kind == "person":
+            self._box(thing, thing.x, width, 0.0, 0.85, (0.12, 0.12, 0.2))
+            self._box(thing, thing.x, 0.3, 1.45, height, (0.8, 0.6, 0.5))
+        elif thing.kind == "cone":
+            self._box(thing, thing.x, width, 0.35, 0.55, (0.95, 0.95, 0.95))
+        elif thing.kind == "tree":
+            self._box(thing, thing.x, width, 0.0, 1.6, (0.25, 0.2, 0.12))
+        elif thing.kind == "house":
+            for storey, window in product((0.9, 3.4), (-2.2, 0.0, 2.2)):
+                self._box(thing, thing.x + window, 1.0, storey, storey + 1.3, (0.15, 0.17, 0.2))
+
+    def _role(self, thing: Thing) -> str:
+        """What it is to the car: `MARKS` has those that matter."""
+        if thing is self.scene.vehicle:
+            return thing.kind
+        if thing is self.scene.obstacle:
+            return "obstacle"
+        return ("barrier" if thing.x else "own barrier") if thing.kind == "barrier" else "scenery"
+
+    def _vehicle(self, thing: Thing, width: float, height: float) -> None:
+        glass = (0.10, 0.13, 0.18)
+        if thing.kind == "car":
+            self._box(thing, thing.x, 0.8 * width, 0.85, 1.3, glass)
+        else:
+            self._box(thing, thing.x, 0.94 * width, 0.9, height - 0.15, tuple(0.8 * c for c in thing.colour))  # type: ignore[arg-type]
+        self._box(thing, thing.x, width, 0.0, 0.3, (0.04, 0.04, 0.04))
+        oncoming = thing.x < -LANE / 2
+        shine = 0.05 if self.scene.daytime == "day" else 0.55
+        for side in (-0.42, 0.42):
+            colour = (1.0, 0.95, 0.8) if oncoming else (0.9, 0.05, 0.05)
+            self._box(thing, thing.x + side * width, 0.28, 0.6, 0.82, colour)
+            self._shine(thing, thing.x + side * width, 0.7, 0.1, colour, shine)
+
+    def signal(self, signal: Signal) -> None:
+        """A dark case with three lamps, one of them lit, larger than in life."""
+        self._mark = 0
+        x, bottom = (0.0, 3.3) if signal.overhead else (LANE / 2 + 1.9, 2.2)
+        grey = (0.25, 0.25, 0.25)
+        if signal.overhead:
+            self._box(signal, LANE / 2 + 1.9, 0.2, 0.0, 6.3, grey)
+            self._box(signal, LANE / 4 + 0.95, LANE / 2 + 1.9, 6.0, 6.3, grey)
+        else:
+            self._box(signal, x, 0.2, 0.0, bottom, grey)
+        self._box(signal, x, 1.05, bottom, bottom + 2.7, (0.03, 0.03, 0.03))
+        for number, light in enumerate(("green", "amber", "red")):
+            lit = light == signal.light
+            self._mark = 1 + MARKS.index(light) if lit else 0
+            height = bottom + 0.45 + 0.9 * number
+            dim: Colour = tuple(0.14 * part for part in _LAMPS[light])  # type: ignore[assignment]
+            self._disc(signal, x, height, 0.38, _LAMPS[light] if lit else dim)
+            if lit:
+                self._shine(signal, x, height, 0.38, _LAMPS[light], 0.9)
+
+    def lit(self) -> Floats:
+        """The picture: daylight, headlights, haze, and what shines by itself."""
+        near = np.minimum(self.distance, 1e6)[..., None]
+        headlights = 0.0 if self.scene.daytime == "day" else 0.75 / (1 + (near / 14) ** 2)
+        light = np.minimum(self.daylight + headlights, 1.0)
+        sky = np.isinf(self.distance)[..., None]
+        shown = np.where(sky, self.colour, self.colour * light)
+        clear = np.where(sky, 1.0, np.exp(-self.scene.fog * near))
+        haze = np.array(self.sky) * 0.9 + 0.05
+        found: Floats = shown * clear + haze * (1 - clear) + self.glow
+        return found
+
+    def _shift(self, far: float | Floats) -> float | Floats:
+        """How far right of the camera the own lane's middle is."""
+        return self.scene.bend * far**2 / 2 - self.scene.offset
+
+    def _place(self, thing: Thing | Signal, x: float, height: float) -> tuple[float, float]:
+        far = thing.distance
+        column = _PIXELS / 2 + _FOCAL * (x + float(self._shift(far))) / far
+        return column, _HORIZON + _FOCAL * (_HEIGHT - height) / far
+
+    def _box(self, thing: Thing | Signal, x: float, width: float, low: float, high: float, colour: Colour) -> None:
+        left, bottom = self._place(thing, x - width / 2, low)
+        right, top = self._place(thing, x + width / 2, high)
+        rows = slice(max(0, round(top)), max(0, round(bottom)))
+        columns = slice(max(0, round(left)), max(0, max(round(right), round(left) + 1)))
+        self.colour[rows, columns] = colour
+        self.distance[rows, columns] = thing.distance
+        self.glow[rows, columns] = 0.0
+        self.marks[rows, columns] = self._mark
+
+    def _disc(self, thing: Thing | Signal, x: float, height: float, radius: float, colour: Colour) -> None:
+        inside = self._apart(thing, x, height) <= max(0.6, _FOCAL * radius / thing.distance)
+        self.colour[inside] = colour
+        self.distance[inside] = thing.distance
+        self.glow[inside] = 0.0
+        self.marks[inside] = self._mark
+
+    def _shine(
+        self, thing: Thing | Signal, x: float, height: float, radius: float, colour: Colour, strength: float
+    ) -> None:
+        size = max(0.8, _FOCAL * radius / thing.distance)
+        halo = np.exp(-((self._apart(thing, x, height) / (1.3 * size)) ** 2))[..., None]
+        self.glow += strength * np.exp(-self.scene.fog * thing.distance) * halo * np.array(colour)
+
+    def _apart(self, thing: Thing | Signal, x: float, height: float) -> Floats:
+        column, row = self._place(thing, x, height)
+        axis = np.arange(_PIXELS) + 0.5
+        apart: Floats = np.hypot(axis[None, :] - column, axis[:, None] - row)
+        return apart
+
+
+def _add_rain(picture: Floats, rain: float, random: np.random.Generator) -> None:
+    """Streaks, less contrast, and a film of water on the lens."""
+    picture *= 1 - 0.25 * rain
+    picture += 0.1 * rain * picture.mean((0, 1))
+    for _ in range(int(60 * rain)):
+        row, column = random.integers(0, _PIXELS, 2)
+        picture[row : row + int(random.integers(4, 12)), column] += 0.18 * (0.4 + picture.mean())
+    picture[1:-1] = (picture[:-2] + 2 * picture[1:-1] + picture[2:]) / 4
+    picture[:, 1:-1] = (picture[:, :-2] + 2 * picture[:, 1:-1] + picture[:, 2:]) / 4

@@ -1,0 +1,247 @@
+"""Bundles of random weights, for speed and memory only: real models' shapes, written as the compiler writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from weightpager.blocks import BlockShape
+from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.files.new_directory import scratch
+from weightpager.bundle.writer import writing
+from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.model.paged_weights import sort_weights
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.pack import StoredBlocks, pack
+from weightpager.compiler.packing.plan import BundlePlan
+from weightpager.compiler.packing.write import write_bundle
+from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.training.masks import Keep
+from weightpager.errors import CompileError, ConfigError
+from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.store import StorageModel
+from weightpager.transitions import Transitions
+from weightpager_lab.companions import COMPANIONS, Name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a synthetic bundle is like.
+
+    Attributes:
+        name: of the model.
+        config: its shape.
+        block: that its weights are cut into.
+        tasks: how many.
+        density: share of the blocks that each keeps.
+        common: share of a task's blocks that all tasks keep; the rest is drawn for each.
+        page_bytes: bytes of a page; None lets the packer choose.
+        groups: a layer's blocks are kept or dropped in so many groups, few enough for pages of one kind, as the aligner
+            leaves them where there are many tasks; None draws every block by itself.
+        dtype: of the pages.
+    """
+
+    name: str
+    config: Qwen2Config
+    block: BlockShape
+    tasks: int
+    density: float
+    common: float
+    page_bytes: int | None = None
+    groups: int | None = None
+    dtype: PageDtype = "bfloat16"
+
+    def stored_in(self, dtype: PageDtype) -> Recipe:
+        """The same with pages of another dtype."""
+        return self if dtype == self.dtype else replace(self, name=f"{self.name} {dtype}", dtype=dtype)
+
+    def companion(self, name: Name) -> Recipe:
+        """A companion of the same: unaligned tasks overlap by the density."""
+        density = 1.0 if name == "all_blocks" else self.density
+        words = name.replace("_", " ")
+        common = 0.0 if name == "unaligned" else 1.0
+        return replace(self, name=f"{self.name} {words}", density=density, common=common)
+
+
+def half_billion(tasks: int = 6) -> Recipe:
+    """Qwen2.5-0.5B, half of the blocks dropped."""
+    return Recipe("Qwen2.5-0.5B", half_billion_config(), BlockShape(16, 32), tasks, density=0.5, common=0.4)
+
+
+def quarter_kept(*, tasks: int = 6) -> Recipe:
+    """Qwen2.5-0.5B, three quarters of the blocks dropped; tasks overlap by 0.61, as if they were aligned."""
+    return Recipe("Qwen2.5-0.5B at 75 %", half_billion_config(), BlockShape(16, 32), tasks, density=0.25, common=0.55)
+
+
+def billion(*, tasks: int = 6) -> Recipe:
+    """Llama-3.2-1B, three quarters of the blocks dropped; tasks overlap as those of `quarter_kept`."""
+    config = _config(hidden_size=2048, intermediate_size=8192, layers=16, heads=32, words=128256, key_value_heads=8)
+    return Recipe("Llama-3.2-1B at 75 %", config, BlockShape(16, 32), tasks, density=0.25, common=0.55)
+
+
+def small(tasks: int = 6) -> Recipe:
+    """A decoder of some 25 million paged weights: a batch of it takes milliseconds on a laptop."""
+    config = _config(hidden_size=512, intermediate_size=1536, layers=8, heads=8, words=2000)
+    return Recipe("small", config, BlockShape(16, 32), tasks, density=0.4, common=0.4)
+
+
+def long_context(tasks: int = 6) -> Recipe:
+    """A decoder of four narrow layers that reads 131,072 tokens: what a long prompt costs, and little else."""
+    config = _config(hidden_size=128, intermediate_size=384, layers=4, heads=4, words=2000, positions=2**17)
+    return Recipe("long context", config, BlockShape(16, 32), tasks, density=0.4, common=0.4)
+
+
+def assistant_of_many() -> Recipe:
+    """Qwen2.5-0.5B, three quarters of the blocks dropped, with 18 tasks that overlap by 0.61."""
+    return replace(quarter_kept(tasks=18), groups=36, page_bytes=1 << 17)
+
+
+def few_layers(block: BlockShape, page_bytes: int, tasks: int) -> Recipe:
+    """Four layers of Qwen2.5-0.5B, three quarters of the blocks dropped."""
+    config = _config(hidden_size=896, intermediate_size=4864, layers=4, heads=14, words=1000)
+    name = f"four layers of Qwen2.5-0.5B {block} {page_bytes >> 10}KiB"
+    return Recipe(name, config, block, tasks, density=0.25, common=0.55, page_bytes=page_bytes)
+
+
+def many_tasks(tasks: int) -> Recipe:
+    """Four layers of Qwen2.5-0.5B for that many tasks, three quarters of the blocks dropped."""
+    config = _config(hidden_size=896, intermediate_size=4864, layers=4, heads=14, words=1000)
+    recipe = Recipe("many tasks", config, BlockShape(16, 32), tasks, density=0.25, common=0.55)
+    return replace(recipe, groups=64, page_bytes=1 << 16)
+
+
+def half_billion_config() -> Qwen2Config:
+    """The shape of Qwen2.5-0.5B, in bfloat16."""
+    return _config(hidden_size=896, intermediate_size=4864, layers=24, heads=14, words=151936)
+
+
+def many_pages() -> Recipe:
+    """More than 100,000 pages and as many tasks as a bundle may have."""
+    config = _config(hidden_size=1024, intermediate_size=8192, layers=8, heads=16, words=1000)
+    return Recipe("100,000 pages", config, BlockShape(32, 64), 64, density=0.5, common=0.4, page_bytes=4096)
+
+
+def _config(
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    layers: int,
+    heads: int,
+    words: int,
+    key_value_heads: int = 2,
+    positions: int = 2**15,
+) -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        vocab_size=words,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        dtype=torch.bfloat16,
+    )
+
+
+def bundle_of(recipe: Recipe, folder: Path, report: Callable[[str], None]) -> Bundle:
+    """The bundle in a folder; written there first if it isn't yet."""
+    plain = recipe.name.replace(" ", "-").replace(",", "").replace("%", "percent")
+    path = folder / f"{plain}-{recipe.tasks}.bundle"
+    if not path.is_dir():
+        report(f"write {path.name} …")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write(recipe, path)
+        except (ConfigError, CompileError):
+            if not path.is_dir():  # else another process has written it meanwhile
+                raise
+    return Bundle.open(path)
+
+
+def companions_of(
+    recipe: Recipe, folder: Path, report: Callable[[str], None], dtype: PageDtype = "bfloat16"
+) -> dict[Name, Bundle]:
+    """All companions of a bundle whose pages have this dtype, in a folder; written there first if they aren't yet."""
+    return {name: bundle_of(recipe.companion(name).stored_in(dtype), folder, report) for name in COMPANIONS}
+
+
+def write(recipe: Recipe, path: Path) -> None:
+    """Write a bundle."""
+    names = [f"task-{number:02d}" for number in range(recipe.tasks)]
+    with scratch(path.parent, f".{path.name}.scratch-") as folder:
+        source = _source(recipe, names, folder)
+        keep = _masks(recipe, source)
+        transitions = Transitions.uniform(names)
+        stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
+        size = block_bytes(recipe.block, recipe.dtype)
+        packing = pack(stored, size, transitions.switch_rate(), StorageModel(), recipe.page_bytes)
+        entries = tuple(
+            TaskEntry(
+                name=name, kind="language-modeling", classes=[], max_length=512, sparsity=1 - recipe.density,
+                dense=None, eval=None,
+            )
+            for name in names
+        )  # fmt: skip
+        plan = BundlePlan(recipe.dtype, TaskWeights(source), keep, packing, entries, transitions, None)
+        with writing(path) as writer:
+            write_bundle(writer, plan)
+
+
+def _source(recipe: Recipe, names: list[str], folder: Path) -> DenseModel:
+    files = {}
+    for split in ("train", "eval"):
+        files[split] = str(folder / f"{split}.jsonl")
+        Path(files[split]).write_text(json.dumps({"text": split}) + "\n", encoding="utf-8")
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(recipe.config).eval().requires_grad_(False)
+    recipe.config.save_pretrained(folder)
+    tasks = {name: {"kind": "language-modeling", **files} for name in names}
+    task_file = from_dict({"model": str(folder), "block": str(recipe.block), "tasks": tasks})
+    models_of = dict.fromkeys(names, model)
+    paged, resident = sort_weights(models_of, recipe.block, folder)
+    tokenizer = word_tokenizer()
+    return DenseModel(
+        task_file, folder, recipe.config, tokenizer, models_of, paged, resident,
+        own_tokenizer=tokenizer, transitions=Transitions.uniform(names),
+    )  # fmt: skip
+
+
+def _masks(recipe: Recipe, source: DenseModel) -> Keep:
+    random = np.random.default_rng(0)
+    keep, kept_groups = {}, {}
+    for info in source.paged:
+        count = info.grid.count
+        if recipe.groups is None:
+            keep[info.name] = _drawn(recipe, count, random)
+            continue
+        if info.layer not in kept_groups:
+            kept_groups[info.layer] = _drawn(recipe, recipe.groups, random)
+        keep[info.name] = kept_groups[info.layer][random.permutation(count) % recipe.groups]
+    return keep
+
+
+def _drawn(recipe: Recipe, count: int, random: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Which of so many blocks, or groups of them, each task keeps [count, tasks]."""
+    kept, common = round(recipe.density * count), round(recipe.density * recipe.common * count)
+    order = random.permutation(count)
+    mask = np.zeros((count, recipe.tasks), bool)
+    mask[order[:common]] = True
+    for task in range(recipe.tasks):
+        mask[random.choice(order[common:], kept - common, replace=False), task] = True
+    return mask
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of one word, for bundles that nobody reads words of."""
+    inner = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))  # noqa: S106 - a word
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")  # noqa: S106 - words
