@@ -17,8 +17,8 @@ from weightpager.bundle import BlockTable
 from weightpager.bundle.adapter import LowRank
 from weightpager.bundle.footprint import expanded_bytes
 from weightpager.bundle.format.placement import Placement
+from weightpager.kernels.block_tables import TableExpander
 from weightpager.kernels.choice import NATIVE
-from weightpager.kernels.paged_weight import TableExpander
 from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.paging.task_gate import TaskGate
 
