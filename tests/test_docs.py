@@ -74,7 +74,7 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("runtime.md", 4), ("prediction.md", 3), ("own-model.md", 4)])
+@pytest.mark.parametrize(("page", "count"), [("architecture.md", 2), ("prediction.md", 3), ("own-model.md", 4)])
 def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     monkeypatch.chdir(workplace)
     if not Path("page.bundle").exists():
@@ -301,14 +301,16 @@ def test_links_lead_somewhere() -> None:
             assert not heading or heading in anchors(target), f"{page.name}: {target.name}#{heading}"
 
 
-def test_files_of_ours_that_pages_name_exist() -> None:
-    """Decisions tell of their time; all other pages tell of today."""
+def test_files_and_rooms_of_ours_that_pages_name_exist() -> None:
+    """Decisions tell of their time; all other pages tell of today. Rooms are folders that the architecture names."""
     named = {
         (page.name, path)
         for page in pages()
         if ROOT / "docs" / "decisions" not in page.parents
-        for path in re.findall(r"(?<![\w/.-])((?:\w+/)+\w+\.py)\b", page.read_text(encoding="utf-8"))
+        for path in re.findall(r"(?<![\w/.-])((?:\w+/)+\w+\.(?:py|cpp|hpp))\b", page.read_text(encoding="utf-8"))
     }
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named |= {("architecture.md", path) for path in re.findall(r"`((?:\w+/)+)`", architecture)}
     assert len(named) > 50
     assert (
         sorted(one for one in named if not any((root / one[1]).exists() for root in (ROOT, PACKAGE.parent, PACKAGE)))

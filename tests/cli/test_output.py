@@ -45,10 +45,10 @@ def test_columns_without_names_have_no_row_for_them(capsys: pytest.CaptureFixtur
     assert "pages" in capsys.readouterr().out
 
 
-def test_words_are_explained_as_the_glossary_has_them(capsys: pytest.CaptureFixture[str]) -> None:
-    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+def test_words_are_explained_as_the_architecture_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
     for word in ("alignment", "arena", "duality gap", "overlap", "over-read", "private"):
-        assert re.search(rf"^\| [^|]*{word}", glossary, re.MULTILINE), word
+        assert re.search(rf"^\| [^|]*{word}", words, re.MULTILINE), word
         output.explain(word)
         assert capsys.readouterr().out.startswith(f"{word}: {MEANINGS[word]}")
 

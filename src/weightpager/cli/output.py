@@ -38,7 +38,7 @@ MEANINGS = {
     "there in time": "of the pages that had to be loaded, the share that prefetching had brought before the switch",
     "without a wait": "switches that found all their pages in memory, prefetched or still there from before",
 }
-"""Shorter than the glossary, which has each of these words or the words that they are made of."""
+"""Words of the architecture's table are explained as that has them, only shorter."""
 
 
 def legend(*words: str) -> str:
