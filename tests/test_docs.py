@@ -113,7 +113,8 @@ def test_the_commands_of_sizing_run(
     monkeypatch.chdir(workplace)
     if not Path("page.bundle").exists():
         wp.compile("tasks.yaml", out="page.bundle")
-    commands = [line for block in blocks("", (ROOT / "docs" / "measuring.md").read_text()) for line in block.splitlines()]
+    page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    commands = [line for block in blocks("", page) for line in block.splitlines()]
     assert len(commands) == 4
     for command in commands:
         done = run(capsys, monkeypatch, *shlex.split(command.replace("assistant.bundle", "page.bundle"))[1:])
