@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # image.sh PYTHON BUNDLE: an image, which is a root file system of Debian's python3 and the wheel in dist with [serve], and in it
-# a server as docs/deploying.md has it: read-only root, a user without rights, no new privileges, no memory that is written and
+# a server as docs/serving.md has it: read-only root, a user without rights, no new privileges, no memory that is written and
 # executed. It starts, answers, and stops. Needs root, mmdebstrap and curl; downloads about 40 MB into build/image.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

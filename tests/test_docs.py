@@ -29,7 +29,7 @@ from weightpager.server.scheduling.settings import Settings
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "weightpager"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DEPLOYING = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 FLEET = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8")
 
 
@@ -113,7 +113,8 @@ def test_the_commands_of_sizing_run(
     monkeypatch.chdir(workplace)
     if not Path("page.bundle").exists():
         wp.compile("tasks.yaml", out="page.bundle")
-    commands = [line for block in blocks("", (ROOT / "docs" / "sizing.md").read_text()) for line in block.splitlines()]
+    page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    commands = [line for block in blocks("", page) for line in block.splitlines()]
     assert len(commands) == 4
     for command in commands:
         done = run(capsys, monkeypatch, *shlex.split(command.replace("assistant.bundle", "page.bundle"))[1:])
@@ -121,8 +122,8 @@ def test_the_commands_of_sizing_run(
 
 
 def served() -> list[list[str]]:
-    """The arguments of ``weightpager`` in the unit and in the container of the page on deploying."""
-    unit, container = blocks("ini", DEPLOYING)[0], blocks("dockerfile", DEPLOYING)[0]
+    """The arguments of ``weightpager`` in the unit and in the container of the page on serving."""
+    unit, container = blocks("ini", SERVING)[0], blocks("dockerfile", SERVING)[0]
     (started,) = re.findall(r"^ExecStart=\S+/weightpager (.+)$", unit.replace("\\\n", ""), re.MULTILINE)
     entry, more = re.findall(r"^(?:ENTRYPOINT|CMD) (.+)$", container, re.MULTILINE)
     return [shlex.split(started), [*json.loads(entry)[1:], *json.loads(more)]]
@@ -154,7 +155,7 @@ def test_a_deployed_server_starts_tells_its_health_and_stops(assistant_bundle: P
         try:
             assert process.stdout is not None
             address = process.stdout.readline().split()[0].rstrip("/")
-            (health,) = re.findall(r'^HEALTHCHECK CMD \["python", "-c", "(.+)"\]$', DEPLOYING, re.MULTILINE)
+            (health,) = re.findall(r'^HEALTHCHECK CMD \["python", "-c", "(.+)"\]$', SERVING, re.MULTILINE)
             exec(health.replace("http://127.0.0.1:8000", address), {})
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=100) == 0
@@ -166,7 +167,7 @@ def test_a_deployed_server_starts_tells_its_health_and_stops(assistant_bundle: P
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
 def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
     unit = tmp_path / "weightpager.service"
-    unit.write_text(blocks("ini", DEPLOYING)[0].replace("/opt/weightpager/bin/weightpager", sys.executable))
+    unit.write_text(blocks("ini", SERVING)[0].replace("/opt/weightpager/bin/weightpager", sys.executable))
     for check in (["verify", "--man=no"], ["security", "--offline=true", "--threshold=15"]):
         ran = subprocess.run(["systemd-analyze", *check, unit], capture_output=True, text=True, check=False)
         assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout[-300:] + ran.stderr
@@ -215,7 +216,7 @@ def test_a_newer_bundle_is_taken_over_as_the_page_says(assistant_bundle: Path, t
     collect(tmp_path / "larger.bundle", drop=["weather"])
     (tmp_path / "assistant.bundle").symlink_to("first.bundle")
     (tmp_path / "admin.token").write_text(ADMIN)
-    (script,) = [code for code in blocks("sh", DEPLOYING) if "/admin/reload" in code]
+    (script,) = [code for code in blocks("sh", SERVING) if "/admin/reload" in code]
     with serving(tmp_path / "assistant.bundle", Settings(admin_token=ADMIN)) as running:
         script = script.replace("http://127.0.0.1:8000", running.url).replace("/etc/weightpager/", "")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -235,7 +236,7 @@ def test_the_commands_against_damage_run(
     monkeypatch.chdir(tmp_path)
     file = Path("assistant.bundle/pages-0000.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    (script,) = [code for code in blocks("sh", DEPLOYING) if "--repair" in code]
+    (script,) = [code for code in blocks("sh", SERVING) if "--repair" in code]
     codes = [run(capsys, monkeypatch, *shlex.split(line)[1:]).code for line in [*script.splitlines()] * 2]
     assert codes == [1, 0, 0, 0]
 
