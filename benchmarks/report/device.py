@@ -10,6 +10,7 @@ from benchmarks.report.tables import size, table
 _TITLES = {
     "native": "weightpager, native code",
     "native_tasks": "weightpager, native code, its tasks that classify texts, one after the other",
+    "native_all_blocks": "weightpager, native code, all blocks in int4, task after task",
     "torch": "weightpager, torch",
     "onnx_int8": "ONNX Runtime, int8, a head a task",
     "onnx_float32": "ONNX Runtime, float32, a head a task",
