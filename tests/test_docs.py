@@ -396,3 +396,12 @@ def test_lines_that_install_torch_name_the_index_for_the_cpu() -> None:
         for line in block.splitlines():
             if re.search(r"pip install [^#]*(?<!\[)\btorch\b", line):
                 assert index in line or "ARG TORCH_INDEX=https://" in block, line
+
+
+def test_the_site_s_search_needs_nothing_from_elsewhere() -> None:
+    """Opened from files, it needs a script, which the plugin fetches from elsewhere unless one of ours has its name."""
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), yaml.BaseLoader)
+    assert {"search", "offline"} <= set(site["plugins"])
+    (script,) = site["extra"]["polyfills"]
+    assert "iframe-worker" in script
+    assert (ROOT / "docs" / script).is_file()
