@@ -27,7 +27,6 @@ class Demo:
 
     rows: Mapping[str, Resident]
     figures: Mapping[str, float]
-    cpu: str
 
     def share_of_dense(self, name: str) -> float:
         """A row's mean metric, as a share of the dense model's that was trained as long."""
@@ -38,7 +37,7 @@ def read(file: Path) -> Demo:
     """What ``weightpager demo --json`` wrote into a file."""
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = [Resident(**row) for row in found["memory"]]
-    return Demo({row.name: row for row in rows}, found["figures"], found["machine"]["cpu"])
+    return Demo({row.name: row for row in rows}, found["figures"])
 
 
 def demo_table(rows: Sequence[Resident], figures: Mapping[str, float]) -> str:
