@@ -1,104 +1,166 @@
-"""The tables of ``README.md``, from ``docs/demo.json``, ``docs/device.json`` and ``docs/results.json``.
+"""The figures of ``README.md``: its table of whole processes, and the three above it.
 
-A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is written by hand around it stays.
+They come from ``docs/device.json``, ``docs/demo.json``, ``docs/accuracy.json`` and ``docs/results.json``, and stand
+between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is written by hand around them stays.
 
     python -m benchmarks.readme
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.accuracy.page.points import find, gather
+from benchmarks.accuracy.rows import read as read_accuracy
+from benchmarks.assistant import NAME as ASSISTANT
 from benchmarks.device import measured
-from benchmarks.report import results_file, winners
-from benchmarks.report.device import processes
+from benchmarks.report import demo, results_file
+from benchmarks.report.device import seconds, short, spread
 from benchmarks.report.tables import table
+from benchmarks.report.winners import switch_ms
 from weightpager.config import format_size
-from weightpager_lab.demo.result import Resident
+from weightpager_lab.demo.result import OURS, ROW_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_LEFT_OUT = (
-    "dense in int2",
-    "dense in int3",
-    "dense in int8",
-    "own sparse int4 per task, all resident",
-    "own sparse int4 per task, all reloaded",
-)
-"""Rows of the demo that nobody would choose: they are less accurate, larger or slower than one that is shown."""
+_ALL_BLOCKS, _ONE_MASK = "dense in int4, a bundle of all blocks", "one shared mask in int4"
+"""Rows of the demo."""
 
-_HEADLINES = (winners.WHOLE, winners.STRICT, winners.WEIGHTS, winners.PROCESS)
-"""Columns of contests; the results have more."""
+_NOT_MEASURED = "–"
 
 
-_PROCESSES: dict[measured.Section, tuple[str, ...]] = {
-    "texts": ("native_tasks", "torch", "onnx_int8", "onnx_sessions_int8"),
-    "decoder": (
-        "native half-16k.bundle",
-        "native all-16k.bundle",
+@dataclass(frozen=True)
+class _Process:
+    """A row of the table.
+
+    Attributes:
+        title: for people.
+        section, row: where its figures lie in ``docs/device.json``.
+        demo: the row of the demo that is as accurate; none if it wasn't measured.
+        writes: the fraction, method and recovery of domain D that is as accurate; none if it wasn't measured.
+        has_rows: whether embedding rows are read on demand.
+    """
+
+    title: str
+    section: measured.Section
+    row: str
+    demo: str = ""
+    writes: tuple[float, str, str] | None = None
+    has_rows: bool = False
+
+
+_PROCESSES = (
+    _Process("texts: **weightpager**, a quarter of blocks", "texts", "native_tasks", demo=OURS, has_rows=True),
+    _Process("texts: weightpager, all blocks", "texts", "native_all_blocks", demo=_ALL_BLOCKS, has_rows=True),
+    _Process("texts: ONNX Runtime, int8", "texts", "onnx_int8"),
+    _Process(
+        "decoder: **weightpager**, half of blocks",
+        "decoder",
         "native half.bundle",
-        "native all.bundle",
-        "llama.cpp SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf",
+        writes=(0.14, "ours_int4", "finetune"),
     ),
-}
-"""The rows of `benchmarks.device` that a reader compares first."""
+    _Process("decoder: weightpager, all blocks", "decoder", "native all.bundle", writes=(0.281, "int4", "none")),
+    _Process("decoder: llama.cpp, Q4_0", "decoder", "llama.cpp SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf"),
+)
 
 
 def main(
-    readme: Annotated[Path, typer.Option(help="The page whose tables are written anew.")] = ROOT / "README.md",
+    readme: Annotated[Path, typer.Option(help="The page whose figures are written anew.")] = ROOT / "README.md",
 ) -> None:
-    """Write the tables."""
-    readme.write_text(filled(readme.read_text(encoding="utf-8"), tables(ROOT / "docs")), encoding="utf-8")
+    """Write the figures."""
+    readme.write_text(filled(readme.read_text(encoding="utf-8"), figures(ROOT / "docs")), encoding="utf-8")
 
 
-def tables(docs: Path) -> dict[str, str]:
-    """Each table by its name, from the measured figures in a folder."""
-    demo = json.loads((docs / "demo.json").read_text(encoding="utf-8"))
+def figures(docs: Path) -> dict[str, str]:
+    """What stands between marks, by name, from the measured figures in a folder."""
+    return {"numbers": numbers(docs), "processes": processes(docs)}
+
+
+def numbers(docs: Path) -> str:
+    """Memory, a switch and accuracy of the demo's tasks."""
+    texts = measured.read(docs / "device.json")["texts"].rows
+    ours, onnx = (format_size(int(_number(texts[row]["peak_bytes"]))) for row in ("native_tasks", "onnx_int8"))
+    contest = results_file.read(docs / "results.json").contests[ASSISTANT]
+    strict = contest.figures["switch.speedup_strict_mean"]
+    assert contest.limits.storage is not None
+    shown = demo.read(docs / "demo.json")
+    kept, one_mask, all_blocks = (f"{shown.share_of_dense(row):.2f}" for row in (OURS, _ONE_MASK, _ALL_BLOCKS))
+    fast = shown.figures["switch.speedup_own_sparse_mean"]
+    return "\n".join([
+        f"* **{ours}**: a whole process with five text tasks, Python included. ONNX Runtime in int8 takes {onnx}.",
+        f"* **{switch_ms(contest)}**: a cold switch, from storage of {contest.limits.storage / 1e6:.0f} MB/s. "
+        f"Reading the next task's own weights takes {strict:.1f} × as long, on a fast disk {fast:.1f} ×.",
+        f"* **{kept}** of the dense accuracy, with a quarter of the blocks in int4. One mask for all tasks keeps "
+        f"{one_mask}, all blocks {all_blocks}.",
+    ])  # fmt: skip
+
+
+def processes(docs: Path) -> str:
+    """A line for each whole process that was measured, and what they ran on."""
     rows = measured.read(docs / "device.json")
-    return {
-        "demo": demo_table([Resident(**row) for row in demo["memory"]], demo["figures"]),
-        "processes": processes({section: _few(rows[section], names) for section, names in _PROCESSES.items()}),
-        "contests": winners.headlines(results_file.read(docs / "results.json").contests, _HEADLINES)
-        + "\n\n–: not measured.",
-    }
+    shown = demo.read(docs / "demo.json")
+    writing = gather(read_accuracy(docs / "accuracy.json"))
+    lines = []
+    for process in _PROCESSES:
+        row = rows[process.section].rows.get(process.row)
+        if row is None:
+            continue
+        share = shown.share_of_dense(process.demo) if process.demo else None
+        if process.writes is not None:
+            point = find(writing, "D", *process.writes)
+            assert point is not None
+            share = point.value()
+        faults = f"{_faults(row, shown.figures):.1f} ms" if process.has_rows else "none"
+        lines.append([
+            process.title,
+            format_size(int(_number(row["peak_bytes"]))),
+            f"{seconds(row['first_output_ms'])} s",
+            _speed(row),
+            faults,
+            _NOT_MEASURED if share is None else f"{share:.2f}",
+        ])  # fmt: skip
+    header = ["", "most memory", "first output", "speed", "row faults", "accuracy ÷ dense"]
+    counted = "ms_of_rows_per_text" in rows["texts"].rows["native_tasks"]
+    return table(header, lines) + "\n\n" + _told(_machine(rows["texts"]), _machine(rows["decoder"]), counted)
 
 
-def _few(found: measured.Measured, names: tuple[str, ...]) -> measured.Measured:
-    return found.model_copy(update={"rows": {name: found.rows[name] for name in names}})
+def _faults(row: measured.Row, figures: Mapping[str, float]) -> float:
+    """Of the process itself where it counted them, else of the demo."""
+    return _number(row.get("ms_of_rows_per_text", figures[ROW_FAULTS]))
 
 
-def demo_table(rows: list[Resident], figures: Mapping[str, float]) -> str:
-    """What the demo compares, the least memory first; **bold** where it is ours."""
-    shown = sorted((row for row in rows if row.name not in _LEFT_OUT), key=lambda row: (not row.ours, row.bytes))
-    head = ["", "weights in memory", "of these, blocks", "mean accuracy", "a switch reads", "row faults add to a text"]
-    return table(head, [_demo_line(row, row.row_faults(figures)) for row in shown])
+def _speed(row: measured.Row) -> str:
+    key, unit = ("ms_per_text", "ms a text") if "ms_per_text" in row else ("decode_per_s", "tokens/s")
+    return f"{short(row[key])} {unit}{spread(row, key, short)}"
 
 
-def _demo_line(row: Resident, faults: float | None) -> list[str]:
-    weight = "**" if row.ours else ""
-    name, size = (f"{weight}{text}{weight}" for text in (row.name, format_size(row.bytes)))
-    return [name, size, format_size(row.paged_bytes), f"{row.mean_metric:.3f}", _switch(row), _milliseconds(faults)]
+_WIDEST = {"amx": " with AMX", "avx512": " with AVX-512", "avx2": " with AVX2"}
 
 
-def _milliseconds(faults: float | None) -> str:
-    return "nothing" if faults is None else f"{faults:.1f} ms"
+def _machine(found: measured.Measured) -> str:
+    known = found.machine["isa"]
+    widest = next((words for isa, words in _WIDEST.items() if any(each.startswith(isa) for each in known)), "")
+    return f"{found.machine['cpu']}{widest}"
 
 
-def _switch(row: Resident) -> str:
-    if not row.mean_bytes_per_switch:
-        return "nothing"
-    time = "" if row.ms_per_switch is None else f", {row.ms_per_switch:.1f} ms"
-    return format_size(row.mean_bytes_per_switch) + time
+def _told(texts: str, decoder: str, counted: bool) -> str:
+    where = f"all on {texts}" if texts == decoder else f"texts on {texts}, the decoder on {decoder}"
+    return f"Medians, with the least and the most; {where}." + ("" if counted else " Row faults are the demo's.")
+
+
+def _number(value: measured.Figure) -> float:
+    assert not isinstance(value, list)
+    return value
 
 
 def filled(page: str, found: dict[str, str]) -> str:
-    """The page with these tables in their places.
+    """The page with these texts in their places.
 
     Raises:
         ValueError: the page has no place for one.

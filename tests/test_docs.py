@@ -64,7 +64,8 @@ def test_the_python_example_runs(workplace: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("weightpager ")]
+    pages = README + (ROOT / "docs" / "install.md").read_text(encoding="utf-8")  # which goes on from there
+    commands = [line for block in blocks("", pages) for line in block.splitlines() if line.startswith("weightpager ")]
     assert len(commands) >= 7
     for command in commands:
         if "copy.bundle" in command:
@@ -399,3 +400,12 @@ def test_lines_that_install_torch_name_the_index_for_the_cpu() -> None:
         for line in block.splitlines():
             if re.search(r"pip install [^#]*(?<!\[)\btorch\b", line):
                 assert index in line or "ARG TORCH_INDEX=https://" in block, line
+
+
+def test_the_site_s_search_needs_nothing_from_elsewhere() -> None:
+    """Opened from files, it needs a script, which the plugin fetches from elsewhere unless one of ours has its name."""
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), yaml.BaseLoader)
+    assert {"search", "offline"} <= set(site["plugins"])
+    (script,) = site["extra"]["polyfills"]
+    assert "iframe-worker" in script
+    assert (ROOT / "docs" / script).is_file()

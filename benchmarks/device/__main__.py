@@ -5,10 +5,11 @@
 Each process answers the same held-out texts of a text-classification task, then reads batches of made-up ids. Memory is
 the most that a process has had resident; start is from the process's creation to its first output. Processes take
 turns, and medians are told. ``native_tasks`` goes through all of the bundle's tasks that classify texts, one after the
-other, in the budget of the largest. ONNX Runtime has all of them: one backbone with a head a task (``onnx_int8``), or a
-model and a session for each (``onnx_sessions_int8``). Its rows need ``pip install onnxruntime onnx onnxscript``;
-without these the benchmark says that they are missing. ``--models`` keeps its models for the next run; ``--only``
-measures some rows again, and leaves the others that the file has.
+other, in the budget of the largest. With ``--all-blocks`` ``native_all_blocks`` does the same with another bundle of
+these tasks, compiled with ``sparsity: 0``. ONNX Runtime has all of the tasks: one backbone with a head a task
+(``onnx_int8``), or a model and a session for each (``onnx_sessions_int8``). Its rows need ``pip install onnxruntime
+onnx onnxscript``; without these the benchmark says that they are missing. ``--models`` keeps its models for the next
+run; ``--only`` measures some rows again, and leaves the others that the file has.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ _BACKENDS = ("native", "torch")
 def main(
     bundle: Annotated[Path, typer.Argument(help="With tasks that classify texts, and a graph.")],
     json_: Annotated[Path | None, typer.Option("--json", help="File of rows.")] = None,
+    all_blocks: Annotated[
+        Path | None, typer.Option(help="The same tasks, compiled with sparsity 0: a row more.", exists=True)
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Of the bundle; the first that classifies texts.")] = None,
     models: Annotated[Path | None, typer.Option(help="Folder for ONNX Runtime's models, which stay there.")] = None,
     only: Annotated[str, typer.Option(help="Only rows with this in their names.")] = "",
@@ -60,6 +64,11 @@ def main(
             for backend in _BACKENDS
         }
         commands["native_tasks"] = ["-m", "benchmarks.device.ours", "native", str(bundle), largest, str(texts), *names]
+        whole = ""
+        if all_blocks is not None:
+            whole = str(smallest_budget(all_blocks, names))
+            ours = ["-m", "benchmarks.device.ours", "native", str(all_blocks), whole]
+            commands["native_all_blocks"] = [*ours, str(texts), *names]
         models = models or Path(folder)
         models.mkdir(parents=True, exist_ok=True)
         commands |= _peers(bundle, names, texts, threads, models)
@@ -68,6 +77,7 @@ def main(
             f"{TEXTS} texts of {name}, one of {len(names)} tasks that classify texts, threads: {threads}; our budget "
             f"is {format_size(int(budget))}, for all of these tasks {format_size(int(largest))}"
         )
+        about += f", with all blocks {format_size(int(whole))}" if whole else ""
         check("texts", about, commands, json_)
         rows = in_turns(commands, times, threads)
     if "native" in rows:

@@ -57,14 +57,14 @@ def smallest_budget(bundle: Path, tasks: Sequence[str]) -> int:
 
 def _run(command: Sequence[str], threads: int) -> dict[str, float]:
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment(threads))
-    assert process.stdout is not None
-    while (line := process.stdout.readline().strip()) != FIRST:
-        if not line and process.poll() is not None:
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    first = time.perf_counter() - start
-    rest = json.loads(process.stdout.read())
-    process.wait()
+    python = [sys.executable, *command]
+    with subprocess.Popen(python, stdout=subprocess.PIPE, text=True, env=environment(threads)) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline().strip()) != FIRST:
+            if not line and process.poll() is not None:
+                raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        first = time.perf_counter() - start
+        rest = json.loads(process.stdout.read())
     return {"first_output_ms": 1e3 * first, **rest}
 
 

@@ -24,7 +24,14 @@ Answer = Callable[[str, str], object]
 """A task's answer to a text."""
 
 
-def work(tasks: Sequence[str], answer: Answer, forward: Forward, words: int, texts: Path) -> None:
+def work(
+    tasks: Sequence[str],
+    answer: Answer,
+    forward: Forward,
+    words: int,
+    texts: Path,
+    seconds_of_rows: Callable[[], float] | None = None,
+) -> None:
     """Answer all texts of a file, a line each; print `FIRST` after the first, and what the rest took as JSON.
 
     Args:
@@ -33,15 +40,19 @@ def work(tasks: Sequence[str], answer: Answer, forward: Forward, words: int, tex
         forward: of ids, int64 [texts, tokens], by the task that answered last.
         words: ids are below it.
         texts: the file.
+        seconds_of_rows: that reads of embedding rows have added until now; None if none are read on demand.
     """
     lines = texts.read_text(encoding="utf-8").splitlines()
     answer(tasks[0], lines[0])
     print(FIRST, flush=True)
+    others = len(lines) - 1
+    before = 0.0 if seconds_of_rows is None else seconds_of_rows()
     start = time.perf_counter()
     for number, line in enumerate(lines[1:], 1):
         answer(tasks[number * len(tasks) // len(lines)], line)
-    seconds = (time.perf_counter() - start) / (len(lines) - 1)
-    found = {"ms_per_text": 1e3 * seconds, "peak_bytes_of_texts": peak_bytes()}
+    found = {"ms_per_text": 1e3 * (time.perf_counter() - start) / others, "peak_bytes_of_texts": peak_bytes()}
+    if seconds_of_rows is not None:
+        found["ms_of_rows_per_text"] = 1e3 * (seconds_of_rows() - before) / others
     found |= {f"ms_{name}": 1e3 * _seconds(forward, words, *shape) for name, shape in SHAPES.items()}
     json.dump(found | {"peak_bytes": peak_bytes()}, sys.stdout)
 

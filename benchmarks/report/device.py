@@ -10,6 +10,7 @@ from benchmarks.report.tables import size, table
 _TITLES = {
     "native": "weightpager, native code",
     "native_tasks": "weightpager, native code, its tasks that classify texts, one after the other",
+    "native_all_blocks": "weightpager, native code, all blocks in int4, task after task",
     "torch": "weightpager, torch",
     "onnx_int8": "ONNX Runtime, int8, a head a task",
     "onnx_float32": "ONNX Runtime, float32, a head a task",
@@ -55,7 +56,7 @@ def processes(measured: Mapping[Section, Measured]) -> str:
         "",
         "process",
         "most memory; most with long inputs",
-        "first output, files in the page cache",
+        "first output, files cached",
         "speed",
         "fetched to install",
     ]
@@ -83,17 +84,17 @@ def _memory(row: Row) -> str:
 
 
 def _start(row: Row) -> str:
-    found = f"{_seconds(row['first_output_ms'])} s{_spread(row, 'first_output_ms', _seconds)}"
-    return f"{found}; `run` in all {_seconds(row['run_ms'])} s" if "run_ms" in row else found
+    found = f"{seconds(row['first_output_ms'])} s{spread(row, 'first_output_ms', seconds)}"
+    return f"{found}; `run` in all {seconds(row['run_ms'])} s" if "run_ms" in row else found
 
 
 def _speed(row: Row) -> str:
     return ", ".join(
-        text.format(_short(row[key])) + _spread(row, key, _short) for key, text in _SPEEDS.items() if key in row
+        text.format(short(row[key])) + spread(row, key, short) for key, text in _SPEEDS.items() if key in row
     )
 
 
-def _spread(row: Row, key: str, written: Callable[[Figure], str]) -> str:
+def spread(row: Row, key: str, written: Callable[[Figure], str]) -> str:
     """The least and the most of a figure's runs, where they are known."""
     ends = row.get(f"{key}_spread")
     return f" ({written(ends[0])} to {written(ends[1])})" if isinstance(ends, list) else ""
@@ -110,11 +111,13 @@ def _bytes(value: Figure | None) -> str:
     return size(None if value is None else _number(value))
 
 
-def _seconds(ms: Figure) -> str:
+def seconds(ms: Figure) -> str:
+    """Of milliseconds, as people read it."""
     return f"{_number(ms) / 1e3:.2f}"
 
 
-def _short(value: Figure) -> str:
+def short(value: Figure) -> str:
+    """Three digits, or all before the point."""
     number = _number(value)
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 

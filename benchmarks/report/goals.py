@@ -103,12 +103,15 @@ PUBLISHED: Mapping[str, tuple[str, float]] = {
 """By our figure: what the published system reports, of another model on another machine."""
 
 
+NOT_ASKED = ("not asked", "–")
+
+
 def verdict(goal: Goal, contest: Contest) -> tuple[str, str]:
     """``yes``, ``no``, ``not measured``, ``not proved cold`` or ``not asked``, and what was found."""
     if goal.sparse and contest.facts.sparsity < 0.745 and contest.facts.dtype not in ("int8", "int4"):
-        return "not asked", "–"
+        return NOT_ASKED
     if goal.dtype and contest.facts.dtype != goal.dtype:
-        return "not asked", "–"
+        return NOT_ASKED
     found = contest.figures.get(goal.key)
     least = contest.figures.get(goal.least_key) if goal.least_key else goal.least
     if found is None or (goal.least_key and least is None):

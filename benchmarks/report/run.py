@@ -19,7 +19,7 @@ from benchmarks.device.measured import read as read_device
 from benchmarks.prefetch.rows import Row as PrefetchRow
 from benchmarks.prefetch.rows import read as read_prefetch
 from benchmarks.prefetch.rows import speedups
-from benchmarks.report import device, plots, results_file, tables, winners
+from benchmarks.report import demo, device, plots, results_file, tables, winners
 from benchmarks.report.reasons import reasons
 from benchmarks.report.results_file import Results
 from weightpager.config import format_size
@@ -66,13 +66,16 @@ def render(results: Results, json: Path, out: Path) -> str:
     contests = results.contests
     ahead = read_prefetch(json.with_name("prefetch.json"))
     on_device = read_device(json.with_name("device.json"))
+    shown = demo.read(json.with_name("demo.json")) if json.with_name("demo.json").is_file() else None
     return template.render(
         json_name=json.name,
+        demo=None if shown is None else demo.demo_table(list(shown.rows.values()), shown.figures),
         winners=winners.winners(contests),
         headlines=winners.headlines(contests),
         simpler=simpler_does(gather(read_accuracy(json.with_name("accuracy.json")))),
         accuracy=tables.accuracy_beside(contests),
-        goals=tables.goals(contests, results.compiling, speedups(ahead)),
+        goals=tables.goals(contests),
+        other_goals=tables.other_goals(results.compiling, speedups(ahead)),
         reasons=reasons(contests),
         published=tables.published(contests),
         contests=[_described(name, contest, out) for name, contest in contests.items()],
@@ -203,4 +206,4 @@ def _domains(contests: Mapping[str, Contest]) -> str:
             lines.append([domain, str(len(contest.facts.tasks)), f"{contest.facts.mean_overlap:.3f}", cell])
         if not own:
             lines.append([domain, "–", "–", "not measured"])
-    return tables.table(["domain", "tasks", "overlap", "a visit of its trace waits, without prefetch"], lines)
+    return tables.table(["domain", "tasks", "overlap", "a visit waits, without prefetch"], lines)

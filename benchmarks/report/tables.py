@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Protocol
 
-from benchmarks.report.goals import GOALS, LEAST_AHEAD, MOST_ALIGN_PACK, PUBLISHED, TRACES_AHEAD, verdict
+from benchmarks.report.goals import (
+    GOALS,
+    LEAST_AHEAD,
+    MOST_ALIGN_PACK,
+    NOT_ASKED,
+    PUBLISHED,
+    TRACES_AHEAD,
+    verdict,
+)
 from benchmarks.report.results_file import CompileRow, GranularityRow, ScalingRow
 from weightpager.config import format_size
 from weightpager_lab.contest.figures import spread
@@ -44,45 +52,52 @@ def accuracy_beside(contests: Mapping[str, Contest]) -> str:
             dense = "–" if score.dense is None else f"{score.dense:.4f}"
             beside = [controls.get(control, "–") for control in names]
             lines.append([name, score.name, score.metric, dense, f"{score.sparse:.4f}", *beside])
-    heads = ["dense, trained as long where validation data prefer it" if name == "dense" else name for name in names]
+    heads = ["dense, trained as long" if name == "dense" else name for name in names]
     return table(["contest", "task", "metric", "dense", "weightpager", *heads], lines) if lines else ""
 
 
-def goals(contests: Mapping[str, Contest], compiling: CompileRow | None, ahead: Mapping[str, float]) -> str:
-    """What was asked, and what each contest, the traces with prefetch and the compile found."""
+def goals(contests: Mapping[str, Contest]) -> str:
+    """A line for each goal: whether each contest reached it, and what it found; a dash where it wasn't asked."""
     lines = []
     for goal in GOALS:
-        for name, contest in contests.items():
-            reached, found = verdict(goal, contest) if goal.asked_of(name) else ("not asked", "")
-            if reached != "not asked":
-                word = f"**{reached}**" if reached == "no" else reached
-                lines.append([f"`{goal.key}`", goal.asked, name, word, found])
+        answers = [verdict(goal, contest) if goal.asked_of(name) else NOT_ASKED for name, contest in contests.items()]
+        if any(answer != NOT_ASKED for answer in answers):
+            lines.append([goal.asked, *(_answer(*answer) for answer in answers)])
+    return table(["goal, set before", *contests], lines)
+
+
+def _answer(reached: str, found: str) -> str:
+    if reached == "not asked":
+        return "–"
+    word = f"**{reached}**" if reached == "no" else reached
+    return word if found == "–" else f"{word}, {found}"
+
+
+def other_goals(compiling: CompileRow | None, ahead: Mapping[str, float]) -> str:
+    """What was asked of the traces with prefetch and of the compile, and what they found."""
+    lines = []
     for trace in TRACES_AHEAD:
-        key = f"prefetch.{trace}.speedup_whole_mean"
         asked = f"waiting with prefetch at least {LEAST_AHEAD:g} × less than for whole sparse checkpoints"
-        found_ahead = ahead.get(key)
+        found_ahead = ahead.get(f"prefetch.{trace}.speedup_whole_mean")
         word = "not measured" if found_ahead is None else "yes" if found_ahead >= LEAST_AHEAD else "**no**"
         said = "–" if found_ahead is None else f"{found_ahead:.3g}"
-        lines.append([f"`{key}`", asked, f"{trace} trace, {AHEAD_OF}", word, said])
+        lines.append([asked, f"{trace} trace, {AHEAD_OF}", word, said])
     asked = f"alignment and packing at most {MOST_ALIGN_PACK:.0%} of the calibration's time"
-    key = "`compile.align_pack_share_of_calibrate`"
     if compiling is None:
-        lines.append([key, asked, "text assistant", "not measured", "–"])
+        lines.append([asked, "text assistant", "not measured", "–"])
     else:
         reached = "yes" if compiling.align_pack_share <= MOST_ALIGN_PACK else "**no**"
-        lines.append([key, asked, "text assistant", reached, f"{compiling.align_pack_share:.3g}"])
-    return table(["figure", "our own goal, set before", "contest", "reached", "found"], lines)
+        lines.append([asked, "text assistant", reached, f"{compiling.align_pack_share:.3g}"])
+    return table(["goal, set before", "of", "reached", "found"], lines)
 
 
 def published(contests: Mapping[str, Contest]) -> str:
     """The published system's figures beside ours."""
     lines = [
-        [text, name, f"{contest.figures[key]:.3g}"]
+        [text, *(f"{contest.figures[key]:.3g}" if key in contest.figures else "–" for contest in contests.values())]
         for key, (text, _) in PUBLISHED.items()
-        for name, contest in contests.items()
-        if key in contest.figures
     ]
-    return table(["published", "contest", "ours"], lines)
+    return table(["published", *contests], lines)
 
 
 def methods(contest: Contest) -> str:
@@ -108,7 +123,7 @@ def methods(contest: Contest) -> str:
             str(len(row.found.samples)),
         ])  # fmt: skip
     header = [
-        "method", "ready, ms: p50 / p95 / p99", "first output, ms: p50 / p95 / p99", "read a switch", "GB/s",
+        "method", "ready, ms", "first output, ms", "read a switch", "GB/s",
         "a visit waits", "weights", "paged weights", "charged to the group, peak", "process, PSS",
         "tokens (images) a second", "switches",
     ]  # fmt: skip
@@ -155,7 +170,7 @@ def bookkeeping(contests: Mapping[str, Contest]) -> str:
     """What blocks cost beside their weights."""
     keys = {
         "bookkeeping.table_share": "tables, share of pages and tables",
-        "bookkeeping.forward_ms": "forward of 32 tokens (one image), ms",
+        "bookkeeping.forward_ms": "forward of a prompt, ms",
         "bookkeeping.forward_speedup_dense": "dense forward ÷ ours",
     }
     lines = [[name, *(_bookkept(contest, key) for key in keys)] for name, contest in contests.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -16,28 +16,14 @@ OURS, LOADING = "ours", "ours_while_loading"
 
 Value = Callable[[Row], float | None]
 
-WHOLE = "faster than a whole sparse checkpoint"
-STRICT = "faster than its paged weights only"
-WEIGHTS = "our weights in memory ÷ those of the smallest rival as accurate (more than 1: ours are larger)"
-PROCESS = "whole process, against our bundle of all blocks, both in native code"
-
 HEADLINES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    WHOLE: ("switch.speedup_whole_mean", lambda value: f"{value:.1f} ×"),
-    STRICT: ("switch.speedup_strict_mean", lambda value: f"{value:.1f} ×"),
+    "faster than a whole checkpoint": ("switch.speedup_whole_mean", lambda value: f"{value:.1f} ×"),
+    "faster than its paged weights": ("switch.speedup_strict_mean", lambda value: f"{value:.1f} ×"),
     "faster than a dense checkpoint": ("switch.speedup_dense_mean", lambda value: f"{value:.1f} ×"),
-    "paged weights in memory, against dense bfloat16 with adapters": (
-        "memory.paged_below_shared_bf16",
-        lambda value: f"{-value:+.0%}",
-    ),
-    WEIGHTS: (
-        "memory.weights_vs_best_rival",
-        lambda value: f"{value:.2f}",
-    ),
-    "whole process, against dense bfloat16 with adapters, both in torch": (
-        "memory.process_on_torch_below_shared_bf16",
-        lambda value: f"{-value:+.0%}",
-    ),
-    PROCESS: (
+    "paged weights against adapters": ("memory.paged_below_shared_bf16", lambda value: f"{-value:+.0%}"),
+    "weights ÷ smallest rival's": ("memory.weights_vs_best_rival", lambda value: f"{value:.2f}"),
+    "process against adapters": ("memory.process_on_torch_below_shared_bf16", lambda value: f"{-value:+.0%}"),
+    "process against all blocks": (
         "memory.process_on_native_below_shared_all_blocks",
         lambda value: f"{-value:+.0%}",
     ),
@@ -162,24 +148,23 @@ def _best(entries: Sequence[_Entry]) -> str:
     return f"ours; next {behind[0].row.label}, {behind[0].told}" if behind else "ours"
 
 
-def headlines(contests: Mapping[str, Contest], of: Collection[str] = tuple(HEADLINES)) -> str:
-    """A line for each contest, with the pairs that every one of its speed-ups rests on; ``of`` names its columns."""
-    chosen = {heading: HEADLINES[heading] for heading in of}
+def headlines(contests: Mapping[str, Contest]) -> str:
+    """A line for each contest, with the pairs that every one of its speed-ups rests on."""
     lines = [
         [
             name,
             contest.facts.dtype,
             f"{contest.facts.mean_overlap:.2f}",
-            _switch(contest),
-            *(form(contest.figures[key]) if _counts(contest, key) else "–" for key, form in chosen.values()),
+            switch_ms(contest),
+            *(form(contest.figures[key]) if _counts(contest, key) else "–" for key, form in HEADLINES.values()),
             _pairs(contest),
         ]
         for name, contest in contests.items()
     ]
-    return table(["contest", "pages", "overlap", "a switch", *chosen, "pairs"], lines)
+    return table(["contest", "pages", "overlap", "a switch", *HEADLINES, "pairs"], lines)
 
 
-def _switch(contest: Contest) -> str:
+def switch_ms(contest: Contest) -> str:
     """Until ready, the mean over all pairs that we were measured of."""
     ours = contest.row(OURS) if contest.cold else None
     found = ours.medians("ready") if ours is not None else {}

@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
+from benchmarks.device import __main__ as processes
+from benchmarks.device.measured import read
 from benchmarks.fleet.changes import trained_again
 from benchmarks.switching import granularity, task_scaling
 from benchmarks.switching.__main__ import TOKENS, first_outputs, pairs, resident, rounds
@@ -76,3 +78,12 @@ def test_what_a_process_has_resident(
     monkeypatch.setattr(sys, "argv", ["steps", str(assistant_bundle), "animal", "16MiB", "cat"])
     runpy.run_module("benchmarks.device.steps", run_name="__main__")
     assert min(json.loads(capsys.readouterr().out).values()) > 0
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+def test_processes_of_two_bundles_with_the_same_tasks(assistant_bundle: Path, tmp_path: Path) -> None:
+    found = tmp_path / "device.json"
+    processes.main(assistant_bundle, found, all_blocks=assistant_bundle, only="native_", times=1)
+    texts = read(found)["texts"]
+    assert texts.rows.keys() == {"native_tasks", "native_all_blocks"}
+    assert "with all blocks" in texts.about

@@ -36,7 +36,7 @@ class Domain:
     @property
     def short(self) -> str:
         """What the summary says of a method."""
-        return self.metric if self.relative else f"points of {self.metric} against dense"
+        return "share of dense" if self.relative else "points to dense"
 
     def against_dense(self, point: Point) -> str:
         """Points of a hundred, or how many times the dense perplexity."""

@@ -34,7 +34,9 @@ def summary_table(points: Sequence[Point]) -> str:
             if any(found):
                 cells = [_short(domain, point) for domain, point in zip(domains, found, strict=True)]
                 lines.append([NAMES[method], f"{fraction:g}", *cells])
-    return table(["", "share of dense bytes (a)", *(f"{domain.title}: {domain.short}" for domain in domains)], lines)
+    return table(
+        ["", "share of dense bytes (a)", *(f"domain {domain.letter}: {domain.short}" for domain in domains)], lines
+    )
 
 
 def _usual(method: str) -> str:
