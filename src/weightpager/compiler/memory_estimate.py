@@ -97,14 +97,9 @@ class Bound:
 
 
 def bound(source: DenseModel, available: int | None, *, reorders: bool, on_disk: bool, adds: bool = False) -> Bound:
-    """What a compile will take.
+    """What a compile will take, of ``available`` bytes, the model's included where that is in memory; None if unknown.
 
-    Args:
-        source: the dense model.
-        available: bytes that it may take, the model's included where that is in memory; None if unknown.
-        reorders: whether the model will be reordered.
-        on_disk: whether the model lies in the scratch.
-        adds: whether tasks are added to a bundle.
+    ``on_disk`` says whether the model lies in the scratch, ``adds`` whether tasks are added to a bundle.
     """
     stages, sums = _Stages(source, reorders, adds, on_disk), source.paged_bytes
     if on_disk and available is not None:
@@ -117,11 +112,7 @@ def bound(source: DenseModel, available: int | None, *, reorders: bool, on_disk:
 def choose_scratch(source: DenseModel, folder: Path | None, available: int | None, *, reorders: bool) -> Scratch:
     """Where a compile holds its model: in memory, unless it doesn't fit there and nothing is trained.
 
-    Args:
-        source: the dense model, whose values aren't in memory yet.
-        folder: for files; None if there may be none.
-        available: bytes that it may take; None if unknown.
-        reorders: whether the model will be reordered.
+    The model's values aren't in memory yet. ``folder`` is for files; None if there may be none.
     """
     file = source.task_file
     if folder is None or available is None or file.trained_tasks or file.recover.method == "finetune":
@@ -131,13 +122,9 @@ def choose_scratch(source: DenseModel, folder: Path | None, available: int | Non
 
 
 def check_memory(source: DenseModel, available: int | None, *, reorders: bool, adds: bool = False) -> Bound:
-    """What a compile will take; refuse one of which some stage can't fit. A GPU's memory isn't known.
+    """What a compile will take, see `bound`; refuse one of which some stage can't fit. A GPU's memory isn't known.
 
-    Args:
-        source: the dense model, whose values are where they will be.
-        available: as of `bound`; None refuses nothing.
-        reorders: whether the model will be reordered.
-        adds: whether tasks are added to a bundle, whose values stay.
+    The model's values are where they will be.
 
     Raises:
         CompileError: a stage needs more.

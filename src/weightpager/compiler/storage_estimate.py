@@ -57,15 +57,10 @@ def bundle_bytes(source: DenseModel) -> int:
 
 
 def journal_bytes(source: DenseModel, *, adds: bool = False, bundle: int = 0) -> int:
-    """A rough upper estimate of what a compile keeps beside the bundle, and of the bundle, which comes last.
+    """A rough upper estimate of what a compile keeps beside the bundle, and of the ``bundle``, which comes last.
 
     Each stage leaves a copy of the weights at most. While a stage is trained its entry has Adam's two moments too, and
     the best values so far; a new entry is written before the old one goes.
-
-    Args:
-        source: the dense model.
-        adds: whether tasks are added to a bundle.
-        bundle: bytes that come on top of what is finished.
     """
     file, spec = source.task_file, source.task_file.recover
     copy = source.parameter_bytes + _PER_FILE
@@ -101,12 +96,8 @@ def check_storage(
 ) -> None:
     """Refuse a compile whose bundle and journal can't fit; and where only the cache can't, keep nothing there.
 
-    Args:
-        source: the dense model, its steps settled.
-        journal: folder beside the bundle; None if nothing is written there.
-        cache: of what compiles share.
-        base: bundle that the tasks are added to.
-        scratch: bytes of what lies on disk while the bundle is made, as it doesn't fit into memory.
+    The journal is None if nothing is written beside the bundle. ``scratch`` are bytes of what lies on disk while the
+    bundle is made, as it doesn't fit into memory.
 
     Raises:
         CompileError: they need more than is free.

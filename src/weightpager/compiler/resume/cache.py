@@ -120,13 +120,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """A file of the cache.
-
-    Attributes:
-        path: the file.
-        bytes: its size.
-        used: time of the last read or write, in seconds since the epoch.
-    """
+    """A file of the cache, and the time of its last read or write in seconds since the epoch."""
 
     path: Path
     bytes: int
