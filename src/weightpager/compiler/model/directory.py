@@ -196,7 +196,7 @@ def load_generation(path: Path) -> dict[str, Any]:
 
 
 def check_known(tokenizer: Any, number: int, words: int, where: str) -> None:
-    """Refuse a word that only the tokenizer knows: its id was given to it, and not to the model, of so many ``words``."""
+    """Refuse a word that only the tokenizer knows: its number was given to it, and not to the model, of ``words``."""
     if number >= words:
         token = tokenizer.convert_ids_to_tokens(number)
         raise CompileError(

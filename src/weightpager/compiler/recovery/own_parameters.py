@@ -127,7 +127,7 @@ class TaskTraining:
 def each_trained(
     trainings: Mapping[str, TaskTraining], journal: Journal, progress: StepProgress, workers: Workers
 ) -> Iterator[Done[str, State]]:
-    """Train tasks, of which none sees what another changes. Each is given when it has been trained and is in the journal.
+    """Train tasks, of which none sees what another changes; each is given once it is trained, and in the journal.
 
     What has begun in the journal goes on here. ``progress`` is told of the steps of all together.
 
@@ -174,7 +174,7 @@ _COPIES = 3
 
 
 def untie_own_vectors(model: PreTrainedModel, *, pooler: bool) -> None:
-    """Give a task's module copies of the base's vectors, which other modules must not see moving; of the ``pooler`` too.
+    """Give a task's module copies of the base's vectors, which others must not see moving; of the ``pooler`` too.
 
     Joint training has made one pooler for all tasks, which stays; a task that is added to a base trains one of its own,
     as it does its head.

@@ -83,8 +83,8 @@ class Training:
     ) -> None:
         """State a training; nothing is done yet.
 
-        ``turns`` say whose batch each step takes, and ``error`` gives a task's loss on it, which ``rounding`` is told of
-        after each step. ``schedule`` is None where all ``steps`` that share the rate are the training's own.
+        ``turns`` say whose batch each step takes, and ``error`` gives a task's loss on it; ``rounding`` is told after
+        which step the training stands. ``schedule`` is None where all ``steps`` that share the rate are its own.
         """
         self.done = 0
         self._whole = True

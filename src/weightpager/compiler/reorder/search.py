@@ -86,7 +86,7 @@ class Elements:
         return dict(zip(blocks, np.split(keep, ends, axis=1), strict=True))
 
     def by_place(self, part: Part, keep: npt.NDArray[np.bool_]) -> Floats:
-        """What the tasks keep, by [tasks, blocks], of each element along a part, were it in each row (or column) of blocks.
+        """What the tasks keep, [tasks, blocks], of each element along a part, in each row (or column) of blocks.
 
         Returns:
             [elements, rows of blocks] for axis 0, [elements, columns of blocks] for axis 1.
