@@ -128,10 +128,7 @@ def misspelt(twins: list[str], own: str) -> Iterator[str]:
     """Lines about variables that nothing reads and that somebody may have meant for others.
 
     What begins as another verb's variables do is that verb's business, unless it is nearly one of `VARIABLES`.
-
-    Args:
-        twins: variables that stand in for options of the verb.
-        own: how their names begin. Nobody else can have meant such a name.
+    ``twins`` stand in for options of this verb; ``own`` is how its names begin, which nobody else can have meant.
     """
     starts = tuple(f"{_PREFIX}{verb.upper()}_" for verbs in VERBS.values() for verb in verbs)
     for variable in sorted(os.environ.keys() - {*twins, *VARIABLES}):

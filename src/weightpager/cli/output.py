@@ -63,7 +63,6 @@ def console() -> Console:
 
 @cache
 def errors() -> Console:
-    """Standard error."""
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -75,12 +74,7 @@ def loading_torch() -> AbstractContextManager[object]:
 
 
 def print_json(value: Any, *, one_line: bool = False) -> None:
-    """Print one JSON document on standard output.
-
-    Args:
-        value: to be printed.
-        one_line: without line breaks, where further documents follow.
-    """
+    """Print one JSON document on standard output; on one line where further documents follow."""
     typer.echo(to_json(value, one_line=one_line))
 
 
@@ -192,7 +186,6 @@ def ends(interval: tuple[float, float], digits: int) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A duration as people read it."""
     return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
 
 

@@ -29,9 +29,7 @@ FIRST = 5
 def progress(quiet: bool = False, whole: str | None = None) -> Iterator[Progress]:
     """Show the progress of the block on standard error.
 
-    Args:
-        quiet: show no progress.
-        whole: the name of the stage that all others are part of, whose steps are seconds; None if there is none.
+    ``whole`` is the name of the stage that all others are part of, whose steps are seconds; None if there is none.
     """
     if quiet:
         yield silent
@@ -64,7 +62,6 @@ class Bars:
             self._begin(whole, 1)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of a stage are over."""
         if stage not in self._of_stage:
             self._begin(stage, total)
         left = total - done if stage == self._whole else self._left(stage, done, total)
@@ -87,14 +84,7 @@ class Bars:
 
 @dataclass
 class _Stage:
-    """A stage's pace.
-
-    Attributes:
-        since: when it was first heard of.
-        first: steps that were over then.
-        done: steps that are over now.
-        said: when a line about it was last printed.
-    """
+    """A stage's pace: when it was first heard of, the steps over then and now, and when a line last said so."""
 
     since: float
     first: int
@@ -121,7 +111,6 @@ class Lines:
         self._stages: dict[str, _Stage] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of a stage are over."""
         if stage == self._whole:
             self._hear_of_whole(done, total)
             return

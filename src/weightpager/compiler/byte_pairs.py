@@ -26,20 +26,13 @@ class BytePairs:
 
     A tokenizer joins the two neighbours of a text whose merge comes first, again and again. Without merges whose
     outcome a text doesn't have, or with some of them only, it makes the same tokens of that text.
-
-    Attributes:
-        file: ``tokenizer.json``.
     """
 
     file: Mapping[str, Any]
 
     @classmethod
     def of(cls, tokenizer: Any, where: str) -> BytePairs:
-        """The vocabulary of a fast tokenizer.
-
-        Args:
-            tokenizer: of transformers.
-            where: what errors begin with.
+        """The vocabulary of a fast tokenizer of transformers'; errors begin with ``where``.
 
         Raises:
             CompileError: it doesn't join pairs, or can't spell a text whose characters it doesn't know.

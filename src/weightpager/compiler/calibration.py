@@ -95,7 +95,6 @@ def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibr
     for number, one in enumerate(found.shared.calibrations(source, jobs, run.workers_on(source)), 1):
         yield one
         run.progress("calibrate", number, len(jobs))
-    found.shared.calibrated()
 
 
 def _calibration_data(found: Trained) -> Iterator[tuple[str, Sequence[Batch]]]:

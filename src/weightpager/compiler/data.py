@@ -206,8 +206,6 @@ class TaskData:
     """A task's examples: tokenised texts, or images.
 
     Attributes:
-        kind, classes: the task's kind and its classes.
-        train, eval, validation: the examples of its splits.
         collate: makes a batch of some examples.
         asked: has prompts answered; None where the metric is one of logits.
     """
@@ -288,10 +286,7 @@ def _sorted(rows: Sequence[Sequence[str | int]], where: str) -> tuple[str, ...]:
 def check(name: str, task: TaskSpec, known: Sequence[str] | None) -> None:
     """Refuse data that can't be used, as far as that shows without the model: its files, columns and labels.
 
-    Args:
-        name: of the task.
-        task: what the task file says of it.
-        known: the classes of the head that the task brings; None where the training split names them.
+    ``known`` are the classes of the head that the task brings; None where the training split names them.
 
     Raises:
         CompileError: says what was expected.
@@ -311,12 +306,7 @@ def check(name: str, task: TaskSpec, known: Sequence[str] | None) -> None:
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
     """Read every split of a task, and tokenise texts; what looks like a mistake in them is warned of.
 
-    Args:
-        name: of the task.
-        task: what the task file says of it.
-        reads: the tokenizer, or for images an `ImageReader`.
-        known: the task's classes in the order of their ids.
-        max_length: of texts, in tokens.
+    ``reads`` is the tokenizer, or for images an `ImageReader`; ``known`` the task's classes in the order of their ids.
 
     Raises:
         CompileError: as `TextReader.read` or `pictures.read`.
@@ -387,9 +377,8 @@ def _collate_pictures(pictures: Sequence[Any], reader: Any) -> Batch:
 def read_transitions(task_file: TaskFile, old: Transitions | None = None) -> Transitions:
     """Read the task file's trace once: it may be an engine's history, which grows.
 
-    Args:
-        task_file: without a trace every task is as likely as any other to come next.
-        old: those of a base's tasks, which come first.
+    Without a trace every task is as likely as any other to come next. ``old`` are those of a base's tasks, which come
+    first.
 
     Raises:
         ConfigError: the trace can't be used.

@@ -97,11 +97,7 @@ class GrowthPlan:
         return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
 
     def index(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
-        """The page index: the base's pages, those that are added, then the base's rows.
-
-        Args:
-            ids: uint8 [pages, 32], of the pages that are added.
-        """
+        """The base's pages, those that are added with these ``ids``, uint8 [pages, 32], then the base's rows."""
         bundle, packing = self.base.bundle, self.added.packing
         signatures = bundle.pages.signatures.copy()
         for number in range(len(self.added.tasks)):
@@ -192,13 +188,7 @@ def write_growth(writer: BundleWriter, plan: GrowthPlan) -> dict[TaskKind, str]:
 
 
 def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: CompileRun) -> CompileReport:
-    """Choose, recover, write and measure the new tasks.
-
-    Args:
-        writer: where the larger bundle goes.
-        base: what it starts from; left as it is.
-        prepared: the new tasks, on the base's model.
-        run: in which recovery goes on.
+    """Choose, recover, write and measure the new tasks on the base's model; the base is left as it is.
 
     Raises:
         CompileError: training diverged, or the storage refused a write.

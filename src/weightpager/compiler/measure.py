@@ -43,13 +43,7 @@ _COPIES = 4
 
 @dataclass(frozen=True)
 class Written:
-    """A bundle that was written, and measured.
-
-    Attributes:
-        bundle: the bundle, opened where it was written.
-        scores: the score of each task that was compiled, on its held-out data.
-        backend: the backend that ran the tasks, "native" or "torch".
-    """
+    """A bundle that was written, its scores on held-out data by task, and the backend that ran: "native" or "torch"."""
 
     bundle: Bundle
     scores: Mapping[str, Score]
@@ -116,13 +110,7 @@ def _measured(opened: _OpenEngine, task: str, data: TaskData, progress: StepProg
 
 @dataclass(frozen=True)
 class Control:
-    """A simpler way to serve all tasks, measured.
-
-    Attributes:
-        name: its name in `ControlScore`.
-        resident_bytes: bytes of paged weights that are in memory at any time.
-        scores: the score that it reached, by task.
-    """
+    """A simpler way to serve all tasks, measured; its paged weights take ``resident_bytes`` at any time."""
 
     name: str
     resident_bytes: int
@@ -130,13 +118,7 @@ class Control:
 
 
 def common_fields(written: Written, prepared: Prepared, run: CompileRun) -> dict[str, Any]:
-    """The fields of a `CompileReport` that are found in the same way for every bundle.
-
-    Args:
-        written: the bundle.
-        prepared: the tasks that were compiled.
-        run: which has ended.
-    """
+    """The fields of a `CompileReport` that are found in the same way for every bundle; ``run`` has ended."""
     bundle = written.bundle
     share = paged_share(bundle)
     return {
@@ -162,11 +144,8 @@ def control_scores(
 ) -> list[ControlScore]:
     """The controls' lines of the report.
 
-    Args:
-        controls: what was measured.
-        ours: task → the bundle's own score on the same items.
-        dense: task → that of the dense model that recovery set out from; where one among the controls was trained as
-            long as the bundle, this is what losses are counted from.
+    ``dense`` is the score of the dense model that recovery set out from. Where one among the controls was trained as
+    long as the bundle, losses are counted from this one.
     """
     dense = next((control.scores for control in controls if control.name == DENSE), dense)
     return [
@@ -192,16 +171,10 @@ def score_alone(source: DenseModel, task: str, data: TaskData, progress: StepPro
 
 
 def torch_score(model: Model, task: TaskData, dtype: PageDtype, progress: StepProgress) -> Score:
-    """Score a module on held-out data.
+    """Score a module on held-out data; with pages of float32 nothing is rounded.
 
     Where right answers are counted, matrices are multiplied in bfloat16 if that is faster on this machine, as in
     training. A text's likelihood would suffer from logits of eight bits.
-
-    Args:
-        model: to score.
-        task: whose held-out data it is scored on.
-        dtype: of the pages; with float32 nothing is rounded.
-        progress: of the batches.
 
     Raises:
         ValueError: no label counts.

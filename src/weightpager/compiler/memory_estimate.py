@@ -97,14 +97,9 @@ class Bound:
 
 
 def bound(source: DenseModel, available: int | None, *, reorders: bool, on_disk: bool, adds: bool = False) -> Bound:
-    """What a compile will take.
+    """What a compile will take, of ``available`` bytes, the model's included where that is in memory; None if unknown.
 
-    Args:
-        source: the dense model.
-        available: bytes that it may take, the model's included where that is in memory; None if unknown.
-        reorders: whether the model will be reordered.
-        on_disk: whether the model lies in the scratch.
-        adds: whether tasks are added to a bundle.
+    ``on_disk`` says whether the model lies in the scratch, ``adds`` whether tasks are added to a bundle.
     """
     stages, sums = _Stages(source, reorders, adds, on_disk), source.paged_bytes
     if on_disk and available is not None:
@@ -117,11 +112,7 @@ def bound(source: DenseModel, available: int | None, *, reorders: bool, on_disk:
 def choose_scratch(source: DenseModel, folder: Path | None, available: int | None, *, reorders: bool) -> Scratch:
     """Where a compile holds its model: in memory, unless it doesn't fit there and nothing is trained.
 
-    Args:
-        source: the dense model, whose values aren't in memory yet.
-        folder: for files; None if there may be none.
-        available: bytes that it may take; None if unknown.
-        reorders: whether the model will be reordered.
+    The model's values aren't in memory yet. ``folder`` is for files; None if there may be none.
     """
     file = source.task_file
     if folder is None or available is None or file.trained_tasks or file.recover.method == "finetune":
@@ -131,13 +122,9 @@ def choose_scratch(source: DenseModel, folder: Path | None, available: int | Non
 
 
 def check_memory(source: DenseModel, available: int | None, *, reorders: bool, adds: bool = False) -> Bound:
-    """What a compile will take; refuse one of which some stage can't fit. A GPU's memory isn't known.
+    """What a compile will take, see `bound`; refuse one of which some stage can't fit. A GPU's memory isn't known.
 
-    Args:
-        source: the dense model, whose values are where they will be.
-        available: as of `bound`; None refuses nothing.
-        reorders: whether the model will be reordered.
-        adds: whether tasks are added to a bundle, whose values stay.
+    The model's values are where they will be.
 
     Raises:
         CompileError: a stage needs more.
@@ -175,21 +162,17 @@ def _room(sums: int, left: int) -> int:
     return min(sums, max(sums // _PASSES, left // 2))
 
 
-@dataclass(frozen=True)
 class _Stages:
-    """The stages of a compile, and what each holds at once.
+    """The stages of a compile, and what each holds at once."""
 
-    Attributes:
-        source: the dense model.
-        reorders: whether it will be reordered.
-        adds: whether tasks are added to a bundle.
-        on_disk: whether the model lies in the scratch.
-    """
-
-    source: DenseModel
-    reorders: bool
-    adds: bool
-    on_disk: bool
+    def __init__(self, source: DenseModel, reorders: bool, adds: bool, on_disk: bool) -> None:
+        self.source, self.reorders, self.adds, self.on_disk = source, reorders, adds, on_disk
+        grids, models = [info.grid for info in source.paged], source.models.values()
+        self._paged, self._widest = source.paged_bytes, max(4 * info.elements for info in source.paged)
+        self._width = max(max(grid.in_features, grid.out_features) for grid in grids)
+        self._largest = max(4 * tensor.numel() for model in models for tensor in parameters(model).values())
+        shape = source.images.shape if source.images else None
+        self._pixels = shape or (0, 0, 0)  # of an image; zeros of texts, and where it isn't known
 
     def each(self, sums: int) -> Iterator[tuple[str, int]]:
         """Bytes of each stage, by its name in the report; ``sums`` are those that one task's calibration may grow."""
@@ -296,8 +279,10 @@ class _Stages:
     def _kept(self, task: str, items: int) -> int:
         """What a task's longest items leave for the backward pass."""
         config = self.source.models[task].config
-        stepwise = config._attn_implementation == "eager"
-        scores = _SCORES * self._attended(task) * self._length(task) if stepwise else 0
+        scores = 0
+        if config._attn_implementation == "eager":
+            counts = (getattr(config, f"num_{key}", 0) or 0 for key in ("attention_heads", "hidden_layers"))
+            scores = _SCORES * self._length(task) * math.prod(int(np.max(count)) for count in counts)
         token = _SAVED * self._passed + scores
         learnt = 4 * _LEARNT * self._logits(task)
         return items * (self._length(task) * token + learnt) + self._passing(task, items)
@@ -322,13 +307,6 @@ class _Stages:
         sides = ((info.name, info.grid.out_features + info.grid.in_features) for info in self.source.paged)
         return math.ceil(sum(size * (share if ".experts." in name else 1.0) for name, size in sides))
 
-    def _attended(self, task: str) -> int:
-        """Attention heads of all layers."""
-        stated = (
-            getattr(self.source.models[task].config, f"num_{key}", 0) for key in ("attention_heads", "hidden_layers")
-        )
-        return math.prod(int(np.max(number or 0)) for number in stated)
-
     def _length(self, task: str) -> int:
         """Tokens of a task's longest texts; patches of an image, and one more for its class."""
         if self.source.images is None:
@@ -338,11 +316,6 @@ class _Stages:
         _, height, width = self._pixels
         return (height // patch) * (width // patch) + 1
 
-    @property
-    def _pixels(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image; zeros of texts, and where it isn't known."""
-        return (self.source.images.shape if self.source.images else None) or (0, 0, 0)
-
     def _logits(self, task: str) -> int:
         """How many numbers the head gives for a task's longest text, or for an image."""
         per_token = FORMS[self.source.task_file.tasks[task].kind].labels in ("each word", "none")
@@ -351,23 +324,3 @@ class _Stages:
 
     def _held(self, size: int) -> int:
         return 0 if self.on_disk else size
-
-    @cached_property
-    def _paged(self) -> int:
-        return self.source.paged_bytes
-
-    @cached_property
-    def _widest(self) -> int:
-        """Bytes of the largest paged weight."""
-        return max(4 * info.elements for info in self.source.paged)
-
-    @cached_property
-    def _width(self) -> int:
-        """The most inputs or outputs of a paged weight."""
-        return max(max(info.grid.in_features, info.grid.out_features) for info in self.source.paged)
-
-    @cached_property
-    def _largest(self) -> int:
-        """Bytes of the largest parameter of all."""
-        models = self.source.models.values()
-        return max(4 * tensor.numel() for model in models for tensor in parameters(model).values())

@@ -121,15 +121,7 @@ def telling(journal: Journal) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sparse:
-    """What has been found for the sparse tasks, before it is packed.
-
-    Attributes:
-        masks: all tasks' keep masks.
-        weights: the values.
-        gap: the alignment's duality gap.
-        frontier: strengths that were tried to find the alignment.
-        controls: the controls that have been measured.
-    """
+    """What has been found for the sparse tasks, before it is packed; ``frontier`` has the strengths that were tried."""
 
     masks: Masks
     weights: TaskWeights
@@ -139,13 +131,7 @@ class Sparse:
 
 
 def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = None) -> CompileReport:
-    """Align, recover, measure what else could do the job, pack, write, and measure what was written.
-
-    Args:
-        writer: where the bundle goes.
-        prepared: the dense model and its saliency.
-        run: in which recovery goes on.
-    """
+    """Align, recover, measure what else could do the job, pack, write, and measure what was written."""
     run = run or CompileRun()
     with run.stage("align", one_step=True):
         prepared, frontier = choose_density_and_alignment(prepared, run)
@@ -160,14 +146,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
 
 
 def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: CompileRun) -> CompileReport:
-    """Pack, write, and measure what was written.
-
-    Args:
-        writer: where the bundle goes.
-        prepared: the tasks, their data, and the dense scores to compare with.
-        sparse: what is written.
-        run: whose stages these are.
-    """
+    """Pack, write, and measure what was written."""
     task_file = prepared.task_file
     with run.stage("pack", one_step=True):
         plan = plan_bundle(prepared, sparse.weights, sparse.masks.keep)

@@ -216,12 +216,7 @@ class _Repacking:
 
 @dataclass(frozen=True)
 class Upgraded:
-    """What an upgrade found.
-
-    Attributes:
-        graphs: kinds of tasks that have a graph now.
-        without_graph: kinds that have none, and why.
-    """
+    """Kinds of tasks that have a graph now, and those that have none, and why."""
 
     graphs: tuple[TaskKind, ...]
     without_graph: dict[TaskKind, str]

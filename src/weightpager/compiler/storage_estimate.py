@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from weightpager.compiler.base_bundle import BaseBundle
@@ -22,24 +20,16 @@ _FILL = 0.9
 _PAGE = 64 << 10
 """Bytes of that last page, which may be nearly empty, where the packer chooses."""
 
-_PER_KEPT = 12
-"""Bytes of a block table for each block that a task keeps."""
+_PER_BLOCK = 16
+"""Bytes of tables, and of saliency, for each block and task."""
+
+_PER_SIDE = 16
+"""Bytes of an order for each row and column of a paged weight."""
 
 _PER_FILE = 16 << 10
 """Headers, the manifest, the report: what doesn't grow with the model."""
 
-_MOMENTS = 2
-"""Adam's moments, which the entry of a running training has beside the values."""
-
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """Bytes of a stage's entry while it runs, and when it is finished."""
-
-    running: int
-    finished: int
 
 
 def bundle_bytes(source: DenseModel) -> int:
@@ -47,32 +37,53 @@ def bundle_bytes(source: DenseModel) -> int:
     file, tasks = source.task_file, list(source.models)
     size, layers = block_bytes(file.block, file.dtype), max(info.layer for info in source.paged) + 1
     blocks = sum(info.grid.count for info in source.paged)
-    kept = {task: round((1 - file.sparsity_of(task)) * blocks) for task in tasks}
+    kept = sum(round((1 - file.sparsity_of(task)) * blocks) for task in tasks)
     private_share = file.recover.private_blocks if file.recover.method == "finetune" else 0.0
-    together = sum(kept.values()) if source.versions else min(blocks, sum(kept.values()))
-    stored = round((together + private_share * sum(kept.values())) * size / _FILL) + layers * (file.page or _PAGE)
-    rows = sum(info.grid.rows for info in source.paged)
-    tables = _PER_KEPT * sum(kept.values()) + len(tasks) * 4 * rows
-    low_rank = 4 * len(tasks) * file.recover.low_rank * _sides(source)
-    files = 3 * len(tasks) * _PER_FILE + _model_files(source.path)
-    return stored + tables + low_rank + _order_bytes(source) + _resident_bytes(source) + files
+    together = kept if source.versions else min(blocks, kept)
+    pages = round((together + private_share * kept) * size / _FILL) + layers * (file.page or _PAGE)
+    tables = len(tasks) * _PER_BLOCK * blocks + _PER_SIDE * _sides(source)
+    form = ParameterFormat.of(source.config, source.models, file.dtype, file.block)
+    paged = {f"{info.name}.weight" for info in source.paged}
+    resident = {
+        id(tensor): form.bytes_of(name, tensor)
+        for model in source.models.values()
+        for name, tensor in parameters(model).items()
+        if name not in paged
+    }
+    model_files = (path for path in source.path.iterdir() if path.is_file() and path.suffix not in _WEIGHTS)
+    files = 2 * sum(path.stat().st_size for path in model_files)  # which may be written more widely than they were
+    own = len(tasks) * _own_bytes(source) if file.recover.trains_alone else 0
+    return pages + tables + sum(resident.values()) + own + files + (3 * len(tasks) + 1) * _PER_FILE
 
 
 def journal_bytes(source: DenseModel, *, adds: bool = False, bundle: int = 0) -> int:
-    """A rough upper estimate of what a compile keeps beside the bundle, and of the bundle, which comes last.
+    """A rough upper estimate of what a compile keeps beside the bundle, and of the ``bundle``, which comes last.
 
-    A new entry is written before the old one goes: for a moment there are both.
-
-    Args:
-        source: the dense model.
-        adds: whether tasks are added to a bundle.
-        bundle: bytes that come on top of what is finished.
+    Each stage leaves a copy of the weights at most. While a stage is trained its entry has Adam's two moments too, and
+    the best values so far; a new entry is written before the old one goes.
     """
-    held = most = 0
-    for stage in _stages(source, adds):
-        most = max(most, held + 2 * stage.running)
-        held += stage.finished
-    return max(most, held + bundle)
+    file, spec = source.task_file, source.task_file.recover
+    copy = source.parameter_bytes + _PER_FILE
+    tuned, alone = spec.method == "finetune" and not adds, spec.method == "finetune" and (adds or spec.trains_alone)
+    recoveries = 2 if file.compare == "all" and not adds else 1
+    trained = bool(file.trained_tasks) + recoveries * tuned + (tuned and file.compare != "none")
+    own = source.paged_bytes + _own_bytes(source) if alone else 0
+    left = (trained + recoveries * spec.refits) * copy + recoveries * len(source.models) * own
+    left += len(source.models) * _PER_BLOCK * sum(info.grid.count for info in source.paged) + _PER_SIDE * _sides(source)
+    running = (3 + bool(spec.patience)) * max(copy, own) if trained or alone else spec.refits * copy
+    return left + _PER_FILE + max(2 * running, bundle)
+
+
+def _sides(source: DenseModel) -> int:
+    """Rows and columns of all paged weights."""
+    return sum(info.grid.out_features + info.grid.in_features for info in source.paged)
+
+
+def _own_bytes(source: DenseModel) -> int:
+    """A task's low-rank parts, and the parameters that may be its own: all but paged weights and matrices."""
+    model, rank = next(iter(source.models.values())), source.task_file.recover.low_rank
+    vectors = (4 * t.numel() for name, t in parameters(model).items() if t.ndim == 1 or "pooler" in name)
+    return 4 * rank * _sides(source) + sum(vectors) + _PER_FILE
 
 
 def cache_bytes(source: DenseModel) -> int:
@@ -85,12 +96,8 @@ def check_storage(
 ) -> None:
     """Refuse a compile whose bundle and journal can't fit; and where only the cache can't, keep nothing there.
 
-    Args:
-        source: the dense model, its steps settled.
-        journal: folder beside the bundle; None if nothing is written there.
-        cache: of what compiles share.
-        base: bundle that the tasks are added to.
-        scratch: bytes of what lies on disk while the bundle is made, as it doesn't fit into memory.
+    The journal is None if nothing is written beside the bundle. ``scratch`` are bytes of what lies on disk while the
+    bundle is made, as it doesn't fit into memory.
 
     Raises:
         CompileError: they need more than is free.
@@ -114,66 +121,6 @@ def check_storage(
         cache.stop(
             f"expected about {format_enough(cache_bytes(source) + beside)} of free storage, found {format_room(left)}"
         )
-
-
-def _stages(source: DenseModel, adds: bool) -> Iterator[_Stage]:
-    """The stages that have entries in a journal, in order."""
-    file, spec = source.task_file, source.task_file.recover
-    values, paged = source.parameter_bytes + _PER_FILE, source.paged_bytes
-    best = 1 if spec.patience else 0
-    if file.trained_tasks:
-        yield _Stage((1 + _MOMENTS) * values, values)
-    blocks = sum(info.grid.count for info in source.paged)
-    yield _Stage(0, 8 * blocks * len(source.models) + _order_bytes(source) + _PER_FILE)
-    for _ in range(2 if file.compare == "all" and not adds else 1):
-        if spec.refits:
-            yield _Stage(paged, paged)
-        if spec.method == "finetune" and not adds:
-            yield _Stage((1 + _MOMENTS + best) * values, values)
-        if spec.method == "finetune" and (adds or spec.trains_alone):
-            trained_bytes = paged + 4 * spec.low_rank * _sides(source) + _vector_bytes(source)
-            for _task in source.models:
-                yield _Stage((1 + _MOMENTS + best) * trained_bytes, trained_bytes)
-
-    if file.compare != "none" and file.recovery_steps and not adds:  # the control
-        yield _Stage((1 + _MOMENTS + best) * values, values)
-
-
-def _sides(source: DenseModel) -> int:
-    """Rows and columns of all paged weights."""
-    return sum(info.grid.out_features + info.grid.in_features for info in source.paged)
-
-
-def _vector_bytes(source: DenseModel) -> int:
-    """Bytes of the parameters that may be one task's own: all but paged weights and the base's matrices."""
-    model = next(iter(source.models.values()))
-    return sum(4 * t.numel() for name, t in parameters(model).items() if t.ndim == 1 or "pooler" in name) + _PER_FILE
-
-
-def _resident_bytes(source: DenseModel) -> int:
-    """What isn't paged, and once more for each task what a training of its own parameters may change."""
-    file = source.task_file
-    form = ParameterFormat.of(source.config, source.models, file.dtype, file.block)
-    paged = {f"{info.name}.weight" for info in source.paged}
-    sizes = {
-        id(tensor): form.bytes_of(name, tensor)
-        for model in source.models.values()
-        for name, tensor in parameters(model).items()
-        if name not in paged
-    }
-    spec = file.recover
-    trains_alone = spec.method == "finetune" and spec.trains_alone
-    return sum(sizes.values()) + (len(source.models) * _vector_bytes(source) if trains_alone else 0)
-
-
-def _order_bytes(source: DenseModel) -> int:
-    return 2 * 8 * _sides(source) if source.task_file.reorder else 0
-
-
-def _model_files(folder: Path) -> int:
-    """Configuration and tokenizer, which may be written more widely than they were."""
-    sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix not in _WEIGHTS]
-    return 2 * sum(sizes) + _PER_FILE
 
 
 def _copied(base: BaseBundle | None, to: Path) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.controls import CHOICE, control_names, measuring, validation_data
@@ -69,7 +70,6 @@ class WholeProgress:
         self._left: TimeLeft | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of a stage are over."""
         self._progress(stage, done, total)
         if self._left is None:
             return
@@ -80,7 +80,6 @@ class WholeProgress:
             self._progress(WHOLE, round(now - self._began), round(now - self._began + left))
 
     def expect(self, plan: Mapping[str, float]) -> None:
-        """Take the plan of the stages that will come."""
         self._left = TimeLeft(plan, self._clock)
 
 
@@ -93,77 +92,41 @@ _REFITTED = 10.0
 _MASKED = 0.3
 """Masks on the weights of a step, as a share of a forward pass."""
 
-
 _WRITTEN = 5000.0
 """The work of writing a bundle, its graph included, in tokens: about that of small encoders and decoders."""
 
 
 def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -> dict[str, float]:
     """Stage, as progress names it, to work in tokens that go forward through the model; in the order of the stages."""
-    return dict(_stages(source, data, adds))
-
-
-def _stages(source: DenseModel, data: Mapping[str, TaskData], adds: bool) -> Iterator[tuple[str, float]]:
-    file = source.task_file
-    held_out = {name: _tokens(of_task.eval) for name, of_task in data.items()}
-    learning = [data[name] for name in file.trained_tasks]
-    if learning:
-        yield "train the dense model", file.training.steps * _batch(learning, file.training.batch) * _LEARNT
-    yield from ((f"measure dense {name}", tokens) for name, tokens in held_out.items())
-    yield "calibrate", _LEARNT * _calibrated(source, data)
-    yield from _recovery(source, data, adds, "")
-    if not adds:
-        yield from _controls(source, data, held_out)
-    yield "write", _WRITTEN
-    yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
-
-
-def _controls(
-    source: DenseModel, data: Mapping[str, TaskData], held_out: Mapping[str, float]
-) -> Iterator[tuple[str, float]]:
-    file, names = source.task_file, control_names(source.task_file, data)
-    for control in names:
-        if control == DENSE and (steps := file.recovery_steps):
-            yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
-            yield from _choice(data)
-        if control == MASK:
-            yield from _recovery(source, data, False, f"{MASK}: ")
-        yield from ((measuring(control, name, names), tokens) for name, tokens in held_out.items())
-
-
-def _choice(data: Mapping[str, TaskData]) -> Iterator[tuple[str, float]]:
-    """The measurements that choose a dense model."""
-    validation = validation_data(data) or {}
-    for name in CHOICE:
-        yield from ((measuring(name, task, ()), _tokens(of_task.eval)) for task, of_task in validation.items())
-
-
-def _recovery(source: DenseModel, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:
     file, spec = source.task_file, source.task_file.recover
-    step = _batch(list(data.values()), spec.batch) * (_LEARNT + _MASKED + (1.0 if spec.distillation else 0.0))
-    if spec.refits:
-        yield f"{prefix}refit", _REFITTED * _calibrated(source, data)
+    held_out = {name: _tokens(of_task.eval) for name, of_task in data.items()}
+    item = fmean(_tokens(of_task.train) / len(of_task.train) for of_task in data.values())
+    learnt = file.training.steps * file.training.batch * item * _LEARNT
+    calibrated = sum(min(file.calibration.items, len(of_task.train)) for of_task in data.values()) * item
+    step = spec.batch * item * (_LEARNT + _MASKED + (1.0 if spec.distillation else 0.0))
+
+    recovery = {"refit": _REFITTED * calibrated} if spec.refits else {}
     if spec.method == "finetune":
-        yield f"{prefix}fine-tune", spec.steps * step
+        recovery["fine-tune"] = spec.steps * step
+        if not adds and spec.trains_alone:
+            recovery["private blocks"] = spec.private_steps * len(data) * step
     elif adds and file.trained_tasks:
-        learning = [data[name] for name in file.trained_tasks]
-        yield f"{prefix}train own parameters", file.training.steps * _batch(learning, file.training.batch) * _LEARNT
-    if spec.method == "finetune" and not adds and spec.trains_alone:
-        yield f"{prefix}private blocks", spec.private_steps * len(data) * step
+        recovery["train own parameters"] = learnt
 
-
-def _calibrated(source: DenseModel, data: Mapping[str, TaskData]) -> float:
-    items = source.task_file.calibration.items
-    return sum(min(items, len(of_task.train)) * _mean(of_task.train) for of_task in data.values())
-
-
-def _batch(learning: Sequence[TaskData], size: int) -> float:
-    """Tokens of a batch, in the mean over tasks."""
-    return sum(min(size, len(of_task.train)) * _mean(of_task.train) for of_task in learning) / len(learning)
-
-
-def _mean(items: Sequence[Item]) -> float:
-    return _tokens(items) / len(items)
+    plan = {"train the dense model": learnt} if file.trained_tasks else {}
+    plan |= {f"measure dense {name}": tokens for name, tokens in held_out.items()}
+    plan |= {"calibrate": _LEARNT * calibrated} | recovery
+    names = [] if adds else control_names(file, data)
+    for control in names:
+        if control == DENSE:
+            plan["control dense: train on"] = file.recovery_steps * spec.batch * item * _LEARNT
+            checked = {name: _tokens(of_task.eval) for name, of_task in (validation_data(data) or {}).items()}
+            plan |= {measuring(choice, name, ()): tokens for choice in CHOICE for name, tokens in checked.items()}
+        if control == MASK:
+            plan |= {f"{MASK}: {stage}": work for stage, work in recovery.items()}
+        plan |= {measuring(control, name, names): tokens for name, tokens in held_out.items()}
+    plan["write"] = _WRITTEN
+    return plan | {f"measure {name}": tokens for name, tokens in held_out.items()}
 
 
 def _tokens(items: Sequence[Item]) -> float:

@@ -42,12 +42,6 @@ def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> 
 
     Of running texts all are there: where windows begin and what is left behind the last one hangs on the vocabulary.
 
-    Args:
-        task_file: with the task, which reads texts.
-        name: of the task.
-        split: which of its files.
-        tokenizer: of transformers.
-
     Raises:
         CompileError: the file can't be used.
     """

@@ -18,12 +18,8 @@ _PROBE = 16
 def keep_rows(model: PreTrainedModel, new: Mapping[int, int], where: str) -> None:
     """Keep these tokens' rows of the embedding table and of the head, in place and in their order.
 
-    What the model computes from them stays the same, but for the logits of other tokens.
-
-    Args:
-        model: a decoder, which computes in the dtype of its weights.
-        new: token id → new one; both rise.
-        where: what errors begin with.
+    The decoder computes in the dtype of its weights. What it computes from the tokens stays the same, but for the
+    logits of others. ``new`` has new ids by old ones; both rise.
 
     Raises:
         CompileError: it isn't so: the model needs the tokens' old numbers.

@@ -11,13 +11,7 @@ from weightpager.bundle import Bundle
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes of the pages of a task or of a layer.
-
-    Attributes:
-        name: a task's name, or a layer's number.
-        bytes: bytes of its pages in the new bundle.
-        new: bytes of those pages that the old bundle lacks.
-    """
+    """Bytes of a task's pages, or a layer's, in the new bundle, and of those that the old one lacks."""
 
     name: str
     bytes: int
@@ -29,13 +23,10 @@ class Difference:
     """What a device that has one bundle lacks of another one.
 
     Attributes:
-        tasks: a share for each task of the new bundle.
         layers: a share for each layer of the new bundle; pages of rows aren't among them.
         row_bytes: bytes of pages of rows that the old bundle lacks.
         new_bytes: bytes of all pages that it lacks, each once.
         gone_bytes: bytes of the old bundle's pages that the new one lacks.
-        added: tasks that only the new bundle has.
-        removed: tasks that only the old bundle has.
         files: other files that differ, or are new, and their bytes.
     """
 

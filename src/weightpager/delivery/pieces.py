@@ -37,12 +37,7 @@ class Span:
 
 
 def spans(content: bytes | mmap, ids_of: str | None = None) -> list[Span]:
-    """Where a file is cut, in order and without gaps.
-
-    Args:
-        content: of the file.
-        ids_of: name of the tensor that holds ids of pages; None if there is none.
-    """
+    """Where a file is cut, in order and without gaps; ``ids_of`` names the tensor that holds ids of pages."""
     tensors = _tensors(content) if content[8:9] == b"{" else {}
     cuts = {0, len(content)}
     for start, end in tensors.values():

@@ -34,11 +34,10 @@ class MissingError(DeliveryError):
 
 @dataclass
 class Stream:
-    """Bytes of a file as they come.
+    """Bytes of a file as they come, in pieces of any length.
 
     Attributes:
         start: offset of the first byte; 0 if the source gives the whole file whatever was asked for.
-        pieces: the bytes in pieces of any length.
     """
 
     start: int
@@ -66,8 +65,7 @@ class Source(Protocol):
             TransferError: it can't be read, ended early, or isn't the part that was asked for.
         """
 
-    def close(self) -> None:
-        """Let go of connections."""
+    def close(self) -> None: ...
 
 
 def read_at_most(source: Source, path: str, most: int) -> bytes:
@@ -156,8 +154,7 @@ class DirectorySource:
     def _unreadable(self, path: str, error: OSError) -> TransferError:
         return TransferError(f"{self.place}: {path}: cannot be read: {error.strerror or error}")
 
-    def close(self) -> None:
-        """Do nothing: no file stays open."""
+    def close(self) -> None: ...
 
 
 _REDIRECTS = 5
@@ -172,14 +169,7 @@ class HttpSource:
     """Implements `Source`. Several threads may read at once."""
 
     def __init__(self, url: str, limit: RateLimit, connections: int, *, redirects: bool = False) -> None:
-        """Nothing is asked yet.
-
-        Args:
-            url: of the repository.
-            limit: of bytes a second.
-            connections: at once.
-            redirects: whether redirects to other hosts are followed, too.
-        """
+        """Nothing is asked yet; ``redirects`` says whether redirects to other hosts are followed, too."""
         self.place = url.rstrip("/")
         self.whole_files = False
         self.received = 0
@@ -320,13 +310,9 @@ def _reason(error: BaseException) -> str:
 def open_source(
     place: str, bytes_per_second: float | None = None, connections: int = 4, *, redirects: bool = False
 ) -> Source:
-    """Open a repository.
+    """Open a repository, by its URL or directory.
 
-    Args:
-        place: URL or directory.
-        bytes_per_second: that may be read; None for no limit.
-        connections: at once.
-        redirects: whether a server may redirect to other hosts. What comes from there is checked as all else.
+    ``redirects`` says whether a server may redirect to other hosts. What comes from there is checked as all else.
 
     Raises:
         ConfigError: it is neither.

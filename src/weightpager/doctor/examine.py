@@ -16,16 +16,7 @@ from weightpager.progress import Progress
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found.
-
-    Attributes:
-        processor: its name and features.
-        kernels: the kernels that can run, and the one that serves.
-        memory: sizes of memory.
-        memory_reads: the bandwidth of one thread, then of all of torch's if there are more.
-        storage: the storage under the path that was asked for.
-        self_tests: the self-test of every kernel, best first.
-    """
+    """All that was found; ``memory_reads`` is the bandwidth of one thread, then of all of torch's if there are more."""
 
     processor: Processor
     kernels: KernelChoice
@@ -36,11 +27,7 @@ class Diagnosis:
 
 
 def examine(path: Path, progress: Progress) -> Diagnosis:
-    """Examine this machine and the storage under a path, in about ten seconds.
-
-    Args:
-        path: an existing directory, or a file in it; a temporary file is written there.
-        progress: called with a stage's name, the steps done and their number.
+    """Examine this machine and the storage under a path, in about ten seconds; a temporary file is written there.
 
     Raises:
         ConfigError: there is no such path, or ``WEIGHTPAGER_ISA`` names a kernel that can't run here.

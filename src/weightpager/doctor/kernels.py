@@ -171,12 +171,10 @@ _THREADS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """One product, and what is right.
+    """One product, in words, and what is right.
 
     Attributes:
-        name: what it is, in words.
         x: [tokens, in_features].
-        weight: the weight.
         bias: [out_features].
         expected: float64 [tokens, out_features].
         tolerance: the most that the error's norm may be, as a share of the norm of what is expected.
@@ -192,13 +190,7 @@ class Case:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What became of one kernel's products.
-
-    Attributes:
-        kernel: its name.
-        checks: number of products that were tried.
-        failures: a line for each product that was wrong.
-    """
+    """What became of so many products of one kernel; ``failures`` has a line for each that was wrong."""
 
     kernel: str
     checks: int

@@ -35,13 +35,12 @@ _SAME = {"amd64": "x86_64", "arm64": "aarch64"}
 
 @dataclass(frozen=True)
 class Processor:
-    """What is known of a processor.
+    """What is known of a processor; None where unknown.
 
     Attributes:
-        model: its name; None where unknown.
         machine: its architecture, such as ``"x86_64"``.
         usable_cores: number of cores that this process may use.
-        features: those of the features that kernels ask for which it has; None where unknown.
+        features: those of the features that kernels ask for which it has.
     """
 
     model: str | None
@@ -104,8 +103,7 @@ class Bandwidth:
         block_bytes: bytes that are asked for at once.
         threads: number of threads that read at the same time.
         seconds: the time that each run took, in order.
-        doubt: the reason why the figures may not be what they claim, such as a cache that couldn't be dropped; else
-            empty.
+        doubt: why the figures may not be what they claim, such as a cache that couldn't be dropped; else empty.
     """
 
     total_bytes: int
@@ -172,10 +170,7 @@ def direct_read_bandwidth(
 def memory_read_bandwidth(total_bytes: int = 256 << 20, threads: int | None = None, *, repeats: int = 5) -> Bandwidth:
     """How fast memory can be read: sums over an array that should be much larger than the last-level cache.
 
-    Args:
-        total_bytes: of the array.
-        threads: that share it; None takes all usable cores.
-        repeats: runs, after one that isn't counted.
+    ``threads`` of None takes all usable cores. One run more, before all others, isn't counted.
     """
     workers = threads or usable_cores()
     parts = np.array_split(np.ones(total_bytes // 8, np.uint64), workers)
@@ -199,9 +194,7 @@ def _version(package: str) -> str | None:
 def commit_of(directory: Path, *options: str) -> str | None:
     """The commit of a checkout, with ``-dirty`` after it if files differ, rows in docs aside, which benchmarks write.
 
-    Args:
-        directory: in the checkout.
-        options: of ``git describe``.
+    ``options`` are those of ``git describe``.
     """
     found = _git(directory, "describe", "--always", "--exclude=*", *options)
     changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs/*.json")

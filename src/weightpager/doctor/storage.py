@@ -42,16 +42,14 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Storage:
-    """What was found of the storage under a directory.
+    """What was found of the storage under a directory; None where unknown or not measured.
 
     Attributes:
-        directory: where a file was written and read.
-        kind: the file system's type; None if unknown.
-        source: what is mounted there, a device for a disk; None if unknown.
-        direct: whether O_DIRECT works; None if that couldn't be tried.
-        sequential: long direct reads by one thread; None if not measured.
-        pages: direct reads of 64 KiB by as many threads as an engine reads with; None if not measured.
-        short: direct reads of 4 KiB by one thread, one after the other; None if not measured.
+        source: what is mounted there, a device for a disk.
+        direct: whether O_DIRECT works.
+        sequential: long direct reads by one thread.
+        pages: direct reads of 64 KiB by as many threads as an engine reads with.
+        short: direct reads of 4 KiB by one thread, one after the other.
         problem: why something was not measured; else empty.
     """
 
@@ -92,11 +90,7 @@ def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
     """Write a temporary file of at most 128 MiB, for about a second, read it and remove it.
 
     Files that killed runs left there are removed, too. Where nothing can be measured, `Storage.problem` says why;
-    nothing is raised for it.
-
-    Args:
-        directory: an existing one.
-        step: called after each of `STEPS` steps; fewer where something can't be measured.
+    nothing is raised for it. ``step`` is called after each of `STEPS` steps; fewer where something can't be measured.
     """
     storage = Storage(directory, *_mounted(directory))
     try:
@@ -185,10 +179,7 @@ def read_bytes(memory: Memory) -> int:
 def kernel_read_bandwidth(total_bytes: int, threads: int, *, repeats: int = 5) -> Bandwidth:
     """How fast the native module reads memory that is in no cache; numpy, and a doubt, where there is no such module.
 
-    Args:
-        total_bytes: of the memory that is read.
-        threads: that share it.
-        repeats: runs, after one that isn't counted.
+    One run more, before all others, isn't counted.
     """
     if not NATIVE:
         measured = memory_read_bandwidth(total_bytes, threads, repeats=repeats)

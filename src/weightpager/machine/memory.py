@@ -39,11 +39,7 @@ class Memory:
 
 
 def read_memory(root: Path = Path("/")) -> Memory:
-    """This machine's memory, as this process sees it; None for whatever can't be read or makes no sense.
-
-    Args:
-        root: the directory that has ``proc``, and in which the paths of ``mountinfo`` begin.
-    """
+    """This machine's memory, as this process sees it; None for whatever can't be read or makes no sense."""
     total, available = (size_field(text_of(root / "proc/meminfo"), name) for name in ("MemTotal", "MemAvailable"))
     hierarchy = own_hierarchy("memory", root)
     if hierarchy is None:
@@ -64,9 +60,7 @@ def group_limit(hierarchy: Hierarchy) -> int | None:
 def group_left(hierarchy: Hierarchy, total: int | None = None) -> int | None:
     """Bytes that a group may take before its own limit or one around it is reached; None if none is known.
 
-    Args:
-        hierarchy: and the group in it.
-        total: of the machine; limits that aren't lower are none.
+    Limits that aren't lower than the machine's ``total`` are none.
     """
     version = hierarchy.version - 1
     left = []

@@ -21,12 +21,9 @@ def is_installed(name: str) -> bool:
 
 
 def check_installed(package: str, extra: str, purpose: str) -> None:
-    """Say what is missing before a package is imported.
+    """Say what is missing before a package is imported, that an ``extra`` of ours brings.
 
-    Args:
-        package: a top-level one.
-        extra: of ours, that brings it.
-        purpose: of the package, such as "to use this command".
+    ``purpose`` is such as "to use this command".
 
     Raises:
         ConfigError: the package isn't installed.

@@ -36,11 +36,9 @@ class Hierarchy:
 
 
 def own_hierarchy(controller: str, root: Path) -> Hierarchy | None:
-    """The hierarchy that has a controller, with this process's group.
+    """The hierarchy that has a controller, as `find_hierarchy` takes it, with this process's group.
 
-    Args:
-        controller: as `find_hierarchy` takes it.
-        root: the directory that has ``proc``, and in which the paths of ``mountinfo`` begin.
+    ``root`` has ``proc``, and the paths of ``mountinfo`` begin in it.
     """
     table = [mount.below(root) for mount in mounts(text_of(root / "proc/self/mountinfo"))]
     return find_hierarchy(controller, table, text_of(root / "proc/self/cgroup"))
@@ -49,10 +47,8 @@ def own_hierarchy(controller: str, root: Path) -> Hierarchy | None:
 def find_hierarchy(controller: str, table: Sequence[Mount], own_groups: str) -> Hierarchy | None:
     """The hierarchy that has a controller: of version 1 where it is mounted there, else of version 2.
 
-    Args:
-        controller: its name in version 1, ``memory``, ``blkio`` or ``cpu``.
-        table: the mounts.
-        own_groups: the text of ``/proc/self/cgroup``; lines that aren't such are passed over.
+    The controller has its name in version 1, ``memory``, ``blkio`` or ``cpu``. ``own_groups`` is the text of
+    ``/proc/self/cgroup``; lines that aren't such are passed over.
     """
     for mount in table:
         if mount.kind == "cgroup" and controller in mount.options:
@@ -85,10 +81,8 @@ def whole_number(text: str) -> int | None:
 def _own_directory(mount: Mount, own_groups: str, controller: str) -> Path:
     """This process's group in a mounted hierarchy, the mount itself if the group lies outside of it.
 
-    Args:
-        mount: of the hierarchy; a container may see only a part of it, below ``mount.root``.
-        own_groups: lines such as ``4:memory:/user``; version 2's line names no controller.
-        controller: of the hierarchy in version 1, empty for version 2.
+    A container may see only a part of the hierarchy, below ``mount.root``. ``own_groups`` has lines such as
+    ``4:memory:/user``; version 2's line names no controller, which is empty here.
     """
     for line in own_groups.splitlines():
         _, _, fields = line.partition(":")
@@ -111,9 +105,6 @@ def core_quota(root: Path = Path("/")) -> int | None:
     """Cores that the least quota of this process's control group and those around it is worth, rounded up.
 
     None if there is no quota. Read once: files are many, and the count is asked for at every computation.
-
-    Args:
-        root: the directory that has ``proc``, and in which the paths of ``mountinfo`` begin.
     """
     hierarchy = own_hierarchy("cpu", root)
     if hierarchy is None:

@@ -166,21 +166,11 @@ MOST_VIEWS = 1024
 
 
 class DirectFile:
-    """A file that is open for reading; several threads may read at once.
-
-    Attributes:
-        direct: whether reads bypass the page cache (O_DIRECT).
-        descriptor: the open file's descriptor.
-    """
+    """An open file; several threads may read at once. ``direct`` reads bypass the page cache (O_DIRECT)."""
 
     @uninterrupted
     def __init__(self, path: Path, *, direct: bool = True, cached: bool = True) -> None:
-        """Open a file.
-
-        Args:
-            path: of the file.
-            direct: bypass the page cache.
-            cached: read through the page cache where the file system has no direct reads.
+        """``cached`` reads through the page cache where the file system has no direct reads.
 
         Raises:
             OSError: it can't be opened; EINVAL where it could only be read through the page cache.
@@ -198,7 +188,6 @@ class DirectFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
         return os.fstat(self.descriptor).st_size
 
     def read(self, into: Sequence[memoryview], offset: int, wanted: int | None = None) -> int:
@@ -224,7 +213,6 @@ class DirectFile:
         return done
 
     def close(self) -> None:
-        """Give the descriptor back."""
         self._file.close()
 
 

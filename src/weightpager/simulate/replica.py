@@ -35,10 +35,9 @@ class Service:
 
 @dataclass(frozen=True)
 class Served:
-    """What became of a request.
+    """What became of a request of the trace.
 
     Attributes:
-        request: its place in the trace.
         task: its number.
         waited: seconds from its arrival until it computes, for its turn and for the switch.
         pages: number of pages that were loaded for it.
@@ -51,11 +50,7 @@ class Served:
 
 
 class Replica:
-    """One of several servers, with an engine of its own. It prefetches nothing.
-
-    Attributes:
-        served: the requests that have begun, in that order.
-    """
+    """One of several servers, with an engine of its own. It prefetches nothing; ``served`` are in order."""
 
     def __init__(
         self,
@@ -67,16 +62,10 @@ class Replica:
         *,
         leave_first: bool = False,
     ) -> None:
-        """Nothing is in memory, and nothing waits.
+        """Nothing is in memory, and nothing waits: arena and predictor are new.
 
-        Args:
-            numbers: of the tasks, by name.
-            arena: an empty one.
-            predictor: a new one; observes every request that is served.
-            service: how the server serves.
-            page_bytes: bytes of a page.
-            leave_first: whether the current task's pages may go like any others in a switch. An engine keeps them to
-                the last, in case that the switch fails.
+        ``leave_first`` says whether the current task's pages may go like any others in a switch. An engine keeps them
+        to the last, in case that the switch fails.
         """
         self._numbers = numbers
         self._arena = arena
@@ -101,13 +90,7 @@ class Replica:
         return ReplicaView(missing * self._page_bytes, blocks.free * self._page_bytes, queue)
 
     def put(self, request: int, task: str, arrived: float) -> None:
-        """Queue a request.
-
-        Args:
-            request: its place in the trace.
-            task: its task's name.
-            arrived: when it comes, no sooner than those before it; no step before that is left to take.
-        """
+        """Queue a request; it comes no sooner than those before it, and no step before that is left to take."""
         self._places.append(request)
         self._waiting.append(Waiting(task, arrived, cached=False))
 
@@ -132,7 +115,6 @@ class Replica:
         self._turn = self._turn.after(waiting.task, 1, start, self._free_at)
 
     def _switch(self, task: str) -> Wait:
-        """Make a task current."""
         if task == self._current:
             return Wait(0.0, 0)
         expected_uses = self._predictor.uses_after(self._numbers[task])
@@ -152,11 +134,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Replay:
-    """The result of a trace.
-
-    Attributes:
-        served: the requests that each replica served, in the order in which they began.
-    """
+    """The requests that each replica served, in the order in which they began."""
 
     served: Sequence[Sequence[Served]]
 
@@ -189,29 +167,17 @@ class Replay:
 
 
 class KnownRoutes:
-    """Sends requests where they were sent in another replay."""
+    """Sends requests where they were sent in another replay: ``routes`` has the replica of each."""
 
     def __init__(self, routes: Sequence[int]) -> None:
-        """Begin with the first request.
-
-        Args:
-            routes: the replica of each request.
-        """
         self._left = iter(routes)
 
     def choose(self, replicas: Sequence[ReplicaView]) -> int:  # noqa: ARG002 - the protocol's
-        """Implements `Router.choose`."""
         return next(self._left)
 
 
 def replay(requests: Sequence[Visit], replicas: Sequence[Replica], router: Router) -> Replay:
-    """Send every request of a trace to a replica when it comes, and let all be served.
-
-    Args:
-        requests: oldest first, with times; each is served once.
-        replicas: new ones.
-        router: says which replica gets each.
-    """
+    """Send every request of a trace, oldest first, to a new replica when it comes, and let all be served."""
     for place, request in enumerate(requests):
         _serve_until(request.start, replicas)
         chosen = router.choose([replica.view(request.task, request.start) for replica in replicas])

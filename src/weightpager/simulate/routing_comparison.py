@@ -25,25 +25,18 @@ class CountedReuse:
     """Counts which task followed which, as an engine without prefetch does. Implements `UsePredictor`."""
 
     def __init__(self, tasks: int) -> None:
-        """Nothing was seen yet.
-
-        Args:
-            tasks: how many there are.
-        """
         self._followed = np.zeros((tasks, tasks), np.int64)
         self._current: int | None = None
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """Implements `UsePredictor.observe`."""
         if self._current is not None and task != self._current:
             self._followed[self._current, task] += 1
         self._current = task
 
     def uses(self, seconds: float) -> None:
-        """Implements `UsePredictor.uses`. Nothing is prefetched."""
+        """Nothing is prefetched."""
 
     def uses_after(self, task: int) -> Floats:
-        """Implements `UsePredictor.uses_after`."""
         return expected_uses_after(self._followed, task)
 
 
@@ -55,25 +48,18 @@ class KnownReuse:
     """
 
     def __init__(self, tasks: int, requests: Sequence[int]) -> None:
-        """Know the future.
-
-        Args:
-            tasks: how many there are.
-            requests: the task of each, in the order in which they will come.
-        """
+        """``requests`` has the task of each, in the order in which they will come."""
         self._coming: list[deque[int]] = [deque() for _ in range(tasks)]
         for place, task in enumerate(requests):
             self._coming[task].append(place)
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """A request of this task is served. Implements `UsePredictor.observe`."""
         self._coming[task].popleft()
 
     def uses(self, seconds: float) -> None:
-        """Implements `UsePredictor.uses`. Nothing is prefetched."""
+        """Nothing is prefetched."""
 
     def uses_after(self, task: int) -> Floats:  # noqa: ARG002 - the request that comes now is the task's next one
-        """Implements `UsePredictor.uses_after`."""
         coming = [task for task, places in enumerate(self._coming) if places]
         coming.sort(key=lambda task: self._coming[task][0])
         worth = np.zeros(len(self._coming))
@@ -90,13 +76,7 @@ class TaskHomes:
 
     It takes every replica to keep the pages that its tasks use most; each use of another page is a load. From a start
     by the most used task first, tasks move one by one as long as that gains. So what it finds is good, and not proved
-    to be the best.
-
-    Args:
-        needs: of each task the pages, ascending.
-        pages: numbers that pages can have.
-        slots: pages that a replica has room for.
-        uses: how often each task will be asked for [tasks].
+    to be the best. ``uses`` says how often each task will be asked for [tasks].
     """
 
     def __init__(self, needs: Sequence[Pages], pages: int, slots: int, uses: npt.NDArray[np.integer]) -> None:
@@ -174,15 +154,7 @@ class RoutingComparison:
         service: Service,
         fairness: Fairness | None = None,
     ) -> None:
-        """Replay nothing yet.
-
-        Args:
-            simulator: of the bundle.
-            requests: oldest first, with times, one at least; each task fits.
-            device: that every replica runs on.
-            service: how every replica serves.
-            fairness: how far affinity may go.
-        """
+        """``requests`` come oldest first, with times, one at least; each task fits."""
         self._simulator = simulator
         self._requests = requests
         self._device = device
@@ -190,12 +162,7 @@ class RoutingComparison:
         self._fairness = fairness
 
     def compare(self, replicas: int, progress: StepProgress = silent) -> list[Routed]:
-        """What each way costs, round robin first.
-
-        Args:
-            replicas: how many.
-            progress: told (ways tried, ways in all).
-        """
+        """What each way costs, round robin first; progress is told (ways tried, ways in all)."""
         replays: dict[str, Replay] = {}
         for done, (way, run) in enumerate(((ROUND_ROBIN, self.round_robin), (AFFINITY, self.affinity)), 1):
             replays[way] = run(replicas)
@@ -205,7 +172,6 @@ class RoutingComparison:
         return [self.routed(way, replays[way], replays[ROUND_ROBIN]) for way in WAYS]
 
     def round_robin(self, replicas: int) -> Replay:
-        """Route to one replica after the other."""
         return self._replay(replicas, RoundRobin())
 
     def affinity(self, replicas: int) -> Replay:
@@ -220,23 +186,13 @@ class RoutingComparison:
         other eviction loads fewer pages. The routings are those of the others, and a home for each task (`TaskHomes`).
         So it never loads more than others that serve in this order; yet it is no lower bound, since another routing may
         be better.
-
-        Args:
-            replicas: how many.
-            others: of the same requests and replicas.
         """
         known = [self._knowing(replicas, other.routes) for other in others]
         known.append(self._knowing(replicas, self._at_home(replicas)))
         return min(known, key=lambda replay: replay.pages)
 
     def routed(self, way: str, replay: Replay, reference: Replay) -> Routed:
-        """The figures of a replay.
-
-        Args:
-            way: its name.
-            replay: of requests that were routed in this way.
-            reference: what its bytes are compared with, round robin's.
-        """
+        """The figures of a replay; its bytes are compared with those of the ``reference``, round robin's."""
         median, p99 = np.percentile(replay.waited, [50, 99])
         return Routed(
             way,

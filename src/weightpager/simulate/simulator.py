@@ -38,12 +38,9 @@ class UsePredictor(Protocol):
 
 @dataclass(frozen=True)
 class Device:
-    """What a bundle runs on.
+    """What a bundle runs on: an arena of so many slots, storage, and at most so many reads in flight.
 
-    Attributes:
-        slots: number of pages that the arena has room for.
-        storage: the model of what reads cost.
-        reads: how many are in flight at most; as many as in an engine that isn't told otherwise.
+    Unless told otherwise there are as many as in an engine.
     """
 
     slots: int
@@ -54,25 +51,16 @@ class Device:
 class Recency:
     """Predicts nothing: what was used least recently goes first, and nothing is prefetched."""
 
-    def observe(self, task: int, seconds: float) -> None:
-        """Implements `UsePredictor.observe`."""
+    def observe(self, task: int, seconds: float) -> None: ...
 
-    def uses(self, seconds: float) -> None:
-        """Implements `UsePredictor.uses`."""
+    def uses(self, seconds: float) -> None: ...
 
-    def uses_after(self, task: int) -> None:
-        """Implements `UsePredictor.uses_after`."""
+    def uses_after(self, task: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What a replay found.
-
-    Attributes:
-        waits: the wait of each visit, in the order of the trace. The first fills an empty arena.
-        prefetched: the pages that prefetching has brought.
-        page_bytes: bytes of a page.
-    """
+    """What a replay found: the wait of each visit, of which the first fills an empty arena, and what was prefetched."""
 
     waits: Sequence[Wait]
     prefetched: PrefetchCounts
@@ -89,8 +77,6 @@ class Simulator:
 
     Attributes:
         needs: each task's pages, ascending.
-        numbers: the tasks' numbers, by name.
-        page_bytes: bytes of a page.
         largest_task: number of pages of the task that has most.
         all_pages: number of all pages.
         differential_bytes: bytes to load for an average switch.
@@ -107,12 +93,7 @@ class Simulator:
         self.differential_bytes = TaskPages(self.needs, self.all_pages).differential * self.page_bytes
 
     def learner(self, storage: StorageModel, prior: npt.ArrayLike | None = None) -> ExpectedUses:
-        """A predictor that learns from the trace, as an engine's prefetcher does.
-
-        Args:
-            storage: the model of what reads cost.
-            prior: the transition matrix to begin with; None begins without one.
-        """
+        """A predictor that learns from the trace, as an engine's prefetcher does; ``prior`` is a transition matrix."""
         tasks = len(self.needs)
         return ExpectedUses.blank(
             new_predictor(tasks, prior), tasks, storage.seconds(0, round(self.differential_bytes))
@@ -127,16 +108,11 @@ class Simulator:
         prefetch: bool = True,
         watch: Callable[[float, VirtualArena], None] | None = None,
     ) -> Simulation:
-        """Replay a trace.
+        """Replay a trace, oldest visit first; each task fits.
 
         A task runs from when all its pages are there for as long as lies between its visit's start and the next one's.
-
-        Args:
-            visits: oldest first; each task fits.
-            device: what they run on.
-            predictor: new, or one that has observed what came before.
-            prefetch: whether to prefetch as long as that pays.
-            watch: is given the time and the arena when a task is in place, and when it has run.
+        The predictor is new, or has observed what came before. ``watch`` is given the time and the arena when a task is
+        in place, and when it has run.
         """
         arena = self.arena(device)
         waits: list[Wait] = []
@@ -165,11 +141,7 @@ class Simulator:
 
 
 class _Clock:
-    """Virtual time, by which the predictor is asked.
-
-    Attributes:
-        elapsed: seconds since the last task was in place.
-    """
+    """Virtual time, by which the predictor is asked; ``elapsed`` are the seconds since the last task was in place."""
 
     def __init__(self, predictor: UsePredictor) -> None:
         self._predictor = predictor
@@ -177,7 +149,6 @@ class _Clock:
 
     @property
     def now(self) -> float:
-        """Seconds since the start."""
         return self._since + self.elapsed
 
     def switched(self, task: int, waited: float) -> None:

@@ -35,7 +35,6 @@ class SwitchWaits:
     """What switches wait for under one policy.
 
     Attributes:
-        policy: the policy that decides which pages come and go.
         mean_ms, median_ms, p95_ms, p99_ms: statistics of the waits of all switches.
         without_wait: share of the switches that found all their pages in memory.
         bytes_per_switch: bytes loaded, waited for or not.
@@ -78,13 +77,7 @@ class Sizing:
     """One bundle, one trace and one storage, under any budget."""
 
     def __init__(self, bundle: Bundle, visits: Sequence[Visit], storage: StorageModel) -> None:
-        """Read what the tasks need.
-
-        Args:
-            bundle: whose tasks are switched.
-            visits: oldest first, two at least.
-            storage: what reads cost.
-        """
+        """``visits`` come oldest first, two at least."""
         self._bundle = bundle
         self._visits = visits
         self._storage = storage
@@ -138,10 +131,7 @@ class Sizing:
     ) -> PrefetchPays | None:
         """Where prefetching would pay; None if it does in this budget, or if all pages fit so that nothing is left.
 
-        Args:
-            budget: bytes; None for all that the bundle holds.
-            waits: in this budget, as `waits` finds them.
-            progress: is told how far it is.
+        ``waits`` are those that `waits` finds in this budget.
 
         Raises:
             BudgetError: the largest task doesn't fit.
@@ -184,11 +174,6 @@ class Sizing:
 
 def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
     """Pages that a budget has room for; None for all that the bundle holds.
-
-    Args:
-        bundle: whose tasks run.
-        budget: bytes.
-        largest_task: pages of the task that has most.
 
     Raises:
         BudgetError: the largest task doesn't fit; says the smallest budget that would do.

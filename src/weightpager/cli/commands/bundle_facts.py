@@ -47,7 +47,6 @@ class PageFacts:
 
     @classmethod
     def of(cls, bundle: Bundle) -> PageFacts:
-        """Count a bundle's pages."""
         return cls(
             bundle=str(bundle.path),
             block=bundle.manifest.block,
@@ -74,7 +73,6 @@ class RowFacts:
 
     @classmethod
     def of(cls, entry: RowTableEntry) -> RowFacts:
-        """Describe a table by its manifest entry."""
         return cls(
             name=entry.name,
             rows=entry.rows,
@@ -172,7 +170,7 @@ class SwitchFacts:
 
     @classmethod
     def of(cls, bundle: Bundle, needs: Needs, budget: int | None, bandwidth: float) -> SwitchFacts:
-        """Plan every switch, from storage that reads so many bytes a second."""
+        """Plan every switch, from storage that reads ``bandwidth`` bytes a second."""
         switches, matrix = all_switches(bundle, StorageModel(bandwidth)), overlap(bundle)
         slots = math.inf if budget is None else needs.room(budget) // needs.page_bytes
         return cls(
@@ -214,7 +212,6 @@ class ModelFacts:
 
     @classmethod
     def of(cls, bundle: Bundle, report: CompileReport | None) -> ModelFacts:
-        """Read a bundle's manifest and report."""
         manifest = bundle.manifest
         return cls(
             parameters=paged_share(bundle),
@@ -240,8 +237,6 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What is in a bundle."""
-
     pages: PageFacts
     memory: MemoryFacts
     direct_io: bool
@@ -253,14 +248,7 @@ class BundleFacts:
 
     @classmethod
     def of(cls, bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> BundleFacts:
-        """Gather the facts.
-
-        Args:
-            bundle: that is inspected.
-            report: of its compile, if it has one.
-            budget: bytes that tasks should fit into; None for no bound.
-            bandwidth: of the storage, in bytes a second.
-        """
+        """Gather the facts; ``bandwidth`` is that of the storage, in bytes a second."""
         needs = needs_of(bundle)
         unused = over_read(bundle)
         return cls(
@@ -276,7 +264,6 @@ class BundleFacts:
 
     @property
     def task_names(self) -> list[str]:
-        """The tasks' names, in the bundle's order."""
         return [task.name for task in self.tasks]
 
     def plain(self) -> dict[str, Any]:

@@ -82,7 +82,6 @@ class _PlannedSwitch:
     """A switch within a budget.
 
     Attributes:
-        cost: of the switch.
         peak_bytes: that weights take at most.
         both_fit: whether the budget holds both tasks.
         row_bytes: what rows on demand get of the budget.
@@ -101,7 +100,6 @@ class _PlannedSwitch:
         return cls(cost, min(both, limit), both <= limit, needs.rows(limit))
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "from": self.cost.from_task,
             "to": self.cost.to_task,

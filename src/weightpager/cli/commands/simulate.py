@@ -106,13 +106,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class _Device:
-    """What a trace is replayed on.
-
-    Attributes:
-        bundle: whose tasks are switched.
-        budget: bytes; None for all that the bundle holds.
-        storage: what reads cost.
-    """
+    """What a trace is replayed on; a ``budget`` of None holds all of the bundle."""
 
     bundle: Bundle
     budget: int | None
@@ -121,13 +115,7 @@ class _Device:
 
 @dataclass(frozen=True)
 class _Servers:
-    """Servers that are all alike.
-
-    Attributes:
-        device: of each.
-        replicas: how many there are.
-        compute: of a request, in seconds.
-    """
+    """So many servers that are all alike; a request computes for ``compute`` seconds."""
 
     device: _Device
     replicas: int

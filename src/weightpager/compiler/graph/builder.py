@@ -32,12 +32,7 @@ class Type:
 
 @dataclass(frozen=True)
 class Draft:
-    """A graph, and the types of its nodes' values by name.
-
-    Attributes:
-        graph: so far.
-        types: of values; of inputs, parameters and constants by their operand.
-    """
+    """A graph, and the types of its nodes' values by name; of inputs, parameters and constants by their operand."""
 
     graph: Graph
     types: Mapping[Operand, Type]
@@ -161,23 +156,14 @@ _TEXT = ("input_ids", "attention_mask")
 
 @dataclass(frozen=True)
 class CallForm:
-    """What a module of a kind is called with.
-
-    Attributes:
-        kind: of tasks.
-        inputs: as the graph has them.
-    """
+    """What a module of a kind of tasks is called with."""
 
     kind: TaskKind
     inputs: tuple[GraphInput, ...]
 
     @classmethod
     def of(cls, kind: TaskKind, image: tuple[int, int, int] | None = None) -> CallForm:
-        """The form of a kind of tasks.
-
-        Args:
-            kind: of tasks.
-            image: channels, height and width of what its image processor gives; None where tasks read texts.
+        """The form of a kind of tasks; ``image`` is channels, height and width of images, None where tasks read texts.
 
         Raises:
             NotExportableError: images have no known size.

@@ -46,10 +46,7 @@ def check_weights(graph: Graph) -> None:
 def check_graph(graph: Graph, module: PreTrainedModel, form: CallForm) -> None:
     """Run a graph and its module, and a language model's graph in two pieces as well.
 
-    Args:
-        graph: of the module.
-        module: without values, which it is given here: matrices of one width share memory.
-        form: how both are called.
+    The module has no values, and is given some here: matrices of one width share memory.
 
     Raises:
         NotExportableError: they differ.

@@ -39,12 +39,7 @@ _MASK = Operand.input("attention_mask")
 
 
 def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int, int] | None = None) -> Graph:
-    """The graph of a kind of tasks, compared with its module.
-
-    Args:
-        config: of the model.
-        kind: of tasks.
-        image: channels, height and width of what the model's image processor gives; None where tasks read texts.
+    """The graph of a kind of tasks, compared with its module; ``image`` is as for `CallForm.of`.
 
     Raises:
         ExportFailedError: another library failed.
@@ -107,12 +102,7 @@ _NONE: Mapping[TaskKind, Path] = {}
 
 @dataclass(frozen=True)
 class _NoGraph:
-    """Why there is no graph.
-
-    Attributes:
-        reason: in words.
-        refused: whether the module was, and not only the export failed.
-    """
+    """Why there is no graph; ``refused`` if the module was, and not only the export failed."""
 
     reason: str
     refused: bool
@@ -125,13 +115,13 @@ def write_graphs(
     image: tuple[int, int, int] | None,
     old: Mapping[TaskKind, Path] = _NONE,
 ) -> dict[TaskKind, str]:
-    """Write a graph for every kind of tasks whose module can be said as one.
+    """Write a graph for every kind of tasks whose module can be said as one; one that is there already stays.
 
     Args:
-        writer: of the bundle; a graph that is there already stays.
+        writer: of the bundle.
         config: of the model.
         kinds: of its tasks.
-        image: channels, height and width of the images that they read; None where they read texts.
+        image: as for `CallForm.of`.
         old: graphs of an older compiler, each of which is taken over if today's export fails. If it refuses the
             module, the old graph may be wrong and isn't.
 

@@ -138,10 +138,8 @@ _KERNELS = "_ignore_backend_decomps"
 def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
     """A module's forward pass in the operators of graphs.
 
-    Args:
-        module: in evaluation mode; parameters need no values, buffers that its constructor computes do.
-        form: how it is called.
-        classes: the size that stands for the number of a task's classes.
+    The module is in evaluation mode; its parameters need no values, buffers that its constructor computes do.
+    ``classes`` is the size that stands for the number of a task's classes.
 
     Raises:
         NotExportableError: says what can't be translated.
@@ -190,11 +188,8 @@ class _Placeholders:
     ) -> _Placeholders:
         """Read a trace's signature.
 
-        Args:
-            program: the trace.
-            form: how the module is called.
-            names: of the module's parameters and persistent buffers; see `_canonical_names`.
-            buffers: of the module, by its own names, with their values.
+        ``names`` are those of the module's parameters and persistent buffers, see `_canonical_names`; ``buffers`` the
+        module's by its own names.
         """
         signature = program.graph_signature
         held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

@@ -108,9 +108,7 @@ class Checkpoint:
     def share(self, shared: dict[str, Tensor], *, with_head: bool) -> PreTrainedModel:
         """The module over the tensors that tasks share, in place of its own; those that aren't shared yet are its own.
 
-        Args:
-            shared: by canonical name; what this module has and others may share is added.
-            with_head: whether its head is shared, too.
+        ``shared`` is by canonical name; what this module has and others may share is added to it.
 
         Raises:
             CompileError: tensors of the same name differ in shape.

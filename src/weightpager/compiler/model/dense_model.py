@@ -76,12 +76,6 @@ def load_module(
 ) -> tuple[Checkpoint, Checkpoint | None]:
     """A task's module over base weights of its own, not shared yet; and the checkpoint that the task brings, if any.
 
-    Args:
-        name: of the task.
-        task_file: with it.
-        directory: of the model.
-        reads: the model's tokenizer or image reader.
-
     Raises:
         CompileError: the model, the head or the checkpoint can't be used.
     """
@@ -251,12 +245,8 @@ def load(
 ) -> DenseModel:
     """Load the model directory of a task file once per task, over shared parameters.
 
-    New heads are drawn by the training seed. No code that a model directory brings is ever run.
-
-    Args:
-        task_file: with the model's directory.
-        place: where the model is held; asked before its values are read into memory.
-        old: the transitions between the tasks of a base.
+    New heads are drawn by the training seed. No code that a model directory brings is ever run. ``place`` is asked
+    where the model is held, before its values are read into memory; ``old`` are the transitions of a base's tasks.
 
     Raises:
         CompileError: the directory, a head, a checkpoint or a training file can't be used, a weight isn't finite, none

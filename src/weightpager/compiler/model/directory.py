@@ -53,12 +53,7 @@ PLAIN = {"chunk_size_feed_forward": 0, "output_attentions": False, "output_hidde
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A model directory whose settings are checked. Its weights aren't read.
-
-    Attributes:
-        path: the directory.
-        config: its configuration, without any task's head.
-    """
+    """A model directory whose settings are checked; ``config`` is without any task's head. Its weights aren't read."""
 
     path: Path
     config: PretrainedConfig
@@ -136,11 +131,6 @@ class ModelDirectory:
     def check_same(self, model: ModelDirectory, reads: Any, where: str) -> None:
         """Refuse a checkpoint's directory whose weights would compute something else in the model's place.
 
-        Args:
-            model: the model's directory.
-            reads: its tokenizer or image reader.
-            where: what errors begin with.
-
         Raises:
             CompileError: another architecture, or a tokenizer or image processor of its own that reads otherwise.
         """
@@ -206,14 +196,7 @@ def load_generation(path: Path) -> dict[str, Any]:
 
 
 def check_known(tokenizer: Any, number: int, words: int, where: str) -> None:
-    """Refuse a word that only the tokenizer knows: it was given to it, and not to the model.
-
-    Args:
-        tokenizer: of the model.
-        number: the word's id.
-        words: how many the model knows.
-        where: for the error.
-    """
+    """Refuse a word that only the tokenizer knows: its number was given to it, and not to the model, of ``words``."""
     if number >= words:
         token = tokenizer.convert_ids_to_tokens(number)
         raise CompileError(

@@ -41,14 +41,8 @@ def lay_over(
     """Give the modules of tasks with a checkpoint its values, but where they agree with others those others'.
 
     Biases and norms are shared only where they are equal; embeddings and other resident matrices as a whole, within
-    the tolerance, or they are the task's own in memory, of which a warning tells the bytes.
-
-    Args:
-        models: of all tasks, in their order, over the model's own parameters; changed in place.
-        checkpoints: parameters by canonical name, of the tasks that have a checkpoint.
-        paged: the paged weights.
-        tolerance: of the relative difference.
-        form: in which a bundle holds what is not paged.
+    the tolerance of the relative difference, or they are the task's own in memory, of which a warning tells the bytes.
+    The modules, all tasks' in their order over the model's own parameters, are changed in place.
 
     Returns:
         The versions of each paged weight of which a task has blocks of its own.
@@ -68,11 +62,7 @@ def group(
 ) -> tuple[Versions, dict[int, _Blocks]]:
     """Which tasks share which blocks, and the values ``[blocks, elements]`` that each of ``own`` then uses.
 
-    Args:
-        base: the model's values, [blocks, elements].
-        own: task number → its checkpoint's values, in the order in which groups form.
-        tasks: how many there are.
-        tolerance: of the relative difference.
+    ``own`` has checkpoints' values by task number, in the order in which groups form.
     """
     versions = np.full((len(base), tasks), SHARED, np.int8)
     values: dict[int, _Blocks] = {}

@@ -101,13 +101,7 @@ def sort_weights(
 def share_of(
     models: Mapping[str, PreTrainedModel], paged: Sequence[PagedWeightInfo], reasons: Mapping[str, str]
 ) -> PagedShare:
-    """How much of the tasks' modules is paged.
-
-    Args:
-        models: by task.
-        paged: weights of all of them.
-        reasons: why other matrices aren't.
-    """
+    """How much of the tasks' modules is paged; ``reasons`` say why other matrices aren't."""
     weights = {f"{info.name}.weight" for info in paged}
     others = [
         {name: tensor.numel() for name, tensor in parameters(model).items() if name not in weights}

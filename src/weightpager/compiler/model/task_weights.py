@@ -31,11 +31,9 @@ class PrivateBlocks:
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """The weights of a source's modules, with private blocks laid over them.
+    """The weights of a source's modules, with private blocks laid over them by task and paged weight.
 
     Attributes:
-        source: the model whose modules hold the values.
-        private: private blocks, by task and paged weight.
         low_rank: what is added to a weight beside the pages, by task and paged weight.
     """
 

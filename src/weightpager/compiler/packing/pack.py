@@ -90,13 +90,7 @@ class StoredBlocks:
     def of(
         cls, layer: int, keep: npt.NDArray[np.bool_], versions: npt.NDArray[np.integer] | None = None
     ) -> StoredBlocks:
-        """From a keep mask and, where tasks have values of their own, each task's version of each block.
-
-        Args:
-            layer: model layer of the weight.
-            keep: ``[blocks, tasks]``.
-            versions: ``[blocks, tasks]``: tasks with the same number share a block's values; None if all do.
-        """
+        """From a keep mask ``[blocks, tasks]``, and each task's version of each block; None if all share all values."""
         bits = np.uint64(1) << np.arange(keep.shape[1], dtype=np.uint64)
         held = keep * bits  # [blocks, tasks]
         if versions is None:

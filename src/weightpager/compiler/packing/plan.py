@@ -24,11 +24,7 @@ class BundlePlan:
     """All that has been decided about a bundle before its first byte is written.
 
     Attributes:
-        dtype: the pages' dtype.
-        weights: the values.
-        keep: which task keeps which block.
-        packing: where every block lies.
-        tasks: names of the tasks, in the order of the signatures' bits.
+        tasks: in the order of the signatures' bits.
         transitions: how often each task follows each other one.
         alignment: strength λ that the masks were aligned with; None for one shared mask.
         permutations: the order of axes that the values have gone through.

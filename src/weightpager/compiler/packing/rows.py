@@ -143,12 +143,7 @@ class RowUses:
 
 @dataclass(frozen=True)
 class RowChoice:
-    """What becomes of embedding tables.
-
-    Attributes:
-        tables: those that come on demand, by canonical name.
-        reasons: why others stay in memory, by name.
-    """
+    """The embedding tables that come on demand, and why others stay in memory, by canonical name."""
 
     tables: Mapping[str, RowUses]
     reasons: Mapping[str, str]
@@ -163,12 +158,7 @@ NO_ROWS = RowChoice({}, {})
 
 
 def choose_tables(source: DenseModel, data: Mapping[str, TaskData]) -> RowChoice:
-    """Find the tables of the shared base that are large and only looked up.
-
-    Args:
-        source: the dense model.
-        data: of each task.
-    """
+    """Find the tables of the shared base that are large and only looked up."""
     if source.task_file.rows != "on-demand" or source.task_file.dtype == "float32" or source.images is not None:
         return NO_ROWS
     large, reasons = _large_tables(source)
@@ -244,13 +234,7 @@ class WrittenRows:
 def write_rows(
     writer: BundleWriter, uses: Mapping[str, RowUses], values: Mapping[str, Tensor], page_bytes: int
 ) -> WrittenRows:
-    """Write tables and where their rows lie.
-
-    Args:
-        writer: of the bundle.
-        uses: of each table's rows, by name.
-        values: of them, [rows, columns].
-        page_bytes: bytes of a page.
+    """Write tables, whose ``values`` are [rows, columns] by name, and where their rows lie.
 
     Raises:
         CompileError: the storage refused it.

@@ -47,13 +47,9 @@ class ParameterShares:
 
 
 def share_parameters(of_tasks: Mapping[str, Mapping[str, Tensor]], on_demand: Collection[str]) -> ParameterShares:
-    """Find what tasks share.
+    """Find what tasks share; a value that a single one of several tasks has is its own.
 
-    A value that a single one of several tasks has is its own.
-
-    Args:
-        of_tasks: task → its parameters, by name.
-        on_demand: names of the tables whose rows may come on demand.
+    ``on_demand`` names the tables whose rows may come on demand.
     """
     resident: dict[str, Tensor] = {}
     private: dict[str, dict[str, Tensor]] = {task: {} for task in of_tasks}

@@ -46,15 +46,10 @@ _AT_ONCE = 64  # columns between two updates of all that come after them
 def fed_back(
     weight: Tensor, a: Sequence[Tensor], keep: Sequence[Tensor], ridge: float, grid: BlockGrid, encoding: Encoding
 ) -> Tensor:
-    """The weight on the grids of its blocks' rows, whose scales are those of ``weight``.
+    """The weight ``[out_features, in_features]`` on the grids of its blocks' rows, whose scales are the weight's own.
 
-    Args:
-        weight: float32 ``[out_features, in_features]``; what no task keeps stays as it is.
-        a: of every task, E[x xᵀ] of its inputs, ``[in_features, in_features]``.
-        keep: of every task, bool [grid rows, grid cols].
-        ridge: r, more than 0.
-        grid: the weight's blocks.
-        encoding: of their pages.
+    What no task keeps stays as it is. Of every task, ``a`` has E[x xᵀ] of its inputs, ``[in_features, in_features]``,
+    and ``keep`` its mask, bool [grid rows, grid cols]. ``ridge`` is r, more than 0.
     """
     rounded = weight.clone()
     scaled = scales(weight, grid, divisors(weight, grid, encoding))
@@ -78,11 +73,7 @@ def fed_back(
 def _hessian(a: Sequence[Tensor], masks: Tensor, ridge: float, at: Tensor) -> Tensor:
     """H of a row of blocks over the columns ``at``, float64; as much memory as three of it at its most.
 
-    Args:
-        a: of every task, E[x xᵀ].
-        masks: float64 [tasks, columns], 1 where a task keeps a column.
-        ridge: r.
-        at: int64 [columns].
+    ``masks`` is float64 [tasks, columns], 1 where a task keeps a column.
     """
     hessian = torch.eye(len(at), dtype=torch.float64) * ridge
     for mask, moment in zip(masks, a, strict=True):
@@ -91,13 +82,9 @@ def _hessian(a: Sequence[Tensor], masks: Tensor, ridge: float, at: Tensor) -> Te
 
 
 def feed_back(weight: Tensor, scaled: Tensor, hessian: Tensor, encoding: Encoding) -> Tensor:
-    """Round the columns of ``weight [rows, columns]`` from the first to the last; all in float64.
+    """Round the columns of ``weight [rows, columns]`` from the first to the last, by scales of the same shape.
 
-    Args:
-        weight: to be rounded.
-        scaled: scales of the same shape.
-        hessian: [columns, columns], positive definite.
-        encoding: of the pages.
+    All is in float64; ``hessian`` is positive definite.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(inverse, upper=True).numpy()
@@ -142,12 +129,9 @@ class _Streams:
 
 @dataclass(frozen=True)
 class _Refit:
-    """A sparse model that is refitted in place, layer by layer.
+    """A sparse model that is refitted in place, layer by layer, so that it does what the dense one does.
 
     Attributes:
-        dense: what the sparse model should do.
-        sparse: the model whose paged weights change.
-        masks: every task's keep masks.
         streams: every task's hidden states before the next layer.
         encoding: the pages' encoding, if the values shall be such as it gives back.
     """
@@ -224,14 +208,8 @@ def refit(
 ) -> None:
     """Replace the paged weights of ``sparse``, from where the journal stands; all its modules share them.
 
-    Args:
-        dense: what the sparse model should do.
-        sparse: a copy of it, as `overlaid` makes it or of its own.
-        masks: every task's keep masks.
-        batches: calibration data, by task; `tokens_wanted` says how much is worth its time.
-        journal: told now and then, and at the end, which layers have been refitted.
-        progress: told (layers done, layers in all).
-        encoding: the pages' encoding, if the values shall be such as it gives back.
+    ``sparse`` is a copy of ``dense``, as `overlaid` makes it or of its own. `tokens_wanted` says how much calibration
+    data is worth its time. With the pages' ``encoding`` the values are such as it gives back.
 
     Raises:
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
@@ -303,11 +281,7 @@ def ridge_of(a: Sequence[Tensor]) -> float:
 def solve(original: Tensor, a: Sequence[Tensor], c: Sequence[Tensor], keep: Sequence[Tensor]) -> Tensor:
     """The values ``[O, I]`` that minimise the sum over the tasks, by conjugate gradients from the original ones.
 
-    Args:
-        original: dense weight W₀ [O, I].
-        a: of every task, E[x̃ x̃ᵀ], [I, I].
-        c: of every task, E[x̃ xᵀ], [I, I].
-        keep: of every task, [O, I]: 1 where the task keeps the value, else 0.
+    Of every task, ``a`` has E[x̃ x̃ᵀ] and ``c`` E[x̃ xᵀ], [I, I], and ``keep`` 1 where it keeps a value, else 0.
     """
     ridge = ridge_of(a)
 

@@ -99,13 +99,10 @@ STAGE = "finetune"
 
 @dataclass(frozen=True)
 class Lesson:
-    """A sparse model, and what it learns from.
+    """A sparse model, a copy of its teacher, that is trained in place.
 
     Attributes:
-        teacher: the dense model.
-        sparse: a copy of it, trained in place.
         masks: the keep masks of every task that has blocks in the bundle.
-        data: every task's data.
         spec: steps, rates, batch and seed, and the weight of the teacher's answers in the loss.
     """
 
@@ -141,16 +138,10 @@ class Lesson:
 
 
 def finetune(lesson: Lesson, journal: Journal, progress: StepProgress, encoding: Encoding | None = None) -> None:
-    """Train the sparse modules under their masks.
+    """Train the sparse modules under their masks, through the rounding of ``encoding``; None for that of the pages.
 
     Afterwards the modules still share all but their heads. Biases and norms of each task's own gained nothing here
     (0.872 against 0.874 with shared ones), and would be in memory for all tasks at any time.
-
-    Args:
-        lesson: what is trained, and by what.
-        journal: of the compile.
-        progress: told of the steps.
-        encoding: whose rounding the training goes through; None for that of the pages.
 
     Raises:
         CompileError: the loss is no longer finite.

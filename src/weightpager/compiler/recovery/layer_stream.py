@@ -43,14 +43,9 @@ class _ReachedError(Exception):
 
 
 class LayerStream:
-    """Hidden states of a model's batches before one of its repeated layers.
+    """Hidden states of a model's batches before one of its repeated layers; they are held in the scratch.
 
     Layers must take hidden states first and return them (first), as those of transformers do.
-
-    Args:
-        model: the model that runs.
-        batches: batches of its data.
-        scratch: where hidden states are held.
 
     Raises:
         CompileError: the model has no repeated layers, or doesn't call the first one.
@@ -69,15 +64,12 @@ class LayerStream:
         return self._linear(name).in_features
 
     def inputs(self, layer: int, weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
-        """Run one layer, batch by batch, as far as a linear layer in it: what that takes, without padding.
+        """Run the layer that the stream stands before, batch by batch, as far as the linear layer ``name`` in it.
 
-        Args:
-            layer: number of the layer whose inputs the stream now holds.
-            weights: by canonical names of linear layers in it, replacing their own.
-            name: canonical name of the linear layer to watch.
+        ``weights`` replace those of linear layers, by canonical names.
 
         Returns:
-            Of each batch, float32 [tokens, in_features].
+            What that takes of each batch, without padding, float32 [tokens, in_features].
 
         Raises:
             CompileError: the linear layer wasn't called.

@@ -127,13 +127,9 @@ class TaskTraining:
 def each_trained(
     trainings: Mapping[str, TaskTraining], journal: Journal, progress: StepProgress, workers: Workers
 ) -> Iterator[Done[str, State]]:
-    """Train tasks; each is given when it has been trained, and then it is in the journal.
+    """Train tasks, of which none sees what another changes; each is given once it is trained, and in the journal.
 
-    Args:
-        trainings: by task; none sees what another changes.
-        journal: where trainings stand. What has begun in it goes on here.
-        progress: told (steps done, steps in all) of all together.
-        workers: who trains.
+    What has begun in the journal goes on here. ``progress`` is told of the steps of all together.
 
     Raises:
         CompileError: a loss is no longer finite, or the storage refused the journal.
@@ -178,12 +174,10 @@ _COPIES = 3
 
 
 def untie_own_vectors(model: PreTrainedModel, *, pooler: bool) -> None:
-    """Give a task's module copies of the base's vectors, which other modules must not see moving.
+    """Give a task's module copies of the base's vectors, which others must not see moving; of the ``pooler`` too.
 
-    Args:
-        model: module of the task.
-        pooler: copy the pooler, too. Joint training has made one for all tasks, which stays; a task that is added to a
-            base trains one of its own, as it does its head.
+    Joint training has made one pooler for all tasks, which stays; a task that is added to a base trains one of its own,
+    as it does its head.
     """
     for name, module in model.base_model.named_modules():
         for key, parameter in module._parameters.items():
@@ -223,17 +217,9 @@ def train_own(
 ) -> None:
     """Train the own parameters of the tasks that are trained, in place.
 
-    `untie_own_vectors` must have made them their own.
-
-    Args:
-        source: the model; its task file says how long, at the rate of heads. Steps are the tasks' in turn, and the rate
-            follows the count of all.
-        data: of the tasks.
-        masks: the masks that the base computes under; None for the dense base.
-        stage: the beginning of tasks' names in the journal, see `own_stage`.
-        journal: where the training stands.
-        progress: told (steps done, steps in all).
-        workers: train the tasks.
+    `untie_own_vectors` must have made them their own. Steps, at the rate of heads, are the tasks' in turn, and the rate
+    follows the count of all. The base computes under ``masks``; None for the dense base. ``stage`` is the beginning of
+    tasks' names in the journal, see `own_stage`.
 
     Raises:
         CompileError: the loss is no longer finite.
@@ -257,15 +243,10 @@ def own_stage(stage: str, task: str) -> str:
 
 @dataclass(frozen=True)
 class _OwnTraining:
-    """The training of one task's own parameters.
+    """The training of one task's own parameters, of a source with this task's module alone; see `train_own`.
 
     Attributes:
-        source: the model, with this task's module alone.
-        task: its name.
-        data: the task's data.
-        masks: the masks that the base computes under; None for the dense base.
         schedule: those of all tasks' steps that it makes.
-        stage: its name in the journal.
     """
 
     source: DenseModel

@@ -205,14 +205,8 @@ def train_private(
 ) -> TaskWeights:
     """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
 
-    Blocks that a task alone keeps, vectors and heads change in the sparse model itself.
-
-    Args:
-        lesson: after joint training.
-        chosen: by `choose_private_blocks`.
-        journal: where the training stands.
-        progress: told (steps done, steps in all).
-        workers: train the tasks; no task's training sees what another's changes.
+    Joint training is over. Blocks that a task alone keeps, vectors and heads change in the sparse model itself; no
+    task's training sees what another's changes.
 
     Raises:
         CompileError: the loss is no longer finite.
@@ -239,11 +233,9 @@ def _stage(task: str) -> str:
 
 @dataclass(frozen=True)
 class TaskLesson:
-    """What one task learns.
+    """What one task learns: a lesson of this task alone.
 
     Attributes:
-        lesson: the lesson of this task alone.
-        task: its name.
         chosen: blocks that get values of its own.
         vectors: parameters beside the blocks that it trains: its own vectors, head and pooler.
         seed: the seed that its low-rank parts begin from.
@@ -298,10 +290,8 @@ class _Learnt:
     """What one task's training moves, by name.
 
     Attributes:
-        free: the blocks that move, by paged weight.
-        copies: copies of the paged weights that have such blocks; only these blocks of them are used.
+        copies: copies of the paged weights that have free blocks; only these blocks of them are used.
         vectors: the task's own vectors, head and pooler.
-        added: its low-rank parts.
     """
 
     free: Mapping[str, Tensor]

@@ -43,13 +43,8 @@ class ParameterGroup:
 class Schedule:
     """Which steps a training makes.
 
-    Several trainings may share one rate that rises and falls over `steps` steps. This one makes step `first`, and then
-    every `every`-th.
-
-    Attributes:
-        steps: number of steps that share the rate.
-        first: number of the training's first one.
-        every: distance from one of its steps to the next.
+    Several trainings may share one rate that rises and falls over ``steps`` steps. This one makes step ``first``, and
+    then every ``every``-th.
     """
 
     steps: int
@@ -88,14 +83,8 @@ class Training:
     ) -> None:
         """State a training; nothing is done yet.
 
-        Args:
-            groups: the parameters that are trained.
-            turns: whose batch each step takes, from the first step on.
-            error: of a task on a batch.
-            steps: number of steps that share the rate.
-            validation: for early stopping; None has none.
-            rounding: that errors go through; told after which step the training stands.
-            schedule: of the rate; None where all its steps are the training's own.
+        ``turns`` say whose batch each step takes, and ``error`` gives a task's loss on it; ``rounding`` is told after
+        which step the training stands. ``schedule`` is None where all ``steps`` that share the rate are its own.
         """
         self.done = 0
         self._whole = True
@@ -114,11 +103,6 @@ class Training:
 
     def run(self, journal: Journal, stage: str, progress: StepProgress) -> None:
         """Make all steps, from where the journal's stage stands. Ctrl-C between two steps is noted, too.
-
-        Args:
-            journal: told now and then, and at the end, where the training stands.
-            stage: its name there.
-            progress: told (steps done, steps in all).
 
         Raises:
             CompileError: an error is not finite; the storage refused the journal.

@@ -32,18 +32,10 @@ def reorder(
     probes: Mapping[str, Batch],
     densities: Mapping[str, float],
 ) -> Permutations:
-    """Permute the modules of ``source`` in place so that blocks hold weights that the same tasks need.
+    """Permute the modules of ``source`` in place so that blocks hold weights that the same tasks need; what was done.
 
-    An architecture that isn't known stays as it is, and so does one whose answers would change.
-
-    Args:
-        source: the trained dense model.
-        calibrations: of each task.
-        probes: a batch per task; its logits have to stay the same.
-        densities: share of the blocks that each task will keep.
-
-    Returns:
-        What was done.
+    An architecture that isn't known stays as it is, and so does one whose answers would change: the logits of each
+    task's batch in ``probes``. ``densities`` are the share of the blocks that each task will keep.
     """
     known = dimensions(source.models)
     if not known:

@@ -86,11 +86,7 @@ class Elements:
         return dict(zip(blocks, np.split(keep, ends, axis=1), strict=True))
 
     def by_place(self, part: Part, keep: npt.NDArray[np.bool_]) -> Floats:
-        """What the tasks keep of each element along a part, were it in each row (or column) of blocks.
-
-        Args:
-            part: an axis of a paged weight.
-            keep: [tasks, blocks].
+        """What the tasks keep, [tasks, blocks], of each element along a part, in each row (or column) of blocks.
 
         Returns:
             [elements, rows of blocks] for axis 0, [elements, columns of blocks] for axis 1.
@@ -120,16 +116,9 @@ def _summed(values: Floats, width: int) -> Floats:
 def gather(
     elements: Elements, dimensions: Sequence[Dimension], densities: npt.NDArray[np.float64], rounds: int = ROUNDS
 ) -> list[tuple[Dimension, Indices]]:
-    """Reorder ``elements`` along the dimensions in place.
+    """Reorder ``elements``, comparable between tasks, along the dimensions in place; the orders, one after the other.
 
-    Args:
-        elements: saliency, comparable between tasks.
-        dimensions: that may be reordered.
-        densities: share of all blocks that each task keeps, [tasks].
-        rounds: over all dimensions.
-
-    Returns:
-        The orders that were applied, one after the other.
+    ``densities`` are the share of all blocks that each task keeps, [tasks].
     """
     applied: list[tuple[Dimension, Indices]] = []
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ from weightpager.errors import CompileError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_log = logging.getLogger(__name__)
+
+_SUFFIX = ".safetensors"
+
 _DAMAGE = (SafetensorError, ValueError, KeyError)
 
 Owner = Mapping[str, str]
@@ -33,13 +38,7 @@ Owner = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file of the journal or the cache holds.
-
-    Attributes:
-        step: the step that the stage had reached.
-        seconds: the time that it had taken.
-        tensors: what the stage keeps, by name.
-    """
+    """A file of the journal or the cache: the step that a stage had reached in so many seconds, and what it keeps."""
 
     step: int
     seconds: float
@@ -84,8 +83,7 @@ def read_entry(path: Path, owner: Owner) -> Entry | None:
     Raises:
         OSError: the file isn't there any more, or can't be read now.
     """
-    with suppress(*_DAMAGE), _opened(path) as file:
-        facts = file.metadata() or {}
+    with suppress(*_DAMAGE), _opened(path) as (file, facts):
         if owner.items() <= facts.items():
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if _digest(tensors) == facts["blake3"]:
@@ -95,17 +93,16 @@ def read_entry(path: Path, owner: Owner) -> Entry | None:
 
 def step_of(path: Path, owner: Owner) -> tuple[int, bool] | None:
     """The step that an entry has reached, and whether it is this owner's, by its header; None if it is damaged."""
-    with suppress(OSError, *_DAMAGE), _opened(path) as file:
-        facts = file.metadata() or {}
+    with suppress(OSError, *_DAMAGE), _opened(path) as (_, facts):
         return int(facts["step"]), owner.items() <= facts.items()
     return None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            yield file
+            yield file, file.metadata() or {}
     except RuntimeError as error:  # torch opens it a second time, and says so of a file that it can't open
         raise OSError(str(error)) from error
 
@@ -121,20 +118,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-_log = logging.getLogger(__name__)
-
-_SUFFIX = ".safetensors"
-
-
 @dataclass(frozen=True)
 class Kept:
-    """A file of the cache.
-
-    Attributes:
-        path: the file.
-        bytes: its size.
-        used: time of the last read or write, in seconds since the epoch.
-    """
+    """A file of the cache, and the time of its last read or write in seconds since the epoch."""
 
     path: Path
     bytes: int
@@ -149,14 +135,12 @@ class Cache:
 
     def __init__(self, folder: Path | None, limit: int) -> None:
         """Keep entries in ``folder``, created when first needed; None keeps and finds none."""
-        self.folder = folder
-        self.limit = limit
-        self._takes = True
+        self.folder, self.limit = folder, limit
+        self.keeps = folder is not None
         self._used: set[Path] = set()
 
     @classmethod
     def none(cls) -> Cache:
-        """A cache that keeps nothing."""
         return cls(None, 0)
 
     @classmethod
@@ -169,16 +153,11 @@ class Cache:
         limit = cache_limit()
         return cls(cache_dir() / "compile" if limit else None, limit)
 
-    @property
-    def keeps(self) -> bool:
-        """Whether anything is kept here."""
-        return self.folder is not None and self._takes
-
     def read(self, stage: str, owner: Owner) -> Entry | None:
         """A finished stage's entry; None if there is none. A damaged one is removed, with a warning."""
         if self.folder is None:
             return None
-        path = self._path(stage, owner)
+        path = self._path(self.folder, stage, owner)
         if not os.path.lexists(path):
             return None
         try:
@@ -187,41 +166,38 @@ class Cache:
         except OSError as error:  # another compile may have made room meanwhile
             _log.info("%s: cannot be read: %s", path, error)
             return None
-        if entry is None:
-            _log.warning("%s: damaged; removed, and what it held is done again", path)
-            with suppress(OSError):
+        with suppress(OSError):
+            if entry is not None:
+                self._used.add(path)
+                os.utime(path)
+            else:
+                _log.warning("%s: damaged; removed, and what it held is done again", path)
                 if os.path.samestat(facts, path.stat()):  # another compile may have put a whole one there
                     path.unlink()
-            return None
-        self._used.add(path)
-        with suppress(OSError):
-            os.utime(path)
         return entry
 
     def write(self, stage: str, owner: Owner, seconds: float, tensors: Mapping[str, Tensor]) -> bool:
         """Keep what a stage has found out in ``seconds``; False if it isn't kept."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        entry = Entry(0, seconds, dict(tensors))
-        return self._put(stage, owner, size, lambda path: write_entry(path, owner, entry))
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        return self._put(stage, owner, size, partial(write_entry, owner=owner, entry=Entry(0, seconds, dict(tensors))))
 
     def adopt(self, stage: str, owner: Owner, path: Path) -> bool:
         """Keep a finished stage's file, an entry of the same owner, here too; False if it isn't kept."""
         try:
-            size = path.stat().st_size
+            return self._put(stage, owner, path.stat().st_size, partial(_link_or_copy, path))
         except OSError:
             return False
-        return self._put(stage, owner, size, lambda here: _link_or_copy(path, here))
 
     def stop(self, reason: object) -> None:
         """Keep nothing more, and say why; what is there is still found."""
-        if self._takes:
+        if self.keeps:
             _log.warning("%s: nothing is kept for other compiles: %s", self.folder, reason)
-        self._takes = False
+        self.keeps = False
 
     def entries(self) -> list[Kept]:
         """All entries, the most recently used first."""
         entries = []
-        for path in self._files():
+        for path in self.folder.glob(f"*{_SUFFIX}") if self.folder else ():
             with suppress(OSError):
                 facts = path.stat()
                 entries.append(Kept(path, facts.st_size, facts.st_mtime))
@@ -244,52 +220,44 @@ class Cache:
         return sum(kept.bytes for kept in entries)
 
     def _put(self, stage: str, owner: Owner, size: int, fill: Callable[[Path], None]) -> bool:
-        if self.folder is None or not self._takes or size > self.limit:
+        if self.folder is None or not self.keeps or not self._make_room(size):
             return False
-        path = self._path(stage, owner)
+        path = self._path(self.folder, stage, owner)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # they may tell of private data
-            if not self._make_room(size):
-                return False
             with unfinished(path) as file:
                 fill(file)
                 os.utime(file)  # a link is as old as what it leads to
-            self._used.add(path)
         except (OSError, CompileError) as error:
             self.stop((isinstance(error, OSError) and error.strerror) or error)
             return False
+        self._used.add(path)
         return True
 
     def _make_room(self, size: int) -> bool:
         """Remove what others used longest ago until ``size`` more bytes keep to the limit; False if they can't."""
         entries = self.entries()
-        used = size + sum(kept.bytes for kept in entries if kept.path in self._used)
-        if used > self.limit:
+        room = self.limit - size - sum(kept.bytes for kept in entries if kept.path in self._used)
+        if room < 0:
             return False
         for kept in entries:
             if kept.path in self._used:
                 continue
-            used += kept.bytes
-            if used > self.limit:
+            room -= kept.bytes
+            if room < 0:
                 _log.info("%s: removed %s, used longest ago", kept.path, format_size(kept.bytes))
                 with suppress(OSError):
                     kept.path.unlink()
         return True
 
-    def _files(self) -> Iterator[Path]:
-        if self.folder is not None:
-            with suppress(OSError):
-                yield from (path for path in self.folder.iterdir() if path.name.endswith(_SUFFIX))
-
-    def _path(self, stage: str, owner: Owner) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{stage}-{blake3(repr(sorted(owner.items())).encode()).hexdigest()[:32]}{_SUFFIX}"
+    @staticmethod
+    def _path(folder: Path, stage: str, owner: Owner) -> Path:
+        return folder / f"{stage}-{blake3(repr(sorted(owner.items())).encode()).hexdigest()[:32]}{_SUFFIX}"
 
 
 def _link_or_copy(path: Path, to: Path) -> None:
-    """Link, or copy where that is another file system."""
     try:
         os.link(path, to)
-    except OSError:
+    except OSError:  # another file system
         shutil.copyfile(path, to)
         sync(to)

@@ -30,9 +30,7 @@ _ROOMS = ("answers", "backends", "compiler", "kernels", "nn", "readers", "task_d
 def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
     """Hashes of all that decides on the stages that compiles share; none depends on sparsity, alignment or recovery.
 
-    Args:
-        task_file: of the compile.
-        base: identity of the bundle that tasks are added to; empty without one.
+    ``base`` is the identity of the bundle that tasks are added to; empty without one.
 
     Returns:
         Those of the trained dense model, of its scores on held-out data, and of its calibration.

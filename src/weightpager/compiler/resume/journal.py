@@ -31,23 +31,17 @@ _WORDS = {
     "refit": "the refit",
     "finetune": "fine-tuning",
     "dense": "the dense model's further training",
-}
-"""Stage → its name in messages."""
-
-_OF_TASKS = {
     "own-dense-": "the dense model's training for {}",
     "own-sparse-": "the training of {}'s own parameters",
     "private-": "{}'s own values",
 }
-"""The same of stages that each task has for itself, by how their names begin."""
+"""A long stage's name in messages; for stages that each task has for itself, by how their names begin."""
 
 
 def in_words(stage: str) -> str:
     """What messages call a stage; one that isn't long goes by its name."""
-    for prefix, words in _OF_TASKS.items():
-        if stage.startswith(prefix):
-            return words.format(stage.removeprefix(prefix))
-    return _WORDS.get(stage, stage)
+    beginning = next((name for name in _WORDS if name.endswith("-") and stage.startswith(name)), "")
+    return _WORDS.get(beginning or stage, stage).format(stage.removeprefix(beginning))
 
 
 _log = logging.getLogger(__name__)
@@ -60,11 +54,6 @@ SHARE = 0.03
 
 Fits = Callable[[Mapping[str, Tensor]], bool]
 """Whether an entry's tensors are all that its stage needs."""
-
-
-def anything(_tensors: Mapping[str, Tensor]) -> bool:
-    """Accept any tensors."""
-    return True
 
 
 def journal_folder(out: str | Path) -> Path:
@@ -80,12 +69,7 @@ def journal_folder(out: str | Path) -> Path:
 
 
 class Reached(NamedTuple):
-    """How far a stage has come.
-
-    Attributes:
-        step: how many it has made.
-        tensors: what it needs to go on.
-    """
+    """How many steps a stage has made, and what it needs to go on."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -105,7 +89,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, identity: str, cache: Cache | None = None) -> None:
         """Keep entries in ``folder``, created when first needed; None keeps none."""
-        self._folder = folder
+        self.folder = folder
         self._identity = identity
         self._cache = cache or Cache.none()
         self._made = self._last = monotonic()
@@ -120,12 +104,11 @@ class Journal:
 
     @classmethod
     def none(cls) -> Journal:
-        """A journal that keeps nothing."""
         return cls(None, "")
 
     def part(self, name: str, identity: str | None = None, cache: Cache | None = None) -> Journal:
         """A journal in a folder of this one's; without an ``identity`` of its own it has this one's."""
-        folder = None if self._folder is None else self._folder / name
+        folder = None if self.folder is None else self.folder / name
         journal = Journal(folder, self._identity if identity is None else identity, cache)
         journal._of = f" of the {name.replace('-', ' ')}" if identity is None else ""
         self._parts[name] = journal
@@ -138,22 +121,18 @@ class Journal:
         Raises:
             CompileError: another one does, or the storage refused it.
         """
-        if self._folder is None or not has_directory(self._folder.parent):  # who writes the bundle will say so
+        if self.folder is None or not has_directory(self.folder.parent):  # who writes the bundle will say so
             yield
             return
-        with _locked(self._folder):
+        with _locked(self.folder):
             try:
                 yield
             except BaseException:
-                for journal in (*self._parts.values(), self):
-                    journal._drop_if_empty()
+                for folder in (part.folder for part in (*self._parts.values(), self) if part.folder is not None):
+                    with suppress(OSError):  # entries are left
+                        folder.rmdir()
                 raise
             self.remove()  # what is there from now on is another compile's
-
-    @property
-    def folder(self) -> Path | None:
-        """Where entries are kept; None keeps none."""
-        return self._folder
 
     @property
     def earlier(self) -> float:
@@ -162,7 +141,7 @@ class Journal:
 
     def due(self) -> bool:
         """Whether the last entry is old enough for another one."""
-        return self._folder is not None and monotonic() - self._last >= self._wait
+        return self.folder is not None and monotonic() - self._last >= self._wait
 
     def write(self, stage: str, step: int, tensors: Mapping[str, Tensor], seconds: float | None = None) -> None:
         """Replace a stage's entry; it took ``seconds``, or as long as it has been since the stage started.
@@ -170,22 +149,22 @@ class Journal:
         Raises:
             CompileError: the storage refused it.
         """
-        if self._folder is None:
+        if self.folder is None:
             return
         start = monotonic()
         taken = start - self._started.get(stage, self._made) if seconds is None else seconds
         entry = Entry(step, taken, dict(tensors))
         with storage_errors():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with unfinished(self._path(stage)) as file:
-                write_entry(file, self._owner(), entry)
+                write_entry(file, self._owner, entry)
         self._last = monotonic()
         self._wait = max(SECONDS, (self._last - start) / SHARE)
 
-    def read(self, stage: str, fits: Fits = anything) -> Reached | None:
+    def read(self, stage: str, fits: Fits = lambda _: True) -> Reached | None:
         """How far a stage has come, by its entry; None if there is none of this compile that is whole and fits."""
         self._started[stage] = monotonic()
-        cached = self._cache.read(stage, self._owner())
+        cached = self._cache.read(stage, self._owner)
         if cached is not None and fits(cached.tensors):
             self._cached[stage] = cached.seconds
             return Reached(cached.step, cached.tensors)
@@ -194,16 +173,18 @@ class Journal:
             return None
         self._started[stage] -= entry.seconds
         self._earlier += entry.seconds
-        self._tell_of_resuming(stage, entry.step)
+        if stage not in self._told and entry.step > 0:
+            self._told.add(stage)
+            _log.info("%s%s: goes on from step %d", in_words(stage), self._of, entry.step)
         return Reached(entry.step, entry.tensors)
 
-    def has(self, stage: str, fits: Fits = anything) -> bool:
-        """Whether this journal itself has an entry that `read` finds."""
+    def has(self, stage: str, fits: Fits = lambda _: True) -> bool:
+        """Whether this journal itself, the cache apart, has an entry that `read` finds."""
         return self._entry(stage, fits) is not None
 
     def knows(self, stage: str) -> bool:
         """Whether there is an entry that `read` finds, here or in the cache."""
-        return self.has(stage) or self._cache.read(stage, self._owner()) is not None
+        return self.has(stage) or self._cache.read(stage, self._owner) is not None
 
     def give_to_cache(self, stage: str) -> float | None:
         """Give a finished stage's entry to the cache, if there is one. It stays here too: caches forget.
@@ -212,9 +193,7 @@ class Journal:
             Seconds that the cache has saved; None where it had nothing.
         """
         cached = self._cached.get(stage)
-        if cached is not None or (
-            self._folder is not None and self._cache.adopt(stage, self._owner(), self._path(stage))
-        ):
+        if cached is not None or (self.folder is not None and self._cache.adopt(stage, self._owner, self._path(stage))):
             self._in_cache.add(stage)
         return cached
 
@@ -225,8 +204,8 @@ class Journal:
     def resumable(self) -> list[str]:
         """The long stages, in words, that this compile would resume."""
         stages = [f"{in_words(stage)} (whole, in the cache)" for stage in self._in_cache]
-        for path in [] if self._folder is None else sorted(self._folder.glob("*.safetensors")):
-            at = None if path.stem in self._in_cache else step_of(path, self._owner())
+        for path in [] if self.folder is None else sorted(self.folder.glob("*.safetensors")):
+            at = None if path.stem in self._in_cache else step_of(path, self._owner)
             if at is not None and at[1] and at[0]:
                 stages.append(f"{in_words(path.stem)} up to step {at[0]}")
         for part in self._parts.values():
@@ -235,46 +214,34 @@ class Journal:
         return stages
 
     def remove(self) -> None:
-        """Remove all entries."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _drop_if_empty(self) -> None:
-        """Remove the folder unless entries are left."""
-        if self._folder is not None:
-            with suppress(OSError):
-                self._folder.rmdir()
-
+    @property
     def _owner(self) -> dict[str, str]:
         return {"identity": self._identity, "version": weightpager.__version__}
 
     def _entry(self, stage: str, fits: Fits) -> Entry | None:
-        if self._folder is None or not self._path(stage).is_file():
+        if self.folder is None or not self._path(stage).is_file():
             return None
         entry = None
         with suppress(OSError):
-            entry = read_entry(self._path(stage), self._owner())
+            entry = read_entry(self._path(stage), self._owner)
         if entry is None:
             self._tell_of_loss(stage)
         return entry if entry is not None and fits(entry.tensors) else None
 
-    def _tell_of_resuming(self, stage: str, step: int) -> None:
-        """Say once that a stage doesn't begin at its beginning."""
-        if stage not in self._told and step > 0:
-            self._told.add(stage)
-            _log.info("%s%s: goes on from step %d", in_words(stage), self._of, step)
-
     def _tell_of_loss(self, stage: str) -> None:
         """Warn once that the entry of a long stage can't be used."""
-        at = step_of(self._path(stage), self._owner())
+        at = step_of(self._path(stage), self._owner)
         if stage not in self._told and (at is None or at[0] > 0):
             self._told.add(stage)
             why = "damaged" if at is None or at[1] else "of a compile with other settings, data, version or threads"
             _log.warning("%s: %s; begins again", self._path(stage), why)
 
     def _path(self, stage: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{stage}.safetensors"
+        assert self.folder is not None
+        return self.folder / f"{stage}.safetensors"
 
 
 def _locked(folder: Path) -> ExitStack:
@@ -305,13 +272,7 @@ be pickled, it opens no files of this machine, and it asks nothing of its proces
 
 @dataclass(frozen=True)
 class Done(Generic[Key, Value]):
-    """A job that has ended.
-
-    Attributes:
-        key: the job's key.
-        value: what it returned.
-        seconds: the time that it took.
-    """
+    """What a job returned, and the time that it took."""
 
     key: Key
     value: Value
@@ -341,7 +302,7 @@ class Workers(Protocol):
 
 
 class LocalWorkers:
-    """Does jobs in this process, in their order."""
+    """Does jobs in this process, in their order; nothing is held of one that has ended."""
 
     here = True
 
@@ -351,7 +312,6 @@ class LocalWorkers:
         told: Callable[[Key], StepProgress],
         copies: int,  # noqa: ARG002
     ) -> Iterator[Done[Key, Value]]:
-        """Implements `Workers.each`. Nothing is held of a job that has ended."""
         for key, job in jobs.items():
             start = time.perf_counter()
             yield Done(key, job(told(key)), time.perf_counter() - start)
@@ -366,11 +326,9 @@ class CompileRun:
 
     Attributes:
         progress: told (stage, steps done, steps in all).
-        journal: where stages note how far they are.
         expect: told the stages that will come, each with its work, as soon as it can be estimated.
         seconds: the time that each stage took, in all runs that the journal tells of.
         peak_memory: most bytes that the process held in a stage; a stage in which the system didn't count has none.
-        workers: those who do what is done for each task by itself.
         memory_bound: bytes that each stage was said to take at most, before the first one; those apart that come and go
             as memory allows.
     """

@@ -138,16 +138,11 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
 
 
 def search(target: Target, evaluate: Callable[[float], Point], remedy: str = _SHARED) -> tuple[Point, list[Point]]:
-    """The best point that meets the target, and all points that were tried.
+    """The best point that meets the target, and all points that were tried, about twenty at most.
 
     Bytes fall with the strength and losses rise, so a limit on bytes asks for the weakest alignment that meets it, and
     a limit on the loss for the strongest. Where a measured loss does not rise steadily, the point found still meets the
-    target, but a stronger one may, too.
-
-    Args:
-        target: what is asked for.
-        evaluate: measures one strength; called about twenty times at most, once for each.
-        remedy: what would let switches load less.
+    target, but a stronger one may, too. ``remedy`` is what would let switches load less.
 
     Raises:
         CompileError: the target can't be met; names the least that can be had.

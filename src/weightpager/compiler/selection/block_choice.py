@@ -133,11 +133,9 @@ def _versions(prepared: Prepared, infos: Sequence[PagedWeightInfo]) -> Ints:
 
 
 class Choice(NamedTuple):
-    """Which blocks are kept.
+    """All tasks' keep masks, and the duality gap of the alignment.
 
     Attributes:
-        masks: all tasks' keep masks.
-        gap: the duality gap of the alignment.
         saliency: the saliency that the masks keep, relative to an average block of each task.
     """
 
@@ -176,12 +174,7 @@ _MARGIN = 0.9
 
 
 def choose_evenness(prepared: Prepared, progress: Progress) -> float:
-    """0, or `HIGH` if each task's own best blocks then lose less, on training data and before any recovery.
-
-    Args:
-        prepared: with everything else.
-        progress: told (stage, losses taken, losses in all).
-    """
+    """0, or `HIGH` if each task's own best blocks then lose less, on training data and before any recovery."""
     batches = {name: of_task.calibration(_ITEMS, _ITEMS) for name, of_task in prepared.data.items()}
     alone = prepared.changed(alignment=0.0)
 

@@ -26,11 +26,9 @@ from weightpager.progress import StepProgress, silent
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """A layer's experts.
+    """A layer's experts: the module that holds them and their router, and the names of each expert's paged weights.
 
     Attributes:
-        name: the name of the module that holds them and their router.
-        experts: the names of each expert's paged weights.
         top_k: number of experts that a token goes to.
     """
 
@@ -111,11 +109,9 @@ def least_density(source: DenseModel) -> float:
 
 @dataclass(frozen=True)
 class _BlockCounts:
-    """Numbers of blocks of a model's paged weights.
+    """Numbers of blocks of a model's paged weights; ``others`` lie outside experts.
 
     Attributes:
-        total: all of them.
-        others: those of weights outside experts.
         per_expert: those of one expert of each layer.
         top_k: number of experts of a layer that a token goes to.
     """

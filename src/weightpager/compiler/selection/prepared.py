@@ -25,13 +25,10 @@ class Trained:
     """The dense model, trained and measured.
 
     Attributes:
-        source: the model.
-        data: every task's data.
         dense: the model's score, by task.
         shared: what other compiles have found out about it.
         may_reorder: whether the model may be reordered, which a base bundle forbids.
-        calibration_bytes: bytes that the sums of one task's calibration may take while they grow; None for all that
-            they take.
+        calibration_bytes: bytes that the sums of one task's calibration may take while they grow; None for all.
     """
 
     source: DenseModel
@@ -48,7 +45,6 @@ class Prepared:
 
     Attributes:
         source: the trained dense model, reordered.
-        data: every task's data.
         dense: the dense model's score, by task.
         saliency: the saliency of blocks, row-major, by task and paged weight.
         permutations: the order of axes that reordering has chosen.
@@ -64,7 +60,6 @@ class Prepared:
 
     @property
     def task_file(self) -> TaskFile:
-        """What the user asked for."""
         return self.source.task_file
 
     def changed(self, **settings: Any) -> Prepared:

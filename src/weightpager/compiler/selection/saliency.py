@@ -40,13 +40,8 @@ def calibrate(
 ) -> Calibration:
     """Pass over the batches; nothing is kept per token. The model is left as it was found.
 
-    Args:
-        source: the dense model.
-        task: of its tasks.
-        batches: of the task's data.
-        calibration_bytes: bytes that sums may take while they grow: with less than all of them take, each pass makes
-            those of some layers. What comes out is the same. None makes all in one pass.
-        progress: told (batches done, batches in all).
+    Sums may take ``calibration_bytes`` while they grow: with less than all of them take, each pass makes those of some
+    layers. What comes out is the same. None makes all in one pass.
 
     Raises:
         CompileError: a loss isn't finite, or the storage refused what is held on it.
@@ -119,9 +114,7 @@ def _adding(weights: Mapping[str, Tensor], sums: Calibration) -> Iterator[None]:
 def block_saliency(source: DenseModel, calibration: Iterable[tuple[str, Tensor]]) -> dict[str, FloatArray]:
     """Saliency ``[grid.rows * grid.cols]`` of paged weights' blocks, row-major; comparable between weights.
 
-    Args:
-        source: of the weights.
-        calibration: the items of a `Calibration`, or what makes them one by one.
+    ``calibration`` has the items of a `Calibration`, or makes them one by one.
     """
     grids = {info.name: info.grid for info in source.paged}
     return {

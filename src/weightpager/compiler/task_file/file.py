@@ -74,12 +74,7 @@ def explain_all(details: Sequence[ErrorDetails], sections: Mapping[str, type[Bas
 
 
 def explain(detail: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> str:
-    """One validation error as a person reads it.
-
-    Args:
-        detail: the error.
-        sections: of the file by name, the whole file under the empty name.
-    """
+    """One validation error as a person reads it; ``sections`` are by name, the whole file under the empty name."""
     where = [str(part) for part in detail["loc"] if part != "[key]"]
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "rule":

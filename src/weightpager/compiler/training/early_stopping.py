@@ -62,16 +62,9 @@ def validation_of(data: Mapping[str, TaskData], tasks: Sequence[str], patience: 
 
 
 class EarlyStopping:
-    """Watches a training through its loss on validation data."""
+    """Watches a training of so many ``steps`` through its loss on validation data."""
 
     def __init__(self, error: Callable[[str, Batch], Tensor], validation: Validation, steps: int) -> None:
-        """Watch a training.
-
-        Args:
-            error: the loss of a task on a batch.
-            validation: what to check on, and for how long in vain.
-            steps: of the training.
-        """
         self._error = error
         self._validation = validation
         self._checks = check_steps(steps)

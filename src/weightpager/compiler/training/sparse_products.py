@@ -38,7 +38,7 @@ class Multiplying(TorchFunctionMode):
     """Linear layers multiply by products while this is entered; whatever else uses such a weight gets the product's."""
 
     def __init__(self, products: Mapping[int, Product]) -> None:
-        """State the products, by the `id` of the parameters that they stand for."""
+        """``products`` are by the `id` of the parameters that they stand for."""
         super().__init__()
         self._products = products
 
@@ -115,16 +115,9 @@ class _Sparse:
 
 
 class SparseProducts:
-    """A source's masked products, where they are faster than dense ones under masks."""
+    """A source's masked products, where they are faster than dense ones under masks; its weights change in place."""
 
     def __init__(self, source: DenseModel, masks: Masks, rounding: Rounds | None) -> None:
-        """Work out where each task's blocks are.
-
-        Args:
-            source: its weights change in place.
-            masks: of its tasks.
-            rounding: that products go through.
-        """
         self._source, self._masks, self._rounding = source, masks, rounding
         self._sparse = {task: self._of(task) for task in source.models}
         self._whole = {task: self._others(found) for task, found in self._sparse.items()}

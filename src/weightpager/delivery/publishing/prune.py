@@ -26,7 +26,6 @@ class Pruned:
     Attributes:
         versions: the versions that have gone, as ``NAME VERSION``.
         files: number of files, signed metadata of old states included.
-        bytes: bytes of these files.
     """
 
     versions: list[str]
@@ -38,16 +37,11 @@ def prune(repository: Path, key_folder: Path, keep: int, *, dry_run: bool = Fals
     """Remove versions that no channel shows, but the newest ones, and files that nothing refers to any more.
 
     A device that is bringing such a version when it goes is told that a file is missing, and gets the newest one at
-    its next pull. Versions that devices have stay with them.
-
-    Args:
-        repository: directory.
-        key_folder: that has the keys of targets, snapshot and timestamp.
-        keep: versions of each bundle that stay beside those that channels show; those that were published last.
-        dry_run: only say what would go.
+    its next pull. Versions that devices have stay with them. ``keep`` of each bundle, those that were published last,
+    stay beside those that channels show.
 
     Raises:
-        ConfigError: a key is missing; nothing has been removed.
+        ConfigError: a key of targets, snapshot or timestamp is missing; nothing has been removed.
         DeliveryError: the repository can't be read or written.
     """
     with alone(repository):

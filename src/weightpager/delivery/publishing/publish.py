@@ -58,15 +58,9 @@ class PackStore:
         return [at for at, digest in enumerate(ids) if digest not in self._places and not _seen(digest, seen)]
 
     def add(self, ids: Sequence[bytes], page: Callable[[int], bytes], wanted: Sequence[int]) -> int:
-        """Write packs of these pages.
+        """Write packs of the ``wanted`` pages, by their indices among ``ids``; the bytes that were written.
 
-        Args:
-            ids: of all pages of the bundle.
-            page: a page's bytes by its index, checked.
-            wanted: indices.
-
-        Returns:
-            Bytes that were written.
+        ``page`` gives a page's bytes by its index, checked.
         """
         most = max(1, PACK_BYTES // self._page_bytes)
         for start in range(0, len(wanted), most):
@@ -122,12 +116,9 @@ class Published:
     """What publishing a bundle has added.
 
     Attributes:
-        name: the bundle's name in the repository.
         version: the version that devices of the channel get now.
-        channel: the channel of these devices.
-        pages: number of pages that no pack had.
+        pages, page_bytes: number of pages that no pack had, and their bytes.
         pages_in_all: number of the bundle's pages.
-        page_bytes: bytes of the pages that no pack had.
         file_bytes: bytes of other files, as stored.
     """
 
@@ -149,20 +140,13 @@ def publish(
     version: str | None = None,
     progress: Progress = silent,
 ) -> Published:
-    """Add a bundle to a repository, and let a channel point to it.
+    """Add a bundle, of which every byte is checked first, to a repository, and let a channel point to it.
 
-    Args:
-        path: bundle directory. Every byte of it is checked first.
-        repository: directory.
-        key_folder: that has the keys of targets, snapshot and timestamp.
-        name: the bundle's name in the repository.
-        channel: that gets it.
-        version: its name; None for the one under which this bundle is there already, or the next number.
-        progress: told of progress.
+    A ``version`` of None is the one under which this bundle is there already, or the next number.
 
     Raises:
         BundleError: the bundle is damaged, or changed meanwhile.
-        ConfigError: the version exists and is another bundle, or a key is missing.
+        ConfigError: the version exists and is another bundle, or a key of targets, snapshot or timestamp is missing.
         DeliveryError: the repository can't be read or written.
     """
     problems = verify(path, lambda done, total: progress("check the bundle", done, total)).problems

@@ -20,12 +20,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Made:
-    """A new repository.
-
-    Attributes:
-        root: the file that devices need to trust it.
-        keys: the folder of private keys.
-    """
+    """A new repository: the root that devices need to trust it, and the folder of private keys."""
 
     root: Path
     keys: Path
@@ -37,13 +32,9 @@ def default_keys(repository: Path) -> Path:
 
 
 def create(repository: Path, key_folder: Path, root_keys: int, threshold: int) -> Made:
-    """Make an empty repository and its keys.
+    """Make an empty repository and its keys in directories that don't exist or are empty.
 
-    Args:
-        repository: directory that doesn't exist, or is empty.
-        key_folder: the same.
-        root_keys: how many keys the root role has.
-        threshold: how many of them must sign a new root.
+    The root role has so many keys, of which ``threshold`` must sign a new root.
 
     Raises:
         ConfigError: something is there already, or keys would lie inside the repository.
@@ -87,16 +78,10 @@ def alone(repository: Path) -> Iterator[None]:
 
 
 def refresh(repository: Path, key_folder: Path, also: list[str], days: int | None = None) -> dict[str, str]:
-    """Sign again, so that nothing expires.
-
-    Args:
-        repository: directory.
-        key_folder: that has the keys of timestamp and snapshot, and of the roles in ``also``.
-        also: "targets", "root" or both.
-        days: until timestamp and snapshot expire.
+    """Sign timestamp and snapshot again, and the roles in ``also``, targets or root, so that nothing expires.
 
     Returns:
-        The date on which each role's metadata expires now.
+        The date on which each role's metadata expires now; timestamp and snapshot after ``days``.
     """
     with alone(repository):
         state = Roles(repository, key_folder, days)

@@ -119,12 +119,9 @@ class Roles:
     """The metadata of a repository, as it is now, and the keys that are at hand to change it."""
 
     def __init__(self, repository: Path, key_folder: Path, days: int | None = None) -> None:
-        """Read a repository's metadata.
+        """Read a repository's metadata; keys of roles that aren't asked to sign need not be there.
 
-        Args:
-            repository: directory.
-            key_folder: private keys; those of roles that aren't asked to sign need not be there.
-            days: until timestamp and snapshot expire; None for `DAYS`.
+        Timestamp and snapshot expire after ``days``; None for `DAYS`.
 
         Raises:
             DeliveryError: there is no repository, or its metadata can't be read.
@@ -195,11 +192,9 @@ class Roles:
                     yield path
 
     def publish(self, *, targets: bool = False, beside: Iterable[CryptoSigner] = ()) -> None:
-        """Sign a new state, whose last step replaces the timestamp.
+        """Sign a new state, whose last step replaces the timestamp; ``targets`` too.
 
-        Args:
-            targets: sign the targets again, too.
-            beside: keys that sign as well, which the next root will ask for.
+        Keys ``beside`` sign as well, which the next root will ask for.
         """
         # All signatures are made before a file is written: a missing key must leave the repository as it was.
         more = list(beside)

@@ -40,8 +40,7 @@ class Uploaded:
     """What a store has got.
 
     Attributes:
-        files: number of files that it lacked, the timestamp included.
-        bytes: bytes of these files.
+        files, bytes: number and bytes of the files that it lacked, the timestamp included.
         there: number of files that it had already.
         removed: number of files that the repository has no more.
     """
@@ -53,16 +52,11 @@ class Uploaded:
 
 
 def upload(repository: Path, url: str, *, delete: bool = False, progress: Progress = silent) -> Uploaded:
-    """Copy what a store lacks of a repository.
+    """Copy what a store, by a URL as fsspec takes it, lacks of a repository.
 
     All files but the timestamp keep their content for ever, so those of equal size are there. The timestamp comes last:
-    until then devices get the state before. Whatever stops it, the same call goes on.
-
-    Args:
-        repository: directory.
-        url: as fsspec takes it, such as ``s3://bucket/repository``.
-        delete: whether files go that the repository has no more, once the store has the new state.
-        progress: told of progress.
+    until then devices get the state before. Whatever stops it, the same call goes on. ``delete`` removes files that the
+    repository has no more, once the store has the new state.
 
     Raises:
         ConfigError: the URL is none of a store that can be written.

@@ -28,11 +28,9 @@ from weightpager.progress import StepProgress
 
 
 class Assembly:
-    """The files of one version. Pages are numbered as in the bundle.
+    """The files of one version: its folder, with the bundle and the version file, is installed in the end.
 
-    Attributes:
-        folder: the folder with the bundle and the version file, which is installed in the end.
-        bundle: the bundle's directory.
+    Pages are numbered as in the bundle.
     """
 
     def __init__(self, folder: Path, version: VersionFile, ids: list[bytes]) -> None:
@@ -78,11 +76,7 @@ class Assembly:
         return [page for page, is_whole in zip(pages, whole, strict=True) if not is_whole]
 
     def link_page_file(self, name: str, original: Path) -> bool:
-        """Take over a page file of another version, whose pages are right, as a hard link.
-
-        Returns:
-            Whether the storage could.
-        """
+        """Take over another version's page file, whose pages are right, as a hard link; False if the storage can't."""
         beside = self.folder / "link"
         try:
             beside.unlink(missing_ok=True)
@@ -97,11 +91,7 @@ class Assembly:
         return PageWriter(self.bundle, self._page_files, self._version.page_bytes)
 
     def copy_file(self, name: str, original: Path) -> bool:
-        """Copy a file of another bundle.
-
-        Returns:
-            Whether it was the right one.
-        """
+        """Copy a file of another bundle; False if it was the wrong one."""
         wanted, beside = self._version.files[name], self.folder / "copy"
         with suppress(OSError):
             try:
@@ -172,7 +162,6 @@ class PageWriter:
             page_file.write_at(self._open[name], content, offset)
 
     def close(self) -> None:
-        """Close the files."""
         with self._lock:
             for descriptor in (self._open or {}).values():
                 os.close(descriptor)
@@ -202,13 +191,7 @@ class Planner:
     """Compares what a version needs with what is here. It writes nothing.
 
     Of bundles on this device it reads no content: comparing hashes here and once more while they are copied would
-    double a pull's time.
-
-    Attributes:
-        version: the version that is wanted.
-        ids: ids of its pages.
-        local: what bundles on this device list.
-        assembly: what an earlier try has put together; its parts are compared with their hashes.
+    double a pull's time. What an earlier try has put together in the assembly is compared.
     """
 
     version: VersionFile
@@ -217,11 +200,7 @@ class Planner:
     assembly: Assembly
 
     def plan(self, progress: StepProgress) -> PullPlan:
-        """Find a source for each part that isn't in its place yet.
-
-        Args:
-            progress: told (pages looked for, pages in all).
-        """
+        """Find a source for each part that isn't in its place yet; told (pages looked for, pages in all)."""
         copy_files, pieces = self._files()
         link_files, pages = self._page_files(progress)
         return PullPlan(

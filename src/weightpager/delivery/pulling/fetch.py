@@ -29,8 +29,7 @@ from weightpager.progress import Progress, StepProgress
 class Pages(Protocol):
     """Takes pages of a version."""
 
-    def put(self, page: int, content: bytes) -> None:
-        """Take a page."""
+    def put(self, page: int, content: bytes) -> None: ...
 
     def close(self) -> None:
         """End; nothing is put afterwards."""
@@ -48,8 +47,7 @@ class Target(Protocol):
     def link_page_file(self, name: str, original: Path) -> bool:
         """Take a page file, whose pages are right, as a hard link, and return whether the storage could."""
 
-    def put_piece(self, piece: StoredPiece, content: bytes) -> None:
-        """Take a piece."""
+    def put_piece(self, piece: StoredPiece, content: bytes) -> None: ...
 
     def page_writer(self) -> Pages:
         """What takes pages; to be closed."""
@@ -87,24 +85,14 @@ class Nowhere:
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """Brings parts of a version from bundles on this device.
-
-    Attributes:
-        ids: ids of the version's pages.
-        local: what the bundles have, which may be damaged, or be pruned meanwhile.
-        target: the target that takes the parts.
-    """
+    """Brings parts of a version from bundles on this device, which may be damaged, or pruned meanwhile."""
 
     ids: Sequence[bytes]
     local: LocalParts
     target: Target
 
     def carry_out(self, plan: PullPlan, progress: StepProgress) -> PullPlan:
-        """Link and copy as planned.
-
-        Args:
-            plan: what to link and copy.
-            progress: told (pages copied, pages to copy).
+        """Link and copy as planned; progress is told (pages copied, pages to copy).
 
         Returns:
             The plan in which all that turned out damaged or gone is fetched.
@@ -169,15 +157,7 @@ class Fetch:
     def __init__(
         self, source: Source, into: Path, places: Places, version: VersionFile, connections: int, progress: Progress
     ) -> None:
-        """Learn the ids of the version's pages, and what is here.
-
-        Args:
-            source: of the repository.
-            into: directory of the device's bundles.
-            places: of this bundle.
-            version: that is wanted, trusted.
-            connections: at once.
-            progress: told of progress.
+        """Learn the ids of the wanted version's pages, and what is in the device's directory ``into``.
 
         Raises:
             DeliveryError: ids can't be fetched.

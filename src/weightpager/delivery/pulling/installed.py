@@ -62,19 +62,13 @@ class _State(Strict, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Places:
-    """Where a device keeps what belongs to one bundle.
-
-    Attributes:
-        link: the link that leads to the version in use.
-        home: the folder for all else.
-    """
+    """Where a device keeps what belongs to one bundle: the link to the version in use, and a folder for all else."""
 
     link: Path
     home: Path
 
     @classmethod
     def of(cls, into: Path, name: str) -> Places:
-        """The places of a bundle in a directory."""
         return cls(into / f"{name}.bundle", into / STATE / name)
 
     @property
@@ -212,12 +206,10 @@ class Installed:
             sync(self.places.versions)
 
     def use(self, key: str, *, checked: bool = True, pulled: bool = False) -> None:
-        """Let the bundle's name lead to a version, in one step.
+        """Let the bundle's name lead to a version that is here, in one step.
 
-        Args:
-            key: of a version that is here.
-            checked: whether it is known to be well; else `passed` or `refuse` must follow.
-            pulled: whether a pull wants it. A check that fails, and a rollback, go to the version that it replaces.
+        Unless it is known to be well, `passed` or `refuse` must follow. ``pulled`` says whether a pull wants it: a
+        check that fails, and a rollback, go to the version that it replaces.
         """
         state, history = self._state, self.history()
         if pulled:

@@ -26,8 +26,6 @@ class LocalBundle:
     """A bundle that may be damaged: nothing of it counts before its hash has been compared.
 
     Attributes:
-        root: bundle directory.
-        manifest: what it should hold.
         ids: its pages' ids, uint8 [pages, 32].
         version: the version that it was pulled as; None if it came otherwise.
     """
@@ -78,13 +76,9 @@ class LocalParts:
     """What bundles on this device have. They list it without a look at it; `page` and `piece` compare hashes."""
 
     def __init__(self, bundles: Sequence[LocalBundle], ids: Iterable[bytes], page_bytes: int, new: Path) -> None:
-        """List what the bundles should have.
+        """List what bundles, which may be damaged, should have of the wanted pages.
 
-        Args:
-            bundles: that may be damaged.
-            ids: of the pages that are wanted.
-            page_bytes: bytes of a page.
-            new: directory of the bundle that is put together, whose page files can't be linked to themselves.
+        ``new`` is the directory of the bundle that is put together, whose page files can't be linked to themselves.
         """
         self._bundles = bundles
         self._page_bytes = page_bytes

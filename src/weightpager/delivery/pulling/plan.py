@@ -17,24 +17,17 @@ _WASTE = 32
 
 @dataclass(frozen=True)
 class PackRequest:
-    """What one request asks a pack for.
-
-    Attributes:
-        pack: the pack's number.
-        pages: places in the pack of the pages that are needed, ascending; others may lie between them.
-    """
+    """What one request asks a pack for: pages by their places in it, ascending; others may lie between them."""
 
     pack: int
     pages: tuple[int, ...]
 
     @property
     def first(self) -> int:
-        """Place of the first page."""
         return self.pages[0]
 
     @property
     def end(self) -> int:
-        """Place behind the last page."""
         return self.pages[-1] + 1
 
     def without(self, landed: Iterable[int]) -> PackRequest | None:
@@ -44,12 +37,7 @@ class PackRequest:
 
 
 def pack_requests(places: Iterable[tuple[int, int]], page_bytes: int) -> Iterator[PackRequest]:
-    """Requests that bring these pages, each a pack's number and a place in it.
-
-    Args:
-        places: of the pages; each is asked for once.
-        page_bytes: bytes of a page.
-    """
+    """Requests that bring these pages, each a pack's number and a place in it, once."""
     most = max(1, REQUEST_BYTES // page_bytes)
     pending: list[int] = []
     of_pack = -1
@@ -74,9 +62,8 @@ class Cost:
     """What a version takes from a repository, beside the signed metadata.
 
     Attributes:
-        pages: number of pages that the device lacks.
+        pages, page_bytes: number and bytes of the pages that the device lacks.
         pages_in_all: number of the bundle's pages.
-        page_bytes: bytes of the pages that it lacks.
         file_bytes: bytes of other files' pieces, as they are stored.
         requests: number of requests for pages.
         bundle_bytes: bytes of the whole bundle.
@@ -91,7 +78,6 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """All bytes that come."""
         return self.page_bytes + self.file_bytes
 
 
@@ -102,13 +88,10 @@ class PullPlan:
     What is linked or copied may turn out damaged, and is fetched then: see `fetching`.
 
     Attributes:
-        version: the version that is wanted.
         link_files: names of page files, each with one of the same pages that another pull has brought.
         copy_files: names of other files, each with the same one in another bundle.
-        copy_pages: numbers of pages that bundles on this device list.
-        fetch_pages: numbers of pages that only the repository has.
-        copy_pieces: pieces of files that bundles on this device list, each once.
-        fetch_pieces: pieces of files that only the repository has, each once.
+        copy_pages, copy_pieces: numbers of pages, and pieces of files, that bundles on this device list, each once.
+        fetch_pages, fetch_pieces: those that only the repository has.
     """
 
     version: VersionFile
@@ -139,7 +122,6 @@ class PullPlan:
         return replace(self, fetch_pages=[*self.fetch_pages, *pages], fetch_pieces=list(all_pieces.values()))
 
     def cost(self) -> Cost:
-        """What it takes from the repository."""
         version, places = self.version, self.fetch_places()
         return Cost(
             pages=len(places),

@@ -27,8 +27,6 @@ class Wish:
     """What is wanted of a repository.
 
     Attributes:
-        name: the bundle's name.
-        channel: the channel whose version is wanted.
         version: the version that is wanted whatever the channel says; None for the channel's.
         root: the root metadata that is trusted; None for the one that was seen last.
         again: whether a version that was rolled back is taken.
@@ -42,7 +40,6 @@ class Wish:
 
     @property
     def target(self) -> str:
-        """Path of the target that says what it is."""
         return (
             channel_target(self.name, self.channel) if self.version is None else version_target(self.name, self.version)
         )
@@ -53,10 +50,8 @@ class Pulled:
     """The result of a pull.
 
     Attributes:
-        outcome: the result in a word.
         version: the version that the repository offers.
-        in_use: the version in use now; None if there is none.
-        path: the path that leads to it.
+        in_use, path: the version in use now, and the path that leads to it; None if there is none.
         received: number of bytes that came, metadata included.
         whole_files: whether the server gave whole files where parts were asked for.
         cost: the version's cost beside the signed metadata; None if it was here.
@@ -84,11 +79,11 @@ def pull(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Pulled:
-    """Bring a bundle up to date.
+    """Bring a bundle up to date in the directory ``into``, which is made if the one above it is there.
 
     Args:
         source: of the repository.
-        into: directory of the device's bundles; it is made if the one above it is there.
+        into: directory of the device's bundles.
         wish: what is wanted.
         keep: versions that stay, the one in use included; those that were rolled back go.
         connections: at once.
@@ -197,13 +192,7 @@ class _Pull:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """What a rollback has done.
-
-    Attributes:
-        before: the version that was in use.
-        now: the version in use.
-        path: the path that leads to it.
-    """
+    """The version that was in use before a rollback, the one in use now, and the path that leads to it."""
 
     before: str | None
     now: str | None
@@ -211,15 +200,10 @@ class RolledBack:
 
 
 def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
-    """Let a bundle's name lead to another version that is here.
+    """Let a bundle's name lead to another version that is here; None for the one before.
 
     The version that was in use isn't installed again by itself if it came after the other one. Else it stays what a
     rollback goes to.
-
-    Args:
-        into: directory of the device's bundles.
-        name: the bundle's name.
-        to: version that is wanted; None for the one before.
 
     Raises:
         DeliveryError: it isn't here, or it is in use.

@@ -47,7 +47,6 @@ class _Run:
         self.failure: BaseException | None = None
 
     def work(self) -> None:
-        """Take transfers until none is left."""
         while not self._stopped.is_set():
             with self._lock:
                 if not self._waiting:
@@ -104,7 +103,7 @@ Landed = Callable[[int, int, bytearray], None]
 
 
 class PageTransfer:
-    """Implements `Transfer`."""
+    """Implements `Transfer`; each page lands once."""
 
     def __init__(
         self,
@@ -115,16 +114,7 @@ class PageTransfer:
         page_bytes: int,
         landed: Landed,
     ) -> None:
-        """State the transfer; nothing is asked for yet.
-
-        Args:
-            source: of the repository.
-            pack: name of the pack.
-            request: to that pack.
-            ids: of its pages, by their places in the pack.
-            page_bytes: bytes of a page.
-            landed: takes each page once.
-        """
+        """``ids`` are those of the request's pages, by their places in the pack."""
         self._source = source
         self._path = pack_path(pack)
         self._request: PackRequest | None = request

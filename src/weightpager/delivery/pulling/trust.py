@@ -51,11 +51,8 @@ _GIVE = "give the file 1.root.json that 'weightpager publish init' named, with -
 def signed_version(source: Source, folder: Path, target: str, root: bytes | None) -> VersionFile:
     """The version file that a target holds, once all signatures, versions and dates have been verified.
 
-    Args:
-        source: of the repository.
-        folder: where this device keeps the metadata that it has seen; never goes back behind it.
-        target: path of the target.
-        root: the root metadata that the device's owner trusts; None for the one that it has seen last.
+    ``folder`` has the metadata that this device has seen, behind which it never goes back. ``root`` is the root
+    metadata that the device's owner trusts; None for the one that it has seen last.
 
     Raises:
         ConfigError: there is no such root metadata.
