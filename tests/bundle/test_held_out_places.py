@@ -12,11 +12,9 @@ import pytest
 
 import tiny
 import weightpager as wp
-from benchmarks.fuzz.sealing import rewrite_manifest
 from command import Command
 from weightpager.bundle import Bundle, EvalData, TaskEntry
 from weightpager.bundle.held_out_places import held_out_file, portable
-from weightpager.compiler.repack import upgrade
 
 
 def entry(file: Path) -> TaskEntry:
@@ -74,25 +72,3 @@ def test_no_file_of_a_bundle_names_a_folder_of_this_machine(
     files = {path.relative_to(bundle): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     assert [(file, name) for file, text in files.items() for name in names if name.encode() in text] == []
     assert weightpager("eval", bundle).code == 0
-
-
-@pytest.mark.slow
-def test_a_bundle_that_names_an_absolute_path_is_measured_and_written_without_it(
-    tmp_path: Path, weightpager: Command
-) -> None:
-    bundle = wp.compile(tiny.assistant(tmp_path), out=tmp_path / "now.bundle").path
-    (tmp_path / "moved").mkdir()
-    before = shutil.copytree(bundle, tmp_path / "moved" / "before.bundle")
-    absolute = lambda data: data.update(file=str(tmp_path / data["file"]))  # noqa: E731
-    rewrite_manifest(before, lambda manifest: [absolute(task["eval"]) for task in manifest["tasks"]])
-    assert json.loads(weightpager("eval", before, "--json").out) == json.loads(
-        weightpager("eval", bundle, "--json").out
-    )
-    assert weightpager("publish", "init", tmp_path / "repository").code == 0
-    said = weightpager("publish", before, tmp_path / "repository")
-    assert said.code == 0
-    assert "names folders of the machine that compiled it" in " ".join(said.err.split())
-    upgrade(before, tmp_path / "moved" / "after.bundle")
-    assert str(tmp_path).encode() not in (tmp_path / "moved" / "after.bundle" / "manifest.json").read_bytes()
-    said = weightpager("publish", tmp_path / "moved" / "after.bundle", tmp_path / "repository")
-    assert (said.code, "names folders" in said.err) == (0, False)

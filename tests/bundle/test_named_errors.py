@@ -49,9 +49,9 @@ def test_a_file_that_is_read_when_an_engine_opens(copy: Path) -> None:
 
 
 def test_what_no_copy_mends_is_said_without_advice() -> None:
-    error = BundleFormatError("manifest.json", "version", "1 to 2", 3)
+    error = BundleFormatError("manifest.json", "version", 2, 3)
     error.bundle = Path("/srv/a.bundle")
-    assert str(error) == "/srv/a.bundle: manifest.json: version: expected 1 to 2, found 3"
+    assert str(error) == "/srv/a.bundle: manifest.json: version: expected 2, found 3"
 
 
 def test_a_page_that_was_damaged(copy: Path) -> None:

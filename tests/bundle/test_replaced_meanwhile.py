@@ -18,7 +18,7 @@ from weightpager.bundle.files import new_directory
 from weightpager.bundle.files.new_directory import locked
 from weightpager.bundle.files.regular_file import storage_errors_as
 from weightpager.bundle.garbage import collect
-from weightpager.compiler.repack import repack, upgrade
+from weightpager.compiler.repack import repack
 from weightpager.errors import BundleError, BundleFormatError, CompileError
 
 Command = Callable[[Path], object]
@@ -28,7 +28,6 @@ MADE_OF_IT: dict[str, Command] = {
     "gc elsewhere": lambda path: collect(path, ["animal"], out=path.with_name("other.bundle")),
     "repack": lambda path: repack(path, path, force=True),
     "repack elsewhere": lambda path: repack(path, path.with_name("other.bundle")),
-    "upgrade": lambda path: upgrade(path, path, force=True),
 }
 
 

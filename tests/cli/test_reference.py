@@ -41,7 +41,6 @@ EXPLICIT = {
     "pull --keep",
     "repack --force",
     "repack --without",
-    "upgrade --force",
     "verify --repair",
 }
 """Options by which something is removed or overwritten: a variable that was left in a shell mustn't do that."""

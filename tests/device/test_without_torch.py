@@ -91,7 +91,6 @@ def test_a_task_is_removed(bundles: Bundles, tmp_path: Path) -> None:
     [
         (("compile", "tasks.yaml", "--out", "a.bundle"), "compile"),
         (("trim", "tasks.yaml", "--out", "model"), "compile"),
-        (("upgrade", "a.bundle", "--out", "b.bundle"), "compile"),
         (("export", "a.bundle", "--task", "spam", "--out", "spam"), "torch"),
         (("demo",), "demo"),
     ],

@@ -34,17 +34,11 @@ def portable(task: TaskEntry, folder: Path, *, remember: bool = True) -> TaskEnt
     return replace(task, eval=replace(task.eval, file=name))
 
 
-def machine_paths(bundle: Bundle) -> list[str]:
-    """The absolute paths that a bundle of an earlier version names."""
-    named = (task.eval.file for task in bundle.tasks.values() if task.eval is not None)
-    return [file for file in named if Path(file).is_absolute()]
-
-
 def held_out_file(bundle: Bundle, stated: EvalData) -> Path | None:
     """A task's held-out data, or a folder of images: as remembered, beside the bundle, or in the working directory.
 
-    What is remembered goes first: it belongs to the data's hash, where other data may have the same name. A bundle of
-    an earlier version may name an absolute path. None where there is nothing at any of these places.
+    What is remembered goes first: it belongs to the data's hash, where other data may have the same name. None where
+    there is nothing at any of these places.
     """
     folder = Path(os.path.realpath(bundle.path)).parent
     places = (*_remembered(stated), folder / stated.file, Path(stated.file))

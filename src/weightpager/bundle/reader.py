@@ -16,11 +16,7 @@ from weightpager.bundle.files.entry import FileEntry, read_checked
 from weightpager.bundle.files.new_directory import left_aside
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
 from weightpager.bundle.files.tensor_file import read_arrays, read_header
-from weightpager.bundle.format import page_file, version_1
-from weightpager.bundle.format import page_file as page_index_file
-from weightpager.bundle.format import placement as permutations_file
-from weightpager.bundle.format import placement as placement_file
-from weightpager.bundle.format import row_table as row_table_file
+from weightpager.bundle.format import page_file, placement, row_table
 from weightpager.bundle.format.block_table import BlockNumbers, BlockTable
 from weightpager.bundle.format.manifest import Manifest, TaskEntry, TaskKind
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
@@ -28,7 +24,6 @@ from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.format.placement import Permutations, Placement
 from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
-from weightpager.bundle.format.version_1 import tables_file
 from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
 from weightpager.config import format_size
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError, of_bundle, shown
@@ -215,10 +210,10 @@ class Bundle:
         Raises:
             BundleFormatError: the file is damaged, or an order doesn't fit its paged weight.
         """
-        file = permutations_file.PERMUTATIONS
+        file = placement.PERMUTATIONS
         if file not in self.manifest.files:
-            return permutations_file.NOTHING_MOVED
-        arrays = read_arrays(self.path, file, self.entry(file), permutations_file.check_header)
+            return placement.NOTHING_MOVED
+        arrays = read_arrays(self.path, file, self.entry(file), placement.check_header)
         permutations = Permutations.parse(arrays)
         sizes = {f"{weight.name}.weight": (weight.out_features, weight.in_features) for weight in self.manifest.weights}
         for (tensor, axis), order in permutations.orders.items():
@@ -234,13 +229,11 @@ class Bundle:
         Raises:
             BundleFormatError: the file of their places is damaged, or fits other tables.
         """
-        file, entries = row_table_file.FILE, self.manifest.row_tables
+        file, entries = row_table.FILE, self.manifest.row_tables
         if not entries:
             return {}
-        arrays = read_arrays(
-            self.path, file, self.entry(file), lambda header: row_table_file.check_header(header, entries)
-        )
-        return row_table_file.parse(arrays, entries, self.page_bytes)
+        arrays = read_arrays(self.path, file, self.entry(file), lambda header: row_table.check_header(header, entries))
+        return row_table.parse(arrays, entries, self.page_bytes)
 
     def entry(self, name: str) -> FileEntry:
         """Size and hash of a file, as the manifest states them; ``name`` is its path in the bundle.
@@ -263,7 +256,7 @@ class Bundle:
             page_file.check(self.path / name, pages, self.page_bytes)
 
     def _check_rows(self) -> None:
-        file, rows = page_index_file.FILE, slice(self.manifest.pages, None)
+        file, rows = page_file.FILE, slice(self.manifest.pages, None)
         if self.index.signatures[rows].any():
             raise BundleFormatError(file, "signatures", "no tasks of pages that hold rows", "others")
         if self.index.layers[rows].any():
@@ -275,7 +268,7 @@ class Bundle:
     def _check_signatures(self) -> None:
         if not np.array_equal(self.placement.signatures(), self.pages.signatures):
             expected = "the tasks that use a block in each page"
-            raise BundleFormatError(page_index_file.FILE, "signatures", expected, "others")
+            raise BundleFormatError(page_file.FILE, "signatures", expected, "others")
 
 
 def place_of(root: Path) -> tuple[int, int] | None:
@@ -321,9 +314,8 @@ def _no_bundle(root: Path, found: str) -> BundleError:
 
 def opened_files(manifest: Manifest) -> set[str]:
     """Names of the files that `Bundle.open` reads and compares with their hashes."""
-    rows = {row_table_file.FILE} if manifest.row_tables else set()
-    tables = {placement_file.FILE} if manifest.version > 1 else {tables_file(task.name) for task in manifest.tasks}
-    return {page_index_file.FILE, permutations_file.PERMUTATIONS, *rows, *tables}
+    rows = {row_table.FILE} if manifest.row_tables else set()
+    return {page_file.FILE, placement.FILE, placement.PERMUTATIONS, *rows}
 
 
 def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
@@ -332,7 +324,7 @@ def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
     Raises:
         BundleFormatError: it is missing, damaged, or not what the manifest says.
     """
-    name, pages = page_index_file.FILE, manifest.pages + manifest.row_pages
+    name, pages = page_file.FILE, manifest.pages + manifest.row_pages
     arrays = read_arrays(root, name, manifest.entry(name), lambda header: PageIndex.check_header(header, pages))
     return PageIndex.parse(arrays, manifest.layers)
 
@@ -348,17 +340,13 @@ def read_placement(root: Path, manifest: Manifest, pages: PageIndex) -> Placemen
     Raises:
         BundleFormatError: they are missing, damaged, or not what manifest and page index say.
     """
-    numbers = BlockNumbers.of(manifest)
-    if manifest.version == 1:
-        placement = version_1.read_placement(root, manifest, numbers, pages)
-    else:
-        name = placement_file.FILE
-        arrays = read_arrays(
-            root, name, manifest.entry(name), lambda header: Placement.check_header(header, numbers, manifest)
-        )
-        placement = Placement(numbers, pages.layers, **arrays)
-    placement.validate()
-    return placement
+    numbers, name = BlockNumbers.of(manifest), placement.FILE
+    arrays = read_arrays(
+        root, name, manifest.entry(name), lambda header: Placement.check_header(header, numbers, manifest)
+    )
+    found = Placement(numbers, pages.layers, **arrays)
+    found.validate()
+    return found
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from weightpager.bundle.adapter import adapter_files
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import row_table
-from weightpager.bundle.format.manifest import Manifest, TaskKind, transitions_of
+from weightpager.bundle.format.manifest import Manifest, transitions_of
 from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import Bundle
@@ -106,15 +106,12 @@ class TaskSubset:
         for name in self.bundle.manifest.row_file_names():
             writer.link(name, self.bundle.path / name)
 
-    def finish(
-        self, writer: BundleWriter, manifest: Manifest, without_graph: Mapping[TaskKind, str] | None = None
-    ) -> None:
+    def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
         """Write the manifest and, if the bundle has a report, the parts of it that still hold.
 
         Args:
             writer: of the other bundle.
             manifest: of it.
-            without_graph: kinds that have no graph, and why; as the bundle's own report says if None.
 
         Raises:
             BundleFormatError: what has been written is no bundle, or the old report is damaged.
@@ -127,7 +124,6 @@ class TaskSubset:
         report = read_report(self.bundle)
         controls = [control.only(self.names) for control in report.controls if set(self.names) <= set(control.scores)]
         growth = report.growth
-        reasons = report.without_graph if without_graph is None else without_graph
         kinds = {self.bundle.task(name).kind for name in self.names}
         changes = {
             "growth": growth if growth is not None and set(growth.tasks) <= set(self.names) else None,
@@ -138,7 +134,7 @@ class TaskSubset:
             "over_read": over_read(written),
             "controls": controls,
             "fit": None,  # it speaks of the tasks and the pages that there were
-            "without_graph": {kind: why for kind, why in reasons.items() if kind in kinds},
+            "without_graph": {kind: why for kind, why in report.without_graph.items() if kind in kinds},
         }
         writer.put(REPORT, report.model_copy(update=changes).dump())
         writer.finish(manifest)

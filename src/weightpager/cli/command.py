@@ -28,7 +28,6 @@ VERBS = {
         "verify": "maintain",
         "repack": "maintain",
         "gc": "maintain",
-        "upgrade": "maintain",
         "export": "run",
     },
     "Run it": {

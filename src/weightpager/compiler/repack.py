@@ -11,19 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from weightpager.backends.torch.architecture import image_reader, read_config
-from weightpager.bundle import Bundle, BundleWriter, PageIndex, TaskKind, writing
+from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.format.row_table import cut
 from weightpager.bundle.report.page_statistics import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
-from weightpager.compiler.graph.export import write_graphs
 from weightpager.compiler.packing.pack import Packing, StoredBlocks, pack
 from weightpager.compiler.packing.rows import write_row_pages
 from weightpager.compiler.packing.write import page_file_counts, write_page_files
-from weightpager.errors import BundleFormatError, ConfigError
-from weightpager.graph.file import graph_file, kind_of_file
+from weightpager.errors import ConfigError
 from weightpager.page_dtype import page_content
 from weightpager.progress import StepProgress, silent
 from weightpager.runtime.budget import usual_faults
@@ -212,58 +209,3 @@ class _Repacking:
             here = weights == number
             locations[here] = self.versions[number].locate(blocks[here], users[here])
         return locations
-
-
-@dataclass(frozen=True)
-class Upgraded:
-    """Kinds of tasks that have a graph now, and those that have none, and why."""
-
-    graphs: tuple[TaskKind, ...]
-    without_graph: dict[TaskKind, str]
-
-
-def upgrade(path: str | Path, out: str | Path, *, force: bool = False) -> Upgraded:
-    """Write a bundle again with graphs of its kinds of tasks. Pages and parameters stay, and so do outputs.
-
-    Args:
-        path: bundle directory.
-        out: bundle directory to create, which may be ``path`` itself with ``force``.
-        force: replace an existing bundle.
-
-    Raises:
-        BundleError: the bundle can't be used, or was replaced meanwhile.
-        ConfigError: ``out`` may not be written.
-        CompileError: the storage refused a write, or another command is writing there at this moment.
-    """
-    bundle = Bundle.open(path)
-    subset = TaskSubset(bundle, tuple(bundle.tasks))
-    with writing(out, force=force, origin=bundle) as writer:
-        reasons = _write(writer, subset)
-    return Upgraded(Bundle.open(out).graph_kinds, reasons)
-
-
-def _write(writer: BundleWriter, subset: TaskSubset) -> dict[TaskKind, str]:
-    bundle = subset.bundle
-    for name in bundle.manifest.page_file_names():
-        writer.link(name, bundle.path / name)
-    writer.put_index(bundle.index)
-    writer.put_placement(bundle.placement)
-    subset.carry_over(writer)
-    for name in bundle.manifest.files:  # today's compiler may say more than the one that wrote them
-        if kind_of_file(name) is not None:
-            (writer.root / name).unlink(missing_ok=True)
-    kinds = [task.kind for task in bundle.manifest.tasks]
-    image = image_reader(bundle).shape if bundle.takes_images else None
-    old = {kind: bundle.path / graph_file(kind) for kind in kinds if _has_graph(bundle, kind)}
-    reasons = write_graphs(writer, read_config(bundle), kinds, image, old)
-    manifest = subset.manifest(page_bytes=bundle.page_bytes, page_files=bundle.manifest.page_files)
-    subset.finish(writer, manifest, reasons)
-    return reasons
-
-
-def _has_graph(bundle: Bundle, kind: TaskKind) -> bool:
-    """Whether a bundle has a graph of this kind that can be read."""
-    try:
-        return bundle.graph(kind) is not None
-    except BundleFormatError:
-        return False

@@ -83,7 +83,7 @@ def _shared_files(bundle: Bundle) -> dict[str, str]:
 
 
 def _graphs(bundle: Bundle) -> dict[str, str]:
-    """Hashes of graphs by file: tasks of another kind bring another one, or an upgrade does."""
+    """Hashes of graphs by file: tasks of another kind bring another one, or a later compile does."""
     return {name: entry.blake3 for name, entry in bundle.manifest.files.items() if kind_of_file(name) is not None}
 
 

@@ -193,7 +193,7 @@ def with_graph(bundle: Path, to: Path, change: Any, kind: str = "text-classifica
 
 def test_a_bundle_without_a_graph_is_told(assistant_bundle: Path, tmp_path: Path) -> None:
     without = with_graph(assistant_bundle, tmp_path / "old.bundle", None)
-    with pytest.raises(ConfigError, match=r"'native' needs a graph of text-classification in the bundle.*upgrade"):
+    with pytest.raises(ConfigError, match=r"'native' needs a graph of text-classification in the bundle.*inspect"):
         native(without)
     wp.Engine.from_pretrained(without, backend="torch").close()
 

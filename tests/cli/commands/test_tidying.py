@@ -107,15 +107,3 @@ def test_a_private_bundle_stays_private(weightpager: Command, assistant_bundle: 
     assert weightpager("gc", bundle, "--drop", "animal").code == 0
     found = {path: path.stat().st_mode & 0o777 for path in (bundle, *bundle.rglob("*"))}
     assert found == {path: 0o700 if path.is_dir() else 0o600 for path in found}
-
-
-def test_a_bundle_is_upgraded(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
-    new = tmp_path / "new.bundle"
-    done = weightpager("upgrade", assistant_bundle, "--out", new)
-    assert "text-classification: graph written" in done.out
-    assert weightpager("upgrade", assistant_bundle, "--out", new).code == 2
-    found = json.loads(weightpager("upgrade", assistant_bundle, "--out", new, "--force", "--json").out)
-    assert found == {"graphs": ["text-classification", "token-classification"], "without_graph": {}}
-    assert "graph: text-classification, token-classification" in weightpager("inspect", new).out
-    facts = json.loads(weightpager("inspect", new, "--json").out)
-    assert (facts["graphs"], facts["without_graph"]) == (found["graphs"], {})

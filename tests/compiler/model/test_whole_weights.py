@@ -188,7 +188,6 @@ def test_packing_again_and_dropping_tasks_keep_it(tied: Path, copied: Path, tmp_
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda m: m.update(version=1), "version 2"),
         (lambda m: m["whole_weights"][0].update(rows=0), "rows"),
         (lambda m: m["whole_weights"][0].update(columns=1 << 30), "columns"),
         (lambda m: m["whole_weights"][0].update(rows=32), WORDS),
@@ -235,17 +234,6 @@ def test_a_bundle_with_an_ordinary_table_opens_as_before(copied: Path) -> None:
         assert module.lm_head.weight is module.get_input_embeddings().weight
     for task, logits in outputs(copied).items():
         torch.testing.assert_close(logits, after[task], rtol=1e-3, atol=1e-3)
-
-
-def test_the_older_name_of_whole_weights_in_a_manifest_is_read(copied: Path) -> None:
-    before, entries = outputs(copied), Bundle.open(copied).manifest.whole_weights
-    rewrite_manifest(copied, lambda m: m.update(tied_tables=m.pop("whole_weights")))
-    assert Bundle.open(copied).manifest.whole_weights == entries != []
-    for task, logits in outputs(copied).items():
-        assert torch.equal(logits, before[task])
-    rewrite_manifest(copied, lambda m: m.update(whole_weights=m["tied_tables"]))
-    with pytest.raises(BundleError, match="tied_tables"):
-        Bundle.open(copied)
 
 
 @pytest.mark.slow

@@ -8,8 +8,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.bundle.format.block_table import BlockNumbers
+from weightpager.bundle.format.block_table import BlockNumbers, BlockTable
 from weightpager.bundle.format.placement import Placement
+
+
+def table_of(keep: np.ndarray, locations: np.ndarray) -> BlockTable:
+    """The table of a keep mask ``[grid rows, grid cols]`` and every block's location (same shape)."""
+    crow = np.concatenate([[0], np.cumsum(keep.sum(1))]).astype(np.int32)
+    return BlockTable(crow, np.nonzero(keep)[1].astype(np.int32), locations[keep].astype(np.int32))
 
 
 @dataclass(frozen=True)

@@ -150,11 +150,11 @@ def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
     if graph is None:
         raise ConfigError(
             f"backend: 'native' needs a graph of {kind} in the bundle, and {bundle.path} has none; use the backend "
-            "'torch', or see whether 'weightpager upgrade' can add one"
+            "'torch'; 'weightpager inspect' says why there is none"
         )
     wanted, found = {"logits"} if FORMS[kind].images else {"logits", "hidden"}, [each.name for each in graph.outputs]
     if not wanted <= set(found):
-        remedy = "use the backend 'torch', or have 'weightpager upgrade' write the graph anew"
+        remedy = "use the backend 'torch', or compile the bundle again"
         raise BundleFormatError(graph_file(kind), "outputs", ", ".join(sorted(wanted)), f"{', '.join(found)}; {remedy}")
     return graph
 

@@ -9,12 +9,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.blocks import BlockGrid, KeepMask
-from weightpager.bundle.files.tensor_file import Header, TensorInfo
+from weightpager.blocks import BlockGrid
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.errors import BundleFormatError
 
 Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
 
 FIELDS = ("crow_indices", "col_indices", "locations")
 """A table's arrays."""
@@ -34,23 +33,10 @@ class BlockTable:
     col_indices: Int32
     locations: Int32
 
-    @classmethod
-    def build(cls, keep: KeepMask, locations: npt.NDArray[np.int64]) -> BlockTable:
-        """The table of a keep mask ``[grid rows, grid cols]`` and every block's location (same shape)."""
-        crow = np.zeros(len(keep) + 1, np.int32)
-        np.cumsum(keep.sum(1), out=crow[1:])
-        cols = np.nonzero(keep)[1].astype(np.int32)
-        return cls(crow, cols, locations[keep].astype(np.int32))
-
     @property
     def kept(self) -> int:
         """Number of kept blocks."""
         return len(self.col_indices)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the three arrays."""
-        return self.crow_indices.nbytes + self.col_indices.nbytes + self.locations.nbytes
 
     def rows(self) -> npt.NDArray[np.int64]:
         """Block row of each kept block, [kept]."""
@@ -59,65 +45,6 @@ class BlockTable:
     def blocks(self, grid: BlockGrid) -> npt.NDArray[np.int64]:
         """Each kept block's index in the grid, row-major, [kept]."""
         return np.asarray(self.rows() * grid.cols + self.col_indices)
-
-    @staticmethod
-    def check_header(stated: Header, grid: BlockGrid, file: str, name: str) -> None:
-        """Check dtypes and lengths in a file's header, before arrays are read.
-
-        Args:
-            stated: what is said of each of `FIELDS`.
-            grid: the weight's blocks.
-            file: named in the error.
-            name: of the weight, named in the error.
-
-        Raises:
-            BundleFormatError: a dtype or a length is wrong.
-        """
-        for field in FIELDS:
-            if stated[field].dtype != "int32" or len(stated[field].shape) != 1:
-                raise BundleFormatError(file, f"{name}.{field}", "int32 [n]", stated[field])
-        rows, kept, locations = (stated[field].shape[0] for field in FIELDS)
-        if rows != grid.rows + 1:
-            raise BundleFormatError(file, f"{name}.crow_indices", f"{grid.rows + 1} entries", rows)
-        if kept > grid.count:
-            raise BundleFormatError(file, f"{name}.col_indices", f"at most {grid.count} entries", kept)
-        if kept != locations:
-            raise BundleFormatError(file, f"{name}.locations", f"{kept} entries", locations)
-
-    def validate(self, grid: BlockGrid, locations: int, file: str, name: str) -> None:
-        """Refuse whatever a kernel can't take.
-
-        Args:
-            grid: the weight's blocks.
-            locations: how many locations the bundle has.
-            file: named in the error.
-            name: of the weight, named in the error.
-
-        Raises:
-            BundleFormatError: a dtype, shape, order or bound is wrong.
-        """
-
-        def wrong(field: str, expected: str, found: object) -> BundleFormatError:
-            return BundleFormatError(file, f"{name}.{field}", expected, found)
-
-        crow, cols, where = self.crow_indices, self.col_indices, self.locations
-        arrays = ((field, getattr(self, field)) for field in FIELDS)
-        stated = {field: TensorInfo(str(array.dtype), array.shape) for field, array in arrays}
-        self.check_header(stated, grid, file, name)
-        if crow[0] != 0 or crow[-1] != len(cols) or (crow[1:] < crow[:-1]).any():
-            raise wrong("crow_indices", f"rising from 0 to {len(cols)}", f"{crow[0]} … {crow[-1]}")
-        if len(cols) == 0:
-            return
-        if cols.min() < 0 or cols.max() >= grid.cols:
-            raise wrong("col_indices", f"0 to {grid.cols - 1}", f"{cols.min()} to {cols.max()}")
-        flat = self.blocks(grid)
-        if (flat[1:] <= flat[:-1]).any():
-            raise wrong("col_indices", "ascending inside each row", "another order")
-        if where.min() < 0 or where.max() >= locations:
-            raise wrong("locations", f"0 to {locations - 1}", f"{where.min()} to {where.max()}")
-
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

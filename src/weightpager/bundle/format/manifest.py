@@ -23,14 +23,11 @@ from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
 
 VERSION = 2
-"""What is written. Version 1 is read too."""
 
 _ROWS, _ROWS_PER_PLACE = 2**20, 64
 _BLOCKS, _BLOCKS_PER_PLACE = 2**24, 4096
 """Rows of blocks, and blocks, that weights may have without any place, and for each place of a page. Readers take four
 bytes for a row and three bits for a block, so that few places must not ask for many of them."""
-
-_DTYPES_OF_VERSION_1 = ("bfloat16", "float32", "int8")
 
 TaskKind = Literal[
     "text-classification", "token-classification", "language-modeling", "image-classification", "text-generation"
@@ -105,8 +102,7 @@ class EvalData(Strict, frozen=True, kw_only=True):
     """The held-out data that a task was measured on, so that a device can measure it again.
 
     Attributes:
-        file: its path from the folder that the bundle was written into, or its name if it lay elsewhere; bundles of
-            earlier versions have an absolute path.
+        file: its path from the folder that the bundle was written into, or its name if it lay elsewhere.
         blake3: its hash; of images over all of them.
         text: the column of what the task reads, images included.
         label: the column of labels.
@@ -146,7 +142,7 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
         sparsity: the fraction of the paged weights' blocks that it drops.
         dense: the dense model's metric; None if it wasn't measured.
         eval: the data that it was measured on; None without any.
-        generation: how its answers are made; for text-generation alone, so that earlier versions read other bundles.
+        generation: how its answers are made; for text-generation alone.
         add_bos_token: whether it learnt from texts that begin with what the tokenizer puts in front of one, and so
             reads prompts that do, but for conversations in the chat template; of tasks that write texts.
     """
@@ -211,8 +207,6 @@ class Manifest(Strict, frozen=True, kw_only=True):
             block = BlockShape.parse(self.block)
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        if self.version == 1 and self.dtype not in _DTYPES_OF_VERSION_1:
-            raise ValueError(f"version 2 for pages of {self.dtype}, got 1")
         if self.page_bytes % ALIGNMENT or self.page_bytes < block_bytes(block, self.dtype):
             raise ValueError(f"page_bytes a multiple of {ALIGNMENT} that holds a block, got {self.page_bytes}")
         if self.pages * self.blocks_per_page >= 2**31:
@@ -241,8 +235,6 @@ class Manifest(Strict, frozen=True, kw_only=True):
             raise ValueError(f"row_files of {wanted} pages, as row_tables need, got {sum(self.row_files)}")
         if self.pages + wanted >= 2**31:
             raise ValueError(f"fewer than 2^31 pages, got {self.pages + wanted}")
-        if (self.row_tables or self.whole_weights) and self.version < 2:
-            raise ValueError(f"version 2 with row_tables or whole_weights, got {self.version}")
 
     def _check_counts(self) -> None:
         """Refuse weights whose block tables take more memory than the pages justify, or whose blocks have no number."""
@@ -317,12 +309,10 @@ class Manifest(Strict, frozen=True, kw_only=True):
             BundleFormatError: names the first field that is wrong.
         """
         value = parse(MANIFEST, text)
-        if isinstance(value, dict) and "tied_tables" in value and "whole_weights" not in value:
-            value["whole_weights"] = value.pop("tied_tables")  # as bundles had it while only such tables were whole
         version = value.get("version") if isinstance(value, dict) else None
-        if isinstance(version, int) and not 1 <= version <= VERSION:  # before its fields, which may be others
-            known = f"a version from 1 to {VERSION}; a newer weightpager may read this bundle"
-            raise BundleFormatError(MANIFEST, "version", known, version)
+        if isinstance(version, int) and version != VERSION:  # before its fields, which may be others
+            remedy = "compile the bundle again" if version < VERSION else "a newer weightpager may read this bundle"
+            raise BundleFormatError(MANIFEST, "version", f"{VERSION}; {remedy}", version)
         manifest = checked(MANIFEST, cls, value)
         try:
             manifest._check()

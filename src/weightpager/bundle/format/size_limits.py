@@ -5,7 +5,6 @@ from __future__ import annotations
 from weightpager.bundle.format import page_file, placement, row_table
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MODEL
-from weightpager.bundle.format.version_1 import tables_file
 from weightpager.errors import BundleFormatError
 from weightpager.graph.file import MOST_BYTES, kind_of_file
 
@@ -34,35 +33,17 @@ def check_sizes(manifest: Manifest) -> None:
     Raises:
         BundleFormatError: one is larger.
     """
+    places = manifest.pages * manifest.blocks_per_page
     most = {
         page_file.FILE: _HEADER + (manifest.pages + manifest.row_pages) * _INDEX_PAGE,
         placement.PERMUTATIONS: _of_permutations(manifest),
         row_table.FILE: _of_row_places(manifest),
-        **_of_tables(manifest),
+        placement.FILE: _HEADER + _INT32 * places + len(manifest.tasks) * (places // 8 + 1),
     }
     for name, entry in manifest.files.items():
         limit = most.get(name) or _of_other_file(manifest, name)
         if entry.bytes > limit:
             raise BundleFormatError(MANIFEST, f"files.{name}.bytes", f"at most {limit}", entry.bytes)
-
-
-def _of_tables(manifest: Manifest) -> dict[str, int]:
-    """Most bytes of the files that hold block tables."""
-    if manifest.version > 1:
-        places = manifest.pages * manifest.blocks_per_page
-        return {placement.FILE: _HEADER + _INT32 * places + len(manifest.tasks) * (places // 8 + 1)}
-    tables = _of_tables_of_version_1(manifest)
-    return {tables_file(task.name): tables for task in manifest.tasks}
-
-
-def _of_tables_of_version_1(manifest: Manifest) -> int:
-    """Most bytes of one task's block tables, which may keep every block."""
-    headers, entries = _HEADER, 0
-    for weight in manifest.weights:
-        grid = manifest.grid(weight)
-        headers += 3 * (_TENSOR_HEADER + _LETTER * len(weight.name))
-        entries += grid.rows + 1 + 2 * grid.count
-    return headers + _INT32 * entries
 
 
 def _of_permutations(manifest: Manifest) -> int:

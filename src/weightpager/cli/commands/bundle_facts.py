@@ -29,7 +29,7 @@ from weightpager.bundle.report.page_statistics import (
 from weightpager.runtime.budget import Needs, largest_budget, needs_of, smallest_budget
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
 
-_NO_GRAPHS = "the bundle was written before there were graphs; weightpager upgrade adds them"
+_NO_GRAPHS = "the bundle has no report that says why; compile it again"
 
 
 @dataclass(frozen=True)

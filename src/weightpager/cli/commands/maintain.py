@@ -1,4 +1,4 @@
-"""``weightpager gc``, ``repack``, ``upgrade`` and ``verify``: a bundle is looked after."""
+"""``weightpager gc``, ``repack`` and ``verify``: a bundle is looked after."""
 
 from __future__ import annotations
 
@@ -130,31 +130,6 @@ def _print_repacked(title: str, done: Repacked) -> None:
         output.say(
             f"note: to bring these tasks in reads more than before: {more}; smaller pages (--page) make that less."
         )
-
-
-def upgrade(
-    bundle: BundlePath,
-    out: Out,
-    force: Force = False,
-    json: Json = False,
-) -> None:
-    """Write a bundle of an older weightpager anew, with a graph for each kind of tasks, as today's has.
-
-    Pages and parameters stay as they are, and so do outputs. Needs `weightpager[compile]`.
-
-    Example: `weightpager upgrade assistant.bundle --out new.bundle`
-    """
-    with extra("compile"), output.loading_torch():
-        from weightpager.compiler.repack import upgrade as upgrade_bundle
-
-    done = upgrade_bundle(bundle, out, force=force)
-    if json:
-        output.print_json(done)
-        return
-    for kind in done.graphs:
-        output.say(f"{kind}: graph written")
-    for kind, reason in done.without_graph.items():
-        output.say(f"{kind}: no graph: {reason}")
 
 
 _MOST_NAMED = 20

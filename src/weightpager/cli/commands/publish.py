@@ -105,18 +105,10 @@ def bundle_(
         from weightpager.delivery.publishing.publish import publish
         from weightpager.delivery.publishing.repository import default_keys
 
-    from weightpager.bundle import Bundle
-    from weightpager.bundle.held_out_places import machine_paths
-
     stated = name or re.sub(r"\.bundle$", "", Path(os.path.abspath(bundle)).name)  # a link has a name of its own
     for what, text in (("name", stated), ("channel", channel), ("version", version)):
         if text is not None:
             checked_name(what, text)
-    if paths := machine_paths(Bundle.open(bundle)):
-        output.hint(
-            f"{bundle} names folders of the machine that compiled it, such as {paths[0]}, and so will what is "
-            "published; 'weightpager upgrade' writes a bundle without them"
-        )
     with progress(quiet or json) as stages:
         done = publish(bundle, directory, keys or default_keys(directory), stated, channel, version, stages)
     if json:

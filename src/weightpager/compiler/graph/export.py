@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -97,23 +96,12 @@ def _with_hidden(graph: Graph) -> Graph:
 
 _log = logging.getLogger(__name__)
 
-_NONE: Mapping[TaskKind, Path] = {}
-
-
-@dataclass(frozen=True)
-class _NoGraph:
-    """Why there is no graph; ``refused`` if the module was, and not only the export failed."""
-
-    reason: str
-    refused: bool
-
 
 def write_graphs(
     writer: BundleWriter,
     config: PretrainedConfig,
     kinds: Iterable[TaskKind],
     image: tuple[int, int, int] | None,
-    old: Mapping[TaskKind, Path] = _NONE,
 ) -> dict[TaskKind, str]:
     """Write a graph for every kind of tasks whose module can be said as one; one that is there already stays.
 
@@ -121,9 +109,7 @@ def write_graphs(
         writer: of the bundle.
         config: of the model.
         kinds: of its tasks.
-        image: as for `CallForm.of`.
-        old: graphs of an older compiler, each of which is taken over if today's export fails. If it refuses the
-            module, the old graph may be wrong and isn't.
+        image: channels, height and width of the images that they read; None where they read texts.
 
     Returns:
         The kinds that have none, and why.
@@ -139,12 +125,9 @@ def write_graphs(
         found = _exported(_Config(config), kind, image)
         if isinstance(found, bytes):
             writer.put(name, found)
-        elif kind in old and not found.refused:
-            writer.link(name, old[kind])
-            _log.warning("%s: the old graph stays, as a new one can't be made here: %s", kind, found.reason)
         else:
-            reasons[kind] = found.reason
-            _log.warning("%s: no graph, so that these tasks need torch where they run: %s", kind, found.reason)
+            reasons[kind] = found
+            _log.warning("%s: no graph, so that these tasks need torch where they run: %s", kind, found)
     return reasons
 
 
@@ -165,12 +148,12 @@ class _Config:
 
 
 @lru_cache(maxsize=32)  # one process may compile the same model again and again: other sparsities, or more tasks
-def _exported(config: _Config, kind: TaskKind, image: tuple[int, int, int] | None) -> bytes | _NoGraph:
+def _exported(config: _Config, kind: TaskKind, image: tuple[int, int, int] | None) -> bytes | str:
     """The content of a graph's file, or why there is none."""
     try:
         return write_graph(export_graph(config.config, kind, image))
     except NotExportableError as error:
-        return _NoGraph(str(error), refused=not isinstance(error, ExportFailedError))
+        return str(error)
     except Exception as error:  # noqa: BLE001 - hours of training must not be lost, whatever else is raised
         _log.debug("%s: no graph", kind, exc_info=True)
-        return _NoGraph(f"{type(error).__name__}: {first_line(error)}", refused=False)
+        return f"{type(error).__name__}: {first_line(error)}"

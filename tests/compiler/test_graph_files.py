@@ -1,40 +1,28 @@
-"""A bundle's graphs: written by the compiler, carried along, added to bundles that have none."""
+"""A bundle's graphs: written by the compiler, carried along, refused where they lie."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import tiny
 import weightpager as wp
-from benchmarks.fuzz.sealing import rewrite_file, rewrite_manifest
+from benchmarks.fuzz.sealing import rewrite_file
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.compiler.graph import export
-from weightpager.compiler.repack import repack, upgrade
-from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.compiler.repack import repack
+from weightpager.errors import BundleFormatError
 from weightpager.graph import write_graph
 from weightpager.graph.file import graph_file
 
 KIND: TaskKind = "text-classification"
 KINDS: tuple[TaskKind, ...] = (KIND, "token-classification")
 FILE = graph_file(KIND)
-
-
-def without_graphs(bundle: Path, target: Path) -> Path:
-    """The bundle as an older compiler wrote it."""
-    copy = Path(shutil.copytree(bundle, target))
-    for path in (copy / "model").glob("graph-*.json"):
-        name = path.relative_to(copy).as_posix()
-        path.unlink()
-        rewrite_manifest(copy, lambda manifest, name=name: manifest["files"].pop(name))
-    return copy
 
 
 @pytest.mark.parametrize(
@@ -67,56 +55,6 @@ def test_a_bundle_has_no_graph_of_a_kind_that_it_lacks(assistant_bundle: Path) -
     assert Bundle.open(assistant_bundle).graph("language-modeling") is None
 
 
-def test_a_graph_stays_where_todays_export_fails(
-    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = export._NoGraph("no memory", refused=False)
-    monkeypatch.setattr(export, "_exported", lambda *_: failed)
-    done = upgrade(assistant_bundle, tmp_path / "new.bundle")
-    assert done.graphs == KINDS
-    assert done.without_graph == {}
-    assert Bundle.open(tmp_path / "new.bundle").read(FILE) == Bundle.open(assistant_bundle).read(FILE)
-
-
-def test_a_graph_goes_where_todays_export_refuses_the_module(
-    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused = export._NoGraph("a local mask", refused=True)
-    monkeypatch.setattr(export, "_exported", lambda *_: refused)
-    done = upgrade(assistant_bundle, tmp_path / "new.bundle")
-    assert done.graphs == ()
-    assert done.without_graph == dict.fromkeys(KINDS, "a local mask")
-    assert read_report(Bundle.open(tmp_path / "new.bundle")).without_graph == done.without_graph
-
-
-def test_an_older_bundle_opens_and_is_upgraded(assistant_bundle: Path, tmp_path: Path) -> None:
-    old = without_graphs(assistant_bundle, tmp_path / "old.bundle")
-    bundle = Bundle.open(old)
-    assert bundle.graph_kinds == ()
-    assert bundle.graph(KIND) is None
-    assert verify(old).problems == ()
-    done = upgrade(old, tmp_path / "new.bundle")
-    assert done.graphs == KINDS
-    assert done.without_graph == {}
-    new = Bundle.open(tmp_path / "new.bundle")
-    assert new.read(FILE) == Bundle.open(assistant_bundle).read(FILE)
-    assert verify(new.path).problems == ()
-    assert np.array_equal(new.index.ids, bundle.index.ids)
-    assert read_report(new) == read_report(bundle)
-    assert verify(old).problems == ()  # the old one stays as it was
-    with pytest.raises(ConfigError, match="exists"):
-        upgrade(old, new.path)
-    assert upgrade(new.path, new.path, force=True).graphs == KINDS
-    with (
-        wp.Engine.from_pretrained(old) as before,
-        wp.Engine.from_pretrained(new.path) as after,
-        before.task("animal") as first,
-        after.task("animal") as second,
-    ):
-        inputs = before.tokenizer()("the cat", return_tensors="pt")
-        assert first(**inputs).logits.equal(second(**inputs).logits)
-
-
 def test_a_bundle_of_an_architecture_without_a_graph_says_so(tmp_path: Path) -> None:
     from transformers import DebertaV2Config, DebertaV2Model
 
@@ -127,7 +65,6 @@ def test_a_bundle_of_an_architecture_without_a_graph_says_so(tmp_path: Path) -> 
     bundle = wp.compile(content, out=tmp_path / "a.bundle")
     assert bundle.graph_kinds == ()
     assert "the attention of DebertaV2" in read_report(bundle).without_graph[KIND]
-    assert "the attention of DebertaV2" in upgrade(bundle.path, tmp_path / "b.bundle").without_graph[KIND]
 
 
 def test_graphs_stay_when_a_bundle_is_packed_again_or_loses_tasks(assistant_bundle: Path, tmp_path: Path) -> None:
@@ -161,12 +98,3 @@ def test_a_graph_of_no_known_kind_is_refused(assistant_bundle: Path, tmp_path: P
     copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
     rewrite_file(copy, graph_file("speech"), (copy / FILE).read_bytes())
     assert any("expected a graph of" in problem for problem in verify(copy).problems)
-
-
-def test_a_bundle_of_images_is_upgraded(camera_bundle: Path, tmp_path: Path) -> None:
-    old = without_graphs(camera_bundle, tmp_path / "old.bundle")
-    assert upgrade(old, tmp_path / "new.bundle").graphs == ("image-classification",)
-    graph = Bundle.open(tmp_path / "new.bundle").graph("image-classification")
-    assert graph is not None
-    assert graph.dims == ("batch",)
-    assert write_graph(graph) == Bundle.open(camera_bundle).read(graph_file("image-classification"))
