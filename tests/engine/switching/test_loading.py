@@ -20,7 +20,7 @@ from engines import InThread, hanging, settle
 from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.report import SwitchLog
+from weightpager.engine.task_holds import SwitchLog
 from weightpager.errors import (
     BudgetError,
     BusyError,
@@ -219,7 +219,7 @@ def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch:
 @pytest.mark.parametrize(
     ("ask", "where", "open_store"),
     [
-        (wp.Engine.activate, "landed_pages.most_pages", LocalStore),
+        (wp.Engine.activate, "page_waits.most_pages", LocalStore),
         (partial(wp.Engine.activate, wait=False), "native_reads.most_pages", LocalStore),
         (wp.Engine.prefetch, "native_reads.most_pages", LocalStore),
         (wp.Engine.activate, "thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),
@@ -241,7 +241,7 @@ def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
         raise KeyboardInterrupt
 
     with wp.Engine(bundle, EngineConfig(), open_store) as engine:
-        monkeypatch.setattr(f"weightpager.runtime.paging.reads.{where}", pressed)
+        monkeypatch.setattr(f"weightpager.runtime.paging.{where}", pressed)
         with pytest.raises(KeyboardInterrupt):
             ask(engine, "animal")
         assert torch.equal(logits(engine.activate("animal")), expected["animal"])

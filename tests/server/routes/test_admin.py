@@ -55,7 +55,7 @@ async def test_the_admin_asks_from_this_machine_unless_allowed(
 ) -> None:
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         app = create_app(Service(engine, Settings(admin_token=ADMIN, remote_admin=remote)))
-        for address, wanted in (("192.0.2.7", status_of), ("no address", status_of), ("127.0.0.1", 200), ("::1", 200)):
+        for address, wanted in (("192.0.2.7", status), ("no address", status), ("127.0.0.1", 200), ("::1", 200)):
             transport = httpx.ASGITransport(app, client=(address, 1234))
             headers = {"Authorization": f"Bearer {ADMIN}"}
             async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
@@ -345,10 +345,10 @@ def test_the_trace_is_one_that_the_compiler_reads(assistant_bundle: Path, tmp_pa
 
 def test_users_need_the_token_if_there_is_one(assistant_bundle: Path) -> None:
     with serving(assistant_bundle, Settings(token=TOKEN, admin_token=ADMIN)) as running:
-        for token, status_of in ((None, 401), ("wrong", 401), (TOKEN, 200), (ADMIN, 200)):
+        for token, wanted in ((None, 401), ("wrong", 401), (TOKEN, 200), (ADMIN, 200)):
             with running.http(token) as client:
                 for path in ("/v1/models", "/metrics", "/status"):
-                    assert client.get(path).status_code == status_of
+                    assert client.get(path).status_code == wanted
                 assert client.get("/health").status_code == client.get("/ready").status_code == 200
                 assert client.get("/").status_code == 200
         with running.http(TOKEN) as client:
