@@ -378,7 +378,7 @@ def test_an_arena_that_the_machine_refuses_is_a_budget_error(
 def test_leaving_a_task_waits_for_a_layer_that_is_reading(assistant_bundle: Path) -> None:
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         engine.activate("animal")
-        gate = engine._tasks["animal"].gate
+        gate = engine._open.tasks["animal"].gate
         reader = object()
         gate.enter(reader, 0)
         leaving = threading.Thread(target=engine.deactivate)

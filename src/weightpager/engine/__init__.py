@@ -1,9 +1,15 @@
 """`Engine`: open a bundle, run its tasks, switch between them."""
 
-from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.engine import Engine, load
-from weightpager.engine.prefetching import ForecastReport
-from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weightpager.engine.bundle_change import BundleChange
+    from weightpager.engine.engine import Engine, load
+    from weightpager.engine.prefetching import ForecastReport
+    from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
 
 __all__ = [
     "BundleChange",
@@ -16,3 +22,11 @@ __all__ = [
     "SwitchReport",
     "load",
 ]
+
+_HOMES = {"BundleChange": "bundle_change", "Engine": "engine", "ForecastReport": "prefetching", "load": "engine"}
+
+
+def __getattr__(name: str) -> Any:  # who reads a server's state needs reports, and no engine
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'report')}"), name)

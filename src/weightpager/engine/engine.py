@@ -6,11 +6,12 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from weightpager.answers.batches import Bounds
 from weightpager.answers.encoding import begin
 from weightpager.answers.kinds.kind import Prediction
-from weightpager.answers.model import TaskModel
+from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
 from weightpager.answers.predict import (
     Conversation,
     Input,
@@ -32,25 +33,29 @@ from weightpager.answers.predict import (
 )
 from weightpager.answers.query import Run, StreamedQuery, compiled_anew
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.config import EngineConfig, parse_size, stated_size
-from weightpager.engine.maintenance import EngineMaintenance
+from weightpager.config import EngineConfig, format_size, parse_size, stated_size
+from weightpager.engine import input_readers
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.errors import BusyError, ConfigError, of_bundle
+from weightpager.engine.prefetching import ForecastReport, Forecasts, Prefetching
+from weightpager.engine.report import EngineReport, ResidencyMap, SwitchReport
+from weightpager.engine.task_holds import TaskHolds
+from weightpager.errors import ConfigError, EngineClosedError, of_bundle, shown
 from weightpager.interrupts import acquired, uninterrupted
+from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.memory.page_arena import ArenaSource
-from weightpager.runtime.paging.switch_request import Deadline
+from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
 from weightpager.store import LocalStore, PageStore
 
-if TYPE_CHECKING:
-    from weightpager.readers.chat_template import ChatTemplate
 
-
-class Engine(EngineMaintenance):
+class Engine:
     """Runs a bundle's tasks inside one memory budget.
 
     A task's module is built once and never changes: a switch changes which pages are in the arena. Outputs are
@@ -67,6 +72,13 @@ class Engine(EngineMaintenance):
     Attributes:
         monitor: a `TaskMonitor`, which knows which task ran when; ``monitor.trace()`` gives the rows of a trace file.
     """
+
+    def __new__(cls, bundle: Any = None, *_: Any, **__: Any) -> Engine:
+        if isinstance(bundle, (str, os.PathLike)):
+            where = shown(str(bundle))
+            how = f"weightpager.load({where}, budget=...) opens an engine"
+            raise TypeError(f"{how}; Engine takes an open Bundle and an EngineConfig")
+        return super().__new__(cls)
 
     @uninterrupted
     def __init__(
@@ -95,17 +107,31 @@ class Engine(EngineMaintenance):
             bundle.task(name)
         with of_bundle(bundle.path):
             opened = OpenBundle(bundle, config, open_store, staging)
-        process = os.getpid()
-        weakref.finalize(self, _in_process, process, opened.residency.close)
-        monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
-        weakref.finalize(self, _in_process, process, monitor.close)
-        super().__init__(opened, monitor, config)
-        weakref.finalize(self, _in_process, process, self._prefetching.close)
-        weakref.finalize(self, _in_process, process, self._readers.close)
-        self._lock = threading.RLock()  # closing; never kept while storage works
+        self._process = os.getpid()
+        weakref.finalize(self, _in_process, self._process, opened.residency.close)
+        self.monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
+        weakref.finalize(self, _in_process, self._process, self.monitor.close)
+        self._open, self._residency, self._memory = opened, opened.residency, opened.memory
+        self._readers = InputReaders(opened.backend)
+        weakref.finalize(self, _in_process, self._process, self._readers.close)
+        self._forecasts = Forecasts(opened, self.monitor)
+        self._prefetching: Prefetching | None = None
+        self._real_time = frozenset(config.real_time)
+        self._holds = TaskHolds(opened, self.monitor, self._real_time)
+        self._closed = False
+        self._closing = threading.Lock()  # never kept while storage works
+        self._changing = threading.Lock()  # budget or bundle
         self._predicting = {name: threading.Lock() for name in self._real_time}  # one prediction of each at a time
-        self._enter_real_time()
-        self._prefetching.start()
+        try:
+            for name in sorted(self._real_time):
+                self._holds.hold(name, is_visit=False)  # and never release
+        except BaseException:
+            self.close()
+            raise
+        if config.prefetch:
+            self._prefetching = Prefetching(opened, self.monitor, config.prefetch, self._real_time)
+            weakref.finalize(self, _in_process, self._process, self._prefetching.close)
+            self._holds.prefetching = self._prefetching
 
     @classmethod
     def from_pretrained(
@@ -173,6 +199,14 @@ class Engine(EngineMaintenance):
         # The tokenizer, and what the bundle becomes, are read later, when the process may have gone elsewhere.
         return cls(Bundle.open(Path(bundle).absolute()), config)
 
+    def __repr__(self) -> str:
+        told = [f"{len(self.tasks)} tasks", format_size(self._memory.budget), self._open.backend.name]
+        if self._closed:
+            told.append("closed")
+        elif self._holds.current is not None:
+            told.append(f"{self._holds.current!r} is current")
+        return f"<Engine {str(self.bundle.path)!r}: {', '.join(told)}>"
+
     @bracket
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
         """A task to be called, usable inside the ``with`` block. Its pages stay until the block ends.
@@ -200,8 +234,7 @@ class Engine(EngineMaintenance):
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        with self._explained():
-            module = self._holds.hold(name, wait=wait, timeout=timeout)
+        module = self._holds.hold(name, wait=wait, timeout=timeout)
         try:
             yield module
         finally:
@@ -233,18 +266,7 @@ class Engine(EngineMaintenance):
             SwitchFailedError: loading failed after the previous task was given up; no task is current.
         """
         self._check_open()
-        deadline = Deadline.after(timeout)
-        with self._turn_to_activate(deadline):
-            if name == self._current and (again := self._holds.enter_again(name, wait=wait)) is not None:
-                return again
-            previous = None if name == self._current else self._current
-            left = deadline.left()  # from when the module is built
-            with self._explained(previous):
-                module = self._holds.hold(name, previous, self._leave_current, wait=wait, timeout=left)
-            still_held, self._current = self._current, name
-            if still_held is not None:
-                self._holds.release(still_held)
-            return module
+        return self._holds.activate(name, wait=wait, timeout=timeout)
 
     def module(self, name: str) -> Any:
         """What `task` and `activate` give, built now if it wasn't yet, so that its first use takes no longer.
@@ -324,7 +346,7 @@ class Engine(EngineMaintenance):
         asked = checked(self.bundle.task(name), inputs)  # what is refused neither waits nor switches
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry, reader = self.bundle.task(name), self._readers.own(self.bundle)  # a reload may have changed them
-            template = self._template(entry)
+            template = self._readers.template(self.bundle, entry)
             return predict(self.model(name), reader, entry, asked, wanted=wanted, bounds=bounds, template=template)
 
     def stream(
@@ -369,7 +391,7 @@ class Engine(EngineMaintenance):
         asked = checked(entry, [prompt])
         with of_bundle(self.bundle.path):
             model, tokenizer = self.model(name), self._readers.new(self.bundle)  # which threads take in turns
-            (work,) = works_of(model, tokenizer, entry, asked, wanted, self._template(entry))
+            (work,) = works_of(model, tokenizer, entry, asked, wanted, self._readers.template(self.bundle, entry))
         query = StreamedQuery(work)
         return self._pieces(name, query, model, begin(entry.kind, model, tokenizer, [query]))
 
@@ -405,8 +427,242 @@ class Engine(EngineMaintenance):
     def deactivate(self) -> None:
         """Leave the current task, if any, so that others may have its room. Its pages stay until that is wanted."""
         self._check_process()
-        with acquired(self._activating):
-            self._leave_current()
+        with acquired(self._holds.activating):
+            self._holds.leave_current()
+
+    def pin(self, name: str) -> None:
+        """Load a task and keep its pages until `unpin`, so that switching to it never waits for storage.
+
+        That is no visit. As many calls of `unpin` undo it as there were of this. Errors are those of `task`.
+        """
+        self._check_open()
+        self._holds.pin(name)
+
+    def unpin(self, name: str) -> None:
+        """Undo one `pin`.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskNotActiveError: the task isn't pinned.
+        """
+        self._check_process()
+        self._holds.unpin(name)
+
+    @uninterrupted
+    def prefetch(self, name: str) -> int:
+        """Begin to load a task that comes soon, once no switch is going on. Returns at once.
+
+        They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
+        takes back what hasn't begun; so does a task that is named later where both have no room. Nothing keeps the
+        pages once they are there: `pin` does.
+
+        Returns:
+            How many pages were queued.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            BudgetError: its pages don't fit beside those in use; nothing has changed.
+            BusyError: the task has just left the bundle.
+            StoreTimeoutError: reads that hang have memory that is needed; what was named before may be taken back.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        number = self._open.task(name).number
+        ask_uses = partial(self._holds.uses_after, number)
+        with self._holds.explained():
+            return self._residency.prefetch(SwitchRequest(number, name, ask_uses=ask_uses))
+
+    @uninterrupted
+    def evict(self) -> int:
+        """Drop all pages that no task in use needs, so that a later switch reads them again. Returns how many went."""
+        self._check_process()
+        return self._residency.evict_unused()
+
+    @uninterrupted
+    def set_budget(self, budget: str | int) -> None:
+        """Use more or less memory from now on. The arena stays where it is, and so do the modules.
+
+        Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
+        whole bundle needs isn't used. More than the machine has is said in the log.
+
+        Args:
+            budget: memory for weights, such as ``"64MiB"``, or bytes.
+
+        Raises:
+            ConfigError: it is no size.
+            BudgetError: the tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            StoreTimeoutError: reads that hang have memory that must go; nothing has changed.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        with acquired(self._changing):
+            self._open.resize(parse_size(budget, "budget"))
+            if self._prefetching is not None:
+                self._prefetching.renew()
+
+    def repair(self) -> list[int]:
+        """Reload those pages in place that `verify` finds damaged. Returns their numbers.
+
+        A forward that runs meanwhile may have read the damage; one that starts later reads what is right.
+
+        Raises:
+            StoreError, PageCorruptError: storage doesn't have a page as it should be.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        return self._open.page_check.repair()
+
+    @uninterrupted
+    def reload(self) -> BundleChange:
+        """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew.
+
+        Other tasks go on, also while this runs; their pages are known by content, wherever they lie now. Modules of
+        tasks that left or changed can't be entered any more. A budget that wasn't stated grows with the bundle.
+
+        Returns:
+            What has changed.
+
+        Raises:
+            BundleError, StoreError: the bundle is damaged, of another model, or has more new pages than there is room
+                for beside those in use; nothing has changed.
+            BusyError: a task that was removed or changed is in use; nothing has changed.
+            BudgetError: the bundle's parameters leave too little room for the tasks in use; nothing has changed.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        with acquired(self._holds.activating), acquired(self._changing):
+            change = self._open.reload()
+            if self._prefetching is not None:
+                self._prefetching.renew()
+            return change
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was when it was opened or last reloaded."""
+        return self._open.bundle
+
+    @property
+    def tasks(self) -> Mapping[str, TaskEntry]:
+        """The bundle's tasks by name, each with its kind, its classes and what else the bundle states of it.
+
+        Examples:
+            >>> {name: task.kind for name, task in engine.tasks.items()}
+            {'spam': 'text-classification', 'topic': 'text-classification'}
+            >>> engine.tasks["spam"].classes
+            ['ham', 'spam']
+        """
+        return self.bundle.tasks
+
+    @property
+    def blocks(self) -> BlockManager:
+        """The page table and its policy, for inspection and tests. Don't change it: only the engine holds its lock."""
+        return self._residency.blocks
+
+    def dtype(self, name: str) -> str:
+        """What a task computes in: ``"float32"`` or ``"bfloat16"``.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+        """
+        return self._open.dtype(name)
+
+    def check_fits(self, name: str) -> None:
+        """Check that the budget ever holds a task, beside real-time ones. Loads nothing.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskTooLargeError: it never does; says the smallest budget that would do.
+        """
+        self._check_process()
+        self._open.check_fits(name, self._real_time)
+
+    @property
+    def limits(self) -> ModelLimits:
+        """How much the bundle's model can read, and the memory that this takes, by the widest numbers of any task."""
+        return self._open.limits
+
+    def cache_size(self) -> CacheSize:
+        """What keys and values take of the kind of tasks that keeps most, by the widest numbers of any task.
+
+        A task of each kind that writes is built; nothing is loaded.
+
+        Raises:
+            BundleFormatError: its parameters don't make up the task, or it would keep more than any model does.
+        """
+        with of_bundle(self.bundle.path):
+            return self._open.cache_size()
+
+    def reader(self) -> Tokenizer | ImageReader:
+        """A new reader of the tasks' inputs, texts or images, for one thread at a time.
+
+        Raises:
+            BundleFormatError: they can't be read.
+            ConfigError: the tasks read images, and Pillow isn't installed, or native code can't scale images as the
+                model needs it.
+        """
+        return self._readers.new(self.bundle)
+
+    def tokenizer(self) -> Any:
+        """A new tokenizer of a bundle whose tasks read texts, which gives what its tasks take when they are called.
+
+        The native backend gives a `Tokenizer`, whose calls give numpy's arrays by name; it needs no transformers. The
+        backend of torch gives transformers' tokenizer. Each is for one thread at a time.
+
+        Raises:
+            BundleFormatError: it can't be read, or the tasks read images.
+
+        Examples:
+            >>> inputs = engine.tokenizer()("You won a prize")
+            >>> with engine.task("spam") as task:
+            ...     logits = task(**inputs)["logits"]
+        """
+        return self._readers.tokenizer(self.bundle)
+
+    def image_processor(self) -> Any:
+        """Transformers' image processor of a bundle whose tasks read images, read from its files when asked for.
+
+        Raises:
+            BundleFormatError: transformers can't read it, or the tasks read texts.
+            ConfigError: Pillow or transformers isn't installed.
+        """
+        return input_readers.image_processor(self.bundle)
+
+    def verify(self) -> list[int]:
+        """Compare the pages in memory with their BLAKE3 hashes; `repair` mends them.
+
+        Returns:
+            Numbers of the pages that don't match; empty if all is well.
+        """
+        self._check_process()
+        return self._open.page_check.damaged()
+
+    def report(self) -> EngineReport:
+        """The engine's state: memory, pages, what has been read, and up to 1000 latest switches."""
+        self._check_process()
+        return EngineReport.of(self._open, self._holds.switches, self._prefetching)
+
+    @property
+    def last_switch(self) -> SwitchReport | None:
+        """The latest of the report's switches; None before the first."""
+        return self._holds.switches.last
+
+    def residency(self) -> ResidencyMap:
+        """Which pages are in the arena now, by layer and task. Loads nothing."""
+        self._check_process()
+        return ResidencyMap.of(self._open)
+
+    @property
+    def resident_tasks(self) -> frozenset[str]:
+        """Tasks that could be entered now without loading anything."""
+        self._check_process()
+        return frozenset(name for name, task in self._open.tasks.items() if self.blocks.is_resident(task.number))
+
+    def forecast(self) -> ForecastReport | None:
+        """What probably comes next by what has been learnt, whether anything is prefetched or not. Loads nothing.
+
+        The history is caught up with when this is called. A planner isn't asked. None before the first request.
+        """
+        return self._forecasts.now()
 
     @uninterrupted
     def close(self) -> None:
@@ -418,9 +674,9 @@ class Engine(EngineMaintenance):
         Raises:
             StoreError: the store couldn't be closed; all else is.
         """
-        if self._forked:
+        if os.getpid() != self._process:
             return
-        with self._lock:
+        with self._closing:
             if self._closed:
                 return
             self._closed = True
@@ -429,7 +685,8 @@ class Engine(EngineMaintenance):
             closing.callback(self.monitor.close)
             closing.callback(self._readers.close)
             closing.callback(self._residency.close)
-            closing.callback(self._prefetching.close)
+            if self._prefetching is not None:
+                closing.callback(self._prefetching.close)
 
     def __enter__(self) -> Engine:
         return self
@@ -453,35 +710,6 @@ class Engine(EngineMaintenance):
             again = True
             yield from query.take()
 
-    def _template(self, entry: TaskEntry) -> ChatTemplate | None:
-        return self._readers.template(self.bundle) if entry.takes_conversations else None
-
-    def _enter_real_time(self) -> None:
-        try:
-            for name in sorted(self._real_time):
-                with of_bundle(self.bundle.path):
-                    self._holds.hold(name, is_visit=False)  # and never release
-        except BaseException:
-            self.close()
-            raise
-
-    @contextmanager
-    def _turn_to_activate(self, deadline: Deadline) -> Iterator[None]:
-        """Keep out what else changes the current task, or the bundle.
-
-        Raises:
-            BusyError: the deadline has passed meanwhile.
-        """
-        if not deadline.acquire(self._activating):
-            raise BusyError(
-                "another thread's activation, prediction or reload was still going on when the timeout passed; "
-                "try again, or allow more time"
-            )
-        try:
-            yield
-        finally:
-            self._activating.release()
-
     @bracket
     def _turn_to_predict(self, name: str, *, again: bool = False) -> Iterator[None]:
         """Keep a task active: a real-time one, which always has room, beside others, any other as the current one.
@@ -492,15 +720,19 @@ class Engine(EngineMaintenance):
             with acquired(self._predicting[name]), nullcontext() if again else self.task(name):
                 yield
         else:
-            with acquired(self._activating):
-                if not again or name != self._current:
+            with acquired(self._holds.activating):
+                if not again or name != self._holds.current:
                     self.activate(name)
                 yield
 
-    def _leave_current(self) -> None:
-        if self._current is not None:
-            name, self._current = self._current, None
-            self._holds.release(name)
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineClosedError("the engine belongs to the process that this one was forked from; open the bundle")
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self._closed:
+            raise EngineClosedError("the engine is closed; open the bundle again")
 
 
 load = Engine.from_pretrained

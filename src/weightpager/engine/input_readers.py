@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightpager.backends.backend import Backend
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.reader import read_manifest
 from weightpager.errors import BundleError, BundleFormatError
+from weightpager.machine.packages import needing_torch
 from weightpager.readers.image_reader import ImageReader
-from weightpager.readers.tokenizer import Tokenizer
+from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from weightpager.readers.chat_template import ChatTemplate
@@ -20,11 +21,7 @@ class InputReaders:
     """Opens readers of inputs. A tokenizer is read once for a state of the bundle, and copied from then on."""
 
     def __init__(self, backend: Backend) -> None:
-        """Nothing is open.
-
-        Args:
-            backend: opens readers.
-        """
+        """Nothing is open; ``backend`` opens readers."""
         self._backend = backend
         self._lock = threading.Lock()  # of the first tokenizer, and of the templates
         self._first: tuple[Bundle | None, Tokenizer | None] = None, None
@@ -61,12 +58,23 @@ class InputReaders:
             self._own.held = bundle, reader
         return reader
 
-    def template(self, bundle: Bundle) -> ChatTemplate:
+    def tokenizer(self, bundle: Bundle) -> Any:
+        """What `Engine.tokenizer` gives. Errors are those of that."""
+        if self._backend.name == "native":
+            reader = None if bundle.takes_images else self.new(bundle)
+            return reader if isinstance(reader, Tokenizer) else open_tokenizer(bundle)  # which says what is wrong
+        from weightpager.backends.torch import architecture
+
+        return architecture.tokenizer(bundle)
+
+    def template(self, bundle: Bundle, task: TaskEntry) -> ChatTemplate | None:
         """The chat template of a bundle whose tasks read texts, for all threads. Errors are those of `new`.
 
-        Its process starts with the first conversation. One that another bundle had is kept, as a thread may still use
-        it.
+        None for a task whose prompts are no conversations. Its process starts with the first conversation. One that
+        another bundle had is kept, as a thread may still use it.
         """
+        if not task.takes_conversations:
+            return None
         from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
 
         tokenizer = self.own(bundle)
@@ -81,6 +89,14 @@ class InputReaders:
             templates = list(self._templates.values())
         for template in templates:
             template.close()
+
+
+def image_processor(bundle: Bundle) -> Any:
+    """What `Engine.image_processor` gives. Errors are those of that."""
+    with needing_torch("for transformers' own image processor"):
+        from weightpager.backends.torch import architecture
+
+    return architecture.image_reader(bundle).processor
 
 
 def _replaced(bundle: Bundle) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.answers.model import TaskModel
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
 from weightpager.backends.open_backend import open_backend
 from weightpager.backends.task_parts import TaskParts, read_parameters
 from weightpager.bundle import Bundle, PageIndex
@@ -22,8 +23,9 @@ from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.open_task import OpenTask, TableSource, TaskTables
 from weightpager.engine.page_numbers import PageNumbers, pages_of
-from weightpager.errors import TaskTooLargeError, first_line
+from weightpager.errors import TaskTooLargeError, UnknownTaskError, first_line
 from weightpager.interrupts import uninterrupted
+from weightpager.page_dtype import ENCODINGS
 from weightpager.runtime.budget import needs_of
 from weightpager.runtime.memory import memory_budget
 from weightpager.runtime.memory.memory_budget import MemoryBudget, MemoryWatch
@@ -44,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _State:
+class _OpenState:
     """A bundle and its tasks, which belong together."""
 
     bundle: Bundle
@@ -106,7 +108,7 @@ class OpenBundle:
             tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
             tasks = {name: self._read_task(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
             self._check(bundle, tasks)
-            self._state = _State(bundle, tasks)
+            self._state = _OpenState(bundle, tasks)
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
@@ -200,6 +202,22 @@ class OpenBundle:
         """What a task computes in. Errors are those of `Engine.dtype`."""
         return self.backend.dtype(self._resident | self.task(name).private)
 
+    @property
+    def limits(self) -> ModelLimits:
+        """How much the model can read, and the memory that this takes, by the widest numbers of any task."""
+        return self.backend.limits(self.bundle, self._widest())
+
+    def cache_size(self) -> CacheSize:
+        """What keys and values take. What is meant, and errors, are those of `Engine.cache_size`."""
+        writers = {task.kind: name for name, task in self.bundle.tasks.items() if kind_of(task.kind).writes}
+        built = [self.task_and_module(name)[1] for name in writers.values()]
+        sizes = [self.backend.cache_size(task, self._widest()) for task in built]
+        return max(sizes, key=lambda size: size.bytes(1, 1), default=CacheSize())
+
+    def _widest(self) -> int:
+        """Bytes of a number that tasks compute with."""
+        return max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.tasks)
+
     def check_fits(self, name: str, beside: Iterable[str]) -> None:
         """Check that the budget can ever hold a task beside these. Errors are those of `Engine.check_fits`.
 
@@ -271,7 +289,7 @@ class OpenBundle:
             task.number = number
         for name in gone:
             self.memory.tables.forget(self.tasks[name].tables)
-        self._state = _State(bundle, stay | come)
+        self._state = _OpenState(bundle, stay | come)
 
     def _replace_tasks(
         self, bundle: Bundle, numbers: npt.NDArray[np.int64], gone: dict[str, int], come: Iterable[str]
@@ -319,9 +337,11 @@ class OpenBundle:
             )
 
 
-def _task(state: _State, name: str) -> OpenTask:
-    state.bundle.task(name)
-    return state.tasks[name]
+def _task(state: _OpenState, name: str) -> OpenTask:
+    task = state.tasks.get(name)
+    if task is None:
+        raise UnknownTaskError(name, state.bundle.tasks)
+    return task
 
 
 def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: ArenaSource | None) -> MemoryBudget:
@@ -332,31 +352,3 @@ def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: Are
         capacity=page_capacity(bundle),
         staging=staging or memory_budget.staging(config.device, bundle.page_bytes, config.io_threads),
     )
-
-
-def in_use(tasks: Mapping[str, OpenTask], real_time: Collection[str], current: str | None, leaving: str | None) -> str:
-    """A sentence about each task in use; empty if there is none.
-
-    Args:
-        tasks: of the open bundle.
-        real_time: those that never leave memory.
-        current: the task that was activated last.
-        leaving: a task that needs no mention, since it is left for another one.
-    """
-    said = []
-    for name, task in tasks.items():
-        users = list(_users(name, task, name in real_time, name == current and name != leaving))
-        if name != leaving and task.gate.holders > (name in real_time) + task.pins + (name == current):
-            users.append("by engine.task: end its 'with' block")
-        if users:
-            said.append(f"Task {name!r} is in use {', and '.join(users)}.")
-    return " ".join(said)
-
-
-def _users(name: str, task: OpenTask, real_time: bool, current: bool) -> Iterator[str]:
-    if real_time:
-        yield "for real time: open an engine without it in real_time"
-    if task.pins:
-        yield f"as it is pinned: call engine.unpin({name!r})"
-    if current:
-        yield "by engine.activate or predict: call engine.deactivate()"

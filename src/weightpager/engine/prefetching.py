@@ -25,7 +25,7 @@ from weightpager.runtime.prediction.predictor import (
     replay,
 )
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
-from weightpager.runtime.prefetch.expected_uses import ExpectedUses, expected_uses_after
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena
 from weightpager.store import StorageModel
@@ -56,15 +56,6 @@ def prefetch_policy(
     current = opened.tasks.get(monitor.current or "")
     expected.current = None if current is None else current.number
     return PrefetchPolicy(expected, _trial(opened, held), size, now)
-
-
-def uses_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
-    """Expected uses of each task, by number, once this one is entered, for eviction; 0 for tasks that have left."""
-    tasks = opened.tasks
-    numbers = [task.number for task in tasks.values()]
-    uses = np.zeros(opened.residency.blocks.tasks)
-    uses[numbers] = expected_uses_after(monitor.followed(list(tasks)), numbers.index(number))
-    return uses
 
 
 def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
@@ -105,55 +96,46 @@ def _prior(opened: OpenBundle) -> npt.NDArray[np.float64] | None:
 
 
 class Prefetching:
-    """Prefetches between switches, if that is wanted; else nothing here does anything. Safe for several threads.
+    """Prefetches between switches. Safe for several threads.
 
     Attributes:
-        prefetcher: the one that does it; None before `start`, and where nothing is to be prefetched.
+        prefetcher: the one that does it.
     """
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, wanted: bool | Planner, held: Collection[str]) -> None:
-        """Nothing is prefetched yet.
+        """Prefetch from now on.
 
         Args:
             opened: the bundle.
             monitor: knows the visits.
-            wanted: whether to prefetch, or a planner that knows the next task.
+            wanted: True, or a planner that knows the next task.
             held: tasks that never leave memory.
         """
-        self._open, self._monitor, self._wanted, self._held = opened, monitor, wanted, held
-        self.prefetcher: Prefetcher | None = None
-
-    def start(self) -> None:
-        """Prefetch from now on."""
-        if self._wanted:
-            self.prefetcher = Prefetcher(self._open.residency, self._open.bundle.page_bytes, self.policy())
+        self._open, self._monitor, self._held = opened, monitor, held
+        self._planner = None if isinstance(wanted, bool) else wanted
+        self.prefetcher = Prefetcher(opened.residency, opened.bundle.page_bytes, self.policy())
 
     def policy(self) -> PrefetchPolicy:
         """A policy for the bundle, the budget and the visits as they are now."""
-        planner = None if isinstance(self._wanted, bool) else self._wanted
-        return prefetch_policy(self._open, self._monitor, planner, self._held)
+        return prefetch_policy(self._open, self._monitor, self._planner, self._held)
 
     def renew(self) -> None:
         """Go by the bundle and the budget as they are now."""
-        if self.prefetcher is not None:
-            self.prefetcher.renew(self.policy())
+        self.prefetcher.renew(self.policy())
 
     def tell(self, task: int, stats: LoadStats) -> None:
         """A task, by its number, has become the current one. Takes no time."""
-        if self.prefetcher is not None:
-            self.prefetcher.tell(Switched(task, time.monotonic(), stats))
+        self.prefetcher.tell(Switched(task, time.monotonic(), stats))
 
-    def report(self) -> PrefetchReport | None:
-        """What it does; None where nothing is to be prefetched."""
-        if self.prefetcher is None:
-            return None
-        score = self.prefetcher.score
-        return PrefetchReport(self.prefetcher.pays, self._open.residency.prefetched, score.hit_rate, score.log_loss)
+    def report(self) -> PrefetchReport:
+        """What it does."""
+        score, pages = self.prefetcher.score, self._open.residency.prefetched
+        wasted = pages.wasted * self._open.bundle.page_bytes
+        return PrefetchReport(self.prefetcher.pays, pages, wasted, score.hit_rate, score.log_loss)
 
     def close(self) -> None:
         """Begin nothing more, and end the thread unless a predictor hangs in it."""
-        if self.prefetcher is not None:
-            self.prefetcher.close()
+        self.prefetcher.close()
 
 
 _MOST_VISITS = 2000
@@ -210,7 +192,7 @@ class Forecasts:
     def _begin(self, bundle: Bundle) -> None:
         """Start with a bundle's tasks and no visits."""
         self._bundle, self._names = bundle, list(bundle.tasks)
-        self._scored = _Scored(new_predictor(len(self._names), bundle.manifest.transitions))
+        self._scored = _ScoredPredictor(new_predictor(len(self._names), bundle.manifest.transitions))
         self._last: Visit | None = None
 
     def _catch_up(self) -> None:
@@ -236,7 +218,7 @@ class Forecasts:
         return dict(zip(self._names, chances.tolist(), strict=True))
 
 
-class _Scored(TransitionPredictor):
+class _ScoredPredictor(TransitionPredictor):
     """A predictor, and how good its forecasts have been."""
 
     def __init__(self, predictor: LearningPredictor) -> None:

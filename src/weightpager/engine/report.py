@@ -1,22 +1,51 @@
-"""What an engine tells about itself: reports, and a map of its pages."""
+"""What an engine tells about itself: reports, and a map of its pages.
+
+A figure is described here once: a server's state and its metrics show whatever fields are here.
+"""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.engine.open_bundle import OpenBundle
-from weightpager.runtime.memory.memory_budget import MemoryUse
-from weightpager.runtime.paging.switch_request import LoadStats
 from weightpager.runtime.planning.plans import Pages
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
-from weightpager.runtime.prediction.task_monitor import TaskMonitor
+from weightpager.runtime.planning.slots import ABSENT
+
+if TYPE_CHECKING:  # a reader of reports needs no engine
+    from weightpager.engine.open_bundle import OpenBundle
+    from weightpager.engine.prefetching import Prefetching
+    from weightpager.engine.task_holds import SwitchLog
+    from weightpager.runtime.memory.memory_budget import MemoryUse
+    from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
+
+
+@dataclass(frozen=True)
+class FigureMetric:
+    """How Prometheus sees a field of a report.
+
+    Attributes:
+        name: of the metric; of a counter without its ``_total``.
+        words: its description.
+        only_grows: whether it is a counter, else a gauge.
+        by: where the field has parts, the label whose values are their names.
+    """
+
+    name: str
+    words: str
+    only_grows: bool = False
+    by: str | None = None
+
+
+def _gauge(name: str, words: str, by: str | None = None) -> dict[str, FigureMetric]:
+    return {"metric": FigureMetric(f"weightpager_{name}", words, by=by)}
+
+
+def _counter(name: str, words: str, by: str | None = None) -> dict[str, FigureMetric]:
+    return {"metric": FigureMetric(f"weightpager_{name}", words, only_grows=True, by=by)}
 
 
 @dataclass(frozen=True)
@@ -52,14 +81,18 @@ class PrefetchReport:
     Attributes:
         pays: whether it goes on; it rests while it would cost more than it saves.
         pages: the pages that it has brought.
+        wasted_bytes: bytes of those that were gone before any task needed them.
         hit_rate: share of the switches whose task was the likeliest by the forecast.
         log_loss: bits per switch that forecasts have missed by, the less the better.
     """
 
-    pays: bool
-    pages: PrefetchCounts
-    hit_rate: float
-    log_loss: float
+    pays: bool = field(metadata=_gauge("prefetch_active", "1 while prefetching pays, 0 while it rests."))
+    pages: PrefetchCounts = field(metadata=_counter("prefetch_pages", "Pages by what prefetching did.", by="result"))
+    wasted_bytes: int = field(
+        metadata=_counter("prefetch_wasted_bytes", "Prefetched and gone before any task needed them.")
+    )
+    hit_rate: float = field(metadata=_gauge("prediction_hit_ratio", "Switches to the task that seemed likeliest."))
+    log_loss: float = field(metadata=_gauge("prediction_log_loss_bits", "Bits per switch that forecasts miss by."))
 
 
 @dataclass(frozen=True)
@@ -77,57 +110,106 @@ class RowReport:
         fault_seconds: seconds that batches took longer for that.
     """
 
-    rows: int
-    resident: int
-    resident_bytes: int
-    lookups: int
-    hits: int
-    faults: int
-    bytes_read: int
-    fault_seconds: float
+    rows: int = field(metadata=_gauge("rows", "Rows of tables that come on demand."))
+    resident: int = field(metadata=_gauge("resident_rows", "Of these, in memory."))
+    resident_bytes: int = field(metadata=_gauge("resident_row_bytes", "Memory that they take."))
+    lookups: int = field(metadata=_counter("row_lookups", "Rows that were looked up."))
+    hits: int = field(metadata=_counter("row_hits", "Look-ups that found their row in memory."))
+    faults: int = field(metadata=_counter("row_faults", "Rows that were read for a batch."))
+    bytes_read: int = field(metadata=_counter("row_read_bytes", "Read from storage for that."))
+    fault_seconds: float = field(metadata=_counter("row_fault_seconds", "Seconds that batches took longer for that."))
+
+    @classmethod
+    def of(cls, opened: OpenBundle) -> RowReport | None:
+        """The rows of an open bundle; None if none come on demand."""
+        rows, counts = opened.rows, opened.rows.counts
+        if not rows.caches:
+            return None
+        return cls(
+            rows=rows.rows,
+            resident=rows.resident,
+            resident_bytes=rows.resident_bytes,
+            lookups=counts.lookups,
+            hits=counts.hits,
+            faults=counts.faults,
+            bytes_read=counts.bytes,
+            fault_seconds=counts.nanoseconds / 1e9,
+        )
 
 
-@dataclass(frozen=True)
-class EngineReport:
-    """The state of an engine.
+@dataclass(frozen=True, kw_only=True)
+class EngineFigures:
+    """What is shown of an engine: by its own report, and by the state of a server.
 
     Attributes:
-        budget: bytes that may be used; `memory` says for what.
-        memory: bytes by purpose.
-        available_memory: bytes that this process could take beside what it has, by the machine and by the limits of its
-            control group; None if unknown.
+        budget: bytes that may be used.
         slots: pages that fit into the arena.
         resident_pages: pages in it.
-        locked_pages: pages of tasks in use.
-        active: tasks in use.
+        working_set_pages: number of pages that the tasks of the latest visits and those in use need together; more than
+            ``slots`` means that switches load again what others have just evicted.
+        bytes_read: bytes that were read from storage since the engine was opened.
         direct_io: whether reads bypass the page cache.
         backend: what runs tasks, ``"native"`` or ``"torch"``.
         kernel: instruction set of the kernels.
-        bytes_read: bytes that were read from storage since the engine was opened.
-        working_set_pages: number of pages that the tasks of the latest visits and those in use need together; more than
-            ``slots`` means that switches load again what others have just evicted.
-        reloaded_pages: number of pages that were loaded though they had been in the arena before.
-        switches: the latest switches, oldest first.
-        prefetch: what prefetching does; None if nothing is prefetched.
         rows: what is known of rows on demand; None if there are none, as on a GPU.
     """
 
-    budget: int
-    memory: MemoryUse
-    available_memory: int | None
-    slots: int
-    resident_pages: int
-    locked_pages: int
-    active: tuple[str, ...]
+    budget: int = field(metadata=_gauge("budget_bytes", "Memory that weights may take."))
+    slots: int = field(metadata=_gauge("slots", "Pages that fit into the arena."))
+    resident_pages: int = field(metadata=_gauge("resident_pages", "Pages in the arena."))
+    working_set_pages: int = field(metadata=_gauge("working_set_pages", "Pages that the latest tasks need together."))
+    bytes_read: int = field(metadata=_counter("read_bytes", "Read from storage."))
     direct_io: bool
-    backend: str
+    backend: str = "unknown"  # where a server of an older version told
     kernel: str
-    bytes_read: int
-    working_set_pages: int
-    reloaded_pages: int
+    rows: RowReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineReport(EngineFigures):
+    """The state of an engine: its `EngineFigures`, and these.
+
+    Attributes:
+        memory: bytes of the budget by purpose.
+        available_memory: bytes that this process could take beside what it has, by the machine and by the limits of its
+            control group; None if unknown.
+        locked_pages: pages of tasks in use.
+        active: tasks in use.
+        reloaded_pages: number of pages that were loaded though they had been in the arena before.
+        switches: the latest switches, oldest first.
+        prefetch: what prefetching does; None if nothing is prefetched.
+    """
+
+    memory: MemoryUse = field(metadata=_gauge("memory_bytes", "Memory that weights take, by purpose.", by="purpose"))
+    available_memory: int | None
+    locked_pages: int = field(metadata=_gauge("locked_pages", "Pages of tasks in use."))
+    active: tuple[str, ...]
+    reloaded_pages: int = field(metadata=_counter("reloaded_pages", "Loaded though they had been in the arena."))
     switches: tuple[SwitchReport, ...]
     prefetch: PrefetchReport | None = None
-    rows: RowReport | None = None
+
+    @classmethod
+    def of(cls, opened: OpenBundle, switches: SwitchLog, prefetching: Prefetching | None) -> EngineReport:
+        """The state as of now; loads nothing."""
+        blocks = opened.residency.blocks
+        return cls(
+            budget=opened.memory.budget,
+            memory=opened.memory.use,
+            available_memory=opened.watch.available(),
+            slots=blocks.slots,
+            resident_pages=len(blocks.resident()),
+            working_set_pages=switches.working_set(),
+            locked_pages=len(blocks.locked()),
+            active=tuple(name for name, task in opened.tasks.items() if task.gate.holders),
+            bytes_read=opened.reads.bytes + opened.row_reads.bytes,
+            reloaded_pages=blocks.reloads,
+            direct_io=opened.direct,
+            backend=opened.backend.name,
+            kernel=opened.backend.kernel,
+            rows=RowReport.of(opened),
+            switches=switches.latest(),
+            prefetch=None if prefetching is None else prefetching.report(),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +226,13 @@ class ResidencyMap:
     resident: npt.NDArray[np.bool_]
     needs: Mapping[str, Pages]
 
+    @classmethod
+    def of(cls, opened: OpenBundle) -> ResidencyMap:
+        """What is in the arena of an open bundle."""
+        blocks, layers = opened.residency.blocks, opened.layers
+        needs = {name: blocks.needs(task.number) for name, task in opened.tasks.items()}
+        return cls(layers, blocks.page_table[: len(layers)] != ABSENT, needs)
+
     def by_layer(self, task: str) -> npt.NDArray[np.int64]:
         """How many of a task's pages are resident, and how many it needs, in each layer: int64 [layers, 2]."""
         count = int(self.layers.max(initial=-1)) + 1
@@ -156,78 +245,3 @@ class ResidencyMap:
         """The share of a task's pages that is resident, 0 to 1; 1 for a task without pages."""
         need = self.needs[task]
         return float(self.resident[need].mean()) if len(need) else 1.0
-
-
-_SWITCHES_KEPT = 1000
-_WORKING_SET_VISITS = 32
-"""Latest visits whose tasks make up the working set."""
-
-_log = logging.getLogger(__name__)
-
-
-class SwitchLog:
-    """Keeps reports of switches. Says once if the tasks in use need more than the arena holds. Safe for many threads.
-
-    Args:
-        opened: whose tasks they are.
-        monitor: keeps the visits.
-    """
-
-    def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
-        self._open = opened
-        self.monitor = monitor
-        self._lock = threading.Lock()
-        self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
-        self._warned = False
-
-    def record_switch(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, is_visit: bool) -> str | None:
-        """Keep the report of a switch, and tell the monitor of a visit.
-
-        Returns the task of the visit before, None without one.
-
-        Args:
-            name: of the task that was switched to.
-            stats: what loading cost.
-            seconds: that the switch took.
-            waited: whether all pages were waited for.
-            is_visit: whether somebody asked for the task; to keep it in memory is no visit.
-        """
-        before = self.monitor.record(name) if is_visit else self.monitor.current
-        pages = stats.bytes // self._open.bundle.page_bytes
-        report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
-        with self._lock:
-            self._reports.append(report)
-            blocks = self._open.residency.blocks
-            if pages and not self._warned and blocks.reloads and blocks.ever_loaded > blocks.slots:
-                self._warn_of_thrashing(self.working_set())
-        return before
-
-    @property
-    def last(self) -> SwitchReport | None:
-        """The latest report; None before the first switch."""
-        with self._lock:
-            return self._reports[-1] if self._reports else None
-
-    def latest(self) -> tuple[SwitchReport, ...]:
-        """The latest reports, oldest first."""
-        with self._lock:
-            return tuple(self._reports)
-
-    def working_set(self) -> int:
-        """Pages that the tasks of the latest visits need together with those in use, pinned and real-time ones too."""
-        names = {visit.task for visit in self.monitor.visits()[-_WORKING_SET_VISITS:]}
-        numbers = [task.number for name, task in self._open.tasks.items() if name in names or task.gate.holders]
-        return self._open.residency.blocks.needed_together(numbers)
-
-    def _warn_of_thrashing(self, needed: int) -> None:
-        slots = self._open.residency.blocks.slots
-        if needed <= slots:
-            return
-        self._warned = True
-        _log.warning(
-            "the tasks in use need %d pages and the arena holds %d: switches load again what others have evicted; "
-            "a budget of %s would hold them all",
-            needed,
-            slots,
-            self._open.memory.enough(needed),
-        )

@@ -1,50 +1,165 @@
-"""Who uses which task."""
+"""Who uses which task, and the record of switches between them."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.engine.prefetching import Prefetching, uses_after
-from weightpager.engine.report import SwitchLog
-from weightpager.errors import BudgetError, TaskNotActiveError
+from weightpager.engine.report import SwitchReport
+from weightpager.errors import BudgetError, BusyError, TaskNotActiveError, TaskTooLargeError, of_bundle
 from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.switch_request import Deadline, LoadStats, SwitchRequest
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
+from weightpager.runtime.prefetch.expected_uses import expected_uses_after
+
+if TYPE_CHECKING:
+    from weightpager.engine.prefetching import Prefetching
+
+_SWITCHES_KEPT = 1000
+_WORKING_SET_VISITS = 32
+"""Latest visits whose tasks make up the working set."""
+
+_log = logging.getLogger(__name__)
+
+
+class SwitchLog:
+    """Keeps reports of switches. Says once if the tasks in use need more than the arena holds. Safe for many threads.
+
+    Args:
+        opened: whose tasks they are.
+        monitor: keeps the visits.
+    """
+
+    def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
+        self._open = opened
+        self.monitor = monitor
+        self._lock = threading.Lock()
+        self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
+        self._warned = False
+
+    def record_switch(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, is_visit: bool) -> str | None:
+        """Keep the report of a switch, and tell the monitor of a visit.
+
+        Returns the task of the visit before, None without one.
+
+        Args:
+            name: of the task that was switched to.
+            stats: what loading cost.
+            seconds: that the switch took.
+            waited: whether all pages were waited for.
+            is_visit: whether somebody asked for the task; to keep it in memory is no visit.
+        """
+        before = self.monitor.record(name) if is_visit else self.monitor.current
+        pages = stats.bytes // self._open.bundle.page_bytes
+        report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
+        with self._lock:
+            self._reports.append(report)
+            blocks = self._open.residency.blocks
+            if pages and not self._warned and blocks.reloads and blocks.ever_loaded > blocks.slots:
+                self._warn_of_thrashing(self.working_set())
+        return before
+
+    @property
+    def last(self) -> SwitchReport | None:
+        """The latest report; None before the first switch."""
+        with self._lock:
+            return self._reports[-1] if self._reports else None
+
+    def latest(self) -> tuple[SwitchReport, ...]:
+        """The latest reports, oldest first."""
+        with self._lock:
+            return tuple(self._reports)
+
+    def working_set(self) -> int:
+        """Pages that the tasks of the latest visits need together with those in use, pinned and real-time ones too."""
+        names = {visit.task for visit in self.monitor.visits()[-_WORKING_SET_VISITS:]}
+        numbers = [task.number for name, task in self._open.tasks.items() if name in names or task.gate.holders]
+        return self._open.residency.blocks.needed_together(numbers)
+
+    def _warn_of_thrashing(self, needed: int) -> None:
+        slots = self._open.residency.blocks.slots
+        if needed <= slots:
+            return
+        self._warned = True
+        _log.warning(
+            "the tasks in use need %d pages and the arena holds %d: switches load again what others have evicted; "
+            "a budget of %s would hold them all",
+            needed,
+            slots,
+            self._open.memory.enough(needed),
+        )
 
 
 class TaskHolds:
     """Brings tasks in, lets their layers read while they are held, and tells of every switch.
 
-    Safe to use from several threads.
+    A task may be the current one, held by a block, pinned, or held for real time. Safe to use from several threads.
+    Whoever holds a task is `uninterrupted`: a hold is worth nothing until he knows of it.
+
+    Attributes:
+        current: the task that was activated last, until it is left.
+        activating: the lock of the current task and the bundle, for whoever changes either, or predicts.
+        switches: the reports of switches.
+        prefetching: what is told of every switch; None where nothing is to be prefetched.
     """
 
-    def __init__(
-        self, opened: OpenBundle, switches: SwitchLog, real_time: Collection[str], prefetching: Prefetching
-    ) -> None:
-        """Nobody holds a task.
-
-        Args:
-            opened: the bundle.
-            switches: keeps their reports.
-            real_time: tasks whose pages are read before others'.
-            prefetching: is told of every switch.
-        """
+    def __init__(self, opened: OpenBundle, monitor: TaskMonitor, real_time: Collection[str]) -> None:
+        """Nobody holds a task; pages of those in ``real_time`` are read before others'."""
+        self.current: str | None = None
+        self.activating = threading.RLock()
+        self.switches = SwitchLog(opened, monitor)
+        self.prefetching: Prefetching | None = None
         self._open = opened
-        self._switches = switches
+        self._monitor = monitor
         self._real_time = real_time
-        self._prefetching = prefetching
-        self._lock = threading.RLock()  # pins; never kept while storage works
+        self._lock = threading.Lock()  # pins; never kept while storage works
+
+    def activate(self, name: str, *, wait: bool, timeout: float | None) -> Any:
+        """Make a task the current one. Returns its module. Arguments and errors are those of `Engine.activate`."""
+        deadline = Deadline.after(timeout)
+        if not deadline.acquire(self.activating):
+            raise BusyError(
+                "another thread's activation, prediction or reload was still going on when the timeout passed; "
+                "try again, or allow more time"
+            )
+        try:
+            previous = self.current
+            if name == previous:
+                task = self._open.tasks[name]
+                if task.gate.is_ready or not (wait or task.gate.has_failed):
+                    self._tell(self._monitor.record(name), name, task.number, LoadStats())
+                    return task.module
+                previous = None
+            # Its time left is from when the module is built.
+            module = self.hold(name, previous, wait=wait, timeout=deadline.left())
+            still_held, self.current = self.current, name
+            if still_held is not None:
+                self.release(still_held)
+            return module
+        finally:
+            self.activating.release()
+
+    def leave_current(self) -> None:
+        """Leave the current task, if there is one."""
+        if self.current is not None:
+            name, self.current = self.current, None
+            self.release(name)
 
     def hold(
         self,
         name: str,
         previous: str | None = None,
-        give_up: Callable[[], None] = lambda: None,
         *,
         wait: bool = True,
         timeout: float | None = None,
@@ -52,36 +167,35 @@ class TaskHolds:
     ) -> Any:
         """Hold a task until `release`. Returns its module. Errors are those of `Engine.task` and `Engine.activate`.
 
-        Whoever calls it is `uninterrupted`: a hold is worth nothing until he knows of it.
-
         Args:
             name: of the task.
-            previous: the task that is left for it.
-            give_up: leaves the previous task, if both don't fit together.
+            previous: the current task, which is left for it if both don't fit together.
             wait: whether to return only when all pages are there.
             timeout: seconds to wait for room and for other switches.
             is_visit: whether somebody asked for the task; to keep it in memory is no visit.
         """
-        task, module = self._open.task_and_module(name)
-        start = time.perf_counter()
-        request = SwitchRequest(
-            task.number,
-            name,
-            previous=None if previous is None else self._open.tasks[previous].number,
-            give_up=give_up,
-            deadline=Deadline.after(timeout),
-            wait=wait,
-            priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-            ask_uses=partial(uses_after, task.number, self._open, self._switches.monitor),
-            tables=task.tables,
-            previous_tables=None if previous is None else self._open.tasks[previous].tables,
-        )
-        try:
-            stats, load = self._open.residency.hold(request)
-        except BudgetError:
-            # Raises the clearer error if the task doesn't fit even when all but the real-time tasks have left.
-            self._open.check_fits(name, self._real_time)
-            raise
+        with self.explained(previous):
+            task, module = self._open.task_and_module(name)
+            left = None if previous is None else self._open.tasks[previous]
+            start = time.perf_counter()
+            request = SwitchRequest(
+                task.number,
+                name,
+                previous=None if left is None else left.number,
+                give_up=(lambda: None) if left is None else self.leave_current,
+                deadline=Deadline.after(timeout),
+                wait=wait,
+                priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
+                ask_uses=partial(self.uses_after, task.number),
+                tables=task.tables,
+                previous_tables=None if left is None else left.tables,
+            )
+            try:
+                stats, load = self._open.residency.hold(request)
+            except BudgetError:
+                # Raises the clearer error if the task doesn't fit even when all but the real-time tasks have left.
+                self._open.check_fits(name, self._real_time)
+                raise
         try:
             task.gate.hold(None if load is None else load.pages)
         except BaseException:
@@ -89,9 +203,9 @@ class TaskHolds:
             raise
         try:
             seconds, waited = time.perf_counter() - start, load is None
-            before = self._switches.record_switch(name, stats, seconds, waited=waited, is_visit=is_visit)
-            if is_visit and before != name:
-                self._prefetching.tell(task.number, stats)
+            before = self.switches.record_switch(name, stats, seconds, waited=waited, is_visit=is_visit)
+            if is_visit:
+                self._tell(before, name, task.number, stats)
         except BaseException:  # who hasn't got the module can't leave the task
             self.release(name)
             raise
@@ -105,19 +219,6 @@ class TaskHolds:
         self._open.residency.release(task.number, task.tables)
 
     @uninterrupted
-    def enter_again(self, name: str, *, wait: bool) -> Any:
-        """Record a visit to a task that is held. Returns its module.
-
-        Returns None, and records nothing, if its pages haven't come and the caller must `hold` it again.
-        """
-        task = self._open.tasks[name]
-        if not task.gate.is_ready and (wait or task.gate.has_failed):
-            return None
-        if self._switches.monitor.record(name) != name:
-            self._prefetching.tell(task.number, LoadStats())
-        return task.module
-
-    @uninterrupted
     def pin(self, name: str) -> None:
         """Hold a task until `unpin`."""
         self.hold(name, is_visit=False)
@@ -126,15 +227,57 @@ class TaskHolds:
 
     @uninterrupted
     def unpin(self, name: str) -> None:
-        """Undo one `pin`.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-            TaskNotActiveError: the task isn't pinned.
-        """
+        """Undo one `pin`. Errors are those of `Engine.unpin`."""
         task = self._open.task(name)
         with self._lock:
             if not task.pins:
                 raise TaskNotActiveError(f"task {name!r} is not pinned")
             task.pins -= 1
         self.release(name)
+
+    def uses_after(self, number: int) -> npt.NDArray[np.float64]:
+        """Expected uses of each task, by number, once this one is entered, for eviction; 0 for tasks that have left."""
+        tasks = self._open.tasks
+        numbers = [task.number for task in tasks.values()]
+        uses = np.zeros(self._open.residency.blocks.tasks)
+        uses[numbers] = expected_uses_after(self._monitor.followed(list(tasks)), numbers.index(number))
+        return uses
+
+    @contextmanager
+    def explained(self, leaving: str | None = None) -> Iterator[None]:
+        """Complete errors of loading: with the bundle's path, and with who uses the tasks that leave no room.
+
+        Args:
+            leaving: the task that is left for the one that is loaded.
+        """
+        try:
+            with of_bundle(self._open.bundle.path):
+                yield
+        except TaskTooLargeError:
+            raise
+        except BudgetError as error:
+            raise BudgetError(f"{error} {self._in_use(leaving)}".rstrip(), error.smallest) from error
+
+    def _tell(self, before: str | None, name: str, number: int, stats: LoadStats) -> None:
+        if before != name and self.prefetching is not None:
+            self.prefetching.tell(number, stats)
+
+    def _in_use(self, leaving: str | None) -> str:
+        """A sentence about each task in use but the one that is left; empty if there is none."""
+        said = []
+        for name, task in self._open.tasks.items():
+            users, known = [], task.pins
+            if name in self._real_time:
+                known += 1
+                users.append("for real time: open an engine without it in real_time")
+            if task.pins:
+                users.append(f"as it is pinned: call engine.unpin({name!r})")
+            if name == self.current:
+                known += 1
+                if name != leaving:
+                    users.append("by engine.activate or predict: call engine.deactivate()")
+            if name != leaving and task.gate.holders > known:
+                users.append("by engine.task: end its 'with' block")
+            if users:
+                said.append(f"Task {name!r} is in use {', and '.join(users)}.")
+        return " ".join(said)

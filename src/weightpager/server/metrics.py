@@ -9,9 +9,9 @@ import time
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector
 
 from weightpager import __version__
 from weightpager.engine import Engine
-from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
-from weightpager.server.status import TrafficStatus
+from weightpager.engine.report import ResidencyMap, SwitchReport
+from weightpager.server.status import SwitchStatus, TrafficStatus
 
 SECONDS = 60.0
 """Looked back; requests of an earlier time tell nothing of now."""
@@ -101,14 +101,14 @@ class Metrics:
     Attributes:
         registry: of Prometheus' client.
         traffic: requests for work that the counters have just counted.
-        latest_switches: and when they were over, in seconds since 1970; oldest first.
+        latest_switches: oldest first.
     """
 
     def __init__(self, engine: Engine, queue: Queue) -> None:
         """Everything is zero."""
         self.registry = CollectorRegistry()
         self.traffic = Traffic()
-        self.latest_switches: deque[tuple[float, SwitchReport]] = deque(maxlen=_LATEST)
+        self.latest_switches: deque[SwitchStatus] = deque(maxlen=_LATEST)
         registry = self.registry
         counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
         Info("weightpager_build", "Version of weightpager.", registry=registry).info({"version": __version__})
@@ -157,7 +157,14 @@ class Metrics:
 
     def switched(self, switch: SwitchReport) -> None:
         """A switch is over."""
-        self.latest_switches.append((time.time(), switch))
+        told = SwitchStatus(
+            time=time.time(),
+            from_task=switch.from_task,
+            to_task=switch.to_task,
+            bytes=switch.bytes,
+            seconds=switch.seconds,
+        )
+        self.latest_switches.append(told)
         self._switches.labels(switch.from_task or "", switch.to_task).inc()
         self._loaded.labels(switch.to_task).inc(switch.bytes)
         self._durations.observe(switch.seconds)
@@ -213,62 +220,27 @@ class _EngineState(Collector):
         self._queue = queue
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: what there is follows from the bundle's tasks."""
-        return []
+        return []  # what there is follows from the bundle's tasks
 
     def collect(self) -> Iterator[Metric]:
-        """One group after the other."""
-        report = self._engine.report()
-        yield from _memory(report)
-        yield from _pages(report)
-        if report.rows is not None:
-            yield from _rows(report.rows)
-        if report.prefetch is not None:
-            yield from _prefetch(report.prefetch, self._engine.bundle.page_bytes)
+        yield from _figures(self._engine.report())
         yield from _residency(self._engine.residency())
         yield from _queue(self._queue, self._engine.bundle.tasks)
 
 
-def _memory(report: EngineReport) -> Iterator[Metric]:
-    yield _gauge("weightpager_budget_bytes", "Memory that weights may take.", report.budget)
-    used = GaugeMetricFamily("weightpager_memory_bytes", "Memory that weights take, by purpose.", labels=["purpose"])
-    for purpose, size in asdict(report.memory).items():
-        used.add_metric([purpose], size)
-    yield used
-
-
-def _pages(report: EngineReport) -> Iterator[Metric]:
-    yield _gauge("weightpager_slots", "Pages that fit into the arena.", report.slots)
-    yield _gauge("weightpager_resident_pages", "Pages in the arena.", report.resident_pages)
-    yield _gauge("weightpager_locked_pages", "Pages of tasks in use.", report.locked_pages)
-    yield _gauge(
-        "weightpager_working_set_pages", "Pages that the latest tasks need together.", report.working_set_pages
-    )
-    yield _counter("weightpager_read_bytes", "Read from storage.", report.bytes_read)
-    yield _counter("weightpager_reloaded_pages", "Loaded though they had been in the arena.", report.reloaded_pages)
-
-
-def _rows(report: RowReport) -> Iterator[Metric]:
-    yield _gauge("weightpager_rows", "Rows of tables that come on demand.", report.rows)
-    yield _gauge("weightpager_resident_rows", "Of these, in memory.", report.resident)
-    yield _gauge("weightpager_resident_row_bytes", "Memory that they take.", report.resident_bytes)
-    yield _counter("weightpager_row_lookups", "Rows that were looked up.", report.lookups)
-    yield _counter("weightpager_row_hits", "Look-ups that found their row in memory.", report.hits)
-    yield _counter("weightpager_row_faults", "Rows that were read for a batch.", report.faults)
-    yield _counter("weightpager_row_read_bytes", "Read from storage for that.", report.bytes_read)
-    yield _counter("weightpager_row_fault_seconds", "Seconds that batches took longer for that.", report.fault_seconds)
-
-
-def _prefetch(report: PrefetchReport, page_bytes: int) -> Iterator[Metric]:
-    pages = CounterMetricFamily("weightpager_prefetch_pages", "Pages by what prefetching did.", labels=["result"])
-    for result in ("loaded", "hits", "late", "misses", "wasted"):
-        pages.add_metric([result], getattr(report.pages, result))
-    yield pages
-    wasted = report.pages.wasted * page_bytes
-    yield _counter("weightpager_prefetch_wasted_bytes", "Prefetched and gone before any task needed them.", wasted)
-    yield _gauge("weightpager_prefetch_active", "1 while prefetching pays, 0 while it rests.", report.pays)
-    yield _gauge("weightpager_prediction_hit_ratio", "Switches to the task that seemed likeliest.", report.hit_rate)
-    yield _gauge("weightpager_prediction_log_loss_bits", "Bits per switch that forecasts miss by.", report.log_loss)
+def _figures(report: Any) -> Iterator[Metric]:
+    """The metrics that a report's fields are described with, and those of reports in it."""
+    for each in fields(report):
+        value, metric = getattr(report, each.name), each.metadata.get("metric")
+        if metric is not None:
+            family = (CounterMetricFamily if metric.only_grows else GaugeMetricFamily)(
+                metric.name, metric.words, labels=[metric.by] if metric.by else []
+            )
+            for part, number in asdict(value).items() if metric.by else [(None, value)]:
+                family.add_metric([part] if part else [], number)
+            yield family
+        elif is_dataclass(value):
+            yield from _figures(value)
 
 
 def _residency(residency: ResidencyMap) -> Iterator[Metric]:
@@ -291,7 +263,3 @@ def _queue(queue: Queue, tasks: Iterable[str]) -> Iterator[Metric]:
 
 def _gauge(name: str, words: str, value: float) -> Metric:
     return GaugeMetricFamily(name, words, value=value)
-
-
-def _counter(name: str, words: str, value: float) -> Metric:
-    return CounterMetricFamily(name, words, value=value)

@@ -1,13 +1,15 @@
-"""The server's state as a document. Reading it needs neither torch nor a server."""
+"""The server's state as a document. Reading it needs neither torch nor a server or an engine."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from weightpager.server.schema import Answer
+from weightpager.engine.report import EngineFigures
 
 
-class TaskStatus(Answer):
+@dataclass(frozen=True, kw_only=True)
+class TaskStatus:
     """One task.
 
     Attributes:
@@ -28,7 +30,8 @@ class TaskStatus(Answer):
     layers: list[tuple[int, int]]
 
 
-class SwitchStatus(Answer):
+@dataclass(frozen=True, kw_only=True)
+class SwitchStatus:
     """One switch; ``time`` is in seconds since 1970."""
 
     time: float
@@ -38,7 +41,8 @@ class SwitchStatus(Answer):
     seconds: float
 
 
-class TrafficStatus(Answer):
+@dataclass(frozen=True, kw_only=True)
+class TrafficStatus:
     """Requests for work in the last minute.
 
     Attributes:
@@ -56,31 +60,8 @@ class TrafficStatus(Answer):
     errors: dict[int, int]
 
 
-class PrefetchStatus(Answer):
-    """What prefetching does: the pages that it brought, and what became of them."""
-
-    active: bool
-    loaded: int
-    hits: int
-    late: int
-    misses: int
-    wasted: int
-
-
-class RowStatus(Answer):
-    """Rows of tables that come on demand, and what look-ups came to; as `RowReport` has it."""
-
-    rows: int
-    resident: int
-    resident_bytes: int
-    lookups: int
-    hits: int
-    faults: int
-    bytes_read: int
-    fault_seconds: float
-
-
-class ForecastStatus(Answer):
+@dataclass(frozen=True, kw_only=True)
+class ForecastStatus:
     """Which task comes next, as far as the past tells.
 
     Attributes:
@@ -100,8 +81,9 @@ class ForecastStatus(Answer):
     log_loss_bits: float
 
 
-class Status(Answer):
-    """The whole state.
+@dataclass(frozen=True, kw_only=True)
+class Status(EngineFigures):
+    """The whole state: the engine's figures, and what the server knows.
 
     Attributes:
         state: whether requests are taken; ``stuck`` while one step or load keeps the worker too long.
@@ -109,8 +91,7 @@ class Status(Answer):
         process_bytes: memory of the whole process, that of the budget included; None where unknown.
         traffic: None from a server of an older version.
         pages: for each layer a digit per page, 1 for a resident one; None if there are too many pages.
-        prefetch: None if prefetching is off.
-        rows: None if no table's rows come on demand.
+        prefetch: whether prefetching is ``active``, and pages by what it did; None if it is off.
         forecast: None before the first request.
         followed: how often each task followed each other one, in the order of ``tasks``.
     """
@@ -119,25 +100,16 @@ class Status(Answer):
     state: Literal["ready", "stuck", "stopping"]
     time: float
     uptime: float
-    backend: str = "unknown"  # of a server of an older version
-    kernel: str
-    direct_io: bool
-    budget: int
     memory: dict[str, int]
     process_bytes: int | None = None
     traffic: TrafficStatus | None = None
     page_bytes: int
-    slots: int
-    resident_pages: int
-    working_set_pages: int
-    bytes_read: int
     current: str | None
     running: int
     queue_limit: int
     tasks: list[TaskStatus]
     pages: list[str] | None
-    prefetch: PrefetchStatus | None
-    rows: RowStatus | None = None
+    prefetch: dict[str, bool | int] | None
     forecast: ForecastStatus | None
     switches_total: int
     switches: list[SwitchStatus]

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from weightpager.cli.commands.top import view
-from weightpager.server.status import (
-    ForecastStatus,
-    PrefetchStatus,
-    RowStatus,
-    Status,
-    SwitchStatus,
-    TaskStatus,
-)
+from weightpager.engine.report import RowReport
+from weightpager.server.status import ForecastStatus, Status, SwitchStatus, TaskStatus
 from weightpager.server.status import TrafficStatus as Traffic
 
 ERRORS = Traffic(seconds=60.0, requests=120, median_seconds=0.0123, p95_seconds=0.5, errors={429: 3, 504: 1})
@@ -34,15 +29,15 @@ def state(tasks: int = 8, layers: int = 6, **changes: object) -> Status:
     forecast = ForecastStatus(
         next=[1 / tasks] * tasks, seconds=1.0, after=[], switches=9, foreseen=0.5, log_loss_bits=1.0
     )
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "version": "1.0", "state": "ready", "time": 100.0, "uptime": 7.0, "kernel": "avx512_bf16", "direct_io": True,
         "budget": 2**30, "memory": {"arena": 2**29, "resident": 2**20, "private": 2**14, "tables": 2**18},
         "process_bytes": 3 * 2**30, "traffic": ERRORS, "page_bytes": 4096, "slots": 100, "resident_pages": 90,
         "working_set_pages": 80, "bytes_read": 0, "current": names[0], "running": 1, "queue_limit": 256,
         "tasks": rows, "pages": None, "forecast": forecast, "switches_total": 9, "switches": switches, "followed": [],
-        "prefetch": PrefetchStatus(active=True, loaded=9, hits=9, late=9, misses=9, wasted=9),
+        "prefetch": {"active": True, "loaded": 9, "hits": 9, "late": 9, "misses": 9, "wasted": 9},
     }  # fmt: skip
-    return Status.model_validate(facts | changes)
+    return Status(**facts | changes)
 
 
 def shown(found: Status, width: int = 160, height: int | None = None) -> str:
@@ -59,7 +54,7 @@ def plain(found: Status, width: int = 160, height: int | None = None) -> list[st
     return console.file.getvalue().splitlines()
 
 
-ROWS = RowStatus(
+ROWS = RowReport(
     rows=464, resident=100, resident_bytes=7500, lookups=200, hits=190, faults=8, bytes_read=32768, fault_seconds=0.6
 )
 
@@ -67,7 +62,7 @@ ROWS = RowStatus(
 @pytest.mark.parametrize("size", [(70, 20), (80, 24), (60, 14), (200, 60)])
 @pytest.mark.parametrize(("tasks", "layers"), [(1, 1), (8, 6), (12, 80), (64, 32)])
 @pytest.mark.parametrize("rows", [None, ROWS])
-def test_it_fits(size: tuple[int, int], tasks: int, layers: int, rows: RowStatus | None) -> None:
+def test_it_fits(size: tuple[int, int], tasks: int, layers: int, rows: RowReport | None) -> None:
     width, height = size
     lines = plain(state(tasks, layers, rows=rows), width, height)
     assert any("95.0% of 200 look-ups hit" in line for line in lines) == (rows is not None)

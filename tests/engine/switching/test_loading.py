@@ -20,7 +20,7 @@ from engines import InThread, hanging, settle
 from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.report import SwitchLog
+from weightpager.engine.task_holds import SwitchLog
 from weightpager.errors import (
     BudgetError,
     BusyError,

@@ -137,7 +137,7 @@ def test_a_task_that_others_enter_meanwhile_keeps_its_pages(
             engine.activate(active)
         except BudgetError:
             active = "animal"
-        assert engine._current == active
+        assert engine._holds.current == active
         for task in engine.report().active:
             assert torch.equal(logits(engine.module(task)), expected[task])
         entered.close()

@@ -183,7 +183,7 @@ def test_a_real_time_task_predicts_beside_another_prediction(bundle: Bundle, mon
             assert beside.result() == wanted["weather"]
             assert prediction.is_alive()
         assert prediction.result() == wanted["animal"]
-        assert engine._current == "animal"
+        assert engine._holds.current == "animal"
 
 
 def test_predictions_of_one_real_time_task_follow_one_another(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,10 +345,10 @@ def test_the_trace_is_one_that_the_compiler_reads(assistant_bundle: Path, tmp_pa
 
 def test_users_need_the_token_if_there_is_one(assistant_bundle: Path) -> None:
     with serving(assistant_bundle, Settings(token=TOKEN, admin_token=ADMIN)) as running:
-        for token, status in ((None, 401), ("wrong", 401), (TOKEN, 200), (ADMIN, 200)):
+        for token, wanted in ((None, 401), ("wrong", 401), (TOKEN, 200), (ADMIN, 200)):
             with running.http(token) as client:
                 for path in ("/v1/models", "/metrics", "/status"):
-                    assert client.get(path).status_code == status
+                    assert client.get(path).status_code == wanted
                 assert client.get("/health").status_code == client.get("/ready").status_code == 200
                 assert client.get("/").status_code == 200
         with running.http(TOKEN) as client:

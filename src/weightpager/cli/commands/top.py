@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Annotated, Any
 from urllib.error import HTTPError
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPHandler, ProxyHandler, Request, build_opener
 
 import typer
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -27,9 +28,11 @@ from rich.text import Text
 from weightpager.cli import output
 from weightpager.cli.options import Json, TokenFile, bounded
 from weightpager.cli.output import legend
+from weightpager.engine.report import EngineFigures, RowReport
 from weightpager.errors import ConfigError, WeightpagerError
-from weightpager.server.status import RowStatus, Status, SwitchStatus, TaskStatus, TrafficStatus
+from weightpager.server.status import Status, SwitchStatus, TaskStatus, TrafficStatus
 
+_IN_WORDS = ("budget", "slots", "resident_pages", "working_set_pages", "bytes_read")
 _SHADES = " ░▒▓█"
 _SWITCHES = 8
 _LEAST_SWITCHES = 2
@@ -54,7 +57,7 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
         width: of the terminal, in characters.
         height: in lines; None for any.
     """
-    height = None if height is None else height - (found.rows is not None)
+    height = None if height is None else height - (found.rows is not None) - bool(_others(found))
     tasks, switches = _lines(len(found.tasks), min(_SWITCHES, len(found.switches)), height)
     # Padded, the bar ends its line.
     bar = [Padding(ProgressBar(total=max(1, found.budget), completed=sum(found.memory.values())), 0)]
@@ -100,6 +103,14 @@ def _head(found: Status) -> Iterator[RenderableType]:
     yield _line(_pages(found))
     if found.rows is not None:
         yield _line(_rows(found.rows, sum(task.requests for task in found.tasks)))
+    if others := _others(found):
+        yield _line(", ".join(others))
+
+
+def _others(found: Status) -> list[str]:
+    """The figures that no line has words of its own for."""
+    names = [figure.name for figure in fields(EngineFigures) if figure.metadata and figure.name not in _IN_WORDS]
+    return [f"{name.replace('_', ' ')} {getattr(found, name)}" for name in names]
 
 
 def _traffic(traffic: TrafficStatus) -> Text:
@@ -118,7 +129,7 @@ def _pages(found: Status) -> Text:
     return Text(f"{words}, more than fit", _WRONG) if found.working_set_pages > found.slots else Text(words)
 
 
-def _rows(rows: RowStatus, requests: int) -> str:
+def _rows(rows: RowReport, requests: int) -> str:
     hits = f"{rows.hits / rows.lookups:.1%} of {rows.lookups} look-ups hit" if rows.lookups else "none looked up yet"
     read = f"{rows.faults} read, {_size(rows.bytes_read)}"
     each = f", {output.milliseconds(rows.fault_seconds / requests)} a request" if requests else ""
@@ -185,8 +196,8 @@ def _ahead(found: Status) -> RenderableType:
     if ahead is None:
         return _line("nothing is prefetched", "dim")
     return _line(
-        f"prefetching {'pays' if ahead.active else 'rests'}: {ahead.loaded} pages, {ahead.hits} in time, "
-        f"{ahead.late} late, {ahead.misses} missed, {ahead.wasted} wasted"
+        f"prefetching {'pays' if ahead['active'] else 'rests'}: {ahead['loaded']} pages, {ahead['hits']} in time, "
+        f"{ahead['late']} late, {ahead['misses']} missed, {ahead['wasted']} wasted"
     )
 
 
@@ -273,9 +284,10 @@ def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> St
     """
     content = _fetch(url, token, timeout)
     try:
-        return Status.model_validate_json(content)
+        return TypeAdapter(Status).validate_json(content)
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
+        details = error.errors(include_url=False)
+        detail = next((each for each in details if each["loc"] == ("version",)), details[0])  # what no other has
         found = ": ".join([*map(str, detail["loc"][:1]), detail["msg"]])
         raise WeightpagerError(f"expected a weightpager server at {url}, found another answer: {found}") from error
 

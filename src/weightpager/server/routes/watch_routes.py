@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.resources import files
 
 from fastapi import APIRouter, Depends
@@ -14,19 +14,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from weightpager import __version__
 from weightpager.bundle import TaskEntry
 from weightpager.engine.prefetching import ForecastReport
-from weightpager.engine.report import ResidencyMap
+from weightpager.engine.report import EngineFigures, ResidencyMap
 from weightpager.machine.memory import resident_memory
 from weightpager.server.routes.errors import RESPONSES
 from weightpager.server.routes.exchange import Serving, user
 from weightpager.server.scheduling.service import Service
-from weightpager.server.status import (
-    ForecastStatus,
-    PrefetchStatus,
-    RowStatus,
-    Status,
-    SwitchStatus,
-    TaskStatus,
-)
+from weightpager.server.status import ForecastStatus, Status, TaskStatus
 
 _MOST_PAGES = 8192
 """If there are more pages than this, they aren't listed one by one."""
@@ -42,22 +35,15 @@ def status_of(service: Service) -> Status:
     fits = service.fitting(name for name in residency.needs if name in known)
     monitor, names = engine.monitor, list(fits)
     return Status(
+        **{figure.name: getattr(report, figure.name) for figure in fields(EngineFigures)},
         version=__version__,
         state="ready" if service.ready else "stuck" if service.stuck else "stopping",
         time=time.time(),
         uptime=time.time() - service.started,
-        backend=report.backend,
-        kernel=report.kernel,
-        direct_io=report.direct_io,
-        budget=report.budget,
         memory=asdict(report.memory),
         process_bytes=resident_memory(),
         traffic=service.metrics.traffic.recent(),
         page_bytes=engine.bundle.page_bytes,
-        slots=report.slots,
-        resident_pages=report.resident_pages,
-        working_set_pages=report.working_set_pages,
-        bytes_read=report.bytes_read,
         current=monitor.current,
         running=service.worker.running,
         queue_limit=service.queue.limit,
@@ -65,11 +51,10 @@ def status_of(service: Service) -> Status:
             _task(known[name], residency, fits[name], waiting.get(name, 0), requests.get(name, 0)) for name in names
         ],
         pages=_pages(residency),
-        prefetch=None if fetched is None else PrefetchStatus(active=fetched.pays, **vars(fetched.pages)),
-        rows=None if report.rows is None else RowStatus(**vars(report.rows)),
+        prefetch=None if fetched is None else {"active": fetched.pays, **asdict(fetched.pages)},
         forecast=None if forecast is None else _forecast(forecast, names),
         switches_total=monitor.switches,
-        switches=[SwitchStatus(time=at, **vars(switch)) for at, switch in list(service.metrics.latest_switches)],
+        switches=list(service.metrics.latest_switches),
         followed=monitor.followed(names).tolist(),
     )
 
