@@ -17,7 +17,7 @@ from weightpager.errors import shown
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate, whole_weight
 from weightpager.page_dtype import ENCODINGS
-from weightpager.runtime.rows.row_cache import RowCache
+from weightpager.runtime.rows import RowCache
 
 
 def of_entry(

@@ -17,6 +17,7 @@ from weightpager.runtime.paging.switch_request import LoadStats
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
+from weightpager.runtime.rows import RowReport
 
 
 @dataclass(frozen=True)
@@ -60,31 +61,6 @@ class PrefetchReport:
     pages: PrefetchCounts
     hit_rate: float
     log_loss: float
-
-
-@dataclass(frozen=True)
-class RowReport:
-    """Rows of tables that come on demand.
-
-    Attributes:
-        rows: how many rows there are.
-        resident: rows in memory.
-        resident_bytes: bytes of memory that these take.
-        lookups: look-ups of rows since the engine was opened.
-        hits: look-ups that found the row in memory.
-        faults: rows that were read for a batch.
-        bytes_read: bytes of the whole pages that were read for that.
-        fault_seconds: seconds that batches took longer for that.
-    """
-
-    rows: int
-    resident: int
-    resident_bytes: int
-    lookups: int
-    hits: int
-    faults: int
-    bytes_read: int
-    fault_seconds: float
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.open_bundle import OpenBundle, in_use
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.prefetching import ForecastReport, Forecasts, Prefetching
-from weightpager.engine.report import EngineReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
+from weightpager.engine.report import EngineReport, ResidencyMap, SwitchLog, SwitchReport
 from weightpager.errors import BudgetError, EngineClosedError, TaskTooLargeError, of_bundle, shown
 from weightpager.machine.packages import needing_torch
 from weightpager.page_dtype import ENCODINGS
@@ -188,7 +188,7 @@ class EngineView:
             reloaded_pages=blocks.reloads,
             switches=self._switches.latest(),
             prefetch=self._prefetching.report(),
-            rows=self._row_report(),
+            rows=self._open.rows.report,
         )
 
     @property
@@ -253,19 +253,3 @@ class EngineView:
     def _widest(self) -> int:
         """Bytes of a number that tasks compute with."""
         return max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.bundle.tasks)
-
-    def _row_report(self) -> RowReport | None:
-        rows = self._open.rows
-        if not rows.caches:
-            return None
-        counts = rows.counts
-        return RowReport(
-            rows.rows,
-            rows.resident,
-            rows.resident_bytes,
-            counts.lookups,
-            counts.hits,
-            counts.faults,
-            counts.bytes,
-            counts.nanoseconds / 1e9,
-        )

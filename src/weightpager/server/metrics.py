@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector
 
 from weightpager import __version__
 from weightpager.engine import Engine
-from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
+from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchReport
+from weightpager.runtime.rows import RowReport
 from weightpager.server.status import TrafficStatus
 
 SECONDS = 60.0
