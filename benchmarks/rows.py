@@ -85,7 +85,7 @@ def _hit_rate(bundle: Bundle, room: int, stream: Sequence[Text]) -> float:
         for text in stream:
             ids = np.array(text)
             cache.look_up(ids, np.empty((len(ids), cache.entry.columns), np.float32))
-        return round(cache.counts.hit_rate, 4)
+        return round(cache.report.hits / cache.report.lookups, 4)
 
 
 def _forwards(

@@ -35,18 +35,43 @@ Outcome RowLookup::look_up(const int64_t* ids, int64_t count, const Wide& out, P
     }
     if (missing.empty()) return {};
     const auto start = std::chrono::steady_clock::now();
-    const Outcome outcome = fault(missing, out, patience);
+    const Outcome outcome = fault(missing, out, Keep::on_trial, patience);
     const std::chrono::nanoseconds taken = std::chrono::steady_clock::now() - start;
     const std::lock_guard<std::mutex> held(lock_);
     *tally_.nanoseconds += taken.count();
     return outcome;
 }
 
+Outcome RowLookup::fill(Patience& patience) {
+    std::vector<Wanted> missing;
+    {
+        const std::lock_guard<std::mutex> held(lock_);
+        for (int64_t row = 0; row < memory_.rows; ++row)
+            if (memory_.places[row] < memory_.slots() && memory_.slot_of[row] < 0)
+                missing.push_back({memory_.places[row], row, 0});
+    }
+    const Outcome outcome = fault(missing, {nullptr, false}, Keep::yes, patience);
+    const std::lock_guard<std::mutex> held(lock_);
+    memory_.age_by_place();
+    return outcome;
+}
+
+Outcome RowLookup::read_all(const Wide& out, Patience& patience) {
+    std::vector<Wanted> missing;
+    for (int64_t row = 0; row < memory_.rows; ++row) missing.push_back({memory_.places[row], row, row});
+    return fault(missing, out, Keep::no, patience);
+}
+
+void RowLookup::resize(int64_t slots) {
+    const std::lock_guard<std::mutex> held(lock_);
+    memory_.resize(slots);
+}
+
 // A piece at a time, so that memory for pages is bounded; a row that occurs twice is in one piece.
-Outcome RowLookup::fault(std::vector<Wanted>& missing, const Wide& out, Patience& patience) {
+Outcome RowLookup::fault(std::vector<Wanted>& missing, const Wide& out, Keep keep, Patience& patience) {
     std::sort(missing.begin(), missing.end());
-    const size_t page = files_.page_bytes, row = static_cast<size_t>(memory_.row_bytes);
-    const size_t most = std::max<size_t>(1, files_.bytes_at_once / (page * (1 + divide_up(row, page))));
+    const size_t page = page_bytes_, row = static_cast<size_t>(memory_.row_bytes);
+    const size_t most = std::max<size_t>(1, bytes_at_once_ / (page * (1 + divide_up(row, page))));
     const Wanted* const end = missing.data() + missing.size();
     size_t bytes = 0;
     for (const Wanted* begin = missing.data(); begin != end;) {
@@ -55,7 +80,7 @@ Outcome RowLookup::fault(std::vector<Wanted>& missing, const Wide& out, Patience
             if (stop == begin || stop->place != stop[-1].place) ++rows;
             if (rows > most) break;
         }
-        Outcome outcome = read_some(begin, stop, out, patience);
+        Outcome outcome = read_some(begin, stop, out, keep, patience);
         outcome.bytes = bytes += outcome.bytes;
         if (outcome.failure != Failure::none || stop == end) return outcome;
         begin = stop;
@@ -63,8 +88,8 @@ Outcome RowLookup::fault(std::vector<Wanted>& missing, const Wide& out, Patience
     return {};
 }
 
-Outcome RowLookup::read_some(const Wanted* begin, const Wanted* end, const Wide& out, Patience& patience) {
-    const auto page = static_cast<int64_t>(files_.page_bytes);
+Outcome RowLookup::read_some(const Wanted* begin, const Wanted* end, const Wide& out, Keep keep, Patience& patience) {
+    const auto page = static_cast<int64_t>(page_bytes_);
     std::vector<int64_t> pages, rows, offsets;  // where each row will lie behind where its pages land
     for (const Wanted* one = begin; one != end; ++one) {
         if (one != begin && one->place == one[-1].place) continue;
@@ -76,33 +101,36 @@ Outcome RowLookup::read_some(const Wanted* begin, const Wanted* end, const Wide&
         rows.push_back(one->row);
         offsets.push_back(before * page + from % page);
     }
-    return reads_->read(pages_to_read(pages), files_.page_bytes, files_.most, patience, [&](const uint8_t* landed) {
+    return read_(pages, patience, [&](const uint8_t* landed) {
         size_t which = 0;
-        for (const Wanted* one = begin; one != end; ++one) {
+        for (const Wanted* one = begin; out.values != nullptr && one != end; ++one) {
             if (one->row != rows[which]) ++which;
             widen_row(landed + offsets[which], columns(), one->at, out.values, out.bfloat16);
         }
         const std::lock_guard<std::mutex> held(lock_);
-        memory_.insert(rows, landed, offsets);
+        if (keep != Keep::no) memory_.insert(rows, landed, offsets, keep == Keep::on_trial);
+        if (keep == Keep::yes) return;  // nobody has looked them up
         *tally_.faults += static_cast<int64_t>(rows.size());
         *tally_.bytes += static_cast<int64_t>(pages.size()) * page;
     });
 }
 
-// Of the table's pages, ascending.
-PagesToRead RowLookup::pages_to_read(const std::vector<int64_t>& pages) const {
-    PagesToRead found;
-    for (int64_t page : pages) {
-        const auto after = std::upper_bound(files_.extents.begin(), files_.extents.end(), page,
-                                            [](int64_t number, const Extent& extent) { return number < extent.first; });
-        const Extent& extent = after[-1];
-        const uint8_t* id = files_.ids + page * static_cast<int64_t>(sizeof(Digest));
-        found.pages.push_back(files_.first_page + page);
-        found.files.push_back(extent.file);
-        found.offsets.push_back(extent.offset + (page - extent.first) * static_cast<int64_t>(files_.page_bytes));
-        found.expected.insert(found.expected.end(), id, id + sizeof(Digest));
-    }
-    return found;
+ReadPages RowFiles::reading(std::shared_ptr<OwnReads> reads) const {
+    return [files = *this, reads = std::move(reads)](const std::vector<int64_t>& pages, Patience& patience,
+                                                     const OwnReads::Use& use) {
+        PagesToRead found;
+        for (int64_t page : pages) {
+            const auto after = std::upper_bound(files.extents.begin(), files.extents.end(), page,
+                                                [](int64_t number, const Extent& extent) { return number < extent.first; });
+            const Extent& extent = after[-1];
+            const uint8_t* id = files.ids + page * static_cast<int64_t>(sizeof(Digest));
+            found.pages.push_back(files.first_page + page);
+            found.files.push_back(extent.file);
+            found.offsets.push_back(extent.offset + (page - extent.first) * static_cast<int64_t>(files.page_bytes));
+            found.expected.insert(found.expected.end(), id, id + sizeof(Digest));
+        }
+        return reads->read(found, files.page_bytes, files.most, patience, use);
+    };
 }
 
 }  // namespace weightpager

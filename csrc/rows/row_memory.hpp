@@ -1,5 +1,8 @@
-// Which of a table's rows are in memory, where, and which go for others. What weightpager/runtime/rows/row_memory.py does
-// with these arrays, which are its own: both take the same rows in and out.
+// Which of a table's rows are in memory, where, and which go for others.
+//
+// Half of the slots are for the rows of the first places, which were used the most when the bundle was compiled: they never
+// go. The others are a segmented LRU. Rows that were looked up once since they came go first, as far as they are more than a
+// fifth; then those that were used longest ago.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +22,7 @@ struct Places {
     }
 };
 
-// One thread at a time.
+// One thread at a time. The arrays are the caller's.
 struct RowMemory {
     Places places;
     int64_t rows, row_bytes, capacity;
@@ -41,9 +44,17 @@ struct RowMemory {
 
     // Takes rows in. Each row occurs once, and the most wanted comes first. A row that is in memory already is left out.
     // If there is no room, other rows go. If too few may go, the last ones are left out. Row i is at `base + offsets[i]`.
-    void insert(const std::vector<int64_t>& wanted, const uint8_t* base, const std::vector<int64_t>& offsets);
+    // Rows `on_trial` were looked up for the first time just now.
+    void insert(const std::vector<int64_t>& wanted, const uint8_t* base, const std::vector<int64_t>& offsets, bool on_trial);
+
+    // Forgets when rows were used: those of the last places go first.
+    void age_by_place();
+
+    // Keeps so many rows at most. Rows of slots that are given up go, and their memory with them.
+    void resize(int64_t slots);
 
    private:
+    bool is_pinned(int64_t row) const;
     std::vector<int32_t> slots_for(int64_t count) const;
     void add_oldest(uint8_t kind, int64_t count, std::vector<int32_t>& found) const;
 };

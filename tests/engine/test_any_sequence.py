@@ -74,11 +74,11 @@ def check_rows(engine: wp.Engine, stored: Mapping[str, npt.NDArray[np.uint8]]) -
     """Every row in memory is what storage has, and is found where it is."""
     for name, cache in engine._open.rows.caches.items():
         with cache._lock:
-            memory = cache._memory
-            here, slots = memory._row_in[: len(memory)], np.arange(len(memory))
-            assert (memory._slot_of[here] == slots).all()
-            assert (memory._slot_of >= 0).sum() == len(memory) <= memory.slots
-            assert (memory.stored.reshape(-1, memory.row_bytes)[slots] == stored[name][here]).all()
+            slots = np.arange(cache._state[1])
+            here = cache._row_in[: len(slots)]
+            assert (cache._slot_of[here] == slots).all()
+            assert (cache._slot_of >= 0).sum() == len(slots) <= cache.slots
+            assert (cache._stored.reshape(-1, cache.entry.row_bytes)[slots] == stored[name][here]).all()
 
 
 def settle(engine: wp.Engine) -> None:

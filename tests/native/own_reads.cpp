@@ -200,8 +200,9 @@ void a_table_gives_its_rows_to_many_threads() {
         const RowMemory memory{{places.data(), false}, kRows, kRowBytes, kRows, stored.data(), slot_of.data(), row_in.data(),
                                last_use.data(), stay.data(), state.data()};
         const auto reads = std::make_shared<OwnReads>([=] { return open_device(ring, 4, true); }, *hashers()[0], 4, 2);
-        RowLookup table(memory, {9, kPage, ids.data(), {{0, file, 0}, {1, file, kPage}}, 2, 3 * kPage}, reads,
-                       {&tally[0], &tally[1], &tally[2], &tally[3], &tally[4]});
+        const RowFiles files{9, kPage, ids.data(), {{0, file, 0}, {1, file, kPage}}, 2};
+        RowLookup table(memory, kPage, 3 * kPage, files.reading(reads),
+                        {&tally[0], &tally[1], &tally[2], &tally[3], &tally[4]});
         std::vector<std::thread> threads;
         for (unsigned seed = 0; seed < 4; ++seed)
             threads.emplace_back([&, seed] {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ from weightpager.bundle.files.tensor_file import TensorInfo
 from weightpager.bundle.format.whole_weight import STORED, WholeWeightEntry
 from weightpager.errors import shown
 from weightpager.kernels import PagedWeight
-from weightpager.kernels.paged_weight import whole_weight
+from weightpager.kernels.paged_weight import PageGate, whole_weight
 from weightpager.page_dtype import ENCODINGS
-from weightpager.runtime.rows.row_cache import RowCache
+from weightpager.runtime.rows import RowCache
 
 
 def of_entry(
@@ -180,24 +180,6 @@ def no_arrays(task: str, found: object) -> TypeError:
     return TypeError(f"task {task!r} {takes}, found {shown(found)}; engine.predict({task!r}, [...]) answers texts")
 
 
-class Gate(Protocol):
-    """What a task asks before it reads pages of the arena, and tells when it has read them."""
-
-    def enter(self, reader: object, layer: int) -> None:
-        """Wait until the pages of model layer ``layer`` may be read; they stay until ``reader`` leaves.
-
-        Raises:
-            TaskNotActiveError: the task isn't active, so its pages may be absent.
-            SwitchFailedError: one of the pages couldn't be loaded.
-        """
-
-    def note_read(self) -> None:
-        """What reads the pages has been launched."""
-
-    def leave(self, reader: object, /) -> None:
-        """The reader isn't inside any more, if it was: called in the ``finally`` of the ``try`` that it enters in."""
-
-
 @dataclass(frozen=True)
 class TaskParts(Generic[P]):
     """One task of an open bundle.
@@ -220,7 +202,7 @@ class TaskParts(Generic[P]):
     tables: Mapping[str, BlockTable]
     parameters: P
     low_rank: Mapping[str, LowRank]
-    gate: Gate
+    gate: PageGate
     arena: Any
     page_table: Any
     rows: Mapping[str, RowCache]

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from weightpager.engine.bundle_change import BundleChange
     from weightpager.engine.engine import Engine, load
     from weightpager.engine.prefetching import ForecastReport
-    from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
+    from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchReport
+    from weightpager.runtime.row_report import RowReport
 
 __all__ = [
     "BundleChange",

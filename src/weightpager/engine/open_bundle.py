@@ -37,8 +37,7 @@ from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.plans import NO_PAGES, Pages
-from weightpager.runtime.rows.row_cache import RowTables
-from weightpager.runtime.rows.row_pages import RowReads
+from weightpager.runtime.rows import RowReads, RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
 from weightpager.store.base import is_direct
 

@@ -92,10 +92,21 @@ class OwnReads:
     @property
     def device(self) -> str: ...
 
-class RowLookup:
+class RowFiles:
     def __init__(
         self,
         reads: OwnReads,
+        *,
+        ids: Any,
+        first_page: int,
+        page_bytes: int,
+        most: int,
+        extents: list[tuple[int, int, int]],
+    ) -> None: ...
+
+class RowLookup:
+    def __init__(
+        self,
         *,
         places: int,
         wide: int,
@@ -109,16 +120,18 @@ class RowLookup:
         stay: int,
         state: int,
         tally: int,
-        ids: int,
-        first_page: int,
         page_bytes: int,
-        most: int,
         bytes_at_once: int,
-        extents: list[tuple[int, int, int]],
+        read: RowFiles | Callable[[bytes], Any],
     ) -> None: ...
     def look_up(
         self, ids: int, count: int, out: int, bfloat16: bool, read_timeout: float, reads_ended: Callable[[], int], /
     ) -> tuple[int, int, int, int] | None: ...
+    def fill(self, read_timeout: float, reads_ended: Callable[[], int], /) -> tuple[int, int, int, int]: ...
+    def read_all(
+        self, out: int, read_timeout: float, reads_ended: Callable[[], int], /
+    ) -> tuple[int, int, int, int]: ...
+    def resize(self, slots: int, /) -> None: ...
     def __enter__(self) -> None: ...
     def __exit__(self, *of: object) -> None: ...
 

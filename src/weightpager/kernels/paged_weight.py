@@ -1,14 +1,32 @@
-"""What a kernel computes with: one paged weight of one task."""
+"""What a kernel computes with: one paged weight of one task, and the gate that is asked before its pages are read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.page_dtype import ENCODINGS, Encoding
+
+
+class PageGate(Protocol):
+    """What is asked before pages of the arena are read, and told when they have been read."""
+
+    def enter(self, reader: object, layer: int) -> None:
+        """Wait until the pages of model layer ``layer`` may be read; they stay until ``reader`` leaves.
+
+        Raises:
+            TaskNotActiveError: the task isn't active, so its pages may be absent.
+            SwitchFailedError: one of the pages couldn't be loaded.
+        """
+
+    def note_read(self) -> None:
+        """What reads the pages has been launched."""
+
+    def leave(self, reader: object, /) -> None:
+        """The reader isn't inside any more, if it was: called in the ``finally`` of the ``try`` that it enters in."""
 
 
 class Blocked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,28 @@ Wide = npt.NDArray[Any]
 """float32, or bfloat16 as uint16."""
 
 _WIDE = (np.dtype(np.float32), np.dtype(np.uint16))
+
+
+class RowSource(Protocol):
+    """A table ``[rows, columns]`` of which some rows are in memory, and others are read when they are wanted."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows the table has."""
+
+    @property
+    def columns(self) -> int:
+        """How many numbers a row has."""
+
+    def look_up(self, ids: Positions, out: Wide) -> None:
+        """Write the rows ``ids`` [n] to ``out`` [n, columns], both contiguous.
+
+        Raises:
+            IndexError: a row isn't in the table.
+        """
+
+    def all(self) -> npt.NDArray[np.float32]:
+        """The whole table, float32 [rows, columns]."""
 
 
 def widen_rows(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Wide) -> None:

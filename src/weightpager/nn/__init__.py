@@ -4,7 +4,6 @@ from weightpager.nn.embedding import (
     Int8Embedding,
     NarrowEmbedding,
     PagedEmbedding,
-    RowSource,
     WholeEmbedding,
     WholeLinear,
     is_plain_embedding,
@@ -21,7 +20,7 @@ from weightpager.nn.experts import (
     set_as_published,
     set_upright,
 )
-from weightpager.nn.linear import FlatLinear, PagedLinear, PageGate
+from weightpager.nn.linear import FlatLinear, PagedLinear
 from weightpager.nn.skeleton import calls_for, empty_on_meta, missing_values
 
 __all__ = [
@@ -31,11 +30,9 @@ __all__ = [
     "Int8Embedding",
     "Mixture",
     "NarrowEmbedding",
-    "PageGate",
     "PagedEmbedding",
     "PagedGatedMLP",
     "PagedLinear",
-    "RowSource",
     "WholeEmbedding",
     "WholeLinear",
     "calls_for",

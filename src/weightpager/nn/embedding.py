@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from weightpager.kernels.rows import RowSource
 from weightpager.kernels.torch import Weight, reference
 from weightpager.kernels.torch.device_weight import as_array
 from weightpager.kernels.torch.tables import look_up, widened
 from weightpager.nn.custom_op import CustomOpEmbedding
 from weightpager.nn.linear import PagedLinear
-
-
-class RowSource(Protocol):
-    """What looks a table's rows up."""
-
-    def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
-        """Write the rows ``ids`` [n] to ``out`` [n, columns], float32, or bfloat16 as uint16.
-
-        Raises:
-            IndexError: a row isn't in the table.
-        """
-
-    def all(self) -> npt.NDArray[np.float32]:
-        """The whole table, float32 [rows, columns]."""
 
 
 class PagedEmbedding(CustomOpEmbedding):

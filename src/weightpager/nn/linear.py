@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 from weightpager.errors import InferenceOnlyError
+from weightpager.kernels.paged_weight import PageGate
 from weightpager.kernels.torch import Weight, paged_linear
 from weightpager.nn import custom_op
-
-
-class PageGate(Protocol):
-    """What a layer asks before it reads the arena, and tells when it has read it."""
-
-    def enter(self, reader: object, layer: int) -> None:
-        """Wait until the pages of model layer ``layer`` may be read; they stay until ``reader`` leaves.
-
-        Raises:
-            TaskNotActiveError: the task isn't active, so its pages may be absent.
-        """
-
-    def note_read(self) -> None:
-        """What reads the pages has been launched."""
-
-    def leave(self, reader: object, /) -> None:
-        """The reader isn't inside any more, if it was: called in the ``finally`` of the ``try`` that it enters in."""
 
 
 def refuse_gradients(x: Tensor) -> None:

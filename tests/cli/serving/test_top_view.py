@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from weightpager.cli.commands.top import view
-from weightpager.engine.report import RowReport
+from weightpager.runtime.row_report import RowReport
 from weightpager.server.status import ForecastStatus, Status, SwitchStatus, TaskStatus
 from weightpager.server.status import TrafficStatus as Traffic
 

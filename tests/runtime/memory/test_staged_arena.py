@@ -42,8 +42,7 @@ def bring(arena: StagedArena, slots: dict[int, int]) -> None:
     stage = arena.stage()
     assert stage is not None
     try:
-        for page, view in zip(slots, stage.views(list(slots.values())), strict=True):
-            view[:] = bytes([page]) * PAGE
+        stage.rows[: len(slots)] = np.array(list(slots))[:, None]
         stage.place(slots, arena.reads())
     finally:
         stage.give_back()
@@ -95,7 +94,7 @@ def test_a_kernel_that_is_late_reads_its_page_though_another_has_the_number_by_n
     def bring_other() -> None:
         stage = arena.stage()
         assert stage is not None
-        stage.views([2])[0][:] = bytes([9]) * PAGE
+        stage.rows[0] = 9
         stage.place({1: 2}, arena.reads())
         stage.give_back()
 
@@ -119,7 +118,7 @@ def test_copies_wait_for_kernels_launched_before_the_load_and_for_no_later_ones(
     arena.note_read()
     stage = arena.stage()
     assert stage is not None
-    stage.views([1])[0][:] = bytes([3]) * PAGE
+    stage.rows[0] = 3
     stage.place({3: 1}, after)
     stage.give_back()
     bring(arena, {4: 2})  # into a slot that was never filled: nobody can be reading it

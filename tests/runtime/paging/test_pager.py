@@ -1,4 +1,4 @@
-"""What threads read together arrives together, or not at all."""
+"""What the pager loads and reads, and who is told."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging import thread_reads
 from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.pager import Pager
-from weightpager.store import PageStore, read_plan
+from weightpager.store import PageStore
 
 PAGE, PAGES = 4096, 16
 
@@ -51,8 +51,7 @@ def arena() -> Arena:
 
 
 @pytest.fixture
-def pager(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pager]:
-    monkeypatch.setattr(read_plan, "GROUP_BYTES", 3 * PAGE)
+def pager(arena: Arena) -> Iterator[Pager]:
     made = Pager(arena, reads=1)
     yield made
     assert made.close()
@@ -81,24 +80,24 @@ def loaded(pager: Pager, store: Pages, slots: dict[int, int]) -> list[tuple[list
     return told
 
 
-def test_each_page_of_a_group_comes_into_its_slot(pager: Pager, arena: Arena) -> None:
+def test_each_page_comes_into_its_slot(pager: Pager, arena: Arena) -> None:
     store = Pages()
     slots = {1: 9, 2: 0, 5: 4, 7: 3, 8: 15, 9: 1, 12: 2}
-    assert loaded(pager, store, slots) == [([1, 2, 5], None), ([7, 8, 9], None), ([12], None)]
+    assert loaded(pager, store, slots) == [([1, 2], None), ([5], None), ([7, 8, 9], None), ([12], None)]
     assert store.reads == [range(1, 3), range(5, 6), range(7, 10), range(12, 13)]
     assert {page: np.unique(arena.pages[slot]).tolist() for page, slot in slots.items()} == {
         page: [page] for page in slots
     }
 
 
-def test_a_read_that_fails_takes_its_group_along_and_no_other(pager: Pager) -> None:
-    told = loaded(pager, Pages(5), {1: 9, 2: 0, 5: 4, 7: 3, 8: 15})
-    assert [pages for pages, _ in told] == [[1, 2, 5], [7, 8]]
+def test_a_read_that_fails_takes_no_other_along(pager: Pager) -> None:
+    told = loaded(pager, Pages(2), {1: 9, 2: 0, 5: 4, 7: 3, 8: 15})
+    assert [pages for pages, _ in told] == [[1, 2], [5], [7, 8]]
     assert isinstance(told[0][1], StoreError)
-    assert told[1][1] is None
+    assert [error for _, error in told[1:]] == [None, None]
 
 
-def test_groups_that_run_are_changed_under_the_lock_only(pager: Pager) -> None:
+def test_reads_that_run_are_changed_under_the_lock_only(pager: Pager) -> None:
     """Removing one compares groups, which lets other threads come between: one that removed at once could die."""
     told, go = threading.Event(), threading.Event()
 
@@ -132,7 +131,7 @@ def test_a_page_that_cannot_be_read_raises_when_the_others_have_ended(pager: Pag
     store, into = Pages(2), private(4)
     with pytest.raises(StoreError, match="a bad sector"):
         read(pager, store, np.array([1, 2, 7, 9]), into)
-    assert store.reads == [range(1, 3), range(9, 10)]
+    assert store.reads == [range(1, 3), range(7, 8), range(9, 10)]
     store.broken.clear()
     read(pager, store, np.array([1, 2, 7, 9]), into)
     assert into[:, 0].tolist() == [1, 2, 7, 9]
@@ -174,7 +173,6 @@ def test_memory_that_direct_reads_refuse_is_refused(pager: Pager) -> None:
 
 def test_closing_waits_for_all_reads_that_hang_together(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread_reads, "JOIN_SECONDS", 1.0)
-    monkeypatch.setattr(read_plan, "GROUP_BYTES", PAGE)
     pager, store = Pager(arena, reads=4), HangingStore(Pages())
     store.hang()
     start(pager, store, {page: page for page in range(4)}, Priority.ON_DEMAND, lambda *_: None)

@@ -1,4 +1,4 @@
-"""Rows looked up by native code: what the plain way gives, whatever storage and other threads do meanwhile."""
+"""Rows that native code reads from files: right, whatever storage and other threads do meanwhile."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from weightpager.bundle import PageIndex
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.pager import Pager
-from weightpager.runtime.rows.row_cache import RowCache
-from weightpager.runtime.rows.row_memory import RowFiles
-from weightpager.runtime.rows.row_pages import RowPages, RowReads
+from weightpager.runtime.rows import RowCache, RowReads
 from weightpager.store import Sources, VerifyingStore
 
 _native = pytest.importorskip("weightpager.kernels._native")
@@ -66,13 +64,19 @@ class Files:
         while self.files:
             os.close(self.files.pop())
 
-    def cache(self, pager: Pager, slots: int, *, native: bool = True, read_timeout: float = 20.0) -> RowCache:
-        reads = RowReads(pager, self.store, read_timeout)
-        entry = self.table.entry
-        files = RowFiles.of(FIRST, entry.pages(self.page_bytes), self.page_bytes, reads)
-        assert files is not None
-        pages = RowPages(entry, FIRST, self.page_bytes, reads.read)
-        return RowCache(self.table, pages, slots, files if native else None)
+    def cache(self, pager: Pager, slots: int, *, by_store: bool = False, read_timeout: float = 20.0) -> RowCache:
+        store = VerifyingStore(WithoutFiles(self), self.store.index) if by_store else self.store
+        return RowCache(self.table, FIRST, self.page_bytes, slots, RowReads(pager, store, read_timeout))
+
+
+class WithoutFiles:
+    """The same pages, from a store that doesn't say where they lie."""
+
+    def __init__(self, files: Files) -> None:
+        self.read, self.span = files.read, files.span
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture(params=["io_uring", "threads"])
@@ -91,15 +95,14 @@ def files(tmp_path: Path) -> Iterator[Files]:
 
 
 def in_memory(cache: RowCache) -> set[int]:
-    memory = cache._memory
-    here, slots = memory._row_in[: len(memory)], np.arange(len(memory))
-    assert (memory._slot_of[here] == slots).all()
-    assert (memory._slot_of >= 0).sum() == len(memory) <= memory.slots
+    resident = cache.report.resident
+    here, slots = cache._row_in[:resident], np.arange(resident)
+    assert (cache._slot_of[here] == slots).all()
+    assert (cache._slot_of >= 0).sum() == resident <= cache.slots
     return set(here.tolist())
 
 
-@pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 60),
     columns=st.integers(1, 40),
@@ -109,7 +112,7 @@ def in_memory(cache: RowCache) -> set[int]:
     ticks=st.sampled_from([None, 80, 200]),
     data=st.data(),
 )
-def test_native_code_gives_and_keeps_what_the_plain_way_does(
+def test_every_lookup_is_right(
     tmp_path_factory: pytest.TempPathFactory,
     rows: int,
     columns: int,
@@ -119,26 +122,34 @@ def test_native_code_gives_and_keeps_what_the_plain_way_does(
     ticks: int | None,
     data: st.DataObject,
 ) -> None:
+    """From files or another store, which give and keep the same rows."""
     files, pager = Files(tmp_path_factory.mktemp("files"), rows, columns, page_bytes), Pager(Arena(1, 1, 64), 4)
-    plain, fast = files.cache(pager, slots, native=False), files.cache(pager, slots)
-    for cache in (plain, fast):
+    caches = files.cache(pager, slots), files.cache(pager, slots, by_store=True)
+    for cache in caches:
         if filled:
             cache.fill()
+            assert cache.report.resident == min(slots, rows)
+            assert cache.report.faults == cache.report.bytes_read == 0
         if ticks is not None:
-            cache._memory._state[2] = 2**32 - 1 - ticks  # that are left
+            cache._state[2] = 2**32 - 1 - ticks  # that are left
     for _ in range(data.draw(st.integers(1, 8))):
         if data.draw(st.booleans()):
             wanted = data.draw(st.integers(0, 70))
-            plain.resize(wanted)
-            fast.resize(wanted)
+            for cache in caches:
+                cache.resize(wanted)
         ids = np.array(data.draw(st.lists(st.integers(0, rows - 1), max_size=80)), np.int64)
         dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
-        assert torch.equal(looked_up(fast, ids, dtype), files.values[torch.from_numpy(ids)].to(dtype))
-        assert torch.equal(looked_up(plain, ids, dtype), files.values[torch.from_numpy(ids)].to(dtype))
-        assert in_memory(fast) == in_memory(plain)
-        assert fast.counts == plain.counts
-        assert (fast.counts.nanoseconds > 0) == (plain.counts.nanoseconds > 0) == (fast.counts.faults > 0)
-    assert torch.equal(torch.from_numpy(fast.all()), files.values)
+        for cache in caches:
+            before = cache.report
+            assert torch.equal(looked_up(cache, ids, dtype), files.values[torch.from_numpy(ids)].to(dtype))
+            report = cache.report
+            assert report.resident <= cache.slots <= rows
+            assert report.lookups - before.lookups == len(ids)
+            assert (report.hits - before.hits == len(ids)) == (report.faults == before.faults)
+            assert (report.faults == before.faults) == (report.fault_seconds == before.fault_seconds)
+        assert in_memory(caches[0]) == in_memory(caches[1])
+    for cache in caches:
+        assert torch.equal(torch.from_numpy(cache.all()), files.values)
     assert pager.close()
     files.close()
 
@@ -155,12 +166,12 @@ def test_who_reads(pager: Pager, files: Files, request: pytest.FixtureRequest) -
 
 
 def test_many_pages_are_read_in_pieces(pager: Pager, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.runtime.rows.row_memory.AT_ONCE", 256)
+    monkeypatch.setattr("weightpager.runtime.rows.AT_ONCE", 256)
     cache = files.cache(pager, 200)
     ids = np.repeat(np.arange(200), 2)
     assert torch.equal(looked_up(cache, ids), files.values[torch.from_numpy(ids)])
-    assert cache.counts.faults == 200
-    assert cache.counts.bytes == files.store.bytes
+    assert cache.report.faults == 200
+    assert cache.report.bytes_read == files.store.bytes
 
 
 def test_rows_that_arent_there_and_wrong_memory_are_refused(pager: Pager, files: Files) -> None:
@@ -172,7 +183,7 @@ def test_rows_that_arent_there_and_wrong_memory_are_refused(pager: Pager, files:
     for out in (right[:1], right[:, :23], right.astype(np.float64), np.zeros((24, 2), np.float32).T):
         with pytest.raises(ValueError, match="expected contiguous"):
             cache.look_up(np.arange(2), out)
-    assert cache.counts.lookups == 0
+    assert cache.report.lookups == 0
 
 
 def test_a_damaged_page_is_named_and_read_again_later(pager: Pager, files: Files) -> None:
@@ -198,14 +209,14 @@ def test_what_storage_says_is_said(pager: Pager, files: Files) -> None:
         looked_up(cache, np.arange(200))
     files.files[1] = os.open(files.paths[1], os.O_RDONLY)
     assert files.files[1] == closed
-    assert cache.counts.lookups == 400
+    assert cache.report.lookups == 400
     assert len(in_memory(cache)) <= 50
 
 
 def test_threads_get_what_they_ask_for_while_memory_changes(pager: Pager, files: Files) -> None:
     cache = files.cache(pager, 40)
     assert not wrong_while_memory_changes(cache, files.values, threads=6, times=100)
-    assert cache.counts.lookups == 6 * 100 * 30
+    assert cache.report.lookups == 6 * 100 * 30
     in_memory(cache)
 
 
@@ -308,7 +319,7 @@ def test_ctrl_c_never_leaves_the_memory_locked(pager: Pager, files: Files) -> No
     sys.settrace(press)
     try:
         cache.resize(15)
-        assert cache.counts.lookups == 0
+        assert cache.report.lookups == 0
     finally:
         sys.settrace(None)
     assert torch.equal(looked_up(cache, np.arange(30)), files.values[:30])

@@ -12,7 +12,7 @@ import torch
 
 from weightpager.bundle.format.row_table import RowTable, RowTableEntry, decode_rows, encode_rows, table_pages
 from weightpager.kernels.torch.device_weight import as_array
-from weightpager.runtime.rows.row_cache import RowCache
+from weightpager.runtime.rows import RowCache
 
 
 @dataclass(frozen=True)

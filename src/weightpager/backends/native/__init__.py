@@ -1,6 +1,6 @@
 """Graphs run by native code: no torch in the process. Owns no threads; those of the native module are the process's."""
 
-from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter, RowsOnDemand
+from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.program import KVCache, Program, Workspaces, thread_count
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "KVCache",
     "Program",
     "ProgramParameter",
-    "RowsOnDemand",
     "Workspaces",
     "thread_count",
 ]

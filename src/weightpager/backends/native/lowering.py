@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from weightpager.graph import Graph, Node, Operand
 from weightpager.graph.operators import WEIGHTS
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.native import native_weight
+from weightpager.kernels.rows import RowSource
 from weightpager.page_dtype import ENCODINGS
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -46,22 +47,7 @@ class Blocks:
     low_rank: tuple[Array, Array] | None = None
 
 
-class RowsOnDemand(Protocol):
-    """A table ``[rows, columns]`` of which some rows are in memory, and others are read when they are wanted."""
-
-    @property
-    def rows(self) -> int:
-        """How many rows the table has."""
-
-    @property
-    def columns(self) -> int:
-        """How many numbers a row has."""
-
-    def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
-        """Write the rows of ids [n], all of them in the table, to ``out`` [n, columns], both contiguous."""
-
-
-ProgramParameter: TypeAlias = Array | Blocks | RowsOnDemand
+ProgramParameter: TypeAlias = Array | Blocks | RowSource
 """A parameter, as a program takes it; `StoredParameter` is one as a bundle's file has it."""
 
 

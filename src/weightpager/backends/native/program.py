@@ -10,13 +10,14 @@ from threading import Lock
 import numpy as np
 
 import weightpager.kernels._native as _native
-from weightpager.backends.native.lowering import Array, Blocks, Lowering, ProgramParameter, RowsOnDemand
-from weightpager.backends.task_parts import Gate
+from weightpager.backends.native.lowering import Array, Blocks, Lowering, ProgramParameter
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.errors import ConfigError
 from weightpager.graph import Graph, Node, Operand
 from weightpager.graph.graph import split
 from weightpager.kernels import PageNotResidentError
+from weightpager.kernels.paged_weight import PageGate
+from weightpager.kernels.rows import RowSource
 from weightpager.machine.processor import usable_cores
 
 _MOST = 256
@@ -122,7 +123,7 @@ class Program:
         self,
         inputs: Mapping[str, Array],
         cache: KVCache | None = None,
-        gate: Gate | None = None,
+        gate: PageGate | None = None,
         threads: int | None = None,
     ) -> dict[str, Array]:
         """The graph's outputs, by name.
@@ -156,7 +157,7 @@ class Program:
                 self._native.end()
         return outputs
 
-    def _run(self, stretch: _Stretch, first: int, gate: Gate | None, threads: int) -> None:
+    def _run(self, stretch: _Stretch, first: int, gate: PageGate | None, threads: int) -> None:
         if stretch.rows is not None:
             self._look_up(stretch.rows, stretch.node)
         if gate is None or stretch.layer is None:
@@ -171,7 +172,7 @@ class Program:
         if missing >= 0:
             raise PageNotResidentError(missing)
 
-    def _look_up(self, rows: RowsOnDemand, node: Node) -> None:
+    def _look_up(self, rows: RowSource, node: Node) -> None:
         """Fill a node's value with the rows that it looks up in a table on demand."""
         operand = node.inputs[1]
         assert operand is not None
@@ -236,7 +237,7 @@ class _Stretch:
     ``rows`` are what the first of them, ``node``, looks up.
     """
 
-    def __init__(self, end: int, layer: int | None, rows: RowsOnDemand | None, node: Node) -> None:
+    def __init__(self, end: int, layer: int | None, rows: RowSource | None, node: Node) -> None:
         self.end, self.layer, self.rows, self.node = end, layer, rows, node
 
 

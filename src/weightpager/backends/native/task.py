@@ -9,9 +9,9 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from weightpager.answers.model import CacheSize
-from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter, RowsOnDemand
+from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.program import KVCache, Program, stages
-from weightpager.backends.task_parts import Gate, no_arrays
+from weightpager.backends.task_parts import no_arrays
 from weightpager.bundle import Bundle, TaskEntry, TaskKind, WeightEntry
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.bundle.format.manifest import FORMS
@@ -21,6 +21,8 @@ from weightpager.errors import BundleFormatError
 from weightpager.graph import Graph, Operand
 from weightpager.graph.file import graph_file
 from weightpager.kernels import PagedWeight
+from weightpager.kernels.paged_weight import PageGate
+from weightpager.kernels.rows import RowSource
 from weightpager.page_dtype import PageDtype, block_bytes
 
 
@@ -37,7 +39,7 @@ class NativeTask:
         name: str,
         graph: Graph,
         programs: tuple[Program, ...],
-        gate: Gate,
+        gate: PageGate,
         context: int,
         cache: CacheSize,
         *,
@@ -276,7 +278,7 @@ def _blank(bundle: Bundle, of: Stored) -> ProgramParameter:
     if isinstance(of, TensorInfo):
         return np.empty(of.shape, _DTYPES[of.dtype])
     if isinstance(of, RowTableEntry):
-        return cast(RowsOnDemand, of)  # as many rows and columns; none is looked up
+        return cast(RowSource, of)  # as many rows and columns; none is looked up
     if isinstance(of, WholeWeightEntry):
         return Blocks(_blank_weight(bundle, of.rows, of.columns, of.dtype), table=True)
     return Blocks(_blank_weight(bundle, of.out_features, of.in_features, bundle.manifest.dtype), of.layer)

@@ -18,13 +18,13 @@ from weightpager.backends.torch.parameters import Tensors, activation_dtype
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.errors import BundleFormatError, InferenceOnlyError
+from weightpager.kernels.rows import RowSource
 from weightpager.kernels.torch import DeviceWeight, Weight
 from weightpager.nn import (
     FlatLinear,
     Int8Embedding,
     PagedEmbedding,
     PagedLinear,
-    RowSource,
     WholeEmbedding,
     WholeLinear,
     fuse_gated_mlps,

@@ -28,8 +28,9 @@ from rich.text import Text
 from weightpager.cli import output
 from weightpager.cli.options import Json, TokenFile, bounded
 from weightpager.cli.output import legend
-from weightpager.engine.report import EngineFigures, RowReport
+from weightpager.engine.report import EngineFigures
 from weightpager.errors import ConfigError, WeightpagerError
+from weightpager.runtime.row_report import RowReport
 from weightpager.server.status import Status, SwitchStatus, TaskStatus, TrafficStatus
 
 _IN_WORDS = ("budget", "slots", "resident_pages", "working_set_pages", "bytes_read")

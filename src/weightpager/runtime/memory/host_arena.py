@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.machine.storage import ALIGNMENT, address_space
-from weightpager.runtime.memory.page_arena import Event, Stage
 
 HUGE = 2 << 20
 """Bytes of a huge page, and what the arena is aligned to. Every machine's page fits in it without a rest."""
@@ -69,8 +68,13 @@ class Arena:
         """The table itself: kernels read the same memory."""
         return page_table
 
-    def stage(self) -> Stage:
+    @property
+    def host(self) -> Arena:
         return self
+
+    @property
+    def staged(self) -> None:
+        return None
 
     def address(self, slots: npt.NDArray[np.int64]) -> int:
         self._touched[slots] = True
@@ -79,17 +83,8 @@ class Arena:
     def views(self, slots: Sequence[int]) -> list[memoryview]:
         return [self.content(slot) for slot in slots]
 
-    def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
-        """Nothing to do: pages were read into their slots."""
-
-    def give_back(self) -> None:
-        """There is nothing to give back."""
-
     def note_read(self) -> None:
         """Kernels have read when they return."""
-
-    def reads(self) -> Sequence[Event]:
-        return ()
 
     def content(self, slot: int) -> memoryview:
         self._touched[slot] = True
@@ -177,21 +172,8 @@ class PageBuffer:
         self.rows = rows
         self.page_bytes = rows.shape[1]
 
-    def stage(self) -> Stage:
-        return self
-
     def address(self, slots: npt.NDArray[np.int64]) -> int:  # noqa: ARG002 - the protocol's
         return int(self.rows.ctypes.data)
 
-    def reads(self) -> Sequence[Event]:
-        """No kernel reads these."""
-        return ()
-
     def views(self, slots: Sequence[int]) -> list[memoryview]:
         return [self.rows[slot].data for slot in slots]
-
-    def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
-        """Nothing to do: pages were read into their rows."""
-
-    def give_back(self) -> None:
-        """There is nothing to give back."""

@@ -62,17 +62,36 @@ class ReadFence:
             return tuple(self._asked_for)
 
 
-class Stage(Protocol):
-    """What one read needs to bring pages into slots."""
+class HostMemory(Protocol):
+    """Host memory whose slots are filled by reads: a host's arena, or a `PageBuffer`.
+
+    Attributes:
+        page_bytes: bytes of a page.
+    """
+
+    page_bytes: int
+
+    def address(self, slots: npt.NDArray[np.int64]) -> int:
+        """Where slot 0 begins, for a caller that fills these slots."""
 
     def views(self, slots: Sequence[int]) -> list[memoryview]:
-        """Where to read pages that should come into these slots, one view each."""
+        """The bytes of slots, to be filled."""
+
+
+class Stage(Protocol):
+    """A buffer in host memory that pages pass through on their way to a device.
+
+    Attributes:
+        rows: uint8 [pages, page_bytes], aligned as direct reads want it; as many as one read covers at most.
+    """
+
+    rows: npt.NDArray[np.uint8]
 
     def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
         """What was read is in the slots, and the table that kernels see says so, when this returns.
 
         Args:
-            slots: page number → slot, in the order in which their views were filled.
+            slots: page number → slot, in the order of the rows.
             after: no slot is written to before these have passed.
 
         Raises:
@@ -80,11 +99,11 @@ class Stage(Protocol):
         """
 
     def give_back(self) -> None:
-        """The read has ended, well or not. To be called once."""
+        """The buffer isn't needed any more. To be called once."""
 
 
-class StageSource(Protocol):
-    """Memory that the pager fills with pages: an arena, or a `PageBuffer`.
+class StagedMemory(Protocol):
+    """A device's memory, which pages reach through stages.
 
     Attributes:
         page_bytes: bytes of a page.
@@ -93,28 +112,27 @@ class StageSource(Protocol):
     page_bytes: int
 
     def stage(self) -> Stage | None:
-        """What one more read needs. None if others must end first: this never waits."""
-
-    def address(self, slots: npt.NDArray[np.int64]) -> int | None:
-        """Where slot 0 begins, for a caller that fills these slots itself; None if a stage must fill them."""
+        """One more buffer. None if others must be given back first: this never waits."""
 
     def reads(self) -> Sequence[Event]:
         """Events after which all kernels noted until now have run."""
 
 
-class PageArena(StageSource, Protocol):
+class PageArena(Protocol):
     """The one allocation that holds pages, at an address that stays.
 
     Safe to use from several threads, as long as each slot has one owner at a time.
 
     Attributes:
         pages: uint8 [capacity, page_bytes], where kernels read: an array on the host, a tensor on another device.
+        page_bytes: bytes of a page.
         capacity: slots that there are.
         elastic: whether `release` gives memory back; otherwise all of it is taken from the beginning.
         together: slots that should be released together, counted from slot 0, since the machine's pages in which they
             lie have no other slots; 1 where each slot is for itself.
     """
 
+    page_bytes: int
     pages: Any
     capacity: int
     elastic: bool
@@ -127,6 +145,14 @@ class PageArena(StageSource, Protocol):
     @property
     def untouched(self) -> int:
         """Bytes of committed slots that nobody has asked for yet: the host has still to give their memory."""
+
+    @property
+    def host(self) -> HostMemory | None:
+        """Itself, if its slots are filled in the host's memory."""
+
+    @property
+    def staged(self) -> StagedMemory | None:
+        """Itself, if they are filled through stages."""
 
     def table(self, page_table: npt.NDArray[np.int32]) -> Any:
         """Where kernels look pages up, int32 [pages]: follows the block manager's table. To be called once."""

@@ -157,8 +157,13 @@ class StagedArena:
         with self._order:
             return _Staged(self, self._free.pop()) if self._free else None
 
-    def address(self, slots: npt.NDArray[np.int64]) -> None:
-        """None: pages pass through buffers."""
+    @property
+    def host(self) -> None:
+        return None
+
+    @property
+    def staged(self) -> StagedArena:
+        return self
 
     def note_read(self) -> None:
         self._copier.note_read()
@@ -167,7 +172,7 @@ class StagedArena:
         return self._copier.reads()
 
     def content(self, slot: int) -> memoryview:
-        return _bytes(self.pages[slot].cpu())
+        return self.pages[slot].cpu().numpy().data
 
     def replace(self, slot: int, content: memoryview) -> None:
         source = torch.frombuffer(content, dtype=torch.uint8)
@@ -233,22 +238,15 @@ class StagedArena:
 
 
 class _Staged:
-    """A read whose pages land in a buffer."""
+    """Implements `Stage`."""
 
-    def __init__(self, arena: StagedArena, rows: Tensor) -> None:
+    def __init__(self, arena: StagedArena, buffer: Tensor) -> None:
         self._arena = arena
-        self._rows = rows
-
-    def views(self, slots: Sequence[int]) -> list[memoryview]:
-        return [_bytes(row) for row in self._rows[: len(slots)]]
+        self._buffer = buffer
+        self.rows: npt.NDArray[np.uint8] = buffer.numpy()
 
     def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
-        self._arena.place(self._rows[: len(slots)], slots, after)
+        self._arena.place(self._buffer[: len(slots)], slots, after)
 
     def give_back(self) -> None:
-        self._arena.give_back(self._rows)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in host memory, without a copy."""
-    return tensor.numpy().data
+        self._arena.give_back(self._buffer)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError, WeightpagerError
-from weightpager.runtime.memory.page_arena import StageSource
+from weightpager.runtime.memory.page_arena import HostMemory
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import VerifyingStore
 
@@ -31,6 +31,11 @@ class Priority(IntEnum):
     PREFETCH = 2
 
 
+ReadEnd: TypeAlias = Callable[[Collection[int], BaseException | None], None]
+"""Called in a thread of the pager with pages that have come, or with those of a read that failed and why. Pages that
+came are in place and checked. Should it raise, it is called again with what it raised."""
+
+
 @dataclass(frozen=True, eq=False)
 class Load:
     """Pages on their way into slots.
@@ -41,30 +46,33 @@ class Load:
         pages: int64 [N], ascending.
         slots: [N], the slot of each. It belongs to its read until that has ended.
         priority: who may overtake whom.
-        on_read_end: called in a thread of the pager with pages that have come, or with those of a read that failed and
-            why. Pages that came are in place and checked. Should it raise, it is called again with what it raised.
+        on_read_end: is told of each read.
         cancellable: whether `Reads.cancel` may take back what hasn't begun, as of pages for the arena; else only
             `Reads.withdraw` does.
     """
 
     store: VerifyingStore
-    into: StageSource
+    into: HostMemory
     pages: Pages
     slots: npt.NDArray[np.integer]
     priority: Priority
-    on_read_end: Callable[[Collection[int], BaseException | None], None]
+    on_read_end: ReadEnd
     cancellable: bool = True
 
     def end(self, pages: Collection[int], error: BaseException | None) -> None:
-        """Tell of a read's end. What `on_read_end` raises reaches whoever waits, and never the thread that reads."""
+        tell(self.on_read_end, pages, error)
+
+
+def tell(on_read_end: ReadEnd, pages: Collection[int], error: BaseException | None) -> None:
+    """Tell of a read's end. What that raises reaches whoever waits, and never the thread that reads."""
+    try:
+        on_read_end(pages, error)
+    except BaseException as raised:  # noqa: BLE001 - told to whoever waits
+        _log.exception("the end of a read could not be told")
         try:
-            self.on_read_end(pages, error)
-        except BaseException as raised:  # noqa: BLE001 - told to whoever waits
-            _log.exception("the end of a read could not be told")
-            try:
-                self.on_read_end(pages, error or raised)
-            except BaseException:  # noqa: BLE001 - whoever waits will say that nothing came
-                _log.exception("nor that it could not")
+            on_read_end(pages, error or raised)
+        except BaseException:  # noqa: BLE001 - whoever waits will say that nothing came
+            _log.exception("nor that it could not")
 
 
 class Reads(Protocol):
@@ -81,7 +89,7 @@ class Reads(Protocol):
     def start(self, load: Load) -> int | None:
         """Begin, as soon as what goes before it has begun. Returns the number of reads.
 
-        None if it can't bring these pages, or not to there: then nothing has changed.
+        None if it can't bring these pages: then nothing has changed.
 
         Raises:
             EngineClosedError: it has been closed.

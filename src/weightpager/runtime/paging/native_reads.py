@@ -84,8 +84,6 @@ class NativeReads:
         if sources is None:
             return None
         memory = load.into.address(slots)
-        if memory is None:
-            return None
         pages = np.ascontiguousarray(load.pages, np.int64)
         ids = load.store.index.ids[pages]
         self._start_thread()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.interrupts import Condition
-from weightpager.runtime.memory.page_arena import StageSource
+from weightpager.runtime.memory.page_arena import HostMemory
 from weightpager.runtime.paging.load import own_read_error, storage_hangs
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import VerifyingStore, most_pages
@@ -204,9 +204,6 @@ class Waiters:
         self._all = [other for other in self._all if other is not pending]
 
 
-_NO_SLOTS = np.zeros(0, np.int64)
-
-
 class LandedPages:
     """Pages on their way to memory that is this object's, where they are hashed. Then they are copied into slots.
 
@@ -219,7 +216,7 @@ class LandedPages:
         bytes: bytes in these reads.
     """
 
-    def __init__(self, native: _native.LandedPages, store: VerifyingStore, into: StageSource, pages: Pages) -> None:
+    def __init__(self, native: _native.LandedPages, store: VerifyingStore, into: HostMemory, pages: Pages) -> None:
         self._native = native
         self._store = store
         self._into = into
@@ -229,7 +226,7 @@ class LandedPages:
 
     @classmethod
     def begin(
-        cls, own_reads: _native.OwnReads | None, store: VerifyingStore, into: StageSource, pages: Pages
+        cls, own_reads: _native.OwnReads | None, store: VerifyingStore, into: HostMemory | None, pages: Pages
     ) -> LandedPages | None:
         """Begin to read pages.
 
@@ -238,13 +235,13 @@ class LandedPages:
         Args:
             own_reads: makes the reads; None without the native module.
             store: where the pages come from; it checks them.
-            into: whose slots they are for.
+            into: whose slots they are for; None if these aren't in host memory.
             pages: int64 [N], ascending.
         """
-        if own_reads is None or len(pages) * into.page_bytes > SMALL_SWITCH_BYTES:
+        if own_reads is None or into is None or len(pages) * into.page_bytes > SMALL_SWITCH_BYTES:
             return None
         sources = store.sources(pages)
-        if sources is None or into.address(_NO_SLOTS) is None:
+        if sources is None:
             return None
         ids = store.index.ids[pages]
         native = own_reads.begin(
@@ -277,9 +274,7 @@ class LandedPages:
     def place(self, slots: npt.NDArray[np.integer]) -> None:
         """Copy them into free slots that are theirs, one each in the order of the pages, once all are there."""
         wide = slots.astype(np.int64)
-        memory = self._into.address(wide)
-        assert memory is not None
-        self._native.place(len(wide), wide.ctypes.data, memory)
+        self._native.place(len(wide), wide.ctypes.data, self._into.address(wide))
 
     def drop(self) -> None:
         """Let another thread read in their memory. What hangs keeps it until it ends.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,10 @@ import numpy.typing as npt
 from weightpager.interrupts import uninterrupted
 from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.memory.host_arena import PageBuffer
-from weightpager.runtime.memory.page_arena import StageSource
-from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, Reads
+from weightpager.runtime.memory.page_arena import PageArena
+from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, ReadEnd, Reads
 from weightpager.runtime.paging.page_waits import BlockingRead, LandedPages
+from weightpager.runtime.paging.staged_loads import StagedLoads
 from weightpager.runtime.paging.thread_reads import ThreadReads
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_planner import PrefetchLedger
@@ -27,8 +28,9 @@ if NATIVE:
 class Pager:
     """Brings pages into slots, those of higher priority first, in the order of their submission.
 
-    Pages of files that can be read straight into host memory come without Python between their reads, where the native
-    module is there; all others by threads.
+    All are read into host memory: an arena's slots, stages on the way to a device, or memory of the caller's own. Pages
+    of files come without Python between their reads; those of other stores, and all where there is no native module,
+    by threads.
 
     Attributes:
         own_reads: the reads of threads that read themselves; None without the native module.
@@ -39,8 +41,9 @@ class Pager:
             several.
     """
 
-    def __init__(self, arena: StageSource, reads: int) -> None:
-        self._arena = arena
+    def __init__(self, arena: PageArena, reads: int) -> None:
+        self._host = arena.host
+        self._staged = None if arena.staged is None else StagedLoads(arena.staged, self._start)
         self._ways: list[Reads] = [NativeReads(reads), ThreadReads(reads)] if NATIVE else [ThreadReads(reads)]
         self.own_reads = _native.OwnReads(reads=reads, ring=True) if NATIVE else None
 
@@ -50,14 +53,17 @@ class Pager:
         pages: Pages,
         slots: npt.NDArray[np.integer],
         priority: Priority,
-        on_read_end: Callable[[Collection[int], BaseException | None], None],
+        on_read_end: ReadEnd,
     ) -> int:
         """Start to load pages into slots of the arena. Returns the number of reads. Arguments are those of `Load`.
 
         Raises:
             EngineClosedError: the pager has been closed.
         """
-        return self._start(Load(store, self._arena, pages, slots, priority, on_read_end))
+        if self._staged is not None:
+            return self._staged.start(store, pages, slots, priority, on_read_end)
+        assert self._host is not None
+        return self._start(Load(store, self._host, pages, slots, priority, on_read_end))
 
     def read(
         self,
@@ -100,7 +106,7 @@ class Pager:
 
     def land(self, store: VerifyingStore, pages: Pages) -> LandedPages | None:
         """Begin to read pages beside the arena. None where that can't be done. See `LandedPages.begin`."""
-        return LandedPages.begin(self.own_reads, store, self._arena, pages)
+        return LandedPages.begin(self.own_reads, store, self._host, pages)
 
     def reads_ended(self) -> int:
         """How many reads have ended until now, well or not, without those that threads make themselves."""
@@ -109,6 +115,8 @@ class Pager:
     @property
     def pages(self) -> set[int]:
         """Pages on their way to slots of the arena."""
+        if self._staged is not None:
+            return self._staged.pages
         return set().union(*(way.pages for way in self._ways))
 
     def cancel(self, but: Collection[int] = ()) -> list[int]:
@@ -116,13 +124,19 @@ class Pager:
 
         What `read` waits for is not taken back. Returns the pages that won't come.
         """
+        if self._staged is not None:
+            return self._staged.cancel(but)
         return [page for way in self._ways for page in way.cancel(but)]
 
     def close(self) -> bool:
         """Drop what is queued and end the threads. Returns False if one hangs in a read and had to be left."""
+        if self._staged is not None:
+            self._staged.stop()
         ends = [way.close() for way in self._ways]
         if self.own_reads is not None:
             ends.append(self.own_reads.close(JOIN_SECONDS))
+        if self._staged is not None:
+            ends.append(self._staged.join(JOIN_SECONDS if all(ends) else 0.0))
         return all(ends)
 
     def _start(self, load: Load) -> int:

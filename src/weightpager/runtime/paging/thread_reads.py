@@ -1,48 +1,39 @@
-"""Reads by threads of Python's: of any store, into any arena."""
+"""The plain way to read pages: by threads of Python's, of any store into host memory.
+
+Stores that aren't files are read like that, and where there is no native module all of them are: slower, and right.
+"""
 
 from __future__ import annotations
 
 import heapq
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 
 from weightpager.errors import StoreError, first_line
 from weightpager.interrupts import Condition
-from weightpager.runtime.memory.page_arena import Event, Stage
 from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, closed_while_loading, engine_closed, no_thread
-from weightpager.store import PageRun, coalesce, group_runs
+from weightpager.store import coalesce
 
 
 @dataclass(order=True)
-class _Group:
-    """Runs of a load that one thread reads together.
-
-    Attributes:
-        slots: the load's slots, by page.
-        after: kernels that may still read these slots have run once these have passed.
-    """
+class _PlainRead:
+    """One read of a load."""
 
     priority: Priority
     number: int
     load: Load = field(compare=False)
-    runs: Sequence[PageRun] = field(compare=False)
-    slots: Mapping[int, int] = field(compare=False)
-    after: Sequence[Event] = field(compare=False)
-
-    @property
-    def pages(self) -> list[int]:
-        return [page for run in self.runs for page in range(run.first, run.first + run.count)]
+    pages: range = field(compare=False)
+    slots: list[int] = field(compare=False)
 
 
 class ThreadReads:
     """Implements `Reads`. Those of higher priority go first, in the order of their submission.
 
-    A thread makes a group of short reads, or one long one, and then looks for other work. A group begins when there is
-    a stage for it; until then it can be cancelled, and overtaken. The threads start with the first load.
+    A read can be cancelled, and overtaken, until a thread begins it. The threads start with the first load.
 
     Args:
         threads: reads in flight; storage reaches its bandwidth only with several.
@@ -50,8 +41,8 @@ class ThreadReads:
 
     def __init__(self, threads: int) -> None:
         self._changed = Condition()
-        self._queue: list[_Group] = []
-        self._running: list[_Group] = []
+        self._queue: list[_PlainRead] = []
+        self._running: list[_PlainRead] = []
         self._numbers = count()
         self._closed = False
         self._count = threads
@@ -60,43 +51,41 @@ class ThreadReads:
 
     def start(self, load: Load) -> int:
         runs = coalesce(load.pages.tolist(), load.store.span, load.into.page_bytes)
-        groups = group_runs(runs, load.into.page_bytes)
-        slots = dict(zip(load.pages.tolist(), load.slots.tolist(), strict=True))
-        after = load.into.reads()
+        slots, at = load.slots.tolist(), 0
         with self._changed:
             if self._closed:
                 raise engine_closed()
             self._start_threads()
-            for grouped_runs in groups:
-                group = _Group(load.priority, next(self._numbers), load, grouped_runs, slots, after)
-                heapq.heappush(self._queue, group)
-            self._changed.notify(len(groups))
+            for run in runs:
+                pages = range(run.first, run.first + run.count)
+                read = _PlainRead(load.priority, next(self._numbers), load, pages, slots[at : at + run.count])
+                heapq.heappush(self._queue, read)
+                at += run.count
+            self._changed.notify(len(runs))
         return len(runs)
 
     @property
     def pages(self) -> set[int]:
         with self._changed:
-            return {page for group in (*self._queue, *self._running) if group.load.cancellable for page in group.pages}
+            return {page for read in (*self._queue, *self._running) if read.load.cancellable for page in read.pages}
 
     def cancel(self, but: Collection[int]) -> list[int]:
         if not self._queue:  # a load that is just beginning begins after this
             return []
         with self._changed:
-            return self._take_back(
-                lambda group: group.load.cancellable and not any(page in but for page in group.pages)
-            )
+            return self._take_back(lambda read: read.load.cancellable and not any(page in but for page in read.pages))
 
     def withdraw(self, load: Load) -> None:
         with self._changed:
-            self._take_back(lambda group: group.load is load)
+            self._take_back(lambda read: read.load is load)
 
     def close(self) -> bool:
         with self._changed:
             self._closed = True
             dropped, self._queue = self._queue, []
             self._changed.notify_all()
-        for group in dropped:
-            group.load.end(group.pages, closed_while_loading())
+        for read in dropped:
+            read.load.end(read.pages, closed_while_loading())
         end = time.monotonic() + JOIN_SECONDS  # for all of them together
         for thread in self._threads:
             if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
@@ -117,19 +106,14 @@ class ThreadReads:
             self._threads.append(thread)
 
     def _work(self) -> None:
-        while (begun := self._next()) is not None:
-            group, stage = begun
-            with self._ending(group, stage):
-                slots = {page: group.slots[page] for page in group.pages}
-                views = iter(stage.views(list(slots.values())))
-                for run in group.runs:
-                    group.load.store.read(run.first, list(islice(views, run.count)))
-                stage.place(slots, group.after)
-            del begun, group, stage  # else this thread keeps the last load's store and callbacks alive while it waits
+        while (read := self._next()) is not None:
+            with self._ending(read):
+                read.load.store.read(read.pages.start, read.load.into.views(read.slots))
+            del read  # else this thread keeps the last load's store and callbacks alive while it waits
 
     @contextmanager
-    def _ending(self, group: _Group, stage: Stage) -> Iterator[None]:
-        """Tell of a group's end, and why its pages didn't come if they didn't."""
+    def _ending(self, read: _PlainRead) -> Iterator[None]:
+        """Tell of a read's end, and why its pages didn't come if they didn't."""
         failure: BaseException | None = None
         try:
             yield
@@ -138,30 +122,24 @@ class ThreadReads:
         except BaseException as error:  # noqa: BLE001 - raised there, `SystemExit` would end a process that goes on well
             failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
             failure.__cause__ = error
-        stage.give_back()
-        group.load.end(group.pages, failure)
-        with self._changed:  # it compares groups, and another thread may come between
-            self._running.remove(group)
+        read.load.end(read.pages, failure)
+        with self._changed:  # it compares reads, and another thread may come between
+            self._running.remove(read)
             self.reads_ended += 1
 
-    def _next(self) -> tuple[_Group, Stage] | None:
-        """The next group and its stage; None once it is closed."""
+    def _next(self) -> _PlainRead | None:
+        """The next read; None once it is closed."""
         with self._changed:
             while not self._closed:
-                # Nobody needs to be woken when a stage is given back: whoever did that comes here next.
-                stage = self._queue[0].load.into.stage() if self._queue else None
-                if stage is not None:
+                if self._queue:
                     self._running.append(heapq.heappop(self._queue))
-                    return self._running[-1], stage
+                    return self._running[-1]
                 self._changed.wait()
         return None
 
-    def _take_back(self, which: Callable[[_Group], bool]) -> list[int]:
-        """Take back groups that have not begun. Returns their pages. The lock is held."""
-        gone: list[_Group] = []
-        stay: list[_Group] = []
-        for group in self._queue:
-            (gone if which(group) else stay).append(group)
-        self._queue = stay
+    def _take_back(self, which: Callable[[_PlainRead], bool]) -> list[int]:
+        """Take back reads that have not begun. Returns their pages. The lock is held."""
+        gone = [read for read in self._queue if which(read)]
+        self._queue = [read for read in self._queue if not which(read)]
         heapq.heapify(self._queue)
-        return [page for group in gone for page in group.pages]
+        return [page for read in gone for page in read.pages]

@@ -100,13 +100,9 @@ def test_each_page_comes_into_its_slot(
 def test_what_is_much_or_must_be_read_otherwise_is_left_to_others(
     own_reads: _native.OwnReads, store: VerifyingStore, arena: Arena
 ) -> None:
-    class Elsewhere(Arena):
-        def address(self, slots: object) -> None:  # type: ignore[override]
-            """As a GPU's."""
-
     pages = np.arange(SMALL_SWITCH_BYTES // PAGE + 1)
     assert LandedPages.begin(own_reads, store, arena, pages) is None
-    assert LandedPages.begin(own_reads, store, Elsewhere(8, 8, PAGE), pages[:2]) is None
+    assert LandedPages.begin(own_reads, store, None, pages[:2]) is None  # a GPU's memory
     assert LandedPages.begin(own_reads, VerifyingStore(object(), store.index), arena, pages[:2]) is None
     assert LandedPages.begin(None, store, arena, pages[:2]) is None
 

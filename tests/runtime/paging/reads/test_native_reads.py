@@ -23,11 +23,14 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devices import HostCopier
 from weightpager.bundle import PageIndex
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError
 from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena, PageBuffer
+from weightpager.runtime.memory.staged_arena import StagedArena, Staging
 from weightpager.runtime.paging.load import Load, Priority, Reads
+from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.thread_reads import ThreadReads
 from weightpager.store import Sources, VerifyingStore
 
@@ -179,7 +182,7 @@ def test_what_storage_says_is_said(reads: native_reads.NativeReads, store: Verif
     files.files.append(kept)
 
 
-def test_other_stores_and_arenas_go_another_way(reads: native_reads.NativeReads, files: Files) -> None:
+def test_other_stores_are_read_another_way(reads: native_reads.NativeReads) -> None:
     class Elsewhere(Files):
         def __init__(self) -> None:
             """Opens nothing."""
@@ -187,15 +190,11 @@ def test_other_stores_and_arenas_go_another_way(reads: native_reads.NativeReads,
         def sources(self, pages: np.ndarray) -> None:  # type: ignore[override]
             """Not in files."""
 
-    class Staged(Arena):
-        def address(self, slots: np.ndarray) -> None:  # type: ignore[override]
-            """Through buffers."""
-
     index = PageIndex(np.zeros((1, 32), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.uint64))
     page, arena = np.zeros(1, np.int64), Arena(1, 1, PAGE)
-    for inner, into in ((object(), arena), (Elsewhere(), arena), (files, Staged(1, 1, PAGE))):
+    for inner in (object(), Elsewhere()):
         store = VerifyingStore(inner, index)  # type: ignore[arg-type]
-        assert reads.start(Load(store, into, page, page, Priority.ON_DEMAND, lambda *_: None)) is None
+        assert reads.start(Load(store, arena, page, page, Priority.ON_DEMAND, lambda *_: None)) is None
 
 
 def test_a_closed_one_takes_nothing(store: VerifyingStore) -> None:
@@ -316,6 +315,115 @@ def test_what_has_not_begun_is_taken_back_and_never_told(store: VerifyingStore) 
         assert reads.close()
         assert loaded.came.isdisjoint(gone)
         assert loaded.came | set(loaded.failed) | set(gone) == set(pages.tolist())
+
+
+@pytest.fixture
+def staged() -> Iterator[tuple[StagedArena, Pager]]:
+    arena = StagedArena(PAGES, PAGES, PAGE, Staging(HostCopier(), 3))
+    arena.table(np.full(PAGES, -1, np.int32))
+    pager = Pager(arena, 4)
+    yield arena, pager
+    assert pager.close()
+
+
+class StagedReads:
+    """Loads of a pager as `Loaded` begins them."""
+
+    def __init__(self, pager: Pager) -> None:
+        self.pager = pager
+
+    def start(self, load: Load) -> int:
+        return self.pager.load(load.store, load.pages, load.slots, load.priority, load.on_read_end)
+
+
+@pytest.mark.parametrize("group_bytes", [1, 4 * PAGE])
+def test_a_devices_pages_are_read_from_files_by_native_code(
+    staged: tuple[StagedArena, Pager],
+    store: VerifyingStore,
+    files: Files,
+    group_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arena, pager = staged
+    monkeypatch.setattr("weightpager.store.read_plan.GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(ThreadReads, "start", None)
+    pages = np.setdiff1d(np.arange(PAGES), [3, 9, 10, 31])
+    slots = np.random.default_rng(1).permutation(PAGES)[: len(pages)]
+    loaded = Loaded(StagedReads(pager), store, pages, slots, arena).wait()
+    assert (loaded.came, loaded.failed, loaded.count) == (set(pages.tolist()), {}, 5)
+    assert (arena.pages[slots].numpy() == files.pages[pages]).all()
+    assert arena._slot_of[pages].tolist() == slots.tolist()
+    assert store.bytes == len(pages) * PAGE
+
+
+def test_a_damaged_page_never_reaches_a_device(
+    staged: tuple[StagedArena, Pager], store: VerifyingStore, files: Files
+) -> None:
+    arena, pager = staged
+    with files.paths[0].open("r+b") as file:
+        file.seek(PAGE * 4 + 77)
+        file.write(bytes([int(files.pages[3, 77]) ^ 4]))
+        os.fsync(file.fileno())
+    pages = np.array([0, 2, 3, 4, 30])
+    for _ in range(4):  # stages go back
+        loaded = Loaded(StagedReads(pager), store, pages, pages, arena).wait()
+        assert loaded.came == {0, 30}
+        assert [loaded.failed[page].page for page in (2, 3, 4)] == [3, 3, 3]
+    assert not arena.pages[2:5].any()
+    assert pager.pages == set()
+
+
+def test_a_device_whose_copies_fail_says_so(
+    staged: tuple[StagedArena, Pager], store: VerifyingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    arena, pager = staged
+    monkeypatch.setattr(HostCopier, "start", fails)
+    pages = np.arange(0, 12, 2)
+    loaded = Loaded(StagedReads(pager), store, pages, pages, arena).wait()
+    assert {str(error) for error in loaded.failed.values()} == {
+        "cannot copy pages to cpu: CUDA error: an illegal memory access was encountered"
+    }
+    monkeypatch.undo()
+    assert Loaded(StagedReads(pager), store, pages, pages, arena).wait().came == set(pages.tolist())
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_devices_load_without_threads_is_refused_and_a_later_one_comes(
+    staged: tuple[StagedArena, Pager], store: VerifyingStore, monkeypatch: pytest.MonkeyPatch, started: int
+) -> None:
+    """None that copies, or none that reads."""
+    left, start = [started], threading.Thread.start
+
+    def starts_some(thread: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    (arena, pager), pages = staged, np.arange(0, PAGES, 2)
+    monkeypatch.setattr(threading.Thread, "start", starts_some)
+    with pytest.raises(StoreError, match=r"none could be started; raise the limit of threads"):
+        Loaded(StagedReads(pager), store, pages, pages, arena)
+    assert pager.pages == set()
+    monkeypatch.undo()
+    assert Loaded(StagedReads(pager), store, pages, pages, arena).wait().came == set(pages.tolist())
+
+
+def test_closing_tells_of_what_had_no_stage(store: VerifyingStore) -> None:
+    for _ in range(20):
+        arena = StagedArena(PAGES, PAGES, PAGE, Staging(HostCopier(), 1))
+        arena.table(np.full(PAGES, -1, np.int32))
+        pager, pages = Pager(arena, 4), np.arange(0, PAGES, 2)
+        loaded = Loaded(StagedReads(pager), store, pages, pages, arena)
+        assert pager.close()
+        loaded.wait()
+        assert loaded.came | set(loaded.failed) == set(pages.tolist())
+        assert all(isinstance(error, EngineClosedError) for error in loaded.failed.values())
+        with pytest.raises(EngineClosedError):
+            Loaded(StagedReads(pager), store, pages, pages, arena)
 
 
 def test_private_memory_is_filled_without_slots(reads: native_reads.NativeReads, store: VerifyingStore) -> None:
