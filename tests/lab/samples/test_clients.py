@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from handmade import pin, tarball, wheel
-from weightpager_lab.samples import SampleUnavailable, clients
+from weightpager_lab.samples import SampleUnavailable, clients, inert_backend
 from weightpager_lab.samples.download import fetch
 
 SETUP = (
@@ -107,3 +108,8 @@ def test_npm_hangs(npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_npm(npm, "import time; time.sleep(20)")
     with pytest.raises(SampleUnavailable, match="took longer"):
         fetch(pin(b""), tmp_path)
+
+
+def test_the_backend_needs_the_standard_library_alone() -> None:
+    """It runs in pip's child process, in place of setuptools'."""
+    subprocess.run([sys.executable, "-I", "-S", inert_backend.__file__], check=True)
