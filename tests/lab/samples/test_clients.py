@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from handmade import pin, tarball, wheel
-from weightpager_lab.samples import SampleUnavailable, clients, inert_backend
+from weightpager_lab.samples import SampleUnavailable, download, inert_backend
 from weightpager_lab.samples.download import fetch
 
 SETUP = (
@@ -75,7 +75,7 @@ def test_a_package_that_pip_cannot_find(index: Path, tmp_path: Path) -> None:
 
 
 def test_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "find_spec", lambda name: None)
+    monkeypatch.setattr(download, "find_spec", lambda name: None)
     with pytest.raises(SampleUnavailable, match="has no pip"):
         fetch(pin(b"", "pip"), tmp_path)
 
@@ -104,7 +104,7 @@ def test_npm_cannot_be_started(npm: Path, tmp_path: Path) -> None:
 
 
 def test_npm_hangs(npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "_TIMEOUT", 0.2)
     write_npm(npm, "import time; time.sleep(20)")
     with pytest.raises(SampleUnavailable, match="took longer"):
         fetch(pin(b""), tmp_path)
