@@ -228,7 +228,7 @@ def test_a_storage_controller_is_touched_only_if_asked_for(monkeypatch: pytest.M
 )
 def test_limits_that_are_none_are_refused(limits: dict[str, int], name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: expected more than zero"):
-        run_limited(["true"], **cgroup)  # type: ignore[arg-type] # one of the three, all of them int
+        run_limited(["true"], **limits)  # type: ignore[arg-type] # one of the three, all of them int
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf"), 2_000_001.0])
