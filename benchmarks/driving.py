@@ -27,10 +27,10 @@ from weightpager.config import cache_dir
 from weightpager.trace_file import Visit, write_trace
 from weightpager_lab.companions import build_companions, companions_in
 from weightpager_lab.contest.plan import Subject
+from weightpager_lab.samples import driving
 from weightpager_lab.samples.download import key_of
-from weightpager_lab.samples.road import driving, road_model
+from weightpager_lab.trace import renamed
 from weightpager_lab.traces import TRACES
-from weightpager_lab.traces.trace import renamed
 
 NAME = "driving, rendered scenes"
 """Of the contest, as `docs/results.json` has it; what else has to be said is in `benchmarks.report.run.NOTES`."""
@@ -72,7 +72,7 @@ def main(
 def bundles(cache: Path, progress: Any, *, quick: bool = False) -> Subject:
     """The bundle and its companions; compiled together unless the cache has all of them."""
     samples = driving.driving(cache, **(_QUICK_DATA if quick else {}), report=typer.echo)
-    model = road_model.road_model(cache, samples, **(_QUICK_MODEL if quick else {}), report=typer.echo)
+    model = driving.road_model(cache, samples, **(_QUICK_MODEL if quick else {}), report=typer.echo)
     settings = {**_SETTINGS, **(_QUICK_SETTINGS if quick else {})}
     folder = cache / "benchmarks" / f"driving-{key_of(model=model.name, settings=settings)}"
     path = folder / "aligned.bundle"

@@ -14,9 +14,7 @@ import numpy as np
 import torch
 
 from weightpager.answers.score import Score
-from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
-from weightpager.bundle.footprint import footprint
 from weightpager.compiler.calibration import calibrate_tasks
 from weightpager.compiler.controls import Quantisation
 from weightpager.compiler.measure import torch_score
@@ -85,7 +83,6 @@ class Outcome:
         fraction: bytes of the largest task's kept blocks, as a share of the dense paged weights in bfloat16.
         overlap: mean over ordered pairs of tasks.
         switch_bytes: task → mean bytes to load when it is switched to.
-        table_bytes: of what says where all tasks' blocks are, in memory whichever task is active.
         seconds: from the dense model to the bundle.
     """
 
@@ -93,7 +90,6 @@ class Outcome:
     fraction: float
     overlap: float
     switch_bytes: Mapping[str, int]
-    table_bytes: int
     seconds: float
 
 
@@ -113,27 +109,6 @@ class Study:
             task_file, CompileRun(progress, self._journal("base")), cache=Cache.of_user()
         )
         self._prepared: tuple[float, Prepared] | None = None
-        self._split = "held-out"
-
-    def on_validation(self) -> Study:
-        """The same, with every task measured on its validation data: for choices, before held-out data is looked at."""
-        study = copy.copy(self)
-        data = {name: replace(of, eval=of.validation or ()) for name, of in self._base.data.items()}
-        study._base = replace(self._base, data=data)
-        study._prepared = None
-        study._split = "validation"
-        return study
-
-    def cut_into(self, block: BlockShape) -> Study:
-        """The same dense model, its paged weights cut into blocks of another shape; its journals lie apart."""
-        study = copy.copy(self)
-        source = self._base.source
-        task_file = source.task_file.model_copy(update={"block": block})
-        paged = tuple(replace(info, grid=replace(info.grid, block=block)) for info in source.paged)
-        study._base = replace(self._base, source=replace(source, task_file=task_file, paged=paged))
-        study._folder, study._identity = self._folder / str(block), f"{self._identity} {block}"
-        study._prepared = None
-        return study
 
     def prepared(self, fraction: float) -> Prepared:
         """The dense model, reordered for masks of this density."""
@@ -155,7 +130,7 @@ class Study:
         kept = {name: self._kept(name, partial(self._mean_on_validation, of)) for name, of in candidates.items()}
         chosen = max(kept, key=lambda name: kept[name]["mean"])
         self._dense = candidates[chosen]
-        found = self._kept(f"{chosen}-{self._split}", lambda: self.scores(self._dense))
+        found = self._kept(f"{chosen}-held-out", lambda: self.scores(self._dense))
         return {task: found[task] for task in self._base.data}  # a journal has an order of its own
 
     def trained_on(self, spec: RecoverSpec) -> DenseModel:
@@ -195,7 +170,7 @@ class Study:
             info.grid.out_features * info.grid.in_features * quantisation.fraction(info.grid.in_features)
             for info in source.paged
         )
-        return Outcome(self.scores(source), size / total, 1.0, dict.fromkeys(source.models, 0), 0, seconds)
+        return Outcome(self.scores(source), size / total, 1.0, dict.fromkeys(source.models, 0), seconds)
 
     def sparse(self, setting: Setting) -> Outcome:
         """A bundle compiled by this setting, measured through the engine."""
@@ -214,7 +189,7 @@ class Study:
             with writing(path, force=True) as writer:
                 report = assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap), run)
             bundle = Bundle.open(path)
-            tables, per_switch = footprint(bundle).tables, switch_bytes(bundle)  # both read files
+            per_switch = switch_bytes(bundle)  # reads files
         task_file = prepared.task_file
         scale = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, "bfloat16")
         return Outcome(
@@ -222,7 +197,6 @@ class Study:
             max(task.density for task in report.tasks) * scale,
             report.mean_overlap,
             per_switch,
-            tables,
             sum(seconds for stage, seconds in run.seconds.items() if stage != "measure sparse"),
         )
 

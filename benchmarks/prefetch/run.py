@@ -42,10 +42,10 @@ from weightpager.trace_file import Visit
 from weightpager.transitions import Transitions
 from weightpager_lab.contest.rivals.assets import write_sparse
 from weightpager_lab.synthetic_bundle import assistant_of_many, bundle_of
+from weightpager_lab.trace import renamed
+from weightpager_lab.traces import ASSISTANT as ASSISTANT
+from weightpager_lab.traces import DRIVE as DRIVE
 from weightpager_lab.traces import TRACES, Trace
-from weightpager_lab.traces.drive import CHAIN as DRIVE
-from weightpager_lab.traces.made import ASSISTANT as ASSISTANT
-from weightpager_lab.traces.trace import renamed
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,12 +15,12 @@ from benchmarks.report import results_file, run
 from parity import other_classes
 from weightpager.bundle.report.compile_report import read_report
 from weightpager_lab.companions import COMPANIONS, check
-from weightpager_lab.samples.road.road_scene import CLASSES
-from weightpager_lab.traces.drive import CHAIN
+from weightpager_lab.samples.road_scene import CLASSES
+from weightpager_lab.traces import DRIVE
 
 
 def test_every_kind_of_road_asks_for_a_task() -> None:
-    assert set(TASK_OF) == set(CHAIN.tasks)
+    assert set(TASK_OF) == set(DRIVE.tasks)
     assert set(TASK_OF.values()) == set(CLASSES)
 
 

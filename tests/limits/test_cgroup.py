@@ -18,7 +18,7 @@ from weightpager.doctor.cold import drop, resident_bytes
 from weightpager.errors import ConfigError
 from weightpager.machine.processor import Hierarchy
 from weightpager.machine.storage import mounts
-from weightpager_lab.limits import cgroup, control_group, limits
+from weightpager_lab.limits import cgroup, control_group
 from weightpager_lab.limits.__main__ import main, report
 from weightpager_lab.limits.cgroup import LimitedRun, run_limited
 from weightpager_lab.limits.control_group import Group, places
@@ -346,14 +346,14 @@ def test_a_controller_that_another_run_uses_stays(tmp_path: Path, monkeypatch: p
     ("swaps", "note"), [("Filename Type\n", ""), ("Filename Type\n/swap file\n", ", but swap is not limited")]
 )
 def test_swap_that_stays_is_said(swaps: str, note: str) -> None:
-    assert limits._swap_note(swaps) == note
+    assert cgroup._swap_note(swaps) == note
 
 
 def test_memory_is_limited_on_a_kernel_without_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group(Hierarchy(2, tmp_path, tree(tmp_path, "", handed_on="memory")), frozenset({"memory"}))
     (group.path / "memory.max").touch()
     hide("/proc/swaps", monkeypatch)
-    assert limits.limit_memory(group, MIB) == (MIB, "memory controller, version 2")
+    assert cgroup.limit_memory(group, MIB) == (MIB, "memory controller, version 2")
 
 
 def test_the_command_line_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from weightpager.config import format_size, parse_bandwidth, parse_size
 from weightpager.errors import ConfigError
-from weightpager_lab.limits.cgroup import LimitedRun, run_limited
-from weightpager_lab.limits.limits import Limit
+from weightpager_lab.limits.cgroup import Limit, LimitedRun, run_limited
 
 _T = TypeVar("_T")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from weightpager_lab.samples.domains import language_modeling
 from weightpager_lab.samples.download import Archive, fetch
 from weightpager_lab.samples.models import minilm, smollm2
 from weightpager_lab.samples.narrow_tasks import text_generation
 from weightpager_lab.samples.sample import Missing, Sample, SampleUnavailable
-from weightpager_lab.samples.tasks import prepare
+from weightpager_lab.samples.tasks import language_modeling, prepare
 
 __all__ = [
     "Archive",

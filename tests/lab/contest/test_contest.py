@@ -15,7 +15,7 @@ import contests
 from command import Command
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
-from weightpager_lab.contest import processes
+from weightpager_lab.contest import run
 from weightpager_lab.contest.plan import Plan, quick, usual_subject
 from weightpager_lab.contest.result import Contest
 from weightpager_lab.contest.rivals import assets
@@ -154,7 +154,7 @@ def test_a_process_that_cannot_be_started_is_a_result(assistant_bundle: Path, mo
     def refused(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(processes, "run_limited", refused)
+    monkeypatch.setattr(run, "run_limited", refused)
     found = run_contest(Plan(Bundle.open(assistant_bundle), quick=True, methods=("ours",)), lambda *_: None)
     assert {row.status for row in found.rows} == {"failed"}
     assert {row.reason for row in found.rows} == {"no process can be started: Resource temporarily unavailable"}

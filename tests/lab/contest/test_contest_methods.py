@@ -34,7 +34,7 @@ from weightpager_lab.contest.rivals.methods import METHODS, method
 from weightpager_lab.contest.rivals.rival import Pace, Rival, Setting, slow_engines
 from weightpager_lab.contest.rivals.torch_rival import TorchRival, tensors
 from weightpager_lab.contest.worker import do
-from weightpager_lab.limits.limits import pinned
+from weightpager_lab.limits.cgroup import pinned
 
 NATIVE = ["ours", "ours_while_loading", "ours_unaligned", "ours_all_blocks", "ours_one_mask"]
 

@@ -20,7 +20,8 @@ from weightpager.bundle import Bundle
 from weightpager_lab.contest.figures import budget_for
 from weightpager_lab.contest.prompt import prompt
 from weightpager_lab.contest.rivals.backbone import write_quantised
-from weightpager_lab.contest.rivals.few_bits import (
+from weightpager_lab.contest.rivals.methods import method
+from weightpager_lab.contest.rivals.parameters import (
     GROUP,
     Int4Linear,
     Int8Embedding,
@@ -28,10 +29,11 @@ from weightpager_lab.contest.rivals.few_bits import (
     int4_groups,
     int8_rows,
     pack_int4,
+    private,
+    resident,
     takes_int4,
+    wide,
 )
-from weightpager_lab.contest.rivals.methods import method
-from weightpager_lab.contest.rivals.parameters import private, resident, wide
 from weightpager_lab.contest.rivals.rival import Setting
 from weightpager_lab.contest.rivals.torch_rival import dense_module, tensors
 

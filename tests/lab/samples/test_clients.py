@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from handmade import pin, tarball, wheel
-from weightpager_lab.samples import SampleUnavailable, clients
+from weightpager_lab.samples import SampleUnavailable, download, inert_backend
 from weightpager_lab.samples.download import fetch
 
 SETUP = (
@@ -74,7 +75,7 @@ def test_a_package_that_pip_cannot_find(index: Path, tmp_path: Path) -> None:
 
 
 def test_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "find_spec", lambda name: None)
+    monkeypatch.setattr(download, "find_spec", lambda name: None)
     with pytest.raises(SampleUnavailable, match="has no pip"):
         fetch(pin(b"", "pip"), tmp_path)
 
@@ -103,7 +104,12 @@ def test_npm_cannot_be_started(npm: Path, tmp_path: Path) -> None:
 
 
 def test_npm_hangs(npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "_TIMEOUT", 0.2)
     write_npm(npm, "import time; time.sleep(20)")
     with pytest.raises(SampleUnavailable, match="took longer"):
         fetch(pin(b""), tmp_path)
+
+
+def test_the_backend_needs_the_standard_library_alone() -> None:
+    """It runs in pip's child process, in place of setuptools'."""
+    subprocess.run([sys.executable, "-I", "-S", inert_backend.__file__], check=True)

@@ -14,10 +14,8 @@ from transformers import AutoImageProcessor, ViTForImageClassification
 from json_lines import rows
 from weightpager.compiler import task_file
 from weightpager.errors import ConfigError
-from weightpager_lab.samples.road import road_model
-from weightpager_lab.samples.road.driving import driving, images, picture
-from weightpager_lab.samples.road.road_picture import MARKS, SIDE, render
-from weightpager_lab.samples.road.road_scene import CLASSES, Scene, Signal, Thing, draw
+from weightpager_lab.samples.driving import driving, images, picture, road_model
+from weightpager_lab.samples.road_scene import CLASSES, MARKS, SIDE, Scene, Signal, Thing, draw, render
 from weightpager_lab.samples.sample import Sample
 
 EMPTY = Scene(
@@ -124,9 +122,9 @@ def test_sizes_are_positive(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_is_trained_once(samples: list[Sample], tmp_path: Path) -> None:
-    folder = road_model.road_model(tmp_path, samples, steps=2, report=lambda _: None)
+    folder = road_model(tmp_path, samples, steps=2, report=lambda _: None)
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert road_model.road_model(tmp_path, samples, steps=2, report=lambda _: None) == folder
+    assert road_model(tmp_path, samples, steps=2, report=lambda _: None) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     assert "Trained here, from random weights" in (folder / "README.md").read_text()
     model = ViTForImageClassification.from_pretrained(folder)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from weightpager_lab.samples.text.families import families
+from weightpager_lab.samples.corpora import families
 
 ANSWER = "thanks but one two three four five six seven eight nine ten eleven twelve is wrong"
 QUESTION = "One two, three four five six seven eight nine ten eleven twelve?"

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager_lab.samples.items import Item, distinct, labelled, split_of, subset, tagged
+from weightpager_lab.samples.recipes import Item, distinct, labelled, split_of, subset, tagged
 
 HELD_OUT = ["brown/ca06", "brown/ca09", "brown/ca25", "brown/ca27", "brown/ca28"]
 

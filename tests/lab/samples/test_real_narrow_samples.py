@@ -7,7 +7,7 @@ import pytest
 from json_lines import rows
 from weightpager.config import cache_dir
 from weightpager_lab.samples import Missing, Sample, text_generation
-from weightpager_lab.samples.items import normalise
+from weightpager_lab.samples.recipes import normalise
 
 pytestmark = pytest.mark.slow
 

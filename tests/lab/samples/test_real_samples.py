@@ -15,11 +15,9 @@ import pytest
 from json_lines import rows
 from weightpager.config import cache_dir
 from weightpager_lab import samples
-from weightpager_lab.samples import Missing, Sample, download, pins, tasks
+from weightpager_lab.samples import Missing, Sample, corpora, download, pins, tasks
 from weightpager_lab.samples.download import Fetcher
-from weightpager_lab.samples.items import Item, normalise
-from weightpager_lab.samples.recipes import Recipe
-from weightpager_lab.samples.text import brown, pos
+from weightpager_lab.samples.recipes import Item, Recipe, normalise
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +61,7 @@ def _archives_are_parsed_once() -> Iterator[None]:
         return replace(recipe, read=read)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "_RECIPES", [once(recipe) for recipe in tasks._RECIPES])
+        patch.setattr(tasks, "_RECIPES", [once(recipe) for recipe in tasks._TASKS])
         yield
 
 
@@ -171,8 +169,8 @@ def test_universal_tags_agree_with_the_published_counts(cache: Path) -> None:
         path = download.fetch(pins.BROWN, cache)
     except samples.SampleUnavailable as error:
         pytest.skip(str(error))
-    words = (word for text in brown.documents(path) for sentence in text.sentences for word in sentence)
-    counts = Counter(pos.universal_tag(word.tag) for word in words)
+    words = (word for text in corpora.documents(path) for sentence in text.sentences for word in sentence)
+    counts = Counter(tasks.universal_tag(word.tag) for word in words)
     published = {"NOUN": 275558, "VERB": 182750, ".": 147565, "ADP": 144766, "DET": 137019, "ADJ": 83721}
     published |= {"ADV": 56239, "PRON": 49334, "CONJ": 38151, "PRT": 29829, "NUM": 14874, "X": 1386}
     assert {tag: abs(counts[tag] - count) for tag, count in published.items() if abs(counts[tag] - count) > 150} == {}

@@ -8,10 +8,9 @@ import pytest
 
 from json_lines import rows
 from weightpager.errors import ConfigError
-from weightpager_lab.samples import Missing, SampleUnavailable, domains, tasks
+from weightpager_lab.samples import Missing, SampleUnavailable, tasks
 from weightpager_lab.samples.download import Fetcher
-from weightpager_lab.samples.items import Item, document, labelled
-from weightpager_lab.samples.recipes import Recipe, follow
+from weightpager_lab.samples.recipes import Item, Recipe, document, follow, labelled
 
 LIMITS = {"train": 20, "validation": 5, "eval": 5}
 
@@ -78,12 +77,12 @@ def test_sizes_are_positive(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="size of validation: expected at least 1, got 0"):
         tasks.prepare(tmp_path, eval_items=0, report=lambda _: None)
     with pytest.raises(ConfigError, match="size of train"):
-        domains.language_modeling(tmp_path, train_chars=0, report=lambda _: None)
+        tasks.language_modeling(tmp_path, train_chars=0, report=lambda _: None)
 
 
 def test_plain_text_is_cut_at_the_limit(tmp_path: Path) -> None:
     items = [document(text * 10, text) for text in "abc"]
-    assert domains.write_text(items, 25, tmp_path / "text") == "25 characters"
+    assert tasks.write_text(items, 25, tmp_path / "text") == "25 characters"
     text = (tmp_path / "text").read_text()
     assert len(text) == 25
     assert set(text.split("\n\n")[0]) <= set("abc")

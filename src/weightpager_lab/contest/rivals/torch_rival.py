@@ -18,8 +18,7 @@ from weightpager.backends.torch.task_module import assign, build, route
 from weightpager.bundle import BlockTable, Bundle, TaskEntry
 from weightpager.bundle.adapter import read_adapter
 from weightpager.runtime.paging.task_gate import TaskGate
-from weightpager_lab.contest.rivals.few_bits import put_into
-from weightpager_lab.contest.rivals.parameters import wide
+from weightpager_lab.contest.rivals.parameters import put_into, wide
 from weightpager_lab.contest.rivals.rival import Rival
 
 

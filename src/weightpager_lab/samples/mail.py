@@ -5,11 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.errors import HeaderParseError
 from email.header import Header, decode_header
 from email.message import Message
+from pathlib import Path, PurePosixPath
+
+from weightpager_lab.samples.corpora import families
+from weightpager_lab.samples.download import members
+from weightpager_lab.samples.recipes import Item, labelled, normalise
 
 _HIDDEN = re.compile(r"<!--.*?-->|<(style|script|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _LINE_END = re.compile(r"<(br|p|div|tr|li|h\d|table|hr)\b[^>]*>", re.IGNORECASE)
@@ -49,7 +55,7 @@ class Mail:
     body: str
 
 
-def parse(raw: bytes) -> Mail:
+def parse_mail(raw: bytes) -> Mail:
     """The mail in its RFC 822 form; the body is empty if it has no text."""
     message = message_from_bytes(raw)
     return Mail(clean_subject(_decoded(message.get("Subject", ""))), clean_body(_text(message)))
@@ -124,3 +130,39 @@ def _mask(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+SPAM = ("ham", "spam")
+_SHORTEST, _LONGEST = 20, 1000  # characters
+
+
+def read_spam(archive: Path) -> Iterator[Item]:
+    """The mails that have a text."""
+    yield from items(_mails(archive))
+
+
+def wanted(archive: Path) -> Iterator[tuple[Mail, str]]:
+    """Those of the same mails that are ham, each with its group among all."""
+    mails = _mails(archive)
+    for (mail, label), item in zip(mails, items(mails), strict=True):
+        if label == "ham":
+            yield mail, item.group
+
+
+def _mails(archive: Path) -> list[tuple[Mail, str]]:
+    files = sorted(members(archive, "package/data/*-ham-?/*.txt", "package/data/spam-?/*.txt"))
+    mails = [(parse_mail(content), label_of(name)) for name, content in files]
+    return [(mail, label) for mail, label in mails if len(mail.body) >= _SHORTEST]
+
+
+def label_of(name: str) -> str:
+    """The class of a file, from its folder: ``package/data/easy-ham-1/00001.txt`` is ham."""
+    return "spam" if PurePosixPath(name).parent.name.startswith("spam") else "ham"
+
+
+def items(mails: list[tuple[Mail, str]]) -> Iterator[Item]:
+    """The mails as the model sees them; mails of one thread, and those that quote each other, share a group."""
+    texts = [f"{mail.subject}. {mail.body}"[:_LONGEST] for mail, _ in mails]
+    groups = families(texts, threads=[normalise(mail.subject) for mail, _ in mails])
+    for text, (_, label), group in zip(texts, mails, groups, strict=True):
+        yield labelled(text, label, group)

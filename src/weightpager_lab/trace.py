@@ -173,9 +173,9 @@ def _dwell_of(dwell: Mapping[Any, float], state: str, following: str) -> float:
 
 
 TASKS = tuple(f"task_{number:02}" for number in range(16))
-CHAIN = Chain({task: {other: 1.0 for other in TASKS if other != task} for task in TASKS})
+RANDOM = Chain({task: {other: 1.0 for other in TASKS if other != task} for task in TASKS})
 
 
 def random(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
     """Every other task is as likely as the next, always."""
-    return CHAIN.trace("random", switches, dwell, seed)
+    return RANDOM.trace("random", switches, dwell, seed)

@@ -1,1 +1,0 @@
-"""Rendered roads, and the small model that is trained on them."""

@@ -1,1 +1,0 @@
-"""Real texts with labels, read out of archives. Pure parsing."""
