@@ -27,7 +27,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
 from weightpager.routing import Fairness
-from weightpager.simulate.replica import Replay, Service
+from weightpager.simulate.replica import Replay, ServerModel
 from weightpager.simulate.routing_comparison import AFFINITY, ROUND_ROBIN, Routed, RoutingComparison
 from weightpager.simulate.simulator import Device, Simulator
 from weightpager.store import StorageModel
@@ -159,7 +159,7 @@ class Bench:
 
     def _comparison(self, requests: Sequence[Visit], f: float, fairness: Fairness) -> RoutingComparison:
         device = Device(self._slots(f), StorageModel(BANDWIDTH))
-        return RoutingComparison(self._simulator, requests, device, Service(COMPUTE), fairness)
+        return RoutingComparison(self._simulator, requests, device, ServerModel(COMPUTE), fairness)
 
     def _slots(self, f: float) -> int:
         least, most = self._simulator.largest_task, self._simulator.all_pages

@@ -52,7 +52,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Target:
+class AlignmentTarget:
     """What the user states: at most so much of one of a point's two numbers.
 
     Attributes:
@@ -70,7 +70,7 @@ class Target:
     factor: float
 
     @classmethod
-    def at_most_bytes(cls, most: float) -> Target:
+    def at_most_bytes(cls, most: float) -> AlignmentTarget:
         """The weakest alignment that keeps to a limit on an average switch.
 
         Where tasks have values of their own, one mask for all may load more than strong alignment does.
@@ -78,7 +78,7 @@ class Target:
         return cls("switch_bytes", most, easiest=(INFINITY, _STRONGEST), best=0.0, factor=0.5)
 
     @classmethod
-    def at_most_loss(cls, most: float) -> Target:
+    def at_most_loss(cls, most: float) -> AlignmentTarget:
         """The strongest alignment that costs no more than so many points."""
         return cls("loss", most, easiest=(0.0,), best=INFINITY, factor=2.0)
 
@@ -104,9 +104,9 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     """
     source, task_file = prepared.source, prepared.task_file
     if task_file.max_switch is not None:
-        target = Target.at_most_bytes(task_file.max_switch)
+        target = AlignmentTarget.at_most_bytes(task_file.max_switch)
     elif task_file.accuracy_loss is not None:
-        target = Target.at_most_loss(task_file.accuracy_loss)
+        target = AlignmentTarget.at_most_loss(task_file.accuracy_loss)
     else:
         return prepared, []
     measured = task_file.accuracy_loss is not None and task_file.recover.method != "finetune"
@@ -137,7 +137,9 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     ]
 
 
-def search(target: Target, evaluate: Callable[[float], Point], remedy: str = _SHARED) -> tuple[Point, list[Point]]:
+def search(
+    target: AlignmentTarget, evaluate: Callable[[float], Point], remedy: str = _SHARED
+) -> tuple[Point, list[Point]]:
     """The best point that meets the target, and all points that were tried, about twenty at most.
 
     Bytes fall with the strength and losses rise, so a limit on bytes asks for the weakest alignment that meets it, and
@@ -179,7 +181,7 @@ def _bracket(meets: Callable[[float], bool], factor: float) -> tuple[float | Non
     return (strength, None) if first_meets else (None, strength)
 
 
-def _refusal(target: Target, least: Point, remedy: str) -> str:
+def _refusal(target: AlignmentTarget, least: Point, remedy: str) -> str:
     if target.what == "loss":
         enough = f"{least.loss + 0.005:.2f}"  # rounded up: stating it must do
         return f"accuracy_loss: expected at least {enough}, which no alignment at all costs, got {target.most:g}"
