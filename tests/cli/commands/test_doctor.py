@@ -151,8 +151,8 @@ def without(modules: list[str], path: Path) -> subprocess.CompletedProcess[str]:
     """What the command says where these can't be imported."""
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({modules!r}))\n"
-        "from weightpager.doctor import memory_read, storage\n"
-        "memory_read._MOST = storage._PIECE = storage._MOST = 1 << 20\n"
+        "from weightpager.doctor import storage\n"
+        "storage._MOST_READ = storage._PIECE = storage._MOST = 1 << 20\n"
         f"sys.argv = ['weightpager', 'doctor', '--path', {str(path)!r}]\n"
         "from weightpager.cli import main; main()"
     )

@@ -86,10 +86,6 @@ class AlignmentTarget:
         """The number that is limited."""
         return point.loss if self.what == "loss" else point.switch_bytes
 
-    def met_by(self, point: Point) -> bool:
-        """Whether a point is good enough."""
-        return self.of(point) <= self.most
-
 
 def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, list[FrontierPoint]]:
     """The tasks with the alignment that ``max_switch`` or ``accuracy_loss`` leads to, and what was tried.
@@ -120,10 +116,13 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
         tried += 1
         progress("find the alignment", tried, max(tried, 10))
         chosen = free if strength == 0 else choose_blocks(prepared.changed(alignment=strength))
-        if measured:
-            loss = _points(scores, _scores(source, prepared.data, chosen.masks)) if strength else 0.0
-        else:
+        if not measured:
             loss = 100 * (1 - chosen.saliency / free.saliency)
+        elif strength:
+            aligned = _scores(source, prepared.data, chosen.masks)
+            loss = float(np.mean([scores[task] - aligned[task] for task in scores]))
+        else:
+            loss = 0.0
         return Point(strength, _switch_bytes(source, chosen.masks, between), loss)
 
     best, points = search(target, point, _remedy(prepared))
@@ -154,7 +153,7 @@ def search(
     def meets(strength: float) -> bool:
         if strength not in tried:
             tried[strength] = evaluate(strength)
-        return target.met_by(tried[strength])
+        return target.of(tried[strength]) <= target.most
 
     if meets(target.best):
         return tried[target.best], [*tried.values()]
@@ -242,7 +241,3 @@ def _scores(source: DenseModel, data: Mapping[str, TaskData], masks: Masks) -> d
         # Perplexities rise by per cents, accuracies fall by points.
         scores[task] = 100 * score.value if score.higher_is_better else -100 * float(np.log(score.value))
     return scores
-
-
-def _points(free: Mapping[str, float], aligned: Mapping[str, float]) -> float:
-    return float(np.mean([free[task] - aligned[task] for task in free]))
