@@ -18,7 +18,7 @@ from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.garbage import collect
 from weightpager.delivery.pulling.assembly import Assembly
 from weightpager.delivery.pulling.plan import PullPlan
-from weightpager.delivery.version_file import Pack, PageRun, StoredFile, StoredPiece, VersionFile
+from weightpager.delivery.version_file import Pack, PackRun, StoredFile, StoredPiece, VersionFile
 from weightpager.errors import DeliveryError
 
 _PAGE_BYTES = 4096
@@ -40,7 +40,7 @@ def version() -> VersionFile:
         page_files=[5],
         row_files=[],
         packs=[Pack(blake3="d" * 64, pages=4)],
-        runs=[PageRun(pack=0, first=0, pages=4), PageRun(pack=0, first=0, pages=1)],
+        runs=[PackRun(pack=0, first=0, pages=4), PackRun(pack=0, first=0, pages=1)],
         files={
             name: StoredFile(bytes=sum(each.bytes for each in pieces), blake3="e" * 64, pieces=pieces)
             for name, pieces in made_of.items()

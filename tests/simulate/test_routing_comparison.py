@@ -18,7 +18,7 @@ from engines import InThread
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.routing import Affinity, ReplicaView, RoundRobin, Router
-from weightpager.simulate.replica import Replay, Service
+from weightpager.simulate.replica import Replay, ServerModel
 from weightpager.simulate.routing_comparison import RoutingComparison, TaskHomes
 from weightpager.simulate.simulator import Device, Simulator
 from weightpager.store import StorageModel
@@ -43,7 +43,9 @@ def requests(tasks: Sequence[str], gaps: Sequence[float] | None = None) -> list[
 
 def comparison(bundle: Bundle, trace: list[Visit], spare: int = 5, order: Any = "grouped") -> RoutingComparison:
     simulator = Simulator(bundle)
-    return RoutingComparison(simulator, trace, Device(simulator.largest_task + spare, STORAGE), Service(0.02, order))
+    return RoutingComparison(
+        simulator, trace, Device(simulator.largest_task + spare, STORAGE), ServerModel(0.02, order)
+    )
 
 
 def ways(found: RoutingComparison, replicas: int) -> list[Replay]:
@@ -126,7 +128,7 @@ def test_a_task_that_waits_already_is_not_lacked(drawn_bundle: Bundle) -> None:
     trace = [Visit(TASKS[0], 0.0)] * 3
     simulator = Simulator(drawn_bundle)
     device = Device(simulator.all_pages, StorageModel(1e3, 0.0))
-    affinity = RoutingComparison(simulator, trace, device, Service(0.02)).affinity(2)
+    affinity = RoutingComparison(simulator, trace, device, ServerModel(0.02)).affinity(2)
     assert affinity.pages == len(drawn_bundle.pages_of(TASKS[0]))
 
 

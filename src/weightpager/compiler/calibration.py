@@ -36,7 +36,8 @@ def calibrate_tasks(found: Trained, run: CompileRun) -> Prepared:
     """
     source = found.source
     with run.stage("calibrate"):
-        reached = run.journal.read("calibrate", partial(_has_all, source=source))
+        names = {f"{_SALIENCY}{task}/{info.name}" for task in source.models for info in source.paged}
+        reached = run.journal.read("calibrate", lambda tensors: names <= tensors.keys())
     if reached is not None:
         saliency, permutations = _restored(reached.tensors)
         apply(source.models, permutations)
@@ -130,11 +131,6 @@ def _tensors(saliency: SaliencyOfTasks, permutations: Permutations) -> dict[str,
         for weight, values in of_task.items()
     }
     return values | {_ORDER + name: torch.from_numpy(order) for name, order in permutations.arrays().items()}
-
-
-def _has_all(tensors: Mapping[str, Tensor], *, source: DenseModel) -> bool:
-    """Whether a journal's entry has the saliency of every weight to every task."""
-    return all(f"{_SALIENCY}{task}/{info.name}" in tensors for task in source.models for info in source.paged)
 
 
 def _restored(tensors: Mapping[str, Tensor]) -> tuple[SaliencyOfTasks, Permutations]:

@@ -92,16 +92,13 @@ class GrowthPlan:
         """Locations of the base's blocks that new task ``number`` takes."""
         return np.concatenate([self.base.locations[name][here[:, number]] for name, here in self.reused.items()])
 
-    def reused_pages(self, number: int) -> npt.NDArray[np.int64]:
-        """The base's pages that hold blocks of new task ``number``."""
-        return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
-
     def index(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
         """The base's pages, those that are added with these ``ids``, uint8 [pages, 32], then the base's rows."""
         bundle, packing = self.base.bundle, self.added.packing
         signatures = bundle.pages.signatures.copy()
         for number in range(len(self.added.tasks)):
-            signatures[self.reused_pages(number)] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
+            pages = np.unique(self.reused_locations(number) // bundle.manifest.blocks_per_page)
+            signatures[pages] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
         index = PageIndex(
             np.concatenate([bundle.pages.ids, ids]),
             np.concatenate([bundle.pages.layers, packing.layers]),

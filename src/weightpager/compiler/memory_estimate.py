@@ -133,25 +133,23 @@ def check_memory(source: DenseModel, available: int | None, *, reorders: bool, a
     def bound_of(other: DenseModel) -> Bound:
         return bound(other, available, reorders=reorders, on_disk=source.scratch.folder is not None, adds=adds)
 
+    def with_one(section: str) -> DenseModel:
+        spec = getattr(source.task_file, section).model_copy(update={"batch": 1})
+        return replace(source, task_file=source.task_file.model_copy(update={section: spec}))
+
     found, mib = bound_of(source), 1 << 20
     for stage, size in found.stages.items():
         if available is None or size <= available:
             continue
         advice = _ADVICE.get(stage, _SMALLER)
         section = {"train": "training", "calibrate": "calibration", "recover": "recover"}.get(stage)
-        if section and bound_of(_with_batch(source, section, 1)).stages[stage] <= available:
+        if section and bound_of(with_one(section)).stages[stage] <= available:
             advice = f"take a smaller {section}.batch" + ("" if source.images else " or max_length")
         raise CompileError(
             f"memory: expected what fits into the {available // mib} MiB of free memory, found the stage {stage!r}, "
             f"which takes about {-(-size // mib)} MiB; {advice}"
         )
     return found
-
-
-def _with_batch(source: DenseModel, section: str, batch: int) -> DenseModel:
-    file = source.task_file
-    spec = getattr(file, section).model_copy(update={"batch": batch})
-    return replace(source, task_file=file.model_copy(update={section: spec}))
 
 
 def _room(sums: int, left: int) -> int:

@@ -25,7 +25,7 @@ from weightpager.compiler.recovery.finetune import train
 from weightpager.compiler.recovery.own_parameters import check_rank, own_stage, train_own, untie_own_vectors
 from weightpager.compiler.recovery.recover import check_method, check_refit
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.journal import CompileRun, Journal, Workers
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.experts import check_experts
 from weightpager.compiler.selection.prepared import Prepared, Trained
@@ -35,7 +35,6 @@ from weightpager.compiler.time_left import work_plan
 from weightpager.compiler.training.early_stopping import with_steps
 from weightpager.config import format_size
 from weightpager.machine.memory import own_memory, read_memory, resident_memory
-from weightpager.progress import StepProgress
 from weightpager.task_data.texts import Example
 
 _log = logging.getLogger(__name__)
@@ -78,7 +77,9 @@ def train_and_measure_dense(
         bound = check_memory(source, available, reorders=not adds and wants_reorder(source), adds=adds)
         _tell(bound, before, run)
         check_storage(source, run.journal.folder, shared.cache, base, scratch=bound.on_disk)
-        _announce(source, data, run, adds=adds)
+        run.expect(work_plan(source, data, adds=adds))
+        if not adds and (work := control_work(source.task_file, compared(source.task_file, data))):
+            _log.info(work)
     with run.stage("train"):
         stages = _train(source, data, journal, run, adds=adds)
         shared.training_ended(journal, stages)
@@ -95,7 +96,8 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     old = None if base is None else transitions_of(base.bundle.manifest)
     source = load_dense(task_file, partial(_place, run=run, adds=base is not None), old)
     source = source if base is None else base.adopt(source)
-    _tell_where(source, run)
+    if run.workers_on(source) is not run.workers:
+        _log.warning("%s doesn't fit into memory and lies in files: its tasks are done in this process", source.path)
     check_method(source)
     check_experts(source)
     check_rank(source, task_file.recover.low_rank)
@@ -105,33 +107,23 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     return fit_roughly(source, data, run), data
 
 
-def _announce(source: DenseModel, data: Mapping[str, TaskData], run: CompileRun, *, adds: bool) -> None:
-    """Say what work will come."""
-    run.expect(work_plan(source, data, adds=adds))
-    if not adds and (work := control_work(source.task_file, compared(source.task_file, data))):
-        _log.info(work)
-
-
 def _train(
     source: DenseModel, data: Mapping[str, TaskData], journal: Journal, run: CompileRun, *, adds: bool
 ) -> list[str]:
     """Train what is missing of the dense model; the journal's stages in which that was done."""
     told = partial(run.progress, "train the dense model")
     if adds:
-        _train_added(source, data, journal, told, run.workers_on(source))
-        return [own_stage(_OWN, task) for task in source.task_file.trained_tasks]
+        tasks = source.task_file.trained_tasks
+        for task in tasks:
+            untie_own_vectors(source.models[task], pooler=True)
+        train_own(source, data, None, _OWN, journal, told, run.workers_on(source))
+        return [own_stage(_OWN, task) for task in tasks]
     return ["train"] if train(source, data, told, journal) else []
 
 
 def _place(source: DenseModel, run: CompileRun, adds: bool) -> Scratch:
     folder = None if adds else run.journal.folder
     return choose_scratch(source, folder, read_memory().usable_bytes, reorders=not adds and wants_reorder(source))
-
-
-def _tell_where(source: DenseModel, run: CompileRun) -> None:
-    """Say so where workers aren't asked."""
-    if run.workers_on(source) is not run.workers:
-        _log.warning("%s doesn't fit into memory and lies in files: its tasks are done in this process", source.path)
 
 
 def _tell(bound: Bound, before: int, run: CompileRun) -> None:
@@ -159,13 +151,3 @@ def _check_words(source: DenseModel, name: str, data: TaskData) -> None:
     largest = max((max(x.tokens) for x in examples if isinstance(x, Example) and x.tokens), default=0)
     words = source.models[name].get_input_embeddings().weight.shape[0]
     check_known(source.tokenizer, largest, words, f"tasks.{name}")
-
-
-def _train_added(
-    source: DenseModel, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress, workers: Workers
-) -> None:
-    """Train the own parameters of new tasks without a head on the dense model; the base stays."""
-    tasks = source.task_file.trained_tasks
-    for task in tasks:
-        untie_own_vectors(source.models[task], pooler=True)
-    train_own(source, data, None, _OWN, journal, progress, workers)

@@ -52,12 +52,9 @@ class TimeLeft:
         pace = self._seconds / self._worked
         stages = list(self._plan)
         later = sum(self._plan[name] for name in stages[stages.index(self._stage) + 1 :])
-        return (1 - self._share) * self._plan[self._stage] * self._own_pace(pace) + later * pace
-
-    def _own_pace(self, otherwise: float) -> float:
-        """Seconds for a unit of the running stage's work."""
-        work = (self._share - self._first) * self._plan[self._stage]
-        return (self._last - self._since) / work if work > 0 else otherwise
+        own = (self._share - self._first) * self._plan[self._stage]
+        own_pace = (self._last - self._since) / own if own > 0 else pace
+        return (1 - self._share) * self._plan[self._stage] * own_pace + later * pace
 
 
 class WholeProgress:

@@ -133,13 +133,19 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         with new_directory(target, partial(refusals, target), replace=False) as temporary:
             with refusals(target):
                 model.save_pretrained(temporary)
-                _write_generation(temporary, generation, new)
+                if generation:
+                    text = json.dumps(renumbered(generation, new), indent=2) + "\n"
+                    (temporary / GENERATION).write_text(text, encoding="utf-8")
+                else:
+                    (temporary / GENERATION).unlink(missing_ok=True)
                 _write_tokenizer(temporary, tokenizer, pairs, new)
             smaller = ModelDirectory.open(temporary).tokenizer()
             with _longer():
                 again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
             if seen.keys() <= set(kept):
-                _check_tokens(texts, again, kept, directory.path)
+                for name, of_task in texts.items():
+                    if [list(text) for text in of_task] != [[kept[number] for number in text] for text in again[name]]:
+                        raise _reads_otherwise(directory.path, name)
             else:
                 _check_spelling(texts, tokenizer, smaller, directory.path)
     tasks = {
@@ -176,13 +182,6 @@ def _model(directory: ModelDirectory, new: Mapping[int, int]) -> PreTrainedModel
     return model
 
 
-def _write_generation(folder: Path, generation: Mapping[str, Any], new: Mapping[int, int]) -> None:
-    if generation:
-        (folder / GENERATION).write_text(json.dumps(renumbered(generation, new), indent=2) + "\n", encoding="utf-8")
-    else:
-        (folder / GENERATION).unlink(missing_ok=True)
-
-
 def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, new: Mapping[int, int]) -> None:
     tokenizer.save_pretrained(folder)
     for name in _OTHER_FILES:
@@ -192,17 +191,6 @@ def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, new: Mappin
     if added := settings.get("added_tokens_decoder"):
         settings["added_tokens_decoder"] = {str(new[int(number)]): token for number, token in added.items()}
         (folder / TOKENIZER).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_tokens(texts: Texts, again: Texts, kept: Sequence[int], path: Path) -> None:
-    """Refuse a tokenizer that cuts a training text otherwise; ``again`` are the texts by the smaller one.
-
-    Raises:
-        CompileError: it does.
-    """
-    for name, of_task in texts.items():
-        if [list(text) for text in of_task] != [[kept[number] for number in text] for text in again[name]]:
-            raise _reads_otherwise(path, name)
 
 
 def _check_spelling(texts: Texts, tokenizer: Any, smaller: Any, path: Path) -> None:

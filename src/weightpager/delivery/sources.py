@@ -33,7 +33,7 @@ class MissingError(DeliveryError):
 
 
 @dataclass
-class Stream:
+class FileStream:
     """Bytes of a file as they come, in pieces of any length.
 
     Attributes:
@@ -57,7 +57,7 @@ class Source(Protocol):
     whole_files: bool
     received: int
 
-    def open(self, path: str, start: int = 0, end: int | None = None) -> AbstractContextManager[Stream]:
+    def open(self, path: str, start: int = 0, end: int | None = None) -> AbstractContextManager[FileStream]:
         """A file, or its bytes from ``start`` to ``end``.
 
         Raises:
@@ -122,10 +122,10 @@ class DirectorySource:
         self._limit = limit
 
     @contextmanager
-    def open(self, path: str, start: int = 0, end: int | None = None) -> Iterator[Stream]:
+    def open(self, path: str, start: int = 0, end: int | None = None) -> Iterator[FileStream]:
         with self._opened(path) as file:
             file.seek(start)
-            yield Stream(start, self._pieces(file, path, None if end is None else end - start))
+            yield FileStream(start, self._pieces(file, path, None if end is None else end - start))
 
     def _opened(self, path: str) -> BinaryIO:
         try:
@@ -179,7 +179,7 @@ class HttpSource:
         self._pool = _pool(url, connections, SECONDS)
 
     @contextmanager
-    def open(self, path: str, start: int = 0, end: int | None = None) -> Iterator[Stream]:
+    def open(self, path: str, start: int = 0, end: int | None = None) -> Iterator[FileStream]:
         url = f"{self.place}/{path}"
         headers = {"Accept-Encoding": "identity"} | ({} if end is None else {"Range": f"bytes={start}-{end - 1}"})
         try:
@@ -189,7 +189,7 @@ class HttpSource:
         whole = False
         try:
             first, count = self._promised(response, url, start, end)
-            yield Stream(first, self._pieces(response, url, count))
+            yield FileStream(first, self._pieces(response, url, count))
             whole = True
         finally:
             if whole and response.length_remaining == 0:

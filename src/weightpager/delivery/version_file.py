@@ -116,7 +116,7 @@ class Pack(Strict, frozen=True, kw_only=True):
     pages: Annotated[int, Meta(ge=1, lt=2**31)]
 
 
-class PageRun(Strict, frozen=True, kw_only=True):
+class PackRun(Strict, frozen=True, kw_only=True):
     """Pages of the bundle that follow each other in a pack: which pack, its first page of them, how many."""
 
     pack: Count
@@ -134,7 +134,7 @@ class VersionFile(Strict, frozen=True, kw_only=True):
     page_files: Annotated[list[Count], Meta(max_length=10_000)]
     row_files: Annotated[list[Count], Meta(max_length=10_000)]
     packs: Annotated[list[Pack], Meta(max_length=100_000)]
-    runs: list[PageRun]
+    runs: list[PackRun]
     files: dict[str, StoredFile]
 
     def __post_init__(self) -> None:

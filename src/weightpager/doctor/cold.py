@@ -119,7 +119,7 @@ def _make_cold(file: Path) -> str:
     left = _drop_until_gone(file)
     if left == 0:
         return ""
-    if not _may_see_residency(file):
+    if file.stat().st_uid != os.geteuid() and not os.access(file, os.W_OK):
         return "neither owned nor writable by this user, from whom Linux hides what is cached"
     return f"{left} bytes stayed cached: another process maps, reads or writes it"
 
@@ -156,7 +156,3 @@ def _drop_until_gone(file: Path) -> int:
             break
         time.sleep(0.02)
     return left
-
-
-def _may_see_residency(file: Path) -> bool:
-    return file.stat().st_uid == os.geteuid() or os.access(file, os.W_OK)

@@ -82,7 +82,7 @@ INSTALL_NATIVE = "install a C++ compiler (g++ or clang++), then weightpager agai
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Readiness:
     """Whether the machine is ready, and what to fix.
 
     Attributes:
@@ -94,19 +94,19 @@ class Verdict:
     words: str
 
 
-def judge(found: Diagnosis) -> Verdict:
+def judge(found: Diagnosis) -> Readiness:
     """Judge what was found."""
     if not found.self_tests:
         way_out = f"{INSTALL_NATIVE}, or install 'weightpager[torch]'"
-        return Verdict(False, f"not ready: no kernel can run here; {way_out}")
+        return Readiness(False, f"not ready: no kernel can run here; {way_out}")
     wrong = [test.kernel for test in found.self_tests if test.failures]
     if wrong:
-        return Verdict(False, f"not ready: {', '.join(wrong)} failed the self-test; {_way_out(found)}")
+        return Readiness(False, f"not ready: {', '.join(wrong)} failed the self-test; {_way_out(found)}")
     slow = [*_slow_kernels(found), *_slow_storage(found)]
     if slow:
-        return Verdict(True, f"ready, but {'; '.join(slow)}")
+        return Readiness(True, f"ready, but {'; '.join(slow)}")
     kernel, threads = found.kernels.chosen, found.kernels.threads
-    return Verdict(True, f"ready: kernel {kernel} on {threads} thread{'s' if threads > 1 else ''}")
+    return Readiness(True, f"ready: kernel {kernel} on {threads} thread{'s' if threads > 1 else ''}")
 
 
 def _way_out(found: Diagnosis) -> str:

@@ -21,7 +21,7 @@ from weightpager.trace_file import Visit
 
 
 @dataclass(frozen=True)
-class Service:
+class ServerModel:
     """How a server serves.
 
     Attributes:
@@ -57,7 +57,7 @@ class Replica:
         numbers: Mapping[str, int],
         arena: VirtualArena,
         predictor: UsePredictor,
-        service: Service,
+        service: ServerModel,
         page_bytes: int,
         *,
         leave_first: bool = False,

@@ -14,7 +14,7 @@ from weightpager.routing import Affinity, Fairness, RoundRobin, Router
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.task_pages import TaskPages
 from weightpager.runtime.prefetch.expected_uses import expected_uses_after
-from weightpager.simulate.replica import KnownRoutes, Replay, Replica, Service, replay
+from weightpager.simulate.replica import KnownRoutes, Replay, Replica, ServerModel, replay
 from weightpager.simulate.simulator import Device, Simulator, UsePredictor
 from weightpager.trace_file import Visit
 
@@ -151,7 +151,7 @@ class RoutingComparison:
         simulator: Simulator,
         requests: Sequence[Visit],
         device: Device,
-        service: Service,
+        service: ServerModel,
         fairness: Fairness | None = None,
     ) -> None:
         """``requests`` come oldest first, with times, one at least; each task fits."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from weightpager.compiler.alignment.problem import AlignmentProblem, expected_switch_blocks
 from weightpager.compiler.alignment.structure_aligner import align
-from weightpager.compiler.selection.alignment_target import Point, Target, search
+from weightpager.compiler.selection.alignment_target import AlignmentTarget, Point, search
 from weightpager.config import parse_size
 from weightpager.errors import CompileError
 
@@ -25,7 +25,7 @@ def smooth(strength: float) -> Point:
 
 @given(st.floats(101, 999))
 def test_the_weakest_alignment_that_switches_fast_enough(most: float) -> None:
-    found, tried = search(Target.at_most_bytes(most), smooth)
+    found, tried = search(AlignmentTarget.at_most_bytes(most), smooth)
     assert found in tried
     assert found.switch_bytes <= most
     exact = (1000 - most) / (most - 100)
@@ -36,7 +36,7 @@ def test_the_weakest_alignment_that_switches_fast_enough(most: float) -> None:
 
 @given(st.floats(0.01, 4.99))
 def test_the_strongest_alignment_that_costs_little_enough(most: float) -> None:
-    found, tried = search(Target.at_most_loss(most), smooth)
+    found, tried = search(AlignmentTarget.at_most_loss(most), smooth)
     assert found in tried
     assert found.loss <= most
     exact = most / (5 - most)
@@ -45,14 +45,14 @@ def test_the_strongest_alignment_that_costs_little_enough(most: float) -> None:
 
 
 def test_no_alignment_where_none_is_needed() -> None:
-    found, tried = search(Target.at_most_bytes(2000), smooth)
+    found, tried = search(AlignmentTarget.at_most_bytes(2000), smooth)
     assert (found.strength, len(tried)) == (0.0, 1)
-    found, tried = search(Target.at_most_loss(10), smooth)
+    found, tried = search(AlignmentTarget.at_most_loss(10), smooth)
     assert (found.strength, len(tried)) == (math.inf, 1)
 
 
 def test_only_one_shared_mask_will_do() -> None:
-    found, _ = search(Target.at_most_bytes(100), smooth)
+    found, _ = search(AlignmentTarget.at_most_bytes(100), smooth)
     assert found.strength == math.inf
 
 
@@ -71,7 +71,7 @@ def test_one_mask_may_load_more_than_strong_alignment(most: float) -> None:
         return Point(strength, 100 * sum(expected_switch_blocks(mask, rate) for mask in of_versions), 0.0)
 
     assert point(math.inf).switch_bytes > most
-    found, _ = search(Target.at_most_bytes(most), point)
+    found, _ = search(AlignmentTarget.at_most_bytes(most), point)
     assert found.switch_bytes <= most
 
 
@@ -82,14 +82,14 @@ def test_no_strength_is_measured_twice() -> None:
         tried.append(strength)
         return Point(strength, 0.0 if strength == 0.5 * 2**12 else 9.0, 0.0)
 
-    found, points = search(Target.at_most_bytes(1), only_the_strongest)
+    found, points = search(AlignmentTarget.at_most_bytes(1), only_the_strongest)
     assert [point.strength for point in points] == tried
     assert tried.count(found.strength) == 1
 
 
 def test_what_cannot_be_had_is_refused_with_the_least_that_can() -> None:
     with pytest.raises(CompileError, match="max_switch: expected at least 100 B, the least .* got 50 B"):
-        search(Target.at_most_bytes(50), smooth)
+        search(AlignmentTarget.at_most_bytes(50), smooth)
 
 
 @given(st.floats(1, 2**40))
@@ -98,9 +98,9 @@ def test_the_least_that_a_refusal_names_is_enough(least: float) -> None:
         return Point(strength, least, 0.0)
 
     with pytest.raises(CompileError) as refused:
-        search(Target.at_most_bytes(least / 2), constant)
+        search(AlignmentTarget.at_most_bytes(least / 2), constant)
     (named,) = re.findall("expected at least (.*?), the least", str(refused.value))
-    assert search(Target.at_most_bytes(parse_size(named)), constant)
+    assert search(AlignmentTarget.at_most_bytes(parse_size(named)), constant)
     assert parse_size(named) <= max(1.01 * least, least + 1)
 
 
@@ -112,7 +112,7 @@ def test_a_loss_that_is_noisy_still_meets_the_target(seed: int) -> None:
         point = smooth(strength)
         return Point(strength, point.switch_bytes, point.loss + drawn.normal() if strength else 0.0)
 
-    found, _ = search(Target.at_most_loss(1.0), noisy)
+    found, _ = search(AlignmentTarget.at_most_loss(1.0), noisy)
     assert found.loss <= 1.0
 
 
@@ -128,14 +128,14 @@ def test_the_least_loss_that_a_refusal_names_is_enough(least: float) -> None:
         return Point(strength, 1.0, least)
 
     with pytest.raises(CompileError) as refused:
-        search(Target.at_most_loss(least / 2), constant)
+        search(AlignmentTarget.at_most_loss(least / 2), constant)
     stated = re.search(r"expected at least ([0-9.]+),", str(refused.value))
     assert stated is not None
-    search(Target.at_most_loss(float(stated[1])), constant)
+    search(AlignmentTarget.at_most_loss(float(stated[1])), constant)
 
 
 def test_a_refusal_says_what_would_help() -> None:
     with pytest.raises(CompileError, match="got 50 B; tasks of the same sparsity can share all blocks"):
-        search(Target.at_most_bytes(50), smooth)
+        search(AlignmentTarget.at_most_bytes(50), smooth)
     with pytest.raises(CompileError, match="got 50 B; fewer recover.private_blocks make that less"):
-        search(Target.at_most_bytes(50), smooth, "fewer recover.private_blocks make that less")
+        search(AlignmentTarget.at_most_bytes(50), smooth, "fewer recover.private_blocks make that less")

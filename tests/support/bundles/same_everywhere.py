@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 if TYPE_CHECKING:
-    from weightpager.compiler.selection.block_choice import Choice
+    from weightpager.compiler.selection.block_choice import ChosenBlocks
     from weightpager.compiler.selection.prepared import Prepared
 
 Floats = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ def blocks_by_lot() -> Iterator[None]:
         yield
 
 
-def _choose(prepared: Prepared) -> Choice:
+def _choose(prepared: Prepared) -> ChosenBlocks:
     from weightpager.compiler.selection.block_choice import choose_blocks  # torch, before it is known who needs it
 
     lots = {task: _lots(number, task, of) for number, (task, of) in enumerate(prepared.saliency.items())}

@@ -90,14 +90,14 @@ def _starter(model: Path | None) -> dict[str, str]:
     return texts
 
 
-class _Config(msgspec.Struct):
+class _Architectures(msgspec.Struct):
     architectures: list[str] | None = None
 
 
 def _is_decoder(model: Path) -> bool:
     """Whether a model's config.json says so; what is wrong with it, a compile tells."""
     try:
-        config = msgspec.json.decode((model / "config.json").read_bytes(), type=_Config)
+        config = msgspec.json.decode((model / "config.json").read_bytes(), type=_Architectures)
     except (OSError, msgspec.MsgspecError, RecursionError):
         return False
     return any(name.endswith(_CAUSAL) for name in config.architectures or ())

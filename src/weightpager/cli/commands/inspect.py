@@ -167,9 +167,15 @@ def _print_notes(facts: BundleFacts) -> None:
     for rows in facts.memory.rows:
         shares = ", ".join(f"{part} {share:.0%}" for part, share in rows.hits.items())
         output.say(f"rows on demand: of training texts' look-ups in {rows.name}, its most used rows serve {shares}")
-    _print_graphs(facts.model)
-    _print_not_paged(facts.model)
-    _print_tied(facts.model)
+    if facts.model.graphs:
+        output.say(f"graph: {', '.join(facts.model.graphs)}")
+    for kind, reason in facts.model.without_graph.items():
+        output.say(f"no graph: {kind}: {reason}")
+    if names := list(facts.model.not_paged):
+        named = ", ".join(names[:_MOST_TENSORS]) + (", …" if len(names) > _MOST_TENSORS else "")
+        output.say(f"not paged: {len(names)} tensors ({named})")
+    for name, others in facts.model.tied.items():
+        output.say(f"tied: {' = '.join([name, *others])}, stored once")
     _print_whole(facts.model)
 
 
@@ -198,25 +204,6 @@ def _what_a_failing_read_leaves(apart: Sequence[_Pair], early: Sequence[_Pair]) 
 def _pairs(pairs: Sequence[_Pair]) -> str:
     more = ", …; --json lists all" if len(pairs) > _MOST_PAIRS else ""
     return ", ".join(f"{a} → {b}" for a, b in pairs[:_MOST_PAIRS]) + more
-
-
-def _print_graphs(model: ModelFacts) -> None:
-    if model.graphs:
-        output.say(f"graph: {', '.join(model.graphs)}")
-    for kind, reason in model.without_graph.items():
-        output.say(f"no graph: {kind}: {reason}")
-
-
-def _print_not_paged(model: ModelFacts) -> None:
-    names = list(model.not_paged)
-    if names:
-        named = ", ".join(names[:_MOST_TENSORS]) + (", …" if len(names) > _MOST_TENSORS else "")
-        output.say(f"not paged: {len(names)} tensors ({named})")
-
-
-def _print_tied(model: ModelFacts) -> None:
-    for name, others in model.tied.items():
-        output.say(f"tied: {' = '.join([name, *others])}, stored once")
 
 
 def _print_whole(model: ModelFacts) -> None:

@@ -44,16 +44,10 @@ def opened(
                 check_fits(found, task, parse_size(budget), dtype, stated_size(rows, "rows"))
         raise
     stated = stated_size(rows, "rows")
-    if stated is not None:
-        _note_few_rows(engine.bundle, stated)
-    return engine
-
-
-def _note_few_rows(bundle: Bundle, stated: int) -> None:
-    least = footprint(bundle).rows
-    if stated < least:
+    if stated is not None and stated < (least := footprint(engine.bundle).rows):
         usual = f"the least that they get where none are stated, {output.enough(least)}"
         output.hint(f"note: --rows {output.size(stated)} is less than {usual}: texts will read more from storage")
+    return engine
 
 
 def run(

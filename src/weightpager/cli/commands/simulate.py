@@ -173,14 +173,14 @@ def _simulate_replicas(servers: _Servers, requests: Sequence[Visit], *, json: bo
 
 def _compared(servers: _Servers, requests: Sequence[Visit], progress: StepProgress) -> tuple[int, Sequence[Routed]]:
     """The pages that a server has room for, and what each way to route requests costs."""
-    from weightpager.simulate.replica import Service
+    from weightpager.simulate.replica import ServerModel
     from weightpager.simulate.routing_comparison import RoutingComparison
     from weightpager.simulate.simulator import Device, Simulator
     from weightpager.simulate.sizing import slots_of
 
     simulator = Simulator(servers.device.bundle)
     slots = slots_of(servers.device.bundle, servers.device.budget, simulator.largest_task)
-    device, service = Device(slots, servers.device.storage), Service(servers.compute)
+    device, service = Device(slots, servers.device.storage), ServerModel(servers.compute)
     return slots, RoutingComparison(simulator, requests, device, service).compare(servers.replicas, progress)
 
 

@@ -20,7 +20,7 @@ _CHUNK = 1 << 15  # scores at a time: they stay in cache, and BLAS starts no thr
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class _ScoredSubsets:
     """The problem with every subset of the tasks.
 
     Attributes:
@@ -35,7 +35,7 @@ class _Scored:
     penalty: Floats
 
     @classmethod
-    def of(cls, problem: NestedProblem) -> _Scored:
+    def of(cls, problem: NestedProblem) -> _ScoredSubsets:
         tasks = len(problem.budgets)
         members = (np.arange(2**tasks)[:, None] >> np.arange(tasks)[::-1] & 1).astype(np.float64)
         penalty = ((members @ problem.charge) * (1 - members)).sum(axis=1)
@@ -60,7 +60,7 @@ class SubsetSearch:
     """The search on one problem."""
 
     def __init__(self, problem: NestedProblem) -> None:
-        self._exact = _Scored.of(problem)
+        self._exact = _ScoredSubsets.of(problem)
         self._search = replace(self._exact, saliency=problem.saliency + problem.jitter())
 
     def bound(self, prices: Floats) -> float:
@@ -78,7 +78,7 @@ class SubsetSearch:
 # ---- The dual: prices ----
 
 
-def _undecided(problem: _Scored, prices: Floats, margin: float) -> _Scored:
+def _undecided(problem: _ScoredSubsets, prices: Floats, margin: float) -> _ScoredSubsets:
     """The blocks whose best subset leads by less than ``margin``, with the budgets that the others leave."""
     undecided = np.empty(problem.saliency.shape[1], np.bool_)
     taken = np.zeros(len(prices))
@@ -91,7 +91,7 @@ def _undecided(problem: _Scored, prices: Floats, margin: float) -> _Scored:
     return replace(problem, saliency=np.ascontiguousarray(problem.saliency[:, undecided]), budgets=budgets)
 
 
-def _smooth(problem: _Scored, prices: Floats, temperature: float) -> SmoothDual:
+def _smooth(problem: _ScoredSubsets, prices: Floats, temperature: float) -> SmoothDual:
     """The dual with a soft maximum, ``temperature * log sum exp(score / temperature)``, and its derivatives."""
     members = problem.members
     value, kept = float(prices @ problem.budgets), np.zeros(len(prices))
@@ -117,7 +117,7 @@ def _soften(scores: Floats, temperature: float) -> Floats:
     return np.asarray(top + temperature * np.log(total))
 
 
-def _newton(problem: _Scored, prices: Floats, temperature: float) -> Floats:
+def _newton(problem: _ScoredSubsets, prices: Floats, temperature: float) -> Floats:
     """Minimise the smooth dual; accurate to a tenth of a temperature, which the next stage refines."""
     point = _smooth(problem, prices, temperature)
     for _ in range(_NEWTON_STEPS):
@@ -139,7 +139,7 @@ def _newton(problem: _Scored, prices: Floats, temperature: float) -> Floats:
 # ---- The primal: masks ----
 
 
-def _settle(problem: _Scored, prices: Floats, temperature: float) -> Bools:
+def _settle(problem: _ScoredSubsets, prices: Floats, temperature: float) -> Bools:
     """Round to exact budgets, one task after the other, while the unsettled ones are free to follow.
 
     A task takes the blocks that would lose most without it. Tasks that belong together thus move together, and a
@@ -154,7 +154,7 @@ def _settle(problem: _Scored, prices: Floats, temperature: float) -> Bools:
     return masks
 
 
-def _preference(problem: _Scored, prices: Floats, temperature: float, task: int, settled: Ints) -> Floats:
+def _preference(problem: _ScoredSubsets, prices: Floats, temperature: float, task: int, settled: Ints) -> Floats:
     """What each block gains if ``task`` keeps it [B], tasks before it as ``settled`` and tasks after it at will."""
     subsets = len(problem.members) >> task
     members, penalty = problem.members[:subsets, task:], problem.penalty.reshape(-1, subsets)

@@ -118,12 +118,10 @@ def give_values(module: PreTrainedModel) -> None:
             value = pools[tensor[0].numel()][begin : begin + tensor.numel()].view(tensor.shape)
         else:
             value = 0.2 * torch.randn(tensor.shape, generator=generator) + float(name.endswith("weight"))
-        made[id(tensor)] = torch.nn.Parameter(value, requires_grad=False) if _is_parameter(tensor) else value
+        made[id(tensor)] = (
+            torch.nn.Parameter(value, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else value
+        )
     replace_tensors(module, made)
-
-
-def _is_parameter(tensor: Tensor) -> bool:
-    return isinstance(tensor, torch.nn.Parameter)
 
 
 def _seen(inputs: Mapping[str, Array], wanted: Array) -> Any:

@@ -44,7 +44,8 @@ def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int
         ExportFailedError: another library failed.
         NotExportableError: there is none; says why.
     """
-    form, classes = CallForm.of(kind, image), _stand_in(config)
+    form, said = CallForm.of(kind, image), str(config.to_dict())
+    classes = next(each for each in _STAND_INS if str(each) not in said)
     try:
         if mixtures(empty_module_of(config, kind, _FEW)):
             raise NotExportableError("experts, which are chosen for each token while the module runs")
@@ -70,11 +71,6 @@ def empty_module_of(config: PretrainedConfig, kind: TaskKind, classes: int) -> P
     module = module_of_kind(copied, kind, names).float()
     module.config.use_cache = False
     return module
-
-
-def _stand_in(config: PretrainedConfig) -> int:
-    said = str(config.to_dict())
-    return next(each for each in _STAND_INS if str(each) not in said)
 
 
 def _with_hidden(graph: Graph) -> Graph:

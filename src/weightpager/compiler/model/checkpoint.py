@@ -22,10 +22,6 @@ from weightpager.errors import CompileError
 from weightpager.nn import empty_on_meta, set_upright
 
 
-def _nothing(_weight: str) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A module of transformers' with weights that are all there and finite.
@@ -48,7 +44,7 @@ class Checkpoint:
         kind: TaskKind,
         where: str,
         *,
-        may_lack: Callable[[str], bool] = _nothing,
+        may_lack: Callable[[str], bool] = lambda _weight: False,
         hint: str = "",
         seed: int = 0,
         **options: Any,
@@ -73,7 +69,9 @@ class Checkpoint:
         check_base(model, directory.path)
         _check_complete(model, info, where, may_lack, hint)
         tensors = parameters(model)
-        _check_finite(tensors, directory.path)
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise CompileError(f"{directory.path}: expected finite weights, found NaN or infinity in {name!r}")
         return cls(model, tensors, where)
 
     @property
@@ -190,12 +188,6 @@ def _check_complete(
     for name in sorted(canonical(name, prefix) for name in absent):
         if not may_lack(name):
             raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape{hint}")
-
-
-def _check_finite(found: dict[str, Tensor], path: Path) -> None:
-    for name, tensor in found.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CompileError(f"{path}: expected finite weights, found NaN or infinity in {name!r}")
 
 
 # Tensors as large as the model, in memory or in files that are mapped.

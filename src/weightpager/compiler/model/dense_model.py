@@ -108,8 +108,9 @@ def load_module(
         if head is not brought and not checkpoint.has_base_of(head):
             text = "tasks.%s.head was trained on other base weights than the model's: expect it to do badly"
             _log.warning(text, name)
-    if not task.takes_images:
-        _check_positions(checkpoint.model, task_file.max_length_of(name), f"tasks.{name}")
+    most = None if task.takes_images else position_table(checkpoint.model)  # RoBERTa's begins behind its padding
+    if most is not None and (length := task_file.max_length_of(name)) > most:
+        raise CompileError(f"tasks.{name}.max_length: expected at most the model's {most} tokens, found {length}")
     return checkpoint, brought
 
 
@@ -130,13 +131,6 @@ def _brought(name: str, task: TaskSpec, model: ModelDirectory, reads: Any) -> Ch
 
     found = Checkpoint.load(directory, task.kind, where, may_lack=may_lack)
     return found.with_classes() if task.labelled else found
-
-
-def _check_positions(model: PreTrainedModel, length: int, where: str) -> None:
-    """Refuse texts longer than a table of positions that, as RoBERTa's, begins behind its padding."""
-    most = position_table(model)
-    if most is not None and length > most:
-        raise CompileError(f"{where}.max_length: expected at most the model's {most} tokens, found {length}")
 
 
 def check_causal(model: PreTrainedModel, where: str, directory: ModelDirectory) -> None:
@@ -236,12 +230,8 @@ class DenseModel:
         return of_kind and set(self.classes(task)) == set(class_names(self.config))
 
 
-def _in_memory(_source: DenseModel) -> Scratch:
-    return IN_MEMORY
-
-
 def load(
-    task_file: TaskFile, place: Callable[[DenseModel], Scratch] = _in_memory, old: Transitions | None = None
+    task_file: TaskFile, place: Callable[[DenseModel], Scratch] = lambda _: IN_MEMORY, old: Transitions | None = None
 ) -> DenseModel:
     """Load the model directory of a task file once per task, over shared parameters.
 

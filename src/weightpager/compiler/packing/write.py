@@ -93,7 +93,9 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> dict[TaskKind, str]:
     writer.put_permutations(plan.permutations)
     form = ParameterFormat.of(source.config, source.models, plan.dtype, source.paged[0].grid.block)
     shares = _parameter_shares(plan)
-    _write_parameters(writer, shares, form)
+    writer.put(RESIDENT, form.content(shares.resident))
+    for task, values in shares.private.items():
+        writer.put(private_file(task), form.content(values))
     rows = write_rows(writer, plan.rows.tables, shares.tables, plan.packing.page_bytes)
     writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures).with_rows(rows.ids))
     write_adapters(writer, plan.weights, plan.tasks)
@@ -170,12 +172,6 @@ def _parameter_shares(plan: BundlePlan) -> ParameterShares:
         for task in plan.tasks
     }
     return share_parameters(others, plan.rows.tables)
-
-
-def _write_parameters(writer: BundleWriter, shares: ParameterShares, form: ParameterFormat) -> None:
-    writer.put(RESIDENT, form.content(shares.resident))
-    for task, values in shares.private.items():
-        writer.put(private_file(task), form.content(values))
 
 
 def _write_model(writer: BundleWriter, source: DenseModel) -> None:

@@ -75,7 +75,8 @@ class LayerStream:
             CompileError: the linear layer wasn't called.
         """
         for calls in self._calls:
-            yield _without_padding(self._watch(layer, weights, calls, [name])[name].float(), calls.tokens)
+            x, tokens = self._watch(layer, weights, calls, [name])[name].float(), calls.tokens
+            yield x[tokens] if tokens is not None and x.shape[:-1] == tokens.shape else x.flatten(0, -2)
 
     def fed_alike(self, layer: int, names: Sequence[str]) -> list[list[str]]:
         """Linear layers of a layer grouped by the very tensor that they take, in the order of execution."""
@@ -203,10 +204,3 @@ def _calls(model: PreTrainedModel, layers: Sequence[nn.Module], batch: Batch) ->
     if not hidden:
         raise CompileError(f"closed-form recovery: the model doesn't call its first layer; {_ELSE}")
     return _Calls(hidden[0], others, batch.tokens)
-
-
-def _without_padding(x: Tensor, tokens: Tensor | None) -> Tensor:
-    """Inputs ``[N, I]`` of tokens that aren't padding, where it can be told."""
-    if tokens is not None and x.shape[:-1] == tokens.shape:
-        return x[tokens]
-    return x.flatten(0, -2)

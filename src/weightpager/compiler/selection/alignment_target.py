@@ -52,7 +52,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Target:
+class AlignmentTarget:
     """What the user states: at most so much of one of a point's two numbers.
 
     Attributes:
@@ -70,7 +70,7 @@ class Target:
     factor: float
 
     @classmethod
-    def at_most_bytes(cls, most: float) -> Target:
+    def at_most_bytes(cls, most: float) -> AlignmentTarget:
         """The weakest alignment that keeps to a limit on an average switch.
 
         Where tasks have values of their own, one mask for all may load more than strong alignment does.
@@ -78,17 +78,13 @@ class Target:
         return cls("switch_bytes", most, easiest=(INFINITY, _STRONGEST), best=0.0, factor=0.5)
 
     @classmethod
-    def at_most_loss(cls, most: float) -> Target:
+    def at_most_loss(cls, most: float) -> AlignmentTarget:
         """The strongest alignment that costs no more than so many points."""
         return cls("loss", most, easiest=(0.0,), best=INFINITY, factor=2.0)
 
     def of(self, point: Point) -> float:
         """The number that is limited."""
         return point.loss if self.what == "loss" else point.switch_bytes
-
-    def met_by(self, point: Point) -> bool:
-        """Whether a point is good enough."""
-        return self.of(point) <= self.most
 
 
 def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, list[FrontierPoint]]:
@@ -104,9 +100,9 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     """
     source, task_file = prepared.source, prepared.task_file
     if task_file.max_switch is not None:
-        target = Target.at_most_bytes(task_file.max_switch)
+        target = AlignmentTarget.at_most_bytes(task_file.max_switch)
     elif task_file.accuracy_loss is not None:
-        target = Target.at_most_loss(task_file.accuracy_loss)
+        target = AlignmentTarget.at_most_loss(task_file.accuracy_loss)
     else:
         return prepared, []
     measured = task_file.accuracy_loss is not None and task_file.recover.method != "finetune"
@@ -120,10 +116,13 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
         tried += 1
         progress("find the alignment", tried, max(tried, 10))
         chosen = free if strength == 0 else choose_blocks(prepared.changed(alignment=strength))
-        if measured:
-            loss = _points(scores, _scores(source, prepared.data, chosen.masks)) if strength else 0.0
-        else:
+        if not measured:
             loss = 100 * (1 - chosen.saliency / free.saliency)
+        elif strength:
+            aligned = _scores(source, prepared.data, chosen.masks)
+            loss = float(np.mean([scores[task] - aligned[task] for task in scores]))
+        else:
+            loss = 0.0
         return Point(strength, _switch_bytes(source, chosen.masks, between), loss)
 
     best, points = search(target, point, _remedy(prepared))
@@ -137,7 +136,9 @@ def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, 
     ]
 
 
-def search(target: Target, evaluate: Callable[[float], Point], remedy: str = _SHARED) -> tuple[Point, list[Point]]:
+def search(
+    target: AlignmentTarget, evaluate: Callable[[float], Point], remedy: str = _SHARED
+) -> tuple[Point, list[Point]]:
     """The best point that meets the target, and all points that were tried, about twenty at most.
 
     Bytes fall with the strength and losses rise, so a limit on bytes asks for the weakest alignment that meets it, and
@@ -152,7 +153,7 @@ def search(target: Target, evaluate: Callable[[float], Point], remedy: str = _SH
     def meets(strength: float) -> bool:
         if strength not in tried:
             tried[strength] = evaluate(strength)
-        return target.met_by(tried[strength])
+        return target.of(tried[strength]) <= target.most
 
     if meets(target.best):
         return tried[target.best], [*tried.values()]
@@ -179,7 +180,7 @@ def _bracket(meets: Callable[[float], bool], factor: float) -> tuple[float | Non
     return (strength, None) if first_meets else (None, strength)
 
 
-def _refusal(target: Target, least: Point, remedy: str) -> str:
+def _refusal(target: AlignmentTarget, least: Point, remedy: str) -> str:
     if target.what == "loss":
         enough = f"{least.loss + 0.005:.2f}"  # rounded up: stating it must do
         return f"accuracy_loss: expected at least {enough}, which no alignment at all costs, got {target.most:g}"
@@ -240,7 +241,3 @@ def _scores(source: DenseModel, data: Mapping[str, TaskData], masks: Masks) -> d
         # Perplexities rise by per cents, accuracies fall by points.
         scores[task] = 100 * score.value if score.higher_is_better else -100 * float(np.log(score.value))
     return scores
-
-
-def _points(free: Mapping[str, float], aligned: Mapping[str, float]) -> float:
-    return float(np.mean([free[task] - aligned[task] for task in free]))

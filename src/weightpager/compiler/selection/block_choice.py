@@ -25,7 +25,7 @@ from weightpager.progress import Progress
 
 
 @dataclass(frozen=True)
-class Part:
+class Subproblem:
     """A subproblem of the alignment. Its units are single blocks, or whole experts of equally many blocks.
 
     Attributes:
@@ -47,7 +47,7 @@ class Part:
         return gathered
 
 
-def parts(prepared: Prepared, switch_rate: Floats) -> list[Part]:
+def parts(prepared: Prepared, switch_rate: Floats) -> list[Subproblem]:
     """The problems of a compile; saliency is comparable between tasks.
 
     Where whole experts are kept, there is one for each layer that has any, and what lies outside them is in none.
@@ -57,7 +57,7 @@ def parts(prepared: Prepared, switch_rate: Floats) -> list[Part]:
     return [_of_blocks(prepared, switch_rate)]
 
 
-def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Part, Bools]], tasks: int) -> dict[str, Bools]:
+def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Subproblem, Bools]], tasks: int) -> dict[str, Bools]:
     """Masks [blocks, tasks] of every paged weight from those of parts, [units, tasks]; what is in none is kept."""
     keep = {info.name: np.ones((info.grid.count, tasks), np.bool_) for info in paged}
     for part, chosen in found:
@@ -66,7 +66,7 @@ def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Part, Bools]]
     return keep
 
 
-def _of_blocks(prepared: Prepared, switch_rate: Floats) -> Part:
+def _of_blocks(prepared: Prepared, switch_rate: Floats) -> Subproblem:
     """One problem over the blocks of all paged weights, with a floor for each; experts of a layer share one."""
     source, task_file = prepared.source, prepared.task_file
     names = [info.name for info in source.paged]
@@ -87,7 +87,7 @@ def _of_blocks(prepared: Prepared, switch_rate: Floats) -> Part:
     units = {
         info.name: np.arange(end - info.grid.count, end) for info, end in zip(source.paged, ends.tolist(), strict=True)
     }
-    return Part(problem, units)
+    return Subproblem(problem, units)
 
 
 def _sizes(prepared: Prepared) -> Iterator[int]:
@@ -99,7 +99,7 @@ def _sizes(prepared: Prepared) -> Iterator[int]:
         yield sum(info.grid.count for info in group)
 
 
-def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Part]:
+def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Subproblem]:
     source, task_file = prepared.source, prepared.task_file
     infos = {info.name: info for info in source.paged}
     budgets = np.array([experts_kept(source, task) for task in task_file.tasks], np.int64)
@@ -114,7 +114,7 @@ def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Part]:
             sizes=(len(layer.experts),),
         )
         units = {name: number for number, names in enumerate(layer.experts) for name in names}
-        yield Part(problem, units, sum(infos[name].grid.count for name in layer.experts[0]))
+        yield Subproblem(problem, units, sum(infos[name].grid.count for name in layer.experts[0]))
 
 
 def _of_each(layer: ExpertLayer, saliency: Mapping[str, FloatArray]) -> FloatArray:
@@ -132,7 +132,7 @@ def _versions(prepared: Prepared, infos: Sequence[PagedWeightInfo]) -> Ints:
     return np.concatenate([weights.versions(info) for info in infos]).astype(np.int64)
 
 
-class Choice(NamedTuple):
+class ChosenBlocks(NamedTuple):
     """All tasks' keep masks, and the duality gap of the alignment.
 
     Attributes:
@@ -144,7 +144,7 @@ class Choice(NamedTuple):
     saliency: float
 
 
-def choose_blocks(prepared: Prepared) -> Choice:
+def choose_blocks(prepared: Prepared) -> ChosenBlocks:
     """Choose blocks by one budget a task over the blocks of all paged weights, above floors; or whole experts.
 
     Which layers and projections lose more blocks follows from the saliency: with the same share dropped from each of
@@ -156,7 +156,7 @@ def choose_blocks(prepared: Prepared) -> Choice:
     alignments = [(part, align(part.problem)) for part in parts(prepared, rate)]
     keep = spread(paged, [(part, alignment.keep) for part, alignment in alignments], len(tasks))
     saliency = sum(part.blocks * float(part.problem.saliency[alignment.keep].sum()) for part, alignment in alignments)
-    return Choice(Masks(tasks, keep), gap_of([alignment for _, alignment in alignments]), saliency)
+    return ChosenBlocks(Masks(tasks, keep), gap_of([alignment for _, alignment in alignments]), saliency)
 
 
 # How evenly the paged weights share a task's budget: chosen by trial on the dense model.

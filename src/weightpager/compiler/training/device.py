@@ -64,11 +64,11 @@ def state_bfloat16(pays: bool) -> None:
 
 
 @dataclass
-class _Stated:
+class _StatedTrial:
     pays: bool | None = None
 
 
-_stated = _Stated()
+_stated = _StatedTrial()
 
 
 @cache

@@ -24,7 +24,7 @@ from weightpager.delivery.publishing.roles import Roles, storage_errors, write_f
 from weightpager.delivery.version_file import (
     PACKS,
     Pack,
-    PageRun,
+    PackRun,
     StoredFile,
     StoredPiece,
     VersionFile,
@@ -72,11 +72,11 @@ class PackStore:
             self._know(name, listed)
         return len(wanted) * self._page_bytes
 
-    def located(self, ids: Iterable[bytes]) -> tuple[list[Pack], list[PageRun]]:
+    def located(self, ids: Iterable[bytes]) -> tuple[list[Pack], list[PackRun]]:
         """The packs that hold these pages, and the runs in them that make the bundle, in order."""
         places = [self._places[digest] for digest in ids]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in places))}
-        runs = [PageRun(pack=numbers[name], first=first, pages=count) for name, first, count in _runs(places)]
+        runs = [PackRun(pack=numbers[name], first=first, pages=count) for name, first, count in _runs(places)]
         return [Pack(blake3=name, pages=self._pages[name]) for name in numbers], runs
 
     def _know(self, name: str, listed: bytes) -> None:

@@ -67,7 +67,9 @@ class Assembly:
                 except BundleError:
                     path.unlink(missing_ok=True)
                     page_file.frame(path, len(pages), self._version.page_bytes)
-        self._put_ids()
+        for start, piece in self._version.files[page_file.FILE].starts():
+            if piece.blake3 is None:
+                self._put(page_file.FILE, start, b"".join(self._ids))
 
     def missing_pages(self, name: str) -> list[int]:
         """Numbers of a page file's pages that aren't what they should be."""
@@ -122,12 +124,6 @@ class Assembly:
         """Write a piece wherever it belongs."""
         for name, start in self._places[str(piece.blake3)]:
             self._put(name, start, content)
-
-    def _put_ids(self) -> None:
-        """Write the ids of pages into the file that has them."""
-        for start, piece in self._version.files[page_file.FILE].starts():
-            if piece.blake3 is None:
-                self._put(page_file.FILE, start, b"".join(self._ids))
 
     def _put(self, name: str, start: int, content: bytes) -> None:
         with write_errors(), (self.bundle / name).open("r+b", buffering=0) as file:

@@ -200,8 +200,8 @@ class Fetch:
     def _wanted(self) -> str:
         return f"{self._version.name} {self._version.version}"
 
-    def _told(self, stage: str) -> _Told:
-        return _Told(self._progress, stage)
+    def _told(self, stage: str) -> _StageProgress:
+        return _StageProgress(self._progress, stage)
 
     def _plan(self) -> PullPlan:
         planner = Planner(self._version, self._ids, self._local, self._assembly)
@@ -267,7 +267,7 @@ class Fetch:
             writer.close()
 
 
-class _Told:
+class _StageProgress:
     """Progress of one stage, as steps done or as steps added."""
 
     def __init__(self, progress: Progress, stage: str) -> None:

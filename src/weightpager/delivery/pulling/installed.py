@@ -42,7 +42,7 @@ write_errors = partial(
 """A context that turns an `OSError` of the storage into a `DeliveryError`."""
 
 
-class _State(Strict, frozen=True, kw_only=True):
+class _Remembered(Strict, frozen=True, kw_only=True):
     """What a device remembers.
 
     If it is lost, the versions that are here are found again, and their order is that of their age. Which of them were
@@ -219,7 +219,7 @@ class Installed:
         refused = [each for each in state.refused if each != key]
         # The check of the version in use stays due until the link leads to another one.
         due = state.unchecked if checked else key
-        self._remember(_State(history=history, refused=refused, unchecked=due))
+        self._remember(_Remembered(history=history, refused=refused, unchecked=due))
         link, new = self.places.link, self.places.home / "link"
         with write_errors():
             new.unlink(missing_ok=True)
@@ -274,17 +274,17 @@ class Installed:
         return sorted(parent.iterdir()) if has_directory(parent) else []
 
     @property
-    def _state(self) -> _State:
+    def _state(self) -> _Remembered:
         try:
-            return _State.read(self._state_path.name, self._state_path.read_bytes())
+            return _Remembered.read(self._state_path.name, self._state_path.read_bytes())
         except (OSError, BundleFormatError):
-            return _State()
+            return _Remembered()
 
     @property
     def _state_path(self) -> Path:
         return self.places.home / "state.json"
 
-    def _remember(self, state: _State) -> None:
+    def _remember(self, state: _Remembered) -> None:
         if state != self._state:
             with write_errors(), new_file(self._state_path) as file:
                 file.write(json.encode(state))

@@ -125,7 +125,9 @@ class _Pull:
         """See `pull`."""
         key, installed = self._version.key, self._installed
         if installed.current != key and not dry_run:
-            self._make_up()
+            current = installed.current
+            if current is not None and installed.unchecked:  # its own check was interrupted
+                self._problem(current)
         due = installed.unchecked and self._check is not None
         if installed.current == key and (dry_run or not due):
             return self._done("current")
@@ -141,12 +143,6 @@ class _Pull:
         elif dry_run:
             return self._done("would install")
         return self._use(key, keep, cost)
-
-    def _make_up(self) -> None:
-        """Check the version in use before another one replaces it, if its own check was interrupted."""
-        current = self._installed.current
-        if current is not None and self._installed.unchecked:
-            self._problem(current)
 
     def _use(self, key: str, keep: int, cost: Cost | None) -> Pulled:
         installed = self._installed

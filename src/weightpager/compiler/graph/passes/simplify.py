@@ -41,12 +41,12 @@ def without_unused(draft: Draft) -> Draft:
     )
     outputs = tuple(GraphOutput(each.name, str(new[Operand.value(each.value)].key)) for each in graph.outputs)
     constants = tuple(graph.constants[int(each.key)] for each in used)
-    types = {new.get(operand, operand): type_ for operand, type_ in draft.types.items() if _lives(operand, new)}
+    types = {
+        new.get(operand, operand): type_
+        for operand, type_ in draft.types.items()
+        if operand in new or operand.kind in ("input", "parameter")
+    }
     return Draft(Graph(graph.kind, graph.dims, graph.inputs, nodes, outputs, constants), types)
-
-
-def _lives(operand: Operand, new: dict[Operand, Operand]) -> bool:
-    return operand in new or operand.kind in ("input", "parameter")
 
 
 def fold_constants(draft: Draft) -> Draft:
@@ -212,10 +212,7 @@ def _unswapped(view: View, node: Node) -> dict[str, Node] | None:
     for name in found:
         operand = Operand.value(name)
         if found[name].op != "permute":
-            view.types[operand] = _swapped(view.types[operand])
+            type_ = view.types[operand]
+            first, second, third, fourth = type_.shape
+            view.types[operand] = Type((first, third, second, fourth), type_.dtype)
     return found
-
-
-def _swapped(type_: Type) -> Type:
-    first, second, third, fourth = type_.shape
-    return Type((first, third, second, fourth), type_.dtype)
