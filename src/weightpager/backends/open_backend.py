@@ -57,4 +57,8 @@ def _native_runs(bundle: Bundle) -> bool:
     """Whether native code can run all of a bundle's tasks here."""
     if isa() == REFERENCE or not bundle.has_graphs:
         return False
+    from weightpager.kernels import native
+
+    if bundle.manifest.block_dtypes - native.READS:
+        return False
     return not bundle.takes_images or open_image_reader(bundle) is not None

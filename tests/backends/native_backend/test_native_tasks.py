@@ -18,6 +18,7 @@ from blake3 import blake3
 import tiny
 import weightpager as wp
 from engines import InThread, hanging
+from weightpager import kernels
 from weightpager.answers.model import CacheSize
 from weightpager.backends.native.backend import NativeBackend
 from weightpager.backends.native.program import KVCache
@@ -346,3 +347,14 @@ def test_what_cannot_run_is_refused(assistant_bundle: Path, monkeypatch: pytest.
     monkeypatch.setenv("WEIGHTPAGER_ISA", "reference")
     with pytest.raises(ConfigError, match="'native' needs the native kernels"):
         native(assistant_bundle)
+
+
+def test_a_dtype_that_native_kernels_do_not_read_is_torchs(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WEIGHTPAGER_BACKEND", raising=False)
+    monkeypatch.setattr(kernels.native, "READS", kernels.native.READS - {Bundle.open(assistant_bundle).manifest.dtype})
+    with pytest.raises(ConfigError, match="'native' has no kernels for blocks of .*; use the backend 'torch'"):
+        native(assistant_bundle)
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        assert engine._open.backend.name == "torch"
