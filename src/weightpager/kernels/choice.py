@@ -11,6 +11,9 @@ from weightpager.errors import ConfigError
 NATIVE: tuple[str, ...] = ()
 """The native kernels that this machine can run, best first."""
 
+READS: frozenset[str] = frozenset()
+"""The pages' dtypes that these kernels read."""
+
 NO_NATIVE = ""
 """Why the native module isn't there; empty if it is."""
 
@@ -19,7 +22,7 @@ try:
 except ImportError as error:
     NO_NATIVE = str(error)
 else:
-    NATIVE = tuple(_native.isas())
+    NATIVE, READS = tuple(_native.isas()), frozenset(_native.dtypes())
 
 REFERENCE = "reference"
 """The kernel that decides what is right, in plain torch."""

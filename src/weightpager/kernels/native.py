@@ -16,9 +16,6 @@ from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 Values = npt.NDArray[Any]
 """float32, or bfloat16 as uint16."""
 
-READS = frozenset(_native.dtypes())
-"""The pages' dtypes that these kernels read."""
-
 
 def paged_linear(x: Values, weight: PagedWeight, bias: Values | None, isa: int, threads: int) -> Values:
     """``x @ W.T + bias``, accumulated in float32. The number of threads doesn't change the result.

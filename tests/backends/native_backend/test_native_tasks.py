@@ -22,6 +22,7 @@ from weightpager import kernels
 from weightpager.answers.model import CacheSize
 from weightpager.backends.native.backend import NativeBackend
 from weightpager.backends.native.program import KVCache
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BundleFormatError, ConfigError, SwitchFailedError, TaskNotActiveError
@@ -353,8 +354,9 @@ def test_a_dtype_that_native_kernels_do_not_read_is_torchs(
     assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WEIGHTPAGER_BACKEND", raising=False)
-    monkeypatch.setattr(kernels.native, "READS", kernels.native.READS - {Bundle.open(assistant_bundle).manifest.dtype})
+    monkeypatch.setattr(kernels.choice, "READS", kernels.choice.READS - {Bundle.open(assistant_bundle).manifest.dtype})
     with pytest.raises(ConfigError, match="'native' has no kernels for blocks of .*; use the backend 'torch'"):
         native(assistant_bundle)
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         assert engine._open.backend.name == "torch"
+    assert verify(assistant_bundle).problems == ()

@@ -51,9 +51,7 @@ class NativeBackend:
         if self.kernel == REFERENCE:
             why = NO_NATIVE or "WEIGHTPAGER_ISA asks for the reference kernel, which is torch's"
             raise ConfigError(f"backend: 'native' needs the native kernels ({why}); use the backend 'torch'")
-        from weightpager.kernels.native import READS  # only where the native module has been built
-
-        if unread := sorted(bundle.manifest.block_dtypes - READS):
+        if unread := sorted(bundle.manifest.block_dtypes - kernels.choice.READS):
             raise ConfigError(
                 f"backend: 'native' has no kernels for blocks of {', '.join(unread)}; use the backend 'torch'"
             )

@@ -21,7 +21,6 @@ from weightpager.kernels.torch import reference
 from weightpager.kernels.torch.device_weight import Weight, device_of
 
 if NATIVE:
-    from weightpager.kernels import native
     from weightpager.kernels.torch import cpu
 
 _log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def _serving(weight: Weight) -> tuple[str, ModuleType, tuple[int, ...]]:
     chosen, dtype = isa(device_of(weight)), weight.dtype
     if chosen == _TRITON and dtype in (gpu := _gpu()).READS:
         return chosen, gpu, ()
-    if isinstance(weight, PagedWeight) and chosen in NATIVE and dtype in native.READS:
+    if isinstance(weight, PagedWeight) and chosen in NATIVE and dtype in choice.READS:
         return chosen, cpu, (NATIVE.index(chosen),)
     return REFERENCE, reference, ()
 

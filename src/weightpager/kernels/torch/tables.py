@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightpager.kernels import choice
 from weightpager.kernels.choice import NATIVE
 from weightpager.kernels.paged_weight import PagedWeight
 from weightpager.kernels.torch.device_weight import Weight, tensors
 from weightpager.kernels.torch.reference import numbers
 
 if NATIVE:
-    from weightpager.kernels import _native, native
+    from weightpager.kernels import _native
 
 
 def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -31,7 +32,7 @@ def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
         low, high = (int(bound) for bound in flat.aminmax())
         if low < 0 or high >= weight.out_features:
             raise IndexError(f"expected ids from 0 to {weight.out_features - 1}, got {low} to {high}")
-    if not isinstance(weight, PagedWeight) or not NATIVE or weight.dtype not in native.READS:
+    if not isinstance(weight, PagedWeight) or weight.dtype not in choice.READS:
         return reference(weight, flat, dtype).view(*ids.shape, weight.in_features)
     out = torch.empty((*ids.shape, weight.in_features), dtype=dtype, device="cpu")
     _native.look_up_rows(
