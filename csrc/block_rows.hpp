@@ -1,7 +1,9 @@
-// Rows of a whole weight that lies in blocks of int8 or int4, looked up as an embedding's are.
+// Rows of a whole weight that lies in blocks whose rows have scales, looked up as an embedding's are.
 #pragma once
 
 #include <cstdint>
+
+#include "linear/dtype.hpp"
 
 namespace weightpager {
 
@@ -9,7 +11,7 @@ namespace weightpager {
 struct BlockRows {
     const uint8_t* pages;
     int64_t blocks, block_rows, block_cols;
-    bool int4;  // else int8
+    Dtype dtype;  // int8 or int4
     int64_t columns;
 };
 

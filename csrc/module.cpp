@@ -36,6 +36,13 @@ std::vector<std::string> isas() {
     return names;
 }
 
+// The dtypes of pages that kernels read.
+std::vector<std::string> dtypes() {
+    std::vector<std::string> names;
+    for (const DtypeFacts& each : kDtypes) names.emplace_back(each.name);
+    return names;
+}
+
 // Which kernel serves float32 where this one is chosen.
 std::string exact(size_t isa) {
     Problem problem{};
@@ -87,17 +94,18 @@ void read_memory(uintptr_t address, int64_t bytes, int threads) {
     read_all(at<const uint8_t>(address), bytes, std::max(1, threads));
 }
 
-void look_up(uintptr_t pages, int64_t blocks, int64_t block_rows, int64_t block_cols, bool int4, int64_t columns,
-             uintptr_t ids, int64_t count, uintptr_t out, bool bfloat16) {
+void look_up(uintptr_t pages, int64_t blocks, int64_t block_rows, int64_t block_cols, const std::string& dtype,
+             int64_t columns, uintptr_t ids, int64_t count, uintptr_t out, bool bfloat16) {
+    const BlockRows table{at<const uint8_t>(pages), blocks, block_rows, block_cols, dtype_named(dtype), columns};
     nb::gil_scoped_release release;
-    look_up_rows({at<const uint8_t>(pages), blocks, block_rows, block_cols, int4, columns}, at<const int64_t>(ids),
-                 count, at<void>(out), bfloat16);
+    look_up_rows(table, at<const int64_t>(ids), count, at<void>(out), bfloat16);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.def("isas", &isas);
+    m.def("dtypes", &dtypes);
     m.def("exact", &exact);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "own"); });
     m.def("read_memory", &read_memory);

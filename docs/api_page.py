@@ -218,9 +218,9 @@ class _Page:
     def _brief_members(self, name: str) -> list[str]:
         """A line for each member but for those that make or check a value."""
         lines = [
-            f"* `{self._signatures.member(member.item)}`: {self._linked(_summary(member.item), name)}"
-            for member in self._members(name)
-            if not member.item.labels & {"classmethod", "staticmethod"}
+            f"* `{self._signatures.member(item)}`" + (f": {self._linked(_summary(item), name)}" if _text(item) else "")
+            for item in (member.item for member in self._members(name))
+            if not item.labels & {"classmethod", "staticmethod"}
         ]
         return ["**Methods and properties**\n", *lines, ""] if lines else []
 

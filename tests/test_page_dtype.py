@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -72,6 +74,17 @@ def test_int4_is_off_by_half_a_step_but_for_what_it_cuts_off(block: BlockShape, 
 def test_what_has_been_rounded_comes_back_exactly(block: BlockShape, dtype: str, count: int, seed: int) -> None:
     once = decode(encode(drawn(block, count, seed), dtype), block, dtype)
     assert np.array_equal(decode(encode(once, dtype), block, dtype), once)
+
+
+@given(st.integers(1, 8), st.integers(0, 2**16))
+def test_packed_numbers_may_go_on_in_the_next_byte(bits: int, seed: int) -> None:
+    encoding = replace(ENCODINGS["int4"], bits=bits, first_bits=tuple(range(0, 8 * bits, bits)))
+    numbers = np.random.default_rng(seed).integers(0, 2**bits, (5, 8), np.uint8)
+    words = encoding.packed(numbers)
+    wanted = [sum(int(number) << bits * at for at, number in enumerate(row)) for row in numbers]
+    assert [int.from_bytes(word.tobytes(), "little") for word in words] == wanted
+    assert np.array_equal(np.stack(encoding.unpacked(words), -1), numbers)
+    assert np.array_equal(torch.stack(encoding.unpacked(torch.from_numpy(words)), -1).numpy(), numbers)
 
 
 @given(st.integers(0, 2**16), st.integers(1, 8), st.integers(0x0001, 0x7EFF), st.booleans())

@@ -23,7 +23,7 @@ from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import train_and_measure_dense
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.recover import recover
-from weightpager.compiler.recovery.rounding import ROUNDED
+from weightpager.compiler.recovery.rounding import is_coarse
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import CompileRun, Journal
@@ -65,13 +65,13 @@ class Setting:
         """Names the joint training, which settings that differ only afterwards share."""
         spec = self.recover
         parts: list[object] = [self.density, self.alignment, spec.steps, spec.learning_rate, spec.distillation]
-        parts += [spec.seed, *[spec.start] * (spec.start != "dense"), *[self.dtype] * (self.dtype in ROUNDED)]
+        parts += [spec.seed, *[spec.start] * (spec.start != "dense"), *[self.dtype] * is_coarse(self.dtype)]
         return "-".join(map(str, parts))
 
     @property
     def ordered_for(self) -> float:
         """The density that the model is reordered for."""
-        return round(self.density, 4) if self.dtype in ROUNDED else self.fraction
+        return round(self.density, 4) if is_coarse(self.dtype) else self.fraction
 
 
 @dataclass(frozen=True)

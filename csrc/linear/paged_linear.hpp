@@ -7,11 +7,10 @@
 #include <vector>
 
 #include "divide.hpp"
+#include "dtype.hpp"
 #include "unary.hpp"
 
 namespace weightpager {
-
-enum class Dtype : int { float32, bfloat16, int8, int4 };
 
 // A weight: plain memory, owned by the caller and already validated, except for `page_table`, whose entries change
 // between calls.
@@ -42,14 +41,7 @@ namespace {  // as in bfloat16.hpp, and for the same reason
 
 inline int64_t grid_rows(const PagedMatrix& p) { return divide_up(p.out_features, p.block_rows); }
 
-inline int64_t element_bits(Dtype dtype) {
-    return dtype == Dtype::float32 ? 32 : dtype == Dtype::bfloat16 ? 16 : dtype == Dtype::int8 ? 8 : 4;
-}
-
 inline int64_t block_bytes(const PagedMatrix& p) { return p.block_rows * p.block_cols * element_bits(p.weight_dtype) / 8; }
-
-// Whether each row of a block has a scale.
-inline bool scaled(Dtype dtype) { return dtype == Dtype::int8 || dtype == Dtype::int4; }
 
 }  // namespace
 

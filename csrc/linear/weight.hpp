@@ -14,10 +14,8 @@
 namespace weightpager {
 
 inline Dtype dtype_named(const std::string& name) {
-    if (name == "float32") return Dtype::float32;
-    if (name == "bfloat16") return Dtype::bfloat16;
-    if (name == "int8") return Dtype::int8;
-    if (name == "int4") return Dtype::int4;
+    for (const DtypeFacts& each : kDtypes)
+        if (name == each.name) return static_cast<Dtype>(&each - kDtypes);
     throw std::invalid_argument("no dtype '" + name + "'");
 }
 

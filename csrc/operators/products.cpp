@@ -132,7 +132,7 @@ void run_embedding(const Step& step, const Running& running) {
     if (table.paged) {
         const PagedMatrix& p = *table.paged;
         return look_up_rows({p.arena, divide_up(p.in_features, p.block_cols), p.block_rows, p.block_cols,
-                             p.weight_dtype == Dtype::int4, columns},
+                             p.weight_dtype, columns},
                             ids, count, out, false);
     }
     for (int64_t i = 0; i < count; ++i)

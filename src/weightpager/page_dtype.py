@@ -4,22 +4,24 @@ The layout is ``interleaved``, ``[cols / p][rows][p]``: element (r, c) of a bloc
 ``((c // p) * rows + r) * p + c % p``, p neighbouring input features for all output features of the block side by side.
 With p = 2 that is what AVX-512 BF16, AMX and Arm BFDOT consume directly and what AVX2 and NEON widen.
 
-int4 has p = 8 and makes of these eight numbers, each with 8 added to it, one little-endian word of 32 bits. Input 0 is
-in its bits from 0 on, 1 from 16, 2 from 8, 3 from 24, 4 from 4, 5 from 20, 6 from 12, 7 from 28. So the low halves of
-its bytes hold four inputs and the high halves four others, for sums of four products, and the low and the high half of
-the word hold the even and the odd ones, for sums of pairs.
+int4 has p = 8 and packs these numbers, each with 8 added to it, into a little-endian word of 32 bits. Input 0 is in its
+bits from 0 on, 1 from 16, 2 from 8, 3 from 24, 4 from 4, 5 from 20, 6 from 12, 7 from 28. So the low halves of its
+bytes hold four inputs and the high halves four others, for sums of four products, and the low and the high half of the
+word hold the even and the odd ones, for sums of pairs.
 
 Where a dtype is scaled, a block has one bfloat16 scale for each of its rows: a weight is its number times that. In a
 page the numbers of all blocks come first, then their scales, so that blocks stay aligned.
 
-A new dtype takes a name in `PageDtype` and an entry in `ENCODINGS`; until a kernel reads it, the reference serves.
+A new dtype takes a name in `PageDtype` and an entry in `ENCODINGS`, which all else asks. Until a kernel reads it, the
+reference serves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,13 @@ from weightpager.blocks import BlockShape
 PageDtype = Literal["bfloat16", "float32", "int8", "int4"]
 """Its name in manifests and task files."""
 
+DEFAULT: PageDtype = "int4"
+"""What a compile takes unless it is told otherwise: more blocks are worth more than finer numbers."""
+
 _SCALE = np.dtype("<u2")  # numpy has no bfloat16: its bits travel as uint16
+
+
+_Octets = TypeVar("_Octets", bound=Any)  # bytes, of numpy or torch
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,15 @@ class Encoding:
     """How the weights of one dtype are stored.
 
     Attributes:
-        number: the type of a number, before two of four bits become a byte.
+        number: the type of a number; of packed ones, before they are.
         neighbours: the p of the layout.
         narrow: float32 to numbers, rounded to nearest, ties to even.
         widen: numbers to float32.
         bits: that a number takes in a block.
         least, largest: number, where rows have scales.
         divisors: of a row's largest weight, for the scales that are tried; none where rows have no scales.
+        first_bits: where each of p numbers begins in the little-endian word that they are packed into, the least of
+            them as 0. Empty where numbers lie as numpy has them.
     """
 
     number: np.dtype[Any]
@@ -54,11 +64,22 @@ class Encoding:
     least: int = 0
     largest: int = 0
     divisors: tuple[float, ...] = ()
+    first_bits: tuple[int, ...] = ()
 
     @property
     def scaled(self) -> bool:
         """Whether each row of a block has a scale."""
         return bool(self.divisors)
+
+    @property
+    def levels(self) -> int:
+        """How many values a weight may take beside one scale."""
+        return self.largest - self.least + 1 if self.scaled else 2**self.bits
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of p neighbouring numbers."""
+        return self.neighbours * self.bits // 8
 
     def number_bytes(self, rows: int, cols: int) -> int:
         """Bytes of a block's numbers."""
@@ -67,6 +88,29 @@ class Encoding:
     def scale_bytes(self, rows: int) -> int:
         """Bytes of a block's scales."""
         return rows * _SCALE.itemsize if self.scaled else 0
+
+    def unpacked(self, words: _Octets) -> list[_Octets]:
+        """The numbers in packed words: an array [...] for each neighbour.
+
+        Args:
+            words: uint8 [..., word bytes], of numpy or torch; numbers are of the same.
+        """
+        numbers = []
+        for octet, bit in (divmod(first, 8) for first in self.first_bits):
+            number = words[..., octet] >> bit
+            if bit + self.bits > 8:
+                number = number | (words[..., octet + 1] << (8 - bit))
+            numbers.append(number & (2**self.bits - 1))
+        return numbers
+
+    def packed(self, numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Numbers [..., p] as words [..., word bytes]."""
+        words = np.zeros((*numbers.shape[:-1], self.word_bytes), np.uint8)
+        for at, (octet, bit) in enumerate(divmod(first, 8) for first in self.first_bits):
+            words[..., octet] |= numbers[..., at] << bit
+            if bit + self.bits > 8:
+                words[..., octet + 1] |= numbers[..., at] >> (8 - bit)
+        return words
 
 
 def _rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -87,12 +131,19 @@ def _int8(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
     return np.asarray(np.rint(values).astype(np.int8))
 
 
-def _int4(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return np.asarray((np.rint(values) + np.float32(8)).astype(np.uint8))
+def _above(least: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return np.asarray((np.rint(values) - np.float32(least)).astype(np.uint8))
 
 
-def _from_int4(numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return np.asarray(numbers.astype(np.float32) - np.float32(8))
+def _from_above(least: int, numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return np.asarray(numbers.astype(np.float32) + np.float32(least))
+
+
+def _packed(bits: int, first_bits: tuple[int, ...], divisors: tuple[float, ...]) -> Encoding:
+    """Whole numbers of few bits, as many below 0 as from there on."""
+    least, number = -(2 ** (bits - 1)), np.dtype("u1")
+    narrow, widen = partial(_above, least), partial(_from_above, least)
+    return Encoding(number, len(first_bits), narrow, widen, bits, least, -least - 1, divisors, first_bits)
 
 
 # From -8 to 7: for what lies between -8 and 8 a scale of either sign may serve better.
@@ -102,7 +153,7 @@ ENCODINGS: dict[str, Encoding] = {
     "bfloat16": Encoding(_SCALE, 2, _rounded, _widened, 16),
     "float32": Encoding(np.dtype("<f4"), 1, _float32, _float32, 32),
     "int8": Encoding(np.dtype("i1"), 2, _int8, _float32, 8, -127, 127, (127.0, 126.0)),
-    "int4": Encoding(np.dtype("u1"), 8, _int4, _from_int4, 4, -8, 7, _INT4_DIVISORS),
+    "int4": _packed(4, (0, 16, 8, 24, 4, 20, 12, 28), _INT4_DIVISORS),
 }
 """Every `PageDtype`."""
 
@@ -209,23 +260,17 @@ def _raw(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def _stored(numbers: npt.NDArray[Any], encoding: Encoding) -> npt.NDArray[np.uint8]:
     """Numbers [n, rows, cols] as they lie in blocks, [n, bytes]."""
     flat = _interleave(numbers, encoding.neighbours)
-    if encoding.bits != 4:
+    if not encoding.first_bits:
         return _raw(flat)
-    ordered = flat.reshape(len(flat), -1, 8)[:, :, _INT4_ORDER]
-    return np.asarray((ordered[:, :, :4] | ordered[:, :, 4:] << 4).reshape(len(flat), -1))
+    return encoding.packed(flat.reshape(len(flat), -1, encoding.neighbours)).reshape(len(flat), -1)
 
 
 def _numbers(stored: npt.NDArray[np.uint8], block: BlockShape, encoding: Encoding) -> npt.NDArray[Any]:
     """The inverse of `_stored`."""
-    if encoding.bits == 4:
-        octets = stored.reshape(len(stored), -1, 4)
-        halves = np.concatenate([octets & 15, octets >> 4], 2)
-        stored = np.ascontiguousarray(halves[:, :, _INT4_ORDER]).reshape(len(stored), -1)
+    if encoding.first_bits:
+        words = stored.reshape(len(stored), -1, encoding.word_bytes)
+        stored = np.stack(encoding.unpacked(words), -1).reshape(len(stored), -1)
     return _deinterleave(stored.view(encoding.number), block, encoding.neighbours)
-
-
-_INT4_ORDER = [0, 2, 1, 3, 4, 6, 5, 7]
-"""Inputs in the low halves of a word's bytes, then in the high ones; of these, the other way, inputs in order."""
 
 
 def _interleave(blocks: npt.NDArray[Any], group: int) -> npt.NDArray[Any]:

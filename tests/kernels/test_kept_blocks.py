@@ -13,7 +13,7 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.model.dense_model import PagedWeightInfo
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.training.masks import drop
-from weightpager.kernels.torch.kept_blocks import FrozenBlocks, KeptBlocks, RowRounding, products
+from weightpager.kernels.torch.kept_blocks import FrozenBlocks, LearntBlocks, RowRounding, products
 from weightpager.page_dtype import ENCODINGS
 
 BLOCKS = st.builds(BlockShape, st.sampled_from([8, 16, 64]), st.sampled_from([8, 32, 128]))
@@ -66,7 +66,7 @@ def test_products_are_those_of_the_masked_weight(
     x, dy = x.to(dtype), torch.randn(tokens, outs).to(dtype)
     within = 0.01 if dtype == torch.bfloat16 else 1e-5
     for number in range(len(products())):
-        blocks = KeptBlocks(kept, grid, number)
+        blocks = LearntBlocks(kept, grid, number)
         given_ = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
         y = blocks.linear(given_[0], given_[1], given_[2] if biased else None, rows)
         assert y.dtype == dtype
@@ -81,7 +81,7 @@ def test_products_are_those_of_the_masked_weight(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_any_number_of_threads_finds_the_same(dtype: torch.dtype) -> None:
     grid = BlockGrid(80, 96, BlockShape(16, 32))
-    blocks = KeptBlocks(np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5, grid)
+    blocks = LearntBlocks(np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5, grid)
     x, weight, before = torch.randn(2, 200, 96).to(dtype), torch.randn(80, 96), torch.get_num_threads()
     found = []
     try:
@@ -102,7 +102,7 @@ def test_any_number_of_threads_finds_the_same(dtype: torch.dtype) -> None:
 
 def test_a_gradient_lies_on_the_host_whatever_the_default_device() -> None:
     grid = BlockGrid(20, 40, BlockShape(16, 32))
-    blocks, x, dy = KeptBlocks(np.ones((2, 2), bool), grid), torch.randn(3, 40), torch.randn(3, 20)
+    blocks, x, dy = LearntBlocks(np.ones((2, 2), bool), grid), torch.randn(3, 40), torch.randn(3, 20)
     with torch.device("meta"):
         found = blocks.gradient(x, dy)
     close(found, dy.T @ x, 1e-5)
@@ -110,7 +110,7 @@ def test_a_gradient_lies_on_the_host_whatever_the_default_device() -> None:
 
 def test_an_input_may_be_one_token_without_an_axis_for_it() -> None:
     grid = BlockGrid(20, 40, BlockShape(16, 32))
-    blocks, weight = KeptBlocks(np.ones((2, 2), bool), grid), torch.randn(20, 40)
+    blocks, weight = LearntBlocks(np.ones((2, 2), bool), grid), torch.randn(20, 40)
     frozen = FrozenBlocks(blocks, weight)
     for frozen_or_learnt in (frozen.linear, lambda x, bias: blocks.linear(x, weight, bias)):
         x, bias, dy = torch.randn(40, requires_grad=True), torch.randn(20, requires_grad=True), torch.randn(20)
@@ -122,8 +122,8 @@ def test_an_input_may_be_one_token_without_an_axis_for_it() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     grid = BlockGrid(20, 40, BlockShape(16, 32))
     with pytest.raises(ValueError, match=r"expected a mask of \(2, 2\) blocks, got \(1, 2\)"):
-        KeptBlocks(np.ones((1, 2), bool), grid)
-    blocks = KeptBlocks(np.ones((2, 2), bool), grid)
+        LearntBlocks(np.ones((1, 2), bool), grid)
+    blocks = LearntBlocks(np.ones((2, 2), bool), grid)
     for weight in (torch.zeros(20, 41), torch.zeros(20, 40).bfloat16(), torch.zeros(40, 20).T):
         with pytest.raises(ValueError, match=r"weight: expected contiguous float32 \[20, 40\]"):
             blocks.linear(torch.zeros(3, 40), weight)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from paging import masked, page
+from paging import masked, numbers, page
 from weightpager.kernels import PagedWeight, PageNotResidentError, available
 from weightpager.kernels.torch import calls, dispatch, paged_gated, paged_linear
 from weightpager.kernels.torch.reference import dense_weight
@@ -86,13 +86,6 @@ class Case:
         return 1e-5 if self.dense.dtype == self.x.dtype == torch.float32 else 1e-2
 
 
-def weights(values: Tensor, dtype: str) -> Tensor:
-    """What `page` makes a weight of that dtype of."""
-    if dtype == "int8":
-        return (values * 40).clamp(-127, 127).to(torch.int8)
-    return (values * 4).round().clamp(-8, 7).to(torch.int8) if dtype == "int4" else values.to(getattr(torch, dtype))
-
-
 def strided(x: Tensor, how: str) -> Tensor:
     """The same values in memory of another shape."""
     if how == "every other":
@@ -120,7 +113,7 @@ def cases(draw: st.DrawFn) -> Case:
     bias = draw(st.sampled_from([None, *DTYPES]))
     dtype = draw(st.sampled_from(list(ENCODINGS)))
     return Case(
-        dense=weights(normal(outputs, inputs), dtype),
+        dense=numbers(normal(outputs, inputs), dtype),
         mask=torch.rand(grid, generator=random) < draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),
         block=block,
         x=strided(x, draw(st.sampled_from(["", "every other", "transposed", "offset"]))),

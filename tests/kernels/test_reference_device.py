@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paging import page
+from paging import numbers, page
 from weightpager.kernels.torch import DeviceWeight, reference
 from weightpager.page_dtype import ENCODINGS
 
@@ -16,8 +16,7 @@ from weightpager.page_dtype import ENCODINGS
 @pytest.mark.parametrize("dtype", ENCODINGS)
 def test_all_tensors_are_made_on_the_device_of_the_weight(dtype: str) -> None:
     random = torch.Generator().manual_seed(0)
-    numbers = torch.randint(-8, 8, (24, 40), generator=random)
-    dense = numbers.to(torch.int8 if dtype == "int4" else getattr(torch, dtype))
+    dense = numbers(torch.randn(24, 40, generator=random), dtype)
     weight = DeviceWeight.of(page(dense, torch.eye(3, 5) > 0, 8, 8, dtype=dtype))
     x, bias = torch.ones(2, 40), torch.ones(24)
     linear = reference.paged_linear(x, weight, bias)

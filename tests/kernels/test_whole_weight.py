@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -10,18 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.whole_weight import WholeDtype, WholeWeightEntry, decode_whole, encode_whole
+from weightpager.bundle.format.whole_weight import WholeWeightEntry, decode_whole, encode_whole
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import whole_weight
 from weightpager.kernels.torch import paged_linear
 from weightpager.kernels.torch.reference import dense_weight
 from weightpager.kernels.torch.tables import look_up, reference
+from weightpager.page_dtype import ENCODINGS, PageDtype
 
 BLOCKS = st.builds(BlockShape, st.sampled_from([8, 16, 64]), st.sampled_from([8, 32, 256]))
-DTYPES: st.SearchStrategy[WholeDtype] = st.sampled_from(["int8", "int4"])
+SCALED: list[PageDtype] = [dtype for dtype in get_args(PageDtype) if ENCODINGS[dtype].scaled]
+DTYPES = st.sampled_from(SCALED)
 
 
-def table(rows: int, columns: int, block: BlockShape, dtype: WholeDtype, seed: int = 0) -> tuple[PagedWeight, Tensor]:
+def table(rows: int, columns: int, block: BlockShape, dtype: PageDtype, seed: int = 0) -> tuple[PagedWeight, Tensor]:
     """A table of random values, and these as they come back."""
     random = np.random.default_rng(seed)
     values = (random.standard_normal((rows, columns)) * 10.0 ** random.integers(-4, 4, (rows, 1))).astype(np.float32)
@@ -50,7 +54,7 @@ def test_rows_are_looked_up_as_the_reference_does(
     rows: int,
     columns: int,
     block: BlockShape,
-    dtype: WholeDtype,
+    dtype: PageDtype,
     n: int,
     out: torch.dtype,
     of_ids: torch.dtype,
@@ -64,9 +68,9 @@ def test_rows_are_looked_up_as_the_reference_does(
     assert torch.equal(reference(weight, ids, out), expected)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", SCALED)
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_a_table_is_multiplied_by_as_any_paged_weight(dtype: WholeDtype, tokens: int) -> None:
+def test_a_table_is_multiplied_by_as_any_paged_weight(dtype: PageDtype, tokens: int) -> None:
     weight, values = table(301, 200, BlockShape(16, 32), dtype)
     values = values / values.abs().max(1, keepdim=True).values
     entry = WholeWeightEntry(name="t", rows=301, columns=200, dtype=dtype)

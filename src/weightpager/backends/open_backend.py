@@ -8,7 +8,7 @@ from weightpager.backends.backend import Backend
 from weightpager.bundle import Bundle
 from weightpager.config import check_backend
 from weightpager.errors import ConfigError
-from weightpager.kernels import isa
+from weightpager.kernels import choice, isa
 from weightpager.kernels.choice import REFERENCE
 from weightpager.machine.packages import TORCH, is_installed, needing_torch
 from weightpager.readers.image_reader import open_image_reader
@@ -55,6 +55,6 @@ def _chosen(bundle: Bundle, asked: str, device: str) -> str:
 
 def _native_runs(bundle: Bundle) -> bool:
     """Whether native code can run all of a bundle's tasks here."""
-    if isa() == REFERENCE or not bundle.has_graphs:
+    if isa() == REFERENCE or not bundle.has_graphs or bundle.manifest.block_dtypes - choice.READS:
         return False
     return not bundle.takes_images or open_image_reader(bundle) is not None

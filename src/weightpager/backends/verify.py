@@ -21,7 +21,7 @@ from weightpager.bundle.model_files import check_model_file, extra_files, model_
 from weightpager.bundle.reader import LOOKS, Bundle, opened_files, place_of, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
-from weightpager.kernels import isa
+from weightpager.kernels import choice, isa
 from weightpager.kernels.choice import REFERENCE
 from weightpager.machine.packages import is_installed
 from weightpager.progress import StepProgress, silent
@@ -117,8 +117,8 @@ def _verified(root: Path, progress: StepProgress) -> Verification:
 
 
 def _check_tasks(bundle: Bundle) -> None:
-    """Have native code see that its tasks can run; nothing where it isn't built, or a kind of tasks has no graph."""
-    if isa() == REFERENCE or not bundle.has_graphs:
+    """Have native code see that its tasks can run, where it is built, reads the blocks, and each kind has a graph."""
+    if isa() == REFERENCE or not bundle.has_graphs or bundle.manifest.block_dtypes - choice.READS:
         return
     from weightpager.backends.native.backend import NativeBackend
 

@@ -68,7 +68,6 @@ def adapter_files(task: str) -> tuple[str, str]:
 
 
 def has_adapter(bundle: Bundle, task: str) -> bool:
-    """Whether a task has low-rank parts."""
     return any(file in bundle.manifest.files for file in adapter_files(task))
 
 
@@ -201,10 +200,6 @@ def stored_parameters(root: Path, manifest: Manifest, name: str) -> AbstractCont
         root: bundle directory.
         manifest: the bundle's.
         name: of the file.
-
-    Raises:
-        BundleFormatError: it is missing, damaged or no safetensors file, or a tensor is none that a module can have, or
-            no table as the manifest has it.
     """
     return stored_tensors(root, name, manifest.entry(name), lambda header: _check(header, manifest, name))
 

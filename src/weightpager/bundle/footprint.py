@@ -69,11 +69,9 @@ class Footprint:
 
 
 def page_capacity(bundle: Bundle, pages: int | None = None) -> int:
-    """How many page numbers an engine has: at most as many as the locations in block tables can address.
+    """How many page numbers an engine has over so many pages, or the bundle's own.
 
-    Args:
-        bundle: to be opened.
-        pages: that it is taken to have; None for its own.
+    They are at most as many as the locations in block tables can address.
     """
     most = np.iinfo(np.int32).max // bundle.manifest.blocks_per_page
     return int(min(2 * (len(bundle.pages) if pages is None else pages) + _SPARE_PAGES, most))
@@ -85,12 +83,10 @@ def least_rows(entry: RowTableEntry) -> int:
 
 
 def row_memory(entry: RowTableEntry) -> int:
-    """Bytes of memory that a row of a table takes."""
     return entry.row_bytes + _ROW_BOOKKEEPING
 
 
 def whole_rows(bundle: Bundle) -> int:
-    """Bytes of memory that all rows of a bundle's tables take."""
     return sum(entry.rows * row_memory(entry) for entry in bundle.manifest.row_tables)
 
 
@@ -102,38 +98,31 @@ def expanded_bytes(placement: Placement, task: int) -> int:
 def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Footprint:
     """What an engine over this bundle holds beside its arena.
 
-    Args:
-        bundle: to be opened.
-        dtype: of the engine's configuration.
-        rows: bytes for rows of tables, of the same; None where the budget decides.
-
-    Raises:
-        BundleFormatError: a parameter file is damaged.
+    ``dtype`` and ``rows``, bytes for rows of tables, are those of the engine's configuration; None where the budget
+    decides.
     """
+    manifest, files = bundle.manifest, [RESIDENT, *map(private_file, bundle.tasks)]
     tables = [expanded_bytes(bundle.placement, task) for task in range(len(bundle.tasks))]
+    parameters = [_parameter_bytes(bundle, file, dtype) for file in files]
+    row_places = sum(table.places.nbytes + table.entry.rows * _SLOT_BYTES for table in bundle.row_tables.values())
+    whole = (weight for file in files for weight in bundle.whole_weights(file))
+    whole_places = sum(weight.memory(manifest.block_shape) - weight.bytes(manifest.block_shape) for weight in whole)
+    least = sum(least_rows(entry) * row_memory(entry) for entry in manifest.row_tables)
     return Footprint(
-        resident=_parameter_bytes(bundle, RESIDENT, dtype),
-        private=sum(
-            _parameter_bytes(bundle, private_file(task), dtype) + adapter_bytes(bundle, task) for task in bundle.tasks
-        ),
-        placement=_page_tables(bundle, len(bundle.pages), bundle.placement.locations)
-        + _row_places(bundle)
-        + _whole_places(bundle),
+        resident=parameters[0],
+        private=sum(parameters[1:]) + sum(adapter_bytes(bundle, task) for task in bundle.tasks),
+        placement=_page_tables(bundle, len(bundle.pages), bundle.placement.locations) + row_places + whole_places,
         largest_table=max(tables),
         all_tables=sum(tables),
-        rows=_row_bytes(bundle, rows),
+        rows=least if rows is None else min(rows, whole_rows(bundle)),
     )
 
 
 def budget_of_shared(bundle: Bundle, paged_bytes: int, dtype: str) -> int:
     """Bytes that a bundle of the same model would need if all its tasks had the same blocks, in pages as large.
 
-    Up to a page a layer too many, as layers don't fill their last pages.
-
-    Args:
-        bundle: whose parameters and rows it has.
-        paged_bytes: bytes of its blocks.
-        dtype: of its blocks, a `PageDtype`.
+    These blocks have so many bytes in a `PageDtype`. Up to a page a layer too many, as layers don't fill their last
+    pages.
     """
     always, placement = footprint(bundle), bundle.placement
     blocks = paged_bytes // block_bytes(bundle.manifest.block_shape, dtype)
@@ -144,27 +133,9 @@ def budget_of_shared(bundle: Bundle, paged_bytes: int, dtype: str) -> int:
 
 
 def _page_tables(bundle: Bundle, pages: int, places: int) -> int:
-    """Which of a bundle's blocks lie in so many pages of so many places, page index and page table."""
     numbers = places * bundle.placement.numbers.dtype.itemsize + len(bundle.tasks) * -(-places // 8)
     index = (pages + len(bundle.row_ids)) * _INDEX_BYTES
     return numbers + index + page_capacity(bundle, pages) * (_NUMBER_BYTES + len(bundle.tasks)) + pages * _PAGE_BYTES
-
-
-def _row_places(bundle: Bundle) -> int:
-    """Where each row lies in the pages, and where in memory."""
-    return sum(table.places.nbytes + table.entry.rows * _SLOT_BYTES for table in bundle.row_tables.values())
-
-
-def _whole_places(bundle: Bundle) -> int:
-    """Where the blocks of whole weights lie, of those that tasks share and of those that they have for themselves."""
-    files, block = [RESIDENT, *(private_file(task) for task in bundle.tasks)], bundle.manifest.block_shape
-    return sum(weight.memory(block) - weight.bytes(block) for file in files for weight in bundle.whole_weights(file))
-
-
-def _row_bytes(bundle: Bundle, stated: int | None) -> int:
-    if stated is not None:
-        return min(stated, whole_rows(bundle))
-    return sum(least_rows(entry) * row_memory(entry) for entry in bundle.manifest.row_tables)
 
 
 def _parameter_bytes(bundle: Bundle, file: str, dtype: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,7 @@ from weightpager.progress import StepProgress, silent
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection removed.
-
-    Attributes:
-        tasks: names of the tasks that left.
-        pages: number of the pages that left.
-        bytes: bytes of those pages.
-        pages_left: number of pages that are in the bundle now.
-    """
+    """What a collection removed, and the pages that are left."""
 
     tasks: tuple[str, ...]
     pages: int
@@ -95,7 +89,7 @@ def _write_pages(
 ) -> list[int]:
     """Write the page files without unused pages, leave out empty files, check what is written; pages of each file."""
     counts: list[int] = []
-    for name, first, pages in bundle.manifest.block_page_ranges():
+    for name, first, pages in islice(bundle.manifest.page_ranges(), len(bundle.manifest.page_files)):
         staying = first + np.flatnonzero(used[first : first + pages])
         if len(staying) == pages > 0:
             writer.link(page_file.file_name(len(counts)), bundle.path / name)

@@ -35,11 +35,7 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
 
 
 def model_dir(bundle: Bundle) -> Path:
-    """Check every file in the model's directory but graphs, which `Bundle.graph` checks; its path.
-
-    Raises:
-        BundleFormatError: a file is damaged, not listed, asks for code from elsewhere, or for absurd sizes.
-    """
+    """Check every file in the model's directory but graphs, which `Bundle.graph` checks; its path."""
     for name in extra_files(bundle.path, bundle.manifest):
         raise unlisted(name)
     for name in model_files(bundle.manifest):
@@ -54,7 +50,6 @@ def model_files(manifest: Manifest) -> list[str]:
 
 
 def extra_files(root: Path, manifest: Manifest) -> Iterator[str]:
-    """Names of what is there and not listed."""
     for path in sorted((root / MODEL).rglob("*")):
         name = path.relative_to(root).as_posix()
         # Not only ordinary files: transformers would open a FIFO, or find files behind a link to a directory.
@@ -63,16 +58,11 @@ def extra_files(root: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def unlisted(name: str) -> BundleFormatError:
-    """The error about an extra file."""
     return BundleFormatError(name, "file", "only files that the manifest lists", "an extra file; remove it")
 
 
 def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
-    """Compare a file with its entry, and refuse settings that ask for what a bundle may not do.
-
-    Raises:
-        BundleFormatError: as `model_dir`.
-    """
+    """Compare a file with its entry, and refuse settings that ask for what a bundle may not do."""
     entry = manifest.entry(name)
     kind = kind_of_file(name)
     if kind is not None:

@@ -25,13 +25,12 @@ _NAMES = ("id2label", "label2id", "ner_labels")  # objects whose keys or values 
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One key of an object and its value.
+class ModelSetting:
+    """One key of an object and its JSON value.
 
     Attributes:
         path: of the key, as ``text_config.num_hidden_layers``.
         key: its last part.
-        value: of any JSON type.
         depth: 0 for a key of the document itself.
     """
 
@@ -41,24 +40,14 @@ class Setting:
     depth: int
 
 
-def settings_of(name: str, values: dict[str, Any], depth: int = 0, at: str = "") -> Iterator[Setting]:
-    """All settings of a document, outer ones first, without the names of classes.
-
-    Args:
-        name: of the file, for errors.
-        values: the document.
-        depth: of its keys.
-        at: path of the object.
-
-    Raises:
-        BundleFormatError: it is deeper, or has longer lists or objects, than any honest one.
-    """
+def settings_of(name: str, values: dict[str, Any], depth: int = 0, at: str = "") -> Iterator[ModelSetting]:
+    """All settings of a document, outer ones first, without the names of classes."""
     if depth >= MOST_DEPTH:
         raise BundleFormatError(name, at, f"at most {MOST_DEPTH} levels", "more")
     if len(values) > MOST_NAMES:
         raise BundleFormatError(name, at or "document", f"at most {MOST_NAMES} entries", len(values))
     for key, value in values.items():
-        setting = Setting(f"{at}.{key}"[-200:].lstrip("."), key, value, depth)
+        setting = ModelSetting(f"{at}.{key}"[-200:].lstrip("."), key, value, depth)
         yield setting
         if key in _NAMES:
             if isinstance(value, (dict, list)) and len(value) > MOST_NAMES:
@@ -68,7 +57,7 @@ def settings_of(name: str, values: dict[str, Any], depth: int = 0, at: str = "")
             yield from settings_of(name, inner, depth + 1, setting.path)
 
 
-def _objects(name: str, setting: Setting) -> Iterator[dict[str, Any]]:
+def _objects(name: str, setting: ModelSetting) -> Iterator[dict[str, Any]]:
     """The objects that a value is, or has in its lists."""
     waiting, items = [(setting.value, 0)], 0
     while waiting:
@@ -99,11 +88,11 @@ ROPE = ("rope_scaling", "rope_parameters")
 # Names of classes are ASCII below: a repeated \w, of all alphabets, takes 10 MiB of every process that imports it.
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class BoundedSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Frozen; no silent conversion. Bounds keep numbers finite."""
 
 
-class CommonSettings(Settings, frozen=True, kw_only=True):
+class CommonSettings(BoundedSettings, frozen=True, kw_only=True):
     """Settings whose types a configuration class checks only if it declares them."""
 
     sliding_window: Tokens | None = None
@@ -116,7 +105,7 @@ class CommonSettings(Settings, frozen=True, kw_only=True):
     tie_word_embeddings: bool | None = None
 
 
-class GenerationSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationSettings(BoundedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``generation_config.json`` may state. Other settings would take more memory, more time or foreign code."""
 
     bos_token_id: Word | None = None
@@ -137,7 +126,7 @@ class GenerationSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fie
 GENERATION_KEYS = GenerationSettings.__struct_fields__
 
 
-class ImageSettings(Settings, frozen=True, kw_only=True):
+class ImageSettings(BoundedSettings, frozen=True, kw_only=True):
     """Settings of ``preprocessor_config.json`` that all processors know. Others are kept, and tried on an image."""
 
     image_processor_type: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_]{1,100}ImageProcessor(Fast|Pil)?\Z")] | None = None
@@ -155,7 +144,7 @@ class ImageSettings(Settings, frozen=True, kw_only=True):
     input_data_format: Literal["channels_first", "channels_last"] | None = None
 
 
-class RopeSettings(Settings, frozen=True, kw_only=True):
+class RopeSettings(BoundedSettings, frozen=True, kw_only=True):
     """What transformers reads when a module is built, or only when a text is long."""
 
     rope_type: Annotated[str, Meta(max_length=64)] | None = None
@@ -182,11 +171,7 @@ class RopeSettings(Settings, frozen=True, kw_only=True):
 
 
 def rope_of(value: Any) -> dict[str, Any]:
-    """The rotary settings in a configuration's value, by type of layer; by ``""`` where one object is for all.
-
-    Args:
-        value: an object.
-    """
+    """The rotary settings in a configuration's value, by type of layer; by ``""`` where one object is for all."""
     each = {layers: inner for layers, inner in value.items() if isinstance(inner, dict)}
     return each if each and len(each) == len(value) else {"": value}
 
@@ -194,7 +179,7 @@ def rope_of(value: Any) -> dict[str, Any]:
 PaddedSide = Literal["left", "right"]
 
 
-class TokenizerSettings(Settings, frozen=True, kw_only=True):
+class TokenizerSettings(BoundedSettings, frozen=True, kw_only=True):
     """Settings of all tokenizers in ``tokenizer_config.json``. Further ones are kept, and tried."""
 
     tokenizer_class: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_]{1,100}\Z")] | None = None
@@ -231,11 +216,7 @@ _MOST_PATTERN = 2**12
 
 
 def check_tokenizer_file(name: str, file: TokenizerFile) -> None:
-    """Refuse steps that make a short text much longer.
-
-    Raises:
-        BundleFormatError: it does.
-    """
+    """Refuse steps that make a short text much longer."""
     for field in ("normalizer", "decoder"):
         growth = 1
         for number, step in enumerate(_steps(name, field, getattr(file, field))):
@@ -288,13 +269,7 @@ _NOTHING: tuple[object, ...] = (None, False, "", {}, [])  # values that ask for 
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Settings that may have some values only.
-
-    Attributes:
-        names: of the settings, whole.
-        what: any other value asks for.
-        allowed: values.
-    """
+    """Settings, by their whole names, that ask for something unless they have one of the allowed values."""
 
     names: re.Pattern[str]
     what: str
@@ -344,16 +319,8 @@ _ELSEWHERE = _Refusal(re.compile(r"\w*name_or_path"), "asks for another model")
 from there."""
 
 
-def foreign_code(name: str, values: dict[str, Any]) -> tuple[Setting, str] | None:
-    """The first setting, at any depth, that asks for something forbidden, and what it asks for; None if none does.
-
-    Args:
-        name: of the file, for errors.
-        values: the document.
-
-    Raises:
-        BundleFormatError: it is deeper or longer than any honest one.
-    """
+def foreign_code(name: str, values: dict[str, Any]) -> tuple[ModelSetting, str] | None:
+    """The first setting, at any depth, that asks for something forbidden, and what it asks for; None if none does."""
     for setting in settings_of(name, values):
         for refusal in (*_REFUSALS, *([_ELSEWHERE] if setting.depth else [])):
             if refusal.names.fullmatch(setting.key):

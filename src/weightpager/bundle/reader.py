@@ -15,7 +15,7 @@ from blake3 import blake3
 from weightpager.bundle.files.entry import FileEntry, read_checked
 from weightpager.bundle.files.new_directory import left_aside
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
-from weightpager.bundle.files.tensor_file import read_arrays, read_header
+from weightpager.bundle.files.tensor_file import exactly, read_arrays, read_header
 from weightpager.bundle.format import page_file, placement, row_table
 from weightpager.bundle.format.block_table import BlockNumbers, BlockTable
 from weightpager.bundle.format.manifest import Manifest, TaskEntry, TaskKind
@@ -41,8 +41,11 @@ _MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must
 class Bundle:
     """A bundle directory, checked: what is in it and where. Reads no page.
 
-    Opening checks the manifest and its hash, the page index, the block tables and the shape of every page file;
-    `entry` and `read` check any other file when it is used. Pages are checked when they are loaded.
+    Opening checks the manifest and its hash, the page index, the block tables and the shape of every page file; `entry`
+    and `read` check any other file when it is used. Pages are checked when they are loaded.
+
+    Methods raise `UnknownTaskError` for a task that isn't there, and `BundleFormatError` where a file is missing,
+    damaged, or not what the format says.
 
     Attributes:
         path: the directory.
@@ -76,7 +79,9 @@ class Bundle:
         """
         root = Path(path)
         if not has_directory(root):
-            raise _no_bundle(root, _instead_of_directory(root))
+            lost = root.is_symlink() and not has_file(root)
+            found = "a link to nothing" if lost else "a file" if os.path.lexists(root) else "nothing there"
+            raise _no_bundle(root, found)
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")
         with of_bundle(root):
@@ -98,10 +103,7 @@ class Bundle:
         manifest = read_manifest(root)
         index = read_page_index(root, manifest)
         bundle = cls(root, manifest, index, read_placement(root, manifest, index.first(manifest.pages)))
-        bundle._check_page_files()
-        bundle._check_signatures()
-        bundle.permutations()
-        bundle._check_rows()
+        bundle._check()
         return bundle
 
     def __repr__(self) -> str:
@@ -115,7 +117,6 @@ class Bundle:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page."""
         return self.manifest.page_bytes
 
     @property
@@ -134,63 +135,37 @@ class Bundle:
         return sum(self.manifest.grid(weight).count for weight in self.manifest.weights) * self.block_bytes
 
     def task(self, name: str) -> TaskEntry:
-        """A task's entry.
-
-        Raises:
-            UnknownTaskError: there is none of that name.
-        """
         if name not in self.tasks:
             raise UnknownTaskError(name, self.tasks)
         return self.tasks[name]
 
     def tables(self, task: str) -> dict[str, BlockTable]:
-        """Block tables of a task, by paged weight, in execution order; made anew each time.
-
-        Raises:
-            UnknownTaskError: there is none of that name.
-        """
+        """Block tables of a task, by paged weight, in execution order; made anew each time."""
         self.task(task)
         return self.placement.tables(self.task_numbers[task])
 
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
-        """Indices of the pages that a task needs, int64 [pages], ascending.
-
-        Raises:
-            UnknownTaskError: there is none of that name.
-        """
+        """Indices of the pages that a task needs, int64 [pages], ascending."""
         self.task(task)
         return self.pages.of_task(self.task_numbers[task])
 
     def kept_locations(self, task: str) -> npt.NDArray[np.int64]:
-        """Locations of all blocks that a task keeps, int64 [blocks], ascending, each once.
-
-        Raises:
-            UnknownTaskError: there is none of that name.
-        """
+        """Locations of all blocks that a task keeps, int64 [blocks], ascending, each once."""
         self.task(task)
         return self.placement.locations_of(self.task_numbers[task])
 
     def whole_weights(self, file: str) -> list[WholeWeightEntry]:
-        """The whole weights that a parameter file has as blocks; ``file`` is its name in the manifest.
-
-        Raises:
-            BundleFormatError: the file is missing, of another size, or no safetensors file.
-        """
+        """The whole weights that a parameter file has as blocks; ``file`` is its name in the manifest."""
         entries = self.manifest.whole_weights
         return stored_in(read_header(self.path, file, self.entry(file)), entries) if entries else []
 
     def graph(self, kind: TaskKind) -> Graph | None:
-        """The forward pass of a kind of tasks; None if the bundle has none.
-
-        Raises:
-            BundleFormatError: the file is damaged, or no graph of this kind.
-        """
+        """The forward pass of a kind of tasks; None if the bundle has none."""
         name = graph_file(kind)
         return read_graph(name, self.read(name), kind) if name in self.manifest.files else None
 
     @property
     def takes_images(self) -> bool:
-        """Whether its tasks read images; else they read texts."""
         return any(task.takes_images for task in self.manifest.tasks)
 
     @property
@@ -201,15 +176,10 @@ class Bundle:
 
     @property
     def has_graphs(self) -> bool:
-        """Whether each kind of its tasks has a graph."""
         return {task.kind for task in self.manifest.tasks} == {*self.graph_kinds}
 
     def permutations(self) -> Permutations:
-        """The order in which the compiler has put the tensors' axes; empty where it changed none.
-
-        Raises:
-            BundleFormatError: the file is damaged, or an order doesn't fit its paged weight.
-        """
+        """The order in which the compiler has put the tensors' axes; empty where it changed none."""
         file = placement.PERMUTATIONS
         if file not in self.manifest.files:
             return placement.NOTHING_MOVED
@@ -224,39 +194,29 @@ class Bundle:
 
     @cached_property
     def row_tables(self) -> dict[str, RowTable]:
-        """Tables whose rows are in pages, by the parameter's canonical name.
-
-        Raises:
-            BundleFormatError: the file of their places is damaged, or fits other tables.
-        """
+        """Tables whose rows are in pages, by the parameter's canonical name."""
         file, entries = row_table.FILE, self.manifest.row_tables
         if not entries:
             return {}
-        arrays = read_arrays(self.path, file, self.entry(file), lambda header: row_table.check_header(header, entries))
+        arrays = read_arrays(self.path, file, self.entry(file), exactly(file, row_table.header(entries)))
         return row_table.parse(arrays, entries, self.page_bytes)
 
     def entry(self, name: str) -> FileEntry:
-        """Size and hash of a file, as the manifest states them; ``name`` is its path in the bundle.
-
-        Raises:
-            BundleFormatError: the manifest has none.
-        """
+        """Size and hash of a file, as the manifest states them; ``name`` is its path in the bundle."""
         return self.manifest.entry(name)
 
     def read(self, name: str) -> bytes:
-        """A file's bytes, checked against its entry.
-
-        Raises:
-            BundleFormatError: the manifest has no entry of it, or it is missing, or of another size or hash.
-        """
+        """A file's bytes, checked against its entry."""
         return read_checked(self.path, name, self.entry(name))
 
-    def _check_page_files(self) -> None:
+    def _check(self) -> None:
+        """Refuse files that don't go together."""
         for name, _, pages in self.manifest.page_ranges():
             page_file.check(self.path / name, pages, self.page_bytes)
-
-    def _check_rows(self) -> None:
         file, rows = page_file.FILE, slice(self.manifest.pages, None)
+        if not np.array_equal(self.placement.signatures(), self.pages.signatures):
+            raise BundleFormatError(file, "signatures", "the tasks that use a block in each page", "others")
+        self.permutations()
         if self.index.signatures[rows].any():
             raise BundleFormatError(file, "signatures", "no tasks of pages that hold rows", "others")
         if self.index.layers[rows].any():
@@ -264,11 +224,6 @@ class Bundle:
         for table in self.row_tables:
             if table in {f"{weight.name}.weight" for weight in self.manifest.weights}:
                 raise BundleFormatError(MANIFEST, f"row_tables.{table}", "a table that isn't paged in blocks", "both")
-
-    def _check_signatures(self) -> None:
-        if not np.array_equal(self.placement.signatures(), self.pages.signatures):
-            expected = "the tasks that use a block in each page"
-            raise BundleFormatError(page_file.FILE, "signatures", expected, "others")
 
 
 def place_of(root: Path) -> tuple[int, int] | None:
@@ -281,11 +236,7 @@ def place_of(root: Path) -> tuple[int, int] | None:
 
 
 def check_in_place(bundle: Bundle) -> None:
-    """See that what lies at a bundle's path is still the same bundle.
-
-    Raises:
-        BundleError: it isn't, or nothing can be read there.
-    """
+    """Raise a `BundleError` unless what lies at a bundle's path can be read and is still the same bundle."""
     with of_bundle(bundle.path):
         found = read_manifest(bundle.path)
     if found != bundle.manifest:
@@ -293,12 +244,6 @@ def check_in_place(bundle: Bundle) -> None:
             f"{bundle.path}: expected the bundle that was opened, found another one, by which a command has replaced "
             "it meanwhile; run this one again"
         )
-
-
-def _instead_of_directory(path: Path) -> str:
-    if not os.path.lexists(path):
-        return "nothing there"
-    return "a link to nothing" if path.is_symlink() and not has_file(path) else "a file"
 
 
 def _no_bundle(root: Path, found: str) -> BundleError:
@@ -319,42 +264,23 @@ def opened_files(manifest: Manifest) -> set[str]:
 
 
 def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
-    """A bundle's page index, pages of rows included, checked against its entry.
-
-    Raises:
-        BundleFormatError: it is missing, damaged, or not what the manifest says.
-    """
+    """A bundle's page index, pages of rows included, checked against its entry."""
     name, pages = page_file.FILE, manifest.pages + manifest.row_pages
-    arrays = read_arrays(root, name, manifest.entry(name), lambda header: PageIndex.check_header(header, pages))
+    arrays = read_arrays(root, name, manifest.entry(name), exactly(name, PageIndex.header(pages)))
     return PageIndex.parse(arrays, manifest.layers)
 
 
 def read_placement(root: Path, manifest: Manifest, pages: PageIndex) -> Placement:
-    """A bundle's block tables, checked against its entry.
-
-    Args:
-        root: bundle directory.
-        manifest: of the bundle.
-        pages: that hold blocks.
-
-    Raises:
-        BundleFormatError: they are missing, damaged, or not what manifest and page index say.
-    """
+    """A bundle's block tables, checked against its entry, of the pages that hold blocks."""
     numbers, name = BlockNumbers.of(manifest), placement.FILE
-    arrays = read_arrays(
-        root, name, manifest.entry(name), lambda header: Placement.check_header(header, numbers, manifest)
-    )
+    arrays = read_arrays(root, name, manifest.entry(name), exactly(name, Placement.header(numbers, manifest)))
     found = Placement(numbers, pages.layers, **arrays)
     found.validate()
     return found
 
 
 def read_manifest(root: Path) -> Manifest:
-    """A bundle's manifest, checked against its hash.
-
-    Raises:
-        BundleFormatError: it is missing, damaged, or not what the format says.
-    """
+    """A bundle's manifest, checked against its hash."""
     try:
         with open_regular(root / MANIFEST) as file:
             size = os.fstat(file.fileno()).st_size

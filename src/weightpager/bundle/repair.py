@@ -36,7 +36,6 @@ class Donor:
     a copy of the damaged bundle, so that a page is also looked for where that bundle has it.
 
     Attributes:
-        root: bundle directory.
         problem: why its pages can't be found by id; None if they can.
     """
 
@@ -49,34 +48,12 @@ class Donor:
         except BundleError as error:
             self.problem = error
 
-    def page(self, digest: bytes, size: int, name: str, offset: int) -> bytes:
+    def page(self, digest: bytes, size: int, *others: tuple[str, int]) -> bytes:
         """The page of this id, its bytes checked.
 
-        Args:
-            digest: its id.
-            size: bytes of a page.
-            name: the page file that holds it in the damaged bundle.
-            offset: where in that file.
-
-        Raises:
-            BundleError: there is none that is whole.
+        It is looked for where the donor's own index has it, and in other places: page files and offsets. A
+        `BundleError` says that there is none that is whole.
         """
-        return self._page(digest, size, [(name, offset)])
-
-    def page_by_id(self, digest: bytes, size: int) -> bytes:
-        """The page of this id, its bytes checked, from where the donor's own index has it.
-
-        Args:
-            digest: its id.
-            size: bytes of a page.
-
-        Raises:
-            BundleError: there is none that is whole.
-        """
-        return self._page(digest, size, [])
-
-    def _page(self, digest: bytes, size: int, others: Sequence[tuple[str, int]]) -> bytes:
-        """The page of this id, from where it is listed or from other places that may have it."""
         listed = self._places.get(digest, [])
         for place in dict.fromkeys([*listed, *others]):
             content = self._read(*place, size)
@@ -88,12 +65,7 @@ class Donor:
         raise BundleError(f"{self.root} {nowhere}")
 
     def copy(self, name: str, entry: FileEntry, target: IO[bytes]) -> None:
-        """Write the file ``name`` to ``target``. The content is known to be right only once this has returned.
-
-        Raises:
-            BundleFormatError: there is none that is what ``entry`` says.
-            OSError: the target can't be written.
-        """
+        """Write the file ``name`` to ``target``. The content is known to be right only once this has returned."""
         digest = blake3()
         for piece in self._pieces(name, entry):
             target.write(piece)
@@ -126,13 +98,7 @@ class Donor:
 
 @dataclass(frozen=True)
 class DamagedPageFile:
-    """A page file whose pages may be damaged or missing.
-
-    Attributes:
-        path: the place where it is, or should be.
-        ids: its pages' ids, uint8 [pages, 32].
-        page_bytes: bytes of a page.
-    """
+    """A page file, where it is or should be, whose pages may be damaged or missing; ``ids`` is uint8 [pages, 32]."""
 
     path: Path
     ids: npt.NDArray[np.uint8]
@@ -160,14 +126,15 @@ class DamagedPageFile:
     def mend(self, places: Sequence[int], donor: Donor) -> dict[int, str]:
         """Write these pages from the donor; by place, why those that are still damaged could not be written.
 
-        Raises:
-            OSError: the storage refused it; pages are as damaged as they were, or right.
+        After an `OSError` pages are as damaged as they were, or right.
         """
         problems = {}
         with self.path.open("r+b", buffering=0) as file:
             for place in places:
                 try:
-                    self._mend_page(file.fileno(), place, donor)
+                    offset = self._offset(place)
+                    content = donor.page(self.ids[place].tobytes(), self.page_bytes, (self.path.name, offset))
+                    page_file.write_at(file.fileno(), content, offset)
                 except BundleError as error:
                     problems[place] = str(error)
                 except OSError as error:
@@ -175,11 +142,6 @@ class DamagedPageFile:
             # Once for all of them: a page that isn't on the disk yet is as damaged as it was.
             os.fsync(file.fileno())
         return problems
-
-    def _mend_page(self, descriptor: int, place: int, donor: Donor) -> None:
-        offset = self._offset(place)
-        content = donor.page(self.ids[place].tobytes(), self.page_bytes, self.path.name, offset)
-        page_file.write_at(descriptor, content, offset)
 
     def _offset(self, place: int) -> int:
         return self._start + place * self.page_bytes
@@ -199,9 +161,6 @@ class Repair:
     """What was looked at, what was mended, and what could not be.
 
     Attributes:
-        files: number of files that the manifest lists.
-        pages: number of pages in the bundle.
-        mended_files: names of the files that were mended.
         mended_frames: page files, by name, whose size or header was wrong; their pages are another matter.
         mended_pages: numbers of the pages that were mended.
         problems: what is left, a line for each: what was wrong, and why it could not be mended.
@@ -288,13 +247,8 @@ def _manifest(held: Path, root: Path) -> Manifest:
 
 
 class _Mending:
-    """One bundle being mended."""
-
     def __init__(self, root: Path, manifest: Manifest, donor: Donor, progress: StepProgress) -> None:
-        self._root = root
-        self._manifest = manifest
-        self._donor = donor
-        self._progress = progress
+        self._root, self._manifest, self._donor, self._progress = root, manifest, donor, progress
         self._files: list[str] = []
         self._frames: list[str] = []
         self._pages: list[int] = []
@@ -302,7 +256,6 @@ class _Mending:
         self._unfound = False
 
     def result(self) -> Repair:
-        """What has happened so far."""
         files, pages = len(self._manifest.files), self._manifest.pages + self._manifest.row_pages
         return Repair(files, pages, tuple(self._files), tuple(self._frames), tuple(self._pages), tuple(self._problems))
 
@@ -346,7 +299,10 @@ class _Mending:
         missing = not file.path.exists()
         if file.mend_frame():
             self._frames.append(name)
-        damaged = [place for place in range(len(ids)) if self._is_damaged(file, place, first)]
+        damaged = []
+        for place in range(len(ids)):
+            damaged += [place] if file.is_damaged(place) else []
+            self._progress(first + place + 1, self._manifest.pages + self._manifest.row_pages)
         problems = file.mend(damaged, self._donor) if damaged else {}
         if missing:  # not before: who may only read a bundle's files couldn't fill it
             imitate(file.path, (self._root / MANIFEST).stat())
@@ -354,11 +310,6 @@ class _Mending:
         for place, problem in problems.items():
             self._problems.append(f"{name}: page {first + place} (place {place}): damaged; not mended: {problem}")
         self._unfound = self._unfound or bool(problems)
-
-    def _is_damaged(self, file: DamagedPageFile, place: int, first: int) -> bool:
-        damaged = file.is_damaged(place)
-        self._progress(first + place + 1, self._manifest.pages + self._manifest.row_pages)
-        return damaged
 
 
 def _inside(root: Path, name: str) -> Path:

@@ -6,8 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from weightpager.bundle.files.strict import checked
 from weightpager.bundle.model_settings import (
@@ -16,8 +15,8 @@ from weightpager.bundle.model_settings import (
     CommonSettings,
     GenerationSettings,
     ImageSettings,
+    ModelSetting,
     RopeSettings,
-    Setting,
     TokenizerFile,
     TokenizerSettings,
     check_tokenizer_file,
@@ -27,49 +26,38 @@ from weightpager.bundle.model_settings import (
 from weightpager.errors import BundleFormatError
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """Settings whose numbers count the same sort of thing.
+class _Kind(NamedTuple):
+    """Settings whose names match a pattern, and the integers that they may be."""
 
-    Attributes:
-        names: what is in their names.
-        least: an integer may be this small,
-        most: and this large.
-    """
-
-    names: re.Pattern[str]
-    least: int
+    names: str
     most: int
-
-
-def _kind(names: str, most: int, least: int = -(2**10)) -> _Kind:
-    return _Kind(re.compile(names), least, most)
+    least: int = -(2**10)
 
 
 _KINDS = (
-    _kind(r"^(max_position_embeddings|vocab_size)$", 2**24, least=1),
-    _kind(r"^num_attention_heads$", 2**12, least=1),
-    _kind(r"^num_hidden_layers$", 2**9, least=1),
-    _kind(r"^num_labels$", 2**16, least=1),
+    _Kind(r"^(max_position_embeddings|vocab_size)$", 2**24, least=1),
+    _Kind(r"^num_attention_heads$", 2**12, least=1),
+    _Kind(r"^num_hidden_layers$", 2**9, least=1),
+    _Kind(r"^num_labels$", 2**16, least=1),
     # The pixels of a side: tables of positions have its square, and tables of pairs of them its fourth power.
-    _kind(r"image_size|img_size", 2**12),
+    _Kind(r"image_size|img_size", 2**12),
     # Words and their numbers.
-    _kind(r"vocab|token|_index$", 2**26),
+    _Kind(r"vocab|token|_index$", 2**26),
     # Tokens that a model looks at.
-    _kind(r"position|length|_len$|ctx|context|window|chunk|seq|bucket|distance|block_size", 2**24),
+    _Kind(r"position|length|_len$|ctx|context|window|chunk|seq|bucket|distance|block_size", 2**24),
     # Not counts at all.
-    _kind(r"theta|freq|_base$|seed|floor", 2**40),
+    _Kind(r"theta|freq|_base$|seed|floor", 2**40),
     # Sides of matrices.
-    _kind(r"(size|dim|width|channel)s?$", 2**18),
-    _kind(r"expert", 2**15),
-    _kind(r"head|centroid", 2**12),
+    _Kind(r"(size|dim|width|channel)s?$", 2**18),
+    _Kind(r"expert", 2**15),
+    _Kind(r"head|centroid", 2**12),
     # What is built, or gone through, one by one.
-    _kind(
+    _Kind(
         r"layer|block|stage|depth|group|network|function|hash|level|branch|cycle|pass|loop|repeat|step|iter|recur|"
         r"codebook|quantizer|conv",
         2**9,
     ),
-    _kind(r"", 2**18),
+    _Kind(r"", 2**18),
 )
 """The first kind whose pattern fits a name is its kind. No honest configuration needs larger numbers. Smaller ones may
 still take too much together, which `weightpager.nn.empty_on_meta` finds when a module is built."""
@@ -94,17 +82,9 @@ _MOST_SINUSOIDAL = 2**14
 
 
 def check_bounds(name: str, values: dict[str, Any]) -> None:
-    """Refuse numbers, lists and texts that no honest configuration has, at any depth.
-
-    Args:
-        name: of the file, for errors.
-        values: the document.
-
-    Raises:
-        BundleFormatError: one is out of bounds, or no number where one is meant.
-    """
+    """Refuse numbers, lists and texts that no honest configuration has, at any depth."""
     for setting in settings_of(name, values):
-        kind = next(kind for kind in _KINDS if kind.names.search(setting.key))
+        kind = next(kind for kind in _KINDS if re.search(kind.names, setting.key))
         wanted = f"an integer of {kind.least} to {kind.most}"
         if not _fits(setting.value, kind) or (setting.key == "__float__" and setting.value not in _FLOATS):
             raise BundleFormatError(name, setting.path, wanted, repr(setting.value)[:80])
@@ -159,11 +139,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {"dtype": _DTYPES, "torch_dtype": _DTY
 
 
 def parse(name: str, content: bytes) -> Any:
-    """A document's value.
-
-    Raises:
-        BundleFormatError: it is no JSON, or has NaN in it; or is one of settings and no object.
-    """
+    """A document's value."""
     try:
         values = json.loads(content, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
@@ -179,15 +155,7 @@ def is_settings(name: str) -> bool:
 
 
 def check_settings(name: str, values: Any) -> None:
-    """Refuse a document with values that transformers, or this package, can't take.
-
-    Args:
-        name: of the file; what is checked follows from its last part.
-        values: as `parse` gives them.
-
-    Raises:
-        BundleFormatError: it has some.
-    """
+    """Refuse a document of this name with values that transformers, or this package, can't take."""
     file = name.rpartition("/")[2]
     if file == CONFIG:
         _check_config(name, values)
@@ -201,12 +169,8 @@ def check_settings(name: str, values: Any) -> None:
         check_tokenizer_file(name, checked(name, TokenizerFile, values))
 
 
-def check_choice(name: str, setting: Setting, choices: Mapping[str, tuple[object, ...]]) -> None:
-    """Refuse a setting that has none of the values that are allowed for its key, at whatever depth it stands.
-
-    Raises:
-        BundleFormatError: it has another one.
-    """
+def check_choice(name: str, setting: ModelSetting, choices: Mapping[str, tuple[object, ...]]) -> None:
+    """Refuse a setting that has none of the values that are allowed for its key, at whatever depth it stands."""
     allowed = choices.get(setting.key)
     if allowed is not None and setting.value not in allowed:
         expected = " or ".join(json.dumps(value) for value in allowed)
@@ -214,11 +178,7 @@ def check_choice(name: str, setting: Setting, choices: Mapping[str, tuple[object
 
 
 def generation_settings(name: str, values: dict[str, Any]) -> GenerationSettings:
-    """Validate how decoders generate; only `GENERATION_KEYS` may be stated.
-
-    Raises:
-        BundleFormatError: there are others, or one is out of bounds.
-    """
+    """Validate how decoders generate; only `GENERATION_KEYS` may be stated."""
     if others := values.keys() - set(GENERATION_KEYS):
         raise BundleFormatError(name, "keys", f"only {', '.join(GENERATION_KEYS)}", ", ".join(sorted(others))[:80])
     return checked(name, GenerationSettings, values)

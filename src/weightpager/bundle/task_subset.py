@@ -48,7 +48,6 @@ class TaskSubset:
 
     @property
     def numbers(self) -> list[int]:
-        """The tasks' numbers in the bundle."""
         return [self.bundle.task_numbers[name] for name in self.names]
 
     def signatures(self, signatures: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -80,13 +79,7 @@ class TaskSubset:
     def carry_over(self, writer: BundleWriter, added: Permutations = NOTHING_MOVED) -> None:
         """Take over the model, all parameters, the permutations and where rows lie; each file is checked.
 
-        Args:
-            writer: of the other bundle.
-            added: permutations that belong to tasks which this bundle doesn't have.
-
-        Raises:
-            BundleFormatError: a file isn't what the manifest says.
-            CompileError: the storage refused it.
+        ``added`` are permutations of tasks which this bundle doesn't have.
         """
         private_files = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
         wanted = {RESIDENT, row_table.FILE, *private_files}
@@ -98,25 +91,12 @@ class TaskSubset:
         writer.put_permutations(Permutations({**self.bundle.permutations().only(self.names).orders, **added.orders}))
 
     def carry_over_rows(self, writer: BundleWriter) -> None:
-        """Take over the page files of rows as they are.
-
-        Raises:
-            CompileError: the storage refused it.
-        """
+        """Take over the page files of rows as they are."""
         for name in self.bundle.manifest.row_file_names():
             writer.link(name, self.bundle.path / name)
 
     def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
-        """Write the manifest and, if the bundle has a report, the parts of it that still hold.
-
-        Args:
-            writer: of the other bundle.
-            manifest: of it.
-
-        Raises:
-            BundleFormatError: what has been written is no bundle, or the old report is damaged.
-            CompileError: the storage refused it.
-        """
+        """Write the manifest and, if the bundle has a report, the parts of it that still hold."""
         writer.finish(manifest)
         if not has_report(self.bundle):
             return

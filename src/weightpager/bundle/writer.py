@@ -35,10 +35,9 @@ storage_errors = partial(storage_errors_as, CompileError, "the bundle")
 
 
 class BundleWriter:
-    """Collects a bundle's files in a directory that nobody reads yet.
+    """Collects a bundle's files in a directory that nobody reads yet; a storage that refuses one is a `CompileError`.
 
     Attributes:
-        root: the directory.
         remembers: whether the user's cache may keep where held-out data lies.
     """
 
@@ -47,11 +46,7 @@ class BundleWriter:
         self.remembers = True
 
     def add(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Create a file and have ``write`` fill it.
-
-        Raises:
-            CompileError: the storage refused it.
-        """
+        """Create a file and have ``write`` fill it."""
         path = self.root / name
         with storage_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +55,6 @@ class BundleWriter:
                 write(file)
 
     def put(self, name: str, content: bytes) -> None:
-        """Create a file with this content.
-
-        Raises:
-            CompileError: the storage refused it.
-        """
         self.add(name, lambda file: file.write(content))
 
     def put_pages(self, name: str, pages: Iterator[bytes], count: int, page_bytes: int) -> list[bytes]:
@@ -80,11 +70,9 @@ class BundleWriter:
         return ids
 
     def put_index(self, index: PageIndex) -> None:
-        """Create the page index."""
         self.put(page_file.FILE, save(dict(index.arrays())))
 
     def put_placement(self, blocks: Placement) -> None:
-        """Create the block tables of all tasks."""
         self.put(placement.FILE, save(dict(blocks.arrays())))
 
     def put_permutations(self, orders: Permutations) -> None:
@@ -101,9 +89,6 @@ class BundleWriter:
         """Take over a file of another bundle: as a hard link, which costs no space, where the file system can.
 
         A symbolic link is followed: downloads lie in caches as links, which lead nowhere from another directory.
-
-        Raises:
-            CompileError: the storage refused it.
         """
         path = self.root / name
         with storage_errors():
@@ -118,9 +103,6 @@ class BundleWriter:
         """Write the manifest of the version that we write, with the hash of every file but the page files.
 
         Absolute paths of data become portable: see `held_out_places`.
-
-        Raises:
-            CompileError: the storage refused it.
         """
         skipped = {MANIFEST, MANIFEST_HASH, *manifest.page_file_names()}
         with storage_errors():

@@ -1,4 +1,4 @@
-"""A budget in place of density and dtype: the largest density that fits, in four bits unless all fits in more.
+"""A budget in place of density and dtype: the largest density that fits in the default dtype, unless all fits in more.
 
 What fits is measured, not reckoned: a trial bundle is written, with the dense values under masks of the density, and
 asked for its smallest budget. So all counts that an engine will hold. Of tables whose rows come on demand that is the
@@ -37,14 +37,14 @@ from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks
 from weightpager.compiler.training.masks import Masks, block_sums
 from weightpager.config import format_enough, format_room
 from weightpager.errors import CompileError
-from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.page_dtype import DEFAULT, PageDtype, block_bytes
 from weightpager.runtime.budget import smallest_budget
 
 LEAST = 0.05
 """Density below which nothing has been measured."""
 
-_COARSE: PageDtype = "int4"
-_ROOMY: tuple[PageDtype, ...] = ("bfloat16", "int8")  # taken where all blocks fit
+_ROOMY: tuple[PageDtype, ...] = ("bfloat16", "int8")
+"""Dtypes of more bits than the default, most first, each taken where all blocks fit."""
 _CLOSE = 0.01  # of the budget may be left
 _SPARE, _LEAST_SPARE = 0.02, 2048
 """Share of the budget that is left free before training, and the fewest bytes.
@@ -104,10 +104,10 @@ def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun) -> Fit | None:
     if density == 1:
         why = f"{room} hold all blocks in {task_file.dtype}, so none is dropped"
     else:
-        share = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, "int8")
+        share = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, _ROOMY[-1])
         why = (
-            f"{room} hold {density:.0%} of a task's blocks in {task_file.dtype}, or {density * share:.0%} in int8: "
-            "more blocks are worth more than finer numbers"
+            f"{room} hold {density:.0%} of a task's blocks in {task_file.dtype}, "
+            f"or {density * share:.0%} in {_ROOMY[-1]}: more blocks are worth more than finer numbers"
         )
         whole = _stated(_budget_of_trial(prepared.changed(sparsity=0.0), run), _SPARE, _LEAST_SPARE)
     return Fit(
@@ -154,7 +154,7 @@ def _fit(
     least = max(least, least_density(prepared.source))
     blocks, asked = sum(info.grid.count for info in prepared.source.paged), 0
 
-    def size(density: float, dtype: PageDtype = _COARSE) -> int:
+    def size(density: float, dtype: PageDtype = DEFAULT) -> int:
         nonlocal asked
         asked += 1
         run.progress("find what fits", asked, max(asked, trials + 1))
@@ -163,14 +163,14 @@ def _fit(
     for dtype in _ROOMY:
         if blocks * block_bytes(task_file.block, dtype) <= budget and size(1.0, dtype) <= budget:
             return prepared.changed(sparsity=0.0, dtype=dtype)
-    density = largest(size, budget, blocks * block_bytes(task_file.block, _COARSE), trials, least)
+    density = largest(size, budget, blocks * block_bytes(task_file.block, DEFAULT), trials, least)
     if density is None:
         enough = format_enough(_stated(size(least), spare, least_spare))
         raise CompileError(
-            f"fit: expected at least {enough}, which {least:.0%} of the blocks in {_COARSE} and "
+            f"fit: expected at least {enough}, which {least:.0%} of the blocks in {DEFAULT} and "
             f"what is always in memory take, found {format_room(task_file.fit)}; give more, or compile a smaller model"
         )
-    return prepared.changed(sparsity=1 - density, dtype=_COARSE)
+    return prepared.changed(sparsity=1 - density, dtype=DEFAULT)
 
 
 def _stated(needed: int, spare: float, least_spare: int) -> int:

@@ -17,7 +17,7 @@ from weightpager.bundle import BlockTable
 from weightpager.bundle.adapter import LowRank
 from weightpager.bundle.footprint import expanded_bytes
 from weightpager.bundle.format.placement import Placement
-from weightpager.kernels.block_tables import TableExpander
+from weightpager.kernels.block_tables import BlockTableExpander
 from weightpager.kernels.choice import NATIVE
 from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.paging.task_gate import TaskGate
@@ -37,9 +37,9 @@ class TableSource:
         blocks = placement.numbers
         firsts = blocks.first.tolist()
         grids = [(first, grid.rows, grid.cols) for first, grid in zip(firsts, blocks.grids, strict=True)]
-        self._native: TableExpander | None = None
+        self._native: BlockTableExpander | None = None
         if NATIVE:
-            self._native = TableExpander(placement.blocks, placement.layers, self._numbers, blocks.starts, grids)
+            self._native = BlockTableExpander(placement.blocks, placement.layers, self._numbers, blocks.starts, grids)
 
     def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:
         """Write the tables of task number ``task``, as `views` finds them."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weightpager.errors import BundleFormatError
-from weightpager.graph.graph import Array, Graph, Node, Operand
+from weightpager.graph.graph import Array, Graph, Node
 from weightpager.graph.validate import Field, read_document
 
 FORMAT = 1
@@ -20,7 +20,6 @@ _PREFIX, _SUFFIX = "model/graph-", ".json"
 
 
 def graph_file(kind: str) -> str:
-    """The name of a task kind's graph in a bundle."""
     return f"{_PREFIX}{kind}{_SUFFIX}"
 
 
@@ -45,17 +44,10 @@ def write_graph(graph: Graph) -> bytes:
 
 
 def read_graph(name: str, content: bytes, kind: str | None = None) -> Graph:
-    """Validate a graph's file.
+    """Validate a graph's file, which must be of this kind of tasks, if one is given.
 
-    What it does not check needs the parameters: that they exist, that shapes fit, and how many elements a value has.
-
-    Args:
-        name: of the file, for errors.
-        content: of the file.
-        kind: of tasks that it must be of, if any.
-
-    Raises:
-        BundleFormatError: names the first field that is wrong.
+    What it does not check needs the parameters: that they exist, that shapes fit, and how many elements a value has. A
+    `BundleFormatError` names the first field that is wrong.
     """
     if len(content) > MOST_BYTES:
         raise BundleFormatError(name, "size", f"at most {MOST_BYTES} bytes", len(content))
@@ -72,14 +64,10 @@ def read_graph(name: str, content: bytes, kind: str | None = None) -> Graph:
 def _node(node: Node) -> dict[str, Any]:
     return {
         "op": node.op,
-        "inputs": [None if each is None else _operand(each) for each in node.inputs],
+        "inputs": [None if each is None else {each.kind: each.key} for each in node.inputs],
         "attributes": dict(node.attributes),
         "outputs": list(node.outputs),
     }
-
-
-def _operand(operand: Operand) -> dict[str, str | int]:
-    return {operand.kind: operand.key}
 
 
 def _constant(array: Array) -> dict[str, Any]:

@@ -20,9 +20,7 @@ OPERAND_KINDS: tuple[OperandKind, ...] = ("value", "input", "parameter", "consta
 class Operand:
     """Where a node takes something from.
 
-    Attributes:
-        kind: an earlier node's value, an input of the graph, a parameter of the bundle, or a constant of the graph.
-        key: its name (a parameter's is canonical); of a constant its index.
+    ``key`` is the name of a value or an input, a parameter's canonical name, or a constant's index.
     """
 
     kind: OperandKind
@@ -30,22 +28,18 @@ class Operand:
 
     @classmethod
     def value(cls, name: str) -> Operand:
-        """An earlier node's output."""
         return cls("value", name)
 
     @classmethod
     def input(cls, name: str) -> Operand:
-        """An input of the graph."""
         return cls("input", name)
 
     @classmethod
     def parameter(cls, name: str) -> Operand:
-        """A parameter of the bundle, by canonical name."""
         return cls("parameter", name)
 
     @classmethod
     def constant(cls, index: int) -> Operand:
-        """A constant of the graph."""
         return cls("constant", index)
 
 
@@ -67,19 +61,12 @@ class Node:
 
     @property
     def output(self) -> str:
-        """The only, or the first, value's name."""
         return self.outputs[0]
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """What a call brings.
-
-    Attributes:
-        name: of the input.
-        dtype: int64 or float32.
-        shape: sizes, and names of the graph's dimensions.
-    """
+    """What a call brings: int64 or float32, of sizes and names of the graph's dimensions."""
 
     name: str
     dtype: str
@@ -88,12 +75,7 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """What a call gives.
-
-    Attributes:
-        name: logits or hidden.
-        value: name of the value that it is.
-    """
+    """What a call gives: logits or hidden, and the name of the value that it is."""
 
     name: str
     value: str
@@ -104,11 +86,8 @@ class Graph:
     """A task kind's forward pass.
 
     Attributes:
-        kind: of tasks.
         dims: dimensions that a call states: batch, and of texts length.
-        inputs: what a call brings.
         nodes: in execution order; every value is defined once, before its use.
-        outputs: what a call gives.
         constants: small arrays of float32, int64 or bool.
     """
 
@@ -140,15 +119,10 @@ DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
 
 def split(graph: Graph, name: str, width: int) -> tuple[Graph, Graph]:
-    """The part that gives an output, and the part that computes all others from it.
+    """The part that gives an output, and the part that computes all others from it, as its only input.
 
-    Args:
-        graph: whose other outputs need of the graph's inputs only what this output holds.
-        name: of the output, float32 [batch, length, width]; the second part's only input.
-        width: of it.
-
-    Raises:
-        ValueError: the graph has no such output, or an other one needs more or is the same value.
+    The output is float32 [batch, length, width]. A `ValueError` says that the graph has no such output, or that an
+    other one needs more of the graph's inputs or is the same value.
     """
     at = next((each for each in graph.outputs if each.name == name), None)
     if at is None:

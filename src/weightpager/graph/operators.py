@@ -21,12 +21,7 @@ _LARGEST = 3.4028234663852886e38  # of float32
 
 @dataclass(frozen=True)
 class AttributeKind:
-    """A kind of values.
-
-    Attributes:
-        words: what is expected, for errors.
-        accepts: whether a JSON value is one.
-    """
+    """A kind of JSON values: in words, for errors, and whether a value is one."""
 
     words: str
     accepts: Callable[[Any], bool]
@@ -61,17 +56,14 @@ def _are_axes(value: Any) -> bool:
 
 
 def choice(*names: str) -> AttributeKind:
-    """One of these words."""
     return AttributeKind(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
 
 
 def whole(least: int, most: int = MOST_SIZE) -> AttributeKind:
-    """An integer within bounds."""
     return AttributeKind(f"an integer from {least} to {most}", lambda value: is_whole(value, least, most))
 
 
 def pair(least: int, most: int = 2**12) -> AttributeKind:
-    """Two integers within bounds, of height and width."""
     return AttributeKind(
         f"two integers from {least} to {most}",
         lambda value: (
@@ -125,13 +117,8 @@ class Operator:
     scalar: bool = False
 
 
-def _unary() -> Operator:
-    return Operator(("x",))
-
-
-def _binary() -> Operator:
-    return Operator(("x", "y"), {"scalar": SCALAR}, optional=1, scalar=True)
-
+_UNARY = Operator(("x",))
+_BINARY = Operator(("x", "y"), {"scalar": SCALAR}, optional=1, scalar=True)
 
 OPERATORS: Mapping[str, Operator] = {
     # products and look-ups
@@ -162,17 +149,17 @@ OPERATORS: Mapping[str, Operator] = {
     "add_layer_norm": Operator(("x", "y", "weight", "bias"), {"epsilon": NOT_NEGATIVE}, optional=2, outputs=2),
     "add_rms_norm": Operator(("x", "y", "weight"), {"epsilon": NOT_NEGATIVE, "offset": _OFFSET}, optional=1, outputs=2),
     # element by element
-    **{name: _binary() for name in ("add", "subtract", "multiply", "divide")},
+    **dict.fromkeys(("add", "subtract", "multiply", "divide"), _BINARY),
     "power": Operator(("x",), {"scalar": NUMBER}),
     "gelu": Operator(("x",), {"approximate": choice("none", "tanh")}),
-    **{name: _unary() for name in ("relu", "silu", "tanh", "sigmoid", "exp", "negate", "sqrt", "rsqrt", "sin", "cos")},
+    **dict.fromkeys(("relu", "silu", "tanh", "sigmoid", "exp", "negate", "sqrt", "rsqrt", "sin", "cos"), _UNARY),
     # over axes
     **{name: Operator(("x",), {"axes": AXES, "keep": BOOLEAN}) for name in ("mean", "sum")},
     **{name: Operator(("x",), {"axis": AXIS}) for name in ("softmax", "cumsum", "argmax")},
     # truth
-    **{name: _binary() for name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")},
+    **dict.fromkeys(("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"), _BINARY),
     **{name: Operator(("x", "y")) for name in ("logical_and", "logical_or")},
-    "logical_not": _unary(),
+    "logical_not": _UNARY,
     "where": Operator(("condition", "x", "y")),
     "cast": Operator(("x",), {"dtype": DTYPE}),
     # shapes

@@ -117,7 +117,6 @@ def erf(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """``1 / (1 + exp(-x))``, without overflow."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), np.float32)
 
 
@@ -130,13 +129,11 @@ def gelu(x: Array, *, approximate: str) -> Array:
     return np.asarray(np.float32(0.5) * x * share)
 
 
-def relu(x: Array) -> Array:
-    """``x``, or 0 where it is negative."""
+def _relu(x: Array) -> Array:
     return np.asarray(np.maximum(x, np.float32(0)))
 
 
-def silu(x: Array) -> Array:
-    """``x * sigmoid(x)``."""
+def _silu(x: Array) -> Array:
     return x * sigmoid(x)
 
 
@@ -144,8 +141,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
     "gelu": lambda x: gelu(x, approximate="none"),
     "gelu_tanh": lambda x: gelu(x, approximate="tanh"),
-    "relu": relu,
-    "silu": silu,
+    "relu": _relu,
+    "silu": _silu,
     "tanh": np.tanh,
     "quick_gelu": lambda x: x * sigmoid(np.float32(1.702) * x),
 }
@@ -159,52 +156,6 @@ def _binary(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
         return function(x, np.asarray(scalar, x.dtype) if y is None else y)
 
     return applied
-
-
-def power(x: Array, *, scalar: float) -> Array:
-    """``x`` to the power of a number."""
-    return np.asarray(x ** np.asarray(scalar, x.dtype))
-
-
-def cast(x: Array, *, dtype: str) -> Array:
-    """The same values in another dtype: of float32 towards zero to int64; true where not 0 to bool."""
-    return x.astype(DTYPES[dtype])
-
-
-def where(condition: Array, x: Array, y: Array) -> Array:
-    """``x`` where the condition is true, else ``y``."""
-    return np.where(condition, x, y)
-
-
-_ELEMENTS: dict[str, Callable[..., Array]] = {
-    "add": _binary(np.add),
-    "subtract": _binary(np.subtract),
-    "multiply": _binary(np.multiply),
-    "divide": _binary(np.divide),
-    "power": power,
-    "gelu": gelu,
-    "relu": relu,
-    "silu": silu,
-    "tanh": np.tanh,
-    "sigmoid": sigmoid,
-    "exp": np.exp,
-    "negate": np.negative,
-    "sqrt": np.sqrt,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "sin": np.sin,
-    "cos": np.cos,
-    "equal": _binary(np.equal),
-    "not_equal": _binary(np.not_equal),
-    "less": _binary(np.less),
-    "less_equal": _binary(np.less_equal),
-    "greater": _binary(np.greater),
-    "greater_equal": _binary(np.greater_equal),
-    "logical_and": np.logical_and,
-    "logical_or": np.logical_or,
-    "logical_not": np.logical_not,
-    "where": where,
-    "cast": cast,
-}
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, *, epsilon: float) -> Array:
@@ -223,18 +174,13 @@ def rms_norm(x: Array, weight: Array | None, *, epsilon: float, offset: int) -> 
     return scaled if weight is None else scaled * (weight + np.float32(offset))
 
 
-def add_layer_norm(
-    x: Array, y: Array, weight: Array | None, bias: Array | None, *, epsilon: float
-) -> tuple[Array, Array]:
-    """``x + y``, and its `layer_norm`."""
-    total = x + y
-    return total, layer_norm(total, weight, bias, epsilon=epsilon)
+def _added(norm: Callable[..., Array]) -> Callable[..., tuple[Array, Array]]:
+    """``x + y``, and its norm."""
 
+    def applied(x: Array, y: Array, *weights: Array | None, **attributes: float) -> tuple[Array, Array]:
+        return x + y, norm(x + y, *weights, **attributes)
 
-def add_rms_norm(x: Array, y: Array, weight: Array | None, *, epsilon: float, offset: int) -> tuple[Array, Array]:
-    """``x + y``, and its `rms_norm`."""
-    total = x + y
-    return total, rms_norm(total, weight, epsilon=epsilon, offset=offset)
+    return applied
 
 
 def mean(x: Array, *, axes: list[int], keep: bool) -> Array:
@@ -259,26 +205,7 @@ def cumsum(x: Array, *, axis: int) -> Array:
     return np.asarray(x.cumsum(axis, dtype=x.dtype if x.dtype == np.float32 else np.int64))
 
 
-def argmax(x: Array, *, axis: int) -> Array:
-    """The index of the first greatest element along an axis, which goes."""
-    return np.asarray(x.argmax(axis), np.int64)
-
-
-_NORMS: dict[str, Callable[..., Any]] = {
-    "layer_norm": layer_norm,
-    "rms_norm": rms_norm,
-    "add_layer_norm": add_layer_norm,
-    "add_rms_norm": add_rms_norm,
-    "mean": mean,
-    "sum": total,
-    "softmax": softmax,
-    "cumsum": cumsum,
-    "argmax": argmax,
-}
-
-
 def embedding(table: Array, ids: Array) -> Array:
-    """A table's rows, by id."""
     if ids.size and (ids.min() < 0 or ids.max() >= len(table)):
         raise ValueError(f"expected ids from 0 to {len(table) - 1}, found {ids.min()} to {ids.max()}")
     return np.take(table, ids, 0)
@@ -295,21 +222,11 @@ def gated_linear(x: Array, gate_weight: Array, up_weight: Array, *, activation: 
     return np.asarray(ACTIVATIONS[activation](x @ gate_weight.T) * (x @ up_weight.T))
 
 
-def matmul(x: Array, y: Array) -> Array:
-    """The matrix product of the last two axes; the others broadcast."""
-    return np.asarray(x @ y)
-
-
 def conv2d(x: Array, weight: Array, bias: Array | None, *, stride: list[int], padding: list[int], groups: int) -> Array:
     """A convolution over height and width.
 
-    Args:
-        x: [B, C, H, W].
-        weight: [O, C / groups, kernel height, kernel width].
-        bias: [O].
-        stride: of height and width.
-        padding: zeros on both sides of height and width.
-        groups: of channels, each with its own share of the outputs.
+    x is [B, C, H, W], weight [O, C / groups, kernel height, kernel width] and bias [O]. Stride and padding, with zeros
+    on both sides, are those of height and width.
     """
     x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
     windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, :: stride[0], :: stride[1]]
@@ -321,34 +238,10 @@ def conv2d(x: Array, weight: Array, bias: Array | None, *, stride: list[int], pa
     return np.asarray(product if bias is None else product + bias[:, None, None])
 
 
-_PRODUCTS: dict[str, Callable[..., Array]] = {
-    "embedding": embedding,
-    "linear": linear,
-    "gated_linear": gated_linear,
-    "matmul": matmul,
-    "conv2d": conv2d,
-}
-
-
-def reshape(x: Array, *, shape: list[int]) -> Array:
-    """The same elements in row-major order in another shape; −1 stands for what is left."""
-    return x.reshape(shape)
-
-
-def permute(x: Array, *, axes: list[int]) -> Array:
-    """Axes in another order: axis i of the result is axis ``axes[i]`` of ``x``."""
-    return np.transpose(x, axes)
-
-
 def cut(x: Array, *, axis: int, start: int, end: int | None, step: int) -> Array:
     """Every ``step``-th element along an axis from ``start`` to before ``end``, as Python's slices count."""
     found: Array = x[(slice(None),) * axis + (slice(start, end, step),)]
     return found
-
-
-def concat(*parts: Array, axis: int) -> Array:
-    """Values one behind the other along an axis."""
-    return np.concatenate(parts, axis)
 
 
 def expand(x: Array, *, shape: list[int]) -> Array:
@@ -357,46 +250,61 @@ def expand(x: Array, *, shape: list[int]) -> Array:
     return np.broadcast_to(x, [x.shape[at - added] if size == -1 else size for at, size in enumerate(shape)])
 
 
-def arange(*, start: int, end: int, step: int) -> Array:
-    """Whole numbers from ``start`` to before ``end``."""
-    return np.arange(start, end, step, dtype=np.int64)
-
-
-def full(*, shape: list[int], value: float, dtype: str) -> Array:
-    """One number everywhere."""
-    return np.full(shape, value, DTYPES[dtype])
-
-
-def gather(x: Array, index: Array, *, axis: int) -> Array:
-    """Along an axis the element that the index says; index has as many axes as ``x``, the others of its size or 1."""
-    return np.take_along_axis(x, index, axis)
-
-
-def take(x: Array, ids: Array, *, axis: int) -> Array:
-    """Along an axis the slices that the ids say; the ids' axes come in its place."""
-    return np.take(x, ids, axis)
-
-
-_SHAPES: dict[str, Callable[..., Array]] = {
-    "reshape": reshape,
-    "permute": permute,
-    "slice": cut,
-    "concat": concat,
-    "expand": expand,
-    "arange": arange,
-    "full": full,
-    "gather": gather,
-    "take": take,
-}
-
-
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "embedding": embedding,
+    "linear": linear,
+    "gated_linear": gated_linear,
+    "matmul": lambda x, y: np.asarray(x @ y),  # of the last two axes; the others broadcast
+    "conv2d": conv2d,
     "attention": attention,
     "rotary": rotary,
-    **_PRODUCTS,
-    **_NORMS,
-    **_ELEMENTS,
-    **_SHAPES,
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "add_layer_norm": _added(layer_norm),
+    "add_rms_norm": _added(rms_norm),
+    "mean": mean,
+    "sum": total,
+    "softmax": softmax,
+    "cumsum": cumsum,
+    "argmax": lambda x, *, axis: np.asarray(x.argmax(axis), np.int64),  # the first greatest
+    "add": _binary(np.add),
+    "subtract": _binary(np.subtract),
+    "multiply": _binary(np.multiply),
+    "divide": _binary(np.divide),
+    "power": lambda x, *, scalar: np.asarray(x ** np.asarray(scalar, x.dtype)),
+    "gelu": gelu,
+    "relu": _relu,
+    "silu": _silu,
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "exp": np.exp,
+    "negate": np.negative,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sin": np.sin,
+    "cos": np.cos,
+    "equal": _binary(np.equal),
+    "not_equal": _binary(np.not_equal),
+    "less": _binary(np.less),
+    "less_equal": _binary(np.less_equal),
+    "greater": _binary(np.greater),
+    "greater_equal": _binary(np.greater_equal),
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+    "logical_not": np.logical_not,
+    "where": np.where,
+    "cast": lambda x, *, dtype: x.astype(DTYPES[dtype]),  # float32 towards zero to int64; true where not 0 to bool
+    "reshape": lambda x, *, shape: x.reshape(shape),  # in row-major order; −1 stands for what is left
+    "permute": lambda x, *, axes: np.transpose(x, axes),  # axis i of the result is axis ``axes[i]`` of ``x``
+    "slice": cut,
+    "concat": lambda *parts, axis: np.concatenate(parts, axis),
+    "expand": expand,
+    "arange": lambda *, start, end, step: np.arange(start, end, step, dtype=np.int64),
+    "full": lambda *, shape, value, dtype: np.full(shape, value, DTYPES[dtype]),
+    # Along an axis the element that the index says; index has as many axes as ``x``, the others of its size or 1.
+    "gather": lambda x, index, *, axis: np.take_along_axis(x, index, axis),
+    # Along an axis the slices that the ids say; the ids' axes come in its place.
+    "take": lambda x, ids, *, axis: np.take(x, ids, axis),
 }
 """Operator → its function: operands in order, None for one that is left out; attributes by name."""
 

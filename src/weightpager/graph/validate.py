@@ -26,13 +26,7 @@ from weightpager.graph.operators import (
 
 @dataclass(frozen=True)
 class Field:
-    """A value in a document.
-
-    Attributes:
-        file: the document's name, for errors.
-        place: where in it, such as ``nodes[3].op``.
-        value: what is there.
-    """
+    """A value at a place in a document of that name, such as ``nodes[3].op``."""
 
     file: str
     place: str
@@ -64,7 +58,6 @@ class Field:
         return self.value
 
     def one_of(self, *choices: str) -> str:
-        """One of these strings."""
         if not isinstance(self.value, str) or self.value not in choices:
             self.refuse(f"one of {', '.join(choices)}")
         return self.value
@@ -81,11 +74,7 @@ _VALUE = re.compile(r"v(0|[1-9][0-9]{0,6})")
 
 
 def read_document(document: Field, form: int) -> Graph:
-    """The graph that a document says.
-
-    Raises:
-        BundleFormatError: names the first field that is wrong.
-    """
+    """The graph that a document says."""
     parts = document.members("format", "kind", "dims", "inputs", "nodes", "outputs", "constants")
     if type(parts["format"].value) is not int or parts["format"].value != form:
         parts["format"].refuse(form)
@@ -104,8 +93,6 @@ def read_document(document: Field, form: int) -> Graph:
 
 
 class _Known:
-    """What a node may refer to."""
-
     def __init__(self, inputs: set[str], values: set[str], constants: int, dims: tuple[str, ...]) -> None:
         self.inputs, self.values, self.constants, self.dims = inputs, values, constants, dims
 

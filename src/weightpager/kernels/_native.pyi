@@ -3,6 +3,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 def isas() -> list[str]: ...
+def dtypes() -> list[str]: ...
 def exact(isa: int, /) -> str: ...
 def threading() -> str: ...
 def read_memory(address: int, size: int, threads: int, /) -> None: ...
@@ -12,7 +13,7 @@ def look_up_rows(
     blocks: int,
     block_rows: int,
     block_cols: int,
-    int4: bool,
+    dtype: str,
     columns: int,
     ids: int,
     count: int,

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from weightpager.kernels.choice import NATIVE
 
-if NATIVE:  # else no `TableExpander` can be made
+if NATIVE:  # else no `BlockTableExpander` can be made
     from weightpager.kernels import _native
 
 
-class TableExpander:
+class BlockTableExpander:
     """Knows which block lies in each place, and expands the tables of any task.
 
     `weightpager.bundle.format.placement.Placement.tables` says what is right. Nothing is checked here.
@@ -43,12 +43,7 @@ class TableExpander:
         self._rows = sum(rows + 1 for _, rows, _ in grids)
 
     def expand(self, used: npt.NDArray[np.uint8], out: npt.NDArray[np.int32]) -> None:
-        """Write a task's tables.
-
-        Args:
-            used: the task's bits.
-            out: int32 [rows + 2 · kept]: all weights' rows, then their columns, then their locations.
-        """
+        """Write a task's tables, given its bits: all weights' rows, then their columns, then their locations."""
         kept = (len(out) - self._rows) // 2
         start = out.ctypes.data
         columns = start + self._rows * 4

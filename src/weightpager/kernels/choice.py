@@ -11,15 +11,18 @@ from weightpager.errors import ConfigError
 NATIVE: tuple[str, ...] = ()
 """The native kernels that this machine can run, best first."""
 
+READS: frozenset[str] = frozenset()
+"""The pages' dtypes that these kernels read."""
+
 NO_NATIVE = ""
 """Why the native module isn't there; empty if it is."""
 
 try:
-    from weightpager.kernels import native
+    from weightpager.kernels import _native
 except ImportError as error:
     NO_NATIVE = str(error)
 else:
-    NATIVE = native.isas()
+    NATIVE, READS = tuple(_native.isas()), frozenset(_native.dtypes())
 
 REFERENCE = "reference"
 """The kernel that decides what is right, in plain torch."""
@@ -46,7 +49,7 @@ def available() -> tuple[str, ...]:
 
 def exact(name: str) -> str:
     """Which kernel serves float32 activations and weights where this one is chosen: some would round them."""
-    return name if name == REFERENCE else native.exact(NATIVE.index(name))
+    return name if name == REFERENCE else _native.exact(NATIVE.index(name))
 
 
 def thread_pool() -> str:
@@ -54,7 +57,7 @@ def thread_pool() -> str:
 
     The reference kernel runs on whatever torch's own operations do, and says ``"torch"``.
     """
-    return "torch" if isa() == REFERENCE else native.thread_pool()
+    return "torch" if isa() == REFERENCE else _native.threading()
 
 
 @cache

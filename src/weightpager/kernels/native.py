@@ -16,37 +16,12 @@ from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 Values = npt.NDArray[Any]
 """float32, or bfloat16 as uint16."""
 
-READS = frozenset({"bfloat16", "float32", "int8", "int4"})
-"""The pages' dtypes that these kernels read."""
-
-
-def isas() -> tuple[str, ...]:
-    """Instruction sets that this machine can run, best first."""
-    return tuple(_native.isas())
-
-
-def exact(isa: int) -> str:
-    """The kernel that serves float32 where number ``isa`` of `isas` is chosen."""
-    return _native.exact(isa)
-
-
-def thread_pool() -> str:
-    """``"gomp"`` if work is spread over torch's OpenMP threads, ``"own"`` if over the native module's own."""
-    return _native.threading()
-
 
 def paged_linear(x: Values, weight: PagedWeight, bias: Values | None, isa: int, threads: int) -> Values:
     """``x @ W.T + bias``, accumulated in float32. The number of threads doesn't change the result.
 
-    Args:
-        x: [..., in_features], float32, or bfloat16 as uint16; contiguous.
-        weight: the weight.
-        bias: [out_features], of either dtype; contiguous.
-        isa: which kernel, as an index into `isas`.
-        threads: at most.
-
-    Returns:
-        [..., out_features], in the dtype of x.
+    Values are contiguous and float32, or bfloat16 as uint16: x [..., in_features], bias [out_features]; the result
+    [..., out_features] has the dtype of x. The kernel is number ``isa`` of `NATIVE`.
 
     Raises:
         ValueError: x or bias is not as described.

@@ -29,13 +29,35 @@ class PageGate(Protocol):
         """The reader isn't inside any more, if it was: called in the ``finally`` of the ``try`` that it enters in."""
 
 
-class Blocked:
-    """Sizes of a paged weight that follow from others. `PagedWeight` says what its attributes are."""
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockedWeight:
+    """One paged weight ``[out_features, in_features]`` of one task, over arrays or tensors.
 
-    __slots__ = ()
+    The weight is cut into blocks of ``block_rows x block_cols``, zero-padded at the edges. How they lie in pages is
+    described in `weightpager.page_dtype`.
+
+    Everything but the arena's bytes and the page table's entries is checked once, and must not change afterwards. Those
+    two change with every load; kernels look at an entry each time they use it.
+
+    Attributes:
+        arena: uint8 [slots, page_bytes].
+        page_table: int32 [pages], page index -> slot, -1 where absent; updated in place, at a fixed address.
+        crow_indices: int32 [grid_rows + 1], where each row's blocks start in the two that follow.
+        col_indices: int32 [kept], ascending within a row.
+        locations: int32 [kept], page index * blocks_per_page + place in page.
+        block_rows: output features of a block, a power of two from 8 to 256.
+        block_cols: input features of a block, a power of two from 8 to 256.
+        dtype: the pages' dtype, a name in `ENCODINGS`.
+
+    Raises:
+        ValueError: something is not as described; the text says what.
+    """
 
     arena: Any
+    page_table: Any
+    crow_indices: Any
     col_indices: Any
+    locations: Any
     out_features: int
     in_features: int
     block_rows: int
@@ -43,11 +65,6 @@ class Blocked:
     dtype: str
 
     def __reduce_ex__(self, _: Any) -> Any:
-        """Refuse copies and pickles.
-
-        Raises:
-            TypeError: always.
-        """
         raise TypeError(
             "paged weights live in the arena of an engine: a task's module can be neither copied nor pickled; "
             "'weightpager export' writes an ordinary one"
@@ -55,7 +72,6 @@ class Blocked:
 
     @property
     def encoding(self) -> Encoding:
-        """How its blocks are stored."""
         return ENCODINGS[self.dtype]
 
     @property
@@ -65,7 +81,6 @@ class Blocked:
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of a block's scales."""
         return self.encoding.scale_bytes(self.block_rows)
 
     @property
@@ -80,15 +95,9 @@ class Blocked:
 
     @property
     def kept(self) -> int:
-        """Blocks that the task keeps."""
         return int(self.col_indices.shape[0])
 
     def check_sizes(self) -> None:
-        """See that the sizes are what kernels take.
-
-        Raises:
-            ValueError: one isn't.
-        """
         if self.dtype not in ENCODINGS:
             *others, last = ENCODINGS
             raise ValueError(f"dtype: expected {', '.join(others)} or {last}, got {self.dtype}")
@@ -114,42 +123,13 @@ class PageNotResidentError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PagedWeight(Blocked):
-    """One paged weight ``[out_features, in_features]`` of one task, as a kernel on the host sees it. Arrays only.
-
-    The weight is cut into blocks of ``block_rows x block_cols``, zero-padded at the edges. How they lie in pages is
-    described in `weightpager.page_dtype`.
-
-    Everything but the arena's bytes and the page table's entries is checked here, once, and must not change afterwards.
-    Those two change with every load; kernels look at an entry each time they use it.
+class PagedWeight(BlockedWeight):
+    """A paged weight as a kernel on the host sees it: arrays only.
 
     Attributes:
-        arena: uint8 [slots, page_bytes].
-        page_table: int32 [pages], page index -> slot, -1 where absent; updated in place, at a fixed address.
-        crow_indices: int32 [grid_rows + 1], where each row's blocks start in the two that follow.
-        col_indices: int32 [kept], ascending within a row.
-        locations: int32 [kept], page index * blocks_per_page + place in page.
-        out_features: of the layer, which needn't be a multiple of ``block_rows``.
-        in_features: of the layer, which needn't be a multiple of ``block_cols``.
-        block_rows: output features of a block, a power of two from 8 to 256.
-        block_cols: input features of a block, a power of two from 8 to 256.
-        dtype: the pages' dtype, a name in `ENCODINGS`.
         native: what the native kernels made of all this, at their first call.
-
-    Raises:
-        ValueError: something is not as described; the text says what.
     """
 
-    arena: npt.NDArray[np.uint8]
-    page_table: Indices
-    crow_indices: Indices
-    col_indices: Indices
-    locations: Indices
-    out_features: int
-    in_features: int
-    block_rows: int
-    block_cols: int
-    dtype: str
     native: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -160,19 +140,8 @@ class PagedWeight(Blocked):
         check_tables(self, len(self.page_table), self.crow_indices, self.col_indices, self.locations)
 
 
-def check_tables(of: Blocked, pages: int, crow: Indices, columns: Indices, locations: Indices) -> None:
-    """See that a weight's block table fits its sizes, its arena and a page table.
-
-    Args:
-        of: the weight, whose sizes have been checked.
-        pages: entries of the page table.
-        crow: its rows, on the host, as the others.
-        columns: its columns.
-        locations: its locations.
-
-    Raises:
-        ValueError: it doesn't; the text says where.
-    """
+def check_tables(of: BlockedWeight, pages: int, crow: Indices, columns: Indices, locations: Indices) -> None:
+    """Raise a `ValueError` unless a block table, on the host, fits the weight's sizes, its arena and so many pages."""
     grid_rows, grid_cols = of.grid
     least = of.block_bytes + of.scale_bytes
     if of.arena.shape[1] < least:
@@ -214,15 +183,8 @@ def whole_weight(
 ) -> PagedWeight:
     """The weight ``[rows, columns]`` of which a page is a row of blocks, in the blocks' order.
 
-    Args:
-        pages: uint8 [rows of blocks, bytes of such a row]; referred to, not copied.
-        rows: of the weight.
-        columns: of the weight.
-        block: rows and columns of a block.
-        dtype: of the blocks, one whose rows have scales.
-
-    Raises:
-        ValueError: something is not as described.
+    Pages are uint8 [rows of blocks, bytes of such a row], referred to and not copied. The dtype is one whose rows have
+    scales. A `ValueError` says what isn't as described.
     """
     grid_rows, grid_cols = -(-rows // block[0]), -(-columns // block[1])
 

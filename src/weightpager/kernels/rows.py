@@ -85,11 +85,7 @@ def is_bfloat16(out: Wide) -> bool:
 
 
 def check_wide(out: Wide, rows: int, columns: int) -> None:
-    """See that so many rows can be widened to memory.
-
-    Raises:
-        ValueError: it isn't contiguous float32 or bfloat16 of that shape.
-    """
+    """Raise a `ValueError` unless ``out`` is contiguous float32 or bfloat16 of this shape."""
     if out.dtype not in _WIDE or not out.flags.c_contiguous or out.shape != (rows, columns):
         raise ValueError(f"expected contiguous float32 or bfloat16 [{rows}, {columns}] to write to")
 

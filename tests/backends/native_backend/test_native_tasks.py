@@ -18,9 +18,11 @@ from blake3 import blake3
 import tiny
 import weightpager as wp
 from engines import InThread, hanging
+from weightpager import kernels
 from weightpager.answers.model import CacheSize
 from weightpager.backends.native.backend import NativeBackend
 from weightpager.backends.native.program import KVCache
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BundleFormatError, ConfigError, SwitchFailedError, TaskNotActiveError
@@ -346,3 +348,15 @@ def test_what_cannot_run_is_refused(assistant_bundle: Path, monkeypatch: pytest.
     monkeypatch.setenv("WEIGHTPAGER_ISA", "reference")
     with pytest.raises(ConfigError, match="'native' needs the native kernels"):
         native(assistant_bundle)
+
+
+def test_a_dtype_that_native_kernels_do_not_read_is_torchs(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WEIGHTPAGER_BACKEND", raising=False)
+    monkeypatch.setattr(kernels.choice, "READS", kernels.choice.READS - {Bundle.open(assistant_bundle).manifest.dtype})
+    with pytest.raises(ConfigError, match="'native' has no kernels for blocks of .*; use the backend 'torch'"):
+        native(assistant_bundle)
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        assert engine._open.backend.name == "torch"
+    assert verify(assistant_bundle).problems == ()

@@ -352,13 +352,6 @@ def test_a_heavy_loss_is_counted_from_a_dense_model_that_was_trained_as_long(ass
     assert "number loses at least 11 points" in heavy_losses(facts)
 
 
-def test_a_report_of_an_earlier_version_is_doubted(assistant_bundle: Path) -> None:
-    bundle = Bundle.open(assistant_bundle)
-    found = advise(bundle, report(bundle, 0.85, {"int8": (arena(bundle), 0.9)}))
-    assert found is not None
-    assert "chance was not measured" in found.words
-
-
 def test_a_hopeless_bundle_is_told_from_what_works(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     found = advise(bundle, measured(bundle, math.inf, {"int8": (arena(bundle), 0.9)}, reach=math.inf))

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from paging import page
+from paging import numbers, page
 from weightpager.kernels.torch import DeviceWeight, gpu
 from weightpager.kernels.torch import gpu as kernels
 from weightpager.page_dtype import ENCODINGS
@@ -72,8 +72,8 @@ def resources(machine_code: bytes) -> tuple[int, int]:
 
 def main() -> None:
     capability, made = int(sys.argv[1]), []
-    for dtype in ENCODINGS:
-        ones = torch.ones(64, 128).to(torch.int8 if dtype == "int4" else getattr(torch, dtype))
+    for dtype in (each for each in ENCODINGS if each in gpu.READS):
+        ones = numbers(torch.ones(64, 128), dtype)
         weight = DeviceWeight.of(page(ones, torch.ones(4, 4) > 0, 16, 32, trailer=64, dtype=dtype))
         few, many = torch.ones(1, 128), torch.ones(64, 128)
         calls = [(x, weight, torch.ones(64)) for x in (few, few.bfloat16(), many, many.bfloat16())]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from weightpager.kernels import PagedWeight
-from weightpager.page_dtype import ENCODINGS
+from weightpager.page_dtype import ENCODINGS, Encoding
 
 PAGE_BLOCKS = 3
 """No power of two, so that a wrong page or place doesn't go unseen."""
@@ -26,23 +26,32 @@ def masked(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int) -> Ten
     return dense * keep[: dense.shape[0], : dense.shape[1]]
 
 
+def numbers(values: Tensor, dtype: str) -> Tensor:
+    """What `page` makes a weight of that dtype of: whole numbers where rows have scales, else values in the dtype."""
+    encoding = ENCODINGS[dtype]
+    if not encoding.scaled:
+        return values.to(getattr(torch, dtype))
+    return (values * encoding.levels / 6).round().clamp(encoding.least, encoding.largest).to(torch.int8)
+
+
 def page(
     dense: Tensor, mask: Tensor, block_rows: int, block_cols: int, seed: int = 0, trailer: int = 0, dtype: str = ""
 ) -> PagedWeight:
     """Page the kept blocks of ``dense`` [O, I]; each page ends with ``trailer`` bytes that belong to no block.
 
-    The pages' dtype is that of ``dense`` where none is given; "int4" takes whole numbers from -8 to 7 in int8.
+    The pages' dtype is that of ``dense`` where none is given; dtypes of fewer bits take their whole numbers in int8.
     Whole numbers get random scales; `dense_weight` multiplies them out. Blocks are spread over more places than
     needed, pages over more slots than needed, and whatever isn't a kept block is filled with bytes that would spoil
     any result.
     """
     random = torch.Generator().manual_seed(seed)
     dtype = dtype or str(dense.dtype).removeprefix("torch.")
-    step = {"float32": 1, "int4": 8}.get(dtype, 2)
+    encoding = ENCODINGS[dtype]
+    step = encoding.neighbours
     blocks = cut(dense, block_rows, block_cols)[mask]  # [kept, block_rows, block_cols]
     steps = blocks.view(-1, block_rows, block_cols // step, step).transpose(1, 2).contiguous()
-    raw = _words(steps) if dtype == "int4" else steps.view(torch.uint8)
-    raw = raw.view(len(blocks), block_rows * block_cols * ENCODINGS[dtype].bits // 8)
+    raw = _words(steps, encoding) if encoding.first_bits else steps.view(torch.uint8)
+    raw = raw.reshape(len(blocks), block_rows * block_cols * encoding.bits // 8)
 
     pages = len(blocks) // PAGE_BLOCKS + 2
     slots = pages + 2
@@ -70,8 +79,7 @@ def page(
     )
 
 
-def _words(numbers: Tensor) -> Tensor:
-    """Numbers from -8 to 7, eight in a word, as the layout of int4 says it bit by bit."""
-    first_bits = torch.tensor([0, 16, 8, 24, 4, 20, 12, 28])
-    words = ((numbers.long() + 8) << first_bits).sum(-1)  # [..., block_rows]
-    return words.to(torch.int32).contiguous().view(torch.uint8)
+def _words(whole: Tensor, encoding: Encoding) -> Tensor:
+    """Whole numbers [..., neighbours], the least of them as 0, as bytes [..., bytes of a word]."""
+    words = ((whole.long() - encoding.least) << torch.tensor(encoding.first_bits)).sum(-1)
+    return words[..., None].contiguous().view(torch.uint8)[..., : encoding.word_bytes]

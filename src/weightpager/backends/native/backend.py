@@ -43,14 +43,18 @@ class NativeBackend:
         """Read the graphs of a bundle's tasks: it may be replaced later.
 
         Raises:
-            ConfigError: the native module hasn't been built, ``WEIGHTPAGER_ISA`` names no native kernel, or a kind of
-                tasks has no graph.
+            ConfigError: the native module hasn't been built or reads no blocks of the bundle's dtype,
+                ``WEIGHTPAGER_ISA`` names no native kernel, or a kind of tasks has no graph.
             BundleFormatError: a graph isn't what its manifest entry says.
         """
         self.kernel = kernels.isa()
         if self.kernel == REFERENCE:
             why = NO_NATIVE or "WEIGHTPAGER_ISA asks for the reference kernel, which is torch's"
             raise ConfigError(f"backend: 'native' needs the native kernels ({why}); use the backend 'torch'")
+        if unread := sorted(bundle.manifest.block_dtypes - kernels.choice.READS):
+            raise ConfigError(
+                f"backend: 'native' has no kernels for blocks of {', '.join(unread)}; use the backend 'torch'"
+            )
         self._graphs: dict[TaskKind, Graph] = {}
         for task in bundle.tasks.values():
             self._graph_of(bundle, task.kind)

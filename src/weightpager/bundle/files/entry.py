@@ -19,12 +19,7 @@ Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class FileEntry(Strict, frozen=True, kw_only=True):
-    """Size and hash of one file, as the manifest states them.
-
-    Attributes:
-        bytes: its size.
-        blake3: its BLAKE3 hash, in hexadecimal digits.
-    """
+    """Size and BLAKE3 hash, in hexadecimal digits, of one file, as the manifest states them."""
 
     bytes: Annotated[int, Meta(ge=0, lt=2**48)]
     blake3: Hash
@@ -47,11 +42,7 @@ def _hash(file: BinaryIO) -> FileEntry:
 
 @contextmanager
 def open_entry(root: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
-    """Open a file whose size is the one in its manifest entry and that isn't mostly holes.
-
-    Raises:
-        BundleFormatError: the file is missing or unreadable, has another size, or is mostly holes.
-    """
+    """Open a file, and refuse one that has another size than its manifest entry says, or is mostly holes."""
     try:
         with open_regular(root / name) as file:
             # Before reading: the entry of a hostile manifest may ask for more memory than there is.
@@ -67,44 +58,29 @@ def open_entry(root: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
 
 
 def check_hash(file: BinaryIO, name: str, entry: FileEntry) -> None:
-    """Compare an open file with its manifest entry, in pieces.
-
-    Raises:
-        BundleFormatError: its hash is another one.
-    """
-    found = _hash(file).blake3
-    if found != entry.blake3:
-        raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
+    """Compare an open file with its manifest entry, in pieces."""
+    _compare(_hash(file).blake3, name, entry)
 
 
 def check_content(content: bytes | bytearray, name: str, entry: FileEntry) -> None:
-    """Compare what has been read of a file with its manifest entry.
+    """Compare what has been read of a file with its manifest entry."""
+    _compare(blake3(content).hexdigest(), name, entry)
 
-    Raises:
-        BundleFormatError: its hash is another one.
-    """
-    found = blake3(content).hexdigest()
+
+def _compare(found: str, name: str, entry: FileEntry) -> None:
     if found != entry.blake3:
         raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
 
 
 def check_file(root: Path, name: str, entry: FileEntry) -> Path:
-    """Compare a file with its manifest entry; its path.
-
-    Raises:
-        BundleFormatError: as `open_entry` and `check_hash`.
-    """
+    """Compare a file with its manifest entry; its path."""
     with open_entry(root, name, entry) as file:
         check_hash(file, name, entry)
     return root / name
 
 
 def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
-    """Read a file once and compare size and hash with its entry, so that the bytes returned are the bytes checked.
-
-    Raises:
-        BundleFormatError: as `check_file`.
-    """
+    """Read a file once and compare size and hash with its entry, so that the bytes returned are the bytes checked."""
     with open_entry(root, name, entry) as file:
         content = file.read(entry.bytes)
     check_content(content, name, entry)

@@ -24,11 +24,7 @@ from weightpager.errors import WeightpagerError
 
 
 def imitate(path: Path, model: os.stat_result) -> None:
-    """Give a file or directory another one's mode, and its owner and group where that is permitted.
-
-    Raises:
-        OSError: the storage refused the mode.
-    """
+    """Give a file or directory another one's mode, and its owner and group where that is permitted."""
     for owner, group in ((-1, model.st_gid), (model.st_uid, -1)):
         with suppress(OSError):
             os.chown(path, owner, group)
@@ -69,13 +65,9 @@ def locked(
 ) -> Iterator[int]:
     """Open a file or directory and keep other processes from locking it meanwhile; its descriptor.
 
-    Args:
-        path: of the file or directory.
-        flags: as `os.open` takes them.
-        taken: raised if another process holds the lock.
-        errors: turns an `OSError` of the storage into one of ours.
-        required: refuse a file system without locks, too. Else the body runs there without one.
-        mode: of a file that is created.
+    Raises ``taken`` if another process holds the lock; ``errors`` turns an `OSError` of the storage into one of ours.
+    Where a file system has no locks, the body runs without one unless it is ``required``. A file that is created gets
+    this mode.
     """
     with errors():
         descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
@@ -98,8 +90,7 @@ def unlock(descriptor: int) -> None:
 def lock(descriptor: int, *, required: bool = True) -> bool:
     """Lock an open file or directory until it is closed; False if another process holds it.
 
-    Raises:
-        OSError: the lock is required, and the file system has none.
+    Where the file system has no locks, an `OSError` says so if one is ``required``.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,13 +146,7 @@ def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]]
 def scratch(
     parent: Path, prefix: str, errors: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Iterator[Path]:
-    """A directory that is gone afterwards; what killed processes have left under the same prefix is removed first.
-
-    Args:
-        parent: where it shall be.
-        prefix: of its name.
-        errors: as for `new_directory`.
-    """
+    """A directory that is gone afterwards; what killed processes have left under the same prefix is removed first."""
     with _scratch(parent, prefix, errors) as (temporary, _):
         yield temporary
 
@@ -246,9 +231,6 @@ def restore(target: Path) -> None:
     """Undo half of an exchange: put back what a killed process had moved aside, or remove it if all was done.
 
     What a process has moved aside that lives, and is about to put another one in its place, stays.
-
-    Raises:
-        OSError: the storage refused it.
     """
     for old in _old(target):
         if _is_exchanged(old, target):

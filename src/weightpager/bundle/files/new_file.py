@@ -15,14 +15,8 @@ from weightpager.bundle.files.new_directory import sync
 def new_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write into, which takes its place at ``path`` when the body ends well; it may replace another one.
 
-    One process at a time may write to a path. What a killed one has left, the next one removes.
-
-    Args:
-        path: where it shall be; its folder exists.
-        mode: of the file, from which the umask takes.
-
-    Raises:
-        OSError: the storage refused it. What was at ``path`` is still there.
+    One process at a time may write to a path. What a killed one has left, the next one removes. The umask takes from
+    the mode. After an `OSError` what was at ``path`` is still there.
     """
     temporary = beside(path)
     temporary.unlink(missing_ok=True)

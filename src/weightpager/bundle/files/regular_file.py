@@ -21,11 +21,7 @@ _LEAST_STORED = 4
 
 @uninterrupted
 def open_regular(path: Path) -> BinaryIO:
-    """Open an ordinary file for reading, or a link to one.
-
-    Raises:
-        OSError: there is none. A FIFO would have a reader wait for ever, and a device may never end.
-    """
+    """Open an ordinary file for reading, or a link to one: a FIFO could wait for ever, a device may never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         mode = os.fstat(descriptor).st_mode
@@ -43,8 +39,7 @@ def open_regular(path: Path) -> BinaryIO:
 def is_hollow(file: BinaryIO, size: int) -> bool:
     """Whether a file is mostly holes: such a file costs nothing to store, and much to read.
 
-    A file of up to a mebibyte counts as whole, as does one on a file system that doesn't report holes. The file's
-    position is 0 afterwards.
+    One of up to a mebibyte counts as whole, or where holes aren't reported. The file's position is 0 afterwards.
     """
     if size <= _NO_MATTER:
         return False
@@ -87,13 +82,7 @@ def _stored(descriptor: int, start: int, end: int) -> Generator[tuple[int, int],
 
 @contextmanager
 def storage_errors_as(kind: type[WeightpagerError], what: str, then: str = "") -> Iterator[None]:
-    """Turn an `OSError` of the storage into an error of ours, which names the file.
-
-    Args:
-        kind: of the error.
-        what: its text names where the storage names no file.
-        then: the end of its text.
-    """
+    """Turn an `OSError` of the storage into an error of ours; names the file, or else ``what``, then ``then``."""
     try:
         yield
     except OSError as error:

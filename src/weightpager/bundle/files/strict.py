@@ -23,10 +23,7 @@ _MOST_FOUND = 120
 def explain(kind: type[msgspec.Struct], value: Any, error: str) -> tuple[str, str, str]:
     """The path of the first field that is wrong, what was expected of it, and what was found.
 
-    Args:
-        kind: what the value should be.
-        value: made of JSON's types; its objects are as before afterwards.
-        error: msgspec's message.
+    ``error`` is msgspec's message. The value is made of JSON's types; its objects are as before afterwards.
     """
     match = _ERROR.fullmatch(error)
     assert match is not None  # any text matches
@@ -90,15 +87,10 @@ class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def read(cls: type[_Self], name: str, content: bytes) -> _Self:
-        """Validate the JSON of the file ``name``.
-
-        Raises:
-            BundleFormatError: names the first field that is wrong.
-        """
+        """Validate the JSON of the file ``name``."""
         return checked(name, cls, parse(name, content))
 
     def plain(self) -> dict[str, Any]:
-        """Its fields, made of JSON's types."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         return fields
 
@@ -108,11 +100,7 @@ class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def parse(name: str, content: bytes) -> Any:
-    """A document's value.
-
-    Raises:
-        BundleFormatError: the file ``name`` is no JSON in UTF-8.
-    """
+    """A document's value."""
     try:
         value = json.loads(content.decode())
         msgspec.json.encode(value)  # refuses halves of surrogate pairs, which could never be printed
@@ -122,11 +110,7 @@ def parse(name: str, content: bytes) -> Any:
 
 
 def read_parts(name: str, kind: type[_Struct], content: bytes) -> _Struct:
-    """What ``kind`` has of a document, without making anything of the rest, which may be large.
-
-    Raises:
-        BundleFormatError: the file ``name`` is no JSON, or a part doesn't fit.
-    """
+    """What ``kind`` has of a document, without making anything of the rest, which may be large."""
     try:
         return msgspec.json.decode(content, type=kind)
     except (ValueError, RecursionError):
@@ -134,11 +118,7 @@ def read_parts(name: str, kind: type[_Struct], content: bytes) -> _Struct:
 
 
 def checked(name: str, kind: type[_Struct], value: Any, at: str = "") -> _Struct:
-    """A document, or the part of it at a path, as what its JSON value stands for.
-
-    Raises:
-        BundleFormatError: the value doesn't fit; names the first field that is wrong.
-    """
+    """A document, or the part of it at a path, as what its JSON value stands for."""
     try:
         return msgspec.convert(value, kind)
     except ValidationError as error:

@@ -58,8 +58,6 @@ Header = Mapping[str, TensorInfo]
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor's entry."""
-
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
@@ -69,7 +67,7 @@ def parse_header(start: bytes, size: int) -> tuple[Header, dict[str, int]]:
     """What a header states of each tensor, and where the tensor begins, in bytes from the file's start.
 
     Args:
-        start: the first bytes of the file: the header's length and the header.
+        start: the header, its length before it.
         size: bytes of the file.
 
     Raises:
@@ -85,7 +83,6 @@ def parse_header(start: bytes, size: int) -> tuple[Header, dict[str, int]]:
 
 
 def _entries(text: bytes) -> dict[str, _Entry]:
-    """The tensors' entries, in the header's order."""
     try:
         document = json.loads(
             text.decode(),
@@ -153,14 +150,7 @@ def read_arrays(
 ) -> dict[str, npt.NDArray[Any]]:
     """All arrays of a file, of dtypes that numpy has. They share memory for the file, which has been read once.
 
-    Args:
-        root: bundle directory.
-        name: of the file.
-        entry: the manifest's.
-        check: refuses a header that nothing justifies, before the file is read.
-
-    Raises:
-        BundleFormatError: it is missing, damaged, or no such file.
+    ``check`` refuses a header that nothing justifies, before the file is read.
     """
     with _opened(root, name, entry) as opened:
         check(opened.header)
@@ -171,12 +161,21 @@ def read_arrays(
     return {key: _array(content, opened.places[key], stated) for key, stated in opened.header.items()}
 
 
-class StoredTensors:
-    """The tensors of a checked file, read one at a time to where the caller wants them.
+def exactly(name: str, wanted: Header) -> Callable[[Header], None]:
+    """A check that refuses a file which doesn't hold just these tensors."""
 
-    Attributes:
-        header: what the file states.
-    """
+    def check(header: Header) -> None:
+        if header.keys() != wanted.keys():
+            raise BundleFormatError(name, "tensors", str(sorted(wanted))[:400], str(sorted(header))[:400])
+        for key, expected in wanted.items():
+            if header[key] != expected:
+                raise BundleFormatError(name, key, expected, header[key])
+
+    return check
+
+
+class StoredTensors:
+    """The tensors of a checked file, read one at a time to where the caller wants them."""
 
     def __init__(self, file: BinaryIO, header: Header, places: Mapping[str, int]) -> None:
         self.header = header
@@ -186,8 +185,7 @@ class StoredTensors:
     def read(self, name: str, into: memoryview) -> None:
         """Read a tensor's bytes, little-endian, into memory of just their size.
 
-        Raises:
-            OSError: the file can't be read, or has become shorter.
+        An `OSError` says that the file can't be read, or has become shorter.
         """
         _read(self._file, self._places[name], into, name)
 
@@ -207,24 +205,16 @@ def stored_tensors(
 
 
 def read_header(root: Path, name: str, entry: FileEntry) -> Header:
-    """A file's header. Its size is checked against the manifest entry, its hash is not.
-
-    Raises:
-        BundleFormatError: it is missing, of another size, or no such file.
-    """
+    """A file's header. Its size is checked against the manifest entry, its hash is not."""
     with _opened(root, name, entry) as opened:
         return opened.header
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """An open file whose header has been read and checked.
+    """An open file whose header has been checked.
 
-    Attributes:
-        file: the file.
-        start: the bytes with which it begins: the header, and its length before it.
-        header: what it states.
-        places: where each tensor begins, in bytes from the file's start.
+    ``start`` is the header, its length before it; ``places`` says where each tensor begins in the file.
     """
 
     file: BinaryIO

@@ -35,11 +35,10 @@ class BlockTable:
 
     @property
     def kept(self) -> int:
-        """Number of kept blocks."""
         return len(self.col_indices)
 
     def rows(self) -> npt.NDArray[np.int64]:
-        """Block row of each kept block, [kept]."""
+        """The block row of each kept block, [kept]."""
         return np.repeat(np.arange(len(self.crow_indices) - 1), np.diff(self.crow_indices))
 
     def blocks(self, grid: BlockGrid) -> npt.NDArray[np.int64]:
@@ -54,9 +53,6 @@ class BlockNumbers:
     A block's number in its layer is what files hold. Its number in the bundle adds those of the layers before.
 
     Attributes:
-        names: names of the weights.
-        layers: model layers of the weights.
-        grids: block grids of the weights.
         starts: int64 [layers + 1], the number in the bundle of each layer's first block.
         first: int64 [weights], the number in the bundle of each weight's first block.
     """
@@ -69,7 +65,6 @@ class BlockNumbers:
 
     @classmethod
     def of(cls, manifest: Manifest) -> BlockNumbers:
-        """Those of a bundle."""
         layers = np.array([weight.layer for weight in manifest.weights], np.int64)
         grids = tuple(manifest.grid(weight) for weight in manifest.weights)
         counts = np.array([grid.count for grid in grids], np.int64)
@@ -83,7 +78,6 @@ class BlockNumbers:
 
     @property
     def total(self) -> int:
-        """Blocks of all weights."""
         return int(self.starts[-1])
 
     @cached_property
@@ -99,7 +93,6 @@ class BlockNumbers:
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """Rows of blocks of each weight."""
         return tuple(grid.rows for grid in self.grids)
 
     def in_layer(self, weights: npt.NDArray[np.integer], blocks: npt.NDArray[np.integer]) -> Int64:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Annotated, Literal
 
 import numpy as np
@@ -69,14 +68,7 @@ Features = Annotated[int, Meta(ge=1, le=2**24)]
 
 
 class WeightEntry(Strict, frozen=True, kw_only=True):
-    """One paged weight.
-
-    Attributes:
-        name: of the linear layer.
-        layer: the model layer that it belongs to, counted in execution order.
-        out_features: rows.
-        in_features: columns.
-    """
+    """One paged weight of a model layer; layers are counted in execution order."""
 
     name: Annotated[str, Meta(min_length=1, max_length=512)]
     layer: Annotated[int, Meta(ge=0, lt=2**16)]
@@ -85,13 +77,7 @@ class WeightEntry(Strict, frozen=True, kw_only=True):
 
 
 class DenseScore(Strict, frozen=True, kw_only=True):
-    """A metric's value on held-out data, of the dense model.
-
-    Attributes:
-        metric: its name.
-        value: its value, such as 0.9 of an accuracy.
-        items: number of held-out items.
-    """
+    """The dense model's metric on so many held-out items, such as 0.9 of an accuracy."""
 
     metric: str
     value: float
@@ -105,7 +91,6 @@ class EvalData(Strict, frozen=True, kw_only=True):
         file: its path from the folder that the bundle was written into, or its name if it lay elsewhere.
         blake3: its hash; of images over all of them.
         text: the column of what the task reads, images included.
-        label: the column of labels.
         items: the number of items that are measured; None for all.
     """
 
@@ -123,7 +108,7 @@ class Generation(Strict, frozen=True, kw_only=True):
         prompts: ``plain`` where a prompt is read as it is, ``chat`` where it is a conversation in the model's chat
             template.
         max_new_tokens: the most tokens of an answer.
-        metrics: names of metrics; the first is the task's own.
+        metrics: the first is the task's own.
     """
 
     prompts: Literal["plain", "chat"]
@@ -135,8 +120,6 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """One task; its files lie in ``tasks/<name>/``.
 
     Attributes:
-        name: of the task.
-        kind: what it reads and gives.
         classes: names of its classes, by their numbers.
         max_length: tokens at which its texts are cut; None for images.
         sparsity: the fraction of the paged weights' blocks that it drops.
@@ -253,12 +236,14 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
     @property
     def block_shape(self) -> BlockShape:
-        """The parsed ``block``."""
         return BlockShape.parse(self.block)
 
     @property
+    def block_dtypes(self) -> set[PageDtype]:
+        return {self.dtype, *(entry.dtype for entry in self.whole_weights)}
+
+    @property
     def blocks_per_page(self) -> int:
-        """Places in a page."""
         return self.page_bytes // block_bytes(self.block_shape, self.dtype)
 
     @property
@@ -272,15 +257,10 @@ class Manifest(Strict, frozen=True, kw_only=True):
         return sum(self.row_files)
 
     def grid(self, weight: WeightEntry) -> BlockGrid:
-        """The blocks of a paged weight."""
         return BlockGrid(weight.out_features, weight.in_features, self.block_shape)
 
     def entry(self, name: str) -> FileEntry:
-        """The entry of a file.
-
-        Raises:
-            BundleFormatError: there is none.
-        """
+        """The entry of a file."""
         if name not in self.files:
             raise BundleFormatError(MANIFEST, "files", f"an entry for {name}", "none")
         return self.files[name]
@@ -290,12 +270,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
         return [name for name, _, _ in self.page_ranges()]
 
     def row_file_names(self) -> list[str]:
-        """Names of the page files of rows, in order."""
         return [row_file_name(number) for number in range(len(self.row_files))]
-
-    def block_page_ranges(self) -> Iterator[tuple[str, int, int]]:
-        """Name of each page file of blocks, its first page and how many pages it has."""
-        return islice(self.page_ranges(), len(self.page_files))
 
     def page_ranges(self) -> Iterator[tuple[str, int, int]]:
         """Name of each page file, its first page and how many pages it has, as `page_file_names` has them."""
@@ -303,11 +278,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, text: bytes) -> Manifest:
-        """Validate a manifest's JSON.
-
-        Raises:
-            BundleFormatError: names the first field that is wrong.
-        """
+        """Validate a manifest's JSON."""
         value = parse(MANIFEST, text)
         version = value.get("version") if isinstance(value, dict) else None
         if isinstance(version, int) and version != VERSION:  # before its fields, which may be others

@@ -15,7 +15,6 @@ PULLED = ".weightpager/*/versions/*/bundle"
 
 
 def private_file(task: str) -> str:
-    """Where a task's private parameters lie."""
     return f"tasks/{task}/private.safetensors"
 
 

@@ -33,22 +33,15 @@ _PIECE = 2**20  # bytes that are read at once
 
 
 def file_name(number: int) -> str:
-    """Name of page file ``number``."""
     return f"pages-{number:04d}.safetensors"
 
 
 def row_file_name(number: int) -> str:
-    """Name of page file ``number`` of those that hold rows."""
     return f"rows-{number:04d}.safetensors"
 
 
 def page_ranges(page_files: Sequence[int], row_files: Sequence[int]) -> Iterator[tuple[str, int, int]]:
-    """Name of each page file, its first page and how many pages it has: files of blocks, then those of rows.
-
-    Args:
-        page_files: pages in each file of blocks.
-        row_files: pages in each file of rows.
-    """
+    """Name of each page file, its first page and how many pages it has: files of blocks, then those of rows."""
     first = 0
     for name, counts in ((file_name, page_files), (row_file_name, row_files)):
         for number, count in enumerate(counts):
@@ -71,18 +64,13 @@ def header(pages: int, page_bytes: int) -> bytes:
 
 
 def write(file: IO[bytes], pages: Iterable[bytes], count: int, page_bytes: int) -> None:
-    """Write ``count`` pages after their header."""
     file.write(header(count, page_bytes))
     for page in pages:
         file.write(page)
 
 
 def frame(path: Path, pages: int, page_bytes: int) -> None:
-    """Give a file the size and header for that many pages. A missing file is created, and no page changes.
-
-    Raises:
-        OSError: the storage refused it.
-    """
+    """Give a file the size and header for that many pages. A missing file is created, and no page changes."""
     start = header(pages, page_bytes)
     path.touch()
     with path.open("r+b", buffering=0) as file:
@@ -92,11 +80,7 @@ def frame(path: Path, pages: int, page_bytes: int) -> None:
 
 
 def write_at(descriptor: int, content: bytes | bytearray, offset: int) -> None:
-    """Write all of ``content`` in place: one system call may take less.
-
-    Raises:
-        OSError: the storage refused it.
-    """
+    """Write all of ``content`` in place: one system call may take less."""
     rest = memoryview(content)
     while rest:
         written = os.pwrite(descriptor, rest, offset)
@@ -114,11 +98,7 @@ class PageHashes:
         self._page_bytes = page_bytes
 
     def at(self, offset: int) -> bytes:
-        """The hash of the page at this offset.
-
-        Raises:
-            OSError: the storage refused it.
-        """
+        """The hash of the page at this offset."""
         if is_hole(self._descriptor, offset, offset + self._page_bytes):
             return self._of_zeros
         return self._digest(lambda start, size: os.pread(self._descriptor, size, offset + start))
@@ -137,11 +117,7 @@ class PageHashes:
 
 
 def check(path: Path, pages: int, page_bytes: int) -> int:
-    """Check size and header; the offset of page 0.
-
-    Raises:
-        BundleFormatError: the file isn't exactly what its manifest entry says.
-    """
+    """Check size and header; the offset of page 0."""
     wanted = header(pages, page_bytes)
     try:
         with open_regular(path) as file:
@@ -186,11 +162,9 @@ class PageIndex:
         return np.flatnonzero((self.signatures >> np.uint64(task)) & np.uint64(1))
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """The file's arrays by name."""
         return {"ids": self.ids, "layers": self.layers, "signatures": self.signatures}
 
     def first(self, pages: int) -> PageIndex:
-        """Only the first pages."""
         return PageIndex(self.ids[:pages], self.layers[:pages], self.signatures[:pages])
 
     def with_rows(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
@@ -202,34 +176,17 @@ class PageIndex:
         )
 
     @staticmethod
-    def check_header(header: Header, pages: int) -> None:
-        """Refuse a file that holds anything else than the entries of so many pages.
-
-        Raises:
-            BundleFormatError: a tensor is missing, not what the manifest says, or one too many.
-        """
-        wanted = {
+    def header(pages: int) -> Header:
+        """What the file's header says of so many pages."""
+        return {
             "ids": TensorInfo("uint8", (pages, 32)),
             "layers": TensorInfo("int32", (pages,)),
             "signatures": TensorInfo("uint64", (pages,)),
         }
-        if header.keys() != wanted.keys():
-            raise BundleFormatError(FILE, "tensors", sorted(wanted), str(sorted(header))[:400])
-        for name, expected in wanted.items():
-            if header[name] != expected:
-                raise BundleFormatError(FILE, name, expected, header[name])
 
     @classmethod
     def parse(cls, arrays: dict[str, npt.NDArray[np.generic]], layers: int) -> PageIndex:
-        """Validate what a file with the right header held.
-
-        Args:
-            arrays: its tensors.
-            layers: number of model layers.
-
-        Raises:
-            BundleFormatError: a value is not what the manifest says.
-        """
+        """Validate what a file with the right header held; ``layers`` is the number of model layers."""
         of_page = arrays["layers"].astype(np.int64)
         if len(of_page) and not 0 <= of_page.min() <= of_page.max() < layers:
             raise BundleFormatError(FILE, "layers", f"from 0 to at most {layers - 1}", "other values")

@@ -37,9 +37,6 @@ class RowTableEntry(Strict, frozen=True, kw_only=True):
     """What the manifest says of a table whose rows come on demand.
 
     Attributes:
-        name: the parameter's name.
-        rows: how many rows it has.
-        columns: how many columns.
         lookups: number of rows that a text looks up, on average over the compiled tasks' texts; 0 if unknown.
         uses: task → share of its look-ups that the first i/64 of the places serve, for i from 0 to 64.
     """
@@ -57,20 +54,16 @@ class RowTableEntry(Strict, frozen=True, kw_only=True):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a stored row."""
         return self.columns + SCALE_BYTES
 
     @property
     def bytes(self) -> int:
-        """Bytes of all rows as they are stored."""
         return self.rows * self.row_bytes
 
     def pages(self, page_bytes: int) -> int:
-        """Pages that hold the table."""
         return -(-self.bytes // page_bytes)
 
     def places_dtype(self) -> npt.DTypeLike:
-        """The dtype of a row's place in the bundle's file."""
         return np.uint16 if self.rows <= 2**16 else np.uint32
 
     def curve(self) -> npt.NDArray[np.float64]:
@@ -89,7 +82,6 @@ class RowTable:
     """A table of an open bundle whose rows come on demand.
 
     Attributes:
-        entry: the manifest's entry.
         first: number of its first page, counted from the first page of rows on.
         places: the place of each row, [rows].
     """
@@ -118,13 +110,7 @@ def decode_rows(stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 def table_pages(
     values: npt.NDArray[np.float32], order: npt.NDArray[np.integer[Any]], page_bytes: int
 ) -> Iterator[bytes]:
-    """A table's pages.
-
-    Args:
-        values: ``[rows, columns]``, by row.
-        order: the row that lies in each place.
-        page_bytes: bytes of a page.
-    """
+    """A table's pages: of values ``[rows, columns]``, by row, and the row that lies in each place."""
     pieces = (order[start : start + _PIECE] for start in range(0, len(order), _PIECE))
     return cut((encode_rows(values[rows]).tobytes() for rows in pieces), page_bytes)
 
@@ -141,28 +127,15 @@ def cut(stream: Iterable[bytes], page_bytes: int) -> Iterator[bytes]:
         yield rest.ljust(page_bytes, b"\0")
 
 
-def check_header(header: Header, entries: Sequence[RowTableEntry]) -> None:
-    """Refuse a file that holds anything else than the places of each table's rows.
-
-    Raises:
-        BundleFormatError: a tensor is missing, of another dtype or shape, or one too many.
-    """
-    wanted = {entry.name: TensorInfo(np.dtype(entry.places_dtype()).name, (entry.rows,)) for entry in entries}
-    if header.keys() != wanted.keys():
-        raise BundleFormatError(FILE, "tensors", str(sorted(wanted))[:400], str(sorted(header))[:400])
-    for name, expected in wanted.items():
-        if header[name] != expected:
-            raise BundleFormatError(FILE, name, expected, header[name])
+def header(entries: Iterable[RowTableEntry]) -> Header:
+    """What the header of the file of places says."""
+    return {entry.name: TensorInfo(np.dtype(entry.places_dtype()).name, (entry.rows,)) for entry in entries}
 
 
 def parse(
     arrays: Mapping[str, npt.NDArray[Any]], entries: Sequence[RowTableEntry], page_bytes: int
 ) -> dict[str, RowTable]:
-    """The tables by name, from a file with the right header.
-
-    Raises:
-        BundleFormatError: two rows have one place.
-    """
+    """The tables by name, from a file with the right header."""
     tables, first = {}, 0
     for entry in entries:
         places = arrays[entry.name]

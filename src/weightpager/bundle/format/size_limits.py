@@ -28,11 +28,7 @@ table may be much larger than all else in a small model."""
 
 
 def check_sizes(manifest: Manifest) -> None:
-    """Refuse files that are larger than the manifest's counts justify, since readers read and hash all of them.
-
-    Raises:
-        BundleFormatError: one is larger.
-    """
+    """Refuse files that are larger than the manifest's counts justify, since readers read and hash all of them."""
     places = manifest.pages * manifest.blocks_per_page
     most = {
         page_file.FILE: _HEADER + (manifest.pages + manifest.row_pages) * _INDEX_PAGE,

@@ -8,7 +8,7 @@ blocks and then their scales.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,7 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.errors import BundleFormatError
-from weightpager.page_dtype import ENCODINGS, block_bytes, decode, encode
-
-WholeDtype = Literal["int8", "int4"]
+from weightpager.page_dtype import ENCODINGS, PageDtype, block_bytes, decode, encode
 
 STORED = "uint8"
 """The dtype of a weight in blocks. A tensor of its name that has another one is an ordinary parameter."""
@@ -36,19 +34,16 @@ _BLOCKS_HIGH = 64
 
 
 class WholeWeightEntry(Strict, frozen=True, kw_only=True):
-    """What the manifest says of a whole weight.
-
-    Attributes:
-        name: the parameter's name.
-        rows: how many rows it has.
-        columns: how many columns.
-        dtype: the dtype of its blocks.
-    """
+    """What the manifest says of a whole weight, in blocks of a dtype whose rows have scales."""
 
     name: Annotated[str, Meta(min_length=1, max_length=512)]
     rows: Annotated[int, Meta(ge=1, lt=2**31)]
     columns: Annotated[int, Meta(ge=1, le=2**24)]
-    dtype: WholeDtype
+    dtype: PageDtype
+
+    def __post_init__(self) -> None:
+        if not ENCODINGS[self.dtype].scaled:
+            raise ValueError(f"a dtype whose rows have scales, got {self.dtype}")
 
     def stored(self, block: BlockShape) -> TensorInfo:
         """What the header of a parameter file says of it."""
@@ -56,11 +51,9 @@ class WholeWeightEntry(Strict, frozen=True, kw_only=True):
         return TensorInfo(STORED, (grid.rows, grid.cols * block_bytes(block, self.dtype)))
 
     def grid(self, block: BlockShape) -> BlockGrid:
-        """Its blocks."""
         return BlockGrid(self.rows, self.columns, block)
 
     def bytes(self, block: BlockShape) -> int:
-        """Bytes of its blocks."""
         rows, size = self.stored(block).shape
         return rows * size
 
@@ -101,11 +94,7 @@ def _number_bytes(entry: WholeWeightEntry, block: BlockShape) -> int:
 
 
 def check_whole(header: Header, entries: Iterable[WholeWeightEntry], block: BlockShape, file: str) -> None:
-    """Refuse a parameter file that has a weight in blocks of another size than its entry says.
-
-    Raises:
-        BundleFormatError: it has.
-    """
+    """Refuse a parameter file that has a weight in blocks of another size than its entry says."""
     for entry in entries:
         found = header.get(entry.name)
         if found is not None and found.dtype == STORED and found != entry.stored(block):

@@ -28,15 +28,14 @@ from weightpager.bundle.report.compile_report import (
     turned,
 )
 from weightpager.config import format_enough, format_room, format_size, parse_size
-from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.page_dtype import DEFAULT, ENCODINGS, PageDtype, block_bytes
 
 
 @dataclass(frozen=True)
-class Choice:
+class Way:
     """A way to serve all tasks.
 
     Attributes:
-        name: its name.
         resident_bytes: bytes of paged weights in memory, those of one task.
         budget: bytes of the smallest budget that it runs in; None where weightpager can't compile it.
         switch_bytes: bytes that an average switch loads.
@@ -60,7 +59,7 @@ class Choice:
         """Whether it can be compiled, and runs in so many bytes."""
         return self.budget is not None and self.budget <= budget
 
-    def told_from(self, other: Choice) -> bool:
+    def told_from(self, other: Way) -> bool:
         """Whether the two losses differ by more than chance, by what each loses more than the bundle."""
         return self.gap[1] < other.gap[0] or other.gap[1] < self.gap[0]
 
@@ -74,9 +73,7 @@ class Choice:
 class Losses:
     """What the bundle and its controls lose, against the dense model that was trained as long as they were.
 
-    Attributes:
-        report: the bundle's report.
-        dense: the dense model's metric, by task.
+    ``dense`` is that model's metric, by task.
     """
 
     report: CompileReport
@@ -90,15 +87,14 @@ class Losses:
         known = {name: value for name, value in dense.items() if value is not None and math.isfinite(value)}
         return cls(report, known) if len(known) == len(dense) else None
 
-    def bundle(self, resident_bytes: int, budget: int, switch_bytes: int) -> Choice:
-        """The bundle itself."""
-        return Choice("this bundle", resident_bytes, budget, switch_bytes, self._mean(self._ours), self._interval())
+    def bundle(self, resident_bytes: int, budget: int, switch_bytes: int) -> Way:
+        return Way("this bundle", resident_bytes, budget, switch_bytes, self._mean(self._ours), self._interval())
 
-    def control(self, control: ControlScore, budget: int | None, line: str) -> Choice:
+    def control(self, control: ControlScore, budget: int | None, line: str) -> Way:
         """One of its controls, which needs this budget and is compiled by this line of a task file."""
         scores = {task: control.scores[task] for task in self.dense}
         losses = self._losses(scores)
-        return Choice(
+        return Way(
             control.name,
             control.resident_bytes,
             budget,
@@ -161,45 +157,42 @@ _NAMES = {DENSE: "all blocks in bfloat16", MASK: "one shared mask"}
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A bundle, its controls and a budget.
+class Comparison:
+    """A bundle, its controls and a budget in bytes; controls that weightpager can't compile are never advised.
 
     Attributes:
-        ours: the bundle.
-        others: its controls; those that weightpager can't compile are never advised.
-        budget: bytes.
         unit: the unit of losses.
         items: number of held-out items that they were measured on.
     """
 
-    ours: Choice
-    others: Sequence[Choice]
+    ours: Way
+    others: Sequence[Way]
     budget: int
     unit: str
     items: int
 
     def words(self) -> str:
-        """What to use."""
         fitting = sorted((c for c in (self.ours, *self.others) if c.fits(self.budget)), key=_loss)
         if not fitting:
             return f"Nothing that was measured fits {self._stated}: {_needs(self.ours)}{self._more_sparsity()}"
         alike = [choice for choice in fitting if not choice.told_from(fitting[0])]
         chosen = min(alike, key=lambda choice: (choice.switch_bytes, choice.budget))
-        rivals = [choice for choice in fitting if choice is not chosen]
-        because = "".join((self._against(chosen, rivals), self._in_more_memory(chosen), self._in_less(chosen)))
+        rest = [choice for choice in fitting if choice is not chosen]
+        because = "".join((self._against(chosen, rest), self._in_more_memory(chosen), self._in_less(chosen)))
         return f"With {self._stated} take {_needs(chosen)}; it {_loses(chosen, self.unit)}{because}"
 
-    def _against(self, chosen: Choice, rivals: Sequence[Choice]) -> str:
+    def _against(self, chosen: Way, rest: Sequence[Way]) -> str:
         """Why not another one that fits: the bundle if it isn't chosen, else the best of its controls."""
         if not self.ours.fits(self.budget):
-            return f". {_sentence(_needs(self.ours))}."
-        rival = self.ours if chosen is not self.ours else next(iter(rivals), None)
-        if rival is None:
+            needs = _needs(self.ours)
+            return f". {needs[0].upper()}{needs[1:]}."
+        other = self.ours if chosen is not self.ours else next(iter(rest), None)
+        if other is None:
             return ". Nothing simpler that was measured fits."
-        told = f"; {_called(rival)} {_loses(rival)}."
-        if chosen.told_from(rival):
+        told = f"; {_called(other)} {_loses(other)}."
+        if chosen.told_from(other):
             return told
-        control = rival if chosen is self.ours else chosen
+        control = other if chosen is self.ours else chosen
         gap = control.loss - self.ours.loss
         needed = items_to_tell(gap, control.gap, self.items) if round(gap, 1) else None
         more = f"; about {needed:,} would, if the difference is as large as it seems" if needed else ""
@@ -207,7 +200,7 @@ class Verdict:
             f"{told} They can't be told apart by {self.items:,} held-out items{more}. The first is the cheaper to run."
         )
 
-    def _in_more_memory(self, chosen: Choice) -> str:
+    def _in_more_memory(self, chosen: Way) -> str:
         """What would be better, beyond chance, with a larger budget: what needs the least."""
         larger = [
             choice
@@ -220,7 +213,7 @@ class Verdict:
         best = min(larger, key=lambda choice: choice.budget or 0)
         return f" Better, in more memory: {_needs(best)}; it {_loses(best)}."
 
-    def _in_less(self, chosen: Choice) -> str:
+    def _in_less(self, chosen: Way) -> str:
         if chosen is self.ours or not self.ours.fits(self.budget):
             return ""
         return f" Paging pays with less memory{self._more_sparsity()}"
@@ -234,15 +227,15 @@ class Verdict:
         return f"`--budget {format_room(self.budget).replace(' ', '')}`"
 
 
-def _loss(choice: Choice) -> float:
+def _loss(choice: Way) -> float:
     return choice.loss
 
 
-def _called(choice: Choice) -> str:
+def _called(choice: Way) -> str:
     return _NAMES.get(choice.name, choice.name if not choice.line else f"all blocks in {choice.name}")
 
 
-def _needs(choice: Choice) -> str:
+def _needs(choice: Way) -> str:
     """A way, the line of the task file that compiles it, the budget that it needs and what its switches load."""
     line = f"{choice.line}, " if choice.line else ""
     needs = f"needs `--budget {format_enough(choice.budget or 0).replace(' ', '')}`"
@@ -252,11 +245,7 @@ def _needs(choice: Choice) -> str:
     return f"{_called(choice)}: {line}{needs}, {loads}"
 
 
-def _sentence(words: str) -> str:
-    return words[0].upper() + words[1:]
-
-
-def _loses(choice: Choice, unit: str = "") -> str:
+def _loses(choice: Way, unit: str = "") -> str:
     """How a choice compares with dense, in words: worse, better, or no different as far as the data tells."""
     loss, reach = round(choice.loss, 1), ""
     if choice.name == DENSE:
@@ -267,14 +256,11 @@ def _loses(choice: Choice, unit: str = "") -> str:
         if holds_zero(choice.interval):
             better, worse = f"{-choice.interval[0]:.1f} {unit}".rstrip(), f"{choice.interval[1]:.1f}"
             return f"does as well as dense, as far as the data tells ({better} better to {worse} worse)"
-        reach = f" ({_ends(turned(choice.interval) if loss < 0 else choice.interval)})"
+        low, high = turned(choice.interval) if loss < 0 else choice.interval
+        reach = f" ({low:.1f} to {high:.1f})"
     if loss < 0:
         return f"beats dense by {-loss:.1f} {unit}".rstrip() + reach
     return f"loses {abs(loss):.1f} {unit}".rstrip() + reach
-
-
-def _ends(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.1f} to {interval[1]:.1f}"
 
 
 _RECOVERY = {"none": "doing without recovery", "closed-form": "closed form", "finetune": "fine-tuning"}
@@ -290,17 +276,14 @@ _MOST_TOLD = 1_000_000
 class Advice:
     """The choices, least memory first, and in words which one to take."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[Way, ...]
     words: str
 
 
 def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> Advice | None:
     """Compare a bundle with its controls in a budget; None if nothing was measured to compare with.
 
-    Args:
-        bundle: the bundle.
-        report: its own.
-        budget: bytes; None for the smallest in which all of the bundle's tasks run.
+    The budget is in bytes; by default it is the smallest in which all of the bundle's tasks run.
     """
     losses = Losses.of(report)
     if not report.controls or losses is None:
@@ -309,15 +292,13 @@ def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> 
     others = [losses.control(control, *_compiled(bundle, report, control)) for control in report.controls]
     choices = sorted([ours, *others], key=lambda choice: choice.resident_bytes)
     room = budget or parse_size(format_enough(ours.budget or 0))  # as people state it
-    verdict = Verdict(ours, others, room, _unit(report), sum(task.items for task in report.tasks))
+    comparison = Comparison(ours, others, room, _unit(report), sum(task.items for task in report.tasks))
     remedy = heavy_losses(report) or _remedy(ours, report.recover, bundle)
-    words = [verdict.words(), remedy, few_items(report)]
-    if ours.interval is None:
-        words.append("How much of this is chance was not measured: the report is an earlier version's.")
+    words = [comparison.words(), remedy, few_items(report)]
     return Advice(tuple(choices), " ".join(filter(None, words)))
 
 
-def _ours(losses: Losses, bundle: Bundle, budget: int | None) -> Choice:
+def _ours(losses: Losses, bundle: Bundle, budget: int | None) -> Way:
     """The bundle, with all its pages in memory where they fit, else with those of its largest task."""
     always, every = footprint(bundle).total, len(bundle.pages) * bundle.page_bytes
     if budget is not None and always + every <= budget:
@@ -383,14 +364,14 @@ def _loss_intervals(report: CompileReport) -> dict[str, Interval]:
     return known | {name: turned(gap) for name, gap in gaps.items()}
 
 
-def _remedy(ours: Choice, recover: str | None, bundle: Bundle) -> str:
+def _remedy(ours: Way, recover: str | None, bundle: Bundle) -> str:
     """What to do about a bundle that has lost accuracy, beyond chance."""
     if recover is None or ours.interval is None or not ours.lost:
         return ""
     ways = ["'recover: finetune'"] * (recover != "finetune") + ["less sparsity"]
-    if bundle.manifest.dtype != "int4":
-        times = bundle.block_bytes / block_bytes(bundle.manifest.block_shape, "int4")
-        ways.append(f"'dtype: int4', in which as many bytes hold {times:.1f} times the blocks")
+    if ENCODINGS[bundle.manifest.dtype].bits > ENCODINGS[DEFAULT].bits:
+        times = bundle.block_bytes / block_bytes(bundle.manifest.block_shape, DEFAULT)
+        ways.append(f"'dtype: {DEFAULT}', in which as many bytes hold {times:.1f} times the blocks")
     loses = f"At this sparsity {_RECOVERY.get(recover, recover)} loses more than chance explains"
     return f"{loses}: take {', or '.join(ways)}."
 

@@ -34,7 +34,6 @@ def holds_zero(interval: tuple[float, float]) -> bool:
 
 
 def turned(interval: tuple[float, float]) -> tuple[float, float]:
-    """The interval of the negated difference."""
     return -interval[1], -interval[0]
 
 
@@ -55,10 +54,7 @@ def mean_interval(estimates: Sequence[float], intervals: Iterable[tuple[float, f
 def items_to_tell(estimate: float, interval: tuple[float, float], items: int) -> int | None:
     """About how many held-out items would show a difference of this size; None if no number would.
 
-    Args:
-        estimate: of the difference.
-        interval: of it, found on ``items``.
-        items: that it was measured on.
+    The interval is that of the estimate, found on so many items.
     """
     reach = estimate - interval[0] if estimate > 0 else interval[1] - estimate
     if estimate == 0 or not math.isfinite(reach):
@@ -108,10 +104,10 @@ class OtherScore(Document):
 class TaskScore(Document):
     """A task's metric on ``items`` held-out items, of the dense model and through the engine.
 
-    ``density`` is the share of the paged weights' blocks that the task keeps. ``dense`` is None where the held-out
-    data is no longer what it was when the bundle was compiled. What follows is None in reports of earlier versions:
-    ``texts`` is how many texts, windows or images the items lie in; ``loss_interval`` is of what the task loses against
-    dense, item by item, in points, or in percent of perplexity. ``others`` are the other metrics that the task chooses.
+    ``density`` is the share of the paged weights' blocks that the task keeps. ``dense`` is None where the held-out data
+    is no longer what it was when the bundle was compiled. ``texts`` is how many texts, windows or images the items lie
+    in; ``loss_interval`` is of what the task loses against dense, item by item, in points, or in percent of perplexity.
+    ``others`` are the other metrics that the task chooses.
     """
 
     name: str
@@ -130,15 +126,14 @@ class TaskScore(Document):
 class ControlScore(Document):
     """Something simpler that could do the same job: one shared mask, or the dense model as it is or quantised.
 
-    Where recovery trains, all of them have been trained as long.
+    Where recovery trains, all of them have been trained as long. Intervals lack tasks of which nothing is known.
 
     Attributes:
         name: ``shared mask``, ``dense``, ``int8``, ``int4``, ``int3`` or ``int2``. ``dense`` is there where recovery
-            trains; the shared mask is in the bundle's dtype, in earlier versions in bfloat16.
+            trains; the shared mask is in the bundle's dtype.
         resident_bytes: bytes of paged weights that are in memory at any time.
         scores: the metric on the same held-out items, by task.
-        intervals: the scores' intervals. These and the next two lack tasks of which nothing is known, as in earlier
-            versions.
+        intervals: the scores' intervals.
         loss_intervals: intervals of what it loses against dense, in points or in percent of perplexity.
         gap_intervals: intervals of what it loses more than the bundle does, in the same unit.
     """
@@ -164,7 +159,6 @@ class Growth(Document):
     """What tasks that were added to a bundle brought with them.
 
     Attributes:
-        tasks: names of the tasks that were added.
         reused_bytes: bytes of the blocks that were in the bundle already.
         added_bytes: bytes of the pages that were appended.
         private_bytes: bytes of the new tasks' own parameters.
@@ -197,9 +191,8 @@ class Fit(Document):
         budget: the budget as stated, in bytes.
         bytes: bytes of what is always in memory, the least rows on demand, and the largest task's pages.
         density: share of the blocks that a task keeps.
-        dtype: the pages' dtype.
-        why: the reason why these two were chosen.
-        whole: the budget with which no block is dropped; None where none was, or if the report doesn't say.
+        why: the reason why density and dtype were chosen.
+        whole: the budget with which no block is dropped; None where none was.
     """
 
     budget: Bytes
@@ -214,12 +207,10 @@ class CompileReport(Document):
     """One compile.
 
     Attributes:
-        tasks: the scores of each task.
         mean_overlap: the mean overlap of all ordered pairs of tasks.
         duality_gap: the alignment's gap, (bound − objective) ÷ bound over all paged weights.
         alignment: λ that the masks were chosen with; None for one shared mask.
         frontier: what was tried to find it, if the task file states a switch size or a loss.
-        page_bytes: bytes of a page, as the packer chose them.
         page_fill: share of the pages' bytes that some task uses.
         over_read: share of its pages' bytes that a task doesn't use, by task.
         seconds: the time that each stage took.
@@ -229,17 +220,16 @@ class CompileReport(Document):
         growth: what the last compile onto an existing bundle brought; None if there was none.
         peak_memory: most bytes that the process held, per stage; empty where the system didn't count.
         memory_bound: bytes that each stage was said to take at most, before the first one; of a model
-            that lay on disk without what comes and goes as memory allows. Empty in reports of earlier versions.
+            that lay on disk without what comes and goes as memory allows.
         evenness: share of an even budget that each paged weight keeps at least, where floors were raised above the
             usual ones.
-        compare: what it was compared with; None after tasks were added, and in earlier versions.
+        compare: what it was compared with; None after tasks were added.
         recover: the method by which accuracy was won back; the same.
-        paged_share: share of a task's parameters that is in paged weights; None in older bundles.
+        paged_share: share of a task's parameters that is in paged weights.
         not_paged: parameters that stay in memory, by why they aren't paged.
         fit: what was made of a budget; None where sparsity and dtype were stated.
         without_graph: kinds of tasks that have no graph, and why.
-        backend: the backend that ran the tasks when they were measured (the last ones, of a bundle that has grown);
-            None in reports of earlier versions.
+        backend: the backend that ran the tasks when they were measured; the last ones, of a bundle that has grown.
     """
 
     tasks: list[TaskScore]
@@ -289,7 +279,6 @@ class CompileReport(Document):
                 yield from (control.scores[task.name] for control in self.controls)
 
     def dump(self) -> bytes:
-        """The file's content."""
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
@@ -299,11 +288,7 @@ def has_report(bundle: Bundle) -> bool:
 
 
 def read_report(bundle: Bundle) -> CompileReport:
-    """The report that lies in a bundle.
-
-    Raises:
-        BundleFormatError: there is none, or it is damaged.
-    """
+    """The report that lies in a bundle."""
     content: Any = bundle.read(REPORT)
     try:
         return CompileReport.model_validate_json(content)

@@ -33,9 +33,7 @@ def overlap(bundle: Bundle) -> npt.NDArray[np.float64]:
 def overlap_of(keep: npt.NDArray[np.bool_], weights: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
     """What a switch need not load: ``[A, B]`` is (kept by A and by B) / (kept by B), and 1 where B keeps nothing.
 
-    Args:
-        keep: [blocks, tasks] masks.
-        weights: [blocks], the bytes of each block; None counts blocks.
+    Masks are [blocks, tasks]; weights are the bytes of each block, [blocks], else blocks are counted.
     """
     size = np.ones(len(keep)) if weights is None else np.asarray(weights, np.float64)
     if size.shape != keep.shape[:1]:
@@ -44,7 +42,6 @@ def overlap_of(keep: npt.NDArray[np.bool_], weights: npt.ArrayLike | None = None
 
 
 def _shared(keep: npt.NDArray[np.bool_], sizes: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
-    """What A and B both keep, [A, B]."""
     shared: npt.NDArray[np.float64] = np.where(keep, sizes[:, None], 0.0).T @ keep
     return shared
 
@@ -68,12 +65,9 @@ def page_fill(bundle: Bundle) -> float:
 
 def over_read(bundle: Bundle) -> dict[str, float]:
     """Per task: the share of its pages' bytes that it doesn't use; 0 without pages."""
-    return {task: _over_read(bundle, task) for task in bundle.tasks}
-
-
-def _over_read(bundle: Bundle, task: str) -> float:
-    loaded = len(bundle.pages_of(task)) * bundle.page_bytes
-    return 1.0 - len(bundle.kept_locations(task)) * bundle.block_bytes / loaded if loaded else 0.0
+    loaded = {task: len(bundle.pages_of(task)) * bundle.page_bytes for task in bundle.tasks}
+    used = {task: len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks}
+    return {task: 1.0 - used[task] / size if size else 0.0 for task, size in loaded.items()}
 
 
 _SMALL = "norms, biases and other vectors"
@@ -95,13 +89,7 @@ class PagedShare:
 
     @classmethod
     def of(cls, paged: Iterable[int], others: Mapping[str, int], reasons: Mapping[str, str]) -> PagedShare:
-        """Count them.
-
-        Args:
-            paged: the elements of each paged weight.
-            others: the elements of every other parameter, by name.
-            reasons: why matrices aren't paged, by name.
-        """
+        """Count elements, by weight and by other parameter's name; ``reasons`` says why matrices aren't paged."""
         found: Counter[str] = Counter()
         for name, count in others.items():
             found[reasons.get(name, _SMALL)] += count
@@ -109,12 +97,10 @@ class PagedShare:
 
     @property
     def share(self) -> float:
-        """The paged share of all parameters, from 0 to 1."""
         return self.paged / max(1, self.paged + sum(self.others.values()))
 
     @property
     def is_small(self) -> bool:
-        """Whether most of a model stays in memory whatever is paged."""
         return self.share < 0.5
 
     @property
@@ -131,11 +117,7 @@ class PagedShare:
 
 
 def paged_share(bundle: Bundle) -> PagedShare:
-    """What a bundle pages of its model.
-
-    Raises:
-        BundleFormatError: a parameter file is damaged.
-    """
+    """What a bundle pages of its model."""
     resident = _counts(bundle, RESIDENT)
     private = max((_counts(bundle, private_file(task)) for task in bundle.tasks), key=lambda own: sum(own.values()))
     paged = (weight.out_features * weight.in_features for weight in bundle.manifest.weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.report.advice import Advice, Choice, few_items, heavy_losses
+from weightpager.bundle.report.advice import Advice, Way, few_items, heavy_losses
 from weightpager.bundle.report.compile_report import DENSE, CompileReport, has_report, read_report
 from weightpager.cli import output
 from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, SwitchFacts
@@ -58,7 +58,7 @@ def advice(found: Advice | None, report: CompileReport) -> None:
     say(found.words)
 
 
-def _interval(loss: str, choice: Choice) -> str:
+def _interval(loss: str, choice: Way) -> str:
     return loss if choice.interval is None else f"{loss} ({ends(choice.interval, 1)})"
 
 

@@ -11,13 +11,11 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.whole_weight import WholeDtype, WholeWeightEntry, encode_whole
+from weightpager.bundle.format.whole_weight import WholeWeightEntry, encode_whole
 from weightpager.compiler.model.paged_weights import embedding_tables, whole_weights
-from weightpager.page_dtype import PageDtype
+from weightpager.page_dtype import ENCODINGS, PageDtype
 
-_FEW_BITS = ("int8", "int4")
-
-_WHOLE: WholeDtype = "int8"
+_WHOLE: PageDtype = "int8"
 """The dtype of whole weights, beside pages of few bits. In int4 a head costs language models much (decision 53)."""
 
 
@@ -46,7 +44,7 @@ class ParameterFormat:
         Whole weights are in int8 beside pages of few bits, where that takes less memory.
         """
         dtype = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32  # None where none is stated
-        shapes = whole_weights(models, block) if pages in _FEW_BITS else {}
+        shapes = whole_weights(models, block) if ENCODINGS[pages].scaled else {}
         entries = {
             name: WholeWeightEntry(name=name, rows=rows, columns=columns, dtype=_WHOLE)
             for name, (rows, columns) in shapes.items()

@@ -42,7 +42,7 @@ from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.loss import logits_with
 from weightpager.compiler.training.masks import Masks, block_sums, drop, module_name
 from weightpager.compiler.training.sparse_products import MOST_KEPT, Multiplying, Product, is_plain, skipping_pays
-from weightpager.kernels.torch.kept_blocks import FrozenBlocks, KeptBlocks, products
+from weightpager.kernels.torch.kept_blocks import FrozenBlocks, LearntBlocks, products
 from weightpager.progress import StepProgress
 
 
@@ -51,7 +51,7 @@ class _Skipped:
     """How to multiply by the blocks that a task keeps: those that stay, and those that it learns, if there are any."""
 
     frozen: FrozenBlocks
-    learnt: KeptBlocks | None
+    learnt: LearntBlocks | None
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class _Weight:
         frozen, skipped = drop(masks.masked(task, info, values), ~free, info.grid), None
         if skips and is_plain(layer) and kept.mean() <= MOST_KEPT:
             moving = free.numpy()
-            staying = FrozenBlocks(KeptBlocks(kept & ~moving, info.grid), frozen)
-            skipped = _Skipped(staying, KeptBlocks(moving, info.grid) if moving.any() else None)
+            staying = FrozenBlocks(LearntBlocks(kept & ~moving, info.grid), frozen)
+            skipped = _Skipped(staying, LearntBlocks(moving, info.grid) if moving.any() else None)
         return cls(info, frozen, free, skipped)
 
 

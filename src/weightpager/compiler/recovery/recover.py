@@ -14,7 +14,7 @@ from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wa
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.layer_stream import check_layers
 from weightpager.compiler.recovery.private_blocks import choose_private_blocks, train_private
-from weightpager.compiler.recovery.rounding import ROUNDED
+from weightpager.compiler.recovery.rounding import is_coarse
 from weightpager.compiler.resume.journal import LOCAL, Journal, Workers
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
@@ -49,7 +49,7 @@ def recover(
             for name, of_task in data.items()
         }
         dtype = dense.task_file.dtype
-        encoding = ENCODINGS[dtype] if dtype in ROUNDED and not trains else None
+        encoding = ENCODINGS[dtype] if is_coarse(dtype) and not trains else None
         refit(dense, sparse, masks, batches, journal, partial(progress, "refit"), encoding=encoding)
     if not trains:
         return TaskWeights(sparse)

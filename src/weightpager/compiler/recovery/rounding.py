@@ -21,17 +21,19 @@ from weightpager.compiler.training.early_stopping import check_steps
 from weightpager.kernels.torch.kept_blocks import RowRounding
 from weightpager.page_dtype import ENCODINGS, Encoding, PageDtype, decode, encode
 
-ROUNDED: frozenset[PageDtype] = frozenset({"int4"})
-"""Dtypes that recovery allows for: it trains with weights as these pages would hold them.
-
-Other dtypes round too little for that to gain anything.
-"""
+_FEW_LEVELS = 16
+"""With more, pages round too little for recovery to gain anything by allowing for it."""
 
 EVERY = 20
 """Steps between two searches, beside those at which a training is checked."""
 
 _ROWS_AT_ONCE = 4096  # that stay in a processor's cache
 _KEPT = "/divisors"
+
+
+def is_coarse(dtype: PageDtype) -> bool:
+    """Whether recovery allows for what a dtype rounds: it trains with weights as such pages would hold them."""
+    return ENCODINGS[dtype].scaled and ENCODINGS[dtype].levels <= _FEW_LEVELS
 
 
 class Rounding:
@@ -75,7 +77,7 @@ class Rounding:
         An ``encoding`` takes the place of the pages'.
         """
         dtype = source.task_file.dtype
-        chosen = ENCODINGS[dtype] if encoding is None and dtype in ROUNDED else encoding
+        chosen = ENCODINGS[dtype] if encoding is None and is_coarse(dtype) else encoding
         return None if chosen is None else cls(weights, source.paged, chosen, steps, checked=checked)
 
     def update(self, step: int) -> None:
@@ -130,7 +132,7 @@ def stored(weight: Tensor, grid: BlockGrid, dtype: PageDtype) -> Tensor:
 
 def stored_if_coarse(weight: Tensor, grid: BlockGrid, dtype: PageDtype) -> Tensor:
     """`stored` where recovery goes through the rounding, else the weight itself."""
-    return stored(weight, grid, dtype) if dtype in ROUNDED else weight
+    return stored(weight, grid, dtype) if is_coarse(dtype) else weight
 
 
 def divisors(weight: Tensor, grid: BlockGrid, encoding: Encoding) -> Tensor:

@@ -36,7 +36,7 @@ from weightpager.compiler.task_file.sections import (
     broken,
 )
 from weightpager.errors import ConfigError, shown
-from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.page_dtype import DEFAULT, PageDtype, block_bytes
 
 _EXPECTED = {
     "string_type": "text",
@@ -147,7 +147,7 @@ class TaskFile(Frozen):
 
     model: ModelDirectory
     block: Block = BlockShape(16, 32)
-    dtype: PageDtype = "int4"
+    dtype: PageDtype = DEFAULT
     sparsity: Sparsity | None = None
     fit: Size = None
     alignment: Strength = 0.5

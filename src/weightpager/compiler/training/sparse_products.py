@@ -19,7 +19,7 @@ from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.training.device import least_seconds, multiplies_in_bfloat16
 from weightpager.compiler.training.loss import logits_with
 from weightpager.compiler.training.masks import Masks, drop
-from weightpager.kernels.torch.kept_blocks import KeptBlocks, RowRounding, products
+from weightpager.kernels.torch.kept_blocks import LearntBlocks, RowRounding, products
 
 _MANY = (list, tuple)
 
@@ -102,7 +102,7 @@ class _Sparse:
     info: PagedWeightInfo
     values: Tensor
     kept: Tensor
-    blocks: KeptBlocks
+    blocks: LearntBlocks
     rounding: Rounds | None
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -139,7 +139,7 @@ class SparseProducts:
         for info in self._source.paged:
             layer, kept = self._source.linear(task, info.name), self._masks.blocks(task, info)
             if is_plain(layer) and kept.mean() <= MOST_KEPT:
-                blocks = KeptBlocks(kept, info.grid)
+                blocks = LearntBlocks(kept, info.grid)
                 sparse[id(layer.weight)] = _Sparse(info, layer.weight, torch.from_numpy(kept), blocks, self._rounding)
         return sparse
 
@@ -176,7 +176,7 @@ def _pays_in(dtype: torch.dtype, block: BlockShape) -> bool:
     """The same, of activations in this dtype. Small blocks cost more for each weight."""
     grid = BlockGrid(1536, 384, block)
     half = np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5
-    blocks = KeptBlocks(half, grid)
+    blocks = LearntBlocks(half, grid)
     weight = torch.ones(grid.out_features, grid.in_features, requires_grad=True)
     x = torch.ones(512, grid.in_features, dtype=dtype, requires_grad=True)
 

@@ -228,7 +228,7 @@ class _Publishing:
 
         def page(index: int) -> bytes:
             self._progress("write pages", next(count), wanted)
-            return donor.page_by_id(ids[index], size)
+            return donor.page(ids[index], size)
 
         return page
 

@@ -14,19 +14,7 @@ from weightpager.kernels.torch.device_weight import check_memory, operands
 
 
 def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) -> Tensor:
-    """``x @ W.T + bias`` on ``torch.get_num_threads()`` threads. Their number doesn't change the result.
-
-    ``x`` and ``bias`` have been checked by `weightpager.kernels.torch.paged_linear`.
-
-    Args:
-        x: [..., in_features].
-        weight: the weight.
-        bias: [out_features].
-        isa: which kernel, as an index into `weightpager.kernels.native.isas`.
-
-    Raises:
-        PageNotResidentError: a block's page is not in the arena.
-    """
+    """As `weightpager.kernels.torch.paged_linear`, which has checked x and bias, by kernel number ``isa``."""
     rows, y = operands(x, weight.out_features)
     missing = native_weight(weight).linear(
         isa,
@@ -66,7 +54,6 @@ def paged_gated(
 
 
 def _complete(y: Tensor, missing: int) -> Tensor:
-    """The result, unless the native module found a page missing."""
     if missing >= 0:
         raise PageNotResidentError(missing)
     return y

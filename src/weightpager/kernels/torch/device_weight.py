@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,29 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from weightpager.kernels.paged_weight import Blocked, PagedWeight, check_tables
+from weightpager.kernels.paged_weight import BlockedWeight, PagedWeight, check_tables
 
 TABLES = ("page_table", "crow_indices", "col_indices", "locations")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DeviceWeight(Blocked):
-    """See `PagedWeight`, whose attributes these are, as tensors on one device.
-
-    Raises:
-        ValueError: something is not as described; the text says what.
-    """
-
-    arena: Tensor
-    page_table: Tensor
-    crow_indices: Tensor
-    col_indices: Tensor
-    locations: Tensor
-    out_features: int
-    in_features: int
-    block_rows: int
-    block_cols: int
-    dtype: str
+class DeviceWeight(BlockedWeight):
+    """A paged weight over tensors on one device."""
 
     def __post_init__(self) -> None:
         self.check_sizes()
@@ -46,19 +31,9 @@ class DeviceWeight(Blocked):
     @classmethod
     def of(cls, weight: PagedWeight, device: str | torch.device = "cpu") -> DeviceWeight:
         """The same weight on a device. Where that is the host, it is over the same memory."""
-        arena, page_table, crow, columns, locations = (tensor.to(device) for tensor in tensors(weight))
-        return cls(
-            arena=arena,
-            page_table=page_table,
-            crow_indices=crow,
-            col_indices=columns,
-            locations=locations,
-            out_features=weight.out_features,
-            in_features=weight.in_features,
-            block_rows=weight.block_rows,
-            block_cols=weight.block_cols,
-            dtype=weight.dtype,
-        )
+        same = {each.name: getattr(weight, each.name) for each in fields(BlockedWeight)}
+        moved = zip(("arena", *TABLES), (tensor.to(device) for tensor in tensors(weight)), strict=True)
+        return cls(**(same | dict(moved)))
 
 
 Weight = PagedWeight | DeviceWeight
@@ -68,7 +43,6 @@ _HOST = torch.device("cpu")
 
 
 def device_of(weight: Weight) -> torch.device:
-    """Where a weight is."""
     return weight.arena.device if isinstance(weight, DeviceWeight) else _HOST
 
 
@@ -91,11 +65,7 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int
 
 
 def operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
-    """The activations as contiguous memory, and memory for the result.
-
-    Raises:
-        ValueError: one of them has no values.
-    """
+    """The activations as contiguous memory, and memory for the result."""
     rows = x if x.is_contiguous() else x.contiguous()
     y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
     for tensor in (rows, y):
@@ -104,11 +74,7 @@ def operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
 
 
 def check_memory(tensor: Tensor) -> None:
-    """Refuse a FakeTensor, which has a shape but no memory; tensors that are made in `FakeTensorMode` are such.
-
-    Raises:
-        ValueError: it has no values.
-    """
+    """Refuse a FakeTensor, which has a shape but no memory; tensors that are made in `FakeTensorMode` are such."""
     if type(tensor) in (Tensor, Parameter):
         return
     from torch._subclasses import FakeTensor  # takes long, and nearly never is there any

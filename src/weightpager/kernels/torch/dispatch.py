@@ -21,7 +21,6 @@ from weightpager.kernels.torch import reference
 from weightpager.kernels.torch.device_weight import Weight, device_of
 
 if NATIVE:
-    from weightpager.kernels import native
     from weightpager.kernels.torch import cpu
 
 _log = logging.getLogger(__name__)
@@ -38,12 +37,9 @@ def paged_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tenso
     On one machine a result depends on the values and on the shape of x, never on the number of threads.
 
     Args:
-        x: [..., in_features], float32 or bfloat16, on the weight's device, of any strides.
+        x: [..., in_features], float32 or bfloat16, on the weight's device, of any strides. The result has its dtype.
         weight: the weight; every page that its blocks lie in must be in the arena, and stay there during the call.
         bias: [out_features], float32 or bfloat16.
-
-    Returns:
-        [..., out_features], in the dtype of x.
 
     Raises:
         ValueError: x or bias is not as described, or has no values (`FakeTensorMode`).
@@ -67,20 +63,8 @@ def paged_gated(
 ) -> Tensor:
     """``activation(x @ gate.T + biases[0]) * (x @ W.T + biases[1])`` in one pass over x; else as `paged_linear`.
 
-    Args:
-        x: [..., in_features].
-        gate: the gate's weight.
-        weight: the other one, of the same shape and blocks.
-        activation: "silu" or "gelu_tanh".
-        biases: of gate and weight.
-
-    Returns:
-        [..., out_features], in the dtype of x.
-
-    Raises:
-        ValueError: x, a bias or the activation is not as described, or the weights differ in shape.
-        PageNotResidentError: a block's page is not in the arena. Triton's kernels give NaN for what needs it instead.
-        ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
+    The gate's weight has the shape and blocks of the other one, and biases are theirs in this order. The activation is
+    "silu" or "gelu_tanh".
     """
     _check_input(x, weight)
     ours, theirs = ((of.out_features, of.in_features, of.block_rows, of.block_cols, of.dtype) for of in (gate, weight))
@@ -123,7 +107,7 @@ def _serving(weight: Weight) -> tuple[str, ModuleType, tuple[int, ...]]:
     chosen, dtype = isa(device_of(weight)), weight.dtype
     if chosen == _TRITON and dtype in (gpu := _gpu()).READS:
         return chosen, gpu, ()
-    if isinstance(weight, PagedWeight) and chosen in NATIVE and dtype in native.READS:
+    if isinstance(weight, PagedWeight) and chosen in NATIVE and dtype in choice.READS:
         return chosen, cpu, (NATIVE.index(chosen),)
     return REFERENCE, reference, ()
 

@@ -9,7 +9,6 @@ Importing this module fails with ImportError where Triton isn't installed; torch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -205,18 +204,10 @@ _MATRIX = 16  # least tokens, outputs and words of a step that matrix units mult
 
 
 def paged_linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> Tensor:
-    """``x @ W.T + bias``, accumulated in float32.
+    """As `weightpager.kernels.torch.paged_linear`, which has checked ``x`` and ``bias``.
 
-    ``x`` and ``bias`` have been checked by `weightpager.kernels.torch.paged_linear`. An output that needs a page which
-    isn't in the arena is NaN.
-
-    Args:
-        x: [..., in_features].
-        weight: the weight.
-        bias: [out_features].
-
-    Raises:
-        ValueError: pages whose size is no multiple of four bytes.
+    An output that needs a page which isn't in the arena is NaN. Pages whose size is no multiple of four bytes are
+    refused.
     """
     return _launch(linear, x, [(weight, bias)], HAS_BIAS=bias is not None)
 
@@ -273,8 +264,9 @@ def _sample(dtype: str, device: str | torch.device, drawn: torch.Generator) -> D
     """Two rows of blocks, one of them full, with partial blocks at the weight's edges and pages in shuffled order."""
     rows, cols, per_page = 16, 32, 2
     encoding, of_page = ENCODINGS[dtype], (4, per_page * rows * cols)
-    if dtype == "int4":
-        blocks = torch.randint(0, 256, (4, of_page[1] // 2), generator=drawn, dtype=torch.uint8, device="cpu")
+    if encoding.first_bits:
+        size = per_page * encoding.number_bytes(rows, cols)
+        blocks = torch.randint(0, 256, (4, size), generator=drawn, dtype=torch.uint8, device="cpu")
     else:
         values = torch.randn(of_page, generator=drawn, device="cpu")
         blocks = (values * 40).clamp(-127, 127).to(getattr(torch, dtype)).view(torch.uint8)
@@ -301,23 +293,16 @@ def _launch(kernel: Any, x: Tensor, factors: Sequence[tuple[DeviceWeight, Tensor
     weight = factors[0][0]
     rows, y = operands(x, weight.out_features)
     if y.numel():
-        tile = _tile(rows, weight)
+        grid, tile = _tile(rows, weight)
         tables = [part for of, bias in factors for part in (*_tables(of), rows if bias is None else bias)]
         sizes = rows.numel() // weight.in_features, weight.out_features, weight.in_features
         with torch.cuda.device_of(x):
-            kernel[tile.grid](rows, y, *tables, *sizes, **constants, **tile.constants)
+            kernel[grid](rows, y, *tables, *sizes, **constants, **tile)
     return y
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """What one program computes, and how many there are."""
-
-    grid: tuple[int]
-    constants: dict[str, Any]
-
-
-def _tile(rows: Tensor, weight: DeviceWeight) -> _Tile:
+def _tile(rows: Tensor, weight: DeviceWeight) -> tuple[tuple[int], dict[str, Any]]:
+    """How many programs there are, and the constants of what one computes."""
     tokens = rows.numel() // weight.in_features
     steps = weight.block_cols // weight.encoding.neighbours
     outputs = min(weight.block_rows, 32)
@@ -344,7 +329,7 @@ def _tile(rows: Tensor, weight: DeviceWeight) -> _Tile:
         "num_stages": 1,  # Triton 3.2, that of torch 2.6, can't compile loads by looked-up addresses in stages
     }
     programs = weight.grid[0] * (weight.block_rows // outputs) * triton.cdiv(tokens, at_once)
-    return _Tile((programs,), constants)
+    return (programs,), constants
 
 
 def _tables(weight: DeviceWeight) -> tuple[Any, ...]:

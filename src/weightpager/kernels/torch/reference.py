@@ -69,7 +69,7 @@ def _blocks(weight: Weight) -> Tensor:
         raise PageNotResidentError(int(pages[absent][0]))
     used = per_page * weight.block_bytes
     raw = arena[:, :used].view(-1, per_page, weight.block_bytes)[slots, places]  # [kept, block_bytes], a copy
-    steps = numbers(raw, weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
+    steps = numbers(raw, weight).view(-1, weight.block_cols // step, weight.block_rows, step)
     blocks = steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)
     if not weight.encoding.scaled:
         return blocks
@@ -78,10 +78,10 @@ def _blocks(weight: Weight) -> Tensor:
     return blocks.float() * scales.float()[:, :, None]
 
 
-def numbers(raw: Tensor, dtype: str) -> Tensor:
-    """What lies in blocks, uint8 [kept, block_bytes], in the order in which it lies there."""
-    if dtype != "int4":
-        return raw.view(getattr(torch, dtype))
-    octets = raw.view(len(raw), raw.shape[1] // 4, 4)
-    halves = torch.cat([octets & 15, octets >> 4], 2)  # inputs 0, 2, 1, 3 and 4, 6, 5, 7 of a word
-    return torch.stack([halves[:, :, at] for at in (0, 2, 1, 3, 4, 6, 5, 7)], 2).to(torch.int8) - 8
+def numbers(raw: Tensor, weight: Weight) -> Tensor:
+    """What lies in blocks of a weight, uint8 [kept, block_bytes], in the order in which it lies there."""
+    encoding = weight.encoding
+    if not encoding.first_bits:
+        return raw.view(getattr(torch, weight.dtype))
+    words = raw.view(len(raw), raw.shape[1] // encoding.word_bytes, encoding.word_bytes)
+    return torch.stack(encoding.unpacked(words), -1).to(torch.int8) + encoding.least

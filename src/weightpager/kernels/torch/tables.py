@@ -5,22 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightpager.kernels import choice
 from weightpager.kernels.choice import NATIVE
 from weightpager.kernels.paged_weight import PagedWeight
 from weightpager.kernels.torch.device_weight import Weight, tensors
 from weightpager.kernels.torch.reference import numbers
 
 if NATIVE:
-    import weightpager.kernels._native as _native
+    from weightpager.kernels import _native
 
 
 def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows ``[..., in_features]`` of a whole weight: exact in float32, rounded to nearest in bfloat16.
 
-    Args:
-        weight: as `whole_weight` makes it.
-        ids: [...], int64 or int32, on the weight's device.
-        dtype: float32 or bfloat16.
+    Ids are int64 or int32, on the weight's device.
 
     Raises:
         TypeError: ids are of another dtype.
@@ -34,7 +32,7 @@ def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
         low, high = (int(bound) for bound in flat.aminmax())
         if low < 0 or high >= weight.out_features:
             raise IndexError(f"expected ids from 0 to {weight.out_features - 1}, got {low} to {high}")
-    if not isinstance(weight, PagedWeight) or not NATIVE:
+    if not isinstance(weight, PagedWeight) or weight.dtype not in choice.READS:
         return reference(weight, flat, dtype).view(*ids.shape, weight.in_features)
     out = torch.empty((*ids.shape, weight.in_features), dtype=dtype, device="cpu")
     _native.look_up_rows(
@@ -42,7 +40,7 @@ def look_up(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
         weight.grid[1],
         weight.block_rows,
         weight.block_cols,
-        weight.dtype == "int4",
+        weight.dtype,
         weight.in_features,
         flat.data_ptr(),
         flat.numel(),
@@ -60,10 +58,10 @@ def reference(weight: Weight, ids: Tensor, dtype: torch.dtype) -> Tensor:
     ids = ids.masked_fill(outside, weight.grid[0] * height)  # which no page has: an index that is refused
     page, row = ids // height, ids % height
     used, trailer = blocks * weight.block_bytes, blocks * weight.scale_bytes
-    steps = arena[:, :used].view(-1, blocks, weight.block_cols // step, height, step * weight.encoding.bits // 8)
+    steps = arena[:, :used].view(-1, blocks, weight.block_cols // step, height, weight.encoding.word_bytes)
     raw = steps[page, :, :, row].reshape(len(ids), used // height)
     scales = arena[:, used : used + trailer].view(-1, blocks, height, 2)[page, :, row]  # [n, blocks, 2]
-    values = numbers(raw, weight.dtype).view(len(ids), blocks, weight.block_cols).float()
+    values = numbers(raw, weight).view(len(ids), blocks, weight.block_cols).float()
     values = values * scales.contiguous().view(torch.bfloat16).float()
     return values.view(len(ids), blocks * weight.block_cols)[:, : weight.in_features].to(dtype)
 
