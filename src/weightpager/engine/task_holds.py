@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.report import SwitchReport
-from weightpager.errors import BudgetError, BusyError, TaskNotActiveError, TaskTooLargeError, of_bundle
+from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, TaskTooLargeError, of_bundle
 from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.switch_request import Deadline, LoadStats, SwitchRequest
@@ -61,7 +61,7 @@ class SwitchLog:
             is_visit: whether somebody asked for the task; to keep it in memory is no visit.
         """
         before = self.monitor.record(name) if is_visit else self.monitor.current
-        pages = stats.bytes // self._open.bundle.page_bytes
+        pages = stats.bytes // self._open.memory.arena.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
             self._reports.append(report)
@@ -251,8 +251,10 @@ class TaskHolds:
             leaving: the task that is left for the one that is loaded.
         """
         try:
+            yield
+        except BundleError:
             with of_bundle(self._open.bundle.path):
-                yield
+                raise
         except TaskTooLargeError:
             raise
         except BudgetError as error:
