@@ -26,7 +26,7 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 
 @dataclass(frozen=True)
-class _Stated:
+class _StatedAddress:
     """A cluster's address.
 
     Attributes:
@@ -64,9 +64,9 @@ def cluster(address: str, **own: Any) -> Iterator[bool]:
 
 def _connect(address: str, own: dict[str, Any]) -> bool:
     """Connect to a cluster; whether it was started for that."""
-    stated = _Stated(address)
+    stated = _StatedAddress(address)
     if address == AUTO:
-        stated = _Stated(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS")
+        stated = _StatedAddress(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS")
     if stated.address not in ("", AUTO, LOCAL):
         _check(stated)
         _join(stated, stated.address)
@@ -86,11 +86,11 @@ def _joins() -> bool:
     address = find_bootstrap_address(None)
     if address is None or address not in find_gcs_addresses():  # type: ignore[no-untyped-call]
         return False
-    _join(_Stated(address, otherwise="take local"), AUTO)
+    _join(_StatedAddress(address, otherwise="take local"), AUTO)
     return True
 
 
-def _check(stated: _Stated) -> None:
+def _check(stated: _StatedAddress) -> None:
     """See that something answers at an address before Ray tries for long.
 
     Raises:
@@ -117,7 +117,7 @@ def _check(stated: _Stated) -> None:
         ) from error
 
 
-def _join(stated: _Stated, address: str) -> None:
+def _join(stated: _StatedAddress, address: str) -> None:
     """Join the cluster at an address of `ray.init`'s, which is where ``stated`` says.
 
     Raises:

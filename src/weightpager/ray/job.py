@@ -187,7 +187,7 @@ _EVERY = 0.5
 
 
 @dataclass(frozen=True)
-class Found:
+class JobResult:
     """The result of a job.
 
     Attributes:
@@ -229,7 +229,7 @@ class Failed:
 
 
 @dataclass
-class _Told:
+class _ToldSteps:
     """Notes steps on the board, at most twice a second."""
 
     board: Any
@@ -250,15 +250,15 @@ def ready() -> None:
 
 def work(
     parcel: Parcel[int | Bytes], surroundings: Surroundings, board: Any, number: int, *contents: Bytes
-) -> Found | Failed:
+) -> JobResult | Failed:
     """Do a job; ``contents`` are of its tensors' storages that aren't in the parcel, ``number`` is its on the board."""
-    start, told = time.perf_counter(), _Told(board, number)
+    start, told = time.perf_counter(), _ToldSteps(board, number)
     try:
         surroundings.take(socket.gethostname())
         all_contents = [contents[place] if isinstance(place, int) else place for place in parcel.places]
-        job: Callable[[_Told], Any] = unpack(parcel, all_contents)
+        job: Callable[[_ToldSteps], Any] = unpack(parcel, all_contents)
         value = job(told)
     except WeightpagerError as error:
         return Failed.of(error)
     seconds = time.perf_counter() - start
-    return Found(pack(value, lambda content: content.copy()), seconds, told.last, Surroundings.here().processor)
+    return JobResult(pack(value, lambda content: content.copy()), seconds, told.last, Surroundings.here().processor)

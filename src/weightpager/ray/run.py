@@ -15,7 +15,7 @@ from ray.serve.context import _get_global_client
 
 from weightpager.config import format_size
 from weightpager.errors import ConfigError
-from weightpager.ray.application import Needs
+from weightpager.ray.application import ClusterNeeds
 from weightpager.ray.cluster import LOCAL, cluster
 from weightpager.server.run import listen
 
@@ -49,7 +49,7 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             has no room for the servers, its Ray Serve listens elsewhere or runs an application of this name already, or
             the servers can't start.
     """
-    needs = Needs.of(application)
+    needs = ClusterNeeds.of(application)
     if address == LOCAL:
         _free_port(host, port)  # otherwise Serve may run in the cluster, and have the port
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -100,7 +100,7 @@ def _check_head() -> None:
         )
 
 
-def _check_room(needs: Needs, *, grows: bool) -> None:
+def _check_room(needs: ClusterNeeds, *, grows: bool) -> None:
     """See that the servers fit: Serve waits for room without a word.
 
     Args:

@@ -16,7 +16,7 @@ from weightpager.compiler.resume.journal import Done, Job, Key, Value
 from weightpager.errors import CompileError, ConfigError, first_line
 from weightpager.progress import StepProgress
 from weightpager.ray.cluster import cluster
-from weightpager.ray.job import Bytes, Found, Parcel, Surroundings, environment, pack, ready, work
+from weightpager.ray.job import Bytes, JobResult, Parcel, Surroundings, environment, pack, ready, work
 
 
 class Board:
@@ -147,7 +147,7 @@ class RayWorkers:
             return found
         return {}
 
-    def _compare(self, found: Found, here: Surroundings) -> None:
+    def _compare(self, found: JobResult, here: Surroundings) -> None:
         """Say once of each other processor that it may decide on last digits."""
         if found.processor not in {here.processor, *self._others}:
             self._others.add(found.processor)
@@ -251,7 +251,7 @@ class _Running(Generic[Key]):
                     ray.cancel(ref, force=True)
 
 
-def _found(ref: Ref, running: _Running[Any]) -> Found | None:
+def _found(ref: Ref, running: _Running[Any]) -> JobResult | None:
     """What a job has found; None if it failed, or isn't wanted any more."""
     if not running.has(ref):
         return None
@@ -262,7 +262,7 @@ def _found(ref: Ref, running: _Running[Any]) -> Found | None:
     except RayError as error:
         running.failed(ref, _killed(running.name(ref), error))
     else:
-        if isinstance(found, Found):
+        if isinstance(found, JobResult):
             return found
         running.failed(ref, found.error())
     return None

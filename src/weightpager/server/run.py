@@ -64,10 +64,10 @@ def server(service: Service, *, host: str, port: int, uds: Path | None = None) -
         access_log=False,
         log_config=None,
     )
-    return _Server(config, service)
+    return _GracefulServer(config, service)
 
 
-class _Server(uvicorn.Server):
+class _GracefulServer(uvicorn.Server):
     """Ends requests itself when their grace is over: uvicorn would cut off connections without a word."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:

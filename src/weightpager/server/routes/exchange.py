@@ -16,7 +16,7 @@ from fastapi import Depends, HTTPException, Request
 from weightpager.answers.work import Outcome, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestTimeoutError
-from weightpager.server.scheduling.job import Done, Event, Failed, Job
+from weightpager.server.scheduling.job import Event, Job, TextDone, TextFailed
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings
 
@@ -93,7 +93,7 @@ class Exchange:
             raise RequestTimeoutError(_TOO_LONG) from None
         if event is None:
             raise ClientGoneError
-        if isinstance(event, Failed):
+        if isinstance(event, TextFailed):
             raise event.error
         return event
 
@@ -107,7 +107,7 @@ class Exchange:
         outcomes: dict[int, Outcome] = {}
         while len(outcomes) < self._texts:
             event = await self.next()
-            if isinstance(event, Done):
+            if isinstance(event, TextDone):
                 outcomes[event.index] = event.outcome
         return [outcomes[index] for index in range(self._texts)]
 

@@ -21,7 +21,7 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Done:
+class TextDone:
     """A text has its outcome."""
 
     index: int
@@ -29,14 +29,14 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Failed:
+class TextFailed:
     """A text gets no outcome."""
 
     index: int
     error: Exception
 
 
-Event = Delta | Done | Failed
+Event = Delta | TextDone | TextFailed
 
 
 class Listener(Protocol):
@@ -115,11 +115,11 @@ class Job:
 
     def fail(self, error: Exception) -> None:
         """End the job, and tell the listener why there is no outcome."""
-        self._end(Failed(self.index, error))
+        self._end(TextFailed(self.index, error))
 
     def done(self, outcome: Outcome) -> None:
         """End the job, and tell the listener its outcome."""
-        self._end(Done(self.index, outcome))
+        self._end(TextDone(self.index, outcome))
 
     def _end(self, event: Event) -> None:
         self.over = True

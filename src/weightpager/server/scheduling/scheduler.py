@@ -65,7 +65,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What to do now.
 
     Attributes:
@@ -79,7 +79,7 @@ class Plan:
     again: float = math.inf
 
 
-def task_of(plan: Plan, waiting: Sequence[Waiting], started: Sequence[Started]) -> str | None:
+def task_of(plan: BatchPlan, waiting: Sequence[Waiting], started: Sequence[Started]) -> str | None:
     """The task whose step a plan is; None if there is nothing to do. The other arguments are those of `next_batch`."""
     if plan.places:
         return waiting[plan.places[0]].task
@@ -95,7 +95,7 @@ def next_batch(
     policy: Policy,
     resident: Collection[str] = (),
     started: Sequence[Started] = (),
-) -> Plan:
+) -> BatchPlan:
     """Which requests begin now, or which batch goes on.
 
     Args:
@@ -108,7 +108,7 @@ def next_batch(
     """
     places = beginnable(waiting, started, now, policy)
     if not places and not started:
-        return Plan()
+        return BatchPlan()
     if policy.order == "arrival":
         return _by_arrival(waiting, places, policy, started)
     again = math.inf
@@ -117,14 +117,14 @@ def next_batch(
         candidates = [place for place in places if waiting[place].task == task]
         run = _longest_ready(started, task)
         if run is not None and not (candidates and waiting[candidates[0]].arrived < started[run].ready):
-            return Plan(run=run)
+            return BatchPlan(run=run)
         batch, due = _largest_of(waiting, candidates, started, policy)
         if run is not None or task == turn.task or task in resident or now >= due:
-            return Plan(batch)
+            return BatchPlan(batch)
         # It lingers: nothing is under way, and no task is in memory or overdue. Others may have a full batch.
         again = min(again, due)
         places = [place for place in places if waiting[place].task != task]
-    return Plan(again=again)
+    return BatchPlan(again=again)
 
 
 def next_task(
@@ -175,18 +175,20 @@ def _longest_ready(started: Sequence[Started], task: str | None = None) -> int |
     return min(batches, key=lambda number: started[number].ready, default=None)
 
 
-def _by_arrival(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy, started: Sequence[Started]) -> Plan:
+def _by_arrival(
+    waiting: Sequence[Waiting], places: Sequence[int], policy: Policy, started: Sequence[Started]
+) -> BatchPlan:
     """The work that has been ready for longest; with a request, those right behind it that can run with it."""
     run = _longest_ready(started)
     if run is not None and not (places and waiting[places[0]].arrived < started[run].ready):
-        return Plan(run=run)
+        return BatchPlan(run=run)
     first = waiting[places[0]]
     alike = [places[0]]
     for place in places[1 : policy.batch]:
         if (waiting[place].task, waiting[place].kind) != (first.task, first.kind):
             break
         alike.append(place)
-    return Plan(_unbroken(alike, largest_batch(waiting, alike, started, policy)))
+    return BatchPlan(_unbroken(alike, largest_batch(waiting, alike, started, policy)))
 
 
 def _unbroken(places: Sequence[int], batch: Sequence[int]) -> tuple[int, ...]:
@@ -262,7 +264,7 @@ class JobQueue:
             self._commands.append(command)
             self._changed.notify()
 
-    def take(self, choose: Callable[[Sequence[Job]], Plan]) -> Command | Taken | None:
+    def take(self, choose: Callable[[Sequence[Job]], BatchPlan]) -> Command | Taken | None:
         """Wait for something to do: a command, jobs that begin, or a batch that goes on. Cancelled jobs are dropped.
 
         Args:

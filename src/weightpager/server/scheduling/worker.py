@@ -20,11 +20,11 @@ from weightpager.machine.panics import panics_as_errors
 from weightpager.server.metrics import Metrics
 from weightpager.server.scheduling.batching import Started, held
 from weightpager.server.scheduling.job import Job, shutting_down
-from weightpager.server.scheduling.scheduler import JobQueue, Plan, Taken, Turn, next_batch, task_of
+from weightpager.server.scheduling.scheduler import BatchPlan, JobQueue, Taken, Turn, next_batch, task_of
 from weightpager.server.scheduling.settings import Policy
 
 
-class Batch:
+class RunningBatch:
     """Jobs that run together; used by the worker's thread alone.
 
     Attributes:
@@ -100,7 +100,7 @@ class Worker:
         self._metrics = metrics
         self._reader = engine.reader()  # this thread's own
         self._turn = Turn()
-        self._batches: list[Batch] = []  # under way
+        self._batches: list[RunningBatch] = []  # under way
         self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
         self._active: str | None = None
         self._since: float | None = None
@@ -180,7 +180,7 @@ class Worker:
                 taken()
             self._since = None
 
-    def _choose(self, jobs: Sequence[Job]) -> Plan:
+    def _choose(self, jobs: Sequence[Job]) -> BatchPlan:
         now = time.monotonic()
         started = [batch.started for batch in self._batches]
         waiting = [job.waiting for job in jobs]
@@ -208,7 +208,7 @@ class Worker:
             self._batches.remove(batch)
         self._tell_running()
 
-    def _begin(self, jobs: Sequence[Job], now: float) -> Batch | None:
+    def _begin(self, jobs: Sequence[Job], now: float) -> RunningBatch | None:
         """A batch of the jobs that can still be answered; None if there are none."""
         for job in jobs:
             if not job.expire(now):
@@ -216,12 +216,12 @@ class Worker:
         left = [job for job in jobs if not job.over]
         if not left:
             return None
-        batch = Batch(left, now, self.policy)
+        batch = RunningBatch(left, now, self.policy)
         self._batches.append(batch)
         self._tell_running()
         return batch
 
-    def _step(self, batch: Batch, start: float, *, begins: bool) -> float:
+    def _step(self, batch: RunningBatch, start: float, *, begins: bool) -> float:
         """Take a step, the batch's first or another; when it began to compute, since a turn begins after its switch."""
         task = batch.started.task
         ready = batch.started.arrived if begins else batch.started.ready
