@@ -35,14 +35,7 @@ from weightpager.trace_file import Visit
 def prefetch_policy(
     opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None, held: Iterable[str]
 ) -> PrefetchPolicy:
-    """A policy made from the visits so far and the bundle's transition matrix.
-
-    Args:
-        opened: the bundle.
-        monitor: knows the visits.
-        planner: that knows the next task; None to learn it.
-        held: tasks that never leave memory.
-    """
+    """A policy made from the visits and the bundle's transition matrix. Tasks that are ``held`` never leave memory."""
     names, now = _names(opened), time.monotonic()
     learning = new_predictor(len(names), _prior(opened))
     predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
@@ -96,21 +89,10 @@ def _prior(opened: OpenBundle) -> npt.NDArray[np.float64] | None:
 
 
 class Prefetching:
-    """Prefetches between switches. Safe for several threads.
-
-    Attributes:
-        prefetcher: the one that does it.
-    """
+    """Prefetches between switches. Safe for several threads."""
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, wanted: bool | Planner, held: Collection[str]) -> None:
-        """Prefetch from now on.
-
-        Args:
-            opened: the bundle.
-            monitor: knows the visits.
-            wanted: True, or a planner that knows the next task.
-            held: tasks that never leave memory.
-        """
+        """Prefetch from now on. Tasks that are ``held`` never leave memory."""
         self._open, self._monitor, self._held = opened, monitor, held
         self._planner = None if isinstance(wanted, bool) else wanted
         self.prefetcher = Prefetcher(opened.residency, opened.bundle.page_bytes, self.policy())
@@ -128,7 +110,6 @@ class Prefetching:
         self.prefetcher.tell(Switched(task, time.monotonic(), stats))
 
     def report(self) -> PrefetchReport:
-        """What it does."""
         score, pages = self.prefetcher.score, self._open.residency.prefetched
         wasted = pages.wasted * self._open.bundle.page_bytes
         return PrefetchReport(self.prefetcher.pays, pages, wasted, score.hit_rate, score.log_loss)
@@ -170,12 +151,6 @@ class Forecasts:
     """
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
-        """Nothing is learnt yet.
-
-        Args:
-            opened: the bundle whose tasks are foretold.
-            monitor: knows the visits.
-        """
         self._opened = opened
         self._monitor = monitor
         self._lock = threading.Lock()
@@ -196,7 +171,6 @@ class Forecasts:
         self._last: Visit | None = None
 
     def _catch_up(self) -> None:
-        """Learn the visits since the last time."""
         visits = self._monitor.visits()[-_MOST_VISITS:]
         fresh = list(takewhile(lambda visit: visit is not self._last, reversed(visits)))[::-1]
         replay(self._scored, fresh, self._names)

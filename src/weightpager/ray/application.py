@@ -104,8 +104,6 @@ class ClusterNeeds:
     """What the servers of an application need of a cluster.
 
     Attributes:
-        servers: the least number of servers.
-        cpus, memory: CPUs and bytes of memory of each server.
         end: seconds within which the application ends once it was told to.
     """
 

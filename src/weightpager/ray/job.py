@@ -43,7 +43,6 @@ class Parcel(Generic[Place]):
         places: the places where the bytes of each of its tensors' storages are.
         starts: each storage's address modulo 64. The copy gets the same one, since kernels round differently where
             values begin elsewhere.
-        bytes: bytes of all storages together.
     """
 
     pickled: bytes
@@ -129,9 +128,7 @@ class Surroundings:
     """The settings of one process.
 
     Attributes:
-        versions: versions of packages, by name.
         processor: what torch uses of the processor.
-        arithmetic: how the process computes.
     """
 
     versions: Mapping[str, str]
@@ -140,7 +137,6 @@ class Surroundings:
 
     @classmethod
     def here(cls) -> Surroundings:
-        """The settings of this process."""
         return cls(_versions(), _processor(), Arithmetic.here())
 
     def take(self, node: str) -> None:
@@ -191,8 +187,6 @@ class JobResult:
     """The result of a job.
 
     Attributes:
-        value: what it returned, packed.
-        seconds: the time that it took.
         steps: the last progress that was told of it; None if nothing was.
         processor: the processor of the machine that it ran on.
     """
@@ -203,7 +197,6 @@ class JobResult:
     processor: str
 
     def unpacked(self) -> Any:
-        """The value, in memory of this process."""
         return unpack(self.value, self.value.places)
 
 
@@ -217,11 +210,9 @@ class Failed:
 
     @classmethod
     def of(cls, error: WeightpagerError) -> Failed:
-        """Take an error apart."""
         return cls(type(error), error.args, dict(vars(error)))
 
     def error(self) -> WeightpagerError:
-        """The error again."""
         error = self.kind.__new__(self.kind)
         error.args = self.arguments
         vars(error).update(self.fields)

@@ -101,12 +101,7 @@ def _check_head() -> None:
 
 
 def _check_room(needs: ClusterNeeds, *, grows: bool) -> None:
-    """See that the servers fit: Serve waits for room without a word.
-
-    Args:
-        needs: of the servers.
-        grows: whether machines may still come; a warning says then that the servers wait for them.
-    """
+    """See that the servers fit, since Serve waits for room without a word: ``grows`` if machines may still come."""
     room = needs.room(machine["Resources"] for machine in _machines())
     if room >= needs.servers:
         return
@@ -120,7 +115,6 @@ def _check_room(needs: ClusterNeeds, *, grows: bool) -> None:
 
 
 def _machines() -> list[Mapping[str, Any]]:
-    """The machines of the cluster, as Ray describes them."""
     nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
 
@@ -133,7 +127,6 @@ def _port(host: str, port: int) -> int:
 
 
 def _serving() -> Any:
-    """Where Ray Serve listens, as its ``HTTPOptions``."""
     client: Any = _get_global_client()
     return client.http_config
 

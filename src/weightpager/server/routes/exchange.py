@@ -32,14 +32,9 @@ class ClientGoneError(Exception):
 
 
 class Exchange:
-    """Events of one request's jobs, in the order in which they happened.
-
-    Attributes:
-        jobs: of the request, once they are queued.
-    """
+    """Events of one request's jobs, in the order in which they happened."""
 
     def __init__(self, service: Service, request: Request, task: TaskEntry, texts: int) -> None:
-        """An exchange with a service about a request's texts for a task, whose time begins now."""
         self._service, self._request, self._task, self._texts = service, request, task, texts
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -73,7 +68,6 @@ class Exchange:
         return works
 
     def cancel(self) -> None:
-        """Cancel the jobs."""
         for job in self.jobs:
             job.cancel()
 
@@ -154,7 +148,6 @@ NEEDS_BEARER = "expected the server's token as 'Authorization: Bearer …'"
 
 
 async def service_of(request: Request) -> Service:
-    """The application's service."""
     found: Service = request.app.state.service
     return found
 

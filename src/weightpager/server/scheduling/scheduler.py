@@ -40,14 +40,7 @@ class Turn:
     served_at: Mapping[str, float] = field(default_factory=dict)
 
     def after(self, task: str, served: int, start: float, end: float) -> Turn:
-        """The turn after a step of a task.
-
-        Args:
-            task: whose step it was.
-            served: requests that began with it.
-            start: of the step.
-            end: of the step.
-        """
+        """The turn after a step of a task from ``start`` to ``end``, with which so many requests began."""
         times = {**self.served_at, task: end}
         if task == self.task:
             return Turn(task, self.since, self.served + served, times)
@@ -69,7 +62,6 @@ class BatchPlan:
     """What to do now.
 
     Attributes:
-        places: places in the queue of the requests that begin together.
         run: the number of the batch under way that takes its next step instead; None if requests begin.
         again: when to look again, if there is nothing to do now.
     """
@@ -96,16 +88,7 @@ def next_batch(
     resident: Collection[str] = (),
     started: Sequence[Started] = (),
 ) -> BatchPlan:
-    """Which requests begin now, or which batch goes on.
-
-    Args:
-        waiting: in the order of arrival.
-        turn: the current one.
-        now: on the clock of arrivals.
-        policy: how requests are grouped.
-        resident: tasks that are in memory.
-        started: batches under way.
-    """
+    """Which requests begin, or which batch goes on. Requests are in the order of arrival, ``now`` on their clock."""
     places = beginnable(waiting, started, now, policy)
     if not places and not started:
         return BatchPlan()
@@ -154,14 +137,7 @@ def next_task(
 def _largest_of(
     waiting: Sequence[Waiting], places: Sequence[int], started: Sequence[Started], policy: Policy
 ) -> tuple[tuple[int, ...], float]:
-    """The batch that begins with a task's oldest request, and until when a switch for it lingers.
-
-    Args:
-        waiting: all requests, in the order of arrival.
-        places: of those of the task that may begin.
-        started: batches under way.
-        policy: how requests are grouped.
-    """
+    """The batch that begins with a task's oldest request, its first place, and until when a switch for it lingers."""
     first = waiting[places[0]]
     alike = [place for place in places if waiting[place].kind == first.kind]
     batch = largest_batch(waiting, alike, started, policy)
@@ -192,7 +168,6 @@ def _by_arrival(
 
 
 def _unbroken(places: Sequence[int], batch: Sequence[int]) -> tuple[int, ...]:
-    """The beginning of a batch, up to the first request that was left out."""
     return tuple(place for place, chosen in zip(places, batch, strict=False) if place == chosen)
 
 
@@ -237,7 +212,6 @@ class JobQueue:
             self._reserved += count
 
     def give_up(self, count: int) -> None:
-        """Free places that were reserved."""
         with self._changed:
             self._reserved -= count
 
@@ -286,7 +260,6 @@ class JobQueue:
                 self._changed.wait(None if plan.again == math.inf else max(0.0, plan.again - time.monotonic()))
 
     def waiting(self) -> dict[str, int]:
-        """How many jobs wait, by task."""
         with self._changed:
             return dict(Counter(job.task for job in self._jobs if not job.cancelled))
 
@@ -296,7 +269,7 @@ class JobQueue:
             return sum(not job.cancelled for job in self._jobs) + self._reserved
 
     def close(self) -> list[Job]:
-        """Close the queue. The jobs that were waiting leave it, and are returned."""
+        """Close the queue. Returns the jobs that were waiting."""
         with self._changed:
             self._closed = True
             left, self._jobs = self._jobs, []
@@ -305,7 +278,6 @@ class JobQueue:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
         return self._closed
 
     @property

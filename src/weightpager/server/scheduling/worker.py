@@ -28,18 +28,11 @@ class RunningBatch:
     """Jobs that run together; used by the worker's thread alone.
 
     Attributes:
-        started: the batch as the scheduler sees it.
         texts: number of texts that began together.
     """
 
     def __init__(self, jobs: Sequence[Job], now: float, policy: Policy) -> None:
-        """Begin a batch.
-
-        Args:
-            jobs: of one task and kind, in the order of arrival.
-            now: by `time.monotonic`.
-            policy: by which they were chosen.
-        """
+        """Begin a batch of jobs of one task and kind, in the order of arrival, chosen by this policy at ``now``."""
         for job in jobs:
             job.began = now
         waiting = [job.waiting for job in jobs]
@@ -52,16 +45,10 @@ class RunningBatch:
 
     @property
     def jobs(self) -> Sequence[Job]:
-        """The jobs that haven't ended."""
         return [job for job in self._jobs if not job.over]
 
     def step(self, model: TaskModel, reader: Any, until: float) -> int:
         """Compute a step, as `Run.step`.
-
-        Args:
-            model: of the task, which is active.
-            reader: of inputs; the calling thread's own.
-            until: by `time.monotonic`.
 
         Raises:
             BusyError: the task isn't what it was when the batch began.
@@ -109,12 +96,10 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes jobs."""
         return self._thread.is_alive()
 
     @property
     def running(self) -> int:
-        """Jobs of the batches under way."""
         return len(self._running)
 
     @property
@@ -124,7 +109,6 @@ class Worker:
         return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
-        """Take jobs from now on."""
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
@@ -209,7 +193,6 @@ class Worker:
         self._tell_running()
 
     def _begin(self, jobs: Sequence[Job], now: float) -> RunningBatch | None:
-        """A batch of the jobs that can still be answered; None if there are none."""
         for job in jobs:
             if not job.expire(now):
                 self._fail_if_outdated(job)
