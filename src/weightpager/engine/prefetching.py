@@ -32,25 +32,6 @@ from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 
 
-def prefetch_policy(
-    opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None, held: Iterable[str]
-) -> PrefetchPolicy:
-    """A policy made from the visits and the bundle's transition matrix. Tasks that are ``held`` never leave memory."""
-    names, now = _names(opened), time.monotonic()
-    learning = new_predictor(len(names), _prior(opened))
-    predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
-    replay(predictor, monitor.visits(), names)
-    if monitor.current is None:
-        predictor.interrupt()  # the visits are those of an earlier run
-    size = opened.residency.differential_pages * opened.bundle.page_bytes
-    seconds = StorageModel().seconds(0, round(size))
-    dwell = monitor.dwell_seconds()
-    expected = ExpectedUses(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
-    current = opened.tasks.get(monitor.current or "")
-    expected.current = None if current is None else current.number
-    return PrefetchPolicy(expected, _trial(opened, held), size, now)
-
-
 def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
     """A trial of prefetch under the present budget."""
     blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
@@ -70,24 +51,6 @@ def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
     )
 
 
-def _names(opened: OpenBundle) -> list[str]:
-    """The name of each task's number, empty for tasks that have left."""
-    names = [""] * opened.residency.blocks.tasks
-    for name, task in opened.tasks.items():
-        names[task.number] = name
-    return names
-
-
-def _prior(opened: OpenBundle) -> npt.NDArray[np.float64] | None:
-    """The bundle's transition matrix, by the numbers of tasks; None where tasks have left since."""
-    numbers = [task.number for task in opened.tasks.values()]
-    if len(numbers) != opened.residency.blocks.tasks:
-        return None
-    prior = np.zeros((len(numbers), len(numbers)))
-    prior[np.ix_(numbers, numbers)] = opened.bundle.manifest.transitions
-    return prior
-
-
 class Prefetching:
     """Prefetches between switches. Safe for several threads."""
 
@@ -99,7 +62,33 @@ class Prefetching:
 
     def policy(self) -> PrefetchPolicy:
         """A policy for the bundle, the budget and the visits as they are now."""
-        return prefetch_policy(self._open, self._monitor, self._planner, self._held)
+        opened, monitor = self._open, self._monitor
+        names = [""] * opened.residency.blocks.tasks  # by the numbers of tasks; of those that have left empty
+        for name, task in opened.tasks.items():
+            names[task.number] = name
+        now = time.monotonic()
+        learning = new_predictor(len(names), self._prior(len(names)))
+        planner = self._planner
+        predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
+        replay(predictor, monitor.visits(), names)
+        if monitor.current is None:
+            predictor.interrupt()  # the visits are those of an earlier run
+        size = opened.residency.differential_pages * opened.bundle.page_bytes
+        seconds = StorageModel().seconds(0, round(size))
+        dwell = monitor.dwell_seconds()
+        expected = ExpectedUses(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
+        current = opened.tasks.get(monitor.current or "")
+        expected.current = None if current is None else current.number
+        return PrefetchPolicy(expected, _trial(opened, self._held), size, now)
+
+    def _prior(self, count: int) -> npt.NDArray[np.float64] | None:
+        """The bundle's transition matrix, by the numbers of so many tasks; None where some have left since."""
+        numbers = [task.number for task in self._open.tasks.values()]
+        if len(numbers) != count:
+            return None
+        prior = np.zeros((count, count))
+        prior[np.ix_(numbers, numbers)] = self._open.bundle.manifest.transitions
+        return prior
 
     def renew(self) -> None:
         """Go by the bundle and the budget as they are now."""

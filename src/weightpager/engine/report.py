@@ -1,6 +1,7 @@
 """What an engine tells about itself: reports, and a map of its pages.
 
-A figure is described here once: a server's state and its metrics show whatever fields are here.
+A figure is described once, by its field: a server's state, its metrics, its page and ``weightpager top`` show all fields
+that there are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.figures import counter, gauge
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.slots import ABSENT
 
@@ -21,31 +23,6 @@ if TYPE_CHECKING:  # a reader of reports needs no engine
     from weightpager.engine.task_holds import SwitchLog
     from weightpager.runtime.memory.memory_budget import MemoryUse
     from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
-
-
-@dataclass(frozen=True)
-class FigureMetric:
-    """How Prometheus sees a field of a report.
-
-    Attributes:
-        name: of the metric; of a counter without its ``_total``.
-        words: its description.
-        only_grows: whether it is a counter, else a gauge.
-        by: where the field has parts, the label whose values are their names.
-    """
-
-    name: str
-    words: str
-    only_grows: bool = False
-    by: str | None = None
-
-
-def _gauge(name: str, words: str, by: str | None = None) -> dict[str, FigureMetric]:
-    return {"metric": FigureMetric(f"weightpager_{name}", words, by=by)}
-
-
-def _counter(name: str, words: str, by: str | None = None) -> dict[str, FigureMetric]:
-    return {"metric": FigureMetric(f"weightpager_{name}", words, only_grows=True, by=by)}
 
 
 @dataclass(frozen=True)
@@ -86,13 +63,13 @@ class PrefetchReport:
         log_loss: bits per switch that forecasts have missed by, the less the better.
     """
 
-    pays: bool = field(metadata=_gauge("prefetch_active", "1 while prefetching pays, 0 while it rests."))
-    pages: PrefetchCounts = field(metadata=_counter("prefetch_pages", "Pages by what prefetching did.", by="result"))
+    pays: bool = field(metadata=gauge("prefetch_active", "1 while prefetching pays, 0 while it rests."))
+    pages: PrefetchCounts = field(metadata=counter("prefetch_pages", "Pages by what prefetching did.", by="result"))
     wasted_bytes: int = field(
-        metadata=_counter("prefetch_wasted_bytes", "Prefetched and gone before any task needed them.")
+        metadata=counter("prefetch_wasted_bytes", "Prefetched and gone before any task needed them.")
     )
-    hit_rate: float = field(metadata=_gauge("prediction_hit_ratio", "Switches to the task that seemed likeliest."))
-    log_loss: float = field(metadata=_gauge("prediction_log_loss_bits", "Bits per switch that forecasts miss by."))
+    hit_rate: float = field(metadata=gauge("prediction_hit_ratio", "Switches to the task that seemed likeliest."))
+    log_loss: float = field(metadata=gauge("prediction_log_loss_bits", "Bits per switch that forecasts miss by."))
 
 
 @dataclass(frozen=True)
@@ -110,14 +87,14 @@ class RowReport:
         fault_seconds: seconds that batches took longer for that.
     """
 
-    rows: int = field(metadata=_gauge("rows", "Rows of tables that come on demand."))
-    resident: int = field(metadata=_gauge("resident_rows", "Of these, in memory."))
-    resident_bytes: int = field(metadata=_gauge("resident_row_bytes", "Memory that they take."))
-    lookups: int = field(metadata=_counter("row_lookups", "Rows that were looked up."))
-    hits: int = field(metadata=_counter("row_hits", "Look-ups that found their row in memory."))
-    faults: int = field(metadata=_counter("row_faults", "Rows that were read for a batch."))
-    bytes_read: int = field(metadata=_counter("row_read_bytes", "Read from storage for that."))
-    fault_seconds: float = field(metadata=_counter("row_fault_seconds", "Seconds that batches took longer for that."))
+    rows: int = field(metadata=gauge("rows", "Rows of tables that come on demand."))
+    resident: int = field(metadata=gauge("resident_rows", "Of these, in memory."))
+    resident_bytes: int = field(metadata=gauge("resident_row_bytes", "Memory that they take."))
+    lookups: int = field(metadata=counter("row_lookups", "Rows that were looked up."))
+    hits: int = field(metadata=counter("row_hits", "Look-ups that found their row in memory."))
+    faults: int = field(metadata=counter("row_faults", "Rows that were read for a batch."))
+    bytes_read: int = field(metadata=counter("row_read_bytes", "Read from storage for that."))
+    fault_seconds: float = field(metadata=counter("row_fault_seconds", "Seconds that batches took longer for that."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +114,11 @@ class EngineFigures:
         rows: what is known of rows on demand; None if there are none, as on a GPU.
     """
 
-    budget: int = field(metadata=_gauge("budget_bytes", "Memory that weights may take."))
-    slots: int = field(metadata=_gauge("slots", "Pages that fit into the arena."))
-    resident_pages: int = field(metadata=_gauge("resident_pages", "Pages in the arena."))
-    working_set_pages: int = field(metadata=_gauge("working_set_pages", "Pages that the latest tasks need together."))
-    bytes_read: int = field(metadata=_counter("read_bytes", "Read from storage."))
+    budget: int = field(metadata=gauge("budget_bytes", "Memory that weights may take."))
+    slots: int = field(metadata=gauge("slots", "Pages that fit into the arena."))
+    resident_pages: int = field(metadata=gauge("resident_pages", "Pages in the arena."))
+    working_set_pages: int = field(metadata=gauge("working_set_pages", "Pages that the latest tasks need together."))
+    bytes_read: int = field(metadata=counter("read_bytes", "Read from storage."))
     direct_io: bool
     backend: str = "unknown"  # where a server of an older version told
     kernel: str
@@ -163,11 +140,11 @@ class EngineReport(EngineFigures):
         prefetch: what prefetching does; None if nothing is prefetched.
     """
 
-    memory: MemoryUse = field(metadata=_gauge("memory_bytes", "Memory that weights take, by purpose.", by="purpose"))
+    memory: MemoryUse = field(metadata=gauge("memory_bytes", "Memory that weights take, by purpose.", by="purpose"))
     available_memory: int | None
-    locked_pages: int = field(metadata=_gauge("locked_pages", "Pages of tasks in use."))
+    locked_pages: int = field(metadata=gauge("locked_pages", "Pages of tasks in use."))
     active: tuple[str, ...]
-    reloaded_pages: int = field(metadata=_counter("reloaded_pages", "Loaded though they had been in the arena."))
+    reloaded_pages: int = field(metadata=counter("reloaded_pages", "Loaded though they had been in the arena."))
     switches: tuple[SwitchReport, ...]
     prefetch: PrefetchReport | None = None
 

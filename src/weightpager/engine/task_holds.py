@@ -44,7 +44,7 @@ class SwitchLog:
         self._warned = False
 
     def record_switch(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, is_visit: bool) -> str | None:
-        """Keep the report of a switch, and tell the monitor of a visit. Returns the task of the visit before, if any."""
+        """Keep the report of a switch, and tell the monitor of a visit. Returns the task of the one before, if any."""
         before = self.monitor.record(name) if is_visit else self.monitor.current
         pages = stats.bytes // self._open.memory.arena.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)

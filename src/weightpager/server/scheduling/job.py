@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from weightpager.answers.work import Generate, Outcome, Work
 from weightpager.bundle import TaskEntry
@@ -35,10 +35,8 @@ class TextFailed:
 Event = Delta | TextDone | TextFailed
 
 
-class Listener(Protocol):
-    """A callback of jobs' events, in the worker's thread. It must return at once: a slow client can't hold a task."""
-
-    def __call__(self, event: Event) -> None: ...
+Listener = Callable[[Event], None]
+"""Told of jobs' events in the worker's thread. It must return at once: a slow client can't hold a task."""
 
 
 def shutting_down() -> ServerClosedError:
