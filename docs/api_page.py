@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "weightpager.backends.native.KVCache",
         "weightpager.SwitchReport",
         "weightpager.EngineReport",
+        "weightpager.engine.report.EngineFigures",
         "weightpager.runtime.memory.memory_budget.MemoryUse",
         "weightpager.engine.PrefetchReport",
         "weightpager.runtime.planning.prefetch_planner.PrefetchCounts",
@@ -100,12 +100,14 @@ What else these take and give, in brief. Most programs need none of it; [the arc
 is for.
 """
 
-_GROUPS = {
-    "Engine": "Open, run, close",
-    "EngineMaintenance": "Change memory, pages and the bundle",
-    "EngineView": "Look on; loads nothing",
+_GROUPS: Mapping[str, Mapping[str, str]] = {
+    "Engine": {
+        "__init__": "Open, run, close",
+        "pin": "Change memory, pages and the bundle",
+        "bundle": "Look on; loads nothing",
+    }
 }
-"""What the methods of a class are for, where a class of the page is put together from several."""
+"""What the methods of a large class are for, by the first one of each group in the order of the source."""
 
 _SPECIAL = {"Engine": ("__init__",), "NativeTask": ("__call__",)}
 """Methods without a name of their own that users call."""
@@ -140,16 +142,7 @@ def page() -> str:
     return _Page(loaded).text()
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A method or property, and the class that it is defined in."""
-
-    of: str
-    item: griffe.Function | griffe.Attribute
-
-    @property
-    def name(self) -> str:
-        return self.item.name
+_Member = griffe.Function | griffe.Attribute
 
 
 class _Page:
@@ -191,15 +184,14 @@ class _Page:
         return "\n".join(parts)
 
     def _members(self, name: str) -> Iterator[_Member]:
-        """Public methods and properties of a class, its own first, each in the order of the source."""
+        """Public methods and properties of a class, in the order of the source."""
         found = self._signatures.find(self._paths[name])
         if not isinstance(found, griffe.Class):
             return
-        for of in [found, *(base for base in found.mro() if base.name in _GROUPS)]:
-            for key, item in of.members.items():
-                shown = not key.startswith("_") or (of is found and key in _SPECIAL.get(name, ()))
-                if shown and isinstance(item, (griffe.Function, griffe.Attribute)) and _is_method(item):
-                    yield _Member(of.name, item)
+        for key, item in found.members.items():
+            shown = not key.startswith("_") or key in _SPECIAL.get(name, ())
+            if shown and isinstance(item, (griffe.Function, griffe.Attribute)) and _is_method(item):
+                yield item
 
     def _full_members(self, name: str) -> list[str]:
         members = list(self._members(name))
@@ -207,12 +199,12 @@ class _Page:
         for member in members:
             called = f"{name}.{member.name}"
             parts.append(f"#### `{called}`\n")
-            if isinstance(member.item, griffe.Function):
-                parts += self._function(called.removesuffix(".__init__").removesuffix(".__call__"), member.item, name)
+            if isinstance(member, griffe.Function):
+                parts += self._function(called.removesuffix(".__init__").removesuffix(".__call__"), member, name)
             else:
-                hint = member.item.annotation
+                hint = member.annotation
                 code = f"{called}: {self._signatures.type(hint)}"
-                parts += [_code(code), *self._docstring(member.item, name), *self._types([hint], name)]
+                parts += [_code(code), *self._docstring(member, name), *self._types([hint], name)]
         return parts
 
     def _brief_members(self, name: str) -> list[str]:
@@ -225,12 +217,15 @@ class _Page:
         return ["**Methods and properties**\n", *lines, ""] if lines else []
 
     def _index(self, name: str, members: Sequence[_Member]) -> str:
-        """Links to the members of a class, by the classes that they come from."""
+        """Links to the members of a class, by group."""
         rows = ["| | |", "|---|---|"]
-        for of in dict.fromkeys(member.of for member in members):
-            names = [member.name for member in members if member.of == of]
-            links = (f"[`{each}`](#{self._anchors[f'{name}.{each}']})" for each in names)
-            rows.append(f"| {_GROUPS[of]} | {' · '.join(links)} |")
+        for member in members:
+            link = f"[`{member.name}`](#{self._anchors[f'{name}.{member.name}']})"
+            title = _GROUPS[name].get(member.name)
+            if title is None:
+                rows[-1] = f"{rows[-1].removesuffix(' |')} · {link} |"
+            else:
+                rows.append(f"| {title} | {link} |")
         return "\n".join([*rows, ""])
 
     def _function(self, called: str, item: griffe.Function, owner: str = "") -> list[str]:

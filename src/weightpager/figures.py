@@ -1,4 +1,4 @@
-"""How a figure of a report is shown to Prometheus: said at its field, once."""
+"""How a field of a report is shown as a metric: ``slots: int = field(metadata=gauge("slots", "Pages that fit."))``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class FigureMetric:
 
 
 def gauge(name: str, words: str, by: str | None = None) -> dict[str, FigureMetric]:
+    """A field's metadata where its value may fall; a metric's name begins with ``weightpager_``."""
     return {"metric": FigureMetric(f"weightpager_{name}", words, by=by)}
 
 
 def counter(name: str, words: str, by: str | None = None) -> dict[str, FigureMetric]:
+    """A field's metadata where its value only grows, as of `gauge`."""
     return {"metric": FigureMetric(f"weightpager_{name}", words, only_grows=True, by=by)}

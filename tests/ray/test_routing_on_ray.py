@@ -22,7 +22,7 @@ from starlette.responses import Response
 from running import TOKEN
 from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.errors import ConfigError, WeightpagerError
-from weightpager.ray.application import FAIRNESS, Load, policy, wanted
+from weightpager.ray.application import FAIRNESS, LoadAim, policy, wanted
 from weightpager.ray.gateway import Gateway, Reply
 from weightpager.ray.messages import ForwardedRequest, Piece, ResponseStart, Standing, task_of
 from weightpager.ray.server_replica import ServerReplica
@@ -512,7 +512,7 @@ def test_a_server_is_replaced_once_a_step_takes_longer_than_a_request_may(
     ],
 )
 def test_as_many_servers_as_the_load_needs(busy: list[float], waiting: list[float], servers: int) -> None:
-    assert wanted(busy, waiting, Load()) == servers
+    assert wanted(busy, waiting, LoadAim()) == servers
 
 
 def test_serve_asks_for_them() -> None:
@@ -528,4 +528,4 @@ def test_serve_asks_for_them() -> None:
 )
 def test_an_aim_that_is_none(field_name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{field_name}: expected"):
-        Load(**{field_name: value})
+        LoadAim(**{field_name: value})

@@ -13,7 +13,7 @@ from ray import serve
 
 from weightpager.errors import ConfigError
 from weightpager.ray import run
-from weightpager.ray.application import Needs, app
+from weightpager.ray.application import ClusterNeeds, app
 from weightpager.server.scheduling.settings import Settings
 
 HEAD = {"NodeID": "head", "Alive": True, "Resources": {"CPU": 2.0, "node:__internal_head__": 1.0}}
@@ -43,15 +43,15 @@ GONE = {**LARGE, "Alive": False}
 
 def test_servers_that_do_not_fit_are_told_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     in_a_cluster(monkeypatch, [SMALL, LARGE, GONE, {**OTHER, "Resources": {}}])
-    run._check_room(Needs(3, 2.0, MEMORY, 30.0), grows=False)
+    run._check_room(ClusterNeeds(3, 2.0, MEMORY, 30.0), grows=False)
     expected = (
         "--replicas: expected room for 4 servers of 300.0 MiB and 2 CPU each, found room for 3; lower --replicas or "
         "--budget"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
-        run._check_room(Needs(4, 2.0, MEMORY, 30.0), grows=False)
+        run._check_room(ClusterNeeds(4, 2.0, MEMORY, 30.0), grows=False)
     assert not caplog.messages
-    run._check_room(Needs(4, 2.0, MEMORY, 30.0), grows=True)
+    run._check_room(ClusterNeeds(4, 2.0, MEMORY, 30.0), grows=True)
     assert "found room for 3; servers wait until machines join the cluster" in caplog.text
 
 
@@ -60,7 +60,7 @@ def test_an_application_needs_the_fewest_of_its_servers(
     assistant_bundle: Path, replicas: int | tuple[int, int]
 ) -> None:
     application = app(assistant_bundle, 1 << 20, replicas=replicas, cpus=2, settings=Settings(grace=70.0))
-    assert Needs.of(application) == Needs(3, 2.0, (1 << 20) + (400 << 20), 80.0)
+    assert ClusterNeeds.of(application) == ClusterNeeds(3, 2.0, (1 << 20) + (400 << 20), 80.0)
     assert application._bound_deployment._deployment_config.graceful_shutdown_timeout_s == 75.0
 
 

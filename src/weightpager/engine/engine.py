@@ -39,7 +39,7 @@ from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.prefetching import ForecastReport, Forecasts, Prefetching
-from weightpager.engine.report import EngineReport, ResidencyMap, SwitchReport
+from weightpager.engine.report import EngineReport, ResidencyMap, SwitchReport, report_of, residency_of
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.errors import ConfigError, EngineClosedError, of_bundle, shown
 from weightpager.interrupts import acquired, uninterrupted
@@ -430,6 +430,41 @@ class Engine:
         with acquired(self._holds.activating):
             self._holds.leave_current()
 
+    @uninterrupted
+    def close(self) -> None:
+        """Drop queued loads, finish those in flight and close the bundle's files.
+
+        Modules must not be called any more. Whoever waits for a load gets an `EngineClosedError`. In a process that was
+        forked nothing happens: threads and files are its parent's.
+
+        Raises:
+            StoreError: the store couldn't be closed; all else is.
+        """
+        if os.getpid() != self._process:
+            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        with ExitStack() as closing:  # all of it, also where the store can't be closed; from the last to the first
+            closing.callback(self.deactivate)
+            closing.callback(self.monitor.close)
+            closing.callback(self._readers.close)
+            closing.callback(self._residency.close)
+            if self._prefetching is not None:
+                closing.callback(self._prefetching.close)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        finally:
+            self.close()  # does nothing, unless Ctrl-C came before the first had begun
+
     def pin(self, name: str) -> None:
         """Load a task and keep its pages until `unpin`, so that switching to it never waits for storage.
 
@@ -639,7 +674,7 @@ class Engine:
     def report(self) -> EngineReport:
         """The engine's state: memory, pages, what has been read, and up to 1000 latest switches."""
         self._check_process()
-        return EngineReport.of(self._open, self._holds.switches, self._prefetching)
+        return report_of(self._open, self._holds.switches, self._prefetching)
 
     @property
     def last_switch(self) -> SwitchReport | None:
@@ -649,7 +684,7 @@ class Engine:
     def residency(self) -> ResidencyMap:
         """Which pages are in the arena now, by layer and task. Loads nothing."""
         self._check_process()
-        return ResidencyMap.of(self._open)
+        return residency_of(self._open)
 
     @property
     def resident_tasks(self) -> frozenset[str]:
@@ -663,41 +698,6 @@ class Engine:
         The history is caught up with when this is called. A planner isn't asked. None before the first request.
         """
         return self._forecasts.now()
-
-    @uninterrupted
-    def close(self) -> None:
-        """Drop queued loads, finish those in flight and close the bundle's files.
-
-        Modules must not be called any more. Whoever waits for a load gets an `EngineClosedError`. In a process that was
-        forked nothing happens: threads and files are its parent's.
-
-        Raises:
-            StoreError: the store couldn't be closed; all else is.
-        """
-        if os.getpid() != self._process:
-            return
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-        with ExitStack() as closing:  # all of it, also where the store can't be closed; from the last to the first
-            closing.callback(self.deactivate)
-            closing.callback(self.monitor.close)
-            closing.callback(self._readers.close)
-            closing.callback(self._residency.close)
-            if self._prefetching is not None:
-                closing.callback(self._prefetching.close)
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        finally:
-            self.close()  # does nothing, unless Ctrl-C came before the first had begun
 
     def _pieces(self, name: str, query: StreamedQuery, model: TaskModel, run: Run) -> Iterator[str]:
         """A continuation token by token, each in a turn of its own: nothing is held while the caller has a piece."""

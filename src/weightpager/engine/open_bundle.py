@@ -59,9 +59,7 @@ class OpenBundle:
 
     Attributes:
         backend: the backend that makes of tasks what callers run.
-        memory: the budget and the arena.
         watch: the watch that warns when the budget is more than the machine has.
-        residency: the arena's contents.
         page_check: the check of these pages against the bundle's hashes.
         reads: the store of pages of blocks, which checks them and counts their bytes.
         row_reads: the store of pages that hold rows, likewise.
@@ -135,11 +133,7 @@ class OpenBundle:
         )
 
     def _read_task(self, bundle: Bundle, name: str, number: int, source: TableSource) -> OpenTask:
-        """Read all that one of a bundle's tasks is built from. Its block tables come from this source.
-
-        Raises:
-            BundleError: a file of it is damaged.
-        """
+        """Read all that one of a bundle's tasks is built from. Its block tables come from this source."""
         with uninterrupted.lifted():
             return OpenTask(
                 number=number,
@@ -150,7 +144,6 @@ class OpenBundle:
             )
 
     def _check(self, bundle: Bundle, tasks: Mapping[str, OpenTask]) -> None:
-        """See that the backend can run tasks. Errors are those of `Backend.check`."""
         self.backend.check(bundle, {name: self._resident | task.private for name, task in tasks.items()})
 
     @property
@@ -169,11 +162,6 @@ class OpenBundle:
         return self._state.tasks
 
     def task(self, name: str) -> OpenTask:
-        """One of the tasks.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-        """
         return _task(self._state, name)
 
     def task_and_module(self, name: str) -> tuple[OpenTask, Any]:
@@ -198,7 +186,6 @@ class OpenBundle:
         return task.model
 
     def dtype(self, name: str) -> str:
-        """What a task computes in. Errors are those of `Engine.dtype`."""
         return self.backend.dtype(self._resident | self.task(name).private)
 
     @property
@@ -214,7 +201,6 @@ class OpenBundle:
         return max(sizes, key=lambda size: size.bytes(1, 1), default=CacheSize())
 
     def _widest(self) -> int:
-        """Bytes of a number that tasks compute with."""
         return max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.tasks)
 
     def check_fits(self, name: str, beside: Iterable[str]) -> None:

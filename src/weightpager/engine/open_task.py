@@ -72,12 +72,7 @@ class TaskTables:
     """
 
     def __init__(self, source: TableSource, task: int) -> None:
-        """Reserve address space. No memory is taken.
-
-        Args:
-            source: gives the tables.
-            task: the task's number in the bundle.
-        """
+        """Reserve address space for tables of the bundle's task of this number. No memory is taken."""
         self.nbytes = expanded_bytes(source.placement, task)
         self._origin = source, task
         self._memory = aligned_memory(self.nbytes)
@@ -96,10 +91,6 @@ class TaskTables:
         """Expand the same tables from another state of the bundle from now on, so that the old one needn't be kept.
 
         Where they wouldn't be the same, as where equal pages have changed places, they are expanded as before.
-
-        Args:
-            source: gives the tables.
-            task: the task's number in that state.
         """
         size = source.placement.table_bytes(task)
         if size == self._entries.nbytes and np.array_equal(_expanded(*self._origin), _expanded(source, task)):
@@ -120,9 +111,7 @@ class OpenTask:
         number: the number by which the runtime knows it.
         tables: its block tables, in terms of the page table's pages, expanded while it is held.
         private: its own parameters, as the backend has placed them.
-        low_rank: its low-rank parts.
         gate: the gate that its layers ask before they read pages.
-        pins: number of times that it is pinned.
         module: what callers run, built when first asked for.
         model: what answers need of that.
         building: the lock that guards both.

@@ -29,7 +29,6 @@ class PageNumbers:
         index: ids and layers by number; of a free number they mean nothing. Signatures are those of the bundle that
             brought the page, and not used.
         store: the store that reads pages by these numbers.
-        capacity: the most numbers that there can be.
     """
 
     def __init__(self, bundle: Bundle, store: PageStore, capacity: int, rows: Pages = NO_PAGES) -> None:

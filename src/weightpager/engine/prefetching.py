@@ -32,32 +32,6 @@ from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 
 
-def prefetch_policy(
-    opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None, held: Iterable[str]
-) -> PrefetchPolicy:
-    """A policy made from the visits so far and the bundle's transition matrix.
-
-    Args:
-        opened: the bundle.
-        monitor: knows the visits.
-        planner: that knows the next task; None to learn it.
-        held: tasks that never leave memory.
-    """
-    names, now = _names(opened), time.monotonic()
-    learning = new_predictor(len(names), _prior(opened))
-    predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
-    replay(predictor, monitor.visits(), names)
-    if monitor.current is None:
-        predictor.interrupt()  # the visits are those of an earlier run
-    size = opened.residency.differential_pages * opened.bundle.page_bytes
-    seconds = StorageModel().seconds(0, round(size))
-    dwell = monitor.dwell_seconds()
-    expected = ExpectedUses(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
-    current = opened.tasks.get(monitor.current or "")
-    expected.current = None if current is None else current.number
-    return PrefetchPolicy(expected, _trial(opened, held), size, now)
-
-
 def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
     """A trial of prefetch under the present budget."""
     blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
@@ -77,47 +51,44 @@ def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
     )
 
 
-def _names(opened: OpenBundle) -> list[str]:
-    """The name of each task's number, empty for tasks that have left."""
-    names = [""] * opened.residency.blocks.tasks
-    for name, task in opened.tasks.items():
-        names[task.number] = name
-    return names
-
-
-def _prior(opened: OpenBundle) -> npt.NDArray[np.float64] | None:
-    """The bundle's transition matrix, by the numbers of tasks; None where tasks have left since."""
-    numbers = [task.number for task in opened.tasks.values()]
-    if len(numbers) != opened.residency.blocks.tasks:
-        return None
-    prior = np.zeros((len(numbers), len(numbers)))
-    prior[np.ix_(numbers, numbers)] = opened.bundle.manifest.transitions
-    return prior
-
-
 class Prefetching:
-    """Prefetches between switches. Safe for several threads.
-
-    Attributes:
-        prefetcher: the one that does it.
-    """
+    """Prefetches between switches. Safe for several threads."""
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, wanted: bool | Planner, held: Collection[str]) -> None:
-        """Prefetch from now on.
-
-        Args:
-            opened: the bundle.
-            monitor: knows the visits.
-            wanted: True, or a planner that knows the next task.
-            held: tasks that never leave memory.
-        """
+        """Prefetch from now on. Tasks that are ``held`` never leave memory."""
         self._open, self._monitor, self._held = opened, monitor, held
         self._planner = None if isinstance(wanted, bool) else wanted
         self.prefetcher = Prefetcher(opened.residency, opened.bundle.page_bytes, self.policy())
 
     def policy(self) -> PrefetchPolicy:
         """A policy for the bundle, the budget and the visits as they are now."""
-        return prefetch_policy(self._open, self._monitor, self._planner, self._held)
+        opened, monitor = self._open, self._monitor
+        names = [""] * opened.residency.blocks.tasks  # by the numbers of tasks; of those that have left empty
+        for name, task in opened.tasks.items():
+            names[task.number] = name
+        now = time.monotonic()
+        learning = new_predictor(len(names), self._prior(len(names)))
+        planner = self._planner
+        predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
+        replay(predictor, monitor.visits(), names)
+        if monitor.current is None:
+            predictor.interrupt()  # the visits are those of an earlier run
+        size = opened.residency.differential_pages * opened.bundle.page_bytes
+        seconds = StorageModel().seconds(0, round(size))
+        dwell = monitor.dwell_seconds()
+        expected = ExpectedUses(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
+        current = opened.tasks.get(monitor.current or "")
+        expected.current = None if current is None else current.number
+        return PrefetchPolicy(expected, _trial(opened, self._held), size, now)
+
+    def _prior(self, count: int) -> npt.NDArray[np.float64] | None:
+        """The bundle's transition matrix, by the numbers of so many tasks; None where some have left since."""
+        numbers = [task.number for task in self._open.tasks.values()]
+        if len(numbers) != count:
+            return None
+        prior = np.zeros((count, count))
+        prior[np.ix_(numbers, numbers)] = self._open.bundle.manifest.transitions
+        return prior
 
     def renew(self) -> None:
         """Go by the bundle and the budget as they are now."""
@@ -128,7 +99,6 @@ class Prefetching:
         self.prefetcher.tell(Switched(task, time.monotonic(), stats))
 
     def report(self) -> PrefetchReport:
-        """What it does."""
         score, pages = self.prefetcher.score, self._open.residency.prefetched
         wasted = pages.wasted * self._open.bundle.page_bytes
         return PrefetchReport(self.prefetcher.pays, pages, wasted, score.hit_rate, score.log_loss)
@@ -170,12 +140,6 @@ class Forecasts:
     """
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
-        """Nothing is learnt yet.
-
-        Args:
-            opened: the bundle whose tasks are foretold.
-            monitor: knows the visits.
-        """
         self._opened = opened
         self._monitor = monitor
         self._lock = threading.Lock()
@@ -196,7 +160,6 @@ class Forecasts:
         self._last: Visit | None = None
 
     def _catch_up(self) -> None:
-        """Learn the visits since the last time."""
         visits = self._monitor.visits()[-_MOST_VISITS:]
         fresh = list(takewhile(lambda visit: visit is not self._last, reversed(visits)))[::-1]
         replay(self._scored, fresh, self._names)

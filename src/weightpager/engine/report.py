@@ -1,6 +1,7 @@
 """What an engine tells about itself: reports, and a map of its pages.
 
-A figure is described here once: a server's state and its metrics show whatever fields are here.
+A figure is described once, by its field: a server's state, its metrics, its page and ``weightpager top`` show all fields
+that there are.
 """
 
 from __future__ import annotations
@@ -123,29 +124,6 @@ class EngineReport(EngineFigures):
     switches: tuple[SwitchReport, ...]
     prefetch: PrefetchReport | None = None
 
-    @classmethod
-    def of(cls, opened: OpenBundle, switches: SwitchLog, prefetching: Prefetching | None) -> EngineReport:
-        """The state as of now; loads nothing."""
-        blocks = opened.residency.blocks
-        return cls(
-            budget=opened.memory.budget,
-            memory=opened.memory.use,
-            available_memory=opened.watch.available(),
-            slots=blocks.slots,
-            resident_pages=len(blocks.resident()),
-            working_set_pages=switches.working_set(),
-            locked_pages=len(blocks.locked()),
-            active=tuple(name for name, task in opened.tasks.items() if task.gate.holders),
-            bytes_read=opened.reads.bytes + opened.row_reads.bytes,
-            reloaded_pages=blocks.reloads,
-            direct_io=opened.direct,
-            backend=opened.backend.name,
-            kernel=opened.backend.kernel,
-            rows=opened.rows.report,
-            switches=switches.latest(),
-            prefetch=None if prefetching is None else prefetching.report(),
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class ResidencyMap:
@@ -161,13 +139,6 @@ class ResidencyMap:
     resident: npt.NDArray[np.bool_]
     needs: Mapping[str, Pages]
 
-    @classmethod
-    def of(cls, opened: OpenBundle) -> ResidencyMap:
-        """What is in the arena of an open bundle."""
-        blocks, layers = opened.residency.blocks, opened.layers
-        needs = {name: blocks.needs(task.number) for name, task in opened.tasks.items()}
-        return cls(layers, blocks.page_table[: len(layers)] != ABSENT, needs)
-
     def by_layer(self, task: str) -> npt.NDArray[np.int64]:
         """How many of a task's pages are resident, and how many it needs, in each layer: int64 [layers, 2]."""
         count = int(self.layers.max(initial=-1)) + 1
@@ -180,3 +151,33 @@ class ResidencyMap:
         """The share of a task's pages that is resident, 0 to 1; 1 for a task without pages."""
         need = self.needs[task]
         return float(self.resident[need].mean()) if len(need) else 1.0
+
+
+def report_of(opened: OpenBundle, switches: SwitchLog, prefetching: Prefetching | None) -> EngineReport:
+    """The state as of now; loads nothing."""
+    blocks = opened.residency.blocks
+    return EngineReport(
+        budget=opened.memory.budget,
+        memory=opened.memory.use,
+        available_memory=opened.watch.available(),
+        slots=blocks.slots,
+        resident_pages=len(blocks.resident()),
+        working_set_pages=switches.working_set(),
+        locked_pages=len(blocks.locked()),
+        active=tuple(name for name, task in opened.tasks.items() if task.gate.holders),
+        bytes_read=opened.reads.bytes + opened.row_reads.bytes,
+        reloaded_pages=blocks.reloads,
+        direct_io=opened.direct,
+        backend=opened.backend.name,
+        kernel=opened.backend.kernel,
+        rows=opened.rows.report,
+        switches=switches.latest(),
+        prefetch=None if prefetching is None else prefetching.report(),
+    )
+
+
+def residency_of(opened: OpenBundle) -> ResidencyMap:
+    """What is in the arena of an open bundle."""
+    blocks, layers = opened.residency.blocks, opened.layers
+    needs = {name: blocks.needs(task.number) for name, task in opened.tasks.items()}
+    return ResidencyMap(layers, blocks.page_table[: len(layers)] != ABSENT, needs)

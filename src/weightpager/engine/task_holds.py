@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.report import SwitchReport
-from weightpager.errors import BudgetError, BusyError, TaskNotActiveError, TaskTooLargeError, of_bundle
+from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, TaskTooLargeError, of_bundle
 from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.switch_request import Deadline, LoadStats, SwitchRequest
@@ -34,12 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class SwitchLog:
-    """Keeps reports of switches. Says once if the tasks in use need more than the arena holds. Safe for many threads.
-
-    Args:
-        opened: whose tasks they are.
-        monitor: keeps the visits.
-    """
+    """Keeps reports of switches. Says once if the tasks in use need more than the arena holds. For many threads."""
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
         self._open = opened
@@ -49,19 +44,9 @@ class SwitchLog:
         self._warned = False
 
     def record_switch(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, is_visit: bool) -> str | None:
-        """Keep the report of a switch, and tell the monitor of a visit.
-
-        Returns the task of the visit before, None without one.
-
-        Args:
-            name: of the task that was switched to.
-            stats: what loading cost.
-            seconds: that the switch took.
-            waited: whether all pages were waited for.
-            is_visit: whether somebody asked for the task; to keep it in memory is no visit.
-        """
+        """Keep the report of a switch, and tell the monitor of a visit. Returns the task of the one before, if any."""
         before = self.monitor.record(name) if is_visit else self.monitor.current
-        pages = stats.bytes // self._open.bundle.page_bytes
+        pages = stats.bytes // self._open.memory.arena.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
             self._reports.append(report)
@@ -110,7 +95,6 @@ class TaskHolds:
     Attributes:
         current: the task that was activated last, until it is left.
         activating: the lock of the current task and the bundle, for whoever changes either, or predicts.
-        switches: the reports of switches.
         prefetching: what is told of every switch; None where nothing is to be prefetched.
     """
 
@@ -151,7 +135,6 @@ class TaskHolds:
             self.activating.release()
 
     def leave_current(self) -> None:
-        """Leave the current task, if there is one."""
         if self.current is not None:
             name, self.current = self.current, None
             self.release(name)
@@ -251,8 +234,10 @@ class TaskHolds:
             leaving: the task that is left for the one that is loaded.
         """
         try:
+            yield
+        except BundleError:
             with of_bundle(self._open.bundle.path):
-                yield
+                raise
         except TaskTooLargeError:
             raise
         except BudgetError as error:

@@ -100,12 +100,10 @@ def app(
 
 
 @dataclass(frozen=True)
-class Needs:
+class ClusterNeeds:
     """What the servers of an application need of a cluster.
 
     Attributes:
-        servers: the least number of servers.
-        cpus, memory: CPUs and bytes of memory of each server.
         end: seconds within which the application ends once it was told to.
     """
 
@@ -115,7 +113,7 @@ class Needs:
     end: float
 
     @classmethod
-    def of(cls, application: serve.Application) -> Needs:
+    def of(cls, application: serve.Application) -> ClusterNeeds:
         """Those of an application of `app`."""
         arguments: Any = application._bound_deployment.init_args  # declared as a tuple of one
         servers, settings = arguments
@@ -141,7 +139,7 @@ def _number(fewest: int, most: int) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadAim:
     """What is aimed at.
 
     Attributes:
@@ -159,7 +157,7 @@ class Load:
             raise ConfigError(f"waiting: expected a number above 0, got {self.waiting}")
 
 
-def wanted(busy: Sequence[float], waiting: Sequence[float], aim: Load) -> int:
+def wanted(busy: Sequence[float], waiting: Sequence[float], aim: LoadAim) -> int:
     """Servers that would carry the load, at least one.
 
     The larger of two numbers: Σ busy / aim, which makes up for servers that compute all the time or hardly ever; and
@@ -179,4 +177,4 @@ def policy(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     busy, waiting = metrics.get("busy", {}), metrics.get("waiting", {})
     if not busy:
         return context.target_num_replicas, {}
-    return wanted(list(busy.values()), list(waiting.values()), Load()), {}
+    return wanted(list(busy.values()), list(waiting.values()), LoadAim()), {}

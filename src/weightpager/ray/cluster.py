@@ -26,11 +26,10 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 
 @dataclass(frozen=True)
-class _Stated:
+class _StatedAddress:
     """A cluster's address.
 
     Attributes:
-        address: as `cluster` takes it.
         key: where it was stated.
         otherwise: what to do if it is wrong.
     """
@@ -64,9 +63,9 @@ def cluster(address: str, **own: Any) -> Iterator[bool]:
 
 def _connect(address: str, own: dict[str, Any]) -> bool:
     """Connect to a cluster; whether it was started for that."""
-    stated = _Stated(address)
+    stated = _StatedAddress(address)
     if address == AUTO:
-        stated = _Stated(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS")
+        stated = _StatedAddress(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS", "unset RAY_ADDRESS")
     if stated.address not in ("", AUTO, LOCAL):
         _check(stated)
         _join(stated, stated.address)
@@ -86,16 +85,12 @@ def _joins() -> bool:
     address = find_bootstrap_address(None)
     if address is None or address not in find_gcs_addresses():  # type: ignore[no-untyped-call]
         return False
-    _join(_Stated(address, otherwise="take local"), AUTO)
+    _join(_StatedAddress(address, otherwise="take local"), AUTO)
     return True
 
 
-def _check(stated: _Stated) -> None:
-    """See that something answers at an address before Ray tries for long.
-
-    Raises:
-        ConfigError: nothing does.
-    """
+def _check(stated: _StatedAddress) -> None:
+    """See that something answers at an address before Ray tries for long."""
     host, _, port = stated.address.rpartition(":")
     expected = (
         f"{stated.key}: expected auto, or HOST:PORT of a Ray cluster's head such as 10.0.0.1:6379, "
@@ -117,34 +112,21 @@ def _check(stated: _Stated) -> None:
         ) from error
 
 
-def _join(stated: _Stated, address: str) -> None:
-    """Join the cluster at an address of `ray.init`'s, which is where ``stated`` says.
-
-    Raises:
-        ConfigError: Ray refuses it.
-    """
+def _join(stated: _StatedAddress, address: str) -> None:
+    """Join the cluster at an address of `ray.init`'s, which is where ``stated`` says."""
     expected = f"{stated.key}: expected a Ray cluster at {stated.address} that this machine is part of"
     with _refused(expected, f"join it with 'ray start --address', or {stated.otherwise}"):
         _ray_init(address=address)
 
 
 def _start(own: dict[str, Any]) -> None:
-    """Start a cluster on this machine.
-
-    Raises:
-        ConfigError: Ray can't.
-    """
     with _refused("--ray: expected to start Ray on this machine", "mend that, or take a running cluster's HOST:PORT"):
         _ray_init(address=LOCAL, include_dashboard=False, **own)
 
 
 @contextmanager
 def _refused(expected: str, advice: str) -> Iterator[None]:
-    """Raise what Ray says in the block as an error of ours.
-
-    Raises:
-        ConfigError: Ray refuses what was expected.
-    """
+    """Raise what Ray says in the block as a `ConfigError`."""
     try:
         yield
     except Exception as error:  # a plain one, where the machine is too busy for Ray to start in time
@@ -152,7 +134,6 @@ def _refused(expected: str, advice: str) -> Iterator[None]:
 
 
 def _ray_init(**options: Any) -> None:
-    """`ray.init`, without what it says of itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(**_QUIET, **options)

@@ -39,7 +39,6 @@ class Reply:
     """
 
     def __init__(self, send: Send) -> None:
-        """``send`` is the client's, as ASGI has it."""
         self._send = send
         self._start = ResponseStart(500, ())
         self._held: list[bytes] = []
@@ -107,7 +106,6 @@ class Gateway:
     """
 
     def __init__(self, servers: DeploymentHandle[ServerReplica], settings: Settings) -> None:
-        """Serve makes it; ``settings`` are the servers'."""
         self._servers = servers.options(stream=True)
         self._settings = settings
 
@@ -164,7 +162,6 @@ class Gateway:
 
 
 def _refusal(error: Exception) -> Response:
-    """The answer to a request that isn't sent again."""
     if isinstance(error, asyncio.TimeoutError):
         return answer(504, _TOO_LONG)
     return answer(503, _UNAVAILABLE, _AGAIN)

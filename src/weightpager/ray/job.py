@@ -43,7 +43,6 @@ class Parcel(Generic[Place]):
         places: the places where the bytes of each of its tensors' storages are.
         starts: each storage's address modulo 64. The copy gets the same one, since kernels round differently where
             values begin elsewhere.
-        bytes: bytes of all storages together.
     """
 
     pickled: bytes
@@ -129,9 +128,7 @@ class Surroundings:
     """The settings of one process.
 
     Attributes:
-        versions: versions of packages, by name.
         processor: what torch uses of the processor.
-        arithmetic: how the process computes.
     """
 
     versions: Mapping[str, str]
@@ -140,7 +137,6 @@ class Surroundings:
 
     @classmethod
     def here(cls) -> Surroundings:
-        """The settings of this process."""
         return cls(_versions(), _processor(), Arithmetic.here())
 
     def take(self, node: str) -> None:
@@ -187,12 +183,10 @@ _EVERY = 0.5
 
 
 @dataclass(frozen=True)
-class Found:
+class JobResult:
     """The result of a job.
 
     Attributes:
-        value: what it returned, packed.
-        seconds: the time that it took.
         steps: the last progress that was told of it; None if nothing was.
         processor: the processor of the machine that it ran on.
     """
@@ -203,7 +197,6 @@ class Found:
     processor: str
 
     def unpacked(self) -> Any:
-        """The value, in memory of this process."""
         return unpack(self.value, self.value.places)
 
 
@@ -217,11 +210,9 @@ class Failed:
 
     @classmethod
     def of(cls, error: WeightpagerError) -> Failed:
-        """Take an error apart."""
         return cls(type(error), error.args, dict(vars(error)))
 
     def error(self) -> WeightpagerError:
-        """The error again."""
         error = self.kind.__new__(self.kind)
         error.args = self.arguments
         vars(error).update(self.fields)
@@ -229,7 +220,7 @@ class Failed:
 
 
 @dataclass
-class _Told:
+class _ToldSteps:
     """Notes steps on the board, at most twice a second."""
 
     board: Any
@@ -250,15 +241,15 @@ def ready() -> None:
 
 def work(
     parcel: Parcel[int | Bytes], surroundings: Surroundings, board: Any, number: int, *contents: Bytes
-) -> Found | Failed:
+) -> JobResult | Failed:
     """Do a job; ``contents`` are of its tensors' storages that aren't in the parcel, ``number`` is its on the board."""
-    start, told = time.perf_counter(), _Told(board, number)
+    start, told = time.perf_counter(), _ToldSteps(board, number)
     try:
         surroundings.take(socket.gethostname())
         all_contents = [contents[place] if isinstance(place, int) else place for place in parcel.places]
-        job: Callable[[_Told], Any] = unpack(parcel, all_contents)
+        job: Callable[[_ToldSteps], Any] = unpack(parcel, all_contents)
         value = job(told)
     except WeightpagerError as error:
         return Failed.of(error)
     seconds = time.perf_counter() - start
-    return Found(pack(value, lambda content: content.copy()), seconds, told.last, Surroundings.here().processor)
+    return JobResult(pack(value, lambda content: content.copy()), seconds, told.last, Surroundings.here().processor)

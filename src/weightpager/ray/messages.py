@@ -15,10 +15,7 @@ class ForwardedRequest:
     """An HTTP request on its way to a server.
 
     Attributes:
-        key: the key that names it among the gateway's requests.
         task: the task that it asks for; empty if it names none.
-        method, path, query, headers: its parts as they came.
-        body: the whole body.
     """
 
     key: str
@@ -31,7 +28,6 @@ class ForwardedRequest:
 
     @classmethod
     def of(cls, scope: Mapping[str, object], body: bytes) -> ForwardedRequest:
-        """A request, from its ASGI scope and its body."""
         headers = scope["headers"]
         assert isinstance(headers, list | tuple)
         return cls(
@@ -78,16 +74,11 @@ class Standing:
     """How a server stands: what a router needs, and what an operator looks at.
 
     Attributes:
-        replica: the server's id in the cluster.
-        pid: the id of its process, on its machine.
         sequence: a number that grows with every standing of a replica.
         lacks: bytes that memory lacks of each task of its bundle, also 0.
         free: bytes of memory for pages that nothing is in.
         request_bytes: bytes that it loads while a request computes, in the mean; 0 until it knows.
-        current: the task that ran last.
-        waiting: number of texts that wait for their turn.
         bytes_read: bytes read from storage since it started.
-        switches: number of switches since it started.
         stuck: whether one step has kept it busy for too long. Servers of an older version don't say.
     """
 

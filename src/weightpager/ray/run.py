@@ -15,7 +15,7 @@ from ray.serve.context import _get_global_client
 
 from weightpager.config import format_size
 from weightpager.errors import ConfigError
-from weightpager.ray.application import Needs
+from weightpager.ray.application import ClusterNeeds
 from weightpager.ray.cluster import LOCAL, cluster
 from weightpager.server.run import listen
 
@@ -49,7 +49,7 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             has no room for the servers, its Ray Serve listens elsewhere or runs an application of this name already, or
             the servers can't start.
     """
-    needs = Needs.of(application)
+    needs = ClusterNeeds.of(application)
     if address == LOCAL:
         _free_port(host, port)  # otherwise Serve may run in the cluster, and have the port
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -100,13 +100,8 @@ def _check_head() -> None:
         )
 
 
-def _check_room(needs: Needs, *, grows: bool) -> None:
-    """See that the servers fit: Serve waits for room without a word.
-
-    Args:
-        needs: of the servers.
-        grows: whether machines may still come; a warning says then that the servers wait for them.
-    """
+def _check_room(needs: ClusterNeeds, *, grows: bool) -> None:
+    """See that the servers fit, since Serve waits for room without a word: ``grows`` if machines may still come."""
     room = needs.room(machine["Resources"] for machine in _machines())
     if room >= needs.servers:
         return
@@ -120,7 +115,6 @@ def _check_room(needs: Needs, *, grows: bool) -> None:
 
 
 def _machines() -> list[Mapping[str, Any]]:
-    """The machines of the cluster, as Ray describes them."""
     nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
 
@@ -133,7 +127,6 @@ def _port(host: str, port: int) -> int:
 
 
 def _serving() -> Any:
-    """Where Ray Serve listens, as its ``HTTPOptions``."""
     client: Any = _get_global_client()
     return client.http_config
 

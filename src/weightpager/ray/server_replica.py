@@ -28,12 +28,10 @@ class MetricsMirror:
     """Gives Ray the values of a registry. All are gauges there: Ray has no counter that is set."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Nothing is given before `push`."""
         self._registry = registry
         self._gauges: dict[str, Gauge] = {}
 
     def push(self) -> None:
-        """Give the values of now."""
         for family in self._registry.collect():
             for sample in family.samples:
                 if sample.name not in self._gauges:
@@ -103,7 +101,6 @@ class ServerReplica:
             pieces.put_nowait(None)
 
     def standing(self) -> Standing:
-        """How the server stands now."""
         engine, page = self._service.engine, self._service.engine.bundle.page_bytes
         found, report = engine.residency(), engine.report()
         return Standing(
@@ -154,6 +151,5 @@ class ServerReplica:
 
 
 def _bandwidth(report: EngineReport) -> float:
-    """Bytes per second of the latest loads."""
     seconds = sum(switch.load_seconds for switch in report.switches)
     return sum(switch.bytes for switch in report.switches) / seconds if seconds else 0.0

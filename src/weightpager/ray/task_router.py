@@ -57,7 +57,6 @@ class KnownReplicas:
                 self._lost.add(sent[0])
 
     def ended(self, request: ForwardedRequest) -> None:
-        """A request was answered or given up."""
         with self._lock:
             self._sent.pop(request.key, None)
 
@@ -85,7 +84,6 @@ class KnownReplicas:
         return sum(known) / len(known) if known else 0.0
 
     def standings(self) -> list[Standing]:
-        """The latest of each server, by its id."""
         with self._lock:
             return [self._standings[name] for name in sorted(self._standings)]
 
@@ -134,7 +132,6 @@ class TaskRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The one server that gets the request."""
         if pending_request is None or not candidate_replicas:
             return [candidate_replicas]
         replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}

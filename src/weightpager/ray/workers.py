@@ -16,7 +16,7 @@ from weightpager.compiler.resume.journal import Done, Job, Key, Value
 from weightpager.errors import CompileError, ConfigError, first_line
 from weightpager.progress import StepProgress
 from weightpager.ray.cluster import cluster
-from weightpager.ray.job import Bytes, Found, Parcel, Surroundings, environment, pack, ready, work
+from weightpager.ray.job import Bytes, JobResult, Parcel, Surroundings, environment, pack, ready, work
 
 
 class Board:
@@ -26,11 +26,9 @@ class Board:
         self._told: dict[int, tuple[int, int]] = {}
 
     def tell(self, job: int, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of a job are over."""
         self._told[job] = done, total
 
     def news(self) -> dict[int, tuple[int, int]]:
-        """What was told since this was last asked for."""
         told, self._told = self._told, {}
         return told
 
@@ -114,7 +112,6 @@ class RayWorkers:
             raise running.failure
 
     def close(self) -> None:
-        """End what is still going on."""
         if self._running is not None:
             self._running.cancel()
         for ref in self._starting:
@@ -147,7 +144,7 @@ class RayWorkers:
             return found
         return {}
 
-    def _compare(self, found: Found, here: Surroundings) -> None:
+    def _compare(self, found: JobResult, here: Surroundings) -> None:
         """Say once of each other processor that it may decide on last digits."""
         if found.processor not in {here.processor, *self._others}:
             self._others.add(found.processor)
@@ -183,7 +180,6 @@ class _One(Generic[Key]):
     """A job that was begun.
 
     Attributes:
-        key: the job's key.
         place: its place in the order in which jobs were given.
         number: its number on the board.
     """
@@ -211,7 +207,6 @@ class _Running(Generic[Key]):
         return list(self._jobs)
 
     def add(self, ref: Ref, key: Key, number: int) -> None:
-        """A job has begun."""
         self._jobs[ref] = _One(key, self._count, number)
         self._count += 1
 
@@ -219,7 +214,6 @@ class _Running(Generic[Key]):
         return ref in self._jobs
 
     def name(self, ref: Ref) -> str:
-        """A job's name in messages."""
         key = self._jobs[ref].key
         return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
@@ -251,7 +245,7 @@ class _Running(Generic[Key]):
                     ray.cancel(ref, force=True)
 
 
-def _found(ref: Ref, running: _Running[Any]) -> Found | None:
+def _found(ref: Ref, running: _Running[Any]) -> JobResult | None:
     """What a job has found; None if it failed, or isn't wanted any more."""
     if not running.has(ref):
         return None
@@ -262,7 +256,7 @@ def _found(ref: Ref, running: _Running[Any]) -> Found | None:
     except RayError as error:
         running.failed(ref, _killed(running.name(ref), error))
     else:
-        if isinstance(found, Found):
+        if isinstance(found, JobResult):
             return found
         running.failed(ref, found.error())
     return None
@@ -315,11 +309,7 @@ def on_ray(address: str) -> Iterator[RayWorkers]:
 
 
 def _machines() -> list[dict[str, float]]:
-    """What machines offer that have enough CPUs.
-
-    Raises:
-        ConfigError: none has.
-    """
+    """What machines offer that have enough CPUs, at least one."""
     threads = torch.get_num_threads()
     nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
     machines: list[dict[str, float]] = [node["Resources"] for node in nodes if node["Alive"]]

@@ -33,14 +33,12 @@ class Traffic:
     """Remembers requests for a minute. Safe to use from several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing has been answered; ``clock`` in seconds."""
         self._clock = clock
         self._started = clock()
         self._lock = threading.Lock()
         self._answered: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=_MOST)
 
     def add(self, status: int, seconds: float) -> None:
-        """A request has been answered, after ``seconds``."""
         with self._lock:
             self._answered.append((self._clock(), status, seconds))
 
@@ -80,16 +78,11 @@ _WORK, _LIST = "/v1/", "/v1/models"
 
 
 class Queue(Protocol):
-    """The queue before the worker, as far as metrics tell of it.
-
-    Attributes:
-        limit: places that there are.
-    """
+    """The queue before the worker, as far as metrics tell of it."""
 
     limit: int
 
-    def waiting(self) -> Mapping[str, int]:
-        """How many texts wait, by task."""
+    def waiting(self) -> Mapping[str, int]: ...
 
     def taken(self) -> int:
         """How many places are taken, also those of texts that are being read."""
@@ -99,13 +92,11 @@ class Metrics:
     """One server's metrics, in a registry of their own. Safe to use from several threads.
 
     Attributes:
-        registry: of Prometheus' client.
         traffic: requests for work that the counters have just counted.
         latest_switches: oldest first.
     """
 
     def __init__(self, engine: Engine, queue: Queue) -> None:
-        """Everything is zero."""
         self.registry = CollectorRegistry()
         self.traffic = Traffic()
         self.latest_switches: deque[SwitchStatus] = deque(maxlen=_LATEST)
@@ -148,7 +139,6 @@ class Metrics:
             self._waits.labels(task).observe(wait)
 
     def ran(self, task: str, texts: int, tokens: int, seconds: float) -> None:
-        """A step is over, in which so many texts began."""
         if texts:
             self._batches.labels(task).observe(texts)
         self._compute.labels(task).inc(seconds)
@@ -156,7 +146,6 @@ class Metrics:
         self._slowest_batch.raise_to(seconds)
 
     def switched(self, switch: SwitchReport) -> None:
-        """A switch is over."""
         told = SwitchStatus(
             time=time.time(),
             from_task=switch.from_task,
@@ -207,7 +196,6 @@ class _Most:
         self._value = 0.0
 
     def raise_to(self, value: float) -> None:
-        """A value has been seen."""
         self._value = max(self._value, value)
         self._gauge.set(self._value)
 

@@ -35,7 +35,6 @@ class BodyLimit:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 408 or 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -99,7 +98,6 @@ class RequestLog:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and take note of it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -152,7 +150,6 @@ class JsonFormatter(logging.Formatter):
     """``{"time": …, "level": …, "logger": …, "message": …}`` and whatever facts a line carries."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
         row = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),

@@ -25,15 +25,6 @@ _log = logging.getLogger(__name__)
 
 
 class Presence(BaseModel):
-    """A server that runs.
-
-    Attributes:
-        url: where it listens.
-        pid: its process.
-        bundle: absolute path.
-        started: seconds since 1970.
-    """
-
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     url: str

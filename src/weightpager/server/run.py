@@ -39,14 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def server(service: Service, *, host: str, port: int, uds: Path | None = None) -> uvicorn.Server:
-    """A server, ready to be run.
-
-    Args:
-        service: closed when the server ends.
-        host: address to listen at.
-        port: 0 for any free one.
-        uds: a Unix socket in the place of both.
-    """
+    """A server at a host's port, 0 for any free one, or at a Unix socket in place of both. It closes the service."""
     warn_of_strangers(service.settings, host)
     config = uvicorn.Config(
         create_app(service),
@@ -64,10 +57,10 @@ def server(service: Service, *, host: str, port: int, uds: Path | None = None) -
         access_log=False,
         log_config=None,
     )
-    return _Server(config, service)
+    return _GracefulServer(config, service)
 
 
-class _Server(uvicorn.Server):
+class _GracefulServer(uvicorn.Server):
     """Ends requests itself when their grace is over: uvicorn would cut off connections without a word."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -83,7 +76,6 @@ class _Server(uvicorn.Server):
 
 
 def url_of(host: str, port: int) -> str:
-    """Where a server is reached that listens at ``host``."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
@@ -94,11 +86,7 @@ def warn_of_strangers(settings: Settings, host: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket to serve at.
-
-    Raises:
-        ConfigError: it can't be had.
-    """
+    """A socket to serve at. Raises a `ConfigError` if it can't be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
@@ -182,7 +170,6 @@ def cut_off(service: Service) -> Iterator[None]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

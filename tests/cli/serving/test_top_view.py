@@ -103,6 +103,14 @@ def test_a_working_set_that_does_not_fit_is_red() -> None:
     assert "latest tasks need 100 pages\n" in "\n".join(plain(state(working_set_pages=100)))
 
 
+def test_a_figure_without_words_of_its_own_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("bytes read" in line for line in plain(state()))
+    monkeypatch.setattr("weightpager.cli.commands.top._IN_WORDS", ("budget", "slots", "resident_pages"))
+    lines = plain(state(), 70, 20)
+    assert "working set pages 80, bytes read 0" in lines
+    assert len(lines) <= 20
+
+
 def test_nothing_yet() -> None:
     text = "\n".join(plain(state(forecast=None, prefetch=None, switches=[], switches_total=0, current=None), 70, 20))
     for words in ("latest of 0 switches", "nothing is prefetched", "nothing to foretell from yet"):

@@ -25,7 +25,7 @@ from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.prefetching import _trial, prefetch_policy
+from weightpager.engine.prefetching import Prefetching, _trial
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
 from weightpager.runtime.planning.block_manager import BlockManager
@@ -216,15 +216,16 @@ def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
         engine.activate("animal")
         number = bundle.task_numbers["number"]
         made: list[PrefetchPolicy] = []
+        policy = Prefetching.policy
 
-        def slow(*arguments: Any) -> PrefetchPolicy:
-            made.append(prefetch_policy(*arguments))
+        def slow(prefetching: Prefetching) -> PrefetchPolicy:
+            made.append(policy(prefetching))
             engine.activate("number")
             if learnt:
                 until(lambda: engine._prefetching.prefetcher._policy.expected.current == number)  # type: ignore[union-attr]
             return made[0]
 
-        monkeypatch.setattr("weightpager.engine.prefetching.prefetch_policy", slow)
+        monkeypatch.setattr(Prefetching, "policy", slow)
         engine.set_budget(room_for(bundle, *TASKS))
         until(lambda: made[0].expected.current == number)
 

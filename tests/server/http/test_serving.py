@@ -31,7 +31,7 @@ from weightpager.server.routes.generation_routes import CompletionFormat
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Policy, Settings
-from weightpager.server.scheduling.worker import Batch
+from weightpager.server.scheduling.worker import RunningBatch
 
 TEXTS = [" ".join(tiny.WORDS[start : start + length]) for start in range(8) for length in (1, 3, 4)]
 TASKS = ["animal", "weather", "number", "colour"]
@@ -372,7 +372,7 @@ def test_a_panic_of_a_library_fails_its_requests_and_no_others(
         raise PanicException("out of range")
 
     with monkeypatch.context() as patch, assistant.http() as client:
-        patch.setattr(Batch, "step", panics)
+        patch.setattr(RunningBatch, "step", panics)
         found = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
         assert found.status_code == 500
         assert found.json()["error"]["message"] == "the server failed; its log says why"

@@ -13,7 +13,7 @@ from weightpager.bundle import TaskEntry
 from weightpager.server.scheduling import job as job_module
 from weightpager.server.scheduling.batching import Waiting
 from weightpager.server.scheduling.job import Job
-from weightpager.server.scheduling.scheduler import JobQueue, Plan, Taken
+from weightpager.server.scheduling.scheduler import BatchPlan, JobQueue, Taken
 
 JOBS = 12
 
@@ -30,9 +30,9 @@ def full_queue() -> tuple[JobQueue, list[Job]]:
 def taken(queue: JobQueue, *places: int) -> list[int]:
     """The numbers of the jobs that are taken."""
 
-    def choose(jobs: Sequence[Job]) -> Plan:
+    def choose(jobs: Sequence[Job]) -> BatchPlan:
         assert [job.waiting.arrived for job in jobs] == sorted(job.waiting.arrived for job in jobs)
-        return Plan(places)
+        return BatchPlan(places)
 
     found = queue.take(choose)
     assert isinstance(found, Taken)

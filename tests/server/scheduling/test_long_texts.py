@@ -33,10 +33,10 @@ from weightpager.server.inputs import text_inputs
 from weightpager.server.inputs.text_inputs import default_limit
 from weightpager.server.scheduling import batching
 from weightpager.server.scheduling.batching import beginnable, largest_batch
-from weightpager.server.scheduling.job import Done, Event, Failed, Job
+from weightpager.server.scheduling.job import Event, Job, TextDone, TextFailed
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Policy, Settings
-from weightpager.server.scheduling.worker import Batch
+from weightpager.server.scheduling.worker import RunningBatch
 
 LONG = "cat dog cow one two three red sun " * 14
 """112 tokens."""
@@ -85,7 +85,7 @@ class Asked:
             Job(entry, work, index, 0.0, deadline, self.events.append, cached=cached)
             for index, work in enumerate(works)
         ]
-        self.batch = Batch(self.jobs, 0.0, Policy())
+        self.batch = RunningBatch(self.jobs, 0.0, Policy())
 
     def run(self, engine: wp.Engine, between: Callable[[], object] = lambda: None) -> int:
         """Every step, something happening between two of them; how many there were."""
@@ -98,7 +98,7 @@ class Asked:
 
     @property
     def outcomes(self) -> list[Any]:
-        done = sorted((event for event in self.events if isinstance(event, Done)), key=lambda event: event.index)
+        done = sorted((event for event in self.events if isinstance(event, TextDone)), key=lambda event: event.index)
         return [event.outcome for event in done]
 
 
@@ -206,7 +206,7 @@ def test_a_long_text_ends_with_the_piece_when_its_client_goes_or_its_time_is_ove
     assert late.run(engine, lambda: setattr(late.jobs[0], "deadline", 0.0)) == 2
     for asked, kind in ((gone, ServerClosedError), (late, RequestTimeoutError)):
         (event,) = asked.events
-        assert isinstance(event, Failed)
+        assert isinstance(event, TextFailed)
         assert isinstance(event.error, kind)
 
 
@@ -282,7 +282,7 @@ def test_a_reserve_for_caches_holds_long_vectors_too(writer_bundle: Path) -> Non
         service.admit(task, 2)
         jobs = service.submit(task, [Embed(IDS), Embed(IDS[:20])], print)
         assert [job.cached for job in jobs] == [True, False]
-        assert Batch(jobs[:1], 0.0, service.worker.policy).started.tokens == len(IDS)
+        assert RunningBatch(jobs[:1], 0.0, service.worker.policy).started.tokens == len(IDS)
         assert service.worker.policy.room == 120
 
 
@@ -306,12 +306,12 @@ def test_caches_hold_no_more_than_is_counted_and_reserved(
     works = [Generate(IDS[:tokens], most) for tokens, most in asked]
     entry = engine.bundle.task("animals")
     queue = [Job(entry, work, 0, 0.0, float("inf"), lambda _: None, cached=True) for work in works]
-    model, tokenizer, batches = engine.model("animals"), open_tokenizer(engine.bundle), list[Batch]()
+    model, tokenizer, batches = engine.model("animals"), open_tokenizer(engine.bundle), list[RunningBatch]()
     while queue or batches:
         started, waiting = [batch.started for batch in batches], [job.waiting for job in queue]
         if places := beginnable(waiting, started, 0.0, policy):
             chosen = largest_batch(waiting, places, started, policy)
-            batches.append(Batch([queue[place] for place in chosen], 0.0, policy))
+            batches.append(RunningBatch([queue[place] for place in chosen], 0.0, policy))
             queue = [job for place, job in enumerate(queue) if place not in chosen]
         for batch in batches:
             batch.step(model, tokenizer, 0.0)

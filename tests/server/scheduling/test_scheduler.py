@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
 from weightpager.server.scheduling.batching import Waiting
-from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, next_task
+from weightpager.server.scheduling.scheduler import BatchPlan, Turn, next_batch, next_task
 from weightpager.server.scheduling.settings import Policy
 
 BATCH, SWITCH = 0.05, 0.2
@@ -157,19 +157,19 @@ def test_of_overdue_tasks_the_one_served_longest_ago_goes_first() -> None:
 def test_a_switch_that_loads_may_wait_for_more_requests() -> None:
     policy = Policy(patience=2, linger=1.5, batch=2)
     one, turn = [Waiting("a", 0.0)], Turn("b")
-    assert next_batch(one, turn, 1.0, policy) == Plan(again=1.5)
-    assert next_batch(one, turn, 1.5, policy) == Plan((0,))
-    assert next_batch(one, turn, 1.0, policy, resident={"a"}) == Plan((0,))
-    assert next_batch(one, Turn("a"), 1.0, policy) == Plan((0,))
-    assert next_batch([*one, Waiting("a", 0.5)], turn, 1.0, policy) == Plan((0, 1))
+    assert next_batch(one, turn, 1.0, policy) == BatchPlan(again=1.5)
+    assert next_batch(one, turn, 1.5, policy) == BatchPlan((0,))
+    assert next_batch(one, turn, 1.0, policy, resident={"a"}) == BatchPlan((0,))
+    assert next_batch(one, Turn("a"), 1.0, policy) == BatchPlan((0,))
+    assert next_batch([*one, Waiting("a", 0.5)], turn, 1.0, policy) == BatchPlan((0, 1))
 
 
 def test_a_full_batch_does_not_wait_for_a_task_that_lingers() -> None:
     policy = Policy(patience=2, linger=1.5, batch=2)
     alone, full = [Waiting("a", 0.0), Waiting("b", 0.1)], [Waiting("c", 0.2), Waiting("c", 0.3), Waiting("c", 0.4)]
-    assert next_batch([*alone, *full], Turn(), 0.5, policy) == Plan((2, 3))
-    assert next_batch([*alone, *full], Turn(), 1.5, policy) == Plan((0,))
-    assert next_batch([*alone, full[0]], Turn(), 0.5, policy) == Plan(again=1.5)
+    assert next_batch([*alone, *full], Turn(), 0.5, policy) == BatchPlan((2, 3))
+    assert next_batch([*alone, *full], Turn(), 1.5, policy) == BatchPlan((0,))
+    assert next_batch([*alone, full[0]], Turn(), 0.5, policy) == BatchPlan(again=1.5)
 
 
 @given(st.text("abc", min_size=1, max_size=8), st.integers(1, 4))
@@ -213,7 +213,7 @@ def test_long_prompts_run_together_and_short_ones_as_far_as_that_does_not_change
 
 
 def test_nothing_waits() -> None:
-    assert next_batch([], Turn(), 0.0, Policy()) == Plan()
+    assert next_batch([], Turn(), 0.0, Policy()) == BatchPlan()
 
 
 @pytest.mark.parametrize(

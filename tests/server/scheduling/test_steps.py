@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from weightpager.answers.model import PIECE, Activations
 from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, largest_batch
-from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, task_of
+from weightpager.server.scheduling.scheduler import BatchPlan, Turn, next_batch, task_of
 from weightpager.server.scheduling.settings import Policy
 
 STEP, SWITCH = 0.3, 0.2
@@ -180,25 +180,27 @@ def test_who_has_waited_long_for_room_is_not_overtaken_for_ever() -> None:
 
 def test_who_has_been_ready_for_longest_goes_first_in_its_task() -> None:
     policy, turn = Policy(), Turn("a")
-    assert next_batch([Waiting("a", 1.0)], turn, 3.0, policy, started=[Started("a", 0.0, 2.0)]) == Plan((0,))
-    assert next_batch([Waiting("a", 2.5)], turn, 3.0, policy, started=[Started("a", 0.0, 2.0)]) == Plan(run=0)
-    assert next_batch([], turn, 3.0, policy, started=[Started("a", 0.0, 2.0), Started("a", 0.0, 1.0)]) == Plan(run=1)
+    assert next_batch([Waiting("a", 1.0)], turn, 3.0, policy, started=[Started("a", 0.0, 2.0)]) == BatchPlan((0,))
+    assert next_batch([Waiting("a", 2.5)], turn, 3.0, policy, started=[Started("a", 0.0, 2.0)]) == BatchPlan(run=0)
+    assert next_batch([], turn, 3.0, policy, started=[Started("a", 0.0, 2.0), Started("a", 0.0, 1.0)]) == BatchPlan(
+        run=1
+    )
     by_arrival = Policy(order="arrival")
-    assert next_batch([Waiting("b", 1.0)], turn, 3.0, by_arrival, started=[Started("a", 0.0, 2.0)]) == Plan((0,))
-    assert next_batch([Waiting("b", 2.5)], turn, 3.0, by_arrival, started=[Started("a", 0.0, 2.0)]) == Plan(run=0)
+    assert next_batch([Waiting("b", 1.0)], turn, 3.0, by_arrival, started=[Started("a", 0.0, 2.0)]) == BatchPlan((0,))
+    assert next_batch([Waiting("b", 2.5)], turn, 3.0, by_arrival, started=[Started("a", 0.0, 2.0)]) == BatchPlan(run=0)
 
 
 def test_the_task_of_a_plan_is_that_of_its_step() -> None:
     waiting, started = [Waiting("a", 0.0), Waiting("b", 0.1)], [Started("c", 0.0, 1.0)]
-    assert task_of(Plan((1,)), waiting, started) == "b"
-    assert task_of(Plan(run=0), waiting, started) == "c"
-    assert task_of(Plan(again=2.0), waiting, started) is None
+    assert task_of(BatchPlan((1,)), waiting, started) == "b"
+    assert task_of(BatchPlan(run=0), waiting, started) == "c"
+    assert task_of(BatchPlan(again=2.0), waiting, started) is None
 
 
 def test_nobody_lingers_beside_a_batch_that_is_ready() -> None:
     policy, turn, waiting = Policy(linger=1), Turn("b"), [Waiting("a", 1.0)]
-    assert next_batch(waiting, turn, 1.5, policy) == Plan(again=2.0)
-    assert next_batch(waiting, turn, 1.5, policy, started=[Started("a", 0.0, 1.2)]) == Plan((0,))
+    assert next_batch(waiting, turn, 1.5, policy) == BatchPlan(again=2.0)
+    assert next_batch(waiting, turn, 1.5, policy, started=[Started("a", 0.0, 1.2)]) == BatchPlan((0,))
 
 
 def test_texts_of_similar_length_run_together() -> None:

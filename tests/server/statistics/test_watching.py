@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
+from weightpager.engine.report import EngineFigures
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.server.middleware import JsonFormatter
 from weightpager.server.routes.watch_routes import status_of
@@ -41,6 +42,27 @@ def sample(running: Running, name: str, **labels: str) -> float:
         text = client.get("/metrics").text
     rows = [row for family in text_string_to_metric_families(text) for row in family.samples]
     return sum(row.value for row in rows if row.name == name and labels.items() <= row.labels.items())
+
+
+def test_every_figure_of_an_engine_is_in_the_state_and_those_described_are_metrics(wordy_bundle: Path) -> None:
+    with serving(wordy_bundle, prefetch=True) as running, running.http() as client:
+        running.openai.embeddings.create(model="weather", input="sun")
+        state, report = client.get("/status").json(), running.service.engine.report()
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        kinds = {family.name: (family.type, family.documentation) for family in families}
+    assert report.prefetch is not None
+    assert report.rows is not None
+    assert {figure.name for figure in fields(EngineFigures)} <= state.keys()
+    assert state["rows"].keys() == {figure.name for figure in fields(report.rows)}
+    described = [
+        figure.metadata["metric"]
+        for part in (report, report.rows, report.prefetch)
+        for figure in fields(part)
+        if figure.metadata
+    ]
+    assert len(described) == 21
+    for metric in described:
+        assert kinds[metric.name] == ("counter" if metric.only_grows else "gauge", metric.words)
 
 
 def test_looking_on_loads_nothing(assistant_bundle: Path) -> None:

@@ -42,7 +42,7 @@ def ps(
 
 
 @dataclass(frozen=True)
-class _Server:
+class _AskedServer:
     """What a running server says of itself; ``problem`` says why it says nothing."""
 
     presence: Presence
@@ -70,12 +70,12 @@ class _Server:
         ]
 
 
-def _ask(presence: Presence, token: str | None) -> _Server:
+def _ask(presence: Presence, token: str | None) -> _AskedServer:
     try:
         state = read_status(presence.url, token, timeout=_SECONDS)
     except WeightpagerError as error:
-        return _Server(presence, problem=str(error))
-    return _Server(
+        return _AskedServer(presence, problem=str(error))
+    return _AskedServer(
         presence,
         budget=state.budget,
         memory=sum(state.memory.values()),
@@ -84,7 +84,7 @@ def _ask(presence: Presence, token: str | None) -> _Server:
     )
 
 
-def _print(servers: Sequence[_Server]) -> None:
+def _print(servers: Sequence[_AskedServer]) -> None:
     output.table(
         "servers",
         ["listens at", "process", "bundle", "budget", "in memory", "current task", "waiting", "up"],

@@ -44,7 +44,6 @@ class ImageDecoder:
         self._reader = reader
 
     def copy(self) -> ImageDecoder:
-        """A copy for another thread."""
         return ImageDecoder(copy.deepcopy(self._reader))
 
     def open(self, url: str) -> EncodedImage:
@@ -116,16 +115,9 @@ _LARGE = 2**22
 
 
 class ImageInputs:
-    """Data URLs to pixels.
-
-    Attributes:
-        lanes: the lanes in which they are read.
-    """
-
     vocabulary = None
 
     def __init__(self, reader: ImageReader, *, most: int) -> None:
-        """``reader`` is the bundle's, ``most`` as of `TwoLanes`."""
         decoder = ImageDecoder(reader)
         self.lanes = TwoLanes(decoder, decoder.copy, most)
 
@@ -135,5 +127,4 @@ class ImageInputs:
         return await self.lanes.run(ImageDecoder.decode, images, large=check_together(images) > _LARGE)
 
     def close(self) -> None:
-        """Read nothing any more."""
         self.lanes.close()

@@ -21,7 +21,6 @@ class Lane(Generic[_Tool]):
     """One thread, and the tool that it reads with, made when it is first needed."""
 
     def __init__(self, name: str, make: Callable[[], _Tool]) -> None:
-        """``make`` is called in the thread."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"weightpager-{name}")
         self._make = make
         self._tool: _Tool | None = None
@@ -94,7 +93,6 @@ class TwoLanes(Generic[_Tool]):
             self._check_room(count)
 
     def close(self) -> None:
-        """Read nothing any more."""
         self._usual.close()
         self._large.close()
 

@@ -28,22 +28,10 @@ _Found = TypeVar("_Found")
 
 
 class TextInputs:
-    """Texts and conversations to token ids.
-
-    Attributes:
-        vocabulary: the bundle's vocabulary.
-        lanes: the lanes in which they are read.
-    """
+    """Texts and conversations to token ids."""
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Tokenizer, *, most: int, body_bytes: int) -> None:
-        """Nothing is read yet.
-
-        Args:
-            vocabulary: the bundle's vocabulary.
-            tokenizer: that has the chat template.
-            most: as of `TwoLanes`.
-            body_bytes: of the largest request.
-        """
+        """``tokenizer`` has the chat template; ``most`` is that of `TwoLanes`."""
         self.vocabulary = vocabulary
         self.lanes = TwoLanes(vocabulary, vocabulary.copy, most)
         self._template = ChatTemplate.of(tokenizer, 2 * body_bytes + _OF_A_TEMPLATE)
@@ -91,7 +79,6 @@ class TextInputs:
         return text
 
     def close(self) -> None:
-        """Read nothing any more."""
         self._chats.close()
         self._template.close()
         self.lanes.close()
@@ -106,8 +93,6 @@ class TextLimit:
     """What one text may ask for.
 
     Attributes:
-        tokens: number of tokens of the longest text.
-        in_pieces: whether the model reads texts in pieces.
         activations: the bytes that a forward takes, of the task that takes most.
     """
 

@@ -21,13 +21,7 @@ class Vocabulary(TokenReader):
     """
 
     def __init__(self, tokenizer: Tokenizer, limits: ModelLimits, room: int | None = None) -> None:
-        """Any text is read.
-
-        Args:
-            tokenizer: a tokenizer that nobody else uses.
-            limits: the model's limits.
-            room: tokens that one text's cache may hold; None for any number. May be set anew.
-        """
+        """The tokenizer is nobody else's. ``room`` is for tokens of one text's cache; None for any number."""
         super().__init__(tokenizer, limits.vocab_size)
         self.most_cached = room
         self.context = min(limits.context, tokenizer.longest)
@@ -97,5 +91,4 @@ class Vocabulary(TokenReader):
 
 
 def empty(param: str) -> RequestError:
-    """The error of a field that has nothing to read."""
     return RequestError("expected at least one token, found an empty text", param)

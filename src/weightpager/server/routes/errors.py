@@ -83,12 +83,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def register(app: FastAPI, retry_after: int) -> None:
-    """Answer every known error in OpenAI's form; `RequestLog` answers the others.
-
-    Args:
-        app: its ``state.routes`` has each route's path, and the methods that it answers.
-        retry_after: seconds.
-    """
+    """Answer every known error in OpenAI's form; `RequestLog` answers the others."""
     retry = {"Retry-After": str(retry_after)}
     headers = {429: retry, 503: retry, 507: {"x-should-retry": "false"}}  # OpenAI's clients retry other errors from 500
 
@@ -157,7 +152,6 @@ def _fit(problem: Mapping[str, Any]) -> tuple[int, bool]:
 
 
 def _said(request: Request, error: HTTPException) -> str:
-    """The text of a framework's error, in our words where its own say nothing."""
     cause = error.__cause__
     if isinstance(cause, UnicodeDecodeError):
         return _no_utf8(cause.object)
@@ -189,12 +183,7 @@ def _no_utf8(body: bytes) -> str:
 
 
 def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
-    """An error's status and body. An error that clients shouldn't see goes to the log only.
-
-    Args:
-        error: whatever was raised.
-        field: of the request, that names the task.
-    """
+    """An error's status and body, ``field`` naming the task. What clients shouldn't see goes to the log only."""
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
             refusal = error if isinstance(error, RequestError) else None

@@ -16,7 +16,7 @@ from fastapi import Depends, HTTPException, Request
 from weightpager.answers.work import Outcome, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestTimeoutError
-from weightpager.server.scheduling.job import Done, Event, Failed, Job
+from weightpager.server.scheduling.job import Event, Job, TextDone, TextFailed
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings
 
@@ -32,14 +32,9 @@ class ClientGoneError(Exception):
 
 
 class Exchange:
-    """Events of one request's jobs, in the order in which they happened.
-
-    Attributes:
-        jobs: of the request, once they are queued.
-    """
+    """Events of one request's jobs, in the order in which they happened."""
 
     def __init__(self, service: Service, request: Request, task: TaskEntry, texts: int) -> None:
-        """An exchange with a service about a request's texts for a task, whose time begins now."""
         self._service, self._request, self._task, self._texts = service, request, task, texts
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -73,7 +68,6 @@ class Exchange:
         return works
 
     def cancel(self) -> None:
-        """Cancel the jobs."""
         for job in self.jobs:
             job.cancel()
 
@@ -93,7 +87,7 @@ class Exchange:
             raise RequestTimeoutError(_TOO_LONG) from None
         if event is None:
             raise ClientGoneError
-        if isinstance(event, Failed):
+        if isinstance(event, TextFailed):
             raise event.error
         return event
 
@@ -107,7 +101,7 @@ class Exchange:
         outcomes: dict[int, Outcome] = {}
         while len(outcomes) < self._texts:
             event = await self.next()
-            if isinstance(event, Done):
+            if isinstance(event, TextDone):
                 outcomes[event.index] = event.outcome
         return [outcomes[index] for index in range(self._texts)]
 
@@ -154,7 +148,6 @@ NEEDS_BEARER = "expected the server's token as 'Authorization: Bearer …'"
 
 
 async def service_of(request: Request) -> Service:
-    """The application's service."""
     found: Service = request.app.state.service
     return found
 

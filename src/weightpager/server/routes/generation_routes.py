@@ -19,7 +19,7 @@ from weightpager.readers.chat_template import joined
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.routes.errors import RESPONSES, describe
 from weightpager.server.routes.exchange import ClientGoneError, Exchange, Serving, exchange, user
-from weightpager.server.scheduling.job import Delta, Done, Event
+from weightpager.server.scheduling.job import Delta, Event, TextDone
 from weightpager.server.scheduling.service import Service
 from weightpager.server.schema import (
     Answer,
@@ -209,7 +209,7 @@ class Completion(Answer):
 
 def generated(event: Event) -> Generated:
     """The outcome of a text that has ended."""
-    assert isinstance(event, Done)
+    assert isinstance(event, TextDone)
     assert isinstance(event.outcome, Generated)
     return event.outcome
 

@@ -21,7 +21,6 @@ class Waiting:
     """One request in the queue. Requests run together only if their task and ``kind`` are the same.
 
     Attributes:
-        task: the task that it is for.
         arrived: the time when it came, by any clock.
         kind: a key that is equal for requests that can run together.
         prompt: number of tokens to read.
@@ -38,7 +37,6 @@ class Waiting:
 
     @property
     def heavy(self) -> bool:
-        """Whether it begins only when no other heavy request is under way."""
         return self.cached and self.prompt > HEAVY
 
 
@@ -47,7 +45,6 @@ class Started:
     """A batch that has begun and takes more steps.
 
     Attributes:
-        task: the task that it is for.
         arrived: the time when its oldest request came.
         ready: the time when its latest step ended.
         tokens: number of tokens that its caches may come to hold.
@@ -84,14 +81,7 @@ def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: floa
 def largest_batch(
     waiting: Sequence[Waiting], places: Sequence[int], started: Sequence[Started], policy: Policy
 ) -> tuple[int, ...]:
-    """Places of requests that begin together: the first one, and as many others as can run with it.
-
-    Args:
-        waiting: all requests, in the order of arrival.
-        places: of those that may begin; one task, one kind.
-        started: batches under way.
-        policy: bounds of a batch.
-    """
+    """Which of these places, of one task and kind, begin together: the first one, and as many as can join it."""
     first = waiting[places[0]]
     free = _free(started, policy)
     found, sizes = [places[0]], _Sizes(first.prompt, first.new_tokens, first.prompt)
@@ -126,7 +116,6 @@ class _Sizes:
         return _Sizes(max(self.prompt, request.prompt), new_tokens, shortest)
 
     def fit(self, texts: int, first: Waiting, free: float, policy: Policy) -> bool:
-        """Whether this many texts of one kind make a batch."""
         context = math.inf if policy.context is None else policy.context
         if policy.uniform_length is not None and first.prompt <= policy.uniform_length:  # as all others are
             context = min(context, policy.uniform_length)
@@ -147,5 +136,4 @@ def _has_place(request: Waiting, started: Sequence[Started], policy: Policy, *, 
 
 
 def _free(started: Sequence[Started], policy: Policy) -> float:
-    """Tokens that caches have room for."""
     return math.inf if policy.room is None else policy.room - sum(run.tokens for run in started)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from weightpager.answers.work import Generate, Outcome, Work
 from weightpager.bundle import TaskEntry
@@ -21,29 +21,22 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Done:
-    """A text has its outcome."""
-
+class TextDone:
     index: int
     outcome: Outcome
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A text gets no outcome."""
-
+class TextFailed:
     index: int
     error: Exception
 
 
-Event = Delta | Done | Failed
+Event = Delta | TextDone | TextFailed
 
 
-class Listener(Protocol):
-    """A callback of jobs' events, in the worker's thread. It must return at once: a slow client can't hold a task."""
-
-    def __call__(self, event: Event) -> None:
-        """Take an event of a job."""
+Listener = Callable[[Event], None]
+"""Told of jobs' events in the worker's thread. It must return at once: a slow client can't hold a task."""
 
 
 def shutting_down() -> ServerClosedError:
@@ -57,10 +50,7 @@ class Job:
 
     Attributes:
         entry: its task, as it was when the request was read.
-        work: the work that is to be done.
-        index: number of the text in its request.
         arrived, deadline: times by `time.monotonic`.
-        listener: the callable that is told what happens to it.
         long: whether the text is so long that the model would read shorter texts of its batch in another way. Such
             texts run apart.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
@@ -83,7 +73,6 @@ class Job:
 
     @property
     def task(self) -> str:
-        """The name of the task that it is for."""
         return self.entry.name
 
     @cached_property  # asked for at every step while the job waits
@@ -110,16 +99,13 @@ class Job:
         return self.over
 
     def more(self, text: str) -> None:
-        """Tell the listener the next piece of its text."""
         self.listener(Delta(self.index, text))
 
     def fail(self, error: Exception) -> None:
-        """End the job, and tell the listener why there is no outcome."""
-        self._end(Failed(self.index, error))
+        self._end(TextFailed(self.index, error))
 
     def done(self, outcome: Outcome) -> None:
-        """End the job, and tell the listener its outcome."""
-        self._end(Done(self.index, outcome))
+        self._end(TextDone(self.index, outcome))
 
     def _end(self, event: Event) -> None:
         self.over = True

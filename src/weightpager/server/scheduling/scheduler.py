@@ -40,14 +40,7 @@ class Turn:
     served_at: Mapping[str, float] = field(default_factory=dict)
 
     def after(self, task: str, served: int, start: float, end: float) -> Turn:
-        """The turn after a step of a task.
-
-        Args:
-            task: whose step it was.
-            served: requests that began with it.
-            start: of the step.
-            end: of the step.
-        """
+        """The turn after a step of a task from ``start`` to ``end``, with which so many requests began."""
         times = {**self.served_at, task: end}
         if task == self.task:
             return Turn(task, self.since, self.served + served, times)
@@ -65,11 +58,10 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What to do now.
 
     Attributes:
-        places: places in the queue of the requests that begin together.
         run: the number of the batch under way that takes its next step instead; None if requests begin.
         again: when to look again, if there is nothing to do now.
     """
@@ -79,7 +71,7 @@ class Plan:
     again: float = math.inf
 
 
-def task_of(plan: Plan, waiting: Sequence[Waiting], started: Sequence[Started]) -> str | None:
+def task_of(plan: BatchPlan, waiting: Sequence[Waiting], started: Sequence[Started]) -> str | None:
     """The task whose step a plan is; None if there is nothing to do. The other arguments are those of `next_batch`."""
     if plan.places:
         return waiting[plan.places[0]].task
@@ -95,20 +87,11 @@ def next_batch(
     policy: Policy,
     resident: Collection[str] = (),
     started: Sequence[Started] = (),
-) -> Plan:
-    """Which requests begin now, or which batch goes on.
-
-    Args:
-        waiting: in the order of arrival.
-        turn: the current one.
-        now: on the clock of arrivals.
-        policy: how requests are grouped.
-        resident: tasks that are in memory.
-        started: batches under way.
-    """
+) -> BatchPlan:
+    """Which requests begin, or which batch goes on. Requests are in the order of arrival, ``now`` on their clock."""
     places = beginnable(waiting, started, now, policy)
     if not places and not started:
-        return Plan()
+        return BatchPlan()
     if policy.order == "arrival":
         return _by_arrival(waiting, places, policy, started)
     again = math.inf
@@ -117,14 +100,14 @@ def next_batch(
         candidates = [place for place in places if waiting[place].task == task]
         run = _longest_ready(started, task)
         if run is not None and not (candidates and waiting[candidates[0]].arrived < started[run].ready):
-            return Plan(run=run)
+            return BatchPlan(run=run)
         batch, due = _largest_of(waiting, candidates, started, policy)
         if run is not None or task == turn.task or task in resident or now >= due:
-            return Plan(batch)
+            return BatchPlan(batch)
         # It lingers: nothing is under way, and no task is in memory or overdue. Others may have a full batch.
         again = min(again, due)
         places = [place for place in places if waiting[place].task != task]
-    return Plan(again=again)
+    return BatchPlan(again=again)
 
 
 def next_task(
@@ -154,14 +137,7 @@ def next_task(
 def _largest_of(
     waiting: Sequence[Waiting], places: Sequence[int], started: Sequence[Started], policy: Policy
 ) -> tuple[tuple[int, ...], float]:
-    """The batch that begins with a task's oldest request, and until when a switch for it lingers.
-
-    Args:
-        waiting: all requests, in the order of arrival.
-        places: of those of the task that may begin.
-        started: batches under way.
-        policy: how requests are grouped.
-    """
+    """The batch that begins with a task's oldest request, its first place, and until when a switch for it lingers."""
     first = waiting[places[0]]
     alike = [place for place in places if waiting[place].kind == first.kind]
     batch = largest_batch(waiting, alike, started, policy)
@@ -175,22 +151,23 @@ def _longest_ready(started: Sequence[Started], task: str | None = None) -> int |
     return min(batches, key=lambda number: started[number].ready, default=None)
 
 
-def _by_arrival(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy, started: Sequence[Started]) -> Plan:
+def _by_arrival(
+    waiting: Sequence[Waiting], places: Sequence[int], policy: Policy, started: Sequence[Started]
+) -> BatchPlan:
     """The work that has been ready for longest; with a request, those right behind it that can run with it."""
     run = _longest_ready(started)
     if run is not None and not (places and waiting[places[0]].arrived < started[run].ready):
-        return Plan(run=run)
+        return BatchPlan(run=run)
     first = waiting[places[0]]
     alike = [places[0]]
     for place in places[1 : policy.batch]:
         if (waiting[place].task, waiting[place].kind) != (first.task, first.kind):
             break
         alike.append(place)
-    return Plan(_unbroken(alike, largest_batch(waiting, alike, started, policy)))
+    return BatchPlan(_unbroken(alike, largest_batch(waiting, alike, started, policy)))
 
 
 def _unbroken(places: Sequence[int], batch: Sequence[int]) -> tuple[int, ...]:
-    """The beginning of a batch, up to the first request that was left out."""
     return tuple(place for place, chosen in zip(places, batch, strict=False) if place == chosen)
 
 
@@ -235,7 +212,6 @@ class JobQueue:
             self._reserved += count
 
     def give_up(self, count: int) -> None:
-        """Free places that were reserved."""
         with self._changed:
             self._reserved -= count
 
@@ -262,7 +238,7 @@ class JobQueue:
             self._commands.append(command)
             self._changed.notify()
 
-    def take(self, choose: Callable[[Sequence[Job]], Plan]) -> Command | Taken | None:
+    def take(self, choose: Callable[[Sequence[Job]], BatchPlan]) -> Command | Taken | None:
         """Wait for something to do: a command, jobs that begin, or a batch that goes on. Cancelled jobs are dropped.
 
         Args:
@@ -284,7 +260,6 @@ class JobQueue:
                 self._changed.wait(None if plan.again == math.inf else max(0.0, plan.again - time.monotonic()))
 
     def waiting(self) -> dict[str, int]:
-        """How many jobs wait, by task."""
         with self._changed:
             return dict(Counter(job.task for job in self._jobs if not job.cancelled))
 
@@ -294,7 +269,7 @@ class JobQueue:
             return sum(not job.cancelled for job in self._jobs) + self._reserved
 
     def close(self) -> list[Job]:
-        """Close the queue. The jobs that were waiting leave it, and are returned."""
+        """Close the queue. Returns the jobs that were waiting."""
         with self._changed:
             self._closed = True
             left, self._jobs = self._jobs, []
@@ -303,7 +278,6 @@ class JobQueue:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
         return self._closed
 
     @property

@@ -80,7 +80,6 @@ class RequestLimits:
                 self._vocabulary.check_kept(work.ids, "input")
 
     def is_cached(self, task: TaskEntry, work: Work) -> bool:
-        """Whether its keys and values are kept."""
         return isinstance(work, Generate) or (isinstance(work, Embed) and self.of(task).cached(len(work.ids)))
 
     def is_long(self, work: Work) -> bool:
@@ -113,9 +112,6 @@ class Service:
 
     Attributes:
         engine: closed with the service.
-        settings: how it serves.
-        inputs: reads requests' texts or images.
-        queue, worker, metrics: this server's queue, worker and metrics.
         started: seconds since 1970.
     """
 
@@ -142,17 +138,12 @@ class Service:
         self.started = time.time()
 
     def start(self) -> None:
-        """Take requests from now on."""
         self.warn_of_missing()
         self._warn_of_cuts()
         self.worker.start()
 
     def fits(self, task: str) -> bool:
-        """Whether the present budget has room for a task.
-
-        Raises:
-            UnknownTaskError: there is none of that name.
-        """
+        """Whether the present budget has room for a task. Errors are those of `Engine.check_fits`."""
         try:
             self.engine.check_fits(task)
         except TaskTooLargeError:
@@ -215,11 +206,6 @@ class Service:
         return self.texts.vocabulary
 
     def task(self, name: str) -> TaskEntry:
-        """A task of the bundle.
-
-        Raises:
-            UnknownTaskError: there is none of that name.
-        """
         return self.engine.bundle.task(name)
 
     def admit(self, task: TaskEntry, texts: int) -> None:
@@ -238,13 +224,9 @@ class Service:
     def submit(
         self, task: TaskEntry, works: Sequence[Work], listener: Listener, deadline: float | None = None
     ) -> list[Job]:
-        """Queue a request's texts, in places that were reserved.
+        """Queue a request's texts, in places that were reserved; the listener is told of each by its number.
 
-        Args:
-            task: that they are for.
-            works: one for each text.
-            listener: is told of each by its number in ``works``.
-            deadline: by `time.monotonic`; None gives the request its whole time from now on.
+        Without a deadline, by `time.monotonic`, the request has its whole time from now on.
 
         Raises:
             RequestError: one is too long.

@@ -99,13 +99,9 @@ class Settings:
     """A server's settings.
 
     Attributes:
-        policy: which task runs next, and how much of it at once.
-        queue: texts that may wait; more are refused.
         timeout: seconds after which a request is given up, whether it waits or runs.
         grace: seconds that requests have to finish once the server is told to end.
-        most_new_tokens: that a request may ask for.
         most_text_tokens: that a text may have; None for what `default_limit` says.
-        body_bytes: of the largest request body.
         token: that requests must bring; None asks for none. Never printed.
         admin_token: that the admin's requests must bring; None makes no admin routes. Never printed.
         remote_admin: whether the admin may come from another machine.

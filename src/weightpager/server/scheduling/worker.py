@@ -20,26 +20,19 @@ from weightpager.machine.panics import panics_as_errors
 from weightpager.server.metrics import Metrics
 from weightpager.server.scheduling.batching import Started, held
 from weightpager.server.scheduling.job import Job, shutting_down
-from weightpager.server.scheduling.scheduler import JobQueue, Plan, Taken, Turn, next_batch, task_of
+from weightpager.server.scheduling.scheduler import BatchPlan, JobQueue, Taken, Turn, next_batch, task_of
 from weightpager.server.scheduling.settings import Policy
 
 
-class Batch:
+class RunningBatch:
     """Jobs that run together; used by the worker's thread alone.
 
     Attributes:
-        started: the batch as the scheduler sees it.
         texts: number of texts that began together.
     """
 
     def __init__(self, jobs: Sequence[Job], now: float, policy: Policy) -> None:
-        """Begin a batch.
-
-        Args:
-            jobs: of one task and kind, in the order of arrival.
-            now: by `time.monotonic`.
-            policy: by which they were chosen.
-        """
+        """Begin a batch of jobs of one task and kind, in the order of arrival, chosen by this policy at ``now``."""
         for job in jobs:
             job.began = now
         waiting = [job.waiting for job in jobs]
@@ -52,16 +45,10 @@ class Batch:
 
     @property
     def jobs(self) -> Sequence[Job]:
-        """The jobs that haven't ended."""
         return [job for job in self._jobs if not job.over]
 
     def step(self, model: TaskModel, reader: Any, until: float) -> int:
         """Compute a step, as `Run.step`.
-
-        Args:
-            model: of the task, which is active.
-            reader: of inputs; the calling thread's own.
-            until: by `time.monotonic`.
 
         Raises:
             BusyError: the task isn't what it was when the batch began.
@@ -100,7 +87,7 @@ class Worker:
         self._metrics = metrics
         self._reader = engine.reader()  # this thread's own
         self._turn = Turn()
-        self._batches: list[Batch] = []  # under way
+        self._batches: list[RunningBatch] = []  # under way
         self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
         self._active: str | None = None
         self._since: float | None = None
@@ -109,12 +96,10 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes jobs."""
         return self._thread.is_alive()
 
     @property
     def running(self) -> int:
-        """Jobs of the batches under way."""
         return len(self._running)
 
     @property
@@ -124,7 +109,6 @@ class Worker:
         return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
-        """Take jobs from now on."""
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
@@ -180,7 +164,7 @@ class Worker:
                 taken()
             self._since = None
 
-    def _choose(self, jobs: Sequence[Job]) -> Plan:
+    def _choose(self, jobs: Sequence[Job]) -> BatchPlan:
         now = time.monotonic()
         started = [batch.started for batch in self._batches]
         waiting = [job.waiting for job in jobs]
@@ -208,20 +192,19 @@ class Worker:
             self._batches.remove(batch)
         self._tell_running()
 
-    def _begin(self, jobs: Sequence[Job], now: float) -> Batch | None:
-        """A batch of the jobs that can still be answered; None if there are none."""
+    def _begin(self, jobs: Sequence[Job], now: float) -> RunningBatch | None:
         for job in jobs:
             if not job.expire(now):
                 self._fail_if_outdated(job)
         left = [job for job in jobs if not job.over]
         if not left:
             return None
-        batch = Batch(left, now, self.policy)
+        batch = RunningBatch(left, now, self.policy)
         self._batches.append(batch)
         self._tell_running()
         return batch
 
-    def _step(self, batch: Batch, start: float, *, begins: bool) -> float:
+    def _step(self, batch: RunningBatch, start: float, *, begins: bool) -> float:
         """Take a step, the batch's first or another; when it began to compute, since a turn begins after its switch."""
         task = batch.started.task
         ready = batch.started.arrived if begins else batch.started.ready
