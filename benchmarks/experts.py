@@ -31,8 +31,8 @@ from transformers import OlmoeConfig
 
 import weightpager as wp
 from benchmarks import row_file
-from benchmarks.kernels.proof import paged_kernel_runs
-from benchmarks.provenance import command, commit
+from benchmarks.kernels.__main__ import paged_kernel_runs
+from benchmarks.row_file import command, commit
 from weightpager.backends.torch.architecture import module_of_kind
 from weightpager.backends.torch.generation import CACHE
 from weightpager.blocks import BlockShape

@@ -24,10 +24,9 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from benchmarks import provenance, row_file
-from benchmarks.serving.clients import Answers, Ask, Tally, replay
-from benchmarks.serving.run import trace
-from benchmarks.serving.texts import made_texts, right_answers
+from benchmarks import row_file
+from benchmarks.serving.__main__ import trace
+from benchmarks.serving.clients import Answers, Ask, Tally, made_texts, replay, right_answers
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
@@ -144,8 +143,8 @@ def _row(
         switches=0 if kills else grown("switches"),
         p50=tally.p50,
         p99=tally.p99,
-        command=provenance.command("benchmarks.ray_serving"),
-        commit=provenance.commit(),
+        command=row_file.command("benchmarks.ray_serving"),
+        commit=row_file.commit(),
     )
 
 

@@ -23,9 +23,9 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks import provenance, row_file
-from benchmarks.accuracy.effort import effort_of
-from benchmarks.accuracy.run import Domain, task_file
+from benchmarks import row_file
+from benchmarks.accuracy.__main__ import Domain, task_file
+from benchmarks.accuracy.settings import effort_of
 from weightpager.cli.progress import progress
 from weightpager.compiler.data import Batch
 from weightpager.compiler.prepare import train_and_measure_dense
@@ -168,7 +168,7 @@ def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool) -> R
         faster=round(middle, 3),
         quarters=(round(low, 3), round(high, 3)),
         loss_apart=max(pair.loss_apart for pair in pairs),
-        **provenance.origin("benchmarks.compiling.training"),
+        **row_file.origin("benchmarks.compiling.training"),
     )
 
 

@@ -15,9 +15,16 @@ import torch
 import typer
 from torch.nn.functional import linear
 
-from benchmarks.kernels.proof import paged_kernel_runs
-from benchmarks.kernels.run import Row, replace_rows
-from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.kernels.__main__ import (
+    BLOCK,
+    PAGE_BYTES,
+    BlockTables,
+    Row,
+    Variant,
+    filled_arena,
+    paged_kernel_runs,
+    replace_rows,
+)
 from weightpager import kernels
 from weightpager.kernels.torch import paged_linear
 from weightpager.nn import PagedLinear

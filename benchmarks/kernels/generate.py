@@ -22,9 +22,16 @@ import typer
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.kernels.proof import paged_kernel_runs
-from benchmarks.kernels.run import Row, replace_rows
-from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.kernels.__main__ import (
+    BLOCK,
+    PAGE_BYTES,
+    BlockTables,
+    Row,
+    Variant,
+    filled_arena,
+    paged_kernel_runs,
+    replace_rows,
+)
 from weightpager import kernels
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.paging.task_gate import TaskGate

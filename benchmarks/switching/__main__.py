@@ -22,8 +22,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks import provenance, row_file
-from benchmarks.switching.shares import SHARES
+from benchmarks import row_file
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.page_statistics import overlap
@@ -31,6 +30,10 @@ from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
 from weightpager_lab.switching import RawReads, sparse_checkpoint, time_whole_read
 from weightpager_lab.synthetic_bundle import bundle_of, half_billion, many_pages
+
+SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
+"""Of the working set that a budget has room for."""
+
 
 TOKENS = 32
 """In the prompt of the first output: about as much to compute as there is to load."""
@@ -238,7 +241,7 @@ def line(row: Row) -> str:
 
 
 def _row(model: str, engine: Engine, a: str, b: str, count: int, **measured: Any) -> Row:
-    origin = provenance.origin("benchmarks.switching")
+    origin = row_file.origin("benchmarks.switching")
     return Row(model, engine.report().budget, a, b, count, **origin, **measured)
 
 

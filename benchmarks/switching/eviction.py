@@ -10,7 +10,7 @@ from itertools import cycle, islice
 
 import typer
 
-from benchmarks.switching.shares import SHARES
+from benchmarks.switching.__main__ import SHARES
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.simulate.simulator import Device, Recency, Simulator

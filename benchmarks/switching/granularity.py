@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import provenance
+from benchmarks import row_file
 from benchmarks.report import results_file
 from benchmarks.report.results_file import GranularityRow
 from weightpager.blocks import BlockShape
@@ -91,9 +91,9 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
         forward_ms=_ms(forward),
         table_bytes=footprint(bundle).tables,
         doubt=doubt(proof) or next((reading.doubt for reading in readings if reading.doubt), ""),
-        command=provenance.command("benchmarks.switching.granularity"),
-        commit=provenance.commit(),
-        cpu=provenance.cpu(),
+        command=row_file.command("benchmarks.switching.granularity"),
+        commit=row_file.commit(),
+        cpu=row_file.cpu(),
     )
 
 

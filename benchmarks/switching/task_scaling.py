@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks import provenance
+from benchmarks import row_file
 from benchmarks.report import results_file
 from benchmarks.report.results_file import ScalingRow
 from weightpager.bundle import Bundle
@@ -61,9 +61,9 @@ def measure(recipe: Recipe, bundle: Bundle) -> ScalingRow:
         switch_bytes=round(statistics.fmean(switch.bytes for switch in switches)),
         switch_ms=round(1e3 * statistics.fmean(seconds), 3),
         switch_p99_ms=round(1e3 * float(np.percentile(seconds, 99)), 3),
-        command=provenance.command("benchmarks.switching.task_scaling"),
-        commit=provenance.commit(),
-        cpu=provenance.cpu(),
+        command=row_file.command("benchmarks.switching.task_scaling"),
+        commit=row_file.commit(),
+        cpu=row_file.cpu(),
     )
 
 

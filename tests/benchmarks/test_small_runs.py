@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-from benchmarks.fleet.changes import trained_again
+from benchmarks.fleet.transfers import trained_again
 from benchmarks.switching import granularity, task_scaling
 from benchmarks.switching.__main__ import TOKENS, first_outputs, pairs, resident, rounds
 from weightpager.blocks import BlockShape
