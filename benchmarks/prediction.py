@@ -19,6 +19,7 @@ from weightpager.runtime.prediction.markov import MEMORIES, ContextCounts, Marko
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import PredictionScore, TransitionPredictor
 from weightpager.transitions import Transitions
+from weightpager_lab.timing import spread
 from weightpager_lab.traces import TRACES, Trace
 
 Floats = npt.NDArray[np.float64]
@@ -138,7 +139,8 @@ def speed(tasks: int = 64, switches: int = 5000) -> None:
             predictor.forecast(step + 0.5)
             learning.append(learnt - start)
             telling.append(time.thread_time() - learnt)
-        times = [1e6 * float(np.quantile(part, share)) for part in (learning, telling) for share in (0.5, 0.99)]
+        found = [spread(part) or {} for part in (learning, telling)]
+        times = [1e6 * of[key] for of in found for key in ("p50", "p99")]
         typer.echo("{:12} observe {:6.0f} {:6.0f} µs   forecast {:6.0f} {:6.0f} µs".format(name, *times))
 
 

@@ -38,6 +38,7 @@ from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.errors import WeightpagerError
 from weightpager.kernels.torch.kept_blocks import products as available
+from weightpager_lab.timing import ratio
 
 WARM = 2
 """Batches of each task before any clock counts."""
@@ -156,7 +157,7 @@ def _step(lesson: Lesson, way: Way, task: str, batch: Batch) -> tuple[float, flo
 
 
 def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool) -> Row:
-    low, middle, high = statistics.quantiles([pair.whole / pair.kept for pair in pairs], n=4)
+    faster = ratio([pair.whole for pair in pairs], [pair.kept for pair in pairs])
     return Row(
         domain=domain,
         density=density,
@@ -165,8 +166,8 @@ def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool) -> R
         tokens=statistics.fmean(pair.tokens for pair in pairs),
         whole_seconds=statistics.fmean(pair.whole for pair in pairs),
         kept_seconds=statistics.fmean(pair.kept for pair in pairs),
-        faster=round(middle, 3),
-        quarters=(round(low, 3), round(high, 3)),
+        faster=round(faster.median, 3),
+        quarters=(round(faster.low, 3), round(faster.high, 3)),
         loss_apart=max(pair.loss_apart for pair in pairs),
         **row_file.origin("benchmarks.compiling.training"),
     )

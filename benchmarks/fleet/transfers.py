@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +27,7 @@ from weightpager.bundle.writer import writing
 from weightpager.delivery.pulling.pull import Pulled, Wish, pull
 from weightpager.delivery.sources import open_source
 from weightpager.errors import ConfigError
+from weightpager_lab.timing import in_turns, ratio
 
 _SHARES = (0.1, 0.5, 1.0)
 """Of a task's own pages that are changed: one at least."""
@@ -129,13 +131,12 @@ def measure(bundle: Path, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"bytes": (place.root / "one").stat().st_size}
     with _server(place.root) as url:
         for name, rate in (("throttled", _THROTTLED), ("unthrottled", None)):
-            turns = [(_curl(url, folder, rate), _pull(url, place, folder, rate)) for _ in range(_REPEATS)]
-            curl, ours = (statistics.median(column) for column in zip(*turns, strict=True))
+            runs = {"curl": partial(_curl, url, folder, rate), "pull": partial(_pull, url, place, folder, rate)}
+            turns = in_turns(runs, _REPEATS, warm=0)
             found[name] = {
-                "curl_mb_s": round(curl / 1e6, 1),
-                "pull_mb_s": round(ours / 1e6, 1),
-                "ratio": round(statistics.median(ours / curl for curl, ours in turns), 3),
-                "ratios": [round(ours / curl, 3) for curl, ours in turns],
+                **{f"{who}_mb_s": round(statistics.median(speeds) / 1e6, 1) for who, speeds in turns.items()},
+                "ratio": round(ratio(turns["pull"], turns["curl"]).median, 3),
+                "ratios": [round(ours / curl, 3) for curl, ours in zip(turns["curl"], turns["pull"], strict=True)],
             }
     return found
 

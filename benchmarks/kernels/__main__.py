@@ -9,10 +9,10 @@ calls take turns, so that a machine that slows down slows them all.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,7 @@ from weightpager.kernels import PagedWeight
 from weightpager.kernels.native import read_memory
 from weightpager.kernels.torch import calls, paged_linear
 from weightpager.page_dtype import block_bytes
+from weightpager_lab.timing import in_turns, median_ms, ratio, repeated
 
 PAGE_BYTES = 1 << 16
 
@@ -129,9 +130,6 @@ def paged_kernel_runs() -> Iterator[None]:
 
 ROTATED = 1 << 30
 """Bytes of weights that lie between two uses of one."""
-
-SECONDS = 0.012
-"""The least that is timed in one piece."""
 
 
 @dataclass(frozen=True)
@@ -252,11 +250,10 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
                 calls[size] = plain_read(arena, size)
                 sizes[variant] = size
     with paged_kernel_runs():
-        seconds = timed(calls, x, repeats)
+        seconds = in_turns({key: repeated(partial(call, x)) for key, call in calls.items()}, repeats, warm=0)
     for variant, size in sizes.items():
-        ms, dense_ms = (1e3 * statistics.median(seconds[key]) for key in (variant, "dense"))
-        ratio = statistics.median(a / b for a, b in zip(seconds["dense"], seconds[variant], strict=True))
-        prepacked = 1e3 * statistics.median(seconds["prepacked"]) if "prepacked" in seconds else None
+        ms, dense_ms = (median_ms(seconds[key]) for key in (variant, "dense"))
+        prepacked = median_ms(seconds["prepacked"]) if "prepacked" in seconds else None
         yield Row(
             kernel="paged_linear",
             isa=kernels.isa(),
@@ -268,28 +265,10 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
             ms=round(ms, 5),
             dense_ms=round(dense_ms, 5),
             prepacked_ms=None if prepacked is None else round(prepacked, 5),
-            speedup=round(ratio, 3),
+            speedup=round(ratio(seconds["dense"], seconds[variant]).median, 3),
             gbps=round(size / ms / 1e6, 2),
-            read_gbps=round(size / statistics.median(seconds[size]) / 1e9, 2),
+            read_gbps=round(size / median_ms(seconds[size]) / 1e6, 2),
         )
-
-
-def timed(calls: dict[Key, Call], x: Tensor, repeats: int) -> dict[Key, list[float]]:
-    """Seconds a call, each repeat a mean over some calls; the kernels take turns."""
-    counts = {}
-    for key, call in calls.items():
-        start = time.perf_counter()
-        call(x)
-        call(x)
-        counts[key] = max(1, int(2 * SECONDS / (time.perf_counter() - start)))
-    found: dict[Key, list[float]] = {key: [] for key in calls}
-    for _ in range(repeats):
-        for key, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(counts[key]):
-                call(x)
-            found[key].append((time.perf_counter() - start) / counts[key])
-    return found
 
 
 def dense_layer(shape: Shape, dtype: torch.dtype) -> Call:

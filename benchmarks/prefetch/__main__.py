@@ -44,6 +44,7 @@ from weightpager_lab.contest.rivals.assets import write_sparse
 from weightpager_lab.contest.rivals.methods import method
 from weightpager_lab.contest.rivals.rival import Pace, Setting, slow_engines
 from weightpager_lab.synthetic_bundle import assistant_of_many, bundle_of
+from weightpager_lab.timing import seconds_of, spread
 from weightpager_lab.trace import renamed
 from weightpager_lab.traces import ASSISTANT as ASSISTANT
 from weightpager_lab.traces import DRIVE as DRIVE
@@ -169,9 +170,7 @@ def _replayed(switch: Callable[[str], object], visits: Sequence[Visit]) -> Float
     """A task runs, from when it is there, for as long as lies between its visit's start and the next one's."""
     waited = []
     for visit, following in zip(visits, [*visits[1:], visits[-1]], strict=True):
-        start = time.perf_counter()
-        switch(visit.task)
-        waited.append(time.perf_counter() - start)
+        waited.append(seconds_of(partial(switch, visit.task)))
         time.sleep(max(0.0, following.start - visit.start))
     return np.array(waited[1:])
 
@@ -376,10 +375,12 @@ def row(
     mode: str = "virtual",
 ) -> Row:
     """A row of these waits."""
+    found = spread(seconds.tolist())
+    assert found is not None
     return Row(
         trace.name, round(trace.first_order_entropy, 3), f, policy, len(seconds),
-        wait_ms_mean=round(1e3 * float(seconds.mean()), 3),
-        wait_ms_p99=round(1e3 * float(np.percentile(seconds, 99)), 3),
+        wait_ms_mean=round(1e3 * found["mean"], 3),
+        wait_ms_p99=round(1e3 * found["p99"], 3),
         hit_rate=round(counts.hit_rate, 4),
         wasted_bytes=counts.wasted * bench.bundle.page_bytes,
         oracle_share=None if share is None else round(share, 4),

@@ -35,6 +35,7 @@ from weightpager.config import cache_dir, format_size
 from weightpager.runtime.budget import smallest_budget
 from weightpager.server.scheduling.settings import Policy
 from weightpager_lab.synthetic_bundle import bundle_of, small
+from weightpager_lab.timing import spread
 from weightpager_lab.traces import TRACES
 
 ASKED = 3.0
@@ -239,6 +240,7 @@ def _row(
     metrics: str,
     p99_bound: float | None = None,
 ) -> Row:
+    times = spread(tally.seconds) or {}
     return Row(
         what=what,
         order=order,
@@ -251,8 +253,8 @@ def _row(
         failed=len(tally.failed),
         wrong=tally.wrong,
         switches=found["switches_total"],
-        p50=tally.p50,
-        p99=tally.p99,
+        p50=times.get("p50"),
+        p99=times.get("p99"),
         p99_bound=p99_bound,
         longest_wait=tally.longest_wait,
         longest_gap=_plain_metrics(metrics)["weightpager_longest_gap_seconds"],

@@ -57,23 +57,9 @@ class Tally:
             self.wrong += not _close(answer.json()["data"][0]["embedding"], answers[ask.task, ask.text])
 
     @property
-    def p50(self) -> float | None:
-        """The median from asking to the answer; None where nothing was answered."""
-        return self._share(0.5)
-
-    @property
-    def p99(self) -> float | None:
-        """The 99th percentile of the same."""
-        return self._share(0.99)
-
-    @property
     def longest_wait(self) -> float | None:
         """The longest in the queue of any request; None where nothing was answered."""
         return max(itertools.chain(*self.waits.values()), default=None)
-
-    def _share(self, share: float) -> float | None:
-        times = sorted(self.seconds)
-        return times[int(share * (len(times) - 1))] if times else None
 
 
 async def crowd(url: str, asks: Sequence[Sequence[Ask]], seconds: float, answers: Answers) -> Tally:
