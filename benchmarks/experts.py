@@ -63,6 +63,9 @@ from weightpager_lab.timing import in_turns, median_ms, seconds_of, time_switche
 UNITS = ("whole", "blocks")
 SPARSITY, COMMON = 0.7, 0.5
 PREFILL, DECODED = 64, 16
+POOL = 2**27
+"""Random numbers that all parameters are pieces of: 27 GB would be too many."""
+
 Bools = npt.NDArray[np.bool_]
 
 
@@ -128,7 +131,7 @@ def write(unit: str, layers: int, tasks: int, path: Path) -> None:
 
 
 def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
-    """The model, all of whose parameters are pieces of the same random numbers: 27 GB would be too many."""
+    """The model, all of whose parameters are pieces of the same random numbers."""
     config = OlmoeConfig(
         num_hidden_layers=layers, num_experts=64, num_experts_per_tok=8, hidden_size=2048, intermediate_size=1024,
         vocab_size=50304, max_position_embeddings=4096, pad_token_id=0, dtype=torch.bfloat16,
@@ -141,11 +144,11 @@ def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
     file = from_dict(content)
     model = module_of_kind(config, "language-modeling", ())
     draw = torch.Generator().manual_seed(0)
-    pool = torch.randn(2**27, generator=draw).mul_(0.02)
+    pool = torch.randn(POOL, generator=draw).mul_(0.02)
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                first = int(torch.randint(2**27 - parameter.numel(), (), generator=draw))
+                first = int(torch.randint(POOL - parameter.numel(), (), generator=draw))
                 values = pool[first : first + parameter.numel()].view(parameter.shape)
                 own = torch.ones(parameter.shape) if parameter.ndim == 1 else values
                 module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)

@@ -386,3 +386,7 @@ def _described(domain: Domain, points: Sequence[Point], out: Path) -> dict[str, 
         "frontier": frontier_table(own, domain) if own else "",
         "by_task": by_task,
     }
+
+
+if __name__ == "__main__":
+    typer.run(main)
