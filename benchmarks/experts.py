@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,8 +32,8 @@ from transformers import OlmoeConfig
 
 import weightpager as wp
 from benchmarks import row_file
-from benchmarks.kernels.proof import paged_kernel_runs
-from benchmarks.provenance import command, commit
+from benchmarks.kernels.__main__ import paged_kernel_runs
+from benchmarks.row_file import command, commit
 from weightpager.backends.torch.architecture import module_of_kind
 from weightpager.backends.torch.generation import CACHE
 from weightpager.blocks import BlockShape
@@ -56,12 +57,15 @@ from weightpager.page_dtype import block_bytes
 from weightpager.runtime.budget import smallest_budget
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
-from weightpager_lab.switching import time_switches
 from weightpager_lab.synthetic_bundle import word_tokenizer
+from weightpager_lab.timing import in_turns, median_ms, seconds_of, time_switches
 
 UNITS = ("whole", "blocks")
 SPARSITY, COMMON = 0.7, 0.5
 PREFILL, DECODED = 64, 16
+POOL = 2**27
+"""Random numbers that all parameters are pieces of: 27 GB would be too many."""
+
 Bools = npt.NDArray[np.bool_]
 
 
@@ -127,7 +131,7 @@ def write(unit: str, layers: int, tasks: int, path: Path) -> None:
 
 
 def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
-    """The model, all of whose parameters are pieces of the same random numbers: 27 GB would be too many."""
+    """The model, all of whose parameters are pieces of the same random numbers."""
     config = OlmoeConfig(
         num_hidden_layers=layers, num_experts=64, num_experts_per_tok=8, hidden_size=2048, intermediate_size=1024,
         vocab_size=50304, max_position_embeddings=4096, pad_token_id=0, dtype=torch.bfloat16,
@@ -140,11 +144,11 @@ def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
     file = from_dict(content)
     model = module_of_kind(config, "language-modeling", ())
     draw = torch.Generator().manual_seed(0)
-    pool = torch.randn(2**27, generator=draw).mul_(0.02)
+    pool = torch.randn(POOL, generator=draw).mul_(0.02)
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                first = int(torch.randint(2**27 - parameter.numel(), (), generator=draw))
+                first = int(torch.randint(POOL - parameter.numel(), (), generator=draw))
                 values = pool[first : first + parameter.numel()].view(parameter.shape)
                 own = torch.ones(parameter.shape) if parameter.ndim == 1 else values
                 module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
@@ -193,7 +197,7 @@ def measured(bundle: Bundle) -> dict[str, Any]:
         with engine.task(next(iter(bundle.tasks))) as module, torch.inference_mode(), _no_pauses():
             with paged_kernel_runs():
                 first, each = decode(module)
-            prefill = statistics.median(_prefill(module) for _ in range(3))
+            whole = prefill(module)
     held = len(bundle.pages_of(next(iter(bundle.tasks)))) * bundle.page_bytes
     return {
         "kernel": isa(),
@@ -204,29 +208,30 @@ def measured(bundle: Bundle) -> dict[str, Any]:
         "page_kib": bundle.page_bytes / 2**10,
         "open_s": opened,
         "switch_mib": statistics.mean(each.bytes for each in switches) / 2**20,
-        "switch_ms": 1e3 * statistics.median(each.seconds for each in switches),
+        "switch_ms": median_ms(each.seconds for each in switches),
         "first_token_ms": 1e3 * first,
         "decode_ms": 1e3 * each,
-        "prefill_64_ms": 1e3 * prefill,
+        "prefill_64_ms": 1e3 * whole,
         "process_peak_mib": (peak_memory() or 0) / 2**20,
     }
 
 
 def decode(module: Any) -> tuple[float, float]:
     """Seconds of a prompt of 16 tokens, and the median of a token after it."""
-    ids, cache, seconds = torch.arange(16)[None] + 100, None, []
-    for _ in range(1 + DECODED):
-        start = time.perf_counter()
-        found = module(input_ids=ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
-        ids, cache = found.logits[:, -1].argmax(-1)[None], getattr(found, CACHE)
-        seconds.append(time.perf_counter() - start)
-    return seconds[0], statistics.median(seconds[1:])
+    state: dict[str, Any] = {"input_ids": torch.arange(16)[None] + 100, CACHE: None}
+
+    def step() -> None:
+        found = module(**state, use_cache=True, logits_to_keep=1)
+        state.update({"input_ids": found.logits[:, -1].argmax(-1)[None], CACHE: getattr(found, CACHE)})
+
+    first, *others = [seconds_of(step) for _ in range(1 + DECODED)]
+    return first, statistics.median(others)
 
 
-def _prefill(module: Any) -> float:
-    start = time.perf_counter()
-    module(input_ids=torch.arange(PREFILL)[None] + 100, use_cache=False, logits_to_keep=1)
-    return time.perf_counter() - start
+def prefill(module: Any) -> float:
+    ids = torch.arange(PREFILL)[None] + 100
+    run = partial(seconds_of, lambda: module(input_ids=ids, use_cache=False, logits_to_keep=1))
+    return statistics.median(in_turns({"prefill": run}, 3, warm=0)["prefill"])
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import torch
 import typer
 
 import weightpager as wp
-from benchmarks import provenance, row_file
+from benchmarks import row_file
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, REPORT
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.resume.journal import Done, Job, Key, LocalWorkers, Value, Workers
@@ -146,7 +146,7 @@ def _row(way: str, content: dict[str, Any], workers: Workers, count: int) -> Row
     with TemporaryDirectory() as folder:
         bundle = wp.compile(content, Path(folder, "a.bundle"), cache=False, workers=timed)
         seconds, digest = read_report(bundle).seconds, _digest(bundle.path)
-    origin = provenance.origin("benchmarks.ray_compile")
+    origin = row_file.origin("benchmarks.ray_compile")
     return Row(way, count, torch.get_num_threads(), timed.jobs, timed.waited, seconds, digest, **origin)
 
 

@@ -24,10 +24,9 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from benchmarks import provenance, row_file
-from benchmarks.serving.clients import Answers, Ask, Tally, replay
-from benchmarks.serving.run import trace
-from benchmarks.serving.texts import made_texts, right_answers
+from benchmarks import row_file
+from benchmarks.serving.__main__ import trace
+from benchmarks.serving.clients import Answers, Ask, Tally, made_texts, replay, right_answers
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
@@ -37,6 +36,7 @@ from weightpager.ray.task_router import Routing
 from weightpager.routing import Fairness
 from weightpager.simulate.simulator import Simulator
 from weightpager_lab.synthetic_bundle import bundle_of, many_tasks
+from weightpager_lab.timing import spread
 
 TASKS, REPLICAS = 18, 2
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -131,6 +131,7 @@ def _row(
     def grown(name: str) -> int:
         return sum(int(one[name]) for one in after) - sum(int(one[name]) for one in before)
 
+    times = spread(tally.seconds) or {}
     return Row(
         routing=routing,
         f=f,
@@ -142,10 +143,10 @@ def _row(
         wrong=tally.wrong,
         bytes_loaded=0 if kills else grown("bytes_read"),  # what a server that died had loaded is forgotten
         switches=0 if kills else grown("switches"),
-        p50=tally.p50,
-        p99=tally.p99,
-        command=provenance.command("benchmarks.ray_serving"),
-        commit=provenance.commit(),
+        p50=times.get("p50"),
+        p99=times.get("p99"),
+        command=row_file.command("benchmarks.ray_serving"),
+        commit=row_file.commit(),
     )
 
 

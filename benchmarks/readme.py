@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.accuracy.page.points import find, gather
+from benchmarks.accuracy.rows import find, gather
 from benchmarks.accuracy.rows import read as read_accuracy
 from benchmarks.assistant import NAME as ASSISTANT
 from benchmarks.device import measured

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
-from benchmarks import provenance
+from benchmarks import row_file
 from benchmarks.report import results_file
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
@@ -60,7 +60,7 @@ def main(
             repeats=repeats,
             seconds=seconds,
             random_weights=subject.random_weights,
-            command=provenance.command("benchmarks.results"),
+            command=row_file.command("benchmarks.results"),
         )
         found = run_contest(plan, lambda stage, done, total: typer.echo(f"{stage} {done}/{total}", err=True))
         results = results_file.read(json)

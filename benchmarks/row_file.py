@@ -1,14 +1,17 @@
-"""Files of what benchmarks measure: JSON that appears whole or not at all, mostly a list of rows, each a dataclass."""
+"""Rows of what benchmarks measure: their files, which appear whole or not at all, and where each row comes from."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Hashable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar
 
 from weightpager.bundle.files.new_file import new_file
+from weightpager.doctor.machine import commit_of, cpu_model
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -49,3 +52,32 @@ def write_text(file: Path, text: str) -> None:
     """Put a text in a file's place."""
     with new_file(file) as new:
         new.write(text.encode())
+
+
+def command(module: str) -> str:
+    """What was typed to run a benchmark; a path in the home directory as others would type it."""
+    typed = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return typed.replace(f"{Path.home()}/", "~/")
+
+
+def commit() -> str:
+    """Of the sources; "-dirty" behind it if they have been changed since, rows that benchmarks write aside."""
+    return commit_of(Path()) or "unknown"
+
+
+def cpu() -> str:
+    """The model of this machine's processor."""
+    return cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8")) or "unknown"
+
+
+class Origin(TypedDict):
+    """All three, by the names that rows have for them."""
+
+    cpu: str
+    command: str
+    commit: str
+
+
+def origin(module: str) -> Origin:
+    """Of what a module's command measures."""
+    return {"cpu": cpu(), "command": command(module), "commit": commit()}

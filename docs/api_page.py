@@ -211,7 +211,7 @@ class _Page:
         """A line for each member but for those that make or check a value."""
         lines = [
             f"* `{self._signatures.member(item)}`" + (f": {self._linked(_summary(item), name)}" if _text(item) else "")
-            for item in (member.item for member in self._members(name))
+            for item in self._members(name)
             if not item.labels & {"classmethod", "staticmethod"}
         ]
         return ["**Methods and properties**\n", *lines, ""] if lines else []

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.accuracy.effort import effort_of
-from benchmarks.accuracy.run import task_file
+from benchmarks.accuracy.__main__ import task_file
+from benchmarks.accuracy.settings import effort_of
 from benchmarks.accuracy.study import Study
 from weightpager.cli import output
 from weightpager.cli.progress import progress

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import provenance
+from benchmarks import row_file
 from benchmarks.report import results_file
 from benchmarks.report.results_file import CompileRow
 from weightpager.bundle import Bundle
@@ -74,9 +74,9 @@ def measured(bundle: Bundle, peak_memory: int | None) -> CompileRow:
         stage_memory=report.peak_memory,
         peak_memory=peak_memory,
         duality_gap=report.duality_gap,
-        command=provenance.command("benchmarks.compiling.cost"),
-        commit=provenance.commit(),
-        cpu=provenance.cpu(),
+        command=row_file.command("benchmarks.compiling.cost"),
+        commit=row_file.commit(),
+        cpu=row_file.cpu(),
     )
 
 

@@ -23,9 +23,9 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks import provenance, row_file
-from benchmarks.accuracy.effort import effort_of
-from benchmarks.accuracy.run import Domain, task_file
+from benchmarks import row_file
+from benchmarks.accuracy.__main__ import Domain, task_file
+from benchmarks.accuracy.settings import effort_of
 from weightpager.cli.progress import progress
 from weightpager.compiler.data import Batch
 from weightpager.compiler.prepare import train_and_measure_dense
@@ -38,6 +38,7 @@ from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.errors import WeightpagerError
 from weightpager.kernels.torch.kept_blocks import products as available
+from weightpager_lab.timing import ratio
 
 WARM = 2
 """Batches of each task before any clock counts."""
@@ -156,7 +157,7 @@ def _step(lesson: Lesson, way: Way, task: str, batch: Batch) -> tuple[float, flo
 
 
 def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool) -> Row:
-    low, middle, high = statistics.quantiles([pair.whole / pair.kept for pair in pairs], n=4)
+    faster = ratio([pair.whole for pair in pairs], [pair.kept for pair in pairs])
     return Row(
         domain=domain,
         density=density,
@@ -165,10 +166,10 @@ def _row(pairs: list[_Pair], domain: str, density: float, *, teacher: bool) -> R
         tokens=statistics.fmean(pair.tokens for pair in pairs),
         whole_seconds=statistics.fmean(pair.whole for pair in pairs),
         kept_seconds=statistics.fmean(pair.kept for pair in pairs),
-        faster=round(middle, 3),
-        quarters=(round(low, 3), round(high, 3)),
+        faster=round(faster.median, 3),
+        quarters=(round(faster.low, 3), round(faster.high, 3)),
         loss_apart=max(pair.loss_apart for pair in pairs),
-        **provenance.origin("benchmarks.compiling.training"),
+        **row_file.origin("benchmarks.compiling.training"),
     )
 
 

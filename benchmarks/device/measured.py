@@ -11,7 +11,7 @@ import typer
 from pydantic import TypeAdapter
 
 from benchmarks import row_file
-from benchmarks.provenance import command, commit
+from benchmarks.row_file import command, commit
 from weightpager.bundle.report.compile_report import Document
 from weightpager.doctor.machine import describe
 

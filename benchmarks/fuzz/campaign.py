@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.fuzz import guard
-from benchmarks.fuzz.mutant import Mutant, make
-from benchmarks.fuzz.original import Original
+from benchmarks.fuzz import trial as guard
+from benchmarks.fuzz.mutant import Mutant, Original, make
 from benchmarks.fuzz.trial import Plan, Stopped, Trial, attempt
 
 PER_CHILD = 500

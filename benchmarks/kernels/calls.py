@@ -6,7 +6,6 @@ python -m benchmarks.kernels.calls --json kernels.json
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +14,21 @@ import torch
 import typer
 from torch.nn.functional import linear
 
-from benchmarks.kernels.proof import paged_kernel_runs
-from benchmarks.kernels.run import Row, replace_rows
-from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.kernels.__main__ import (
+    BLOCK,
+    PAGE_BYTES,
+    BlockTables,
+    Row,
+    Variant,
+    filled_arena,
+    paged_kernel_runs,
+    replace_rows,
+)
 from weightpager import kernels
 from weightpager.kernels.torch import paged_linear
 from weightpager.nn import PagedLinear
 from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager_lab.timing import in_turns, repeated
 
 MOST_MS = 0.015
 """Asked for: what a module may add to its kernel."""
@@ -43,7 +50,7 @@ def main(json: Annotated[Path, typer.Option(help="File to put the rows into.")])
 def module_overhead() -> Row:
     """A module over a weight that has nothing to multiply; ``dense_ms`` is the bare kernel."""
     layer, x = paged_layer(64, 64, 0.5), torch.randn(1, 64).bfloat16()
-    bare, whole = seconds([lambda: paged_linear(x, layer.paged_weight), lambda: layer(x)])
+    bare, whole = seconds(lambda: paged_linear(x, layer.paged_weight), lambda: layer(x))
     return row("module", 64, 64, 1, whole, bare)
 
 
@@ -59,7 +66,7 @@ def alternating() -> Row:
         layer(x)
         linear(x, weight)
 
-    ours, theirs, turns = seconds([lambda: layer(x), lambda: linear(x, weight), both])
+    ours, theirs, turns = seconds(lambda: layer(x), lambda: linear(x, weight), both)
     return row("alternating", 1024, 1024, 16, turns, ours + theirs)
 
 
@@ -72,17 +79,10 @@ def paged_layer(out_features: int, in_features: int, sparsity: float) -> PagedLi
     return PagedLinear(tables.weight(arena, torch.arange(tables.pages).int()), None, 0, gate)
 
 
-def seconds(calls: list[Callable[[], object]], repeats: int = 15, count: int = 500) -> list[float]:
+def seconds(*calls: Callable[[], object]) -> list[float]:
     """Median seconds of each call; they take turns."""
-    found: list[list[float]] = [[] for _ in calls]
-    for repeat in range(repeats + 1):
-        for call, times in zip(calls, found, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                call()
-            if repeat:  # the first one warms up
-                times.append((time.perf_counter() - start) / count)
-    return [statistics.median(times) for times in found]
+    found = in_turns(dict(enumerate(map(repeated, calls))), 15)
+    return [statistics.median(times) for times in found.values()]
 
 
 def row(kernel: str, out_features: int, in_features: int, tokens: int, ours: float, theirs: float) -> Row:

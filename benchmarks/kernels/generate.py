@@ -11,9 +11,8 @@ models take turns, and so do these; yet compare within a row, not one row with a
 from __future__ import annotations
 
 import copy
-import statistics
 import time
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +21,21 @@ import typer
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.kernels.proof import paged_kernel_runs
-from benchmarks.kernels.run import Row, replace_rows
-from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.kernels.__main__ import (
+    BLOCK,
+    PAGE_BYTES,
+    BlockTables,
+    Row,
+    Variant,
+    filled_arena,
+    paged_kernel_runs,
+    replace_rows,
+)
 from weightpager import kernels
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager_lab.synthetic_bundle import half_billion_config
+from weightpager_lab.timing import in_turns, median_ms, ratio, seconds_of
 
 PREFILL = 512
 DECODED = 24
@@ -64,7 +71,7 @@ def main(
 def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None, list[float]]) -> Row:
     """Of one variant; times are those of one token when decoding."""
     each = tokens if kernel == "decode" else 1
-    ms, dense_ms = (1e3 * statistics.median(seconds[key]) / each for key in (variant, None))
+    ms, dense_ms = (median_ms(seconds[key]) / each for key in (variant, None))
     return Row(
         kernel=kernel,
         isa=kernels.isa(),
@@ -76,7 +83,7 @@ def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None
         ms=round(ms, 3),
         dense_ms=round(dense_ms, 3),
         prepacked_ms=None,
-        speedup=round(statistics.median(a / b for a, b in zip(seconds[None], seconds[variant], strict=True)), 3),
+        speedup=round(ratio(seconds[None], seconds[variant]).median, 3),
         gbps=None,
         read_gbps=None,
     )
@@ -111,18 +118,12 @@ def paged_model(dense: Qwen2ForCausalLM, variant: Variant) -> Qwen2ForCausalLM:
 
 def prefill(model: Qwen2ForCausalLM) -> float:
     """Seconds of one forward of the whole prompt, with the logits of its last token."""
-    ids = torch.arange(PREFILL)[None] % 1000
-    start = time.perf_counter()
-    model(input_ids=ids, logits_to_keep=1)
-    return time.perf_counter() - start
+    return seconds_of(lambda: model(input_ids=torch.arange(PREFILL)[None] % 1000, logits_to_keep=1))
 
 
 def body(model: Qwen2ForCausalLM) -> float:
     """The same without the head."""
-    ids = torch.arange(PREFILL)[None] % 1000
-    start = time.perf_counter()
-    model.model(input_ids=ids)
-    return time.perf_counter() - start
+    return seconds_of(lambda: model.model(input_ids=torch.arange(PREFILL)[None] % 1000))
 
 
 def decode(model: Qwen2ForCausalLM) -> float:
@@ -151,14 +152,11 @@ class _Clock(StoppingCriteria):  # type: ignore[misc]
 
 def timed(models: dict[Variant | None, Qwen2ForCausalLM], repeats: int) -> dict[str, dict[Variant | None, list[float]]]:
     """Seconds of prefill, body and decoding; they take turns, and so do the models."""
-    found: dict[str, dict[Variant | None, list[float]]] = {}
+    ways = (prefill, body, decode)
+    runs = {(run.__name__, key): partial(run, model) for key, model in models.items() for run in ways}
     with torch.inference_mode():
-        for repeat in range(repeats + 1):
-            for (key, model), run in product(models.items(), (prefill, body, decode)):
-                seconds = run(model)
-                if repeat:  # the first one warms up
-                    found.setdefault(run.__name__, {}).setdefault(key, []).append(seconds)
-    return found
+        found = in_turns(runs, repeats)
+    return {name: {key: found[name, key] for key in models} for name in [run.__name__ for run in ways]}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import typer
 from matplotlib.axes import Axes
 
-from benchmarks.prefetch.run import Bench
+from benchmarks.prefetch.__main__ import Bench
 from weightpager.config import cache_dir
 from weightpager.runtime.prefetch.virtual_arena import VirtualArena
 from weightpager.simulate.simulator import Device

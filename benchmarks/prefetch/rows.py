@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import row_file
-from benchmarks.prefetch.real_time import RIVALS
 from weightpager.simulate.sizing import PREFETCH
+
+RIVALS: Mapping[str, str] = {
+    "whole sparse checkpoints": "sparse_whole",
+    "their paged weights only": "sparse_strict",
+    "LRU of whole tasks": "sparse_lru",
+}
+"""Policy of a row → method of a contest."""
 
 
 @dataclass(frozen=True)

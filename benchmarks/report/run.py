@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from jinja2 import Environment, StrictUndefined
 
-from benchmarks.accuracy.page.points import find, gather
-from benchmarks.accuracy.page.simpler import simpler_does
+from benchmarks.accuracy.page import simpler_does
+from benchmarks.accuracy.rows import find, gather
 from benchmarks.accuracy.rows import read as read_accuracy
 from benchmarks.device.measured import read as read_device
 from benchmarks.prefetch.rows import Row as PrefetchRow

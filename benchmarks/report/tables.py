@@ -17,8 +17,8 @@ from benchmarks.report.goals import (
 )
 from benchmarks.report.results_file import CompileRow, GranularityRow, ScalingRow
 from weightpager.config import format_size
-from weightpager_lab.contest.figures import spread
 from weightpager_lab.contest.result import Contest, Row
+from weightpager_lab.timing import spread
 
 _ROUNDED = ("sparse_strict", "sparse_lru", "shared_mask")
 """Methods whose set-up rounded tables until results said whether a method had been set up when it failed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import math
 import os
 import random
 import subprocess
@@ -31,6 +32,7 @@ from weightpager.compiler.pipeline import compile as compile_bundle
 from weightpager.config import cache_dir, format_size
 from weightpager.server.scheduling.settings import Policy
 from weightpager_lab.synthetic_bundle import bundle_of, long_context
+from weightpager_lab.timing import spread
 
 HONEST = 32
 LONG = (8_000, 131_002)
@@ -103,16 +105,16 @@ def _row(
     code: int | None,
     ended: float,
 ) -> AttackRow:
-    times = sorted(tally.seconds) or [float("inf")]
+    times = spread(tally.seconds) or dict.fromkeys(("p50", "p99"), math.inf)
     step = metrics.get("weightpager_slowest_batch_seconds", 0.0)
     return AttackRow(
         what=kind,
         seconds=seconds,
         answered=len(tally.seconds),
         other=tally.other,
-        p50=times[len(times) // 2],
-        p99=times[int(0.99 * (len(times) - 1))],
-        longest=times[-1],
+        p50=times["p50"],
+        p99=times["p99"],
+        longest=max(tally.seconds, default=math.inf),
         rss_above_idle=tally.most_bytes - idle,
         attackers=tally.attackers,
         unready=tally.unready,

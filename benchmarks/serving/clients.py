@@ -8,8 +8,14 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
+import torch
+
+from weightpager.backends.torch.architecture import read_config
+from weightpager.bundle import Bundle
+from weightpager.engine import Engine
 
 Ids = tuple[int, ...]
 """A text, as its token ids."""
@@ -51,23 +57,9 @@ class Tally:
             self.wrong += not _close(answer.json()["data"][0]["embedding"], answers[ask.task, ask.text])
 
     @property
-    def p50(self) -> float | None:
-        """The median from asking to the answer; None where nothing was answered."""
-        return self._share(0.5)
-
-    @property
-    def p99(self) -> float | None:
-        """The 99th percentile of the same."""
-        return self._share(0.99)
-
-    @property
     def longest_wait(self) -> float | None:
         """The longest in the queue of any request; None where nothing was answered."""
         return max(itertools.chain(*self.waits.values()), default=None)
-
-    def _share(self, share: float) -> float | None:
-        times = sorted(self.seconds)
-        return times[int(share * (len(times) - 1))] if times else None
 
 
 async def crowd(url: str, asks: Sequence[Sequence[Ask]], seconds: float, answers: Answers) -> Tally:
@@ -137,3 +129,25 @@ def _close(found: Sequence[float], right: Sequence[float]) -> bool:
     distance = sum((a - b) ** 2 for a, b in zip(found, right, strict=True)) ** 0.5
     length = sum(b**2 for b in right) ** 0.5
     return bool(distance <= TOLERANCE * length)
+
+
+TEXTS = 24
+
+
+def made_texts(bundle: Bundle, drawn: random.Random) -> list[Ids]:
+    """Made of any tokens, some short, some long."""
+    words = int(read_config(bundle).get_text_config().vocab_size)
+    return [tuple(drawn.choices(range(words), k=drawn.randint(4, 48))) for _ in range(TEXTS)]
+
+
+def right_answers(bundle: Bundle, texts: Sequence[Ids]) -> Answers:
+    """What an engine that has all memory says to each text alone."""
+    found = {}
+    with Engine.from_pretrained(bundle.path, backend="torch") as engine, torch.inference_mode():
+        for task in bundle.tasks:
+            with engine.task(task) as module:
+                base: Any = module.base_model
+                for text in texts:
+                    hidden = base(input_ids=torch.tensor([text])).last_hidden_state
+                    found[task, text] = hidden[0].float().mean(0).tolist()
+    return found

@@ -7,12 +7,11 @@ Random weights of real shapes; direct reads, so that the page cache plays no par
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,17 +19,30 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from torch import nn
 
-from benchmarks import provenance, row_file
-from benchmarks.switching.shares import SHARES
+from benchmarks import row_file
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.page_statistics import overlap
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
-from weightpager_lab.switching import RawReads, sparse_checkpoint, time_whole_read
+from weightpager_lab.direct_reads import RawReads
 from weightpager_lab.synthetic_bundle import bundle_of, half_billion, many_pages
+from weightpager_lab.timing import (
+    in_turns,
+    leave_only,
+    median_ms,
+    raw_reads,
+    seconds_of,
+    sparse_checkpoint,
+    spread,
+    time_switch,
+    time_whole_read,
+)
+
+SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
+"""Of the working set that a budget has room for."""
+
 
 TOKENS = 32
 """In the prompt of the first output: about as much to compute as there is to load."""
@@ -109,34 +121,32 @@ def pairs(model: str, bundle: Bundle, repeats: int) -> Iterator[Row]:
     names = list(bundle.tasks)[:3]
     with Engine(bundle, EngineConfig()) as engine, closing(RawReads(bundle)) as raw:
         for a, b in permutations(names, 2):
-            missing = np.setdiff1d(bundle.pages_of(b), bundle.pages_of(a), assume_unique=True)
-            loads, directs, raws, wholes = [], [], [], []
+            missing = len(np.setdiff1d(bundle.pages_of(b), bundle.pages_of(a))) * bundle.page_bytes
             with (
                 tempfile.TemporaryDirectory(dir=bundle.path.parent) as scratch,
                 sparse_checkpoint(bundle, b, Path(scratch)) as whole,
             ):
-                for _ in range(repeats):
-                    engine.deactivate()
-                    engine.evict()
-                    engine.activate(a)
-                    engine.activate(b)
-                    switch = engine.report().switches[-1]
-                    loads.append(switch.seconds)
-                    directs.append(direct_read(bundle, switch.bytes))
-                    raws.append(raw.seconds(missing))
-                    wholes.append(time_whole_read(whole, 1, EngineConfig().io_threads)[0])
-            load = statistics.median(loads)
-            plain = None if None in raws else statistics.median(found for found in raws if found is not None)
+                beside = raw_reads(raw, bundle, a, b) | {
+                    "direct": partial(_read, bundle.path / bundle.manifest.page_file_names()[0], missing),
+                    "whole": partial(_read, whole),
+                }
+                switch = time_switch(engine, a, b, repeats, beside)
+            plain = switch.raw_seconds
             yield _row(
                 model, engine, a, b, switch.bytes,
                 overlap=round(float(shared[bundle.task_numbers[a], bundle.task_numbers[b]]), 4),
-                load_ms=round(1e3 * load, 2),
-                load_gbps=round(switch.bytes / load / 1e9, 3),
-                direct_gbps=round(switch.bytes / statistics.median(directs) / 1e9, 3),
+                load_ms=round(1e3 * switch.seconds, 2),
+                load_gbps=round(switch.bytes / switch.seconds / 1e9, 3),
+                direct_gbps=round(switch.bytes / switch.beside["direct"] / 1e9, 3),
                 raw_ms=None if plain is None else round(1e3 * plain, 2),
-                over_raw=None if plain is None else round(load / plain, 3),
-                whole_ms=round(1e3 * statistics.median(wholes), 2),
+                over_raw=None if plain is None else round(switch.seconds / plain, 3),
+                whole_ms=round(1e3 * switch.beside["whole"], 2),
             )  # fmt: skip
+
+
+def _read(path: Path, limit: int | None = None) -> float:
+    """Seconds to read so many bytes one behind the other from the beginning of a file, or all."""
+    return time_whole_read(path, 1, EngineConfig().io_threads, limit)[0]
 
 
 def rounds(model: str, bundle: Bundle) -> Iterator[Row]:
@@ -149,10 +159,9 @@ def rounds(model: str, bundle: Bundle) -> Iterator[Row]:
         with Engine(bundle, EngineConfig(fixed + slots * bundle.page_bytes)) as engine:
             for name in names * 2:
                 engine.activate(name)
-            start, read = time.perf_counter(), engine.report().bytes_read
-            for name in names * 2:
-                engine.activate(name)
-            seconds, count = time.perf_counter() - start, engine.report().bytes_read - read
+            read = engine.report().bytes_read
+            seconds = seconds_of(lambda: [engine.activate(name) for name in names * 2])
+            count = engine.report().bytes_read - read
             yield _row(
                 model, engine, "all", "all", count,
                 load_ms=round(1e3 * seconds, 2),
@@ -171,36 +180,26 @@ def first_output(model: str, bundle: Bundle, repeats: int, logits: int) -> Row:
     name = next(iter(bundle.tasks))
     prompt = torch.randint(0, 1000, (1, TOKENS))
     inputs: dict[str, object] = {"input_ids": prompt, "use_cache": False, "logits_to_keep": logits}
-    loads, computes, both = [], [], []
-    with Engine(bundle, EngineConfig(backend="torch")) as engine:
-        for _ in range(repeats + 1):
-            engine.deactivate()
-            engine.evict()
-            start = time.perf_counter()
-            module = engine.activate(name)
-            loads.append(time.perf_counter() - start)
-            computes.append(timed_forward(module, inputs))
-            engine.deactivate()
-            engine.evict()
-            start = time.perf_counter()
-            timed_forward(engine.activate(name, wait=False), inputs)
-            both.append(time.perf_counter() - start)
+    with Engine(bundle, EngineConfig(backend="torch")) as engine, torch.inference_mode():
+
+        def load() -> float:
+            leave_only(engine)
+            return seconds_of(partial(engine.activate, name))
+
+        def overlapped() -> float:
+            leave_only(engine)
+            return seconds_of(lambda: engine.activate(name, wait=False)(**inputs))
+
+        compute = partial(seconds_of, lambda: engine.activate(name)(**inputs))
+        found = in_turns({"load": load, "compute": compute, "both": overlapped}, repeats)
         count = len(bundle.pages_of(name)) * bundle.page_bytes
-        load, compute, overlapped = (1e3 * statistics.median(seconds[1:]) for seconds in (loads, computes, both))
+        load_ms, compute_ms, both_ms = (median_ms(seconds) for seconds in found.values())
         return _row(
             model, engine, "none", name, count,
-            load_ms=round(load, 2), compute_ms=round(compute, 2), first_output_ms=round(overlapped, 2),
+            load_ms=round(load_ms, 2), compute_ms=round(compute_ms, 2), first_output_ms=round(both_ms, 2),
             logits=logits,
-            load_gbps=round(count / load / 1e6, 3),
+            load_gbps=round(count / load_ms / 1e6, 3),
         )  # fmt: skip
-
-
-def timed_forward(module: nn.Module, inputs: dict[str, object]) -> float:
-    """Seconds of one forward."""
-    start = time.perf_counter()
-    with torch.inference_mode():
-        module(**inputs)
-    return time.perf_counter() - start
 
 
 def residents(folder: Path) -> Iterator[Row]:
@@ -212,22 +211,13 @@ def residents(folder: Path) -> Iterator[Row]:
 def resident(model: str, bundle: Bundle, switches: int = 3000) -> Row:
     """Switches between tasks that are all in the arena."""
     names = list(bundle.tasks)
-    seconds = []
     with Engine(bundle, EngineConfig()) as engine:
         for name in names:
             engine.activate(name)
-        for number in range(switches):
-            start = time.perf_counter()
-            engine.activate(names[number * 7 % len(names)])
-            seconds.append(time.perf_counter() - start)
-        p99 = statistics.quantiles(seconds, n=100)[98]
-        return _row(model, engine, "all", "all", 0, resident_p99_ms=round(1e3 * p99, 4))
-
-
-def direct_read(bundle: Bundle, count: int) -> float:
-    """Seconds to read as many bytes one behind the other from the bundle's first page file."""
-    path = bundle.path / bundle.manifest.page_file_names()[0]
-    return time_whole_read(path, 1, EngineConfig().io_threads, limit=count)[0]
+        walk = [names[number * 7 % len(names)] for number in range(switches)]
+        found = spread([seconds_of(partial(engine.activate, name)) for name in walk])
+        assert found is not None
+        return _row(model, engine, "all", "all", 0, resident_p99_ms=round(1e3 * found["p99"], 4))
 
 
 def line(row: Row) -> str:
@@ -238,7 +228,7 @@ def line(row: Row) -> str:
 
 
 def _row(model: str, engine: Engine, a: str, b: str, count: int, **measured: Any) -> Row:
-    origin = provenance.origin("benchmarks.switching")
+    origin = row_file.origin("benchmarks.switching")
     return Row(model, engine.report().budget, a, b, count, **origin, **measured)
 
 

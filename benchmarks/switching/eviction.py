@@ -10,7 +10,7 @@ from itertools import cycle, islice
 
 import typer
 
-from benchmarks.switching.shares import SHARES
+from benchmarks.switching.__main__ import SHARES
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.simulate.simulator import Device, Recency, Simulator
@@ -25,8 +25,9 @@ def main() -> None:
     """Print a table."""
     bundle = bundle_of(half_billion(), cache_dir() / "benchmarks" / "switching", typer.echo)
     typer.echo(f"MB loaded in {ROUNDS} rounds through {len(bundle.tasks)} tasks\nroom   by recency   by expected reuse")
+    least = max(len(bundle.pages_of(task)) for task in bundle.tasks)
     for share in SHARES:
-        slots = round(share * len(bundle.pages))
+        slots = max(least, round(share * len(bundle.pages)))
         walk = list(islice(cycle(bundle.tasks), 2 * ROUNDS * len(bundle.tasks)))
         recency, reuse = (loaded(bundle, slots, walk, by_reuse=by_reuse) / 1e6 for by_reuse in (False, True))
         typer.echo(f"{share:4.0%} {recency:12.0f} {reuse:19.0f}")

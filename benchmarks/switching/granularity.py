@@ -9,16 +9,16 @@ through the page cache show what read-ahead adds, and what a warm cache would hi
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks import provenance
+from benchmarks import row_file
 from benchmarks.report import results_file
 from benchmarks.report.results_file import GranularityRow
 from weightpager.blocks import BlockShape
@@ -32,8 +32,8 @@ from weightpager.store import LocalStore, StorageModel, all_switches, coalesce
 from weightpager_lab.contest.measuring import bytes_from_storage
 from weightpager_lab.contest.prompt import prompt
 from weightpager_lab.contest.rivals.torch_rival import tensors
-from weightpager_lab.switching import doubt
 from weightpager_lab.synthetic_bundle import Recipe, bundle_of, few_layers
+from weightpager_lab.timing import doubt, in_turns, median_ms, seconds_of, time_switch
 
 PAGES = (16 << 10, 64 << 10, 256 << 10, 1 << 20)
 BLOCKS = (BlockShape(8, 16), BlockShape(16, 32), BlockShape(32, 64), BlockShape(64, 64))
@@ -69,7 +69,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
     costs = all_switches(bundle, StorageModel())[:PAIRS]
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
     with Engine(bundle, EngineConfig(backend="torch")) as engine, cold_read(files) as proof:
-        direct = [_direct_switch(engine, cost.from_task, cost.to_task) for cost in costs if cost.from_task]
+        direct = [time_switch(engine, cost.from_task, cost.to_task, 1).seconds for cost in costs if cost.from_task]
         forward = _forward(engine, bundle)
     readings = [_buffered(bundle, cost.from_task or "", cost.to_task) for cost in costs]
     return GranularityRow(
@@ -91,30 +91,17 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
         forward_ms=_ms(forward),
         table_bytes=footprint(bundle).tables,
         doubt=doubt(proof) or next((reading.doubt for reading in readings if reading.doubt), ""),
-        command=provenance.command("benchmarks.switching.granularity"),
-        commit=provenance.commit(),
-        cpu=provenance.cpu(),
+        command=row_file.command("benchmarks.switching.granularity"),
+        commit=row_file.commit(),
+        cpu=row_file.cpu(),
     )
-
-
-def _direct_switch(engine: Engine, a: str, b: str) -> float:
-    engine.deactivate()
-    engine.evict()
-    engine.activate(a)
-    engine.activate(b)
-    return engine.report().switches[-1].seconds
 
 
 def _forward(engine: Engine, bundle: Bundle) -> list[float]:
     task = next(iter(bundle.tasks))
     module, inputs = engine.activate(task), tensors(bundle.task(task), prompt(bundle, task, 0))
-    seconds = []
     with torch.inference_mode():
-        for _ in range(FORWARDS + 1):
-            start = time.perf_counter()
-            module(**inputs)
-            seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+        return in_turns({task: partial(seconds_of, lambda: module(**inputs))}, FORWARDS)[task]
 
 
 @dataclass(frozen=True)
@@ -148,13 +135,15 @@ def _buffered(bundle: Bundle, a: str, b: str) -> _Reading:
 
 
 def _read(store: LocalStore, bundle: Bundle, pages: list[int], memory: memoryview) -> float:
-    size, place = bundle.page_bytes, 0
-    start = time.perf_counter()
-    for run in coalesce(pages, store.span, size):
-        views = [memory[(place + i) * size : (place + i + 1) * size] for i in range(run.count)]
-        store.read(run.first, views)
-        place += run.count
-    return time.perf_counter() - start
+    size = bundle.page_bytes
+
+    def reads() -> None:
+        place = 0
+        for run in coalesce(pages, store.span, size):
+            store.read(run.first, [memory[(place + i) * size : (place + i + 1) * size] for i in range(run.count)])
+            place += run.count
+
+    return seconds_of(reads)
 
 
 def _needed(bundle: Bundle, a: str, b: str) -> int:
@@ -163,7 +152,7 @@ def _needed(bundle: Bundle, a: str, b: str) -> int:
 
 
 def _ms(seconds: list[float]) -> float:
-    return round(1e3 * statistics.median(seconds), 3)
+    return round(median_ms(seconds), 3)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import statistics
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from benchmarks import provenance
+from benchmarks import row_file
 from benchmarks.report import results_file
 from benchmarks.report.results_file import ScalingRow
 from weightpager.bundle import Bundle
@@ -21,6 +20,7 @@ from weightpager.engine import Engine
 from weightpager_lab.contest.figures import budget_for, facts
 from weightpager_lab.contest.measuring import circuit
 from weightpager_lab.synthetic_bundle import Recipe, bundle_of, many_tasks
+from weightpager_lab.timing import spread
 
 COUNTS = (2, 4, 8, 16, 32)
 MOST_SWITCHES = 120
@@ -47,7 +47,8 @@ def measure(recipe: Recipe, bundle: Bundle) -> ScalingRow:
             engine.activate(task)
             engine.evict()
         switches = engine.report().switches[1:]
-    seconds = [switch.seconds for switch in switches]
+    seconds = spread([switch.seconds for switch in switches])
+    assert seconds is not None
     return ScalingRow(
         model=recipe.name,
         tasks=recipe.tasks,
@@ -59,11 +60,11 @@ def measure(recipe: Recipe, bundle: Bundle) -> ScalingRow:
         separate_bytes=known.kept_bytes,
         table_bytes=known.table_bytes,
         switch_bytes=round(statistics.fmean(switch.bytes for switch in switches)),
-        switch_ms=round(1e3 * statistics.fmean(seconds), 3),
-        switch_p99_ms=round(1e3 * float(np.percentile(seconds, 99)), 3),
-        command=provenance.command("benchmarks.switching.task_scaling"),
-        commit=provenance.commit(),
-        cpu=provenance.cpu(),
+        switch_ms=round(1e3 * seconds["mean"], 3),
+        switch_p99_ms=round(1e3 * seconds["p99"], 3),
+        command=row_file.command("benchmarks.switching.task_scaling"),
+        commit=row_file.commit(),
+        cpu=row_file.cpu(),
     )
 
 

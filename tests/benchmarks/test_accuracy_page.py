@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.accuracy import page as accuracy_page
 from benchmarks.accuracy import rows
-from benchmarks.accuracy.effort import EFFORTS
-from benchmarks.accuracy.page import page as accuracy_page
-from benchmarks.accuracy.page.goals import GOALS, Goal
-from benchmarks.accuracy.page.points import gather
-from benchmarks.accuracy.rows import Row
-from benchmarks.accuracy.settings import ALL_BLOCKS, HALF_WITH_LOW_RANK, INT4_FRACTIONS, WITH_LOW_RANK, settings
+from benchmarks.accuracy.goals import GOALS, Goal
+from benchmarks.accuracy.rows import Row, gather
+from benchmarks.accuracy.settings import (
+    ALL_BLOCKS,
+    EFFORTS,
+    HALF_WITH_LOW_RANK,
+    INT4_FRACTIONS,
+    WITH_LOW_RANK,
+    settings,
+)
 
 
 def measured(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from benchmarks.accuracy.run import main
+from benchmarks.accuracy.__main__ import main
 
 
 def test_a_seed_that_no_fraction_has_is_refused(tmp_path: Path) -> None:

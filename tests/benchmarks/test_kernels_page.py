@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import row_file
 from benchmarks.kernels import page
-from benchmarks.kernels.goals import GOALS
-from benchmarks.kernels.run import Row, read, replace_rows
+from benchmarks.kernels.__main__ import Row, read, replace_rows
+from benchmarks.kernels.page import GOALS
 
 KNOWN = Row(
     kernel="paged_linear",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.provenance import commit
+from benchmarks.row_file import commit
 from weightpager.doctor.machine import describe
 
 SOURCE, ROWS = "source.py", "docs/rows.json"

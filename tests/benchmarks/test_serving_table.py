@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.serving.__main__ import Row, line, table, verdict
 from benchmarks.serving.clients import Tally
-from benchmarks.serving.rows import Row, line, table, verdict
 
 KNOWN = Row(
     what="trace",

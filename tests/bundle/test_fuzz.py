@@ -19,10 +19,9 @@ import torch
 import transformers
 
 import weightpager as wp
-from benchmarks.fuzz import guard
+from benchmarks.fuzz import config_changes, trial
 from benchmarks.fuzz.campaign import Campaign
-from benchmarks.fuzz.changes import config_change
-from benchmarks.fuzz.original import Original
+from benchmarks.fuzz.mutant import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 from benchmarks.fuzz.trial import Plan, attempt
 from weightpager.backends.torch.architecture import read_config, tokenizer
@@ -74,7 +73,7 @@ def test_the_fuzzer_notices_what_verify_misses(copy: Path, monkeypatch: pytest.M
 
 
 def test_the_fuzzer_notices_what_reaches_out() -> None:
-    with guard.watched() as reached:
+    with trial.watched() as reached:
         subprocess.run(["true"], check=True)
         with pytest.raises(ConnectionRefusedError), socket.socket() as client:
             client.connect(("127.0.0.1", 1))
@@ -86,7 +85,7 @@ def test_the_fuzzer_notices_what_reaches_out() -> None:
     "name", ["model/config.json", "model/generation_config.json", "model/preprocessor_config.json"]
 )
 def test_the_fuzzer_knows_configurations(name: str) -> None:
-    changed = {config_change.change(name, b'{"hidden_size": 64}', Random(seed))[0] for seed in range(50)}
+    changed = {config_changes.change(name, b'{"hidden_size": 64}', Random(seed))[0] for seed in range(50)}
     assert len(changed) > 25
 
 

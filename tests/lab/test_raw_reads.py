@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from weightpager.bundle import Bundle
 from weightpager.errors import StoreError
-from weightpager_lab.switching import RawReads
+from weightpager_lab.direct_reads import RawReads
 
 pytest.importorskip("weightpager.kernels._native")
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 import weightpager as wp
-from benchmarks.accuracy.effort import effort_of
-from benchmarks.accuracy.run import task_file
+from benchmarks.accuracy.__main__ import task_file
+from benchmarks.accuracy.settings import effort_of
 from weightpager.cli.progress import progress
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.trim import trim

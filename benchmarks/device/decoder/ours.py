@@ -5,7 +5,7 @@ import sys
 from benchmarks.device.decoder.work import work
 from weightpager.engine import Engine
 from weightpager.readers.tokenizer import open_tokenizer
-from weightpager_lab.likeliest import likeliest
+from weightpager_lab.contest.rivals.ours import likeliest
 
 if __name__ == "__main__":
     backend, bundle, task, budget = sys.argv[1:]

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Literal
 
-import numpy as np
-
 from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
@@ -19,6 +17,7 @@ from weightpager.page_dtype import block_bytes
 from weightpager.store import StorageModel, all_switches
 from weightpager_lab.contest.result import Contest, Facts, Row
 from weightpager_lab.contest.rivals.rival import DTYPE
+from weightpager_lab.timing import spread
 
 Field = Literal["ready", "first_output"]
 
@@ -84,14 +83,6 @@ def speedup(theirs: Row, ours: Row, field: Field) -> dict[str, float] | None:
     ratios = [a[pair] / b[pair] for pair in common]
     mean = sum(a[pair] for pair in common) / sum(b[pair] for pair in common)
     return {"mean": mean, "min": min(ratios), "max": max(ratios)}
-
-
-def spread(values: list[float]) -> dict[str, float] | None:
-    """Mean, median and high percentiles; None of nothing."""
-    if not values:
-        return None
-    p50, p95, p99 = np.percentile(values, [50, 95, 99])
-    return {"mean": fmean(values), "p50": float(p50), "p95": float(p95), "p99": float(p99)}
 
 
 def _switch(contest: Contest) -> dict[str, float | None]:

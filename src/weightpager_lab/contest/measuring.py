@@ -25,6 +25,7 @@ from weightpager_lab.contest.prompt import TEXTS, Prompts, items
 from weightpager_lab.contest.result import Found, Job, ProcessMemory, Sample, Visit
 from weightpager_lab.contest.rivals.methods import Method
 from weightpager_lab.contest.rivals.rival import Rival
+from weightpager_lab.timing import intervals, seconds_of
 
 _ROLLUP = {"resident": "Rss", "proportional": "Pss", "anonymous": "Anonymous"}
 
@@ -197,9 +198,7 @@ def _trace(
         for task in walk:
             inputs = ask(task, VISIT, len(visits))
             read = bytes_from_storage()
-            start = time.perf_counter()
-            rival.run(rival.switch(task), inputs)
-            seconds = time.perf_counter() - start
+            seconds = seconds_of(lambda: rival.run(rival.switch(task), inputs))  # noqa: B023 - called at once
             visits.append(
                 Visit(
                     task=task,
@@ -219,9 +218,7 @@ def _forwards(rival: Rival, task: str, ask: Ask, turn: int) -> list[float]:
     rival.run(module, ask(task, FIRST))
     while len(found) < LEAST_FORWARDS or (len(found) < MOST_FORWARDS and sum(found) < FORWARD_SECONDS):
         inputs = ask(task, FORWARD, turn, len(found))
-        start = time.perf_counter()
-        rival.run(module, inputs)
-        found.append(time.perf_counter() - start)
+        found.append(seconds_of(partial(rival.run, module, inputs)))
     return found
 
 
@@ -229,12 +226,8 @@ def _written(rival: Rival, task: str, prompts: Prompts) -> list[float]:
     """Seconds of each token that is drawn behind a prompt, but for the first, which waits for the prompt."""
     rival.switch(task)
     found: list[float] = []
-    before = None
-    for _ in rival.write(task, prompts.of(task, WRITE, 0)["input_ids"]):
-        now = time.perf_counter()
-        if before is not None:
-            found.append(now - before)
+    for seconds in intervals(rival.write(task, prompts.of(task, WRITE, 0)["input_ids"])):
+        found.append(seconds)
         if len(found) >= LEAST_FORWARDS and (len(found) >= WRITTEN or sum(found) >= FORWARD_SECONDS):
             break
-        before = time.perf_counter()
     return found

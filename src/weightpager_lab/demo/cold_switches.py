@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-from weightpager.answers.model import Inputs, TaskModel
+from weightpager.answers.model import Inputs
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.doctor.cold import cold_read
@@ -22,7 +21,7 @@ from weightpager.task_data.held_out import read_held_out
 from weightpager_lab.demo.compiled import Compiled, writing_to
 from weightpager_lab.demo.result import ROW_FAULTS, DemoSwitch
 from weightpager_lab.demo.table import own_parameters, row_bytes
-from weightpager_lab.switching import TimedSwitch, doubt, sparse_checkpoint, time_switches, time_whole_read
+from weightpager_lab.timing import TimedSwitch, doubt, seconds_of, sparse_checkpoint, time_switches, time_whole_read
 
 TEXTS = 40
 """Of each task."""
@@ -44,13 +43,13 @@ def row_figures(engine: Engine, held_out: Mapping[str, Path]) -> dict[str, float
         model = engine.model(task)
         for batch in _texts(engine, task, held_out[task]):
             start = engine.report().rows
-            first = _seconds(model, batch)
+            first = seconds_of(partial(model.logits, batch))
             end = engine.report().rows
             assert start is not None
             assert end is not None
             lookups, hits = lookups + end.lookups - start.lookups, hits + end.hits - start.hits
             # The quickest of several would be compared with one that isn't chosen: a difference without any fault.
-            extra.append(first - median(_seconds(model, batch) for _ in range(3)))
+            extra.append(first - median(seconds_of(partial(model.logits, batch)) for _ in range(3)))
     return {
         "rows.resident_share": before.resident / before.rows,
         "rows.hit_rate": hits / lookups,
@@ -62,12 +61,6 @@ def _texts(engine: Engine, task: str, file: Path) -> list[Inputs]:
     batches = read_held_out(engine.bundle.task(task), file, engine.reader(), engine.limits.vocab_size, 1)
     step = max(1, len(batches) // TEXTS)
     return [batches[number][0] for number in range(0, len(batches), step)][:TEXTS]
-
-
-def _seconds(model: TaskModel, inputs: Inputs) -> float:
-    start = time.perf_counter()
-    model.logits(inputs)
-    return time.perf_counter() - start
 
 
 REPEATS = 5

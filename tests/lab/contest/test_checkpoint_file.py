@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from weightpager.errors import StoreError
 from weightpager.machine.storage import ALIGNMENT
 from weightpager_lab.contest.rivals.assets import open_checkpoint, write_checkpoint
-from weightpager_lab.switching import DirectReader, new_buffer
+from weightpager_lab.direct_reads import DirectReader, new_buffer
 
 TENSORS = {
     "head": torch.arange(7, dtype=torch.float32),

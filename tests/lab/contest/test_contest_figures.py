@@ -6,7 +6,8 @@ import pytest
 
 from contests import contest, found, row
 from weightpager.bundle.report.compile_report import ControlScore, TaskScore
-from weightpager_lab.contest.figures import figures, speedup, spread
+from weightpager_lab.contest.figures import figures, speedup
+from weightpager_lab.timing import spread
 
 
 def test_speeds_are_compared_over_all_pairs() -> None:

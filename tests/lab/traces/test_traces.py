@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
+from benchmarks.prediction import FirstOrderPredictor, FrequencyPredictor
 from weightpager.errors import ConfigError
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor

@@ -29,7 +29,7 @@ from weightpager_lab.contest.rivals.parameters import (
 )
 from weightpager_lab.contest.rivals.rival import DTYPE, Setting
 from weightpager_lab.contest.rivals.torch_rival import TorchRival, assign_values
-from weightpager_lab.switching import DirectReader, new_buffer
+from weightpager_lab.direct_reads import DirectReader, new_buffer
 
 FewBits = Literal["int8", "int4"]
 

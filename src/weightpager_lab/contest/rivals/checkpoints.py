@@ -16,7 +16,7 @@ from weightpager_lab.contest.rivals.assets import BLOCKS, dense_path, open_check
 from weightpager_lab.contest.rivals.parameters import private
 from weightpager_lab.contest.rivals.rival import Setting
 from weightpager_lab.contest.rivals.torch_rival import TorchRival, assign_values, dense_module, sparse_module
-from weightpager_lab.switching import DirectReader, new_buffer
+from weightpager_lab.direct_reads import DirectReader, new_buffer
 
 Kind = Literal["dense", "sparse"]
 _PATHS: dict[Kind, Callable[[Path, str], Path]] = {"dense": dense_path, "sparse": sparse_path}

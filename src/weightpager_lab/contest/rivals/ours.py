@@ -7,12 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from weightpager.answers.model import Inputs, Integers
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.model import Inputs, Integers, TaskModel
+from weightpager.answers.work import Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager_lab.contest.rivals.rival import DTYPE, Rival, Setting, slow_engines
-from weightpager_lab.likeliest import likeliest
 
 
 class Ours(Rival):
@@ -98,3 +101,22 @@ class Ours(Rival):
 
     def close(self) -> None:
         self._opened.close()
+
+
+def likeliest(model: TaskModel, text: Integers) -> Iterator[int]:
+    """The tokens that a text, [1, tokens], goes on with, each the likeliest; the first step reads the text, too.
+
+    It never ends: the end of a text is a token as any other.
+    """
+    drawn: list[int] = []
+
+    def see(tokens: Integers) -> npt.NDArray[np.bool_]:
+        drawn.append(int(tokens[0]))
+        return np.array([True])  # one at a time
+
+    texts = model.grow(text, np.ones_like(text), Sampling(temperature=0), 0)
+    while texts.unread:
+        texts.read_piece()
+    while True:
+        texts.grow(1, see)
+        yield drawn[-1]

@@ -21,7 +21,7 @@ from weightpager_lab.contest.rivals.assets import (
 from weightpager_lab.contest.rivals.parameters import fixed_bytes, private
 from weightpager_lab.contest.rivals.rival import DTYPE, Setting
 from weightpager_lab.contest.rivals.torch_rival import TorchRival, sparse_module
-from weightpager_lab.switching import DirectReader, new_buffer
+from weightpager_lab.direct_reads import DirectReader, new_buffer
 
 
 class SparseTasks(TorchRival):

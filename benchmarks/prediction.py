@@ -15,12 +15,53 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
-from weightpager.runtime.prediction.markov import MEMORIES, MarkovPredictor
+from weightpager.runtime.prediction.markov import MEMORIES, ContextCounts, MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import PredictionScore, TransitionPredictor
 from weightpager.transitions import Transitions
+from weightpager_lab.timing import spread
 from weightpager_lab.traces import TRACES, Trace
+
+Floats = npt.NDArray[np.float64]
+
+
+class FrequencyPredictor(MarkovPredictor):
+    """Order 0: the next task by how often each one runs, whatever came before."""
+
+    def __init__(self, tasks: int, prior: npt.ArrayLike | None = None) -> None:
+        super().__init__(tasks, prior, order=0)
+        self._frequencies = ContextCounts(512.0, 1)
+
+    def _learn(self, past: tuple[int, ...], task: int) -> None:  # noqa: ARG002 - order 0
+        self._frequencies.add((), task)
+
+    def _chances(self, past: tuple[int, ...]) -> Floats:
+        current = past[0] if past else None
+        return self._frequencies.chances((), self._base(current), current)
+
+
+class FirstOrderPredictor(FrequencyPredictor):
+    """Order 1: a transition matrix that is learnt, blended with how often each task runs."""
+
+    def __init__(self, tasks: int, prior: npt.ArrayLike | None = None) -> None:
+        super().__init__(tasks, prior)
+        self._rows = ContextCounts(200.0, tasks)
+
+    def _learn(self, past: tuple[int, ...], task: int) -> None:
+        super()._learn(past, task)
+        self._rows.add(past[:1], task)
+
+    def _chances(self, past: tuple[int, ...]) -> Floats:
+        lower = self._base(past[0]) if past and self._prior is not None else super()._chances(past)
+        return self._rows.chances(past[:1], lower) if past else lower
+
+
+# How well each predictor foresees the next task, on every trace: in bits per switch and in hits.
+#
+# python -m benchmarks.prediction
+# python -m benchmarks.prediction variants
+# python -m benchmarks.prediction speed
+
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "frequency": FrequencyPredictor,
@@ -98,7 +139,8 @@ def speed(tasks: int = 64, switches: int = 5000) -> None:
             predictor.forecast(step + 0.5)
             learning.append(learnt - start)
             telling.append(time.thread_time() - learnt)
-        times = [1e6 * float(np.quantile(part, share)) for part in (learning, telling) for share in (0.5, 0.99)]
+        found = [spread(part) or {} for part in (learning, telling)]
+        times = [1e6 * of[key] for of in found for key in ("p50", "p99")]
         typer.echo("{:12} observe {:6.0f} {:6.0f} µs   forecast {:6.0f} {:6.0f} µs".format(name, *times))
 
 
@@ -133,4 +175,5 @@ def cell(found: PredictionScore | None) -> str:
     return f"{'–':>16}" if found is None else f"{found.log_loss:9.2f} {found.hit_rate:6.0%}"
 
 
-app()
+if __name__ == "__main__":
+    app()

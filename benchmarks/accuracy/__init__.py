@@ -1,1 +1,0 @@
-"""Accuracy per resident byte, ours against what could defeat it."""

@@ -1,1 +1,0 @@
-"""The page ``docs/accuracy.md``, from the rows of the accuracy benchmark."""

@@ -1,1 +1,0 @@
-"""What compiles cost: time by stage, memory, and the speed of training."""

@@ -1,1 +1,0 @@
-"""Delivery to devices: bytes, speed, kills, cut connections, mutants."""

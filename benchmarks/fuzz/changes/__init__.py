@@ -1,1 +1,0 @@
-"""What may be changed in a bundle, a kind a file."""

@@ -1,1 +1,0 @@
-"""How well each predictor foresees the next task."""

@@ -1,1 +1,0 @@
-"""How fast tasks are switched, and what decides how much a switch loads."""
