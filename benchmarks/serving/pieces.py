@@ -11,11 +11,16 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import typer
 
 from weightpager.answers import model
-from weightpager.backends.torch.generation import ResumableGeneration
+from weightpager.answers.decoding import GrowingTexts
+from weightpager.answers.model import Integers, TaskModel
+from weightpager.answers.work import Sampling
+from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.config import cache_dir, format_size
 from weightpager.engine import Engine
 from weightpager_lab.synthetic_bundle import bundle_of, long_context
@@ -60,41 +65,48 @@ def measure(path: str, piece: int | None, tokens: int) -> Row:
     with (
         Engine.from_pretrained(path, backend="torch") as engine,
         engine.task("task-00") as module,
-        torch.inference_mode(),
     ):
-        ids = torch.randint(3, 2000, (1, tokens))
-        _read(ResumableGeneration(module, ids[:, :300], torch.ones_like(ids[:, :300])))
+        task, ids = TorchModel(module), np.random.default_rng().integers(3, 2000, (1, tokens))
+        _read(_begun(task, ids[:, :300]))
         before, start = _most_bytes(), time.process_time()
-        longest = _read(ResumableGeneration(module, ids, torch.ones_like(ids)))
+        longest = _read(_begun(task, ids))
         return Row(piece, time.process_time() - start, longest, _most_bytes() - before)
 
 
 def grow(path: str, tokens: int, steps: int) -> float:
-    """Seconds of a core to continue a short prompt in so many calls of `generate`."""
+    """Seconds of a core to continue a short prompt in so many steps."""
     torch.set_num_threads(1)
     with (
         Engine.from_pretrained(path, backend="torch") as engine,
         engine.task("task-00") as module,
-        torch.inference_mode(),
     ):
         best = float("inf")
         for _ in range(5):
-            ids = torch.randint(3, 2000, (1, 16))
-            texts, start = ResumableGeneration(module, ids, torch.ones_like(ids)), time.process_time()
+            ids = np.random.default_rng().integers(3, 2000, (1, 16))
+            texts, start = _begun(TorchModel(module), ids), time.process_time()
             for _ in range(steps):
-                texts.grow(tokens // steps, do_sample=False, pad_token_id=0)
+                texts.grow(tokens // steps, _on)
             best = min(best, time.process_time() - start)
         return best
 
 
-def _read(texts: ResumableGeneration) -> float:
+def _begun(task: TaskModel, ids: Integers) -> GrowingTexts:
+    return task.grow(ids, np.ones_like(ids), Sampling(), 0)
+
+
+def _on(tokens: Integers) -> npt.NDArray[np.bool_]:
+    """No text is over."""
+    return np.zeros(len(tokens), bool)
+
+
+def _read(texts: GrowingTexts) -> float:
     longest = 0.0
     while True:
         start = time.process_time()
         if unread := texts.unread:
             texts.read_piece()
         else:
-            texts.grow(1, do_sample=False, pad_token_id=0)
+            texts.grow(1, _on)
         longest = max(longest, time.process_time() - start)
         if not unread:
             return longest

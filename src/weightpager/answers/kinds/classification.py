@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightpager.answers.decoding import softmax
 from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import Floats
-from weightpager.answers.softmax import softmax
 from weightpager.answers.work import Classified, Outcome
 from weightpager.bundle import TaskEntry
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from weightpager.answers.decoding import softmax
 from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import Floats, Integers
-from weightpager.answers.softmax import softmax
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Outcome, Tag, Tagged
 from weightpager.bundle import TaskEntry

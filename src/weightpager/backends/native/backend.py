@@ -136,7 +136,7 @@ class NativeBackend:
         return image_reader
 
     def model(self, task: NativeTask) -> NativeModel:
-        return NativeModel(task, self._limits, self._eos_token_ids, self._narrow)
+        return NativeModel(task, self._limits, self._eos_token_ids, narrow=self._narrow)
 
 
 def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
