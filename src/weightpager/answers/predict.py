@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from weightpager.answers.batches import ALONE, Bounds, batches
 from weightpager.answers.encoding import begin
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.kinds import Prediction, kind_of
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.token_reader import TokenReader
@@ -188,7 +187,7 @@ def _in_pieces(task: TaskEntry, model: TaskModel, work: Work) -> bool:
     """Whether a text is read in pieces for its vector: by tasks that write, where a forward of it all is too large."""
     if not isinstance(work, Embed) or model.limits.activations.fit(1, work.tokens, work.tokens):
         return False
-    return kind_of(task.kind).writes and model.limits.in_pieces
+    return task.writes and model.limits.in_pieces
 
 
 def _chunks(works: Iterator[Work], size: int) -> Iterator[list[Work]]:
@@ -229,7 +228,7 @@ def check_writes(task: TaskEntry) -> None:
     Raises:
         ConfigError: it doesn't.
     """
-    if not kind_of(task.kind).writes:
+    if not task.writes:
         raise ConfigError(f"expected a task that generates text, found {task.name!r} of {task.kind}; call predict")
 
 

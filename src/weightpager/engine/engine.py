@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from weightpager.answers.batches import Bounds
 from weightpager.answers.encoding import begin
-from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.kinds import Prediction
 from weightpager.answers.model import TaskModel
 from weightpager.answers.predict import (
     Conversation,

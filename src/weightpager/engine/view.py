@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import CacheSize, ModelLimits
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size
@@ -110,7 +109,7 @@ class EngineView:
         Raises:
             BundleFormatError: its parameters don't make up the task, or it would keep more than any model does.
         """
-        writers = {task.kind: name for name, task in self.bundle.tasks.items() if kind_of(task.kind).writes}
+        writers = {task.kind: name for name, task in self.bundle.tasks.items() if task.writes}
         with of_bundle(self.bundle.path):
             built = [self._open.task_and_module(name)[1] for name in writers.values()]
         sizes = [self._open.backend.cache_size(task, self._widest()) for task in built]

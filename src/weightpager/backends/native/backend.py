@@ -114,7 +114,7 @@ class NativeBackend:
         Raises:
             BundleFormatError: that is more than any model keeps.
         """
-        if FORMS[graph.kind].labels != "none":  # type: ignore[index]
+        if not FORMS[graph.kind].writes:  # type: ignore[index]
             return CacheSize()
         try:
             token_bytes = program.cache_block_bytes(self._narrow) // KVCache.block
