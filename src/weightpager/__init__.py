@@ -40,7 +40,7 @@ from weightpager.errors import (
 )
 
 if TYPE_CHECKING:
-    from weightpager.answers.kinds.kind import Prediction
+    from weightpager.answers.kinds import Prediction
     from weightpager.backends.native.task import NativeTask
     from weightpager.bundle import Bundle
     from weightpager.compiler.pipeline import compile  # noqa: A004 - wp.compile is what users expect
@@ -104,7 +104,7 @@ _HOMES = {
     "ForecastReport": "weightpager.engine",
     "NativeTask": "weightpager.backends.native.task",
     "Planner": "weightpager.runtime.prediction.planner",
-    "Prediction": "weightpager.answers.kinds.kind",
+    "Prediction": "weightpager.answers.kinds",
     "ResidencyMap": "weightpager.engine",
     "SwitchReport": "weightpager.engine",
     "Visit": "weightpager.trace_file",

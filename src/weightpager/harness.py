@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from weightpager.answers.kinds import kind_of
+from weightpager.bundle.format.manifest import FORMS
 from weightpager.engine import Engine
 from weightpager.errors import ConfigError
 from weightpager.readers.tokenizer import begin_ids
@@ -59,8 +59,8 @@ class TaskLM(HFLM):  # type: ignore[misc]
         self._engine = Engine.from_pretrained(pretrained, budget=budget, device=device, dtype=dtype, backend="torch")
         name = str(task)  # the harness takes one that looks like a number for a number
         entry = self._engine.bundle.task(name)
-        if not kind_of(entry.kind).writes:
-            expected = "expected language-modeling or text-generation"
+        if not entry.writes:
+            expected = f"expected {' or '.join(kind for kind, form in FORMS.items() if form.writes)}"
             raise ConfigError(f"task {name}: {expected}, found {entry.kind}; 'weightpager eval' measures it")
         tokenizer = self._engine.tokenizer()
         _only_begin(tokenizer)

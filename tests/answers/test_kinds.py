@@ -6,8 +6,7 @@ from typing import get_args
 
 import pytest
 
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.kinds.kind import Kind
+from weightpager.answers.kinds import Kind, kind_of
 from weightpager.answers.work import Generated
 from weightpager.backends.torch.architecture import CLASSES
 from weightpager.bundle import TaskEntry, TaskKind
@@ -20,7 +19,7 @@ def test_a_kind_is_stated_everywhere(name: TaskKind) -> None:
     assert hasattr(CLASSES[name], "from_config")
 
 
-@pytest.mark.parametrize("name", [name for name in get_args(TaskKind) if kind_of(name).writes])
+@pytest.mark.parametrize("name", [name for name in get_args(TaskKind) if FORMS[name].writes])
 def test_what_a_task_writes_is_its_completion_and_stays_whole(name: TaskKind) -> None:
     generation = Generation(prompts="plain", max_new_tokens=4, metrics=["chrf"]) if FORMS[name].completes else None
     task = TaskEntry(

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from running import TOKEN
-from weightpager.answers.kinds.encoding_kind import EncodingKind
+from weightpager.answers.kinds import EncodingKind
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.ray.application import FAIRNESS, LoadAim, policy, wanted
 from weightpager.ray.gateway import Gateway, Reply

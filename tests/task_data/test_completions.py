@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 import tiny_pairs
 from weightpager.answers.generation import decoder_after
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED
 from weightpager.compiler import data
 from weightpager.compiler.data import TaskData, reader_of
 from weightpager.compiler.task_file.sections import TaskSpec

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.answers.generation import GenerationRun
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.kinds.encoding_kind import EncodingKind
+from weightpager.answers.kinds import EncodingKind, kind_of
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Query, Run, pad_id, padded
 from weightpager.answers.work import Embed, Embedded, Generate, Outcome
@@ -85,6 +84,5 @@ def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Qu
         return EmbeddingRun(model, queries[0])
     if isinstance(queries[0].work, Embed):
         return EncodingRun(embed, model, tokenizer, queries)
-    encoding = kind_of(kind)
-    assert isinstance(encoding, EncodingKind)  # works of other kinds are `Generate`
+    encoding = cast(EncodingKind, kind_of(kind))  # works of other kinds are `Generate`
     return EncodingRun(encoding.encode, model, tokenizer, queries)

@@ -248,17 +248,6 @@ class _Watch:
         return np.array([pause or row.query.over for row in self._rows])
 
 
-def room_of(model: TaskModel, tokenizer: Any) -> int:
-    """Tokens of a prompt and its continuation that a model reads at most."""
-    return int(min(model.context, tokenizer.longest))
-
-
-def uniform_length(model: TaskModel, tokenizer: Any) -> int:
-    """Tokens of a text and its continuation up to which others of its batch are read as if alone."""
-    room = room_of(model, tokenizer)
-    return room if model.uniform_length is None else min(room, model.uniform_length)
-
-
 def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> list[str]:
     """The greedy continuation of each prompt of a batch, up to a token that ends it or ``most`` tokens.
 
@@ -271,11 +260,11 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
         inputs: ``input_ids`` and ``attention_mask``, int64 [texts, tokens]; padding may lie on either side.
         most: new tokens of each.
     """
-    room = room_of(model, tokenizer)
+    room = model.limits.room(tokenizer.longest)
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
     waiting = [BlockingQuery(work, cached=True) for work in works]
-    bounds = Bounds(uniform_length=uniform_length(model, tokenizer), cache=model.cache)
+    bounds = Bounds(uniform_length=model.limits.uniform_room(tokenizer.longest), cache=model.cache)
     for queries in batches(waiting, bounds):
         run = GenerationRun(model, tokenizer, queries)
         while not all(query.over for query in queries):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.answers.decoding import GrowingTexts, Reading, TextPieces
 from weightpager.answers.work import Sampling
 
 PIECE = 256
@@ -89,9 +91,6 @@ Integers = npt.NDArray[np.int64]
 Inputs = Mapping[str, npt.NDArray[Any]]
 """``input_ids`` and ``attention_mask``, int64 [texts, tokens], or ``pixel_values``, float32 [images, ...]."""
 
-See = Callable[[Integers], npt.NDArray[np.bool_]]
-"""Gets the next token of each text, [texts]; tells which texts are over, or all of them for a pause."""
-
 
 @dataclass(frozen=True)
 class CacheSize:
@@ -136,84 +135,50 @@ class ModelLimits:
     in_pieces: bool
     activations: Activations
 
+    def room(self, longest: float) -> int:
+        """Tokens of a prompt and its continuation at most, where a tokenizer says that a text has ``longest``."""
+        return int(min(self.context, longest))
 
-class GrowingTexts(Protocol):
-    """A batch of texts that a model goes on with, in as many steps as their reader likes.
+    def uniform_room(self, longest: float) -> int:
+        """Tokens of a text and its continuation up to which others of its batch are read as if alone."""
+        room = self.room(longest)
+        return room if self.uniform_length is None else min(room, self.uniform_length)
 
-    Steps may lie far apart, and other texts may be read between. Long prompts are read in pieces, so that memory grows
-    with a piece times a text's length, not with its square.
+
+class TaskModel(ABC):
+    """A task's model; its task is active whenever it computes.
+
+    Attributes:
+        limits: what it can read, and what that takes.
+        cache: what keys and values of earlier tokens take, of a task that writes.
+        eos_token_ids: tokens that end a text, by the model.
     """
 
-    @property
-    def stoppable(self) -> bool:
-        """Whether `grow` may be stopped and called again, and texts let go."""
-
-    @property
-    def unread(self) -> int:
-        """Tokens of each prompt that `read_piece` should read before they grow; the last piece is read as they do."""
-
-    def read_piece(self) -> None:
-        """Read one more piece; some of it is `unread`."""
-
-    def grow(self, most: int, see: See) -> None:
-        """Read what is left, and go on by so many tokens at most, or until all texts are over.
-
-        Args:
-            most: tokens of each text.
-            see: is told of each token. After a pause, texts that are `stoppable` can grow on.
-        """
-
-    def keep(self, texts: Sequence[int]) -> None:
-        """Let go of all but these; only if `stoppable`."""
-
-
-class TextPieces(Protocol):
-    """One text that is read in pieces for its vector."""
-
-    @property
-    def over(self) -> bool:
-        """Whether all of it has been read."""
-
-    def read_piece(self) -> Floats:
-        """The last hidden states of the next piece's tokens, [tokens, width]."""
-
-
-class TaskModel(Protocol):
-    """A task's model; its task is active whenever it computes."""
+    limits: ModelLimits
+    cache: CacheSize
+    eos_token_ids: frozenset[int]
 
     @property
     def vocab_size(self) -> int:
         """Token ids are below it."""
+        return self.limits.vocab_size
 
     @property
     def context(self) -> int:
         """Tokens that it can read, prompt and continuation together, as far as it says."""
+        return self.limits.context
 
-    @property
-    def uniform_length(self) -> int | None:
-        """Tokens up to which a text doesn't change how others of its batch are read; None for any number."""
-
-    @property
-    def in_pieces(self) -> bool:
-        """Whether a text may be read a piece after the other."""
-
-    @property
-    def activations(self) -> Activations:
-        """The bytes that a forward takes."""
-
-    @property
-    def cache(self) -> CacheSize:
-        """What keys and values of earlier tokens take, of a task that writes."""
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end a text, by the model."""
-
+    @abstractmethod
     def logits(self, inputs: Inputs) -> Floats:
         """The outputs of the task's head: [items, classes], or [texts, tokens, classes]."""
 
+    @abstractmethod
     def hidden(self, inputs: Inputs) -> Floats:
         """The last hidden states below the task's head, [texts, tokens, width]."""
+
+    @abstractmethod
+    def reading(self, texts: int, most: int | None) -> Reading:
+        """A batch of so many texts of which nothing has been read, for at most so many tokens of each; None for any."""
 
     def grow(
         self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None
@@ -227,6 +192,10 @@ class TaskModel(Protocol):
             pad: what fills texts that are over.
             most: tokens that each is continued by in all steps together, which bounds the cache; None for any number.
         """
+        texts, tokens = ids.shape
+        reading = self.reading(texts, None if most is None else tokens + most)
+        return GrowingTexts(reading, self.limits, ids, mask, sampling, pad)
 
     def pieces(self, ids: Integers) -> TextPieces:
         """A text, [tokens], to read in pieces; only of a model that reads `in_pieces`."""
+        return TextPieces(self.reading(1, len(ids)), self.limits, ids)

@@ -15,13 +15,11 @@ import numpy.typing as npt
 
 from weightpager.answers.batches import ALONE, Bounds, batches
 from weightpager.answers.encoding import begin
-from weightpager.answers.generation import room_of, uniform_length
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.kinds import Prediction, kind_of
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.token_reader import TokenReader
-from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome, Sampling, Work, needed
+from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome, Sampling, Work, continuation
 from weightpager.bundle import TaskEntry
 from weightpager.config import is_unicode, stated_count
 from weightpager.errors import ConfigError, ImageError, RequestError, shown
@@ -134,9 +132,7 @@ def works_of(
             raise ImageError(f"{_name(given) or f'image {number} of {len(listed)}'}: {error}") from error
         if isinstance(work, Generate):
             work = replace(work, sampling=wanted.sampling, stop=wanted.stop)
-            work = work if wanted.max_new_tokens is not None else work.within(room_of(model, reader))
-        _check(work, f"text {number} of {len(listed)}", model, reader)
-        yield work
+        yield _fitting(work, f"text {number} of {len(listed)}", model, reader, wanted.max_new_tokens)
 
 
 def embed(
@@ -163,9 +159,10 @@ def embed(
     """
     listed = checked_texts(task, texts)
     reader = TokenReader(tokenizer, model.vocab_size)
-    works = [Embed(reader.whole(text)) for text in listed]
-    for number, work in enumerate(works, 1):
-        _check(work, f"text {number} of {len(works)}", model, tokenizer)
+    works = [
+        _fitting(Embed(reader.whole(text)), f"text {number} of {len(listed)}", model, tokenizer)
+        for number, text in enumerate(listed, 1)
+    ]
     outcomes = _outcomes(task, model, tokenizer, works, bounds)
     vectors = [outcome.vector for outcome, _ in outcomes if isinstance(outcome, Embedded)]
     return np.array(vectors, np.float32).reshape(len(vectors), -1 if vectors else 0)
@@ -175,9 +172,9 @@ def _outcomes(
     task: TaskEntry, model: TaskModel, reader: Any, works: Sequence[Work], bounds: Bounds
 ) -> list[tuple[Outcome, bool]]:
     """The outcome of each work, and whether its text was cut."""
-    bounds = replace(bounds, activations=model.activations)
+    bounds = replace(bounds, activations=model.limits.activations)
     if not task.takes_images:
-        bounds = replace(bounds, uniform_length=uniform_length(model, reader), cache=model.cache)
+        bounds = replace(bounds, uniform_length=model.limits.uniform_room(reader.longest), cache=model.cache)
     queries = [BlockingQuery(work, _in_pieces(task, model, work)) for work in works]
     for batch in batches(queries, bounds):
         run = begin(task.kind, model, reader, batch)
@@ -188,9 +185,9 @@ def _outcomes(
 
 def _in_pieces(task: TaskEntry, model: TaskModel, work: Work) -> bool:
     """Whether a text is read in pieces for its vector: by tasks that write, where a forward of it all is too large."""
-    if not isinstance(work, Embed) or model.activations.fit(1, work.tokens, work.tokens):
+    if not isinstance(work, Embed) or model.limits.activations.fit(1, work.tokens, work.tokens):
         return False
-    return kind_of(task.kind).writes and model.in_pieces
+    return task.writes and model.limits.in_pieces
 
 
 def _chunks(works: Iterator[Work], size: int) -> Iterator[list[Work]]:
@@ -231,7 +228,7 @@ def check_writes(task: TaskEntry) -> None:
     Raises:
         ConfigError: it doesn't.
     """
-    if not kind_of(task.kind).writes:
+    if not task.writes:
         raise ConfigError(f"expected a task that generates text, found {task.name!r} of {task.kind}; call predict")
 
 
@@ -313,12 +310,20 @@ def _said(given: str | Messages) -> Messages:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-def _check(work: Work, place: str, model: TaskModel, tokenizer: Tokenizer) -> None:
+def _fitting(work: Work, place: str, model: TaskModel, tokenizer: Any, wanted: int | None = None) -> Work:
+    """A work that the model has room for; a continuation is cut to what is left unless its tokens are ``wanted``."""
     if not work.tokens:
         raise ConfigError(f"{place}: expected at least one token, found none; leave empty lines out")
     if not isinstance(work, (Generate, Embed)):  # others are cut
-        return
-    room, wanted = room_of(model, tokenizer), work.max_new_tokens if isinstance(work, Generate) else 0
-    if work.tokens + wanted > room:
-        found = needed(work.tokens, wanted, room) if wanted else work.tokens
-        raise ConfigError(f"{place}: expected at most {room} tokens, as the model can read, found {found}")
+        return work
+    room = model.limits.room(tokenizer.longest)
+    if isinstance(work, Generate):
+        try:
+            return replace(work, max_new_tokens=continuation(work.tokens, room, work.max_new_tokens, wanted))
+        except ValueError as error:
+            found = str(error)
+    elif work.tokens <= room:
+        return work
+    else:
+        found = str(work.tokens)
+    raise ConfigError(f"{place}: expected at most {room} tokens, as the model can read, found {found}")

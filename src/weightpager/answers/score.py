@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.kinds.kind import Metric
+from weightpager.answers.kinds import Metric, kind_of
 from weightpager.bundle import TaskKind
 from weightpager.bundle.format.manifest import TextMetric
 

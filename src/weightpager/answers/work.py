@@ -95,10 +95,23 @@ class Generate(_Text):
         return replace(self, max_new_tokens=max(1, min(self.max_new_tokens, room - self.tokens)))
 
 
-def needed(tokens: int, wanted: int, room: int) -> str:
-    """What a message says was found, where a prompt and so many tokens after it are more than there is room for."""
-    more = f" and {wanted} to be generated" if tokens < room else ", which leaves no room for an answer"
-    return f"{tokens}{more}"
+def continuation(prompt: int, room: int, most: int, wanted: int | None = None) -> int:
+    """Tokens that a prompt is continued by: those that are wanted, or up to ``most``, as many as there is room for.
+
+    Args:
+        prompt: its tokens.
+        room: of prompt and continuation together.
+        most: tokens where none are wanted.
+        wanted: tokens that there must be room for.
+
+    Raises:
+        ValueError: there is no room; says what was found.
+    """
+    left, least = room - prompt, 1 if wanted is None else wanted
+    if left < least:
+        more = f" and {least} to be generated" if left > 0 else ", which leaves no room for an answer"
+        raise ValueError(f"{prompt}{more}")
+    return min(left, most) if wanted is None else wanted
 
 
 @dataclass(frozen=True)

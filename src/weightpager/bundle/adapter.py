@@ -172,7 +172,7 @@ def _task_type(kind: TaskKind) -> Literal["CAUSAL_LM"] | None:
 
     With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, but heads are private parameters here.
     """
-    return "CAUSAL_LM" if FORMS[kind].labels == "none" else None
+    return "CAUSAL_LM" if FORMS[kind].writes else None
 
 
 def _check_rank(file: str, rank: int, weight: WeightEntry) -> None:

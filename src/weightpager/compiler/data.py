@@ -16,7 +16,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from weightpager.bundle.format.manifest import FORMS, Generation, TaskKind
+from weightpager.bundle.format.manifest import Generation, TaskKind
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
@@ -26,7 +26,7 @@ from weightpager.task_data.batches import EVAL_BATCH, Batches, Labelled, batched
 from weightpager.task_data.completions import Asked, Completion
 from weightpager.task_data.held_out import Item, checked_labels, items_reader, split_label
 from weightpager.task_data.images import Picture
-from weightpager.task_data.row_files import label_ids, labels_of, read_rows
+from weightpager.task_data.row_files import label_ids
 from weightpager.task_data.texts import Example
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
@@ -267,11 +267,7 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
         CompileError: the file can't be used, or has fewer than two labels.
     """
     where = split_label(name, "train", task.train)
-    if task.takes_images:
-        return _sorted([[label] for _, label in images.listed(task.train, where, *task.columns)], where)
-    _, column = task.columns
-    rows, nested = read_rows(task.train, where, column), FORMS[task.kind].labels != "one"
-    return _sorted(labels_of(rows, column, where, nested), where)
+    return _sorted(checked_labels(task.kind, task.columns, task.train, where, None), where)
 
 
 def _sorted(rows: Sequence[Sequence[str | int]], where: str) -> tuple[str, ...]:

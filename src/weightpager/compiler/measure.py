@@ -179,6 +179,6 @@ def torch_score(model: Model, task: TaskData, dtype: PageDtype, progress: StepPr
     Raises:
         ValueError: no label counts.
     """
-    exact = dtype == "float32" or FORMS[task.kind].labels == "none"
+    exact = dtype == "float32" or FORMS[task.kind].writes
     with nullcontext() if exact else autocast(torch.device("cpu")):
         return evaluate(model, task.held_out(), task.kind, progress, task.asked)

@@ -316,7 +316,7 @@ class _Stages:
 
     def _logits(self, task: str) -> int:
         """How many numbers the head gives for a task's longest text, or for an image."""
-        per_token = FORMS[self.source.task_file.tasks[task].kind].labels in ("each word", "none")
+        per_token = FORMS[self.source.task_file.tasks[task].kind].by_token
         labels = len(self.source.classes(task)) or int(getattr(self.source.models[task].config, "vocab_size", 0))
         return labels * (self._length(task) if per_token else 1)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from weightpager.answers.batches import Bounds
 from weightpager.answers.encoding import begin
-from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.kinds import Prediction
 from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
 from weightpager.answers.predict import (
     Conversation,

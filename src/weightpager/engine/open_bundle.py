@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
 from weightpager.backends.open_backend import open_backend
 from weightpager.backends.task_parts import TaskParts, read_parameters
@@ -195,7 +194,7 @@ class OpenBundle:
 
     def cache_size(self) -> CacheSize:
         """What keys and values take. What is meant, and errors, are those of `Engine.cache_size`."""
-        writers = {task.kind: name for name, task in self.bundle.tasks.items() if kind_of(task.kind).writes}
+        writers = {task.kind: name for name, task in self.bundle.tasks.items() if task.writes}
         built = [self.task_and_module(name)[1] for name in writers.values()]
         sizes = [self.backend.cache_size(task, self._widest()) for task in built]
         return max(sizes, key=lambda size: size.bytes(1, 1), default=CacheSize())

@@ -71,4 +71,4 @@ def _parts(ordered: Sequence[Any], size: int, kind: TaskKind) -> Iterator[Sequen
 
 def at_once(size: int, length: int, kind: TaskKind) -> int:
     """Items of this many tokens that `batched` puts into a batch of ``size`` at most."""
-    return min(size, max(1, _LANGUAGE_MODEL_TOKENS // length)) if FORMS[kind].labels == "none" else size
+    return min(size, max(1, _LANGUAGE_MODEL_TOKENS // length)) if FORMS[kind].writes else size

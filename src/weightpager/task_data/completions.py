@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weightpager.answers.generation import decoder_after
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED
 from weightpager.answers.query import padded
 from weightpager.bundle import Generation
 from weightpager.errors import CompileError, RequestError, shown

@@ -90,17 +90,13 @@ def checked_labels(
         CompileError: says what was expected.
         ConfigError: the data are images, and Pillow isn't installed.
     """
-    if FORMS[kind].images:
+    rows = FORMS[kind].rows
+    if rows == "image":
         return images.checked_labels(path, where, *columns, most)
-    if FORMS[kind].labels == "one":
-        return texts.labelled_texts(path, where, *columns, most)[1]
-    if FORMS[kind].labels == "each word":
-        return texts.labelled_words(path, where, *columns, most)[1]
-    if FORMS[kind].completes:
+    if rows == "completion":
         completions.asked_and_answered(path, where, *columns, most)
-    else:
-        texts.documents(path, where, columns[0])
-    return []
+        return []
+    return texts.checked_labels(rows, path, where, *columns, most)
 
 
 def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED
 from weightpager.answers.query import padded, padded_rows
 from weightpager.answers.token_reader import word_starts
 from weightpager.bundle.format.manifest import FORMS, TaskKind
@@ -83,8 +83,8 @@ class TextReader:
         Raises:
             CompileError: the file is empty or malformed, a column is missing, a text isn't text, a label isn't known.
         """
-        readers = {"one": self._texts, "each word": self._words, "none": self._windows}
-        return tuple(readers[FORMS[self.kind].labels](path, where, most))
+        readers = {"text": self._texts, "words": self._words, "running text": self._windows}
+        return tuple(readers[FORMS[self.kind].rows](path, where, most))
 
     def _texts(self, path: Path, where: str, most: int | None) -> list[Example]:
         texts, labels = labelled_texts(path, where, self.text, self.label, most)
@@ -145,6 +145,14 @@ class TextReader:
             if not text.ids:
                 raise CompileError(f"{where}: row {number}: expected a text, found nothing to tokenise")
         return encoded
+
+
+def checked_labels(rows: str, path: Path, where: str, text: str, label: str, most: int | None) -> list[list[str | int]]:
+    """The labels of each row, named as by `Form.rows`; none of running text. Errors are those of `TextReader.read`."""
+    if rows == "running text":
+        documents(path, where, text)
+        return []
+    return {"text": labelled_texts, "words": labelled_words}[rows](path, where, text, label, most)[1]
 
 
 def labelled_texts(

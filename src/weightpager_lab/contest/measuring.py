@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from weightpager import kernels
-from weightpager.answers.kinds import kind_of
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.doctor.cold import cold_read
@@ -118,7 +117,7 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         memory=memory,
         forwards=forwards,
         tokens=items(bundle, tasks[0]),
-        written=_written(rival, tasks[0], prompts) if kind_of(bundle.task(tasks[0]).kind).writes else [],
+        written=_written(rival, tasks[0], prompts) if bundle.task(tasks[0]).writes else [],
         kernel=kernels.isa(),
         torch_threads=rival.threads(),
         backend=rival.backend,

@@ -9,11 +9,12 @@ import torch
 from transformers import OPTForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import tiny
+from weightpager.answers.decoding import GrowingTexts
 from weightpager.answers.generation import completions
 from weightpager.answers.model import Integers
 from weightpager.answers.query import padded
 from weightpager.answers.work import Generate, Sampling
-from weightpager.backends.torch.torch_model import TorchModel, TorchTexts
+from weightpager.backends.torch.torch_model import TorchModel
 
 
 class WatchedModel(TorchModel):
@@ -21,7 +22,9 @@ class WatchedModel(TorchModel):
 
     begun: list[Integers]
 
-    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None) -> TorchTexts:
+    def grow(
+        self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None
+    ) -> GrowingTexts:
         self.begun.append(ids)
         return super().grow(ids, mask, sampling, pad, most)
 
@@ -76,7 +79,7 @@ def test_a_long_prompt_does_not_change_how_short_ones_are_answered() -> None:
         original_max_position_embeddings=16, rope_scaling={"type": "longrope", **rope},
     )  # fmt: skip
     model, reader = TorchModel(Phi3ForCausalLM(config).eval()), tiny.reader()
-    assert model.uniform_length == 16
+    assert model.limits.uniform_length == 16
     # Those of 3 and 8 tokens stay within 16, those of 12 pass it while they grow, and those of 20 before.
     sizes = [(length, step) for length in (3, 8, 12, 20) for step in (5, 7)]
     prompts = [tuple(4 + (place * step) % 12 for place in range(length)) for length, step in sizes]

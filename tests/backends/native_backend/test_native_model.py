@@ -16,13 +16,13 @@ import tiny
 import weightpager as wp
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
 from weightpager.answers.batches import CACHED_TOKENS
+from weightpager.answers.decoding import Sampler, softmax
 from weightpager.answers.generation import completions
 from weightpager.answers.model import Integers, TaskModel
 from weightpager.answers.query import padded
-from weightpager.answers.softmax import softmax
 from weightpager.answers.work import Sampling
 from weightpager.backends.native.model_limits import ModelConfig
-from weightpager.backends.native.native_model import NativeModel, Sampler
+from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.torch.architecture import context_length
 from weightpager.kernels.choice import NATIVE
 from weightpager.nn.skeleton import empty_on_meta

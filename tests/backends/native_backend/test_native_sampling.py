@@ -9,7 +9,7 @@ from weightpager.answers.work import Sampling
 
 pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native.native_model import Sampler
+from weightpager.answers.decoding import Sampler
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-5])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.kinds import Prediction
 from weightpager.bundle import Bundle
 from weightpager.cli.commands.run import _answers
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import tiny as tiny_files
 import tiny_models as tiny
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data import TaskData, collate_texts

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED
 from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data import Batch

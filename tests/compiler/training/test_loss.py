@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data import Batch
 from weightpager.compiler.training.loss import aligned, counted_positions, logits_with, loss

@@ -17,7 +17,6 @@ import torch
 import tiny
 import weightpager as wp
 from bare import python
-from weightpager.answers.kinds import kind_of
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -248,7 +247,7 @@ def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, mon
     assert len(found.samples) == 2
     assert all((sample.ready is None) == method(name).lazy for sample in found.samples)
     assert len(found.visits) == 3
-    assert bool(found.written) == kind_of(next(iter(bundle.tasks.values())).kind).writes
+    assert bool(found.written) == next(iter(bundle.tasks.values())).writes
     assert found.memory.resident >= found.memory.anonymous > 0
     assert found.calls.keys() == ({isa()} if name.startswith("ours") and found.backend == "torch" else set())
     if name == "shared_mask":

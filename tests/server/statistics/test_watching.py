@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from devices import LateCopier
 from running import ADMIN, TOKEN, Running, serving
-from weightpager.answers.kinds.encoding_kind import EncodingKind
+from weightpager.answers.kinds import EncodingKind
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine

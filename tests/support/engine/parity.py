@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import weightpager as wp
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED
 from weightpager.bundle import Bundle
 from weightpager.bundle.held_out_places import held_out_file
 from weightpager.task_data.held_out import read_held_out

@@ -118,7 +118,7 @@ class NativeBackend:
         Raises:
             BundleFormatError: that is more than any model keeps.
         """
-        if FORMS[graph.kind].labels != "none":  # type: ignore[index]
+        if not FORMS[graph.kind].writes:  # type: ignore[index]
             return CacheSize()
         try:
             token_bytes = program.cache_block_bytes(self._narrow) // KVCache.block
@@ -140,7 +140,7 @@ class NativeBackend:
         return image_reader
 
     def model(self, task: NativeTask) -> NativeModel:
-        return NativeModel(task, self._limits, self._eos_token_ids, self._narrow)
+        return NativeModel(task, self._limits, self._eos_token_ids, narrow=self._narrow)
 
 
 def _graph(bundle: Bundle, kind: TaskKind) -> Graph:

@@ -212,7 +212,7 @@ def stages(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Gr
     Raises:
         ValueError: a language model's graph has no linear head that can be told apart.
     """
-    if FORMS[graph.kind].labels != "none":  # type: ignore[index]
+    if not FORMS[graph.kind].writes:  # type: ignore[index]
         return (graph,)
     hidden = next((each.value for each in graph.outputs if each.name == "hidden"), "")
     heads = (node for node in graph.nodes if node.op == "linear" and node.inputs[0] == Operand.value(hidden))

@@ -257,20 +257,15 @@ def _refusal(graph: Graph, text: str) -> BundleFormatError:
 
 def _check_outputs(task: TaskEntry, found: Mapping[str, TensorInfo], tokens: int) -> None:
     """See that logits are those of the classes or tokens, and hidden states those of each token."""
-    form, (what, count) = FORMS[task.kind], _labels(task, tokens)
-    axes = (_BATCH,) if form.labels == "one" else (_BATCH, _LENGTH)
+    count = tokens if task.writes else len(task.classes)
+    what = f" and {count} {'tokens' if task.writes else 'classes'}"
+    axes = (_BATCH, _LENGTH) if FORMS[task.kind].by_token else (_BATCH,)
     checked = {"logits"} if task.takes_images else {"logits", "hidden"}
     for name, output in found.items():
         wanted = (*axes, count) if name == "logits" else (_BATCH, _LENGTH, *output.shape[-1:])
         if name in checked and output != TensorInfo("float32", wanted):
             expected = f"float32 {list(wanted)} for {_BATCH} inputs{what if name == 'logits' else ''}"
             raise BundleFormatError(f"tasks/{task.name}", name, expected, f"{output.dtype} {list(output.shape)}")
-
-
-def _labels(task: TaskEntry, tokens: int) -> tuple[str, int]:
-    if FORMS[task.kind].labels == "none":
-        return f" and {tokens} tokens", tokens
-    return f" and {len(task.classes)} classes", len(task.classes)
 
 
 def _blank(bundle: Bundle, of: Stored) -> ProgramParameter:

@@ -55,7 +55,8 @@ class TorchBackend:
         return parameters.dtype_name(parameters.activation_dtype(placed.values.values()))
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:
-        return limits_of(bundle, self._config, itemsize)
+        task = next(iter(bundle.tasks.values()))
+        return limits_of(architecture.empty_module(self._config, task), itemsize)
 
     def cache_size(self, task: nn.Module, itemsize: int) -> CacheSize:  # noqa: ARG002 - the interface's
         return CacheSize(bytes_per_token(self._config, itemsize))

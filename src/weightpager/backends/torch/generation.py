@@ -1,20 +1,20 @@
-"""Generation with a torch module that goes on where it stopped: its cache, its limits, its state."""
+"""What a torch module has read of texts, and keeps of it: its cache, its limits."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from weightpager.answers.model import Activations, ModelLimits
-from weightpager.backends.torch.architecture import context_length, empty_module, quiet_transformers, uniform_length
-from weightpager.bundle import Bundle
+from weightpager.answers.decoding import Draw
+from weightpager.answers.model import Activations, Floats, Integers, ModelLimits
+from weightpager.backends.torch.architecture import context_length, uniform_length
 
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer)
 _STRETCHED = frozenset({"longrope", "dynamic"})
@@ -28,11 +28,11 @@ CACHE = "cache" if "cache" in _NAMES else "past_key_values"
 def new_cache(config: Any) -> DynamicCache | None:
     """An empty one; None for a model that keeps anything but keys and values: it can't be stopped and gone on with."""
     try:
-        cache = DynamicCache(config=config.get_text_config(decoder=True))
+        found = DynamicCache(config=config.get_text_config(decoder=True))
     except Exception:  # noqa: BLE001 - whatever transformers says of layers that it has no cache for
         return None
-    plain = all(type(layer) in _KINDS for layer in cache.layers)
-    return cache if plain and "dynamic" not in _rope_types(config) else None
+    plain = all(type(layer) in _KINDS for layer in found.layers)
+    return found if plain and "dynamic" not in _rope_types(config) else None
 
 
 def reads_in_pieces(config: Any) -> bool:
@@ -42,7 +42,7 @@ def reads_in_pieces(config: Any) -> bool:
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
     """Arguments of a module's ``forward`` by which it keeps nothing of what it reads."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
+    return {"use_cache": False} if "use_cache" in _arguments(module) else {}
 
 
 def bytes_per_token(config: Any, itemsize: int) -> int:
@@ -68,21 +68,14 @@ def _rope_types(config: Any) -> set[object]:
     return {kind.get("rope_type", kind.get("type")) for kind in kinds}
 
 
-def limits_of(bundle: Bundle, config: Any, itemsize: int) -> ModelLimits:
-    """The limits of a bundle's model.
-
-    Args:
-        bundle: with the model.
-        config: of the model.
-        itemsize: bytes of a number that it computes with, whatever pages are in.
-    """
-    task = next(iter(bundle.tasks.values()))
-    activations = activations_of(config, itemsize)
-    if task.takes_images:
+def limits_of(module: Any, itemsize: int) -> ModelLimits:
+    """The limits of a task's module, whose values may be missing; ``itemsize`` is of a number that it computes with."""
+    config, activations = module.config, activations_of(module.config, itemsize)
+    if module.main_input_name == "pixel_values":
         return ModelLimits(0, 0, None, False, activations)
     return ModelLimits(
-        vocab_size=int(config.get_text_config().vocab_size),
-        context=context_length(empty_module(config, task)),
+        vocab_size=int(module.get_input_embeddings().num_embeddings),
+        context=context_length(module),
         uniform_length=uniform_length(config),
         in_pieces=reads_in_pieces(config),
         activations=activations,
@@ -109,95 +102,69 @@ def _largest(config: Any, name: str) -> int:
     return max(map(int, value), default=0) if isinstance(value, (list, tuple)) else int(value)
 
 
-class ResumableGeneration:
-    """A batch of texts, and the cache of what the model has read of them.
+class TorchReading:
+    """Implements `weightpager.answers.decoding.Reading`, as transformers' `generate` reads and goes on.
 
-    Steps may lie far apart, and other texts may be read between. Long prompts are read in pieces, so that memory grows
-    with a piece times a text's length, not with its square. What comes out is what one call of transformers' `generate`
-    gives, but for rounding where a prompt takes several pieces.
-
-    Attributes:
-        ids: int64 [texts, tokens], shorter ones padded on the left.
-        stoppable: whether `grow` may be stopped and called again.
+    A model that keeps anything but keys and values makes its cache itself; one that keeps nothing reads all anew for
+    each token.
     """
 
-    def __init__(self, module: nn.Module, ids: Tensor, mask: Tensor) -> None:
-        """Nothing has been read.
-
-        Args:
-            module: of a decoder.
-            ids: the prompts, as the attribute.
-            mask: int64 [texts, tokens], 0 for padding.
-        """
-        decoder: Any = module
-        self.ids = ids
-        self._mask = mask
-        self._module = decoder
-        self._prompt = ids.shape[1]
-        self._cache: Any = new_cache(decoder.config)
+    def __init__(self, module: Any) -> None:
+        """``module`` is a decoder's."""
+        self._module = module
+        self._cache: Any = new_cache(module.config)
         self.stoppable = self._cache is not None
-        self._in_pieces = reads_in_pieces(decoder.config)
-        self._activations = activations_of(decoder.config, decoder.dtype.itemsize)
-        self._read = 0
+        self.done = 0
+        self._arguments, self._of_base = _arguments(module), _arguments(module.base_model)
 
-    @property
-    def unread(self) -> int:
-        """Tokens of each prompt that `read_piece` should read before they grow; the last piece is read as they do."""
-        left = self._prompt - self._read
-        return max(0, left - self._piece()) if self._in_pieces and left > 0 else 0
+    @torch.no_grad()
+    def hidden(self, ids: Integers, mask: Integers) -> Floats:
+        base = self._module.base_model
+        given = {
+            "input_ids": self._tensor(ids[:, self.done :]),
+            "attention_mask": self._tensor(mask),
+            "use_cache": True,
+        }
+        if "position_ids" in self._of_base:
+            given["position_ids"] = self._positions(mask)[:, self.done :]
+        return floats(self._forward(base, ids, given).last_hidden_state)
 
-    def read_piece(self) -> None:
-        """Read one more piece; some of it is `unread`."""
-        assert self.unread
-        stop = self._read + self._piece()
-        # By transformers' own way to read a prompt, which knows what each model needs; the token is thrown away.
-        plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": 0}
-        ids, mask = self.ids[:, :stop], self._mask[:, :stop]
-        with nullcontext() if mask[:, -1].all() else quiet_transformers():  # says padding is to the right
-            self._generate(ids, mask, max_new_tokens=1, **plain)
-        self._read = stop
-
-    def grow(self, max_new_tokens: int, **options: Any) -> None:
-        """Read what is left, and go on by so many tokens at most, as transformers' `generate` does with these options.
-
-        Where they are stopped by a criterion, they can grow on, if they are `stoppable`.
-        """
-        done = self.ids.shape[1] - self._prompt
-        generated = self._generate(
-            self.ids, self._mask, max_new_tokens=max_new_tokens, **_further(self._module, done), **options
-        )
-        fresh = generated.sequences.shape[1] - self.ids.shape[1]
-        self.ids = generated.sequences
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), fresh)], 1)
-        self._read = self.ids.shape[1] - 1
+    @torch.no_grad()
+    def next(self, ids: Integers, mask: Integers, draw: Draw | None) -> Integers:
+        options: dict[str, Any] = {CACHE: self._cache, "use_cache": True, "is_first_iteration": not self.done}
+        if self._cache is not None:
+            options["next_sequence_length"] = ids.shape[1] - self.done
+        if "position_ids" in self._arguments:
+            options["position_ids"] = self._positions(mask)
+        if "logits_to_keep" in self._arguments:
+            options["logits_to_keep"] = 1
+        if not mask.all():  # without one, attention is faster
+            options["attention_mask"] = self._tensor(mask)
+        given = self._module.prepare_inputs_for_generation(self._tensor(ids), **options)
+        logits = self._forward(self._module, ids, given).logits[:, -1].float()
+        return logits.argmax(-1).cpu().numpy() if draw is None else draw(floats(logits))
 
     def keep(self, texts: Sequence[int]) -> None:
-        """Let go of all but these; only if `stoppable`."""
-        assert self._cache is not None
-        places = torch.tensor(texts, device=self.ids.device)
-        self.ids, self._mask = self.ids[places], self._mask[places]
-        self._cache.batch_select_indices(places)
+        self._cache.batch_select_indices(torch.tensor(texts, device=self._module.device))
 
-    def _piece(self) -> int:
-        return self._activations.piece(len(self.ids), self._read, self._prompt)
+    def _forward(self, module: Any, ids: Integers, given: dict[str, Any]) -> Any:
+        output = module(**{CACHE: self._cache, **given}, return_dict=True)
+        self._cache = output.get(CACHE)  # another one where the way to embed positions has changed
+        self.done = ids.shape[1]
+        return output
 
-    def _generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Any:
-        kept = {} if self._cache is None else {CACHE: self._cache, "use_cache": True, "cache_implementation": None}
-        single = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": True}
-        generated = self._module.generate(input_ids=ids, attention_mask=mask, **single, **kept, **options)
-        if self._cache is not None:
-            self._cache = getattr(generated, CACHE)  # another one where the way to embed positions has changed
-        return generated
+    def _positions(self, mask: Integers) -> Tensor:
+        return self._tensor(np.maximum(np.cumsum(mask, 1) - 1, 0))
+
+    def _tensor(self, array: Integers) -> Tensor:
+        return torch.from_numpy(array).to(self._module.device)
 
 
-def _further(module: Any, grown: int) -> dict[str, Any]:
-    """Generation options that count from the prompt's end, shifted by the tokens already generated."""
-    if not grown:
-        return {}
-    options = module.generation_config
-    fewest, decay = options.min_new_tokens, options.exponential_decay_length_penalty
-    return {
-        "begin_suppress_tokens": None,
-        "min_new_tokens": None if fewest is None else max(0, fewest - grown),
-        "exponential_decay_length_penalty": None if decay is None else (decay[0] - grown, decay[1]),
-    }
+def _arguments(module: nn.Module) -> frozenset[str]:
+    return frozenset(inspect.signature(module.forward).parameters)
+
+
+def floats(tensor: Tensor) -> Floats:
+    """A tensor's values in numpy's memory."""
+    found: Floats = tensor.float().cpu().numpy()
+    return found

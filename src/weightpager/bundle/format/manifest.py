@@ -36,27 +36,46 @@ TaskKind = Literal[
 
 @dataclass(frozen=True)
 class Form:
-    """What tasks of a kind read, and what is known of it.
+    """What tasks of a kind read and give, as far as bundles, compilers and backends must know.
 
     Attributes:
         model: the class of transformers that runs them.
-        images: whether they read images; else they read texts.
-        labels: what has a label: each text or image, each of its words, or nothing, where the text itself is learnt.
-        completes: whether a text is a prompt and a completion; then the completion alone is learnt and measured.
+        rows: what a row of their data is: a text or an image with its label, words with a label each, a text that is
+            learnt itself, or a prompt with its completion, which alone is learnt and measured.
+        columns: the usual names of what is read, and of what is learnt of it.
     """
 
     model: str
-    images: bool = False
-    labels: Literal["one", "each word", "none"] = "one"
-    completes: bool = False
+    rows: Literal["text", "image", "words", "running text", "completion"]
+    columns: tuple[str, str] = ("text", "label")
+
+    @property
+    def images(self) -> bool:
+        """Whether they read images; else they read texts."""
+        return self.rows == "image"
+
+    @property
+    def completes(self) -> bool:
+        """Whether a text is a prompt and its completion."""
+        return self.rows == "completion"
+
+    @property
+    def writes(self) -> bool:
+        """Whether they continue texts, and so have no classes but the model's words."""
+        return self.rows in ("running text", "completion")
+
+    @property
+    def by_token(self) -> bool:
+        """Whether there are logits of each token; else of each text or image."""
+        return self.writes or self.rows == "words"
 
 
 FORMS: dict[TaskKind, Form] = {
-    "text-classification": Form("AutoModelForSequenceClassification"),
-    "token-classification": Form("AutoModelForTokenClassification", labels="each word"),
-    "language-modeling": Form("AutoModelForCausalLM", labels="none"),
-    "image-classification": Form("AutoModelForImageClassification", images=True),
-    "text-generation": Form("AutoModelForCausalLM", labels="none", completes=True),
+    "text-classification": Form("AutoModelForSequenceClassification", "text"),
+    "token-classification": Form("AutoModelForTokenClassification", "words", ("tokens", "tags")),
+    "language-modeling": Form("AutoModelForCausalLM", "running text"),
+    "image-classification": Form("AutoModelForImageClassification", "image", ("image", "label")),
+    "text-generation": Form("AutoModelForCausalLM", "completion", ("prompt", "completion")),
 }
 
 TextMetric = Literal["exact-match", "chrf", "rouge-l", "token-f1"]
@@ -141,19 +160,24 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     add_bos_token: bool = False
 
     def __post_init__(self) -> None:
-        if FORMS[self.kind].labels != "none" and not self.classes:
+        if not self.writes and not self.classes:
             raise ValueError(f"classes of a {self.kind} task, got none")
         if (self.max_length is None) != self.takes_images:
             raise ValueError(f"a max_length of texts and none of images, got {self.max_length} for {self.kind}")
         if (self.generation is not None) != FORMS[self.kind].completes:
             raise ValueError(f"generation for text-generation alone, got {self.generation} for {self.kind}")
-        if self.add_bos_token and FORMS[self.kind].labels != "none":
+        if self.add_bos_token and not self.writes:
             raise ValueError(f"add_bos_token for tasks that write alone, got it for {self.kind}")
 
     @property
     def takes_images(self) -> bool:
         """Whether it reads images; else it reads texts."""
         return FORMS[self.kind].images
+
+    @property
+    def writes(self) -> bool:
+        """Whether it continues texts, and so has no classes."""
+        return FORMS[self.kind].writes
 
     @property
     def takes_conversations(self) -> bool:

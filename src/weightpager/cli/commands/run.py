@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.kinds import Prediction
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint
 from weightpager.cli import output
@@ -92,7 +91,7 @@ def run(
     with opened(bundle, [task], budget, dtype, rows, backend) as engine:
         entry = engine.bundle.task(task)
         _check_system(entry, system)
-        if max_new_tokens is not None and not kind_of(entry.kind).writes:
+        if max_new_tokens is not None and not entry.writes:
             why = f"since {task} writes no text"
             raise ConfigError(f"run: expected no '--max-new-tokens', {why}, found {max_new_tokens}")
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
@@ -294,7 +293,7 @@ def export(
     else:
         output.say(f"{written}: {task}, for transformers' from_pretrained")
     entry = opened.task(task)
-    if kind_of(entry.kind).writes and not entry.add_bos_token and open_tokenizer(opened).begin_ids:
+    if entry.writes and not entry.add_bos_token and open_tokenizer(opened).begin_ids:
         output.hint(
             f"{task} learnt from texts without the tokens that its tokenizer puts in front of one, and reads prompts "
             "without them: call the tokenizer with add_special_tokens=False"

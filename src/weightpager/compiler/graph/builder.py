@@ -172,14 +172,14 @@ class CallForm:
             if image is None:
                 raise NotExportableError("images of no fixed size")
             return cls(kind, (GraphInput("pixel_values", "float32", ("batch", *image)),))
-        names = (*_TEXT, "position_ids") if FORMS[kind].labels == "none" else _TEXT
+        names = (*_TEXT, "position_ids") if FORMS[kind].writes else _TEXT
         return cls(kind, tuple(GraphInput(name, "int64", DIMENSIONS) for name in names))
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the module's outputs. What a language model's head reads is found in its graph."""
         texts = "length" in self.inputs[0].shape
-        return ("logits", "hidden") if texts and FORMS[self.kind].labels != "none" else ("logits",)
+        return ("logits", "hidden") if texts and not FORMS[self.kind].writes else ("logits",)
 
     @property
     def dims(self) -> tuple[str, ...]:

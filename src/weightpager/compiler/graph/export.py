@@ -50,7 +50,7 @@ def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int
         if mixtures(empty_module_of(config, kind, _FEW)):
             raise NotExportableError("experts, which are chosen for each token while the module runs")
         graph = simplified(draft_of(empty_module_of(config, kind, classes), form, classes)).graph
-        graph = _with_hidden(graph) if FORMS[kind].labels == "none" else graph
+        graph = _with_hidden(graph) if FORMS[kind].writes else graph
         check_weights(graph)
         graph = read_graph(graph_file(kind), write_graph(graph))
         check_graph(graph, empty_module_of(config, kind, _FEW), form)
@@ -65,7 +65,7 @@ def empty_module_of(config: PretrainedConfig, kind: TaskKind, classes: int) -> P
     Raises:
         BundleFormatError: transformers can't build it.
     """
-    names = [str(each) for each in range(classes)] if FORMS[kind].labels != "none" else ()
+    names = [str(each) for each in range(classes)] if not FORMS[kind].writes else ()
     copied = copy.deepcopy(config)
     copied.dtype = torch.float32  # else what a constructor computes is rounded
     module = module_of_kind(copied, kind, names).float()

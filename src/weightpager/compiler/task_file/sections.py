@@ -226,7 +226,7 @@ class TaskSpec(Frozen):
     @property
     def labelled(self) -> bool:
         """Whether it has classes, and so a head of its own: all but those that generate texts."""
-        return FORMS[self.kind].labels != "none"
+        return not FORMS[self.kind].writes
 
     @property
     def completes(self) -> bool:
@@ -251,11 +251,8 @@ class TaskSpec(Frozen):
     @property
     def columns(self) -> tuple[str, str]:
         """The column of what the task reads, and that of labels."""
-        if self.completes:
-            return self.text or "prompt", self.label or "completion"
-        words = FORMS[self.kind].labels == "each word"
-        read = (self.image or "image") if self.takes_images else self.text or ("tokens" if words else "text")
-        return read, self.label or ("tags" if words else "label")
+        read, label = FORMS[self.kind].columns
+        return self.image or self.text or read, self.label or label
 
 
 class CalibrationSpec(Frozen):

@@ -13,9 +13,9 @@ from torch.nn.functional import log_softmax, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.kinds import IGNORED, Loss, kind_of
 from weightpager.bundle import TaskKind
+from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.training.device import autocast
@@ -26,7 +26,7 @@ _ROWS = 64
 
 
 def loss(logits: Tensor, labels: Tensor, kind: TaskKind, answers: Tensor | None = None, weight: float = 0.0) -> Tensor:
-    """Mean cross entropy over the labels that count; zero if none does.
+    """The mean of a kind's loss over the labels that count; zero if none does.
 
     Args:
         logits: as of `aligned`.
@@ -35,6 +35,10 @@ def loss(logits: Tensor, labels: Tensor, kind: TaskKind, answers: Tensor | None 
         answers: a teacher's logits, of the same shape.
         weight: of the mean Kullback-Leibler divergence from the teacher; labels have the rest.
     """
+    return _LOSSES[kind_of(kind).loss](logits, labels, kind, answers, weight)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, kind: TaskKind, answers: Tensor | None, weight: float) -> Tensor:
     ours, wanted = aligned(logits, labels, kind)
     theirs = None if answers is None else aligned(answers, labels, kind)[0]
     counted = wanted != IGNORED
@@ -43,6 +47,11 @@ def loss(logits: Tensor, labels: Tensor, kind: TaskKind, answers: Tensor | None 
         theirs = None if theirs is None else theirs[counted]
     found: Tensor = _Loss.apply(ours, wanted, theirs, weight)  # type: ignore[no-untyped-call]
     return found
+
+
+_LOSSES: Mapping[Loss, Callable[[Tensor, Tensor, TaskKind, Tensor | None, float], Tensor]] = {
+    "cross entropy": _cross_entropy,
+}
 
 
 class _Loss(torch.autograd.Function):
@@ -88,7 +97,7 @@ def aligned(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, Ten
         labels: [texts] or [texts, tokens].
         kind: of the task.
     """
-    if not kind_of(kind).writes:
+    if not FORMS[kind].writes:
         return logits.flatten(0, -2), labels.flatten()
     following = _following(labels)
     counted = following != IGNORED
@@ -100,7 +109,7 @@ def counted_positions(labels: Tensor, kind: TaskKind) -> Tensor | None:
 
     A vocabulary's logits are most of a small decoder's work, and most tokens of a prompt with its answer need none.
     """
-    return _following(labels) != IGNORED if kind_of(kind).writes else None
+    return _following(labels) != IGNORED if FORMS[kind].writes else None
 
 
 def _following(labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from weightpager.answers.model import ModelLimits
 from weightpager.answers.token_reader import TokenReader
-from weightpager.answers.work import Ids, needed
+from weightpager.answers.work import Ids, continuation
 from weightpager.errors import RequestError
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -24,8 +24,8 @@ class Vocabulary(TokenReader):
         """The tokenizer is nobody else's. ``room`` is for tokens of one text's cache; None for any number."""
         super().__init__(tokenizer, limits.vocab_size)
         self.most_cached = room
-        self.context = min(limits.context, tokenizer.longest)
-        self.uniform_length = min(self.context, limits.uniform_length or self.context)
+        self.context = limits.room(tokenizer.longest)
+        self.uniform_length = limits.uniform_room(tokenizer.longest)
 
     def embed(self, given: str | Sequence[int]) -> Ids:
         """A text whose vector is wanted, or token ids in its place; never cut.
@@ -76,10 +76,10 @@ class Vocabulary(TokenReader):
         if not ids:
             raise empty(param)
         limit = self.context if self.most_cached is None else min(self.context, self.most_cached)
-        left, wanted = limit - len(ids), wanted and min(wanted, most)
-        if left < (wanted or 1):
-            raise self._too_long(param, needed(len(ids), wanted or 1, limit), limit)
-        return min(wanted or left, most)
+        try:
+            return continuation(len(ids), limit, most, wanted and min(wanted, most))
+        except ValueError as error:
+            raise self._too_long(param, error, limit) from error
 
     def _too_long(self, param: str, found: object, limit: int) -> RequestError:
         what = "model can read" if limit == self.context else "server's --kv-reserve holds"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
-from weightpager.answers.kinds import kind_of
-from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged
+from weightpager.answers.kinds import Classification, EncodingKind, kind_of
+from weightpager.answers.work import Embed, Embedded
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
@@ -66,37 +66,6 @@ class ClassificationBody(Body):
     top: Annotated[int, Field(ge=1, description="Only so many of the likeliest classes in `scores`.")] | None = None
 
 
-class Score(Answer):
-    """A class and its probability."""
-
-    label: str
-    score: float
-
-
-class TaggedWord(Answer):
-    """A word of the text, its tag, and the tag's probability."""
-
-    word: str
-    label: str
-    score: float
-
-
-class Classification(Answer):
-    """The answer for one text or image.
-
-    A classification task gives ``label``, ``score`` and ``scores``, the likeliest class first. A token task gives the
-    ``words`` that it read. A text longer than the task's `max_length` is cut off there, and ``truncated`` says so.
-    """
-
-    object: Literal["classification"] = "classification"
-    index: int
-    truncated: bool
-    label: str | None = None
-    score: float | None = None
-    scores: list[Score] | None = None
-    words: list[TaggedWord] | None = None
-
-
 class ClassificationList(Answer):
     """Answers in the order of the texts."""
 
@@ -134,7 +103,7 @@ async def embeddings(body: EmbeddingBody, request: Request, service: Serving) ->
         outcomes = await events.outcomes()
     data = [
         Embedding(index=index, embedding=_vector(outcome, body.encoding_format))
-        for index, outcome in enumerate(outcomes)
+        for index, outcome in enumerate(cast(list[Embedded], outcomes))
     ]
     return EmbeddingList(model=body.model, data=data, usage=Usage.of(sum(len(work.ids) for work in works)))
 
@@ -144,15 +113,15 @@ async def classifications(body: ClassificationBody, request: Request, service: S
     """Classes of texts or images, or tags of words. The route is weightpager's own; OpenAI has none for it."""
     task = service.task(body.model)
     inputs = [body.input] if isinstance(body.input, str) else body.input
-    if kind_of(task.kind).writes:
+    if task.writes:
         raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
     async with exchange(service, request, task, len(inputs)) as events:
         works = await events.submit(service.inputs.works(task, inputs))
         outcomes = await events.outcomes()
-    cuts = [work.truncated for work in works]
+    kind = cast(EncodingKind, kind_of(task.kind))
     data = [
-        _classification(index, outcome, truncated, task, body.top)
-        for index, (outcome, truncated) in enumerate(zip(outcomes, cuts, strict=True))
+        kind.told(task, outcome, body.top, index=index, truncated=work.truncated)
+        for index, (outcome, work) in enumerate(zip(outcomes, works, strict=True))
     ]
     usage = Usage.of(sum(len(work.ids) for work in works))
     return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)
@@ -175,20 +144,7 @@ def _embed(vocabulary: Vocabulary, given: str | list[int]) -> Embed:
     return Embed(vocabulary.embed(given))
 
 
-def _classification(index: int, outcome: Outcome, truncated: bool, task: TaskEntry, top: int | None) -> Classification:
-    if isinstance(outcome, Tagged):
-        words = [TaggedWord(word=word, label=task.classes[number], score=score) for word, number, score in outcome.tags]
-        return Classification(index=index, truncated=truncated, words=words)
-    assert isinstance(outcome, Classified)
-    pairs = zip(task.classes, outcome.probabilities, strict=True)
-    scores = [Score(label=label, score=score) for label, score in sorted(pairs, key=lambda pair: -pair[1])]
-    return Classification(
-        index=index, truncated=truncated, label=scores[0].label, score=scores[0].score, scores=scores[:top]
-    )
-
-
-def _vector(outcome: Outcome, encoding: str) -> list[float] | str:
-    assert isinstance(outcome, Embedded)
+def _vector(outcome: Embedded, encoding: str) -> list[float] | str:
     if encoding == "float":
         return list(outcome.vector)
     return base64.b64encode(np.array(outcome.vector, "<f4").tobytes()).decode()

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import AfterValidator, Field
 
-from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
@@ -321,7 +320,7 @@ async def completions(body: CompletionBody, request: Request, service: Serving) 
 
 def _writer(service: Service, name: str) -> TaskEntry:
     task = service.task(name)
-    if not kind_of(task.kind).writes:
+    if not task.writes:
         raise RequestError(f"expected a task that generates text, {name!r} is a {task.kind} task", "model")
     return task
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import ModelLimits
 from weightpager.answers.work import Embed, Generate, Work
 from weightpager.bundle import TaskEntry
@@ -56,7 +55,7 @@ class RequestLimits:
 
     def of(self, task: TaskEntry) -> TextLimit:
         """What a text of a task may ask for. Those that write read it in pieces, if the model can."""
-        in_pieces = kind_of(task.kind).writes and self._limits.in_pieces
+        in_pieces = task.writes and self._limits.in_pieces
         tokens = self._settings.most_text_tokens
         if tokens is None:
             context = None if self._vocabulary is None else self._vocabulary.context

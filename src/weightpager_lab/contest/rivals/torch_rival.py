@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import Inputs, Integers
 from weightpager.backends.task_parts import Placed, TaskParts
 from weightpager.backends.torch.architecture import empty_module, full_name, read_config
@@ -46,7 +45,7 @@ class TorchRival(Rival):
 def tensors(task: TaskEntry, inputs: Inputs) -> dict[str, Any]:
     """Inputs as a task's torch module takes them."""
     found: dict[str, Any] = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    return found | {"use_cache": False} if kind_of(task.kind).writes else found
+    return found | {"use_cache": False} if task.writes else found
 
 
 def forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -21,19 +22,14 @@ from transformers import (
     MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
-    StoppingCriteria,
-    StoppingCriteriaList,
 )
 
 from weightpager.answers import model as forward_size
-from weightpager.answers.model import Activations
-from weightpager.backends.torch.generation import (
-    ResumableGeneration,
-    bytes_per_token,
-    new_cache,
-    reads_in_pieces,
-    without_cache,
-)
+from weightpager.answers.decoding import GrowingTexts, See
+from weightpager.answers.model import Activations, Integers
+from weightpager.answers.work import Sampling
+from weightpager.backends.torch.generation import bytes_per_token, new_cache, reads_in_pieces, without_cache
+from weightpager.backends.torch.torch_model import TorchModel
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": None}
 ROTARY = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -53,15 +49,19 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_size, "PIECE", 16)
 
 
-class Stop(StoppingCriteria):  # type: ignore[misc]
-    """After so many more tokens."""
+def until(steps: int) -> See:
+    """A pause after so many more tokens."""
+    left = [steps]
 
-    def __init__(self, most: int) -> None:
-        self.left = most
+    def see(tokens: Integers) -> np.ndarray:
+        left[0] -= 1
+        return np.full(len(tokens), left[0] <= 0)
 
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-        self.left -= 1
-        return torch.full((len(input_ids),), self.left <= 0)
+    return see
+
+
+def begun(module: Any, ids: torch.Tensor, mask: torch.Tensor) -> GrowingTexts:
+    return TorchModel(module).grow(ids.numpy(), mask.numpy(), Sampling(), 0)
 
 
 def model(name: str) -> Any:
@@ -84,58 +84,38 @@ def test_texts_in_steps_are_those_of_one_call(
     name: str, lengths: tuple[int, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     module, (ids, mask) = model(name), prompts(*lengths)
-    with torch.inference_mode():
-        wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=20, **PLAIN)
-        texts, pieces = ResumableGeneration(module, ids, mask), 0
-        while texts.unread:
-            texts.read_piece()
-            pieces += 1
-        for done in range(0, 20, 5):
-            texts.grow(20 - done, stopping_criteria=StoppingCriteriaList([Stop(5)]), **PLAIN)
+    wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=20, **PLAIN)
+    texts, pieces = begun(module, ids, mask), 0
+    while texts.unread:
+        texts.read_piece()
+        pieces += 1
+    for done in range(0, 20, 5):
+        texts.grow(20 - done, until(5))
     assert pieces == -(-max(lengths) // 16) - 1
-    assert torch.equal(texts.ids, wanted)
+    assert np.array_equal(texts.ids, wanted)
     assert "padding" not in caplog.text
 
 
 def test_a_text_goes_on_alone_where_others_have_ended() -> None:
     module, (ids, mask) = model("llama"), prompts(40, 33, 40)
-    with torch.inference_mode():
-        wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **PLAIN)
-        texts = ResumableGeneration(module, ids, mask)
-        texts.grow(12, stopping_criteria=StoppingCriteriaList([Stop(4)]), **PLAIN)
-        texts.keep([1])
-        texts.grow(8, **PLAIN)
-    assert torch.equal(texts.ids, wanted[1:2])
-
-
-def test_what_a_model_counts_from_the_prompt_is_counted_from_there() -> None:
-    module, (ids, mask) = model("llama"), prompts(9)
-    with torch.inference_mode():
-        free = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **PLAIN)
-        # What comes first may not, and the text may not end where it would: in the second step.
-        module.generation_config.begin_suppress_tokens = [int(free[0, 9])]
-        module.generation_config.eos_token_id = int(free[0, 15])
-        module.generation_config.min_new_tokens = 10
-        module.generation_config.exponential_decay_length_penalty = (8, 1.5)
-        wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **PLAIN)
-        texts = ResumableGeneration(module, ids, mask)
-        for done in (0, 4, 8):
-            if texts.ids.shape[1] == 9 + done:
-                texts.grow(12 - done, stopping_criteria=StoppingCriteriaList([Stop(4)]), **PLAIN)
-    assert torch.equal(texts.ids, wanted)
+    wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **PLAIN)
+    texts = begun(module, ids, mask)
+    texts.grow(12, until(4))
+    texts.keep([1])
+    texts.grow(8, until(8))
+    assert np.array_equal(texts.ids, wanted[1:2])
 
 
 def test_a_model_that_keeps_other_states_is_read_and_continued_at_once() -> None:
     torch.manual_seed(3)
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=None)
     module, (ids, mask) = MambaForCausalLM(config).eval().requires_grad_(False), prompts(40)
-    with torch.inference_mode():
-        wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, **PLAIN)
-        texts = ResumableGeneration(module, ids, mask)
-        assert not texts.stoppable
-        assert not texts.unread
-        texts.grow(8, **PLAIN)
-    assert torch.equal(texts.ids, wanted)
+    wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, **PLAIN)
+    texts = begun(module, ids, mask)
+    assert not texts.stoppable
+    assert not texts.unread
+    texts.grow(8, until(8))
+    assert np.array_equal(texts.ids, wanted)
     assert bytes_per_token(config, 4) == 0  # states don't grow with the text
 
 

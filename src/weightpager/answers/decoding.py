@@ -1,0 +1,167 @@
+"""How a model goes on with texts, whatever backend runs it: prompts in pieces, then one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.work import Sampling
+
+if TYPE_CHECKING:
+    from weightpager.answers.model import Floats, Integers, ModelLimits
+
+See: TypeAlias = "Callable[[Integers], npt.NDArray[np.bool_]]"
+"""Gets the next token of each text, [texts]; tells which texts are over, or all of them for a pause."""
+
+Draw: TypeAlias = "Callable[[Floats], Integers]"
+"""The next token of each text, [texts], of logits [texts, words]."""
+
+
+class Reading(Protocol):
+    """What a backend has read of a batch of texts, and keeps of it: each forward goes on where the last one stopped.
+
+    Forwards may lie far apart, and other texts may be read between if it is `stoppable`. Ids and masks are int64
+    [texts, tokens], from each text's beginning; shorter texts are padded on the left, where their mask is 0.
+    """
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether other texts may be read between two forwards, and texts let go."""
+
+    @property
+    def done(self) -> int:
+        """Tokens of each text that have been read."""
+
+    def hidden(self, ids: Integers, mask: Integers) -> Floats:
+        """Read on to the end; the last hidden states of the tokens that were read now, [texts, tokens, width]."""
+
+    def next(self, ids: Integers, mask: Integers, draw: Draw | None) -> Integers:
+        """Read on to the end; what is drawn of the last tokens' logits, or the likeliest tokens, [texts]."""
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Let go of all but these; only if `stoppable`."""
+
+
+class GrowingTexts:
+    """A batch of texts that a model goes on with, in as many steps as their reader likes.
+
+    Steps may lie far apart, and other texts may be read between. Long prompts are read in pieces, so that memory grows
+    with a piece times a text's length, not with its square.
+
+    Attributes:
+        ids: int64 [texts, tokens], prompts and what has been generated.
+        stoppable: whether `grow` may be stopped and called again, and texts let go.
+    """
+
+    def __init__(
+        self, reading: Reading, limits: ModelLimits, ids: Integers, mask: Integers, sampling: Sampling, pad: int
+    ) -> None:
+        """Nothing has been read. Arguments are those of `TaskModel.grow`."""
+        self.ids, self._mask, self._prompt = ids, mask, ids.shape[1]
+        self.stoppable = reading.stoppable
+        self._reading, self._limits, self._pad = reading, limits, pad
+        self._draw = None if sampling.temperature == 0 else Sampler(sampling).draw
+
+    @property
+    def unread(self) -> int:
+        """Tokens of each prompt that `read_piece` should read before they grow; the last piece is read as they do."""
+        left = self._prompt - self._reading.done
+        return max(0, left - self._piece()) if self._limits.in_pieces and left > 0 else 0
+
+    def read_piece(self) -> None:
+        """Read one more piece; some of it is `unread`."""
+        stop = self._reading.done + self._piece()
+        self._reading.hidden(self.ids[:, :stop], self._mask[:, :stop])
+
+    def grow(self, most: int, see: See) -> None:
+        """Read what is left, and go on by so many tokens at most, or until all texts are over.
+
+        Args:
+            most: tokens of each text.
+            see: is told of each token. After a pause, texts that are `stoppable` can grow on.
+        """
+        over = np.zeros(len(self.ids), bool)
+        for _ in range(most):
+            tokens = np.where(over, self._pad, self._reading.next(self.ids, self._mask, self._draw))
+            self.ids = np.concatenate([self.ids, tokens[:, None]], 1)
+            self._mask = np.concatenate([self._mask, np.ones_like(tokens[:, None])], 1)
+            over = over | see(tokens)
+            if over.all():
+                return
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Let go of all but these; only if `stoppable`."""
+        places = list(texts)
+        self.ids, self._mask = self.ids[places], self._mask[places]
+        self._reading.keep(places)
+
+    def _piece(self) -> int:
+        return self._limits.activations.piece(len(self.ids), self._reading.done, self._prompt)
+
+
+class TextPieces:
+    """One text that is read in pieces for its vector."""
+
+    def __init__(self, reading: Reading, limits: ModelLimits, ids: Integers) -> None:
+        """Nothing has been read of ``ids``, [tokens]."""
+        self._reading, self._limits, self._ids = reading, limits, ids[None]
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it has been read."""
+        return bool(self._reading.done == self._ids.shape[1])
+
+    def read_piece(self) -> Floats:
+        """The last hidden states of the next piece's tokens, [tokens, width]."""
+        done = self._reading.done
+        ids = self._ids[:, : done + self._limits.activations.piece(1, done, self._ids.shape[1])]
+        piece: Floats = self._reading.hidden(ids, np.ones_like(ids))[0]
+        return piece
+
+
+class Sampler:
+    """Draws a batch's tokens. A seed is this batch's alone, however many others draw meanwhile."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        # numpy takes no negative seed.
+        self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % 2**64)
+
+    def draw(self, logits: Floats) -> Integers:
+        """The next token of each text, [texts], of logits [texts, words]."""
+        if self._sampling.temperature == 0:
+            likeliest: Integers = np.argmax(logits, -1)
+            return likeliest
+        below = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+        with np.errstate(over="ignore"):  # to -inf: such a word has no share
+            shares = softmax(below / self._sampling.temperature)
+        if self._sampling.top_p < 1:
+            shares = np.stack([_likeliest(row, self._sampling.top_p) for row in shares])
+        points = self._random.random(len(shares))
+        return np.array([_at(row, point) for row, point in zip(shares, points, strict=True)], np.int64)
+
+
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Probabilities over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    found: npt.NDArray[Any] = powers / powers.sum(-1, keepdims=True)
+    return found
+
+
+def _likeliest(shares: Floats, most: float) -> Floats:
+    """The shares of the likeliest words that make up ``most``, at least one; 0 of others."""
+    order = np.argsort(-shares, kind="stable")
+    before = np.cumsum(shares[order]) - shares[order]
+    kept = order[(before < most) | (np.arange(len(order)) == 0)]
+    likely = np.zeros_like(shares)
+    likely[kept] = shares[kept]
+    return likely
+
+
+def _at(shares: Floats, point: float) -> int:
+    """The word in whose share a point from 0 to 1 lies."""
+    ends = np.cumsum(shares)
+    return int(min(np.searchsorted(ends, point * ends[-1], side="right"), np.flatnonzero(shares)[-1]))
