@@ -38,7 +38,8 @@ void write(const float* values, int64_t count, void* out, int64_t at, bool bfloa
 }  // namespace
 
 void look_up_rows(const BlockRows& table, const int64_t* ids, int64_t count, void* out, bool bfloat16) {
-    const auto widen = table.dtype == Dtype::int4 ? widen_int4 : widen_int8;
+    const bool int4 = table.dtype == Dtype::int4;
+    const int64_t together = word_bytes(table.dtype);
     const int64_t block_bytes = table.block_rows * table.block_cols * element_bits(table.dtype) / 8;
     const int64_t numbers_bytes = table.blocks * block_bytes;
     const int64_t page_bytes = numbers_bytes + table.blocks * table.block_rows * 2;
@@ -49,8 +50,8 @@ void look_up_rows(const BlockRows& table, const int64_t* ids, int64_t count, voi
         for (int64_t block = 0; block < table.blocks; ++block) {
             uint16_t bits;
             std::memcpy(&bits, page + numbers_bytes + 2 * (block * table.block_rows + row), sizeof bits);
-            const uint8_t* first = page + block * block_bytes + row * word_bytes(table.dtype);
-            widen(first, table, from_bfloat16(bits), values);
+            const uint8_t* first = page + block * block_bytes + row * together;
+            (int4 ? widen_int4 : widen_int8)(first, table, from_bfloat16(bits), values);
             const int64_t column = block * table.block_cols;
             const int64_t here = std::min(table.block_cols, table.columns - column);
             write(values, here, out, i * table.columns + column, bfloat16);

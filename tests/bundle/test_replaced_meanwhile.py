@@ -151,7 +151,7 @@ def test_a_directory_that_has_another_number_at_each_look_is_given_up(
 
 
 def test_verifying_begins_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    once_before(monkeypatch, reader.Bundle, "_check_rows", lambda: replaced(path))
+    once_before(monkeypatch, reader.Bundle, "_check", lambda: replaced(path))
     found = verify(path)
     assert not found.problems
     assert found.pages == len(Bundle.open(path).index.ids)

@@ -13,7 +13,8 @@ from weightpager import evaluation
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.score import Outcomes, Score
 from weightpager.bundle import TaskKind
-from weightpager.bundle.report.compile_report import CONFIDENCE, UNKNOWN, holds_zero
+from weightpager.bundle.report.advice import holds_zero
+from weightpager.bundle.report.compile_report import CONFIDENCE, UNKNOWN
 
 
 def accuracy(right: list[int]) -> Score:

@@ -213,11 +213,14 @@ def kernels_here() -> dict[str, Kernel]:
     return kernels | ({REFERENCE: _reference()} if is_installed("torch") else {})
 
 
+def read_by(name: str, tried: list[Case]) -> list[Case]:
+    """The products with weights of dtypes that a kernel reads; the reference reads all."""
+    return [case for case in tried if name not in NATIVE or case.weight.dtype in READS]
+
+
 def self_test(name: str, kernel: Kernel, tried: list[Case]) -> SelfTest:
-    """Try a kernel on what it reads; what it raises for a product is a failure of that product."""
-    if name in NATIVE:
-        tried = [case for case in tried if case.weight.dtype in READS]
-    outcomes = [_outcome(kernel, case) for case in tried]
+    """Try a kernel; what it raises for a product is a failure of that product."""
+    outcomes = [_outcome(kernel, case) for case in read_by(name, tried)]
     return SelfTest(name, len(outcomes), tuple(outcome for outcome in outcomes if outcome))
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.bundle.report.compile_report import UNKNOWN, holds_zero, items_to_tell, mean_interval, turned
+from weightpager.bundle.report.advice import holds_zero, items_to_tell, mean_interval, turned
+from weightpager.bundle.report.compile_report import UNKNOWN
 
 ends = st.floats(-1e3, 1e3)
 

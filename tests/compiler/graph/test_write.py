@@ -10,7 +10,6 @@ from families import ALL_ENCODERS, config_of
 from weightpager.bundle import BundleWriter
 from weightpager.compiler.graph import export
 from weightpager.compiler.graph.export import write_graphs
-from weightpager.errors import ExportFailedError, NotExportableError
 from weightpager.graph import read_graph
 from weightpager.graph.file import graph_file
 
@@ -48,35 +47,3 @@ def test_what_an_architecture_raises_is_a_reason(tmp_path: Path, monkeypatch: py
     found = write_graphs(BundleWriter(tmp_path), config, [KIND], None)
     assert found[KIND].startswith("KeyError: 'its own code")
     assert not (tmp_path / graph_file(KIND)).exists()
-
-
-@pytest.mark.parametrize(
-    ("error", "vocabulary", "stays"),
-    [
-        (MemoryError("none left"), 18, True),
-        (ExportFailedError("another torch"), 19, True),
-        (NotExportableError("a mask"), 20, False),
-    ],
-)
-def test_an_old_graph_stays_unless_the_module_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    error: Exception,
-    vocabulary: int,
-    *,
-    stays: bool,
-) -> None:
-    def failing(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(export, "export_graph", failing)
-    config = config_of("Bert", {**ALL_ENCODERS["Bert"], "vocab_size": vocabulary})
-    old = tmp_path / "old.json"
-    old.write_bytes(b"old")
-    found = write_graphs(BundleWriter(tmp_path / "new"), config, [KIND], None, {KIND: old})
-    assert (tmp_path / "new" / graph_file(KIND)).exists() is stays
-    assert (KIND not in found) is stays
-    (said,) = caplog.messages
-    assert ("the old graph stays" in said) is stays
-    assert ("need torch" in said) is not stays
