@@ -1,7 +1,6 @@
 """What an engine tells about itself: reports, and a map of its pages.
 
-A figure is described once, by its field: a server's state, its metrics, its page and ``weightpager top`` show all fields
-that there are.
+A figure is described once, by its field: a server's state, metrics and page, and ``weightpager top`` show all fields.
 """
 
 from __future__ import annotations
