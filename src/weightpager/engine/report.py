@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.figures import counter, gauge
+from weightpager.runtime.memory.memory_budget import MemoryUse
 from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 from weightpager.runtime.planning.slots import ABSENT
 
 if TYPE_CHECKING:  # a reader of reports needs no engine
     from weightpager.engine.open_bundle import OpenBundle
     from weightpager.engine.prefetching import Prefetching
     from weightpager.engine.task_holds import SwitchLog
-    from weightpager.runtime.memory.memory_budget import MemoryUse
-    from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 
 
 @dataclass(frozen=True)
