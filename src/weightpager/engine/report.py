@@ -1,6 +1,6 @@
 """What an engine tells about itself: reports, and a map of its pages.
 
-A figure is described here once: a server's state, its metrics, its page and ``weightpager top`` show whatever is here.
+A figure is described once, by its field: a server's state, metrics and page, and ``weightpager top`` show all fields.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.figures import counter, gauge
+from weightpager.runtime.memory.memory_budget import MemoryUse
 from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 from weightpager.runtime.planning.slots import ABSENT
 from weightpager.runtime.row_report import RowReport
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:  # a reader of reports needs no engine
     from weightpager.engine.open_bundle import OpenBundle
     from weightpager.engine.prefetching import Prefetching
     from weightpager.engine.task_holds import SwitchLog
-    from weightpager.runtime.memory.memory_budget import MemoryUse
-    from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
 
 
 @dataclass(frozen=True)

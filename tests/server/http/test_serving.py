@@ -411,7 +411,7 @@ def test_the_room_for_caches_follows_the_tasks(writer_bundle: Path, monkeypatch:
         room = service.vocabulary.most_cached
         assert room is not None
         assert service.worker.policy.room == room
-        monkeypatch.setattr(engine, "dtype", lambda _: "float32")  # tasks came that compute in wider numbers
+        monkeypatch.setattr(engine._open, "dtype", lambda _: "float32")  # tasks came that compute in wider numbers
         service.reload()
         assert service.vocabulary.most_cached == service.worker.policy.room == room // 2
 
