@@ -20,7 +20,7 @@ from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.kernels.torch import paged_linear
-from weightpager.nn import PagedLinear
+from weightpager.nn.linear import PagedLinear
 from weightpager.runtime.paging.task_gate import TaskGate
 
 MOST_MS = 0.015

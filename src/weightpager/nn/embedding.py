@@ -18,8 +18,6 @@ from weightpager.nn.linear import PagedLinear
 
 
 class RowSource(Protocol):
-    """What looks a table's rows up."""
-
     def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
         """Write the rows ``ids`` [n] to ``out`` [n, columns], float32, or bfloat16 as uint16.
 
@@ -55,7 +53,6 @@ class PagedEmbedding(CustomOpEmbedding):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return torch.from_numpy(self.source.all()).to(self.wide.dtype)
 
     def compute(self, ids: Tensor) -> Tensor:
@@ -73,7 +70,6 @@ class PagedEmbedding(CustomOpEmbedding):
         return out
 
     def extra_repr(self) -> str:
-        """As `torch.nn.Embedding` prints itself, with both dtypes."""
         return f"{self.num_embeddings}, {self.embedding_dim}, int8 in pages to {self.wide.dtype}"
 
 
@@ -98,7 +94,6 @@ class Int8Embedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return self(torch.arange(self.num_embeddings, device=self.stored.device))  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -132,15 +127,12 @@ class NarrowEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return self.table.to(self.wide.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``[...]`` to ``[..., embedding_dim]``."""
         return embedding(ids, self.table).to(self.wide.dtype)
 
     def extra_repr(self) -> str:
-        """As `torch.nn.Embedding` prints itself, with both dtypes."""
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.table.dtype} to {self.wide.dtype}"
 
 
@@ -182,7 +174,6 @@ class WholeEmbedding(CustomOpEmbedding):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return reference.dense_weight(self.table).to(self.wide.dtype)
 
     def compute(self, ids: Tensor) -> Tensor:
@@ -194,7 +185,6 @@ class WholeEmbedding(CustomOpEmbedding):
         return look_up(self.table, ids, self.wide.dtype)
 
     def extra_repr(self) -> str:
-        """As `torch.nn.Embedding` prints itself, with both dtypes."""
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.table.dtype} to {self.wide.dtype}"
 
 
@@ -222,11 +212,8 @@ class WholeLinear(PagedLinear):
 class _Open:
     """The gate of what never leaves memory."""
 
-    def enter(self, reader: object, layer: int) -> None:
-        """Nothing to wait for."""
+    def enter(self, reader: object, layer: int) -> None: ...
 
-    def note_read(self) -> None:
-        """Nothing to tell."""
+    def note_read(self) -> None: ...
 
-    def leave(self, reader: object, /) -> None:
-        """Nothing to tell."""
+    def leave(self, reader: object, /) -> None: ...

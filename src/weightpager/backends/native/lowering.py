@@ -50,12 +50,10 @@ class RowsOnDemand(Protocol):
     """A table ``[rows, columns]`` of which some rows are in memory, and others are read when they are wanted."""
 
     @property
-    def rows(self) -> int:
-        """How many rows the table has."""
+    def rows(self) -> int: ...
 
     @property
-    def columns(self) -> int:
-        """How many numbers a row has."""
+    def columns(self) -> int: ...
 
     def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
         """Write the rows of ids [n], all of them in the table, to ``out`` [n, columns], both contiguous."""

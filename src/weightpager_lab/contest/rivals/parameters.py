@@ -11,7 +11,7 @@ from weightpager.backends.torch.architecture import BASE, empty_module, read_con
 from weightpager.backends.torch.parameters import read_parameters, read_rows, widened
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.nn import is_plain_embedding
+from weightpager.nn.embedding import is_plain_embedding
 from weightpager_lab.contest.rivals.few_bits import SCALE, int8_rows
 
 _FEW_BITS = ("int8", "int4")
