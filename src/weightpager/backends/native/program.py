@@ -53,8 +53,8 @@ time. In float16 they are rounded as they are kept, and take half of the bytes.
 
 It grows by ``KVCache.block`` tokens at a time, which take as much as `GraphProgram.cache_block_bytes` says for each
 text. A call that would need more than ``most_bytes`` raises `MemoryError`. ``tokens``, ``batch`` and ``bytes`` say what
-the cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what row
-``rows[i]`` was."""
+the cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what
+row ``rows[i]`` was."""
 
 Workspaces = _native.Workspaces
 """Memory for activations that programs have in common: as many workspaces as there have been calls at once."""
