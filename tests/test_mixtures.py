@@ -28,7 +28,7 @@ from weightpager.compiler.training.loss import masked_logits
 from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.errors import BundleFormatError, ConfigError
-from weightpager.nn import PagedGatedMLP, mixtures
+from weightpager.nn.experts import PagedGatedMLP, mixtures
 from weightpager.runtime.budget import smallest_budget
 
 TASKS = 3

@@ -18,7 +18,7 @@ from weightpager.blocks import BlockGrid
 from weightpager.bundle import Bundle, WeightEntry
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.errors import CompileError
-from weightpager.nn import mixtures
+from weightpager.nn.experts import mixtures
 
 SMALL = {"calibration": {"items": 4, "max_length": 16, "batch": 4}, "compare": "none", "sparsity": 0.35}
 

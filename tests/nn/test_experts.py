@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from families import MIXTURES
 from mixtures import TOKENS, model_of
-from weightpager.nn import mixtures, set_as_published, set_upright
-from weightpager.nn.experts import ExpertRouter
+from weightpager.nn.experts import ExpertRouter, mixtures, set_as_published, set_upright
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import weightpager as wp
-from weightpager.nn import FlatLinear
+from weightpager.nn.linear import FlatLinear
 
 
 def test_a_slice_gives_what_the_layer_gives_its_copy() -> None:

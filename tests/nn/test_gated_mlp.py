@@ -7,7 +7,8 @@ import torch
 
 import weightpager as wp
 from weightpager.backends.torch.export import export_task
-from weightpager.nn import PagedGatedMLP, PagedLinear
+from weightpager.nn.experts import PagedGatedMLP
+from weightpager.nn.linear import PagedLinear
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import weightpager as wp
 from weightpager.errors import EngineClosedError, InferenceOnlyError, TaskNotActiveError
 from weightpager.nn import custom_op
+from weightpager.nn.linear import PagedLinear
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 
@@ -34,7 +35,7 @@ class Layer(nn.Module):
 
 
 def first_paged(model: nn.Module) -> nn.Module:
-    return next(module for module in model.modules() if isinstance(module, wp.nn.PagedLinear))
+    return next(module for module in model.modules() if isinstance(module, PagedLinear))
 
 
 def compiled(layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:

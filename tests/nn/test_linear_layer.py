@@ -8,7 +8,8 @@ from torch import nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
-from weightpager.nn import empty_on_meta, is_linear, missing_values, set_as_published, set_upright
+from weightpager.nn.experts import is_linear, set_as_published, set_upright
+from weightpager.nn.skeleton import empty_on_meta, missing_values
 
 
 class Named(nn.Linear):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import weightpager as wp
-from weightpager.nn import NarrowEmbedding, keep_tables_narrow
+from weightpager.nn.embedding import NarrowEmbedding, keep_tables_narrow
 
 IDS = torch.tensor([[3, 0], [6, 3]])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from weightpager.bundle.format.row_table import decode_rows, encode_rows
 from weightpager.kernels.rows import widen_rows
-from weightpager.nn import Int8Embedding, PagedEmbedding
+from weightpager.nn.embedding import Int8Embedding, PagedEmbedding
 
 STORED = encode_rows(np.random.default_rng(0).standard_normal((30, 12)).astype(np.float32))
 TABLE = torch.from_numpy(decode_rows(STORED))

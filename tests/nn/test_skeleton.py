@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from weightpager.nn import calls_for, empty_on_meta
+from weightpager.nn.skeleton import calls_for, empty_on_meta
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 

@@ -22,7 +22,7 @@ from weightpager.compiler.data import TaskData, reader_of
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
 from weightpager.readers.tokenizer import Tokenizer
-from weightpager.task_data.completions import Completion, CompletionReader
+from weightpager.task_data.completions import CompletionExample, CompletionReader
 
 BEGIN, END = 2, 3
 RED, GREEN, CAT, SNOW = 4, 5, 7, 12
@@ -40,7 +40,9 @@ def reader(template: str | None = tiny.TEMPLATE) -> Tokenizer:
     return tiny.reader(tokenizer(template))
 
 
-def read(path: Path, rows: list[Any], length: int = 8, template: str | None = tiny.TEMPLATE) -> tuple[Completion, ...]:
+def read(
+    path: Path, rows: list[Any], length: int = 8, template: str | None = tiny.TEMPLATE
+) -> tuple[CompletionExample, ...]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return CompletionReader("prompt", "completion", reader(template), length).read(path, "data")
 

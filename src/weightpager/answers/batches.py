@@ -73,7 +73,6 @@ def _group(query: BlockingQuery, most: int, bounds: Bounds) -> Hashable:
 
 
 def _fits(query: BlockingQuery, batch: Sequence[BlockingQuery], bounds: Bounds) -> bool:
-    """Whether a query may join a batch of shorter ones."""
     work, texts = query.work, len(batch) + 1
     if texts > bounds.texts:
         return False

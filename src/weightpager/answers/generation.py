@@ -124,7 +124,6 @@ class Continuation:
         return self._show(self._text if self.ended else self._safe())
 
     def outcome(self) -> Generated:
-        """The whole continuation, once it has ended."""
         assert self.ended is not None
         return Generated(self._text, len(self._ids), self.ended)
 
@@ -214,7 +213,6 @@ class _Row:
         self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
 
     def add(self, token: int, now: float) -> None:
-        """Add a token, and tell whoever waits the further text or the end."""
         if self.query.expire(now):
             return
         text = self._continuation.add(token)
@@ -238,7 +236,6 @@ class _Watch:
         self.steps = 0
 
     def see(self, tokens: Integers) -> npt.NDArray[np.bool_]:
-        """Bool [rows]: which are over."""
         self.steps += 1
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
             if not row.query.over:

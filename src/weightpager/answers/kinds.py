@@ -178,11 +178,9 @@ class EncodingKind(Kind):
     """A kind whose answers are read off the logits of one forward; those on texts need no `batch` of their own."""
 
     def encode(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> list[Outcome]:
-        """The outcomes of works that are read together."""
         return self.outcomes(model.logits(self.batch(model, tokenizer, works)), works)
 
     def batch(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> Inputs:
-        """The model's inputs."""
         return padded([work.ids for work in works], pad_id(model.vocab_size, tokenizer))
 
     @abstractmethod
@@ -202,8 +200,6 @@ class EncodingKind(Kind):
 
 
 class TextClassification(EncodingKind):
-    """Finds a text's class."""
-
     metric = "accuracy"
 
     def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Work:  # noqa: ARG002
@@ -224,8 +220,6 @@ class TextClassification(EncodingKind):
 
 
 class ImageClassification(TextClassification):
-    """Finds an image's class."""
-
     def read(
         self,
         reader: ImageReader,  # type: ignore[override]
@@ -310,7 +304,6 @@ class TextGeneration(LanguageModeling):
     def measured(
         self, found: Sequence[str], labels: Sequence[str], metrics: Sequence[TextMetric] = ()
     ) -> tuple[list[list[float]], list[int]]:
-        """Each completion's values by the metrics."""
         return text_scores(metrics, found, labels), [1] * len(labels)
 
     def value(self, mean: float) -> float:
@@ -327,5 +320,4 @@ _KINDS: Mapping[TaskKind, Kind] = {
 
 
 def kind_of(name: TaskKind) -> Kind:
-    """The one object of a kind."""
     return _KINDS[name]

@@ -171,7 +171,6 @@ def embed(
 def _outcomes(
     task: TaskEntry, model: TaskModel, reader: Any, works: Sequence[Work], bounds: Bounds
 ) -> list[tuple[Outcome, bool]]:
-    """The outcome of each work, and whether its text was cut."""
     bounds = replace(bounds, activations=model.limits.activations)
     if not task.takes_images:
         bounds = replace(bounds, uniform_length=model.limits.uniform_room(reader.longest), cache=model.cache)
@@ -233,7 +232,6 @@ def check_writes(task: TaskEntry) -> None:
 
 
 def _stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The texts of an option; None is none."""
     if isinstance(stop, (bytes, Mapping)) or not (stop is None or isinstance(stop, Iterable)):
         raise ConfigError(f"stop: expected a text or a list of texts, found {shown(stop)}")
     texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
@@ -244,7 +242,6 @@ def _stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _listed(inputs: Iterable[_Given]) -> list[_Given]:
-    """Several inputs, as a list."""
     alone = isinstance(inputs, (str, bytes, os.PathLike)) or (isinstance(inputs, np.ndarray) and inputs.ndim == 3)
     if alone:
         raise ConfigError(f"inputs: expected a list, such as [{shown(inputs)}], found {shown(inputs)} alone")
@@ -254,7 +251,6 @@ def _listed(inputs: Iterable[_Given]) -> list[_Given]:
 
 
 def _checked(task: TaskEntry, given: Any, place: str) -> Input:
-    """An input, if the task reads such ones."""
     if task.takes_conversations and isinstance(given, list):
         return _conversation(given, place)
     if not _suits(task, given):

@@ -54,8 +54,7 @@ class BlockingQuery:
     def expire(self, now: float) -> bool:  # noqa: ARG002 - whatever the time
         return self.over
 
-    def more(self, text: str) -> None:
-        """The whole is told at the end."""
+    def more(self, text: str) -> None: ...
 
     def done(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -72,7 +71,6 @@ class StreamedQuery(BlockingQuery):
     pieces: list[str] = field(default_factory=list)
 
     def more(self, text: str) -> None:
-        """Keep a piece until it is taken."""
         self.pieces.append(text)
 
     def take(self) -> list[str]:

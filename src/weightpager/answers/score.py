@@ -30,7 +30,6 @@ class Outcomes:
 
     @classmethod
     def none(cls) -> Outcomes:
-        """Outcomes of no item."""
         return cls(np.zeros(0), np.zeros(0, np.int64))
 
 

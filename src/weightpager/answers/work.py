@@ -68,7 +68,6 @@ class _Text:
 
     @property
     def tokens(self) -> int:
-        """How many there are to read."""
         return len(self.ids)
 
     @property
@@ -87,7 +86,6 @@ class Generate(_Text):
 
     @property
     def kind(self) -> Hashable:
-        """A key: works of the same key can run together."""
         return ("generate", self.sampling, id(self) if self.sampling.seed is not None else None)
 
     def within(self, room: int) -> Generate:
@@ -140,12 +138,10 @@ class ClassifyImage:
 
     @property
     def ids(self) -> Ids:
-        """An image has none."""
         return ()
 
     @property
     def truncated(self) -> bool:
-        """An image is never cut."""
         return False
 
     @property
@@ -156,7 +152,6 @@ class ClassifyImage:
 
     @property
     def kind(self) -> Hashable:
-        """A key: works of the same key can run together."""
         return ("classify image", self.pixels.shape)
 
 
@@ -165,8 +160,6 @@ Work = Generate | Classify | Tag | Embed | ClassifyImage
 
 @dataclass(frozen=True)
 class Generated:
-    """A continuation, how many tokens it took, and why it ended."""
-
     text: str
     tokens: int
     reason: Literal["stop", "length"]
@@ -188,8 +181,6 @@ class Tagged:
 
 @dataclass(frozen=True)
 class Embedded:
-    """A text's vector."""
-
     vector: tuple[float, ...]
 
 

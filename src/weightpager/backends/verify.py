@@ -66,14 +66,12 @@ class _Findings:
         return bool(self.damaged or self.wrong)
 
     def run(self, check: Callable[..., object], *arguments: object) -> None:
-        """Note what a check refuses."""
         try:
             check(*arguments)
         except BundleError as error:
             self.add(error)
 
     def add(self, error: BundleError) -> None:
-        """Note a refusal."""
         (self.damaged if _is_damage(error) else self.wrong)[error.plain] = None
 
 
@@ -162,7 +160,6 @@ def _verify_pages(
     found: _Findings,
     progress: StepProgress,
 ) -> Verification:
-    """Check pages one by one, and add what was found in other files."""
     pages = dict.fromkeys(_page_problems(root, manifest, ids, progress))
     damaged, wrong = (
         [problem for problem in problems if problem not in pages] for problems in (found.damaged, found.wrong)

@@ -60,7 +60,7 @@ _KINDS = (
     _Kind(r"", 2**18),
 )
 """The first kind whose pattern fits a name is its kind. No honest configuration needs larger numbers. Smaller ones may
-still take too much together, which `weightpager.nn.empty_on_meta` finds when a module is built."""
+still take too much together, which `weightpager.nn.skeleton.empty_on_meta` finds when a module is built."""
 
 _MOST_ITEMS = 2**10  # most values of a list, nested lists included: a configuration has at most one for each layer
 _NESTED = 2**9  # the largest integer in a list of lists: it says how often its neighbours are repeated

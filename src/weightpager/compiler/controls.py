@@ -33,7 +33,7 @@ from weightpager.compiler.training.device import placed, training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.evaluate import Replaced
 from weightpager.compiler.training.masks import Masks, module_name
-from weightpager.nn import is_plain_embedding
+from weightpager.nn.embedding import is_plain_embedding
 from weightpager.page_dtype import ENCODINGS, Encoding, block_bytes, nearest
 from weightpager.progress import StepProgress
 

@@ -23,7 +23,7 @@ from weightpager.errors import CompileError
 from weightpager.readers.tokenizer import NO_DEFAULT, Encoded, Tokenizer, begin_ids
 from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import EVAL_BATCH, Batches, Labelled, batched
-from weightpager.task_data.completions import Asked, Completion
+from weightpager.task_data.completions import Asked, CompletionExample
 from weightpager.task_data.held_out import Item, checked_labels, items_reader, split_label
 from weightpager.task_data.images import Picture
 from weightpager.task_data.row_files import label_ids
@@ -115,7 +115,7 @@ def of_length(train: Sequence[Item], max_length: int, key: str) -> Iterator[str]
 
 def of_joints(train: Sequence[Item]) -> Iterator[str]:
     """Completions that nothing parts from the last word of their prompts, as most are not meant to be."""
-    joined = sum(isinstance(item, Completion) and item.in_a_word for item in train)
+    joined = sum(isinstance(item, CompletionExample) and item.in_a_word for item in train)
     if 2 * joined > len(train):
         yield (
             f"{joined} of {len(train)} completions go on with the last word of their prompts, since nothing is put "
@@ -147,7 +147,7 @@ def _content(item: Item) -> Hashable:
     """What the model sees of it; of a prompt with a completion the prompt alone."""
     if isinstance(item, Picture):
         return item.path.resolve()
-    return item.prompt if isinstance(item, Completion) else tuple(item.tokens)
+    return item.prompt if isinstance(item, CompletionExample) else tuple(item.tokens)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from weightpager.compiler.recovery.closed_form import tokens_wanted
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import ITEMS
 from weightpager.errors import CompileError
-from weightpager.nn import mixtures
+from weightpager.nn.experts import mixtures
 from weightpager.page_dtype import block_bytes
 from weightpager.task_data.batches import EVAL_BATCH, at_once
 

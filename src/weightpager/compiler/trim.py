@@ -29,7 +29,7 @@ from weightpager.compiler.model.directory import ModelDirectory, check_known, lo
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.vocabulary_tables import ids_in, keep_rows, named_ids, renumbered, row_parameters
 from weightpager.errors import CompileError, ConfigError
-from weightpager.nn import set_as_published
+from weightpager.nn.experts import set_as_published
 from weightpager.progress import Progress, silent
 from weightpager.task_data.held_out import items_reader, split_label
 from weightpager.task_data.texts import Example, TextReader

@@ -58,7 +58,6 @@ def is_tracing() -> bool:
 
 @torch.library.custom_op("weightpager::paged_linear", mutates_args=(), **_TAGS)
 def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: ARG001 - for the fake below
-    """The layer's output ``[..., out_features]``."""
     return _found(layer).compute(x)
 
 
@@ -74,7 +73,6 @@ def _found(layer: int) -> CustomOpLayer:
 
 @torch.library.custom_op("weightpager::paged_embedding", mutates_args=(), **_TAGS)
 def paged_embedding(ids: Tensor, layer: int, columns: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG001 - as above
-    """The rows ``[..., columns]``."""
     return _found(layer).compute(ids)
 
 
@@ -114,5 +112,4 @@ class CustomOpEmbedding(CustomOpLayer):
         return self.compute(ids)
 
     @abstractmethod
-    def compute(self, ids: Tensor) -> Tensor:
-        """The rows."""
+    def compute(self, ids: Tensor) -> Tensor: ...

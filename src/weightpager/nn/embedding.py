@@ -41,7 +41,6 @@ class PagedEmbedding(CustomOpEmbedding):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return torch.from_numpy(self.source.all()).to(self.wide.dtype)
 
     def compute(self, ids: Tensor) -> Tensor:
@@ -59,7 +58,6 @@ class PagedEmbedding(CustomOpEmbedding):
         return out
 
     def extra_repr(self) -> str:
-        """As `torch.nn.Embedding` prints itself, with both dtypes."""
         return f"{self.num_embeddings}, {self.embedding_dim}, int8 in pages to {self.wide.dtype}"
 
 
@@ -84,7 +82,6 @@ class Int8Embedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return self(torch.arange(self.num_embeddings, device=self.stored.device))  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -118,15 +115,12 @@ class NarrowEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return self.table.to(self.wide.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``[...]`` to ``[..., embedding_dim]``."""
         return embedding(ids, self.table).to(self.wide.dtype)
 
     def extra_repr(self) -> str:
-        """As `torch.nn.Embedding` prints itself, with both dtypes."""
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.table.dtype} to {self.wide.dtype}"
 
 
@@ -168,7 +162,6 @@ class WholeEmbedding(CustomOpEmbedding):
 
     @property
     def weight(self) -> Tensor:
-        """The table as the model would have it."""
         return reference.dense_weight(self.table).to(self.wide.dtype)
 
     def compute(self, ids: Tensor) -> Tensor:
@@ -180,7 +173,6 @@ class WholeEmbedding(CustomOpEmbedding):
         return look_up(self.table, ids, self.wide.dtype)
 
     def extra_repr(self) -> str:
-        """As `torch.nn.Embedding` prints itself, with both dtypes."""
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.table.dtype} to {self.wide.dtype}"
 
 
@@ -208,11 +200,8 @@ class WholeLinear(PagedLinear):
 class _Open:
     """The gate of what never leaves memory."""
 
-    def enter(self, reader: object, layer: int) -> None:
-        """Nothing to wait for."""
+    def enter(self, reader: object, layer: int) -> None: ...
 
-    def note_read(self) -> None:
-        """Nothing to tell."""
+    def note_read(self) -> None: ...
 
-    def leave(self, reader: object, /) -> None:
-        """Nothing to tell."""
+    def leave(self, reader: object, /) -> None: ...

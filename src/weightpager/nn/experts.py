@@ -44,7 +44,6 @@ class ExpertMLP(nn.Module):
         self.act_fn = act_fn
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., width]`` to ``[..., width]``."""
         found: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return found
 
@@ -86,7 +85,6 @@ class Experts(nn.ModuleList):
             yield number, tokens, self[number](hidden[tokens]) * weights[tokens, place, None]
 
     def published(self) -> nn.Module:
-        """The module as transformers has it."""
         fused: nn.Module = copy.copy(self._shell[0])
         fused._parameters = dict(fused._parameters)
         experts: list[Any] = list(self)
@@ -136,7 +134,6 @@ class ExpertRouter(nn.Module):
         return logits, weights if self._in_float else weights.to(logits.dtype), chosen
 
     def published(self) -> nn.Module:
-        """The module as transformers has it."""
         router: nn.Module = copy.copy(self._shell[0])
         router._parameters = dict(router._parameters)
         router.weight = self.weight
@@ -158,7 +155,6 @@ class Mixture:
     experts: Experts
 
     def weights(self, expert: int) -> list[str]:
-        """Names of the linear layers of an expert."""
         return [f"{self.name}.experts.{expert}.{projection}" for projection in PROJECTIONS]
 
 
@@ -279,7 +275,6 @@ class PagedGatedMLP(custom_op.CustomOpLayer):
             up.gate.leave(reader)
 
     def extra_repr(self) -> str:
-        """What it does between the projections."""
         return f"activation={self.activation}"
 
 

@@ -84,7 +84,6 @@ class PagedLinear(custom_op.CustomOpLayer):
         return y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
 
     def compute(self, x: Tensor) -> Tensor:
-        """The product with the pages, and the bias."""
         reader = object()
         try:
             self.gate.enter(reader, self.layer)
@@ -95,7 +94,6 @@ class PagedLinear(custom_op.CustomOpLayer):
             self.gate.leave(reader)
 
     def extra_repr(self) -> str:
-        """As `torch.nn.Linear` prints itself, with the density."""
         rows, columns = self.paged_weight.grid
         density = self.paged_weight.kept / (rows * columns)
         return f"in_features={self.in_features}, out_features={self.out_features}, density={density:.2f}"
@@ -116,6 +114,5 @@ class FlatLinear(nn.Linear):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``."""
         rows = linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
         return rows.view(*x.shape[:-1], self.out_features)

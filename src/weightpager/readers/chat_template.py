@@ -79,7 +79,6 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, most_characters: int) -> ChatTemplate:
-        """That of a tokenizer."""
         return cls(tokenizer.chat_template, tokenizer.special, most_characters)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:

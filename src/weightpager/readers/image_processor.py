@@ -95,7 +95,6 @@ def _kind_of(size: Any) -> str | None:
 
 
 def _target(size: Mapping[str, int], height: int, width: int) -> tuple[int, int]:
-    """Height and width of a scaled image."""
     if _kind_of(size) == "fixed":
         return size["height"], size["width"]
     short = size["shortest_edge"]
@@ -125,5 +124,4 @@ def _border(have: int, want: int) -> int:
 
 
 def _each(value: float | Sequence[float], channels: int) -> npt.NDArray[np.float32]:
-    """A value for each channel, [channels, 1, 1]."""
     return np.broadcast_to(np.array(value, np.float32), channels)[:, None, None]

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Completion(Example):
+class CompletionExample(Example):
     """A prompt with its completion; labels are `IGNORED` in the prompt.
 
     Attributes:
@@ -80,7 +80,7 @@ class CompletionReader:
     max_length: int
     bos: bool = True
 
-    def read(self, path: Path, where: str, most: int | None = None) -> tuple[Completion, ...]:
+    def read(self, path: Path, where: str, most: int | None = None) -> tuple[CompletionExample, ...]:
         """The first ``most`` rows of a file, or all; errors speak of ``where``.
 
         A completion that ``max_length`` leaves no room for is cut, and its end isn't learnt; a prompt is never cut.
@@ -101,7 +101,7 @@ class CompletionReader:
             _log.warning("%s: %d of %d completions are cut at max_length %d", where, cut, len(items), self.max_length)
         return tuple(items)
 
-    def _example(self, asked: str | Messages, answer: str, template: ChatTemplate, where: str) -> Completion:
+    def _example(self, asked: str | Messages, answer: str, template: ChatTemplate, where: str) -> CompletionExample:
         text = asked if isinstance(asked, str) else _rendered(template, asked, where)
         chat = not isinstance(asked, str)
         prompt = self.tokenizer.prompt(text, bos=self.bos, chat=chat)
@@ -114,7 +114,7 @@ class CompletionReader:
         completion = [*learnt, self._end][: self.max_length - len(prompt)]
         labels = [IGNORED] * len(prompt) + completion
         in_a_word = isinstance(asked, str) and (asked[-1] + answer[0]).isalnum()
-        return Completion([*prompt, *completion], labels, prompt, answer, chat, in_a_word)
+        return CompletionExample([*prompt, *completion], labels, prompt, answer, chat, in_a_word)
 
     def _following(self, text: str, prompt: tuple[int, ...], answer: str) -> tuple[int, ...]:
         """The tokens of an answer that say, behind a prompt, that very answer.
@@ -185,7 +185,6 @@ def asked_and_answered(
 
 
 def _has_messages(row: Row, prompt: str, completion: str) -> bool:
-    """Whether a row is a conversation in one column."""
     return MESSAGES not in (prompt, completion) and row.get(MESSAGES) is not None
 
 
@@ -222,7 +221,7 @@ def form(examples: Sequence[Any]) -> Literal["plain", "chat"]:
     return "chat" if examples[0].chat else "plain"
 
 
-def _asking(examples: Sequence[Completion], pad: int) -> Labelled:
+def _asking(examples: Sequence[CompletionExample], pad: int) -> Labelled:
     inputs = padded([example.prompt for example in examples], pad, left=True)
     return inputs, tuple(example.answer for example in examples)
 

@@ -133,7 +133,6 @@ def _pixels(picture: Picture, reader: ImageReader, where: str) -> Any:
 
 @contextmanager
 def _errors_of(file: Path, where: str) -> Iterator[None]:
-    """Say of which image an error is."""
     try:
         yield
     except ImageError as error:
@@ -160,7 +159,6 @@ def _of_folder(path: Path, where: str) -> list[tuple[Path, Label]]:
 
 
 def _seen_in(folder: Path, where: str) -> list[Path]:
-    """What is in a folder and isn't hidden."""
     try:
         return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:

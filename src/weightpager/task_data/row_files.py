@@ -293,7 +293,6 @@ def hashed(path: Path, where: str) -> str:
 
 
 def texts_of(rows: list[Row], column: str, where: str) -> list[str]:
-    """The texts of a column."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row[column], str):
             raise CompileError(f"{where}: row {number}: expected {column!r} to be text, found {shown(row[column])}")
@@ -301,7 +300,6 @@ def texts_of(rows: list[Row], column: str, where: str) -> list[str]:
 
 
 def words_of(value: Any, where: str, number: int) -> list[str]:
-    """The words of row ``number``."""
     if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
         raise CompileError(f"{where}: row {number}: expected a list of words, found {shown(value)}")
     return value

@@ -32,7 +32,6 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
         return len(self.tokens)
 
 
@@ -171,7 +170,6 @@ def labelled_texts(
 def labelled_words(
     path: Path, where: str, text: str, label: str, most: int | None
 ) -> tuple[list[list[str]], list[list[str | int]]]:
-    """The words of a file's rows, and their labels."""
     rows = read_rows(path, where, text, label, most=most)
     labels = labels_of(rows, label, where, nested=True)
     words = [words_of(row[text], where, number) for number, row in enumerate(rows, 1)]

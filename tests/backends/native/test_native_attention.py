@@ -14,7 +14,7 @@ from weightpager.graph.reference import KeyValues, run
 
 native = pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native import KVCache, Program  # noqa: E402 - without the native module there is none
+from weightpager.backends.native.program import GraphProgram, KVCache  # noqa: E402 - without the native module there is none
 
 SEEDS = st.integers(0, 2**32 - 1)
 ISAS = st.integers(0, len(native.isas()) - 1)
@@ -67,7 +67,7 @@ def test_attention(
     orders = [rng.permutation(4) for _ in range(3)] + [rng.permutation(2)]
     graph, inputs, _ = single_node("attention", [query, key, value, seen], attributes, orders=orders)
     wanted = run(graph, {}, inputs)["y0"]
-    program = Program(graph, {}, isa)
+    program = GraphProgram(graph, {}, isa)
     found = [program.run(inputs, threads=threads)["y0"] for threads in (1, 2, 3, 4)]
     np.testing.assert_allclose(found[0], wanted, rtol=1e-5, atol=1e-5)
     for other in found[1:]:
@@ -79,7 +79,7 @@ def test_a_query_that_sees_nothing_gives_zeros() -> None:
     operands = [*(_values(rng, 2, 2, 70, 8) for _ in range(3)), np.zeros((2, 70), np.int64)]
     operands[3][1, 69] = 1
     graph, inputs, _ = single_node("attention", operands, _attributes(causal=True))
-    found = Program(graph, {}).run(inputs)["y0"]
+    found = GraphProgram(graph, {}).run(inputs)["y0"]
     assert not found[0].any()
     assert not found[1, :, :69].any()
     np.testing.assert_allclose(found[1, :, 69], operands[2][1, :, 69], rtol=1e-6)
@@ -94,14 +94,14 @@ def test_no_heads_give_nothing(layout: str, causal: bool) -> None:
     graph, inputs, _ = single_node("attention", [query, whole, whole, None], _attributes(layout=layout, causal=causal))
     cache, wanted = KVCache(2**20), run(graph, {}, inputs)["y0"]
     assert wanted.size == 0
-    assert Program(graph, {}).run(inputs)["y0"].shape == wanted.shape
-    assert Program(graph, {}).run(inputs, cache)["y0"].shape == wanted.shape
+    assert GraphProgram(graph, {}).run(inputs)["y0"].shape == wanted.shape
+    assert GraphProgram(graph, {}).run(inputs, cache)["y0"].shape == wanted.shape
 
 
 def test_scores_that_are_no_numbers_stay_so() -> None:
     operands = [np.full((1, 1, 3, 4), np.nan, np.float32)] * 3
     graph, inputs, _ = single_node("attention", [*operands, None], _attributes())
-    assert np.isnan(Program(graph, {}).run(inputs)["y0"]).all()
+    assert np.isnan(GraphProgram(graph, {}).run(inputs)["y0"]).all()
 
 
 def _texts(heads: int, groups: int, depth: int, window: int, masked: bool) -> Graph:
@@ -133,7 +133,7 @@ def test_the_cache_of_earlier_tokens(
     """As the reference has it, of rounded keys and values too; rows may be chosen, and tokens forgotten, in between."""
     rng = np.random.default_rng(seed)
     graph = _texts(*heads, 8, 20, masked)
-    program, cache, remembered = Program(graph, {}, isa), KVCache(2**24, float16=narrow), KeyValues()
+    program, cache, remembered = GraphProgram(graph, {}, isa), KVCache(2**24, float16=narrow), KeyValues()
     mask = np.zeros((batch, 0), np.int64)
     for piece in pieces:
         inputs = {each.name: _values(rng, batch, piece, int(each.shape[2]), 8) for each in graph.inputs[:3]}
@@ -162,7 +162,7 @@ def test_the_cache_of_earlier_tokens(
 @given(st.lists(st.floats(width=32, allow_infinity=True, allow_nan=True), min_size=8, max_size=8), ISAS)
 def test_values_are_kept_as_float16(values: list[float], isa: int) -> None:
     """To nearest, what is too large as the largest number: with one key, what comes out is its value."""
-    program, cache = Program(_texts(1, 1, 8, 0, False), {}, isa), KVCache(2**20, float16=True)
+    program, cache = GraphProgram(_texts(1, 1, 8, 0, False), {}, isa), KVCache(2**20, float16=True)
     value = np.array(values, np.float32).reshape(1, 1, 1, 8)
     inputs = {"query": np.ones((1, 1, 1, 8), np.float32), "key": np.ones((1, 1, 1, 8), np.float32), "value": value}
     found = program.run(inputs, cache)["first"]
@@ -172,7 +172,7 @@ def test_values_are_kept_as_float16(values: list[float], isa: int) -> None:
 
 def test_one_plan_serves_all_lengths_of_a_cache() -> None:
     graph = _texts(2, 1, 8, 0, True)
-    program, cache = Program(graph, {}), KVCache(2**24)
+    program, cache = GraphProgram(graph, {}), KVCache(2**24)
     for length in range(1, 80):
         inputs = {each.name: np.ones((1, 1, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
         program.run({**inputs, "attention_mask": np.ones((1, length), np.int64)}, cache)
@@ -183,7 +183,7 @@ def test_one_plan_serves_all_lengths_of_a_cache() -> None:
 def test_a_cache_has_a_bound_and_stays_as_it_was(narrow: bool) -> None:
     graph = _texts(2, 1, 8, 0, False)
     block = 64 * (8 + 8) * (2 if narrow else 4)
-    program, cache = Program(graph, {}), KVCache(2 * block, float16=narrow)
+    program, cache = GraphProgram(graph, {}), KVCache(2 * block, float16=narrow)
     inputs = {each.name: np.ones((1, 64, int(each.shape[2]), 8), np.float32) for each in graph.inputs}
     program.run(inputs, cache)
     assert (cache.tokens, cache.bytes) == (64, 2 * block)
@@ -201,7 +201,7 @@ def test_a_cache_takes_what_its_program_says(
     heads: tuple[int, int], depth: int, batch: int, tokens: int, narrow: bool
 ) -> None:
     graph = _texts(*heads, depth, 0, False)
-    program, cache = Program(graph, {}), KVCache(2**30, float16=narrow)
+    program, cache = GraphProgram(graph, {}), KVCache(2**30, float16=narrow)
     program.run(
         {each.name: np.ones((batch, tokens, int(each.shape[2]), depth), np.float32) for each in graph.inputs}, cache
     )
@@ -211,7 +211,7 @@ def test_a_cache_takes_what_its_program_says(
 
 def test_a_cache_that_kept_nothing_takes_any_batch() -> None:
     graph = _texts(2, 1, 8, 0, True)
-    program, cache = Program(graph, {}), KVCache(2**20)
+    program, cache = GraphProgram(graph, {}), KVCache(2**20)
     inputs = {each.name: np.ones((2, 3, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
     with pytest.raises(ValueError, match="expected a mask"):  # when the first keys are there already
         program.run({**inputs, "attention_mask": np.ones((2, 4), np.int64)}, cache)
@@ -225,7 +225,7 @@ def test_a_mask_of_another_length_is_refused() -> None:
     inputs = {each.name: np.ones((1, 3, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
     for cache in (None, KVCache(2**20)):
         with pytest.raises(ValueError, match=r"expected a mask \[1, 3\], found \[1, 4\]"):
-            Program(graph, {}).run({**inputs, "attention_mask": np.ones((1, 4), np.int64)}, cache)
+            GraphProgram(graph, {}).run({**inputs, "attention_mask": np.ones((1, 4), np.int64)}, cache)
 
 
 @given(
@@ -251,5 +251,5 @@ def test_rotary(
     orders = [rng.permutation(4), rng.permutation(2)]
     graph, inputs, parameters = single_node("rotary", [x, positions, frequencies], attributes, [2], orders)
     wanted = run(graph, parameters, inputs)["y0"]
-    found = Program(graph, parameters).run(inputs, threads=2)["y0"]
+    found = GraphProgram(graph, parameters).run(inputs, threads=2)["y0"]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

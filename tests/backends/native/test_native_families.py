@@ -22,8 +22,8 @@ from weightpager.errors import NotExportableError
 
 pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native import KVCache, Program
 from weightpager.backends.native.model_limits import ModelConfig
+from weightpager.backends.native.program import GraphProgram, KVCache
 from weightpager.backends.native.task import NativeTask
 
 CLOSE = {"float32": 1e-5, "bfloat16": 1e-5}
@@ -67,7 +67,7 @@ def test_native_code_gives_what_the_module_gives(
         pytest.skip(str(error))
     form, module = CallForm.of(kind, image_of(kind)), empty_module_of(config_of(family, settings), kind, 5)
     give_values(module)
-    program = Program(graph, _values(module, dtype))
+    program = GraphProgram(graph, _values(module, dtype))
     for texts, tokens in ((3, 9), (1, 4), (2, 1)):
         inputs = made_up(form, module, texts, tokens)
         wanted = logits(module, inputs)
@@ -97,7 +97,7 @@ def _values(module: torch.nn.Module, dtype: str) -> dict[str, Any]:
     }
 
 
-def _in_pieces(program: Program, inputs: Mapping[str, Any], split: int) -> Any:
+def _in_pieces(program: GraphProgram, inputs: Mapping[str, Any], split: int) -> Any:
     cache, found = KVCache(2**24), []
     for piece in (slice(0, split), slice(split, None)):
         cut = {name: each[:, piece] for name, each in inputs.items()}
@@ -149,7 +149,7 @@ def test_padding_on_any_side_is_what_it_is_to_the_module(
     config = config_of(family, settings)
     module, said = empty_module_of(config, kind, 5), ModelConfig(json.loads(config.to_json_string()))
     give_values(module)
-    programs = (Program(graph, _values(module, "float32")),)
+    programs = (GraphProgram(graph, _values(module, "float32")),)
     task = NativeTask("a", graph, programs, _Open(), said.context, CacheSize(), numbers_by_mask=said.numbers_by_mask)
     for mask in _paddings():
         ids = np.where(mask == 0, config.pad_token_id or 0, np.random.default_rng(1).integers(1, 16, mask.shape))

@@ -14,7 +14,7 @@ from weightpager.graph.reference import run
 
 native = pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native import Program  # noqa: E402 - without the native module there is none
+from weightpager.backends.native.program import GraphProgram  # noqa: E402 - without the native module there is none
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -40,7 +40,7 @@ def _agrees(
     orders = [() if each is None else rng.permutation(each.ndim) for each in operands]
     graph, inputs, parameters = single_node(op, operands, attributes, weights, orders)
     wanted = run(graph, parameters, inputs)
-    program = Program(graph, parameters, isa)
+    program = GraphProgram(graph, parameters, isa)
     found = [program.run(inputs, threads=threads) for threads in (1, 2, 3, 4)]
     for name, value in wanted.items():
         _same(found[0][name], value, within)
@@ -91,7 +91,7 @@ def test_what_is_no_number_stays_none(name: str) -> None:
     graph, inputs, _ = single_node(
         op, [np.full(40, np.nan, np.float32)], {"approximate": approximate} if approximate else {}
     )
-    assert np.isnan(Program(graph, {}).run(inputs)["y0"]).all()
+    assert np.isnan(GraphProgram(graph, {}).run(inputs)["y0"]).all()
 
 
 def _broadcast(rng: np.random.Generator, shape: list[int]) -> list[int]:
@@ -287,7 +287,7 @@ def _products_agree(
     graph, inputs, parameters = single_node(op, operands, attributes, [1, 2])
     wanted = run(graph, parameters, inputs)["y0"]
     held = {**parameters, "x1": (parameters["x1"].view(np.uint32) >> 16).astype(np.uint16)}
-    return _same(Program(graph, held, isa).run(inputs)["y0"], wanted, within)
+    return _same(GraphProgram(graph, held, isa).run(inputs)["y0"], wanted, within)
 
 
 @given(
@@ -313,7 +313,7 @@ def test_convolutions_without_outputs_give_nothing(groups: int) -> None:
     graph, inputs, parameters = single_node(
         "conv2d", [x, weight, None], {"stride": [1, 1], "padding": [0, 0], "groups": groups}, [1]
     )
-    assert Program(graph, parameters).run(inputs)["y0"].shape == (2, 0, 4, 4)
+    assert GraphProgram(graph, parameters).run(inputs)["y0"].shape == (2, 0, 4, 4)
 
 
 @given(SHAPES, st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), SEEDS)
@@ -329,7 +329,7 @@ def test_embeddings(shape: list[int], columns: int, seed: int, narrow: bool) -> 
     table, ids = _rounded(_values(rng, [11, columns])), rng.integers(0, 11, shape)
     graph, inputs, parameters = single_node("embedding", [table, ids], {}, [0])
     held = {"x0": (table.view(np.uint32) >> 16).astype(np.uint16)} if narrow else parameters
-    found = Program(graph, held).run(inputs)["y0"]
+    found = GraphProgram(graph, held).run(inputs)["y0"]
     assert np.array_equal(found, run(graph, parameters, inputs)["y0"])
 
 
@@ -338,10 +338,10 @@ def test_a_number_beside_whole_ones_is_whole(number: float) -> None:
     ids = np.array([1, 2])
     graph, inputs, parameters = single_node("greater", [ids, None], {"scalar": number})
     with pytest.raises(ValueError, match="attribute scalar: expected an integer"):
-        Program(graph, parameters).run(inputs)
+        GraphProgram(graph, parameters).run(inputs)
     graph, inputs, parameters = single_node("full", [], {"shape": [2], "value": number, "dtype": "int64"})
     with pytest.raises(ValueError, match="attribute value: expected an integer"):
-        Program(graph, parameters).run(inputs)
+        GraphProgram(graph, parameters).run(inputs)
 
 
 @pytest.mark.parametrize("wrong", [-1, 11, 2**40])
@@ -349,4 +349,4 @@ def test_ids_outside_of_a_table_are_refused(wrong: int) -> None:
     table = np.zeros((11, 3), np.float32)
     graph, inputs, parameters = single_node("embedding", [table, np.array([1, wrong])], {}, [0])
     with pytest.raises(IndexError, match="expected ids from 0 to 10"):
-        Program(graph, parameters).run(inputs)
+        GraphProgram(graph, parameters).run(inputs)

@@ -17,7 +17,7 @@ native = pytest.importorskip("weightpager.kernels._native")
 
 from native_blocks import blocks_of  # noqa: E402 - without the native module there is none
 from weightpager.answers.model import CacheSize  # noqa: E402
-from weightpager.backends.native import Program, Workspaces, thread_count  # noqa: E402
+from weightpager.backends.native.program import GraphProgram, Workspaces, thread_count  # noqa: E402
 from weightpager.backends.native.task import NativeTask  # noqa: E402
 from weightpager.errors import ConfigError  # noqa: E402
 from weightpager.kernels import PageNotResidentError  # noqa: E402
@@ -84,7 +84,7 @@ IDS = np.random.default_rng(0).integers(0, WORDS, (3, 7))
 def test_weights_in_blocks(dtype: str, low_rank: bool, isa: int) -> None:
     """As the reference has them with what their blocks hold. Activations beside scaled ones are rounded to 15 bits."""
     parts = _Parts(dtype, low_rank)
-    program = Program(_feed_forward(), parts.native, isa)
+    program = GraphProgram(_feed_forward(), parts.native, isa)
     wanted = run(_feed_forward(), parts.arrays, {"input_ids": IDS})
     found = [program.run({"input_ids": IDS}, threads=threads) for threads in (1, 2, 3, 4)]
     for name, value in wanted.items():
@@ -113,7 +113,7 @@ class _Gate:
 
 def test_each_layer_waits_for_its_own_pages() -> None:
     parts, gate = _Parts(), _Gate()
-    program = Program(_feed_forward(), parts.native)
+    program = GraphProgram(_feed_forward(), parts.native)
     assert "logits" in program.run({"input_ids": IDS}, gate=gate)
     assert gate.calls == [("enter", 0), ("leave", 0), ("enter", 1), ("leave", 1)]
 
@@ -123,7 +123,7 @@ def test_a_tasks_head_waits_for_its_pages() -> None:
     hidden = GraphInput("hidden", "float32", ("batch", "length", WIDE))
     head = Graph("language-modeling", ("batch", "length"), (hidden,), (node,), (GraphOutput("logits", "v0"),))
     parts, gate = _Parts(), _Gate()
-    programs = Program(_feed_forward(), parts.native), Program(head, {"down": parts.native["down"]})
+    programs = GraphProgram(_feed_forward(), parts.native), GraphProgram(head, {"down": parts.native["down"]})
     assert NativeTask("a", _feed_forward(), programs, gate, 8, CacheSize()).head(_values(8, 1, 2, WIDE)).shape == (
         1,
         2,
@@ -134,7 +134,7 @@ def test_a_tasks_head_waits_for_its_pages() -> None:
 
 def test_a_page_that_is_not_there_is_told_and_may_come_later() -> None:
     parts, gate = _Parts(), _Gate()
-    program = Program(_feed_forward(), parts.native)
+    program = GraphProgram(_feed_forward(), parts.native)
     wanted = program.run({"input_ids": IDS})["logits"]
     parts.page_tables["down"][1] = -1
     with pytest.raises(PageNotResidentError, match="page 1 is not in the arena"):
@@ -174,7 +174,7 @@ def _looked_up_twice() -> Graph:
 
 def test_rows_on_demand_are_looked_up_by_the_batch() -> None:
     rows = _Rows(_values(1, WORDS, FEATURES))
-    program, ids = Program(_looked_up_twice(), {"table": rows}), np.array([[3, 1, 3]])
+    program, ids = GraphProgram(_looked_up_twice(), {"table": rows}), np.array([[3, 1, 3]])
     assert np.array_equal(program.run({"input_ids": ids})["hidden"], rows.table[ids] + rows.table[ids + 1])
     assert rows.wanted == [3, 1, 3, 4, 2, 4]
     with pytest.raises(IndexError, match=f"from 0 to {WORDS - 1}, found 1 to {WORDS}"):
@@ -196,7 +196,7 @@ def _inputs(batch: int, length: int) -> dict[str, Any]:
 
 def test_calls_of_many_shapes_in_any_order() -> None:
     graph, parameters = _classifier()
-    program = Program(graph, parameters)
+    program = GraphProgram(graph, parameters)
     for batch, length in [(1, 1), (3, 70), (2, 5), (3, 70), (1, 200), (2, 5)]:
         inputs = _inputs(batch, length)
         wanted = run(graph, parameters, inputs)["logits"]
@@ -206,16 +206,16 @@ def test_calls_of_many_shapes_in_any_order() -> None:
 
 def test_an_empty_batch_gives_nothing() -> None:
     graph, parameters = _classifier()
-    assert Program(graph, parameters).run(_inputs(1, 5) | {"input_ids": np.zeros((1, 5), np.int64)})[
+    assert GraphProgram(graph, parameters).run(_inputs(1, 5) | {"input_ids": np.zeros((1, 5), np.int64)})[
         "logits"
     ].shape == (1, 3)
     empty = {name: np.zeros((0, 4), np.int64) for name in ("input_ids", "attention_mask")}
-    assert Program(graph, parameters).run(empty)["logits"].shape == (0, 3)
+    assert GraphProgram(graph, parameters).run(empty)["logits"].shape == (0, 3)
 
 
 def test_threads_take_turns() -> None:
     graph, parameters = _classifier()
-    program = Program(graph, parameters)
+    program = GraphProgram(graph, parameters)
     wanted = {length: program.run(_inputs(2, length))["logits"] for length in range(1, 9)}
     wrong: list[int] = []
 
@@ -233,7 +233,7 @@ def test_threads_take_turns() -> None:
 
 def test_activations_have_a_bound() -> None:
     graph, parameters = _classifier()
-    program = Program(graph, parameters, most_activation_bytes=10_000)
+    program = GraphProgram(graph, parameters, most_activation_bytes=10_000)
     program.run(_inputs(1, 10))
     assert 0 < program.activation_bytes <= 10_000
     with pytest.raises(MemoryError, match="at most 10000 bytes"):
@@ -243,7 +243,7 @@ def test_activations_have_a_bound() -> None:
 def test_programs_lend_each_other_memory() -> None:
     graph, parameters = _classifier()
     workspaces = Workspaces()
-    first, second = (Program(graph, parameters, workspaces=workspaces) for _ in range(2))
+    first, second = (GraphProgram(graph, parameters, workspaces=workspaces) for _ in range(2))
     first.run(_inputs(1, 10))
     least = workspaces.bytes
     second.run(_inputs(3, 10))
@@ -264,7 +264,7 @@ def test_activations_share_memory() -> None:
     graph = Graph(
         "test", ("batch",), (GraphInput("x", "float32", ("batch", 1024)),), tuple(nodes), (GraphOutput("y", "v29"),)
     )
-    program = Program(graph, {})
+    program = GraphProgram(graph, {})
     program.run({"x": np.ones((1, 1024), np.float32)})
     assert program.activation_bytes == 2 * 4096
 
@@ -286,7 +286,7 @@ def test_wrong_inputs_are_refused(change: dict[str, Any], words: str) -> None:
     graph, parameters = _classifier()
     inputs = {name: value for name, value in {**_inputs(2, 3), **change}.items() if value is not None}
     with pytest.raises(ValueError, match=words):
-        Program(graph, parameters).run(inputs)
+        GraphProgram(graph, parameters).run(inputs)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_wrong_parameters_are_refused(name: str, value: Any, words: str) -> None
     if value is None:
         del changed[name]
     with pytest.raises(ValueError, match=words):
-        Program(graph, changed).run(_inputs(2, 3))
+        GraphProgram(graph, changed).run(_inputs(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -335,14 +335,14 @@ def test_a_product_refuses_a_factor_that_is_no_array(
     operands = [_parameter("x"), *(name and _parameter(name) for name in weights)]
     graph = Graph("test", ("batch",), (), (Node(op, tuple(operands), attributes, ("v0",)),), (GraphOutput("y", "v0"),))
     with pytest.raises(ValueError, match=rf"node 0 \({op}\): operand 0: expected an array of float32, found a weight"):
-        Program(graph, {"x": x, "w": square}).run({})
+        GraphProgram(graph, {"x": x, "w": square}).run({})
 
 
 def test_weights_of_two_layers_in_one_operator_are_refused() -> None:
     parts = _Parts()
     parts.native["up"] = blocks_of(_sparse(3, WIDE, FEATURES), layer=1)[0]
     with pytest.raises(ValueError, match=r"gated_linear: expected weights of one model layer, found \[0, 1\]"):
-        Program(_feed_forward(), parts.native)
+        GraphProgram(_feed_forward(), parts.native)
 
 
 TOO_LARGE = [2**20, 2**20, 2**24]
@@ -408,7 +408,7 @@ def test_wrong_nodes_are_refused(op: str, shapes: list[Any], attributes: dict[st
     outputs = ("v0", "v1") if op.startswith("add_") else ("v0",)
     graph = Graph("test", ("batch",), inputs, (Node(op, operands, attributes, outputs),), (GraphOutput("y", "v0"),))
     with pytest.raises(ValueError, match="expected"):
-        Program(graph, {}).run(arrays)
+        GraphProgram(graph, {}).run(arrays)
 
 
 def test_operands_that_broadcast_to_too_many_elements_are_refused() -> None:
@@ -422,7 +422,7 @@ def test_operands_that_broadcast_to_too_many_elements_are_refused() -> None:
     )
     graph = Graph("test", ("batch",), (GraphInput("x", "float32", ("batch",)),), nodes, (GraphOutput("y", "v4"),))
     with pytest.raises(ValueError, match=r"node 3 \(add\): expected at most 2\^40 elements, found \[1048576, "):
-        Program(graph, {}).run({"x": np.ones(1, np.float32)})
+        GraphProgram(graph, {}).run({"x": np.ones(1, np.float32)})
 
 
 WRONG_ATTENTIONS = [

@@ -17,7 +17,7 @@ from weightpager.graph.reference import FUNCTIONS
 
 native = pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native import Program  # noqa: E402 - without the native module there is none
+from weightpager.backends.native.program import GraphProgram  # noqa: E402 - without the native module there is none
 
 _T = TypeVar("_T")
 
@@ -436,7 +436,7 @@ def _check(seed: int) -> None:
         tuple(growth.nodes),
         tuple(GraphOutput(name, name) for name in wanted),
     )
-    program = Program(graph, growth.parameters, seed % len(native.isas()))
+    program = GraphProgram(graph, growth.parameters, seed % len(native.isas()))
     found = program.run(growth.inputs, threads=growth.whole(1, 2))
     for name, array in wanted.items():
         said = f"seed {seed}: {next(node for node in growth.nodes if name in node.outputs)}"

@@ -11,7 +11,7 @@ from weightpager.graph.reference import run
 
 native = pytest.importorskip("weightpager.kernels._native")
 
-from weightpager.backends.native import Program  # noqa: E402 - without the native module there is none
+from weightpager.backends.native.program import GraphProgram  # noqa: E402 - without the native module there is none
 
 _X = Operand.input("x")
 _VALUE = Operand.value
@@ -24,7 +24,7 @@ def _graph(nodes: Sequence[Node], **inputs: Any) -> Graph:
 
 def _agrees(nodes: Sequence[Node], **inputs: Any) -> None:
     graph = _graph(nodes, **inputs)
-    assert np.array_equal(Program(graph, {}).run(inputs)["y"], run(graph, {}, inputs)["y"])
+    assert np.array_equal(GraphProgram(graph, {}).run(inputs)["y"], run(graph, {}, inputs)["y"])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_weight_is_a_parameter_as_it_is_stored(
         how = {"axes": [1, 0, 2, 3]} if view == "permute" else {"shape": [2, *sizes]}
     made = Node(view, (Operand.parameter("w"),), how, ("v0",))
     graph, inputs = _with_weight_by(op, operands, attributes, made)
-    program = Program(graph, {"w": np.ones(sizes, np.float32)})
+    program = GraphProgram(graph, {"w": np.ones(sizes, np.float32)})
     with pytest.raises(ValueError, match=rf"node 1 \({op}\): operand \d: expected w as it is stored, \[.*, found"):
         program.run(inputs)
 
@@ -110,7 +110,9 @@ def test_a_weight_may_be_a_view_of_all_of_a_parameter(
     made = Node("reshape", (Operand.parameter("w"),), {"shape": sizes}, ("v0",))
     graph, inputs = _with_weight_by(op, operands, attributes, made)
     w = np.random.default_rng(0).normal(size=sizes).astype(np.float32)
-    np.testing.assert_allclose(Program(graph, {"w": w}).run(inputs)["y"], run(graph, {"w": w}, inputs)["y"], rtol=1e-5)
+    np.testing.assert_allclose(
+        GraphProgram(graph, {"w": w}).run(inputs)["y"], run(graph, {"w": w}, inputs)["y"], rtol=1e-5
+    )
 
 
 _PRODUCTS = {
@@ -135,7 +137,7 @@ def test_products_of_what_takes_no_memory_are_bounded(name: str) -> None:
     with pytest.raises(
         ValueError, match=rf"node 1 \({name}\): expected at most 2\^50 multiplications in a call, found"
     ):
-        Program(_graph([expand, node], x=x), {}).run({"x": x})
+        GraphProgram(_graph([expand, node], x=x), {}).run({"x": x})
 
 
 def test_all_products_of_a_call_are_bounded_together() -> None:
@@ -145,4 +147,4 @@ def test_all_products_of_a_call_are_bounded_together() -> None:
     x = np.ones((1, 2**20), np.float32)
     wanted = r"node 18 \(matmul\): .* found 70368744177664 here and 1125899906842624 before: give fewer"
     with pytest.raises(ValueError, match=wanted):
-        Program(_graph([expand, turn, *products], x=x), {}).run({"x": x})
+        GraphProgram(_graph([expand, turn, *products], x=x), {}).run({"x": x})

@@ -23,7 +23,7 @@ from weightpager.bundle.adapter import adapter_bytes, adapter_files, read_adapte
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import private_file
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
-from weightpager.nn import PagedLinear
+from weightpager.nn.linear import PagedLinear
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 RECOVER = {"method": "finetune", "steps": 4, "batch": 8, "private_steps": 6, "low_rank": 2}

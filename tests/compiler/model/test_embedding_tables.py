@@ -30,7 +30,7 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.nn import NarrowEmbedding
+from weightpager.nn.embedding import NarrowEmbedding
 from weightpager.page_dtype import PageDtype
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}

@@ -38,7 +38,8 @@ from weightpager.compiler.model.paged_weights import whole_weights
 from weightpager.compiler.repack import repack
 from weightpager.errors import BundleError
 from weightpager.kernels.torch import reference
-from weightpager.nn import FlatLinear, PagedLinear, WholeEmbedding, WholeLinear
+from weightpager.nn.embedding import WholeEmbedding, WholeLinear
+from weightpager.nn.linear import FlatLinear, PagedLinear
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
 WORDS = "base_model.embed_tokens.weight"

@@ -18,7 +18,7 @@ from weightpager.compiler.data import Batch
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.recovery.layer_stream import LayerStream, check_layers
 from weightpager.errors import CompileError
-from weightpager.nn import is_linear
+from weightpager.nn.experts import is_linear
 
 FAMILIES: dict[str, Mapping[str, Any]] = {**ALL_ENCODERS, **ALL_DECODERS, **ALL_IMAGES}
 REFUSED = {"Albert", "Segformer", "Swin"}

@@ -58,7 +58,7 @@ from weightpager.compiler.reorder.search import Elements, gather
 from weightpager.compiler.selection import block_choice
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import block_saliency, calibrate
-from weightpager.nn import set_upright
+from weightpager.nn.experts import set_upright
 
 _SIZES: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TEXT: dict[str, Any] = _SIZES | {"vocab_size": 32, "initializer_range": 0.5, "pad_token_id": 0}

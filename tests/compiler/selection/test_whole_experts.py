@@ -24,7 +24,7 @@ from weightpager.compiler.selection.experts import (
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import FloatArray
 from weightpager.errors import CompileError
-from weightpager.nn import mixtures
+from weightpager.nn.experts import mixtures
 
 
 def source(folder: Path, family: str = "Qwen2Moe", tasks: int = 2, **settings: object) -> DenseModel:

@@ -19,7 +19,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError
-from weightpager.nn import PagedEmbedding
+from weightpager.nn.embedding import PagedEmbedding
 from weightpager.runtime.budget import smallest_budget
 from weightpager.runtime.memory.staged_arena import Staging
 

@@ -22,7 +22,7 @@ from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.kernels import isa
-from weightpager.nn import PagedLinear
+from weightpager.nn.linear import PagedLinear
 from weightpager_lab.contest.figures import budget_for
 from weightpager_lab.contest.measuring import measure
 from weightpager_lab.contest.prompt import prompt

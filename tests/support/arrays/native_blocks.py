@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from weightpager.backends.native import Blocks
+from weightpager.backends.native.lowering import Blocks
 from weightpager.blocks import BlockShape
 from weightpager.kernels import PagedWeight
 from weightpager.page_dtype import block_bytes, decode, encode, page_content

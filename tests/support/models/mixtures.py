@@ -26,7 +26,7 @@ from weightpager.compiler.packing.pack import StoredBlocks, pack
 from weightpager.compiler.packing.plan import BundlePlan
 from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.training.masks import Masks
-from weightpager.nn import set_upright
+from weightpager.nn.experts import set_upright
 from weightpager.page_dtype import block_bytes
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions

@@ -11,7 +11,7 @@ from weightpager.answers.model import CacheSize, ModelLimits
 from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
-from weightpager.backends.native.program import KVCache, Program, Workspaces, stages
+from weightpager.backends.native.program import GraphProgram, KVCache, Workspaces, stages
 from weightpager.backends.native.task import NativeTask, check_tasks
 from weightpager.backends.task_parts import Parameters, TaskParts, of_entry
 from weightpager.bundle import Bundle, TaskKind
@@ -82,7 +82,7 @@ class NativeBackend:
         parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}
         try:
             programs = tuple(
-                Program(each, parameters, NATIVE.index(self.kernel), workspaces=self._workspaces)
+                GraphProgram(each, parameters, NATIVE.index(self.kernel), workspaces=self._workspaces)
                 for each in stages(graph, parameters)
             )
         except ValueError as error:
@@ -112,7 +112,7 @@ class NativeBackend:
             self._graphs[kind] = _graph(bundle, kind)
         return self._graphs[kind]
 
-    def _checked_cache(self, graph: Graph, program: Program) -> CacheSize:
+    def _checked_cache(self, graph: Graph, program: GraphProgram) -> CacheSize:
         """What a graph keeps of a text: its own attentions say it, as the configuration may say less.
 
         Raises:
@@ -164,7 +164,6 @@ def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
 
 
 def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramParameter]]:
-    """All of a task's parameters, by canonical name."""
     for name, cache in parts.rows.items():
         yield name, cache
     for name, parameter in parts.parameters.values.items():

@@ -1,4 +1,4 @@
-"""`Program`: a graph with its parameters, run by native code."""
+"""`GraphProgram`: a graph with its parameters, run by native code."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ KVCache = _native.KVCache
 """The keys and values of earlier tokens: ``KVCache(most_bytes, float16=False)``. Of one program, one thread at a
 time. In float16 they are rounded as they are kept, and take half of the bytes.
 
-It grows by ``KVCache.block`` tokens at a time, which take as much as `Program.cache_block_bytes` says for each text.
-A call that would need more than ``most_bytes`` raises `MemoryError`. ``tokens``, ``batch`` and ``bytes`` say what the
-cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what row
-``rows[i]`` was."""
+It grows by ``KVCache.block`` tokens at a time, which take as much as `GraphProgram.cache_block_bytes` says for each
+text. A call that would need more than ``most_bytes`` raises `MemoryError`. ``tokens``, ``batch`` and ``bytes`` say what
+the cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what
+row ``rows[i]`` was."""
 
 Workspaces = _native.Workspaces
 """Memory for activations that programs have in common: as many workspaces as there have been calls at once."""
 
 
-class Program:
+class GraphProgram:
     """A graph with its parameters. Safe to use from several threads, which take turns.
 
     Results don't depend on the number of threads. Memory for activations is taken at the first call of some shape, and

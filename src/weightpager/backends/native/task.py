@@ -10,7 +10,7 @@ import numpy as np
 
 from weightpager.answers.model import CacheSize
 from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
-from weightpager.backends.native.program import KVCache, Program, stages
+from weightpager.backends.native.program import GraphProgram, KVCache, stages
 from weightpager.backends.task_parts import no_arrays
 from weightpager.bundle import Bundle, TaskEntry, TaskKind, WeightEntry
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
@@ -38,7 +38,7 @@ class NativeTask:
         self,
         name: str,
         graph: Graph,
-        programs: tuple[Program, ...],
+        programs: tuple[GraphProgram, ...],
         gate: PageGate,
         context: int,
         cache: CacheSize,
@@ -197,7 +197,6 @@ def check_tasks(bundle: Bundle, graphs: Mapping[TaskKind, Graph], tokens: int, h
 
 
 def _stored(bundle: Bundle, graph: Graph, task: TaskEntry, header: Header) -> dict[str, Stored]:
-    """The parameters that a graph takes."""
     whole = {each.name: each for each in stored_in(header, bundle.manifest.whole_weights)}
     paged = {f"{weight.name}.weight": weight for weight in bundle.manifest.weights}
     tables = {table.name: table for table in bundle.manifest.row_tables}
@@ -213,7 +212,6 @@ def _stored(bundle: Bundle, graph: Graph, task: TaskEntry, header: Header) -> di
 
 
 def _check_tables(task: TaskEntry, graph: Graph, stored: Mapping[str, Stored], tokens: int) -> None:
-    """See that every token has a row."""
     for node in graph.nodes:
         if node.op == "embedding" and node.inputs[1] == Operand.input("input_ids"):
             table = node.inputs[0]
@@ -229,12 +227,11 @@ def _rows(of: Stored) -> int:
 
 
 def _planned(bundle: Bundle, graph: Graph, stored: Mapping[str, Stored]) -> dict[str, TensorInfo]:
-    """The graph's outputs by name, as a call would give them."""
     blank = {name: _blank(bundle, each) for name, each in stored.items()}
     stage, outputs = graph, {}
     try:
         for stage in stages(graph, blank):
-            for name, (dtype, shape) in Program(stage, blank).shapes(_BATCH, _LENGTH).items():
+            for name, (dtype, shape) in GraphProgram(stage, blank).shapes(_BATCH, _LENGTH).items():
                 outputs[name] = TensorInfo(dtype, tuple(shape))
     except ValueError as error:
         raise _refusal(stage, str(error)) from error

@@ -31,7 +31,8 @@ from weightpager.bundle.settings import GENERATION, generation_settings
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.interrupts import acquired, uninterrupted
 from weightpager.machine.panics import panics_as_errors
-from weightpager.nn import calls_for, empty_on_meta, set_upright
+from weightpager.nn.experts import set_upright
+from weightpager.nn.skeleton import calls_for, empty_on_meta
 from weightpager.readers.image_processor import ImageProcessor, Pixels, check_sides
 from weightpager.readers.image_reader import ImageModel, ImageReader, check_pillow, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
@@ -62,7 +63,6 @@ class TransformersImageReader(ImageReader):
 
 
 def image_model(config: PretrainedConfig) -> ImageModel:
-    """What a configuration says of images."""
     channels, size = (getattr(config, name, None) for name in ("num_channels", "image_size"))
     return ImageModel(config.model_type, channels, size)
 

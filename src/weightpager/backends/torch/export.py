@@ -34,7 +34,7 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels.torch import reference
 from weightpager.machine.paths import has_directory
-from weightpager.nn import set_as_published
+from weightpager.nn.experts import set_as_published
 from weightpager.store import LocalStore, VerifyingStore
 
 

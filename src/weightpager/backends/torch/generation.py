@@ -110,7 +110,6 @@ class TorchReading:
     """
 
     def __init__(self, module: Any) -> None:
-        """``module`` is a decoder's."""
         self._module = module
         self._cache: Any = new_cache(module.config)
         self.stoppable = self._cache is not None
@@ -165,6 +164,5 @@ def _arguments(module: nn.Module) -> frozenset[str]:
 
 
 def floats(tensor: Tensor) -> Floats:
-    """A tensor's values in numpy's memory."""
     found: Floats = tensor.float().cpu().numpy()
     return found

@@ -72,5 +72,4 @@ def activation_dtype(values: Iterable[Tensor]) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As numpy names it, or would."""
     return str(dtype).removeprefix("torch.")

@@ -20,20 +20,17 @@ from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels.rows import RowSource
 from weightpager.kernels.torch import DeviceWeight, Weight
-from weightpager.nn import (
-    FlatLinear,
+from weightpager.nn.embedding import (
     Int8Embedding,
     PagedEmbedding,
-    PagedLinear,
     WholeEmbedding,
     WholeLinear,
-    fuse_gated_mlps,
-    is_linear,
     is_plain_embedding,
     keep_tables_narrow,
-    missing_values,
-    mixtures,
 )
+from weightpager.nn.experts import fuse_gated_mlps, is_linear, mixtures
+from weightpager.nn.linear import FlatLinear, PagedLinear
+from weightpager.nn.skeleton import missing_values
 
 
 def put_whole(module: nn.Module, name: str, weight: Weight, dtype: torch.dtype) -> None:
@@ -257,7 +254,6 @@ def _is_tied(module: nn.Module, weight: Tensor) -> bool:
 
 
 def _refuse_files(module: nn.Module) -> None:
-    """Have the module take no values, and save none."""
     module.register_load_state_dict_pre_hook(_refuse_values)  # type: ignore[no-untyped-call]
     module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
 

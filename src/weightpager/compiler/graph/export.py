@@ -23,7 +23,7 @@ from weightpager.errors import BundleFormatError, ExportFailedError, NotExportab
 from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
 from weightpager.graph.file import graph_file
 from weightpager.graph.graph import Node
-from weightpager.nn import mixtures
+from weightpager.nn.experts import mixtures
 
 _STAND_INS = (9973, 9967, 9949)
 """Numbers of classes that no architecture has as a size: one that isn't in the configuration stands for any number."""

@@ -19,7 +19,8 @@ from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.model.directory import ModelDirectory, call
 from weightpager.compiler.model.paged_weights import canonical, parameters, replace_tensors
 from weightpager.errors import CompileError
-from weightpager.nn import empty_on_meta, set_upright
+from weightpager.nn.experts import set_upright
+from weightpager.nn.skeleton import empty_on_meta
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from weightpager.bundle.settings import (
 )
 from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
-from weightpager.nn import empty_on_meta
+from weightpager.nn.skeleton import empty_on_meta
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p")
 

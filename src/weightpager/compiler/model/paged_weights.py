@@ -14,7 +14,8 @@ from weightpager.backends.torch.architecture import BASE
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.report.page_statistics import PagedShare
 from weightpager.errors import CompileError
-from weightpager.nn import ExpertRouter, is_linear, is_plain_embedding
+from weightpager.nn.embedding import is_plain_embedding
+from weightpager.nn.experts import ExpertRouter, is_linear
 
 
 def parameters(model: PreTrainedModel) -> dict[str, Tensor]:

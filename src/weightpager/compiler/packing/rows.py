@@ -21,7 +21,7 @@ from weightpager.bundle.format.row_table import CURVE, RowTableEntry, table_page
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import canonical, embedding_tables
-from weightpager.nn import is_plain_embedding
+from weightpager.nn.embedding import is_plain_embedding
 from weightpager.task_data.texts import Example
 
 

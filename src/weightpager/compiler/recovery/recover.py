@@ -18,7 +18,7 @@ from weightpager.compiler.recovery.rounding import is_coarse
 from weightpager.compiler.resume.journal import LOCAL, Journal, Workers
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
-from weightpager.nn import mixtures
+from weightpager.nn.experts import mixtures
 from weightpager.page_dtype import ENCODINGS
 from weightpager.progress import Progress
 

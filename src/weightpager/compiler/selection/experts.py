@@ -20,7 +20,7 @@ from weightpager.compiler.training.evaluate import evaluating
 from weightpager.compiler.training.loss import masked_logits
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
-from weightpager.nn import Experts, mixtures
+from weightpager.nn.experts import Experts, mixtures
 from weightpager.progress import StepProgress, silent
 
 

@@ -15,7 +15,7 @@ from weightpager.backends.torch.architecture import BASE
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.paged_weights import canonical
-from weightpager.nn import mixtures
+from weightpager.nn.experts import mixtures
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → keep masks [blocks of the grid, tasks]."""

@@ -13,7 +13,7 @@ from weightpager.backends.torch.architecture import BASE, empty_module, full_nam
 from weightpager.backends.torch.parameters import read_parameters, read_rows, widened
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.nn import is_plain_embedding
+from weightpager.nn.embedding import is_plain_embedding
 from weightpager.page_dtype import ENCODINGS, best_scales
 
 GROUP = 32
