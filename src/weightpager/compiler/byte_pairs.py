@@ -32,7 +32,7 @@ class BytePairs:
 
     @classmethod
     def of(cls, tokenizer: Any, where: str) -> BytePairs:
-        """The vocabulary of a fast tokenizer of transformers'; errors begin with ``where``.
+        """The vocabulary of a fast tokenizer; errors begin with ``where``.
 
         Raises:
             CompileError: it doesn't join pairs, or can't spell a text whose characters it doesn't know.

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weightpager import evaluation
 from weightpager.answers.score import Score
-from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
+from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared, ControlScore
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.measure import Control, score_alone, torch_score
+from weightpager.compiler.measure import score_alone, torch_score
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import StoredBlocks
@@ -164,6 +165,41 @@ def validation_data(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | No
 def _can_share(task_file: TaskFile) -> bool:
     """Whether one shared mask is anything else than what is compiled."""
     return len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
+
+
+@dataclass(frozen=True)
+class Control:
+    """A simpler way to serve all tasks, measured; its paged weights take ``resident_bytes`` at any time."""
+
+    name: str
+    resident_bytes: int
+    scores: Mapping[str, Score]
+
+
+def control_scores(
+    controls: Sequence[Control], ours: Mapping[str, Score], dense: Mapping[str, Score]
+) -> list[ControlScore]:
+    """The controls' lines of the report.
+
+    ``dense`` is the score of the dense model that recovery set out from. Where one among the controls was trained as
+    long as the bundle, losses are counted from this one.
+    """
+    dense = next((control.scores for control in controls if control.name == DENSE), dense)
+    return [
+        ControlScore(
+            name=control.name,
+            resident_bytes=control.resident_bytes,
+            scores={task: score.value for task, score in control.scores.items()},
+            intervals={task: evaluation.of_score(score) for task, score in control.scores.items()},
+            loss_intervals={
+                task: evaluation.of_gap(dense[task], score, dense[task]) for task, score in control.scores.items()
+            },
+            gap_intervals={
+                task: evaluation.of_gap(ours[task], score, dense[task]) for task, score in control.scores.items()
+            },
+        )
+        for control in controls
+    ]
 
 
 Values = Callable[[DenseModel, str, PagedWeightInfo], Tensor]

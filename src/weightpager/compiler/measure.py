@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightpager import evaluation
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import FORMS
-from weightpager.bundle.report.compile_report import DENSE, ControlScore
 from weightpager.bundle.report.page_statistics import mean_overlap, over_read, overlap, page_fill, paged_share
 from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel
@@ -108,15 +106,6 @@ def _measured(opened: _OpenEngine, task: str, data: TaskData, progress: StepProg
     return score, backend
 
 
-@dataclass(frozen=True)
-class Control:
-    """A simpler way to serve all tasks, measured; its paged weights take ``resident_bytes`` at any time."""
-
-    name: str
-    resident_bytes: int
-    scores: Mapping[str, Score]
-
-
 def common_fields(written: Written, prepared: Prepared, run: CompileRun) -> dict[str, Any]:
     """The fields of a `CompileReport` that are found in the same way for every bundle; ``run`` has ended."""
     bundle = written.bundle
@@ -137,32 +126,6 @@ def common_fields(written: Written, prepared: Prepared, run: CompileRun) -> dict
         "paged_share": share.share,
         "not_paged": dict(share.others),
     }
-
-
-def control_scores(
-    controls: Sequence[Control], ours: Mapping[str, Score], dense: Mapping[str, Score]
-) -> list[ControlScore]:
-    """The controls' lines of the report.
-
-    ``dense`` is the score of the dense model that recovery set out from. Where one among the controls was trained as
-    long as the bundle, losses are counted from this one.
-    """
-    dense = next((control.scores for control in controls if control.name == DENSE), dense)
-    return [
-        ControlScore(
-            name=control.name,
-            resident_bytes=control.resident_bytes,
-            scores={task: score.value for task, score in control.scores.items()},
-            intervals={task: evaluation.of_score(score) for task, score in control.scores.items()},
-            loss_intervals={
-                task: evaluation.of_gap(dense[task], score, dense[task]) for task, score in control.scores.items()
-            },
-            gap_intervals={
-                task: evaluation.of_gap(ours[task], score, dense[task]) for task, score in control.scores.items()
-            },
-        )
-        for control in controls
-    ]
 
 
 def score_alone(source: DenseModel, task: str, data: TaskData, progress: StepProgress) -> Score:

@@ -13,10 +13,10 @@ from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.controls import compared, measure_controls
+from weightpager.compiler.controls import Control, compared, control_scores, measure_controls
 from weightpager.compiler.fit import choose_density_and_alignment, fit_of
 from weightpager.compiler.growth import grow
-from weightpager.compiler.measure import Control, common_fields, control_scores, measure_written
+from weightpager.compiler.measure import common_fields, measure_written
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle

@@ -163,7 +163,8 @@ def direct_read_bandwidth(
     for _ in range(repeats):
         with cold_read([path]) as proof:
             seconds.append(_read_direct(path, total_bytes, block_bytes, threads))
-        doubts |= {text: None for text in (proof.reason, _left_behind(proof.left_bytes)) if text}
+        left = f"not direct: the reads left {proof.left_bytes} bytes in the page cache" if proof.left_bytes else ""
+        doubts |= {text: None for text in (proof.reason, left) if text}
     return Bandwidth(total_bytes, block_bytes, threads, tuple(seconds), "; ".join(doubts))
 
 
@@ -257,10 +258,6 @@ def _read_block(file: DirectFile, buffer: memoryview, offset: int) -> None:
     count = file.read([buffer], offset)
     if count != len(buffer):
         raise StoreError(f"expected {len(buffer)} bytes at {offset}, got {count}")
-
-
-def _left_behind(count: int | None) -> str:
-    return f"not direct: the reads left {count} bytes in the page cache" if count else ""
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -13,12 +13,12 @@ from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage, bounded, finite
 from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth, stated_size
+from weightpager.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightpager.bundle import Bundle
-    from weightpager.progress import StepProgress
     from weightpager.simulate.routing_comparison import Routed
     from weightpager.simulate.sizing import PrefetchPays, SwitchWaits
     from weightpager.store import StorageModel
@@ -84,7 +84,6 @@ def simulate(
     Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 4MiB --storage 300MB/s --max-wait 20`
     """
     from weightpager.bundle import Bundle
-    from weightpager.errors import ConfigError
     from weightpager.store import StorageModel
 
     opened = Bundle.open(bundle)
@@ -101,7 +100,7 @@ def simulate(
         raise ConfigError("--max-wait: expected it without --replicas, since it is about one engine; leave one out")
     requests = _requests(opened, trace, switches, dwell)
     seconds = (_COMPUTE if compute is None else compute) / 1e3
-    _simulate_replicas(_Servers(device, replicas, seconds), requests, json=json, quiet=quiet)
+    _simulate_replicas(device, replicas, seconds, requests, json=json, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -111,15 +110,6 @@ class _Device:
     bundle: Bundle
     budget: int | None
     storage: StorageModel
-
-
-@dataclass(frozen=True)
-class _Servers:
-    """So many servers that are all alike; a request computes for ``compute`` seconds."""
-
-    device: _Device
-    replicas: int
-    compute: float
 
 
 def _simulate_one(
@@ -160,28 +150,24 @@ def _where_prefetch_pays(found: PrefetchPays) -> str:
     return f"{why}. It saves a tenth or more {ways}."
 
 
-def _simulate_replicas(servers: _Servers, requests: Sequence[Visit], *, json: bool, quiet: bool) -> None:
-    """Print what each way to route requests costs."""
-    with progress(quiet or json) as stages:
-        slots, routed = _compared(servers, requests, partial(stages, "replay"))
-    count, replicas = len(requests), servers.replicas
-    if json:
-        output.print_json({"requests": count, "replicas": replicas, "slots": slots, "routing": routed})
-    else:
-        _print_routing(f"{count} requests, {replicas} replicas", slots, len(servers.device.bundle.pages), routed)
-
-
-def _compared(servers: _Servers, requests: Sequence[Visit], progress: StepProgress) -> tuple[int, Sequence[Routed]]:
-    """The pages that a server has room for, and what each way to route requests costs."""
+def _simulate_replicas(
+    on: _Device, replicas: int, compute: float, requests: Sequence[Visit], *, json: bool, quiet: bool
+) -> None:
+    """Print what each way to route requests costs, each of which computes for ``compute`` seconds."""
     from weightpager.simulate.replica import ServerModel
     from weightpager.simulate.routing_comparison import RoutingComparison
     from weightpager.simulate.simulator import Device, Simulator
     from weightpager.simulate.sizing import slots_of
 
-    simulator = Simulator(servers.device.bundle)
-    slots = slots_of(servers.device.bundle, servers.device.budget, simulator.largest_task)
-    device, service = Device(slots, servers.device.storage), ServerModel(servers.compute)
-    return slots, RoutingComparison(simulator, requests, device, service).compare(servers.replicas, progress)
+    simulator = Simulator(on.bundle)
+    slots = slots_of(on.bundle, on.budget, simulator.largest_task)
+    comparison = RoutingComparison(simulator, requests, Device(slots, on.storage), ServerModel(compute))
+    with progress(quiet or json) as stages:
+        routed = comparison.compare(replicas, partial(stages, "replay"))
+    if json:
+        output.print_json({"requests": len(requests), "replicas": replicas, "slots": slots, "routing": routed})
+    else:
+        _print_routing(f"{len(requests)} requests, {replicas} replicas", slots, len(on.bundle.pages), routed)
 
 
 def _print_routing(title: str, slots: int, pages: int, routed: Sequence[Routed]) -> None:
@@ -232,7 +218,6 @@ def _wait(milliseconds: float) -> str:
 
 def _requests(bundle: Bundle, trace: str, switches: int | None, dwell: float | None) -> Sequence[Visit]:
     """Every line of a trace file, or the visits of a trace by name."""
-    from weightpager.errors import ConfigError
     from weightpager.trace_file import read_visits
 
     if not _is_file(trace):
@@ -252,7 +237,6 @@ def _visits(bundle: Bundle, trace: str, switches: int | None, dwell: float | Non
 
 
 def _is_file(trace: str) -> bool:
-    from weightpager.errors import ConfigError
     from weightpager_lab.traces import TRACES
 
     if trace in TRACES:
@@ -263,7 +247,6 @@ def _is_file(trace: str) -> bool:
 
 
 def _named(bundle: Bundle, trace: str, switches: int | None, dwell: float | None) -> tuple[Visit, ...]:
-    from weightpager.errors import ConfigError
     from weightpager_lab.trace import in_place_of
     from weightpager_lab.traces import TRACES
 

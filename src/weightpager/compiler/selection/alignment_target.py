@@ -206,7 +206,9 @@ def _switch_bytes(source: DenseModel, masks: Masks, switch_rate: Floats) -> floa
     keep = np.concatenate([masks.keep[info.name] for info in source.paged])
     blocks = sum(_expected(masks.keep[info.name], source.versions.get(info.name), switch_rate) for info in source.paged)
     if task_file.recover.method == "finetune" and len(masks.tasks) > 1:
-        blocks += _expected_private(keep, task_file.recover.private_blocks, switch_rate)
+        mask = keep.astype(np.float64)  # of a block that both tasks keep, one of the two may have values of its own
+        both, private = mask.T @ mask, task_file.recover.private_blocks * mask.sum(0)
+        blocks += float(np.sum(switch_rate * np.minimum(both, np.add.outer(private, private))))
     return blocks * block_bytes(task_file.block, task_file.dtype)
 
 
@@ -215,13 +217,6 @@ def _expected(keep: Bools, versions: Versions | None, switch_rate: Floats) -> fl
     if versions is None:
         return expected_switch_blocks(keep, switch_rate)
     return sum(expected_switch_blocks(keep & (versions == version), switch_rate) for version in np.unique(versions))
-
-
-def _expected_private(keep: Bools, share: float, switch_rate: Floats) -> float:
-    """Most blocks that an average switch loads though both tasks keep them: one of the two has values of its own."""
-    mask = keep.astype(np.float64)
-    both, private = mask.T @ mask, share * mask.sum(0)
-    return float(np.sum(switch_rate * np.minimum(both, np.add.outer(private, private))))
 
 
 def _scores(source: DenseModel, data: Mapping[str, TaskData], masks: Masks) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 from weightpager.compiler.graph.builder import Draft
@@ -19,8 +18,11 @@ def fuse_gelus(draft: Draft) -> Draft:
             return None
         for half, risen in operand_pairs(node):
             x = _scaled(view, half, 0.5)
-            tanh = view.maker(_raised(view, risen, 1.0), "tanh")
-            if x is None or tanh is None:
+            plus_one = view.maker(risen, "add")
+            if x is None or plus_one is None or scalar_of(view, plus_one) != 1.0:
+                continue
+            tanh = view.maker(plus_one.inputs[0], "tanh")
+            if tanh is None:
                 continue
             inner = _scaled(view, tanh.inputs[0], math.sqrt(2 / math.pi))
             total = view.maker(inner, "add")
@@ -42,11 +44,6 @@ def _scaled(view: View, operand: Operand | None, scalar: float) -> Operand | Non
     return node.inputs[0] if node is not None and near else None
 
 
-def _raised(view: View, operand: Operand | None, scalar: float) -> Operand | None:
-    node = view.maker(operand, "add")
-    return node.inputs[0] if node is not None and scalar_of(view, node) == scalar else None
-
-
 def _activation(node: Node) -> str | None:
     """The name of a node's activation, as linear layers know it."""
     if node.op == "gelu":
@@ -60,9 +57,10 @@ def fuse_gated(draft: Draft) -> Draft:
     def rule(view: View, node: Node) -> Node | None:
         if node.op != "multiply" or node.inputs[1] is None:
             return None
-        for gate, up in _gates(view, node):
+        for gate, up in operand_pairs(node):
             activation = view.maker(gate)
-            assert activation is not None
+            if activation is None or _activation(activation) is None:
+                continue
             first, second = view.maker(activation.inputs[0], "linear"), view.maker(up, "linear")
             if first is None or second is None or not all(map(view.used_once, (activation, first, second))):
                 continue
@@ -74,13 +72,6 @@ def fuse_gated(draft: Draft) -> Draft:
         return None
 
     return rewritten(draft, rule)
-
-
-def _gates(view: View, node: Node) -> Iterator[tuple[Operand | None, Operand | None]]:
-    for gate, up in operand_pairs(node):
-        made = view.maker(gate)
-        if made is not None and _activation(made) is not None:
-            yield gate, up
 
 
 def fuse_activations(draft: Draft) -> Draft:
