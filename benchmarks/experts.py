@@ -186,7 +186,6 @@ def _drawn(count: int, kept: int, tasks: int, random: np.random.Generator) -> Bo
 
 
 def measured(bundle: Bundle) -> dict[str, Any]:
-    """One process' figures."""
     budget, start = smallest_budget(bundle), time.perf_counter()
     with wp.Engine(bundle, EngineConfig(budget=budget, backend="torch", read_timeout=300)) as engine:
         opened = time.perf_counter() - start

@@ -90,14 +90,12 @@ class SwitchPath:
 
 
 def of_work_tree() -> Sources:
-    """What git knows of the work tree, as it stands."""
     names = _git("ls-files", "--cached", "--others", "--exclude-standard", "--", *PARTS).splitlines()
     paths = (PurePosixPath(name) for name in names if (ROOT / name).is_file())
     return {path: (ROOT / path).read_text(encoding="utf-8") for path in paths if _counts(path)}
 
 
 def of_commit(commit: str) -> Sources:
-    """What a commit holds."""
     names = _git("ls-tree", "-r", "--name-only", commit, "--", *PARTS).splitlines()
     return {path: _git("show", f"{commit}:{path}") for path in map(PurePosixPath, names) if _counts(path)}
 
@@ -259,7 +257,6 @@ def _figures(house: House) -> dict[str, tuple[str, str]]:
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Names and lines without docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             start, end = node.body[0].lineno, node.end_lineno or node.lineno

@@ -25,7 +25,6 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """For a table."""
         return {True: "yes", False: "no", None: "not measured"}[self.reached]
 
 
@@ -289,7 +288,6 @@ class Domain:
 
     @property
     def short(self) -> str:
-        """What the summary says of a method."""
         return self.metric if self.relative else f"points of {self.metric} against dense"
 
     def against_dense(self, point: Point) -> str:
@@ -302,7 +300,6 @@ class Domain:
         return [100 * sign * (row.dense - row.value) / (row.dense if self.lower else 1) for row in point.means]
 
     def lost(self, point: Point) -> float:
-        """The mean of `losses`."""
         return average(self.losses(point))
 
     def value(self, point: Point) -> str:

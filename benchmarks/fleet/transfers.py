@@ -120,7 +120,6 @@ _THROTTLED = 50e6
 
 
 def measure(bundle: Path, folder: Path) -> dict[str, Any]:
-    """Medians of some turns; curl and pull take turns."""
     folder.mkdir(parents=True)
     place = Place.make(folder)
     place.publish(bundle)
@@ -165,8 +164,6 @@ def _pull(url: str, place: Place, folder: Path, rate: float | None) -> float:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Files and parts of them, by ``sendfile``."""
-
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:

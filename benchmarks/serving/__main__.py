@@ -273,7 +273,6 @@ def _bound(patience: float, linger: float, tasks: int, metrics: str) -> float:
 
 
 def _plain_metrics(metrics: str) -> dict[str, float]:
-    """The server's metrics without labels."""
     rows = [row.split() for row in metrics.splitlines() if not row.startswith("#") and "{" not in row]
     return {name: float(value) for name, value in rows}
 

@@ -126,7 +126,6 @@ def _row(
 
 
 def line(row: AttackRow) -> str:
-    """A row as people read it."""
     return (
         f"{row.what}: {row.answered} honest answers, others {row.other}; p50 {row.p50:.2f} s, p99 {row.p99:.2f} s, "
         f"longest {row.longest:.2f} s (may begin after {row.bound:.2f} s); "

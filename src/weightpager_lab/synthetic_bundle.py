@@ -175,7 +175,6 @@ def companions_of(
 
 
 def write(recipe: Recipe, path: Path) -> None:
-    """Write a bundle."""
     names = [f"task-{number:02d}" for number in range(recipe.tasks)]
     with scratch(path.parent, f".{path.name}.scratch-") as folder:
         source = _source(recipe, names, folder)

@@ -29,7 +29,6 @@ LEAST_SECONDS = 0.012
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
