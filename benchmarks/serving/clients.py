@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -151,3 +156,32 @@ def right_answers(bundle: Bundle, texts: Sequence[Ids]) -> Answers:
                     hidden = base(input_ids=torch.tensor([text])).last_hidden_state
                     found[task, text] = hidden[0].float().mean(0).tolist()
     return found
+
+
+@contextmanager
+def serving(
+    bundle: Bundle, options: Mapping[str, object], source: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``weightpager serve`` in a process of its own, killed at the end if it still runs, and its address.
+
+    Args:
+        bundle: that is served.
+        options: of the command, beside a free port.
+        source: checkout whose command it is; this one if None.
+    """
+    flat = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "weightpager", "serve", str(bundle.path), "--port", "0", *flat]
+    environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source / "src")})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().split()[0].rstrip("/")
+        finally:
+            process.kill()
+
+
+def plain_metrics(url: str) -> dict[str, float]:
+    """The server's metrics without labels."""
+    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text
+    rows = [row.split() for row in text.splitlines() if not row.startswith("#") and "{" not in row]
+    return {name: float(value) for name, value in rows}
