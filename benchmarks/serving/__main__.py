@@ -44,7 +44,6 @@ from weightpager.config import cache_dir, format_size
 from weightpager.runtime.budget import smallest_budget
 from weightpager.server.scheduling.settings import Policy
 from weightpager_lab.synthetic_bundle import bundle_of, small
-from weightpager_lab.timing import spread
 from weightpager_lab.traces import TRACES
 
 ASKED = 3.0
@@ -249,7 +248,6 @@ def _row(
     metrics: dict[str, float],
     p99_bound: float | None = None,
 ) -> Row:
-    times = spread(tally.seconds) or {}
     return Row(
         what=what,
         order=order,
@@ -262,8 +260,8 @@ def _row(
         failed=len(tally.failed),
         wrong=tally.wrong,
         switches=found["switches_total"],
-        p50=times.get("p50"),
-        p99=times.get("p99"),
+        p50=tally.p50,
+        p99=tally.p99,
         p99_bound=p99_bound,
         longest_wait=tally.longest_wait,
         longest_gap=metrics["weightpager_longest_gap_seconds"],

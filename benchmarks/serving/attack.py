@@ -105,7 +105,7 @@ def _row(
     code: int | None,
     ended: float,
 ) -> AttackRow:
-    times = spread(tally.seconds) or dict.fromkeys(("p50", "p99"), math.inf)
+    times = spread(tally.seconds, "lower") or dict.fromkeys(("p50", "p99"), math.inf)
     step = metrics.get("weightpager_slowest_batch_seconds", 0.0)
     return AttackRow(
         what=kind,

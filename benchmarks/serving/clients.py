@@ -21,6 +21,7 @@ import torch
 from weightpager.backends.torch.architecture import read_config
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
+from weightpager_lab.timing import spread
 
 Ids = tuple[int, ...]
 """A text, as its token ids."""
@@ -60,6 +61,15 @@ class Tally:
             self.seconds.append(seconds)
             self.waits.setdefault(ask.task, []).append(_waited(answer))
             self.wrong += not _close(answer.json()["data"][0]["embedding"], answers[ask.task, ask.text])
+
+    @property
+    def p50(self) -> float | None:
+        """The median from asking to the answer; None where nothing was answered."""
+        return (spread(self.seconds, "lower") or {}).get("p50")
+
+    @property
+    def p99(self) -> float | None:
+        return (spread(self.seconds, "lower") or {}).get("p99")
 
     @property
     def longest_wait(self) -> float | None:
