@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import json as json_format
-import shutil
 import statistics
 import subprocess
 import sys
@@ -37,27 +36,18 @@ from benchmarks.row_file import command, commit
 from weightpager.backends.torch.architecture import module_of_kind
 from weightpager.backends.torch.generation import CACHE
 from weightpager.blocks import BlockShape
-from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle import Bundle
+from weightpager.bundle.files.new_directory import scratch
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.writer import writing
 from weightpager.compiler.model.dense_model import DenseModel
-from weightpager.compiler.model.paged_weights import sort_weights
-from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import StoredBlocks, pack
-from weightpager.compiler.packing.plan import BundlePlan
-from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.selection.experts import expert_layers, experts_kept
-from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.masks import Keep
 from weightpager.config import EngineConfig
 from weightpager.errors import WeightpagerError
 from weightpager.kernels import isa
 from weightpager.machine.memory import forget_peak, peak_memory
-from weightpager.page_dtype import block_bytes
 from weightpager.runtime.budget import smallest_budget
-from weightpager.store import StorageModel
-from weightpager.transitions import Transitions
-from weightpager_lab.synthetic_bundle import word_tokenizer
+from weightpager_lab.synthetic_bundle import drawn, source_of, write_source
 from weightpager_lab.timing import in_turns, median_ms, seconds_of, time_switches
 
 UNITS = ("whole", "blocks")
@@ -65,8 +55,6 @@ SPARSITY, COMMON = 0.7, 0.5
 PREFILL, DECODED = 64, 16
 POOL = 2**27
 """Random numbers that all parameters are pieces of: 27 GB would be too many."""
-
-Bools = npt.NDArray[np.bool_]
 
 
 def main(
@@ -108,40 +96,17 @@ def main(
 def write(unit: str, layers: int, tasks: int, path: Path) -> None:
     """A bundle of random values whose tasks keep whole experts, or as large a share of all blocks."""
     names = [f"task-{number}" for number in range(tasks)]
-    scratch = path.with_suffix(".scratch")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        source = source_of(layers, names, scratch)
-        keep = masks(unit, source, tasks)
-        rate, file = Transitions.uniform(names), source.task_file
-        stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
-        packing = pack(stored, block_bytes(file.block, file.dtype), rate.switch_rate(), StorageModel(), None)
-        entries = tuple(
-            TaskEntry(
-                name=name, kind="language-modeling", classes=[], max_length=512, sparsity=SPARSITY, dense=None,
-                eval=None,
-            )
-            for name in names
-        )  # fmt: skip
-        with writing(path) as writer:
-            write_bundle(writer, BundlePlan(file.dtype, TaskWeights(source), keep, packing, entries, rate, None))
-    finally:
-        shutil.rmtree(scratch)
+    with scratch(path.parent, f".{path.name}.scratch-") as folder:
+        source = source_of(model_of(layers), names, folder, BlockShape(16, 32), sparsity=SPARSITY, rows="resident")
+        write_source(source, masks(unit, source, tasks), path, SPARSITY, source.task_file.dtype)
 
 
-def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
+def model_of(layers: int) -> Any:
     """The model, all of whose parameters are pieces of the same random numbers."""
     config = OlmoeConfig(
         num_hidden_layers=layers, num_experts=64, num_experts_per_tok=8, hidden_size=2048, intermediate_size=1024,
         vocab_size=50304, max_position_embeddings=4096, pad_token_id=0, dtype=torch.bfloat16,
     )  # fmt: skip
-    config.save_pretrained(scratch)
-    for split in ("train", "eval"):
-        (scratch / f"{split}.txt").write_text(split, encoding="utf-8")
-    task = {"kind": "language-modeling", "train": str(scratch / "train.txt"), "eval": str(scratch / "eval.txt")}
-    content = {"model": str(scratch), "sparsity": SPARSITY, "rows": "resident", "tasks": dict.fromkeys(names, task)}
-    file = from_dict(content)
     model = module_of_kind(config, "language-modeling", ())
     draw = torch.Generator().manual_seed(0)
     pool = torch.randn(POOL, generator=draw).mul_(0.02)
@@ -152,41 +117,30 @@ def source_of(layers: int, names: list[str], scratch: Path) -> DenseModel:
                 values = pool[first : first + parameter.numel()].view(parameter.shape)
                 own = torch.ones(parameter.shape) if parameter.ndim == 1 else values
                 module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
-    models = dict.fromkeys(names, model)
-    paged, resident = sort_weights(models, BlockShape(16, 32), scratch)
-    return DenseModel(
-        file, scratch, config, word_tokenizer(), models, paged, resident,
-        own_tokenizer=word_tokenizer(), transitions=Transitions.uniform(names),
-    )  # fmt: skip
+    return model
 
 
 def masks(unit: str, source: DenseModel, tasks: int) -> Keep:
     """Who keeps what, drawn: the common half and a half of each task's own."""
     random = np.random.default_rng(0)
+
+    def of(count: int, kept: int) -> npt.NDArray[np.bool_]:
+        return drawn(count, kept, round(COMMON * kept), tasks, random)
+
     keep = {info.name: np.ones((info.grid.count, tasks), bool) for info in source.paged}
     if unit == "blocks":
         for info in source.paged:
-            keep[info.name] = _drawn(info.grid.count, round((1 - SPARSITY) * info.grid.count), tasks, random)
+            keep[info.name] = of(info.grid.count, round((1 - SPARSITY) * info.grid.count))
         return keep
     kept = experts_kept(source, "task-0")
     for layer in expert_layers(source):
-        for names, mask in zip(layer.experts, _drawn(len(layer.experts), kept, tasks, random), strict=True):
+        for names, mask in zip(layer.experts, of(len(layer.experts), kept), strict=True):
             for name in names:
                 keep[name] &= mask
     return keep
 
 
-def _drawn(count: int, kept: int, tasks: int, random: np.random.Generator) -> Bools:
-    order, common = random.permutation(count), round(COMMON * kept)
-    found = np.zeros((count, tasks), bool)
-    found[order[:common]] = True
-    for task in range(tasks):
-        found[random.choice(order[common:], kept - common, replace=False), task] = True
-    return found
-
-
 def measured(bundle: Bundle) -> dict[str, Any]:
-    """One process' figures."""
     budget, start = smallest_budget(bundle), time.perf_counter()
     with wp.Engine(bundle, EngineConfig(budget=budget, backend="torch", read_timeout=300)) as engine:
         opened = time.perf_counter() - start

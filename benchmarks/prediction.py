@@ -171,7 +171,6 @@ def other_day(name: str, seed: int) -> npt.NDArray[np.float64] | None:
 
 
 def cell(found: PredictionScore | None) -> str:
-    """Bits and hits."""
     return f"{'–':>16}" if found is None else f"{found.log_loss:9.2f} {found.hit_rate:6.0%}"
 
 

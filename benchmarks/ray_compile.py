@@ -169,7 +169,6 @@ def _digest(bundle: Path) -> str:
 
 
 def _line(row: Row) -> str:
-    """A row for people."""
     stages = ", ".join(f"{name} {row.seconds[name]:.1f}" for name in PER_TASK)
     return (
         f"{row.way:6} {row.workers} × {row.threads} threads: waited {row.waited:6.1f} s for jobs of {row.jobs:6.1f} s; "

@@ -36,7 +36,6 @@ from weightpager.ray.task_router import Routing
 from weightpager.routing import Fairness
 from weightpager.simulate.simulator import Simulator
 from weightpager_lab.synthetic_bundle import bundle_of, many_tasks
-from weightpager_lab.timing import spread
 
 TASKS, REPLICAS = 18, 2
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -131,7 +130,6 @@ def _row(
     def grown(name: str) -> int:
         return sum(int(one[name]) for one in after) - sum(int(one[name]) for one in before)
 
-    times = spread(tally.seconds) or {}
     return Row(
         routing=routing,
         f=f,
@@ -143,8 +141,8 @@ def _row(
         wrong=tally.wrong,
         bytes_loaded=0 if kills else grown("bytes_read"),  # what a server that died had loaded is forgotten
         switches=0 if kills else grown("switches"),
-        p50=times.get("p50"),
-        p99=times.get("p99"),
+        p50=tally.p50,
+        p99=tally.p99,
         command=row_file.command("benchmarks.ray_serving"),
         commit=row_file.commit(),
     )

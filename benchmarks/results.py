@@ -70,12 +70,10 @@ def main(
 
 
 def memory_of(name: str) -> str:
-    """What the processes of a contest have if nothing else is asked for."""
     return OF_BILLIONS if name.startswith("one billion") else MEMORY
 
 
 def _subjects(named: list[str], only: str, dtype: str) -> Iterator[tuple[str, Subject]]:
-    """Names of contests, and what they are about."""
     for text in named:
         name = text.partition("=")[0]
         if only in name:

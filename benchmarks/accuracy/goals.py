@@ -25,7 +25,6 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """For a table."""
         return {True: "yes", False: "no", None: "not measured"}[self.reached]
 
 
@@ -302,7 +301,6 @@ class Domain:
         return [100 * sign * (row.dense - row.value) / (row.dense if self.lower else 1) for row in point.means]
 
     def lost(self, point: Point) -> float:
-        """The mean of `losses`."""
         return average(self.losses(point))
 
     def value(self, point: Point) -> str:

@@ -204,7 +204,6 @@ def _seeds(point: Point) -> str:
 
 
 def goals_table(points: Sequence[Point]) -> str:
-    """What was asked and what was reached, by figure and by method."""
     lines = []
     for goal in GOALS:
         for method in goal.methods:
@@ -367,7 +366,6 @@ def render(rows: Sequence[Row], json_name: str, out: Path) -> str:
 
 
 def plot_name(page: Path, domain: Domain) -> str:
-    """The file of a domain's plot, beside the page."""
     return f"{page.stem}-{domain.letter}.svg"
 
 

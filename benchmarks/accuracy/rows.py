@@ -48,17 +48,14 @@ class Row:
 
     @property
     def key(self) -> tuple[str, float, str, str, int, str]:
-        """What tells rows apart: one measurement each."""
         return self.domain, self.resident_fraction, self.method, self.recover, self.seed, self.task
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; none if there is no file."""
     return row_file.read(path, Row)
 
 
 def add(path: Path, rows: Iterable[Row]) -> None:
-    """Put rows into a file, in place of those that measured the same."""
     row_file.add(path, rows, Row)
 
 
@@ -86,26 +83,21 @@ class Point:
 
     @property
     def means(self) -> list[Row]:
-        """The row of all tasks, of each seed."""
         return [rows[MEAN] for rows in self.seeds.values()]
 
     @property
     def values(self) -> list[float]:
-        """The mean metric of each seed."""
         return [row.value for row in self.means]
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that every seed has."""
         first, *others = self.seeds.values()
         return [task for task in first if task != MEAN and all(task in rows for rows in others)]
 
     def value(self, task: str = MEAN) -> float:
-        """A task's metric, mean over the seeds."""
         return average(rows[task].value for rows in self.seeds.values())
 
     def dense(self, task: str = MEAN) -> float:
-        """The dense model's metric, mean over the seeds."""
         return average(rows[task].dense for rows in self.seeds.values())
 
     def loss(self, task: str = MEAN) -> float:
@@ -114,27 +106,22 @@ class Point:
 
     @property
     def overlap(self) -> float:
-        """Mean over the seeds."""
         return average(row.overlap for row in self.means)
 
     @property
     def bytes_per_switch(self) -> float:
-        """Mean over the seeds."""
         return average(row.bytes_per_switch for row in self.means)
 
     @property
     def compile_seconds(self) -> float:
-        """Mean over the seeds."""
         return average(row.compile_seconds for row in self.means)
 
     def only(self, seeds: Iterable[int]) -> Point:
-        """The same with these seeds only."""
         kept = {seed: self.seeds[seed] for seed in seeds}
         return Point(self.domain, self.fraction, self.method, self.recover, kept)
 
 
 def average(values: Iterable[float]) -> float:
-    """The arithmetic mean of at least one value."""
     known = list(values)
     return sum(known) / len(known)
 

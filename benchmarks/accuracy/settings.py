@@ -90,7 +90,6 @@ QUICK_WRITING = replace(EFFORTS["D"], base_steps=24, steps=24, private_steps=4, 
 
 
 def effort_of(domain: str, *, quick: bool) -> Effort:
-    """What is spent on a domain."""
     if quick:
         return QUICK_WRITING if domain == "D" else QUICK
     return EFFORTS[domain]
@@ -152,7 +151,6 @@ TRAINING_FREE = 0.5
 
 
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
-    """The sparse methods at one fraction of resident bytes."""
     if domain == "D":
         yield from _writing_settings(fraction, effort, seed)
         return

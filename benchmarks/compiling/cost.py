@@ -49,7 +49,6 @@ def main(json: Annotated[Path, typer.Option(help="File of results to put the row
 
 
 def content(cache: Path) -> dict[str, Any]:
-    """The task file."""
     samples, _ = prepare(cache, report=typer.echo)
     return {
         "model": str(minilm(cache)),
@@ -64,7 +63,6 @@ def content(cache: Path) -> dict[str, Any]:
 
 
 def measured(bundle: Bundle, peak_memory: int | None) -> CompileRow:
-    """The row of a bundle that has just been compiled."""
     report = read_report(bundle)
     return CompileRow(
         tasks=len(bundle.tasks),

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import row_file
-from benchmarks.fleet import transfers, troubles
+from benchmarks.fleet import trials
 
 
 def main(
@@ -41,15 +41,15 @@ def main(
 
     with tempfile.TemporaryDirectory(prefix="weightpager-fleet-", dir=folder) as place:
         work = Path(place)
-        note("added", transfers.added(bundle, work / "added"))
-        note("trained", transfers.trained_again(bundle, work / "trained"))
-        note("speed", transfers.measure(large or bundle, work / "speed"))
+        note("added", trials.added(bundle, work / "added"))
+        note("trained", trials.trained_again(bundle, work / "trained"))
+        note("speed", trials.measure(large or bundle, work / "speed"))
         if kill:
-            note("kills", troubles.kill_all(work / "kills", kill, 60 * minutes))
+            note("kills", trials.kill_all(work / "kills", kill, 60 * minutes))
         if cut:
-            note("cuts", troubles.cut_off(work / "cuts", cut, 60 * minutes))
+            note("cuts", trials.cut_off(work / "cuts", cut, 60 * minutes))
         if mutant:
-            note("mutants", troubles.mutate(work / "mutants", mutant, 60 * minutes))
+            note("mutants", trials.mutate(work / "mutants", mutant, 60 * minutes))
     failures = [each for figures in found.values() if isinstance(figures, dict) for each in figures.get("failures", [])]
     if failures:
         raise typer.Exit(1)

@@ -51,7 +51,6 @@ class Tally:
 
     @property
     def mutants(self) -> int:
-        """That were tried."""
         return sum(self.outcomes.values())
 
     def add(self, result: Result) -> None:
@@ -79,7 +78,6 @@ class Tally:
             print(f"… and {len(self.failures) - _FAILURES_SHOWN} failures more")
 
     def json(self, seed: int, seconds: float) -> dict[str, Any]:
-        """It as JSON has it."""
         return {
             "seed": seed,
             "mutants": self.mutants,

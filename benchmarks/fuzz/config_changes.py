@@ -76,7 +76,6 @@ _WORDS: tuple[Any, ...] = (
 
 
 def _others(random: Random) -> Any:
-    """Values of other types, and large ones."""
     return random.choice(
         [
             None, True, False, [], {}, [None], [1], [2, 2, 2], [2] * 64, [4000] * 3, [[["global", "local"], 10**6]],
@@ -92,7 +91,6 @@ def _others(random: Random) -> Any:
 
 
 def _huge(random: Random) -> Any:
-    """Values that take long to go through."""
     how: list[Callable[[], Any]] = [
         lambda: [2] * 100_000,
         lambda: [[2] * 500] * 20,
@@ -215,7 +213,6 @@ _TOKENIZERS = (
 
 
 def _tokenizer(document: Document, random: Random) -> None:
-    """Other classes, lengths, tokens and files."""
     for _ in range(random.choice([1, 1, 2, 3])):
         key = random.choice([*_TOKENIZER_KEYS, *document])
         document[key] = _value(random)

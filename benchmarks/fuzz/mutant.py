@@ -43,14 +43,12 @@ class Original:
 
     @classmethod
     def of(cls, path: Path) -> Original:
-        """Of a bundle that lies there."""
         files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         manifest = Bundle.open(path).manifest
         pages = dict(zip(manifest.page_file_names(), manifest.page_files + manifest.row_files, strict=True))
         return cls(path.parent.name, path, tuple(files), pages, trial.outputs(path))
 
     def link(self, target: Path) -> None:
-        """Make a copy of hard links."""
         for name in {os.path.dirname(name) for name in self.files}:  # noqa: PTH120 - a thousand times a second
             (target / name).mkdir(parents=True, exist_ok=True)
         for name in self.files:
@@ -83,7 +81,6 @@ def _int4(folder: Path) -> Path:
 
 
 def _grown(folder: Path) -> Path:
-    """Of two page files."""
     base = _compiled(_pair(folder), folder, "base.bundle")
     content = tiny.assistant(folder)
     del content["block"], content["page"]
@@ -115,7 +112,6 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
 
 
 def compile_originals(folder: Path) -> list[Path]:
-    """Compile all recipes; the bundles' paths."""
     found = []
     for name, recipe in RECIPES.items():
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,6 @@ def seal_manifest(bundle: Path, text: bytes) -> None:
 
 
 def rewrite_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest's content."""
     content = json.loads((bundle / MANIFEST).read_bytes())
     change(content)
     seal_manifest(bundle, json.dumps(content).encode())
@@ -58,7 +57,6 @@ def remove_file(bundle: Path, name: str) -> None:
 
 
 def rewrite_arrays(bundle: Path, name: str, change: Callable[[Arrays], object]) -> None:
-    """Change the tensors of a safetensors file."""
     arrays = {key: value.copy() for key, value in load((bundle / name).read_bytes()).items()}
     change(arrays)
     rewrite_file(bundle, name, save(arrays))

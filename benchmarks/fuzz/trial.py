@@ -99,7 +99,6 @@ class Trial:
             self.failures[name] = _words(error)
 
     def run(self, name: str, step: Callable[[], object]) -> None:
-        """A step that is one call."""
         with self.step(name):
             step()
 
@@ -299,8 +298,6 @@ def watched() -> Iterator[set[str]]:
 
 
 class Peak:
-    """How far the resident set rises."""
-
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _status("VmRSS")

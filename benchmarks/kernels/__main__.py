@@ -50,7 +50,6 @@ class Variant:
 
     @property
     def block_bytes(self) -> int:
-        """Of a block with its scales."""
         return block_bytes(self.block, self.dtype)
 
 
@@ -87,12 +86,10 @@ class BlockTables:
 
     @property
     def bytes(self) -> int:
-        """Of the kept blocks."""
         return len(self.locations) * self.variant.block_bytes
 
     @property
     def pages(self) -> int:
-        """That the kept blocks fill."""
         return -(-len(self.locations) // (PAGE_BYTES // self.variant.block_bytes))
 
     def weight(self, arena: Tensor, page_table: Tensor) -> PagedWeight:
@@ -182,7 +179,6 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str, str, float, int]:
-        """What tells rows apart: one measurement each."""
         return self.kernel, self.isa, self.shape, self.block, self.dtype, self.sparsity, self.tokens
 
 
@@ -214,7 +210,6 @@ def main(
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a file; none if there is no file."""
     return row_file.read(file, Row)
 
 
@@ -272,7 +267,6 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
 
 
 def dense_layer(shape: Shape, dtype: torch.dtype) -> Call:
-    """`torch.nn.functional.linear`."""
     size = shape.out_features * shape.in_features * dtype.itemsize
     values = torch.randn(1 << 22).to(dtype).repeat(-(-ROTATED // (dtype.itemsize << 22)))
     count = ROTATED // size
@@ -312,7 +306,6 @@ def plain_read(arena: Tensor, size: int) -> Call:
 
 
 def line(row: Row) -> str:
-    """A row for people."""
     prepacked = "" if row.prepacked_ms is None else f" prepacked {row.prepacked_ms:9.4f}"
     return (
         f"{row.shape:24} {row.block:6} {row.dtype:9} {row.sparsity:4.0%} {row.tokens:4} tokens  {row.ms:9.4f} ms, "

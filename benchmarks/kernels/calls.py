@@ -86,7 +86,6 @@ def seconds(*calls: Callable[[], object]) -> list[float]:
 
 
 def row(kernel: str, out_features: int, in_features: int, tokens: int, ours: float, theirs: float) -> Row:
-    """Of two times in seconds."""
     return Row(
         kernel=kernel,
         isa=kernels.isa(),

@@ -91,7 +91,6 @@ def main(
 
 
 def page(rows: Sequence[Row], json_name: str) -> str:
-    """The page's text."""
     parts = [_TOP.format(json=json_name)]
     for isa in sorted({row.isa for row in rows if row.kernel == "paged_linear"}):
         of_isa = [row for row in rows if row.isa == isa and row.kernel == "paged_linear"]

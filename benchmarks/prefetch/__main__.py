@@ -93,7 +93,6 @@ class Known:
     """A predictor that knows the probabilities by which a trace of first order was made."""
 
     def __init__(self, matrix: Floats) -> None:
-        """Know the matrix [tasks, tasks]."""
         self._matrix = matrix
         self._current = 0
 
@@ -205,19 +204,16 @@ class Bench:
         self._dwell = DWELL * self.simulator.differential_bytes / BANDWIDTH
 
     def trace(self, name: str, switches: int) -> Trace:
-        """A trace of the bundle's tasks."""
         made = TRACES[name](switches, self._dwell, SEED)
         names = dict(zip(made.tasks, self.bundle.tasks, strict=False))
         planner = None if made.planner is None else partial(_translated, made.planner, names)
         return replace(made, visits=renamed(made.visits, names), tasks=tuple(names.values()), planner=planner)
 
     def slots(self, f: float) -> int:
-        """Pages that the arena has room for."""
         least, most = self.simulator.largest_task, self.simulator.all_pages
         return round(least + f * (most - least))
 
     def run(self, trace: Trace, f: float, policy: str) -> Simulation:
-        """Under one policy, in virtual time."""
         device = Device(self.slots(f), self.storage)
         return self.simulator.run(
             trace.visits, device, self._use_predictor(trace, policy), prefetch=policy not in PLAIN
@@ -322,7 +318,6 @@ def in_virtual_time(bundle: Bundle) -> Iterator[Row]:
 
 
 def virtual(path: Path, name: str, f: float) -> list[Row]:
-    """All policies on one trace."""
     bench = Bench(Bundle.open(path))
     trace = bench.trace(name, LEARNT + COUNTED)
     policies = [
@@ -374,7 +369,6 @@ def row(
     share: float | None = None,
     mode: str = "virtual",
 ) -> Row:
-    """A row of these waits."""
     found = spread(seconds.tolist())
     assert found is not None
     return Row(

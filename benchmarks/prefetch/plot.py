@@ -47,7 +47,6 @@ class Film:
     waited: list[int] = field(default_factory=list)
 
     def __call__(self, seconds: float, arena: VirtualArena) -> None:
-        """Another moment."""
         present = arena.blocks.occupancy().resident
         self.times.append(seconds)
         self.resident.append([float(present[need].mean()) for need in self.needs])

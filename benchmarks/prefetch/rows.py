@@ -54,7 +54,6 @@ class Row:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a file; none if there is no file."""
     return row_file.read(file, Row)
 
 
@@ -69,7 +68,6 @@ def speedups(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def line(row: Row) -> str:
-    """A row for people."""
     share = "" if row.oracle_share is None else f"  {row.oracle_share:5.0%} of the oracle's"
     return (
         f"{row.trace:12} f {row.f:<5} {row.policy:20} {row.mode:8} {row.wait_ms_mean:8.2f} ms  "

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,13 +26,24 @@ import typer
 from benchmarks import row_file
 from benchmarks.serving import attack as attacks
 from benchmarks.serving.attack import AttackRow
-from benchmarks.serving.clients import Answers, Ask, Ids, Tally, crowd, made_texts, replay, right_answers, watch
+from benchmarks.serving.clients import (
+    Answers,
+    Ask,
+    Ids,
+    Tally,
+    crowd,
+    made_texts,
+    plain_metrics,
+    replay,
+    right_answers,
+    serving,
+    watch,
+)
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, format_size
 from weightpager.runtime.budget import smallest_budget
 from weightpager.server.scheduling.settings import Policy
 from weightpager_lab.synthetic_bundle import bundle_of, small
-from weightpager_lab.timing import spread
 from weightpager_lab.traces import TRACES
 
 ASKED = 3.0
@@ -212,9 +220,9 @@ def _crowd(bundle: Bundle, texts: Sequence[Ids], answers: Answers, seconds: floa
     async def both(url: str) -> tuple[Tally, int]:
         return await asyncio.gather(crowd(url, asks, seconds, answers), watch(url, seconds))
 
-    with _serving(bundle, "grouped", patience, 0.0) as url:
+    with serving(bundle, _options(bundle, "grouped", patience, 0.0)) as (_, url):
         tally, most = asyncio.run(both(url))
-        return _row("crowd", "grouped", patience, 0.0, bundle, tally, most, _status(url), _text(url))
+        return _row("crowd", "grouped", patience, 0.0, bundle, tally, most, _status(url), plain_metrics(url))
 
 
 def _trace(
@@ -223,9 +231,9 @@ def _trace(
     async def both(url: str) -> tuple[Tally, int]:
         return await asyncio.gather(replay(url, asks, answers), watch(url, asks[-1].at if asks else 0.0))
 
-    with _serving(bundle, order, patience, linger) as url:
+    with serving(bundle, _options(bundle, order, patience, linger)) as (_, url):
         tally, most = asyncio.run(both(url))
-        return _row("trace", order, patience, linger, bundle, tally, most, _status(url), _text(url), p99)
+        return _row("trace", order, patience, linger, bundle, tally, most, _status(url), plain_metrics(url), p99)
 
 
 def _row(
@@ -237,10 +245,9 @@ def _row(
     tally: Tally,
     most: int,
     found: dict[str, Any],
-    metrics: str,
+    metrics: dict[str, float],
     p99_bound: float | None = None,
 ) -> Row:
-    times = spread(tally.seconds) or {}
     return Row(
         what=what,
         order=order,
@@ -253,54 +260,33 @@ def _row(
         failed=len(tally.failed),
         wrong=tally.wrong,
         switches=found["switches_total"],
-        p50=times.get("p50"),
-        p99=times.get("p99"),
+        p50=tally.p50,
+        p99=tally.p99,
         p99_bound=p99_bound,
         longest_wait=tally.longest_wait,
-        longest_gap=_plain_metrics(metrics)["weightpager_longest_gap_seconds"],
+        longest_gap=metrics["weightpager_longest_gap_seconds"],
         bound=_bound(patience, linger, len(bundle.tasks), metrics) if order == "grouped" else None,
         command=row_file.command("benchmarks.serving"),
         commit=row_file.commit(),
     )
 
 
-def _bound(patience: float, linger: float, tasks: int, metrics: str) -> float:
-    slowest = _plain_metrics(metrics)
-    policy = Policy(patience=patience, linger=linger)
-    return policy.longest_wait(
-        tasks, slowest["weightpager_slowest_batch_seconds"], slowest["weightpager_slowest_switch_seconds"]
-    )
+def _bound(patience: float, linger: float, tasks: int, metrics: dict[str, float]) -> float:
+    batch, switch = (metrics[f"weightpager_slowest_{what}_seconds"] for what in ("batch", "switch"))
+    return Policy(patience=patience, linger=linger).longest_wait(tasks, batch, switch)
 
 
-def _plain_metrics(metrics: str) -> dict[str, float]:
-    """The server's metrics without labels."""
-    rows = [row.split() for row in metrics.splitlines() if not row.startswith("#") and "{" not in row]
-    return {name: float(value) for name, value in rows}
-
-
-@contextmanager
-def _serving(bundle: Bundle, order: str, patience: float, linger: float) -> Iterator[str]:
-    """The command in a process of its own, with room for the largest task and half as much again."""
+def _options(bundle: Bundle, order: str, patience: float, linger: float) -> dict[str, object]:
+    """With room for the largest task and half as much again."""
     largest = max(len(bundle.pages_of(task)) for task in bundle.tasks)
     budget = smallest_budget(bundle) + largest // 2 * bundle.page_bytes
-    options = {"--port": 0, "--budget": budget, "--order": order, "--patience": patience, "--linger": linger}
-    flat = [str(word) for option in options.items() for word in option]
-    command = [sys.executable, "-m", "weightpager", "serve", str(bundle.path), *flat, "--log-level", "warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().split()[0].rstrip("/")
-        finally:
-            process.terminate()
+    asked = {"--budget": budget, "--order": order, "--patience": patience, "--linger": linger}
+    return {**asked, "--log-level": "warning"}
 
 
 def _status(url: str) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{url}/status", trust_env=False, timeout=60).json()
     return found
-
-
-def _text(url: str) -> str:
-    return httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ import math
 import os
 import random
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +25,7 @@ import typer
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from benchmarks.serving.clients import plain_metrics, serving
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import compile as compile_bundle
 from weightpager.config import cache_dir, format_size
@@ -85,10 +84,11 @@ def attack(kind: Kind, seconds: float, timeout: float, source: Path | None, seed
         seed: of what is asked.
     """
     bundle, honest, others = _prompts(seed) if kind == "prompts" else _images(seed)
-    with _serving(bundle, timeout, source) as (process, url):
+    options = {"--timeout": timeout, "--grace": 5, "--max-body": "4MiB", "--log-level": "error"}
+    with serving(bundle, options, source) as (process, url):
         idle = _rss(process.pid)
         tally = asyncio.run(_all(url, honest, others, seconds, process.pid))
-        metrics = _metrics(url)
+        metrics = plain_metrics(url)
         process.terminate()
         started = time.monotonic()
         code = _ended(process)
@@ -105,7 +105,7 @@ def _row(
     code: int | None,
     ended: float,
 ) -> AttackRow:
-    times = spread(tally.seconds) or dict.fromkeys(("p50", "p99"), math.inf)
+    times = spread(tally.seconds, "lower") or dict.fromkeys(("p50", "p99"), math.inf)
     step = metrics.get("weightpager_slowest_batch_seconds", 0.0)
     return AttackRow(
         what=kind,
@@ -126,7 +126,6 @@ def _row(
 
 
 def line(row: AttackRow) -> str:
-    """A row as people read it."""
     return (
         f"{row.what}: {row.answered} honest answers, others {row.other}; p50 {row.p50:.2f} s, p99 {row.p99:.2f} s, "
         f"longest {row.longest:.2f} s (may begin after {row.bound:.2f} s); "
@@ -220,21 +219,6 @@ def _url(image: Image.Image, *, palette: bool = False) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-@contextmanager
-def _serving(bundle: Bundle, timeout: float, source: Path | None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    options = ["--port", "0", "--timeout", str(timeout), "--grace", "5", "--max-body", "4MiB", "--log-level", "error"]
-    environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source / "src")})
-    command = [sys.executable, "-m", "weightpager", "serve", str(bundle.path), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().split()[0].rstrip("/")
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
 def _ended(process: subprocess.Popen[str]) -> int | None:
     """The exit code; None if it takes longer than a minute."""
     try:
@@ -273,9 +257,3 @@ def _colours(folder: Path, colours: Sequence[str]) -> dict[str, str]:
             for number in range(8):
                 Image.new("RGB", (32 + number, 32), colour).save(folder / split / colour / f"{number}.png")
     return {"kind": "image-classification", "train": str(folder / "train"), "eval": str(folder / "eval")}
-
-
-def _metrics(url: str) -> dict[str, float]:
-    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text
-    rows = [row.split() for row in text.splitlines() if not row.startswith("#") and "{" not in row]
-    return {name: float(value) for name, value in rows}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +21,7 @@ import torch
 from weightpager.backends.torch.architecture import read_config
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
+from weightpager_lab.timing import spread
 
 Ids = tuple[int, ...]
 """A text, as its token ids."""
@@ -55,6 +61,15 @@ class Tally:
             self.seconds.append(seconds)
             self.waits.setdefault(ask.task, []).append(_waited(answer))
             self.wrong += not _close(answer.json()["data"][0]["embedding"], answers[ask.task, ask.text])
+
+    @property
+    def p50(self) -> float | None:
+        """The median from asking to the answer; None where nothing was answered."""
+        return (spread(self.seconds, "lower") or {}).get("p50")
+
+    @property
+    def p99(self) -> float | None:
+        return (spread(self.seconds, "lower") or {}).get("p99")
 
     @property
     def longest_wait(self) -> float | None:
@@ -151,3 +166,32 @@ def right_answers(bundle: Bundle, texts: Sequence[Ids]) -> Answers:
                     hidden = base(input_ids=torch.tensor([text])).last_hidden_state
                     found[task, text] = hidden[0].float().mean(0).tolist()
     return found
+
+
+@contextmanager
+def serving(
+    bundle: Bundle, options: Mapping[str, object], source: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``weightpager serve`` in a process of its own, killed at the end if it still runs, and its address.
+
+    Args:
+        bundle: that is served.
+        options: of the command, beside a free port.
+        source: checkout whose command it is; this one if None.
+    """
+    flat = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "weightpager", "serve", str(bundle.path), "--port", "0", *flat]
+    environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source / "src")})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().split()[0].rstrip("/")
+        finally:
+            process.kill()
+
+
+def plain_metrics(url: str) -> dict[str, float]:
+    """The server's metrics without labels."""
+    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text
+    rows = [row.split() for row in text.splitlines() if not row.startswith("#") and "{" not in row]
+    return {name: float(value) for name, value in rows}

@@ -221,7 +221,6 @@ def resident(model: str, bundle: Bundle, switches: int = 3000) -> Row:
 
 
 def line(row: Row) -> str:
-    """A row for people."""
     facts = asdict(row).items()
     found = {key: value for key, value in facts if value is not None and key not in ("cpu", "command", "commit")}
     return "  ".join(f"{key} {value}" for key, value in found.items())

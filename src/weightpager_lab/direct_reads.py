@@ -76,7 +76,6 @@ class DirectReader:
         return size
 
     def close(self) -> None:
-        """End the threads."""
         self._pool.shutdown()
 
 
@@ -136,5 +135,4 @@ class RawReads:
         return seconds
 
     def close(self) -> None:
-        """Give back descriptors."""
         self._store.close()

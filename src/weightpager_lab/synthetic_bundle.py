@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -175,67 +175,92 @@ def companions_of(
 
 
 def write(recipe: Recipe, path: Path) -> None:
-    """Write a bundle."""
     names = [f"task-{number:02d}" for number in range(recipe.tasks)]
     with scratch(path.parent, f".{path.name}.scratch-") as folder:
-        source = _source(recipe, names, folder)
-        keep = _masks(recipe, source)
-        transitions = Transitions.uniform(names)
-        stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
-        size = block_bytes(recipe.block, recipe.dtype)
-        packing = pack(stored, size, transitions.switch_rate(), StorageModel(), recipe.page_bytes)
-        entries = tuple(
-            TaskEntry(
-                name=name, kind="language-modeling", classes=[], max_length=512, sparsity=1 - recipe.density,
-                dense=None, eval=None,
-            )
-            for name in names
-        )  # fmt: skip
-        plan = BundlePlan(recipe.dtype, TaskWeights(source), keep, packing, entries, transitions, None)
-        with writing(path) as writer:
-            write_bundle(writer, plan)
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(recipe.config).eval().requires_grad_(False)
+        source = source_of(model, names, folder, recipe.block)
+        write_source(source, _masks(recipe, source), path, 1 - recipe.density, recipe.dtype, recipe.page_bytes)
 
 
-def _source(recipe: Recipe, names: list[str], folder: Path) -> DenseModel:
-    files = {}
-    for split in ("train", "eval"):
-        files[split] = str(folder / f"{split}.jsonl")
-        Path(files[split]).write_text(json.dumps({"text": split}) + "\n", encoding="utf-8")
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(recipe.config).eval().requires_grad_(False)
-    recipe.config.save_pretrained(folder)
+def source_of(model: Any, names: list[str], folder: Path, block: BlockShape, **settings: object) -> DenseModel:
+    """One model as the dense one of some tasks that write, whose texts are a word each.
+
+    Args:
+        model: transformers' own.
+        names: of the tasks.
+        folder: for its configuration and the texts.
+        block: that its weights are cut into.
+        settings: of the task file beside these.
+    """
+    files = {split: str(folder / f"{split}.txt") for split in ("train", "eval")}
+    for split, file in files.items():
+        Path(file).write_text(split, encoding="utf-8")
+    model.config.save_pretrained(folder)
     tasks = {name: {"kind": "language-modeling", **files} for name in names}
-    task_file = from_dict({"model": str(folder), "block": str(recipe.block), "tasks": tasks})
+    task_file = from_dict({"model": str(folder), "block": str(block), "tasks": tasks, **settings})
     models_of = dict.fromkeys(names, model)
-    paged, resident = sort_weights(models_of, recipe.block, folder)
+    paged, resident = sort_weights(models_of, block, folder)
     tokenizer = word_tokenizer()
     return DenseModel(
-        task_file, folder, recipe.config, tokenizer, models_of, paged, resident,
+        task_file, folder, model.config, tokenizer, models_of, paged, resident,
         own_tokenizer=tokenizer, transitions=Transitions.uniform(names),
     )  # fmt: skip
+
+
+def write_source(
+    source: DenseModel, keep: Keep, path: Path, sparsity: float, dtype: PageDtype, page_bytes: int | None = None
+) -> None:
+    """Write the bundle of a dense model's blocks, as they are; any task may follow any other.
+
+    Args:
+        source: whose tasks these are.
+        keep: which blocks each task keeps.
+        path: of the bundle.
+        sparsity: that is stated.
+        dtype: of the pages.
+        page_bytes: their size; None for one that suits the overlaps.
+    """
+    names = list(source.models)
+    transitions = Transitions.uniform(names)
+    stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
+    size = block_bytes(source.task_file.block, dtype)
+    packing = pack(stored, size, transitions.switch_rate(), StorageModel(), page_bytes)
+    entries = tuple(
+        TaskEntry(
+            name=name, kind="language-modeling", classes=[], max_length=512, sparsity=sparsity, dense=None, eval=None
+        )
+        for name in names
+    )  # fmt: skip
+    with writing(path) as writer:
+        write_bundle(writer, BundlePlan(dtype, TaskWeights(source), keep, packing, entries, transitions, None))
 
 
 def _masks(recipe: Recipe, source: DenseModel) -> Keep:
     random = np.random.default_rng(0)
     keep, kept_groups = {}, {}
+
+    def of(count: int) -> npt.NDArray[np.bool_]:
+        kept, common = round(recipe.density * count), round(recipe.density * recipe.common * count)
+        return drawn(count, kept, common, recipe.tasks, random)
+
     for info in source.paged:
         count = info.grid.count
         if recipe.groups is None:
-            keep[info.name] = _drawn(recipe, count, random)
+            keep[info.name] = of(count)
             continue
         if info.layer not in kept_groups:
-            kept_groups[info.layer] = _drawn(recipe, recipe.groups, random)
+            kept_groups[info.layer] = of(recipe.groups)
         keep[info.name] = kept_groups[info.layer][random.permutation(count) % recipe.groups]
     return keep
 
 
-def _drawn(recipe: Recipe, count: int, random: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Which of so many blocks, or groups of them, each task keeps [count, tasks]."""
-    kept, common = round(recipe.density * count), round(recipe.density * recipe.common * count)
+def drawn(count: int, kept: int, common: int, tasks: int, random: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Which of so many blocks, or groups of them, each task keeps [count, tasks]: so many, some in common with all."""
     order = random.permutation(count)
-    mask = np.zeros((count, recipe.tasks), bool)
+    mask = np.zeros((count, tasks), bool)
     mask[order[:common]] = True
-    for task in range(recipe.tasks):
+    for task in range(tasks):
         mask[random.choice(order[common:], kept - common, replace=False), task] = True
     return mask
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,6 @@ LEAST_SECONDS = 0.012
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -96,11 +95,11 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
     return Ratio(*map(float, np.percentile([a / b for a, b in zip(theirs, ours, strict=True)], [25, 50, 75])))
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean, median and high percentiles; None of nothing."""
+def spread(values: Sequence[float], method: Literal["linear", "lower"] = "linear") -> dict[str, float] | None:
+    """Mean, median and high percentiles, between two values or the lower one; None of nothing."""
     if not len(values):
         return None
-    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    p50, p95, p99 = np.percentile(values, [50, 95, 99], method=method)
     return {"mean": statistics.fmean(values), "p50": float(p50), "p95": float(p95), "p99": float(p99)}
 
 

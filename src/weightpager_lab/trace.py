@@ -164,7 +164,6 @@ class Chain:
 
 
 def task_of(state: str) -> str:
-    """The task that runs in a state."""
     return state.partition("/")[0]
 
 

@@ -21,7 +21,7 @@ from transformers import OlmoeConfig, Qwen2Config
 from benchmarks import experts, row_file
 from benchmarks.device import __main__ as processes
 from benchmarks.device.measured import read
-from benchmarks.fleet.transfers import trained_again
+from benchmarks.fleet.trials import trained_again
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.prefetch import __main__ as prefetch
 from weightpager.blocks import BlockShape

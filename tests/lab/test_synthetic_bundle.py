@@ -67,13 +67,13 @@ def test_companions_have_the_same_tasks_and_other_blocks(tmp_path: Path) -> None
 def test_one_that_another_process_has_written_meanwhile_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = synthetic_bundle._source
+    source = synthetic_bundle.source_of
 
     def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(synthetic_bundle, "_source", source)
+        monkeypatch.setattr(synthetic_bundle, "source_of", source)
         bundle_of(tiny(), tmp_path, lambda _: None)
         return source(*arguments)
 
-    monkeypatch.setattr(synthetic_bundle, "_source", overtaken)
+    monkeypatch.setattr(synthetic_bundle, "source_of", overtaken)
     bundle = bundle_of(tiny(), tmp_path, lambda _: None)
     assert list(tmp_path.iterdir()) == [bundle.path]

@@ -228,7 +228,6 @@ def _key(name: str) -> str:
 
 
 def facts(bundle: Bundle, *, random_weights: bool) -> Facts:
-    """The facts of a bundle."""
     manifest, always = bundle.manifest, footprint(bundle, DTYPE)
     shared = overlap(bundle)
     kept = {task: len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks}
@@ -259,7 +258,6 @@ def facts(bundle: Bundle, *, random_weights: bool) -> Facts:
 
 
 def largest_task(bundle: Bundle) -> int:
-    """Pages of the task that has most."""
     return max(len(bundle.pages_of(task)) for task in bundle.tasks)
 
 

@@ -66,7 +66,6 @@ class Plan:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds that a method may take which begins now."""
         return _TIMEOUT if self.end is None else max(LEAST_SECONDS, self.end - time.monotonic())
 
     def rooms_of(self, method: Method) -> Iterator[float]:

@@ -237,7 +237,6 @@ class Row(Document):
         return {pair: median(known) for pair, known in values.items()}
 
     def values(self, field: Literal["ready", "first_output", "row_faults", "bytes"]) -> list[float]:
-        """Of every sample that has it."""
         found: Iterator[Sample] = iter(self.found.samples if self.found else ())
         return [float(value) for sample in found if (value := getattr(sample, field)) is not None]
 

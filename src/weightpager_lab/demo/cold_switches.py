@@ -142,7 +142,6 @@ class _Rivals:
         return [read.doubt for read in (*self.paged.values(), *self.whole.values(), self.dense)]
 
     def beside(self, switch: TimedSwitch) -> DemoSwitch:
-        """The switch, and the reads that it replaces."""
         paged, whole = self.paged[switch.to_task], self.whole[switch.to_task]
         return DemoSwitch(
             from_task=switch.from_task,

@@ -178,7 +178,6 @@ class _Box(NamedTuple):
     height: float
 
     def meets(self, other: _Box) -> bool:
-        """Whether two boxes overlap."""
         return 2 * abs(self.x - other.x) < self.width + other.width and (
             2 * abs(self.y - other.y) < self.height + other.height
         )
@@ -260,7 +259,6 @@ def render(result: DemoResult) -> str:
 
 
 def _fact(value: object) -> str:
-    """A fact of the machine as people read it."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_fact(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):

@@ -87,7 +87,6 @@ class Resident(Document):
 
     @property
     def ours(self) -> bool:
-        """Whether it is weightpager's."""
         return self.name.startswith("weightpager")
 
     def row_faults(self, figures: Mapping[str, float]) -> float | None:
@@ -140,7 +139,6 @@ class DemoResult(Document):
         return theirs / sum(switch.ms for switch in self.switches)
 
     def speedup_range(self, field: str) -> tuple[float, float]:
-        """The least and the greatest ratio of one pair."""
         ratios = [float(getattr(switch, field)) / switch.ms for switch in self.switches]
         return min(ratios), max(ratios)
 

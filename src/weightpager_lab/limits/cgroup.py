@@ -110,7 +110,6 @@ def limit_storage(group: Group, asked: int, path: str | os.PathLike[str]) -> tup
 
 
 def reason(error: OSError | ConfigError) -> str:
-    """Why a limit doesn't hold, for people."""
     if isinstance(error, PermissionError) and os.geteuid() != 0:
         return f"not root, and no permission for {error.filename}"
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)

@@ -62,7 +62,6 @@ class Group:
         _write(self.path / (v1, v2)[self.version - 1], value)
 
     def add(self, process: int) -> None:
-        """Move a process into it."""
         self.write("cgroup.procs", "cgroup.procs", str(process))
 
     def kill(self) -> None:

@@ -134,7 +134,6 @@ class Document:
 
 
 def documents(archive: Path) -> Iterator[Document]:
-    """The corpus's documents by name."""
     files = dict(members(archive, _DOCUMENTS, _CATEGORIES))
     categories = parse_categories(files.pop(_CATEGORIES).decode("ascii"))
     for path, content in sorted(files.items()):
@@ -182,7 +181,6 @@ def library_sources() -> Iterator[Item]:
 
 
 def read_library(root: Path) -> Iterator[Item]:
-    """The modules below a directory, by name."""
     for directory, names, files in os.walk(root):
         names[:] = sorted(set(names) - _SKIPPED)
         for file in sorted(file for file in files if file.endswith(".py")):

@@ -130,12 +130,10 @@ def fetch(archive: Archive, cache: Path) -> Path:
 
 
 def cached(archive: Archive, cache: Path) -> Path:
-    """Where ``fetch`` keeps the archive's file."""
     return cache / "archives" / archive.sha256 / archive.file
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -161,7 +159,6 @@ class Fetcher:
         self._failed: dict[str, SampleUnavailable] = {}
 
     def __call__(self, archive: Archive) -> Path:
-        """Like ``fetch``."""
         if archive.sha256 in self._failed:
             raise self._failed[archive.sha256]
         if not cached(archive, self._cache).exists():

@@ -137,7 +137,6 @@ _SHORTEST, _LONGEST = 20, 1000  # characters
 
 
 def read_spam(archive: Path) -> Iterator[Item]:
-    """The mails that have a text."""
     yield from items(_mails(archive))
 
 

@@ -31,7 +31,6 @@ class Archive:
 
     @property
     def file(self) -> str:
-        """The name of the file that the client downloads."""
         if self.client == "npm":
             return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
         if self.client == "pip-sdist":

@@ -54,7 +54,6 @@ class Item:
 
 
 def labelled(text: str, label: str, group: str) -> Item:
-    """An item of a text-classification task."""
     return Item(text, group, (label,), {"text": text, "label": label})
 
 
@@ -69,7 +68,6 @@ def completed(prompt: str, completion: str, group: str) -> Item:
 
 
 def document(text: str, group: str) -> Item:
-    """An item of a language-modelling task."""
     return Item(text, group, (), {})
 
 

@@ -77,7 +77,6 @@ class Scene:
     grain: float
 
     def labels(self) -> dict[str, str]:
-        """The right answer of every task."""
         return {
             "traffic-light": self.signal.light if self.signal else "none",
             "vehicle-ahead": self.vehicle.kind if self.vehicle else "none",

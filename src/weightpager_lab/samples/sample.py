@@ -37,15 +37,12 @@ class Sample:
     eval: Path
 
     def entry(self) -> dict[str, str]:
-        """What a task file says of it."""
         files = {"train": self.train, "validation": self.validation, "eval": self.eval}
         return {"kind": self.kind, **{split: str(path) for split, path in files.items()}}
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A task that cannot be had, and why."""
-
     name: str
     reason: str
 

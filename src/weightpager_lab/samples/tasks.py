@@ -151,7 +151,6 @@ _CLEAR = 1.0  # of 4: people disagree about what lies below
 
 
 def read_sentiment(archive: Path) -> Iterator[Item]:
-    """The sentences with a clear rating."""
     return parse_ratings(member(member(archive, _RATINGS), _REVIEWS).decode("utf-8"))
 
 

@@ -218,7 +218,6 @@ def split(tensors: dict[str, Tensor], bundle: Bundle) -> tuple[dict[str, BlockTa
 
 
 def read_tables(file: CheckpointFile, bundle: Bundle) -> dict[str, BlockTable]:
-    """The block tables of a sparse checkpoint."""
     return split(_read(file, [f"{name}.{field}" for name in _names(bundle) for field in FIELDS]), bundle)[0]
 
 
@@ -245,5 +244,4 @@ def _names(bundle: Bundle) -> list[str]:
 
 
 def enough_room(folder: Path, needed: int) -> bool:
-    """Whether twice so many bytes are free there."""
     return shutil.disk_usage(folder).free > 2 * needed

@@ -35,7 +35,6 @@ FewBits = Literal["int8", "int4"]
 
 
 def quantised_path(folder: Path, dtype: FewBits) -> Path:
-    """Where it lies."""
     return folder / f"shared.{dtype}.safetensors"
 
 

@@ -107,5 +107,4 @@ METHODS: Sequence[Method] = (
 
 
 def method(name: str) -> Method:
-    """The method of a name that is known to exist."""
     return next(method for method in METHODS if method.name == name)

@@ -22,8 +22,6 @@ from weightpager_lab.contest.rivals.rival import Rival
 
 
 class TorchRival(Rival):
-    """Computes with torch."""
-
     backend = "torch"
 
     def use_threads(self, count: int) -> None:
@@ -49,7 +47,6 @@ def tensors(task: TaskEntry, inputs: Inputs) -> dict[str, Any]:
 
 
 def forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """One forward pass."""
     with torch.inference_mode():
         module(**inputs)
 
