@@ -21,7 +21,7 @@ from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant
 from weightpager import kernels
 from weightpager.kernels.torch import paged_linear
 from weightpager.nn import PagedLinear
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 
 MOST_MS = 0.015
 """Asked for: what a module may add to its kernel."""

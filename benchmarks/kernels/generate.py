@@ -27,7 +27,7 @@ from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 from weightpager_lab.synthetic_bundle import half_billion_config
 
 PREFILL = 512

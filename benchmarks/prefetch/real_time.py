@@ -12,7 +12,7 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
+from weightpager.runtime.planning.pages import PrefetchCounts
 from weightpager.trace_file import Visit
 from weightpager_lab.contest.rivals.methods import method
 from weightpager_lab.contest.rivals.rival import Pace, Setting, slow_engines

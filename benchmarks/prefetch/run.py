@@ -30,7 +30,7 @@ from benchmarks.prefetch.rows import Row, line, read, speedups
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
+from weightpager.runtime.planning.pages import PrefetchCounts
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor

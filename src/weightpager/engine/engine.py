@@ -40,7 +40,7 @@ from weightpager.interrupts import acquired, uninterrupted
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.memory.page_arena import ArenaSource
-from weightpager.runtime.paging.switch_request import Deadline
+from weightpager.runtime.paging.state import Deadline
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prediction.task_monitor import TaskMonitor

@@ -12,7 +12,7 @@ from weightpager.engine.prefetching import uses_after
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.engine.view import EngineView
 from weightpager.interrupts import acquired, uninterrupted
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.state import SwitchRequest
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
 
 

@@ -20,7 +20,7 @@ from weightpager.bundle.format.placement import Placement
 from weightpager.kernels.block_tables import TableExpander
 from weightpager.kernels.choice import NATIVE
 from weightpager.machine.storage import aligned_memory
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 
 
 class TableSource:

@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.runtime.memory.memory_budget import MemoryUse
-from weightpager.runtime.paging.switch_request import LoadStats
-from weightpager.runtime.planning.plans import Pages
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
+from weightpager.runtime.paging.state import LoadStats
+from weightpager.runtime.planning.pages import Pages, PrefetchCounts
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
 from weightpager.runtime.rows import RowReport
 

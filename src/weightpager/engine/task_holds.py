@@ -14,7 +14,7 @@ from weightpager.engine.report import SwitchLog
 from weightpager.errors import BudgetError, TaskNotActiveError
 from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.load import Priority
-from weightpager.runtime.paging.switch_request import Deadline, LoadStats, SwitchRequest
+from weightpager.runtime.paging.state import Deadline, LoadStats, SwitchRequest
 
 
 class TaskHolds:

@@ -22,7 +22,7 @@ from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.slots import ABSENT
+from weightpager.runtime.planning.pages import ABSENT
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
 
 

@@ -34,7 +34,7 @@ from weightpager.errors import (
     UnknownTaskError,
 )
 from weightpager.runtime.paging.page_waits import PendingPages, Waiters
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.state import SwitchRequest
 from weightpager.store import LocalStore, PageStore
 from weightpager.trace_file import Visit
 
@@ -219,7 +219,7 @@ def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch:
 @pytest.mark.parametrize(
     ("ask", "where", "open_store"),
     [
-        (wp.Engine.activate, "landed_pages.most_pages", LocalStore),
+        (wp.Engine.activate, "pager.most_pages", LocalStore),
         (partial(wp.Engine.activate, wait=False), "native_reads.most_pages", LocalStore),
         (wp.Engine.prefetch, "native_reads.most_pages", LocalStore),
         (wp.Engine.activate, "thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),
@@ -241,7 +241,7 @@ def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
         raise KeyboardInterrupt
 
     with wp.Engine(bundle, EngineConfig(), open_store) as engine:
-        monkeypatch.setattr(f"weightpager.runtime.paging.reads.{where}", pressed)
+        monkeypatch.setattr(f"weightpager.runtime.paging.{where}", pressed)
         with pytest.raises(KeyboardInterrupt):
             ask(engine, "animal")
         assert torch.equal(logits(engine.activate("animal")), expected["animal"])

@@ -17,8 +17,7 @@ from weightpager.runtime.budget import Needs
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.paging.pager import Pager, PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
-from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch_request import NEVER, Deadline, SwitchRequest
+from weightpager.runtime.paging.state import NEVER, Deadline, PagingState, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 
 PAGE = 4096

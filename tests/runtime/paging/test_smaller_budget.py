@@ -13,8 +13,7 @@ from weightpager.runtime.budget import Needs
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.paging.pager import Pager, PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
-from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.state import PagingState, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 
 PAGE, PAGES = 4096, 17  # page 0, which is all zeros, belongs to no task

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError, WeightpagerError
 from weightpager.runtime.memory.page_arena import HostMemory
-from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.pages import Pages
 from weightpager.store import VerifyingStore
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from blake3 import blake3
 from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.planning.slots import ABSENT
+from weightpager.runtime.planning.pages import ABSENT
 
 
 class PageCheck:

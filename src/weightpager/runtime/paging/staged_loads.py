@@ -23,7 +23,7 @@ from weightpager.runtime.paging.load import (
     no_thread,
     tell,
 )
-from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.pages import Pages
 from weightpager.store import VerifyingStore, coalesce, group_runs
 
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, SwitchPlan, Uses
-from weightpager.runtime.planning.slots import ABSENT, Slots
-from weightpager.runtime.planning.task_pages import TaskPages
+from weightpager.runtime.planning.pages import ABSENT, NO_PAGES, Occupancy, Pages, Slots, SwitchPlan, TaskPages, Uses
 
 
 class EvictionOrder:

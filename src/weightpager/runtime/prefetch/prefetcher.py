@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from weightpager.runtime.paging.residency import Residency
-from weightpager.runtime.paging.switch_request import LoadStats
+from weightpager.runtime.paging.state import LoadStats
 from weightpager.runtime.planning.prefetch_planner import plan_prefetch
 from weightpager.runtime.prediction.predictor import PredictionScore
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses

@@ -9,14 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.plans import NO_PAGES, Pages, Uses
-from weightpager.runtime.planning.prefetch_planner import (
-    NOTHING,
-    PrefetchCounts,
-    PrefetchLedger,
-    PrefetchPlan,
-    plan_prefetch,
-)
+from weightpager.runtime.planning.pages import NO_PAGES, Pages, PrefetchCounts, PrefetchLedger, Uses
+from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
 from weightpager.store import PageRun, StorageModel, coalesce
 from weightpager.store.read_plan import BYTES_IN_FLIGHT
 
