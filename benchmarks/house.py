@@ -27,7 +27,8 @@ from rich.table import Table
 
 from benchmarks import row_file
 from weightpager.engine import Engine
-from weightpager_lab.synthetic_bundle import bundle_of, small
+from weightpager.runtime.budget import smallest_budget
+from weightpager_lab.synthetic_bundle import bundle_of, long_context
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("src", "benchmarks", "tests")
@@ -103,13 +104,17 @@ def measure(sources: Sources) -> House:
 def main(
     json: Annotated[Path | None, typer.Option(help="File that takes the figures.")] = None,
     against: Annotated[str | None, typer.Option(help="Commit to compare with.")] = None,
-    read_path: Annotated[bool, typer.Option(help="Print the calls from a task to a read instead.")] = False,
+    read_path: Annotated[bool, typer.Option(help="Print what a switch goes through instead.")] = False,
 ) -> None:
     """Count the work tree's rooms, files and functions."""
     if read_path:
         with tempfile.TemporaryDirectory() as folder:
-            for number, call in enumerate(calls_to_a_read(bundle_of(small(), Path(folder), typer.echo).path), 1):
-                typer.echo(f"{number:3} {call}")
+            path = bundle_of(long_context(2), Path(folder), typer.echo).path
+            shown = {"calls to a read": calls_to_a_read(path), "files of a small switch": files_of_a_small_switch(path)}
+            for title, lines in shown.items():
+                typer.echo(f"{title}:")
+                for number, one in enumerate(lines, 1):
+                    typer.echo(f"{number:3} {one}")
         return
     house = measure(of_work_tree())
     before = measure(of_commit(against)) if against is not None else None
@@ -140,6 +145,48 @@ def calls_to_a_read(bundle: Path) -> list[str]:
         finally:
             sys.setprofile(None)
     return calls[::-1]
+
+
+SMALL_SWITCH_IN_CPP = (
+    "csrc/load/own_reads_bindings.cpp",
+    "csrc/load/own_reads.cpp",
+    "csrc/load/read.cpp",
+    "csrc/load/ring_device.cpp",
+    "csrc/load/blake3.cpp",
+)
+"""What Python can't watch: where a small switch's pages are read and hashed."""
+
+
+def files_of_a_small_switch(bundle: Path) -> list[str]:
+    """The product's files with code that runs in a switch which reads little, in place of another task, after others.
+
+    Args:
+        bundle: of two or more tasks, which differ by at most 1 MiB.
+    """
+    found: dict[str, None] = {}
+
+    def watch(frame: FrameType | None, event: str, _argument: object) -> None:
+        if event == "call" and frame is not None and (name := _product_file(frame)) is not None:
+            found[name] = None
+
+    with Engine.from_pretrained(bundle) as engine:
+        first, second, *_ = engine.bundle.tasks
+        engine.set_budget(max(smallest_budget(engine.bundle, name) for name in (first, second)))
+        for name in (first, second, first, second):
+            engine.activate(name)
+        sys.setprofile(watch)
+        try:
+            engine.activate(first)
+        finally:
+            sys.setprofile(None)
+        assert engine.last_switch is not None
+        assert engine.last_switch.reads > 0, "expected tasks of which just one fits"
+    return [*found, *SMALL_SWITCH_IN_CPP]
+
+
+def _product_file(frame: FrameType) -> str | None:
+    path = Path(frame.f_code.co_filename)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT / "src" / "weightpager") else None
 
 
 def _name(frame: FrameType) -> str:

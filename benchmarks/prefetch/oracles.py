@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.prediction.predictor import Forecast
-from weightpager.runtime.prefetch.expected_uses import DISCOUNT, ExpectedUses
+from weightpager.runtime.prediction.task_monitor import DISCOUNT
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 
 Floats = npt.NDArray[np.float64]
 

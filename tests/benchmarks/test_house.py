@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.house import calls_to_a_read
+from benchmarks.house import calls_to_a_read, files_of_a_small_switch
 
 
 def test_a_read_is_handed_on_within_nine_calls(assistant_bundle: Path) -> None:
@@ -12,3 +12,9 @@ def test_a_read_is_handed_on_within_nine_calls(assistant_bundle: Path) -> None:
     assert calls[0] == "engine.py: activate"
     assert calls[-1] == "native_reads.py: start"
     assert len(calls) <= 9
+
+
+def test_a_small_switch_visits_few_files(assistant_bundle: Path) -> None:
+    files = files_of_a_small_switch(assistant_bundle)
+    assert "src/weightpager/runtime/paging/switch.py" in files
+    assert len(files) <= 24, files

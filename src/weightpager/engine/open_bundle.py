@@ -318,7 +318,8 @@ class OpenBundle:
 
 
 def _task(state: _State, name: str) -> OpenTask:
-    state.bundle.task(name)
+    if name not in state.tasks:
+        state.bundle.task(name)  # which says what there is
     return state.tasks[name]
 
 

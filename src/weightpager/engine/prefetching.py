@@ -24,8 +24,8 @@ from weightpager.runtime.prediction.predictor import (
     TransitionPredictor,
     replay,
 )
-from weightpager.runtime.prediction.task_monitor import TaskMonitor
-from weightpager.runtime.prefetch.expected_uses import ExpectedUses, expected_uses_after
+from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena
 from weightpager.store import StorageModel

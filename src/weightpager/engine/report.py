@@ -168,7 +168,7 @@ class SwitchLog:
             is_visit: whether somebody asked for the task; to keep it in memory is no visit.
         """
         before = self.monitor.record(name) if is_visit else self.monitor.current
-        pages = stats.bytes // self._open.bundle.page_bytes
+        pages = stats.bytes // self._open.memory.needs.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
             self._reports.append(report)

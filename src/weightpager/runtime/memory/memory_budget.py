@@ -278,7 +278,7 @@ class MemoryBudget:
     @property
     def has_spare_table_room(self) -> bool:
         """Whether slots have made room for expanded block tables that the tasks in use no longer need."""
-        return self._tables_in_use > max(self.needs.least_tables, self.tables.in_use)
+        return self.tables.in_use < self._tables_in_use > self.needs.least_tables
 
     def smallest_budget(self, pages: int) -> int:
         """Bytes that hold so many pages at once, beside what the tasks in use take."""

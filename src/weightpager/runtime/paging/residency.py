@@ -358,7 +358,9 @@ class Residency:
                 self._hold_blocks(request)
             switch = Switch(self._state, self._slots, self._resizer, self._loads, request)
             try:
-                return switch.carry_out()
+                loaded = switch.carry_out()
+                switch.hold_tables()
+                return loaded
             except BaseException:
                 self._state.end_commit()
                 self._undo(request, switch.has_tables)

@@ -105,12 +105,6 @@ class Switch:
 
         Results and errors are those of `Residency.hold`.
         """
-        loaded = self._load()
-        if not self.has_tables:
-            self._hold_tables()
-        return loaded
-
-    def _load(self) -> tuple[LoadStats, PendingLoad | None]:
         state, request = self._state, self._request
         if request.wait and (small := self._load_small()) is not None:
             return small, None
@@ -244,7 +238,7 @@ class Switch:
         self.has_tables = self.has_tables or tables is None or self._state.memory.tables.hold(tables)
         return self.has_tables
 
-    def _hold_tables(self) -> None:
+    def hold_tables(self) -> None:
         """Hold the tables, once the task's pages are there or on their way.
 
         If there is no room, the previous task is given up for them, unless somebody else holds it. This comes last,
@@ -256,7 +250,8 @@ class Switch:
             SwitchFailedError: either, after ``give_up``.
         """
         request, cache = self._request, self._state.memory.tables
-        assert request.tables is not None
+        if self.has_tables or request.tables is None:
+            return
         with self._lock:
             if self._try_tables():
                 return
