@@ -97,7 +97,7 @@ nb::tuple told(const Outcome& outcome) {
 }
 
 void bind_own_reads(nb::module_& module) {
-    nb::class_<LandedPages>(module, "LandedPages")
+    nb::class_<LandedPages>(module, "LandedReads")
         .def_prop_ro("reads", &LandedPages::reads)
         .def("wait", &LandedPages::wait)
         .def("place", &LandedPages::place)

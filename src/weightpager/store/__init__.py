@@ -3,7 +3,7 @@
 from weightpager.store.block_reader import BlockReader
 from weightpager.store.page_store import FileStore, JoinedStore, LocalStore, PageStore, Sources, VerifyingStore
 from weightpager.store.read_plan import (
-    PageRun,
+    ReadRun,
     StorageModel,
     SwitchCost,
     all_switches,
@@ -20,8 +20,8 @@ __all__ = [
     "FileStore",
     "JoinedStore",
     "LocalStore",
-    "PageRun",
     "PageStore",
+    "ReadRun",
     "Sources",
     "StorageModel",
     "SwitchCost",

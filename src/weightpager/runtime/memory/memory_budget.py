@@ -14,7 +14,7 @@ from weightpager.errors import BudgetError
 from weightpager.machine.memory import Memory, read_memory
 from weightpager.machine.packages import needing_torch
 from weightpager.runtime.bracket import bracket
-from weightpager.runtime.budget import Needs, Split, enough, refusal, too_small
+from weightpager.runtime.budget import MemoryNeeds, Split, enough, refusal, too_small
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
 
@@ -175,7 +175,7 @@ class MemoryUse:
 
 
 class MemoryBudget:
-    """A budget, the arena that it pays for, and how it is split at present; `Needs` has the arithmetic.
+    """A budget, the arena that it pays for, and how it is split at present; `MemoryNeeds` has the arithmetic.
 
     An elastic arena reserves address space for all pages at once, so that a budget can change while the arena stays
     where it is; where so much is refused, for the budget's slots only. Others take memory for those, and keep it.
@@ -191,7 +191,7 @@ class MemoryBudget:
     def __init__(
         self,
         budget: int | None,
-        needs: Needs,
+        needs: MemoryNeeds,
         *,
         kv_reserve: int = 0,
         capacity: int | None = None,
@@ -259,7 +259,7 @@ class MemoryBudget:
         """Pages that the budget has room for beside so many bytes of expanded block tables."""
         return self.needs.split(self.budget, tables=tables, capacity=self.arena.capacity).slots
 
-    def refit(self, needs: Needs) -> int:
+    def refit(self, needs: MemoryNeeds) -> int:
         """Note what a changed bundle needs. Returns the budget to `resize` to: the same, or enough for all pages."""
         self.needs = replace(needs, kv_reserve=self.needs.kv_reserve, staging=self.needs.staging)
         return self._enough(self._tables_in_use) if self._whole else self.budget

@@ -37,7 +37,7 @@ came are in place and checked. Should it raise, it is called again with what it 
 
 
 @dataclass(frozen=True, eq=False)
-class Load:
+class PageLoad:
     """Pages on their way into slots.
 
     Attributes:
@@ -86,7 +86,7 @@ class Reads(Protocol):
     def pages(self) -> set[int]:
         """Pages of cancellable loads that have not ended."""
 
-    def start(self, load: Load) -> int | None:
+    def start(self, load: PageLoad) -> int | None:
         """Begin, as soon as what goes before it has begun. Returns the number of reads.
 
         None if it can't bring these pages: then nothing has changed.
@@ -98,7 +98,7 @@ class Reads(Protocol):
     def cancel(self, but: Collection[int]) -> list[int]:
         """Take back cancellable reads that haven't begun, except those of pages ``but``. Returns what won't come."""
 
-    def withdraw(self, load: Load) -> None:
+    def withdraw(self, load: PageLoad) -> None:
         """Take back what has not begun of one load. Its pages aren't told."""
 
     def close(self) -> bool:

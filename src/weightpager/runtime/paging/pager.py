@@ -12,7 +12,15 @@ from weightpager.interrupts import Condition, uninterrupted
 from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.memory.host_arena import PageBuffer
 from weightpager.runtime.memory.page_arena import HostMemory, PageArena
-from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, ReadEnd, Reads, own_read_error, storage_hangs
+from weightpager.runtime.paging.load import (
+    JOIN_SECONDS,
+    PageLoad,
+    Priority,
+    ReadEnd,
+    Reads,
+    own_read_error,
+    storage_hangs,
+)
 from weightpager.runtime.paging.page_waits import wait_while_progress
 from weightpager.runtime.paging.staged_loads import StagedLoads
 from weightpager.runtime.paging.thread_reads import ThreadReads
@@ -81,7 +89,7 @@ class LandedPages:
         bytes: bytes in these reads.
     """
 
-    def __init__(self, native: _native.LandedPages, store: VerifyingStore, into: HostMemory, pages: Pages) -> None:
+    def __init__(self, native: _native.LandedReads, store: VerifyingStore, into: HostMemory, pages: Pages) -> None:
         self._native = native
         self._store = store
         self._into = into
@@ -181,7 +189,7 @@ class Pager:
         priority: Priority,
         on_read_end: ReadEnd,
     ) -> int:
-        """Start to load pages into slots of the arena. Returns the number of reads. Arguments are those of `Load`.
+        """Start to load pages into slots of the arena. Returns the number of reads. Arguments are those of `PageLoad`.
 
         Raises:
             EngineClosedError: the pager has been closed.
@@ -189,7 +197,7 @@ class Pager:
         if self._staged is not None:
             return self._staged.start(store, pages, slots, priority, on_read_end)
         assert self._host is not None
-        return self._start(Load(store, self._host, pages, slots, priority, on_read_end))
+        return self._start(PageLoad(store, self._host, pages, slots, priority, on_read_end))
 
     def read(
         self,
@@ -218,7 +226,7 @@ class Pager:
             EngineClosedError: the pager has been closed.
         """
         blocking = BlockingRead(len(pages), read_timeout, self.reads_ended)
-        load = Load(
+        load = PageLoad(
             store, PageBuffer(into), pages, np.arange(len(pages)), priority, blocking.on_read_end, cancellable=False
         )
         reads = self._start(load)
@@ -265,7 +273,7 @@ class Pager:
             ends.append(self._staged.join(JOIN_SECONDS if all(ends) else 0.0))
         return all(ends)
 
-    def _start(self, load: Load) -> int:
+    def _start(self, load: PageLoad) -> int:
         with uninterrupted:
             for way in self._ways:
                 reads = way.start(load)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.pages import NO_PAGES, Pages, PrefetchCounts, PrefetchLedger, Uses
 from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
-from weightpager.store import PageRun, StorageModel, coalesce
+from weightpager.store import ReadRun, StorageModel, coalesce
 from weightpager.store.read_plan import BYTES_IN_FLIGHT
 
 BATCH_BYTES = 16 << 20
@@ -178,7 +178,7 @@ class VirtualArena:
         self.blocks.publish(pages.tolist())
         self._ledger.came(pages)
 
-    def _runs(self, pages: Pages) -> list[PageRun]:
+    def _runs(self, pages: Pages) -> list[ReadRun]:
         return coalesce(sorted(pages.tolist()), self._span, self._page_bytes)
 
     def _seconds(self, pages: Pages) -> float:
