@@ -46,7 +46,6 @@ class Split:
 
     @property
     def total(self) -> int:
-        """The sum of all parts."""
         return self.fixed + self.rows + self.tables + self.slots * self.page_bytes
 
 
@@ -77,13 +76,11 @@ class MemoryNeeds:
 
     @property
     def fixed(self) -> int:
-        """Bytes that don't depend on the budget."""
         always = self.footprint
         return always.resident + always.private + always.placement + self.kv_reserve + (self.staging or 0)
 
     @property
     def least_tables(self) -> int:
-        """Bytes of expanded block tables that always have room."""
         return self.footprint.largest_table if self.staging is None else self.footprint.all_tables
 
     def split(self, budget: int, *, tables: int = 0, capacity: int | None = None, taken: int = 0) -> Split:

@@ -42,7 +42,6 @@ class BlockReader:
         return blocks
 
     def close(self) -> None:
-        """Give back descriptors."""
         self._store.close()
 
 

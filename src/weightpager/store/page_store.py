@@ -67,8 +67,6 @@ class FileStore(PageStore, Protocol):
 
 @runtime_checkable
 class ShrinkingStore(PageStore, Protocol):
-    """A store that can close some of its files."""
-
     def close_but(self, pages: npt.NDArray[np.int64]) -> None:
         """Close the files that hold none of these pages, int64 [N], ascending. No others are read any more."""
 
@@ -121,7 +119,6 @@ class VerifyingStore:
         return None if self._files is None else self._files.sources(pages)
 
     def count(self, read: int) -> None:
-        """Count bytes that have been read."""
         with self._lock:
             self.bytes += read
 
@@ -220,12 +217,10 @@ class LocalStore:
             raise StoreError(f"cannot read page {first}: the file ends too early")
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources:
-        """Implements `FileStore.sources`."""
         files = np.searchsorted(self._first_pages, pages, side="right") - 1
         return Sources(self._descriptors[files], self._origins[files] + pages * self._page_bytes)
 
     def close_but(self, pages: npt.NDArray[np.int64]) -> None:
-        """Implements `ShrinkingStore.close_but`."""
         needed = set((np.searchsorted(self._first_pages, pages, side="right") - 1).tolist())
         for number in set(range(len(self._files))) - needed:
             self._descriptors[number] = -1  # another file may get the old one

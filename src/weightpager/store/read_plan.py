@@ -44,7 +44,6 @@ class StorageModel:
 
 
 def most_pages(page_bytes: int) -> int:
-    """Pages that one read covers at most."""
     return max(1, MAX_READ_BYTES // page_bytes)
 
 
@@ -154,7 +153,6 @@ def switch_cost(
 
 
 def all_switches(bundle: Bundle, storage: StorageModel) -> list[SwitchCost]:
-    """The cost of every ordered pair of different tasks."""
     return [switch_cost(bundle, a, b, storage) for a in bundle.tasks for b in bundle.tasks if a != b]
 
 

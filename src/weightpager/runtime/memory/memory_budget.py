@@ -53,7 +53,6 @@ class TableCache:
 
     @property
     def taken(self) -> int:
-        """Bytes of tables that are expanded."""
         with self._lock:
             return self._taken()
 
@@ -92,13 +91,11 @@ class TableCache:
             return _nbytes({*self._in_use(), tables} - gone | {tables})
 
     def has_one_user(self, tables: Expandable) -> bool:
-        """Whether a single hold keeps these tables."""
         with self._lock:
             return self._users[tables] == 1
 
     @property
     def in_use(self) -> int:
-        """Bytes of tables that are held."""
         with self._lock:
             return _nbytes(self._in_use())
 
@@ -109,7 +106,6 @@ class TableCache:
             self._shrink(size)
 
     def forget(self, tables: Expandable) -> None:
-        """Nobody will ask for these again."""
         with self._lock:
             self._users.pop(tables, None)
             if tables in self._here:
@@ -222,7 +218,6 @@ class MemoryBudget:
 
     @property
     def use(self) -> MemoryUse:
-        """Bytes by purpose."""
         needs, always = self.needs, self.needs.footprint
         return MemoryUse(
             arena=self._taken(self.split.slots) * needs.page_bytes,

@@ -121,17 +121,14 @@ class Failure(IntEnum):
 
 
 def engine_closed() -> EngineClosedError:
-    """The error for whoever asks for pages after the engine was closed."""
     return EngineClosedError("the engine has been closed; open the bundle again")
 
 
 def closed_while_loading() -> EngineClosedError:
-    """The error for whoever waits for pages while the engine is closed."""
     return EngineClosedError("the engine was closed while pages were being loaded")
 
 
 def no_thread() -> StoreError:
-    """The error where no thread can be started that would read."""
     return StoreError(
         "cannot read pages: expected a thread to read them with, but none could be started; "
         "raise the limit of threads (ulimit -u, or that of the container or service)"

@@ -19,7 +19,6 @@ class PageCheck:
         self._state = state
 
     def damaged(self) -> list[int]:
-        """Resident pages whose bytes no longer match their id."""
         with self._state.lock:
             pages = self._state.blocks.resident()
         return [page for page in pages.tolist() if self._damaged(page)]

@@ -52,7 +52,6 @@ class PendingPages:
 
     @property
     def complete(self) -> bool:
-        """Whether all have arrived."""
         return not self._left
 
     def arrived(self, pages: Iterable[int]) -> None:
@@ -130,16 +129,13 @@ class Waiters:
 
     @property
     def pages(self) -> set[int]:
-        """Pages that anybody waits for."""
         return set().union(*(pending.left for pending in self._all))
 
     def add(self, pending: PendingPages) -> None:
-        """Let one more wait."""
         if not pending.complete:
             self._all.append(pending)
 
     def waiting_for(self, pages: Collection[int]) -> list[PendingPages]:
-        """Those who wait for any of these pages."""
         return [pending for pending in self._all if not pending.left.isdisjoint(pages)]
 
     def passed(self, pages: Collection[int]) -> None:
@@ -155,5 +151,4 @@ class Waiters:
             pending.failed(error)
 
     def remove(self, pending: PendingPages) -> None:
-        """Let one wait no more."""
         self._all = [other for other in self._all if other is not pending]

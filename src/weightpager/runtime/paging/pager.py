@@ -248,7 +248,6 @@ class Pager:
 
     @property
     def pages(self) -> set[int]:
-        """Pages on their way to slots of the arena."""
         if self._staged is not None:
             return self._staged.pages
         return set().union(*(way.pages for way in self._ways))
@@ -307,11 +306,9 @@ class PrefetchedPages:
 
     @property
     def pages(self) -> Collection[int]:
-        """Pages on their way that nobody waits for."""
         return self._pages
 
     def begun(self, pages: Iterable[int]) -> None:
-        """These pages are on their way."""
         self.error = None
         self._pages.update(pages)
 
@@ -335,5 +332,4 @@ class PrefetchedPages:
             self.error = error
 
     def cancelled(self, pages: Iterable[int]) -> None:
-        """Reads of these pages are not made."""
         self._pages.difference_update(pages)

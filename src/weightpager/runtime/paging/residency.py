@@ -26,7 +26,7 @@ from weightpager.runtime.paging.state import (
     SlotAllocator,
     SwitchRequest,
 )
-from weightpager.runtime.paging.switch import ArenaResizer, Switch
+from weightpager.runtime.paging.switch import Switch
 from weightpager.runtime.planning.pages import NO_PAGES, Occupancy, Pages, PrefetchCounts, Uses
 from weightpager.runtime.planning.prefetch_planner import PrefetchPlan
 
@@ -63,12 +63,10 @@ class TaskGate:
 
     @property
     def holders(self) -> int:
-        """How many hold the task active."""
         return self._holders
 
     @property
     def is_ready(self) -> bool:
-        """Whether layers find all pages there."""
         return self._pending is None or self._pending.complete
 
     @property
@@ -120,7 +118,6 @@ class TaskGate:
             arrived = pending
 
     def _wait_for(self, layer: int, pending: PendingPages) -> None:
-        """Wait for a layer's pages."""
         try:
             pending.wait_for(layer)
         except WeightpagerError as error:
@@ -155,7 +152,6 @@ class Residency:
         self._lock = state.lock
         self._turn = threading.Lock()
         self._slots = SlotAllocator(state)
-        self._resizer = ArenaResizer(state, self._slots)
         self._loads = Loads(state, self._slots)
         self.blocks = state.blocks
 
@@ -201,9 +197,9 @@ class Residency:
 
     @uninterrupted
     def resize(self, budget: int) -> None:
-        """Use the slots of another budget, evicting what must go. Errors are those of `ArenaResizer.resize`."""
+        """Use the slots of another budget, evicting what must go. Errors are those of `SlotAllocator.resize`."""
         with self._my_turn(NEVER), self._lock:
-            self._resizer.resize(budget)
+            self._slots.resize(budget)
             self._state.changed()
 
     def snapshot(self, current: int, expected_uses: Uses) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
@@ -278,7 +274,6 @@ class Residency:
 
     @property
     def prefetched(self) -> PrefetchCounts:
-        """What prefetching has brought."""
         with self._lock:
             return self._state.prefetched.ledger.counts
 
@@ -354,9 +349,9 @@ class Residency:
         """Hold a task and load what it lacks, as soon as it is this request's turn."""
         with self._my_turn(request.deadline):
             with self._lock:
-                self._resizer.restore()
+                self._slots.restore()
                 self._hold_blocks(request)
-            switch = Switch(self._state, self._slots, self._resizer, self._loads, request)
+            switch = Switch(self._state, self._slots, self._loads, request)
             try:
                 loaded = switch.carry_out()
                 switch.hold_tables()

@@ -12,6 +12,7 @@ import numpy as np
 from weightpager.bundle import PageIndex
 from weightpager.errors import ConfigError, StoreTimeoutError, SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.interrupts import Condition, acquire
+from weightpager.runtime.budget import too_small
 from weightpager.runtime.memory.memory_budget import Expandable, MemoryBudget
 from weightpager.runtime.paging.load import Priority, closed_while_loading, storage_hangs
 from weightpager.runtime.paging.page_waits import PendingPages, Waiters
@@ -139,8 +140,7 @@ class PagingState:
     `Residency`      holders in ``blocks``, tasks that come and leave, ``changes``, ``closed``; has ``index`` replaced
     `Switch`         ``committing``; pages of a small switch, which come in one step
     `Loads`          other pages that are reserved, come or are cancelled; ``waiters``, ``prefetched``
-    `SlotAllocator`  pages that are evicted
-    `ArenaResizer`   slots; ``memory``
+    `SlotAllocator`  pages that are evicted; slots; ``memory``
     `PageCheck`      bytes in the arena of pages that are resident; ``reading``
     ===============  =================================================================================================
 
@@ -199,7 +199,9 @@ class PagingState:
 
 
 class SlotAllocator:
-    """Plans which slots a task's pages take, and frees them. Waits for those of reads in flight where it must.
+    """Plans which slots a task's pages take, frees them, and changes how many there are.
+
+    Waits for slots of reads in flight where it must.
 
     Whoever calls has the turn and holds the lock, which is given up while waiting.
     """
@@ -270,6 +272,45 @@ class SlotAllocator:
         seconds = self._state.read_timeout
         return storage_hangs(f"storage has not finished a read for {seconds:g} s whose memory is needed")
 
+    def resize(self, budget: int, tables: int | None = None) -> None:
+        """Use the slots of another budget, evicting what must go.
+
+        Args:
+            budget: bytes.
+            tables: bytes of expanded block tables that must have room; those of the tasks in use if None.
+
+        Raises:
+            BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
+            EngineClosedError: it was closed while slots were waited for; nothing has changed.
+        """
+        memory = self._state.memory
+        wanted = memory.tables.in_use if tables is None else tables
+        fewer = self._blocks.slots - memory.split_for(budget, wanted).slots
+        if fewer > 0:
+            self._await_slots(fewer, budget, wanted)
+            slots, pages = self._blocks.to_retire(fewer)
+            self.evict(pages)
+            self._blocks.retire(slots)
+            memory.resize(budget, wanted, retired=slots)
+        else:
+            memory.resize(budget, wanted, restored=self._blocks.restore(-fewer))
+            self._state.news.notify_all()
+
+    def restore(self) -> None:
+        """Use slots again that made room for block tables of tasks which have left."""
+        if self._state.memory.has_spare_table_room:
+            self.resize(self._state.memory.budget)
+
+    def _await_slots(self, count: int, budget: int, tables: int) -> None:
+        """Wait until reads in flight let so many slots go. Errors are those of `resize`."""
+        while count > self._blocks.free + len(self._blocks.evictable()):
+            held = len(self._blocks.locked())
+            if count > self._blocks.slots - held:
+                raise too_small(self._state.memory.needs, "the tasks in use", held, budget, tables=tables)
+            if not self.await_read():
+                raise self.hang_error()
+
     def _table_bytes(self, request: SwitchRequest) -> int:
         """Bytes of the expanded block tables of the task and of those in use."""
         cache = self._state.memory.tables
@@ -280,12 +321,6 @@ class Loads:
     """Has the pager load pages, makes them resident as they come, and tells whoever waits for them."""
 
     def __init__(self, state: PagingState, slots: SlotAllocator) -> None:
-        """Nothing is on its way.
-
-        Args:
-            state: what the parts of paging share.
-            slots: frees the slots that pages are loaded into.
-        """
         self._state = state
         self._lock = state.lock
         self._slots = slots
@@ -358,7 +393,6 @@ class Loads:
             self._forget(set(reserved) - self._state.pager.pages)
 
     def _give_up(self, load: PendingLoad) -> None:
-        """Nobody waits for a load any more."""
         self._state.waiters.remove(load.pages)
         if not load.pages.complete:
             load.pages.failed(TaskNotActiveError("the task was left before its pages had come"))
@@ -368,11 +402,9 @@ class Loads:
         self._cancel(but={*self._state.waiters.pages, *self._state.prefetched.pages})
 
     def _cancel(self, but: Collection[int]) -> None:
-        """Don't begin reads of other pages than these."""
         self._forget(self._state.pager.cancel(but))
 
     def _forget(self, pages: Collection[int]) -> None:
-        """Free the slots of pages that won't come."""
         if not pages:
             return
         self._state.prefetched.cancelled(pages)

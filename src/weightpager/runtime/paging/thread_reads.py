@@ -28,8 +28,6 @@ from weightpager.store import coalesce
 
 @dataclass(order=True)
 class _PlainRead:
-    """One read of a load."""
-
     priority: Priority
     number: int
     load: PageLoad = field(compare=False)

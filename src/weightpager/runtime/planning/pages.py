@@ -59,7 +59,6 @@ class SwitchPlan:
 
     @property
     def needs_commit(self) -> bool:
-        """Whether the previous task must be given up."""
         return len(self.commit) > 0
 
     def commit_phase(self) -> SwitchPlan:
@@ -105,15 +104,12 @@ class TaskPages:
 
     @property
     def tasks(self) -> int:
-        """Numbers of tasks, also of those that were removed."""
         return len(self._needs)
 
     def of(self, task: int) -> Pages:
-        """A task's pages, ascending."""
         return self._needs[task]
 
     def needed_by(self, task: int) -> npt.NDArray[np.bool_]:
-        """Whether a task needs each page [pages]. Not to be changed."""
         column = self._columns.get(task)
         return np.zeros(len(self._needed_by), bool) if column is None else self._needed_by[:, column]
 
@@ -156,7 +152,6 @@ class TaskPages:
         return float((count * np.trace(shared) - shared.sum()) / (count * (count - 1)))
 
     def add(self, need: Pages) -> int:
-        """Add a task that needs these pages, ascending. Returns its number."""
         task = len(self._needs)
         if not self._free:
             self._add_column()
@@ -225,17 +220,14 @@ class Slots:
 
     @property
     def capacity(self) -> int:
-        """Slots that there are."""
         return len(self._page_of_slot)
 
     @property
     def usable(self) -> int:
-        """Slots that may be used."""
         return len(self._page_of_slot) - len(self._retired)
 
     @property
     def free(self) -> int:
-        """Slots that nothing is in or on its way to."""
         return len(self._free)
 
     def reserve(self, pages: Pages) -> npt.NDArray[np.int32]:
@@ -257,11 +249,9 @@ class Slots:
         return came
 
     def cancel(self, pages: Iterable[int]) -> None:
-        """Give back the slots of loading pages that won't come."""
         self._free.extend(self._take_reserved(pages)[1].tolist())
 
     def evict(self, pages: Pages) -> None:
-        """Give up resident pages. Their slots are free at once."""
         slots = self.page_table[pages]
         if (slots == ABSENT).any():
             raise ValueError("expected resident pages")
@@ -282,13 +272,11 @@ class Slots:
         return chosen[:count]
 
     def pages_in(self, slots: Sequence[int]) -> Pages:
-        """The pages that are in these slots, in their order."""
         found = self._page_of_slot[list(slots)]
         pages: Pages = found[found != ABSENT]
         return pages
 
     def retire(self, slots: Sequence[int]) -> None:
-        """Retire free slots."""
         gone = set(slots)
         if not gone <= set(self._free):
             raise ValueError("expected free slots")
@@ -320,7 +308,6 @@ class Slots:
         assert not len(np.intersect1d(coming, pages)), "a resident page is being loaded"
 
     def _is_retired(self) -> npt.NDArray[np.bool_]:
-        """Whether each slot is retired [capacity]."""
         retired = np.zeros(self.capacity, bool)
         retired[self._retired] = True
         return retired
@@ -391,16 +378,13 @@ class PrefetchLedger:
 
     @property
     def counts(self) -> PrefetchCounts:
-        """The counts so far."""
         return PrefetchCounts(self._loaded, self._hits, self._late, self._misses, self._wasted)
 
     def came(self, pages: Pages) -> None:
-        """Prefetched pages are there."""
         self._unused[pages] = True
         self._loaded += len(pages)
 
     def went(self, pages: Pages) -> None:
-        """Pages were evicted."""
         if self._waiting:
             self._wasted += int(self._unused[pages].sum())
             self._unused[pages] = False

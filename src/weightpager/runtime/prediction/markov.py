@@ -41,7 +41,6 @@ class ContextCounts:
         return len(self._counts)
 
     def add(self, context: Context, task: int) -> None:
-        """The task followed the context."""
         old = self._counts.pop(context, {})
         counts = {other: count * self._keep for other, count in old.items() if count > _NEGLIGIBLE}
         counts[task] = counts.get(task, 0.0) + 1.0

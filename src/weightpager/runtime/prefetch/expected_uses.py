@@ -56,7 +56,6 @@ class ExpectedUses:
 
     @property
     def tasks(self) -> int:
-        """How many tasks there are."""
         return len(self._switches)
 
     def observe(self, task: int, seconds: float) -> None:

@@ -87,12 +87,10 @@ class Prefetcher:
 
     @property
     def pays(self) -> bool:
-        """Whether pages are being prefetched at present."""
         return self._policy.trial.pays and not self._failed and self._thread.is_alive()
 
     @property
     def score(self) -> PredictionScore:
-        """How good forecasts have been since the policy was made."""
         return self._policy.expected.score
 
     def tell(self, news: Switched) -> None:

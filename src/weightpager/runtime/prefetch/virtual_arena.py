@@ -86,7 +86,6 @@ class VirtualArena:
             self._bring_in(task, None, None)
 
     def has_room_for(self, task: int) -> bool:
-        """Whether a task fits, beside those that are always held."""
         return self.blocks.needed_together([task, *self._held]) <= self.blocks.slots
 
     def dwell(self, seconds: float, uses_at: UsesAt) -> None:
@@ -124,7 +123,6 @@ class VirtualArena:
 
     @property
     def counts(self) -> PrefetchCounts:
-        """What prefetching has brought so far."""
         return self._ledger.counts
 
     def _plan(self, uses: npt.NDArray[np.float64]) -> PrefetchPlan:
