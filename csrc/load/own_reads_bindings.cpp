@@ -1,4 +1,4 @@
-// Memory crosses the border as addresses; weightpager/runtime/paging/page_waits.py has checked what they point to.
+// Memory crosses the border as addresses; weightpager/runtime/paging/pager.py has checked what they point to.
 #include "own_reads_bindings.hpp"
 
 #include <nanobind/stl/string.h>

@@ -219,7 +219,7 @@ def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch:
 @pytest.mark.parametrize(
     ("ask", "where", "open_store"),
     [
-        (wp.Engine.activate, "pager.most_pages", LocalStore),
+        (wp.Engine.activate, "pager.LandedPages.begin", LocalStore),
         (partial(wp.Engine.activate, wait=False), "native_reads.most_pages", LocalStore),
         (wp.Engine.prefetch, "native_reads.most_pages", LocalStore),
         (wp.Engine.activate, "thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),
