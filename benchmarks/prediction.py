@@ -83,19 +83,15 @@ app = typer.Typer(add_completion=False)
 
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context, switches: int = 5000, seed: int = 0) -> None:
-    """Print a table: log loss in bits and hits, of forecasts made when a visit begins, from the first visit on.
-
-    The last column is Markov's, asked when the visit is about to end: what the elapsed time tells.
-    """
+    """Print a table: log loss in bits and hits, of forecasts made when a visit begins, from the first visit on."""
     if context.invoked_subcommand is not None:
         return
-    names = [*PREDICTORS, "planner", "Markov, late"]
+    names = [*PREDICTORS, "planner"]
     typer.echo("trace       visits  entropy  H(next|now) " + "".join(f"{name:>16}" for name in names))
     for name, make in TRACES.items():
         trace = make(switches, 1.0, seed)
         predictors = {name: predictor(len(trace.tasks)) for name, predictor in PREDICTORS.items()}
         scores = {name: score(predictor, trace) for name, predictor in predictors.items()}
-        scores["Markov, late"] = score(MarkovPredictor(len(trace.tasks)), trace, late=True)
         if trace.planner is not None:
             fallback = MarkovPredictor(len(trace.tasks))
             scores["planner"] = score(CallablePredictor(trace.planner, trace.tasks, fallback), trace)
@@ -144,20 +140,19 @@ def speed(tasks: int = 64, switches: int = 5000) -> None:
         typer.echo("{:12} observe {:6.0f} {:6.0f} µs   forecast {:6.0f} {:6.0f} µs".format(name, *times))
 
 
-def score(predictor: TransitionPredictor, trace: Trace, *, late: bool = False, skip: int = 0) -> PredictionScore:
-    """Of what the predictor says at the start, or at the end, of every visit but the last, while it learns.
+def score(predictor: TransitionPredictor, trace: Trace, *, skip: int = 0) -> PredictionScore:
+    """Of what the predictor says at the start of every visit but the last, while it learns.
 
     Args:
         predictor: a new one.
         trace: what it sees.
-        late: whether it is asked at the end.
         skip: visits that it is not asked about.
     """
     number = {task: index for index, task in enumerate(trace.tasks)}
     found = PredictionScore()
     for step, visit in enumerate(trace.visits):
         if step > skip:
-            found.add(predictor.forecast(trace.visits[step - 1 + late].start), number[visit.task])
+            found.add(predictor.forecast(trace.visits[step - 1].start), number[visit.task])
         predictor.observe(number[visit.task], visit.start)
     return found
 

@@ -30,7 +30,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "weightpager.engine.report.EngineFigures",
         "weightpager.runtime.memory.memory_budget.MemoryUse",
         "weightpager.engine.PrefetchReport",
-        "weightpager.runtime.planning.prefetch_planner.PrefetchCounts",
+        "weightpager.runtime.planning.pages.PrefetchCounts",
         "weightpager.engine.RowReport",
         "weightpager.ResidencyMap",
         "weightpager.ForecastReport",

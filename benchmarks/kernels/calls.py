@@ -27,7 +27,7 @@ from benchmarks.kernels.__main__ import (
 from weightpager import kernels
 from weightpager.kernels.torch import paged_linear
 from weightpager.nn.linear import PagedLinear
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 from weightpager_lab.timing import in_turns, repeated
 
 MOST_MS = 0.015

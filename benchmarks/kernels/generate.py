@@ -34,7 +34,7 @@ from benchmarks.kernels.__main__ import (
 from weightpager import kernels
 from weightpager.nn.experts import fuse_gated_mlps
 from weightpager.nn.linear import FlatLinear, PagedLinear
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 from weightpager_lab.synthetic_bundle import half_billion_config
 from weightpager_lab.timing import in_turns, median_ms, ratio, seconds_of
 

@@ -30,11 +30,12 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
+from weightpager.runtime.planning.pages import PrefetchCounts
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor
-from weightpager.runtime.prefetch.expected_uses import DISCOUNT, ExpectedUses
+from weightpager.runtime.prediction.task_monitor import DISCOUNT
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.simulate.sizing import PREFETCH, RECENCY, REUSE
 from weightpager.store import StorageModel

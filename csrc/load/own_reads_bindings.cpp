@@ -1,4 +1,4 @@
-// Memory crosses the border as addresses; weightpager/runtime/paging/page_waits.py has checked what they point to.
+// Memory crosses the border as addresses; weightpager/runtime/paging/pager.py has checked what they point to.
 #include "own_reads_bindings.hpp"
 
 #include <nanobind/stl/string.h>
@@ -97,7 +97,7 @@ nb::tuple told(const Outcome& outcome) {
 }
 
 void bind_own_reads(nb::module_& module) {
-    nb::class_<LandedPages>(module, "LandedPages")
+    nb::class_<LandedPages>(module, "LandedReads")
         .def_prop_ro("reads", &LandedPages::reads)
         .def("wait", &LandedPages::wait)
         .def("place", &LandedPages::place)

@@ -1,4 +1,4 @@
-// Memory crosses the border as addresses; weightpager/kernels/rows.py and weightpager/runtime/rows have checked what they
+// Memory crosses the border as addresses; weightpager/kernels/rows.py and weightpager/runtime/rows.py have checked what they
 // point to.
 #include "bindings.hpp"
 

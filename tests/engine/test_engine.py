@@ -42,7 +42,7 @@ from weightpager.errors import (
     TaskTooLargeError,
     UnknownTaskError,
 )
-from weightpager.runtime.budget import Needs
+from weightpager.runtime.budget import MemoryNeeds
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.store import LocalStore, StorageModel, switch_cost
 
@@ -370,7 +370,7 @@ def test_an_arena_that_the_machine_refuses_is_a_budget_error(
     resource.setrlimit(resource.RLIMIT_AS, (used, before[1]))
     try:
         with pytest.raises(BudgetError, match="this machine refuses"):
-            MemoryBudget(None, Needs(1 << 20, 1, 1 << 20, footprint(bundle)))
+            MemoryBudget(None, MemoryNeeds(1 << 20, 1, 1 << 20, footprint(bundle)))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

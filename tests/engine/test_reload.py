@@ -29,7 +29,7 @@ from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.open_task import TaskTables
 from weightpager.engine.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.state import SwitchRequest
 from weightpager.store import JoinedStore, LocalStore
 
 OLD, NEW = ("animal", "weather"), ("number", "colour")

@@ -3,17 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.store import PageRun, coalesce, group_runs, most_pages, read_count, read_plan
+from weightpager.store import ReadRun, coalesce, group_runs, most_pages, read_count, read_plan
 
 pages = st.sets(st.integers(0, 200)).map(sorted)
 
 
 def test_neighbours_are_one_read() -> None:
-    assert coalesce([2, 3, 4, 7, 9, 10], lambda _: 100, 4096) == [PageRun(2, 3), PageRun(7, 1), PageRun(9, 2)]
+    assert coalesce([2, 3, 4, 7, 9, 10], lambda _: 100, 4096) == [ReadRun(2, 3), ReadRun(7, 1), ReadRun(9, 2)]
 
 
 def test_a_read_ends_where_its_file_does() -> None:
-    assert coalesce([0, 1, 2, 3], lambda page: 2 - page if page < 2 else 100, 4096) == [PageRun(0, 2), PageRun(2, 2)]
+    assert coalesce([0, 1, 2, 3], lambda page: 2 - page if page < 2 else 100, 4096) == [ReadRun(0, 2), ReadRun(2, 2)]
 
 
 @given(pages, st.integers(1, 8), st.sampled_from([4096, 1 << 19, 1 << 20, 1 << 21]))
@@ -28,7 +28,7 @@ def test_runs_cover_each_page_once_in_order(wanted: list[int], span: int, page_b
 
 def test_short_reads_are_grouped_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_plan, "GROUP_BYTES", 4 * 4096)
-    runs = [PageRun(0, 1), PageRun(2, 3), PageRun(6, 1), PageRun(8, 9), PageRun(20, 4), PageRun(30, 1)]
+    runs = [ReadRun(0, 1), ReadRun(2, 3), ReadRun(6, 1), ReadRun(8, 9), ReadRun(20, 4), ReadRun(30, 1)]
     assert group_runs(runs, 4096) == [runs[:2], runs[2:4], runs[4:5], runs[5:]]
 
 

@@ -47,7 +47,7 @@ from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.memory.page_arena import ArenaSource
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.state import SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.planner import Planner

@@ -31,14 +31,13 @@ from weightpager.runtime.memory.memory_budget import MemoryBudget, MemoryWatch
 from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.paging.pager import Pager, PrefetchedPages
-from weightpager.runtime.paging.residency import Residency
+from weightpager.runtime.paging.residency import Residency, TaskGate
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.plans import NO_PAGES, Pages
+from weightpager.runtime.planning.pages import NO_PAGES, Pages
 from weightpager.runtime.rows import RowReads, RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
-from weightpager.store.base import is_direct
+from weightpager.store.page_store import is_direct
 
 _log = logging.getLogger(__name__)
 

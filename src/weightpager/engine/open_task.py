@@ -17,10 +17,12 @@ from weightpager.bundle import BlockTable
 from weightpager.bundle.adapter import LowRank
 from weightpager.bundle.footprint import expanded_bytes
 from weightpager.bundle.format.placement import Placement
-from weightpager.kernels.block_tables import BlockTableExpander
 from weightpager.kernels.choice import NATIVE
 from weightpager.machine.storage import aligned_memory
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
+
+if NATIVE:
+    from weightpager.kernels import _native
 
 
 class TableSource:
@@ -33,18 +35,27 @@ class TableSource:
 
     def __init__(self, placement: Placement, numbers: npt.NDArray[np.int64]) -> None:
         self.placement = placement
-        self._numbers = numbers[: len(placement.layers)]
-        blocks = placement.numbers
-        firsts = blocks.first.tolist()
-        grids = [(first, grid.rows, grid.cols) for first, grid in zip(firsts, blocks.grids, strict=True)]
-        self._native: BlockTableExpander | None = None
-        if NATIVE:
-            self._native = BlockTableExpander(placement.blocks, placement.layers, self._numbers, blocks.starts, grids)
+        self._numbers = np.ascontiguousarray(numbers[: len(placement.layers)])
+        self._native = self._expander() if NATIVE else None
+
+    def _expander(self) -> _native.TableExpander:
+        """Native code that knows which block lies in each place. `Placement.tables` says what is right."""
+        placement, blocks = self.placement, self.placement.numbers
+        arrays = tuple(map(np.ascontiguousarray, (placement.blocks, placement.layers, self._numbers, blocks.starts)))
+        self._kept = arrays  # what it points to
+        grids = [(first, grid.rows, grid.cols) for first, grid in zip(blocks.first.tolist(), blocks.grids, strict=True)]
+        self._rows = sum(rows + 1 for _, rows, _ in grids)
+        pages, places = placement.blocks.shape
+        at, layers, numbers, starts = (array.ctypes.data for array in arrays)
+        wide, total = placement.blocks.itemsize == 4, int(blocks.starts[-1])
+        return _native.TableExpander(at, layers, numbers, starts, pages, places, wide, total, grids)
 
     def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:
         """Write the tables of task number ``task``, as `views` finds them."""
         if self._native is not None:
-            self._native.expand(self.placement.used[task], out)
+            columns = out.ctypes.data + self._rows * 4
+            locations = columns + (len(out) - self._rows) // 2 * 4
+            self._native.expand(self.placement.used[task].ctypes.data, out.ctypes.data, columns, locations)
             return
         views = self.views(task, out)
         for name, table in self.placement.tables(task, self._numbers).items():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle, PageIndex
 from weightpager.errors import BundleError
-from weightpager.runtime.planning.plans import NO_PAGES, Pages
+from weightpager.runtime.planning.pages import NO_PAGES, Pages
 from weightpager.store import JoinedStore, PageStore
 
 _Entry = TypeVar("_Entry", bound=np.generic)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.report import PrefetchReport
-from weightpager.runtime.paging.switch_request import LoadStats
+from weightpager.runtime.paging.state import LoadStats
 from weightpager.runtime.prediction.markov import new_predictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import (

@@ -14,9 +14,7 @@ import numpy.typing as npt
 
 from weightpager.figures import counter, gauge
 from weightpager.runtime.memory.memory_budget import MemoryUse
-from weightpager.runtime.planning.plans import Pages
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
-from weightpager.runtime.planning.slots import ABSENT
+from weightpager.runtime.planning.pages import ABSENT, Pages, PrefetchCounts
 from weightpager.runtime.row_report import RowReport
 
 if TYPE_CHECKING:  # a reader of reports needs no engine

@@ -19,9 +19,8 @@ from weightpager.engine.report import SwitchReport
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, TaskTooLargeError, of_bundle
 from weightpager.interrupts import uninterrupted
 from weightpager.runtime.paging.load import Priority
-from weightpager.runtime.paging.switch_request import Deadline, LoadStats, SwitchRequest
-from weightpager.runtime.prediction.task_monitor import TaskMonitor
-from weightpager.runtime.prefetch.expected_uses import expected_uses_after
+from weightpager.runtime.paging.state import Deadline, LoadStats, SwitchRequest
+from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
 
 if TYPE_CHECKING:
     from weightpager.engine.prefetching import Prefetching

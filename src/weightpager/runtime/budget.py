@@ -46,12 +46,11 @@ class Split:
 
     @property
     def total(self) -> int:
-        """The sum of all parts."""
         return self.fixed + self.rows + self.tables + self.slots * self.page_bytes
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryNeeds:
     """What a bundle, and the engine that runs it, ask of a budget.
 
     Where a method takes ``tables``, these are the bytes of expanded block tables that tasks in use take together. What
@@ -77,13 +76,11 @@ class Needs:
 
     @property
     def fixed(self) -> int:
-        """Bytes that don't depend on the budget."""
         always = self.footprint
         return always.resident + always.private + always.placement + self.kv_reserve + (self.staging or 0)
 
     @property
     def least_tables(self) -> int:
-        """Bytes of expanded block tables that always have room."""
         return self.footprint.largest_table if self.staging is None else self.footprint.all_tables
 
     def split(self, budget: int, *, tables: int = 0, capacity: int | None = None, taken: int = 0) -> Split:
@@ -141,14 +138,14 @@ class Needs:
         return Split(self.fixed, rows, tables, slots, self.page_bytes)
 
 
-def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Needs:
+def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> MemoryNeeds:
     """What a bundle asks of a budget, for tasks that compute in a dtype, and rows, of `EngineConfig`.
 
     Raises:
         BundleFormatError: a parameter file is damaged.
     """
     always = footprint(bundle, dtype, rows)
-    return Needs(
+    return MemoryNeeds(
         pages=len(bundle.pages),
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
         page_bytes=bundle.page_bytes,
@@ -182,7 +179,7 @@ def check_fits(bundle: Bundle, task: str, budget: int, dtype: str = "auto", rows
         )
 
 
-def too_small(needs: Needs, what: str, pages: int, budget: int, *, tables: int = 0) -> BudgetError:
+def too_small(needs: MemoryNeeds, what: str, pages: int, budget: int, *, tables: int = 0) -> BudgetError:
     """The error for a budget that doesn't hold something.
 
     Args:
@@ -196,7 +193,7 @@ def too_small(needs: Needs, what: str, pages: int, budget: int, *, tables: int =
     return refusal(cannot, needs, what, pages, tables=tables)
 
 
-def refusal(reason: str, needs: Needs, what: str, pages: int, *, tables: int = 0) -> BudgetError:
+def refusal(reason: str, needs: MemoryNeeds, what: str, pages: int, *, tables: int = 0) -> BudgetError:
     """An error that begins with a reason and goes on with what is needed. Other arguments are those of `too_small`."""
     least = needs.holding(pages, tables=tables)
     of_pages = pages * needs.page_bytes
@@ -211,7 +208,7 @@ def refusal(reason: str, needs: Needs, what: str, pages: int, *, tables: int = 0
     )
 
 
-def enough(needs: Needs, pages: int, *, tables: int = 0) -> str:
+def enough(needs: MemoryNeeds, pages: int, *, tables: int = 0) -> str:
     """The smallest budget that holds so many pages at once, in words."""
     least = needs.holding(pages, tables=tables).total
     return f"{least} bytes ({format_enough(least)})"

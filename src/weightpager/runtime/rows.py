@@ -103,17 +103,14 @@ class RowCache:
 
     @property
     def rows(self) -> int:
-        """How many rows the table has."""
         return self.entry.rows
 
     @property
     def columns(self) -> int:
-        """How many numbers a row has."""
         return self.entry.columns
 
     @property
     def slots(self) -> int:
-        """Rows that may be in memory."""
         return int(self._state[0])
 
     @property
@@ -161,7 +158,6 @@ class RowCache:
         return out
 
     def resize(self, slots: int) -> None:
-        """Keep so many rows at most."""
         if self._native is not None:
             self._native.resize(slots)
 

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from weightpager.progress import StepProgress, silent
 from weightpager.routing import Affinity, Fairness, RoundRobin, Router
-from weightpager.runtime.planning.plans import Pages
-from weightpager.runtime.planning.task_pages import TaskPages
-from weightpager.runtime.prefetch.expected_uses import expected_uses_after
+from weightpager.runtime.planning.pages import Pages, TaskPages
+from weightpager.runtime.prediction.task_monitor import expected_uses_after
 from weightpager.simulate.replica import KnownRoutes, Replay, Replica, ServerModel, replay
 from weightpager.simulate.simulator import Device, Simulator, UsePredictor
 from weightpager.trace_file import Visit

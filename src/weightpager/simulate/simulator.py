@@ -11,9 +11,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
-from weightpager.runtime.planning.plans import Pages
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts
-from weightpager.runtime.planning.task_pages import TaskPages
+from weightpager.runtime.planning.pages import Pages, PrefetchCounts, TaskPages
 from weightpager.runtime.prediction.markov import new_predictor
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena, Wait

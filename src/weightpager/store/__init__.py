@@ -1,11 +1,9 @@
 """Where pages come from. No torch, no policy."""
 
-from weightpager.store.base import FileStore, PageStore, Sources, VerifyingStore
 from weightpager.store.block_reader import BlockReader
-from weightpager.store.joined import JoinedStore
-from weightpager.store.local import LocalStore
+from weightpager.store.page_store import FileStore, JoinedStore, LocalStore, PageStore, Sources, VerifyingStore
 from weightpager.store.read_plan import (
-    PageRun,
+    ReadRun,
     StorageModel,
     SwitchCost,
     all_switches,
@@ -22,8 +20,8 @@ __all__ = [
     "FileStore",
     "JoinedStore",
     "LocalStore",
-    "PageRun",
     "PageStore",
+    "ReadRun",
     "Sources",
     "StorageModel",
     "SwitchCost",

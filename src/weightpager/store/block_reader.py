@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.page_dtype import page_blocks
-from weightpager.store.base import VerifyingStore
-from weightpager.store.local import LocalStore
+from weightpager.store.page_store import LocalStore, VerifyingStore
 
 
 class BlockReader:
@@ -43,7 +42,6 @@ class BlockReader:
         return blocks
 
     def close(self) -> None:
-        """Give back descriptors."""
         self._store.close()
 
 

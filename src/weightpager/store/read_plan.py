@@ -21,7 +21,7 @@ GROUP_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class PageRun:
+class ReadRun:
     """``count`` pages in a row, loaded by one read."""
 
     first: int
@@ -44,7 +44,6 @@ class StorageModel:
 
 
 def most_pages(page_bytes: int) -> int:
-    """Pages that one read covers at most."""
     return max(1, MAX_READ_BYTES // page_bytes)
 
 
@@ -54,7 +53,7 @@ def read_count(pages: npt.NDArray[np.int64], page_bytes: int) -> int:
     return int((-(-lengths // most_pages(page_bytes))).sum())
 
 
-def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) -> list[PageRun]:
+def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) -> list[ReadRun]:
     """Join ascending page indices into runs that one read each can cover.
 
     Args:
@@ -64,11 +63,11 @@ def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) 
     """
     most = most_pages(page_bytes)
     firsts, lengths = _rows(np.asarray(pages, np.int64))
-    runs: list[PageRun] = []
+    runs: list[ReadRun] = []
     for first, left in zip(firsts.tolist(), lengths.tolist(), strict=True):
         end = first + left
         while first < end:
-            runs.append(PageRun(first, min(end - first, most, max(1, span(first)))))
+            runs.append(ReadRun(first, min(end - first, most, max(1, span(first)))))
             first += runs[-1].count
     return runs
 
@@ -79,13 +78,13 @@ def _rows(pages: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDAr
     return pages[starts], np.diff(starts, append=len(pages))
 
 
-def group_runs(runs: Sequence[PageRun], page_bytes: int) -> list[list[PageRun]]:
+def group_runs(runs: Sequence[ReadRun], page_bytes: int) -> list[list[ReadRun]]:
     """Group short runs, in order; one thread reads a group before it takes other work.
 
     Around reads there is work that threads of one interpreter do one after the other.
     """
     least, most = -(-GROUP_BYTES // page_bytes), most_pages(page_bytes)
-    groups: list[list[PageRun]] = []
+    groups: list[list[ReadRun]] = []
     pages = least
     for run in runs:
         if pages >= least or pages + run.count > most:
@@ -154,7 +153,6 @@ def switch_cost(
 
 
 def all_switches(bundle: Bundle, storage: StorageModel) -> list[SwitchCost]:
-    """The cost of every ordered pair of different tasks."""
     return [switch_cost(bundle, a, b, storage) for a in bundle.tasks for b in bundle.tasks if a != b]
 
 

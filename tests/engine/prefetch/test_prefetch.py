@@ -29,7 +29,7 @@ from weightpager.engine.prefetching import Prefetching, _trial
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.plans import NO_PAGES
+from weightpager.runtime.planning.pages import NO_PAGES
 from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 from weightpager.store import LocalStore
 from weightpager.trace_file import Visit

@@ -34,7 +34,7 @@ from weightpager.errors import (
     UnknownTaskError,
 )
 from weightpager.runtime.paging.page_waits import PendingPages, Waiters
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.state import SwitchRequest
 from weightpager.store import LocalStore, PageStore
 from weightpager.trace_file import Visit
 
@@ -219,7 +219,7 @@ def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch:
 @pytest.mark.parametrize(
     ("ask", "where", "open_store"),
     [
-        (wp.Engine.activate, "page_waits.most_pages", LocalStore),
+        (wp.Engine.activate, "pager.LandedPages.begin", LocalStore),
         (partial(wp.Engine.activate, wait=False), "native_reads.most_pages", LocalStore),
         (wp.Engine.prefetch, "native_reads.most_pages", LocalStore),
         (wp.Engine.activate, "thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),

@@ -20,10 +20,10 @@ from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, settle
 from weightpager.bundle import Bundle
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, PageCorruptError
-from weightpager.runtime.paging.page_waits import LandedPages
-from weightpager.runtime.paging.pager import Pager, PrefetchedPages
-from weightpager.runtime.paging.switch import Switch, TableHold
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.memory.memory_budget import TableCache
+from weightpager.runtime.paging.pager import LandedPages, Pager, PrefetchedPages
+from weightpager.runtime.paging.residency import TaskGate
+from weightpager.runtime.paging.switch import Switch
 from weightpager.runtime.planning.block_manager import EvictionOrder
 
 pytest.importorskip("weightpager.kernels._native")
@@ -212,14 +212,15 @@ def test_ctrl_c_at_the_end_of_a_hold_releases_its_tables(
         if resident:
             with engine.task("animal"):
                 pass
-        end = TableHold.__exit__
+        hold = TableCache.hold
 
-        def pressed(*of: Any) -> None:
+        def pressed(*of: Any) -> bool:
             monkeypatch.undo()
+            held = hold(*of)
             os.kill(os.getpid(), signal.SIGINT)
-            end(*of)
+            return held
 
-        monkeypatch.setattr(TableHold, "__exit__", pressed)
+        monkeypatch.setattr(TableCache, "hold", pressed)
         with pytest.raises(KeyboardInterrupt), engine.task("animal"):
             raise AssertionError("the block was entered")
         assert engine.blocks.locked().size == engine._memory.tables.in_use == 0

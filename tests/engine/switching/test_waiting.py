@@ -28,7 +28,7 @@ from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, BundleError, BusyError, ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.paging.page_waits import PendingPages
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 
 TEXTS = ["red cat"]
 

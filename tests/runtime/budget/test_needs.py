@@ -8,21 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.bundle.footprint import Footprint
-from weightpager.runtime.budget import Needs, Split
+from weightpager.runtime.budget import MemoryNeeds, Split
 
 PAGE = 100
 
 FOOTPRINT = Footprint(resident=1000, private=200, placement=30, largest_table=40, all_tables=90, rows=7)
-NEEDS = Needs(6, 2, PAGE, FOOTPRINT, more_rows=400)
+NEEDS = MemoryNeeds(6, 2, PAGE, FOOTPRINT, more_rows=400)
 
 
 @st.composite
-def any_needs(draw: st.DrawFn) -> Needs:
+def any_needs(draw: st.DrawFn) -> MemoryNeeds:
     pages, page_bytes, size = draw(st.integers(1, 30)), draw(st.integers(1, 50)), st.integers(0, 300)
     table = draw(size)
     footprint = Footprint(draw(size), draw(size), draw(size), table, table + draw(size), draw(size))
     least = draw(st.integers(1, pages))
-    return Needs(pages, least, page_bytes, footprint, 2 * draw(size), draw(size), draw(st.none() | size))
+    return MemoryNeeds(pages, least, page_bytes, footprint, 2 * draw(size), draw(size), draw(st.none() | size))
 
 
 def test_what_is_left_goes_to_pages_then_tables_then_rows() -> None:
@@ -58,7 +58,7 @@ def test_a_device_has_all_tables_and_staging_in_any_budget() -> None:
 
 
 @given(any_needs(), st.integers(0, 5000), st.integers(0, 600), st.integers(0, 40))
-def test_the_parts_never_exceed_the_budget(needs: Needs, more: int, tables: int, capacity: int) -> None:
+def test_the_parts_never_exceed_the_budget(needs: MemoryNeeds, more: int, tables: int, capacity: int) -> None:
     tables = min(tables, needs.footprint.all_tables)
     budget = needs.holding(0, tables=tables).total + more
     split = needs.split(budget, tables=tables, capacity=capacity)
@@ -69,7 +69,7 @@ def test_the_parts_never_exceed_the_budget(needs: Needs, more: int, tables: int,
 
 
 @given(any_needs(), st.integers(0, 5000), st.integers(0, 500), st.integers(0, 600))
-def test_a_larger_budget_never_has_fewer_rows_or_slots(needs: Needs, budget: int, more: int, tables: int) -> None:
+def test_a_larger_budget_never_has_fewer_rows_or_slots(needs: MemoryNeeds, budget: int, more: int, tables: int) -> None:
     small, large = (needs.split(size, tables=tables) for size in (budget, budget + more))
     assert small.rows <= large.rows
     assert small.slots <= large.slots
@@ -77,7 +77,7 @@ def test_a_larger_budget_never_has_fewer_rows_or_slots(needs: Needs, budget: int
 
 @given(any_needs(), st.data(), st.integers(0, 600))
 def test_the_smallest_budget_holds_its_pages_and_a_byte_less_does_not(
-    needs: Needs, data: st.DataObject, tables: int
+    needs: MemoryNeeds, data: st.DataObject, tables: int
 ) -> None:
     tables = min(tables, needs.footprint.all_tables)
     pages = data.draw(st.integers(1, needs.pages))
@@ -88,7 +88,7 @@ def test_the_smallest_budget_holds_its_pages_and_a_byte_less_does_not(
 
 
 @given(any_needs(), st.integers(0, 5000))
-def test_nobody_has_a_use_for_more_than_all(needs: Needs, more: int) -> None:
+def test_nobody_has_a_use_for_more_than_all(needs: MemoryNeeds, more: int) -> None:
     everything = needs.holding_all()
     assert needs.split(everything.total + more) == everything
     assert everything.slots == needs.pages

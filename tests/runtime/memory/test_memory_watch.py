@@ -12,14 +12,14 @@ import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import Footprint, footprint
 from weightpager.machine.memory import read_memory
-from weightpager.runtime.budget import Needs
+from weightpager.runtime.budget import MemoryNeeds
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.memory_budget import MemoryBudget, MemoryWatch
 from weightpager_lab.limits.cgroup import run_limited
 
 PAGE, MIB = 1 << 16, 1 << 20
 
-NEEDS = Needs(pages=1000, least_pages=20, page_bytes=PAGE, footprint=Footprint(3 * MIB, 2 * MIB, 1 * MIB))
+NEEDS = MemoryNeeds(pages=1000, least_pages=20, page_bytes=PAGE, footprint=Footprint(3 * MIB, 2 * MIB, 1 * MIB))
 
 
 def machine(root: Path, available: int, group: tuple[int, int] | None = None) -> None:

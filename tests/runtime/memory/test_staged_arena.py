@@ -13,7 +13,7 @@ from devices import HostCopier, LateCopier, LateStream
 from numbered_pages import checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
-from weightpager.runtime.budget import Needs
+from weightpager.runtime.budget import MemoryNeeds
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.memory.page_arena import ReadFence
@@ -288,7 +288,7 @@ def test_an_event_that_was_asked_for_stays_where_it_is() -> None:
 
 
 def memory_budget(staging: Staging | None, budget: int | None = None) -> MemoryBudget:
-    return MemoryBudget(budget, Needs(10, 2, PAGE, Footprint(100, 10, 1)), staging=staging)
+    return MemoryBudget(budget, MemoryNeeds(10, 2, PAGE, Footprint(100, 10, 1)), staging=staging)
 
 
 def test_staging_is_part_of_the_budget() -> None:
@@ -320,6 +320,6 @@ def test_memory_that_cannot_be_given_back_is_not_promised_to_be() -> None:
     assert error.value.smallest == memory.budget
     assert memory.split_for(10 * memory.budget).slots == 6
     whole = memory_budget(staging)
-    assert whole.refit(Needs(4, 2, PAGE, Footprint(100, 10, 1))) == whole.budget
+    assert whole.refit(MemoryNeeds(4, 2, PAGE, Footprint(100, 10, 1))) == whole.budget
     whole.resize(whole.budget)
     assert (whole.split.slots, whole.use.total) == (4, whole.budget)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from weightpager.runtime.memory.table_cache import TableCache
+from weightpager.runtime.memory.memory_budget import TableCache
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from weightpager.errors import StoreError
 from weightpager.machine.storage import DirectFile
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.page_check import PageCheck
-from weightpager.runtime.planning.slots import ABSENT
+from weightpager.runtime.planning.pages import ABSENT
 
 PAGE = 8192
 

@@ -13,12 +13,11 @@ from engines import InThread
 from numbered_pages import NumberedPages, checked
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, SwitchFailedError
-from weightpager.runtime.budget import Needs
+from weightpager.runtime.budget import MemoryNeeds
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.paging.pager import Pager, PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
-from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch_request import NEVER, Deadline, SwitchRequest
+from weightpager.runtime.paging.state import NEVER, Deadline, PagingState, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 
 PAGE = 4096
@@ -66,7 +65,7 @@ class Opened:
         pages, sizes = 1 + max(need[-1] for need, _ in tasks), [PAGE * units for _, units in tasks]
         fixed = Footprint(0, 0, 0, largest_table=max(sizes), all_tables=sum(sizes))
         least = min(len(need) for need, _ in tasks)
-        memory = MemoryBudget(max(sizes) + slots * PAGE, Needs(pages, least, PAGE, fixed))
+        memory = MemoryBudget(max(sizes) + slots * PAGE, MemoryNeeds(pages, least, PAGE, fixed))
         needs = [np.arange(need.start, need.stop) for need, _ in tasks]
         blocks, pager = BlockManager(needs, pages, slots, memory.arena.capacity), Pager(memory.arena, 1)
         self._pagers.append(pager)

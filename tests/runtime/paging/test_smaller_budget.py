@@ -9,12 +9,11 @@ import pytest
 
 from numbered_pages import NumberedPages, checked
 from weightpager.bundle.footprint import Footprint
-from weightpager.runtime.budget import Needs
+from weightpager.runtime.budget import MemoryNeeds
 from weightpager.runtime.memory.memory_budget import MemoryBudget
 from weightpager.runtime.paging.pager import Pager, PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
-from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.paging.state import PagingState, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 
 PAGE, PAGES = 4096, 17  # page 0, which is all zeros, belongs to no task
@@ -24,7 +23,7 @@ PAGE, PAGES = 4096, 17  # page 0, which is all zeros, belongs to no task
 def test_memory_of_half_of_the_slots_goes_back(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Pages that were used long ago lie in every one of the machine's pages, which are so many times as large."""
     monkeypatch.setattr(mmap, "PAGESIZE", times * PAGE)
-    memory = MemoryBudget(PAGES * PAGE, Needs(PAGES, 1, PAGE, Footprint(0, 0, 0, largest_table=0, all_tables=0)))
+    memory = MemoryBudget(PAGES * PAGE, MemoryNeeds(PAGES, 1, PAGE, Footprint(0, 0, 0, largest_table=0, all_tables=0)))
     arena = memory.arena
     needs = [np.array([page]) for page in range(1, PAGES)]
     blocks = BlockManager(needs, PAGES, PAGES, arena.capacity, together=arena.together)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from weightpager.errors import TaskNotActiveError
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 
 
 class Interruption(BaseException):

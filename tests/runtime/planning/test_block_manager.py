@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.slots import ABSENT
+from weightpager.runtime.planning.pages import ABSENT
 
 PAGES, SLOTS = 12, 6
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.plans import Occupancy
+from weightpager.runtime.planning.pages import Occupancy
 from weightpager.runtime.planning.prefetch_planner import MARGIN, plan_prefetch
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.planning.task_pages import TaskPages
+from weightpager.runtime.planning.pages import TaskPages
 
 PAGES = 8
 

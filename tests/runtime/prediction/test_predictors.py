@@ -109,19 +109,15 @@ def test_a_changed_pattern_is_relearnt_within_fifty_switches() -> None:
     assert found.log_loss < 0.5
 
 
-def test_elapsed_time_tells_two_successors_apart() -> None:
-    predictor, now = MarkovPredictor(3), 0.0
-    random = np.random.default_rng(0)
-    for successor in random.integers(1, 3, 60):
-        predictor.observe(0, now)
-        now += (1.0 if successor == 1 else 100.0) * random.lognormal(0.0, 0.2)
-        predictor.observe(int(successor), now)
-        now += 1.0
-    predictor.observe(0, now)
-    early, late = predictor.forecast(now + 0.01), predictor.forecast(now + 10.0)
-    assert early.next[2] == pytest.approx(0.5, abs=0.2)
-    assert late.next[2] > 0.95
-    assert late.seconds == pytest.approx(90.0, rel=0.3)
+def test_what_is_left_of_a_visit_goes_by_the_visits_before() -> None:
+    predictor = MarkovPredictor(3)
+    for task, seconds in ((0, 0.0), (1, 10.0), (0, 12.0), (1, 32.0), (2, 34.0)):
+        predictor.observe(task, seconds)
+    assert predictor.forecast(35.0).seconds == pytest.approx((30.0 + 4.0) / 4 - 1.0)  # as long as any
+    predictor.observe(0, 40.0)
+    assert predictor.forecast(43.0).seconds == pytest.approx(15.0 - 3.0)
+    assert predictor.forecast(99.0).seconds == 0.0
+    assert predictor.forecast(39.0).seconds == pytest.approx(15.0)
 
 
 def test_elapsed_time_says_nothing_where_all_visits_are_alike() -> None:

@@ -5,7 +5,8 @@ import pytest
 
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
-from weightpager.runtime.prefetch.expected_uses import DISCOUNT, ExpectedUses, expected_uses, expected_uses_after
+from weightpager.runtime.prediction.task_monitor import DISCOUNT, expected_uses, expected_uses_after
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 
 
 def after_rounds(load_seconds: float) -> ExpectedUses:

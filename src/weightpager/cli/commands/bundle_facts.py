@@ -26,7 +26,7 @@ from weightpager.bundle.report.page_statistics import (
     page_fill,
     paged_share,
 )
-from weightpager.runtime.budget import Needs, largest_budget, needs_of, smallest_budget
+from weightpager.runtime.budget import MemoryNeeds, largest_budget, needs_of, smallest_budget
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
 
 _NO_GRAPHS = "the bundle has no report that says why; compile it again"
@@ -104,7 +104,7 @@ class MemoryFacts:
     row_bytes: int
 
     @classmethod
-    def of(cls, bundle: Bundle, needs: Needs, budget: int | None) -> MemoryFacts:
+    def of(cls, bundle: Bundle, needs: MemoryNeeds, budget: int | None) -> MemoryFacts:
         """Measure a bundle; without a budget, as if it held everything."""
         fixed = needs.footprint
         every = largest_budget(bundle)
@@ -169,7 +169,7 @@ class SwitchFacts:
     tasks_that_do_not_fit: Sequence[str]
 
     @classmethod
-    def of(cls, bundle: Bundle, needs: Needs, budget: int | None, bandwidth: float) -> SwitchFacts:
+    def of(cls, bundle: Bundle, needs: MemoryNeeds, budget: int | None, bandwidth: float) -> SwitchFacts:
         """Plan every switch, from storage that reads ``bandwidth`` bytes a second."""
         switches, matrix = all_switches(bundle, StorageModel(bandwidth)), overlap(bundle)
         slots = math.inf if budget is None else needs.room(budget) // needs.page_bytes

@@ -13,7 +13,7 @@ from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Rows, Storage, task_names
 from weightpager.config import parse_bandwidth, parse_latency, stated_size
 from weightpager.errors import ConfigError
-from weightpager.runtime.budget import Needs, check_fits, needs_of
+from weightpager.runtime.budget import MemoryNeeds, check_fits, needs_of
 from weightpager.store import StorageModel, SwitchCost, switch_cost
 
 
@@ -93,7 +93,7 @@ class _PlannedSwitch:
     row_bytes: int
 
     @classmethod
-    def of(cls, needs: Needs, cost: SwitchCost, budget: int | None) -> _PlannedSwitch:
+    def of(cls, needs: MemoryNeeds, cost: SwitchCost, budget: int | None) -> _PlannedSwitch:
         """Compare a switch with the budget; without one, both tasks fit."""
         both = needs.holding(cost.peak_pages).total
         limit = both if budget is None else budget

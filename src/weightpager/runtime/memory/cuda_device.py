@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightpager.errors import ConfigError, TaskNotActiveError
-from weightpager.runtime.memory.page_arena import Event, ReadFence, Stream
+from weightpager.runtime.memory.page_arena import DeviceStream, Event, ReadFence
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.store import most_pages
 
@@ -41,7 +41,7 @@ class CudaCopier:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream: Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream: DeviceStream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._fence = ReadFence(lambda: torch.cuda.current_stream(device))
 
     def memory(self, capacity: int, slots: int, page_bytes: int) -> CudaMemory:  # noqa: ARG002 - the protocol's

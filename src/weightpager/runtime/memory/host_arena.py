@@ -147,7 +147,6 @@ def _reserve(capacity: int, slots: int, page_bytes: int) -> tuple[mmap.mmap, int
 
 
 def _runs(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where chosen entries begin, and where they end again."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 

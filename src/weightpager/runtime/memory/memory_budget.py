@@ -1,19 +1,144 @@
-"""The byte budget: says no before the machine does."""
+"""The byte budget: says no before the machine does, and keeps block tables expanded as far as there is room."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from weightpager.config import format_enough, format_room, format_size
 from weightpager.errors import BudgetError
 from weightpager.machine.memory import Memory, read_memory
 from weightpager.machine.packages import needing_torch
-from weightpager.runtime.budget import Needs, Split, enough, refusal, too_small
+from weightpager.runtime.bracket import bracket
+from weightpager.runtime.budget import MemoryNeeds, Split, enough, refusal, too_small
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
-from weightpager.runtime.memory.table_cache import TableCache
+
+
+class Expandable(Protocol):
+    """A task's block tables in memory that can be given back.
+
+    Attributes:
+        nbytes: bytes of memory that they take while they are expanded.
+    """
+
+    nbytes: int
+
+    def expand(self) -> None:
+        """Take memory and write the tables. Doesn't fail."""
+
+    def give_back(self) -> None:
+        """Give the memory back. Nobody reads it."""
+
+
+class TableCache:
+    """An LRU cache of expanded block tables. Those of tasks in use stay; of others the least recently used go first.
+
+    Safe to use from several threads. Expanding takes a fraction of a millisecond and needs no storage: it is done under
+    the lock.
+
+    Attributes:
+        size: bytes that they may take.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._lock = threading.Lock()
+        self._users: Counter[Expandable] = Counter()
+        self._here: OrderedDict[Expandable, None] = OrderedDict()  # the least recently used first
+
+    @property
+    def taken(self) -> int:
+        with self._lock:
+            return self._taken()
+
+    def hold(self, tables: Expandable) -> bool:
+        """Expand a task's tables and keep them until `release`. Returns False if those in use leave no room."""
+        with self._lock:
+            if tables not in self._here:
+                self._shrink(self.size - tables.nbytes)
+                if self._taken() + tables.nbytes > self.size:
+                    return False
+            self._hold(tables)
+            return True
+
+    def release(self, tables: Expandable) -> None:
+        """Undo one `hold`. The tables stay until their room is wanted."""
+        with self._lock:
+            self._users[tables] -= 1
+            self._shrink(self.size)
+
+    @bracket
+    def borrowed(self, tables: Expandable) -> Iterator[None]:
+        """Expand a task's tables for a moment, whether there is room or not."""
+        with self._lock:
+            if tables not in self._here:
+                self._shrink(self.size - tables.nbytes)
+            self._hold(tables)
+        try:
+            yield
+        finally:
+            self.release(tables)
+
+    def needed(self, tables: Expandable, released: Expandable | None = None) -> int:
+        """Bytes that these and those in use take together, as if ``released`` had been released once."""
+        with self._lock:
+            gone = {released} if released is not None and self._users[released] == 1 else set()
+            return _nbytes({*self._in_use(), tables} - gone | {tables})
+
+    def has_one_user(self, tables: Expandable) -> bool:
+        with self._lock:
+            return self._users[tables] == 1
+
+    @property
+    def in_use(self) -> int:
+        with self._lock:
+            return _nbytes(self._in_use())
+
+    def resize(self, size: int) -> None:
+        """Have another size, which those in use fit into."""
+        with self._lock:
+            self.size = size
+            self._shrink(size)
+
+    def forget(self, tables: Expandable) -> None:
+        with self._lock:
+            self._users.pop(tables, None)
+            if tables in self._here:
+                del self._here[tables]
+                tables.give_back()
+
+    def _hold(self, tables: Expandable) -> None:
+        if tables not in self._here:
+            tables.expand()
+            self._here[tables] = None
+        self._here.move_to_end(tables)
+        self._users[tables] += 1
+
+    def _in_use(self) -> list[Expandable]:
+        return [tables for tables in self._here if self._users[tables]]
+
+    def _taken(self) -> int:
+        return _nbytes(self._here)
+
+    def _shrink(self, size: int) -> None:
+        """Give back what nobody uses, until no more than this is taken or nothing is left to give."""
+        taken = self._taken()
+        for tables in list(self._here):
+            if taken <= size:
+                return
+            if not self._users[tables]:
+                del self._here[tables]
+                tables.give_back()
+                taken -= tables.nbytes
+
+
+def _nbytes(some_tables: Iterable[Expandable]) -> int:
+    return sum(tables.nbytes for tables in some_tables)
 
 
 @dataclass(frozen=True)
@@ -46,7 +171,7 @@ class MemoryUse:
 
 
 class MemoryBudget:
-    """A budget, the arena that it pays for, and how it is split at present; `Needs` has the arithmetic.
+    """A budget, the arena that it pays for, and how it is split at present; `MemoryNeeds` has the arithmetic.
 
     An elastic arena reserves address space for all pages at once, so that a budget can change while the arena stays
     where it is; where so much is refused, for the budget's slots only. Others take memory for those, and keep it.
@@ -62,7 +187,7 @@ class MemoryBudget:
     def __init__(
         self,
         budget: int | None,
-        needs: Needs,
+        needs: MemoryNeeds,
         *,
         kv_reserve: int = 0,
         capacity: int | None = None,
@@ -93,7 +218,6 @@ class MemoryBudget:
 
     @property
     def use(self) -> MemoryUse:
-        """Bytes by purpose."""
         needs, always = self.needs, self.needs.footprint
         return MemoryUse(
             arena=self._taken(self.split.slots) * needs.page_bytes,
@@ -130,7 +254,7 @@ class MemoryBudget:
         """Pages that the budget has room for beside so many bytes of expanded block tables."""
         return self.needs.split(self.budget, tables=tables, capacity=self.arena.capacity).slots
 
-    def refit(self, needs: Needs) -> int:
+    def refit(self, needs: MemoryNeeds) -> int:
         """Note what a changed bundle needs. Returns the budget to `resize` to: the same, or enough for all pages."""
         self.needs = replace(needs, kv_reserve=self.needs.kv_reserve, staging=self.needs.staging)
         return self._enough(self._tables_in_use) if self._whole else self.budget
@@ -149,7 +273,7 @@ class MemoryBudget:
     @property
     def has_spare_table_room(self) -> bool:
         """Whether slots have made room for expanded block tables that the tasks in use no longer need."""
-        return self._tables_in_use > max(self.needs.least_tables, self.tables.in_use)
+        return self.tables.in_use < self._tables_in_use > self.needs.least_tables
 
     def smallest_budget(self, pages: int) -> int:
         """Bytes that hold so many pages at once, beside what the tasks in use take."""

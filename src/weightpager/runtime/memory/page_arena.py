@@ -20,7 +20,7 @@ class Event(Protocol):
         """Wait until all work before this point is done."""
 
 
-class Stream(Hashable, Protocol):
+class DeviceStream(Hashable, Protocol):
     """Work that a device does in order; `torch.cuda.Stream` is one. It takes events of its own kind only."""
 
     def record_event(self, event: Any = None) -> Any:
@@ -36,7 +36,7 @@ class ReadFence:
     One event a stream is recorded again and again, until somebody has asked for it: then it must not move any more.
     """
 
-    def __init__(self, current_stream: Callable[[], Stream]) -> None:
+    def __init__(self, current_stream: Callable[[], DeviceStream]) -> None:
         """Nothing has been launched.
 
         Args:
@@ -44,7 +44,7 @@ class ReadFence:
         """
         self._current_stream = current_stream
         self._lock = threading.Lock()
-        self._latest: dict[Stream, Event] = {}
+        self._latest: dict[DeviceStream, Event] = {}
         self._asked_for: list[Event] = []
 
     def note(self) -> None:

@@ -90,7 +90,6 @@ class Staging:
         return self.buffers * most_pages(page_bytes) * page_bytes
 
     def arena(self, capacity: int, slots: int, page_bytes: int) -> StagedArena:
-        """Implements `ArenaSource`."""
         try:
             return StagedArena(capacity, slots, page_bytes, self)
         except torch.OutOfMemoryError as error:
@@ -140,7 +139,6 @@ class StagedArena:
 
     @property
     def device(self) -> str:
-        """The copier's device."""
         return str(self._copier.device)
 
     @property
@@ -207,7 +205,6 @@ class StagedArena:
             raise StoreError(f"cannot copy pages to {self._copier.device}: {error}") from error
 
     def give_back(self, rows: Tensor) -> None:
-        """Put a buffer back among the free ones."""
         with self._order:
             self._free.append(rows)
 
@@ -238,8 +235,6 @@ class StagedArena:
 
 
 class _Staged:
-    """Implements `Stage`."""
-
     def __init__(self, arena: StagedArena, buffer: Tensor) -> None:
         self._arena = arena
         self._buffer = buffer

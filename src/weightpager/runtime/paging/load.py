@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError, WeightpagerError
 from weightpager.runtime.memory.page_arena import HostMemory
-from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.pages import Pages
 from weightpager.store import VerifyingStore
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ came are in place and checked. Should it raise, it is called again with what it 
 
 
 @dataclass(frozen=True, eq=False)
-class Load:
+class PageLoad:
     """Pages on their way into slots.
 
     Attributes:
@@ -86,7 +86,7 @@ class Reads(Protocol):
     def pages(self) -> set[int]:
         """Pages of cancellable loads that have not ended."""
 
-    def start(self, load: Load) -> int | None:
+    def start(self, load: PageLoad) -> int | None:
         """Begin, as soon as what goes before it has begun. Returns the number of reads.
 
         None if it can't bring these pages: then nothing has changed.
@@ -98,7 +98,7 @@ class Reads(Protocol):
     def cancel(self, but: Collection[int]) -> list[int]:
         """Take back cancellable reads that haven't begun, except those of pages ``but``. Returns what won't come."""
 
-    def withdraw(self, load: Load) -> None:
+    def withdraw(self, load: PageLoad) -> None:
         """Take back what has not begun of one load. Its pages aren't told."""
 
     def close(self) -> bool:
@@ -121,17 +121,14 @@ class Failure(IntEnum):
 
 
 def engine_closed() -> EngineClosedError:
-    """The error for whoever asks for pages after the engine was closed."""
     return EngineClosedError("the engine has been closed; open the bundle again")
 
 
 def closed_while_loading() -> EngineClosedError:
-    """The error for whoever waits for pages while the engine is closed."""
     return EngineClosedError("the engine was closed while pages were being loaded")
 
 
 def no_thread() -> StoreError:
-    """The error where no thread can be started that would read."""
     return StoreError(
         "cannot read pages: expected a thread to read them with, but none could be started; "
         "raise the limit of threads (ulimit -u, or that of the container or service)"

@@ -18,7 +18,7 @@ import weightpager.kernels._native as _native
 from weightpager.runtime.paging.load import (
     JOIN_SECONDS,
     Failure,
-    Load,
+    PageLoad,
     closed_while_loading,
     engine_closed,
     no_thread,
@@ -59,7 +59,7 @@ class NativeReads:
         self._queue = _native.ReadQueue(
             reads=reads, most_bytes=BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
         )
-        self._loads: dict[int, Load] = {}
+        self._loads: dict[int, PageLoad] = {}
         self._progress = _Progress()
         self._numbers = count()
         self._lock = threading.Lock()  # of starting the thread
@@ -78,7 +78,7 @@ class NativeReads:
     def pages(self) -> set[int]:
         return set(_pages(self._queue.outstanding())) if self._loads else set()
 
-    def start(self, load: Load) -> int | None:
+    def start(self, load: PageLoad) -> int | None:
         slots = load.slots.astype(np.int64)
         sources = load.store.sources(load.pages)
         if sources is None:
@@ -116,7 +116,7 @@ class NativeReads:
         keep[kept] = True
         return _pages(self._queue.cancel(keep.ctypes.data, len(keep)))
 
-    def withdraw(self, load: Load) -> None:
+    def withdraw(self, load: PageLoad) -> None:
         for number, begun in list(self._loads.items()):
             if begun is load:
                 self._queue.withdraw(number)
@@ -155,7 +155,7 @@ class NativeReads:
                 weakref.finalize(self, _abandon, os.getpid(), self._queue, self._thread)
 
 
-def _drive(queue: _native.ReadQueue, loads: dict[int, Load], progress: _Progress) -> None:
+def _drive(queue: _native.ReadQueue, loads: dict[int, PageLoad], progress: _Progress) -> None:
     """Carry out the loads of a queue until it is closed. It doesn't know its owner, which may go meanwhile."""
     while (report := queue.drive()) is not None:
         for number, packed, failure, error, corrupt in report[0]:

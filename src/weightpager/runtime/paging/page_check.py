@@ -9,7 +9,7 @@ from blake3 import blake3
 from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.planning.slots import ABSENT
+from weightpager.runtime.planning.pages import ABSENT
 
 
 class PageCheck:
@@ -19,7 +19,6 @@ class PageCheck:
         self._state = state
 
     def damaged(self) -> list[int]:
-        """Resident pages whose bytes no longer match their id."""
         with self._state.lock:
             pages = self._state.blocks.resident()
         return [page for page in pages.tolist() if self._damaged(page)]

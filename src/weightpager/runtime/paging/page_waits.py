@@ -10,14 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.interrupts import Condition
-from weightpager.runtime.memory.page_arena import HostMemory
-from weightpager.runtime.paging.load import own_read_error, storage_hangs
-from weightpager.runtime.planning.plans import Pages
-from weightpager.store import VerifyingStore, most_pages
-from weightpager.store.read_plan import SMALL_SWITCH_BYTES
+from weightpager.runtime.paging.load import storage_hangs
 
 if TYPE_CHECKING:
-    from weightpager.kernels import _native
+    pass
 
 
 class PendingPages:
@@ -56,7 +52,6 @@ class PendingPages:
 
     @property
     def complete(self) -> bool:
-        """Whether all have arrived."""
         return not self._left
 
     def arrived(self, pages: Iterable[int]) -> None:
@@ -112,7 +107,7 @@ class PendingPages:
     def _wait_for_change(self) -> None:
         if self._error is not None:
             raise self._error
-        if not _wait_while_progress(self._changed, self._read_timeout, lambda: self._steps):
+        if not wait_while_progress(self._changed, self._read_timeout, lambda: self._steps):
             self._error = storage_hangs(
                 f"storage has delivered nothing for {self._read_timeout:g} s, neither of the {len(self._left)} pages "
                 "outstanding nor of what goes before them"
@@ -120,48 +115,7 @@ class PendingPages:
             raise self._error
 
 
-class BlockingRead:
-    """Waits for all pages of one read into memory of the caller's own.
-
-    Args:
-        pages: how many there are.
-        read_timeout: seconds in which no read ends, after which storage is given up.
-        reads_ended: gives the number of reads that have ended until now, whoever wanted them.
-    """
-
-    def __init__(self, pages: int, read_timeout: float, reads_ended: Callable[[], int]) -> None:
-        self._changed = Condition()
-        self._left = pages
-        self._read_timeout = read_timeout
-        self._reads_ended = reads_ended
-        self._error: BaseException | None = None
-
-    def on_read_end(self, pages: Collection[int], error: BaseException | None) -> None:
-        """Some pages are in place and checked, or won't come."""
-        with self._changed:
-            self._left -= len(pages)
-            self._error = self._error or error
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Wait until each page has come or failed.
-
-        Raises:
-            StoreTimeoutError: no read has ended for ``read_timeout``.
-            StoreError, PageCorruptError, EngineClosedError: what kept a page from coming.
-        """
-        with self._changed:
-            while self._left:
-                if not _wait_while_progress(self._changed, self._read_timeout, self._reads_ended):
-                    raise storage_hangs(
-                        f"storage has delivered nothing for {self._read_timeout:g} s, "
-                        f"{self._left} pages are outstanding"
-                    )
-            if self._error is not None:
-                raise self._error
-
-
-def _wait_while_progress(changed: Condition, seconds: float, progress: Callable[[], int]) -> bool:
+def wait_while_progress(changed: Condition, seconds: float, progress: Callable[[], int]) -> bool:
     """Wait for news. Returns False if none came for so long, and progress is what it was before."""
     before = progress()
     return changed.wait(seconds) or progress() != before
@@ -175,16 +129,13 @@ class Waiters:
 
     @property
     def pages(self) -> set[int]:
-        """Pages that anybody waits for."""
         return set().union(*(pending.left for pending in self._all))
 
     def add(self, pending: PendingPages) -> None:
-        """Let one more wait."""
         if not pending.complete:
             self._all.append(pending)
 
     def waiting_for(self, pages: Collection[int]) -> list[PendingPages]:
-        """Those who wait for any of these pages."""
         return [pending for pending in self._all if not pending.left.isdisjoint(pages)]
 
     def passed(self, pages: Collection[int]) -> None:
@@ -200,85 +151,4 @@ class Waiters:
             pending.failed(error)
 
     def remove(self, pending: PendingPages) -> None:
-        """Let one wait no more."""
         self._all = [other for other in self._all if other is not pending]
-
-
-class LandedPages:
-    """Pages on their way to memory that is this object's, where they are hashed. Then they are copied into slots.
-
-    No slot has to be free, or belongs to a read that hangs. This memory is beside the budget, and goes back when they
-    are dropped. For one thread.
-
-    Attributes:
-        pages: int64 [N], ascending.
-        reads: how many reads it takes.
-        bytes: bytes in these reads.
-    """
-
-    def __init__(self, native: _native.LandedPages, store: VerifyingStore, into: HostMemory, pages: Pages) -> None:
-        self._native = native
-        self._store = store
-        self._into = into
-        self.pages = pages
-        self.reads = native.reads
-        self.bytes = len(pages) * into.page_bytes
-
-    @classmethod
-    def begin(
-        cls, own_reads: _native.OwnReads | None, store: VerifyingStore, into: HostMemory | None, pages: Pages
-    ) -> LandedPages | None:
-        """Begin to read pages.
-
-        None if they are many, must be read another way, or as many threads read as may at once.
-
-        Args:
-            own_reads: makes the reads; None without the native module.
-            store: where the pages come from; it checks them.
-            into: whose slots they are for; None if these aren't in host memory.
-            pages: int64 [N], ascending.
-        """
-        if own_reads is None or into is None or len(pages) * into.page_bytes > SMALL_SWITCH_BYTES:
-            return None
-        sources = store.sources(pages)
-        if sources is None:
-            return None
-        ids = store.index.ids[pages]
-        native = own_reads.begin(
-            most_pages(into.page_bytes),
-            len(pages),
-            pages.ctypes.data,
-            sources.descriptors.ctypes.data,
-            sources.offsets.ctypes.data,
-            ids.ctypes.data,
-            into.page_bytes,
-        )
-        return None if native is None else cls(native, store, into, pages)
-
-    def wait(self, read_timeout: float, reads_ended: Callable[[], int]) -> None:
-        """Wait until all are there and checked.
-
-        Args:
-            read_timeout: seconds in which no read ends, of this or of the pager's, after which storage is given up.
-            reads_ended: gives how often reads of the pager have ended until now.
-
-        Raises:
-            StoreError, PageCorruptError, StoreTimeoutError, EngineClosedError: what kept a page from coming.
-        """
-        failure, number, page, read = self._native.wait(read_timeout, reads_ended)
-        if read:
-            self._store.count(read)
-        if failure:
-            raise own_read_error(failure, number, page, read_timeout, "pages")
-
-    def place(self, slots: npt.NDArray[np.integer]) -> None:
-        """Copy them into free slots that are theirs, one each in the order of the pages, once all are there."""
-        wide = slots.astype(np.int64)
-        self._native.place(len(wide), wide.ctypes.data, self._into.address(wide))
-
-    def drop(self) -> None:
-        """Let another thread read in their memory. What hangs keeps it until it ends.
-
-        Called once they are in their slots, or won't be. Nothing else may be called after that.
-        """
-        self._native.drop()

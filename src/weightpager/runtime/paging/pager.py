@@ -3,26 +3,159 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.interrupts import uninterrupted
+from weightpager.interrupts import Condition, uninterrupted
 from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.memory.host_arena import PageBuffer
-from weightpager.runtime.memory.page_arena import PageArena
-from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, ReadEnd, Reads
-from weightpager.runtime.paging.page_waits import BlockingRead, LandedPages
+from weightpager.runtime.memory.page_arena import HostMemory, PageArena
+from weightpager.runtime.paging.load import (
+    JOIN_SECONDS,
+    PageLoad,
+    Priority,
+    ReadEnd,
+    Reads,
+    own_read_error,
+    storage_hangs,
+)
+from weightpager.runtime.paging.page_waits import wait_while_progress
 from weightpager.runtime.paging.staged_loads import StagedLoads
 from weightpager.runtime.paging.thread_reads import ThreadReads
-from weightpager.runtime.planning.plans import Pages
-from weightpager.runtime.planning.prefetch_planner import PrefetchLedger
-from weightpager.store import VerifyingStore
+from weightpager.runtime.planning.pages import Pages, PrefetchLedger
+from weightpager.store import VerifyingStore, most_pages
+from weightpager.store.read_plan import SMALL_SWITCH_BYTES
 
 if NATIVE:
     from weightpager.kernels import _native
     from weightpager.runtime.paging.native_reads import NativeReads
+
+
+_log = logging.getLogger(__name__)
+
+
+class BlockingRead:
+    """Waits for all pages of one read into memory of the caller's own.
+
+    Args:
+        pages: how many there are.
+        read_timeout: seconds in which no read ends, after which storage is given up.
+        reads_ended: gives the number of reads that have ended until now, whoever wanted them.
+    """
+
+    def __init__(self, pages: int, read_timeout: float, reads_ended: Callable[[], int]) -> None:
+        self._changed = Condition()
+        self._left = pages
+        self._read_timeout = read_timeout
+        self._reads_ended = reads_ended
+        self._error: BaseException | None = None
+
+    def on_read_end(self, pages: Collection[int], error: BaseException | None) -> None:
+        """Some pages are in place and checked, or won't come."""
+        with self._changed:
+            self._left -= len(pages)
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until each page has come or failed.
+
+        Raises:
+            StoreTimeoutError: no read has ended for ``read_timeout``.
+            StoreError, PageCorruptError, EngineClosedError: what kept a page from coming.
+        """
+        with self._changed:
+            while self._left:
+                if not wait_while_progress(self._changed, self._read_timeout, self._reads_ended):
+                    raise storage_hangs(
+                        f"storage has delivered nothing for {self._read_timeout:g} s, "
+                        f"{self._left} pages are outstanding"
+                    )
+            if self._error is not None:
+                raise self._error
+
+
+class LandedPages:
+    """Pages on their way to memory that is this object's, where they are hashed. Then they are copied into slots.
+
+    No slot has to be free, or belongs to a read that hangs. This memory is beside the budget, and goes back when they
+    are dropped. For one thread.
+
+    Attributes:
+        pages: int64 [N], ascending.
+        reads: how many reads it takes.
+        bytes: bytes in these reads.
+    """
+
+    def __init__(self, native: _native.LandedReads, store: VerifyingStore, into: HostMemory, pages: Pages) -> None:
+        self._native = native
+        self._store = store
+        self._into = into
+        self.pages = pages
+        self.reads = native.reads
+        self.bytes = len(pages) * into.page_bytes
+
+    @classmethod
+    def begin(
+        cls, own_reads: _native.OwnReads | None, store: VerifyingStore, into: HostMemory | None, pages: Pages, most: int
+    ) -> LandedPages | None:
+        """Begin to read pages.
+
+        None if they are many, must be read another way, or as many threads read as may at once.
+
+        Args:
+            own_reads: makes the reads; None without the native module.
+            store: where the pages come from; it checks them.
+            into: whose slots they are for; None if these aren't in host memory.
+            pages: int64 [N], ascending.
+            most: pages of one read.
+        """
+        if own_reads is None or into is None or len(pages) * into.page_bytes > SMALL_SWITCH_BYTES:
+            return None
+        sources = store.sources(pages)
+        if sources is None:
+            return None
+        ids = store.index.ids[pages]
+        native = own_reads.begin(
+            most,
+            len(pages),
+            pages.ctypes.data,
+            sources.descriptors.ctypes.data,
+            sources.offsets.ctypes.data,
+            ids.ctypes.data,
+            into.page_bytes,
+        )
+        return None if native is None else cls(native, store, into, pages)
+
+    def wait(self, read_timeout: float, reads_ended: Callable[[], int]) -> None:
+        """Wait until all are there and checked.
+
+        Args:
+            read_timeout: seconds in which no read ends, of this or of the pager's, after which storage is given up.
+            reads_ended: gives how often reads of the pager have ended until now.
+
+        Raises:
+            StoreError, PageCorruptError, StoreTimeoutError, EngineClosedError: what kept a page from coming.
+        """
+        failure, number, page, read = self._native.wait(read_timeout, reads_ended)
+        if read:
+            self._store.count(read)
+        if failure:
+            raise own_read_error(failure, number, page, read_timeout, "pages")
+
+    def place(self, slots: npt.NDArray[np.integer]) -> None:
+        """Copy them into free slots that are theirs, one each in the order of the pages, once all are there."""
+        wide = slots.astype(np.int64)
+        self._native.place(len(wide), wide.ctypes.data, self._into.address(wide))
+
+    def drop(self) -> None:
+        """Let another thread read in their memory. What hangs keeps it until it ends.
+
+        Called once they are in their slots, or won't be. Nothing else may be called after that.
+        """
+        self._native.drop()
 
 
 class Pager:
@@ -45,6 +178,7 @@ class Pager:
         self._host = arena.host
         self._staged = None if arena.staged is None else StagedLoads(arena.staged, self._start)
         self._ways: list[Reads] = [NativeReads(reads), ThreadReads(reads)] if NATIVE else [ThreadReads(reads)]
+        self._most_pages = most_pages(arena.page_bytes)
         self.own_reads = _native.OwnReads(reads=reads, ring=True) if NATIVE else None
 
     def load(
@@ -55,7 +189,7 @@ class Pager:
         priority: Priority,
         on_read_end: ReadEnd,
     ) -> int:
-        """Start to load pages into slots of the arena. Returns the number of reads. Arguments are those of `Load`.
+        """Start to load pages into slots of the arena. Returns the number of reads. Arguments are those of `PageLoad`.
 
         Raises:
             EngineClosedError: the pager has been closed.
@@ -63,7 +197,7 @@ class Pager:
         if self._staged is not None:
             return self._staged.start(store, pages, slots, priority, on_read_end)
         assert self._host is not None
-        return self._start(Load(store, self._host, pages, slots, priority, on_read_end))
+        return self._start(PageLoad(store, self._host, pages, slots, priority, on_read_end))
 
     def read(
         self,
@@ -92,7 +226,7 @@ class Pager:
             EngineClosedError: the pager has been closed.
         """
         blocking = BlockingRead(len(pages), read_timeout, self.reads_ended)
-        load = Load(
+        load = PageLoad(
             store, PageBuffer(into), pages, np.arange(len(pages)), priority, blocking.on_read_end, cancellable=False
         )
         reads = self._start(load)
@@ -106,7 +240,7 @@ class Pager:
 
     def land(self, store: VerifyingStore, pages: Pages) -> LandedPages | None:
         """Begin to read pages beside the arena. None where that can't be done. See `LandedPages.begin`."""
-        return LandedPages.begin(self.own_reads, store, self._host, pages)
+        return LandedPages.begin(self.own_reads, store, self._host, pages, self._most_pages)
 
     def reads_ended(self) -> int:
         """How many reads have ended until now, well or not, without those that threads make themselves."""
@@ -114,7 +248,6 @@ class Pager:
 
     @property
     def pages(self) -> set[int]:
-        """Pages on their way to slots of the arena."""
         if self._staged is not None:
             return self._staged.pages
         return set().union(*(way.pages for way in self._ways))
@@ -139,16 +272,13 @@ class Pager:
             ends.append(self._staged.join(JOIN_SECONDS if all(ends) else 0.0))
         return all(ends)
 
-    def _start(self, load: Load) -> int:
+    def _start(self, load: PageLoad) -> int:
         with uninterrupted:
             for way in self._ways:
                 reads = way.start(load)
                 if reads is not None:
                     return reads
         raise AssertionError("threads bring any pages")
-
-
-_log = logging.getLogger(__name__)
 
 
 class PrefetchedPages:
@@ -176,11 +306,9 @@ class PrefetchedPages:
 
     @property
     def pages(self) -> Collection[int]:
-        """Pages on their way that nobody waits for."""
         return self._pages
 
     def begun(self, pages: Iterable[int]) -> None:
-        """These pages are on their way."""
         self.error = None
         self._pages.update(pages)
 
@@ -204,5 +332,4 @@ class PrefetchedPages:
             self.error = error
 
     def cancelled(self, pages: Iterable[int]) -> None:
-        """Reads of these pages are not made."""
         self._pages.difference_update(pages)

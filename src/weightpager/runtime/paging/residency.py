@@ -1,8 +1,9 @@
-"""The arena's contents: who holds which task, and whose turn it is to change what is there."""
+"""Who holds which task, and whose turn it is to change what is in the arena."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
@@ -10,16 +11,129 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import PageIndex
-from weightpager.errors import BudgetError, BusyError
+from weightpager.errors import BudgetError, BusyError, SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.interrupts import uninterrupted
-from weightpager.runtime.memory.table_cache import Expandable
+from weightpager.runtime.memory.memory_budget import Expandable
 from weightpager.runtime.paging.load import engine_closed
-from weightpager.runtime.paging.loads import Loads
-from weightpager.runtime.paging.state import PagingState, SlotAllocator
-from weightpager.runtime.paging.switch import ArenaResizer, Switch, TableHold
-from weightpager.runtime.paging.switch_request import NEVER, Deadline, LoadStats, PendingLoad, SwitchRequest
-from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, Uses
-from weightpager.runtime.planning.prefetch_planner import PrefetchCounts, PrefetchPlan
+from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.state import (
+    NEVER,
+    Deadline,
+    Loads,
+    LoadStats,
+    PagingState,
+    PendingLoad,
+    SlotAllocator,
+    SwitchRequest,
+)
+from weightpager.runtime.paging.switch import Switch
+from weightpager.runtime.planning.pages import NO_PAGES, Occupancy, Pages, PrefetchCounts, Uses
+from weightpager.runtime.planning.prefetch_planner import PrefetchPlan
+
+_LOOK_AGAIN = 0.0005
+"""Seconds between two looks whether layers are still inside."""
+
+
+class TaskGate:
+    """Counts who holds a task active, and knows which readers are at its pages.
+
+    The engine holds a gate; the task's layers enter it. The last `release` returns only when no reader is inside, and
+    pages are given up only after that. So no page goes while a layer reads it.
+
+    Attributes:
+        note_read: called when a layer has launched what reads its pages.
+        leave: has a reader inside no more; called with it in the ``finally`` of the ``try`` that it entered in, whether
+            it was inside or not. It is one call of native code: Ctrl-C can't come before it is done.
+    """
+
+    def __init__(self, task: str, note_read: Callable[[], None] = lambda: None) -> None:
+        """Nobody holds the task.
+
+        Args:
+            task: its name.
+            note_read: called when a layer has launched what reads its pages.
+        """
+        self._task = task
+        self.note_read = note_read
+        self._lock = threading.Lock()  # of the holders
+        self._holders = 0
+        self._readers: set[object] = set()
+        self.leave: Callable[[object], None] = self._readers.discard
+        self._pending: PendingPages | None = None
+
+    @property
+    def holders(self) -> int:
+        return self._holders
+
+    @property
+    def is_ready(self) -> bool:
+        return self._pending is None or self._pending.complete
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a page that layers wait for has failed to load."""
+        return self._pending is not None and self._pending.error is not None
+
+    def hold(self, pending: PendingPages | None = None) -> None:
+        """The task is in place, or its last pages are on their way: let layers in as theirs arrive.
+
+        A load that has failed doesn't count where somebody else has the task in place.
+        """
+        with self._lock:
+            if pending is None or pending.error is None or not self._holders:
+                self._pending = pending
+            self._holders += 1
+
+    @uninterrupted
+    def release(self) -> None:
+        """Undo one `hold`. The last one waits for the layers that are reading, whatever signal handlers raise.
+
+        The handlers run afterwards, also where a layer of another thread computes for long.
+        """
+        with self._lock:
+            self._holders -= 1
+        while not self._holders and self._readers:
+            time.sleep(_LOOK_AGAIN)  # readers leave without a word
+
+    def enter(self, reader: object, layer: int) -> None:
+        """A layer starts to read, as soon as its pages are there.
+
+        Args:
+            reader: what stands for it, and for nobody else who is inside.
+            layer: the model layer whose pages it reads.
+
+        Raises:
+            TaskNotActiveError: nobody holds the task active.
+            SwitchFailedError: a page of the task can't be loaded.
+        """
+        arrived: PendingPages | None = None
+        while True:
+            self._readers.add(reader)  # first: whoever releases the task afterwards waits
+            self._check_active()
+            pending = self._pending
+            if pending is None or pending is arrived:
+                return
+            self._readers.discard(reader)  # leaving the task must not wait for who waits for a page
+            self._wait_for(layer, pending)  # meanwhile the task may be left, and entered again
+            arrived = pending
+
+    def _wait_for(self, layer: int, pending: PendingPages) -> None:
+        try:
+            pending.wait_for(layer)
+        except WeightpagerError as error:
+            self._check_active()
+            if self._pending is pending:  # else the task was entered anew
+                raise SwitchFailedError(
+                    f"a page of task {self._task!r} could not be loaded while it ran; activate it again: {error}"
+                ) from error
+
+    def _check_active(self) -> None:
+        if self._holders == 0:
+            raise TaskNotActiveError(
+                f"task {self._task!r} is not active, its pages may be gone; "
+                f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'; the "
+                "engine must be open"
+            )
 
 
 class Residency:
@@ -38,7 +152,6 @@ class Residency:
         self._lock = state.lock
         self._turn = threading.Lock()
         self._slots = SlotAllocator(state)
-        self._resizer = ArenaResizer(state, self._slots)
         self._loads = Loads(state, self._slots)
         self.blocks = state.blocks
 
@@ -84,9 +197,9 @@ class Residency:
 
     @uninterrupted
     def resize(self, budget: int) -> None:
-        """Use the slots of another budget, evicting what must go. Errors are those of `ArenaResizer.resize`."""
+        """Use the slots of another budget, evicting what must go. Errors are those of `SlotAllocator.resize`."""
         with self._my_turn(NEVER), self._lock:
-            self._resizer.resize(budget)
+            self._slots.resize(budget)
             self._state.changed()
 
     def snapshot(self, current: int, expected_uses: Uses) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
@@ -161,7 +274,6 @@ class Residency:
 
     @property
     def prefetched(self) -> PrefetchCounts:
-        """What prefetching has brought."""
         with self._lock:
             return self._state.prefetched.ledger.counts
 
@@ -237,17 +349,16 @@ class Residency:
         """Hold a task and load what it lacks, as soon as it is this request's turn."""
         with self._my_turn(request.deadline):
             with self._lock:
-                self._resizer.restore()
+                self._slots.restore()
                 self._hold_blocks(request)
+            switch = Switch(self._state, self._slots, self._loads, request)
             try:
-                with TableHold(self._state, self._resizer, request) as tables:
-                    loaded = Switch(self._state, self._slots, self._loads, request, tables).carry_out()
-                    tables.hold()
+                loaded = switch.carry_out()
+                switch.hold_tables()
                 return loaded
             except BaseException:
                 self._state.end_commit()
-                with self._lock:
-                    self._release_blocks(request.task)  # no news for who waits for room: only this turn held it
+                self._undo(request, switch.has_tables)
                 raise
 
     def _await_room(self, request: SwitchRequest, changes: int) -> bool:
@@ -280,15 +391,23 @@ class Residency:
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold_blocks(request)
-            tables = TableHold(self._state, self._resizer, request)
+            has_tables = done = False
             try:
-                with tables:
-                    if tables.try_hold():
-                        self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
+                has_tables = request.tables is None or self._state.memory.tables.hold(request.tables)
+                if has_tables:
+                    self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
+                    done = True
             finally:
-                if not tables.held:
-                    self._release_blocks(request.task)
-            return tables.held
+                if not done:
+                    self._undo(request, has_tables)
+            return done
+
+    def _undo(self, request: SwitchRequest, has_tables: bool) -> None:
+        """Undo a hold. Nobody who waits for room is told: only this turn had it."""
+        with self._lock:
+            if has_tables and request.tables is not None:
+                self._state.memory.tables.release(request.tables)
+            self._release_blocks(request.task)
 
     @contextmanager
     def _my_turn(self, deadline: Deadline, *, stop_prefetch: bool = True) -> Iterator[None]:

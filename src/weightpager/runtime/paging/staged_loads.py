@@ -15,7 +15,7 @@ import numpy.typing as npt
 from weightpager.runtime.memory.host_arena import PageBuffer
 from weightpager.runtime.memory.page_arena import Event, Stage, StagedMemory
 from weightpager.runtime.paging.load import (
-    Load,
+    PageLoad,
     Priority,
     ReadEnd,
     closed_while_loading,
@@ -23,7 +23,7 @@ from weightpager.runtime.paging.load import (
     no_thread,
     tell,
 )
-from weightpager.runtime.planning.plans import Pages
+from weightpager.runtime.planning.pages import Pages
 from weightpager.store import VerifyingStore, coalesce, group_runs
 
 
@@ -61,7 +61,7 @@ class StagedLoads:
     copies in order anyway, and those that read aren't held up.
     """
 
-    def __init__(self, arena: StagedMemory, read: Callable[[Load], int]) -> None:
+    def __init__(self, arena: StagedMemory, read: Callable[[PageLoad], int]) -> None:
         """Nothing is on its way.
 
         Args:
@@ -158,7 +158,7 @@ class StagedLoads:
                 self._begun.append(piece)
             pages = np.array(list(piece.slots), np.int64)
             rows = PageBuffer(stage.rows[: len(pages)])
-            read = Load(
+            read = PageLoad(
                 piece.store, rows, pages, np.arange(len(pages)), piece.priority, self._teller(piece), cancellable=False
             )
             try:

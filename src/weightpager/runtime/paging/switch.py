@@ -4,190 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 
 from weightpager.errors import StoreTimeoutError, WeightpagerError
 from weightpager.interrupts import uninterrupted
-from weightpager.runtime.budget import too_small
 from weightpager.runtime.paging.load import closed_while_loading
-from weightpager.runtime.paging.loads import Loads
-from weightpager.runtime.paging.page_waits import LandedPages
-from weightpager.runtime.paging.state import PagingState, SlotAllocator
-from weightpager.runtime.paging.switch_request import LoadStats, PendingLoad, SwitchRequest
-from weightpager.runtime.planning.plans import NO_PAGES, SwitchPlan
-from weightpager.store.read_plan import SMALL_SWITCH_BYTES
-
-
-class ArenaResizer:
-    """Changes how many slots the arena has.
-
-    Whoever calls has the turn and holds the lock, which is given up while reads in flight are waited for.
-    """
-
-    def __init__(self, state: PagingState, slots: SlotAllocator) -> None:
-        self._state = state
-        self._blocks = state.blocks
-        self._slots = slots
-
-    def resize(self, budget: int, tables: int | None = None) -> None:
-        """Use the slots of another budget, evicting what must go.
-
-        Args:
-            budget: bytes.
-            tables: bytes of expanded block tables that must have room; those of the tasks in use if None.
-
-        Raises:
-            BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
-            StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
-            EngineClosedError: it was closed while slots were waited for; nothing has changed.
-        """
-        memory = self._state.memory
-        wanted = memory.tables.in_use if tables is None else tables
-        fewer = self._blocks.slots - memory.split_for(budget, wanted).slots
-        if fewer > 0:
-            self._await_slots(fewer, budget, wanted)
-            slots, pages = self._blocks.to_retire(fewer)
-            self._slots.evict(pages)
-            self._blocks.retire(slots)
-            memory.resize(budget, wanted, retired=slots)
-        else:
-            memory.resize(budget, wanted, restored=self._blocks.restore(-fewer))
-            self._state.news.notify_all()
-
-    def restore(self) -> None:
-        """Use slots again that made room for block tables of tasks which have left."""
-        if self._state.memory.has_spare_table_room:
-            self.resize(self._state.memory.budget)
-
-    def _await_slots(self, count: int, budget: int, tables: int) -> None:
-        """Wait until reads in flight let so many slots go. Errors are those of `resize`."""
-        while count > self._blocks.free + len(self._blocks.evictable()):
-            held = len(self._blocks.locked())
-            if count > self._blocks.slots - held:
-                raise too_small(self._state.memory.needs, "the tasks in use", held, budget, tables=tables)
-            if not self._slots.await_read():
-                raise self._slots.hang_error()
-
-
-class TableHold:
-    """One request's hold of its task's tables, in the room that there is or that slots make.
-
-    As a context it undoes the hold if the block fails. Tables that are borrowed are expanded though there is no room,
-    for as long as reads take; they go back at the end of the block at the latest.
-
-    Attributes:
-        held: whether the tables are held.
-        previous_is_gone: whether the previous task has been given up.
-    """
-
-    def __init__(self, state: PagingState, resizer: ArenaResizer, request: SwitchRequest) -> None:
-        """Nothing is held.
-
-        Args:
-            state: what the parts of paging share.
-            resizer: makes room at the expense of slots.
-            request: names the task and its tables.
-        """
-        self._state = state
-        self._cache = state.memory.tables
-        self._resizer = resizer
-        self._request = request
-        self._borrowed = ExitStack()
-        self._is_borrowed = False
-        self.held = False
-        self.previous_is_gone = False
-
-    def __enter__(self) -> TableHold:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._borrowed.close()
-        if error is not None and self.held:
-            self.held = False
-            if self._request.tables is not None:
-                self._cache.release(self._request.tables)
-
-    def try_hold(self) -> bool:
-        """Hold them if tasks in use leave room: while storage works, expanding takes no time. Returns whether held."""
-        tables = self._request.tables
-        self.held = self.held or tables is None or self._cache.hold(tables)
-        return self.held
-
-    def try_hold_or_borrow(self, most: int) -> None:
-        """Hold them if there is room. Else borrow them, if they take at most so many bytes.
-
-        The previous task still has its own meanwhile.
-        """
-        tables = self._request.tables
-        if not self.try_hold() and tables is not None and tables.nbytes <= most:
-            self._borrowed.enter_context(self._cache.borrowed(tables))
-            self._is_borrowed = True
-
-    def hold(self) -> None:
-        """Hold them, once the task's pages are there or on their way.
-
-        If there is no room, the previous task is given up for its tables, unless somebody else holds it. This comes
-        last, since a switch that fails earlier keeps the previous task. If that isn't enough, slots are given up for
-        them. Whoever calls has the turn, and not the lock.
-
-        Raises:
-            BudgetError: tasks in use leave no room.
-            StoreTimeoutError: reads that hang have slots that must go.
-            SwitchFailedError: either, after ``give_up``.
-        """
-        if self.held:
-            return
-        request = self._request
-        with self._state.lock:
-            if not self._is_borrowed and self.try_hold():
-                return
-            previous = None if self.previous_is_gone else request.previous_tables
-            gives_up = previous is not None and self._cache.has_one_user(previous)
-        if gives_up:
-            request.give_up()
-            self.previous_is_gone = True
-        self._borrowed.close()  # what nobody uses goes, the least recently used first: those of the previous task
-        try:
-            with self._state.lock:
-                self._hold_instead_of_slots()
-        except WeightpagerError as error:
-            if not self.previous_is_gone:
-                raise
-            raise request.failed(error) from error
-
-    def _hold_instead_of_slots(self) -> None:
-        """Hold them, in place of slots if there is no room. The lock is held."""
-        tables = self._request.tables
-        if tables is not None and not self.try_hold():
-            self._resizer.resize(self._state.memory.budget, self._cache.needed(tables))
-            self.try_hold()
+from weightpager.runtime.paging.pager import LandedPages
+from weightpager.runtime.paging.state import Loads, LoadStats, PagingState, PendingLoad, SlotAllocator, SwitchRequest
+from weightpager.runtime.planning.pages import NO_PAGES, SwitchPlan
 
 
 class Switch:
-    """Brings in what a held task lacks. For one request, and for whoever has the turn and doesn't hold the lock."""
+    """Brings in what a held task lacks. For one request, and for whoever has the turn and doesn't hold the lock.
 
-    def __init__(
-        self, state: PagingState, slots: SlotAllocator, loads: Loads, request: SwitchRequest, tables: TableHold
-    ) -> None:
-        """Nothing has begun.
+    Attributes:
+        has_tables: whether the task's tables are held, if it has any.
+    """
 
-        Args:
-            state: what the parts of paging share.
-            slots: plans and frees the slots that pages are loaded into.
-            loads: begins loads, and waits for them.
-            request: names the task, which is held.
-            tables: the hold of the task's tables, taken as soon as reads have begun if there is room.
-        """
+    def __init__(self, state: PagingState, slots: SlotAllocator, loads: Loads, request: SwitchRequest) -> None:
         self._state = state
         self._lock = state.lock
         self._slots = slots
         self._loads = loads
         self._request = request
-        self._tables = tables
+        self._previous_is_gone = False
+        self.has_tables = request.tables is None
 
     def carry_out(self) -> tuple[LoadStats, PendingLoad | None]:
         """Load first what fits beside the previous task, then the rest in that one's place.
@@ -206,7 +48,7 @@ class Switch:
                     commit_plan = self._merged(plan)
                     break
                 load, stamp = self._loads.start(plan, request), self._stamp()
-            self._tables.try_hold()
+            self._try_tables()
             if not request.wait:
                 return load.cost(until_now=False), load
             stats += self._loads.finish(load)
@@ -244,7 +86,7 @@ class Switch:
     def _take_in(self, landed: LandedPages, start: float) -> LoadStats:
         """Wait for what the task lacks, and put it into slots."""
         state, request = self._state, self._request
-        self._tables.try_hold_or_borrow(SMALL_SWITCH_BYTES)
+        self._try_tables()
         with self._lock:
             plan, stamp = self._slots.plan(request), self._stamp()
         try:
@@ -300,7 +142,7 @@ class Switch:
         """Give up the previous task, and load what is planned then in its place."""
         with self._commit():
             load = self._loads.start(make_plan(), self._request)
-        self._tables.try_hold()
+        self._try_tables()
         if not self._request.wait:
             return load.cost(until_now=False), load
         try:
@@ -313,10 +155,47 @@ class Switch:
         """Give up the previous task. Until its place is taken, with the lock held, nobody else can hold a task."""
         try:
             self._request.give_up()
-            self._tables.previous_is_gone = True
+            self._previous_is_gone = True
             with self._lock:
                 yield
         except WeightpagerError as error:
             raise self._request.failed(error) from error
         finally:
             self._state.end_commit()
+
+    def _try_tables(self) -> bool:
+        """Hold the tables if tasks in use leave room: while storage works, expanding takes no time."""
+        tables = self._request.tables
+        self.has_tables = self.has_tables or tables is None or self._state.memory.tables.hold(tables)
+        return self.has_tables
+
+    def hold_tables(self) -> None:
+        """Hold the tables, once the task's pages are there or on their way.
+
+        If there is no room, the previous task is given up for them, unless somebody else holds it. This comes last,
+        since a switch that fails earlier keeps the previous task. If that isn't enough, slots are given up.
+
+        Raises:
+            BudgetError: tasks in use leave no room.
+            StoreTimeoutError: reads that hang have slots that must go.
+            SwitchFailedError: either, after ``give_up``.
+        """
+        request, cache = self._request, self._state.memory.tables
+        if self.has_tables or request.tables is None:
+            return
+        with self._lock:
+            if self._try_tables():
+                return
+            previous = None if self._previous_is_gone else request.previous_tables
+        if previous is not None and cache.has_one_user(previous):
+            request.give_up()
+            self._previous_is_gone = True
+        try:
+            with self._lock:
+                if not self._try_tables():
+                    self._slots.resize(self._state.memory.budget, cache.needed(request.tables))
+                    self._try_tables()
+        except WeightpagerError as error:
+            if not self._previous_is_gone:
+                raise
+            raise request.failed(error) from error

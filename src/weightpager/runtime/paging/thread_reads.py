@@ -15,17 +15,22 @@ from itertools import count
 
 from weightpager.errors import StoreError, first_line
 from weightpager.interrupts import Condition
-from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, closed_while_loading, engine_closed, no_thread
+from weightpager.runtime.paging.load import (
+    JOIN_SECONDS,
+    PageLoad,
+    Priority,
+    closed_while_loading,
+    engine_closed,
+    no_thread,
+)
 from weightpager.store import coalesce
 
 
 @dataclass(order=True)
 class _PlainRead:
-    """One read of a load."""
-
     priority: Priority
     number: int
-    load: Load = field(compare=False)
+    load: PageLoad = field(compare=False)
     pages: range = field(compare=False)
     slots: list[int] = field(compare=False)
 
@@ -49,7 +54,7 @@ class ThreadReads:
         self._threads: list[threading.Thread] = []
         self.reads_ended = 0
 
-    def start(self, load: Load) -> int:
+    def start(self, load: PageLoad) -> int:
         runs = coalesce(load.pages.tolist(), load.store.span, load.into.page_bytes)
         slots, at = load.slots.tolist(), 0
         with self._changed:
@@ -75,7 +80,7 @@ class ThreadReads:
         with self._changed:
             return self._take_back(lambda read: read.load.cancellable and not any(page in but for page in read.pages))
 
-    def withdraw(self, load: Load) -> None:
+    def withdraw(self, load: PageLoad) -> None:
         with self._changed:
             self._take_back(lambda read: read.load is load)
 

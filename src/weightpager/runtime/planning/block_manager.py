@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, SwitchPlan, Uses
-from weightpager.runtime.planning.slots import ABSENT, Slots
-from weightpager.runtime.planning.task_pages import TaskPages
+from weightpager.runtime.planning.pages import ABSENT, NO_PAGES, Occupancy, Pages, Slots, SwitchPlan, TaskPages, Uses
 
 
 class EvictionOrder:
@@ -29,12 +27,10 @@ class EvictionOrder:
         self._last_use = np.zeros(needs.tasks, np.int64)
 
     def used(self, task: int) -> None:
-        """A task is used now."""
         self._uses += 1
         self._last_use[task] = self._uses
 
     def add_task(self) -> None:
-        """A task was added."""
         self._last_use = np.append(self._last_use, 0)
 
     def sort(self, pages: Pages, expected_uses: Uses | None) -> Pages:
@@ -94,12 +90,10 @@ class BlockManager:
 
     @property
     def slots(self) -> int:
-        """Slots that may be used."""
         return self._slots.usable
 
     @property
     def free(self) -> int:
-        """Slots that nothing is in or on its way to."""
         return self._slots.free
 
     @property
@@ -109,7 +103,6 @@ class BlockManager:
 
     @property
     def loading(self) -> int:
-        """How many pages have a slot reserved."""
         return int(np.count_nonzero(self._slots.reserved != ABSENT))
 
     def reserved(self) -> Pages:
@@ -117,7 +110,6 @@ class BlockManager:
         return _where(self._slots.reserved != ABSENT)
 
     def resident(self) -> Pages:
-        """Pages in the arena, ascending."""
         return _where(self.page_table != ABSENT)
 
     @property
@@ -130,7 +122,6 @@ class BlockManager:
         return self._needs.of(task)
 
     def needed_together(self, tasks: Sequence[int]) -> int:
-        """Pages that at least one of these tasks needs."""
         return int(self._needs.needed_by_any(tasks).sum())
 
     @property
@@ -139,7 +130,6 @@ class BlockManager:
         return self._needs.differential
 
     def is_resident(self, task: int) -> bool:
-        """Whether all of a task's pages are in the arena."""
         return bool(self._missing[task] == 0)
 
     def missing(self, task: int) -> Pages:
@@ -161,13 +151,11 @@ class BlockManager:
         self._holders[task] += 1
 
     def release(self, task: int) -> None:
-        """Undo one `hold`."""
         if self._holders[task] <= 0:
             raise ValueError("expected a task that is held")
         self._holders[task] -= 1
 
     def is_held(self, task: int) -> bool:
-        """Whether anybody holds a task."""
         return self._holders[task] > 0
 
     def locked(self) -> Pages:
@@ -257,7 +245,6 @@ class BlockManager:
         return slots, self._slots.pages_in(slots)
 
     def retire(self, slots: Sequence[int]) -> None:
-        """Retire free slots."""
         self.version += 1
         self._slots.retire(slots)
 
@@ -292,7 +279,6 @@ class BlockManager:
         self.version += 1
 
     def is_gone(self, task: int) -> bool:
-        """Whether a task has been removed."""
         return self._holders[task] == GONE
 
     def check_integrity(self) -> None:
@@ -334,7 +320,6 @@ class BlockManager:
         return kept
 
     def _spare(self) -> Pages:
-        """Resident pages that no held task needs."""
         return _where((self.page_table != ABSENT) & ~self._is_locked())
 
 

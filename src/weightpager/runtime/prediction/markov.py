@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.prediction.dwell_times import DwellTimes
 from weightpager.runtime.prediction.predictor import Forecast, LearningPredictor
 
 Floats = npt.NDArray[np.float64]
@@ -41,7 +40,6 @@ class ContextCounts:
         return len(self._counts)
 
     def add(self, context: Context, task: int) -> None:
-        """The task followed the context."""
         old = self._counts.pop(context, {})
         counts = {other: count * self._keep for other, count in old.items() if count > _NEGLIGIBLE}
         counts[task] = counts.get(task, 0.0) + 1.0
@@ -93,8 +91,6 @@ ORDER = 3
 MEMORIES = (200.0, 10.0)
 SHARE = 0.01
 
-_LEAST_SURVIVAL = 1e-6
-
 
 class MarkovPredictor:
     """A mixture of experts: what is assumed at first, and every order from 0 to ``order`` with every memory.
@@ -127,7 +123,7 @@ class MarkovPredictor:
             raise ValueError(f"expected an order from 0 up and memories over 1, got {order} and {memories}")
         self.tasks = tasks
         self._prior = None if prior is None else _told(np.array(prior, np.float64), tasks)
-        self._dwell = DwellTimes()
+        self._dwelt = np.zeros((2, tasks))  # seconds of each task's visits that have ended, and how many
         self._past: tuple[int, ...] = ()  # latest first; the current task, unless there is a gap
         self._reach = max(1, order)  # visits of the past that matter
         self._since = 0.0
@@ -142,7 +138,7 @@ class MarkovPredictor:
         if self._past and self._past[0] == task:
             return
         if self._past:
-            self._dwell.add(self._past[0], task, seconds - self._since)
+            self._dwelt[:, self._past[0]] += max(0.0, seconds - self._since), 1.0
             self._learn(self._past, task)
         self._past = (task, *self._past[: self._reach - 1])
         self._since, self._next = seconds, None
@@ -151,24 +147,16 @@ class MarkovPredictor:
         self._past, self._next = (), None
 
     def forecast(self, seconds: float) -> Forecast:
-        """Implements `TransitionPredictor`.
-
-        A candidate's probability is weighted by that of a visit which leads there and still goes on; a visit longer
-        than any that was seen tells nothing.
-        """
+        """Implements `TransitionPredictor`. What is left of a visit is the mean length less what has passed."""
         if self._next is None:
             self._next = self._chances(self._past)
         if not self._past or not self._next.any():
             return Forecast(self._next, None)
-        current, elapsed = self._past[0], seconds - self._since
-        candidates = np.flatnonzero(self._next)
-        survival, left = self._dwell.onward(current, candidates.tolist(), elapsed)
-        weights = self._next[candidates] * np.maximum(survival, _LEAST_SURVIVAL)
-        weights /= weights.sum()
-        chances = np.zeros(self.tasks)
-        chances[candidates] = weights
-        seconds = float(weights @ left)
-        return Forecast(chances, None if math.isnan(seconds) else seconds)
+        length, visits = self._dwelt[:, self._past[0]]
+        if not visits:
+            length, visits = self._dwelt.sum(1)
+        left = max(0.0, float(length / visits) - max(0.0, seconds - self._since)) if visits else None
+        return Forecast(self._next / self._next.sum(), left)
 
     def after(self, task: int) -> Floats:
         return self._chances((task,))

@@ -15,6 +15,11 @@ import numpy.typing as npt
 from weightpager.runtime.prediction.history import History, HistoryFile
 from weightpager.trace_file import Visit
 
+Floats = npt.NDArray[np.float64]
+
+DISCOUNT = 0.5
+"""What a use is worth that comes one switch later."""
+
 
 class TaskMonitor:
     """A bounded history of visits, and counts that never forget. Safe to use from several threads.
@@ -117,3 +122,45 @@ class TaskMonitor:
 def _switches(visits: Sequence[Visit]) -> Iterator[tuple[Visit, Visit]]:
     """Every visit whose end is known, and the one that it led to."""
     return ((visit, following) for visit, following in pairwise(visits) if not following.resumed)
+
+
+def expected_uses_after(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
+    """Expected uses of each task after ``task``, one k switches away counting `DISCOUNT` to the power of k - 1.
+
+    Args:
+        switches: [tasks, tasks], how often one task was followed by another. Tasks of which nothing is known yet are
+            followed by any other with the same probability.
+        task: the one that runs next.
+    """
+    chances = _chances(switches)
+    return _uses(chances, chances[task], DISCOUNT)
+
+
+def expected_uses(
+    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Expected uses of each task [tasks], as by `expected_uses_after`, when the next one is known by its chances.
+
+    With p those chances, P the matrix of transition probabilities and G a diagonal of discounts: ``p (I - G P)^-1``.
+
+    Args:
+        switches: [tasks, tasks], how often one task was followed by another.
+        following: [tasks], probability that each is the next.
+        discount: what a use is worth that comes one switch later; or, for each task, what follows it [tasks].
+    """
+    return _uses(_chances(switches), following, discount)
+
+
+def _uses(chances: Floats, following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]) -> Floats:
+    now_and_later = -chances.T * discount  # this and the next line run at every switch that must choose
+    now_and_later.flat[:: len(chances) + 1] += 1
+    uses: Floats = np.linalg.solve(now_and_later, following)
+    return uses
+
+
+def _chances(switches: npt.NDArray[np.integer]) -> Floats:
+    count = len(switches)
+    counts = switches + 1 / max(1, count - 1)
+    counts.flat[:: count + 1] -= 1 / max(1, count - 1)
+    chances: Floats = counts / np.maximum(counts.sum(1, keepdims=True), 1e-300)
+    return chances

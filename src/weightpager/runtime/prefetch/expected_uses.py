@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.prediction.predictor import PredictionScore, TransitionPredictor
+from weightpager.runtime.prediction.task_monitor import expected_uses, expected_uses_after
 
 Floats = npt.NDArray[np.float64]
-
-DISCOUNT = 0.5
-"""What a use is worth that comes one switch later."""
 
 _SHRINKAGE = 2.0
 """Visits of average length that are added to those of every task."""
@@ -58,7 +56,6 @@ class ExpectedUses:
 
     @property
     def tasks(self) -> int:
-        """How many tasks there are."""
         return len(self._switches)
 
     def observe(self, task: int, seconds: float) -> None:
@@ -94,45 +91,3 @@ class ExpectedUses:
         visits = self._visits.sum()
         mean = self._seconds.sum() / visits if visits else self.load_seconds
         return np.asarray((self._seconds + _SHRINKAGE * mean) / (self._visits + _SHRINKAGE))
-
-
-def expected_uses_after(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
-    """Expected uses of each task after ``task``, one k switches away counting `DISCOUNT` to the power of k - 1.
-
-    Args:
-        switches: [tasks, tasks], how often one task was followed by another. Tasks of which nothing is known yet are
-            followed by any other with the same probability.
-        task: the one that runs next.
-    """
-    chances = _chances(switches)
-    return _uses(chances, chances[task], DISCOUNT)
-
-
-def expected_uses(
-    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]
-) -> npt.NDArray[np.float64]:
-    """Expected uses of each task [tasks], as by `expected_uses_after`, when the next one is known by its chances.
-
-    With p those chances, P the matrix of transition probabilities and G a diagonal of discounts: ``p (I - G P)^-1``.
-
-    Args:
-        switches: [tasks, tasks], how often one task was followed by another.
-        following: [tasks], probability that each is the next.
-        discount: what a use is worth that comes one switch later; or, for each task, what follows it [tasks].
-    """
-    return _uses(_chances(switches), following, discount)
-
-
-def _uses(chances: Floats, following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]) -> Floats:
-    now_and_later = -chances.T * discount  # this and the next line run at every switch that must choose
-    now_and_later.flat[:: len(chances) + 1] += 1
-    uses: Floats = np.linalg.solve(now_and_later, following)
-    return uses
-
-
-def _chances(switches: npt.NDArray[np.integer]) -> Floats:
-    count = len(switches)
-    counts = switches + 1 / max(1, count - 1)
-    counts.flat[:: count + 1] -= 1 / max(1, count - 1)
-    chances: Floats = counts / np.maximum(counts.sum(1, keepdims=True), 1e-300)
-    return chances

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from weightpager.runtime.paging.residency import Residency
-from weightpager.runtime.paging.switch_request import LoadStats
+from weightpager.runtime.paging.state import LoadStats
 from weightpager.runtime.planning.prefetch_planner import plan_prefetch
 from weightpager.runtime.prediction.predictor import PredictionScore
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
@@ -87,12 +87,10 @@ class Prefetcher:
 
     @property
     def pays(self) -> bool:
-        """Whether pages are being prefetched at present."""
         return self._policy.trial.pays and not self._failed and self._thread.is_alive()
 
     @property
     def score(self) -> PredictionScore:
-        """How good forecasts have been since the policy was made."""
         return self._policy.expected.score
 
     def tell(self, news: Switched) -> None:

@@ -9,15 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.plans import NO_PAGES, Pages, Uses
-from weightpager.runtime.planning.prefetch_planner import (
-    NOTHING,
-    PrefetchCounts,
-    PrefetchLedger,
-    PrefetchPlan,
-    plan_prefetch,
-)
-from weightpager.store import PageRun, StorageModel, coalesce
+from weightpager.runtime.planning.pages import NO_PAGES, Pages, PrefetchCounts, PrefetchLedger, Uses
+from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
+from weightpager.store import ReadRun, StorageModel, coalesce
 from weightpager.store.read_plan import BYTES_IN_FLIGHT
 
 BATCH_BYTES = 16 << 20
@@ -92,7 +86,6 @@ class VirtualArena:
             self._bring_in(task, None, None)
 
     def has_room_for(self, task: int) -> bool:
-        """Whether a task fits, beside those that are always held."""
         return self.blocks.needed_together([task, *self._held]) <= self.blocks.slots
 
     def dwell(self, seconds: float, uses_at: UsesAt) -> None:
@@ -130,7 +123,6 @@ class VirtualArena:
 
     @property
     def counts(self) -> PrefetchCounts:
-        """What prefetching has brought so far."""
         return self._ledger.counts
 
     def _plan(self, uses: npt.NDArray[np.float64]) -> PrefetchPlan:
@@ -184,7 +176,7 @@ class VirtualArena:
         self.blocks.publish(pages.tolist())
         self._ledger.came(pages)
 
-    def _runs(self, pages: Pages) -> list[PageRun]:
+    def _runs(self, pages: Pages) -> list[ReadRun]:
         return coalesce(sorted(pages.tolist()), self._span, self._page_bytes)
 
     def _seconds(self, pages: Pages) -> float:

@@ -16,7 +16,7 @@ from weightpager.backends.torch.parameters import Tensors
 from weightpager.backends.torch.task_module import assign, build, route
 from weightpager.bundle import BlockTable, Bundle, TaskEntry
 from weightpager.bundle.adapter import read_adapter
-from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.paging.residency import TaskGate
 from weightpager_lab.contest.rivals.parameters import put_into, wide
 from weightpager_lab.contest.rivals.rival import Rival
 

@@ -14,9 +14,9 @@ from blake3 import blake3
 from weightpager.bundle import PageIndex
 from weightpager.errors import PageCorruptError, StoreError, StoreTimeoutError
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.paging.page_waits import LandedPages
+from weightpager.runtime.paging.pager import LandedPages
 from weightpager.store import Sources, VerifyingStore
-from weightpager.store.read_plan import SMALL_SWITCH_BYTES
+from weightpager.store.read_plan import SMALL_SWITCH_BYTES, most_pages
 
 _native = pytest.importorskip("weightpager.kernels._native")
 
@@ -77,7 +77,7 @@ def no_read() -> int:
 
 
 def landed(own_reads: _native.OwnReads, store: VerifyingStore, arena: Arena, pages: np.ndarray) -> LandedPages:
-    found = LandedPages.begin(own_reads, store, arena, pages)
+    found = LandedPages.begin(own_reads, store, arena, pages, most_pages(PAGE))
     assert found is not None
     return found
 
@@ -101,20 +101,21 @@ def test_what_is_much_or_must_be_read_otherwise_is_left_to_others(
     own_reads: _native.OwnReads, store: VerifyingStore, arena: Arena
 ) -> None:
     pages = np.arange(SMALL_SWITCH_BYTES // PAGE + 1)
-    assert LandedPages.begin(own_reads, store, arena, pages) is None
-    assert LandedPages.begin(own_reads, store, None, pages[:2]) is None  # a GPU's memory
-    assert LandedPages.begin(own_reads, VerifyingStore(object(), store.index), arena, pages[:2]) is None
-    assert LandedPages.begin(None, store, arena, pages[:2]) is None
+    assert LandedPages.begin(own_reads, store, arena, pages, most_pages(PAGE)) is None
+    assert LandedPages.begin(own_reads, store, None, pages[:2], most_pages(PAGE)) is None  # a GPU's memory
+    other = VerifyingStore(object(), store.index)
+    assert LandedPages.begin(own_reads, other, arena, pages[:2], most_pages(PAGE)) is None
+    assert LandedPages.begin(None, store, arena, pages[:2], most_pages(PAGE)) is None
 
 
 def test_no_more_threads_than_lanes_read_at_once(
     own_reads: _native.OwnReads, store: VerifyingStore, arena: Arena
 ) -> None:
     taken = [landed(own_reads, store, arena, np.arange(3)) for _ in range(4)]
-    assert LandedPages.begin(own_reads, store, arena, np.arange(3)) is None
+    assert LandedPages.begin(own_reads, store, arena, np.arange(3), most_pages(PAGE)) is None
     del taken  # nobody waited for them
     end = time.monotonic() + 20
-    while LandedPages.begin(own_reads, store, arena, np.arange(3)) is None and time.monotonic() < end:
+    while LandedPages.begin(own_reads, store, arena, np.arange(3), most_pages(PAGE)) is None and time.monotonic() < end:
         gc.collect()
     landed(own_reads, store, arena, np.arange(3)).wait(20.0, no_read)
 
@@ -151,4 +152,4 @@ def test_storage_that_hangs_is_given_up_and_keeps_no_slot(store: VerifyingStore,
 def test_after_closing_nothing_begins(store: VerifyingStore, arena: Arena) -> None:
     own_reads = _native.OwnReads(reads=4, ring=True)
     own_reads.close(20.0)
-    assert LandedPages.begin(own_reads, store, arena, np.arange(2)) is None
+    assert LandedPages.begin(own_reads, store, arena, np.arange(2), most_pages(PAGE)) is None

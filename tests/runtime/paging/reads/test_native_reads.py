@@ -29,7 +29,7 @@ from weightpager.errors import EngineClosedError, PageCorruptError, StoreError
 from weightpager.machine.storage import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena, PageBuffer
 from weightpager.runtime.memory.staged_arena import StagedArena, Staging
-from weightpager.runtime.paging.load import Load, Priority, Reads
+from weightpager.runtime.paging.load import PageLoad, Priority, Reads
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.thread_reads import ThreadReads
 from weightpager.store import Sources, VerifyingStore
@@ -100,7 +100,7 @@ class Loaded:
         self.failed: dict[int, BaseException] = {}
         self._left = len(pages)
         self._over = threading.Event()
-        self.count = reads.start(Load(store, arena, pages, slots, Priority.ON_DEMAND, self._told))
+        self.count = reads.start(PageLoad(store, arena, pages, slots, Priority.ON_DEMAND, self._told))
 
     def _told(self, pages: Collection[int], error: BaseException | None) -> None:
         if error is None:
@@ -194,7 +194,7 @@ def test_other_stores_are_read_another_way(reads: native_reads.NativeReads) -> N
     page, arena = np.zeros(1, np.int64), Arena(1, 1, PAGE)
     for inner in (object(), Elsewhere()):
         store = VerifyingStore(inner, index)  # type: ignore[arg-type]
-        assert reads.start(Load(store, arena, page, page, Priority.ON_DEMAND, lambda *_: None)) is None
+        assert reads.start(PageLoad(store, arena, page, page, Priority.ON_DEMAND, lambda *_: None)) is None
 
 
 def test_a_closed_one_takes_nothing(store: VerifyingStore) -> None:
@@ -274,7 +274,7 @@ def test_closing_tells_of_reads_that_never_begin_though_their_load_ends_meanwhil
     try:
         reads = native_reads.NativeReads(1)
         pages = np.arange(0, 8, 2)
-        reads.start(Load(store, Arena(8, 8, PAGE), pages, pages, Priority.ON_DEMAND, told))
+        reads.start(PageLoad(store, Arena(8, 8, PAGE), pages, pages, Priority.ON_DEMAND, told))
         while not reads._queue.in_flight:
             time.sleep(0.001)
         assert reads.close()
@@ -299,7 +299,7 @@ def test_closing_tells_everybody_whatever_telling_raises(store: VerifyingStore, 
 
     for page, on_read_end in ((0, keeps_the_thread), (2, raises), (4, raises), (6, raises)):
         pages = np.array([page])
-        reads.start(Load(store, arena, pages, pages, Priority.ON_DEMAND, on_read_end))
+        reads.start(PageLoad(store, arena, pages, pages, Priority.ON_DEMAND, on_read_end))
     assert busy.wait(20)
     assert reads.close()
     assert told == {2, 4, 6}
@@ -332,7 +332,7 @@ class StagedReads:
     def __init__(self, pager: Pager) -> None:
         self.pager = pager
 
-    def start(self, load: Load) -> int:
+    def start(self, load: PageLoad) -> int:
         return self.pager.load(load.store, load.pages, load.slots, load.priority, load.on_read_end)
 
 
@@ -474,7 +474,7 @@ def test_what_telling_raises_reaches_whoever_waits_and_the_thread_goes_on(
         told.set()
         raise SystemExit
 
-    reads.start(Load(store, arena, pages, pages, Priority.ON_DEMAND, on_read_end))
+    reads.start(PageLoad(store, arena, pages, pages, Priority.ON_DEMAND, on_read_end))
     assert told.wait(20)
     assert [str(error) for error in errors] == ["None", "no room for the books"]
     assert Loaded(reads, store, pages, pages, arena).wait().came == {0, 1}
