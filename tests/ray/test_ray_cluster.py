@@ -115,7 +115,7 @@ def test_the_command_says_that_ray_is_missing(
 
 
 def test_a_worker_with_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_stated", device._Stated())  # this process must find out for itself again
+    monkeypatch.setattr(device, "_stated", device._StatedTrial())  # this process must find out for itself again
     ours = Surroundings.here()
     ours.take("node-1")  # as everything is
     other = Surroundings({**ours.versions, "torch": "1.0"}, ours.processor, ours.arithmetic)

@@ -181,7 +181,7 @@ def test_an_entry_of_a_journal_may_say_what_it_took(tmp_path: Path) -> None:
 
 def test_a_process_computes_as_the_one_that_it_works_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_bfloat16_pays", lambda: True)
-    monkeypatch.setattr(device, "_stated", device._Stated())
+    monkeypatch.setattr(device, "_stated", device._StatedTrial())
     theirs = Arithmetic.here()
     assert theirs == Arithmetic(torch.get_num_threads(), True, False, "highest")
     monkeypatch.setattr(device, "_bfloat16_pays", time.sleep)  # a trial, which isn't made
