@@ -110,7 +110,9 @@ def measure(sources: Sources) -> House:
     by_length = sorted(functions.items(), key=lambda item: -item[1])
     product = sum(lines for path, lines in src.items() if not _measures(path))
     project, readme = (sources.get(PurePosixPath(name), "") for name in ("pyproject.toml", "README.md"))
-    pages = {path: len(text.split()) for path, text in sources.items() if path.parts[0] == "docs"}
+    pages = {
+        path: len(text.split()) for path, text in sources.items() if path.parts[0] == "docs" and path.suffix == ".md"
+    }
     return House(
         files=len(src),
         folders=len(folders),
