@@ -19,7 +19,7 @@ demo: $(VENV)/demo.stamp
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # With MARKERS= the slow ones, too: the unit tests keep the other cores busy while the demo takes minutes of one.
-MARKERS ?= -m "not slow"
+MARKERS ?= -m "not slow and not cluster"
 
 test: $(VENV)/dev.stamp
 	$(PYTEST) $(MARKERS) --durations 12

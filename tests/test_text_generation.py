@@ -34,7 +34,7 @@ from weightpager.compiler.task_file import from_dict
 from weightpager.errors import BundleFormatError, BusyError, CompileError, ConfigError
 from weightpager.evaluation import measure
 from weightpager.progress import silent
-from weightpager.server.scheduling.job import Event, Failed
+from weightpager.server.scheduling.job import Event, TextFailed
 from weightpager.server.scheduling.settings import Settings
 from weightpager.task_data.held_out import read_held_out
 
@@ -389,6 +389,6 @@ def test_a_prompt_that_was_read_in_another_form_is_not_answered(clerk: Path, beg
         service.admit(before, 1)
         service.submit(before, [Generate((4, 5), 1)], told.put)
         event = told.get(timeout=60)
-    assert isinstance(event, Failed)
+    assert isinstance(event, TextFailed)
     assert isinstance(event.error, BusyError)
     assert "compiled anew" in str(event.error)

@@ -315,7 +315,7 @@ def test_caches_hold_no_more_than_is_counted_and_reserved(
             queue = [job for place, job in enumerate(queue) if place not in chosen]
         for batch in batches:
             batch.step(model, tokenizer, 0.0)
-        held = sum(batch._run._texts._read._cache.bytes for batch in batches)  # type: ignore[union-attr]
+        held = sum(batch._run._texts._reading._cache.bytes for batch in batches)  # type: ignore[union-attr]
         counted = sum(batch.started.tokens for batch in batches)
         assert held <= counted * size.token_bytes
         assert counted <= blocks * 64

@@ -177,7 +177,8 @@ class Pager:
     def __init__(self, arena: PageArena, reads: int) -> None:
         self._host = arena.host
         self._staged = None if arena.staged is None else StagedLoads(arena.staged, self._start)
-        self._ways: list[Reads] = [NativeReads(reads), ThreadReads(reads)] if NATIVE else [ThreadReads(reads)]
+        self._plain = ThreadReads(reads)  # these bring any pages
+        self._ways: list[Reads] = [NativeReads(reads), self._plain] if NATIVE else [self._plain]
         self._most_pages = most_pages(arena.page_bytes)
         self.own_reads = _native.OwnReads(reads=reads, ring=True) if NATIVE else None
 
@@ -197,7 +198,10 @@ class Pager:
         if self._staged is not None:
             return self._staged.start(store, pages, slots, priority, on_read_end)
         assert self._host is not None
-        return self._start(PageLoad(store, self._host, pages, slots, priority, on_read_end))
+        load = PageLoad(store, self._host, pages, slots, priority, on_read_end)
+        with uninterrupted:
+            begun = self._ways[0].start(load)
+            return self._plain.start(load) if begun is None else begun
 
     def read(
         self,
@@ -274,11 +278,8 @@ class Pager:
 
     def _start(self, load: PageLoad) -> int:
         with uninterrupted:
-            for way in self._ways:
-                reads = way.start(load)
-                if reads is not None:
-                    return reads
-        raise AssertionError("threads bring any pages")
+            begun = self._ways[0].start(load)
+            return self._plain.start(load) if begun is None else begun
 
 
 class PrefetchedPages:
