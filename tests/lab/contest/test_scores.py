@@ -14,7 +14,8 @@ from weightpager_lab.contest.prompt import scores
 def test_held_out_data_that_cannot_be_looked_at_is_not_measured_again(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     entries = [
-        replace(entry, eval=entry.eval and replace(entry.eval, file="/" + "a" * 300)) for entry in bundle.tasks.values()
+        replace(entry, eval=entry.eval and replace(entry.eval, file="/" + "a" * 300, blake3="0" * 64))
+        for entry in bundle.tasks.values()
     ]
     hidden = Bundle(bundle.path, replace(bundle.manifest, tasks=entries), bundle.index, bundle.placement)
     report = read_report(bundle)
