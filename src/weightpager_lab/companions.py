@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from weightpager.bundle import Bundle, writing
-from weightpager.compiler.pipeline import build
-from weightpager.compiler.resume.journal import CompileRun
-from weightpager.compiler.selection.prepared import Prepared
-from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.errors import ConfigError
+
+if TYPE_CHECKING:  # a device measures companions without the compiler
+    from weightpager.compiler.resume.journal import CompileRun
+    from weightpager.compiler.selection.prepared import Prepared
 
 Name = Literal["unaligned", "all_blocks", "one_mask"]
 
@@ -84,6 +84,9 @@ def build_companions(prepared: Prepared, folder: Path, run: CompileRun) -> None:
     Raises:
         CompileError: one can't be compiled or written.
     """
+    from weightpager.compiler.pipeline import build
+    from weightpager.compiler.resume.journal import CompileRun
+
     for name in COMPANIONS:
         own = CompileRun(
             run.progress, run.journal.part(name), seconds=dict(run.seconds), peak_memory=dict(run.peak_memory)
@@ -104,6 +107,8 @@ def companions_in(folder: Path) -> dict[Name, Bundle]:
 
 
 def _changed(prepared: Prepared, name: Name) -> Prepared:
+    from weightpager.compiler.task_file.sections import RecoverSpec
+
     settings = dict(COMPANIONS[name].settings)
     if "recover" in settings:
         settings["recover"] = RecoverSpec.model_validate(settings["recover"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from weightpager.compiler import pipeline
 from weightpager.compiler.resume.journal import CompileRun
 from weightpager_lab import companions
 from weightpager_lab.companions import COMPANIONS, path_in
@@ -23,7 +24,7 @@ class Asked:
 def test_companions_differ_in_their_settings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, dict[str, Any]] = {}
     monkeypatch.setattr(companions, "writing", lambda path, force: nullcontext(path))
-    monkeypatch.setattr(companions, "build", lambda path, settings, _run: found.update({path.name: settings}))
+    monkeypatch.setattr(pipeline, "build", lambda path, settings, _run: found.update({path.name: settings}))
     companions.build_companions(Asked(), tmp_path, CompileRun())  # type: ignore[arg-type]
     assert {settings.pop("compare") for settings in found.values()} == {"none"}
     assert found["all-blocks.bundle"].pop("recover").method == "none"
