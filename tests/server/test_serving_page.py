@@ -10,7 +10,7 @@ import pytest
 from running import Running
 from weightpager.server.routes import admin_routes, encoding_routes, generation_routes, watch_routes
 
-PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs(writer: Running, capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,7 +267,7 @@ def test_monitors_that_find_all_well_leave_no_line(assistant_bundle: Path, caplo
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(assistant_bundle: Path) -> None:
-    dashboard = (Path(__file__).parents[3] / "docs" / "grafana.json").read_text(encoding="utf-8")
+    dashboard = (Path(__file__).parents[2] / "docs" / "grafana.json").read_text(encoding="utf-8")
     asked = set(re.findall(r"weightpager_[a-z_]+", dashboard))
     with serving(assistant_bundle, prefetch=True) as running, running.http() as client:
         running.openai.embeddings.create(model="weather", input="sun")
