@@ -31,6 +31,7 @@ from weightpager.runtime.memory.host_arena import Arena, PageBuffer
 from weightpager.runtime.memory.staged_arena import StagedArena, Staging
 from weightpager.runtime.paging.load import PageLoad, Priority, Reads
 from weightpager.runtime.paging.pager import Pager
+from weightpager.runtime.paging.staged_loads import StagedLoads, _Piece
 from weightpager.runtime.paging.thread_reads import ThreadReads
 from weightpager.store import Sources, VerifyingStore
 
@@ -410,6 +411,27 @@ def test_a_devices_load_without_threads_is_refused_and_a_later_one_comes(
     assert pager.pages == set()
     monkeypatch.undo()
     assert Loaded(StagedReads(pager), store, pages, pages, arena).wait().came == set(pages.tolist())
+
+
+def test_many_pieces_without_a_stage_are_cancelled_at_once(
+    store: VerifyingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever cancels keeps the lock of paging: no piece is compared with all others."""
+    compared = []
+    monkeypatch.setattr(_Piece, "__eq__", lambda piece, other: compared.append(other) or piece is other)
+    arena, pages = StagedArena(PAGES, PAGES, PAGE, Staging(HostCopier(), 1)), np.arange(0, PAGES, 2)
+    while arena.stage():
+        pass
+    loads = StagedLoads(arena, lambda _: 1)
+    monkeypatch.setattr("weightpager.store.read_plan.GROUP_BYTES", 1)
+    for begun in (pages[::2], pages[1::2]):
+        loads.start(store, begun, begun, Priority.PREFETCH, lambda *_: None)
+    kept = set(pages[::2].tolist())
+    assert sorted(loads.cancel(kept)) == pages[1::2].tolist()
+    assert loads.pages == kept
+    assert len(compared) <= len(pages)
+    loads.stop()
+    assert loads.join(5)
 
 
 def test_closing_tells_of_what_had_no_stage(store: VerifyingStore) -> None:

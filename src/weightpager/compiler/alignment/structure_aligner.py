@@ -211,9 +211,6 @@ def _pins(problem: AlignmentProblem, least: Ints) -> Bools:
 # of each weight that meet its floor, and then the highest of the others.
 
 
-"""Several new tasks choose in turn, until none would choose otherwise; each round gains, and few are needed."""
-
-
 def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
     """Choose the blocks of new tasks.
 
@@ -227,7 +224,7 @@ def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
     """
     first, least, saliency = fixed.shape[1], problem.floors, problem.saliency
     keep = np.concatenate([fixed, np.zeros(saliency.shape, bool)], axis=1)
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS):  # until none would choose otherwise; each round gains, and few are needed
         before = keep.copy()
         for new, own in enumerate(saliency.T):
             toll = _toll(keep, problem.switch_rate, first + new)

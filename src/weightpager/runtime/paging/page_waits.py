@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.interrupts import Condition
 from weightpager.runtime.paging.load import storage_hangs
-
-if TYPE_CHECKING:
-    pass
 
 
 class PendingPages:

@@ -108,9 +108,7 @@ class StagedLoads:
 
     def cancel(self, but: Collection[int]) -> list[int]:
         """Take back what has no stage, except pieces with pages ``but``. Returns what won't come."""
-        with self._lock:
-            gone = [piece for piece in self._waiting if not any(page in but for page in piece.slots)]
-            self._drop(gone)
+        gone = self._drop(lambda piece: not any(page in but for page in piece.slots))
         return [page for piece in gone for page in piece.slots]
 
     def stop(self) -> None:
@@ -167,8 +165,7 @@ class StagedLoads:
                 stage.give_back()
                 if piece.load is new:
                     self._forget(piece)
-                    with self._lock:
-                        self._drop([other for other in self._waiting if other.load is new])
+                    self._drop(lambda other: other.load is new)
                     raise
                 piece.end(error)
                 self._forget(piece)
@@ -204,6 +201,13 @@ class StagedLoads:
             if self._closed and not self._begun:
                 self._came.put(None)
 
-    def _drop(self, gone: Collection[_Piece]) -> None:
-        self._waiting = [piece for piece in self._waiting if piece not in gone]
-        heapq.heapify(self._waiting)
+    def _drop(self, which: Callable[[_Piece], bool]) -> list[_Piece]:
+        """Take pieces out of those that wait. Returns them."""
+        gone: list[_Piece] = []
+        stay: list[_Piece] = []
+        with self._lock:
+            for piece in self._waiting:
+                (gone if which(piece) else stay).append(piece)
+            self._waiting = stay
+            heapq.heapify(self._waiting)
+        return gone
