@@ -196,8 +196,10 @@ class Cache:
 
     def entries(self) -> list[Kept]:
         """All entries, the most recently used first."""
-        entries = []
-        for path in self.folder.glob(f"*{_SUFFIX}") if self.folder else ():
+        paths, entries = [], []
+        with suppress(OSError):  # it isn't there, or in a folder of another user's
+            paths = list(self.folder.glob(f"*{_SUFFIX}")) if self.folder else []
+        for path in paths:
             with suppress(OSError):
                 facts = path.stat()
                 entries.append(Kept(path, facts.st_size, facts.st_mtime))
