@@ -176,6 +176,15 @@ def test_a_storage_that_refuses_is_said_once_and_ends_nothing(tmp_path: Path, ca
     ]
 
 
+def test_a_folder_that_cannot_be_looked_into_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As one that lies in another user's does."""
+    cache = Cache(tmp_path / ("long" * 100) / "c", 10**7)
+    assert cache.entries() == []
+    assert cache.read("one", OWNER) is None
+    assert not cache.write("one", OWNER, 0, megabyte())
+    assert f"{cache.folder}: nothing is kept for other compiles: File name too long" in caplog.messages
+
+
 def test_two_that_write_the_same_entry_leave_a_whole_one(tmp_path: Path) -> None:
     one, two = (Cache(tmp_path / "c", 10**7) for _ in range(2))
     assert one.write("train", OWNER, 1, megabyte())

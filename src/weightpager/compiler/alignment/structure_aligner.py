@@ -1,4 +1,9 @@
-"""Which tasks keep which block: the saliency kept, less the bytes that switches load, under budgets and floors."""
+"""Which tasks keep which block: the saliency kept, less the bytes that switches load, under budgets and floors.
+
+``docs/alignment.md`` derives what is computed here. In short: a price per task turns the budgets into costs and makes
+the blocks independent of each other; flows between the tasks of a block make the tasks independent of each other; both
+together bound what any masks can reach, and lead to masks that nearly do. Pure numpy.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +24,6 @@ from weightpager.compiler.alignment.problem import (
     expected_switch_blocks,
 )
 from weightpager.compiler.alignment.subset_search import SubsetSearch
-
-# The searches for the best masks of tasks that share all values, and what surrounds them. Pure numpy.
-#
-# ``docs/alignment.md`` derives what is computed here. In short: a price per task turns the budgets into costs and makes
-# the blocks independent of each other; flows between the tasks of a block make the tasks independent of each other;
-# both together bound what any masks can reach, and lead to masks that nearly do.
-
 
 _TOLERANCE = 1e-5
 """A search ends at this gap: a hundredth of the 0.1 % that a compile aims at."""
@@ -203,12 +201,19 @@ def _pins(problem: AlignmentProblem, least: Ints) -> Bools:
     return pins
 
 
+<<<<<<< HEAD
 # Which blocks a new task keeps, the other tasks' masks being fixed.
 #
 # With all other masks fixed, the objective of `structure_aligner.align` is a sum over the new task's blocks: its
 # saliency, less what loading the block costs in switches to the task from tasks that don't keep it, plus what having it
 # saves in switches to tasks that do. The blocks of the highest sums are the best choice, exactly; under floors, those
 # of each weight that meet its floor, and then the highest of the others.
+=======
+# With all other masks fixed, the objective of `align` is a sum over a new task's blocks: its saliency, less what
+# loading the block costs in switches to the task from tasks that don't keep it, plus what having it saves in switches
+# to tasks that do. The blocks of the highest sums are the best choice, exactly; under floors, those of each weight that
+# meet its floor, and then the highest of the others.
+>>>>>>> w/rev2
 
 
 def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
@@ -224,7 +229,11 @@ def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
     """
     first, least, saliency = fixed.shape[1], problem.floors, problem.saliency
     keep = np.concatenate([fixed, np.zeros(saliency.shape, bool)], axis=1)
+<<<<<<< HEAD
     for _ in range(_ROUNDS):  # until none would choose otherwise; each round gains, and few are needed
+=======
+    for _ in range(_ROUNDS):  # in turn, until none would choose otherwise: each round gains, and few are needed
+>>>>>>> w/rev2
         before = keep.copy()
         for new, own in enumerate(saliency.T):
             toll = _toll(keep, problem.switch_rate, first + new)

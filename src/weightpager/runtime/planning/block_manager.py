@@ -90,10 +90,12 @@ class BlockManager:
 
     @property
     def slots(self) -> int:
+        """Slots that may be used."""
         return self._slots.usable
 
     @property
     def free(self) -> int:
+        """Slots that nothing is in or on its way to."""
         return self._slots.free
 
     @property
@@ -103,6 +105,7 @@ class BlockManager:
 
     @property
     def loading(self) -> int:
+        """How many pages have a slot reserved."""
         return int(np.count_nonzero(self._slots.reserved != ABSENT))
 
     def reserved(self) -> Pages:
@@ -110,6 +113,7 @@ class BlockManager:
         return _where(self._slots.reserved != ABSENT)
 
     def resident(self) -> Pages:
+        """Pages in the arena, ascending."""
         return _where(self.page_table != ABSENT)
 
     @property
@@ -122,6 +126,7 @@ class BlockManager:
         return self._needs.of(task)
 
     def needed_together(self, tasks: Sequence[int]) -> int:
+        """How many pages at least one of these tasks needs."""
         return int(self._needs.needed_by_any(tasks).sum())
 
     @property
@@ -245,6 +250,7 @@ class BlockManager:
         return slots, self._slots.pages_in(slots)
 
     def retire(self, slots: Sequence[int]) -> None:
+        """Use free slots no more."""
         self.version += 1
         self._slots.retire(slots)
 

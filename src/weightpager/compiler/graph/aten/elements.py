@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
 from weightpager.compiler.graph.builder import Builder, Type, Value, traced_type
 from weightpager.errors import NotExportableError
-
-_DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.int32: "int64", torch.bool: "bool"}
 
 
 def _unary(op: str) -> Callable[..., Value]:
