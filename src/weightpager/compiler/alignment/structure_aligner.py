@@ -201,19 +201,10 @@ def _pins(problem: AlignmentProblem, least: Ints) -> Bools:
     return pins
 
 
-<<<<<<< HEAD
-# Which blocks a new task keeps, the other tasks' masks being fixed.
-#
-# With all other masks fixed, the objective of `structure_aligner.align` is a sum over the new task's blocks: its
-# saliency, less what loading the block costs in switches to the task from tasks that don't keep it, plus what having it
-# saves in switches to tasks that do. The blocks of the highest sums are the best choice, exactly; under floors, those
-# of each weight that meet its floor, and then the highest of the others.
-=======
 # With all other masks fixed, the objective of `align` is a sum over a new task's blocks: its saliency, less what
 # loading the block costs in switches to the task from tasks that don't keep it, plus what having it saves in switches
 # to tasks that do. The blocks of the highest sums are the best choice, exactly; under floors, those of each weight that
 # meet its floor, and then the highest of the others.
->>>>>>> w/rev2
 
 
 def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
@@ -229,11 +220,7 @@ def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
     """
     first, least, saliency = fixed.shape[1], problem.floors, problem.saliency
     keep = np.concatenate([fixed, np.zeros(saliency.shape, bool)], axis=1)
-<<<<<<< HEAD
-    for _ in range(_ROUNDS):  # until none would choose otherwise; each round gains, and few are needed
-=======
     for _ in range(_ROUNDS):  # in turn, until none would choose otherwise: each round gains, and few are needed
->>>>>>> w/rev2
         before = keep.copy()
         for new, own in enumerate(saliency.T):
             toll = _toll(keep, problem.switch_rate, first + new)

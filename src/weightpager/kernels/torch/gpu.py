@@ -20,11 +20,6 @@ from weightpager.kernels.torch import reference
 from weightpager.kernels.torch.device_weight import DeviceWeight, operands
 from weightpager.page_dtype import ENCODINGS
 
-<<<<<<< HEAD
-# The paged linear layer as Triton compiles it; `_tile` chooses the constants.
-#
-=======
->>>>>>> w/rev2
 # One program computes OUTPUTS outputs of one row of blocks for TOKENS tokens. It walks along the kept blocks of its
 # row, WORDS words of each output at a time: in a block the neighbouring features of an output are one word (see
 # `weightpager.page_dtype`). So a step reads words that lie one after another, wherever the page table says that their
