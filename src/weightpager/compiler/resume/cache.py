@@ -23,7 +23,7 @@ from weightpager.bundle.files.new_directory import remove_leftovers, scratch, sy
 from weightpager.config import cache_dir, cache_limit, format_size
 from weightpager.errors import CompileError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what is kept can be listed and removed without torch
     from torch import Tensor
 
 _log = logging.getLogger(__name__)
@@ -196,7 +196,8 @@ class Cache:
 
     def entries(self) -> list[Kept]:
         """All entries, the most recently used first."""
-        paths, entries = [], []
+        paths: list[Path] = []
+        entries = []
         with suppress(OSError):  # it isn't there, or in a folder of another user's
             paths = list(self.folder.glob(f"*{_SUFFIX}")) if self.folder else []
         for path in paths:
