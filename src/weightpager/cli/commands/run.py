@@ -275,7 +275,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create.", show_default=False)],
     json: Json = False,
 ) -> None:
-    """Export a task as an ordinary dense-with-zeros transformers directory. MemoryNeeds `weightpager[torch]`.
+    """Export a task as an ordinary dense-with-zeros transformers directory. Needs `weightpager[torch]`.
 
     Its weights are exactly those that the task multiplies with, so in float32 where pages are int4 or int8. Texts may
     still differ at near ties: beside such weights weightpager's kernels round activations, too.
