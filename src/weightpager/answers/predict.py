@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,9 @@ from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome,
 from weightpager.bundle import TaskEntry
 from weightpager.config import is_unicode, stated_count
 from weightpager.errors import ConfigError, ImageError, RequestError, shown
-from weightpager.readers.chat_template import Messages, messages_of
+from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate, Messages, messages_of
 from weightpager.readers.image_reader import Frame
 from weightpager.readers.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from weightpager.readers.chat_template import ChatTemplate
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with a ``role`` and its ``content``."""
@@ -297,8 +294,6 @@ def _asked(tokenizer: Any, task: TaskEntry, inputs: list[Input], template: ChatT
 
 
 def _writing(tokenizer: Any) -> AbstractContextManager[ChatTemplate]:
-    from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
-
     return closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS))
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightpager.backends.backend import Backend
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.reader import read_manifest
 from weightpager.errors import BundleError, BundleFormatError
 from weightpager.machine.packages import needing_torch
+from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
-
-if TYPE_CHECKING:
-    from weightpager.readers.chat_template import ChatTemplate
 
 
 class InputReaders:
@@ -75,8 +73,6 @@ class InputReaders:
         """
         if not task.takes_conversations:
             return None
-        from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
-
         tokenizer = self.own(bundle)
         assert isinstance(tokenizer, Tokenizer)
         key = tokenizer.chat_template, frozenset(tokenizer.special.items())

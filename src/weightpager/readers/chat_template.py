@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightpager.config import is_unicode
 from weightpager.errors import RequestError, shortened, shown
 from weightpager.interrupts import acquired, in_slices, uninterrupted
 from weightpager.machine.packages import check_installed
 from weightpager.readers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 _SECONDS = 2.0
 """Of the processor's time that one conversation may take."""
@@ -144,6 +145,8 @@ class ChatTemplate:
         if self._process is not None and self._process[0].poll() is not None:
             self._end()
         if self._process is None:
+            from multiprocessing import Pipe  # most processes need none
+
             ours, theirs = Pipe()
             # With this process's path, so that it finds the same packages, and nothing in the folder it is started in.
             command = [sys.executable, "-I", "-c", _START, str(theirs.fileno()), *sys.path]
