@@ -61,7 +61,7 @@ def _archives_are_parsed_once() -> Iterator[None]:
         return replace(recipe, read=read)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "_RECIPES", [once(recipe) for recipe in tasks._TASKS])
+        patch.setattr(tasks, "_TASKS", [once(recipe) for recipe in tasks._TASKS])
         yield
 
 
