@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from weightpager.answers.decoding import GrowingTexts, Reading, TextPieces
 from weightpager.answers.work import Sampling
+from weightpager.bundle.format.manifest import Pictures
 
 PIECE = 256
 """Tokens of a text that are read at once at most; others may have a turn before the next ones."""
@@ -89,7 +90,9 @@ class Activations:
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Inputs = Mapping[str, npt.NDArray[Any]]
-"""``input_ids`` and ``attention_mask``, int64 [texts, tokens], or ``pixel_values``, float32 [images, ...]."""
+"""``input_ids`` and ``attention_mask``, int64 [texts, tokens], or ``pixel_values``, float32 [images, ...].
+
+A model that reads pictures among its words takes all three, the pictures in the order of their places in the texts."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class ModelLimits:
         uniform_length: length up to which a text doesn't change how others of its batch are read; None for any.
         in_pieces: whether a text may be read a piece after the other, with the same result as at once but for rounding.
         activations: the bytes that a forward takes.
+        pictures: how pictures stand in its texts; None if it reads none there.
     """
 
     vocab_size: int
@@ -134,6 +138,7 @@ class ModelLimits:
     uniform_length: int | None
     in_pieces: bool
     activations: Activations
+    pictures: Pictures | None = None
 
     def room(self, longest: float) -> int:
         """Tokens of a prompt and its continuation at most, where a tokenizer says that a text has ``longest``."""
@@ -143,6 +148,35 @@ class ModelLimits:
         """Tokens of a text and its continuation up to which others of its batch are read as if alone."""
         room = self.room(longest)
         return room if self.uniform_length is None else min(room, self.uniform_length)
+
+
+@dataclass(frozen=True)
+class PlacedFeatures:
+    """Pictures' features, and where they stand in a batch of texts.
+
+    Attributes:
+        rows: [features, width], of all pictures one after the other.
+        index: int64 [texts, tokens], the row that stands in a token's place; −1 where a word does. Tokens behind the
+            last one, which are generated, are words.
+    """
+
+    rows: Floats
+    index: Integers
+
+    @classmethod
+    def of(cls, ids: Integers, mask: Integers, token_id: int, features: Sequence[Floats]) -> PlacedFeatures:
+        """Features of all pictures, in the order of the texts and of the pictures in each.
+
+        Raises:
+            ValueError: the texts have more or fewer placeholders than there are features.
+        """
+        rows = np.concatenate(features)
+        places = (ids == token_id) & (mask != 0)
+        if int(places.sum()) != len(rows):
+            raise ValueError(f"expected {len(rows)} placeholders for the features of pictures, found {places.sum()}")
+        index = np.full(ids.shape, -1, np.int64)
+        index[places] = np.arange(len(rows))
+        return cls(rows, index)
 
 
 class TaskModel(ABC):
@@ -176,12 +210,28 @@ class TaskModel(ABC):
     def hidden(self, inputs: Inputs) -> Floats:
         """The last hidden states below the task's head, [texts, tokens, width]."""
 
+    def features(self, pixels: Floats) -> Floats:
+        """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width].
+
+        Whoever keeps features asks for one picture at a time: bits depend on how many are computed together.
+        """
+        raise TypeError(f"expected a model that reads pictures, found one of other inputs, got {list(pixels.shape)}")
+
     @abstractmethod
-    def reading(self, texts: int, most: int | None) -> Reading:
-        """A batch of so many texts of which nothing has been read, for at most so many tokens of each; None for any."""
+    def reading(self, texts: int, most: int | None, placed: PlacedFeatures | None = None) -> Reading:
+        """A batch of so many texts of which nothing has been read, for at most so many tokens of each; None for any.
+
+        ``placed`` is what stands in the texts' first tokens in the place of words.
+        """
 
     def grow(
-        self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None
+        self,
+        ids: Integers,
+        mask: Integers,
+        sampling: Sampling,
+        pad: int,
+        most: int | None = None,
+        placed: PlacedFeatures | None = None,
     ) -> GrowingTexts:
         """Prompts to go on with; nothing has been read.
 
@@ -191,9 +241,10 @@ class TaskModel(ABC):
             sampling: how tokens are drawn.
             pad: what fills texts that are over.
             most: tokens that each is continued by in all steps together, which bounds the cache; None for any number.
+            placed: the features that stand in the prompts.
         """
         texts, tokens = ids.shape
-        reading = self.reading(texts, None if most is None else tokens + most)
+        reading = self.reading(texts, None if most is None else tokens + most, placed)
         return GrowingTexts(reading, self.limits, ids, mask, sampling, pad)
 
     def pieces(self, ids: Integers) -> TextPieces:

@@ -9,6 +9,7 @@ from typing import Literal
 from weightpager.config import is_number, is_whole
 from weightpager.errors import ConfigError, shown
 from weightpager.readers.image_processor import Pixels
+from weightpager.readers.picture import Picture
 
 Ids = tuple[int, ...]
 
@@ -78,11 +79,15 @@ class _Text:
 
 @dataclass(frozen=True)
 class Generate(_Text):
-    """Continue a prompt by so many tokens at most, or until a text of ``stop`` appears, which is cut off."""
+    """Continue a prompt by so many tokens at most, or until a text of ``stop`` appears, which is cut off.
+
+    ``pictures`` stand in the prompt, each in as many placeholders as it has features.
+    """
 
     max_new_tokens: int
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def kind(self) -> Hashable:

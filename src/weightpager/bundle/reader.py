@@ -18,7 +18,7 @@ from weightpager.bundle.files.regular_file import is_hollow, open_regular
 from weightpager.bundle.files.tensor_file import exactly, read_arrays, read_header
 from weightpager.bundle.format import page_file, placement, row_table
 from weightpager.bundle.format.block_table import BlockNumbers, BlockTable
-from weightpager.bundle.format.manifest import Manifest, TaskEntry, TaskKind
+from weightpager.bundle.format.manifest import Manifest, Pictures, TaskEntry, TaskKind
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.format.placement import Permutations, Placement
@@ -114,6 +114,11 @@ class Bundle:
     def row_ids(self) -> npt.NDArray[np.uint8]:
         """Ids of the pages that hold rows, uint8 [row pages, 32]."""
         return self.index.ids[self.manifest.pages :]
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """How pictures stand in its tasks' texts; None where no task reads any there."""
+        return self.manifest.pictures
 
     @property
     def page_bytes(self) -> int:

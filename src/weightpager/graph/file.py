@@ -19,12 +19,16 @@ MOST_BYTES = 16 * 2**20
 _PREFIX, _SUFFIX = "model/graph-", ".json"
 
 
+FEATURES = "features"
+"""The kind of the graph from pictures to their features, which is no kind of tasks."""
+
+
 def graph_file(kind: str) -> str:
     return f"{_PREFIX}{kind}{_SUFFIX}"
 
 
 def kind_of_file(name: str) -> str | None:
-    """The kind of tasks whose graph a bundle's file is; None if it is none."""
+    """The kind of tasks whose graph a bundle's file is, or `FEATURES`; None if it is none."""
     graph = name.startswith(_PREFIX) and name.endswith(_SUFFIX)
     return name.removeprefix(_PREFIX).removesuffix(_SUFFIX) if graph else None
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from weightpager.answers.decoding import Draw
-from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, TaskModel
+from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, PlacedFeatures, TaskModel
 from weightpager.backends.native.program import KVCache
 from weightpager.backends.native.task import NativeTask, positions
 from weightpager.errors import BundleFormatError
@@ -72,7 +72,7 @@ class NativeModel(TaskModel):
         within = end <= self.context and 0 <= ids.min() <= ids.max() < self.vocab_size
         return bool(within and mask.shape == (len(ids), end) and np.isin(mask, (0, 1)).all())
 
-    def reading(self, texts: int, most: int | None) -> NativeReading:
+    def reading(self, texts: int, most: int | None, placed: PlacedFeatures | None = None) -> NativeReading:  # noqa: ARG002
         planned = _UNBOUNDED if most is None else self.cache.bytes(texts, most)
         return NativeReading(self, KVCache(planned, float16=self._narrow))
 

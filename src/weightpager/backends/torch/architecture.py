@@ -22,7 +22,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from weightpager.backends.torch.model_types import check_config_class, check_tokenizer_class, later_writer
+from weightpager.backends.torch.model_types import (
+    PICTURE_MODELS,
+    check_config_class,
+    check_tokenizer_class,
+    later_writer,
+)
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.bundle.format.names import MODEL
@@ -94,7 +99,7 @@ def load_image_processor(folder: Path, config: PretrainedConfig | None = None) -
 
 
 CLASSES: dict[TaskKind, Any] = {kind: getattr(transformers, form.model) for kind, form in FORMS.items()}
-"""Task kind → the transformers class that runs it."""
+"""Task kind → the transformers class that runs it, but for models with a picture tower."""
 
 _transformers_lock = threading.RLock()
 """Transformers' verbosity is the process's, and so is torch's default dtype, which it changes to build a module."""
@@ -107,6 +112,17 @@ _MOST_TOKENS = 2**20
 
 BASE = "base_model."
 """Canonical prefix of everything that tasks share; `PreTrainedModel.base_model` of any architecture."""
+
+
+def class_of(kind: TaskKind, config: PretrainedConfig) -> Any:
+    """The transformers class that runs a kind of tasks on a type of models."""
+    with_pictures = FORMS[kind].picture_model
+    return getattr(transformers, with_pictures) if with_pictures and has_picture_tower(config) else CLASSES[kind]
+
+
+def has_picture_tower(config: PretrainedConfig) -> bool:
+    """Whether a model reads pictures among its words."""
+    return config.model_type in PICTURE_MODELS
 
 
 def read_config(bundle: Bundle) -> PretrainedConfig:
@@ -188,7 +204,7 @@ def module_of_kind(
     try:
         # Torch's modes and transformers' settings would stay half set; a module without memory is built at once.
         with uninterrupted, empty_on_meta(calls_for(tensors)), quiet_transformers():
-            module: PreTrainedModel = CLASSES[kind].from_config(labelled, trust_remote_code=False)
+            module: PreTrainedModel = class_of(kind, labelled).from_config(labelled, trust_remote_code=False)
         set_upright(module, _EXPERTS_OF_TENSOR * tensors)
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {kind}", error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -28,6 +28,15 @@ _PLAIN_CLASS_VALUES = frozenset({"model_type", "keys_to_ignore_at_inference", "i
 """What configurations may state, and have as values of their class."""
 
 
+PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
+    "llava": {
+        "vision_config": frozenset({"clip_vision_model", "siglip_vision_model", "dinov2"}),
+        "text_config": frozenset({"llama", "mistral", "qwen2"}),
+    },
+}
+"""Types of models that are a picture tower, a connector and a language model; the types that each part may have."""
+
+
 def builds_only_itself(config_class: type[Any]) -> bool:
     """Whether a configuration's class makes no other configuration than its own parts', of classes that it names."""
     parts: Iterable[type[Any]] = getattr(config_class, "sub_configs", {}).values()
@@ -41,7 +50,7 @@ def allowed_class(model_type: Any) -> type[PretrainedConfig] | None:
     if not isinstance(model_type, str) or model_type in LOADERS or model_type not in CONFIG_MAPPING:
         return None
     found: type[PretrainedConfig] = CONFIG_MAPPING[model_type]
-    return found if builds_only_itself(found) else None
+    return found if model_type in PICTURE_MODELS or builds_only_itself(found) else None
 
 
 def hidden_parts(config_class: type[PretrainedConfig], values: dict[str, Any]) -> Iterator[str]:
@@ -77,8 +86,19 @@ def check_config_class(name: str, values: dict[str, Any]) -> None:
         else:
             wanted = f"a type that transformers {transformers.__version__} knows"
         raise BundleFormatError(name, "model_type", wanted, repr(model_type)[:80])
+    for part, types in PICTURE_MODELS.get(str(model_type), {}).items():
+        _check_part(name, part, values.get(part), types)
     for setting in hidden_parts(kind, values):
         raise BundleFormatError(name, setting[:80], f"no setting of that name, a part of {kind.__name__}", "one")
+
+
+def _check_part(name: str, part: str, values: Any, types: frozenset[str]) -> None:
+    """Refuse a part of a model that is of another type than the named ones, or states none."""
+    stated = values.get("model_type") if isinstance(values, dict) else None
+    if stated not in types:
+        raise BundleFormatError(name, f"{part}.model_type", f"one of {', '.join(sorted(types))}", repr(stated)[:80])
+    for setting in hidden_parts(CONFIG_MAPPING[stated], values):
+        raise BundleFormatError(name, f"{part}.{setting}"[:80], f"no setting of that name, a part of {stated}", "one")
 
 
 def check_tokenizer_class(name: str, values: dict[str, Any]) -> None:

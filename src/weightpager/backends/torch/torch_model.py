@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.model import CacheSize, Floats, Inputs, TaskModel
+from weightpager.answers.model import CacheSize, Floats, Inputs, PlacedFeatures, TaskModel
 from weightpager.backends.torch.generation import TorchReading, bytes_per_token, floats, limits_of, without_cache
 from weightpager.backends.torch.parameters import activation_dtype
 
@@ -39,7 +39,7 @@ class TorchModel(TaskModel):
         base = self._module.base_model
         return floats(base(**self._placed(inputs), **without_cache(base)).last_hidden_state)
 
-    def reading(self, texts: int, most: int | None) -> TorchReading:  # noqa: ARG002 - a cache of transformers has no bound
+    def reading(self, texts: int, most: int | None, placed: PlacedFeatures | None = None) -> TorchReading:  # noqa: ARG002
         return TorchReading(self._module)
 
     def _placed(self, inputs: Inputs) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta, field
@@ -40,6 +40,7 @@ class Form:
 
     Attributes:
         model: the class of transformers that runs them.
+        picture_model: the class that does so where the model has a picture tower; empty where there is none.
         rows: what a row of their data is: a text or an image with its label, words with a label each, a text that is
             learnt itself, or a prompt with its completion, which alone is learnt and measured.
         columns: the usual names of what is read, and of what is learnt of it.
@@ -48,6 +49,7 @@ class Form:
     model: str
     rows: Literal["text", "image", "words", "running text", "completion"]
     columns: tuple[str, str] = ("text", "label")
+    picture_model: str = ""
 
     @property
     def images(self) -> bool:
@@ -75,7 +77,9 @@ FORMS: dict[TaskKind, Form] = {
     "token-classification": Form("AutoModelForTokenClassification", "words", ("tokens", "tags")),
     "language-modeling": Form("AutoModelForCausalLM", "running text"),
     "image-classification": Form("AutoModelForImageClassification", "image", ("image", "label")),
-    "text-generation": Form("AutoModelForCausalLM", "completion", ("prompt", "completion")),
+    "text-generation": Form(
+        "AutoModelForCausalLM", "completion", ("prompt", "completion"), picture_model="AutoModelForImageTextToText"
+    ),
 }
 
 TextMetric = Literal["exact-match", "chrf", "rouge-l", "token-f1"]
@@ -135,6 +139,30 @@ class Generation(Strict, frozen=True, kw_only=True):
     metrics: Annotated[list[TextMetric], Meta(min_length=1, max_length=8)]
 
 
+class Pictures(Strict, frozen=True, kw_only=True):
+    """The picture tower of a model that reads pictures among its words, and the connector behind it.
+
+    A picture's features stand in the places of so many tokens of a text. `Manifest.layers` counts the tower's layers
+    first.
+
+    Attributes:
+        blocks: ``shared`` where all tasks have the same tower and connector, so that a picture has the same features
+            for all of them; ``own`` where each task has its own.
+        layers: of the tower.
+        token: the text of the placeholder, such as ``<image>``.
+        token_id: of the placeholder.
+        tokens: how many places a picture takes.
+        width: of a feature: that of the language model's embeddings.
+    """
+
+    blocks: Literal["shared", "own"]
+    layers: Annotated[int, Meta(ge=1, le=2**9)]
+    token: Annotated[str, Meta(min_length=1, max_length=64)]
+    token_id: Annotated[int, Meta(ge=0, lt=2**24)]
+    tokens: Annotated[int, Meta(ge=1, le=2**14)]
+    width: Annotated[int, Meta(ge=1, le=2**18)]
+
+
 class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """One task; its files lie in ``tasks/<name>/``.
 
@@ -186,7 +214,10 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Manifest(Strict, frozen=True, kw_only=True):
-    """What ``manifest.json`` says; ``docs/bundle-format.md`` explains each field."""
+    """What ``manifest.json`` says; ``docs/bundle-format.md`` explains each field.
+
+    ``pictures`` is stated only where tasks read pictures among their words.
+    """
 
     format: Literal["weightpager-bundle"]
     version: int
@@ -202,6 +233,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     transitions: list[list[Annotated[float, Meta(ge=0, le=1)]]]
     alignment: float | None
     resident_reasons: dict[str, str]
+    pictures: Pictures | None = None
     row_files: Annotated[list[Count], Meta(max_length=10_000)] = field(default_factory=list)
     row_tables: Annotated[list[RowTableEntry], Meta(max_length=2**16)] = field(default_factory=list)
     whole_weights: Annotated[list[WholeWeightEntry], Meta(max_length=2**16)] = field(default_factory=list)
@@ -229,12 +261,27 @@ class Manifest(Strict, frozen=True, kw_only=True):
             raise ValueError("tasks that all read texts or all read images")
         if any(weight.layer >= self.layers for weight in self.weights):
             raise ValueError(f"every weight in one of {self.layers} layers")
+        self._check_pictures()
         if len(self.transitions) != len(self.tasks) or any(len(row) != len(self.tasks) for row in self.transitions):
             raise ValueError(f"a transition matrix of {len(self.tasks)} tasks")
         try:
             transitions_of(self)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+
+    def _check_pictures(self) -> None:
+        if self.pictures is None:
+            return
+        if self.pictures.layers >= self.layers:
+            raise ValueError(f"a picture tower of fewer than {self.layers} layers, got {self.pictures.layers}")
+        if others := [task.name for task in self.tasks if not FORMS[task.kind].picture_model]:
+            raise ValueError(f"tasks of text-generation alone beside pictures, got {others[0]}")
+
+    def plain(self) -> dict[str, Any]:
+        fields = super().plain()
+        if self.pictures is None:
+            del fields["pictures"]
+        return fields
 
     def _check_rows(self) -> None:
         wanted = sum(table.pages(self.page_bytes) for table in self.row_tables)

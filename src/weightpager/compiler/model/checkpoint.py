@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.backends.torch.architecture import BASE, CLASSES
+from weightpager.backends.torch.architecture import BASE, CLASSES, class_of
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.model.directory import ModelDirectory, call
@@ -149,7 +149,7 @@ def check_base(model: PreTrainedModel, path: Path) -> None:
 
 
 def _check_kind(config: PretrainedConfig, kind: TaskKind, path: Path) -> None:
-    able = [other for other in CLASSES if type(config) in CLASSES[other]._model_mapping]
+    able = [other for other in CLASSES if type(config) in class_of(other, config)._model_mapping]
     if kind not in able:
         instead = f"it has one for {' and '.join(able)}" if able else "nor for any other kind of task"
         raise CompileError(
@@ -170,10 +170,10 @@ def _from_pretrained(
     """The module, and how its loading went."""
     with torch.random.fork_rng(devices=[]):
         with empty_on_meta():  # which stops where the configuration asks for too much
-            call(path, CLASSES[kind].from_config, config, trust_remote_code=False)
+            call(path, class_of(kind, config).from_config, config, trust_remote_code=False)
         torch.manual_seed(seed)
         model, info = call(
-            path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
+            path, class_of(kind, config).from_pretrained, path, config=config, output_loading_info=True,
             ignore_mismatched_sizes=True, trust_remote_code=False, local_files_only=True,
         )  # fmt: skip
     set_upright(model)
