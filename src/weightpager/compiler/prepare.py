@@ -115,7 +115,7 @@ def _train(
     if adds:
         tasks = source.task_file.trained_tasks
         for task in tasks:
-            untie_own_vectors(source.models[task], pooler=True)
+            untie_own_vectors(source, task, pooler=True)
         train_own(source, data, None, _OWN, journal, told, run.workers_on(source))
         return [own_stage(_OWN, task) for task in tasks]
     return ["train"] if train(source, data, told, journal) else []

@@ -7,6 +7,7 @@ tasks use part of it (vocabulary trimming: Ushio et al. 2023, arXiv 2305.15020).
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.architecture import quiet_transformers
+from weightpager.backends.torch.architecture import has_picture_tower, quiet_transformers
 from weightpager.backends.torch.export import free_target, refusals
 from weightpager.bundle.files.new_directory import new_directory
-from weightpager.bundle.settings import GENERATION, TOKENIZER, TOKENIZER_FILE
+from weightpager.bundle.format.manifest import TaskKind
+from weightpager.bundle.settings import GENERATION, IMAGES, PROCESSOR, TOKENIZER, TOKENIZER_FILE
 from weightpager.compiler.byte_pairs import BytePairs
 from weightpager.compiler.data import TransformersTokens, classes, reader_of
 from weightpager.compiler.model.checkpoint import Checkpoint
@@ -61,6 +63,9 @@ def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> 
 _OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 """Files of tokenizers that aren't fast: they would still describe the old vocabulary."""
 
+
+_OF_PICTURES = (IMAGES, PROCESSOR)
+"""Files that say how pictures are read, and in which places of a text they stand: no token's number is in them."""
 
 Texts = Mapping[str, list[Sequence[int]]]
 """Task → its texts, as token ids."""
@@ -139,6 +144,9 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
                 else:
                     (temporary / GENERATION).unlink(missing_ok=True)
                 _write_tokenizer(temporary, tokenizer, pairs, new)
+                for name in _OF_PICTURES if has_picture_tower(directory.config) else ():
+                    if (directory.path / name).is_file():
+                        shutil.copyfile(directory.path / name, temporary / name)
             smaller = ModelDirectory.open(temporary).tokenizer()
             with _longer():
                 again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
@@ -176,7 +184,8 @@ def _read(
 def _model(directory: ModelDirectory, new: Mapping[int, int]) -> PreTrainedModel:
     """The directory's decoder, with these tokens' rows."""
     where, hint = str(directory.path), "; trim needs a decoder that was saved with its head"
-    model = Checkpoint.load(directory, "language-modeling", where, hint=hint).model
+    kind: TaskKind = "text-generation" if has_picture_tower(directory.config) else "language-modeling"
+    model = Checkpoint.load(directory, kind, where, hint=hint).model
     keep_rows(model, new, where)
     set_as_published(model)
     return model

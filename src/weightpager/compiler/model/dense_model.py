@@ -35,8 +35,8 @@ from weightpager.compiler.model.paged_weights import (
     sort_weights,
     tied_tensors,
 )
-from weightpager.compiler.model.picture_tower import TOWER, is_before_words, pictures_of
 from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.picture_tower import TOWER, is_before_words, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
@@ -229,6 +229,12 @@ class DenseModel:
     def language(self) -> tuple[PagedWeightInfo, ...]:
         """All other paged weights."""
         return self.paged[len(self.tower) :]
+
+    @property
+    def stretches(self) -> list[range]:
+        """Numbers of layers that feed each other one by one: the picture tower's, if there is one, and the others'."""
+        layers, of_tower = max(info.layer for info in self.paged) + 1, self.pictures.layers if self.pictures else 0
+        return [part for part in (range(of_tower), range(of_tower, layers)) if part]
 
     @property
     def shares_tower(self) -> bool:

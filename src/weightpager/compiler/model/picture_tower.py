@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from weightpager.backends.torch.architecture import BASE, feature_layers, has_picture_tower
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.compiler.model.paged_weights import repeated_layers
+from weightpager.compiler.task_file.sections import TowerBlocks
 from weightpager.errors import CompileError
 
 TOWER = f"{BASE}vision_tower."
@@ -60,7 +61,7 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def pictures_of(
-    model: PreTrainedModel, tokenizer: Any, shape: tuple[int, int, int] | None, blocks: str, path: Path
+    model: PreTrainedModel, tokenizer: Any, shape: tuple[int, int, int] | None, blocks: TowerBlocks, path: Path
 ) -> Pictures:
     """How pictures stand in texts, as the module itself says that is asked for a blank one.
 
@@ -79,8 +80,9 @@ def pictures_of(
             f"{path}: expected an image processor that makes one size of all pictures, found one whose size depends on "
             "the picture; state 'crop_size', or a 'size' of height and width"
         )
+    blank = torch.zeros(1, *shape, dtype=model.dtype)
     with torch.inference_mode():
-        features = model.base_model.get_image_features(torch.zeros(1, *shape, dtype=model.dtype), return_dict=True).pooler_output
+        features = model.base_model.get_image_features(blank, return_dict=True).pooler_output
     token_id = int(model.config.image_token_id)
     words = int(model.get_input_embeddings().weight.shape[0])
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
@@ -93,10 +95,12 @@ def pictures_of(
     return Pictures(blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width)
 
 
-def processor_settings(config: PretrainedConfig, pictures: Pictures, shape: tuple[int, int, int] | None) -> dict[str, Any]:
+def processor_config(
+    config: PretrainedConfig, pictures: Pictures, shape: tuple[int, int, int] | None
+) -> dict[str, Any]:
     """What transformers' processor must know to put as many placeholders into a text: ``processor_config.json``.
 
-    It counts whole patches of a picture, adds what else the tower makes, and takes one away by the ``default`` strategy.
+    It counts whole patches of a picture, adds what else a tower gives, and takes one away by the ``default`` strategy.
     """
     assert shape is not None
     patch, strategy = int(config.vision_config.patch_size), config.vision_feature_select_strategy
