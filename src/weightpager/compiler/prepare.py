@@ -139,7 +139,7 @@ def _load_data(source: DenseModel) -> dict[str, TaskData]:
     data = {}
     for name, spec in task_file.tasks.items():
         length = task_file.max_length_of(name)
-        data[name] = load_splits(name, spec, source.reads, source.classes(name), length)
+        data[name] = load_splits(name, spec, source.reads, source.classes(name), length, source.picture_reader)
         if not spec.takes_images:
             _check_words(source, name, data[name])
     return data

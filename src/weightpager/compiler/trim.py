@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.architecture import has_picture_tower, quiet_transformers
+from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind, quiet_transformers
 from weightpager.backends.torch.export import free_target, refusals
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format.manifest import TaskKind
@@ -27,28 +27,33 @@ from weightpager.compiler.byte_pairs import BytePairs
 from weightpager.compiler.data import TransformersTokens, classes, reader_of
 from weightpager.compiler.model.checkpoint import Checkpoint
 from weightpager.compiler.model.dense_model import check_config
-from weightpager.compiler.model.directory import ModelDirectory, check_known, load_generation
+from weightpager.compiler.model.directory import ModelDirectory, call, check_known, load_generation
+from weightpager.compiler.model.picture_tower import picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.vocabulary_tables import ids_in, keep_rows, named_ids, renumbered, row_parameters
 from weightpager.errors import CompileError, ConfigError
 from weightpager.nn.experts import set_as_published
 from weightpager.progress import Progress, silent
+from weightpager.readers.picture_reader import PictureReader
 from weightpager.task_data.held_out import items_reader, split_label
 from weightpager.task_data.texts import Example, TextReader
 
 Split = Literal["train", "eval"]
 
 
-def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> list[Sequence[int]]:
+def task_texts(
+    task_file: TaskFile, name: str, split: Split, tokenizer: Any, pictures: PictureReader | None = None
+) -> list[Sequence[int]]:
     """The token ids of a task's texts, as they are learnt: of prompts with their completions, cut at its length.
 
     Of running texts all are there: where windows begin and what is left behind the last one hangs on the vocabulary.
+    ``pictures`` reads those among the words.
 
     Raises:
         CompileError: the file can't be used.
     """
     task = task_file.tasks[name]
-    reader: Any = reader_of(tokenizer) if task.completes else TransformersTokens(tokenizer)
+    reader: Any = reader_of(tokenizer, pictures) if task.completes else TransformersTokens(tokenizer)
     path = task.train if split == "train" else task.eval
     where = split_label(name, split, path)
     if not task.labelled and not task.completes:
@@ -127,8 +132,9 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         check_config(directory, task_file)
         tokenizer, generation = directory.tokenizer(), load_generation(directory.path)
         pairs = BytePairs.of(tokenizer, str(directory.path))
-        texts = dict(_read(task_file, "train", tokenizer, progress))
-        before = dict(_read(task_file, "eval", tokenizer, progress))
+        pictures = _pictures(directory, tokenizer)
+        texts = dict(_read(task_file, "train", tokenizer, pictures, progress))
+        before = dict(_read(task_file, "eval", tokenizer, pictures, progress))
         seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
         kept = pairs.kept(seen, named_ids(directory.config) | ids_in(generation), most)
         words = directory.config.get_text_config().vocab_size
@@ -147,15 +153,17 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
                 for name in _OF_PICTURES if has_picture_tower(directory.config) else ():
                     if (directory.path / name).is_file():
                         shutil.copyfile(directory.path / name, temporary / name)
-            smaller = ModelDirectory.open(temporary).tokenizer()
+            directory = ModelDirectory.open(temporary)
+            smaller = directory.tokenizer()
+            pictures = _pictures(directory, smaller)
             with _longer():
-                again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
+                again, after = (dict(_read(task_file, split, smaller, pictures, progress)) for split in get_args(Split))
             if seen.keys() <= set(kept):
                 for name, of_task in texts.items():
                     if [list(text) for text in of_task] != [[kept[number] for number in text] for text in again[name]]:
-                        raise _reads_otherwise(directory.path, name)
+                        raise _reads_otherwise(task_file.model, name)
             else:
-                _check_spelling(texts, tokenizer, smaller, directory.path)
+                _check_spelling(texts, tokenizer, smaller, task_file.model)
     tasks = {
         name: TrimmedTask(len(set().union(*texts[name])), _total(before[name]), _total(after[name])) for name in texts
     }
@@ -174,11 +182,23 @@ def _check(task_file: TaskFile) -> None:
 
 
 def _read(
-    task_file: TaskFile, split: Split, tokenizer: Any, progress: Progress
+    task_file: TaskFile, split: Split, tokenizer: Any, pictures: PictureReader | None, progress: Progress
 ) -> Iterator[tuple[str, list[Sequence[int]]]]:
     for number, name in enumerate(task_file.tasks, 1):
-        yield name, task_texts(task_file, name, split, tokenizer)
+        yield name, task_texts(task_file, name, split, tokenizer, pictures)
         progress(f"read {split} texts", number, len(task_file.tasks))
+
+
+def _pictures(directory: ModelDirectory, tokenizer: Any) -> PictureReader | None:
+    """What reads pictures among the words; None where the model has no tower."""
+    if not has_picture_tower(directory.config):
+        return None
+    images, path = directory.images(), directory.path
+    empty = module_of_kind(directory.config, "text-generation", ())
+    found: PictureReader = call(
+        path, picture_reader, images, call(path, pictures_of, empty, tokenizer, images.shape, path)
+    )
+    return found
 
 
 def _model(directory: ModelDirectory, new: Mapping[int, int]) -> PreTrainedModel:
