@@ -66,8 +66,9 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
     entry = manifest.entry(name)
     kind = kind_of_file(name)
     if kind is not None:
-        if kind not in FORMS and not (kind == FEATURES and manifest.pictures is not None):
-            raise BundleFormatError(name, "file", f"a graph of {', '.join(FORMS)}", f"one of {kind[:40]!r}")
+        kinds: list[str] = [*FORMS, *([] if manifest.pictures is None else [FEATURES])]
+        if kind not in kinds:
+            raise BundleFormatError(name, "file", f"a graph of {', '.join(kinds)}", f"one of {kind[:40]!r}")
         read_graph(name, read_checked(root, name, entry), kind)
     elif name.endswith(".json"):
         _check_json(name, read_checked(root, name, entry))
