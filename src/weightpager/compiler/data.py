@@ -32,6 +32,9 @@ from weightpager.task_data.texts import Example
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
 
+PIXELS = "pixel_values"
+"""The input that holds images, or the pictures in a batch's texts; there is none where no text has a picture."""
+
 
 @dataclass(frozen=True)
 class Batch:
