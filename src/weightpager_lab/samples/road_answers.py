@@ -61,9 +61,9 @@ class Rows:
     """Every row that a task can have, by the places of its answer."""
 
     def __init__(self, tokenize: Tokenize, end: int, places: int) -> None:
-        """``end`` is the token behind an answer; ``places`` are those of a picture."""
+        """``end`` is the token behind an answer; ``places`` are those of a picture. ``tables`` has a row per answer."""
         self._places = places
-        self._rows = [
+        self.tables = [
             [Row.of(tokenize(question), tokenize(f" {answer}"), end) for answer in ANSWERS[task]]
             for task, question in QUESTIONS.items()
         ]
@@ -74,7 +74,7 @@ class Rows:
         for of_picture in answers.tolist():
             line = []
             for task, answer in enumerate(of_picture):
-                row = self._rows[task][answer]
+                row = self.tables[task][answer]
                 line += [
                     (token, self._places + place, following, task)
                     for place, (token, following) in enumerate(zip(row.ids, row.following, strict=True))
