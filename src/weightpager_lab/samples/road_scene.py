@@ -40,7 +40,7 @@ class Signal:
 class Thing:
     """Something that stands on or beside the road, its middle ``x`` to the right of the own lane's."""
 
-    kind: Literal["car", "truck", "box", "person", "cone", "barrier", "sign", "tree", "house", "lamp"]
+    kind: Literal["car", "truck", "box", "person", "cone", "barrier", "sign", "tree", "house", "lamp", "bicycle"]
     distance: float
     x: float
     colour: tuple[float, float, float]
@@ -59,7 +59,7 @@ class Scene:
         obstacle: in the own lane.
         closed: lanes with a barrier across them, as multiples of `LANE`; 0 is the own one.
         barriers: across them.
-        scenery: what means nothing: other traffic, signs, trees, houses, street lamps.
+        scenery: what means nothing to the five tasks: other traffic, signs, trees, houses, street lamps, passers-by.
         grain: sensor noise; the rest of the noise follows from the scene's number.
     """
 
@@ -190,15 +190,15 @@ Pixels = npt.NDArray[np.uint8]
 Colour = tuple[float, float, float]
 
 SIDE = 64
-"""Pixels of a picture's side."""
+"""Pixels of a picture's side, unless another is asked for."""
 
 MARKS = ("red", "amber", "green", "car", "truck", "obstacle", "own barrier", "barrier")
 """What a model can be shown in a picture while it learns to see."""
 
-_FINE = 2  # drawn at so many times the resolution
-_PIXELS = SIDE * _FINE
-_FOCAL = _PIXELS * 1.0  # in pixels: the camera sees 53 degrees
-_HORIZON = 0.36 * _PIXELS
+PASSERS_BY = ("person", "bicycle")
+"""Marks behind these, of what stands or rides beside the own lane; no scene that `draw` gives has any."""
+
+_FOCAL, _HORIZON = 1.0, 0.36  # as shares of a picture's side: the camera sees 53 degrees
 _HEIGHT = 1.4  # of the camera above the road, in metres
 _SKY: dict[str, tuple[Colour, float]] = {
     "day": ((0.62, 0.74, 0.88), 1.0),
@@ -215,17 +215,20 @@ _SIZES: dict[str, tuple[float, float]] = {
 """Width and height."""
 
 
-def render(scene: Scene, random: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """The scene as [SIDE, SIDE, 3], and what is to be seen where.
+def render(scene: Scene, random: np.random.Generator, side: int = SIDE, fine: int = 2) -> tuple[Pixels, Pixels]:
+    """The scene as [side, side, 3], and what is to be seen where.
 
     Args:
         scene: to be seen.
         random: draws what the scene doesn't say: texture, drops, noise.
+        side: of the picture, in pixels.
+        fine: drawn at so many times the resolution.
 
     Returns:
-        The picture, and [SIDE, SIDE] places in `MARKS`, one more than that: 0 where there is none of them.
+        The picture, and [side, side] places in `MARKS` and then `PASSERS_BY`, one more than that: 0 where there is none
+        of them.
     """
-    canvas = _Canvas(scene)
+    canvas = _Canvas(scene, side * fine)
     canvas.road(random)
     things = [*scene.scenery, *scene.barriers]
     things += [thing for thing in (scene.vehicle, scene.obstacle) if thing is not None]
@@ -238,11 +241,11 @@ def render(scene: Scene, random: np.random.Generator) -> tuple[Pixels, Pixels]:
     picture = canvas.lit()
     if scene.rain:
         _add_rain(picture, scene.rain, random)
-    small = picture.reshape(SIDE, _FINE, SIDE, _FINE, 3).mean((1, 3))
+    small = picture.reshape(side, fine, side, fine, 3).mean((1, 3))
     small = small * random.uniform(0.85, 1.15) * random.uniform(0.95, 1.05, 3)  # exposure and white balance
     small += random.normal(0, scene.grain, small.shape)
     found: Pixels = (small.clip(0, 1) * 255).round().astype(np.uint8)
-    return found, canvas.marks[::_FINE, ::_FINE]
+    return found, canvas.marks[::fine, ::fine]
 
 
 @dataclass
@@ -250,23 +253,26 @@ class _Canvas:
     """What light falls on, what shines by itself, and how far away each pixel is."""
 
     scene: Scene
+    pixels: int  # of its side
 
     def __post_init__(self) -> None:
+        self.focal, self.horizon = self.pixels * _FOCAL, _HORIZON * self.pixels
         self.sky, self.daylight = _SKY[self.scene.daytime]
-        self.colour = np.empty((_PIXELS, _PIXELS, 3))
+        self.colour = np.empty((self.pixels, self.pixels, 3))
         self.colour[:] = self.sky
         self.glow = np.zeros_like(self.colour)
-        self.distance = np.full((_PIXELS, _PIXELS), np.inf)
-        self.marks = np.zeros((_PIXELS, _PIXELS), np.uint8)
+        self.distance = np.full((self.pixels, self.pixels), np.inf)
+        self.marks = np.zeros((self.pixels, self.pixels), np.uint8)
         self._mark = 0
 
     def road(self, random: np.random.Generator) -> None:
         """Everything below the horizon: grass, asphalt, marks."""
-        top = int(_HORIZON) + 1
-        rows = np.arange(top, _PIXELS) + 0.5
-        far = np.broadcast_to((_FOCAL * _HEIGHT / (rows - _HORIZON))[:, None], (len(rows), _PIXELS))
-        across = (np.arange(_PIXELS) + 0.5 - _PIXELS / 2) * far / _FOCAL - self._shift(far)  # from the lane's middle
-        ground = np.empty((len(rows), _PIXELS, 3))
+        top = int(self.horizon) + 1
+        rows = np.arange(top, self.pixels) + 0.5
+        far = np.broadcast_to((self.focal * _HEIGHT / (rows - self.horizon))[:, None], (len(rows), self.pixels))
+        columns = np.arange(self.pixels) + 0.5 - self.pixels / 2
+        across = columns * far / self.focal - self._shift(far)  # from the lane's middle
+        ground = np.empty((len(rows), self.pixels, 3))
         ground[:] = (0.22, 0.33, 0.14)
         asphalt = (across > -1.5 * LANE - 0.4) & (across < LANE / 2 + 0.4)
         ground[asphalt] = 0.30 - 0.06 * self.scene.rain
@@ -274,12 +280,13 @@ class _Canvas:
         edge = (abs(across - LANE / 2) < 0.09) | (abs(across + 1.5 * LANE) < 0.09)
         dashes = (abs(across + LANE / 2) < 0.09) & ((far + random.uniform(0, 6)) % 6 < 3)
         ground[(edge | dashes) & asphalt] = worn
-        self.colour[top:] = ground * random.normal(1, 0.05, (len(rows), _PIXELS, 1))
+        self.colour[top:] = ground * random.normal(1, 0.05, (len(rows), self.pixels, 1))
         self.distance[top:] = far
 
     def thing(self, thing: Thing) -> None:
         """Something that stands; no more of it than tells it from the others."""
-        self._mark = 1 + MARKS.index(self._role(thing)) if self._role(thing) in MARKS else 0
+        role, marks = self._role(thing), (*MARKS, *PASSERS_BY)
+        self._mark = 1 + marks.index(role) if role in marks else 0
         if thing.kind == "sign":
             self._box(thing, thing.x, 0.1, 0.0, 2.2, (0.4, 0.4, 0.4))
             self._disc(thing, thing.x, 2.4, 0.45, thing.colour)
@@ -288,6 +295,9 @@ class _Canvas:
             self._box(thing, thing.x, 0.15, 0.0, 5.5, (0.2, 0.2, 0.2))
             if self.scene.daytime != "day":
                 self._shine(thing, thing.x, 5.5, 0.25, thing.colour, 0.8)
+            return
+        if thing.kind == "bicycle":
+            self._bicycle(thing)
             return
         width, height = _SIZES[thing.kind]
         self._box(thing, thing.x, width, 0.0, height, thing.colour)
@@ -314,6 +324,8 @@ class _Canvas:
             return thing.kind
         if thing is self.scene.obstacle:
             return "obstacle"
+        if thing.kind in PASSERS_BY:
+            return thing.kind
         return ("barrier" if thing.x else "own barrier") if thing.kind == "barrier" else "scenery"
 
     def _vehicle(self, thing: Thing, width: float, height: float) -> None:
@@ -329,6 +341,15 @@ class _Canvas:
             colour = (1.0, 0.95, 0.8) if oncoming else (0.9, 0.05, 0.05)
             self._box(thing, thing.x + side * width, 0.28, 0.6, 0.82, colour)
             self._shine(thing, thing.x + side * width, 0.7, 0.1, colour, shine)
+
+    def _bicycle(self, thing: Thing) -> None:
+        """From its side, with who rides it."""
+        for side in (-0.52, 0.52):
+            self._disc(thing, thing.x + side, 0.36, 0.36, (0.06, 0.06, 0.06), hollow=0.26)
+        self._box(thing, thing.x, 1.04, 0.5, 0.58, (0.7, 0.7, 0.72))
+        self._box(thing, thing.x, 0.22, 0.45, 0.9, (0.12, 0.12, 0.2))
+        self._box(thing, thing.x, 0.45, 0.9, 1.45, thing.colour)
+        self._box(thing, thing.x, 0.28, 1.45, 1.75, (0.8, 0.6, 0.5))
 
     def signal(self, signal: Signal) -> None:
         """A dark case with three lamps, one of them lit, larger than in life."""
@@ -368,8 +389,8 @@ class _Canvas:
 
     def _place(self, thing: Thing | Signal, x: float, height: float) -> tuple[float, float]:
         far = thing.distance
-        column = _PIXELS / 2 + _FOCAL * (x + float(self._shift(far))) / far
-        return column, _HORIZON + _FOCAL * (_HEIGHT - height) / far
+        column = self.pixels / 2 + self.focal * (x + float(self._shift(far))) / far
+        return column, self.horizon + self.focal * (_HEIGHT - height) / far
 
     def _box(self, thing: Thing | Signal, x: float, width: float, low: float, high: float, colour: Colour) -> None:
         left, bottom = self._place(thing, x - width / 2, low)
@@ -381,8 +402,13 @@ class _Canvas:
         self.glow[rows, columns] = 0.0
         self.marks[rows, columns] = self._mark
 
-    def _disc(self, thing: Thing | Signal, x: float, height: float, radius: float, colour: Colour) -> None:
-        inside = self._apart(thing, x, height) <= max(0.6, _FOCAL * radius / thing.distance)
+    def _disc(
+        self, thing: Thing | Signal, x: float, height: float, radius: float, colour: Colour, hollow: float = 0.0
+    ) -> None:
+        apart = self._apart(thing, x, height)
+        inside = (apart <= max(0.6, self.focal * radius / thing.distance)) & (
+            apart >= self.focal * hollow / thing.distance
+        )
         self.colour[inside] = colour
         self.distance[inside] = thing.distance
         self.glow[inside] = 0.0
@@ -391,13 +417,13 @@ class _Canvas:
     def _shine(
         self, thing: Thing | Signal, x: float, height: float, radius: float, colour: Colour, strength: float
     ) -> None:
-        size = max(0.8, _FOCAL * radius / thing.distance)
+        size = max(0.8, self.focal * radius / thing.distance)
         halo = np.exp(-((self._apart(thing, x, height) / (1.3 * size)) ** 2))[..., None]
         self.glow += strength * np.exp(-self.scene.fog * thing.distance) * halo * np.array(colour)
 
     def _apart(self, thing: Thing | Signal, x: float, height: float) -> Floats:
         column, row = self._place(thing, x, height)
-        axis = np.arange(_PIXELS) + 0.5
+        axis = np.arange(self.pixels) + 0.5
         apart: Floats = np.hypot(axis[None, :] - column, axis[:, None] - row)
         return apart
 
@@ -407,7 +433,7 @@ def _add_rain(picture: Floats, rain: float, random: np.random.Generator) -> None
     picture *= 1 - 0.25 * rain
     picture += 0.1 * rain * picture.mean((0, 1))
     for _ in range(int(60 * rain)):
-        row, column = random.integers(0, _PIXELS, 2)
+        row, column = random.integers(0, len(picture), 2)
         picture[row : row + int(random.integers(4, 12)), column] += 0.18 * (0.4 + picture.mean())
     picture[1:-1] = (picture[:-2] + 2 * picture[1:-1] + picture[2:]) / 4
     picture[:, 1:-1] = (picture[:, :-2] + 2 * picture[:, 1:-1] + picture[:, 2:]) / 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,21 @@ def test_the_same_numbers_give_the_same_picture() -> None:
     assert first[0] != other[0]
     assert first[1].shape == (SIDE, SIDE, 3)
     assert first[1].dtype == np.uint8
+
+
+def test_pictures_are_those_of_the_published_figures() -> None:
+    digest = hashlib.sha256()
+    for number in range(4):
+        for part in picture(0, number)[1:]:
+            digest.update(part.tobytes())
+    assert digest.hexdigest() == "d96ea0e5861b6b7ca536f858bdfe7862e44746900d3f7effc3304f0131589c12"
+
+
+def test_another_size_shows_the_same() -> None:
+    scene = replace(EMPTY, vehicle=Thing("truck", 8.0, 0.0, (0.9, 0.1, 0.1)))
+    small, large = seen(scene), render(scene, np.random.default_rng(0), 128, fine=1)
+    assert large[0].shape == (128, 128, 3)
+    assert np.array_equal(large[1][::2, ::2], small[1])
 
 
 def test_every_class_is_drawn_often() -> None:
