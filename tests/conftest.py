@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,43 @@ def _no_groups_of_reads() -> Iterator[None]:
     """All pages of a tiny bundle would be one group of reads, and nothing could come between them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.store.read_plan.GROUP_BYTES", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cut() -> Iterator[None]:
+    """No test cuts the power, and a compile of a tiny bundle would wait dozens of times until its files are safe.
+
+    What drops them from the page cache has them written nevertheless.
+    """
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if not sys._getframe(1).f_globals["__name__"].startswith("weightpager.bundle."):
+            real(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", fsync)
+        yield
+
+
+@pytest.fixture(scope="session")
+def users_cache() -> Path:
+    """The cache of who runs the tests: what takes minutes to make stays there from run to run."""
+    from weightpager.config import cache_dir
+
+    return cache_dir()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of this run's own but for downloads: in the user's there may be places of data that is long gone."""
+    own = tmp_path_factory.mktemp("cache")
+    for name in ("archives", "models"):
+        (users_cache / name).mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(users_cache / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTPAGER_CACHE", str(own))
         yield
 
 

@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ SPAM = "Congratulations, you won a free prize! Click here to claim your money no
 
 
 Reports = tuple[CompileReport, CompileReport]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache_of_the_demo(users_cache: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTPAGER_CACHE", str(users_cache))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,8 @@
-"""A damaged bundle is mended page by page, from copies of it and from other bundles."""
+"""A damaged bundle is mended page by page, from copies of it and from other bundles.
+
+Nothing that is well is written to. Whatever stops it, even kill -9, leaves each page and file as damaged as it was, or
+right; running it again goes on.
+"""
 
 from __future__ import annotations
 
@@ -149,11 +153,6 @@ class DamagedPageFile:
     @cached_property
     def _start(self) -> int:
         return len(page_file.header(len(self.ids), self.page_bytes))
-
-
-# Mending a bundle from another copy, page by page: nothing that is well is written to.
-#
-# Whatever stops it, even kill -9, leaves each page and file as damaged as it was, or right; running it again goes on.
 
 
 @dataclass(frozen=True)

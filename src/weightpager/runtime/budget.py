@@ -1,4 +1,18 @@
-"""What a memory budget must hold, and how it is split among pages, tables and rows."""
+"""What a memory budget must hold, and how it is split among pages, tables and rows.
+
+Arithmetic alone, so that it can be asked for without an arena::
+
+    budget = fixed + rows + tables + slots × page_bytes + rest
+
+* fixed: parameters, tables as the bundle has them, KV caches, and staging.
+* rows: of embedding tables. The least of them always have room. Then come the pages of all tasks and all expanded block
+  tables, and more rows get what is left: a page that was evicted is waited for by every switch that needs it, while a
+  fault is one of several short reads that are made together.
+* tables: expanded block tables. One task's always have room, and on a device those of all tasks. Those that tasks in
+  use take together come before pages; all others come after.
+* slots: the pages that have room beside these, at most all pages.
+* rest: less than a page, or what nobody has a use for.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +27,6 @@ from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.config import format_enough, format_room
 from weightpager.distinct import distinct
 from weightpager.errors import BudgetError
-
-# How a budget is split: arithmetic alone, so that it can be asked for without an arena.
-#
-# budget = fixed + rows + tables + slots × page_bytes + rest
-#
-# * fixed: parameters, tables as the bundle has them, KV caches, and staging.
-# * rows: of embedding tables. The least of them always have room; more get what all else leaves.
-# * tables: expanded block tables. One task's always have room, and on a device those of all tasks. Those that tasks in
-# use take together come before pages; all others come after.
-# * slots: the pages that have room beside these, at most all pages.
-# * rest: less than a page, or what nobody has a use for.
 
 
 @dataclass(frozen=True)
@@ -212,13 +215,6 @@ def enough(needs: MemoryNeeds, pages: int, *, tables: int = 0) -> str:
     """The smallest budget that holds so many pages at once, in words."""
     least = needs.holding(pages, tables=tables).total
     return f"{least} bytes ({format_enough(least)})"
-
-
-# Rows of tables in a budget: how many of each table are in memory, and what those that aren't will cost. Pure.
-#
-# Whatever there is, rows get the least of them. Then come the pages of all tasks and all expanded block tables, and
-# rows get what is left: a page that was evicted is waited for by every switch that needs it, while a fault is one of
-# several short reads that are made together.
 
 
 TEXTS_PER_SWITCH = 8

@@ -25,7 +25,6 @@ from command import Command
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import CompileInterrupted
 from weightpager.compiler.resume.journal import CompileRun
-from weightpager.config import cache_dir
 from weightpager.doctor.machine import describe
 from weightpager_lab.demo import cold_switches, compiled, run
 from weightpager_lab.demo import page as plots
@@ -263,7 +262,8 @@ def as_a_user(*arguments: object) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_demo_reaches_what_it_promises(tmp_path: Path) -> None:
+def test_the_demo_reaches_what_it_promises(users_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(users_cache))
     result = json.loads(as_a_user("demo", "--json", "--out", tmp_path / "page.html"))
     tasks = result["tasks"]
 
@@ -285,4 +285,4 @@ def test_the_demo_reaches_what_it_promises(tmp_path: Path) -> None:
     assert result["figures"]["memory.weights_vs_best_rival"] <= 0.6  # a bundle of all blocks, which has our row tables
     assert result["verdict"].startswith("Memory: weightpager wins")
     assert "<svg" in (tmp_path / "page.html").read_text()
-    assert (cache_dir() / "demo").is_dir()
+    assert (users_cache / "demo").is_dir()

@@ -108,10 +108,9 @@ class Steps:
         self.times = 0
         self.at = 0
         self._left = 0
-        self._before: dict[FrameType, int] = {}
 
     def __call__(self, name: str, work: Work) -> object:
-        self._left, self._before = self.at, {}
+        self._left = self.at
         try:
             sys.settrace(self._begins)
             try:
@@ -133,17 +132,18 @@ class Steps:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         self._step(frame)
-        return self._steps
+        checked, before = _checked(frame.f_code), -1
 
-    def _steps(self, frame: FrameType, event: str, _argument: object) -> Any:
-        if event == "opcode":
-            now, before = frame.f_lasti, self._before.get(frame, -1)
-            self._before[frame] = now
-            if _checks(frame.f_code, before, now):
-                self._step(frame)
-        elif event == "return":
-            self._before.pop(frame, None)
-        return self._steps
+        def steps(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal before
+            if event == "opcode":
+                now = frame.f_lasti
+                checks, before = checked[before, now], now
+                if checks:
+                    self._step(frame)
+            return frame.f_trace  # itself, by no name of its own: that would be a cycle for the collector
+
+        return steps
 
     def _step(self, frame: FrameType) -> None:
         self._left -= 1
@@ -153,28 +153,38 @@ class Steps:
             handler(self._number, frame)
 
 
-def _checks(code: CodeType, before: int, now: int) -> bool:
-    """Whether signals are handled before this instruction, and what is raised there goes where it would go."""
-    names, handlers = _instructions(code)
-    if names.get(now, "").startswith("JUMP_BACKWARD"):
-        return True
-    if not names.get(before, "").startswith("CALL") or not before < now:
-        return False
-    return handlers(before) == handlers(now)
+class _Checked(dict[tuple[int, int], bool]):
+    """Of two instructions that run one after the other: whether signals are handled before the second, and what is
+    raised there goes where it would go. Found once for each pair, as there are millions of steps.
+    """
 
+    def __init__(self, code: CodeType) -> None:
+        self._code = code  # so that no other one gets its address
+        self._table = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+        self._names = {each.offset: each.opname for each in dis.get_instructions(code)}
 
-_known: dict[CodeType, tuple[dict[int, str], Callable[[int], object]]] = {}
-
-
-def _instructions(code: CodeType) -> tuple[dict[int, str], Callable[[int], object]]:
-    if code not in _known:
-        table = dis._parse_exception_table(code)  # type: ignore[attr-defined]
-        names = {each.offset: each.opname for each in dis.get_instructions(code)}
-        _known[code] = (
-            names,
-            lambda at: next(((entry.target, entry.depth) for entry in table if entry.start <= at < entry.end), None),
+    def __missing__(self, pair: tuple[int, int]) -> bool:
+        before, now = pair
+        self[pair] = self._names.get(now, "").startswith("JUMP_BACKWARD") or (
+            self._names.get(before, "").startswith("CALL")
+            and before < now
+            and self._handler(before) == self._handler(now)
         )
-    return _known[code]
+        return self[pair]
+
+    def _handler(self, at: int) -> object:
+        return next(((entry.target, entry.depth) for entry in self._table if entry.start <= at < entry.end), None)
+
+
+_known: dict[int, _Checked] = {}
+
+
+def _checked(code: CodeType) -> _Checked:
+    """By the code's address: its hash is one of all that it has."""
+    found = _known.get(id(code))
+    if found is None:
+        found = _known[id(code)] = _Checked(code)
+    return found
 
 
 class Trial:
@@ -367,12 +377,15 @@ def main(how: str, number: int, path: Path, *names: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with TemporaryDirectory() as folder:
         trial, kept = Trial(path, Path(folder)), []
+        gc.collect()
+        gc.freeze()  # what was imported stays: after each work that opens an engine, the rest is looked through
         if how == "steps":
             at_steps(trial, number, names or trial.works(), kept)
         elif how == "moments":
             at_moments(trial, number, 1, kept)
         else:
             at_moments_beside_others(trial, number, kept)
+        gc.unfreeze()
         trial.end(kept)
 
 

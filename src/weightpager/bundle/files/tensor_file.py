@@ -2,6 +2,10 @@
 
 The engine, `verify` and all else read them here, so that none takes what another one refuses. No value is read through
 a mapping: storage that fails, or a file that becomes shorter, would end the process.
+
+A header must describe every byte of its file, and once, as safetensors demands. safetensors itself isn't called, since
+it opens files by name: what has been opened has a name only where ``/proc`` is mounted, and what lies at its path may
+be another file by then.
 """
 
 from __future__ import annotations
@@ -20,12 +24,6 @@ import numpy.typing as npt
 
 from weightpager.bundle.files.entry import FileEntry, check_content, check_hash, open_entry
 from weightpager.errors import BundleFormatError
-
-# The header of a safetensors file, checked as safetensors does it: it describes every byte of the file, and once.
-#
-# safetensors opens files by name only. What has been opened has a name only where ``/proc`` is mounted, and what lies
-# at its path may be another file by then.
-
 
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",

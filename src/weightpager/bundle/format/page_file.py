@@ -132,17 +132,14 @@ def check(path: Path, pages: int, page_bytes: int) -> int:
     return len(wanted)
 
 
-# ``page-index.safetensors``: for every page its id, its model layer and the tasks that need it.
-#
-# Pages of rows come last. Their layer is 0, and no task's blocks are in them.
-
-
 FILE = "page-index.safetensors"
 
 
 @dataclass(frozen=True)
 class PageIndex:
-    """Immutable facts about the pages, in bundle order.
+    """What ``page-index.safetensors`` says of the pages, in bundle order.
+
+    Pages of rows come last. Their layer is 0, and no task's blocks are in them.
 
     Attributes:
         ids: uint8 [pages, 32], BLAKE3 digests.

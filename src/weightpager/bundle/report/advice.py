@@ -1,4 +1,8 @@
-"""What to use in a budget: this bundle, or something simpler that does as well."""
+"""What to use in a budget: this bundle, or something simpler that does as well.
+
+The most accurate way is advised; of those that chance may order, the cheapest. A way is cheaper to run if an average
+switch loads less and, of those that load as much, if it needs the smaller budget.
+"""
 
 from __future__ import annotations
 
@@ -180,12 +184,6 @@ def _mean_interval(losses: Mapping[str, float], intervals: Mapping[str, Interval
     if not losses.keys() <= intervals.keys():
         return None
     return mean_interval(list(losses.values()), [intervals[task] for task in losses])
-
-
-# Which way to serve the tasks in a budget, in words: the most accurate; of those that chance may order, the cheapest.
-#
-# A way is cheaper to run if an average switch loads less and, of those that load as much, if it needs the smaller
-# budget.
 
 
 _NAMES = {DENSE: "all blocks in bfloat16", MASK: "one shared mask"}

@@ -1,7 +1,11 @@
 """The search for any number of tasks: flows between the tasks of a block, prices for their budgets.
 
 `Flows` make the tasks independent of each other, a price per task turns its budget into a cost, and Newton steps find
-the prices on a problem that is smoothed by a temperature, while it cools. ``docs/alignment.md`` has the derivation.
+the prices on a problem that is smoothed by a temperature, while it cools.
+
+A block that t keeps and u does not is charged ``charge[t, u]``. By max-flow min-cut, the best set of tasks for a block
+is worth as much as the tasks' positive balances together, where t may hand u up to ``charge[t, u]`` of its balance, and
+hands over what makes the sum least. ``docs/alignment.md`` has the derivation.
 """
 
 from __future__ import annotations
@@ -19,13 +23,6 @@ from weightpager.compiler.alignment.nested import (
     top_blocks,
 )
 from weightpager.compiler.alignment.problem import Bools, Floats, Ints
-
-# Flows: how the tasks share the cost of a block, so that afterwards each task can judge the block on its own.
-#
-# A block that t keeps and u does not is charged ``charge[t, u]``. By max-flow min-cut, the best set of tasks for a
-# block is worth as much as the tasks' positive balances together, where t may hand u up to ``charge[t, u]`` of its
-# balance, and hands over what makes the sum least. `docs/alignment.md` has the derivation. Pure numpy.
-
 
 _CHUNK = 1 << 16  # numbers at a time, so that they stay in cache
 

@@ -90,14 +90,6 @@ def searched(problem: NestedProblem, make: MakeSearch) -> tuple[Bools, float]:
     return best, bound
 
 
-# Alignment where tasks have values of their own for some blocks: only tasks with the same version share a load.
-#
-# Every version of every block is an item for the aligner. A task may keep the items of its own versions only; to it the
-# others have no saliency. That alone wouldn't keep the aligner from giving it one, to spare another task's switch. So
-# every permitted item is worth a bonus on top. A task keeps as many items as its budget says: the bonus adds the same
-# to all permitted masks, and it is larger than what any switch could save by swapping a permitted item for another.
-
-
 @dataclass(frozen=True)
 class _Items:
     """Versions of blocks, as rows of the alignment.
@@ -119,7 +111,14 @@ class _Items:
 
 
 def align_versions(problem: AlignmentProblem) -> Alignment:
-    """The best masks, without floors."""
+    """The best masks, without floors, where tasks have values of their own for some blocks.
+
+    Only tasks with the same version of a block share its load. So every version of every block is an item for the
+    aligner. A task may keep the items of its own versions only; to it the others have no saliency. That alone wouldn't
+    keep the aligner from giving it one, to spare another task's switch. So every permitted item is worth a bonus on
+    top. A task keeps as many items as its budget says: the bonus adds the same to all permitted masks, and it is larger
+    than what any switch could save by swapping a permitted item for another.
+    """
     versions, saliency = problem.versions, problem.saliency
     if versions is None or np.isinf(problem.strength) or (versions == versions[:, :1]).all():
         return align_shared(problem)
@@ -201,14 +200,13 @@ def _pins(problem: AlignmentProblem, least: Ints) -> Bools:
     return pins
 
 
-# With all other masks fixed, the objective of `align` is a sum over a new task's blocks: its saliency, less what
-# loading the block costs in switches to the task from tasks that don't keep it, plus what having it saves in switches
-# to tasks that do. The blocks of the highest sums are the best choice, exactly; under floors, those of each weight that
-# meet its floor, and then the highest of the others.
-
-
 def align_new_tasks(problem: AlignmentProblem, fixed: Bools) -> Bools:
     """Choose the blocks of new tasks.
+
+    With all other masks fixed, the objective of `align` is a sum over a new task's blocks: its saliency, less what
+    loading the block costs in switches to the task from tasks that don't keep it, plus what having it saves in switches
+    to tasks that do. The blocks of the highest sums are the best choice, exactly; under floors, those of each weight
+    that meet its floor, and then the highest of the others.
 
     Args:
         problem: of the N new tasks, but for its switch rate, [F + N, F + N], which begins with the F fixed ones. With

@@ -191,19 +191,16 @@ def _check_complete(
             raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape{hint}")
 
 
-# Tensors as large as the model, in memory or in files that are mapped.
-#
-# A mapped file is page cache: it is written out and taken out of memory where that is short, and read again when it is
-# used. So what is held this way need not fit, and a control group's limit is kept all the same.
-
-
 _LEAST = 1 << 20
 """Bytes below which a tensor stays in memory: norms and biases are many, and small."""
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where a compile holds what is as large as its model.
+    """Where a compile holds what is as large as its model: in memory, or in files that are mapped.
+
+    A mapped file is page cache: it is written out and taken out of memory where that is short, and read again when it
+    is used. So what is held this way need not fit, and a control group's limit is kept all the same.
 
     Attributes:
         folder: the folder in which files are made; they have no names, so that nothing is left whatever stops the

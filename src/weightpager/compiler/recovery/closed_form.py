@@ -33,14 +33,6 @@ from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import Encoding
 from weightpager.progress import StepProgress
 
-# Rounding with error feedback: the weights of a row that are rounded later make up for those that were before.
-#
-# GPTQ (arXiv 2210.17323) on what least squares minimises (`closed_form`): moving a row w by d costs d H dᵀ with
-# H = Σ_t D_t A_t D_t + r I, whose D_t is the same for all rows of a block. So a row of blocks has one H, over the
-# columns that any task keeps. With H⁻¹ = Uᵀ U, U upper triangular, rounding column j by e moves the columns after it by
-# −e U_j,: / U_jj, which is their best answer. Columns of much energy are rounded first.
-
-
 _AT_ONCE = 64  # columns between two updates of all that come after them
 
 
@@ -51,6 +43,11 @@ def fed_back(
 
     What no task keeps stays as it is. Of every task, ``a`` has E[x xᵀ] of its inputs, ``[in_features, in_features]``,
     and ``keep`` its mask, bool [grid rows, grid cols]. ``ridge`` is r, more than 0.
+
+    GPTQ (arXiv 2210.17323) on what least squares minimises: moving a row w by d costs d H dᵀ with
+    H = Σ_t D_t A_t D_t + r I, whose D_t is the same for all rows of a block. So a row of blocks has one H, over the
+    columns that any task keeps. With H⁻¹ = Uᵀ U, U upper triangular, rounding column j by e moves the columns after it
+    by −e U_j,: / U_jj, which is their best answer. Columns of much energy are rounded first.
     """
     rounded = weight.clone()
     scaled = scales(weight, grid, divisors(weight, grid, encoding))

@@ -170,12 +170,6 @@ def choose_blocks(prepared: Prepared) -> ChosenBlocks:
     return ChosenBlocks(Masks(tasks, keep), gap_of([alignment for _, alignment in alignments]), saliency)
 
 
-# How evenly the paged weights share a task's budget: chosen by trial on the dense model.
-#
-# Saliency foresees what a block's loss costs while all others are there. In encoders it may take nearly all of a weight
-# away and be right; in decoders one query projection that has lost nine tenths makes nonsense of everything behind it.
-
-
 HIGH = 0.5
 """Share of an even budget that a weight keeps at least where saliency alone isn't trusted."""
 
@@ -185,7 +179,12 @@ _MARGIN = 0.9
 
 
 def choose_evenness(prepared: Prepared, progress: Progress) -> float:
-    """0, or `HIGH` if each task's own best blocks then lose less, on training data and before any recovery."""
+    """0, or `HIGH` if each task's own best blocks then lose less, on training data and before any recovery.
+
+    Saliency foresees what a block's loss costs while all others are there. In encoders it may take nearly all of a
+    weight away and be right; in decoders one query projection that has lost nine tenths makes nonsense of everything
+    behind it. So it is tried on the dense model.
+    """
     batches = {name: of_task.calibration(_ITEMS, _ITEMS) for name, of_task in prepared.data.items()}
     alone = prepared.changed(alignment=0.0)
 

@@ -25,9 +25,6 @@ from weightpager.page_dtype import ENCODINGS
 # `weightpager.page_dtype`). So a step reads words that lie one after another, wherever the page table says that their
 # blocks are, and multiplies them with the activations of their features: few tokens on the vector units, since they
 # wait for the weights anyway, many on the matrix units (MATRIX), as bfloat16 beside activations of bfloat16 (BFLOAT16).
-#
-# An output that needs a page which isn't in the arena is NaN.
-
 
 _CHANGING = ["tokens", "slots", "gate_slots"]
 """Arguments for which Triton would compile again when they are 1 or a multiple of 16 for the first time."""

@@ -1,4 +1,8 @@
-"""What rivals read: the bundle's own tasks as one checkpoint each, dense and sparse."""
+"""What rivals read: the bundle's own tasks as one checkpoint each, dense and sparse.
+
+They are safetensors files, as people keep them, laid out so that the fastest read can use them: the header is padded,
+as the format allows, so that the first tensor starts on a boundary of direct I/O.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,6 @@ from weightpager.page_dtype import page_content
 from weightpager.progress import Progress
 from weightpager.store import BlockReader
 from weightpager_lab.contest.rivals.parameters import SCALE, as_shipped, private, resident
-
-# Checkpoints as people keep them, one safetensors file for a task, laid out so that the fastest read can use it.
-#
-# The header is padded, as the format allows, so that the first tensor starts on a boundary of direct I/O.
-
 
 _NAMES = {
     torch.float32: "F32",

@@ -15,15 +15,12 @@ from weightpager.answers.model import Inputs, Integers
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.errors import ConfigError
 
-# A slow disk of one's own: reads wait until their bytes would have arrived.
-#
-# The kernel's throttle lets a tenth of a second's bytes pass at once, which is all that a short switch reads.
-
 
 class Pace:
-    """So many bytes in a second, over all threads.
+    """A slow disk of one's own: so many bytes in a second, over all threads.
 
-    Reads take their turn one after the other; time in which nothing is read earns nothing.
+    The kernel's throttle lets a tenth of a second's bytes pass at once, which is all that a short switch reads. Here
+    reads take their turn one after the other; time in which nothing is read earns nothing.
 
     Attributes:
         bytes_per_second: of the disk.
