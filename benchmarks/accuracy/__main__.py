@@ -21,6 +21,7 @@ from benchmarks.accuracy.settings import (
     METHODS,
     SEEDS,
     TRAINED_THROUGH,
+    WRITING,
     Effort,
     effort_of,
     settings,
@@ -33,16 +34,21 @@ from weightpager.compiler.task_file.sections import RecoverMethod
 from weightpager.config import cache_dir
 from weightpager_lab.samples import language_modeling, minilm, smollm2
 from weightpager_lab.samples import prepare as text_tasks
+from weightpager_lab.samples.driving_questions import driving_questions
 from weightpager_lab.samples.narrow_tasks import METRICS, text_generation
+from weightpager_lab.samples.road_llava import road_llava
 from weightpager_lab.samples.sample import Missing
 
-Domain = Literal["A", "B", "D"]
+Domain = Literal["A", "B", "D", "E"]
 
 
 def main(
     json: Annotated[Path, typer.Option(help="File of rows; those that it has are not measured again.")],
     domain: Annotated[
-        Domain, typer.Option(help="A: six text tasks; B: four language models; D: six tasks that write.")
+        Domain,
+        typer.Option(
+            help="A: six text tasks; B: four language models; D: six tasks that write; E: seven questions about roads."
+        ),
     ] = "A",
     quick: Annotated[bool, typer.Option(help="One seed at a quarter of the bytes, in under twelve minutes.")] = False,
     fraction: Annotated[list[float] | None, typer.Option(help="Only these fractions of the dense bytes.")] = None,
@@ -124,7 +130,7 @@ def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:
         raise SystemExit(f"tasks cannot be had: {', '.join(f'{task.name} ({task.reason})' for task in missing)}")
     return from_dict(
         {
-            "model": str(minilm(cache) if domain == "A" else smollm2(cache)),
+            "model": str(_model(domain, cache)),
             "training": {
                 "steps": effort.base_steps,
                 "learning_rate": effort.base_learning_rate,
@@ -137,6 +143,12 @@ def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:
     )
 
 
+def _model(domain: Domain, cache: Path) -> Path:
+    if domain == "E":
+        return road_llava(cache, driving_questions(cache, report=typer.echo), report=typer.echo)
+    return minilm(cache) if domain == "A" else smollm2(cache)
+
+
 def _tasks(domain: Domain, effort: Effort, cache: Path) -> tuple[dict[str, dict[str, Any]], list[Missing]]:
     """Entries of a task file, and what cannot be had."""
     train, measured = effort.train_items, effort.eval_items
@@ -144,6 +156,9 @@ def _tasks(domain: Domain, effort: Effort, cache: Path) -> tuple[dict[str, dict[
         samples, missing = text_tasks(cache, train_items=train, eval_items=measured, report=typer.echo)
     elif domain == "B":
         samples, missing = language_modeling(cache, train_chars=train, eval_chars=measured, report=typer.echo)
+    elif domain == "E":
+        stated = {"items": measured, "max_new_tokens": 8}
+        return {each.name: {**each.entry(), **stated} for each in driving_questions(cache, report=typer.echo)}, []
     else:
         samples, missing = text_generation(cache, train_items=train, eval_items=measured, report=typer.echo)
     metrics = {name: {"metrics": list(of_task)} for name, of_task in METRICS.items()} if domain == "D" else {}
@@ -164,7 +179,7 @@ def _rows(
     tasks = list(dense)
     each = [row(task, dense[task], outcome.scores[task], outcome.switch_bytes[task]) for task in tasks]
     loaded = round(sum(outcome.switch_bytes.values()) / len(tasks))
-    if facts["domain"] == "D":  # metrics of several kinds: each as a share of the dense model's
+    if facts["domain"] in WRITING:  # metrics of several kinds: each as a share of the dense model's
         return [*each, row("mean", 1.0, sum(outcome.scores[task] / dense[task] for task in tasks) / len(tasks), loaded)]
     mean = sum(dense.values()) / len(tasks), sum(outcome.scores.values()) / len(tasks)
     return [*each, row("mean", *mean, loaded)]

@@ -15,13 +15,14 @@ class Row:
     """One task under one method.
 
     Attributes:
-        domain: A, six text tasks on an encoder; B, four languages on a decoder; or D, six tasks of it that write.
+        domain: A, six text tasks on an encoder; B, four languages on a decoder; D, six tasks of it that write; or E, seven
+            questions about pictures.
         resident_fraction: bytes of paged weights in memory, one task's, as a share of the dense ones in bfloat16.
         sparsity: fraction of the blocks dropped.
         method: see ``docs/accuracy.md``.
         recover: how accuracy was won back.
         seed: of data order and new heads.
-        task: its name, or ``mean``; in domain D the mean of values as shares of the dense ones.
+        task: its name, or ``mean``; in domains D and E the mean of values as shares of the dense ones.
         dense: metric of the dense model, trained as long.
         value: metric of the method.
         overlap: mean over ordered pairs of tasks.
@@ -68,7 +69,7 @@ class Point:
     """A method at one fraction of resident bytes.
 
     Attributes:
-        domain: A, B or D.
+        domain: A, B, D or E.
         fraction: of the dense bytes of paged weights.
         method: its name in the rows.
         recover: how accuracy was won back.

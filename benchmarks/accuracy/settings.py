@@ -80,7 +80,16 @@ EFFORTS = {
         dense_learning_rate=1e-4, distillation=0.5, max_length=384, train_items=2000, eval_items=200,
         start="closed-form",
     ),
+    # The model is trained on these very questions already: one step more is all that a compile asks for.
+    "E": Effort(
+        base_steps=1, base_learning_rate=1e-5, steps=280, private_steps=40, batch=16, learning_rate=3e-4,
+        dense_learning_rate=5e-5, distillation=0.5, max_length=96, train_items=8000, eval_items=500,
+        start="dense",
+    ),
 }  # fmt: skip
+WRITING = frozenset({"D", "E"})
+"""Domains whose tasks answer prompts."""
+
 QUICK = Effort(
     base_steps=480, base_learning_rate=2e-4, steps=160, private_steps=30, batch=16, learning_rate=2e-4,
     dense_learning_rate=1e-4, distillation=0.5, max_length=64, train_items=4000, eval_items=500, start="dense",
@@ -91,7 +100,7 @@ QUICK_WRITING = replace(EFFORTS["D"], base_steps=24, steps=24, private_steps=4, 
 
 def effort_of(domain: str, *, quick: bool) -> Effort:
     if quick:
-        return QUICK_WRITING if domain == "D" else QUICK
+        return QUICK_WRITING if domain in WRITING else QUICK
     return EFFORTS[domain]
 
 
@@ -123,12 +132,18 @@ FRACTIONS = {
     "A": (0.25, 0.15, 0.5, 0.1, 0.7),
     "B": (0.7, 0.5),
     "D": (_HALF, ALL_BLOCKS, WITH_LOW_RANK, HALF_WITH_LOW_RANK, 0.07),
+    "E": (_HALF, ALL_BLOCKS, 0.07),
 }
-INT4_FRACTIONS = {"A": (0.07, 0.14, ALL_BLOCKS, 0.035, 0.1, 0.21), "B": (), "D": ()}
+INT4_FRACTIONS = {"A": (0.07, 0.14, ALL_BLOCKS, 0.035, 0.1, 0.21), "B": (), "D": (), "E": ()}
 """Where four bits are measured, too: a quarter of the blocks, half, all, an eighth, a third, three quarters."""
 
 _EVERY = (0, 1, 2)
-SEEDS = {"A": {0.25: _EVERY, 0.15: _EVERY, 0.07: _EVERY, 0.14: _EVERY}, "B": {}, "D": {_HALF: _EVERY}}
+SEEDS = {
+    "A": {0.25: _EVERY, 0.15: _EVERY, 0.07: _EVERY, 0.14: _EVERY},
+    "B": {},
+    "D": {_HALF: _EVERY},
+    "E": {_HALF: _EVERY},
+}
 """More than the first, where there are."""
 
 ALIGNMENT = 0.5
@@ -151,7 +166,7 @@ TRAINING_FREE = 0.5
 
 
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
-    if domain == "D":
+    if domain in WRITING:
         yield from _writing_settings(fraction, effort, seed)
         return
     if fraction in FRACTIONS[domain] or fraction not in INT4_FRACTIONS[domain]:

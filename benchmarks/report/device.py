@@ -35,8 +35,12 @@ _SPEEDS = {
     "prefill_per_s": "reads {}",
     "ms_1": "one picture {} ms",
     "ms_16": "16 pictures {} ms",
+    "ms_first_token": "a picture and the first token {} ms",
+    "ms_decode": "each further token {} ms",
+    "ms_first_question": "the first question about a frame {} ms",
+    "ms_later_question": "each further one {} ms",
 }
-_ORDER: tuple[Section, ...] = ("texts", "decoder", "images")
+_ORDER: tuple[Section, ...] = ("texts", "decoder", "images", "questions")
 
 _MEMORY = ("peak_bytes_of_texts", "peak_bytes_short", "peak_bytes_of_pictures")
 """Before the long batches or prompts; ``peak_bytes`` is behind them."""

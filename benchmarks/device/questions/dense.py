@@ -1,0 +1,37 @@
+"""The dense model in transformers, in bfloat16: ``python -m benchmarks.device.questions.dense MODEL MOST FRAMES``."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from benchmarks.device.questions.work import Question, read_frames, work
+from weightpager.backends.torch.generation import CACHE
+
+if __name__ == "__main__":
+    folder, most, file = sys.argv[1:]
+    processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True).eval()
+
+    @torch.inference_mode()
+    def answer(question: Question, tokens: int) -> str:
+        with Image.open(question.image) as image:
+            text = f"{processor.image_token}{question.prompt}"
+            inputs = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+        ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        return str(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def grow(ids: Any) -> Iterator[int]:
+        given, cache = torch.from_numpy(ids)[None], None
+        while True:
+            output = model(input_ids=given, **{CACHE: cache}, use_cache=True)
+            given, cache = output.logits[:, -1:].argmax(-1), output[CACHE]
+            yield int(given)
+
+    work(answer, int(most), grow, model.config.text_config.vocab_size, read_frames(Path(file)))
