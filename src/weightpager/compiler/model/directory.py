@@ -16,7 +16,12 @@ from weightpager.backends.torch.architecture import (
     load_image_processor,
     position_table,
 )
-from weightpager.backends.torch.model_types import check_config_class, check_tokenizer_class, later_writer
+from weightpager.backends.torch.model_types import (
+    PICTURE_MODELS,
+    check_config_class,
+    check_tokenizer_class,
+    later_writer,
+)
 from weightpager.bundle.model_settings import GENERATION_KEYS, GenerationSettings, foreign_code
 from weightpager.bundle.settings import (
     CONFIG,
@@ -55,6 +60,10 @@ _NOT_COMPUTING = {
 
 PLAIN = {"chunk_size_feed_forward": 0, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
 """Settings of how a model answers, not of what."""
+
+
+_ORIGIN = "_name_or_path"
+"""The setting that says where a model came from."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ def check_directory(path: Path) -> None:
 
 def _check_file(path: Path, name: str) -> None:
     values = _checked(path, parse, name, call(path, (path / name).read_bytes))
-    if is_settings(name) and (found := _checked(path, foreign_code, name, values)) is not None:
+    if is_settings(name) and (found := _checked(path, foreign_code, name, _without_origins(values))) is not None:
         setting, what = found
         raise CompileError(f"{path / name}: {setting.path} {what}; that is refused: remove it if it isn't needed")
     _checked(path, check_settings, name, values)
@@ -186,6 +195,17 @@ def _check_file(path: Path, name: str) -> None:
         _checked(path, check_config_class, name, values)
     if name in (CONFIG, TOKENIZER):
         _checked(path, check_tokenizer_class, name, values)
+
+
+def _without_origins(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without where the parts of a model with a picture tower came from.
+
+    Published directories state it. Nothing is loaded from there: such a part is built of the settings beside it.
+    """
+    parts = PICTURE_MODELS.get(str(values.get("model_type")), {})
+    named = {part: values[part] for part in parts if isinstance(values.get(part), dict)}
+    kept = {part: {key: each for key, each in of.items() if key != _ORIGIN} for part, of in named.items()}
+    return {**values, **kept}
 
 
 def load_generation(path: Path) -> dict[str, Any]:
@@ -232,6 +252,8 @@ def _plain(config: PretrainedConfig) -> PretrainedConfig:
         for key, value in PLAIN.items():
             if hasattr(part, key):
                 setattr(part, key, value)
+    for part in _parts(config):
+        setattr(part, _ORIGIN, "")
     return config
 
 
