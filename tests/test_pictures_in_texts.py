@@ -138,45 +138,46 @@ def test_a_tower_is_refitted_before_the_words_are(tmp_path: Path) -> None:
     assert near < 0.9 * far
 
 
-class TestGrowth:
-    """A task that is added takes tower and connector of the base."""
+@pytest.fixture(scope="module")
+def grown(shared: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return wp.compile(
+        added(tmp_path_factory.mktemp("grown"), shared), base=shared.path, out=shared.path.parent / "grown"
+    )
 
-    @pytest.fixture(scope="class")
-    def grown(self, shared: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-        return wp.compile(
-            self.content(tmp_path_factory.mktemp("grown"), shared), base=shared.path, out=shared.path.parent / "grown"
-        )
 
-    def content(self, folder: Path, base: Bundle, **changes: Any) -> dict[str, Any]:
-        content = tiny_llava.watcher(folder, model=str(base.path.parent / "llava"), training=SELDOM, recover=TRAINED)
-        tasks = {"shade": tiny_llava.asking(folder, "shade", {"white": "sun", "black": "rain"})}
-        content |= {"tasks": tasks} | changes
-        return {key: value for key, value in content.items() if key not in ("block", "page", "dtype")}
+def added(folder: Path, base: Bundle, **changes: Any) -> dict[str, Any]:
+    content = tiny_llava.watcher(folder, model=str(base.path.parent / "llava"), training=SELDOM, recover=TRAINED)
+    tasks = {"shade": tiny_llava.asking(folder, "shade", {"white": "sun", "black": "rain"})}
+    content |= {"tasks": tasks} | changes
+    return {key: value for key, value in content.items() if key not in ("block", "page", "dtype")}
 
-    def test_it_sees_pictures_as_the_others_do(self, shared: Bundle, grown: Bundle) -> None:
-        assert blocks_of(grown, "shade", "vision_tower") == blocks_of(grown, "animal", "vision_tower")
-        own = {*read_adapter(grown, "shade"), *read_parameters(grown, private_file("shade"))}
-        assert own
-        assert not {name for name in own if name.startswith(BEFORE_WORDS)}
-        seen = features(grown)
-        assert len({each.tobytes() for each in (*seen.values(), *features(shared).values())}) == 1
-        assert grown.pictures == shared.pictures
-        assert grown.has_graphs
 
-    def test_other_towers_are_refused(self, shared: Bundle, tmp_path: Path) -> None:
-        for vision, expected in (
-            ("own", "vision: expected shared, as of the base .*, found own"),
-            ({"sparsity": 0.5}, "vision.sparsity: expected none with a base whose tasks share the tower"),
-        ):
-            with pytest.raises(ConfigError, match=expected):
-                wp.compile(self.content(tmp_path, shared, vision=vision), base=shared.path, out=tmp_path / "refused")
+def test_a_task_that_is_added_sees_pictures_as_the_others_do(shared: Bundle, grown: Bundle) -> None:
+    assert blocks_of(grown, "shade", "vision_tower") == blocks_of(grown, "animal", "vision_tower")
+    own = {*read_adapter(grown, "shade"), *read_parameters(grown, private_file("shade"))}
+    assert own
+    assert not {name for name in own if name.startswith(BEFORE_WORDS)}
+    seen = features(grown)
+    assert len({each.tobytes() for each in (*seen.values(), *features(shared).values())}) == 1
+    assert grown.pictures == shared.pictures
+    assert grown.has_graphs
 
-    def test_a_base_without_one_task_is_packed_anew(self, grown: Bundle, tmp_path: Path) -> None:
-        repack(grown.path, tmp_path / "packed", without=["animal"])
-        packed = Bundle.open(tmp_path / "packed")
-        assert packed.has_graphs
-        assert packed.pictures == grown.pictures
-        assert features(packed)["shade"].tobytes() == features(grown)["shade"].tobytes()
+
+def test_another_tower_beside_a_base_is_refused(shared: Bundle, tmp_path: Path) -> None:
+    for vision, expected in (
+        ("own", "vision: expected shared, as of the base .*, found own"),
+        ({"sparsity": 0.5}, "vision.sparsity: expected none with a base whose tasks share the tower"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            wp.compile(added(tmp_path, shared, vision=vision), base=shared.path, out=tmp_path / "refused")
+
+
+def test_a_base_without_one_task_is_packed_anew(grown: Bundle, tmp_path: Path) -> None:
+    repack(grown.path, tmp_path / "packed", without=["animal"])
+    packed = Bundle.open(tmp_path / "packed")
+    assert packed.has_graphs
+    assert packed.pictures == grown.pictures
+    assert features(packed)["shade"].tobytes() == features(grown)["shade"].tobytes()
 
 
 def test_an_exported_task_is_an_ordinary_directory_with_its_processor(shared: Bundle, tmp_path: Path) -> None:
