@@ -20,6 +20,7 @@ from weightpager.bundle.format.manifest import Generation, TaskKind
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
+from weightpager.readers.picture_reader import PictureReader
 from weightpager.readers.tokenizer import NO_DEFAULT, Encoded, Tokenizer, begin_ids
 from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import EVAL_BATCH, Batches, Labelled, batched
@@ -31,12 +32,16 @@ from weightpager.task_data.texts import Example
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
 
+PIXELS = "pixel_values"
+"""The input that holds images, or the pictures in a batch's texts; there is none where no text has a picture."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """Model inputs and labels.
 
-    Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
+    Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``, or
+    where they stand among words ``[pictures, C, H, W]``, in the order of their places.
     Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
     ids, of completions alone where there are prompts; its `Kind` shifts them. Where prompts are to be answered,
     ``wanted`` has the answers, and labels mean nothing.
@@ -144,10 +149,12 @@ def of_held_out(used: Sequence[Item], held_out: Sequence[Item], split: str = "tr
 
 
 def _content(item: Item) -> Hashable:
-    """What the model sees of it; of a prompt with a completion the prompt alone."""
+    """What the model sees of it; of a prompt with a completion the prompt alone, with its pictures."""
     if isinstance(item, Picture):
         return item.path.resolve()
-    return item.prompt if isinstance(item, CompletionExample) else tuple(item.tokens)
+    if isinstance(item, CompletionExample):
+        return item.prompt, tuple(picture.key for picture in item.pictures)
+    return tuple(item.tokens)
 
 
 @dataclass(frozen=True)
@@ -176,14 +183,21 @@ class TransformersTokens:
         return [Encoded.of(found) for found in encoded.encodings]
 
 
-def reader_of(tokenizer: Any) -> Tokenizer:
-    """What a device reads of a tokenizer of transformers."""
+def reader_of(tokenizer: Any, pictures: PictureReader | None = None) -> Tokenizer:
+    """What a device reads of a tokenizer of transformers, and with ``pictures`` among the words.
+
+    Raises:
+        CompileError: the tokenizer doesn't read the pictures' placeholder as a special token.
+    """
     inner = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default", NO_DEFAULT)
     settings = {"model_max_length": tokenizer.model_max_length, "split_special_tokens": tokenizer.split_special_tokens}
-    return Tokenizer(inner, {**tokenizer.special_tokens_map, **settings}, template)
+    try:
+        return Tokenizer(inner, {**tokenizer.special_tokens_map, **settings}, template, pictures)
+    except ValueError as error:
+        raise CompileError(f"model: {error}") from error
 
 
 _log = logging.getLogger(__name__)
@@ -238,7 +252,8 @@ class TaskData:
         """Batches of all held-out examples, for `evaluate`: where prompts are to be answered, of these alone."""
         if self.asked is None:
             return self.batches(self.eval, EVAL_BATCH)
-        return completions.prompts(self.eval, EVAL_BATCH, self.asked.tokenizer.pad_id or 0).mapped(Batch.of)
+        tokenizer = self.asked.tokenizer
+        return completions.prompts(self.eval, EVAL_BATCH, tokenizer.pad_id or 0, tokenizer.pictures).mapped(Batch.of)
 
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.
@@ -299,23 +314,38 @@ def check(name: str, task: TaskSpec, known: Sequence[str] | None) -> None:
             label_ids(labels, known, where)
 
 
-def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
+def load(
+    name: str,
+    task: TaskSpec,
+    reads: Any,
+    known: Sequence[str],
+    max_length: int,
+    pictures: PictureReader | None = None,
+) -> TaskData:
     """Read every split of a task, and tokenise texts; what looks like a mistake in them is warned of.
 
-    ``reads`` is the tokenizer, or for images an `ImageReader`; ``known`` the task's classes in the order of their ids.
+    Args:
+        name: of the task.
+        task: what the task file says of it.
+        reads: the tokenizer, or for images an `ImageReader`.
+        known: the task's classes in the order of their ids.
+        max_length: of texts, in tokens.
+        pictures: what reads those among the words; None for a model that reads none there.
 
     Raises:
         CompileError: as `TextReader.read` or `pictures.read`.
     """
     reader: Any = reads
     if not task.takes_images:
-        reader = reader_of(reads) if task.completes else TransformersTokens(reads)
+        reader = reader_of(reads, pictures) if task.completes else TransformersTokens(reads)
     read = items_reader(task.kind, task.columns, reader, known, max_length)
-    collated: Collate = (
-        partial(_collate_pictures, reader=reads)
-        if task.takes_images
-        else partial(collate_texts, pad=reads.pad_token_id)
-    )
+    collated: Collate
+    if task.takes_images:
+        collated = partial(_collate_pictures, reader=reads)
+    elif task.completes:
+        collated = partial(_collate_completions, pad=reads.pad_token_id, pictures=pictures)
+    else:
+        collated = partial(collate_texts, pad=reads.pad_token_id)
 
     def split(split: str, path: Path, items: int | None = None) -> tuple[Item, ...]:
         return read(path, split_label(name, split, path), items)
@@ -364,6 +394,10 @@ def _warn(name: str, task: TaskSpec, data: TaskData, max_length: int) -> None:
 def collate_texts(examples: Sequence[Any], pad: int) -> Batch:
     """One batch, padded on the right to its longest example."""
     return Batch.of(texts.collate(examples, pad))
+
+
+def _collate_completions(examples: Sequence[Any], pad: int, pictures: PictureReader | None) -> Batch:
+    return Batch.of(completions.collate(examples, pad, pictures))
 
 
 def _collate_pictures(pictures: Sequence[Any], reader: Any) -> Batch:

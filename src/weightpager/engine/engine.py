@@ -21,7 +21,6 @@ from weightpager.answers.encoding import begin
 from weightpager.answers.kinds import Prediction
 from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
 from weightpager.answers.predict import (
-    Conversation,
     Input,
     Wanted,
     check_writes,
@@ -32,6 +31,7 @@ from weightpager.answers.predict import (
     works_of,
 )
 from weightpager.answers.query import Run, StreamedQuery, compiled_anew
+from weightpager.answers.token_reader import Conversation
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size, parse_size, stated_size
 from weightpager.engine import input_readers

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from weightpager.backends.torch.architecture import BASE
 from weightpager.compiler.model.paged_weights import PagedWeightInfo, parameters, replace_tensors
 from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.picture_tower import is_before_words
+from weightpager.errors import CompileError
 
 Versions = npt.NDArray[np.int8]
 """[blocks, tasks]: tasks with the same number share a block's values."""
@@ -81,6 +83,31 @@ def group(
 def _agree(own: _Blocks, theirs: _Blocks, tolerance: float) -> npt.NDArray[np.bool_]:
     distance, size = (np.linalg.norm(blocks, axis=1) for blocks in (own - theirs, theirs))
     return np.asarray(distance <= tolerance * size)
+
+
+def check_tower(
+    models: Mapping[str, PreTrainedModel], shared: Mapping[str, Tensor], versions: Mapping[str, Versions]
+) -> None:
+    """Refuse a checkpoint with a picture tower, or connector, of its own where all tasks have the model's.
+
+    Args:
+        models: the tasks' modules, as `lay_over` leaves them.
+        shared: the model's own parameters, by canonical name.
+        versions: what `lay_over` gives.
+
+    Raises:
+        CompileError: names the task and what differs.
+    """
+    paged = {f"{name}.weight" for name in versions}
+    for number, (task, model) in enumerate(models.items()):
+        named = [(name, tensor) for name, tensor in parameters(model).items() if is_before_words(name)]
+        own = [name for name, tensor in named if tensor is not shared[name] and name not in paged]
+        own += [name for name, of in versions.items() if is_before_words(name) and (of[:, number] != SHARED).any()]
+        if own:
+            raise CompileError(
+                f"tasks.{task}.checkpoint: expected the model's picture tower and connector, which all tasks share, "
+                f"found other values of {own[0]!r}; state 'vision: own', or share by a larger tolerance"
+            )
 
 
 def _take_paged(
