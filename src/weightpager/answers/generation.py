@@ -5,15 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.answers.batches import Bounds, batches
-from weightpager.answers.model import Inputs, Integers, TaskModel
+from weightpager.answers.decoding import GrowingTexts
+from weightpager.answers.model import (
+    FindFeatures,
+    Floats,
+    Inputs,
+    Integers,
+    PlacedFeatures,
+    TaskModel,
+    computed,
+)
 from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
-from weightpager.answers.work import Generate, Generated
+from weightpager.answers.work import Generate, Generated, Ids
+from weightpager.readers.image_processor import Pixels
+from weightpager.readers.picture import Picture
 from weightpager.readers.tokenizer import Tokenizer
 
 _CONTEXT = 8
@@ -154,7 +167,8 @@ def _common_beginning(text: str, other: str) -> str:
 class GenerationRun:
     """Continues prompts that can run together. Implements `Run`.
 
-    A query that nobody waits for any more ends after the token or the piece of its prompt that is being computed.
+    A query that nobody waits for any more ends after the token, the piece of its prompt or the picture that is being
+    computed.
     """
 
     def __init__(
@@ -163,30 +177,54 @@ class GenerationRun:
         tokenizer: Tokenizer,
         queries: Sequence[Query],
         clock: Callable[[], float] = time.monotonic,
+        features: FindFeatures = computed,
     ) -> None:
-        """Nothing has been read; ``tokenizer`` is the calling thread's own."""
+        """Nothing has been read; ``tokenizer`` is the calling thread's own. ``features`` gives those of pictures."""
+        self._model, self._features = model, features
         self._rows = [_Row(query, model, tokenizer) for query in queries]
-        works = [row.work for row in self._rows]
-        pad = pad_id(model.vocab_size, tokenizer)
-        batch = padded([work.ids for work in works], pad, left=True)
-        most = max(work.max_new_tokens for work in works)
-        self._texts = model.grow(batch["input_ids"], batch["attention_mask"], works[0].sampling, pad, most)
+        self._pad = pad_id(model.vocab_size, tokenizer)
         self._clock = clock
         self._grown = 0
+        # Prompts are read when their pictures have been seen.
+        self._texts: GrowingTexts | None = None if any(row.unseen for row in self._rows) else self._begin()
 
     def step(self, until: float) -> int:
-        """Read more of the prompts, or generate more, until a time; how many tokens were generated."""
+        """See more of the pictures, read more of the prompts, or generate more, until a time.
+
+        Returns how many tokens were generated.
+        """
         left = self._forget()
-        while left and self._texts.unread:
-            self._texts.read_piece()
+        while left and (row := next((row for row in self._rows if row.unseen), None)) is not None:
+            row.features.append(self._features(self._model, row.unseen.pop(0)))
             left = self._forget()
             if self._clock() >= until:
                 return 0
-        return self._grow(until) if left else 0
+        if not left:
+            return 0
+        texts = self._texts = self._texts or self._begin()
+        while left and texts.unread:
+            texts.read_piece()
+            left = self._forget()
+            if self._clock() >= until:
+                return 0
+        return self._grow(texts, until) if left else 0
 
-    def _grow(self, until: float) -> int:
-        watch = _Watch(self._rows, until if self._texts.stoppable else None, self._clock)
-        self._texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see)
+    def _begin(self) -> GrowingTexts:
+        works = [row.work for row in self._rows]
+        batch = padded([work.ids for work in works], self._pad, left=True)
+        ids, mask, most = batch["input_ids"], batch["attention_mask"], max(work.max_new_tokens for work in works)
+        pictures, features = self._model.limits.pictures, [each for row in self._rows for each in row.features]
+        if not features:
+            return self._model.grow(ids, mask, works[0].sampling, self._pad, most)
+        assert pictures is not None  # a model that gave features
+        placed = PlacedFeatures.of(ids, mask, pictures.token_id, features)
+        for row in self._rows:
+            row.features.clear()  # which may leave the cache now
+        return self._model.grow(ids, mask, works[0].sampling, self._pad, most, placed)
+
+    def _grow(self, texts: GrowingTexts, until: float) -> int:
+        watch = _Watch(self._rows, until if texts.stoppable else None, self._clock)
+        texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see)
         self._grown += watch.steps
         return watch.tokens
 
@@ -194,9 +232,10 @@ class GenerationRun:
         """Let go of texts that are over, or that nobody waits for; how many are left."""
         now = self._clock()
         left = [place for place, row in enumerate(self._rows) if not row.query.expire(now)]
-        if left and len(left) < len(self._rows) and self._texts.stoppable:
+        if left and len(left) < len(self._rows) and (self._texts is None or self._texts.stoppable):
             self._rows = [self._rows[place] for place in left]
-            self._texts.keep(left)
+            if self._texts is not None:
+                self._texts.keep(left)
         return len(left)
 
 
@@ -209,6 +248,7 @@ class _Row:
     def __init__(self, query: Query, model: TaskModel, tokenizer: Tokenizer) -> None:
         assert isinstance(query.work, Generate)
         self.query, self.work = query, query.work
+        self.unseen, self.features = list(self.work.pictures), list[Floats]()
         decode, end = decoder_after(tokenizer, self.work.ids), _eos_token_ids(model, tokenizer)
         self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
 
@@ -254,12 +294,15 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     Args:
         model: whose task is active.
         tokenizer: of the model, a `Tokenizer`.
-        inputs: ``input_ids`` and ``attention_mask``, int64 [texts, tokens]; padding may lie on either side.
+        inputs: ``input_ids`` and ``attention_mask``, int64 [texts, tokens], and ``pixel_values`` where there are
+            pictures; padding may lie on either side.
         most: new tokens of each.
     """
     room = model.limits.room(tokenizer.longest)
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-    works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
+    prompts = [tuple(ids[mask != 0].tolist()) for ids, mask in rows]
+    pictures = _pictures(model, prompts, inputs)
+    works = [Generate(ids, most, pictures=own).within(room) for ids, own in zip(prompts, pictures, strict=True)]
     waiting = [BlockingQuery(work, cached=True) for work in works]
     bounds = Bounds(uniform_length=model.limits.uniform_room(tokenizer.longest), cache=model.cache)
     for queries in batches(waiting, bounds):
@@ -267,3 +310,12 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
         while not all(query.over for query in queries):
             run.step(math.inf)
     return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]
+
+
+def _pictures(model: TaskModel, prompts: Sequence[Ids], inputs: Inputs) -> Iterator[tuple[Picture, ...]]:
+    """The pictures of each prompt, which its placeholders count. No cache sees them: they have no keys."""
+    pixels: Iterator[Pixels] = iter(inputs.get("pixel_values", ()))
+    stated = model.limits.pictures
+    for ids in prompts:
+        count = 0 if stated is None else ids.count(stated.token_id) // stated.tokens
+        yield tuple(Picture(b"", partial(np.asarray, each, np.float32)) for each in islice(pixels, count))

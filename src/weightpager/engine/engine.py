@@ -19,7 +19,7 @@ import numpy.typing as npt
 from weightpager.answers.batches import Bounds
 from weightpager.answers.encoding import begin
 from weightpager.answers.kinds import Prediction
-from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
+from weightpager.answers.model import CacheSize, FindFeatures, ModelLimits, TaskModel
 from weightpager.answers.predict import (
     Conversation,
     Input,
@@ -289,6 +289,14 @@ class Engine:
         self._check_open()
         return self._open.model(name)
 
+    def features(self, name: str) -> FindFeatures:
+        """What gives pictures' features to a task's model while the task is active: kept ones, or what it computes.
+
+        They are kept inside the budget, the least recently used leave first, and `reload` and `repair` drop them. Tasks
+        share them where the bundle says that they have the same picture tower.
+        """
+        return self._open.features(name)
+
     def predict(
         self,
         name: str,
@@ -347,7 +355,16 @@ class Engine:
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry, reader = self.bundle.task(name), self._readers.own(self.bundle)  # a reload may have changed them
             template = self._readers.template(self.bundle, entry)
-            return predict(self.model(name), reader, entry, asked, wanted=wanted, bounds=bounds, template=template)
+            return predict(
+                self.model(name),
+                reader,
+                entry,
+                asked,
+                wanted=wanted,
+                bounds=bounds,
+                template=template,
+                features=self.features(name),
+            )
 
     def stream(
         self,
@@ -393,7 +410,8 @@ class Engine:
             model, tokenizer = self.model(name), self._readers.new(self.bundle)  # which threads take in turns
             (work,) = works_of(model, tokenizer, entry, asked, wanted, self._readers.template(self.bundle, entry))
         query = StreamedQuery(work)
-        return self._pieces(name, query, model, begin(entry.kind, model, tokenizer, [query]))
+        run = begin(entry.kind, model, tokenizer, [query], self.features(name))
+        return self._pieces(name, query, model, run)
 
     def embed(self, name: str, texts: Iterable[str], *, batch_size: int = 1) -> npt.NDArray[np.float32]:
         """Vectors of texts, [texts, width]: the last hidden state below the task's head, averaged over tokens.
@@ -545,7 +563,10 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        return self._open.page_check.repair()
+        repaired = self._open.page_check.repair()
+        if repaired:
+            self._memory.features.clear()  # of pictures that were computed with the damage
+        return repaired
 
     @uninterrupted
     def reload(self) -> BundleChange:
