@@ -68,8 +68,9 @@ class TransformersImageReader(ImageReader):
 
 
 def image_model(config: PretrainedConfig) -> ImageModel:
-    channels, size = (getattr(config, name, None) for name in ("num_channels", "image_size"))
-    return ImageModel(config.model_type, channels, size)
+    looking = config.vision_config if has_picture_tower(config) else config
+    channels, size = (getattr(looking, name, None) for name in ("num_channels", "image_size"))
+    return ImageModel(looking.model_type, channels, size)
 
 
 def load_image_processor(folder: Path, config: PretrainedConfig | None = None) -> Any:
@@ -125,6 +126,20 @@ def has_picture_tower(config: PretrainedConfig) -> bool:
     return config.model_type in PICTURE_MODELS
 
 
+def feature_layers(config: PretrainedConfig) -> tuple[int, ...]:
+    """How many of the tower's layers each part of a picture's features has passed.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    stated, layers = config.vision_feature_layer, int(config.vision_config.num_hidden_layers)
+    each = [stated] if isinstance(stated, int) else list(stated)
+    if not each or not all(-layers - 1 <= number <= layers for number in each):
+        expected = f"expected numbers of the {layers + 1} hidden states of the picture tower"
+        raise ValueError(f"vision_feature_layer: {expected}, found {stated}")
+    return tuple(number % (layers + 1) for number in each)
+
+
 def read_config(bundle: Bundle) -> PretrainedConfig:
     """The bundle's checked configuration, without any task's labels.
 
@@ -134,7 +149,9 @@ def read_config(bundle: Bundle) -> PretrainedConfig:
     folder, name = model_dir(bundle), f"{MODEL}/config.json"
     check_config_class(name, _values(folder / "config.json"))
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if has_picture_tower(config):
+            feature_layers(config)
     except Exception as error:
         raise BundleFormatError(name, "architecture", "one of transformers'", error) from error
     if (writer := later_writer(config)) is not None:

@@ -60,8 +60,8 @@ def hidden_parts(config_class: type[PretrainedConfig], values: dict[str, Any]) -
         part = inspect.getattr_static(config_class, name, None)
         if part is not None and name not in known and not (isinstance(part, property) and part.fset is not None):
             yield name
-        inner = config_class.sub_configs.get(name)
-        if inner is not None and isinstance(value, dict):
+        inner = config_class.sub_configs.get(name)  # that of a picture model's part is known by its type alone
+        if inner is not None and issubclass(inner, PretrainedConfig) and isinstance(value, dict):
             yield from (f"{name}.{found}" for found in hidden_parts(inner, value))
 
 

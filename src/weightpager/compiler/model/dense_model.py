@@ -16,10 +16,12 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from weightpager.backends.torch.architecture import (
     BASE,
     TransformersImageReader,
+    has_picture_tower,
     position_table,
     quiet_transformers,
     set_generation,
 )
+from weightpager.bundle.format.manifest import FORMS, Pictures
 from weightpager.compiler import data
 from weightpager.compiler.data import read_transitions
 from weightpager.compiler.model.checkpoint import IN_MEMORY, Checkpoint, Scratch, class_names, widen
@@ -33,6 +35,7 @@ from weightpager.compiler.model.paged_weights import (
     sort_weights,
     tied_tensors,
 )
+from weightpager.compiler.model.picture_tower import TOWER, is_before_words, pictures_of
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
@@ -49,13 +52,29 @@ def check_config(directory: ModelDirectory, task_file: TaskFile) -> None:
         raise CompileError(f"{path}: expected an encoder or a decoder, found the encoder-decoder {config.model_type}")
     if getattr(config, "quantization_config", None) is not None:
         raise CompileError(f"{path}: expected float weights, found a quantised checkpoint")
+    _check_pictures(directory, task_file)
     if task_file.takes_images:
         return
-    most = getattr(config, "max_position_embeddings", None)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
     for name in task_file.tasks:
         length = task_file.max_length_of(name)
         if isinstance(most, int) and 0 < most < length:
             raise CompileError(f"tasks.{name}.max_length: expected at most the {most} tokens of {path}, found {length}")
+
+
+def _check_pictures(directory: ModelDirectory, task_file: TaskFile) -> None:
+    """Refuse tasks that a picture tower can't serve, and settings of one where there is none."""
+    if not has_picture_tower(directory.config):
+        if "vision" in task_file.model_fields_set:
+            found = f"{directory.path}, {directory.config.model_type}"
+            raise CompileError(f"vision: expected a model that reads pictures among its words, found {found}")
+        return
+    for name, task in task_file.tasks.items():
+        if not FORMS[task.kind].picture_model:
+            raise CompileError(
+                f"tasks.{name}: expected text-generation, the one kind for a model that reads pictures among its words "
+                f"({directory.path}), found {task.kind}"
+            )
 
 
 def classes_brought(task: TaskSpec) -> tuple[str, ...] | None:
@@ -168,8 +187,9 @@ class DenseModel:
         tied: parameters that modules use under several names: canonical name → the other ones.
         versions: paged weight → int8 [blocks, tasks]: tasks with the same number share a block's values. Weights that
             all tasks share are absent.
-        images: the image processor; None where tasks read texts.
-        own_tokenizer: the tokenizer as the directory has it, for the bundle; None where tasks read images.
+        images: the image processor; None where tasks read texts alone.
+        pictures: how pictures stand in texts; None where they don't.
+        own_tokenizer: the tokenizer as the directory has it, for the bundle; None where tasks read images alone.
         generation: how its decoders go on unless told otherwise: what a bundle keeps of it.
         scratch: the place where stages hold what is as large as the model.
         transitions: how often each task follows each other one; a base's tasks come first.
@@ -185,6 +205,7 @@ class DenseModel:
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
     versions: Mapping[str, Versions] = field(default_factory=dict)
     images: TransformersImageReader | None = None
+    pictures: Pictures | None = None
     own_tokenizer: Any = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     scratch: Scratch = IN_MEMORY
@@ -193,11 +214,43 @@ class DenseModel:
     @property
     def reads(self) -> Any:
         """What turns a task's data into the model's inputs: the tokenizer, or the image reader."""
-        return self.tokenizer if self.images is None else self.images
+        return self.images if self.tokenizer is None else self.tokenizer
 
     def alone(self, task: str) -> DenseModel:
         """The model with one task's module, without what reads inputs: all that computing with it takes."""
         return replace(self, models={task: self.models[task]}, tokenizer=None, own_tokenizer=None, images=None)
+
+    @property
+    def tower(self) -> tuple[PagedWeightInfo, ...]:
+        """The picture tower's paged weights; none without one."""
+        return tuple(info for info in self.paged if info.name.startswith(TOWER)) if self.pictures else ()
+
+    @property
+    def language(self) -> tuple[PagedWeightInfo, ...]:
+        """All other paged weights."""
+        return self.paged[len(self.tower) :]
+
+    @property
+    def shares_tower(self) -> bool:
+        """Whether all tasks have the same picture tower and connector, by the task file's word."""
+        return self.pictures is not None and self.pictures.blocks == "shared"
+
+    def may_differ(self, name: str) -> bool:
+        """Whether tasks may have values of their own of a parameter or paged weight, by canonical name."""
+        return not (self.shares_tower and is_before_words(name))
+
+    @property
+    def own(self) -> tuple[PagedWeightInfo, ...]:
+        """The paged weights that `may_differ`."""
+        return self.language if self.shares_tower else self.paged
+
+    def sparsity_of(self, task: str) -> float:
+        """The fraction of all paged weights' blocks that a task drops."""
+        rest, tower = self.task_file.sparsity_of(task), self.task_file.tower_sparsity_of(task)
+        if not self.tower or rest == tower:
+            return rest
+        here, there = (sum(info.grid.count for info in part) for part in (self.language, self.tower))
+        return (here * rest + there * tower) / (here + there)
 
     def linear(self, task: str, name: str) -> nn.Linear:
         """The paged linear layer of a task's module, by canonical name."""
@@ -247,8 +300,9 @@ def load(
     with quiet_transformers():
         directory = ModelDirectory.open(path)
         check_config(directory, task_file)
-        images = directory.images() if task_file.takes_images else None
-        own_tokenizer = directory.tokenizer() if images is None else None
+        towered = has_picture_tower(directory.config)
+        images = directory.images() if task_file.takes_images or towered else None
+        own_tokenizer = None if task_file.takes_images else directory.tokenizer()
         generation = load_generation(path)  # also without a language model: one may be added later
         tokenizer = copy.deepcopy(own_tokenizer)
         if tokenizer is not None:
@@ -258,7 +312,7 @@ def load(
         checkpoints: dict[str, dict[str, Tensor]] = {}
         shared: dict[str, Tensor] = {}
         for name, task in task_file.tasks.items():
-            checkpoint, brought = load_module(name, task_file, directory, images or tokenizer)
+            checkpoint, brought = load_module(name, task_file, directory, tokenizer or images)
             models[name] = checkpoint.share(shared, with_head=not task.labelled and brought is None)
             # What a bundle doesn't keep would be in the dense model's scores alone.
             set_generation(models[name], GenerationConfig(**generation) if generation else None)
@@ -268,10 +322,13 @@ def load(
     if (small := share_of(models, paged, resident)).is_small:
         _log.warning("%s: paged is %s", path, small.words)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
-    config = directory.config
+    config, pictures = directory.config, None
+    if towered and images is not None:
+        first = next(iter(models.values()))
+        pictures = pictures_of(first, tokenizer, images.shape, task_file.vision.blocks, path)
     source = DenseModel(
         task_file, path, config, tokenizer, models, paged, resident, tied,
-        images=images, own_tokenizer=own_tokenizer, generation=generation, transitions=transitions,
+        images=images, pictures=pictures, own_tokenizer=own_tokenizer, generation=generation, transitions=transitions,
     )  # fmt: skip
     source = replace(source, scratch=place(source))
     widen(models.values(), source.scratch)

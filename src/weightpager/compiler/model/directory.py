@@ -10,9 +10,15 @@ from typing import Any, cast
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig
 
-from weightpager.backends.torch.architecture import TransformersImageReader, load_image_processor, position_table
+from weightpager.backends.torch.architecture import (
+    TransformersImageReader,
+    has_picture_tower,
+    load_image_processor,
+    position_table,
+)
 from weightpager.backends.torch.model_types import check_config_class, check_tokenizer_class, later_writer
 from weightpager.bundle.model_settings import GENERATION_KEYS, GenerationSettings, foreign_code
+from weightpager.compiler.model.picture_tower import passed_alone
 from weightpager.bundle.settings import (
     CONFIG,
     GENERATION,
@@ -115,12 +121,12 @@ class ModelDirectory:
         return int(tokenizer.pad_token_id)
 
     def images(self) -> TransformersImageReader:
-        """What reads images: the image processor, with what the model expects of it.
+        """What reads images: the image processor, with what the model, or its picture tower, expects of it.
 
         Raises:
             CompileError: there is none that can be used.
         """
-        if not (self.path / IMAGES).is_file():
+        if not self._has_images():
             raise CompileError(f"{self.path}: expected an image processor, found no preprocessor_config.json in it")
 
         def read() -> TransformersImageReader:
@@ -136,10 +142,15 @@ class ModelDirectory:
         """
         _check_same_architecture(model.config, self.config, where)
         if isinstance(reads, TransformersImageReader):
-            if (self.path / IMAGES).is_file():
+            if self._has_images():
                 _check_same_pixels(reads, self.images(), where)
         elif self._has_tokenizer() and self.tokenizer().get_vocab() != reads.get_vocab():
             raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
+
+    def _has_images(self) -> bool:
+        """Whether there is an image processor; of models that read texts too, transformers 5 puts it into another file."""
+        others = (PROCESSOR,) if has_picture_tower(self.config) else ()
+        return any((self.path / name).is_file() for name in (IMAGES, *others))
 
     def _has_tokenizer(self) -> bool:
         return any(file.is_file() for pattern in _VOCABULARIES for file in self.path.glob(pattern))
@@ -212,15 +223,21 @@ def _read_config(path: Path, **options: Any) -> PretrainedConfig:
             f"{path}: expected a model that transformers {transformers.__version__} reads, found one that {writer} "
             "wrote; update transformers"
         )
-    return _plain(cast(PretrainedConfig, config))
+    return cast(PretrainedConfig, call(path, passed_alone, _plain(cast(PretrainedConfig, config))))
 
 
 def _plain(config: PretrainedConfig) -> PretrainedConfig:
     """The same, in place, with outputs as they are read here, and nothing computed in chunks: values stay the same."""
-    for key, value in PLAIN.items():
-        if hasattr(config, key):
-            setattr(config, key, value)
+    for part in (config, *_parts(config)):
+        for key, value in PLAIN.items():
+            if hasattr(part, key):
+                setattr(part, key, value)
     return config
+
+
+def _parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """The configurations of the models that a model is made of, where it is."""
+    return [config.vision_config, config.text_config] if has_picture_tower(config) else []
 
 
 def _check_same_architecture(ours: PretrainedConfig, theirs: PretrainedConfig, where: str) -> None:
@@ -232,14 +249,20 @@ def _check_same_architecture(ours: PretrainedConfig, theirs: PretrainedConfig, w
     for key in sorted(usual):
         if wanted.get(key, usual[key]) != found.get(key, usual[key]):
             raise CompileError(f"{where}: expected {key} {wanted.get(key)!r} as in the model, found {found.get(key)!r}")
+    for our_part, their_part in zip(_parts(ours), _parts(theirs), strict=True):
+        _check_same_architecture(our_part, their_part, where)
 
 
 def _computing(config: PretrainedConfig) -> dict[str, Any]:
-    """The settings that change what a model computes."""
+    """The settings that change what a model computes, without those of models that it is made of."""
     return {
         key: value
         for key, value in config.to_dict().items()
-        if key not in _NOT_COMPUTING and not key.startswith("_") and "drop" not in key and not key.endswith("_token_id")
+        if key not in _NOT_COMPUTING
+        and key not in config.sub_configs
+        and not key.startswith("_")
+        and "drop" not in key
+        and not key.endswith("_token_id")
     }
 
 

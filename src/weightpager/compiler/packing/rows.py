@@ -21,6 +21,7 @@ from weightpager.bundle.format.row_table import CURVE, RowTableEntry, table_page
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import canonical, embedding_tables
+from weightpager.compiler.model.picture_tower import is_before_words
 from weightpager.nn.embedding import is_plain_embedding
 from weightpager.task_data.texts import Example
 
@@ -159,7 +160,7 @@ NO_ROWS = RowChoice({}, {})
 
 def choose_tables(source: DenseModel, data: Mapping[str, TaskData]) -> RowChoice:
     """Find the tables of the shared base that are large and only looked up."""
-    if source.task_file.rows != "on-demand" or source.task_file.dtype == "float32" or source.images is not None:
+    if source.task_file.rows != "on-demand" or source.task_file.dtype == "float32" or source.tokenizer is None:
         return NO_ROWS
     large, reasons = _large_tables(source)
     if not large:
@@ -188,7 +189,7 @@ def _large_tables(source: DenseModel) -> tuple[dict[str, tuple[int, int]], dict[
     shared = parameters(first)
     for name in sorted(embedding_tables(source.models)):
         tensor = shared.get(name)
-        if tensor is None or not name.startswith(BASE):
+        if tensor is None or not name.startswith(BASE) or is_before_words(name):
             continue
         if any(parameters(model).get(name) is not tensor for model in source.models.values()):
             reasons[name] = "embedding that tasks have values of their own for"

@@ -19,11 +19,12 @@ from weightpager.bundle.format.block_table import BlockNumbers
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.format.page_file import file_counts, file_name
-from weightpager.bundle.settings import GENERATION
+from weightpager.bundle.settings import GENERATION, PROCESSOR
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.graph.export import write_graphs
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.picture_tower import processor_settings
 from weightpager.compiler.packing.pack import Packing
 from weightpager.compiler.packing.plan import BundlePlan
 from weightpager.compiler.packing.rows import WrittenRows, write_rows
@@ -108,7 +109,7 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> dict[TaskKind, str]:
 
 
 def image_shape(source: DenseModel) -> tuple[int, int, int] | None:
-    """Channels, height and width of the images that the tasks read; None where they read texts."""
+    """Channels, height and width of the images or pictures that the tasks read; None where they read texts alone."""
     return None if source.images is None else source.images.shape
 
 
@@ -178,15 +179,19 @@ def _write_model(writer: BundleWriter, source: DenseModel) -> None:
     folder = writer.root / MODEL
     with storage_errors():
         source.config.save_pretrained(folder)
-        _preprocessor(source).save_pretrained(folder)
+        if source.tokenizer is not None:
+            _own_tokenizer(source).save_pretrained(folder)
+        if source.images is not None:
+            source.images.processor.save_pretrained(folder)
+        if source.pictures is not None and source.images is not None:
+            settings = processor_settings(source.config, source.pictures, source.images.shape)
+            (folder / PROCESSOR).write_text(json.dumps(settings, indent=2), encoding="utf-8")
         if source.generation:
             (folder / GENERATION).write_text(json.dumps(source.generation, indent=2), encoding="utf-8")
 
 
-def _preprocessor(source: DenseModel) -> Any:
-    """What transformers saves beside a model: the image processor, or the tokenizer."""
-    if source.images is not None:
-        return source.images.processor
+def _own_tokenizer(source: DenseModel) -> Any:
+    """The tokenizer as a bundle has it."""
     # Not the one that has been worked with: it would be written with how it pads here, and to which lengths it cuts.
     tokenizer = copy.deepcopy(source.own_tokenizer)
     tokenizer.truncation_side = source.tokenizer.truncation_side  # where texts were cut in training
@@ -218,6 +223,7 @@ def _manifest(plan: BundlePlan, rows: WrittenRows, form: ParameterFormat) -> Man
         tasks=list(plan.tasks),
         transitions=plan.transitions.matrix.tolist(),
         alignment=plan.alignment,
+        pictures=source.pictures,
         resident_reasons={
             name: plan.rows.reasons.get(name, reason) for name, reason in source.resident.items() if name not in tables
         },

@@ -81,7 +81,7 @@ class Prepared:
                 kind=spec.kind,
                 classes=list(self.source.classes(name)),
                 max_length=None if spec.takes_images else task_file.max_length_of(name),
-                sparsity=task_file.sparsity_of(name),
+                sparsity=self.source.sparsity_of(name),
                 dense=_entry(self.dense[name]),
                 eval=EvalData(
                     file=str(spec.eval.absolute()),

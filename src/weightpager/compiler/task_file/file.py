@@ -33,6 +33,8 @@ from weightpager.compiler.task_file.sections import (
     TaskName,
     TaskSpec,
     TrainingSpec,
+    Vision,
+    VisionSpec,
     broken,
 )
 from weightpager.errors import ConfigError, shown
@@ -120,7 +122,8 @@ class TaskFile(Frozen):
     """A task file; once it is read, paths are absolute or start from the working directory.
 
     Attributes:
-        model: a Hugging Face model directory: an encoder or a decoder, of texts or of images.
+        model: a Hugging Face model directory: an encoder or a decoder, of texts or of images, or a decoder behind a
+            picture tower.
         block: rows × columns of weights that are kept or dropped together.
         dtype: of the paged weights.
         sparsity: fraction of blocks dropped by tasks that state none; if this states none either, 0.75 where recovery
@@ -132,6 +135,7 @@ class TaskFile(Frozen):
             ``dtype``.
         max_switch: bytes; the weakest alignment whose average switch loads no more is taken instead of ``alignment``.
         accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
+        vision: a picture tower's blocks, or the word alone that says whose they are.
         experts: whether tasks keep whole experts of a mixture and all of its other weights, or any blocks.
         recover: a method, or its name alone.
         tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
@@ -157,6 +161,7 @@ class TaskFile(Frozen):
     reorder: bool = True
     page: Page = None
     rows: Rows = "on-demand"
+    vision: Vision = VisionSpec()
     experts: ExpertUnit = "whole"
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None
@@ -194,6 +199,7 @@ class TaskFile(Frozen):
     def _check_fit(self) -> None:
         stated = sorted(self.model_fields_set & {"sparsity", "dtype"})
         stated += [f"tasks.{name}.sparsity" for name, task in self.tasks.items() if task.sparsity is not None]
+        stated += ["vision.sparsity"] * (self.vision.sparsity is not None)
         if self.fit is not None and stated:
             raise broken(
                 f"fit: expected no {' and no '.join(stated)} beside it, since it chooses sparsity and dtype; leave "
@@ -226,6 +232,12 @@ class TaskFile(Frozen):
         stated = (self.tasks[task].sparsity, self.sparsity)
         usual = _SPARSITY.get(self.recover.method, _SPARSITY_UNTRAINED)
         return next((value for value in stated if value is not None), usual)
+
+    def tower_sparsity_of(self, task: str) -> float:
+        """The fraction of a picture tower's blocks that the task drops."""
+        if self.vision.sparsity is not None:
+            return self.vision.sparsity
+        return min(map(self.sparsity_of, self.tasks)) if self.vision.blocks == "shared" else self.sparsity_of(task)
 
     @property
     def trained_tasks(self) -> tuple[str, ...]:
@@ -298,6 +310,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "calibration": CalibrationSpec,
     "training": TrainingSpec,
     "recover": RecoverSpec,
+    "vision": VisionSpec,
 }
 """Sections by their key; the whole file by the empty one."""
 

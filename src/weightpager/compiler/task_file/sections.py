@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -29,6 +30,7 @@ from weightpager.machine.paths import has_directory, has_file
 RecoverMethod = Literal["none", "closed-form", "finetune"]
 RecoverStart = Literal["dense", "closed-form"]
 Comparison = Literal["none", "dense", "all"]
+TowerBlocks = Literal["shared", "own"]
 
 _PAGE_LIMITS = (4096, 2**28)
 
@@ -334,16 +336,40 @@ class RecoverSpec(_Training):
         return bool(self.private_blocks or self.low_rank)
 
 
-def _method_alone(value: object) -> object:
-    return {"method": value} if isinstance(value, str) else value
+class VisionSpec(Frozen):
+    """The picture tower of a model that reads pictures among its words.
+
+    Attributes:
+        blocks: ``shared`` where all tasks have the same tower and connector, so that a picture's features are computed
+            once for all of them; ``own`` where each task has its own.
+        sparsity: fraction of the tower's blocks dropped; None is what tasks drop, and where they share the tower what
+            the task drops that drops least.
+    """
+
+    blocks: TowerBlocks = "shared"
+    sparsity: Sparsity | None = None
 
 
-class _OrMethodAlone:
-    """For editors: a section, or a method."""
+@dataclass(frozen=True)
+class _OrAlone:
+    """A section, or the value of its first key alone."""
+
+    key: str
+    values: tuple[str, ...]
+
+    def section(self, value: object) -> object:
+        return {self.key: value} if isinstance(value, str) else value
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"anyOf": [handler(core), {"type": "string", "enum": list(get_args(RecoverMethod))}]}
+        """For editors."""
+        return {"anyOf": [handler(core), {"type": "string", "enum": list(self.values)}]}
 
 
-Recover = Annotated[RecoverSpec, BeforeValidator(_method_alone), _OrMethodAlone()]
+_METHOD_ALONE = _OrAlone("method", get_args(RecoverMethod))
+_BLOCKS_ALONE = _OrAlone("blocks", get_args(TowerBlocks))
+
+Recover = Annotated[RecoverSpec, BeforeValidator(_METHOD_ALONE.section), _METHOD_ALONE]
 """A section, or the name of a method alone."""
+
+Vision = Annotated[VisionSpec, BeforeValidator(_BLOCKS_ALONE.section), _BLOCKS_ALONE]
+"""A section, or the word alone that says whose the blocks are."""

@@ -1,0 +1,102 @@
+"""A model's picture tower: the layers that features pass, and how they stand in texts.
+
+A tower's features are hidden states between its layers (LLaVA's, before the last one). Layers that none of them passes
+compute what nobody reads. `passed_alone` leaves them out of the configuration, from which all else follows: modules,
+pages, the bundle and what is exported of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from weightpager.backends.torch.architecture import BASE, feature_layers, has_picture_tower
+from weightpager.bundle.format.manifest import Pictures
+from weightpager.compiler.model.paged_weights import repeated_layers
+from weightpager.errors import CompileError
+
+TOWER = f"{BASE}vision_tower."
+CONNECTOR = f"{BASE}multi_modal_projector."
+LANGUAGE = f"{BASE}language_model."
+"""Beginnings of the canonical names of a model's three parts; a head that isn't tied lies beside them."""
+
+
+def is_before_words(name: str) -> bool:
+    """Whether a parameter, by canonical name, is the picture tower's or the connector's."""
+    return name.startswith((TOWER, CONNECTOR))
+
+
+def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
+    """The same configuration, in place, with those of the tower's layers that some feature passes; features stay.
+
+    Raises:
+        ValueError: features aren't behind any of its layers.
+    """
+    if not has_picture_tower(config):
+        return config
+    layers, tower = feature_layers(config), config.vision_config
+    last = max(layers)
+    if last == 0:
+        raise ValueError("vision_feature_layer: expected features behind some layer of the picture tower, found none")
+    if hasattr(tower, "vision_use_head"):
+        tower.vision_use_head = False  # it reads what is behind the last layer, for SigLIP's own use
+    if last < tower.num_hidden_layers:
+        tower.num_hidden_layers = last
+        if getattr(tower, "tie_last_hidden_states", None) is not None:
+            tower.tie_last_hidden_states = False  # what was between two layers has passed no norm
+    config.vision_feature_layer = layers[0] if isinstance(config.vision_feature_layer, int) else list(layers)
+    return config
+
+
+def pictures_of(
+    model: PreTrainedModel, tokenizer: Any, shape: tuple[int, int, int] | None, blocks: str, path: Path
+) -> Pictures:
+    """How pictures stand in texts, as the module itself says that is asked for a blank one.
+
+    Args:
+        model: a task's module.
+        tokenizer: of transformers.
+        shape: channels, height and width of what the image processor gives; None if they depend on the picture.
+        blocks: the manifest's word for whose the tower's are.
+        path: of the model, for errors.
+
+    Raises:
+        CompileError: pictures become as many features as they like, or the placeholder is no word of both.
+    """
+    if shape is None:
+        raise CompileError(
+            f"{path}: expected an image processor that makes one size of all pictures, found one whose size depends on "
+            "the picture; state 'crop_size', or a 'size' of height and width"
+        )
+    with torch.inference_mode():
+        features = model.base_model.get_image_features(torch.zeros(1, *shape, dtype=model.dtype), return_dict=True).pooler_output
+    token_id = int(model.config.image_token_id)
+    words = int(model.get_input_embeddings().weight.shape[0])
+    token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
+    if not token or token_id >= words or tokenizer.convert_tokens_to_ids(token) != token_id:
+        raise CompileError(
+            f"{path}: image_token_index: expected a word of the tokenizer and of the model's {words}, found {token_id}"
+        )
+    tokens, width = features[0].shape
+    layers = sum(f"{BASE}{name}.".startswith(TOWER) for name in repeated_layers(model.base_model))
+    return Pictures(blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width)
+
+
+def processor_settings(config: PretrainedConfig, pictures: Pictures, shape: tuple[int, int, int] | None) -> dict[str, Any]:
+    """What transformers' processor must know to put as many placeholders into a text: ``processor_config.json``.
+
+    It counts whole patches of a picture, adds what else the tower makes, and takes one away by the ``default`` strategy.
+    """
+    assert shape is not None
+    patch, strategy = int(config.vision_config.patch_size), config.vision_feature_select_strategy
+    patches = (shape[1] // patch) * (shape[2] // patch)
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": pictures.token,
+        "patch_size": patch,
+        "vision_feature_select_strategy": strategy,
+        "num_additional_image_tokens": pictures.tokens + (strategy == "default") - patches,
+    }
