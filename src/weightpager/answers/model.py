@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -253,7 +253,7 @@ class TaskModel(ABC):
         return TextPieces(self.reading(1, len(ids)), self.limits, ids)
 
 
-FindFeatures: TypeAlias = "Callable[[TaskModel, Picture], Floats]"
+FindFeatures = Callable[[TaskModel, Picture], Floats]
 """Gives a picture's features, [tokens, width], to a task whose model is active: computed now, or kept."""
 
 
