@@ -24,6 +24,10 @@ LANGUAGE = f"{BASE}language_model."
 """Beginnings of the canonical names of a model's three parts; a head that isn't tied lies beside them."""
 
 
+_OF_BACKBONES = ("stage_names", "out_features", "out_indices")
+"""What DINOv2's says of all its layers, for others' use: it would contradict fewer layers."""
+
+
 def is_before_words(name: str) -> bool:
     """Whether a parameter, by canonical name, is the picture tower's or the connector's."""
     return name.startswith((TOWER, CONNECTOR))
@@ -41,12 +45,16 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
     last = max(layers)
     if last == 0:
         raise ValueError("vision_feature_layer: expected features behind some layer of the picture tower, found none")
-    if hasattr(tower, "vision_use_head"):
-        tower.vision_use_head = False  # it reads what is behind the last layer, for SigLIP's own use
+    changes: dict[str, Any] = {}
+    if getattr(tower, "vision_use_head", False):
+        changes["vision_use_head"] = False  # it reads what is behind the last layer, for SigLIP's own use
     if last < tower.num_hidden_layers:
-        tower.num_hidden_layers = last
+        changes["num_hidden_layers"] = last
         if getattr(tower, "tie_last_hidden_states", None) is not None:
-            tower.tie_last_hidden_states = False  # what was between two layers has passed no norm
+            changes["tie_last_hidden_states"] = False  # what was between two layers has passed no norm
+    if changes:
+        kept = {key: value for key, value in tower.to_dict().items() if key not in _OF_BACKBONES}
+        config.vision_config = type(tower).from_dict(kept | changes)
     config.vision_feature_layer = layers[0] if isinstance(config.vision_feature_layer, int) else list(layers)
     return config
 
