@@ -20,6 +20,7 @@ from weightpager.bundle.format.manifest import Generation, TaskKind
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
+from weightpager.readers.picture_reader import PictureReader
 from weightpager.readers.tokenizer import NO_DEFAULT, Encoded, Tokenizer, begin_ids
 from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import EVAL_BATCH, Batches, Labelled, batched
@@ -176,14 +177,21 @@ class TransformersTokens:
         return [Encoded.of(found) for found in encoded.encodings]
 
 
-def reader_of(tokenizer: Any) -> Tokenizer:
-    """What a device reads of a tokenizer of transformers."""
+def reader_of(tokenizer: Any, pictures: PictureReader | None = None) -> Tokenizer:
+    """What a device reads of a tokenizer of transformers, and with ``pictures`` among the words.
+
+    Raises:
+        CompileError: the tokenizer doesn't read the pictures' placeholder as a special token.
+    """
     inner = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default", NO_DEFAULT)
     settings = {"model_max_length": tokenizer.model_max_length, "split_special_tokens": tokenizer.split_special_tokens}
-    return Tokenizer(inner, {**tokenizer.special_tokens_map, **settings}, template)
+    try:
+        return Tokenizer(inner, {**tokenizer.special_tokens_map, **settings}, template, pictures)
+    except ValueError as error:
+        raise CompileError(f"model: {error}") from error
 
 
 _log = logging.getLogger(__name__)
@@ -299,17 +307,30 @@ def check(name: str, task: TaskSpec, known: Sequence[str] | None) -> None:
             label_ids(labels, known, where)
 
 
-def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
+def load(
+    name: str,
+    task: TaskSpec,
+    reads: Any,
+    known: Sequence[str],
+    max_length: int,
+    pictures: PictureReader | None = None,
+) -> TaskData:
     """Read every split of a task, and tokenise texts; what looks like a mistake in them is warned of.
 
-    ``reads`` is the tokenizer, or for images an `ImageReader`; ``known`` the task's classes in the order of their ids.
+    Args:
+        name: of the task.
+        task: what the task file says of it.
+        reads: the tokenizer, or for images an `ImageReader`.
+        known: the task's classes in the order of their ids.
+        max_length: of texts, in tokens.
+        pictures: what reads those among the words; None for a model that reads none there.
 
     Raises:
         CompileError: as `TextReader.read` or `pictures.read`.
     """
     reader: Any = reads
     if not task.takes_images:
-        reader = reader_of(reads) if task.completes else TransformersTokens(reads)
+        reader = reader_of(reads, pictures) if task.completes else TransformersTokens(reads)
     read = items_reader(task.kind, task.columns, reader, known, max_length)
     collated: Collate = (
         partial(_collate_pictures, reader=reads)

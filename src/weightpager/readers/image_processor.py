@@ -25,7 +25,9 @@ _BILINEAR = 2
 """Pillow's number."""
 
 _ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil")
-_KNOWN = frozenset(begin + end for begin in _TYPES for end in _ENDINGS)
+
+_PADDING = "Llava"
+"""Beginning of the names of those that pad with the mean colour to a square first, if their settings say so."""
 
 
 class ImageProcessor:
@@ -39,22 +41,38 @@ class ImageProcessor:
         self._settings = settings
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> ImageProcessor | None:
-        """The processor with some settings; None if it does other steps than these.
+    def of(cls, settings: Mapping[str, Any], types: Sequence[str] = _TYPES) -> ImageProcessor | None:
+        """The processor with some settings; None if it does other steps than these, or is of another type.
 
         Raises:
             ValueError: it scales to absurd sizes.
         """
         check_sides(settings)
         stated = settings.get("do_center_crop") is not None or settings.get("crop_size") is None
-        plain = settings.get("image_processor_type") in _KNOWN and not settings.get("do_pad")
+        plain = begins(settings, types) and (not settings.get("do_pad") or begins(settings, (_PADDING,)))
         sized = not settings.get("do_resize") or _kind_of(settings.get("size")) is not None
         cropped = not settings.get("do_center_crop") or _kind_of(settings.get("crop_size")) == "fixed"
         return cls(settings) if stated and plain and sized and cropped else None
 
+    @property
+    def pads(self) -> bool:
+        """Whether it makes a square of an image first, whose side is the longer one of the image."""
+        return bool(self._settings.get("do_pad"))
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the pixels; None if they depend on the image's."""
+        for does, key in (("do_center_crop", "crop_size"), ("do_resize", "size")):
+            if self._settings.get(does):
+                size = self._settings[key]
+                return (size["height"], size["width"]) if _kind_of(size) == "fixed" else None
+        return None
+
     def __call__(self, image: PilImage) -> Pixels:
         """The pixels of an image in RGB, float32 [channels, height, width]."""
         settings = self._settings
+        if self.pads:
+            image = _squared(image, settings.get("image_mean"))
         if settings.get("do_resize"):
             height, width = _target(settings["size"], image.height, image.width)
             filtered = settings.get("resample")
@@ -81,6 +99,24 @@ def check_sides(settings: Mapping[str, Any]) -> None:
         for side in _numbers(settings.get(key)):
             if not 0 < side <= MOST_SIDE:
                 raise ValueError(f"expected sizes of 1 to {MOST_SIDE}, found {key} {side}")
+
+
+def begins(settings: Mapping[str, Any], types: Sequence[str]) -> bool:
+    """Whether a processor's name is one of these types', whatever transformers computes it with."""
+    return settings.get("image_processor_type") in {begin + end for begin in types for end in _ENDINGS}
+
+
+def _squared(image: PilImage, mean: Sequence[float] | None) -> PilImage:
+    """An image in the middle of a square of a colour."""
+    from PIL import Image
+
+    if image.width == image.height:
+        return image
+    side = max(image.size)
+    colour = tuple(int(each * 255) for each in mean) if mean else 0
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def _numbers(size: Any) -> list[int]:

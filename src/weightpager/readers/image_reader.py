@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -40,6 +40,12 @@ MOST_OF_A_PATH = 400
 _MOST_RATIO = 32
 """Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
 
+_MOST_SCANS = 32
+"""Most scans of a JPEG. Each goes over all pixels again: a camera's file has one scan, a progressive one ten."""
+
+_MOST_PACKED_TEXTS = 16
+"""Most compressed texts of a PNG. Each unpacks to as much as a mebibyte, whatever the image."""
+
 _DEEP = ("I", "F")
 """What modes of more than 8 bits begin with: Pillow doesn't scale these, it cuts off."""
 
@@ -51,10 +57,10 @@ def read_image(source: Path | bytes | Frame, most_pixels: int = MOST_PIXELS) -> 
         ImageError: as `ImageReader.read`.
     """
     if isinstance(source, np.ndarray):
-        return _framed(source, most_pixels)
+        return framed(source, most_pixels)
     from PIL import ImageOps
 
-    with _opened(source, most_pixels) as image:
+    with opened(source, most_pixels) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -64,30 +70,22 @@ def pixel_count(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> int:
     Raises:
         ImageError: as `ImageReader.read`, as far as what comes before the pixels tells.
     """
-    with _opened(source, most_pixels) as image:
+    with opened(source, most_pixels) as image:
         return image.width * image.height
 
 
-def _framed(frame: Frame, most_pixels: int) -> PilImage:
-    from PIL import Image
-
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        found = f"{frame.dtype} {list(frame.shape)}"
-        raise ImageError(f"expected an array of uint8 [height, width, 3] in RGB, found {found}")
-    height, width, _ = frame.shape
-    _check_size(width, height, most_pixels)
-    return Image.fromarray(frame)
-
-
 @contextmanager
-def _opened(source: Path | bytes, most_pixels: int) -> Iterator[PilImage]:
-    """An image whose pixels may be read; whatever Pillow raises meanwhile is an `ImageError`."""
+def opened(source: Path | bytes | PilImage, most_pixels: int) -> Iterator[PilImage]:
+    """An image whose pixels may be read; whatever Pillow raises meanwhile is an `ImageError`.
+
+    One of Pillow's own is left open.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Path) and not has_file(source):  # a FIFO would be waited for
         raise ImageError(f"expected an image, found no file at {shortened(str(source), MOST_OF_A_PATH)}")
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with nullcontext(source) if isinstance(source, Image.Image) else _file(source) as image:
             _check_size(image.width, image.height, most_pixels)
             if image.mode.startswith(_DEEP):
                 raise ImageError(
@@ -104,6 +102,41 @@ def _opened(source: Path | bytes, most_pixels: int) -> Iterator[PilImage]:
         raise ImageError(f"expected at most {most_pixels} pixels: {first_line(error)}") from error
     except Exception as error:
         raise ImageError(f"expected a whole image, found a damaged one: {first_line(error)}") from error
+
+
+def _file(source: Path | bytes) -> PilImage:
+    from PIL import Image
+
+    return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def check_effort(content: bytes) -> None:
+    """Refuse images that take far more time than images of their size do.
+
+    Raises:
+        ImageError: it is one.
+    """
+    if content[:2] in (b"P1", b"P2", b"P3"):  # Pillow's time grows with the square of the comments in these
+        raise ImageError("expected an image in a binary form, found a PPM, PGM or PBM whose pixels are text")
+    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
+    if scans > _MOST_SCANS:
+        raise ImageError(f"expected a JPEG of at most {_MOST_SCANS} scans, found {scans}")
+    if content.startswith(b"\x89PNG"):
+        texts = content.count(b"zTXt") + content.count(b"iTXt")
+        if texts > _MOST_PACKED_TEXTS:
+            raise ImageError(f"expected a PNG with at most {_MOST_PACKED_TEXTS} compressed texts, found {texts}")
+
+
+def framed(frame: Frame, most_pixels: int) -> PilImage:
+    """An image of a frame. Errors are those of `ImageReader.read`."""
+    from PIL import Image
+
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        found = f"{frame.dtype} {list(frame.shape)}"
+        raise ImageError(f"expected an array of uint8 [height, width, 3] in RGB, found {found}")
+    height, width, _ = frame.shape
+    _check_size(width, height, most_pixels)
+    return Image.fromarray(frame)
 
 
 def _check_size(width: int, height: int, most: int) -> None:

@@ -14,12 +14,14 @@ import tokenizers
 from tokenizers.models import WordLevel
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.model_files import model_dir
-from weightpager.bundle.settings import TOKENIZER, TOKENIZER_FILE
-from weightpager.errors import BundleFormatError
+from weightpager.bundle.settings import IMAGES, TOKENIZER, TOKENIZER_FILE
+from weightpager.errors import BundleFormatError, ImageError
 from weightpager.interrupts import uninterrupted
 from weightpager.machine.panics import panics_as_errors
+from weightpager.readers.picture_reader import PictureReader, processor_settings
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 """Of a tokenizer of the library, beside the model."""
@@ -68,10 +70,21 @@ class Tokenizer:
         longest: tokens that it says the model can read; `ANY_LENGTH` if it doesn't say.
         special: texts of special tokens by their name, such as ``eos_token``.
         chat_template: the only one, or that named ``default``; None if there is none.
+        pictures: what reads pictures among the words; None if the model reads none.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, settings: Mapping[str, Any], chat_template: str | None) -> None:
-        """``settings`` are those of ``tokenizer_config.json``."""
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        settings: Mapping[str, Any],
+        chat_template: str | None,
+        pictures: PictureReader | None = None,
+    ) -> None:
+        """``settings`` are those of ``tokenizer_config.json``.
+
+        Raises:
+            ValueError: there are ``pictures``, and the tokenizer doesn't read their placeholder as one token.
+        """
         self._inner = inner
         inner.no_padding()
         inner.no_truncation()
@@ -83,6 +96,9 @@ class Tokenizer:
         self.begin_ids = begin_ids(inner)
         self.longest = min(int(settings.get("model_max_length") or ANY_LENGTH), ANY_LENGTH)
         self.chat_template = chat_template
+        self.pictures = pictures
+        if pictures is not None:
+            self._check_placeholder(pictures.pictures)
 
     @property
     def pad_id(self) -> int | None:
@@ -96,7 +112,11 @@ class Tokenizer:
 
     def copy(self) -> Tokenizer:
         """Another one, for another thread. They share the vocabulary, which takes megabytes and never changes."""
-        return Tokenizer(_sharing(self._inner), self._settings, self.chat_template)
+        return self.with_pictures(self.pictures)
+
+    def with_pictures(self, pictures: PictureReader | None) -> Tokenizer:
+        """A `copy` with another reader of pictures. Errors are those of the constructor."""
+        return Tokenizer(_sharing(self._inner), self._settings, self.chat_template, pictures)
 
     def __call__(
         self, texts: str | Sequence[str], *, max_length: int | None = None
@@ -139,17 +159,28 @@ class Tokenizer:
             encoded = self._inner.encode_batch(list(texts), add_special_tokens=special)
         return [Encoded.of(found) for found in encoded]
 
-    def prompt(self, text: str, *, bos: bool, chat: bool = False) -> tuple[int, ...]:
+    def prompt(self, text: str, *, bos: bool, chat: bool = False, pictures: int = 0) -> tuple[int, ...]:
         """The tokens of a text that is to be continued; none of an empty one.
 
         What the tokenizer puts behind a text is left out: it would end it.
 
         Args:
-            text: any.
+            text: any. It has a placeholder for each picture, or none: then they stand in front of it, unless it is a
+                conversation. Each becomes as many tokens as its picture takes places.
             bos: whether it begins with `begin_ids`.
             chat: whether it is a conversation in the chat template, if there is one: a template writes these itself.
+            pictures: that stand in the text; as many as `PictureReader.check_number` lets through.
+
+        Raises:
+            ImageError: the text has another number of placeholders, or the model reads no pictures.
         """
+        if pictures and self.pictures is None:
+            raise ImageError(f"expected texts alone, as the model reads, found {pictures} pictures")
+        if pictures and self.pictures is not None and not chat and self.pictures.pictures.token not in text:
+            text = self.pictures.placeholders(pictures) + text
         ids = self.encode(text, special=False).ids
+        if self.pictures is not None:
+            ids = self.pictures.expanded(ids, pictures)
         begins = ids and bos and not (chat and self.chat_template is not None)
         return (*self.begin_ids, *ids) if begins else ids
 
@@ -157,6 +188,13 @@ class Tokenizer:
         """The text of tokens; special ones are left out."""
         with panics_as_errors():
             return self._inner.decode(ids, skip_special_tokens=True)
+
+    def _check_placeholder(self, pictures: Pictures) -> None:
+        """A tokenizer may be told to read special tokens as other text (``split_special_tokens``)."""
+        read = self.encode(f"a{pictures.token}a", special=False).ids
+        if read.count(pictures.token_id) != 1 or self.decode([pictures.token_id]):
+            expected = f"expected a tokenizer that reads {pictures.token!r} as a special token, {pictures.token_id}"
+            raise ValueError(f"{expected}, found {self.encode(pictures.token, special=False).ids}")
 
     def _set_cut(self, most: int | None) -> None:
         if most is None:
@@ -187,7 +225,17 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     """
     if bundle.takes_images:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
-    return read_tokenizer(model_dir(bundle))
+    folder = model_dir(bundle)
+    tokenizer = read_tokenizer(folder)
+    if bundle.pictures is None:
+        return tokenizer
+    try:
+        settings = processor_settings(folder)
+        if settings is None:
+            raise ValueError("expected the settings of an image processor, found none")
+        return tokenizer.with_pictures(PictureReader.of(settings, bundle.pictures))
+    except ValueError as error:
+        raise BundleFormatError(f"{MODEL}/{IMAGES}", "content", "what reads the tasks' pictures", error) from error
 
 
 @uninterrupted

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from weightpager.answers.work import ClassifyImage, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import ImageError, RequestError
-from weightpager.readers.image_reader import ImageReader, pixel_count
+from weightpager.readers.image_reader import ImageReader, check_effort, pixel_count
 from weightpager.server.inputs.lanes import TwoLanes
 
 MOST_PIXELS = 2**23
@@ -19,12 +19,6 @@ MOST_PIXELS = 2**23
 
 MOST_PIXELS_TOGETHER = 2**26
 """Most pixels of a request's images: eight such frames, or 128 of 640 × 480 and more."""
-
-_MOST_SCANS = 32
-"""Most scans of a JPEG. Each goes over all pixels again: a camera's file has one scan, a progressive one ten."""
-
-_MOST_PACKED_TEXTS = 16
-"""Most compressed texts of a PNG. Each unpacks to as much as a mebibyte, whatever the image."""
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
@@ -60,7 +54,7 @@ class ImageDecoder:
         except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
             raise _refused(f"expected base64 in the data URL: {error}") from error
         try:
-            _check_effort(content)
+            check_effort(content)
             return EncodedImage(content, pixel_count(content, MOST_PIXELS))
         except ImageError as error:
             raise _refused(str(error)) from error
@@ -87,23 +81,6 @@ def check_together(images: list[EncodedImage]) -> int:
     if pixels > MOST_PIXELS_TOGETHER:
         raise _refused(f"expected images of at most {MOST_PIXELS_TOGETHER} pixels together, found {pixels}")
     return pixels
-
-
-def _check_effort(content: bytes) -> None:
-    """Refuse images that take far more time than images of their size do.
-
-    Raises:
-        ImageError: it is one.
-    """
-    if content[:2] in (b"P1", b"P2", b"P3"):  # Pillow's time grows with the square of the comments in these
-        raise ImageError("expected an image in a binary form, found a PPM, PGM or PBM whose pixels are text")
-    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
-    if scans > _MOST_SCANS:
-        raise ImageError(f"expected a JPEG of at most {_MOST_SCANS} scans, found {scans}")
-    if content.startswith(b"\x89PNG"):
-        texts = content.count(b"zTXt") + content.count(b"iTXt")
-        if texts > _MOST_PACKED_TEXTS:
-            raise ImageError(f"expected a PNG with at most {_MOST_PACKED_TEXTS} compressed texts, found {texts}")
 
 
 def _refused(problem: str) -> RequestError:

@@ -1,0 +1,272 @@
+"""`PictureReader`: pictures that stand among a prompt's words in, the pixels that a picture tower takes out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from blake3 import blake3
+
+from weightpager.bundle.format.manifest import Pictures
+from weightpager.bundle.settings import IMAGES, PROCESSOR, parse
+from weightpager.config import is_number
+from weightpager.errors import ImageError, shortened, shown
+from weightpager.machine.paths import has_file
+from weightpager.readers.image_processor import ImageProcessor, begins
+from weightpager.readers.image_reader import (
+    MOST_OF_A_PATH,
+    MOST_PIXELS,
+    Frame,
+    check_effort,
+    check_pillow,
+    framed,
+    opened,
+)
+from weightpager.readers.picture import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+PictureSource: TypeAlias = "str | os.PathLike[str] | bytes | Frame | PilImage"
+"""A picture: a file's path or a data URL, a file's content, a frame in RGB, or one of Pillow's images."""
+
+_TYPES = ("Bit", "CLIP", "Llava", "Siglip", "ViT")
+"""Beginnings of the names of transformers' processors whose steps `ImageProcessor` does."""
+
+_CHANNELS = 3
+
+_MODES = ("1", "CMYK", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
+"""Modes of Pillow that are read in RGB; transparency is left out, as transformers' own reader of files does."""
+
+_KEPT = 4
+"""A decoded picture waits for its tower as long as it takes at most so many times its pixels' bytes."""
+
+_STEPS = (
+    "do_pad", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+    "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
+"""Settings that pixels depend on."""
+
+MOST_URL = 2**26
+"""Characters of a data URL."""
+
+_MEDIA = ("bmp", "jpeg", "jpg", "png", "webp", "x-portable-pixmap")
+_DATA_URL = re.compile(rf"data:image/({'|'.join(_MEDIA)});base64,", re.ASCII | re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.ASCII | re.IGNORECASE)
+_SHOWN = 40
+"""Characters of a URL that a message shows."""
+
+
+class PictureReader:
+    """Reads the pictures of prompts, and gives them their places there. Safe to use from several threads.
+
+    Attributes:
+        pictures: how they stand in a text.
+        settings: of the processor, as `ImageProcessor` takes them.
+        shape: channels, height and width of a picture's pixels.
+    """
+
+    def __init__(self, processor: ImageProcessor, settings: Mapping[str, Any], pictures: Pictures) -> None:
+        """Use `of`. ``processor`` makes pixels of one size of any picture."""
+        assert processor.size is not None
+        self.pictures = pictures
+        self.settings = settings
+        self.shape = (_CHANNELS, *processor.size)
+        self._processor = processor
+        steps = {name: settings.get(name) for name in _STEPS}
+        self._steps = blake3(json.dumps(steps, sort_keys=True).encode()).digest()
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], pictures: Pictures) -> PictureReader:
+        """What reads pictures as an image processor of transformers does over Pillow.
+
+        Args:
+            settings: those of ``preprocessor_config.json``, all stated, as ``to_dict()`` of a processor gives them.
+            pictures: how they stand in a text.
+
+        Raises:
+            ValueError: the processor does other steps, or makes pixels of several sizes; says what was found.
+        """
+        settings = json.loads(
+            json.dumps(dict(settings), default=str)
+        )  # transformers' own have tuples and numbers with names
+        if not begins(settings, _TYPES):
+            names = ", ".join(f"{begin}ImageProcessor" for begin in _TYPES)
+            raise ValueError(f"expected an image processor among {names}, found {_type(settings)}")
+        processor = ImageProcessor.of(settings, _TYPES)
+        if processor is None:
+            raise ValueError(f"expected {_type(settings)} with sizes that it scales or crops to, found other steps")
+        if processor.size is None:
+            raise ValueError(f"expected {_type(settings)} to make pixels of one size of all pictures, found others")
+        _check_numbers(settings)
+        return cls(processor, settings, pictures)
+
+    def read(self, source: PictureSource, most_pixels: int = MOST_PIXELS) -> Picture:
+        """A picture, decoded; its pixels are found when somebody asks for them.
+
+        Args:
+            source: of the picture; a path may name any file of this machine, so requests give `content_of` of a URL.
+            most_pixels: that it may have; more are refused before any is decoded.
+
+        Raises:
+            ImageError: there is no such file, or it is no whole picture, or one of several frames or too many pixels.
+            ConfigError: Pillow isn't installed.
+        """
+        image = self._decoded(source, most_pixels)
+        key = blake3(self._steps + struct.pack("<II", *image.size))
+        key.update(np.asarray(image).tobytes())
+        process = partial(self._processor, image)
+        if image.width * image.height > _KEPT * 4 * self.shape[1] * self.shape[2]:
+            pixels = process()
+            return Picture(key.digest(), lambda: pixels)
+        return Picture(key.digest(), process)
+
+    def placeholders(self, number: int) -> str:
+        """The text in which so many pictures stand."""
+        return self.pictures.token * number
+
+    def expanded(self, ids: Sequence[int], number: int) -> tuple[int, ...]:
+        """A text's ids in which a placeholder stands for each of its pictures, with all places that pictures take.
+
+        Raises:
+            ImageError: the text has more or fewer placeholders than there are pictures.
+        """
+        found = ids.count(self.pictures.token_id)
+        if found != number:
+            token = self.pictures.token
+            raise ImageError(f"expected as many {token} in the text as pictures, {number}, or none, found {found}")
+        if not number:
+            return tuple(ids)
+        places = [self.pictures.token_id] * self.pictures.tokens
+        return tuple(place for each in ids for place in (places if each == self.pictures.token_id else [each]))
+
+    def check_number(self, number: int, room: float) -> None:
+        """Refuse more pictures than a text of ``room`` tokens holds beside one word.
+
+        Raises:
+            ImageError: they are more.
+        """
+        most = max(0, int(room) - 1) // self.pictures.tokens
+        if number > most:
+            each = f"{self.pictures.tokens} tokens each"
+            raise ImageError(f"expected at most {most} pictures of {each}, as there is room for, found {number}")
+
+    def _decoded(self, source: PictureSource, most_pixels: int) -> PilImage:
+        """A picture in RGB, turned as its camera says."""
+        check_pillow()
+        from PIL import ImageOps
+
+        if isinstance(source, np.ndarray):
+            image = framed(source, most_pixels)
+            self._check_square(image, most_pixels)
+            return image
+        with opened(_given(source), most_pixels) as image:
+            frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+            if frames > 1 and image.format != "MPO":  # a photograph, with more of it behind
+                raise ImageError(f"expected a picture of one frame, found an animated one of {frames}")
+            if image.mode not in _MODES:
+                raise ImageError(f"expected a picture of a mode among {', '.join(_MODES)}, found {image.mode}")
+            self._check_square(image, most_pixels)
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    def _check_square(self, image: PilImage, most_pixels: int) -> None:
+        side = max(image.size)
+        if self._processor.pads and side * side > most_pixels:
+            raise ImageError(
+                f"expected at most {most_pixels} pixels of the square around a picture, found {side} × {side}"
+            )
+
+
+def content_of(url: str) -> bytes:
+    """The content of the file that a data URL holds, which isn't opened yet.
+
+    Raises:
+        ImageError: it is an address, or holds no picture of a known type, or too much, or takes too long to be read.
+    """
+    start = _DATA_URL.match(url)
+    if start is None:
+        found = shown(shortened(url[:MOST_OF_A_PATH], _SHOWN))
+        fetched = ", and nothing is fetched from an address" if _ADDRESS.match(url) else ""
+        kinds = ", ".join(_MEDIA)
+        raise ImageError(
+            f"expected a picture as a data URL, data:image/png;base64,… (or of {kinds}){fetched}, found {found}"
+        )
+    if len(url) > MOST_URL:
+        raise ImageError(f"expected a data URL of at most {MOST_URL} characters, found {len(url)}")
+    try:
+        content = base64.b64decode(url[start.end() :], validate=True)
+    except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
+        raise ImageError(f"expected base64 in the data URL: {error}") from error
+    check_effort(content)
+    return content
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a data URL or an address, and no path."""
+    return text[:5].lower() == "data:" or _ADDRESS.match(text) is not None
+
+
+def processor_settings(folder: Path) -> Mapping[str, Any] | None:
+    """The image processor's settings in a model's checked folder, in whichever file transformers wrote them.
+
+    None if there are none.
+    """
+    for name in (PROCESSOR, IMAGES):  # transformers looks here first
+        if not has_file(folder / name):
+            continue
+        values = parse(name, (folder / name).read_bytes())
+        found = values.get("image_processor") if name == PROCESSOR else values
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _given(source: Any) -> Path | bytes | PilImage:
+    if isinstance(source, str) and is_url(source):
+        return content_of(source)
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return source
+    raise ImageError(
+        "expected a picture: a file's path, a data URL, a file's content as bytes, an array of uint8 "
+        f"[height, width, 3] or an image of Pillow, found {shown(source)}"
+    )
+
+
+def _type(settings: Mapping[str, Any]) -> str:
+    return shortened(str(settings.get("image_processor_type")))
+
+
+def _check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuse a processor that would fail on a picture, or give no finite pixels."""
+    if settings.get("do_rescale"):
+        _check_each(settings, "rescale_factor", 1, above=0)
+    if settings.get("do_normalize"):
+        _check_each(settings, "image_mean", 1, _CHANNELS)
+        _check_each(settings, "image_std", 1, _CHANNELS, above=0)
+    if settings.get("do_pad") and (mean := settings.get("image_mean")):
+        _check_each(settings, "image_mean", _CHANNELS)
+        if min(mean) < 0 or max(mean) > 1:
+            raise ValueError(f"expected an image_mean of 0 to 1 to pad with, found {shown(mean)}")
+
+
+def _check_each(settings: Mapping[str, Any], name: str, *counts: int, above: float = -np.inf) -> None:
+    found = settings.get(name)
+    values: list[Any] = list(found) if isinstance(found, (list, tuple)) else [found]
+    if len(values) not in counts or not all(is_number(value) and above < value < np.inf for value in values):
+        wanted = " or ".join(map(str, counts))
+        more = f" above {above:g}" if above > -np.inf else ""
+        raise ValueError(f"expected {name} of {wanted} numbers{more}, found {shown(found)}")
