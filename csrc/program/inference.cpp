@@ -104,8 +104,8 @@ std::string Inference::word(const std::string& name) const {
 }
 
 int64_t Inference::stated(int64_t size) const {
-    if (size == kBatch || size == kLength) {
-        const int64_t found = size == kBatch ? planning_.batch : planning_.length;
+    if (size == kBatch || size == kLength || size == kFeatures) {
+        const int64_t found = size == kBatch ? planning_.batch : size == kLength ? planning_.length : planning_.features;
         expect(found >= 0, "expected an input that states a size that an attribute names");
         return found;
     }

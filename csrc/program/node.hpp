@@ -13,7 +13,8 @@
 namespace weightpager {
 
 // Sizes that a call states, and a bound that is left open, among an attribute's numbers.
-constexpr int64_t kBatch = INT64_MIN + 1, kLength = INT64_MIN + 2, kOpen = INT64_MIN + 3;
+constexpr int64_t kBatch = INT64_MIN + 1, kLength = INT64_MIN + 2, kFeatures = INT64_MIN + 3;
+constexpr int64_t kOpen = INT64_MIN + 4;
 
 using Attribute = std::variant<bool, int64_t, double, std::string, Sizes>;
 
@@ -46,7 +47,7 @@ struct Parameter {
 struct Input {
     std::string name;
     Type type;
-    Sizes sizes;  // numbers, kBatch or kLength
+    Sizes sizes;  // numbers, kBatch, kLength or kFeatures
     bool is_mask = false;  // only of attention: then its length is part of no plan
 };
 

@@ -36,6 +36,8 @@ void take_inputs(Planning& planning, const std::vector<Sizes>& input_sizes, int6
                 take_size(planning.batch, sizes[axis], 0, input, sizes);
             else if (input.sizes[axis] == kLength)
                 take_size(planning.length, sizes[axis], earlier, input, sizes);
+            else if (input.sizes[axis] == kFeatures)
+                take_size(planning.features, sizes[axis], 0, input, sizes);
             else if (input.sizes[axis] != sizes[axis])
                 throw std::invalid_argument("input " + input.name + ": expected a size of " + std::to_string(input.sizes[axis]) +
                                             " on axis " + std::to_string(axis) + ", found " + text_of(sizes));

@@ -22,7 +22,7 @@ struct Planning {
     const std::vector<Input>& inputs;
     const std::vector<Parameter>& parameters;
     Plan& plan;
-    int64_t batch = -1, length = -1;
+    int64_t batch = -1, length = -1, features = -1;
     int64_t products = 0;
     std::vector<Buffer> buffers{};
     std::map<std::string, int64_t> shared{};

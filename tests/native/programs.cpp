@@ -88,7 +88,7 @@ class RandomProgram {
         sizes_.push_back(heads);
         contents_.push_back(content(Type::float32, heads));
         Sizes declared = heads;
-        if (random_.one_in(2)) declared[1] = kLength;
+        if (random_.one_in(2)) declared[1] = random_.one_in(2) ? kLength : kFeatures;
         program_.add_input({"heads", Type::float32, declared});
         sizes_.push_back({random_.between(1, 3), test_.in_features});
         contents_.push_back(content(Type::float32, sizes_.back()));
@@ -119,7 +119,7 @@ class RandomProgram {
         if (name == "shape" || name == "axes" || name == "stride" || name == "padding") {
             Sizes sizes = name == "shape" ? shape(random_.between(0, 4)) : Sizes{};
             for (int64_t i = random_.between(0, 4); name != "shape" && i > 0; --i) sizes.push_back(random_.between(0, 3));
-            if (random_.one_in(3)) sizes.push_back(random_.any<int64_t>({-1, kBatch, kLength, kLargestAxis, -7}));
+            if (random_.one_in(3)) sizes.push_back(random_.any<int64_t>({-1, kBatch, kLength, kFeatures, kLargestAxis, -7}));
             return sizes;
         }
         if (name == "keep" || name == "causal" || name == "interleaved") return random_.one_in(2);

@@ -179,6 +179,18 @@ class PlacedFeatures:
         index[places] = np.arange(len(rows))
         return cls(rows, index)
 
+    def between(self, start: int, stop: int) -> PlacedFeatures | None:
+        """What stands in the place of so many of the texts' tokens; None if all of them are words."""
+        index = self.index[:, start:stop]
+        if not (index >= 0).any():
+            return None
+        behind = np.full((len(index), stop - start - index.shape[1]), -1, np.int64)
+        return PlacedFeatures(self.rows, np.concatenate([index, behind], 1))
+
+    def of_texts(self, texts: Sequence[int]) -> PlacedFeatures:
+        """What stands in these texts."""
+        return PlacedFeatures(self.rows, self.index[list(texts)])
+
 
 class TaskModel(ABC):
     """A task's model; its task is active whenever it computes.

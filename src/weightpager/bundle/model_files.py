@@ -22,7 +22,7 @@ from weightpager.bundle.settings import (
 )
 from weightpager.errors import BundleFormatError
 from weightpager.graph import read_graph
-from weightpager.graph.file import kind_of_file
+from weightpager.graph.file import FEATURES, kind_of_file
 
 _ALLOWED: dict[str, tuple[object, ...]] = {
     "chunk_size_feed_forward": (0,),
@@ -66,8 +66,9 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
     entry = manifest.entry(name)
     kind = kind_of_file(name)
     if kind is not None:
-        if kind not in FORMS:
-            raise BundleFormatError(name, "file", f"a graph of {', '.join(FORMS)}", f"one of {kind[:40]!r}")
+        kinds: list[str] = [*FORMS, *([] if manifest.pictures is None else [FEATURES])]
+        if kind not in kinds:
+            raise BundleFormatError(name, "file", f"a graph of {', '.join(kinds)}", f"one of {kind[:40]!r}")
         read_graph(name, read_checked(root, name, entry), kind)
     elif name.endswith(".json"):
         _check_json(name, read_checked(root, name, entry))

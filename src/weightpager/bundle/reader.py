@@ -28,7 +28,7 @@ from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
 from weightpager.config import format_size
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError, of_bundle, shown
 from weightpager.graph import Graph, read_graph
-from weightpager.graph.file import graph_file
+from weightpager.graph.file import FEATURES, graph_file
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.page_dtype import block_bytes
 
@@ -164,8 +164,8 @@ class Bundle:
         entries = self.manifest.whole_weights
         return stored_in(read_header(self.path, file, self.entry(file)), entries) if entries else []
 
-    def graph(self, kind: TaskKind) -> Graph | None:
-        """The forward pass of a kind of tasks; None if the bundle has none."""
+    def graph(self, kind: str) -> Graph | None:
+        """The forward pass of a kind of tasks, or of pictures' `FEATURES`; None if the bundle has none."""
         name = graph_file(kind)
         return read_graph(name, self.read(name), kind) if name in self.manifest.files else None
 
@@ -181,7 +181,9 @@ class Bundle:
 
     @property
     def has_graphs(self) -> bool:
-        return {task.kind for task in self.manifest.tasks} == {*self.graph_kinds}
+        """Whether every task can be run by graphs alone."""
+        tower = self.pictures is None or graph_file(FEATURES) in self.manifest.files
+        return tower and {task.kind for task in self.manifest.tasks} == {*self.graph_kinds}
 
     def permutations(self) -> Permutations:
         """The order in which the compiler has put the tensors' axes; empty where it changed none."""

@@ -20,7 +20,7 @@ from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.bundle.report.page_statistics import mean_overlap, over_read, overlap, page_fill
 from weightpager.bundle.writer import BundleWriter
 from weightpager.errors import ConfigError
-from weightpager.graph.file import kind_of_file
+from weightpager.graph.file import FEATURES, kind_of_file
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class TaskSubset:
         """
         private_files = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
         wanted = {RESIDENT, row_table.FILE, *private_files}
-        kinds = {self.bundle.task(name).kind for name in self.names}
+        kinds = {None, FEATURES, *(self.bundle.task(name).kind for name in self.names)}
         for name, entry in self.bundle.manifest.files.items():
             of_kind = kind_of_file(name)
-            if name in wanted or (name.startswith(f"{MODEL}/") and (of_kind is None or of_kind in kinds)):
+            if name in wanted or (name.startswith(f"{MODEL}/") and of_kind in kinds):
                 writer.link(name, check_file(self.bundle.path, name, entry))
         writer.put_permutations(Permutations({**self.bundle.permutations().only(self.names).orders, **added.orders}))
 

@@ -75,7 +75,7 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """What a call gives: logits or hidden, and the name of the value that it is."""
+    """What a call gives: logits, hidden or features, and the name of the value that it is."""
 
     name: str
     value: str
@@ -83,10 +83,11 @@ class GraphOutput:
 
 @dataclass(frozen=True)
 class Graph:
-    """A task kind's forward pass.
+    """A task kind's forward pass, or that from pictures to their features.
 
     Attributes:
-        dims: dimensions that a call states: batch, and of texts length.
+        dims: dimensions that a call states: batch, of texts length, and where rows of features may stand in the place
+            of tokens, how many these are.
         nodes: in execution order; every value is defined once, before its use.
         constants: small arrays of float32, int64 or bool.
     """
@@ -121,8 +122,8 @@ DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 def split(graph: Graph, name: str, width: int) -> tuple[Graph, Graph]:
     """The part that gives an output, and the part that computes all others from it, as its only input.
 
-    The output is float32 [batch, length, width]. A `ValueError` says that the graph has no such output, or that an
-    other one needs more of the graph's inputs or is the same value.
+    The output is float32 [batch, length, width]; the second part has no other dimensions. A `ValueError` says that the
+    graph has no such output, or that an other one needs more of the graph's inputs or is the same value.
     """
     at = next((each for each in graph.outputs if each.name == name), None)
     if at is None:
@@ -132,7 +133,9 @@ def split(graph: Graph, name: str, width: int) -> tuple[Graph, Graph]:
         raise ValueError(f"expected the value of {name!r} as no other output, found it as {same!r}")
     below = replace(graph, nodes=_needed(graph.nodes, {at.value}), outputs=(at,))
     above = tuple(_from(node, at, name) for node in _needed(graph.nodes, {each.value for each in others}, at.value))
-    head = replace(graph, inputs=(GraphInput(name, "float32", (*graph.dims, width)),), nodes=above, outputs=others)
+    dims = graph.dims[:2]
+    given = (GraphInput(name, "float32", (*dims, width)),)
+    head = replace(graph, dims=dims, inputs=given, nodes=above, outputs=others)
     taken = {str(each.key) for node in above for each in node.inputs if each is not None and each.kind == "input"}
     if more := sorted(taken - {name}):
         raise ValueError(f"expected outputs that follow from {name!r} alone, found some that need {', '.join(more)}")

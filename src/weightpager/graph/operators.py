@@ -12,8 +12,13 @@ MOST_AXES = 8
 MOST_SIZE = 2**31 - 1
 """The largest size of an axis, and the largest whole number in a graph except an index of 64 bits."""
 
-DIMENSIONS = ("batch", "length")
-"""Sizes that each call states."""
+DIMENSIONS = ("batch", "length", "features")
+"""Sizes that a call states: how many inputs there are, their tokens, and what stands in the place of some of these."""
+
+DIMENSION_LISTS = tuple(DIMENSIONS[:count] for count in range(1, len(DIMENSIONS) + 1))
+"""The dimensions that a graph may have."""
+
+_DIMENSIONS = ", ".join(DIMENSIONS)
 
 
 _LARGEST = 3.4028234663852886e38  # of float32
@@ -79,10 +84,10 @@ POSITIVE = AttributeKind("a positive number", lambda value: is_number(value) and
 NOT_NEGATIVE = AttributeKind("a number of at least 0", lambda value: is_number(value) and value >= 0)
 AXIS = whole(0, MOST_AXES - 1)
 AXES = AttributeKind("a list of axes, each once", _are_axes)
-SHAPE = AttributeKind("a list of sizes, batch, length, or one -1", lambda value: _is_shape(value, 1))
-KEPT_SHAPE = AttributeKind("a list of sizes, batch, length, or -1", lambda value: _is_shape(value, MOST_AXES))
-FULL_SHAPE = AttributeKind("a list of sizes, batch, or length", lambda value: _is_shape(value, 0))
-BOUND = AttributeKind("an integer, batch, or length", lambda value: is_size(value) or is_whole(value, -MOST_SIZE))
+SHAPE = AttributeKind(f"a list of sizes, {_DIMENSIONS}, or one -1", lambda value: _is_shape(value, 1))
+KEPT_SHAPE = AttributeKind(f"a list of sizes, {_DIMENSIONS}, or -1", lambda value: _is_shape(value, MOST_AXES))
+FULL_SHAPE = AttributeKind(f"a list of sizes, or {_DIMENSIONS}", lambda value: _is_shape(value, 0))
+BOUND = AttributeKind(f"an integer, or {_DIMENSIONS}", lambda value: is_size(value) or is_whole(value, -MOST_SIZE))
 OPEN_BOUND = AttributeKind(f"{BOUND.words}, or null", lambda value: value is None or BOUND.accepts(value))
 STEP = whole(1)
 ACTIVATION = choice("none", "gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu")

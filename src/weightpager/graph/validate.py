@@ -13,6 +13,7 @@ import numpy as np
 from weightpager.errors import BundleFormatError
 from weightpager.graph.graph import DTYPES, OPERAND_KINDS, Array, Graph, GraphInput, GraphOutput, Node, Operand
 from weightpager.graph.operators import (
+    DIMENSION_LISTS,
     DIMENSIONS,
     FULL_SHAPE,
     MOST_AXES,
@@ -79,8 +80,8 @@ def read_document(document: Field, form: int) -> Graph:
     if type(parts["format"].value) is not int or parts["format"].value != form:
         parts["format"].refuse(form)
     dims = tuple(each.one_of(*DIMENSIONS) for each in parts["dims"].items(len(DIMENSIONS), 1))
-    if dims not in (DIMENSIONS, DIMENSIONS[:1]):
-        parts["dims"].refuse(f"{list(DIMENSIONS)} or {list(DIMENSIONS[:1])}")
+    if dims not in DIMENSION_LISTS:
+        parts["dims"].refuse(" or ".join(str(list(each)) for each in DIMENSION_LISTS))
     inputs = tuple(_input(each, dims) for each in parts["inputs"].items(_MOST_INPUTS, 1))
     _check_once(parts["inputs"], [each.name for each in inputs])
     constants = _constants(parts["constants"])

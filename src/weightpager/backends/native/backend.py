@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -11,16 +11,16 @@ from weightpager.answers.model import CacheSize, ModelLimits
 from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
-from weightpager.backends.native.program import GraphProgram, KVCache, Workspaces, stages
+from weightpager.backends.native.program import GraphProgram, KVCache, Workspaces, stages, writes
 from weightpager.backends.native.task import NativeTask, check_tasks
 from weightpager.backends.task_parts import Parameters, TaskParts, of_entry
-from weightpager.bundle import Bundle, TaskKind
+from weightpager.bundle import Bundle
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
-from weightpager.bundle.format.manifest import FORMS
+from weightpager.bundle.format.manifest import FORMS, Pictures
 from weightpager.config import format_size
 from weightpager.errors import BundleFormatError, ConfigError
-from weightpager.graph import Graph
-from weightpager.graph.file import graph_file
+from weightpager.graph import Graph, GraphInput
+from weightpager.graph.file import FEATURES, graph_file
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
@@ -55,11 +55,13 @@ class NativeBackend:
             raise ConfigError(
                 f"backend: 'native' has no kernels for blocks of {', '.join(unread)}; use the backend 'torch'"
             )
-        self._graphs: dict[TaskKind, Graph] = {}
-        for task in bundle.tasks.values():
-            self._graph_of(bundle, task.kind)
+        self._graphs: dict[str, Graph] = {}
+        self._pictures = bundle.pictures
+        for kind in self._kinds(bundle, bundle.tasks):
+            self._graph_of(bundle, kind)
         config = ModelConfig.read(bundle)
-        self._limits, self._eos_token_ids = config.limits(bundle.takes_images), end_tokens(bundle, config)
+        self._limits = config.limits(bundle.takes_images, bundle.pictures)
+        self._eos_token_ids = end_tokens(bundle, config)
         self._narrow, self._numbers_by_mask, self._workspaces = config.narrow, config.numbers_by_mask, Workspaces()
 
     def place(self, stored: Parameters) -> Parameters:
@@ -73,18 +75,17 @@ class NativeBackend:
 
     def check_headers(self, bundle: Bundle, headers: Mapping[str, Header]) -> None:
         """`check` of tasks of which only the tensors' dtypes and shapes are known."""
-        graphs = {kind: self._graph_of(bundle, kind) for kind in {bundle.task(name).kind for name in headers}}
+        graphs = {kind: self._graph_of(bundle, kind) for kind in self._kinds(bundle, headers)}
         check_tasks(bundle, graphs, self._limits.vocab_size, headers)
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
         graph = self._graph_of(parts.bundle, parts.bundle.task(parts.name).kind)
-        wanted = set(graph.parameters())
+        tower = None if self._pictures is None else self._graph_of(parts.bundle, FEATURES)
+        wanted = {name for each in (graph, tower) if each is not None for name in each.parameters()}
         parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}
         try:
-            programs = tuple(
-                GraphProgram(each, parameters, NATIVE.index(self.kernel), workspaces=self._workspaces)
-                for each in stages(graph, parameters)
-            )
+            programs = tuple(self._program(each, parameters) for each in stages(graph, parameters))
+            features = None if tower is None else self._program(tower, parameters)
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
         return NativeTask(
@@ -95,7 +96,19 @@ class NativeBackend:
             self._limits.context,
             self._checked_cache(graph, programs[0]),
             numbers_by_mask=self._numbers_by_mask,
+            features=features,
+            pictures=self._pictures,
         )
+
+    def _program(self, graph: Graph, parameters: Mapping[str, ProgramParameter]) -> GraphProgram:
+        used = {name: parameters[name] for name in graph.parameters() if name in parameters}
+        return GraphProgram(graph, used, NATIVE.index(self.kernel), workspaces=self._workspaces)
+
+    @staticmethod
+    def _kinds(bundle: Bundle, tasks: Iterable[str]) -> set[str]:
+        """The kinds of graphs that tasks are run by."""
+        kinds: set[str] = {bundle.task(name).kind for name in tasks}
+        return kinds if bundle.pictures is None else kinds | {FEATURES}
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:  # noqa: ARG002 - the interface's
         return self._limits
@@ -103,7 +116,7 @@ class NativeBackend:
     def cache_size(self, task: NativeTask, itemsize: int) -> CacheSize:  # noqa: ARG002 - the interface's
         return task.cache
 
-    def _graph_of(self, bundle: Bundle, kind: TaskKind) -> Graph:
+    def _graph_of(self, bundle: Bundle, kind: str) -> Graph:
         """A kind's graph, read once: a bundle has one graph of a kind, whatever tasks are added to it.
 
         Errors are those of `_graph`.
@@ -118,7 +131,7 @@ class NativeBackend:
         Raises:
             BundleFormatError: that is more than any model keeps.
         """
-        if not FORMS[graph.kind].writes:  # type: ignore[index]
+        if not writes(graph):
             return CacheSize()
         try:
             token_bytes = program.cache_block_bytes(self._narrow) // KVCache.block
@@ -143,12 +156,12 @@ class NativeBackend:
         return NativeModel(task, self._limits, self._eos_token_ids, narrow=self._narrow)
 
 
-def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
-    """A kind's graph, which gives what answers need.
+def _graph(bundle: Bundle, kind: str) -> Graph:
+    """A kind's graph, which takes and gives what answers need.
 
     Raises:
         ConfigError: there is none.
-        BundleFormatError: it lacks an output.
+        BundleFormatError: it lacks an output, or an input that pictures come by.
     """
     graph = bundle.graph(kind)
     if graph is None:
@@ -156,11 +169,30 @@ def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
             f"backend: 'native' needs a graph of {kind} in the bundle, and {bundle.path} has none; use the backend "
             "'torch'; 'weightpager inspect' says why there is none"
         )
-    wanted, found = {"logits"} if FORMS[kind].images else {"logits", "hidden"}, [each.name for each in graph.outputs]
+    remedy = "use the backend 'torch', or compile the bundle again"
+    wanted, found = _outputs_of(kind), [each.name for each in graph.outputs]
     if not wanted <= set(found):
-        remedy = "use the backend 'torch', or compile the bundle again"
         raise BundleFormatError(graph_file(kind), "outputs", ", ".join(sorted(wanted)), f"{', '.join(found)}; {remedy}")
+    if kind != FEATURES and bundle.pictures is not None:
+        for each in _places(bundle.pictures):
+            if each not in graph.inputs:
+                stated = next((other for other in graph.inputs if other.name == each.name), "none")
+                raise BundleFormatError(graph_file(kind), "inputs", each, f"{stated}; {remedy}")
     return graph
+
+
+def _outputs_of(kind: str) -> set[str]:
+    if kind == FEATURES:
+        return {"features"}
+    return {"logits"} if FORMS[kind].images else {"logits", "hidden"}  # type: ignore[index]
+
+
+def _places(pictures: Pictures) -> tuple[GraphInput, ...]:
+    """The inputs of a language model's graph that place pictures' features."""
+    return (
+        GraphInput("feature_index", "int64", ("batch", "length")),
+        GraphInput("features", "float32", ("features", pictures.width)),
+    )
 
 
 def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramParameter]]:

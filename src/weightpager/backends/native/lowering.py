@@ -68,8 +68,8 @@ def widened(array: Array) -> Array:
     return ENCODINGS["bfloat16"].widen(array) if array.dtype == BFLOAT16 else array
 
 
-_DIMENSIONS = {"batch": -(2**63) + 1, "length": -(2**63) + 2}
-_OPEN = -(2**63) + 3
+_DIMENSIONS = {"batch": -(2**63) + 1, "length": -(2**63) + 2, "features": -(2**63) + 3}
+_OPEN = -(2**63) + 4
 
 _UNARY: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu": ("gelu", {"approximate": "none"}),

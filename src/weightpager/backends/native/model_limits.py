@@ -7,6 +7,7 @@ from typing import Any
 
 from weightpager.answers.model import Activations, ModelLimits
 from weightpager.bundle import Bundle
+from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.settings import CONFIG, GENERATION, check_settings, generation_settings, parse
 
@@ -35,10 +36,11 @@ _FLOAT = 4
 
 
 class ModelConfig:
-    """The numbers of a checked ``config.json``."""
+    """The numbers of a checked ``config.json``; of a model with a picture tower, those of its language model."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
+        part = values.get("text_config")
+        self._values: Mapping[str, Any] = {**values, **part} if isinstance(part, dict) else values
 
     @classmethod
     def read(cls, bundle: Bundle) -> ModelConfig:
@@ -88,8 +90,8 @@ class ModelConfig:
         """Tokens that end a text, where no ``generation_config.json`` says it."""
         return _numbers(self._values.get("eos_token_id"))
 
-    def limits(self, takes_images: bool) -> ModelLimits:
-        """What the model can read, and what that takes in float32."""
+    def limits(self, takes_images: bool, pictures: Pictures | None = None) -> ModelLimits:
+        """What the model can read, and what that takes in float32; ``pictures`` are those among its words."""
         width = self.number("hidden_size") or 1024
         inner = self.number("intermediate_size") or 4 * width
         activations = Activations.of_layer(width, inner, heads=0, itemsize=_FLOAT)  # attention keeps no scores whole
@@ -101,6 +103,7 @@ class ModelConfig:
             uniform_length=None,
             in_pieces=True,
             activations=activations,
+            pictures=pictures,
         )
 
 

@@ -11,7 +11,7 @@ from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, Pla
 from weightpager.backends.native.program import KVCache
 from weightpager.backends.native.task import NativeTask, positions
 from weightpager.errors import BundleFormatError
-from weightpager.graph.file import graph_file
+from weightpager.graph.file import FEATURES, graph_file
 
 _UNBOUNDED = 2**62
 
@@ -30,6 +30,20 @@ class NativeModel(TaskModel):
 
     def hidden(self, inputs: Inputs) -> Floats:
         return self.below(self._with_positions(inputs))["hidden"]
+
+    def features(self, pixels: Floats) -> Floats:
+        """`NativeTask.features`, each picture alone.
+
+        Raises:
+            TypeError: the task reads no pictures among its words.
+            BundleFormatError: the graph can't take pictures of the form that it says.
+        """
+        try:
+            return self.task.features(pixels)
+        except (ValueError, IndexError) as error:
+            if pixels.dtype == np.float32 and pixels.ndim == 4:
+                raise self._graphs(error, FEATURES) from error
+            raise
 
     def below(self, inputs: Inputs, cache: KVCache | None = None) -> dict[str, Floats]:
         """`NativeTask.below`, whose errors are the caller's unless the model can read these inputs.
@@ -55,10 +69,10 @@ class NativeModel(TaskModel):
         except (ValueError, IndexError) as error:
             raise self._graphs(error) from error
 
-    def _graphs(self, error: Exception) -> BundleFormatError:
+    def _graphs(self, error: Exception, kind: str = "") -> BundleFormatError:
         """What shapes don't show, such as a number in a graph that is no row of a table."""
         expected = "what runs on inputs that the model can read"
-        return BundleFormatError(graph_file(self.task.graph.kind), "nodes", expected, error)
+        return BundleFormatError(graph_file(kind or self.task.graph.kind), "nodes", expected, error)
 
     def _reads(self, inputs: Inputs, earlier: int) -> bool:
         """Whether these are `Inputs` that the model can read behind ``earlier`` tokens, as far as it says."""
@@ -72,14 +86,18 @@ class NativeModel(TaskModel):
         within = end <= self.context and 0 <= ids.min() <= ids.max() < self.vocab_size
         return bool(within and mask.shape == (len(ids), end) and np.isin(mask, (0, 1)).all())
 
-    def reading(self, texts: int, most: int | None, placed: PlacedFeatures | None = None) -> NativeReading:  # noqa: ARG002
+    def reading(self, texts: int, most: int | None, placed: PlacedFeatures | None = None) -> NativeReading:
         planned = _UNBOUNDED if most is None else self.cache.bytes(texts, most)
-        return NativeReading(self, KVCache(planned, float16=self._narrow))
+        return NativeReading(self, KVCache(planned, float16=self._narrow), placed)
 
     def _with_positions(self, inputs: Inputs) -> Inputs:
+        """Inputs with what the graph takes beside them: positions, and what stands in the place of words."""
         if not self.task.has_head or "attention_mask" not in inputs:
             return inputs
-        return {**inputs, "position_ids": positions(inputs["attention_mask"])}
+        found = {**inputs, "position_ids": positions(inputs["attention_mask"])}
+        if self.limits.pictures is not None and (pixels := found.pop("pixel_values", None)) is not None:
+            found |= self.task.place(inputs["input_ids"], inputs["attention_mask"], self.features(pixels))
+        return found
 
 
 class NativeReading:
@@ -87,8 +105,8 @@ class NativeReading:
 
     stoppable = True
 
-    def __init__(self, model: NativeModel, cache: KVCache) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: NativeModel, cache: KVCache, placed: PlacedFeatures | None = None) -> None:
+        self._model, self._cache, self._placed = model, cache, placed
 
     @property
     def done(self) -> int:
@@ -100,6 +118,8 @@ class NativeReading:
             "attention_mask": mask,
             "position_ids": positions(mask)[:, self.done :],
         }
+        if self._placed is not None and (here := self._placed.between(self.done, ids.shape[1])) is not None:
+            inputs |= {"features": here.rows, "feature_index": here.index}
         return self._model.below(inputs, self._cache)["hidden"]
 
     def next(self, ids: Integers, mask: Integers, draw: Draw | None) -> Integers:
@@ -110,3 +130,5 @@ class NativeReading:
     def keep(self, texts: Sequence[int]) -> None:
         if self._cache.tokens:
             self._cache.select(list(texts))
+        if self._placed is not None:
+            self._placed = self._placed.of_texts(texts)

@@ -14,6 +14,7 @@ from weightpager.backends.native.lowering import Array, Blocks, Lowering, Progra
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.errors import ConfigError
 from weightpager.graph import Graph, Node, Operand
+from weightpager.graph.file import FEATURES
 from weightpager.graph.graph import split
 from weightpager.kernels import PageNotResidentError
 from weightpager.kernels.paged_weight import PageGate
@@ -56,6 +57,9 @@ It grows by ``KVCache.block`` tokens at a time, which take as much as `GraphProg
 text. A call that would need more than ``most_bytes`` raises `MemoryError`. ``tokens``, ``batch`` and ``bytes`` say what
 the cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what
 row ``rows[i]`` was."""
+
+_FEATURES = 5
+"""Of a call that is planned, as many as no other size."""
 
 Workspaces = _native.Workspaces
 """Memory for activations that programs have in common: as many workspaces as there have been calls at once."""
@@ -105,7 +109,7 @@ class GraphProgram:
         Raises:
             ValueError: the shapes of parameters and values don't fit each other.
         """
-        stated = {"batch": batch, "length": length}
+        stated = {"batch": batch, "length": length, "features": _FEATURES}
         inputs = [each.shape for each in self._graph.inputs]
         found = self._native.outputs([[stated[x] if isinstance(x, str) else x for x in shape] for shape in inputs])
         return {output.name: shape for output, shape in zip(self._graph.outputs, found, strict=True)}
@@ -204,6 +208,11 @@ class GraphProgram:
         return np.ascontiguousarray(array).reshape(array.shape)
 
 
+def writes(graph: Graph) -> bool:
+    """Whether a graph is of tasks that write; `FEATURES` are no tasks."""
+    return graph.kind != FEATURES and FORMS[graph.kind].writes  # type: ignore[index]
+
+
 def stages(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Graph, ...]:
     """The graphs that run a task one after the other: few tokens of a prompt need logits.
 
@@ -212,7 +221,7 @@ def stages(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Gr
     Raises:
         ValueError: a language model's graph has no linear head that can be told apart.
     """
-    if not FORMS[graph.kind].writes:  # type: ignore[index]
+    if not writes(graph):
         return (graph,)
     hidden = next((each.value for each in graph.outputs if each.name == "hidden"), "")
     heads = (node for node in graph.nodes if node.op == "linear" and node.inputs[0] == Operand.value(hidden))

@@ -8,18 +8,18 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from weightpager.answers.model import CacheSize
+from weightpager.answers.model import CacheSize, Floats, Integers, PlacedFeatures
 from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.program import GraphProgram, KVCache, stages
 from weightpager.backends.task_parts import no_arrays
-from weightpager.bundle import Bundle, TaskEntry, TaskKind, WeightEntry
+from weightpager.bundle import Bundle, TaskEntry, WeightEntry
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
-from weightpager.bundle.format.manifest import FORMS
+from weightpager.bundle.format.manifest import FORMS, Pictures
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
 from weightpager.errors import BundleFormatError
 from weightpager.graph import Graph, Operand
-from weightpager.graph.file import graph_file
+from weightpager.graph.file import FEATURES, graph_file
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate
 from weightpager.kernels.rows import RowSource
@@ -44,6 +44,8 @@ class NativeTask:
         cache: CacheSize,
         *,
         numbers_by_mask: bool = False,
+        features: GraphProgram | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -56,21 +58,28 @@ class NativeTask:
             context: tokens that the model says it can read.
             cache: as the attribute.
             numbers_by_mask: whether positions, where a call states none, leave out tokens that its mask hides.
+            features: gives pictures' features.
+            pictures: how these stand in texts; None, as are ``features``, where the task reads none among its words.
         """
         self._name, self.graph, self.cache = name, graph, cache
         self._below, self._head = programs[0], programs[1] if len(programs) > 1 else None
         self._gate = gate
         self._context = context
         self._numbers_by_mask = numbers_by_mask
+        self._features, self._pictures = features, pictures
 
     def __repr__(self) -> str:
-        takes, gives = ([each.name for each in side] for side in (self.graph.inputs, self.graph.outputs))
+        takes, gives = self._takes, [each.name for each in self.graph.outputs]
         return f"<NativeTask {self._name!r}: {self.graph.kind}, {', '.join(takes)} -> {', '.join(gives)}>"
 
     @property
     def has_head(self) -> bool:
         """Whether `head` gives the logits, of those tokens that need any, and `below` only what it reads."""
         return self._head is not None
+
+    @property
+    def _takes(self) -> list[str]:
+        return [each.name for each in self.graph.inputs] + ["pixel_values"] * (self._features is not None)
 
     def __call__(self, cache: KVCache | None = None, **inputs: Array) -> dict[str, Array]:
         """The task's outputs by name, float32: ``logits``, and of language models ``hidden``, too.
@@ -83,11 +92,14 @@ class NativeTask:
                 [batch, channels, height, width]. Where they are left out, ``attention_mask`` [batch, earlier + length]
                 has all tokens seen, and ``position_ids`` [batch, length] are those that the model's own code gives:
                 OPT numbers the tokens that the mask shows, all others count padding on the left, too. Where a text's
-                padding mustn't matter, state them.
+                padding mustn't matter, state them. Where pictures stand among words, ``pixel_values`` has those of
+                this call's placeholders in their order; or ``features`` float32 [rows, width] has what `features` gave
+                of them, and ``feature_index`` int64 [batch, length] which row stands in a token's place, −1 for none.
 
         Raises:
             TypeError: an input comes without its name.
-            ValueError: an input is missing or unknown, or its dtype or shape isn't what the graph takes.
+            ValueError: an input is missing or unknown, or its dtype or shape isn't what the graph takes; or there are
+                more or fewer placeholders than pictures have features.
             IndexError: an id isn't in its table.
             MemoryError: activations, or keys and values, would take more than they may.
             TaskNotActiveError: the task isn't active, so its pages may be absent.
@@ -102,7 +114,7 @@ class NativeTask:
         """
         if cache is not None and not isinstance(cache, KVCache):
             raise no_arrays(self._name, cache)
-        known = {each.name for each in self.graph.inputs}
+        known = set(self._takes)
         if unknown := sorted(inputs.keys() - known):
             raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
         all_inputs = self._with_defaults(inputs, cache)
@@ -120,9 +132,41 @@ class NativeTask:
     def below(self, inputs: Mapping[str, Array], cache: KVCache | None = None) -> dict[str, Array]:
         """The outputs by name, without those of the `head` if it has one.
 
-        All inputs are stated. Errors are those of a call.
+        All inputs are stated, but for features where there are none, and no pixels. Errors are those of a call.
         """
+        if self._pictures is not None and "features" not in inputs:
+            none = np.full(np.shape(inputs.get("input_ids", ())), -1, np.int64)
+            inputs = {"features": np.zeros((1, self._pictures.width), np.float32), "feature_index": none, **inputs}
         return self._below.run(inputs, cache, self._gate)
+
+    def features(self, pixels: Array) -> Floats:
+        """Pictures' features, float32 [pictures, tokens, width], of pixels float32 [pictures, channels, height, width].
+
+        Each is computed alone, so that its bits don't depend on the others. Errors are those of a call.
+
+        Raises:
+            TypeError: the task reads no pictures among its words.
+        """
+        if self._features is None or self._pictures is None:
+            raise TypeError(f"task {self._name!r}: expected one that reads pictures among its words, found none")
+        if np.ndim(pixels) != 4:
+            raise ValueError(f"input pixel_values: expected 4 axes, found {list(np.shape(pixels))}")
+        found = np.empty((len(pixels), self._pictures.tokens, self._pictures.width), np.float32)
+        for at in range(len(pixels)):
+            found[at] = self._features.run({"pixel_values": pixels[at : at + 1]}, gate=self._gate)["features"][0]
+        return found
+
+    def place(self, ids: Integers, mask: Integers, features: Floats) -> dict[str, Array]:
+        """The inputs by which pictures' features stand in texts, [texts, tokens]; none of them without any picture.
+
+        Raises:
+            ValueError: the texts have more or fewer placeholders.
+        """
+        if not len(features):
+            return {}
+        assert self._pictures is not None
+        found = PlacedFeatures.of(ids, mask, self._pictures.token_id, list(features))
+        return {"features": found.rows, "feature_index": found.index}
 
     def head(self, hidden: Array) -> Array:
         """Logits of hidden states, float32 [batch, tokens, words] of [batch, tokens, width]; only if it `has_head`.
@@ -143,6 +187,12 @@ class NativeTask:
         mask = inputs.get("attention_mask", seen)
         by_mask = self._numbers_by_mask and np.shape(mask) == seen.shape
         made = {"attention_mask": seen, "position_ids": positions(mask if by_mask else seen)[:, end - length :]}
+        if "pixel_values" in inputs and self._features is not None:
+            if "features" in inputs:
+                raise ValueError("inputs: expected pixel_values or features, found both")
+            words = {name: value for name, value in inputs.items() if name != "pixel_values"}
+            features = self.features(inputs["pixel_values"])
+            inputs = {**words, **self.place(ids, mask[:, end - length :], features)}
         return {**{each.name: made[each.name] for each in self.graph.inputs if each.name in made}, **inputs}
 
 
@@ -172,12 +222,12 @@ _DTYPES = {"float32": "float32", "bfloat16": "uint16", "bool": "bool"} | dict.fr
 _NODE = re.compile(r"node (\d+) \(\w+\): ")
 
 
-def check_tasks(bundle: Bundle, graphs: Mapping[TaskKind, Graph], tokens: int, headers: Mapping[str, Header]) -> None:
+def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, headers: Mapping[str, Header]) -> None:
     """Refuse tasks whose answers would be wrong, or fail, for the shapes of what the bundle holds.
 
     Args:
         bundle: with the tasks.
-        graphs: of their kinds.
+        graphs: of their kinds, and of `FEATURES` where they read pictures among their words.
         tokens: how many the model's configuration says that it knows; of texts.
         headers: by task, the tensors that it has: those of all tasks, and its own.
 
@@ -187,13 +237,19 @@ def check_tasks(bundle: Bundle, graphs: Mapping[TaskKind, Graph], tokens: int, h
     planned: dict[tuple[object, ...], dict[str, TensorInfo]] = {}  # most tasks have the same shapes
     for name, header in headers.items():
         task = bundle.task(name)
-        graph = graphs[task.kind]
-        stored = _stored(bundle, graph, task, header)
-        shapes = task.kind, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
-        if shapes not in planned:
-            _check_tables(task, graph, stored, 0 if task.takes_images else tokens)
-            planned[shapes] = _planned(bundle, graph, stored)
-        _check_outputs(task, planned[shapes], tokens)
+        for kind in (task.kind, FEATURES):
+            if kind not in graphs:
+                continue
+            graph = graphs[kind]
+            stored = _stored(bundle, graph, task, header)
+            shapes = kind, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
+            if shapes not in planned:
+                _check_tables(task, graph, stored, 0 if task.takes_images else tokens)
+                planned[shapes] = _planned(bundle, graph, stored)
+            if kind == FEATURES:
+                _check_features(task, planned[shapes], bundle.pictures)
+            else:
+                _check_outputs(task, planned[shapes], tokens)
 
 
 def _stored(bundle: Bundle, graph: Graph, task: TaskEntry, header: Header) -> dict[str, Stored]:
@@ -204,7 +260,9 @@ def _stored(bundle: Bundle, graph: Graph, task: TaskEntry, header: Header) -> di
     stored = {}
     for name in graph.parameters():
         if name not in known:
-            raise BundleFormatError(f"tasks/{task.name}", name, f"a value, as {graph_file(task.kind)} takes it", "none")
+            raise BundleFormatError(
+                f"tasks/{task.name}", name, f"a value, as {graph_file(graph.kind)} takes it", "none"
+            )
         stored[name] = found = known[name]
         if isinstance(found, TensorInfo) and found.dtype not in _DTYPES:
             raise BundleFormatError(f"tasks/{task.name}", name, f"one of {', '.join(_DTYPES)}", found.dtype)
@@ -263,6 +321,15 @@ def _check_outputs(task: TaskEntry, found: Mapping[str, TensorInfo], tokens: int
         if name in checked and output != TensorInfo("float32", wanted):
             expected = f"float32 {list(wanted)} for {_BATCH} inputs{what if name == 'logits' else ''}"
             raise BundleFormatError(f"tasks/{task.name}", name, expected, f"{output.dtype} {list(output.shape)}")
+
+
+def _check_features(task: TaskEntry, found: Mapping[str, TensorInfo], pictures: Pictures | None) -> None:
+    """See that a picture has as many features as it takes places in a text, as wide as what stands there."""
+    assert pictures is not None
+    wanted, output = (_BATCH, pictures.tokens, pictures.width), found["features"]
+    if output != TensorInfo("float32", wanted):
+        expected = f"float32 {list(wanted)} for {_BATCH} pictures"
+        raise BundleFormatError(f"tasks/{task.name}", "features", expected, f"{output.dtype} {list(output.shape)}")
 
 
 def _blank(bundle: Bundle, of: Stored) -> ProgramParameter:

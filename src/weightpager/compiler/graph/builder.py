@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from transformers import PreTrainedModel
 
-from weightpager.bundle import TaskKind
-from weightpager.bundle.format.manifest import FORMS
+from weightpager.backends.torch.pictures import with_features
+from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph, GraphInput, Node, Operand
+from weightpager.graph.file import FEATURES
 from weightpager.graph.graph import Array
-from weightpager.graph.operators import DIMENSIONS
+from weightpager.graph.operators import DIMENSION_LISTS, DIMENSIONS
 
 Size = int | str | None
 """The size of an axis: a number, a dimension that a call states, or unknown."""
@@ -152,13 +153,17 @@ def traced_type(builder: Builder, node: fx.Node) -> Type:
 
 
 _TEXT = ("input_ids", "attention_mask")
+_PER_TOKEN = DIMENSIONS[:2]
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """What a module of a kind of tasks is called with."""
+    """What a module of a kind of tasks is called with.
 
-    kind: TaskKind
+    ``kind`` is `FEATURES` where it is asked for pictures' features.
+    """
+
+    kind: str
     inputs: tuple[GraphInput, ...]
 
     @classmethod
@@ -173,18 +178,43 @@ class CallForm:
                 raise NotExportableError("images of no fixed size")
             return cls(kind, (GraphInput("pixel_values", "float32", ("batch", *image)),))
         names = (*_TEXT, "position_ids") if FORMS[kind].writes else _TEXT
-        return cls(kind, tuple(GraphInput(name, "int64", DIMENSIONS) for name in names))
+        return cls(kind, tuple(GraphInput(name, "int64", _PER_TOKEN) for name in names))
+
+    @classmethod
+    def of_pictures(cls, image: tuple[int, int, int] | None) -> CallForm:
+        """The form of a call that gives pictures' features; ``image`` is channels, height and width of pictures.
+
+        Raises:
+            NotExportableError: they have no known size.
+        """
+        if image is None:
+            raise NotExportableError("pictures of no fixed size")
+        return cls(FEATURES, (GraphInput("pixel_values", "float32", ("batch", *image)),))
+
+    @classmethod
+    def with_features(cls, kind: TaskKind, width: int) -> CallForm:
+        """The form of a kind of tasks that write, where features of this width may stand in the place of tokens."""
+        index = GraphInput("feature_index", "int64", _PER_TOKEN)
+        return cls(kind, (*cls.of(kind).inputs, index, GraphInput("features", "float32", ("features", width))))
+
+    @property
+    def writes(self) -> bool:
+        """Whether texts go on, so that earlier tokens are remembered."""
+        return self.kind != FEATURES and FORMS[self.kind].writes  # type: ignore[index]
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the module's outputs. What a language model's head reads is found in its graph."""
+        if self.kind == FEATURES:
+            return ("features",)
         texts = "length" in self.inputs[0].shape
-        return ("logits", "hidden") if texts and not FORMS[self.kind].writes else ("logits",)
+        return ("logits", "hidden") if texts and not self.writes else ("logits",)
 
     @property
     def dims(self) -> tuple[str, ...]:
         """Dimensions that a call states."""
-        return DIMENSIONS if "length" in self.inputs[0].shape else DIMENSIONS[:1]
+        stated = {size for each in self.inputs for size in each.shape if isinstance(size, str)}
+        return next(each for each in DIMENSION_LISTS if stated == set(each))
 
     def tensors(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
         """Inputs of these sizes, without memory."""
@@ -210,6 +240,11 @@ class Called(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs for inputs in the form's order."""
         named = {each.name: tensor for each, tensor in zip(self.form.inputs, inputs, strict=True)}
+        if self.form.kind == FEATURES:
+            return (_features(self.module, named["pixel_values"]),)
+        if "features" in named:
+            placed = named.pop("input_ids"), named.pop("features"), named.pop("feature_index")
+            named["inputs_embeds"] = with_features(self.module, *placed)
         logits: Tensor = self.module(**named).logits
         hidden, self._hidden = self._hidden, None
         return (logits,) if hidden is None else (logits, hidden)
@@ -218,3 +253,14 @@ class Called(nn.Module):
         """Note the last hidden states below the head."""
         if "hidden" in self.form.outputs:
             self._hidden = found.last_hidden_state
+
+
+def _features(module: Any, pixels: Tensor) -> Tensor:
+    """As `get_image_features` has it, which makes a list of them: so many pictures would be all that a trace takes."""
+    base, config = module.base_model, module.config
+    states = base.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+    layers = config.vision_feature_layer
+    chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+    first = 1 if config.vision_feature_select_strategy == "default" else 0  # behind the token of the class
+    found: Tensor = base.multi_modal_projector(torch.cat([each[:, first:] for each in chosen], -1))
+    return found

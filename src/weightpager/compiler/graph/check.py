@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from weightpager.backends.torch.pictures import features_of, with_features
 from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.model.paged_weights import parameters, replace_tensors
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph
+from weightpager.graph.file import FEATURES
 from weightpager.graph.graph import Array
 from weightpager.graph.operators import OPERATORS, WEIGHTS
 from weightpager.graph.reference import KeyValues, run
@@ -23,6 +25,10 @@ _TOLERANCE = 1e-4
 
 _SHAPES = ((2, 7), (1, 1))
 """Texts and tokens of the inputs that are tried. Of the first, the last text is padded."""
+
+
+_ROWS, _PLACES = 3, (0, -1, 2, -1, -1, 2, 1, -1)
+"""Rows of features, and where they stand in texts."""
 
 
 def check_weights(graph: Graph) -> None:
@@ -55,26 +61,36 @@ def check_graph(graph: Graph, module: PreTrainedModel, form: CallForm) -> None:
     values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
     for texts, tokens in _SHAPES if "length" in form.dims else ((2, 0),):
         inputs = made_up(form, module, texts, tokens)
-        found, wanted = run(graph, values, inputs)["logits"], logits(module, inputs)
+        found, wanted = run(graph, values, inputs)[form.outputs[0]], result(module, form, inputs)
         seen = _seen(inputs, wanted)
         _compare(found[seen], wanted[seen], "its module")
         if "position_ids" in inputs and tokens > 1:
             _compare(in_pieces(graph, values, inputs, (tokens - 2, tokens))[seen], wanted[seen], "itself in two pieces")
 
 
+def result(module: PreTrainedModel, form: CallForm, inputs: Mapping[str, Array]) -> Array:
+    """What the module makes of inputs: the first of the form's outputs."""
+    if form.kind != FEATURES:
+        return logits(module, inputs)
+    with torch.inference_mode():
+        return np.asarray(features_of(module, torch.from_numpy(inputs["pixel_values"])))
+
+
 def logits(module: PreTrainedModel, inputs: Mapping[str, Array]) -> Array:
-    """What the module makes of inputs."""
+    """A module's logits for the inputs of its kind."""
     with torch.inference_mode():
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        found: Array = module(**given).logits.numpy()
-    return found
+        if "features" in given:
+            placed = given.pop("input_ids"), given.pop("features"), given.pop("feature_index")
+            given["inputs_embeds"] = with_features(module, *placed)
+        return np.asarray(module(**given).logits)
 
 
 def in_pieces(graph: Graph, values: Mapping[str, Array], inputs: Mapping[str, Array], ends: tuple[int, ...]) -> Array:
     """A language model's logits, of calls that each bring the tokens up to an end."""
     cache, pieces, start = KeyValues(), [], 0
     for end in ends:
-        piece = {name: value[:, start:end] for name, value in inputs.items()}
+        piece = {name: value if name == "features" else value[:, start:end] for name, value in inputs.items()}
         piece["attention_mask"] = inputs["attention_mask"][:, :end]
         pieces.append(run(graph, values, piece, cache)["logits"])
         start = end
@@ -97,6 +113,9 @@ def made_up(form: CallForm, module: PreTrainedModel, texts: int, tokens: int) ->
         ids[mask == 0] = 0 if padding is None else padding
     positions = np.broadcast_to(np.arange(tokens), (texts, tokens)).copy()
     made = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    if "features" in form.dims:
+        made["features"] = rng.normal(size=(_ROWS, int(form.inputs[-1].shape[-1]))).astype(np.float32)
+        made["feature_index"] = np.resize(np.array(_PLACES), (texts, tokens))
     return {each.name: made[each.name] for each in form.inputs}
 
 

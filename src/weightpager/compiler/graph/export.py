@@ -8,11 +8,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
+from typing import cast
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.backends.torch.architecture import module_of_kind
+from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind
 from weightpager.bundle import BundleWriter, TaskKind
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.graph.builder import CallForm
@@ -21,7 +22,7 @@ from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of
 from weightpager.errors import BundleFormatError, ExportFailedError, NotExportableError, first_line
 from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
-from weightpager.graph.file import graph_file
+from weightpager.graph.file import FEATURES, graph_file
 from weightpager.graph.graph import Node
 from weightpager.nn.experts import mixtures
 
@@ -36,21 +37,29 @@ _AFTER_HEAD = ("multiply", "divide", "add", "tanh")
 
 _MASK = Operand.input("attention_mask")
 
+_OF_PICTURES: TaskKind = "text-generation"
+"""The kind of tasks whose module has a picture tower."""
 
-def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int, int] | None = None) -> Graph:
-    """The graph of a kind of tasks, compared with its module; ``image`` is as for `CallForm.of`.
+
+def export_graph(config: PretrainedConfig, kind: str, image: tuple[int, int, int] | None = None) -> Graph:
+    """The graph of a kind of tasks, or of `FEATURES`, compared with its module.
+
+    Args:
+        config: of the model.
+        kind: of tasks, or `FEATURES`.
+        image: channels, height and width of the images or pictures that the model reads.
 
     Raises:
         ExportFailedError: another library failed.
         NotExportableError: there is none; says why.
     """
-    form, said = CallForm.of(kind, image), str(config.to_dict())
+    form, said = form_of(config, kind, image), str(config.to_dict())
     classes = next(each for each in _STAND_INS if str(each) not in said)
     try:
         if mixtures(empty_module_of(config, kind, _FEW)):
             raise NotExportableError("experts, which are chosen for each token while the module runs")
         graph = simplified(draft_of(empty_module_of(config, kind, classes), form, classes)).graph
-        graph = _with_hidden(graph) if FORMS[kind].writes else graph
+        graph = _with_hidden(graph) if form.writes else graph
         check_weights(graph)
         graph = read_graph(graph_file(kind), write_graph(graph))
         check_graph(graph, empty_module_of(config, kind, _FEW), form)
@@ -59,17 +68,33 @@ def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int
     return graph
 
 
-def empty_module_of(config: PretrainedConfig, kind: TaskKind, classes: int) -> PreTrainedModel:
+def form_of(config: PretrainedConfig, kind: str, image: tuple[int, int, int] | None = None) -> CallForm:
+    """What a model is called with; arguments are `export_graph`'s.
+
+    Raises:
+        NotExportableError: images or pictures have no known size.
+    """
+    if kind == FEATURES:
+        return CallForm.of_pictures(image)
+    if has_picture_tower(config):
+        return CallForm.with_features(cast(TaskKind, kind), config.get_text_config().hidden_size)
+    return CallForm.of(cast(TaskKind, kind), image)
+
+
+def empty_module_of(config: PretrainedConfig, kind: str, classes: int) -> PreTrainedModel:
     """A module of float32 that keeps no earlier tokens, its weights without memory, with so many classes if it has any.
 
     Raises:
         BundleFormatError: transformers can't build it.
     """
+    kind = _OF_PICTURES if kind == FEATURES else cast(TaskKind, kind)
     names = [str(each) for each in range(classes)] if not FORMS[kind].writes else ()
     copied = copy.deepcopy(config)
     copied.dtype = torch.float32  # else what a constructor computes is rounded
     module = module_of_kind(copied, kind, names).float()
-    module.config.use_cache = False
+    for part in module.modules():  # a language model in it has a configuration of its own
+        if isinstance(part, PreTrainedModel):
+            part.config.use_cache = False
     return module
 
 
@@ -101,11 +126,13 @@ def write_graphs(
 ) -> dict[TaskKind, str]:
     """Write a graph for every kind of tasks whose module can be said as one; one that is there already stays.
 
+    A model with a picture tower has a graph of that, too; without it the others are of no use, and aren't written.
+
     Args:
         writer: of the bundle.
         config: of the model.
         kinds: of its tasks.
-        image: channels, height and width of the images that they read; None where they read texts.
+        image: channels, height and width of the images or pictures that they read; None where they read texts alone.
 
     Returns:
         The kinds that have none, and why.
@@ -114,17 +141,25 @@ def write_graphs(
         CompileError: the storage refused a write.
     """
     reasons: dict[TaskKind, str] = {}
+    without_features = _write(writer, config, FEATURES, image) if has_picture_tower(config) else None
     for kind in dict.fromkeys(kinds):
-        name = graph_file(kind)
-        if (writer.root / name).is_file():
-            continue
-        found = _exported(_Config(config), kind, image)
-        if isinstance(found, bytes):
-            writer.put(name, found)
-        else:
+        found = without_features or _write(writer, config, kind, image)
+        if found is not None:
             reasons[kind] = found
             _log.warning("%s: no graph, so that these tasks need torch where they run: %s", kind, found)
     return reasons
+
+
+def _write(writer: BundleWriter, config: PretrainedConfig, kind: str, image: tuple[int, int, int] | None) -> str | None:
+    """Write a graph if there is none yet; why there can't be any, or None."""
+    name = graph_file(kind)
+    if (writer.root / name).is_file():
+        return None
+    found = _exported(_Config(config), kind, image)
+    if isinstance(found, str):
+        return found
+    writer.put(name, found)
+    return None
 
 
 class _Config:
@@ -144,7 +179,7 @@ class _Config:
 
 
 @lru_cache(maxsize=32)  # one process may compile the same model again and again: other sparsities, or more tasks
-def _exported(config: _Config, kind: TaskKind, image: tuple[int, int, int] | None) -> bytes | str:
+def _exported(config: _Config, kind: str, image: tuple[int, int, int] | None) -> bytes | str:
     """The content of a graph's file, or why there is none."""
     try:
         return write_graph(export_graph(config.config, kind, image))

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, _trace
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.utils import output_capturing
 
 from weightpager.compiler.graph.aten import TRANSLATIONS
 from weightpager.compiler.graph.builder import Builder, Called, CallForm, Draft, Value
@@ -122,8 +123,8 @@ def traced(module: PreTrainedModel) -> Iterator[None]:
         module.set_attn_implementation(before)
 
 
-_SIZES = {"batch": 3, "length": 7}
-"""Sizes of the traced inputs: neither is 1, and they differ, so that torch doesn't take one for the other."""
+_SIZES = {"batch": 3, "length": 7, "features": 5}
+"""Sizes of the traced inputs: none is 1, and they differ, so that torch doesn't take one for the other."""
 
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten._assert_scalar.default",
            "aten.sym_constrain_range_for_size.default")  # fmt: skip
@@ -133,6 +134,8 @@ _one_at_a_time = threading.RLock()
 _QUESTIONS = ("is_compiling", "is_exporting")
 _KERNELS = "_ignore_backend_decomps"
 """What switches oneDNN off while torch.export traces."""
+
+_COMPILING = "is_torchdynamo_compiling"
 
 
 def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
@@ -152,6 +155,7 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
         _Placeholders.of(program, form, names, buffers),
     )
     found: dict[fx.Node, Any] = {}
+    program.graph.eliminate_dead_code()  # such as layers behind those that features are taken from
     for node in program.graph.nodes:
         if node.op == "placeholder":
             found[node] = placeholders.value(node, builder)
@@ -257,6 +261,8 @@ def in_this_thread_alone() -> Iterator[None]:
 
     It would tell the whole process, and have it do without oneDNN meanwhile: modules in other threads would take other
     ways, and their outputs would differ in the last bits. Tensors without memory have no kernels to choose from.
+
+    Transformers would collect hidden states for the whole process, too, if it knew.
     """
     here = threading.get_ident()
 
@@ -266,6 +272,11 @@ def in_this_thread_alone() -> Iterator[None]:
     with _one_at_a_time, ExitStack() as replaced:
         for name in _QUESTIONS:
             replaced.enter_context(_replaced(torch.compiler, name, asked(getattr(torch.compiler, name))))
+        if hasattr(output_capturing, _COMPILING):
+            elsewhere = getattr(output_capturing, _COMPILING)
+            replaced.enter_context(
+                _replaced(output_capturing, _COMPILING, lambda: threading.get_ident() != here and elsewhere())
+            )
         if hasattr(_trace, _KERNELS):
             replaced.enter_context(_replaced(_trace, _KERNELS, nullcontext))
         yield

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
+from torch.nn.functional import interpolate
 
 from weightpager.compiler.graph.aten.elements import binary
 from weightpager.compiler.graph.builder import Builder, Type, Value, traced_type
@@ -122,7 +124,44 @@ def _attention(
     return builder.emit("attention", [query, key, value, mask], attributes, Type(shape, "float32"))
 
 
+def _bicubic(
+    builder: Builder,
+    node: fx.Node,
+    x: Value,
+    size: list[int] | None,
+    align_corners: bool,
+    *factors: Any,
+) -> Value:
+    """Rows and columns [1, C, H, W] scaled by a matrix of constants each: every point is a sum of others."""
+    given = [each for factor in factors for each in (factor if isinstance(factor, (list, tuple)) else [factor])]
+    if size is None or any(each is not None for each in given) or not all(isinstance(each, int) for each in x.shape):
+        raise NotExportableError(f"{node.target} by factors, or of what has no fixed size")
+    count, channels, height, width = (int(each or 0) for each in x.shape)
+    if count != 1:
+        raise NotExportableError(f"{node.target} of several images")
+    rows, columns = (
+        builder.constant(_bicubic_matrix(*each, align_corners)) for each in ((height, size[0]), (width, size[1]))
+    )
+    # Channels last, where most tables of positions have them: then each product is of few and large matrices.
+    last = builder.emit("permute", [x], {"axes": [0, 2, 3, 1]}, Type((1, height, width, channels), x.dtype))
+    flat = builder.reshaped(last, (height, width * channels))
+    scaled = builder.emit("matmul", [rows, flat], {}, Type((size[0], width * channels), "float32"))
+    split = builder.reshaped(scaled, (size[0], width, channels))
+    whole = builder.emit("matmul", [columns, split], {}, Type((size[0], size[1], channels), "float32"))
+    image = builder.reshaped(whole, (1, size[0], size[1], channels))
+    return builder.emit("permute", [image], {"axes": [0, 3, 1, 2]}, Type((1, channels, *size), "float32"))
+
+
+def _bicubic_matrix(size: int, wanted: int, align_corners: bool) -> Any:
+    """What a column of so many points is multiplied with, [wanted, size]."""
+    each = torch.eye(size)[:, None, :, None]  # one point is 1, of an image that is one point wide
+    scaled = interpolate(each, (wanted, 1), mode="bicubic", align_corners=align_corners)
+    return scaled[:, 0, :, 0].T.numpy()
+
+
 TRANSLATIONS: dict[str, Callable[..., Any]] = {
+    "aten.upsample_bicubic2d.default": _bicubic,
+    "aten.upsample_bicubic2d.vec": _bicubic,
     "aten.linear.default": _linear,
     "aten.embedding.default": _embedding,
     "aten.matmul.default": _matmul,

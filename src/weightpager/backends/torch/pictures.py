@@ -1,0 +1,27 @@
+"""How a torch module reads pictures among its words: their features, and these in the place of placeholders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def features_of(module: Any, pixels: Tensor) -> Tensor:
+    """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width]."""
+    return torch.stack(list(module.get_image_features(pixel_values=pixels).pooler_output))
+
+
+def with_features(module: Any, ids: Tensor, features: Tensor, index: Tensor) -> Tensor:
+    """What the language model reads, [texts, tokens, width].
+
+    Args:
+        module: the task's.
+        ids: int64 [texts, tokens].
+        features: [rows, width], one row at least.
+        index: int64 [texts, tokens], the row that stands in a token's place; negative where its embedding does.
+    """
+    words: Tensor = module.get_input_embeddings()(ids)
+    rows = features.to(words.dtype)[index.masked_fill(index < 0, 0)]
+    return torch.where((index >= 0)[..., None], rows, words)
