@@ -105,7 +105,9 @@ class Gateway:
     server.
     """
 
-    def __init__(self, servers: DeploymentHandle[ServerReplica], settings: Settings, most_body: int | None = None) -> None:
+    def __init__(
+        self, servers: DeploymentHandle[ServerReplica], settings: Settings, most_body: int | None = None
+    ) -> None:
         """``most_body`` is the bytes of the largest body, with pictures; None for what the settings say of others."""
         self._servers = servers.options(stream=True)
         self._settings = settings

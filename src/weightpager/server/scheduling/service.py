@@ -196,7 +196,7 @@ class Service:
 
     @property
     def body_bytes(self) -> int:
-        """Bytes of the largest body of a request: what the settings allow, and room for pictures where tasks read any."""
+        """Bytes of a request's largest body: what the settings allow, and room for pictures where tasks read any."""
         return body_bytes(self.settings.body_bytes, self.engine.bundle.pictures)
 
     @property
