@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from weightpager.compiler.model.directory import PLAIN
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.reorder.apply import apply, for_new_tasks
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.task_file.sections import VisionSpec
 from weightpager.errors import CompileError, ConfigError
 from weightpager.page_dtype import decode
 from weightpager.store import BlockReader
@@ -76,8 +77,8 @@ class BaseBundle:
         return blake3(self.bundle.manifest.dump() + self.bundle.index.ids.tobytes()).hexdigest()
 
     def with_base_settings(self, task_file: TaskFile) -> TaskFile:
-        """The task file with the bundle's block, dtype, page and rows."""
-        return task_file.model_copy(update=self._settings)
+        """The task file with the bundle's block, dtype, page, rows and picture tower."""
+        return task_file.model_copy(update={**self._settings, "vision": self._vision(task_file)})
 
     def refuse_unsuited(self, task_file: TaskFile) -> None:
         """See that tasks can be added as their task file says.
@@ -118,10 +119,12 @@ class BaseBundle:
                 if name in self.resident and (name.startswith(BASE) or not labelled):
                     self._fill(source, name, tensor)
         if source.images is not None:
-            return replace(source, config=config, images=architecture.image_reader(self.bundle))
+            source = replace(source, images=architecture.image_reader(self.bundle))
+        if source.tokenizer is None:
+            return replace(source, config=config)
         tokenizer = architecture.tokenizer(self.bundle)
         tokenizer.padding_side = tokenizer.truncation_side = "right"
-        return replace(source, config=config, tokenizer=tokenizer)
+        return replace(source, config=config, tokenizer=tokenizer, pictures=self.bundle.pictures)
 
     def added(self, source: DenseModel) -> Permutations:
         """The permutations that bring what new tasks add into the bundle's order."""
@@ -151,7 +154,25 @@ class BaseBundle:
             "rows": "on-demand" if manifest.row_tables else "resident",
         }
 
+    def _vision(self, task_file: TaskFile) -> VisionSpec:
+        """A tower that tasks share is cut as it is; where each has its own, new tasks say how much of it they drop."""
+        pictures, stated = self.bundle.pictures, task_file.vision
+        if pictures is None:
+            return stated
+        if pictures.blocks == "own":
+            return stated.model_copy(update={"blocks": "own"})
+        weights = self.bundle.manifest.weights
+        kept = np.concatenate([self.keep[each.name][:, 0] for each in weights if each.layer < pictures.layers])
+        return VisionSpec(sparsity=float(1 - kept.mean()))
+
     def _refuse_other_settings(self, task_file: TaskFile) -> None:
+        pictures, vision = self.bundle.pictures, task_file.vision
+        if pictures is not None and "vision" in task_file.model_fields_set:
+            if vision.blocks != pictures.blocks:
+                found = f"{pictures.blocks}, as of the base {self.bundle.path}, found {vision.blocks}"
+                raise ConfigError(f"vision: expected {found}")
+            if pictures.blocks == "shared" and vision.sparsity is not None:
+                raise ConfigError("vision.sparsity: expected none with a base whose tasks share the tower, which stays")
         settings = self._settings
         if not self.bundle.row_tables:  # so be it where none was large enough, too
             del settings["rows"]
@@ -169,9 +190,9 @@ class BaseBundle:
             raise ConfigError(f"tasks: expected at most {most} beside those of the base, found {len(task_file.tasks)}")
 
     def _check_config(self, source: DenseModel, config: PretrainedConfig) -> None:
-        ours, theirs = config.to_dict(), source.config.to_dict()
-        for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key != "model_type", key)):
-            if not key.startswith("_") and key not in _ANY and ours.get(key) != theirs.get(key):
+        ours, theirs = (_flat(each.to_dict(), each.sub_configs) for each in (config, source.config))
+        for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (not key.endswith("model_type"), key)):
+            if ours.get(key) != theirs.get(key):
                 found = f"{ours.get(key)!r}, that of the base {self.bundle.path}, found {theirs.get(key)!r}"
                 raise CompileError(f"{source.path / 'config.json'}: {key}: expected {found}")
 
@@ -212,6 +233,17 @@ class BaseBundle:
         cut = info.grid.cut(weight.numpy()).copy()  # [rows, cols, BH, BW]
         cut[np.divmod(has, info.grid.cols)] = decode(blocks, info.grid.block, self.bundle.manifest.dtype)
         return info.grid.join(cut)
+
+
+def _flat(settings: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """The settings that must be the same, those of the models that a model is made of by ``part.key``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in parts and isinstance(value, dict):
+            flat |= {f"{key}.{inner}": each for inner, each in _flat(value, ()).items()}
+        elif not key.startswith("_") and key not in _ANY:
+            flat[key] = value
+    return flat
 
 
 def _refuse_other_values(task_file: TaskFile) -> None:

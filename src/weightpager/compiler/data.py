@@ -32,12 +32,16 @@ from weightpager.task_data.texts import Example
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
 
+PIXELS = "pixel_values"
+"""The input that holds images, or the pictures in a batch's texts; there is none where no text has a picture."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """Model inputs and labels.
 
     Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
+    Pictures in texts are ``pixel_values`` too, ``[pictures, C, H, W]``.
     Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
     ids, of completions alone where there are prompts; its `Kind` shifts them. Where prompts are to be answered,
     ``wanted`` has the answers, and labels mean nothing.

@@ -217,18 +217,18 @@ def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:
     source = replace(source, models=copy.deepcopy(source.models))
     private, low_rank = {}, {}
     for number, (task, model) in enumerate(source.models.items()):
-        untie_own_vectors(model, pooler=False)
+        untie_own_vectors(source, task, pooler=False)
         with torch.no_grad():
-            for tensor in parameters(model).values():
-                if tensor.ndim == 1 and tensor.is_floating_point():
+            for name, tensor in parameters(model).items():
+                if tensor.ndim == 1 and tensor.is_floating_point() and source.may_differ(name):
                     tensor.add_(number)  # so that no two tasks agree
-        private[task] = {info.name: _private(prepared, masks, task, info) for info in source.paged}
+        private[task] = {info.name: _private(prepared, masks, task, info) for info in source.own}
         low_rank[task] = {
             info.name: LowRank(
                 np.zeros((spec.low_rank, info.grid.in_features), np.float32),
                 np.zeros((info.grid.out_features, spec.low_rank), np.float32),
             )
-            for info in source.paged
+            for info in source.own
             if spec.low_rank
         }
     return TaskWeights(source, private, low_rank)

@@ -214,6 +214,8 @@ def _masks(base: BaseBundle, prepared: Prepared) -> Masks:
         for part in parts(prepared, prepared.source.transitions.switch_rate())
     ]
     new = spread(paged, aligned, len(task_file.tasks))
+    for info in prepared.source.tower if prepared.source.shares_tower else ():  # whatever they would rather have
+        new[info.name][:] = base.keep[info.name][:, :1]
     masks = {name: np.concatenate([mask, base.keep[name]], axis=1) for name, mask in new.items()}
     chosen = Masks((*task_file.tasks, *base.bundle.tasks), masks)
     check_left(prepared.source, chosen)

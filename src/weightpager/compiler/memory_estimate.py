@@ -144,7 +144,7 @@ def check_memory(source: DenseModel, available: int | None, *, reorders: bool, a
         advice = _ADVICE.get(stage, _SMALLER)
         section = {"train": "training", "calibrate": "calibration", "recover": "recover"}.get(stage)
         if section and bound_of(with_one(section)).stages[stage] <= available:
-            advice = f"take a smaller {section}.batch" + ("" if source.images else " or max_length")
+            advice = f"take a smaller {section}.batch" + ("" if source.task_file.takes_images else " or max_length")
         raise CompileError(
             f"memory: expected what fits into the {available // mib} MiB of free memory, found the stage {stage!r}, "
             f"which takes about {-(-size // mib)} MiB; {advice}"
@@ -240,7 +240,9 @@ class _Stages:
         file, tasks = self.source.task_file, len(self.source.models)
         length = max(map(self._length, self.source.models))
         tokens = min(tokens_wanted(self.source) + length, file.calibration.items * length)
-        streams = 2 * tasks * 4 * (self._width * tokens + self._width**2)
+        pictures = self.source.pictures  # a tower is refitted before the words' layers; its patches may be more
+        held = tokens if pictures is None else tokens * max(1, math.ceil(self._patches / pictures.tokens))
+        streams = 2 * tasks * 4 * (self._width * held + self._width**2)
         solved = (_SOLVED + tasks) * self._widest + _PAIRS * self._width**2
         return self._held(self._paged + streams) + solved + self._most(self._passing, file.calibration.batch)
 
@@ -279,11 +281,12 @@ class _Stages:
         config = self.source.models[task].config
         scores = 0
         if config._attn_implementation == "eager":
-            counts = (getattr(config, f"num_{key}", 0) or 0 for key in ("attention_heads", "hidden_layers"))
+            text = config.get_text_config()
+            counts = (getattr(text, f"num_{key}", 0) or 0 for key in ("attention_heads", "hidden_layers"))
             scores = _SCORES * self._length(task) * math.prod(int(np.max(count)) for count in counts)
         token = _SAVED * self._passed + scores
         learnt = 4 * _LEARNT * self._logits(task)
-        return items * (self._length(task) * token + learnt) + self._passing(task, items)
+        return items * (self._length(task) * token + self._looking(task) + learnt) + self._passing(task, items)
 
     def _measuring(self, task: str, items: int) -> int:
         """What a task's longest items take while they are measured: a layer, logits, and prompts' keys and values."""
@@ -295,29 +298,49 @@ class _Stages:
 
     def _passing(self, task: str, items: int) -> int:
         """What a task's longest items take of a layer that they pass, and as they came."""
-        return items * (_PASSING * self._length(task) * self._width + 2 * 4 * math.prod(self._pixels))
+        images = self._pictures(task) if self.source.pictures else 1
+        # Of pictures and words, one after the other, the longer stretch is passed at once.
+        tokens = max(self._length(task), self._pictures(task) * self._patches)
+        return items * (_PASSING * tokens * self._width + 2 * 4 * images * math.prod(self._pixels))
 
     @cached_property
     def _passed(self) -> int:
         """Inputs and outputs of all linear layers that a token passes."""
         first = next(iter(mixtures(next(iter(self.source.models.values())))), None)
         share = first.router.top_k / len(first.experts) if first else 1.0
-        sides = ((info.name, info.grid.out_features + info.grid.in_features) for info in self.source.paged)
+        sides = ((info.name, info.grid.out_features + info.grid.in_features) for info in self.source.language)
         return math.ceil(sum(size * (share if ".experts." in name else 1.0) for name, size in sides))
 
-    def _length(self, task: str) -> int:
-        """Tokens of a task's longest texts; patches of an image, and one more for its class."""
-        if self.source.images is None:
-            return self.source.task_file.max_length_of(task)
-        stated = getattr(self.source.models[task].config, "patch_size", None)
+    def _pictures(self, task: str) -> int:
+        """Pictures in a task's longest text, at most: it holds a placeholder for each feature."""
+        pictures = self.source.pictures
+        return 0 if pictures is None else max(1, self._length(task) // pictures.tokens)
+
+    @cached_property
+    def _patches(self) -> int:
+        """Patches of an image, and one more for its class."""
+        config = next(iter(self.source.models.values())).config
+        stated = getattr(config.vision_config if self.source.pictures else config, "patch_size", None)
         patch = stated if isinstance(stated, int) and stated > 0 else _PATCH
         _, height, width = self._pixels
         return (height // patch) * (width // patch) + 1
 
+    def _looking(self, task: str) -> int:
+        """What a task's pictures leave in the tower for the backward pass, of one text."""
+        passed = sum(info.grid.out_features + info.grid.in_features for info in self.source.tower)
+        return _SAVED * passed * self._pictures(task) * self._patches
+
+    def _length(self, task: str) -> int:
+        """Tokens of a task's longest texts; patches of an image, and one more for its class."""
+        if self.source.task_file.takes_images:
+            return self._patches
+        return self.source.task_file.max_length_of(task)
+
     def _logits(self, task: str) -> int:
         """How many numbers the head gives for a task's longest text, or for an image."""
         per_token = FORMS[self.source.task_file.tasks[task].kind].by_token
-        labels = len(self.source.classes(task)) or int(getattr(self.source.models[task].config, "vocab_size", 0))
+        words = getattr(self.source.models[task].config.get_text_config(), "vocab_size", 0)
+        labels = len(self.source.classes(task)) or int(words)
         return labels * (self._length(task) if per_token else 1)
 
     def _held(self, size: int) -> int:

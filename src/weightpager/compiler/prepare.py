@@ -115,7 +115,7 @@ def _train(
     if adds:
         tasks = source.task_file.trained_tasks
         for task in tasks:
-            untie_own_vectors(source.models[task], pooler=True)
+            untie_own_vectors(source, task, pooler=True)
         train_own(source, data, None, _OWN, journal, told, run.workers_on(source))
         return [own_stage(_OWN, task) for task in tasks]
     return ["train"] if train(source, data, told, journal) else []
@@ -139,7 +139,7 @@ def _load_data(source: DenseModel) -> dict[str, TaskData]:
     data = {}
     for name, spec in task_file.tasks.items():
         length = task_file.max_length_of(name)
-        data[name] = load_splits(name, spec, source.reads, source.classes(name), length)
+        data[name] = load_splits(name, spec, source.reads, source.classes(name), length, source.picture_reader)
         if not spec.takes_images:
             _check_words(source, name, data[name])
     return data

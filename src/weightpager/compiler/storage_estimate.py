@@ -37,7 +37,7 @@ def bundle_bytes(source: DenseModel) -> int:
     file, tasks = source.task_file, list(source.models)
     size, layers = block_bytes(file.block, file.dtype), max(info.layer for info in source.paged) + 1
     blocks = sum(info.grid.count for info in source.paged)
-    kept = sum(round((1 - file.sparsity_of(task)) * blocks) for task in tasks)
+    kept = sum(round((1 - source.sparsity_of(task)) * blocks) for task in tasks)
     private_share = file.recover.private_blocks if file.recover.method == "finetune" else 0.0
     together = kept if source.versions else min(blocks, kept)
     pages = round((together + private_share * kept) * size / _FILL) + layers * (file.page or _PAGE)

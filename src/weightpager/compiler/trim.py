@@ -7,6 +7,7 @@ tasks use part of it (vocabulary trimming: Ushio et al. 2023, arXiv 2305.15020).
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,36 +18,42 @@ from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.architecture import quiet_transformers
+from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind, quiet_transformers
 from weightpager.backends.torch.export import free_target, refusals
 from weightpager.bundle.files.new_directory import new_directory
-from weightpager.bundle.settings import GENERATION, TOKENIZER, TOKENIZER_FILE
+from weightpager.bundle.format.manifest import TaskKind
+from weightpager.bundle.settings import GENERATION, IMAGES, PROCESSOR, TOKENIZER, TOKENIZER_FILE
 from weightpager.compiler.byte_pairs import BytePairs
 from weightpager.compiler.data import TransformersTokens, classes, reader_of
 from weightpager.compiler.model.checkpoint import Checkpoint
 from weightpager.compiler.model.dense_model import check_config
-from weightpager.compiler.model.directory import ModelDirectory, check_known, load_generation
+from weightpager.compiler.model.directory import ModelDirectory, call, check_known, load_generation
+from weightpager.compiler.model.picture_tower import picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.vocabulary_tables import ids_in, keep_rows, named_ids, renumbered, row_parameters
 from weightpager.errors import CompileError, ConfigError
 from weightpager.nn.experts import set_as_published
 from weightpager.progress import Progress, silent
+from weightpager.readers.picture_reader import PictureReader
 from weightpager.task_data.held_out import items_reader, split_label
 from weightpager.task_data.texts import Example, TextReader
 
 Split = Literal["train", "eval"]
 
 
-def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> list[Sequence[int]]:
+def task_texts(
+    task_file: TaskFile, name: str, split: Split, tokenizer: Any, pictures: PictureReader | None = None
+) -> list[Sequence[int]]:
     """The token ids of a task's texts, as they are learnt: of prompts with their completions, cut at its length.
 
     Of running texts all are there: where windows begin and what is left behind the last one hangs on the vocabulary.
+    ``pictures`` reads those among the words.
 
     Raises:
         CompileError: the file can't be used.
     """
     task = task_file.tasks[name]
-    reader: Any = reader_of(tokenizer) if task.completes else TransformersTokens(tokenizer)
+    reader: Any = reader_of(tokenizer, pictures) if task.completes else TransformersTokens(tokenizer)
     path = task.train if split == "train" else task.eval
     where = split_label(name, split, path)
     if not task.labelled and not task.completes:
@@ -61,6 +68,9 @@ def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> 
 _OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 """Files of tokenizers that aren't fast: they would still describe the old vocabulary."""
 
+
+_OF_PICTURES = (IMAGES, PROCESSOR)
+"""Files that say how pictures are read, and in which places of a text they stand: no token's number is in them."""
 
 Texts = Mapping[str, list[Sequence[int]]]
 """Task → its texts, as token ids."""
@@ -122,8 +132,9 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         check_config(directory, task_file)
         tokenizer, generation = directory.tokenizer(), load_generation(directory.path)
         pairs = BytePairs.of(tokenizer, str(directory.path))
-        texts = dict(_read(task_file, "train", tokenizer, progress))
-        before = dict(_read(task_file, "eval", tokenizer, progress))
+        pictures = _pictures(directory, tokenizer)
+        texts = dict(_read(task_file, "train", tokenizer, pictures, progress))
+        before = dict(_read(task_file, "eval", tokenizer, pictures, progress))
         seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
         kept = pairs.kept(seen, named_ids(directory.config) | ids_in(generation), most)
         words = directory.config.get_text_config().vocab_size
@@ -139,15 +150,20 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
                 else:
                     (temporary / GENERATION).unlink(missing_ok=True)
                 _write_tokenizer(temporary, tokenizer, pairs, new)
-            smaller = ModelDirectory.open(temporary).tokenizer()
+                for name in _OF_PICTURES if has_picture_tower(directory.config) else ():
+                    if (directory.path / name).is_file():
+                        shutil.copyfile(directory.path / name, temporary / name)
+            directory = ModelDirectory.open(temporary)
+            smaller = directory.tokenizer()
+            pictures = _pictures(directory, smaller)
             with _longer():
-                again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
+                again, after = (dict(_read(task_file, split, smaller, pictures, progress)) for split in get_args(Split))
             if seen.keys() <= set(kept):
                 for name, of_task in texts.items():
                     if [list(text) for text in of_task] != [[kept[number] for number in text] for text in again[name]]:
-                        raise _reads_otherwise(directory.path, name)
+                        raise _reads_otherwise(task_file.model, name)
             else:
-                _check_spelling(texts, tokenizer, smaller, directory.path)
+                _check_spelling(texts, tokenizer, smaller, task_file.model)
     tasks = {
         name: TrimmedTask(len(set().union(*texts[name])), _total(before[name]), _total(after[name])) for name in texts
     }
@@ -166,17 +182,30 @@ def _check(task_file: TaskFile) -> None:
 
 
 def _read(
-    task_file: TaskFile, split: Split, tokenizer: Any, progress: Progress
+    task_file: TaskFile, split: Split, tokenizer: Any, pictures: PictureReader | None, progress: Progress
 ) -> Iterator[tuple[str, list[Sequence[int]]]]:
     for number, name in enumerate(task_file.tasks, 1):
-        yield name, task_texts(task_file, name, split, tokenizer)
+        yield name, task_texts(task_file, name, split, tokenizer, pictures)
         progress(f"read {split} texts", number, len(task_file.tasks))
+
+
+def _pictures(directory: ModelDirectory, tokenizer: Any) -> PictureReader | None:
+    """What reads pictures among the words; None where the model has no tower."""
+    if not has_picture_tower(directory.config):
+        return None
+    images, path = directory.images(), directory.path
+    empty = module_of_kind(directory.config, "text-generation", ())
+    found: PictureReader = call(
+        path, picture_reader, images, call(path, pictures_of, empty, tokenizer, images.shape, path)
+    )
+    return found
 
 
 def _model(directory: ModelDirectory, new: Mapping[int, int]) -> PreTrainedModel:
     """The directory's decoder, with these tokens' rows."""
     where, hint = str(directory.path), "; trim needs a decoder that was saved with its head"
-    model = Checkpoint.load(directory, "language-modeling", where, hint=hint).model
+    kind: TaskKind = "text-generation" if has_picture_tower(directory.config) else "language-modeling"
+    model = Checkpoint.load(directory, kind, where, hint=hint).model
     keep_rows(model, new, where)
     set_as_published(model)
     return model

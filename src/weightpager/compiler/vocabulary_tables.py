@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ from weightpager.errors import CompileError
 
 _PROBE = 16
 """Tokens on which a model with fewer rows has to compute what it did."""
+
+
+_NAMES = re.compile(r"\w*_token_(id|ids|index)")
+"""Keys of settings that name tokens by their ids."""
 
 
 def keep_rows(model: PreTrainedModel, new: Mapping[int, int], where: str) -> None:
@@ -49,10 +54,12 @@ def named_ids(config: PretrainedConfig) -> set[int]:
 
 
 def ids_in(settings: Mapping[str, Any]) -> set[int]:
-    """The token ids that settings name."""
+    """The token ids that settings name, under any key and at any depth."""
     found: set[int] = set()
     for value in _named(settings).values():
         found |= set(value if isinstance(value, list) else [value])
+    for part in _parts(settings).values():
+        found |= ids_in(part)
     return found
 
 
@@ -62,17 +69,23 @@ def renumbered(settings: Mapping[str, Any], new: Mapping[int, int]) -> dict[str,
         key: [new.get(each, each) for each in value] if isinstance(value, list) else new.get(value, value)
         for key, value in _named(settings).items()
     }
-    return {**settings, **changed}
+    return {**settings, **changed, **{key: renumbered(part, new) for key, part in _parts(settings).items()}}
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key.endswith("_token_id") and value is not None}
+    return {key: value for key, value in settings.items() if _NAMES.fullmatch(key) and value is not None}
+
+
+def _parts(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Objects in settings, but for a picture tower's: its words, if it names any, are another vocabulary's."""
+    return {key: value for key, value in settings.items() if isinstance(value, dict) and key != "vision_config"}
 
 
 def _renumber(config: PretrainedConfig, new: Mapping[int, int]) -> None:
     text = config.get_text_config()
-    text.vocab_size = len(new)
     for part in {id(part): part for part in (config, text)}.values():
+        if part is text or hasattr(part, "vocab_size"):
+            part.vocab_size = len(new)
         for key, value in renumbered(_named(part.to_dict()), new).items():
             setattr(part, key, value)
 

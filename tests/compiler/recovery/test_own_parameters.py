@@ -22,7 +22,7 @@ def load(folder: Path, **changes: object) -> DenseModel:
 
 def test_matrices_that_tasks_share_are_none_of_their_own(tmp_path: Path) -> None:
     source = load(tmp_path)
-    untie_own_vectors(source.models["animal"], pooler=False)
+    untie_own_vectors(source, "animal", pooler=False)
     own = own_parameters(source, "animal")
     assert {HEAD, VECTOR} <= own.keys()
     assert POOLER not in own
@@ -33,7 +33,7 @@ def test_matrices_that_tasks_share_are_none_of_their_own(tmp_path: Path) -> None
 def test_a_pooler_that_was_separated_is_a_tasks_own(tmp_path: Path) -> None:
     source = load(tmp_path)
     for task in source.models:
-        untie_own_vectors(source.models[task], pooler=True)
+        untie_own_vectors(source, task, pooler=True)
     assert POOLER in own_parameters(source, "animal")
     assert own_parameters(source.alone("animal"), "animal").keys() == own_parameters(source, "animal").keys()
     assert POOLER in own_parameters(copied(source), "animal")

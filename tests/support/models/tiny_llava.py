@@ -148,7 +148,11 @@ def asking(folder: Path, name: str, answer: dict[str, str], items: int = 16, *, 
             count = (1, 1, 2, 0)[number % 4]
             size = (drawn.randint(20, 60), drawn.randint(20, 60))
             shown = [
-                str(tiny.picture(folder / name / f"{split}-{number}-{part}.png", colour, f"{split} {number} {part}", size))
+                str(
+                    tiny.picture(
+                        folder / name / f"{split}-{number}-{part}.png", colour, f"{split} {number} {part}", size
+                    )
+                )
                 for part in range(count)
             ]
             images = [str(Path(path).relative_to(folder)) for path in shown]
@@ -174,7 +178,10 @@ def watcher(folder: Path, *, pictures: bool = True, **changes: Any) -> dict[str,
     if pictures:
         tasks = {"animal": asking(folder, "animal", first), "number": asking(folder, "number", second, chat=True)}
     else:
-        tasks = {"animal": tiny.completing(folder, "animal", first), "number": tiny.completing(folder, "number", second)}
+        tasks = {
+            "animal": tiny.completing(folder, "animal", first),
+            "number": tiny.completing(folder, "number", second),
+        }
     content = {
         "model": str(changes.get("model") or llava(folder / "llava")),
         "block": "8x8",

@@ -297,10 +297,10 @@ def image_reader(bundle: Bundle) -> TransformersImageReader:
     """The bundle's image processor, from its own files only, with what the model expects of it.
 
     Raises:
-        BundleFormatError: transformers can't read it, or the tasks read texts.
+        BundleFormatError: transformers can't read it, or the tasks read texts alone.
         ConfigError: Pillow isn't installed.
     """
-    if not bundle.takes_images:
+    if not bundle.takes_images and bundle.pictures is None:
         raise BundleFormatError(f"{MODEL}/", "image processor", "one", "none: the tasks read texts")
     folder = model_dir(bundle)
     try:
@@ -323,9 +323,13 @@ def input_reader(bundle: Bundle) -> Tokenizer | ImageReader:
     return open_tokenizer(bundle)
 
 
-def preprocessor(bundle: Bundle) -> Any:
-    """What transformers calls a preprocessor: the bundle's tokenizer, or its image processor. Errors are as above."""
-    return image_reader(bundle).processor if bundle.takes_images else tokenizer(bundle)
+def preprocessors(bundle: Bundle) -> list[Any]:
+    """What transformers calls preprocessors: the bundle's tokenizer, its image processor, or both in this order.
+
+    Errors are as above.
+    """
+    found = [] if bundle.takes_images else [tokenizer(bundle)]
+    return found if bundle.pictures is None and found else [*found, image_reader(bundle).processor]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from weightpager.backends.task_parts import of_entry
 from weightpager.backends.torch.architecture import (
     empty_module,
     full_name,
-    preprocessor,
+    preprocessors,
     quiet_transformers,
     read_config,
     read_generation,
@@ -31,6 +31,8 @@ from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format import placement as permutations_file
 from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.model_files import model_dir
+from weightpager.bundle.settings import PROCESSOR
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels.torch import reference
 from weightpager.machine.paths import has_directory
@@ -94,13 +96,16 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
     set_generation(module, read_generation(bundle, config))
-    reader = preprocessor(bundle)
-    _end_answers(module, bundle.task(task), reader)
+    readers = preprocessors(bundle)
+    _end_answers(module, bundle.task(task), readers[0])
     set_as_published(module)
     with new_directory(target, partial(refusals, target), replace=False) as temporary, refusals(target):
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]
-        reader.save_pretrained(temporary)
+        for reader in readers:
+            reader.save_pretrained(temporary)
+        if bundle.pictures is not None:
+            (temporary / PROCESSOR).write_bytes((model_dir(bundle) / PROCESSOR).read_bytes())
     return target
 
 

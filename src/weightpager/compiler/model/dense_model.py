@@ -25,8 +25,8 @@ from weightpager.bundle.format.manifest import FORMS, Pictures
 from weightpager.compiler import data
 from weightpager.compiler.data import read_transitions
 from weightpager.compiler.model.checkpoint import IN_MEMORY, Checkpoint, Scratch, class_names, widen
-from weightpager.compiler.model.directory import ModelDirectory, load_generation
-from weightpager.compiler.model.own_weights import Versions, lay_over
+from weightpager.compiler.model.directory import ModelDirectory, call, load_generation
+from weightpager.compiler.model.own_weights import Versions, check_tower, lay_over
 from weightpager.compiler.model.paged_weights import (
     PagedWeightInfo,
     parameters,
@@ -35,11 +35,12 @@ from weightpager.compiler.model.paged_weights import (
     sort_weights,
     tied_tensors,
 )
-from weightpager.compiler.model.picture_tower import TOWER, is_before_words, pictures_of
 from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.picture_tower import TOWER, is_before_words, picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
+from weightpager.readers.picture_reader import PictureReader
 from weightpager.transitions import Transitions
 
 _log = logging.getLogger(__name__)
@@ -216,6 +217,13 @@ class DenseModel:
         """What turns a task's data into the model's inputs: the tokenizer, or the image reader."""
         return self.images if self.tokenizer is None else self.tokenizer
 
+    @property
+    def picture_reader(self) -> PictureReader | None:
+        """What reads pictures among words, as a device does; None where there are none."""
+        if self.pictures is None or self.images is None:
+            return None
+        return cast(PictureReader, call(self.path, picture_reader, self.images, self.pictures))
+
     def alone(self, task: str) -> DenseModel:
         """The model with one task's module, without what reads inputs: all that computing with it takes."""
         return replace(self, models={task: self.models[task]}, tokenizer=None, own_tokenizer=None, images=None)
@@ -229,6 +237,12 @@ class DenseModel:
     def language(self) -> tuple[PagedWeightInfo, ...]:
         """All other paged weights."""
         return self.paged[len(self.tower) :]
+
+    @property
+    def stretches(self) -> list[range]:
+        """Numbers of layers that feed each other one by one: the picture tower's, if there is one, and the others'."""
+        layers, of_tower = max(info.layer for info in self.paged) + 1, self.pictures.layers if self.pictures else 0
+        return [part for part in (range(of_tower), range(of_tower, layers)) if part]
 
     @property
     def shares_tower(self) -> bool:
@@ -325,7 +339,8 @@ def load(
     config, pictures = directory.config, None
     if towered and images is not None:
         first = next(iter(models.values()))
-        pictures = pictures_of(first, tokenizer, images.shape, task_file.vision.blocks, path)
+        pictures = call(path, pictures_of, first, tokenizer, images.shape, path, task_file.vision.blocks)
+        call(path, picture_reader, images, pictures)  # before anything takes long
     source = DenseModel(
         task_file, path, config, tokenizer, models, paged, resident, tied,
         images=images, pictures=pictures, own_tokenizer=own_tokenizer, generation=generation, transitions=transitions,
@@ -336,4 +351,7 @@ def load(
         if not task.labelled:
             check_causal(models[name], f"tasks.{name}", directory)
     form = ParameterFormat.of(config, models, task_file.dtype, task_file.block)
-    return replace(source, versions=lay_over(models, checkpoints, paged, task_file.tolerance, form))
+    versions = lay_over(models, checkpoints, paged, task_file.tolerance, form)
+    if source.shares_tower:
+        check_tower(models, versions)
+    return replace(source, versions=versions)

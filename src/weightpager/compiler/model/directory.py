@@ -18,7 +18,6 @@ from weightpager.backends.torch.architecture import (
 )
 from weightpager.backends.torch.model_types import check_config_class, check_tokenizer_class, later_writer
 from weightpager.bundle.model_settings import GENERATION_KEYS, GenerationSettings, foreign_code
-from weightpager.compiler.model.picture_tower import passed_alone
 from weightpager.bundle.settings import (
     CONFIG,
     GENERATION,
@@ -31,6 +30,7 @@ from weightpager.bundle.settings import (
     is_settings,
     parse,
 )
+from weightpager.compiler.model.picture_tower import passed_alone
 from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn.skeleton import empty_on_meta
@@ -148,7 +148,7 @@ class ModelDirectory:
             raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
 
     def _has_images(self) -> bool:
-        """Whether there is an image processor; of models that read texts too, transformers 5 puts it into another file."""
+        """Whether there is an image processor; beside a tokenizer transformers 5 puts it into another file."""
         others = (PROCESSOR,) if has_picture_tower(self.config) else ()
         return any((self.path / name).is_file() for name in (IMAGES, *others))
 

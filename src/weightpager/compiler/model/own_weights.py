@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from weightpager.backends.torch.architecture import BASE
 from weightpager.compiler.model.paged_weights import PagedWeightInfo, parameters, replace_tensors
 from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.picture_tower import is_before_words
+from weightpager.errors import CompileError
 
 Versions = npt.NDArray[np.int8]
 """[blocks, tasks]: tasks with the same number share a block's values."""
@@ -81,6 +83,25 @@ def group(
 def _agree(own: _Blocks, theirs: _Blocks, tolerance: float) -> npt.NDArray[np.bool_]:
     distance, size = (np.linalg.norm(blocks, axis=1) for blocks in (own - theirs, theirs))
     return np.asarray(distance <= tolerance * size)
+
+
+def check_tower(source_of: Mapping[str, PreTrainedModel], versions: Mapping[str, Versions]) -> None:
+    """Refuse a checkpoint with a picture tower, or connector, of its own beside tasks that share the model's.
+
+    Raises:
+        CompileError: names the task and what differs.
+    """
+    models = list(source_of.items())
+    shared = {name: tensor for name, tensor in parameters(models[0][1]).items() if is_before_words(name)}
+    for number, (task, model) in enumerate(models):
+        named = parameters(model)
+        own = [name for name in shared if is_before_words(name) and named[name] is not shared[name]]
+        own += [name for name, of in versions.items() if is_before_words(name) and (of[:, number] != SHARED).any()]
+        if own:
+            raise CompileError(
+                f"tasks.{task}.checkpoint: expected the model's picture tower and connector, which all tasks share, "
+                f"found other values of {own[0]!r}; state 'vision: own', or share by a larger tolerance"
+            )
 
 
 def _take_paged(

@@ -13,10 +13,17 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.backends.torch.architecture import BASE, feature_layers, has_picture_tower
+from weightpager.backends.torch.architecture import (
+    BASE,
+    TransformersImageReader,
+    feature_layers,
+    has_picture_tower,
+)
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.compiler.model.paged_weights import repeated_layers
+from weightpager.compiler.task_file.sections import TowerBlocks
 from weightpager.errors import CompileError
+from weightpager.readers.picture_reader import PictureReader
 
 TOWER = f"{BASE}vision_tower."
 CONNECTOR = f"{BASE}multi_modal_projector."
@@ -60,7 +67,11 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def pictures_of(
-    model: PreTrainedModel, tokenizer: Any, shape: tuple[int, int, int] | None, blocks: str, path: Path
+    model: PreTrainedModel,
+    tokenizer: Any,
+    shape: tuple[int, int, int] | None,
+    path: Path,
+    blocks: TowerBlocks = "shared",
 ) -> Pictures:
     """How pictures stand in texts, as the module itself says that is asked for a blank one.
 
@@ -68,8 +79,8 @@ def pictures_of(
         model: a task's module.
         tokenizer: of transformers.
         shape: channels, height and width of what the image processor gives; None if they depend on the picture.
-        blocks: the manifest's word for whose the tower's are.
         path: of the model, for errors.
+        blocks: the manifest's word for whose the tower's are.
 
     Raises:
         CompileError: pictures become as many features as they like, or the placeholder is no word of both.
@@ -79,8 +90,9 @@ def pictures_of(
             f"{path}: expected an image processor that makes one size of all pictures, found one whose size depends on "
             "the picture; state 'crop_size', or a 'size' of height and width"
         )
+    blank = torch.zeros(1, *shape, dtype=model.dtype, device=model.device)
     with torch.inference_mode():
-        features = model.base_model.get_image_features(torch.zeros(1, *shape, dtype=model.dtype), return_dict=True).pooler_output
+        features = model.base_model.get_image_features(blank, return_dict=True).pooler_output
     token_id = int(model.config.image_token_id)
     words = int(model.get_input_embeddings().weight.shape[0])
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
@@ -93,10 +105,21 @@ def pictures_of(
     return Pictures(blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width)
 
 
-def processor_settings(config: PretrainedConfig, pictures: Pictures, shape: tuple[int, int, int] | None) -> dict[str, Any]:
+def picture_reader(images: TransformersImageReader, pictures: Pictures) -> PictureReader:
+    """What reads pictures without transformers, as their image processor does.
+
+    Raises:
+        ValueError: it is none that can be read so.
+    """
+    return PictureReader.of(images.processor.to_dict(), pictures)
+
+
+def processor_config(
+    config: PretrainedConfig, pictures: Pictures, shape: tuple[int, int, int] | None
+) -> dict[str, Any]:
     """What transformers' processor must know to put as many placeholders into a text: ``processor_config.json``.
 
-    It counts whole patches of a picture, adds what else the tower makes, and takes one away by the ``default`` strategy.
+    It counts whole patches of a picture, adds what else a tower gives, and takes one away by the ``default`` strategy.
     """
     assert shape is not None
     patch, strategy = int(config.vision_config.patch_size), config.vision_feature_select_strategy

@@ -24,7 +24,7 @@ from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.graph.export import write_graphs
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.compiler.model.picture_tower import processor_settings
+from weightpager.compiler.model.picture_tower import processor_config
 from weightpager.compiler.packing.pack import Packing
 from weightpager.compiler.packing.plan import BundlePlan
 from weightpager.compiler.packing.rows import WrittenRows, write_rows
@@ -184,7 +184,7 @@ def _write_model(writer: BundleWriter, source: DenseModel) -> None:
         if source.images is not None:
             source.images.processor.save_pretrained(folder)
         if source.pictures is not None and source.images is not None:
-            settings = processor_settings(source.config, source.pictures, source.images.shape)
+            settings = processor_config(source.config, source.pictures, source.images.shape)
             (folder / PROCESSOR).write_text(json.dumps(settings, indent=2), encoding="utf-8")
         if source.generation:
             (folder / GENERATION).write_text(json.dumps(source.generation, indent=2), encoding="utf-8")

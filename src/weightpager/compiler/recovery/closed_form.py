@@ -17,13 +17,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from weightpager.blocks import BlockGrid
-from weightpager.compiler.data import Batch
+from weightpager.compiler.data import PIXELS, Batch
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.recovery.rounding import divisors, scales
@@ -145,6 +146,8 @@ class _Refit:
     def layer(self, number: int) -> None:
         """Refit the linear layers of a layer."""
         here = [info for info in self.dense.paged if info.layer == number]
+        if not self.streams:  # no calibration text has a picture
+            return
         for names in next(iter(self.streams.values())).dense.fed_alike(number, [info.name for info in here]):
             self._group([info for info in here if info.name in names])
 
@@ -174,11 +177,11 @@ class _Refit:
 
     def _weights(self, task: str, layer: int) -> dict[str, Tensor]:
         """A task's masked weights of one layer, by canonical name."""
-        return {
-            info.name: self.masks.masked(task, info, self.sparse.linear(task, info.name).weight.detach())
-            for info in self.sparse.paged
-            if info.layer == layer
-        }
+        return _masked(self.sparse, self.masks, task, [info for info in self.sparse.paged if info.layer == layer])
+
+
+def _masked(sparse: DenseModel, masks: Masks, task: str, paged: Sequence[PagedWeightInfo]) -> dict[str, Tensor]:
+    return {info.name: masks.masked(task, info, sparse.linear(task, info.name).weight.detach()) for info in paged}
 
 
 def tokens_wanted(dense: DenseModel) -> int:
@@ -215,20 +218,33 @@ def refit(
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
     """
     refitted, layers = _resume(sparse, masks, journal), max(info.layer for info in dense.paged) + 1
-    if refitted == layers:
-        return
-    streams = {
-        task: _Streams(*(LayerStream(model.models[task], of_task, dense.scratch) for model in (dense, sparse)))
-        for task, of_task in batches.items()
-    }
-    work = _Refit(dense, sparse, masks, streams, encoding)
-    for layer in range(layers):
-        if layer >= refitted:
-            work.layer(layer)
-        work.advance(layer)
-        if layer >= refitted and (journal.due() or layer + 1 == layers):
-            journal.write(STAGE, layer + 1, _state(sparse, masks))
-        progress(layer + 1, layers)
+    for part in dense.stretches:
+        if refitted >= part.stop:
+            continue
+        work = _Refit(dense, sparse, masks, _streams(dense, sparse, masks, batches, part), encoding)
+        for layer in part:
+            if layer >= refitted:
+                work.layer(layer)
+            work.advance(layer)
+            if layer >= refitted and (journal.due() or layer + 1 == layers):
+                journal.write(STAGE, layer + 1, _state(sparse, masks))
+            progress(layer + 1, layers)
+
+
+def _streams(
+    dense: DenseModel, sparse: DenseModel, masks: Masks, batches: Mapping[str, Sequence[Batch]], part: range
+) -> dict[str, _Streams]:
+    """Each task's hidden states before a stretch of layers; of tasks without a picture none before the tower's."""
+    streams = {}
+    for task, of_task in batches.items():
+        looks = dense.pictures is not None and part.start == 0
+        seen = [batch for batch in of_task if PIXELS in batch.inputs] if looks else of_task
+        if not seen:
+            continue
+        before = {} if looks else _masked(sparse, masks, task, sparse.tower)
+        stream = partial(LayerStream, batches=seen, scratch=dense.scratch, part=part, looks=looks)
+        streams[task] = _Streams(stream(dense.models[task]), stream(sparse.models[task], before=before))
+    return streams
 
 
 def _resume(sparse: DenseModel, masks: Masks, journal: Journal) -> int:

@@ -46,18 +46,42 @@ class LayerStream:
     """Hidden states of a model's batches before one of its repeated layers; they are held in the scratch.
 
     Layers must take hidden states first and return them (first), as those of transformers do.
-
-    Raises:
-        CompileError: the model has no repeated layers, or doesn't call the first one.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], scratch: Scratch = IN_MEMORY) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[Batch],
+        scratch: Scratch = IN_MEMORY,
+        *,
+        part: range | None = None,
+        looks: bool = False,
+        before: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Run the model as far as its first layer.
+
+        Args:
+            model: with the layers.
+            batches: what it is given.
+            scratch: where hidden states are held.
+            part: the numbers of those layers that feed each other; None for all.
+            looks: whether they see the pictures in the batches' texts, of which no token is padding.
+            before: weights of linear layers before these, by canonical names, in place of the model's.
+
+        Raises:
+            CompileError: the model has no repeated layers, or doesn't call the first one.
+        """
         self._scratch = scratch
         self._base = model.base_model
         self._layers = repeated_layers(self._base)
-        layers = [self._base.get_submodule(name) for name in self._layers]
+        chosen = range(len(self._layers)) if part is None else part
+        layers = {number: self._base.get_submodule(self._layers[number]) for number in chosen}
+        prefix = model.base_model_prefix + "."
+        others = {f"{prefix}{name.removeprefix(BASE)}.weight": value for name, value in (before or {}).items()}
         with torch.inference_mode(), autocast(model.device):
-            self._calls = [self._held(_calls(model, layers, batch)) for batch in batches]
+            self._calls = [self._held(_calls(model, layers, batch, others)) for batch in batches]
+        for calls in self._calls if looks else ():
+            calls.tokens = None
 
     def in_features(self, name: str) -> int:
         """How many inputs a linear layer has, by canonical name."""
@@ -133,15 +157,15 @@ class LayerStream:
         return cast(nn.Linear, self._base.get_submodule(name.removeprefix(BASE)))
 
 
-def check_layers(model: PreTrainedModel, batch: Batch, count: int) -> None:
-    """See that each of the first ``count`` layers runs once, and takes what the one before it gives.
+def check_layers(model: PreTrainedModel, batch: Batch, count: int, first: int = 0) -> None:
+    """See that each of so many layers from the ``first`` on runs once, and takes what the one before it gives.
 
     Raises:
         CompileError: it isn't so, and a stream's hidden states wouldn't be the model's.
     """
     base, ran = model.base_model, 0
     given: Tensor | None = None
-    names = repeated_layers(base)[:count]
+    names = repeated_layers(base)[first : first + count]
 
     def check(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
@@ -174,7 +198,8 @@ def _given(output: Any, taken: Tensor) -> Tensor:
     return hidden
 
 
-def _calls(model: PreTrainedModel, layers: Sequence[nn.Module], batch: Batch) -> _Calls:
+def _calls(model: PreTrainedModel, layers: Mapping[int, nn.Module], batch: Batch, before: dict[str, Tensor]) -> _Calls:
+    first = min(layers, default=0)
     hidden: list[Tensor] = []
     others: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
@@ -189,7 +214,7 @@ def _calls(model: PreTrainedModel, layers: Sequence[nn.Module], batch: Batch) ->
             if taken is None:
                 taken, *rest = arguments
                 arguments = tuple(rest)
-            if number == 0 and not hidden:
+            if number == first and not hidden:
                 hidden.append(taken)
             others.setdefault(number, (arguments, options))
             if len(others) == len(layers):
@@ -198,9 +223,9 @@ def _calls(model: PreTrainedModel, layers: Sequence[nn.Module], batch: Batch) ->
         return hook
 
     with ExitStack() as hooks, suppress(_ReachedError):
-        for number, layer in enumerate(layers):
+        for number, layer in layers.items():
             hooks.callback(layer.register_forward_pre_hook(catch(number), with_kwargs=True).remove)
-        model(**batch.inputs)
+        functional_call(model, before, kwargs=dict(batch.inputs))
     if not hidden:
         raise CompileError(f"closed-form recovery: the model doesn't call its first layer; {_ELSE}")
     return _Calls(hidden[0], others, batch.tokens)

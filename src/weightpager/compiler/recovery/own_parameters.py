@@ -14,7 +14,6 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import PreTrainedModel
 
 from weightpager.backends.torch.architecture import BASE
 from weightpager.bundle import BundleWriter, TaskEntry
@@ -41,7 +40,7 @@ class LowRankParameters:
     def __init__(self, sparse: DenseModel, task: str, rank: int, seed: int) -> None:
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         drawn = torch.Generator().manual_seed(seed)
-        for info in sparse.paged if rank else ():
+        for info in sparse.own if rank else ():
             device = sparse.linear(task, info.name).weight.device
             bound = 1 / math.sqrt(info.grid.in_features)
             down = (2 * torch.rand(rank, info.grid.in_features, generator=drawn) - 1) * bound
@@ -173,14 +172,16 @@ _COPIES = 3
 """A training holds a model and its weights under a mask; what is trained is small."""
 
 
-def untie_own_vectors(model: PreTrainedModel, *, pooler: bool) -> None:
+def untie_own_vectors(source: DenseModel, task: str, *, pooler: bool) -> None:
     """Give a task's module copies of the base's vectors, which others must not see moving; of the ``pooler`` too.
 
     Joint training has made one pooler for all tasks, which stays; a task that is added to a base trains one of its own,
-    as it does its head.
+    as it does its head. A picture tower that tasks share stays one.
     """
-    for name, module in model.base_model.named_modules():
+    for name, module in source.models[task].base_model.named_modules():
         for key, parameter in module._parameters.items():
+            if not source.may_differ(f"{BASE}{name}.{key}"):
+                continue
             if parameter is not None and (parameter.ndim == 1 or (pooler and "pooler" in f"{name}.{key}")):
                 module._parameters[key] = nn.Parameter(parameter.detach().clone())
 
@@ -197,6 +198,8 @@ def own_parameters(source: DenseModel, task: str) -> dict[str, nn.Parameter]:
     def is_own(name: str, tensor: Tensor) -> bool:
         if not name.startswith(BASE):
             return spec.labelled
+        if not source.may_differ(name):
+            return False
         return tensor.ndim == 1 or ("pooler" in name and spec.trained and id(tensor) not in others)
 
     return {

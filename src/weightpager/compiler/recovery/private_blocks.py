@@ -181,8 +181,9 @@ _BATCHES = 8
 def choose_private_blocks(lesson: Lesson) -> dict[str, Chosen]:
     """The blocks of each task that get values of its own: of those that it keeps, a share that it pulls hardest."""
     sparse, masks = lesson.sparse, lesson.masks
+    nothing = {info.name: np.zeros(info.grid.count, bool) for info in sparse.paged}
     if not lesson.spec.private_blocks:
-        return {task: {info.name: np.zeros(info.grid.count, bool) for info in sparse.paged} for task in sparse.models}
+        return dict.fromkeys(sparse.models, nothing)
     chosen: dict[str, Chosen] = {}
     errors = lesson.errors(None)
     for task in sparse.models:
@@ -196,7 +197,7 @@ def choose_private_blocks(lesson: Lesson) -> dict[str, Chosen]:
         picked = np.zeros(len(pull), bool)
         picked[np.argsort(-pull, kind="stable")[:wanted]] = True
         ends = np.cumsum([len(pulls[name]) for name in names])[:-1]
-        chosen[task] = dict(zip(names, np.split(picked, ends), strict=True))
+        chosen[task] = nothing | dict(zip(names, np.split(picked, ends), strict=True))
     return chosen
 
 
@@ -253,7 +254,7 @@ class TaskLesson:
     def of(cls, lesson: Lesson, task: str, chosen: Chosen, *, skips: bool) -> TaskLesson:
         """Make the task's vectors its own, and find out what it trains."""
         sparse = lesson.sparse
-        untie_own_vectors(sparse.models[task], pooler=False)
+        untie_own_vectors(sparse, task, pooler=False)
         teacher, data = lesson.teacher.alone(task), {task: lesson.data[task]}
         alone = replace(lesson, teacher=teacher, sparse=sparse.alone(task), data=data)
         seed = lesson.spec.seed + list(sparse.models).index(task)
@@ -266,6 +267,8 @@ class TaskLesson:
 
     def free(self, info: PagedWeightInfo) -> Tensor:
         """Blocks of a weight that the task's training moves: those that it alone keeps, and the chosen ones."""
+        if not self.lesson.sparse.may_differ(info.name):
+            return torch.zeros(info.grid.rows, info.grid.cols, dtype=torch.bool)
         masks = self.lesson.masks
         alone = masks.keep[info.name].sum(1) == 1
         moving = (masks.keep[info.name][:, masks.tasks.index(self.task)] & alone) | self.chosen[info.name]
@@ -384,9 +387,9 @@ def _kept(
 
 
 def _pulls(lesson: Lesson, task: str, errors: Callable[[str, Batch], Tensor]) -> dict[str, npt.NDArray[np.float64]]:
-    """How hard a task pulls each block: Σ over the block of |mean gradient|, [blocks] by paged weight."""
+    """How hard a task pulls each block that may be its own: Σ over the block of |mean gradient|, [blocks] by weight."""
     sparse = lesson.sparse
-    weights = {info.name: sparse.linear(task, info.name).weight for info in sparse.paged}
+    weights = {info.name: sparse.linear(task, info.name).weight for info in sparse.own}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
     turns = alternating_batches(lesson.data, [task], lesson.spec.batch, lesson.spec.seed + 2)
     for _, batch in islice(turns, _BATCHES):
@@ -396,6 +399,5 @@ def _pulls(lesson: Lesson, task: str, errors: Callable[[str, Batch], Tensor]) ->
             if gradient is not None:
                 sums[name] += gradient
     return {
-        info.name: block_sums(sums[info.name].abs(), info.grid).double().cpu().numpy() / _BATCHES
-        for info in sparse.paged
+        info.name: block_sums(sums[info.name].abs(), info.grid).double().cpu().numpy() / _BATCHES for info in sparse.own
     }

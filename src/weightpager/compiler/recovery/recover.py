@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from weightpager.compiler.data import TaskData
+from weightpager.compiler.data import PIXELS, TaskData
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
@@ -70,8 +70,10 @@ def check_refit(source: DenseModel, data: Mapping[str, TaskData]) -> None:
     """
     if source.task_file.recover.refits:
         task, of_task = next(iter(data.items()))
-        layers = max(info.layer for info in source.paged) + 1
-        check_layers(source.models[task], of_task.calibration(1, 1)[0], layers)
+        batch = of_task.calibration(1, 1)[0]
+        for part in source.stretches:
+            if PIXELS in batch.inputs or part.start or source.pictures is None:
+                check_layers(source.models[task], batch, len(part), part.start)
 
 
 def check_method(source: DenseModel) -> None:

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.compiler.data import Batch
-from weightpager.compiler.model.dense_model import DenseModel, parameters
+from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
 from weightpager.compiler.reorder.dimensions import RESIDUAL, Dimension, Indices, dimensions
-from weightpager.compiler.reorder.search import Elements, Floats, gather
+from weightpager.compiler.reorder.search import Elements, Floats, Read, gather
 from weightpager.compiler.selection.saliency import Calibration
 from weightpager.compiler.training.evaluate import evaluating
 from weightpager.errors import CompileError
@@ -54,8 +54,24 @@ def choose_permutations(
     calibrations: Mapping[str, Calibration],
     densities: Mapping[str, float],
 ) -> Permutations:
-    """The permutations that gather most saliency into the blocks that tasks keep; nothing is changed yet."""
-    tasks, names = list(calibrations), {f"{info.name}.weight": info.name for info in source.paged}
+    """The permutations that gather most saliency into the blocks that tasks keep; nothing is changed yet.
+
+    A picture tower has blocks of its own density, and none of its dimensions runs on into the language model.
+    """
+    of_tower = {task: 1.0 - source.task_file.tower_sparsity_of(task) for task in densities}
+    steps: list[tuple[Dimension, Indices]] = []
+    for paged, kept in ((source.tower, of_tower), (source.language, densities)):
+        grids = {f"{info.name}.weight": info.grid for info in paged}
+        elements = Elements(_comparable(calibrations, paged), len(calibrations), grids)
+        here = [dimension for dimension in known if any(part.tensor in grids for part in dimension.parts)]
+        if here:
+            steps += gather(elements, here, np.array([kept[task] for task in calibrations]))
+    return composed(steps)
+
+
+def _comparable(calibrations: Mapping[str, Calibration], paged: Sequence[PagedWeightInfo]) -> Read:
+    """Tasks' saliency of elements, as shares of what each has of all these weights."""
+    tasks, names = list(calibrations), {f"{info.name}.weight": info.name for info in paged}
 
     def read(tensor: str, task: int) -> Floats:
         return np.asarray(calibrations[tasks[task]][names[tensor]].numpy(), np.float32)
@@ -65,8 +81,7 @@ def choose_permutations(
     def comparable(tensor: str, task: int) -> Floats:
         return np.asarray(read(tensor, task) * np.float32(1 / max(1e-30, totals[task])))
 
-    elements = Elements(comparable, len(tasks), {f"{info.name}.weight": info.grid for info in source.paged})
-    return composed(gather(elements, known, np.array([densities[task] for task in tasks])))
+    return comparable
 
 
 def composed(steps: Sequence[tuple[Dimension, Indices]]) -> Permutations:

@@ -7,7 +7,7 @@ family's table doesn't know is not permuted at all: a table that is nearly right
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from weightpager.backends.torch.architecture import BASE
 from weightpager.compiler.model.dense_model import parameters
+from weightpager.compiler.model.picture_tower import CONNECTOR, LANGUAGE, TOWER
 
 Along = Literal["", "residual", "neurons", "query", "key", "value", "mixed", "channels"]
 """What an axis runs over. With K key/value heads, G query heads to each and D channels to a head: ``query`` and
@@ -54,6 +55,11 @@ def _layers(prefix: str, attention: tuple[str, str, str, str], mlp: tuple[list[s
     for name in norms:
         rows |= _norm(prefix + name)
     return rows
+
+
+def _in_place(family: Family) -> Family:
+    """The same, its residual stream left as it is: whoever reads what a tower sees may join or reshape it."""
+    return {name: tuple("" if along == RESIDUAL else along for along in axes) for name, axes in family.items()}
 
 
 _EMBEDDING: Axes = ("", "residual")
@@ -134,6 +140,46 @@ _FALCON = _decoder(
     ["word_embeddings"],
 )
 
+_SEEN = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+
+_CLIP: Family = {
+    f"{BASE}embeddings.class_embedding": ("residual",),
+    f"{BASE}embeddings.patch_embedding.weight": ("residual", "", "", ""),
+    f"{BASE}embeddings.patch_embedding.bias": ("residual",),
+    f"{BASE}embeddings.position_embedding.weight": _EMBEDDING,
+    **_norm(f"{BASE}pre_layrnorm"),
+    **_norm(f"{BASE}post_layernorm"),
+    **_layers(f"{BASE}encoder.layers.#.", _SEEN, (["mlp.fc1"], "mlp.fc2"), ["layer_norm1", "layer_norm2"]),
+}
+"""SigLIP's too, but for its head, which features don't pass."""
+
+_DINO_LAYER = f"{BASE}encoder.layer.#."
+
+_DINO: Family = {
+    f"{BASE}embeddings.cls_token": ("", "", "residual"),
+    f"{BASE}embeddings.mask_token": ("", "residual"),
+    f"{BASE}embeddings.position_embeddings": ("", "", "residual"),
+    f"{BASE}embeddings.patch_embeddings.projection.weight": ("residual", "", "", ""),
+    f"{BASE}embeddings.patch_embeddings.projection.bias": ("residual",),
+    **{f"{_DINO_LAYER}layer_scale{number}.lambda1": ("residual",) for number in (1, 2)},
+    **_norm(f"{BASE}layernorm"),
+    **_layers(
+        _DINO_LAYER,
+        ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+        (["mlp.fc1"], "mlp.fc2"),
+        ["norm1", "norm2"],
+    ),
+}
+
+TOWERS: dict[str, Family] = {"CLIP, SigLIP": _in_place(_CLIP), "DINOv2": _in_place(_DINO)}
+"""Picture towers before a language model of another family."""
+
+_CONNECTOR: dict[str, Axes] = {
+    **_linear(f"{CONNECTOR}linear_1", "", ""),
+    **_linear(f"{CONNECTOR}linear_2", "residual", ""),
+}
+"""It writes into the language model's residual stream."""
+
 FAMILIES: dict[str, Family] = {
     "BERT, RoBERTa": _BERT,
     "Llama, Mistral, Qwen 2 and 3": _LLAMA,
@@ -145,8 +191,28 @@ FAMILIES: dict[str, Family] = {
 
 
 def axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
-    """What every axis of a module's tensors runs over, from the one family that knows them all."""
-    for family in FAMILIES.values():
+    """What every axis of a module's tensors runs over, from the one family that knows them all.
+
+    Of a model that reads pictures, from one family for its picture tower and one for all else.
+    """
+    tower = {name: tensor for name, tensor in named.items() if name.startswith(TOWER)}
+    others = {name: tensor for name, tensor in named.items() if name not in tower}
+    if not tower:
+        return _axes_of(named, FAMILIES.values())
+    seen = _axes_of(tower, [_inside(TOWER, family) for family in TOWERS.values()])
+    read = _axes_of(others, [_inside(LANGUAGE, family) | _CONNECTOR for family in FAMILIES.values()])
+    return None if seen is None or read is None else {**seen, **read}
+
+
+def _inside(prefix: str, family: Family) -> dict[str, Axes]:
+    """A family whose base is a part of another one."""
+    return {
+        f"{prefix}{name.removeprefix(BASE)}" if name.startswith(BASE) else name: axes for name, axes in family.items()
+    }
+
+
+def _axes_of(named: Mapping[str, Tensor], families: Iterable[Mapping[str, Axes]]) -> dict[str, Axes] | None:
+    for family in families:
         rows = {**family, **(_POOLED if f"{BASE}pooler.dense.weight" in named else {})}
         axes = {name: rows.get(_without_number(name)) for name in named}
         known = {name: entry for name, entry in axes.items() if entry is not None and len(entry) == named[name].ndim}
@@ -222,7 +288,11 @@ def dimensions(models: Mapping[str, PreTrainedModel]) -> tuple[Dimension, ...]:
             return ()
         axes |= {tensor_key(task, name): entry for name, entry in model_axes.items()}
         sizes |= {tensor_key(task, name): tuple(tensor.shape) for name, tensor in named.items()}
-    return _Finder(axes, sizes).all(next(iter(models.values())).config)
+    config: Any = next(iter(models.values())).config
+    tower = {name: entry for name, entry in axes.items() if name.startswith(TOWER)}
+    others = {name: entry for name, entry in axes.items() if name not in tower}
+    seen = _Finder(tower, sizes, "tower, ").all(config.vision_config) if tower else ()
+    return seen + _Finder(others, sizes).all(config.text_config if tower else config)
 
 
 def _layer(key: str) -> str:
@@ -236,6 +306,7 @@ class _Finder:
 
     axes: Mapping[str, Axes]
     sizes: Mapping[str, tuple[int, ...]]
+    name: str = ""
     found: list[Dimension] = field(default_factory=list)
 
     def all(self, config: Any) -> tuple[Dimension, ...]:
@@ -268,7 +339,7 @@ class _Finder:
         )
         fitting = (self.sizes[part.tensor][part.axis] == groups * part.repeat * units * part.inner for part in parts)
         if units > 1 and parts and all(fitting):
-            self.found.append(Dimension(name, groups, units, parts))
+            self.found.append(Dimension(self.name + name, groups, units, parts))
 
     def _has_heads(self, layer: str, groups: int, queries: int, channels: int) -> bool:
         sizes = {kind: self._width(kind, layer) for kind in ("query", "key", "value", "mixed")}

@@ -203,10 +203,10 @@ def _remedy(prepared: Prepared) -> str:
 def _switch_bytes(source: DenseModel, masks: Masks, switch_rate: Floats) -> float:
     """Bytes of blocks that an average switch loads, at most: where the private ones lie isn't known yet."""
     task_file = source.task_file
-    keep = np.concatenate([masks.keep[info.name] for info in source.paged])
     blocks = sum(_expected(masks.keep[info.name], source.versions.get(info.name), switch_rate) for info in source.paged)
     if task_file.recover.method == "finetune" and len(masks.tasks) > 1:
-        mask = keep.astype(np.float64)  # of a block that both tasks keep, one of the two may have values of its own
+        # Of a block that both tasks keep, one of the two may have values of its own.
+        mask = np.concatenate([masks.keep[info.name] for info in source.own]).astype(np.float64)
         both, private = mask.T @ mask, task_file.recover.private_blocks * mask.sum(0)
         blocks += float(np.sum(switch_rate * np.minimum(both, np.add.outer(private, private))))
     return blocks * block_bytes(task_file.block, task_file.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -50,11 +50,17 @@ class Subproblem:
 def parts(prepared: Prepared, switch_rate: Floats) -> list[Subproblem]:
     """The problems of a compile; saliency is comparable between tasks.
 
-    Where whole experts are kept, there is one for each layer that has any, and what lies outside them is in none.
+    Where whole experts are kept, there is one for each layer that has any, and what lies outside them is in none. A
+    picture tower is a problem of its own. Where tasks share it, that is one mask for all: no price is too high for it.
     """
-    if keeps_whole_experts(prepared.source):
+    source, task_file = prepared.source, prepared.task_file
+    if keeps_whole_experts(source):
         return [*_of_experts(prepared, switch_rate)]
-    return [_of_blocks(prepared, switch_rate)]
+    language = _of_blocks(prepared, source.language, task_file.sparsity_of, task_file.alignment, switch_rate)
+    if not source.tower:
+        return [language]
+    strength = float("inf") if source.shares_tower else task_file.alignment
+    return [_of_blocks(prepared, source.tower, task_file.tower_sparsity_of, strength, switch_rate), language]
 
 
 def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Subproblem, Bools]], tasks: int) -> dict[str, Bools]:
@@ -66,36 +72,39 @@ def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Subproblem, B
     return keep
 
 
-def _of_blocks(prepared: Prepared, switch_rate: Floats) -> Subproblem:
-    """One problem over the blocks of all paged weights, with a floor for each; experts of a layer share one."""
-    source, task_file = prepared.source, prepared.task_file
-    names = [info.name for info in source.paged]
-    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
+def _of_blocks(
+    prepared: Prepared,
+    paged: Sequence[PagedWeightInfo],
+    sparsity_of: Callable[[str], float],
+    strength: float,
+    switch_rate: Floats,
+) -> Subproblem:
+    """One problem over the blocks of these weights, with a floor for each; experts of a layer share one."""
+    task_file, names = prepared.task_file, [info.name for info in paged]
+    density = np.array([1.0 - sparsity_of(task) for task in task_file.tasks])
     saliency = np.stack(
         [normalised(np.concatenate([prepared.saliency[task][name] for name in names])) for task in task_file.tasks], 1
     )
-    ends = np.cumsum([info.grid.count for info in source.paged])
+    ends = np.cumsum([info.grid.count for info in paged])
     problem = AlignmentProblem(
         saliency,
         budgets=np.maximum(1, np.round(density * len(saliency))).astype(np.int64),
         switch_rate=switch_rate,
-        strength=task_file.alignment,
-        versions=_versions(prepared, source.paged),
-        sizes=tuple(_sizes(prepared)),
+        strength=strength,
+        versions=_versions(prepared, paged),
+        sizes=tuple(_sizes(prepared, paged)),
         evenness=prepared.evenness,
     )
-    units = {
-        info.name: np.arange(end - info.grid.count, end) for info, end in zip(source.paged, ends.tolist(), strict=True)
-    }
+    units = {info.name: np.arange(end - info.grid.count, end) for info, end in zip(paged, ends.tolist(), strict=True)}
     return Subproblem(problem, units)
 
 
-def _sizes(prepared: Prepared) -> Iterator[int]:
+def _sizes(prepared: Prepared, paged: Sequence[PagedWeightInfo]) -> Iterator[int]:
     """Blocks of each weight, or of a layer's experts together: a task may do without some of these."""
     layer_of = {
         name: layer.name for layer in expert_layers(prepared.source) for names in layer.experts for name in names
     }
-    for _, group in groupby(prepared.source.paged, key=lambda info: layer_of.get(info.name, info.name)):
+    for _, group in groupby(paged, key=lambda info: layer_of.get(info.name, info.name)):
         yield sum(info.grid.count for info in group)
 
 
@@ -146,6 +155,8 @@ class ChosenBlocks(NamedTuple):
 
 def choose_blocks(prepared: Prepared) -> ChosenBlocks:
     """Choose blocks by one budget a task over the blocks of all paged weights, above floors; or whole experts.
+
+    A picture tower has a budget of its own.
 
     Which layers and projections lose more blocks follows from the saliency: with the same share dropped from each of
     them, the six-task model lost 1.8 points more after the same training (decision 10). Of experts every layer keeps as
