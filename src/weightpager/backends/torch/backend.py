@@ -44,6 +44,7 @@ class TorchBackend:
         self._device = torch.device(device)
         self.kernel = isa(self._device)  # what doesn't work here shows now, not at the first request
         self._config = architecture.read_config(bundle)
+        self._pictures = bundle.pictures
         self._generation = architecture.read_generation(bundle, self._config)
         on_host = self._device.type == "cpu"
         self._whole_rows: dict[str, Tensor] = {} if on_host else parameters.device_rows(bundle, self._device)
@@ -56,7 +57,7 @@ class TorchBackend:
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:
         task = next(iter(bundle.tasks.values()))
-        return limits_of(architecture.empty_module(self._config, task), itemsize)
+        return limits_of(architecture.empty_module(self._config, task), itemsize, bundle.pictures)
 
     def cache_size(self, task: nn.Module, itemsize: int) -> CacheSize:  # noqa: ARG002 - the interface's
         return CacheSize(bytes_per_token(self._config, itemsize))
@@ -65,7 +66,7 @@ class TorchBackend:
         return architecture.input_reader(bundle)
 
     def model(self, task: nn.Module) -> TorchModel:
-        return TorchModel(task)
+        return TorchModel(task, self._pictures)
 
     def check(self, bundle: Bundle, placed: Mapping[str, Tensors]) -> None:
         """Nothing: what doesn't fit its architecture shows when that is built, which takes long."""

@@ -13,8 +13,10 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from weightpager.answers.decoding import Draw
-from weightpager.answers.model import Activations, Floats, Integers, ModelLimits
-from weightpager.backends.torch.architecture import context_length, uniform_length
+from weightpager.answers.model import Activations, Floats, Integers, ModelLimits, PlacedFeatures
+from weightpager.backends.torch.architecture import context_length, has_picture_tower, uniform_length
+from weightpager.backends.torch.pictures import with_features
+from weightpager.bundle.format.manifest import Pictures
 
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer)
 _STRETCHED = frozenset({"longrope", "dynamic"})
@@ -42,7 +44,8 @@ def reads_in_pieces(config: Any) -> bool:
 
 def without_cache(module: nn.Module) -> dict[str, bool]:
     """Arguments of a module's ``forward`` by which it keeps nothing of what it reads."""
-    return {"use_cache": False} if "use_cache" in _arguments(module) else {}
+    passed_on = has_picture_tower(module.config)  # to the language model
+    return {"use_cache": False} if passed_on or "use_cache" in _arguments(module) else {}
 
 
 def bytes_per_token(config: Any, itemsize: int) -> int:
@@ -68,10 +71,16 @@ def _rope_types(config: Any) -> set[object]:
     return {kind.get("rope_type", kind.get("type")) for kind in kinds}
 
 
-def limits_of(module: Any, itemsize: int) -> ModelLimits:
-    """The limits of a task's module, whose values may be missing; ``itemsize`` is of a number that it computes with."""
+def limits_of(module: Any, itemsize: int, pictures: Pictures | None = None) -> ModelLimits:
+    """The limits of a task's module, whose values may be missing.
+
+    Args:
+        module: the task's.
+        itemsize: bytes of a number that it computes with.
+        pictures: how they stand in its texts.
+    """
     config, activations = module.config, activations_of(module.config, itemsize)
-    if module.main_input_name == "pixel_values":
+    if module.main_input_name == "pixel_values" and not has_picture_tower(config):
         return ModelLimits(0, 0, None, False, activations)
     return ModelLimits(
         vocab_size=int(module.get_input_embeddings().num_embeddings),
@@ -79,6 +88,7 @@ def limits_of(module: Any, itemsize: int) -> ModelLimits:
         uniform_length=uniform_length(config),
         in_pieces=reads_in_pieces(config),
         activations=activations,
+        pictures=pictures,
     )
 
 
@@ -109,8 +119,8 @@ class TorchReading:
     each token.
     """
 
-    def __init__(self, module: Any) -> None:
-        self._module = module
+    def __init__(self, module: Any, placed: PlacedFeatures | None = None) -> None:
+        self._module, self._placed = module, placed
         self._cache: Any = new_cache(module.config)
         self.stoppable = self._cache is not None
         self.done = 0
@@ -145,12 +155,27 @@ class TorchReading:
 
     def keep(self, texts: Sequence[int]) -> None:
         self._cache.batch_select_indices(torch.tensor(texts, device=self._module.device))
+        if self._placed is not None:
+            self._placed = self._placed.of_texts(texts)
 
     def _forward(self, module: Any, ids: Integers, given: dict[str, Any]) -> Any:
+        """What a module makes of the last of these tokens, as many as it is given."""
+        if self._placed is not None:
+            given = self._with_pictures(self._placed, ids.shape[1], given)
         output = module(**{CACHE: self._cache, **given}, return_dict=True)
         self._cache = output.get(CACHE)  # another one where the way to embed positions has changed
         self.done = ids.shape[1]
         return output
+
+    def _with_pictures(self, placed: PlacedFeatures, end: int, given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments with embeddings in the place of ids, where features stand among the tokens up to an end."""
+        words = given["input_ids"]
+        here = placed.between(end - words.shape[1], end)
+        if here is None:
+            return given
+        others = {name: value for name, value in given.items() if name != "input_ids"}
+        rows = torch.from_numpy(here.rows).to(words.device)
+        return {**others, "inputs_embeds": with_features(self._module, words, rows, self._tensor(here.index))}
 
     def _positions(self, mask: Integers) -> Tensor:
         return self._tensor(np.maximum(np.cumsum(mask, 1) - 1, 0))

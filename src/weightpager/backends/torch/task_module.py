@@ -118,7 +118,7 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     keep_tables_narrow(module, dtype)
     _refuse_files(module)
     module.register_forward_pre_hook(partial(_refuse_texts, task))
-    if bundle.task(task).takes_images:
+    if bundle.task(task).takes_images or bundle.pictures is not None:
         module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
     module.to(_device(parts.arena))  # what its constructor computed was on the host
     _refuse_changes(module)
@@ -304,7 +304,7 @@ def _evaluate(module: nn.Module, mode: bool = True) -> nn.Module:
 def _round_pixels(
     dtype: torch.dtype, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A hook before a module of images: readers give float32, and not every architecture rounds it."""
+    """A hook before a module of images or pictures: readers give float32, and not every architecture rounds it."""
 
     def rounded(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from weightpager.answers.model import CacheSize, Floats, Inputs, PlacedFeatures, TaskModel
+from weightpager.backends.torch.architecture import has_picture_tower
 from weightpager.backends.torch.generation import TorchReading, bytes_per_token, floats, limits_of, without_cache
 from weightpager.backends.torch.parameters import activation_dtype
+from weightpager.backends.torch.pictures import features_of, with_features
+from weightpager.bundle.format.manifest import Pictures
 
 
 class TorchModel(TaskModel):
@@ -19,12 +24,13 @@ class TorchModel(TaskModel):
     every token.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        """``module`` is the task's, in evaluation mode."""
+    def __init__(self, module: nn.Module, pictures: Pictures | None = None) -> None:
+        """``module`` is the task's, in evaluation mode; ``pictures`` says how they stand in its texts."""
         self._module: Any = module
         self._once = without_cache(module)
-        itemsize = activation_dtype(module.parameters()).itemsize
-        self.limits = limits_of(module, itemsize)
+        self._dtype = activation_dtype(module.parameters())
+        itemsize = self._dtype.itemsize
+        self.limits = limits_of(module, itemsize, pictures)
         self.cache = CacheSize(bytes_per_token(module.config, itemsize) if self.limits.vocab_size else 0)
         named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
         ends = named if isinstance(named, list) else [named]
@@ -32,15 +38,39 @@ class TorchModel(TaskModel):
 
     @torch.no_grad()
     def logits(self, inputs: Inputs) -> Floats:
-        return floats(self._module(**self._placed(inputs), **self._once).logits)
+        return floats(self._module(**self._given(inputs), **self._once).logits)
 
     @torch.no_grad()
     def hidden(self, inputs: Inputs) -> Floats:
         base = self._module.base_model
-        return floats(base(**self._placed(inputs), **without_cache(base)).last_hidden_state)
+        return floats(base(**self._given(inputs), **without_cache(base)).last_hidden_state)
+
+    @torch.no_grad()
+    def features(self, pixels: Floats) -> Floats:
+        """As the interface has it; each picture alone, so that its bits don't depend on the others.
+
+        Raises:
+            TypeError: the model reads no pictures among its words.
+        """
+        if not has_picture_tower(self._module.config):
+            return super().features(pixels)
+        given = self._tensor(pixels).to(self._dtype)
+        return np.concatenate([floats(features_of(self._module, given[at : at + 1])) for at in range(len(given))])
 
     def reading(self, texts: int, most: int | None, placed: PlacedFeatures | None = None) -> TorchReading:  # noqa: ARG002
-        return TorchReading(self._module)
+        return TorchReading(self._module, placed)
 
-    def _placed(self, inputs: Inputs) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(array).to(self._module.device) for name, array in inputs.items()}
+    def _given(self, inputs: Inputs) -> dict[str, Tensor]:
+        """A call's arguments; pictures among words stand there already."""
+        given = {name: self._tensor(array) for name, array in inputs.items()}
+        if not has_picture_tower(self._module.config) or given.pop("pixel_values", None) is None:
+            return given
+        ids, mask, pixels = (inputs[name] for name in ("input_ids", "attention_mask", "pixel_values"))
+        if not len(pixels):
+            return given
+        placed = PlacedFeatures.of(ids, mask, self._module.config.image_token_id, list(self.features(pixels)))
+        rows, index = self._tensor(placed.rows), self._tensor(placed.index)
+        return {**given, "inputs_embeds": with_features(self._module, given.pop("input_ids"), rows, index)}
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._module.device)
