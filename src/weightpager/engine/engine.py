@@ -21,7 +21,6 @@ from weightpager.answers.encoding import begin
 from weightpager.answers.kinds import Prediction
 from weightpager.answers.model import CacheSize, FindFeatures, ModelLimits, TaskModel
 from weightpager.answers.predict import (
-    Conversation,
     Input,
     Wanted,
     check_writes,
@@ -32,6 +31,7 @@ from weightpager.answers.predict import (
     works_of,
 )
 from weightpager.answers.query import Run, StreamedQuery, compiled_anew
+from weightpager.answers.token_reader import Conversation, PicturePrompt
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size, parse_size, stated_size
 from weightpager.engine import input_readers
@@ -44,6 +44,7 @@ from weightpager.engine.task_holds import TaskHolds
 from weightpager.errors import ConfigError, EngineClosedError, of_bundle, shown
 from weightpager.interrupts import acquired, uninterrupted
 from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.picture_reader import PictureSource
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.memory.page_arena import ArenaSource
@@ -366,10 +367,63 @@ class Engine:
                 features=self.features(name),
             )
 
+    def generate(
+        self,
+        name: str,
+        prompt: str | Conversation,
+        images: Sequence[PictureSource] = (),
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = (),
+    ) -> Prediction:
+        """A prompt's continuation, as of `predict`, with pictures among its words.
+
+        What the picture tower makes of a picture is kept for other questions about it, whatever task they ask. Errors
+        are those of `predict`, too.
+
+        Args:
+            name: of a task that generates text.
+            prompt: a text; to a task whose prompts are conversations, what a user says, or a list of messages. It has
+                the model's placeholder (``<image>``, say) where each picture stands, or none: then they stand in front.
+            images: files' paths or data URLs, contents of files (bytes), frames (arrays of uint8 [height, width, 3] in
+                RGB) or Pillow's images.
+            max_new_tokens: as of `predict`, likewise all that follow.
+            temperature: how freely tokens are drawn.
+            top_p: the likeliest tokens that they are drawn from.
+            seed: draws the same tokens again.
+            stop: texts that end the continuation.
+
+        Raises:
+            ConfigError: the task doesn't generate text, or the bundle's model reads no pictures, or Pillow isn't
+                installed; or as of `predict`.
+            ImageError: a picture can't be used, or the prompt has places for more or fewer.
+
+        Examples:
+            >>> answer = watcher.generate("light", "Which colour is the light?", ["frame.png"])
+            >>> answer.tokens <= 64
+            True
+        """
+        self._check_open()
+        check_writes(self.bundle.task(name))
+        (answer,) = self.predict(
+            name,
+            [_with(images, prompt)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+        )
+        return answer
+
     def stream(
         self,
         name: str,
         prompt: str | Conversation,
+        images: Sequence[PictureSource] = (),
         *,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -377,16 +431,17 @@ class Engine:
         seed: int | None = None,
         stop: str | Sequence[str] | None = (),
     ) -> Iterator[str]:
-        """The pieces of a prompt's continuation, as soon as they may be shown; joined they are what `predict` answers.
+        """The pieces of a prompt's continuation, as soon as they may be shown; joined they are what `generate` answers.
 
         Between two tokens other calls have their turn, and may switch to other tasks. The next piece switches back, and
         goes on where the text was. Where torch runs a model that can't be paused, all pieces come at the end.
-        The prompt is checked at once; nothing is computed but for a piece that is asked for. Errors are those of
-        `predict`, too.
+        The prompt is checked at once, and pictures are decoded; nothing is computed but for a piece that is asked for.
+        Errors are those of `predict`, too.
 
         Args:
             name: of a task that generates text.
             prompt: a text; to a task whose prompts are conversations, what a user says, or a list of messages.
+            images: pictures that stand in the prompt, as of `generate`.
             max_new_tokens: as of `predict`, likewise all that follow.
             temperature: how freely tokens are drawn.
             top_p: the likeliest tokens that they are drawn from.
@@ -405,7 +460,7 @@ class Engine:
         self._check_open()
         entry, wanted = self.bundle.task(name), Wanted.of(max_new_tokens, temperature, top_p, seed, stop)
         check_writes(entry)
-        asked = checked(entry, [prompt])
+        asked = checked(entry, [_with(images, prompt)])
         with of_bundle(self.bundle.path):
             model, tokenizer = self.model(name), self._readers.new(self.bundle)  # which threads take in turns
             (work,) = works_of(model, tokenizer, entry, asked, wanted, self._readers.template(self.bundle, entry))
@@ -754,6 +809,10 @@ class Engine:
         self._check_process()
         if self._closed:
             raise EngineClosedError("the engine is closed; open the bundle again")
+
+
+def _with(images: Sequence[PictureSource], prompt: str | Conversation) -> Input:
+    return PicturePrompt(prompt, images) if len(images) else prompt
 
 
 load = Engine.from_pretrained
