@@ -41,6 +41,7 @@ from weightpager.errors import (
 
 if TYPE_CHECKING:
     from weightpager.answers.kinds import Prediction
+    from weightpager.answers.token_reader import PicturePrompt
     from weightpager.backends.native.task import NativeTask
     from weightpager.bundle import Bundle
     from weightpager.compiler.pipeline import compile  # noqa: A004 - wp.compile is what users expect
@@ -73,6 +74,7 @@ __all__ = [
     "NativeTask",
     "NotExportableError",
     "PageCorruptError",
+    "PicturePrompt",
     "Planner",
     "Prediction",
     "QueueFullError",
@@ -103,6 +105,7 @@ _HOMES = {
     "EngineReport": "weightpager.engine",
     "ForecastReport": "weightpager.engine",
     "NativeTask": "weightpager.backends.native.task",
+    "PicturePrompt": "weightpager.answers.token_reader",
     "Planner": "weightpager.runtime.prediction.planner",
     "Prediction": "weightpager.answers.kinds",
     "ResidencyMap": "weightpager.engine",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from weightpager.answers.batches import Bounds, batches
 from weightpager.answers.decoding import GrowingTexts
@@ -24,8 +24,7 @@ from weightpager.answers.model import (
     computed,
 )
 from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
-from weightpager.answers.work import Generate, Generated, Ids
-from weightpager.readers.image_processor import Pixels
+from weightpager.answers.work import Generate, Generated
 from weightpager.readers.picture import Picture
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -294,15 +293,18 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     Args:
         model: whose task is active.
         tokenizer: of the model, a `Tokenizer`.
-        inputs: ``input_ids`` and ``attention_mask``, int64 [texts, tokens], and ``pixel_values`` where there are
-            pictures; padding may lie on either side.
+        inputs: ``input_ids`` and ``attention_mask``, int64 [texts, tokens]; padding may lie on either side. With
+            ``pixel_values`` where pictures stand in the prompts.
         most: new tokens of each.
+
+    Raises:
+        ValueError: the prompts have more or fewer placeholders than there are pictures.
     """
     room = model.limits.room(tokenizer.longest)
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     prompts = [tuple(ids[mask != 0].tolist()) for ids, mask in rows]
-    pictures = _pictures(model, prompts, inputs)
-    works = [Generate(ids, most, pictures=own).within(room) for ids, own in zip(prompts, pictures, strict=True)]
+    pictures = _pictures(prompts, tokenizer, inputs["pixel_values"]) if "pixel_values" in inputs else repeat(())
+    works = [Generate(ids, most, pictures=found).within(room) for ids, found in zip(prompts, pictures, strict=False)]
     waiting = [BlockingQuery(work, cached=True) for work in works]
     bounds = Bounds(uniform_length=model.limits.uniform_room(tokenizer.longest), cache=model.cache)
     for queries in batches(waiting, bounds):
@@ -312,10 +314,19 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]
 
 
-def _pictures(model: TaskModel, prompts: Sequence[Ids], inputs: Inputs) -> Iterator[tuple[Picture, ...]]:
-    """The pictures of each prompt, which its placeholders count. No cache sees them: they have no keys."""
-    pixels: Iterator[Pixels] = iter(inputs.get("pixel_values", ()))
-    stated = model.limits.pictures
-    for ids in prompts:
-        count = 0 if stated is None else ids.count(stated.token_id) // stated.tokens
-        yield tuple(Picture(b"", partial(np.asarray, each, np.float32)) for each in islice(pixels, count))
+def _pictures(prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, pixels: Floats) -> list[tuple[Picture, ...]]:
+    """The pictures of each prompt, of pixels in the order of their places."""
+    assert tokenizer.pictures is not None
+    stated = tokenizer.pictures.pictures
+    places = [prompt.count(stated.token_id) for prompt in prompts]
+    if any(each % stated.tokens for each in places) or sum(places) != stated.tokens * len(pixels):
+        expected = f"{len(pixels)} pictures of {stated.tokens} placeholders each"
+        raise ValueError(f"expected prompts with {expected}, found {places} placeholders")
+    found = iter([_of_pixels(each) for each in pixels])
+    return [tuple(islice(found, each // stated.tokens)) for each in places]
+
+
+def _of_pixels(pixels: Floats) -> Picture:
+    """A picture of which only the pixels are known; its key is no key of a decoded one."""
+    key = blake3(pixels.tobytes(), derive_key_context="weightpager pixels of a picture")
+    return Picture(key.digest(), lambda: pixels)

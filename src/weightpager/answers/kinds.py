@@ -20,7 +20,7 @@ from weightpager.answers.generation import completions
 from weightpager.answers.model import Floats, Inputs, TaskModel
 from weightpager.answers.query import pad_id, padded
 from weightpager.answers.text_metrics import text_scores
-from weightpager.answers.token_reader import TokenReader
+from weightpager.answers.token_reader import PicturePrompt, TokenReader
 from weightpager.answers.work import (
     Classified,
     Classify,
@@ -127,12 +127,13 @@ class Kind(ABC):
         Args:
             reader: a `TokenReader`, or for images an `ImageReader`.
             task: that reads it.
-            given: a text; to a task on images a path, a file's content, or a frame.
+            given: a text; to a task on images a path, a file's content, or a frame. To a task that reads pictures among
+                words a `PicturePrompt`, too, whose text is no conversation any more; its pictures aren't read here.
             max_new_tokens: of a continuation.
 
         Raises:
             BundleFormatError: the tokenizer knows words that the model doesn't.
-            ImageError: it is no image that can be used.
+            ImageError: it is no image that can be used, or there are others than a text has places for.
         """
 
     @abstractmethod
@@ -267,9 +268,11 @@ class LanguageModeling(Kind):
 
     metric = "perplexity"
 
-    def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Generate:
+    def read(self, reader: TokenReader, task: TaskEntry, given: str | PicturePrompt, max_new_tokens: int) -> Generate:
         """A prompt. It is never cut, since its end is what a continuation continues."""
-        return Generate(reader.prompt(given, task, chat=task.takes_conversations), max_new_tokens)
+        text, pictures = (given.text, len(given.pictures)) if isinstance(given, PicturePrompt) else (given, 0)
+        assert isinstance(text, str)
+        return Generate(reader.prompt(text, task, chat=task.takes_conversations, pictures=pictures), max_new_tokens)
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
         """The continuation, whole: where a prompt ends in a word, it mostly begins with a blank."""

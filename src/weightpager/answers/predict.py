@@ -18,20 +18,20 @@ from weightpager.answers.encoding import begin
 from weightpager.answers.kinds import Prediction, kind_of
 from weightpager.answers.model import FindFeatures, TaskModel, computed
 from weightpager.answers.query import BlockingQuery
-from weightpager.answers.token_reader import TokenReader
+from weightpager.answers.token_reader import Conversation, PicturePrompt, TokenReader
 from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome, Sampling, Work, continuation
 from weightpager.bundle import TaskEntry
+from weightpager.bundle.format.manifest import FORMS
 from weightpager.config import is_unicode, stated_count
 from weightpager.errors import ConfigError, ImageError, RequestError, shown
-from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate, Messages, messages_of
+from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate, Messages, conversation_of, joined
 from weightpager.readers.image_reader import Frame
+from weightpager.readers.picture import Picture
 from weightpager.readers.tokenizer import Tokenizer
 
-Conversation = Sequence[Mapping[str, str]]
-"""Messages, each with a ``role`` and its ``content``."""
-
-Input = str | Conversation | os.PathLike[str] | bytes | Frame
-"""What a task is asked about: a text or a conversation; or an image by its path, by a file's content, or as a frame."""
+Input = str | Conversation | PicturePrompt | os.PathLike[str] | bytes | Frame
+"""What a task is asked about: a text or a conversation, maybe with pictures; or an image by its path, by a file's
+content, or as a frame."""
 
 _Given = TypeVar("_Given")
 
@@ -90,7 +90,8 @@ def predict(
         reader: the bundle's `Tokenizer`, or for images its `ImageReader`.
         task: whose answers are wanted.
         inputs: texts, or images: their paths, contents of their files, or frames. To a task whose prompts are
-            conversations, each is what a user says, or a list of messages with a ``role`` and a ``content``.
+            conversations, each is what a user says, or a list of messages with a ``role`` and a ``content``. Where the
+            model reads pictures among words, a `PicturePrompt`, too, or messages whose parts are images.
         wanted: how texts are continued.
         bounds: what runs together.
         template: the tokenizer's, which writes conversations; None for one that ends with them.
@@ -101,12 +102,12 @@ def predict(
             tokens, or with the continuation that is asked for more than the model can read; the model's chat template
             doesn't take it.
         BundleFormatError: the tokenizer knows words that the model doesn't.
-        ImageError: an image can't be used; its path or its number is named.
+        ImageError: an image can't be used, or a text has places for others; its path or its number is named.
     """
     listed = checked(task, inputs)
     works = works_of(model, reader, task, listed, wanted, template)
     # Pixels take memory: only those of one batch are kept.
-    with_pixels = task.takes_images or model.limits.pictures is not None
+    with_pixels = task.takes_images or any(isinstance(each, PicturePrompt) for each in listed)
     chunks = _chunks(works, int(bounds.texts)) if with_pixels else [list(works)]
     outcomes = [outcome for chunk in chunks for outcome in _outcomes(task, model, reader, chunk, bounds, features)]
     kind = kind_of(task.kind)
@@ -125,14 +126,20 @@ def works_of(
     most = wanted.max_new_tokens
     if most is None:
         most = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
-    for number, (given, asked) in enumerate(zip(listed, _asked(reader, task, listed, template), strict=True), 1):
+    texts = _asked(model, reader, task, listed, template)
+    for number, (given, asked) in enumerate(zip(listed, texts, strict=True), 1):
+        place = f"text {number} of {len(listed)}"
         try:
             work = kind.read(input_reader, task, asked, most)
         except ImageError as error:
-            raise ImageError(f"{_name(given) or f'image {number} of {len(listed)}'}: {error}") from error
+            name = (_name(given) or f"image {number} of {len(listed)}") if task.takes_images else place
+            raise ImageError(f"{name}: {error}") from error
         if isinstance(work, Generate):
             work = replace(work, sampling=wanted.sampling, stop=wanted.stop)
-        yield _fitting(work, f"text {number} of {len(listed)}", model, reader, wanted.max_new_tokens)
+        work = _fitting(work, place, model, reader, wanted.max_new_tokens)
+        if isinstance(work, Generate) and isinstance(asked, PicturePrompt):
+            work = replace(work, pictures=_pictures(reader, asked, place))
+        yield work
 
 
 def embed(
@@ -256,6 +263,9 @@ def _listed(inputs: Iterable[_Given]) -> list[_Given]:
 
 
 def _checked(task: TaskEntry, given: Any, place: str) -> Input:
+    reads_pictures = bool(FORMS[task.kind].picture_model)
+    if reads_pictures and isinstance(given, PicturePrompt):
+        return _picture_prompt(task, given, place)
     if task.takes_conversations and isinstance(given, list):
         return _conversation(given, place)
     if not _suits(task, given):
@@ -265,15 +275,24 @@ def _checked(task: TaskEntry, given: Any, place: str) -> Input:
     return cast(Input, given)
 
 
-def _conversation(given: list[Any], place: str) -> Messages:
+def _picture_prompt(task: TaskEntry, given: PicturePrompt, place: str) -> PicturePrompt:
+    alone = isinstance(given.pictures, (str, bytes, os.PathLike, Mapping, np.ndarray))
+    if alone or not isinstance(given.pictures, Iterable):
+        found = shown(given.pictures)
+        raise ConfigError(f"inputs: expected a list of pictures, such as [{found}], found {found} alone {place}")
+    _checked(task, given.text, place)
+    return replace(given, pictures=tuple(given.pictures))
+
+
+def _conversation(given: list[Any], place: str) -> Messages | PicturePrompt:
     try:
-        found = messages_of(given)
+        found = conversation_of(given)
     except ValueError as error:
         raise ConfigError(f"inputs: {error} {place}") from error
-    for message in found:
-        if not is_unicode(message["content"]):
+    for message in found.messages:
+        if not is_unicode(_said(message)):
             raise ConfigError(f"inputs: expected messages in Unicode, found {shown(message)} {place}")
-    return found
+    return PicturePrompt(given, ()) if found.pictures else found.messages
 
 
 def _suits(task: TaskEntry, given: object) -> bool:
@@ -285,28 +304,70 @@ def _suits(task: TaskEntry, given: object) -> bool:
 
 def _name(given: Any) -> str:
     """What a prediction calls its input: the text, an image's path, or a conversation's last message."""
+    if isinstance(given, PicturePrompt):
+        return _name(given.text)
     if isinstance(given, list):
-        return str(given[-1]["content"])
+        return _said(conversation_of(given).messages[-1])
     return "" if isinstance(given, (bytes, np.ndarray)) else os.fspath(given)
 
 
-def _asked(tokenizer: Any, task: TaskEntry, inputs: list[Input], template: ChatTemplate | None) -> list[Any]:
+def _said(message: Mapping[str, Any]) -> str:
+    """The text of a message alone."""
+    content = message["content"]
+    return content if isinstance(content, str) else joined(part["text"] for part in content if part["type"] == "text")
+
+
+def _asked(
+    model: TaskModel, tokenizer: Any, task: TaskEntry, inputs: list[Input], template: ChatTemplate | None
+) -> list[Any]:
     """What is read for the inputs: themselves, or texts of conversations, which a text is a user's message of."""
-    if not task.takes_conversations:
+    if not task.takes_conversations and not any(isinstance(given, PicturePrompt) for given in inputs):
         return inputs
-    with _writing(tokenizer) if template is None else nullcontext(template) as chat:
+    with _writing(tokenizer) if template is None and task.takes_conversations else nullcontext(template) as chat:
         try:
-            return [chat.render(_said(given)) for given in cast("list[str | Messages]", inputs)]
+            places = [f"text {number} of {len(inputs)}" for number in range(1, len(inputs) + 1)]
+            return [_read(model, tokenizer, chat, given, place) for given, place in zip(inputs, places, strict=True)]
         except RequestError as error:
             raise ConfigError(str(error)) from error
+
+
+def _read(
+    model: TaskModel, tokenizer: Tokenizer, chat: ChatTemplate | None, given: Any, place: str
+) -> str | PicturePrompt:
+    """One input as the tokenizer takes it: a conversation as its template writes it, pictures beside it."""
+    if not isinstance(given, PicturePrompt):
+        return given if chat is None else chat.render(_messages(given))
+    reader, text, pictures = tokenizer.pictures, given.text, given.pictures
+    if reader is None:
+        raise ConfigError(f"{place}: expected texts alone, as the bundle's model reads, found pictures among them")
+    try:
+        if chat is not None:
+            found = conversation_of(_messages(given.text)).given(pictures, reader.pictures.token)
+            text, pictures = chat.render(found.messages), found.pictures
+        reader.check_number(len(pictures), model.limits.room(tokenizer.longest))
+    except ImageError as error:
+        raise ImageError(f"{place}: {error}") from error
+    return PicturePrompt(text, pictures)
+
+
+def _pictures(tokenizer: Tokenizer, given: PicturePrompt, place: str) -> tuple[Picture, ...]:
+    """The pictures of a prompt that there is room for."""
+    assert tokenizer.pictures is not None
+    found = []
+    for number, source in enumerate(given.pictures, 1):
+        try:
+            found.append(tokenizer.pictures.read(source))
+        except ImageError as error:
+            raise ImageError(f"{place}: picture {number} of {len(given.pictures)}: {error}") from error
+    return tuple(found)
 
 
 def _writing(tokenizer: Any) -> AbstractContextManager[ChatTemplate]:
     return closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS))
 
 
-def _said(given: str | Messages) -> Messages:
-    return [{"role": "user", "content": given}] if isinstance(given, str) else given
+def _messages(given: Any) -> Messages:
+    return [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
 
 
 def _fitting(work: Work, place: str, model: TaskModel, tokenizer: Any, wanted: int | None = None) -> Work:

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from weightpager.answers.work import Ids
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.format.names import MODEL
 from weightpager.errors import BundleFormatError
+from weightpager.readers.picture_reader import PictureSource
 from weightpager.readers.tokenizer import ANY_LENGTH, Encoded, Tokenizer
+
+Conversation = Sequence[Mapping[str, Any]]
+"""Messages, each with a ``role`` and its ``content``."""
+
+
+@dataclass(frozen=True)
+class PicturePrompt:
+    """What a task is asked about: words with pictures among them.
+
+    Attributes:
+        text: has a placeholder (``<image>``, say) where each picture stands, or none: then they stand in front of it.
+            Of a conversation they stand where a message's part is an image, or in front of the first message of a user.
+        pictures: in the order of their places: files' paths or data URLs, contents of files, arrays of uint8
+            [height, width, 3] in RGB, or images of Pillow.
+    """
+
+    text: str | Conversation
+    pictures: Sequence[PictureSource] = field(repr=False)
+
 
 _Reader = TypeVar("_Reader", bound="TokenReader")
 
@@ -49,10 +70,10 @@ class TokenReader:
         encoded = self.cut(" ".join(words), max_length)
         return encoded, tuple(word_starts(words, encoded.spans))
 
-    def prompt(self, text: str, task: TaskEntry, *, chat: bool = False) -> Ids:
-        """A text that a task continues; ``chat`` as of `Tokenizer.prompt`."""
+    def prompt(self, text: str, task: TaskEntry, *, chat: bool = False, pictures: int = 0) -> Ids:
+        """A text that a task continues; ``chat`` and ``pictures`` as of `Tokenizer.prompt`, and so are errors."""
         with self._lock:
-            ids = self._tokenizer.prompt(text, bos=task.add_bos_token, chat=chat)
+            ids = self._tokenizer.prompt(text, bos=task.add_bos_token, chat=chat, pictures=pictures)
         return self._checked(ids)
 
     def _most(self, max_length: int | None) -> int | None:

@@ -40,8 +40,13 @@ PIXELS = "pixel_values"
 class Batch:
     """Model inputs and labels.
 
+<<<<<<< ours
     Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
     Pictures in texts are ``pixel_values`` too, ``[pictures, C, H, W]``.
+=======
+    Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``, or
+    where they stand among words ``[pictures, C, H, W]``, in the order of their places.
+>>>>>>> theirs
     Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
     ids, of completions alone where there are prompts; its `Kind` shifts them. Where prompts are to be answered,
     ``wanted`` has the answers, and labels mean nothing.
@@ -149,10 +154,12 @@ def of_held_out(used: Sequence[Item], held_out: Sequence[Item], split: str = "tr
 
 
 def _content(item: Item) -> Hashable:
-    """What the model sees of it; of a prompt with a completion the prompt alone."""
+    """What the model sees of it; of a prompt with a completion the prompt alone, with its pictures."""
     if isinstance(item, Picture):
         return item.path.resolve()
-    return item.prompt if isinstance(item, CompletionExample) else tuple(item.tokens)
+    if isinstance(item, CompletionExample):
+        return item.prompt, tuple(picture.key for picture in item.pictures)
+    return tuple(item.tokens)
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,8 @@ class TaskData:
         """Batches of all held-out examples, for `evaluate`: where prompts are to be answered, of these alone."""
         if self.asked is None:
             return self.batches(self.eval, EVAL_BATCH)
-        return completions.prompts(self.eval, EVAL_BATCH, self.asked.tokenizer.pad_id or 0).mapped(Batch.of)
+        tokenizer = self.asked.tokenizer
+        return completions.prompts(self.eval, EVAL_BATCH, tokenizer.pad_id or 0, tokenizer.pictures).mapped(Batch.of)
 
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.
@@ -336,11 +344,13 @@ def load(
     if not task.takes_images:
         reader = reader_of(reads, pictures) if task.completes else TransformersTokens(reads)
     read = items_reader(task.kind, task.columns, reader, known, max_length)
-    collated: Collate = (
-        partial(_collate_pictures, reader=reads)
-        if task.takes_images
-        else partial(collate_texts, pad=reads.pad_token_id)
-    )
+    collated: Collate
+    if task.takes_images:
+        collated = partial(_collate_pictures, reader=reads)
+    elif task.completes:
+        collated = partial(_collate_completions, pad=reads.pad_token_id, pictures=pictures)
+    else:
+        collated = partial(collate_texts, pad=reads.pad_token_id)
 
     def split(split: str, path: Path, items: int | None = None) -> tuple[Item, ...]:
         return read(path, split_label(name, split, path), items)
@@ -389,6 +399,10 @@ def _warn(name: str, task: TaskSpec, data: TaskData, max_length: int) -> None:
 def collate_texts(examples: Sequence[Any], pad: int) -> Batch:
     """One batch, padded on the right to its longest example."""
     return Batch.of(texts.collate(examples, pad))
+
+
+def _collate_completions(examples: Sequence[Any], pad: int, pictures: PictureReader | None) -> Batch:
+    return Batch.of(completions.collate(examples, pad, pictures))
 
 
 def _collate_pictures(pictures: Sequence[Any], reader: Any) -> Batch:

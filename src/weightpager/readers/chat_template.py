@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from weightpager.config import is_unicode
-from weightpager.errors import RequestError, shortened, shown
+from weightpager.errors import ImageError, RequestError, shortened, shown
 from weightpager.interrupts import acquired, in_slices, uninterrupted
 from weightpager.machine.packages import check_installed
 from weightpager.readers.tokenizer import Tokenizer
@@ -48,9 +50,19 @@ serve(descriptor)
 _log = logging.getLogger(__name__)
 
 
-def plain(messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as one prompt, without any template: the messages' texts, a new line between two of them."""
-    return "\n".join(message["content"] for message in messages)
+Part = Mapping[str, str]
+"""``{"type": "text", "text": …}``, or ``{"type": "image"}`` where a picture stands."""
+
+Messages = list[dict[str, Any]]
+"""Each with a ``role`` and a ``content``: a text, or a list of `Part` where pictures are among the words."""
+
+
+def plain(messages: Sequence[Mapping[str, Any]], placeholder: str = "") -> str:
+    """A conversation as one prompt, without any template: the messages' texts, a new line between two of them.
+
+    A picture is its placeholder and a new line.
+    """
+    return "\n".join(_flat(message["content"], placeholder) for message in messages)
 
 
 class ChatTemplate:
@@ -61,7 +73,12 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, source: str | None, tokens: Mapping[str, str], most_characters: int, seconds: float = _SECONDS
+        self,
+        source: str | None,
+        tokens: Mapping[str, str],
+        most_characters: int,
+        seconds: float = _SECONDS,
+        placeholder: str | None = None,
     ) -> None:
         """Nothing is started until a conversation comes.
 
@@ -70,31 +87,39 @@ class ChatTemplate:
             tokens: the tokenizer's special ones, by name, which a template may use.
             most_characters: that a conversation may have, and that may come of it.
             seconds: of the processor's time that one may take.
+            placeholder: the text of a picture's place; None if the model reads no pictures.
         """
         self._source = source
         self._tokens = dict(tokens)
         self._most = most_characters
         self._seconds = seconds
+        self._placeholder = placeholder
         self._lock = threading.Lock()
         self._process: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, most_characters: int) -> ChatTemplate:
-        return cls(tokenizer.chat_template, tokenizer.special, most_characters)
+        placeholder = None if tokenizer.pictures is None else tokenizer.pictures.pictures.token
+        return cls(tokenizer.chat_template, tokenizer.special, most_characters, placeholder=placeholder)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """What is to be continued; without a template, the messages' texts, each with a new line behind it.
 
+        A placeholder stands where a picture is: where the template writes it, if it knows parts, and else in front of
+        the text behind it, in a line of its own.
+
         Args:
-            messages: each with a ``role`` and its ``content``.
+            messages: as `Messages`.
 
         Raises:
             ConfigError: the package that renders templates isn't installed.
             RequestError: the template doesn't take such a conversation, or takes too much for it (`LIMIT`).
         """
         if self._source is None:
-            return f"{plain(messages)}\n"
+            return f"{plain(messages, self._placeholder or '')}\n"
         check_installed("jinja2", "serve", "for a chat template")
+        if self._placeholder is not None:
+            messages = self._as_known(messages, self._placeholder)
         answer = self._answer(messages)
         if "limit" in answer:
             problem = f"the model's chat template took more than {answer['limit']} for these messages and was stopped"
@@ -111,9 +136,37 @@ class ChatTemplate:
         with uninterrupted, acquired(self._lock):
             self._end()
 
+    def _as_known(self, messages: Sequence[Mapping[str, Any]], placeholder: str) -> Messages:
+        """Messages in the forms that the template knows: some read parts alone, and leave out a text that is none."""
+        if not self._writes_pictures:
+            return [{**message, "content": _flat(message["content"], placeholder)} for message in messages]
+        texts = self._writes_texts
+        return [
+            {**message, "content": _parts(content) if isinstance(content, str) and not texts else content}
+            for message in messages
+            for content in [message["content"]]
+        ]
+
+    @cached_property
+    def _writes_pictures(self) -> bool:
+        """Whether the template writes a placeholder for a part that is a picture."""
+        return self._tried([*_images(1), *_parts(_TRIED)]).count(self._placeholder or "") == 1
+
+    @cached_property
+    def _writes_texts(self) -> bool:
+        """Whether the template writes a text that isn't in parts."""
+        return _TRIED in self._tried(_TRIED)
+
+    def _tried(self, content: str | list[Part]) -> str:
+        """What the template makes of a content; empty where it refuses it, or leaves out its text."""
+        text = self._answer([{"role": "user", "content": content}]).get("text", "")
+        return text if _TRIED in text else ""
+
     @uninterrupted
-    def _answer(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
-        if sum(len(message["content"]) for message in messages) > self._most:  # perhaps more than the process can read
+    def _answer(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        if (
+            sum(len(_flat(message["content"], "")) for message in messages) > self._most
+        ):  # perhaps more than the process can read
             return {"limit": f"a text of {self._most} characters"}
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
         with acquired(self._lock):
@@ -182,18 +235,73 @@ ROLES = ("system", "developer", "user", "assistant")
 _CALLS = ("tool_calls", "function_call")
 """By which a message calls tools."""
 
-Messages = list[dict[str, str]]
+_TRIED = "weightpager"
+"""A text to try a template with."""
+
+
+@dataclass(frozen=True)
+class PictureMessages:
+    """A conversation with pictures.
+
+    Attributes:
+        messages: whose parts say only where pictures stand.
+        pictures: what each of these parts says of its picture, in order; None where it says nothing.
+    """
+
+    messages: Messages
+    pictures: tuple[Any, ...]
+
+    def given(self, more: Sequence[Any], placeholder: str) -> PictureMessages:
+        """The same with pictures that came beside it.
+
+        They are those of which parts say nothing. Where no part is a picture, they stand in front of the first message
+        of the user, unless texts have placeholders already.
+
+        Raises:
+            ImageError: they are more or fewer than these parts.
+        """
+        if not self.pictures:
+            has_places = any(placeholder in message["content"] for message in self.messages)
+            return PictureMessages(
+                self.messages if has_places or not more else _in_front(self.messages, more), tuple(more)
+            )
+        unnamed = sum(picture is None for picture in self.pictures)
+        if unnamed != len(more):
+            expected = f"expected as many pictures beside the messages as parts that name none, {unnamed}"
+            raise ImageError(f"{expected}, found {len(more)}")
+        beside = iter(more)
+        return PictureMessages(
+            self.messages, tuple(next(beside) if picture is None else picture for picture in self.pictures)
+        )
 
 
 def messages_of(value: Any) -> Messages:
     """The messages of a conversation, each with its role and its text alone; parts of a text are put together.
 
     Raises:
+        ValueError: it is none, or has pictures; says what was expected and what was found.
+    """
+    found = conversation_of(value)
+    for given, message in zip(value, found.messages, strict=True):
+        if not isinstance(message["content"], str):
+            raise _no_text(given)
+    return found.messages
+
+
+def conversation_of(value: Any) -> PictureMessages:
+    """A conversation whose messages are texts, or parts that are texts and pictures.
+
+    A picture is ``{"type": "image"}``, which may say which one it is (``"image": …``, or ``url``, ``path`` or
+    ``base64``), or ``{"type": "image_url", "image_url": {"url": …}}``.
+
+    Raises:
         ValueError: it is none; says what was expected and what was found.
     """
     if not isinstance(value, list) or not value:
         raise ValueError(f"expected a list of messages, found {shown(value)}")
-    return [_message(each) for each in value]
+    pictures: list[Any] = []
+    messages = [_message(each, pictures) for each in value]
+    return PictureMessages(messages, tuple(pictures))
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -201,24 +309,77 @@ def joined(parts: Iterable[str]) -> str:
     return "".join(parts)
 
 
-def _message(value: Any) -> dict[str, str]:
-    text = _text(value.get("content")) if isinstance(value, dict) else None
-    if text is None:
-        raise ValueError(f"expected messages with a role and a content that is text, found {shown(value)}")
+def _message(value: Any, pictures: list[Any]) -> dict[str, Any]:
+    content = _content(value.get("content"), pictures) if isinstance(value, dict) else None
+    if content is None:
+        raise _no_text(value)
     called = next((name for name in _CALLS if value.get(name)), None)
     if called is not None:
         raise ValueError(f"expected messages that call no tools, found {called!r}")
     if value.get("role") not in ROLES:
         raise ValueError(f"expected a role of {', '.join(ROLES)}, found {shown(value.get('role'))}")
-    return {"role": value["role"], "content": text}
+    return {"role": value["role"], "content": content}
 
 
-def _text(content: Any) -> str | None:
-    """A message's text; None if it has anything else."""
-    if isinstance(content, list) and all(map(_is_text_part, content)):
+def _no_text(value: Any) -> ValueError:
+    return ValueError(f"expected messages with a role and a content that is text, found {shown(value)}")
+
+
+def _content(content: Any, pictures: list[Any]) -> str | list[Part] | None:
+    """A message's text, or its parts if some are pictures, which are added; None if it has anything else."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    if all(map(_is_text_part, content)):
         return joined(part["text"] for part in content)
-    return content if isinstance(content, str) else None
+    parts: list[Part] = []
+    for part in content:
+        named = _named(part)
+        if _is_text_part(part):
+            parts += _parts(part["text"])
+        elif named is not None and len(named) <= 1:
+            parts += _images(1)
+            pictures.append(next(iter(named), None))
+        else:
+            return None
+    return parts
 
 
 def _is_text_part(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _named(part: Any) -> list[Any] | None:
+    """What a part says of its picture, which should be one thing at most; None if it is no picture."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in ("image", "image_url"):
+        return None
+    # Parquet's columns have all fields in all rows.
+    found = [part[key] for key in ("image", "url", "path") if part.get(key) is not None]
+    if part.get("base64") is not None:
+        found.append(f"data:image/png;base64,{part['base64']}")
+    if (stated := part.get("image_url")) is not None:
+        found.append(stated.get("url") if isinstance(stated, dict) else stated)
+    return None if kind == "image_url" and not any(isinstance(each, str) for each in found) else found
+
+
+def _parts(text: str) -> list[Part]:
+    return [{"type": "text", "text": text}]
+
+
+def _images(number: int) -> list[Part]:
+    return [{"type": "image"} for _ in range(number)]
+
+
+def _flat(content: str | Sequence[Part], placeholder: str) -> str:
+    """A message's content as a text."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else f"{placeholder}\n" for part in content)
+
+
+def _in_front(messages: Messages, pictures: Sequence[Any]) -> Messages:
+    """The same with so many pictures in front of what the user says first."""
+    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
+    text = _parts(messages[first]["content"]) if messages[first]["content"] else []
+    content = [*_images(len(pictures)), *text]
+    return [*messages[:first], {**messages[first], "content": content}, *messages[first + 1 :]]

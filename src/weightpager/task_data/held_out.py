@@ -13,7 +13,7 @@ from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
 from weightpager.errors import CompileError
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
-from weightpager.task_data import completions, images, texts
+from weightpager.task_data import completions, images, row_pictures, texts
 from weightpager.task_data.batches import Batches, Labelled, batched
 from weightpager.task_data.images import Picture
 from weightpager.task_data.row_files import hashed
@@ -54,7 +54,8 @@ def read_held_out(
         if (form := completions.form(examples)) != entry.generation.prompts:
             expected = f"expected prompts of the form {entry.generation.prompts}, as the task was compiled with"
             raise CompileError(f"{where}: {expected}, found {form}")
-        return completions.prompts(examples, size, pad_id(vocab_size, cast(Tokenizer, reader)))
+        tokenizer = cast(Tokenizer, reader)
+        return completions.prompts(examples, size, pad_id(vocab_size, tokenizer), tokenizer.pictures)
     return batched(examples, size, entry.kind, _collated(reader, vocab_size))
 
 
@@ -100,12 +101,14 @@ def checked_labels(
 
 
 def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:
-    """A hash of a task's data in a file, or of all the images that it names.
+    """A hash of a task's data in a file, and of all the images that it names.
 
     Raises:
         CompileError: an image isn't there, or a file can't be read.
     """
-    return images.fingerprint(path, where, *columns) if FORMS[kind].images else hashed(path, where)
+    if FORMS[kind].images:
+        return images.fingerprint(path, where, *columns)
+    return row_pictures.fingerprint(path, where) if FORMS[kind].picture_model else hashed(path, where)
 
 
 def split_label(name: str, split: str, path: Path) -> str:
