@@ -40,13 +40,8 @@ PIXELS = "pixel_values"
 class Batch:
     """Model inputs and labels.
 
-<<<<<<< ours
-    Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
-    Pictures in texts are ``pixel_values`` too, ``[pictures, C, H, W]``.
-=======
     Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``, or
     where they stand among words ``[pictures, C, H, W]``, in the order of their places.
->>>>>>> theirs
     Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
     ids, of completions alone where there are prompts; its `Kind` shifts them. Where prompts are to be answered,
     ``wanted`` has the answers, and labels mean nothing.

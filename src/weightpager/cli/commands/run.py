@@ -104,10 +104,11 @@ def run(
             why = f"since {task} writes no text"
             raise ConfigError(f"run: expected no '--max-new-tokens', {why}, found {max_new_tokens}")
         pictures = image if image and engine.bundle.pictures is not None else None
-        inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, None if pictures else image, texts)
-        asked: list[Input] = [text if system is None else _conversation(system, text) for text in inputs]
-        if pictures is not None:
-            asked = [PicturePrompt(given, pictures) for given in asked]  # all of them are about the same pictures
+        inputs = (
+            _images(task, image, texts) if entry.takes_images else _inputs(task, None if pictures else image, texts)
+        )
+        said = [text if system is None else _conversation(system, text) for text in inputs]
+        asked: list[Input] = [given if pictures is None else PicturePrompt(given, pictures) for given in said]
         answer = partial(engine.predict, task, asked, max_new_tokens=max_new_tokens)
         predictions = answer()
         report = engine.report()  # before what is only timed
