@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class Numbers:
     """A tokenizer whose tokens are numbers."""
 
     pad_id, end_id, longest = 1, None, math.inf
+    pictures = SimpleNamespace(pictures=PICTURES)
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(f"{number}," for number in ids)

@@ -181,7 +181,7 @@ class GenerationRun:
         """Nothing has been read; ``tokenizer`` is the calling thread's own. ``features`` gives those of pictures."""
         self._model, self._features = model, features
         self._rows = [_Row(query, model, tokenizer) for query in queries]
-        self._pad = pad_id(model.vocab_size, tokenizer)
+        self._pad, self._pictures = pad_id(model.vocab_size, tokenizer), tokenizer.pictures
         self._clock = clock
         self._grown = 0
         # Prompts are read when their pictures have been seen.
@@ -212,11 +212,11 @@ class GenerationRun:
         works = [row.work for row in self._rows]
         batch = padded([work.ids for work in works], self._pad, left=True)
         ids, mask, most = batch["input_ids"], batch["attention_mask"], max(work.max_new_tokens for work in works)
-        pictures, features = self._model.limits.pictures, [each for row in self._rows for each in row.features]
+        features = [each for row in self._rows for each in row.features]
         if not features:
             return self._model.grow(ids, mask, works[0].sampling, self._pad, most)
-        assert pictures is not None  # a model that gave features
-        placed = PlacedFeatures.of(ids, mask, pictures.token_id, features)
+        assert self._pictures is not None  # whoever read the pictures had it
+        placed = PlacedFeatures.of(ids, mask, self._pictures.pictures.token_id, features)
         for row in self._rows:
             row.features.clear()  # which may leave the cache now
         return self._model.grow(ids, mask, works[0].sampling, self._pad, most, placed)

@@ -410,7 +410,7 @@ class Engine:
         check_writes(self.bundle.task(name))
         (answer,) = self.predict(
             name,
-            [_with(images, prompt)],
+            [_with(images, prompt, self.bundle)],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -460,7 +460,7 @@ class Engine:
         self._check_open()
         entry, wanted = self.bundle.task(name), Wanted.of(max_new_tokens, temperature, top_p, seed, stop)
         check_writes(entry)
-        asked = checked(entry, [_with(images, prompt)])
+        asked = checked(entry, [_with(images, prompt, self.bundle)])
         with of_bundle(self.bundle.path):
             model, tokenizer = self.model(name), self._readers.new(self.bundle)  # which threads take in turns
             (work,) = works_of(model, tokenizer, entry, asked, wanted, self._readers.template(self.bundle, entry))
@@ -811,8 +811,17 @@ class Engine:
             raise EngineClosedError("the engine is closed; open the bundle again")
 
 
-def _with(images: Sequence[PictureSource], prompt: str | Conversation) -> Input:
-    return PicturePrompt(prompt, images) if len(images) else prompt
+def _with(images: Sequence[PictureSource], prompt: str | Conversation, bundle: Bundle) -> Input:
+    """A prompt with its pictures.
+
+    Raises:
+        ConfigError: there are some, and the bundle's model reads none.
+    """
+    if isinstance(images, (list, tuple)) and not images:
+        return prompt
+    if bundle.pictures is None:
+        raise ConfigError(f"images: expected none, since the bundle's model reads no pictures, found {shown(images)}")
+    return PicturePrompt(prompt, images)
 
 
 load = Engine.from_pretrained

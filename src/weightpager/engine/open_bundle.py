@@ -191,10 +191,11 @@ class OpenBundle:
         """What gives pictures' features to a task: kept ones, or what its model computes."""
 
         def find(model: TaskModel, picture: Picture) -> Floats:
-            pictures = self.bundle.pictures
-            of = name if pictures is not None and pictures.blocks == "own" else None
-            return self.memory.features.get((of, picture.key), lambda: computed(model, picture))
+            return self.memory.features.get((whose, picture.key), lambda: computed(model, picture))
 
+        pictures = self.bundle.pictures
+        # Tasks that compute in different dtypes have different bits of the same tower's features.
+        whose = f"dtype {self.dtype(name)}" if pictures is None or pictures.blocks == "shared" else f"task {name}"
         return find
 
     @property
