@@ -1,22 +1,72 @@
-"""A model that reads pictures among its words, from its task file to a bundle."""
+"""A model that reads pictures among its words, from its task file to bundles, their growth and what is exported."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
+import tiny
 import tiny_llava
 import weightpager as wp
+from weightpager.backends.torch.export import export_task
+from weightpager.backends.torch.parameters import read_parameters
+from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import read_adapter
+from weightpager.bundle.format.names import private_file
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler.model.directory import ModelDirectory
+from weightpager.compiler.repack import repack
+from weightpager.errors import CompileError, ConfigError
+
+SELDOM = {"steps": 2, "batch": 4}
+TRAINED = {"method": "finetune", **SELDOM, "private_blocks": 0.2, "private_steps": 2, "low_rank": 2}
+PIXELS = np.random.default_rng(0).normal(size=(1, 3, tiny_llava.SIDE, tiny_llava.SIDE)).astype(np.float32)
+BEFORE_WORDS = ("base_model.vision_tower.", "base_model.multi_modal_projector.")
 
 
-@pytest.mark.parametrize("tower", tiny_llava.TOWERS)
-@pytest.mark.parametrize("language", tiny_llava.LANGUAGES)
+def compiled(folder: Path, **changes: Any) -> Bundle:
+    return wp.compile(tiny_llava.watcher(folder, training=SELDOM, **changes), out=folder / "bundle")
+
+
+def features(bundle: Bundle, backend: str = "torch", pixels: npt.NDArray[np.float32] = PIXELS) -> dict[str, Any]:
+    with wp.Engine.from_pretrained(bundle.path, backend=backend) as engine:
+        found = {}
+        for task in bundle.tasks:
+            with engine.task(task):
+                found[task] = engine.model(task).features(pixels)
+        return found
+
+
+def blocks_of(bundle: Bundle, task: str, part: str) -> dict[str, list[int]]:
+    """Where the blocks lie that a task keeps of a part's paged weights."""
+    tables = bundle.tables(task)
+    return {name: table.locations.tolist() for name, table in tables.items() if name.startswith(f"base_model.{part}")}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Two tasks over one tower, of a density of its own, each with blocks, low-rank parts and norms of its own."""
+    folder = tmp_path_factory.mktemp("shared")
+    sections = {"recover": TRAINED, "vision": {"blocks": "shared", "sparsity": 0.2}, "sparsity": 0.5}
+    return compiled(folder, compare="all", **sections)
+
+
+@pytest.mark.parametrize(
+    ("tower", "language"), [(tower, language) for tower in tiny_llava.TOWERS for language in tiny_llava.LANGUAGES]
+)
 def test_each_tower_before_each_language_model_becomes_a_bundle(
     tmp_path: Path, tower: tiny_llava.TowerName, language: tiny_llava.LanguageName
 ) -> None:
     model = tiny_llava.llava(tmp_path / "llava", tower, language)
-    bundle = wp.compile(tiny_llava.watcher(tmp_path, pictures=False, model=str(model)), out=tmp_path / "bundle")
+    bundle = compiled(tmp_path, model=str(model))
     assert bundle.pictures is not None
     assert bundle.pictures.plain() == {
         "blocks": "shared", "layers": 2, "token": "<image>", "token_id": 16, "tokens": 4, "width": 48,
@@ -24,3 +74,159 @@ def test_each_tower_before_each_language_model_becomes_a_bundle(
     weights = bundle.manifest.weights
     assert {weight.layer for weight in weights if "vision_tower" in weight.name} == {0, 1}
     assert {weight.layer for weight in weights if "language_model" in weight.name} == {2, 3}
+    assert {name.removeprefix("base_model.").split(".")[0] for name, _ in bundle.permutations().orders} >= {
+        "vision_tower", "language_model", "multi_modal_projector",
+    }  # fmt: skip
+    assert read_report(bundle).without_graph == {}
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_picture_has_the_same_features_for_all_tasks_that_share_a_tower(shared: Bundle, backend: str) -> None:
+    first, second = features(shared, backend).values()
+    assert first.tobytes() == second.tobytes()
+
+
+def test_nothing_in_a_shared_tower_is_a_tasks_own(shared: Bundle) -> None:
+    first, second = shared.tasks
+    assert blocks_of(shared, first, "vision_tower") == blocks_of(shared, second, "vision_tower")
+    assert blocks_of(shared, first, "language_model") != blocks_of(shared, second, "language_model")
+    for task in shared.tasks:
+        own = {*read_adapter(shared, task), *read_parameters(shared, private_file(task))}
+        assert own
+        assert not {name for name in own if name.startswith(BEFORE_WORDS)}
+
+
+def test_densities_are_those_of_all_blocks(shared: Bundle) -> None:
+    for task in shared.tasks:
+        kept = sum(len(table.locations) for table in shared.tables(task).values())
+        of_tower = sum(map(len, blocks_of(shared, task, "vision_tower").values()))
+        grids = {weight.name: shared.manifest.grid(weight).count for weight in shared.manifest.weights}
+        in_tower = sum(count for name, count in grids.items() if "vision_tower" in name)
+        assert of_tower == round(0.8 * in_tower)
+        assert kept == of_tower + round(0.5 * (sum(grids.values()) - in_tower))
+        assert shared.task(task).sparsity == pytest.approx(1 - kept / sum(grids.values()), abs=0.01)
+
+
+def test_controls_and_the_report_know_the_tower(shared: Bundle) -> None:
+    report = read_report(shared)
+    assert {control.name for control in report.controls} >= {"dense", "int4", "shared mask"}
+    assert report.paged_share < 1
+
+
+def test_each_task_may_have_a_tower_of_its_own(tmp_path: Path) -> None:
+    bundle = compiled(tmp_path, vision="own", recover=TRAINED)
+    assert bundle.pictures is not None
+    assert bundle.pictures.blocks == "own"
+    first, second = bundle.tasks
+    assert blocks_of(bundle, first, "vision_tower") != blocks_of(bundle, second, "vision_tower")
+    ours, theirs = features(bundle).values()
+    assert ours.tobytes() != theirs.tobytes()
+
+
+def test_a_tower_is_refitted_before_the_words_are(tmp_path: Path) -> None:
+    still = {"training": {"steps": 1, "learning_rate": 1e-9}, "dtype": "float32", "sparsity": 0.5, "reorder": False}
+    content = tiny_llava.watcher(tmp_path, **still)
+    plain = wp.compile(content, tmp_path / "plain")
+    refitted = wp.compile(content | {"recover": "closed-form"}, tmp_path / "refitted")
+    processor = AutoProcessor.from_pretrained(tmp_path / "llava", backend="pil").image_processor
+    seen = [Image.open(path).convert("RGB") for path in sorted((tmp_path / "animal").glob("train-*.png"))]
+    pixels = processor(images=seen, return_tensors="np")["pixel_values"]
+    with torch.inference_mode():
+        given = torch.from_numpy(pixels)
+        wanted = torch.stack(list(tiny_llava.model(tiny_llava.config()).get_image_features(given).pooler_output))
+    far, near = (np.abs(features(each, pixels=pixels)["animal"] - wanted.numpy()).mean() for each in (plain, refitted))
+    assert near < 0.9 * far
+
+
+@pytest.fixture(scope="module")
+def grown(shared: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return wp.compile(
+        added(tmp_path_factory.mktemp("grown"), shared), base=shared.path, out=shared.path.parent / "grown"
+    )
+
+
+def added(folder: Path, base: Bundle, **changes: Any) -> dict[str, Any]:
+    content = tiny_llava.watcher(folder, model=str(base.path.parent / "llava"), training=SELDOM, recover=TRAINED)
+    tasks = {"shade": tiny_llava.asking(folder, "shade", {"white": "sun", "black": "rain"})}
+    content |= {"tasks": tasks} | changes
+    return {key: value for key, value in content.items() if key not in ("block", "page", "dtype")}
+
+
+def test_a_task_that_is_added_sees_pictures_as_the_others_do(shared: Bundle, grown: Bundle) -> None:
+    assert blocks_of(grown, "shade", "vision_tower") == blocks_of(grown, "animal", "vision_tower")
+    own = {*read_adapter(grown, "shade"), *read_parameters(grown, private_file("shade"))}
+    assert own
+    assert not {name for name in own if name.startswith(BEFORE_WORDS)}
+    seen = features(grown)
+    assert len({each.tobytes() for each in (*seen.values(), *features(shared).values())}) == 1
+    assert grown.pictures == shared.pictures
+    assert grown.has_graphs
+
+
+def test_another_tower_beside_a_base_is_refused(shared: Bundle, tmp_path: Path) -> None:
+    for vision, expected in (
+        ("own", "vision: expected shared, as of the base .*, found own"),
+        ({"sparsity": 0.5}, "vision.sparsity: expected none with a base whose tasks share the tower"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            wp.compile(added(tmp_path, shared, vision=vision), base=shared.path, out=tmp_path / "refused")
+
+
+def test_a_base_without_one_task_is_packed_anew(grown: Bundle, tmp_path: Path) -> None:
+    repack(grown.path, tmp_path / "packed", without=["animal"])
+    packed = Bundle.open(tmp_path / "packed")
+    assert packed.has_graphs
+    assert packed.pictures == grown.pictures
+    assert features(packed)["shade"].tobytes() == features(grown)["shade"].tobytes()
+
+
+def test_an_exported_task_is_an_ordinary_directory_with_its_processor(shared: Bundle, tmp_path: Path) -> None:
+    export_task(shared, "animal", tmp_path / "exported")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "exported", dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "exported", backend="pil")
+    image = Image.open(next((shared.path.parent / "animal").glob("eval-*.png"))).convert("RGB")
+    given = processor(images=image, text="<image> cat dog", return_tensors="pt")
+    assert (given["input_ids"] == 16).sum() == tiny_llava.TOKENS
+    with torch.inference_mode():
+        wanted = model(**given).logits
+    with wp.Engine.from_pretrained(shared.path) as engine, engine.task("animal") as module, torch.inference_mode():
+        found = module(**given).logits
+    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_a_tower_is_no_other_tasks_model(tmp_path: Path) -> None:
+    content = tiny_llava.watcher(tmp_path)
+    tasks = content["tasks"] | {"text": tiny.text(tmp_path, "text", ["cat", "dog"])}
+    with pytest.raises(CompileError, match="tasks.text: expected text-generation, the one kind for a model that reads"):
+        wp.compile(content | {"tasks": tasks}, tmp_path / "bundle")
+
+
+def test_vision_is_for_models_with_a_tower(tmp_path: Path) -> None:
+    with pytest.raises(
+        CompileError, match="vision: expected a model that reads pictures among its words, found .* llama"
+    ):
+        wp.compile(tiny.clerk(tmp_path, vision="own"), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(("stated", "layers"), [(-1, 3), (-2, 2), (1, 1), ([-2, -3], 2), ([3, 1], 3)])
+def test_layers_that_features_never_pass_are_left_out(tmp_path: Path, stated: int | list[int], layers: int) -> None:
+    path = tiny_llava.llava(tmp_path / "llava", feature_layer=stated)
+    directory = ModelDirectory.open(path)
+    assert directory.config.vision_config.num_hidden_layers == layers
+    whole, short = (
+        LlavaForConditionalGeneration.from_pretrained(path, config=config) for config in (None, directory.config)
+    )
+    with torch.inference_mode():
+        ours, theirs = (
+            each.eval().get_image_features(torch.from_numpy(PIXELS)).pooler_output for each in (short, whole)
+        )
+    assert torch.equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("stated", [0, 4, -5, [], [1, 9]])
+def test_features_of_no_layer_are_refused(tmp_path: Path, stated: int | list[int]) -> None:
+    path = tiny_llava.llava(tmp_path / "llava")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"vision_feature_layer": stated}))
+    with pytest.raises(CompileError, match="vision_feature_layer"):
+        ModelDirectory.open(path)

@@ -95,7 +95,7 @@ def check_config_class(name: str, values: dict[str, Any]) -> None:
 def _check_part(name: str, part: str, values: Any, types: frozenset[str]) -> None:
     """Refuse a part of a model that is of another type than the named ones, or states none."""
     stated = values.get("model_type") if isinstance(values, dict) else None
-    if stated not in types:
+    if not isinstance(stated, str) or stated not in types:
         raise BundleFormatError(name, f"{part}.model_type", f"one of {', '.join(sorted(types))}", repr(stated)[:80])
     for setting in hidden_parts(CONFIG_MAPPING[stated], values):
         raise BundleFormatError(name, f"{part}.{setting}"[:80], f"no setting of that name, a part of {stated}", "one")

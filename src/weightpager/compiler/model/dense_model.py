@@ -353,5 +353,5 @@ def load(
     form = ParameterFormat.of(config, models, task_file.dtype, task_file.block)
     versions = lay_over(models, checkpoints, paged, task_file.tolerance, form)
     if source.shares_tower:
-        check_tower(models, versions)
+        check_tower(models, shared, versions)
     return replace(source, versions=versions)

@@ -85,17 +85,23 @@ def _agree(own: _Blocks, theirs: _Blocks, tolerance: float) -> npt.NDArray[np.bo
     return np.asarray(distance <= tolerance * size)
 
 
-def check_tower(source_of: Mapping[str, PreTrainedModel], versions: Mapping[str, Versions]) -> None:
-    """Refuse a checkpoint with a picture tower, or connector, of its own beside tasks that share the model's.
+def check_tower(
+    models: Mapping[str, PreTrainedModel], shared: Mapping[str, Tensor], versions: Mapping[str, Versions]
+) -> None:
+    """Refuse a checkpoint with a picture tower, or connector, of its own where all tasks have the model's.
+
+    Args:
+        models: the tasks' modules, as `lay_over` leaves them.
+        shared: the model's own parameters, by canonical name.
+        versions: what `lay_over` gives.
 
     Raises:
         CompileError: names the task and what differs.
     """
-    models = list(source_of.items())
-    shared = {name: tensor for name, tensor in parameters(models[0][1]).items() if is_before_words(name)}
-    for number, (task, model) in enumerate(models):
-        named = parameters(model)
-        own = [name for name in shared if is_before_words(name) and named[name] is not shared[name]]
+    paged = {f"{name}.weight" for name in versions}
+    for number, (task, model) in enumerate(models.items()):
+        named = [(name, tensor) for name, tensor in parameters(model).items() if is_before_words(name)]
+        own = [name for name, tensor in named if tensor is not shared[name] and name not in paged]
         own += [name for name, of in versions.items() if is_before_words(name) and (of[:, number] != SHARED).any()]
         if own:
             raise CompileError(

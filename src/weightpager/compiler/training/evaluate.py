@@ -75,7 +75,9 @@ def evaluate(
     if asked is not None:
         replaced = model if isinstance(model, Replaced) else Replaced(model, {})
         with evaluating(module), replaced.as_module() as own:
-            answer = kind_of(kind).answering(TorchModel(own), asked.tokenizer, asked.generation)
+            reader = asked.tokenizer.pictures
+            answering = TorchModel(own, None if reader is None else reader.pictures)
+            answer = kind_of(kind).answering(answering, asked.tokenizer, asked.generation)
             given = (batch.arrays() for batch in counted(batches, progress))
             return evaluate_answers(answer, given, kind, asked.generation.metrics)
 

@@ -29,7 +29,7 @@ FAMILIES = [
     "qwen2_moe", "qwen3", "roberta", "segformer", "smollm3", "swin", "t5", "vit", "xlm-roberta",
 ]  # fmt: skip
 
-COMPOSED = ["detr", "encoder-decoder", "fuyu", "llava", "musicgen", "superglue", "timm_wrapper", "upernet"]
+COMPOSED = ["detr", "encoder-decoder", "fuyu", "llava_next", "musicgen", "superglue", "timm_wrapper", "upernet"]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -41,6 +41,40 @@ def test_families_that_work_are_built(model_type: str) -> None:
 def test_what_makes_other_configurations_is_refused_with_a_way_out(model_type: str) -> None:
     with pytest.raises(BundleFormatError, match="model_type: expected .*save the part that reads texts or images"):
         check_config_class("model/config.json", {"model_type": model_type})
+
+
+PARTS = {"vision_config": {"model_type": "clip_vision_model"}, "text_config": {"model_type": "llama"}}
+
+
+def test_a_model_that_reads_pictures_is_made_of_parts_that_are_known() -> None:
+    for vision in ("clip_vision_model", "siglip_vision_model", "dinov2"):
+        for text in ("llama", "mistral", "qwen2"):
+            parts = {"vision_config": {"model_type": vision}, "text_config": {"model_type": text}}
+            check_config_class("config.json", {"model_type": "llava", **parts})
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "expected"),
+    [
+        (
+            "vision_config",
+            {"model_type": "timm_wrapper"},
+            "vision_config.model_type: expected one of clip_vision_model, ",
+        ),
+        ("vision_config", {"model_type": "pixtral"}, "vision_config.model_type: expected one of"),
+        ("vision_config", {"model_type": "llava"}, "vision_config.model_type: expected one of"),
+        ("vision_config", {"model_type": ["clip_vision_model"]}, "vision_config.model_type: expected one of"),
+        ("vision_config", {}, "vision_config.model_type: expected one of .*found None"),
+        ("vision_config", None, "vision_config.model_type: expected one of .*found None"),
+        ("vision_config", [1], "vision_config.model_type: expected one of .*found None"),
+        ("text_config", {"model_type": "rwkv"}, "text_config.model_type: expected one of llama, mistral, qwen2"),
+        ("text_config", {"model_type": "llama", "to_dict": 1}, "text_config.to_dict: expected no setting of that name"),
+        ("vision_config", {"model_type": "dinov2", "from_dict": {}}, "vision_config.from_dict: expected no setting"),
+    ],
+)
+def test_foreign_parts_of_a_model_are_refused_by_name(part: str, values: Any, expected: str) -> None:
+    with pytest.raises(BundleFormatError, match=expected):
+        check_config_class("config.json", {"model_type": "llava", **PARTS, part: values})
 
 
 @pytest.mark.parametrize("model_type", [None, 7, [], {"a": 1}, "", "nonsense", "../bert"])
