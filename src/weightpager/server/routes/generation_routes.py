@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import AfterValidator, Discriminator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
@@ -118,7 +118,20 @@ class PicturePart(Body):
     image_url: PictureUrl
 
 
-_Part = Annotated[TextPart | PicturePart, Discriminator("type")]
+def _kind_of_part(part: Any) -> str | None:
+    """The tag of a part's form, which is no name that a path to a field could have."""
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return {"text": "a text", "image_url": "a picture"}.get(kind) if isinstance(kind, str) else None
+
+
+_Part = Annotated[
+    Annotated[TextPart, Tag("a text")] | Annotated[PicturePart, Tag("a picture")],
+    Discriminator(
+        _kind_of_part,
+        custom_error_type="part",
+        custom_error_message="expected a part whose type is 'text' or 'image_url'",
+    ),
+]
 
 
 class Message(Body):
