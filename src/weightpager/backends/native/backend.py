@@ -176,8 +176,8 @@ def _graph(bundle: Bundle, kind: str) -> Graph:
     if kind != FEATURES and bundle.pictures is not None:
         for each in _places(bundle.pictures):
             if each not in graph.inputs:
-                stated = next((other for other in graph.inputs if other.name == each.name), "none")
-                raise BundleFormatError(graph_file(kind), "inputs", each, f"{stated}; {remedy}")
+                stated = next((_said(other) for other in graph.inputs if other.name == each.name), "none")
+                raise BundleFormatError(graph_file(kind), "inputs", _said(each), f"{stated}; {remedy}")
     return graph
 
 
@@ -193,6 +193,10 @@ def _places(pictures: Pictures) -> tuple[GraphInput, ...]:
         GraphInput("feature_index", "int64", ("batch", "length")),
         GraphInput("features", "float32", ("features", pictures.width)),
     )
+
+
+def _said(given: GraphInput) -> str:
+    return f"{given.name}, {given.dtype} [{', '.join(map(str, given.shape))}]"
 
 
 def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramParameter]]:

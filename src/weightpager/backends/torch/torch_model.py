@@ -69,8 +69,8 @@ class TorchModel(TaskModel):
         if not len(pixels):
             return given
         placed = PlacedFeatures.of(ids, mask, self._module.config.image_token_id, list(self.features(pixels)))
-        rows, index = self._tensor(placed.rows), self._tensor(placed.index)
-        return {**given, "inputs_embeds": with_features(self._module, given.pop("input_ids"), rows, index)}
+        words, rows, index = given.pop("input_ids"), self._tensor(placed.rows), self._tensor(placed.index)
+        return {**given, "inputs_embeds": with_features(self._module, words, rows, index)}
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._module.device)
