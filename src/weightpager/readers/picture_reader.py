@@ -35,7 +35,10 @@ from weightpager.readers.picture import Picture
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-PictureSource: TypeAlias = "str | os.PathLike[str] | bytes | Frame | PilImage"
+if TYPE_CHECKING:
+    PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Frame | PilImage
+else:  # who asks for a signature's types may have no Pillow
+    PictureSource = str | os.PathLike[str] | bytes | Frame
 """A picture: a file's path or a data URL, a file's content, a frame in RGB, or one of Pillow's images."""
 
 _TYPES = ("Bit", "CLIP", "Llava", "Siglip", "ViT")
