@@ -373,11 +373,11 @@ DOMAINS = (
     Domain(
         "E",
         "seven questions about pictures of roads",
-        "A vision-language model of DINOv2-S, a connector and SmolLM2-135M, trained on rendered roads: nothing it sees is "
-        "a photograph. Colour of the traffic light, vehicle ahead, place in the lane, distance of the obstacle, free "
-        "lanes, persons and bicycles, each answered in a word or two (exact match); 8,000 scenes to learn from, 500 to "
-        "be measured on. The picture tower keeps half of its blocks, too, the same ones for all tasks; bytes are those "
-        "of tower and language model.",
+        "A vision-language model of DINOv2-S, a connector and SmolLM2-135M, trained on rendered roads: nothing it "
+        "sees is a photograph. Colour of the traffic light, vehicle ahead, place in the lane, distance of the "
+        "obstacle, free lanes, persons and bicycles, each answered in a word or two (exact match); 8,000 scenes to "
+        "learn from, 500 to be measured on. The picture tower keeps half of its blocks, too, the same ones for all "
+        "tasks; bytes are those of tower and language model.",
         "share of the dense model",
         "{:.3f}",
         False,

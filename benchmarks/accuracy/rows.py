@@ -15,8 +15,8 @@ class Row:
     """One task under one method.
 
     Attributes:
-        domain: A, six text tasks on an encoder; B, four languages on a decoder; D, six tasks of it that write; or E, seven
-            questions about pictures.
+        domain: A, six text tasks on an encoder; B, four languages on a decoder; D, six tasks of it that write; or E,
+            seven questions about pictures.
         resident_fraction: bytes of paged weights in memory, one task's, as a share of the dense ones in bfloat16.
         sparsity: fraction of the blocks dropped.
         method: see ``docs/accuracy.md``.
