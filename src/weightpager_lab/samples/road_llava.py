@@ -1,8 +1,8 @@
 """A vision-language model for rendered roads: DINOv2-S, a connector and SmolLM2-135M, put together and trained here.
 
 The tower reads 2 × 2 patches as one, so that a picture is 64 tokens, and learns to see roads first. Then a connector is
-fitted that says in the language model's own words what the tower has seen; a connector that starts at random shows
-pictures to a small language model very slowly. Then connector and language model learn the seven questions.
+fitted that says in the language model's own words what the tower has seen: one that starts at random shows pictures to
+a small language model very slowly. Then connector and language model learn the seven questions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, one_hot
+from torch.nn.functional import mse_loss
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -34,7 +34,7 @@ from weightpager_lab.samples.download import build_once, key_of
 from weightpager_lab.samples.models import smollm2
 from weightpager_lab.samples.resumable import Group, Stage, Workshop
 from weightpager_lab.samples.road_answers import Rows, Tokenize, answers_loss, plain_ids, right_answers
-from weightpager_lab.samples.road_tower import Scenes, Seeing, features_of, scenes_of, shares
+from weightpager_lab.samples.road_tower import Seeing, features_of, scenes_of, shares
 from weightpager_lab.samples.sample import Sample
 
 PLACEHOLDER = "<image>"
@@ -53,10 +53,10 @@ class Training:
     """
 
     seeing: Seeing = field(default_factory=Seeing)
-    fit_steps: int = 400
-    steps: int = 600
+    fit_steps: int = 1500
+    steps: int = 240
     batch: int = 8
-    connector_rate: float = 5e-4
+    connector_rate: float = 3e-4
     language_rate: float = 2e-4
     seconds: float = 240.0
 
@@ -147,7 +147,7 @@ def _build(
     features = workshop.kept("features", lambda: features_of(seeing, lessons.pictures))
     test_features = workshop.kept("test-features", lambda: features_of(seeing, tests.pictures))
     tokenize = plain_ids(tokenizer)
-    fit_connector(model, features, lessons, tokenize, steps=training.fit_steps, workshop=workshop)
+    fit_connector(model, features, lessons.answers, tokenize, steps=training.fit_steps, workshop=workshop)
     rows = Rows(tokenize, tokenizer.eos_token_id, model.config.image_seq_length)
     _teach_answers(model, rows, (features, lessons.answers), (test_features, tests.answers), training, workshop)
     model.bfloat16()
@@ -164,51 +164,74 @@ def _build(
 def fit_connector(
     model: LlavaForConditionalGeneration,
     features: Tensor,
-    lessons: Scenes,
+    answers: Tensor,
     tokenize: Tokenize,
     *,
     steps: int,
     workshop: Workshop,
 ) -> None:
-    """Fit the connector, so that each patch says the answers that it knows and what is in it.
+    """Fit the connector in place, so that the language model reads a picture as words that it knows.
 
-    A patch's wanted output is a sum: for each task the answer's embedding, beside the mean of the task's answers, and a
-    random direction, as tasks share words; and the embeddings of what is in the patch.
+    A row of patches speaks for each task: half of it says what the task is about, half the answer, as `_said` has it.
+    The sum of all tasks' answers in every patch is fitted as well, but the language model then learns to tell them
+    apart hardly at all in the steps in which it learns to answer most questions from these words.
+
+    Args:
+        model: its connector is random.
+        features: [pictures, patches, width].
+        answers: places in `ANSWERS`, [pictures, tasks].
+        tokenize: gives a text's ids.
+        steps: with `_PATCHES` patches each.
+        workshop: keeps what is reached.
     """
-    assert lessons.seen is not None
     table = model.get_input_embeddings().weight.detach()
-    answers, things = _words(table, tokenize)
-    seen, chosen, counts = lessons.seen, lessons.answers, [len(each) for each in driving_questions.ANSWERS.values()]
-    scale = float(answers.pow(2).mean().sqrt())
+    said = _said(round(features.shape[1] ** 0.5))
+    words, firsts = _words(table, tokenize)
+    scale = words.std()
+    some = features[:_SOME].float()
+    mean, deviation = some.mean((0, 1)), some.std((0, 1)) + 1e-3
     connector = model.model.multi_modal_projector
 
     def loss(random: torch.Generator) -> Tensor:
-        pictures = torch.randint(0, len(lessons), (2048,), generator=random)
-        patches = torch.randint(0, features.shape[1], (2048,), generator=random)
-        given = [one_hot(place, count) for place, count in zip(chosen[pictures].unbind(1), counts, strict=True)]
-        wanted = torch.cat(given, 1).float() @ answers + seen[pictures, patches].float() @ things
+        pictures = torch.randint(0, len(features), (_PATCHES,), generator=random)
+        patches = torch.randint(0, features.shape[1], (_PATCHES,), generator=random)
+        tasks, whether = said[patches].unbind(1)
+        wanted = words[firsts[tasks] + whether * (1 + answers[pictures, tasks])]
         with autocast(torch.device("cpu")):
-            found = connector(features[pictures, patches].float())
-        return mse_loss(found.float() / scale, wanted / scale)
+            found = connector((features[pictures, patches].float() - mean) / deviation)
+        return mse_loss(found.float(), wanted / scale)
 
+    groups = [Group(list(connector.parameters()), 3e-3)]
     workshop.train(
-        Stage("connector", [Group(list(connector.parameters()), 2e-3)], steps, loss, str, seed=2, every=100, decay=0.0)
+        Stage("connector", groups, steps, loss, lambda: "fitted", seed=2, every=100, look_every=steps, decay=0.0)
     )
+    with torch.no_grad():  # what was done before and behind it becomes part of it
+        connector.linear_1.weight.div_(deviation)
+        connector.linear_1.bias.sub_(connector.linear_1.weight @ mean)
+        connector.linear_2.weight.mul_(scale)
+        connector.linear_2.bias.mul_(scale)
+
+
+_PATCHES, _SOME = 2048, 300
+_TOPICS = ("light", "vehicle", "lane", "obstacle", "free", "person", "bicycle")
+"""What each task is about."""
+
+
+def _said(side: int) -> Tensor:
+    """Which task a patch speaks for and whether it says the answer, [side · side, 2]."""
+    tasks = len(_TOPICS)
+    rows, columns = torch.arange(side * side) // side, torch.arange(side * side) % side
+    below = rows >= tasks
+    speaks_for = torch.where(below, columns * tasks // side, rows)
+    return torch.stack([speaks_for, (below | (columns >= side // 2)).long()], 1)
 
 
 def _words(table: Tensor, tokenize: Tokenize) -> tuple[Tensor, Tensor]:
-    """What a connector shall say for each answer of each task, in a row, and for each thing that may be seen."""
-
-    def of(words: Sequence[str]) -> Tensor:
-        return torch.stack([table[torch.tensor(tokenize(f" {word}"))].mean(0) for word in words])
-
-    random = torch.Generator().manual_seed(0)
-    found = []
-    for classes in driving_questions.ANSWERS.values():
-        words = of(classes)
-        directions = torch.randn(words.shape, generator=random) * words.std()
-        found.append(words - words.mean(0) + directions)
-    return torch.cat(found), of(driving_questions.SEEN)
+    """Embeddings of each task's topic and of its answers behind that, in a row, and the places of the topics."""
+    texts = [[topic, *each] for topic, each in zip(_TOPICS, driving_questions.ANSWERS.values(), strict=True)]
+    words = torch.stack([table[torch.tensor(tokenize(f" {text}"))].mean(0) for each in texts for text in each])
+    sizes = torch.tensor([len(each) for each in texts])
+    return words, sizes.cumsum(0) - sizes
 
 
 Answered = tuple[Tensor, Tensor]

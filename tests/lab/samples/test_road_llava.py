@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.functional import one_hot
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -19,6 +20,8 @@ from transformers import (
     Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
@@ -27,7 +30,7 @@ from weightpager_lab.samples import road_answers, road_tower
 from weightpager_lab.samples.driving_questions import ANSWERS, QUESTIONS, driving_questions
 from weightpager_lab.samples.resumable import Stage, Workshop
 from weightpager_lab.samples.road_answers import Row, Rows, logits_of, plain_ids, right_answers
-from weightpager_lab.samples.road_llava import Training, joined, road_llava
+from weightpager_lab.samples.road_llava import _TOPICS, Training, fit_connector, joined, road_llava
 from weightpager_lab.samples.road_tower import Seeing, features_of, scenes_of, values_of
 from weightpager_lab.samples.sample import Sample
 
@@ -135,6 +138,34 @@ def assert_same(folder: Path, other: Path) -> None:
     ours, theirs = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_fitted_connector_says_topics_and_answers(tmp_path: Path) -> None:
+    counts = [len(answers) for answers in ANSWERS.values()]
+    random = torch.Generator().manual_seed(0)
+    answers = torch.stack([torch.randint(0, count, (400,), generator=random) for count in counts], 1)
+    known = torch.cat([one_hot(each, count) for each, count in zip(answers.unbind(1), counts, strict=True)], 1)
+    places = torch.eye(64).expand(400, -1, -1)  # what and where: a tower's features carry both
+    features = 3 + 2 * torch.cat([known[:, None].expand(-1, 64, -1), places], 2)
+    vision = Dinov2Config(hidden_size=features.shape[2], num_hidden_layers=1, num_attention_heads=1)
+    language = LlamaConfig(vocab_size=64, hidden_size=128, num_hidden_layers=1, num_attention_heads=1)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=language))
+    numbers: dict[str, int] = {}
+
+    def tokenize(text: str) -> list[int]:
+        return [numbers.setdefault(text, len(numbers))]
+
+    workshop = Workshop(tmp_path, 60.0, lambda _: None)
+    fit_connector(model, features, answers, tokenize, steps=300, workshop=workshop)
+    with torch.no_grad():
+        said = model.model.multi_modal_projector(features[:50])
+    nearest = torch.cdist(said, model.get_input_embeddings().weight[: len(numbers)]).argmin(-1).reshape(50, 8, 8)
+    for row, (task, classes) in enumerate(ANSWERS.items()):
+        topic = (nearest[:, row, :4] == numbers[f" {_TOPICS[row]}"]).float().mean()
+        wanted = torch.tensor([numbers[f" {classes[place]}"] for place in answers[:50, row]])
+        assert topic > 0.9, task
+        assert (nearest[:, row, 4:] == wanted[:, None]).float().mean() > 0.9, task
 
 
 def test_a_sheet_computes_each_row_as_if_it_were_alone(
