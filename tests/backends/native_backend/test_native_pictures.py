@@ -80,7 +80,7 @@ def test_every_task_gives_what_torch_gives(watcher_bundle: Path) -> None:
                 by_torch[task] = model.features(PIXELS), model.logits(INPUTS), model.hidden(INPUTS)
         limits = engine.limits
     with native(watcher_bundle) as engine:
-        found = {}
+        found: dict[str, tuple[Any, ...]] = {}
         for task in (*by_torch, *by_torch):
             with engine.task(task):
                 model = engine.model(task)
