@@ -403,8 +403,8 @@ class Engine:
             ImageError: a picture can't be used, or the prompt has places for more or fewer.
 
         Examples:
-            >>> answer = watcher.generate("light", "Which colour is the light?", ["frame.png"])
-            >>> answer.tokens <= 64
+            >>> answer = writer.generate("notes", "The meeting", max_new_tokens=8)
+            >>> answer.completion == writer.predict("notes", ["The meeting"], max_new_tokens=8)[0].completion
             True
         """
         self._check_open()
