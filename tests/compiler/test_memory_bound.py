@@ -92,9 +92,8 @@ def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:
     content = make(folder, **changes)
     model().save_pretrained(content["model"])  # in place of the tiny one, whose tokenizer it has
     content |= {"block": "16x32", "training": {"steps": 2, "batch": 8}, "dtype": "int4"}
-    content["calibration"] = {"items": 8, "batch": 4} | (
-        {} if kind.startswith("image") else {"max_length": 24 if kind == "pictures" else 16}
-    )
+    length = {} if kind.startswith("image") else {"max_length": 24 if kind == "pictures" else 16}
+    content["calibration"] = {"items": 8, "batch": 4} | length
     content["tasks"] = {
         name: task | ({"validation": task["eval"]} if "validated" in str(folder) else {})
         for name, task in content["tasks"].items()
@@ -108,7 +107,7 @@ def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:
 @pytest.fixture(scope="module")
 def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What a compile imports late, and its libraries' buffers, are there and can't hide what the bound leaves out."""
-    for make in (tiny.assistant, tiny.clerk):
+    for make in (tiny.assistant, tiny.clerk, tiny_llava.watcher):
         content = make(tmp_path_factory.mktemp("first"), dtype="int4", **METHODS["own values from closed form"])
         wp.compile(content, out=tmp_path_factory.mktemp("out") / "a.bundle", cache=False)
 
