@@ -20,7 +20,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Compile": ("weightpager.compile",),
-    "Engine": ("weightpager.load", "weightpager.Engine"),
+    "Engine": ("weightpager.load", "weightpager.Engine", "weightpager.PicturePrompt"),
     "What an engine gives": (
         "weightpager.Prediction",
         "weightpager.NativeTask",
@@ -63,6 +63,7 @@ INSIDE: Sequence[str] = (
     "weightpager.runtime.memory.page_arena.ArenaSource",
     "weightpager.bundle.Manifest",
     "weightpager.bundle.WeightEntry",
+    "weightpager.bundle.format.manifest.Pictures",
     "weightpager.bundle.files.entry.FileEntry",
     "weightpager.bundle.PageIndex",
     "weightpager.bundle.format.placement.Placement",

@@ -143,6 +143,20 @@ def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def watcher_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks on a tiny model that reads pictures among its words: one of plain prompts, one of conversations."""
+
+    def make(folder: Path) -> None:
+        import tiny_llava
+        import weightpager as wp
+
+        with same_everywhere():
+            wp.compile(tiny_llava.watcher(folder), out=folder / "watcher.bundle")
+
+    return made_once(tmp_path_factory, "watcher", make) / "watcher.bundle"
+
+
+@pytest.fixture(scope="session")
 def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three tasks on a tiny model of images."""
 

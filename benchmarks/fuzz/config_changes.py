@@ -110,6 +110,9 @@ def _value(random: Random) -> Any:
 def _config(document: Document, random: Random) -> None:
     """Another model type, keys of code, of depth, of width, of flags; here or in a part."""
     place = document if random.random() < 0.5 else _part(document, random)
+    own = [document[key] for key in _PARTS if isinstance(document.get(key), dict) and "model_type" in document[key]]
+    if own and random.random() < 0.7:
+        place = random.choice(own)
     if random.random() < 0.25:
         place["model_type"] = random.choice(_TYPES)
     for _ in range(random.choice([1, 1, 1, 2, 4])):

@@ -13,7 +13,7 @@ import weightpager as wp
 from benchmarks.fuzz import bundle_changes, config_changes, content_changes, trial
 from benchmarks.fuzz.sealing import replace as replace_file
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_pages, seal_manifest
-from tests.support.models import tiny
+from tests.support.models import tiny, tiny_llava
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 
@@ -72,6 +72,11 @@ def _camera(folder: Path) -> Path:
     return _compiled(tiny.camera(folder), folder)
 
 
+def _watcher(folder: Path) -> Path:
+    """With a picture tower before its language model."""
+    return _compiled(tiny_llava.watcher(folder), folder)
+
+
 def _int8(folder: Path) -> Path:
     return _compiled(_pair(folder, dtype="int8", recover=_LOW_RANK), folder)
 
@@ -104,6 +109,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "writer": _writer,
     "tied": _tied,
     "camera": _camera,
+    "watcher": _watcher,
     "int8": _int8,
     "int4": _int4,
     "grown": _grown,

@@ -168,6 +168,8 @@ def _ask(trial: Trial, bundle: Bundle, task: str) -> None:
     asked: list[Any] = [_PICTURE if entry.takes_images else "red cat"]
     with trial.step("native"), wp.Engine(bundle, EngineConfig(backend="native")) as engine:
         trial.run("reader", engine.reader)
+        if bundle.pictures is not None:
+            trial.run("native features", lambda: _see(engine, task))
         with trial.step("native answer"):
             (answer,) = engine.predict(task, asked, max_new_tokens=1)
             assert answer.score is None or answer.label in entry.classes, f"a label that is no class: {answer.label!r}"
@@ -183,6 +185,8 @@ def _run(trial: Trial, bundle: Bundle, task: str) -> None:
         if entry.takes_images:
             trial.run("image", lambda: _look(module, bundle))
             return
+        if bundle.pictures is not None:
+            trial.run("features", lambda: _see(engine, task))
         with trial.step("tokenizer"):
             engine.predict(task, ["red cat"], max_new_tokens=1)
         if entry.kind == "language-modeling":
@@ -193,6 +197,13 @@ def _look(module: nn.Module, bundle: Bundle) -> None:
     pixels = image_reader(bundle).read(_PICTURE)
     with torch.inference_mode():
         module(pixel_values=torch.from_numpy(pixels[None]))
+
+
+def _see(engine: wp.Engine, task: str) -> None:
+    """A picture's features, as whoever keeps them asks for them."""
+    reader: Any = engine.reader()
+    engine.activate(task)
+    engine.model(task).features(reader.pictures.read(_PICTURE).pixels[None])
 
 
 def _answer(module: nn.Module, task: TaskEntry) -> bytes:

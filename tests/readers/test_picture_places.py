@@ -209,7 +209,12 @@ def test_other_templates_get_placeholders_in_lines_of_their_own() -> None:
     wanted = tiny_pictures.tokenizer(CHATML).apply_chat_template(texts, tokenize=False, add_generation_prompt=True)
     assert written(CHATML, TALK) == wanted
     assert written(None, TALK) == f"{TOKEN}\n{TOKEN}\nred\ncat\ngreen\n"
-    assert plain(TALK, TOKEN) == f"{TOKEN}\n{TOKEN}\nred\ncat\ngreen"
+
+
+def test_a_conversation_with_a_task_of_plain_prompts_has_pictures_as_these_have() -> None:
+    assert plain(TALK, TOKEN) == f"{TOKEN}{TOKEN}red\ncat\ngreen"
+    own, talk = tiny_pictures.reader(), [user([SHOWN, said("red")])]
+    assert own.prompt(plain(talk, TOKEN), bos=True, pictures=1) == own.prompt("red", bos=True, pictures=1)
 
 
 def test_a_conversation_without_pictures_is_written_as_ever() -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -120,6 +121,28 @@ def test_a_picture_is_known_by_its_pixels_and_the_processor(tmp_path: Path) -> N
     others = {own.read(noise(30, 20, 1)).key, reader(PROCESSORS["dinov2"]()).read(image).key}
     reshaped = Image.fromarray(np.array(image).reshape(20, 30, 3))
     assert len(keys | others | {own.read(reshaped).key}) == 4
+
+
+def test_a_key_is_the_same_however_many_rows_are_hashed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = reader().read(noise(31, 20)).key
+    monkeypatch.setattr("weightpager.readers.picture_reader._AT_ONCE", 65)
+    assert reader().read(noise(31, 20)).key == whole
+
+
+@given(st.binary(max_size=200), st.integers(0, 150))
+def test_any_bytes_give_a_picture_or_an_error(junk: bytes, place: int) -> None:
+    own, whole = reader(), content(Image.new("RGB", (8, 8), "red"))
+    for damaged in (junk, whole[:place] + junk + whole[place + len(junk) :]):
+        for source in (damaged, url(damaged)):
+            with suppress(ImageError):
+                assert own.read(source).pixels.shape == own.shape
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_path_or_an_error(text: str) -> None:
+    for source in (f"data:{text}", f"data:image/png;base64,{text}", f"https://{text}"):
+        with pytest.raises(ImageError):
+            reader().read(source)
 
 
 def test_settings_are_plain_whatever_transformers_holds_them_in() -> None:

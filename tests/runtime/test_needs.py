@@ -22,7 +22,10 @@ def any_needs(draw: st.DrawFn) -> MemoryNeeds:
     table = draw(size)
     footprint = Footprint(draw(size), draw(size), draw(size), table, table + draw(size), draw(size))
     least = draw(st.integers(1, pages))
-    return MemoryNeeds(pages, least, page_bytes, footprint, 2 * draw(size), draw(size), draw(st.none() | size))
+    features, more = draw(size), draw(size)
+    return MemoryNeeds(
+        pages, least, page_bytes, footprint, 2 * draw(size), draw(size), draw(st.none() | size), features, more
+    )
 
 
 def test_what_is_left_goes_to_pages_then_tables_then_rows() -> None:
@@ -34,6 +37,16 @@ def test_what_is_left_goes_to_pages_then_tables_then_rows() -> None:
     assert NEEDS.split(least + 6 * PAGE + 50) == Split(fixed, 7, 90, 6, PAGE)
     assert NEEDS.split(least + 6 * PAGE + 50 + 20) == Split(fixed, 27, 90, 6, PAGE)
     assert NEEDS.split(10_000) == NEEDS.holding_all() == Split(fixed, 407, 90, 6, PAGE)
+
+
+def test_features_of_few_pictures_come_first_and_more_between_tables_and_rows() -> None:
+    needs = replace(NEEDS, features=20, more_features=60)
+    least = 1230 + 7 + 40 + 20
+    assert needs.split(least + 3 * PAGE + 60) == Split(1230, 7, 90, 3, PAGE, 20)
+    assert needs.split(least + 6 * PAGE + 50) == Split(1230, 7, 90, 6, PAGE, 20)
+    assert needs.split(least + 6 * PAGE + 50 + 70) == Split(1230, 17, 90, 6, PAGE, 80)
+    assert needs.holding(6) == Split(1230, 7, 40, 6, PAGE, 20)
+    assert needs.holding_all() == needs.split(10_000) == Split(1230, 407, 90, 6, PAGE, 80)
 
 
 def test_tables_of_tasks_in_use_come_before_pages() -> None:
@@ -65,6 +78,7 @@ def test_the_parts_never_exceed_the_budget(needs: MemoryNeeds, more: int, tables
     assert split.total <= budget
     assert split.tables >= max(tables, needs.footprint.largest_table)
     assert split.rows >= needs.footprint.rows
+    assert split.features >= needs.features
     assert split.slots <= min(needs.pages, capacity)
 
 
@@ -72,6 +86,7 @@ def test_the_parts_never_exceed_the_budget(needs: MemoryNeeds, more: int, tables
 def test_a_larger_budget_never_has_fewer_rows_or_slots(needs: MemoryNeeds, budget: int, more: int, tables: int) -> None:
     small, large = (needs.split(size, tables=tables) for size in (budget, budget + more))
     assert small.rows <= large.rows
+    assert small.features <= large.features
     assert small.slots <= large.slots
 
 
@@ -83,7 +98,7 @@ def test_the_smallest_budget_holds_its_pages_and_a_byte_less_does_not(
     pages = data.draw(st.integers(1, needs.pages))
     least = needs.holding(pages, tables=tables)
     split = needs.split(least.total, tables=tables)
-    assert (split.slots, split.rows) == (pages, least.rows)
+    assert (split.slots, split.rows, split.features) == (pages, least.rows, needs.features)
     assert needs.split(least.total - 1, tables=tables).slots < pages
 
 

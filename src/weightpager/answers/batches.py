@@ -18,6 +18,9 @@ CACHED_TOKENS = 2048
 It is a constant: what is free in memory may not change the last bits of an answer.
 """
 
+PICTURES_TOGETHER = 16
+"""Pictures of prompts that run together, whose pixels and features are in memory, unless a single prompt has more."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -77,6 +80,9 @@ def _fits(query: BlockingQuery, batch: Sequence[BlockingQuery], bounds: Bounds) 
     if texts > bounds.texts:
         return False
     if isinstance(work, Generate):
+        pictures = sum(len(each.work.pictures) for each in (query, *batch) if isinstance(each.work, Generate))
+        if work.pictures and pictures > PICTURES_TOGETHER:
+            return False
         return bounds.cache.tokens(texts, work.tokens + work.max_new_tokens) <= CACHED_TOKENS
     if mostly_padding(texts, work.tokens, batch[0].work.tokens):
         return False

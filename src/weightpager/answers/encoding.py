@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from weightpager.answers.generation import GenerationRun
 from weightpager.answers.kinds import EncodingKind, kind_of
-from weightpager.answers.model import TaskModel
+from weightpager.answers.model import FindFeatures, TaskModel, computed
 from weightpager.answers.query import Query, Run, pad_id, padded
 from weightpager.answers.work import Embed, Embedded, Generate, Outcome
 from weightpager.bundle import TaskKind
@@ -68,7 +68,9 @@ class EmbeddingRun:
         return 0
 
 
-def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Query]) -> Run:
+def begin(
+    kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Query], features: FindFeatures = computed
+) -> Run:
     """Nothing is computed yet.
 
     Args:
@@ -76,9 +78,10 @@ def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Qu
         model: of the task, which is active while the batch has its steps.
         tokenizer: the calling thread's own.
         queries: whose work is of one kind.
+        features: gives those of pictures that stand in prompts.
     """
     if isinstance(queries[0].work, Generate):
-        return GenerationRun(model, tokenizer, queries)
+        return GenerationRun(model, tokenizer, queries, features=features)
     if queries[0].cached:
         assert len(queries) == 1  # the scheduler runs such a text alone
         return EmbeddingRun(model, queries[0])

@@ -13,7 +13,16 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.answers.batches import Bounds, batches
-from weightpager.answers.model import Floats, Inputs, Integers, TaskModel
+from weightpager.answers.decoding import GrowingTexts
+from weightpager.answers.model import (
+    FindFeatures,
+    Floats,
+    Inputs,
+    Integers,
+    PlacedFeatures,
+    TaskModel,
+    computed,
+)
 from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
 from weightpager.answers.work import Generate, Generated
 from weightpager.readers.picture import Picture
@@ -157,7 +166,8 @@ def _common_beginning(text: str, other: str) -> str:
 class GenerationRun:
     """Continues prompts that can run together. Implements `Run`.
 
-    A query that nobody waits for any more ends after the token or the piece of its prompt that is being computed.
+    A query that nobody waits for any more ends after the token, the piece of its prompt or the picture that is being
+    computed.
     """
 
     def __init__(
@@ -166,30 +176,54 @@ class GenerationRun:
         tokenizer: Tokenizer,
         queries: Sequence[Query],
         clock: Callable[[], float] = time.monotonic,
+        features: FindFeatures = computed,
     ) -> None:
-        """Nothing has been read; ``tokenizer`` is the calling thread's own."""
+        """Nothing has been read; ``tokenizer`` is the calling thread's own. ``features`` gives those of pictures."""
+        self._model, self._features = model, features
         self._rows = [_Row(query, model, tokenizer) for query in queries]
-        works = [row.work for row in self._rows]
-        pad = pad_id(model.vocab_size, tokenizer)
-        batch = padded([work.ids for work in works], pad, left=True)
-        most = max(work.max_new_tokens for work in works)
-        self._texts = model.grow(batch["input_ids"], batch["attention_mask"], works[0].sampling, pad, most)
+        self._pad, self._pictures = pad_id(model.vocab_size, tokenizer), tokenizer.pictures
         self._clock = clock
         self._grown = 0
+        # Prompts are read when their pictures have been seen.
+        self._texts: GrowingTexts | None = None if any(row.unseen for row in self._rows) else self._begin()
 
     def step(self, until: float) -> int:
-        """Read more of the prompts, or generate more, until a time; how many tokens were generated."""
+        """See more of the pictures, read more of the prompts, or generate more, until a time.
+
+        Returns how many tokens were generated.
+        """
         left = self._forget()
-        while left and self._texts.unread:
-            self._texts.read_piece()
+        while left and (row := next((row for row in self._rows if row.unseen), None)) is not None:
+            row.features.append(self._features(self._model, row.unseen.pop(0)))
             left = self._forget()
             if self._clock() >= until:
                 return 0
-        return self._grow(until) if left else 0
+        if not left:
+            return 0
+        texts = self._texts = self._texts or self._begin()
+        while left and texts.unread:
+            texts.read_piece()
+            left = self._forget()
+            if self._clock() >= until:
+                return 0
+        return self._grow(texts, until) if left else 0
 
-    def _grow(self, until: float) -> int:
-        watch = _Watch(self._rows, until if self._texts.stoppable else None, self._clock)
-        self._texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see)
+    def _begin(self) -> GrowingTexts:
+        works = [row.work for row in self._rows]
+        batch = padded([work.ids for work in works], self._pad, left=True)
+        ids, mask, most = batch["input_ids"], batch["attention_mask"], max(work.max_new_tokens for work in works)
+        features = [each for row in self._rows for each in row.features]
+        if not features:
+            return self._model.grow(ids, mask, works[0].sampling, self._pad, most)
+        assert self._pictures is not None  # whoever read the pictures had it
+        placed = PlacedFeatures.of(ids, mask, self._pictures.pictures.token_id, features)
+        for row in self._rows:
+            row.features.clear()  # which may leave the cache now
+        return self._model.grow(ids, mask, works[0].sampling, self._pad, most, placed)
+
+    def _grow(self, texts: GrowingTexts, until: float) -> int:
+        watch = _Watch(self._rows, until if texts.stoppable else None, self._clock)
+        texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see)
         self._grown += watch.steps
         return watch.tokens
 
@@ -197,9 +231,10 @@ class GenerationRun:
         """Let go of texts that are over, or that nobody waits for; how many are left."""
         now = self._clock()
         left = [place for place, row in enumerate(self._rows) if not row.query.expire(now)]
-        if left and len(left) < len(self._rows) and self._texts.stoppable:
+        if left and len(left) < len(self._rows) and (self._texts is None or self._texts.stoppable):
             self._rows = [self._rows[place] for place in left]
-            self._texts.keep(left)
+            if self._texts is not None:
+                self._texts.keep(left)
         return len(left)
 
 
@@ -212,6 +247,7 @@ class _Row:
     def __init__(self, query: Query, model: TaskModel, tokenizer: Tokenizer) -> None:
         assert isinstance(query.work, Generate)
         self.query, self.work = query, query.work
+        self.unseen, self.features = list(self.work.pictures), list[Floats]()
         decode, end = decoder_after(tokenizer, self.work.ids), _eos_token_ids(model, tokenizer)
         self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from weightpager.answers.decoding import GrowingTexts, Reading, TextPieces
 from weightpager.answers.work import Sampling
 from weightpager.bundle.format.manifest import Pictures
+from weightpager.readers.picture import Picture
 
 PIECE = 256
 """Tokens of a text that are read at once at most; others may have a turn before the next ones."""
@@ -262,3 +263,13 @@ class TaskModel(ABC):
     def pieces(self, ids: Integers) -> TextPieces:
         """A text, [tokens], to read in pieces; only of a model that reads `in_pieces`."""
         return TextPieces(self.reading(1, len(ids)), self.limits, ids)
+
+
+FindFeatures = Callable[[TaskModel, Picture], Floats]
+"""Gives a picture's features, [tokens, width], to a task whose model is active: computed now, or kept."""
+
+
+def computed(model: TaskModel, picture: Picture) -> Floats:
+    """A picture's features, computed alone, so that no other picture changes their bits. Implements `FindFeatures`."""
+    found: Floats = model.features(picture.pixels[None])[0]
+    return found

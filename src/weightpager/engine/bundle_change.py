@@ -52,7 +52,7 @@ def _check_continues(old: Bundle, new: Bundle) -> None:
     Raises:
         BundleError: they aren't of the same model, or have pages of another size.
     """
-    for what in ("block", "layout", "dtype", "layers", "weights"):
+    for what in ("block", "layout", "dtype", "layers", "weights", "pictures"):
         if getattr(old.manifest, what) != getattr(new.manifest, what):
             raise _other_model(new, what)
     before, after = _graphs(old), _graphs(new)

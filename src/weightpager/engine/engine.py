@@ -19,7 +19,7 @@ import numpy.typing as npt
 from weightpager.answers.batches import Bounds
 from weightpager.answers.encoding import begin
 from weightpager.answers.kinds import Prediction
-from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
+from weightpager.answers.model import CacheSize, FindFeatures, ModelLimits, TaskModel
 from weightpager.answers.predict import (
     Input,
     Wanted,
@@ -31,7 +31,7 @@ from weightpager.answers.predict import (
     works_of,
 )
 from weightpager.answers.query import Run, StreamedQuery, compiled_anew
-from weightpager.answers.token_reader import Conversation
+from weightpager.answers.token_reader import Conversation, PicturePrompt
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size, parse_size, stated_size
 from weightpager.engine import input_readers
@@ -44,6 +44,7 @@ from weightpager.engine.task_holds import TaskHolds
 from weightpager.errors import ConfigError, EngineClosedError, of_bundle, shown
 from weightpager.interrupts import acquired, uninterrupted
 from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.picture_reader import PictureSource
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.memory.page_arena import ArenaSource
@@ -289,6 +290,14 @@ class Engine:
         self._check_open()
         return self._open.model(name)
 
+    def features(self, name: str) -> FindFeatures:
+        """What gives pictures' features to a task's model while the task is active: kept ones, or what it computes.
+
+        They are kept inside the budget, the least recently used leave first, and `reload` and `repair` drop them. Tasks
+        share them where the bundle says that they have the same picture tower.
+        """
+        return self._open.features(name)
+
     def predict(
         self,
         name: str,
@@ -347,12 +356,74 @@ class Engine:
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry, reader = self.bundle.task(name), self._readers.own(self.bundle)  # a reload may have changed them
             template = self._readers.template(self.bundle, entry)
-            return predict(self.model(name), reader, entry, asked, wanted=wanted, bounds=bounds, template=template)
+            return predict(
+                self.model(name),
+                reader,
+                entry,
+                asked,
+                wanted=wanted,
+                bounds=bounds,
+                template=template,
+                features=self.features(name),
+            )
+
+    def generate(
+        self,
+        name: str,
+        prompt: str | Conversation,
+        images: Sequence[PictureSource] = (),
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = (),
+    ) -> Prediction:
+        """A prompt's continuation, as of `predict`, with pictures among its words.
+
+        What the picture tower makes of a picture is kept for other questions about it, whatever task they ask. Errors
+        are those of `predict`, too.
+
+        Args:
+            name: of a task that generates text.
+            prompt: a text; to a task whose prompts are conversations, what a user says, or a list of messages. It has
+                the model's placeholder (``<image>``, say) where each picture stands, or none: then they stand in front.
+            images: files' paths or data URLs, contents of files (bytes), frames (arrays of uint8 [height, width, 3] in
+                RGB) or Pillow's images.
+            max_new_tokens: as of `predict`, likewise all that follow.
+            temperature: how freely tokens are drawn.
+            top_p: the likeliest tokens that they are drawn from.
+            seed: draws the same tokens again.
+            stop: texts that end the continuation.
+
+        Raises:
+            ConfigError: the task doesn't generate text, or the bundle's model reads no pictures, or Pillow isn't
+                installed; or as of `predict`.
+            ImageError: a picture can't be used, or the prompt has places for more or fewer.
+
+        Examples:
+            >>> answer = watcher.generate("light", "Which colour is the light?", ["frame.png"])
+            >>> answer.tokens <= 64
+            True
+        """
+        self._check_open()
+        check_writes(self.bundle.task(name))
+        (answer,) = self.predict(
+            name,
+            [_with(images, prompt, self.bundle)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+        )
+        return answer
 
     def stream(
         self,
         name: str,
         prompt: str | Conversation,
+        images: Sequence[PictureSource] = (),
         *,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -360,16 +431,17 @@ class Engine:
         seed: int | None = None,
         stop: str | Sequence[str] | None = (),
     ) -> Iterator[str]:
-        """The pieces of a prompt's continuation, as soon as they may be shown; joined they are what `predict` answers.
+        """The pieces of a prompt's continuation, as soon as they may be shown; joined they are what `generate` answers.
 
         Between two tokens other calls have their turn, and may switch to other tasks. The next piece switches back, and
         goes on where the text was. Where torch runs a model that can't be paused, all pieces come at the end.
-        The prompt is checked at once; nothing is computed but for a piece that is asked for. Errors are those of
-        `predict`, too.
+        The prompt is checked at once, and pictures are decoded; nothing is computed but for a piece that is asked for.
+        Errors are those of `predict`, too.
 
         Args:
             name: of a task that generates text.
             prompt: a text; to a task whose prompts are conversations, what a user says, or a list of messages.
+            images: pictures that stand in the prompt, as of `generate`.
             max_new_tokens: as of `predict`, likewise all that follow.
             temperature: how freely tokens are drawn.
             top_p: the likeliest tokens that they are drawn from.
@@ -388,12 +460,13 @@ class Engine:
         self._check_open()
         entry, wanted = self.bundle.task(name), Wanted.of(max_new_tokens, temperature, top_p, seed, stop)
         check_writes(entry)
-        asked = checked(entry, [prompt])
+        asked = checked(entry, [_with(images, prompt, self.bundle)])
         with of_bundle(self.bundle.path):
             model, tokenizer = self.model(name), self._readers.new(self.bundle)  # which threads take in turns
             (work,) = works_of(model, tokenizer, entry, asked, wanted, self._readers.template(self.bundle, entry))
         query = StreamedQuery(work)
-        return self._pieces(name, query, model, begin(entry.kind, model, tokenizer, [query]))
+        run = begin(entry.kind, model, tokenizer, [query], self.features(name))
+        return self._pieces(name, query, model, run)
 
     def embed(self, name: str, texts: Iterable[str], *, batch_size: int = 1) -> npt.NDArray[np.float32]:
         """Vectors of texts, [texts, width]: the last hidden state below the task's head, averaged over tokens.
@@ -545,7 +618,10 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        return self._open.page_check.repair()
+        repaired = self._open.page_check.repair()
+        if repaired:
+            self._memory.features.clear()  # of pictures that were computed with the damage
+        return repaired
 
     @uninterrupted
     def reload(self) -> BundleChange:
@@ -733,6 +809,19 @@ class Engine:
         self._check_process()
         if self._closed:
             raise EngineClosedError("the engine is closed; open the bundle again")
+
+
+def _with(images: Sequence[PictureSource], prompt: str | Conversation, bundle: Bundle) -> Input:
+    """A prompt with its pictures.
+
+    Raises:
+        ConfigError: there are some, and the bundle's model reads none.
+    """
+    if isinstance(images, (list, tuple)) and not images:
+        return prompt
+    if bundle.pictures is None:
+        raise ConfigError(f"images: expected none, since the bundle's model reads no pictures, found {shown(images)}")
+    return PicturePrompt(prompt, images)
 
 
 load = Engine.from_pretrained

@@ -24,7 +24,7 @@ class InputReaders:
         self._lock = threading.Lock()  # of the first tokenizer, and of the templates
         self._first: tuple[Bundle | None, Tokenizer | None] = None, None
         self._own = threading.local()
-        self._templates: dict[tuple[str | None, frozenset[tuple[str, str]]], ChatTemplate] = {}
+        self._templates: dict[tuple[str | None, frozenset[tuple[str, str]], str | None], ChatTemplate] = {}
 
     def new(self, bundle: Bundle) -> Tokenizer | ImageReader:
         """A reader for one thread at a time.
@@ -75,7 +75,8 @@ class InputReaders:
             return None
         tokenizer = self.own(bundle)
         assert isinstance(tokenizer, Tokenizer)
-        key = tokenizer.chat_template, frozenset(tokenizer.special.items())
+        placeholder = None if tokenizer.pictures is None else tokenizer.pictures.pictures.token
+        key = tokenizer.chat_template, frozenset(tokenizer.special.items()), placeholder
         with self._lock:
             return self._templates.setdefault(key, ChatTemplate.of(tokenizer, MOST_CHARACTERS))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.answers.model import CacheSize, ModelLimits, TaskModel
+from weightpager.answers.model import CacheSize, FindFeatures, Floats, ModelLimits, TaskModel, computed
 from weightpager.backends.open_backend import open_backend
 from weightpager.backends.task_parts import TaskParts, read_parameters
 from weightpager.bundle import Bundle, PageIndex
@@ -25,6 +25,7 @@ from weightpager.engine.page_numbers import PageNumbers, pages_of
 from weightpager.errors import TaskTooLargeError, UnknownTaskError, first_line
 from weightpager.interrupts import uninterrupted
 from weightpager.page_dtype import ENCODINGS
+from weightpager.readers.picture import Picture
 from weightpager.runtime.budget import needs_of
 from weightpager.runtime.memory import memory_budget
 from weightpager.runtime.memory.memory_budget import MemoryBudget, MemoryWatch
@@ -186,6 +187,17 @@ class OpenBundle:
     def dtype(self, name: str) -> str:
         return self.backend.dtype(self._resident | self.task(name).private)
 
+    def features(self, name: str) -> FindFeatures:
+        """What gives pictures' features to a task: kept ones, or what its model computes."""
+
+        def find(model: TaskModel, picture: Picture) -> Floats:
+            return self.memory.features.get((whose, picture.key), lambda: computed(model, picture))
+
+        pictures = self.bundle.pictures
+        # Tasks that compute in different dtypes have different bits of the same tower's features.
+        whose = f"dtype {self.dtype(name)}" if pictures is None or pictures.blocks == "shared" else f"task {name}"
+        return find
+
     @property
     def limits(self) -> ModelLimits:
         """How much the model can read, and the memory that this takes, by the widest numbers of any task."""
@@ -250,6 +262,7 @@ class OpenBundle:
             raise
         finally:
             self._reloads += 1
+        self.memory.features.clear()
         self._close_unused()
         return change
 

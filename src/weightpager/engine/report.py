@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.figures import counter, gauge
+from weightpager.runtime.memory.feature_cache import FeatureReport
 from weightpager.runtime.memory.memory_budget import MemoryUse
 from weightpager.runtime.planning.pages import ABSENT, Pages, PrefetchCounts
 from weightpager.runtime.row_report import RowReport
@@ -85,6 +86,7 @@ class EngineFigures:
         backend: what runs tasks, ``"native"`` or ``"torch"``.
         kernel: instruction set of the kernels.
         rows: what is known of rows on demand; None if there are none, as on a GPU.
+        features: what is known of pictures' features that are kept; None where no task reads pictures among its words.
     """
 
     budget: int = field(metadata=gauge("budget_bytes", "Memory that weights may take."))
@@ -96,6 +98,7 @@ class EngineFigures:
     backend: str = "unknown"  # where a server of an older version told
     kernel: str
     rows: RowReport | None = None
+    features: FeatureReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +171,7 @@ def report_of(opened: OpenBundle, switches: SwitchLog, prefetching: Prefetching 
         backend=opened.backend.name,
         kernel=opened.backend.kernel,
         rows=opened.rows.report,
+        features=None if opened.bundle.pictures is None else opened.memory.features.report,
         switches=switches.latest(),
         prefetch=None if prefetching is None else prefetching.report(),
     )

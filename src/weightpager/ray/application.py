@@ -19,6 +19,7 @@ from weightpager.ray.server_replica import ServerReplica
 from weightpager.ray.task_router import Routing
 from weightpager.routing import Fairness
 from weightpager.runtime.budget import largest_budget
+from weightpager.server.inputs.picture_inputs import body_bytes
 from weightpager.server.scheduling.settings import Settings
 
 _BESIDE = 400 << 20
@@ -96,7 +97,7 @@ def app(
         graceful_shutdown_timeout_s=settings.grace + _LAST,
     )(Gateway)
     server = servers.bind(str(path), settings, max(1, int(cpus)), {"budget": budget, **options})
-    return gateway.bind(server, settings)
+    return gateway.bind(server, settings, body_bytes(settings.body_bytes, opened.pictures))
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class ClusterNeeds:
     def of(cls, application: serve.Application) -> ClusterNeeds:
         """Those of an application of `app`."""
         arguments: Any = application._bound_deployment.init_args  # declared as a tuple of one
-        servers, settings = arguments
+        servers, settings, _ = arguments
         deployment = servers._bound_deployment
         between = deployment._deployment_config.autoscaling_config
         asked = deployment.ray_actor_options

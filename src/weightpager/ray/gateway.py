@@ -105,9 +105,14 @@ class Gateway:
     server.
     """
 
-    def __init__(self, servers: DeploymentHandle[ServerReplica], settings: Settings) -> None:
+    def __init__(
+        self, servers: DeploymentHandle[ServerReplica], settings: Settings, most_body: int | None = None
+    ) -> None:
+        """``most_body`` is the bytes of the largest body, with pictures; None for what the settings say of others."""
         self._servers = servers.options(stream=True)
         self._settings = settings
+        usual = settings.body_bytes
+        self._limited = BodyLimit(self.forward, most=most_body or usual, seconds=BODY_SECONDS, usual=usual)
 
     async def __call__(self, request: Request) -> Response:
         """The response, which Serve runs as an ASGI application."""
@@ -119,7 +124,7 @@ class Gateway:
         if not path.startswith(_FORWARDED):
             words = f"expected a route that any server answers, found {path}; /replicas shows them all"
             return answer(404, ErrorDetail(message=words, type="not_found_error"))
-        return _Forwarding(self, self._settings.body_bytes)
+        return _Forwarding(self._limited)
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request whose body comes in one piece."""
@@ -170,9 +175,9 @@ def _refusal(error: Exception) -> Response:
 class _Forwarding(Response):
     """A request under way. Serve takes a response for an ASGI application, and this is one."""
 
-    def __init__(self, gateway: Gateway, body_bytes: int) -> None:
+    def __init__(self, app: BodyLimit) -> None:
         super().__init__()
-        self._app = BodyLimit(gateway.forward, most=body_bytes, seconds=BODY_SECONDS)
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

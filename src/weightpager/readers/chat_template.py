@@ -60,7 +60,7 @@ Messages = list[dict[str, Any]]
 def plain(messages: Sequence[Mapping[str, Any]], placeholder: str = "") -> str:
     """A conversation as one prompt, without any template: the messages' texts, a new line between two of them.
 
-    A picture is its placeholder and a new line.
+    A picture is its placeholder, as it is in front of a text that isn't part of any conversation.
     """
     return "\n".join(_flat(message["content"], placeholder) for message in messages)
 
@@ -116,10 +116,10 @@ class ChatTemplate:
             RequestError: the template doesn't take such a conversation, or takes too much for it (`LIMIT`).
         """
         if self._source is None:
-            return f"{plain(messages, self._placeholder or '')}\n"
+            return f"{plain(messages, self._in_a_line)}\n"
         check_installed("jinja2", "serve", "for a chat template")
         if self._placeholder is not None:
-            messages = self._as_known(messages, self._placeholder)
+            messages = self._as_known(messages)
         answer = self._answer(messages)
         if "limit" in answer:
             problem = f"the model's chat template took more than {answer['limit']} for these messages and was stopped"
@@ -136,10 +136,14 @@ class ChatTemplate:
         with uninterrupted, acquired(self._lock):
             self._end()
 
-    def _as_known(self, messages: Sequence[Mapping[str, Any]], placeholder: str) -> Messages:
+    @property
+    def _in_a_line(self) -> str:
+        return f"{self._placeholder}\n"
+
+    def _as_known(self, messages: Sequence[Mapping[str, Any]]) -> Messages:
         """Messages in the forms that the template knows: some read parts alone, and leave out a text that is none."""
         if not self._writes_pictures:
-            return [{**message, "content": _flat(message["content"], placeholder)} for message in messages]
+            return [{**message, "content": _flat(message["content"], self._in_a_line)} for message in messages]
         texts = self._writes_texts
         return [
             {**message, "content": _parts(content) if isinstance(content, str) and not texts else content}
@@ -374,7 +378,7 @@ def _flat(content: str | Sequence[Part], placeholder: str) -> str:
     """A message's content as a text."""
     if isinstance(content, str):
         return content
-    return "".join(part["text"] if part["type"] == "text" else f"{placeholder}\n" for part in content)
+    return "".join(part["text"] if part["type"] == "text" else placeholder for part in content)
 
 
 def _in_front(messages: Messages, pictures: Sequence[Any]) -> Messages:

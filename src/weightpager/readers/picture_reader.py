@@ -7,7 +7,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -48,6 +48,9 @@ _MODES = ("1", "CMYK", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 
 _KEPT = 4
 """A decoded picture waits for its tower as long as it takes at most so many times its pixels' bytes."""
+
+_AT_ONCE = 2**20
+"""Pixels that are hashed at a time."""
 
 _STEPS = (
     "do_pad", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
@@ -122,7 +125,8 @@ class PictureReader:
         """
         image = self._decoded(source, most_pixels)
         key = blake3(self._steps + struct.pack("<II", *image.size))
-        key.update(np.asarray(image).tobytes())
+        for rows in _bands(image):
+            key.update(rows)
         process = partial(self._processor, image)
         if image.width * image.height > _KEPT * 4 * self.shape[1] * self.shape[2]:
             pixels = process()
@@ -227,6 +231,13 @@ def processor_settings(folder: Path) -> Mapping[str, Any] | None:
         if isinstance(found, dict):
             return found
     return None
+
+
+def _bands(image: PilImage) -> Iterator[bytes]:
+    """An image's pixels, some rows at a time: a large image isn't there twice."""
+    rows = max(1, _AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(image.height, top + rows))).tobytes()
 
 
 def _given(source: Any) -> Path | bytes | PilImage:

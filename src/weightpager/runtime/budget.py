@@ -16,10 +16,12 @@ from weightpager.errors import BudgetError
 
 # How a budget is split: arithmetic alone, so that it can be asked for without an arena.
 #
-# budget = fixed + rows + tables + slots × page_bytes + rest
+# budget = fixed + rows + tables + features + slots × page_bytes + rest
 #
 # * fixed: parameters, tables as the bundle has them, KV caches, and staging.
 # * rows: of embedding tables. The least of them always have room; more get what all else leaves.
+# * features: of pictures that are kept. Those of a few pictures always have room, as they spare whole forwards of the
+#   picture tower; more come after all pages and tables, and before more rows.
 # * tables: expanded block tables. One task's always have room, and on a device those of all tasks. Those that tasks in
 # use take together come before pages; all others come after.
 # * slots: the pages that have room beside these, at most all pages.
@@ -36,6 +38,7 @@ class Split:
         tables: bytes of expanded block tables.
         slots: pages that may be in the arena.
         page_bytes: bytes of a page.
+        features: bytes of pictures' features.
     """
 
     fixed: int
@@ -43,10 +46,11 @@ class Split:
     tables: int
     slots: int
     page_bytes: int
+    features: int = 0
 
     @property
     def total(self) -> int:
-        return self.fixed + self.rows + self.tables + self.slots * self.page_bytes
+        return self.fixed + self.rows + self.tables + self.features + self.slots * self.page_bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class MemoryNeeds:
         more_rows: bytes of the embedding rows beyond those of ``footprint`` that a large budget holds.
         kv_reserve: bytes that are left to the caller's KV caches.
         staging: bytes of the buffers that pages pass through to a device; None where the arena is in the host's memory.
+        features: bytes of the features that always have room; 0 of a bundle that reads no pictures among its words.
+        more_features: bytes of the features beyond those that a large budget holds.
     """
 
     pages: int
@@ -73,6 +79,8 @@ class MemoryNeeds:
     more_rows: int = 0
     kv_reserve: int = 0
     staging: int | None = None
+    features: int = 0
+    more_features: int = 0
 
     @property
     def fixed(self) -> int:
@@ -97,7 +105,7 @@ class MemoryNeeds:
         slots = max(0, min(most, (room - used) // self.page_bytes))
         left = room - max(slots, taken) * self.page_bytes
         more_tables = max(used, min(left, self._most_tables))
-        return self._parts(self._more_rows(budget), more_tables, slots)
+        return self._parts(self._more_rows(budget), more_tables, slots, self._more_features(budget))
 
     def rows(self, budget: int) -> int:
         """Bytes of embedding rows. They never fall with a larger budget."""
@@ -105,20 +113,20 @@ class MemoryNeeds:
 
     def room(self, budget: int) -> int:
         """Bytes that are left to pages, and to tables beyond the least; below zero if the budget is too small."""
-        return budget - self._least - self._more_rows(budget)
+        return budget - self._least - self._more_features(budget) - self._more_rows(budget)
 
     def holding(self, pages: int, *, tables: int = 0) -> Split:
         """The smallest split that holds so many pages at once."""
         return self._parts(0, self._more_tables(tables), pages)
 
     def holding_all(self, pages: int | None = None, *, tables: int = 0) -> Split:
-        """The split that nobody has a use for more than: all rows and tables, and all pages or ``pages`` of them."""
+        """The split that nobody has a use for more than: all rows, tables and features, all pages or ``pages``."""
         more_tables = max(self._most_tables, self._more_tables(tables))
-        return self._parts(self.more_rows, more_tables, self.pages if pages is None else pages)
+        return self._parts(self.more_rows, more_tables, self.pages if pages is None else pages, self.more_features)
 
     @property
     def _least(self) -> int:
-        """Bytes without any page, and with the least rows and tables."""
+        """Bytes without any page, and with the least rows, tables and features."""
         return self._parts(0, 0, 0).total
 
     @property
@@ -128,14 +136,29 @@ class MemoryNeeds:
     def _more_tables(self, tables: int) -> int:
         return max(0, tables - self.least_tables)
 
-    def _more_rows(self, budget: int) -> int:
-        behind = budget - self._least - self.pages * self.page_bytes - self._most_tables
-        return min(self.more_rows, max(0, behind))
+    def _behind(self, budget: int) -> int:
+        """Bytes that are left behind all pages and tables."""
+        return max(0, budget - self._least - self.pages * self.page_bytes - self._most_tables)
 
-    def _parts(self, more_rows: int, more_tables: int, slots: int) -> Split:
-        """The split with so much more than the least rows and tables."""
+    def _more_features(self, budget: int) -> int:
+        return min(self.more_features, self._behind(budget))
+
+    def _more_rows(self, budget: int) -> int:
+        return min(self.more_rows, self._behind(budget) - self._more_features(budget))
+
+    def _parts(self, more_rows: int, more_tables: int, slots: int, more_features: int = 0) -> Split:
+        """The split with so much more than the least rows, tables and features."""
         rows, tables = self.footprint.rows + more_rows, self.least_tables + more_tables
-        return Split(self.fixed, rows, tables, slots, self.page_bytes)
+        return Split(self.fixed, rows, tables, slots, self.page_bytes, self.features + more_features)
+
+
+_LEAST_PICTURES, _MOST_PICTURES = 2, 16
+"""Pictures whose features are kept whatever the budget, as a prompt that compares two has them, and in a large one."""
+
+
+def feature_bytes(bundle: Bundle) -> int:
+    """Bytes of one picture's features; 0 of a bundle that reads no pictures among its words."""
+    return 0 if bundle.pictures is None else bundle.pictures.tokens * bundle.pictures.width * np.float32().itemsize
 
 
 def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> MemoryNeeds:
@@ -144,13 +167,15 @@ def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Me
     Raises:
         BundleFormatError: a parameter file is damaged.
     """
-    always = footprint(bundle, dtype, rows)
+    always, picture = footprint(bundle, dtype, rows), feature_bytes(bundle)
     return MemoryNeeds(
         pages=len(bundle.pages),
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
         page_bytes=bundle.page_bytes,
         footprint=always,
         more_rows=whole_rows(bundle) - always.rows if rows is None else 0,
+        features=_LEAST_PICTURES * picture,
+        more_features=(_MOST_PICTURES - _LEAST_PICTURES) * picture,
     )
 
 
@@ -197,7 +222,7 @@ def refusal(reason: str, needs: MemoryNeeds, what: str, pages: int, *, tables: i
     """An error that begins with a reason and goes on with what is needed. Other arguments are those of `too_small`."""
     least = needs.holding(pages, tables=tables)
     of_pages = pages * needs.page_bytes
-    extra = {"KV caches": needs.kv_reserve, "staging": needs.staging, "rows": least.rows}
+    extra = {"KV caches": needs.kv_reserve, "staging": needs.staging, "rows": least.rows, "features": least.features}
     parts = [f"{format_enough(size)} for {purpose}" for purpose, size in extra.items() if size]
     more = f" (with {', '.join(parts)})" if parts else ""
     return BudgetError(

@@ -44,6 +44,7 @@ def create_app(service: Service) -> FastAPI:
     errors.register(app, service.retry_after())
     for router in routers:
         app.include_router(router)
-    app.add_middleware(BodyLimit, most=service.settings.body_bytes, seconds=BODY_SECONDS)
+    usual, most = service.settings.body_bytes, service.body_bytes
+    app.add_middleware(BodyLimit, most=most, seconds=BODY_SECONDS, usual=usual)
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app

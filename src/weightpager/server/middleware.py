@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,18 +22,46 @@ BODY_SECONDS = 30.0
 """Seconds that a body may take to arrive."""
 
 
+TOGETHER = 2**28
+"""Bytes that bodies may take together beyond what each may have anyway. Bodies with pictures are large, and stay until
+they are answered."""
+
+
 class _TooLargeError(Exception):
     pass
 
 
-class BodyLimit:
-    """ASGI middleware in front of everything that reads a body."""
+class _NoRoomError(Exception):
+    pass
 
-    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
-        """``most`` bytes of a body, which must come within so many seconds."""
+
+@dataclass
+class _Share:
+    """What a body takes of the bytes that large ones may take together."""
+
+    bytes: int = 0
+
+
+class BodyLimit:
+    """ASGI middleware in front of everything that reads a body. For the event loop only."""
+
+    def __init__(
+        self, app: ASGIApp, most: int, seconds: float, usual: int | None = None, together: int = TOGETHER
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            app: behind this one.
+            most: bytes of a body.
+            seconds: within which it must come.
+            usual: bytes that any body may have at any time; all of ``most`` if None.
+            together: bytes beyond that, of all bodies that are being read or answered.
+        """
         self._app = app
         self._most = most
         self._seconds = seconds
+        self._usual = most if usual is None else usual
+        self._left = together
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,16 +71,25 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > self._most:
             await self._refuse(413, scope, receive, send)
             return
+        share = _Share()
         try:
-            body = await asyncio.wait_for(self._read(receive), self._seconds)
+            await self._answer(share, scope, receive, send)
+        finally:
+            self._left += share.bytes
+
+    async def _answer(self, share: _Share, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await asyncio.wait_for(self._read(receive, share), self._seconds)
         except _TooLargeError:
             await self._refuse(413, scope, receive, send)
+        except _NoRoomError:
+            await answer(429, _NO_ROOM, {"Connection": "close", "Retry-After": "1"})(scope, receive, send)
         except asyncio.TimeoutError:
             await self._refuse(408, scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, receive: Receive) -> bytes:
+    async def _read(self, receive: Receive, share: _Share) -> bytes:
         parts: list[bytes] = []
         length = 0
         while True:
@@ -62,6 +100,11 @@ class BodyLimit:
             length += len(parts[-1])
             if length > self._most:
                 raise _TooLargeError
+            more = max(0, length - self._usual) - share.bytes
+            if more > self._left:
+                raise _NoRoomError
+            share.bytes += more
+            self._left -= more
             if not message.get("more_body", False):
                 return b"".join(parts)
 
@@ -72,6 +115,13 @@ class BodyLimit:
         words = f"expected a body of at most {self._most} bytes, found {found}"
         response = answer(status, ErrorDetail(message=words, type="invalid_request_error"), {"Connection": "close"})
         await response(scope, receive, send)
+
+
+_NO_ROOM = ErrorDetail(
+    message="large bodies of other requests are being read or answered; ask again later",
+    type="rate_limit_error",
+    code="queue_full",
+)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -124,6 +124,7 @@ class Model(Answer):
         max_length: tokens of the longest text that it was compiled for; null for images.
         prompts: of text generation, ``chat`` where it learnt from conversations and ``plain`` where from other prompts.
         max_new_tokens: of text generation, the most tokens of an answer to a request that states no number.
+        picture_tokens: tokens that a picture takes in a prompt; null where prompts have none.
         available: whether the server's budget has room for it.
     """
 
@@ -136,6 +137,7 @@ class Model(Answer):
     max_length: int | None
     prompts: Literal["plain", "chat"] | None = None
     max_new_tokens: int | None = None
+    picture_tokens: int | None = None
     available: bool
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from command import Command
 from weightpager.answers.kinds import Prediction
 from weightpager.bundle import Bundle
@@ -71,3 +72,44 @@ def test_an_empty_text_is_a_text_wherever_it_comes_from(
     refused = weightpager(*run)
     assert (refused.code, refused.out) == (2, "")
     assert "expected a text as argument or on standard input" in refused.err
+
+
+def test_questions_are_about_the_same_pictures(weightpager: Command, watcher_bundle: Path, tmp_path: Path) -> None:
+    files = [tiny.picture(tmp_path / f"{colour}.png", colour, "asked", (40, 33)) for colour in ("red", "blue")]
+    run = ("run", watcher_bundle, "--task", "number", "--image", files[0], "--image", files[1])
+    found = json.loads(weightpager(*run, "one", "two red", "--json").out)
+    assert found["engine"]["features"] == {"kept": 2, "bytes": 1536, "hits": 2, "misses": 2, "evicted": 0}
+    assert [answer["text"] for answer in found["predictions"]] == ["one", "two red"]
+    alone = json.loads(weightpager(*run, "two red", "--json").out)
+    assert alone["predictions"] == found["predictions"][1:]
+    told = json.loads(weightpager(*run, "--system", "cow", "two red", "--json").out)
+    assert told["predictions"][0]["text"] == "two red"
+    without = json.loads(weightpager("run", watcher_bundle, "--task", "number", "two red", "--json").out)
+    assert without["engine"]["features"]["misses"] == 0
+
+
+def test_pictures_that_cannot_be_used_are_named(
+    weightpager: Command, watcher_bundle: Path, writer_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    ask = ("run", watcher_bundle, "--task", "number", "--image", tmp_path / "damaged.png")
+    failed = weightpager(*ask, "red")
+    assert "text 1 of 1: picture 1 of 1: expected an image" in failed.err
+    failed = weightpager("run", writer_bundle, "--task", "animals", "--image", tmp_path / "damaged.png", "red")
+    assert "run: expected texts, since animals reads texts, found '--image'" in failed.err
+
+
+def test_inspect_and_plan_tell_of_the_picture_tower(
+    weightpager: Command, watcher_bundle: Path, writer_bundle: Path
+) -> None:
+    shown = weightpager("inspect", watcher_bundle).out
+    assert "picture tower (2 layers, the same for all tasks)" in shown
+    assert "features of a picture (4 tokens)" in shown
+    told = json.loads(weightpager("inspect", watcher_bundle, "--json").out)["pictures"]
+    assert told["stored_bytes"] % 4096 == 0 < told["stored_bytes"]
+    assert {name: told[name] for name in ("blocks", "layers", "picture_tokens", "kept_bytes")} == {
+        "blocks": "shared", "layers": 2, "picture_tokens": 4, "kept_bytes": 768,
+    }  # fmt: skip
+    assert json.loads(weightpager("plan", watcher_bundle, "--to", "animal", "--json").out)["feature_bytes"] == 1536
+    assert "pictures" not in json.loads(weightpager("inspect", writer_bundle, "--json").out)
+    assert "feature_bytes" not in json.loads(weightpager("plan", writer_bundle, "--to", "animals", "--json").out)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from weightpager.cli.commands.top import view
+from weightpager.runtime.memory.feature_cache import FeatureReport
 from weightpager.runtime.row_report import RowReport
 from weightpager.server.status import ForecastStatus, Status, SwitchStatus, TaskStatus
 from weightpager.server.status import TrafficStatus as Traffic
@@ -77,6 +78,17 @@ def test_row_faults_are_told_in_milliseconds_a_request() -> None:
     found = state(2, rows=ROWS)
     requests = sum(task.requests for task in found.tasks)
     assert any(f"{600 / requests:.1f} ms a request" in line for line in plain(found))
+
+
+def test_kept_features_have_a_line() -> None:
+    seen = FeatureReport(kept=3, bytes=450_000, hits=12, misses=4, evicted=1)
+    lines = plain(state(2, features=seen))
+    assert "features of 3 pictures in memory, 440 KiB; 75.0% of 16 pictures were kept, 1 went" in lines
+    assert len(plain(state(12, rows=ROWS, features=seen), 70, 20)) <= 20
+    assert len(plain(state(12, features=seen), 60, 14)) <= 14
+    fresh = FeatureReport(kept=0, bytes=0, hits=0, misses=0, evicted=0)
+    assert any("none asked about yet" in line for line in plain(state(2, features=fresh)))
+    assert not any("features" in line for line in plain(state(2)))
 
 
 def test_the_current_task_stays_in_sight_and_the_rest_is_counted() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import GemmaConfig
 
+import tiny_llava
 import tiny_models as tiny
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
@@ -91,6 +93,48 @@ def test_minus_one_means_that_there_is_no_such_word(folder: Path) -> None:
 
 
 def test_a_model_of_parts_is_refused_with_a_way_out(folder: Path) -> None:
-    edit(folder / "config.json", {"model_type": "llava", "text_config": GemmaConfig().to_dict()})
+    edit(folder / "config.json", {"model_type": "llava_next", "text_config": GemmaConfig().to_dict()})
     with pytest.raises(CompileError, match="save the part that reads texts or images as a model of its own"):
         check_directory(folder)
+    edit(folder / "config.json", {"model_type": "llava", "vision_config": {"model_type": "dinov2"}})
+    with pytest.raises(
+        CompileError, match="text_config.model_type: expected one of llama, mistral, qwen2, found 'gemma'"
+    ):
+        check_directory(folder)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_llava.watcher(tmp_path_factory.mktemp("llava"), pictures=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "change", "found"),
+    [
+        ("config.json", "vision_config", {"num_hidden_layers": 10**6}, "vision_config.num_hidden_layers"),
+        ("config.json", "vision_config", {"image_size": 2**14}, "vision_config.image_size"),
+        ("config.json", "vision_config", {"patch_size": 10**9}, "vision_config.patch_size"),
+        ("config.json", "vision_config", {"patch_size": 0}, "cannot be loaded"),
+        ("config.json", "vision_config", {"hidden_size": 2**18, "num_attention_heads": 2**12}, "cannot be loaded"),
+        ("config.json", "vision_config", {"num_channels": 4}, "patch_embedding.weight"),
+        ("config.json", "text_config", {"vocab_size": 2**40}, "text_config.vocab_size"),
+        ("config.json", "text_config", {"auto_map": {"AutoModel": "evil.Evil"}}, "text_config.auto_map asks to run"),
+        ("config.json", "text_config", {"text_config": {"vocab_size": 5}}, "text_config.text_config: expected no"),
+        ("config.json", "vision_config", {"_name_or_path": "evil/repo"}, "asks for another model"),
+        ("config.json", "", {"image_token_index": 10**6}, "image_token_index: expected a word of the tokenizer"),
+        ("config.json", "", {"image_token_index": 0}, "image_token_index: expected a token for pictures alone, .*PAD"),
+        ("config.json", "", {"vision_feature_layer": [2] * 500}, "multi_modal_projector.linear_1.weight"),
+        ("config.json", "", {"vision_feature_select_strategy": "evil"}, "vision_feature_select_strategy"),
+        ("preprocessor_config.json", "", {"crop_size": {"height": 14, "width": 14}}, "makes pixels .*28"),
+        ("preprocessor_config.json", "", {"do_center_crop": False}, "pixels of one size of all pictures"),
+    ],
+)  # fmt: skip
+def test_hostile_settings_of_a_model_that_reads_pictures_are_refused(
+    llava: dict[str, Any], tmp_path: Path, file: str, part: str, change: dict[str, Any], found: str
+) -> None:
+    folder = Path(shutil.copytree(llava["model"], tmp_path / "llava"))
+    values = json.loads((folder / file).read_text())
+    (values[part] if part else values).update(change)
+    (folder / file).write_text(json.dumps(values))
+    with pytest.raises(CompileError, match=found):
+        dense_model.load(task_file.from_dict(llava | {"model": str(folder)}))

@@ -37,6 +37,10 @@ PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
 """Types of models that are a picture tower, a connector and a language model; the types that each part may have."""
 
 
+_WHOLE = re.compile(r"_config$|^(encoder|decoder|generator)$")
+"""Settings that are a model of their own where they are objects."""
+
+
 def builds_only_itself(config_class: type[Any]) -> bool:
     """Whether a configuration's class makes no other configuration than its own parts', of classes that it names."""
     parts: Iterable[type[Any]] = getattr(config_class, "sub_configs", {}).values()
@@ -97,6 +101,9 @@ def _check_part(name: str, part: str, values: Any, types: frozenset[str]) -> Non
     stated = values.get("model_type") if isinstance(values, dict) else None
     if not isinstance(stated, str) or stated not in types:
         raise BundleFormatError(name, f"{part}.model_type", f"one of {', '.join(sorted(types))}", repr(stated)[:80])
+    for key, value in values.items():
+        if isinstance(value, dict) and _WHOLE.search(key):  # which transformers would take for the part itself
+            raise BundleFormatError(name, f"{part}.{key}"[:80], f"no model inside a {stated}", "one")
     for setting in hidden_parts(CONFIG_MAPPING[stated], values):
         raise BundleFormatError(name, f"{part}.{setting}"[:80], f"no setting of that name, a part of {stated}", "one")
 

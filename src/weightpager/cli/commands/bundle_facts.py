@@ -11,6 +11,7 @@ from typing import Any
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.footprint import row_memory
+from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.whole_weight import WholeWeightEntry
@@ -26,7 +27,7 @@ from weightpager.bundle.report.page_statistics import (
     page_fill,
     paged_share,
 )
-from weightpager.runtime.budget import MemoryNeeds, largest_budget, needs_of, smallest_budget
+from weightpager.runtime.budget import MemoryNeeds, feature_bytes, largest_budget, needs_of, smallest_budget
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
 
 _NO_GRAPHS = "the bundle has no report that says why; compile it again"
@@ -120,6 +121,35 @@ class MemoryFacts:
             rows=[RowFacts.of(entry) for entry in bundle.manifest.row_tables],
             least_row_bytes=fixed.rows,
             row_bytes=needs.rows(every if budget is None else budget),
+        )
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """The picture tower of tasks that read pictures among their words.
+
+    Attributes:
+        blocks: whether all tasks share it, so that a picture's features serve all of them, or each has its own.
+        layers: of the tower.
+        picture_tokens: tokens that a picture takes in a prompt.
+        stored_bytes: of the tower's pages.
+        kept_bytes: of one picture's features, kept for further questions.
+    """
+
+    blocks: str
+    layers: int
+    picture_tokens: int
+    stored_bytes: int
+    kept_bytes: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, pictures: Pictures) -> PictureFacts:
+        return cls(
+            blocks=pictures.blocks,
+            layers=pictures.layers,
+            picture_tokens=pictures.tokens,
+            stored_bytes=int((bundle.pages.layers < pictures.layers).sum()) * bundle.page_bytes,
+            kept_bytes=feature_bytes(bundle),
         )
 
 
@@ -245,6 +275,7 @@ class BundleFacts:
     model: ModelFacts
     scores: Sequence[TaskScore]
     advice: Advice | None
+    pictures: PictureFacts | None = None
 
     @classmethod
     def of(cls, bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> BundleFacts:
@@ -260,6 +291,7 @@ class BundleFacts:
             model=ModelFacts.of(bundle, report),
             scores=[] if report is None else report.tasks,
             advice=None if report is None else advise(bundle, report, budget),
+            pictures=None if bundle.pictures is None else PictureFacts.of(bundle, bundle.pictures),
         )
 
     @property
@@ -278,6 +310,7 @@ class BundleFacts:
             **self.model.plain(),
             "scores": self.scores,
             "advice": self.advice,
+            **({} if self.pictures is None else {"pictures": self.pictures}),
         }
 
 

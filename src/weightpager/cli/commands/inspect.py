@@ -8,7 +8,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.report.advice import Advice, Way, few_items, heavy_losses
 from weightpager.bundle.report.compile_report import DENSE, CompileReport, has_report, read_report
 from weightpager.cli import output
-from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, SwitchFacts
+from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, PictureFacts, SwitchFacts
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.cli.output import ends, enough, explain, measured, say, size, table
 from weightpager.config import parse_bandwidth, stated_size
@@ -134,6 +134,7 @@ def _size_rows(facts: BundleFacts) -> list[list[object]]:
         [expanded, output.size(memory.expanded_tables_bytes)],
         ["page index and page table", output.size(memory.tables_bytes - tables)],
         *_row_table_rows(memory),
+        *([] if facts.pictures is None else _picture_rows(facts.pictures)),
         ["smallest budget for every task", output.enough(memory.smallest_budget)],
         ["budget that holds all pages: switches read nothing", output.enough(memory.all_pages_budget)],
         ["budget that holds everything", output.enough(memory.largest_budget)],
@@ -147,6 +148,20 @@ def _row_table_rows(memory: MemoryFacts) -> list[list[object]]:
         [f"rows on demand: {table.name}, {table.rows} rows", output.size(table.memory_bytes)] for table in memory.rows
     ]
     return [*tables, ["rows that are always in memory", output.size(memory.least_row_bytes)]]
+
+
+def _picture_rows(pictures: PictureFacts) -> list[list[object]]:
+    whose = "the same for all tasks" if pictures.blocks == "shared" else "each task's own"
+    return [
+        [
+            f"of the pages, those of the picture tower ({pictures.layers} layers, {whose})",
+            output.size(pictures.stored_bytes),
+        ],
+        [
+            f"features of a picture ({pictures.picture_tokens} tokens), kept for further questions",
+            output.size(pictures.kept_bytes),
+        ],
+    ]
 
 
 def _print_report(facts: BundleFacts, report: CompileReport) -> None:

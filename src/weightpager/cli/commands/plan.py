@@ -85,19 +85,22 @@ class _PlannedSwitch:
         peak_bytes: that weights take at most.
         both_fit: whether the budget holds both tasks.
         row_bytes: what rows on demand get of the budget.
+        feature_bytes: what pictures' features get of it; None where tasks read none.
     """
 
     cost: SwitchCost
     peak_bytes: int
     both_fit: bool
     row_bytes: int
+    feature_bytes: int | None = None
 
     @classmethod
     def of(cls, needs: MemoryNeeds, cost: SwitchCost, budget: int | None) -> _PlannedSwitch:
         """Compare a switch with the budget; without one, both tasks fit."""
         both = needs.holding(cost.peak_pages).total
         limit = both if budget is None else budget
-        return cls(cost, min(both, limit), both <= limit, needs.rows(limit))
+        features = needs.split(limit).features or None
+        return cls(cost, min(both, limit), both <= limit, needs.rows(limit), features)
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -111,6 +114,7 @@ class _PlannedSwitch:
             "peak_bytes": self.peak_bytes,
             "both_fit": self.both_fit,
             "row_bytes": self.row_bytes,
+            **({} if self.feature_bytes is None else {"feature_bytes": self.feature_bytes}),
         }
 
 
@@ -131,5 +135,6 @@ def _print(planned: _PlannedSwitch, storage: str, read_latency: str) -> None:
             ["peak memory for weights", output.enough(planned.peak_bytes)],
             ["both tasks fit" if cost.from_task else "it fits", planned.both_fit],
             *([["of the budget for rows", output.size(planned.row_bytes)]] if planned.row_bytes else []),
+            *([["of the budget for pictures' features", output.size(size)]] if (size := planned.feature_bytes) else []),
         ],
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.answers.kinds import Prediction
+from weightpager.answers.token_reader import PicturePrompt
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint
 from weightpager.cli import output
@@ -24,6 +25,7 @@ from weightpager.readers.chat_template import Messages
 from weightpager.runtime.budget import check_fits
 
 if TYPE_CHECKING:
+    from weightpager.answers.predict import Input
     from weightpager.bundle.report.compile_report import TaskScore
     from weightpager.engine import Engine, EngineReport
 
@@ -58,7 +60,12 @@ def run(
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", "-i", metavar="FILE", help="Image, for tasks that read images; may be repeated."),
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="FILE",
+            help="Image, for tasks that read images; may be repeated. Before texts: they are about these images.",
+        ),
     ] = None,
     budget: Budget = None,
     rows: Rows = None,
@@ -87,6 +94,8 @@ def run(
     Example: `weightpager run assistant.bundle --task spam --budget 4MiB "You won a prize"`
 
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
+
+    Questions about images: `weightpager run drive.bundle --task light --image frame.jpg "Which colour is the light?"`
     """
     with opened(bundle, [task], budget, dtype, rows, backend) as engine:
         entry = engine.bundle.task(task)
@@ -94,8 +103,12 @@ def run(
         if max_new_tokens is not None and not entry.writes:
             why = f"since {task} writes no text"
             raise ConfigError(f"run: expected no '--max-new-tokens', {why}, found {max_new_tokens}")
-        inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
-        asked: Sequence[str | Messages] = inputs if system is None else [_conversation(system, text) for text in inputs]
+        pictures = image if image and engine.bundle.pictures is not None else None
+        inputs = (
+            _images(task, image, texts) if entry.takes_images else _inputs(task, None if pictures else image, texts)
+        )
+        said = [text if system is None else _conversation(system, text) for text in inputs]
+        asked: list[Input] = [given if pictures is None else PicturePrompt(given, pictures) for given in said]
         answer = partial(engine.predict, task, asked, max_new_tokens=max_new_tokens)
         predictions = answer()
         report = engine.report()  # before what is only timed

@@ -30,6 +30,7 @@ from weightpager.cli.options import Json, TokenFile, bounded
 from weightpager.cli.output import legend
 from weightpager.engine.report import EngineFigures
 from weightpager.errors import ConfigError, WeightpagerError
+from weightpager.runtime.memory.feature_cache import FeatureReport
 from weightpager.runtime.row_report import RowReport
 from weightpager.server.status import Status, SwitchStatus, TaskStatus, TrafficStatus
 
@@ -58,7 +59,8 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
         width: of the terminal, in characters.
         height: in lines; None for any.
     """
-    height = None if height is None else height - (found.rows is not None) - bool(_others(found))
+    more = (found.rows is not None) + (found.features is not None) + bool(_others(found))
+    height = None if height is None else height - more
     tasks, switches = _lines(len(found.tasks), min(_SWITCHES, len(found.switches)), height)
     # Padded, the bar ends its line.
     bar = [Padding(ProgressBar(total=max(1, found.budget), completed=sum(found.memory.values())), 0)]
@@ -104,6 +106,8 @@ def _head(found: Status) -> Iterator[RenderableType]:
     yield _line(_pages(found))
     if found.rows is not None:
         yield _line(_rows(found.rows, sum(task.requests for task in found.tasks)))
+    if found.features is not None:
+        yield _line(_features(found.features))
     if others := _others(found):
         yield _line(", ".join(others))
 
@@ -135,6 +139,12 @@ def _rows(rows: RowReport, requests: int) -> str:
     read = f"{rows.faults} read, {_size(rows.bytes_read)}"
     each = f", {output.milliseconds(rows.fault_seconds / requests)} a request" if requests else ""
     return f"rows {rows.resident} of {rows.rows} in memory; {hits}, {read}{each}"
+
+
+def _features(features: FeatureReport) -> str:
+    asked = features.hits + features.misses
+    hits = f"{features.hits / asked:.1%} of {asked} pictures were kept" if asked else "none asked about yet"
+    return f"features of {features.kept} pictures in memory, {_size(features.bytes)}; {hits}, {features.evicted} went"
 
 
 def _tasks(found: Status, count: int, width: int) -> RenderableType:

@@ -35,6 +35,10 @@ _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 """What DINOv2's says of all its layers, for others' use: it would contradict fewer layers."""
 
 
+_OF_TEXTS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""Tokens that have another meaning already."""
+
+
 def is_before_words(name: str) -> bool:
     """Whether a parameter, by canonical name, is the picture tower's or the connector's."""
     return name.startswith((TOWER, CONNECTOR))
@@ -100,6 +104,10 @@ def pictures_of(
         raise CompileError(
             f"{path}: image_token_index: expected a word of the tokenizer and of the model's {words}, found {token_id}"
         )
+    if token in {tokenizer.special_tokens_map.get(f"{name}_token") for name in _OF_TEXTS}:
+        raise CompileError(
+            f"{path}: image_token_index: expected a token for pictures alone, found {token!r}, {token_id}"
+        )
     tokens, width = features[0].shape
     layers = sum(f"{BASE}{name}.".startswith(TOWER) for name in repeated_layers(model.base_model))
     return Pictures(blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width)
@@ -109,9 +117,12 @@ def picture_reader(images: TransformersImageReader, pictures: Pictures) -> Pictu
     """What reads pictures without transformers, as their image processor does.
 
     Raises:
-        ValueError: it is none that can be read so.
+        ValueError: it is none that can be read so, or its pixels aren't those that the tower takes.
     """
-    return PictureReader.of(images.processor.to_dict(), pictures)
+    reader = PictureReader.of(images.processor.to_dict(), pictures)
+    if reader.shape != images.shape:
+        raise ValueError(f"expected an image processor that makes pixels {images.shape}, found {reader.shape}")
+    return reader
 
 
 def processor_config(

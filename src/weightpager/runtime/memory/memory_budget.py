@@ -15,6 +15,7 @@ from weightpager.machine.memory import Memory, read_memory
 from weightpager.machine.packages import needing_torch
 from weightpager.runtime.bracket import bracket
 from weightpager.runtime.budget import MemoryNeeds, Split, enough, refusal, too_small
+from weightpager.runtime.memory.feature_cache import FeatureCache
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
 
@@ -153,6 +154,7 @@ class MemoryUse:
         kv_reserve: what is left to KV caches.
         staging: buffers on the way to a device.
         rows: embedding rows that are kept in memory.
+        features: features of pictures that are kept for further questions about them.
     """
 
     arena: int
@@ -162,12 +164,13 @@ class MemoryUse:
     kv_reserve: int = 0
     staging: int = 0
     rows: int = 0
+    features: int = 0
 
     @property
     def total(self) -> int:
         """The sum of all purposes."""
         always = self.resident + self.private + self.tables
-        return self.arena + always + self.kv_reserve + self.staging + self.rows
+        return self.arena + always + self.kv_reserve + self.staging + self.rows + self.features
 
 
 class MemoryBudget:
@@ -182,6 +185,7 @@ class MemoryBudget:
         split: where they go.
         arena: where pages are; it has address space for as many as it was granted.
         tables: expanded block tables, in what the split gives them.
+        features: pictures' features, in what the split gives them.
     """
 
     def __init__(
@@ -215,6 +219,7 @@ class MemoryBudget:
         self.split = self._checked(self.needs.split(self.budget, capacity=wanted), self.budget, 0)
         self.arena = self._reserve(wanted, staging)
         self.tables = TableCache(self.split.tables)
+        self.features = FeatureCache(self.split.features)
 
     @property
     def use(self) -> MemoryUse:
@@ -227,12 +232,13 @@ class MemoryBudget:
             kv_reserve=needs.kv_reserve,
             staging=needs.staging or 0,
             rows=self.split.rows,
+            features=self.split.features,
         )
 
     @property
     def host_bytes(self) -> int:
         """Bytes of `use` that lie in the host's memory."""
-        return self.use.total if self.needs.staging is None else self.needs.staging
+        return self.use.total if self.needs.staging is None else self.needs.staging + self.split.features
 
     def split_for(self, budget: int, tables: int = 0) -> Split:
         """How a budget is split.
@@ -267,6 +273,7 @@ class MemoryBudget:
         self.budget, self._tables_in_use = budget, tables
         self._whole = self._whole and budget == self._enough(tables)
         self.arena.release(retired)
+        self.features.resize(self.split.features)  # which give way before pages come
         self.arena.commit(restored)
         self.tables.resize(self.split.tables)
 

@@ -87,7 +87,7 @@ def _refused(problem: str) -> RequestError:
     return RequestError(problem, "input", "invalid_image")
 
 
-_LARGE = 2**22
+LARGE = 2**22
 """Pixels of a request that are much to read: more than two frames of 1920 × 1080."""
 
 
@@ -101,7 +101,7 @@ class ImageInputs:
     async def works(self, task: TaskEntry, urls: Sequence[str]) -> list[Work]:  # noqa: ARG002 - all read images alike
         """A request's images; too many pixels are refused before any is read. Errors are those of `ImageDecoder`."""
         images = await self.lanes.run(ImageDecoder.open, urls)
-        return await self.lanes.run(ImageDecoder.decode, images, large=check_together(images) > _LARGE)
+        return await self.lanes.run(ImageDecoder.decode, images, large=check_together(images) > LARGE)
 
     def close(self) -> None:
         self.lanes.close()

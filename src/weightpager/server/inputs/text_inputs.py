@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import FORWARD_TOKENS, Activations
@@ -31,15 +31,31 @@ class TextInputs:
     """Texts and conversations to token ids."""
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Tokenizer, *, most: int, body_bytes: int) -> None:
-        """``tokenizer`` has the chat template; ``most`` is that of `TwoLanes`."""
+        """Nothing is read yet.
+
+        Args:
+            vocabulary: of the bundle.
+            tokenizer: with the chat template.
+            most: that of `TwoLanes`.
+            body_bytes: of a body without its pictures.
+        """
         self.vocabulary = vocabulary
         self.lanes = TwoLanes(vocabulary, vocabulary.copy, most)
-        self._template = ChatTemplate.of(tokenizer, 2 * body_bytes + _OF_A_TEMPLATE)
+        self._most = 2 * body_bytes + _OF_A_TEMPLATE
+        self._placeholder = "" if tokenizer.pictures is None else tokenizer.pictures.pictures.token
+        self._template = ChatTemplate.of(tokenizer, self._most)
         self._chats = Lane("chats", lambda: self._template)
 
     async def run(self, function: Callable[[Vocabulary, _Text], _Found], texts: Sequence[_Text]) -> list[_Found]:
-        """What a function makes of each text. Errors are those of `TwoLanes.run`."""
-        return await self.lanes.run(function, texts, large=sum(map(len, texts)) > _LARGE)
+        """What a function makes of each text. Errors are those of `TwoLanes.run`.
+
+        Raises:
+            RequestError: they are too long together, in a body that had room for pictures.
+        """
+        length = sum(map(len, texts))
+        if length > self._most:
+            raise RequestError(f"expected texts of at most {self._most} characters together, found {length}")
+        return await self.lanes.run(function, texts, large=length > _LARGE)
 
     async def works(self, task: TaskEntry, texts: Sequence[str]) -> list[Work]:
         """What each text asks of a task that finds classes. Errors are those of `run`.
@@ -57,18 +73,20 @@ class TextInputs:
 
         return await self.run(work, texts)
 
-    async def chat(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> Ids:
-        """A conversation with a task. Errors are those of `ChatTemplate.render` and `TwoLanes.run`.
+    async def chat(self, messages: Sequence[Mapping[str, Any]], task: TaskEntry, pictures: int = 0) -> Ids:
+        """A conversation with a task, with so many pictures in its parts.
 
         A task that learnt from plain prompts never saw the model's template: it reads the messages' texts
-        as one prompt, to which nothing is added.
+        as one prompt, to which nothing is added. Errors are those of `ChatTemplate.render`, `Vocabulary.prompt_with`
+        and `run`.
         """
         chat = task.generation is None or task.takes_conversations
-        text = await self._rendered(messages, task) if chat else plain(messages)
-        (ids,) = await self.run(partial(Vocabulary.prompt, task=task, chat=chat), [text])
+        text = await self._rendered(messages, task) if chat else plain(messages, self._placeholder)
+        prompt = partial(Vocabulary.prompt_with, task=task, pictures=pictures, param="messages", chat=chat)
+        (ids,) = await self.run(prompt, [text])
         return ids
 
-    async def _rendered(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> str:
+    async def _rendered(self, messages: Sequence[Mapping[str, Any]], task: TaskEntry) -> str:
         try:
             (text,) = await self._chats.run(ChatTemplate.render, [messages])
         except RequestError as error:

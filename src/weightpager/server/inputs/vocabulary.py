@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from weightpager.answers.model import ModelLimits
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Ids, continuation
-from weightpager.errors import RequestError
+from weightpager.bundle import TaskEntry
+from weightpager.errors import ImageError, RequestError
 from weightpager.readers.tokenizer import Tokenizer
 
 
@@ -49,16 +50,34 @@ class Vocabulary(TokenReader):
         if self.most_cached is not None and len(ids) > self.most_cached:
             raise self._too_long(param, len(ids), self.most_cached)
 
+    def prompt_with(self, text: str, task: TaskEntry, pictures: int, param: str, *, chat: bool = False) -> Ids:
+        """A prompt in which so many pictures stand; ``chat`` as of `TokenReader.prompt`.
+
+        Raises:
+            RequestError: the text has another number of placeholders, or there is no room for so many pictures.
+        """
+        reader = self._tokenizer.pictures
+        try:
+            if pictures and reader is not None:
+                reader.check_number(pictures, self.context)
+            return self.prompt(text, task, chat=chat, pictures=pictures)
+        except ImageError as error:
+            raise RequestError(str(error), param) from error
+
     def checked(self, ids: Sequence[int], param: str) -> Ids:
         """Token ids that a client sends itself.
 
         Raises:
-            RequestError: the model has no such tokens.
+            RequestError: the model has no such tokens, or one is a picture's place.
         """
         unknown = next((place for place, number in enumerate(ids) if not 0 <= number < self.vocab_size), None)
         if unknown is not None:
             found = f"{ids[unknown]} at {unknown}"
             raise RequestError(f"expected token ids from 0 to {self.vocab_size - 1}, found {found}", param)
+        pictures = self._tokenizer.pictures
+        if pictures is not None and pictures.pictures.token_id in ids:
+            found = f"expected token ids of words, found a picture's place, {pictures.pictures.token_id}"
+            raise RequestError(found, param)
         return tuple(ids)
 
     def room(self, ids: Ids, wanted: int | None, most: int, param: str) -> int:

@@ -128,6 +128,7 @@ async def classifications(body: ClassificationBody, request: Request, service: S
 
 
 def _model(task: TaskEntry, service: Service, available: bool) -> Model:
+    pictures = service.engine.bundle.pictures
     return Model(
         id=task.name,
         created=int(service.started),
@@ -136,6 +137,7 @@ def _model(task: TaskEntry, service: Service, available: bool) -> Model:
         max_length=task.max_length,
         prompts=None if task.generation is None else task.generation.prompts,
         max_new_tokens=service.answer_tokens(task),
+        picture_tokens=None if pictures is None else pictures.tokens,
         available=available,
     )
 

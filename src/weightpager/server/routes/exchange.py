@@ -123,13 +123,17 @@ class Exchange:
 
 
 @asynccontextmanager
-async def exchange(service: Service, request: Request, task: TaskEntry, texts: int) -> AsyncIterator[Exchange]:
+async def exchange(
+    service: Service, request: Request, task: TaskEntry, texts: int, pictures: int = 0
+) -> AsyncIterator[Exchange]:
     """Reserve a request's places in the queue, before its texts are read. Jobs that outlive the block are cancelled.
+
+    A request with pictures has one text.
 
     Raises:
         RequestError, QueueFullError, ServerClosedError, TaskTooLargeError: as `Service.admit`.
     """
-    service.admit(task, texts)
+    service.admit(task, texts, pictures)
     events = Exchange(service, request, task, texts)
     request.state.task = task.name  # for the log, now that it is known to be a name of ours
     watching = asyncio.create_task(events.until_gone())
@@ -139,7 +143,7 @@ async def exchange(service: Service, request: Request, task: TaskEntry, texts: i
         watching.cancel()
         events.cancel()
         if not events.jobs:
-            service.queue.give_up(texts)
+            service.queue.give_up(max(texts, pictures))
         request.state.waited = events.waited
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.readers.chat_template import joined
+from weightpager.server.inputs.picture_inputs import MOST_CHARACTERS, MOST_PICTURES
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.routes.errors import RESPONSES, describe
 from weightpager.server.routes.exchange import ClientGoneError, Exchange, Serving, exchange, user
@@ -86,23 +88,77 @@ class GenerationBody(Body):
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+_Picture = Annotated[
+    str,
+    Field(
+        max_length=MOST_CHARACTERS,
+        description="A data URL, `data:image/png;base64,…` (or bmp, jpeg, webp): nothing is fetched from an address.",
+    ),
+]
+
+
 class TextPart(Body):
-    """A piece of a message. Only text is taken, no pictures."""
+    """A piece of a message's text."""
 
     type: Literal["text"]
     text: Text
 
 
+class PictureUrl(Body):
+    """Where a picture is. ``detail`` is ignored: every picture takes as many tokens as the model was trained with."""
+
+    url: _Picture
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class PicturePart(Body):
+    """A picture among a message's words, for tasks that read pictures."""
+
+    type: Literal["image_url"]
+    image_url: PictureUrl
+
+
+def _kind_of_part(part: Any) -> str | None:
+    """The tag of a part's form, which is no name that a path to a field could have."""
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return {"text": "a text", "image_url": "a picture"}.get(kind) if isinstance(kind, str) else None
+
+
+_Part = Annotated[
+    Annotated[TextPart, Tag("a text")] | Annotated[PicturePart, Tag("a picture")],
+    Discriminator(
+        _kind_of_part,
+        custom_error_type="part",
+        custom_error_message="expected a part whose type is 'text' or 'image_url'",
+    ),
+]
+
+
 class Message(Body):
-    """A message of a conversation."""
+    """A message of a conversation: a text, or texts and pictures in the order in which they are read."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=64)]
+    content: Text | Annotated[list[_Part], Field(max_length=64)]
 
     @property
-    def text(self) -> str:
-        """All of its content."""
-        return self.content if isinstance(self.content, str) else joined(part.text for part in self.content)
+    def urls(self) -> list[str]:
+        """Those of its pictures."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return [part.image_url.url for part in parts if isinstance(part, PicturePart)]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The message as a chat template takes it."""
+        if isinstance(self.content, str):
+            return {"role": self.role, "content": self.content}
+        if not self.urls:
+            texts = joined(part.text for part in self.content if isinstance(part, TextPart))
+            return {"role": self.role, "content": texts}
+        parts = [
+            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+            for part in self.content
+        ]
+        return {"role": self.role, "content": parts}
 
 
 class ChatBody(GenerationBody):
@@ -118,9 +174,14 @@ class ChatBody(GenerationBody):
 
 
 class CompletionBody(GenerationBody):
-    """One or more texts to continue."""
+    """One or more texts to continue, or one with pictures.
+
+    ``images`` is weightpager's own: pictures of the prompt, for tasks that read any. They stand where the prompt has
+    the model's placeholder, such as ``<image>``, or in front of it.
+    """
 
     prompt: TextsOrIds
+    images: Annotated[list[_Picture], Field(max_length=MOST_PICTURES)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: None = None
     echo: Literal[False] | None = None
@@ -294,28 +355,35 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
     """Go on with a conversation."""
     task = _writer(service, body.model)
-    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    messages = [message.plain for message in body.messages]
+    urls = [url for message in body.messages for url in message.urls]
+    _check_pictures(service, task, urls, "messages")
     wanted = body.max_completion_tokens or body.max_tokens
 
     async def read() -> list[Generate]:
-        return [_work(service, body, task, await service.texts.chat(messages, task), wanted, "messages")]
+        work = _work(service, body, task, await service.texts.chat(messages, task, len(urls)), wanted, "messages")
+        return [await _with_pictures(service, work, urls, "messages")]
 
-    return await _respond(service, request, body, task, 1, read, ChatFormat(body))
+    return await _respond(service, request, body, task, 1, read, ChatFormat(body), len(urls))
 
 
 @router.post("/completions", response_model=Completion)
 async def completions(body: CompletionBody, request: Request, service: Serving) -> Response:
     """Continue one or more texts."""
     task = _writer(service, body.model)
-    given = as_list(body.prompt)
+    given, urls = as_list(body.prompt), body.images or []
+    _check_pictures(service, task, urls, "images")
+    if urls and not (len(given) == 1 and isinstance(given[0], str)):
+        raise RequestError("expected one text as the prompt beside images, found several or token ids", "prompt")
     unstated = task.generation is not None and "max_tokens" not in body.model_fields_set
     wanted = None if unstated else body.max_tokens
 
     async def read() -> list[Generate]:
-        prompts = await service.texts.run(partial(_prompt, task=task), given)
-        return [_work(service, body, task, ids, wanted, "prompt") for ids in prompts]
+        prompts = await service.texts.run(partial(_prompt, task=task, pictures=len(urls)), given)
+        works = [_work(service, body, task, ids, wanted, "prompt") for ids in prompts]
+        return [await _with_pictures(service, work, urls, "images") for work in works]
 
-    return await _respond(service, request, body, task, len(given), read, CompletionFormat(body))
+    return await _respond(service, request, body, task, len(given), read, CompletionFormat(body), len(urls))
 
 
 def _writer(service: Service, name: str) -> TaskEntry:
@@ -325,8 +393,29 @@ def _writer(service: Service, name: str) -> TaskEntry:
     return task
 
 
-def _prompt(vocabulary: Vocabulary, given: str | list[int], task: TaskEntry) -> Ids:
-    return vocabulary.prompt(given, task) if isinstance(given, str) else vocabulary.checked(given, "prompt")
+def _check_pictures(service: Service, task: TaskEntry, urls: Sequence[str], param: str) -> None:
+    """Refuse pictures that can't be read, or too many, before anything is read."""
+    if urls and service.pictures is None:
+        raise RequestError(f"expected text alone, as task {task.name!r} reads it, found {_pictures(urls)}", param)
+    if len(urls) > MOST_PICTURES:
+        raise RequestError(f"expected at most {MOST_PICTURES} pictures a request, found {len(urls)}", param)
+
+
+def _pictures(urls: Sequence[str]) -> str:
+    return "1 picture" if len(urls) == 1 else f"{len(urls)} pictures"
+
+
+def _prompt(vocabulary: Vocabulary, given: str | list[int], task: TaskEntry, pictures: int) -> Ids:
+    if isinstance(given, str):
+        return vocabulary.prompt_with(given, task, pictures, "prompt")
+    return vocabulary.checked(given, "prompt")
+
+
+async def _with_pictures(service: Service, work: Generate, urls: Sequence[str], param: str) -> Generate:
+    """A work with its pictures, which are decoded only now that there is room for them."""
+    if not urls or service.pictures is None:
+        return work
+    return replace(work, pictures=await service.pictures.read(urls, param))
 
 
 def _work(
@@ -351,9 +440,10 @@ async def _respond(
     texts: int,
     read: Callable[[], Coroutine[Any, Any, list[Generate]]],
     form: ChatFormat | CompletionFormat,
+    pictures: int,
 ) -> Response:
     async with AsyncExitStack() as stack:
-        events = await stack.enter_async_context(exchange(service, request, task, texts))
+        events = await stack.enter_async_context(exchange(service, request, task, texts, pictures))
         works = await events.submit(read())
         prompt = sum(len(work.ids) for work in works)
         if body.stream:

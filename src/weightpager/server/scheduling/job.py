@@ -75,6 +75,11 @@ class Job:
     def task(self) -> str:
         return self.entry.name
 
+    @property
+    def places(self) -> int:
+        """Places of the queue that it takes: as many as it holds pictures in memory, and one at least."""
+        return max(1, len(self.work.pictures)) if isinstance(self.work, Generate) else 1
+
     @cached_property  # asked for at every step while the job waits
     def waiting(self) -> Waiting:
         """The job as the scheduler sees it."""

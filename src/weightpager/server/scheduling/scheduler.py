@@ -194,7 +194,7 @@ class JobQueue:
         self._closed = False
 
     def reserve(self, count: int) -> None:
-        """Reserve places for all texts of a request, before any work is done for them.
+        """Reserve places for all texts of a request, or for its pictures, before any work is done for them.
 
         Raises:
             RequestError: the queue never has room for so many.
@@ -223,7 +223,7 @@ class JobQueue:
         """
         with self._changed:
             self._check_open()
-            self._reserved -= len(jobs)
+            self._reserved -= sum(job.places for job in jobs)
             self._jobs.extend(jobs)
             self._changed.notify()
 
@@ -266,7 +266,7 @@ class JobQueue:
     def taken(self) -> int:
         """How many places are taken: by jobs that wait, and by texts that are still being read."""
         with self._changed:
-            return sum(not job.cancelled for job in self._jobs) + self._reserved
+            return sum(job.places for job in self._jobs if not job.cancelled) + self._reserved
 
     def close(self) -> list[Job]:
         """Close the queue. Returns the jobs that were waiting."""
@@ -282,7 +282,7 @@ class JobQueue:
 
     @property
     def _taken(self) -> int:
-        return len(self._jobs) + self._reserved
+        return sum(job.places for job in self._jobs) + self._reserved
 
     def _remove(self, places: Sequence[int]) -> list[Job]:
         taken = [self._jobs[place] for place in places]

@@ -17,7 +17,9 @@ from weightpager.engine import Engine
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.errors import RequestError, TaskTooLargeError, UnknownTaskError
 from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
 from weightpager.server.inputs.image_inputs import ImageInputs
+from weightpager.server.inputs.picture_inputs import PictureInputs, body_bytes
 from weightpager.server.inputs.text_inputs import TextInputs, TextLimit, default_limit
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.metrics import Metrics
@@ -112,6 +114,7 @@ class Service:
     Attributes:
         engine: closed with the service.
         started: seconds since 1970.
+        pictures: reads the pictures of prompts; None where no task reads any.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -130,6 +133,9 @@ class Service:
         else:
             vocabulary = Vocabulary(reader, limits)
             self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
+        self.pictures: PictureInputs | None = None
+        if isinstance(reader, Tokenizer) and reader.pictures is not None:
+            self.pictures = PictureInputs(reader.pictures, most=settings.queue // 2)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self._limits = RequestLimits(engine, settings, limits, self.inputs.vocabulary)
@@ -189,6 +195,11 @@ class Service:
         return self.worker.busy > min(_STUCK, self.settings.timeout)
 
     @property
+    def body_bytes(self) -> int:
+        """Bytes of a request's largest body: what the settings allow, and room for pictures where tasks read any."""
+        return body_bytes(self.settings.body_bytes, self.engine.bundle.pictures)
+
+    @property
     def texts(self) -> TextInputs:
         """Reads texts into token ids.
 
@@ -207,8 +218,8 @@ class Service:
     def task(self, name: str) -> TaskEntry:
         return self.engine.bundle.task(name)
 
-    def admit(self, task: TaskEntry, texts: int) -> None:
-        """Reserve places in the queue for a request's texts, before anything is done for them.
+    def admit(self, task: TaskEntry, texts: int, pictures: int = 0) -> None:
+        """Reserve places in the queue for a request's texts, or its pictures, before anything is done for them.
 
         Raises:
             TaskTooLargeError: the budget never holds the task.
@@ -218,7 +229,7 @@ class Service:
         """
         self.engine.check_fits(task.name)
         self.inputs.lanes.check_room(texts)
-        self.queue.reserve(texts)
+        self.queue.reserve(max(texts, pictures))
 
     def submit(
         self, task: TaskEntry, works: Sequence[Work], listener: Listener, deadline: float | None = None
@@ -279,6 +290,8 @@ class Service:
         Work that doesn't end within some seconds is left behind in its thread; the worker is still alive then.
         """
         self.inputs.close()
+        if self.pictures is not None:
+            self.pictures.close()
         self.worker.stop(timeout=_LAST)
         # Closing waits for the layer that is being computed, which may take long: it has a thread of its own.
         closing = threading.Thread(target=self.engine.close, name="weightpager-close", daemon=True)

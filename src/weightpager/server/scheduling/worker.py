@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from weightpager.answers.encoding import begin
-from weightpager.answers.model import TaskModel
+from weightpager.answers.model import FindFeatures, TaskModel, computed
 from weightpager.answers.query import Run, compiled_anew
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
@@ -47,14 +47,14 @@ class RunningBatch:
     def jobs(self) -> Sequence[Job]:
         return [job for job in self._jobs if not job.over]
 
-    def step(self, model: TaskModel, reader: Any, until: float) -> int:
-        """Compute a step, as `Run.step`.
+    def step(self, model: TaskModel, reader: Any, until: float, features: FindFeatures = computed) -> int:
+        """Compute a step, as `Run.step`. Arguments are those of `begin`.
 
         Raises:
             BusyError: the task isn't what it was when the batch began.
         """
         if self._run is None:
-            self._model, self._run = model, begin(self._jobs[0].entry.kind, model, reader, self._jobs)
+            self._model, self._run = model, begin(self._jobs[0].entry.kind, model, reader, self._jobs, features)
         if model is not self._model:
             raise compiled_anew(self.started.task)
         return self._run.step(until)
@@ -210,19 +210,20 @@ class Worker:
         ready = batch.started.arrived if begins else batch.started.ready
         waits = [start - job.arrived for job in batch.jobs] if begins else []
         self._metrics.began(task, waits, start - max(ready, self._turn.served_at.get(task, 0.0)))
-        computed = start
+        entered = start
         try:
             with panics_as_errors():
                 model = self._engine.model(task) if task == self._active and not begins else self.enter(task)
-                computed = time.monotonic()
-                tokens = batch.step(model, self._reader, computed + self.policy.step)
-            self._metrics.ran(task, batch.texts if begins else 0, tokens, time.monotonic() - computed)
+                entered = time.monotonic()
+                features = self._engine.features(task)
+                tokens = batch.step(model, self._reader, entered + self.policy.step, features)
+            self._metrics.ran(task, batch.texts if begins else 0, tokens, time.monotonic() - entered)
         except WeightpagerError as error:
             batch.fail(error)
         except Exception as error:  # noqa: BLE001 - its clients are told, and the next batch may go well
             _log.exception("a batch of task %r failed", task)
             batch.fail(error)
-        return computed
+        return entered
 
     def _tell_running(self) -> None:
         self._running = [job for batch in self._batches for job in batch.jobs]

@@ -1,0 +1,84 @@
+"""Pictures of requests' prompts, from data URLs to what the worker gives to a picture tower."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+
+from weightpager.bundle.format.manifest import Pictures
+from weightpager.errors import ImageError, RequestError
+from weightpager.readers.image_reader import check_effort, pixel_count
+from weightpager.readers.picture import Picture
+from weightpager.readers.picture_reader import PictureReader, content_of, is_url
+from weightpager.server.inputs.image_inputs import LARGE, MOST_PIXELS, EncodedImage, check_together
+from weightpager.server.inputs.lanes import TwoLanes
+
+MOST_PICTURES = 8
+"""Pictures of a request, at most."""
+
+MOST_PICTURE_BYTES = 4 * 2**20
+"""Bytes of a picture's file, at most: more than a camera's JPEG of `MOST_PIXELS`."""
+
+MOST_CHARACTERS = -(-MOST_PICTURE_BYTES // 3) * 4 + 64
+"""Characters of the URL that holds such a file."""
+
+
+def body_bytes(texts: int, pictures: Pictures | None) -> int:
+    """Bytes of the largest body, where so many may be texts and what stands around them."""
+    return texts if pictures is None else texts + MOST_PICTURES * MOST_CHARACTERS
+
+
+class PictureInputs:
+    """Reads the pictures of requests in threads of their own. Nothing is fetched."""
+
+    def __init__(self, reader: PictureReader, *, most: int) -> None:
+        """``most`` is that of `TwoLanes`."""
+        self.lanes = TwoLanes(reader, lambda: reader, most)
+
+    async def read(self, urls: Sequence[str], param: str) -> tuple[Picture, ...]:
+        """A request's pictures; too many pixels are refused before any is decoded.
+
+        Errors are those of `TwoLanes.run`, too.
+
+        Args:
+            urls: data URLs, or the base64 of files' contents.
+            param: the field that they came in.
+
+        Raises:
+            RequestError: one is no picture, too large, or takes too long to be read.
+        """
+        try:
+            images = await self.lanes.run(_opened, urls)
+            large = check_together(images) > LARGE
+            return tuple(await self.lanes.run(_decoded, images, large=large))
+        except ImageError as error:
+            raise RequestError(str(error), param, "invalid_image") from error
+        except RequestError as error:
+            raise RequestError(str(error), param, error.code) from error
+
+    def close(self) -> None:
+        self.lanes.close()
+
+
+def _opened(_: PictureReader, url: str) -> EncodedImage:
+    content = content_of(url) if is_url(url) else _from_base64(url)
+    if len(content) > MOST_PICTURE_BYTES:
+        raise ImageError(f"expected a picture of at most {MOST_PICTURE_BYTES} bytes, found {len(content)}")
+    return EncodedImage(content, pixel_count(content, MOST_PIXELS))
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"expected a picture as a data URL, or its base64 alone: {error}") from error
+    check_effort(content)
+    return content
+
+
+def _decoded(reader: PictureReader, image: EncodedImage) -> Picture:
+    """A picture that holds nothing but the pixels that the tower takes, whatever the size of the file's."""
+    picture = reader.read(image.content, MOST_PIXELS)
+    pixels = picture.pixels
+    return Picture(picture.key, lambda: pixels)
