@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     GPT2Config,
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 import tiny
+import tiny_llava
 import tiny_models
 import tiny_pairs
 import weightpager as wp
@@ -265,3 +267,41 @@ def test_the_command(tmp_path: Path, weightpager: Command) -> None:
     few = weightpager("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "none", "--tokens", 3)
     assert few.code == 1
     assert "tokens: expected at least 260" in few.err
+
+
+@pytest.mark.parametrize("most", [None, 300])
+def test_pictures_stay_in_their_places(tmp_path: Path, most: int | None) -> None:
+    """The placeholder's number is named by other keys than texts' tokens, some inside the language model's settings."""
+    reads = tiny_pairs.tokenizer(tiny_pairs.by_level())
+    reads.add_special_tokens({"additional_special_tokens": [tiny_llava.IMAGE]})
+    place = reads.convert_tokens_to_ids(tiny_llava.IMAGE)
+    config = tiny_llava.config(image_token_index=place)
+    text = config.text_config
+    text.vocab_size, text.bos_token_id, text.eos_token_id, text.pad_token_id = len(reads) + 3, 0, 1, 3
+    text.image_token_id = place
+    whole = tiny_llava.llava(tmp_path / "llava")
+    tiny_llava.model(config).save_pretrained(whole)
+    reads.save_pretrained(whole)
+    tasks = {
+        "animal": tiny_llava.asking(tmp_path, "animal", {"red": "the red fox", "blue": "the green hill"}, 8)
+        | {"max_length": 64}
+    }
+    found = trim(from_dict({"model": str(whole), "tasks": tasks}), tmp_path / "small", most)
+    small = tmp_path / "small"
+    again, after = AutoTokenizer.from_pretrained(small), AutoModelForImageTextToText.from_pretrained(small).eval()
+    before = AutoModelForImageTextToText.from_pretrained(whole).eval()
+    new = again.convert_tokens_to_ids(tiny_llava.IMAGE)
+    assert new < place
+    assert (after.config.image_token_id, after.config.text_config.image_token_id) == (new, new)
+    assert after.config.text_config.vocab_size == found.after == len(again)
+    assert (small / "preprocessor_config.json").is_file()
+    prompt = tiny_llava.IMAGE * tiny_llava.TOKENS + "the red fox"
+    pixels = torch.randn(1, 3, tiny_llava.SIDE, tiny_llava.SIDE)
+    number = reads.get_vocab()
+    kept = torch.tensor([number[token] for token in sorted(again.get_vocab(), key=again.get_vocab().__getitem__)])
+    with torch.inference_mode():
+        ours, theirs = (
+            model(**reader(prompt, return_tensors="pt", return_token_type_ids=False), pixel_values=pixels).logits
+            for model, reader in ((after, again), (before, reads))
+        )
+    torch.testing.assert_close(ours, theirs[..., kept])

@@ -19,6 +19,7 @@ from weightpager.backends.torch.architecture import BASE
 from weightpager.backends.torch.parameters import read_parameters, read_rows, widened
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle
+from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.placement import Permutations
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
@@ -78,7 +79,10 @@ class BaseBundle:
 
     def with_base_settings(self, task_file: TaskFile) -> TaskFile:
         """The task file with the bundle's block, dtype, page, rows and picture tower."""
-        return task_file.model_copy(update={**self._settings, "vision": self._vision(task_file)})
+        changes, pictures = self._settings, self.bundle.pictures
+        if pictures is not None:
+            changes["vision"] = self._vision(pictures, task_file.vision)
+        return task_file.model_copy(update=changes)
 
     def refuse_unsuited(self, task_file: TaskFile) -> None:
         """See that tasks can be added as their task file says.
@@ -154,11 +158,8 @@ class BaseBundle:
             "rows": "on-demand" if manifest.row_tables else "resident",
         }
 
-    def _vision(self, task_file: TaskFile) -> VisionSpec:
+    def _vision(self, pictures: Pictures, stated: VisionSpec) -> VisionSpec:
         """A tower that tasks share is cut as it is; where each has its own, new tasks say how much of it they drop."""
-        pictures, stated = self.bundle.pictures, task_file.vision
-        if pictures is None:
-            return stated
         if pictures.blocks == "own":
             return stated.model_copy(update={"blocks": "own"})
         weights = self.bundle.manifest.weights

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind, quiet_transformers
+from weightpager.backends.torch.architecture import has_picture_tower, quiet_transformers
 from weightpager.backends.torch.export import free_target, refusals
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format.manifest import TaskKind
@@ -132,7 +132,8 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         check_config(directory, task_file)
         tokenizer, generation = directory.tokenizer(), load_generation(directory.path)
         pairs = BytePairs.of(tokenizer, str(directory.path))
-        pictures = _pictures(directory, tokenizer)
+        model = _model(directory)
+        pictures = _pictures(directory, model, tokenizer)
         texts = dict(_read(task_file, "train", tokenizer, pictures, progress))
         before = dict(_read(task_file, "eval", tokenizer, pictures, progress))
         seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
@@ -140,7 +141,8 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         words = directory.config.get_text_config().vocab_size
         check_known(tokenizer, kept[-1], words, str(directory.path))
         new = {number: place for place, number in enumerate(kept)}
-        model = _model(directory, new)
+        keep_rows(model, new, str(directory.path))
+        set_as_published(model)
         with new_directory(target, partial(refusals, target), replace=False) as temporary:
             with refusals(target):
                 model.save_pretrained(temporary)
@@ -155,7 +157,7 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
                         shutil.copyfile(directory.path / name, temporary / name)
             directory = ModelDirectory.open(temporary)
             smaller = directory.tokenizer()
-            pictures = _pictures(directory, smaller)
+            pictures = _pictures(directory, model, smaller)
             with _longer():
                 again, after = (dict(_read(task_file, split, smaller, pictures, progress)) for split in get_args(Split))
             if seen.keys() <= set(kept):
@@ -189,26 +191,20 @@ def _read(
         progress(f"read {split} texts", number, len(task_file.tasks))
 
 
-def _pictures(directory: ModelDirectory, tokenizer: Any) -> PictureReader | None:
+def _pictures(directory: ModelDirectory, model: PreTrainedModel, tokenizer: Any) -> PictureReader | None:
     """What reads pictures among the words; None where the model has no tower."""
-    if not has_picture_tower(directory.config):
+    if not has_picture_tower(model.config):
         return None
     images, path = directory.images(), directory.path
-    empty = module_of_kind(directory.config, "text-generation", ())
-    found: PictureReader = call(
-        path, picture_reader, images, call(path, pictures_of, empty, tokenizer, images.shape, path)
-    )
-    return found
+    pictures = call(path, pictures_of, model, tokenizer, images.shape, path)
+    return cast(PictureReader, call(path, picture_reader, images, pictures))
 
 
-def _model(directory: ModelDirectory, new: Mapping[int, int]) -> PreTrainedModel:
-    """The directory's decoder, with these tokens' rows."""
+def _model(directory: ModelDirectory) -> PreTrainedModel:
+    """The directory's decoder."""
     where, hint = str(directory.path), "; trim needs a decoder that was saved with its head"
     kind: TaskKind = "text-generation" if has_picture_tower(directory.config) else "language-modeling"
-    model = Checkpoint.load(directory, kind, where, hint=hint).model
-    keep_rows(model, new, where)
-    set_as_published(model)
-    return model
+    return Checkpoint.load(directory, kind, where, hint=hint).model
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, new: Mapping[int, int]) -> None:

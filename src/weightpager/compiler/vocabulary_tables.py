@@ -20,6 +20,10 @@ _NAMES = re.compile(r"\w*_token_(id|ids|index)")
 """Keys of settings that name tokens by their ids."""
 
 
+_OTHER_NAMES = frozenset({"vision_config", "id2label", "label2id"})
+"""Objects that name no tokens: a picture tower's words, if it has any, are another vocabulary's."""
+
+
 def keep_rows(model: PreTrainedModel, new: Mapping[int, int], where: str) -> None:
     """Keep these tokens' rows of the embedding table and of the head, in place and in their order.
 
@@ -77,8 +81,7 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Objects in settings, but for a picture tower's: its words, if it names any, are another vocabulary's."""
-    return {key: value for key, value in settings.items() if isinstance(value, dict) and key != "vision_config"}
+    return {key: value for key, value in settings.items() if isinstance(value, dict) and key not in _OTHER_NAMES}
 
 
 def _renumber(config: PretrainedConfig, new: Mapping[int, int]) -> None:

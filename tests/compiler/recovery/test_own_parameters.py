@@ -45,7 +45,7 @@ def test_a_pooler_stays_as_the_head_that_a_task_brings_knows_it(tmp_path: Path) 
     model.config.id2label, model.config.label2id = {0: "cat", 1: "dog"}, {"cat": 0, "dog": 1}
     model.save_pretrained(tmp_path / "head")
     source = load(tmp_path, head=str(tmp_path / "head"))
-    untie_own_vectors(source.models["animal"], pooler=True)
+    untie_own_vectors(source, "animal", pooler=True)
     own = own_parameters(source, "animal")
     assert HEAD in own
     assert POOLER not in own
