@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 import tiny
 import tiny_llava
 import weightpager as wp
+from damage import contents
+from fleet import Device, Place
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.directory import ModelDirectory
 from weightpager.compiler.repack import repack
+from weightpager.compiler.resume.identities import compile_identity, stage_identities
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import CompileError, ConfigError
 
 SELDOM = {"steps": 2, "batch": 4}
@@ -230,3 +236,52 @@ def test_features_of_no_layer_are_refused(tmp_path: Path, stated: int | list[int
     (path / "config.json").write_text(json.dumps(config | {"vision_feature_layer": stated}))
     with pytest.raises(CompileError, match="vision_feature_layer"):
         ModelDirectory.open(path)
+
+
+def test_a_device_pulls_all_that_reads_pictures(shared: Bundle, tmp_path: Path) -> None:
+    place = Place.make(tmp_path)
+    place.publish(shared.path)
+    device = Device(tmp_path / "device", place.trust)
+    device.pull(place.root)
+    pulled = Bundle.open(device.bundle)
+    assert contents(device.bundle) == contents(shared.path)
+    assert {"model/preprocessor_config.json", "model/processor_config.json"} <= pulled.manifest.files.keys()
+    assert features(pulled)["animal"].tobytes() == features(shared)["animal"].tobytes()
+
+
+def test_another_picture_is_other_data(tmp_path: Path) -> None:
+    content = tiny_llava.watcher(tmp_path)
+    before = compile_identity(from_dict(content)), stage_identities(from_dict(content), "")
+    assert compile_identity(from_dict(content | {"vision": "own"})) != before[0]
+    assert stage_identities(from_dict(content | {"vision": "own"}), "") == before[1]
+    tiny.picture(next((tmp_path / "animal").glob("train-*.png")), "white", "another")
+    assert compile_identity(from_dict(content)) != before[0]
+    assert not set(stage_identities(from_dict(content), "")) & set(before[1])
+
+
+def test_a_tower_goes_to_another_process(tmp_path: Path) -> None:
+    """Transformers notes hidden states by hooks that nothing can pickle."""
+    source = dense_model.load(from_dict(tiny_llava.watcher(tmp_path, pictures=False)))
+    there = pickle.loads(pickle.dumps(source.alone("animal")))
+    ours, theirs = (
+        each.models["animal"].get_image_features(torch.from_numpy(PIXELS)).pooler_output[0] for each in (source, there)
+    )
+    assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_with_a_tower_of_its_own_is_refused_beside_a_shared_one(tmp_path: Path) -> None:
+    content = tiny_llava.watcher(tmp_path, recover="none")
+    theirs = tiny_llava.llava(tmp_path / "theirs")
+    model = LlavaForConditionalGeneration.from_pretrained(theirs)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    model.save_pretrained(theirs)
+    content["tasks"] = {name: task | {"checkpoint": str(theirs)} for name, task in content["tasks"].items()}
+    assert dense_model.load(from_dict(content)).shares_tower
+    with torch.no_grad():
+        model.model.vision_tower.encoder.layers[0].mlp.fc1.bias.add_(1)
+    model.save_pretrained(theirs)
+    with pytest.raises(CompileError, match="tasks.animal.checkpoint: expected the model's picture tower and connector"):
+        dense_model.load(from_dict(content))
+    own = dense_model.load(from_dict(content | {"vision": "own"}))
+    assert not own.shares_tower

@@ -11,6 +11,7 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, ViTConfig, ViTModel
 
 import tiny
+import tiny_llava
 import weightpager as wp
 from mixtures import model_of, source_of
 from weightpager.bundle.report.compile_report import CompileReport, read_report
@@ -66,12 +67,21 @@ def viewer() -> PreTrainedModel:
     return ViTModel(config, add_pooling_layer=False)
 
 
+def watcher() -> PreTrainedModel:
+    config = tiny_llava.config()
+    config.text_config, config.vision_config.hidden_size = decoder().config, 256
+    config.vision_config.intermediate_size = 1024
+    config.tie_word_embeddings = True
+    return tiny_llava.model(config)
+
+
 KINDS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[], PreTrainedModel], tuple[str, ...]]] = {
     "text-classification": (tiny.assistant, encoder, ("animal", "weather")),
     "token-classification": (tiny.assistant, encoder, ("colour",)),
     "image-classification": (tiny.camera, viewer, ("colour", "warm")),
     "language-modeling": (tiny.writer, decoder, ("animals", "numbers")),
     "text-generation": (tiny.clerk, decoder, ("after", "twice")),
+    "pictures": (tiny_llava.watcher, watcher, ("animal", "number")),
 }
 
 
@@ -82,7 +92,9 @@ def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:
     content = make(folder, **changes)
     model().save_pretrained(content["model"])  # in place of the tiny one, whose tokenizer it has
     content |= {"block": "16x32", "training": {"steps": 2, "batch": 8}, "dtype": "int4"}
-    content["calibration"] = {"items": 8, "batch": 4} | ({} if kind.startswith("image") else {"max_length": 16})
+    content["calibration"] = {"items": 8, "batch": 4} | (
+        {} if kind.startswith("image") else {"max_length": 24 if kind == "pictures" else 16}
+    )
     content["tasks"] = {
         name: task | ({"validation": task["eval"]} if "validated" in str(folder) else {})
         for name, task in content["tasks"].items()

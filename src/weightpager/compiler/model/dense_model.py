@@ -36,7 +36,7 @@ from weightpager.compiler.model.paged_weights import (
     tied_tensors,
 )
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.compiler.model.picture_tower import TOWER, is_before_words, picture_reader, pictures_of
+from weightpager.compiler.model.picture_tower import TOWER, drop_captures, is_before_words, picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
@@ -211,6 +211,11 @@ class DenseModel:
     generation: Mapping[str, Any] = field(default_factory=dict)
     scratch: Scratch = IN_MEMORY
     transitions: Transitions = field(kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        for model in self.models.values() if self.pictures else ():
+            drop_captures(model)
+        return dict(vars(self))
 
     @property
     def reads(self) -> Any:

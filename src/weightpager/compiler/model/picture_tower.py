@@ -35,6 +35,9 @@ _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 """What DINOv2's says of all its layers, for others' use: it would contradict fewer layers."""
 
 
+_CAPTURES = "_output_capturing_hooks_installed"
+"""What transformers notes of a model whose hooks are set."""
+
 _OF_TEXTS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Tokens that have another meaning already."""
 
@@ -111,6 +114,19 @@ def pictures_of(
     tokens, width = features[0].shape
     layers = sum(f"{BASE}{name}.".startswith(TOWER) for name in repeated_layers(model.base_model))
     return Pictures(blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width)
+
+
+def drop_captures(model: PreTrainedModel) -> None:
+    """Take away the hooks by which transformers notes hidden states, in place: they can't go to another process.
+
+    They are set again when a tower is next asked for features.
+    """
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == "output_capturing_hook":
+                del module._forward_hooks[number]
+        if vars(module).get(_CAPTURES):
+            setattr(module, _CAPTURES, False)
 
 
 def picture_reader(images: TransformersImageReader, pictures: Pictures) -> PictureReader:
