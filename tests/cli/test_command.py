@@ -11,6 +11,7 @@ from command import Command
 from weightpager.cli.app import application
 from weightpager.cli.command import misspelt
 from weightpager.cli.reference import page, verbs
+from weightpager.errors import ConfigError
 
 PAGE = page()
 COMMANDS = [name for name, _, _ in verbs(application())]
@@ -45,6 +46,11 @@ def test_an_option_that_a_callback_refuses_names_its_variable(
     assert "WEIGHTPAGER_TOP_INTERVAL has set --interval" in weightpager("top", "--once").err
 
 
+def nothing_is_examined(*_: object) -> None:
+    """In the place of what takes a second, after the variables have been looked at."""
+    raise ConfigError("nothing is examined")
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -59,6 +65,7 @@ def test_a_misspelt_variable_is_warned_about(
     weightpager: Command, monkeypatch: pytest.MonkeyPatch, written: str, meant: str
 ) -> None:
     monkeypatch.setenv(written, "1")
+    monkeypatch.setattr("weightpager.doctor.examine.examine", nothing_is_examined)
     said = weightpager("doctor").err
     assert f"warning: nothing reads {written}" in said
     assert meant in said
@@ -69,7 +76,10 @@ def test_what_others_may_have_meant_is_not_warned_about(
     weightpager: Command, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "1")
-    assert "warning: nothing reads" not in weightpager("doctor").err
+    monkeypatch.setattr("weightpager.doctor.examine.examine", nothing_is_examined)
+    said = weightpager("doctor").err
+    assert "error: nothing is examined" in said
+    assert "warning: nothing reads" not in said
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

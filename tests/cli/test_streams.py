@@ -18,7 +18,10 @@ RUN = ["run", "assistant.bundle", "-t", "animal"]
      ("<&-", RUN, "error: run: expected a text as argument or on standard input"),
      ("0>/dev/null", RUN, "error: run: cannot read standard input: Bad file descriptor; give texts as arguments")],
 )  # fmt: skip
-def test_a_command_runs(assistant_bundle: Path, closed: str, arguments: list[str], refused: str) -> None:
+def test_a_command_runs(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch, closed: str, arguments: list[str], refused: str
+) -> None:
+    monkeypatch.delenv("WEIGHTPAGER_BACKEND")  # the usual one begins ten times sooner
     places = {"assistant.bundle": str(assistant_bundle)}
     command = [sys.executable, "-m", "weightpager", *(places.get(word, word) for word in arguments)]
     shell = ["bash", "-c", f'exec "$@" {closed}', "bash", *command]
