@@ -209,6 +209,24 @@ def test_the_script_that_tells_a_server_passes_on_what_it_answers(assistant_bund
         assert code(running.url) != 0
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands need curl")
+def test_a_question_about_a_picture_is_asked_as_the_page_says(watcher_bundle: Path, tmp_path: Path) -> None:
+    (script,) = [code for code in blocks("sh", SERVING) if "image_url" in code]
+    tiny.picture(tmp_path / "frame.png", "red", "asked", (40, 33)).rename(tmp_path / "frame.jpg")
+    with serving(watcher_bundle) as running:
+        for told, real in {
+            "http://127.0.0.1:8000": running.url,
+            '"light\\"': '"number\\"',
+            "Which colour is the light?": "red",
+        }.items():
+            assert told in script
+            script = script.replace(told, real)
+        ran = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    answer = json.loads(ran.stdout)
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert answer["usage"]["prompt_tokens"] > 4
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands need curl")
 def test_a_newer_bundle_is_taken_over_as_the_page_says(assistant_bundle: Path, tmp_path: Path) -> None:

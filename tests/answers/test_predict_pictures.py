@@ -131,6 +131,23 @@ def test_who_reads_texts_alone_says_so() -> None:
         checked(other, [wp.PicturePrompt("red", [noise()])])
 
 
+@pytest.mark.parametrize(
+    ("form", "given", "words"),
+    [
+        (
+            "chat",
+            [user({"type": "image", "image": noise()}, said("red"))],
+            "expected messages with a role and a content",
+        ),
+        ("plain", wp.PicturePrompt("red", [noise()]), "expected texts in Unicode, found PicturePrompt"),
+    ],
+)
+def test_a_bundle_of_texts_refuses_pictures_before_it_switches(form: Any, given: Any, words: str) -> None:
+    _, _, task = writer(form, tiny.reader())
+    with pytest.raises(ConfigError, match=f"inputs: {words}"):
+        checked(task, [given], pictures=False)
+
+
 class Told:
     """Ends each query with the number of its pictures."""
 

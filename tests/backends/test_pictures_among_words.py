@@ -12,7 +12,7 @@ import torch
 import tiny_llava
 from tiny_llava import LANGUAGES, TOWERS, LanguageName, TowerName
 from weightpager.answers import model as forward_size
-from weightpager.answers.model import Floats, Integers, PlacedFeatures, TaskModel
+from weightpager.answers.model import Floats, Inputs, Integers, PlacedFeatures, TaskModel
 from weightpager.answers.work import Sampling
 from weightpager.backends.torch.torch_model import TorchModel
 
@@ -128,7 +128,7 @@ def check(made: Made, pixels: Floats, tokens: int) -> None:
         wanted, seen = by_transformers(made.module, ids, mask, shown), mask != 0
         limit = CLOSE * max(1.0, float(np.abs(wanted[seen]).max()))
         for model in made.models.values():
-            inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": shown}
+            inputs: Inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": shown}
             np.testing.assert_allclose(model.logits(inputs)[seen], wanted[seen], rtol=0, atol=limit)
             check_last(made, ids, mask, shown, grown(model, ids, mask, shown, tokens))
 

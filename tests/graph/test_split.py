@@ -28,6 +28,17 @@ def test_both_parts_together_give_what_the_whole_gives() -> None:
     assert np.array_equal(run(head, values, hidden)["logits"], whole["logits"])
 
 
+def test_a_head_has_no_dimension_of_what_stands_in_texts() -> None:
+    graph = replace(
+        classifier(),
+        dims=("batch", "length", "features"),
+        outputs=(GraphOutput("logits", "v9"), GraphOutput("hidden", "v6")),
+    )
+    below, head = split(graph, "hidden", 8)
+    assert (below.dims, head.dims) == (graph.dims, ("batch", "length"))
+    assert head.inputs[0].shape == ("batch", "length", 8)
+
+
 def test_what_needs_more_than_the_output_is_named() -> None:
     graph = classifier()
     with pytest.raises(ValueError, match=r"output 'hidden', found \['logits'\]"):

@@ -233,6 +233,7 @@ def test_a_strip_is_no_wall_before_it_is_refused() -> None:
         (CLIPImageProcessorPil(do_pad=True), "CLIPImageProcessor with sizes .*found other steps"),
         (ViTImageProcessorPil(size={"longest_edge": 20, "shortest_edge": 10}), "found other steps"),
         (CLIPImageProcessorPil(image_std=[0.0, 1.0, 1.0]), "image_std of 1 or 3 numbers above 0"),
+        (CLIPImageProcessorPil(resample=6), "expected a resample of 0 to 5, found 6"),
         (CLIPImageProcessorPil(image_mean=[0.5, 0.5]), r"image_mean of 1 or 3 numbers, found \[0.5, 0.5\]"),
         (LlavaImageProcessorPil(do_pad=True, image_mean=[2.0, 0.5, 0.5]), "image_mean of 0 to 1 to pad with"),
         (CLIPImageProcessorPil(crop_size={"height": 4096, "width": 8}), "expected sizes of 1 to 2048"),

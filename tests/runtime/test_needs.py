@@ -20,12 +20,10 @@ NEEDS = MemoryNeeds(6, 2, PAGE, FOOTPRINT, more_rows=400)
 def any_needs(draw: st.DrawFn) -> MemoryNeeds:
     pages, page_bytes, size = draw(st.integers(1, 30)), draw(st.integers(1, 50)), st.integers(0, 300)
     table = draw(size)
-    footprint = Footprint(draw(size), draw(size), draw(size), table, table + draw(size), draw(size))
+    footprint = Footprint(draw(size), draw(size), draw(size), table, table + draw(size), draw(size), draw(size))
     least = draw(st.integers(1, pages))
-    features, more = draw(size), draw(size)
-    return MemoryNeeds(
-        pages, least, page_bytes, footprint, 2 * draw(size), draw(size), draw(st.none() | size), features, more
-    )
+    staging, features = draw(st.none() | size), draw(size)
+    return MemoryNeeds(pages, least, page_bytes, footprint, 2 * draw(size), draw(size), staging, features)
 
 
 def test_what_is_left_goes_to_pages_then_tables_then_rows() -> None:
@@ -40,7 +38,7 @@ def test_what_is_left_goes_to_pages_then_tables_then_rows() -> None:
 
 
 def test_features_of_few_pictures_come_first_and_more_between_tables_and_rows() -> None:
-    needs = replace(NEEDS, features=20, more_features=60)
+    needs = replace(NEEDS, footprint=replace(FOOTPRINT, features=20), more_features=60)
     least = 1230 + 7 + 40 + 20
     assert needs.split(least + 3 * PAGE + 60) == Split(1230, 7, 90, 3, PAGE, 20)
     assert needs.split(least + 6 * PAGE + 50) == Split(1230, 7, 90, 6, PAGE, 20)
@@ -78,7 +76,7 @@ def test_the_parts_never_exceed_the_budget(needs: MemoryNeeds, more: int, tables
     assert split.total <= budget
     assert split.tables >= max(tables, needs.footprint.largest_table)
     assert split.rows >= needs.footprint.rows
-    assert split.features >= needs.features
+    assert split.features >= needs.footprint.features
     assert split.slots <= min(needs.pages, capacity)
 
 
@@ -98,7 +96,7 @@ def test_the_smallest_budget_holds_its_pages_and_a_byte_less_does_not(
     pages = data.draw(st.integers(1, needs.pages))
     least = needs.holding(pages, tables=tables)
     split = needs.split(least.total, tables=tables)
-    assert (split.slots, split.rows, split.features) == (pages, least.rows, needs.features)
+    assert (split.slots, split.rows, split.features) == (pages, least.rows, needs.footprint.features)
     assert needs.split(least.total - 1, tables=tables).slots < pages
 
 

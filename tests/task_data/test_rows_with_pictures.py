@@ -236,7 +236,8 @@ def test_held_out_data_is_known_by_its_pictures_too(path: Path, row: dict[str, A
     def known() -> str:
         return held_out.fingerprint(path, "data", "text-generation", COLUMNS)
 
-    path.write_text(json.dumps(row) + "\nno row")
+    other = {"messages": [{"role": "tool", "content": "red"}]}
+    path.write_text(f"{json.dumps(other)}\n{json.dumps(row)}\nno row")
     first = known()
     (path.parent / "0.png").write_bytes(content(1))
     assert known() != first

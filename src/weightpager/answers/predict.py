@@ -24,7 +24,15 @@ from weightpager.bundle import TaskEntry
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.config import is_unicode, stated_count
 from weightpager.errors import ConfigError, ImageError, RequestError, shown
-from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate, Messages, conversation_of, joined
+from weightpager.readers.chat_template import (
+    MOST_CHARACTERS,
+    ChatTemplate,
+    Messages,
+    PictureMessages,
+    conversation_of,
+    joined,
+    messages_of,
+)
 from weightpager.readers.image_reader import Frame
 from weightpager.readers.picture import Picture
 from weightpager.readers.tokenizer import Tokenizer
@@ -206,16 +214,18 @@ def _chunks(works: Iterator[Work], size: int) -> Iterator[list[Work]]:
         yield chunk
 
 
-def checked(task: TaskEntry, inputs: Iterable[Input]) -> list[Input]:
+def checked(task: TaskEntry, inputs: Iterable[Input], *, pictures: bool = True) -> list[Input]:
     """All inputs, if they are what `predict` takes, as far as that can be said without the model.
 
     One input in place of several is refused: each character of a text, or each row of a frame, would be answered.
+    ``pictures`` says whether the model may read some among words.
 
     Raises:
         ConfigError: they aren't.
     """
     listed = _listed(inputs)
-    return [_checked(task, given, f"at {number} of {len(listed)}") for number, given in enumerate(listed, 1)]
+    pictures = pictures and bool(FORMS[task.kind].picture_model)
+    return [_checked(task, given, f"at {number} of {len(listed)}", pictures) for number, given in enumerate(listed, 1)]
 
 
 def checked_texts(task: TaskEntry, texts: Iterable[str]) -> list[str]:
@@ -262,12 +272,11 @@ def _listed(inputs: Iterable[_Given]) -> list[_Given]:
     return list(inputs)
 
 
-def _checked(task: TaskEntry, given: Any, place: str) -> Input:
-    reads_pictures = bool(FORMS[task.kind].picture_model)
-    if reads_pictures and isinstance(given, PicturePrompt):
+def _checked(task: TaskEntry, given: Any, place: str, pictures: bool) -> Input:
+    if pictures and isinstance(given, PicturePrompt):
         return _picture_prompt(task, given, place)
     if task.takes_conversations and isinstance(given, list):
-        return _conversation(given, place)
+        return _conversation(given, place, pictures)
     if not _suits(task, given):
         wanted = "images: paths, bytes or frames" if task.takes_images else "texts in Unicode"
         more = " or lists of messages" if task.takes_conversations else ""
@@ -280,13 +289,13 @@ def _picture_prompt(task: TaskEntry, given: PicturePrompt, place: str) -> Pictur
     if alone or not isinstance(given.pictures, Iterable):
         found = shown(given.pictures)
         raise ConfigError(f"inputs: expected a list of pictures, such as [{found}], found {found} alone {place}")
-    _checked(task, given.text, place)
+    _checked(task, given.text, place, pictures=True)
     return replace(given, pictures=tuple(given.pictures))
 
 
-def _conversation(given: list[Any], place: str) -> Messages | PicturePrompt:
+def _conversation(given: list[Any], place: str, pictures: bool) -> Messages | PicturePrompt:
     try:
-        found = conversation_of(given)
+        found = conversation_of(given) if pictures else PictureMessages(messages_of(given), ())
     except ValueError as error:
         raise ConfigError(f"inputs: {error} {place}") from error
     for message in found.messages:

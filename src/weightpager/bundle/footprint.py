@@ -27,6 +27,9 @@ _LEAST_ROWS = 32
 """One row of so many is in memory whatever the budget; on texts of the demo's tasks these serve about two look-ups of
 three."""
 
+_LEAST_PICTURES, _MOST_PICTURES = 2, 16
+"""Pictures whose features have room whatever the budget, as many prompts compare two, and those in a large one."""
+
 _ROW_BOOKKEEPING = 9  # bytes for each row in memory: which it is, when it was used last, and whether it may go
 _SLOT_BYTES = 4  # for each row of a table, where in memory it is
 
@@ -43,6 +46,7 @@ class Footprint:
         largest_table: the expanded block tables of the task that has the largest; a task in use has its own.
         all_tables: those of all tasks.
         rows: rows of tables: the least of them, or as many as were asked for.
+        features: what the picture tower made of a few pictures, kept for further questions about them.
     """
 
     resident: int
@@ -51,6 +55,7 @@ class Footprint:
     largest_table: int = 0
     all_tables: int = 0
     rows: int = 0
+    features: int = 0
 
     @property
     def tables(self) -> int:
@@ -60,7 +65,7 @@ class Footprint:
     @property
     def total(self) -> int:
         """What is in memory while one task is in use."""
-        return self.resident + self.private + self.tables + self.rows
+        return self.resident + self.private + self.tables + self.rows + self.features
 
     @property
     def largest(self) -> int:
@@ -84,6 +89,16 @@ def least_rows(entry: RowTableEntry) -> int:
 
 def row_memory(entry: RowTableEntry) -> int:
     return entry.row_bytes + _ROW_BOOKKEEPING
+
+
+def feature_bytes(bundle: Bundle) -> int:
+    """Memory of one picture's features; 0 of a bundle whose tasks read no pictures among their words."""
+    return 0 if bundle.pictures is None else bundle.pictures.tokens * bundle.pictures.width * 4
+
+
+def most_features(bundle: Bundle) -> int:
+    """Memory of all features that are worth keeping."""
+    return _MOST_PICTURES * feature_bytes(bundle)
 
 
 def whole_rows(bundle: Bundle) -> int:
@@ -115,6 +130,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
         largest_table=max(tables),
         all_tables=sum(tables),
         rows=least if rows is None else min(rows, whole_rows(bundle)),
+        features=_LEAST_PICTURES * feature_bytes(bundle),
     )
 
 

@@ -352,7 +352,8 @@ class Engine:
         """
         self._check_open()
         wanted, bounds = Wanted.of(max_new_tokens, temperature, top_p, seed, stop), Bounds(batch_size)
-        asked = checked(self.bundle.task(name), inputs)  # what is refused neither waits nor switches
+        # What is refused neither waits nor switches.
+        asked = checked(self.bundle.task(name), inputs, pictures=self.bundle.pictures is not None)
         with of_bundle(self.bundle.path), self._turn_to_predict(name):
             entry, reader = self.bundle.task(name), self._readers.own(self.bundle)  # a reload may have changed them
             template = self._readers.template(self.bundle, entry)
@@ -402,8 +403,8 @@ class Engine:
             ImageError: a picture can't be used, or the prompt has places for more or fewer.
 
         Examples:
-            >>> answer = watcher.generate("light", "Which colour is the light?", ["frame.png"])
-            >>> answer.tokens <= 64
+            >>> answer = writer.generate("notes", "The meeting", max_new_tokens=8)
+            >>> answer.completion == writer.predict("notes", ["The meeting"], max_new_tokens=8)[0].completion
             True
         """
         self._check_open()

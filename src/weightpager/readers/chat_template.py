@@ -168,9 +168,8 @@ class ChatTemplate:
 
     @uninterrupted
     def _answer(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-        if (
-            sum(len(_flat(message["content"], "")) for message in messages) > self._most
-        ):  # perhaps more than the process can read
+        characters = sum(len(_flat(message["content"], "")) for message in messages)
+        if characters > self._most:  # perhaps more than the process can read
             return {"limit": f"a text of {self._most} characters"}
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
         with acquired(self._lock):

@@ -35,7 +35,10 @@ from weightpager.readers.picture import Picture
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-PictureSource: TypeAlias = "str | os.PathLike[str] | bytes | Frame | PilImage"
+if TYPE_CHECKING:
+    PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Frame | PilImage
+else:  # who asks for a signature's types may have no Pillow
+    PictureSource = str | os.PathLike[str] | bytes | Frame
 """A picture: a file's path or a data URL, a file's content, a frame in RGB, or one of Pillow's images."""
 
 _TYPES = ("Bit", "CLIP", "Llava", "Siglip", "ViT")
@@ -48,6 +51,9 @@ _MODES = ("1", "CMYK", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 
 _KEPT = 4
 """A decoded picture waits for its tower as long as it takes at most so many times its pixels' bytes."""
+
+_FILTERS = 6
+"""Pillow's, by which it scales."""
 
 _AT_ONCE = 2**20
 """Pixels that are hashed at a time."""
@@ -98,9 +104,8 @@ class PictureReader:
         Raises:
             ValueError: the processor does other steps, or makes pixels of several sizes; says what was found.
         """
-        settings = json.loads(
-            json.dumps(dict(settings), default=str)
-        )  # transformers' own have tuples and numbers with names
+        # Transformers' own have tuples, and numbers with names.
+        settings = json.loads(json.dumps(dict(settings), default=str))
         if not begins(settings, _TYPES):
             names = ", ".join(f"{begin}ImageProcessor" for begin in _TYPES)
             raise ValueError(f"expected an image processor among {names}, found {_type(settings)}")
@@ -263,6 +268,8 @@ def _type(settings: Mapping[str, Any]) -> str:
 
 def _check_numbers(settings: Mapping[str, Any]) -> None:
     """Refuse a processor that would fail on a picture, or give no finite pixels."""
+    if settings.get("do_resize") and (filtered := settings.get("resample")) not in (None, *range(_FILTERS)):
+        raise ValueError(f"expected a resample of 0 to {_FILTERS - 1}, found {shown(filtered)}")
     if settings.get("do_rescale"):
         _check_each(settings, "rescale_factor", 1, above=0)
     if settings.get("do_normalize"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import Footprint, footprint, least_rows, row_memory, whole_rows
+from weightpager.bundle.footprint import Footprint, footprint, least_rows, most_features, row_memory, whole_rows
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.config import format_enough, format_room
 from weightpager.distinct import distinct
@@ -68,8 +68,7 @@ class MemoryNeeds:
         more_rows: bytes of the embedding rows beyond those of ``footprint`` that a large budget holds.
         kv_reserve: bytes that are left to the caller's KV caches.
         staging: bytes of the buffers that pages pass through to a device; None where the arena is in the host's memory.
-        features: bytes of the features that always have room; 0 of a bundle that reads no pictures among its words.
-        more_features: bytes of the features beyond those that a large budget holds.
+        more_features: bytes of pictures' features beyond those of ``footprint`` that a large budget holds.
     """
 
     pages: int
@@ -79,7 +78,6 @@ class MemoryNeeds:
     more_rows: int = 0
     kv_reserve: int = 0
     staging: int | None = None
-    features: int = 0
     more_features: int = 0
 
     @property
@@ -149,16 +147,7 @@ class MemoryNeeds:
     def _parts(self, more_rows: int, more_tables: int, slots: int, more_features: int = 0) -> Split:
         """The split with so much more than the least rows, tables and features."""
         rows, tables = self.footprint.rows + more_rows, self.least_tables + more_tables
-        return Split(self.fixed, rows, tables, slots, self.page_bytes, self.features + more_features)
-
-
-_LEAST_PICTURES, _MOST_PICTURES = 2, 16
-"""Pictures whose features are kept whatever the budget, as a prompt that compares two has them, and in a large one."""
-
-
-def feature_bytes(bundle: Bundle) -> int:
-    """Bytes of one picture's features; 0 of a bundle that reads no pictures among its words."""
-    return 0 if bundle.pictures is None else bundle.pictures.tokens * bundle.pictures.width * np.float32().itemsize
+        return Split(self.fixed, rows, tables, slots, self.page_bytes, self.footprint.features + more_features)
 
 
 def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> MemoryNeeds:
@@ -167,15 +156,14 @@ def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Me
     Raises:
         BundleFormatError: a parameter file is damaged.
     """
-    always, picture = footprint(bundle, dtype, rows), feature_bytes(bundle)
+    always = footprint(bundle, dtype, rows)
     return MemoryNeeds(
         pages=len(bundle.pages),
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
         page_bytes=bundle.page_bytes,
         footprint=always,
         more_rows=whole_rows(bundle) - always.rows if rows is None else 0,
-        features=_LEAST_PICTURES * picture,
-        more_features=(_MOST_PICTURES - _LEAST_PICTURES) * picture,
+        more_features=most_features(bundle) - always.features,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -143,4 +144,5 @@ def _named(row: Row) -> Iterator[Any]:
     yield from chain([row.get(IMAGE)], several if isinstance(several, list) else [])
     for value in row.values():
         if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
-            yield from conversation_of(value).pictures
+            with suppress(ValueError):
+                yield from conversation_of(value).pictures

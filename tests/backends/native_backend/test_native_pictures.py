@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from blake3 import blake3
 
 import tiny_llava
@@ -79,7 +80,7 @@ def test_every_task_gives_what_torch_gives(watcher_bundle: Path) -> None:
                 by_torch[task] = model.features(PIXELS), model.logits(INPUTS), model.hidden(INPUTS)
         limits = engine.limits
     with native(watcher_bundle) as engine:
-        found = {}
+        found: dict[str, tuple[Any, ...]] = {}
         for task in (*by_torch, *by_torch):
             with engine.task(task):
                 model = engine.model(task)
@@ -91,6 +92,22 @@ def test_every_task_gives_what_torch_gives(watcher_bundle: Path) -> None:
         assert (engine.limits.vocab_size, engine.limits.context) == (limits.vocab_size, limits.context)
     first, second = (outputs[0] for outputs in found.values())
     assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_parameters_in_bfloat16_are_read_as_they_are(watcher_bundle: Path, backend: str) -> None:
+    """Pixels are float32 however a task computes, for a torch module that is called itself, too."""
+    with native(watcher_bundle) as engine:
+        wide = engine.activate("animal") and engine.model("animal").logits(INPUTS)
+    with wp.Engine.from_pretrained(watcher_bundle, backend=backend, dtype="bfloat16") as engine:
+        task, model = engine.activate("animal"), engine.model("animal")
+        found = model.logits(INPUTS)
+        assert np.linalg.norm(found - wide) < 5e-2 * np.linalg.norm(wide)
+        assert (found != wide).any()
+        if backend == "torch":
+            with torch.no_grad():
+                own = task(**{name: torch.from_numpy(value) for name, value in INPUTS.items()}).logits
+            assert np.linalg.norm(own.float().numpy() - found) < 2e-2 * np.linalg.norm(wide)
 
 
 def test_pictures_are_read_while_pages_are_loaded(watcher_bundle: Path) -> None:

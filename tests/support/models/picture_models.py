@@ -20,7 +20,7 @@ from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.program import GraphProgram, stages
 from weightpager.backends.native.task import NativeTask
 from weightpager.backends.torch.architecture import load_image_processor
-from weightpager.bundle.format.manifest import Pictures
+from weightpager.bundle.format.manifest import Pictures, TaskKind
 from weightpager.compiler.graph.export import export_graph
 from weightpager.compiler.model.paged_weights import parameters
 from weightpager.graph import Graph, read_graph, write_graph
@@ -29,7 +29,7 @@ from weightpager.graph.file import FEATURES
 PIXELS = (3, SIDE, SIDE)
 PLACEHOLDER = 16
 PICTURES = Pictures(blocks="shared", layers=2, token="<image>", token_id=PLACEHOLDER, tokens=TOKENS, width=48)
-KIND = "text-generation"
+KIND: TaskKind = "text-generation"
 
 
 def config_of(tower: TowerName, language: LanguageName, **settings: Any) -> LlavaConfig:
@@ -58,7 +58,7 @@ def _graph(factory: pytest.TempPathFactory, name: str, kind: str, config: LlavaC
 
 
 class OpenGate:
-    """A gate whose pages are all there; notes the layers that were asked for."""
+    """A gate whose pages are all there."""
 
     def enter(self, reader: object, layer: int) -> None:
         """At once."""
@@ -75,7 +75,9 @@ def native_model(features: Graph, words: Graph, module: LlavaForConditionalGener
     values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
     below, head = (GraphProgram(each, values) for each in stages(words, values))
     size = CacheSize(below.cache_block_bytes() // 64, 64)
-    limits = ModelConfig(json.loads(module.config.to_json_string())).limits(takes_images=False, pictures=PICTURES)
+    limits = ModelConfig(json.loads(module.config.text_config.to_json_string())).limits(
+        takes_images=False, pictures=PICTURES
+    )
     tower = GraphProgram(features, values)
     task = NativeTask("a", words, (below, head), OpenGate(), limits.context, size, features=tower, pictures=PICTURES)
     return NativeModel(task, limits, frozenset())

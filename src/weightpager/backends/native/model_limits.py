@@ -39,8 +39,7 @@ class ModelConfig:
     """The numbers of a checked ``config.json``; of a model with a picture tower, those of its language model."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        part = values.get("text_config")
-        self._values: Mapping[str, Any] = {**values, **part} if isinstance(part, dict) else values
+        self._values = values
 
     @classmethod
     def read(cls, bundle: Bundle) -> ModelConfig:
@@ -52,7 +51,9 @@ class ModelConfig:
         name = f"{MODEL}/{CONFIG}"
         values = parse(name, bundle.read(name))
         check_settings(name, values)
-        return cls(values)
+        part = values.get("text_config") if bundle.pictures is not None else None
+        stated = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
+        return cls({**values, **stated})
 
     def number(self, name: str) -> int | None:
         """One of `_NAMES`; None if it isn't stated."""

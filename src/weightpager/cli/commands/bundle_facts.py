@@ -10,7 +10,7 @@ from typing import Any
 
 from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.adapter import adapter_bytes
-from weightpager.bundle.footprint import row_memory
+from weightpager.bundle.footprint import feature_bytes, row_memory
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.format.row_table import RowTableEntry
@@ -27,7 +27,7 @@ from weightpager.bundle.report.page_statistics import (
     page_fill,
     paged_share,
 )
-from weightpager.runtime.budget import MemoryNeeds, feature_bytes, largest_budget, needs_of, smallest_budget
+from weightpager.runtime.budget import MemoryNeeds, largest_budget, needs_of, smallest_budget
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
 
 _NO_GRAPHS = "the bundle has no report that says why; compile it again"

@@ -105,7 +105,9 @@ def serve(
             "or a task's max_length if that is more; never more than the model reads.",
         ),
     ] = None,
-    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "1MiB",
+    max_body: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest body of a request, beside the pictures of prompts.")
+    ] = "1MiB",
     kv_reserve: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
     ] = None,
