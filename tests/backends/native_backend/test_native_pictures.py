@@ -94,6 +94,27 @@ def test_every_task_gives_what_torch_gives(watcher_bundle: Path) -> None:
     assert np.array_equal(first, second)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_rows_on_demand_whole_weights_and_low_rank_parts(tmp_path: Path, dtype: str) -> None:
+    """A placeholder's row is looked up like any word's, though features stand in its place."""
+    model = tiny_llava.llava(tmp_path / "llava", "dinov2", "qwen2", tied=False)
+    wordy = tiny_llava.config("dinov2", "qwen2", tied=False)
+    wordy.text_config.vocab_size = 4000
+    tiny_llava.model(wordy).save_pretrained(model)
+    recover = {"method": "finetune", "steps": 2, "batch": 4, "private_steps": 2, "low_rank": 2}
+    changes = {"rows": "on-demand", "dtype": dtype, "recover": recover, "training": {"steps": 2, "batch": 4}}
+    bundle = wp.compile(tiny_llava.watcher(tmp_path, model=str(model), **changes), out=tmp_path / "watcher.bundle")
+    assert bundle.row_tables
+    with wp.Engine.from_pretrained(bundle.path, backend="torch") as engine:
+        expected = {task: engine.activate(task) and engine.model(task).logits(INPUTS) for task in bundle.tasks}
+    with native(bundle.path) as engine:
+        for task, theirs in expected.items():
+            found = engine.activate(task)(**INPUTS)["logits"]
+            error = np.linalg.norm(found - theirs) / np.linalg.norm(theirs)
+            assert error < (1e-3 if dtype == "int4" else CLOSE), error  # int4 rounds activations
+
+
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_parameters_in_bfloat16_are_read_as_they_are(watcher_bundle: Path, backend: str) -> None:
     """Pixels are float32 however a task computes, for a torch module that is called itself, too."""
