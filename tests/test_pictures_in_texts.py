@@ -208,6 +208,7 @@ def test_a_tower_is_no_other_tasks_model(tmp_path: Path) -> None:
 
 
 def test_vision_is_for_models_with_a_tower(tmp_path: Path) -> None:
+    dense_model.load(from_dict(tiny.clerk(tmp_path, vision="shared"), tmp_path))  # as it is unless stated
     with pytest.raises(
         CompileError, match="vision: expected a model that reads pictures among its words, found .* llama"
     ):
@@ -252,6 +253,7 @@ def test_a_device_pulls_all_that_reads_pictures(shared: Bundle, tmp_path: Path) 
 def test_another_picture_is_other_data(tmp_path: Path) -> None:
     content = tiny_llava.watcher(tmp_path)
     before = compile_identity(from_dict(content)), stage_identities(from_dict(content), "")
+    assert compile_identity(from_dict(content | {"vision": "shared"})) == before[0]  # as it is unless stated
     assert compile_identity(from_dict(content | {"vision": "own"})) != before[0]
     assert stage_identities(from_dict(content | {"vision": "own"}), "") == before[1]
     tiny.picture(next((tmp_path / "animal").glob("train-*.png")), "white", "another")

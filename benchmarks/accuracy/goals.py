@@ -374,10 +374,11 @@ DOMAINS = (
         "E",
         "seven questions about pictures of roads",
         "A vision-language model of DINOv2-S, a connector and SmolLM2-135M, trained on rendered roads: nothing it "
-        "sees is a photograph. Colour of the traffic light, vehicle ahead, place in the lane, distance of the "
-        "obstacle, free lanes, persons and bicycles, each answered in a word or two (exact match); 8,000 scenes to "
-        "learn from, 500 to be measured on. The picture tower keeps half of its blocks, too, the same ones for all "
-        "tasks; bytes are those of tower and language model.",
+        "sees is a photograph. SmolLM2 comes in 4 bits and is dequantised before anything else; whether DINOv2 was "
+        "tuned for saliency, for which its file was made, is not known. Colour of the traffic light, vehicle ahead, "
+        "place in the lane, distance of the obstacle, free lanes, persons and bicycles, each answered in a word or "
+        "two (exact match); 8,000 scenes to learn from, 500 to be measured on. The picture tower keeps as large a "
+        "share of its blocks as the language model, the same ones for all tasks; bytes are those of both.",
         "share of the dense model",
         "{:.3f}",
         False,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +21,6 @@ from benchmarks.device.processes import in_turns, smallest_budget
 from weightpager.bundle import Bundle
 from weightpager.bundle.held_out_places import held_out_file
 from weightpager.config import format_size
-
-FEATURES = 4
-"""Frames whose features a budget has room for."""
 
 
 def main(
@@ -46,7 +42,7 @@ def main(
         file = Path(folder) / "frames.json"
         file.write_text(json.dumps(_frames(opened, frames)), encoding="utf-8")
         for each in (bundle, *(other or ())):
-            budget = str(_budget(each, names))
+            budget = str(smallest_budget(each, names))
             for backend in ("native", "torch") if torch and each is bundle else ("native",):
                 ours = ["-m", f"{__package__}.ours", backend, str(each), budget, str(file)]
                 commands[f"{backend} {each.name}"] = ours
@@ -57,17 +53,10 @@ def main(
             commands["transformers, bfloat16"] = ["-m", f"{__package__}.dense", str(dense), most, str(file)]
         commands = {row: command for row, command in commands.items() if only in row}
         about = f"{len(names)} questions about each of {frames} frames; threads: {threads}"
-        about += f"; the budget of {bundle.name} is {format_size(_budget(bundle, names))}"
+        about += f"; the budget of {bundle.name} is {format_size(smallest_budget(bundle, names))}"
         check("questions", about, commands, json_)
         rows = in_turns(commands, times, threads)
     tell("questions", about, rows, "benchmarks.device.questions", json_)
-
-
-def _budget(bundle: Path, tasks: Sequence[str]) -> int:
-    """The smallest that does for each task, with room for the features of a few frames."""
-    pictures = Bundle.open(bundle).pictures
-    assert pictures is not None
-    return smallest_budget(bundle, tasks) + FEATURES * 4 * pictures.tokens * pictures.width
 
 
 def _frames(bundle: Bundle, count: int) -> list[list[tuple[str, str, str]]]:

@@ -23,6 +23,9 @@ _WARM = 2
 """Frames that aren't counted."""
 
 
+Figures = dict[str, float]
+
+
 class Question(NamedTuple):
     task: str
     image: str
@@ -34,11 +37,13 @@ Answer = Callable[[Question, int], str]
 
 
 def read_frames(file: Path) -> list[list[Question]]:
-    """The questions about each frame, by the file that `write_frames` wrote."""
+    """The questions about each frame, of a file that ``benchmarks.device.questions`` wrote."""
     return [[Question(*each) for each in frame] for frame in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def work(answer: Answer, most: int, grow: Grow, words: int, frames: list[list[Question]]) -> None:
+def work(
+    answer: Answer, most: int, grow: Grow, words: int, frames: list[list[Question]], more: Callable[[], Figures] = dict
+) -> None:
     """Print `FIRST` after the first answer, and in the end as JSON what was measured.
 
     Args:
@@ -47,6 +52,7 @@ def work(answer: Answer, most: int, grow: Grow, words: int, frames: list[list[Qu
         grow: of the task that answered last.
         words: ids are below it.
         frames: the questions about each; a frame of its own for the first tokens follows each that is asked about.
+        more: figures of the process's own, asked for behind the frames.
     """
     answer(frames[0][0], most)
     print(FIRST, flush=True)
@@ -54,7 +60,7 @@ def work(answer: Answer, most: int, grow: Grow, words: int, frames: list[list[Qu
     of_frames = [[_seconds(answer, each, most) for each in frame] for frame in asked]
     first_tokens = [_seconds(answer, frame[-1], 1) for frame in alone]
     counted = of_frames[_WARM:]
-    found = {
+    found = more() | {
         "ms_first_question": 1e3 * median(taken[0] for taken in counted),
         "ms_later_question": 1e3 * median(each for taken in counted for each in taken[1:]),
         "ms_frame": 1e3 * median(sum(taken) for taken in counted),

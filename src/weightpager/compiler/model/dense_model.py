@@ -38,7 +38,7 @@ from weightpager.compiler.model.paged_weights import (
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.picture_tower import TOWER, drop_captures, is_before_words, picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.compiler.task_file.sections import TaskSpec
+from weightpager.compiler.task_file.sections import TaskSpec, VisionSpec
 from weightpager.errors import CompileError
 from weightpager.readers.picture_reader import PictureReader
 from weightpager.transitions import Transitions
@@ -66,7 +66,7 @@ def check_config(directory: ModelDirectory, task_file: TaskFile) -> None:
 def _check_pictures(directory: ModelDirectory, task_file: TaskFile) -> None:
     """Refuse tasks that a picture tower can't serve, and settings of one where there is none."""
     if not has_picture_tower(directory.config):
-        if "vision" in task_file.model_fields_set:
+        if task_file.vision != VisionSpec():
             found = f"{directory.path}, {directory.config.model_type}"
             raise CompileError(f"vision: expected a model that reads pictures among its words, found {found}")
         return
