@@ -21,7 +21,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-import tiny
+from tests.support.models import tiny
 
 TowerName = Literal["clip", "siglip", "dinov2"]
 LanguageName = Literal["llama", "mistral", "qwen2"]
