@@ -163,8 +163,8 @@ class BaseBundle:
         if pictures.blocks == "own":
             return stated.model_copy(update={"blocks": "own"})
         weights = self.bundle.manifest.weights
-        kept = np.concatenate([self.keep[each.name][:, 0] for each in weights if each.layer < pictures.layers])
-        return VisionSpec(sparsity=float(1 - kept.mean()))
+        kept = [self.keep[each.name][:, 0] for each in weights if each.layer < pictures.layers]
+        return VisionSpec(sparsity=float(1 - np.concatenate(kept).mean()) if kept else None)
 
     def _refuse_other_settings(self, task_file: TaskFile) -> None:
         pictures, vision = self.bundle.pictures, task_file.vision
