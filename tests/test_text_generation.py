@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,10 +24,12 @@ from benchmarks.fuzz.sealing import rewrite_manifest
 from command import Command
 from json_lines import rows
 from running import serving
+from weightpager import evaluation
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Generate
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
+from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.format.manifest import TaskEntry
 from weightpager.bundle.held_out_places import held_out_file
 from weightpager.bundle.report.compile_report import read_report
@@ -36,7 +39,7 @@ from weightpager.evaluation import measure
 from weightpager.progress import silent
 from weightpager.server.scheduling.job import Event, TextFailed
 from weightpager.server.scheduling.settings import Settings
-from weightpager.task_data.held_out import read_held_out
+from weightpager.task_data.held_out import fingerprint, read_held_out
 
 RECOVER = {"method": "finetune", "steps": 8, "batch": 8}
 
@@ -257,6 +260,21 @@ def test_held_out_data_of_another_form_is_refused(clerk: Path, folder: Path) -> 
         other = folder / "twice.eval.jsonl"
         with pytest.raises(CompileError, match="expected prompts of the form plain, as the task was compiled with"):
             read_held_out(engine.bundle.task("after"), other, engine.reader(), 16, 32)
+
+
+def test_held_out_rows_are_known_by_their_file_whatever_other_columns_name(
+    clerk: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0.png").write_bytes(b"any")
+    moved = tmp_path / "after.jsonl"
+    moved.write_text("".join(json.dumps(row | {"image": "0.png"}) + "\n" for row in rows(folder / "after.eval.jsonl")))
+    known = Mock(wraps=evaluation.fingerprint)
+    monkeypatch.setattr(evaluation, "fingerprint", known)
+    with wp.Engine.from_pretrained(clerk) as engine:
+        task = engine.bundle.task("after")
+        evaluation._held_out(engine.bundle, task, moved, engine.reader(), engine.limits.vocab_size)
+    (call,) = known.call_args_list
+    assert fingerprint(*call.args, **call.kwargs) == hash_file(moved).blake3
 
 
 def test_held_out_words_that_the_model_lacks_are_refused(clerk: Path, folder: Path) -> None:

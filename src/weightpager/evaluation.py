@@ -207,4 +207,5 @@ def _held_out(
             f"'weightpager eval --data {entry.name}=FILE'"
         )
     batches = read_held_out(entry, path, reader, vocab_size, EVAL_BATCH)
-    return batches, fingerprint(path, entry.name, entry.kind, (stated.text, stated.label)) == stated.blake3
+    columns, among_words = (stated.text, stated.label), bundle.pictures is not None
+    return batches, fingerprint(path, entry.name, entry.kind, columns, among_words=among_words) == stated.blake3

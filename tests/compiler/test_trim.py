@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
@@ -269,6 +272,44 @@ def test_the_command(tmp_path: Path, weightpager: Command) -> None:
     assert "tokens: expected at least 260" in few.err
 
 
+def test_ids_inside_other_settings_are_renumbered_too() -> None:
+    extra = {"audio_token_id": 5, "parts": [{"bad_token_ids": [[5, 6], 7]}], "id2label": {"x_token_id": 5}}
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, extra=extra
+    )
+    assert vocabulary_tables.named_ids(config, "here") >= {5, 6, 7}
+    model = LlamaForCausalLM(config).eval()
+    vocabulary_tables.keep_rows(model, {1: 0, 2: 1, 5: 2, 6: 3, 7: 4}, "here")
+    assert config.extra == {
+        "audio_token_id": 2,
+        "parts": [{"bad_token_ids": [[2, 3], 4]}],
+        "id2label": extra["id2label"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"x_token_id": {"a": 1}}, "here: x_token_id: expected ids of tokens, found {'a': 1}"),
+        ({"part": {"x_token_id": "five"}}, "here: part.x_token_id: expected ids of tokens, found 'five'"),
+        ({"x_token_ids": [1, True]}, "here: x_token_ids: expected ids of tokens, found True"),
+        ({"x_token_index": 1.0}, "here: x_token_index: expected ids of tokens, found 1.0"),
+    ],
+)
+def test_what_names_no_ids_where_some_should_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompileError, match=re.escape(message)):
+        vocabulary_tables.ids_in(settings, "here")
+    with pytest.raises(CompileError, match=re.escape(message)):
+        vocabulary_tables.renumbered(settings, {1: 0}, "here")
+
+
+def test_lists_of_lists_name_ids() -> None:
+    settings = {"bad_token_ids": [[1, 2], []], "pad_token_id": None, "eos_token_id": -1}
+    assert vocabulary_tables.ids_in(settings, "here") == {-1, 1, 2}
+    renumbered = vocabulary_tables.renumbered(settings, {2: 1}, "here")
+    assert renumbered == {"bad_token_ids": [[1, 1], []], "pad_token_id": None, "eos_token_id": -1}
+
+
 @pytest.mark.parametrize("most", [None, 300])
 def test_pictures_stay_in_their_places(tmp_path: Path, most: int | None) -> None:
     """The placeholder's number is named by other keys than texts' tokens, some inside the language model's settings."""
@@ -282,6 +323,8 @@ def test_pictures_stay_in_their_places(tmp_path: Path, most: int | None) -> None
     whole = tiny_llava.llava(tmp_path / "llava")
     tiny_llava.model(config).save_pretrained(whole)
     reads.save_pretrained(whole)
+    processor = {"processor_class": "LlavaProcessor", "image_token_id": place, "more": {"unused_token_id": place - 1}}
+    (whole / "processor_config.json").write_text(json.dumps(processor))
     tasks = {
         "animal": tiny_llava.asking(tmp_path, "animal", {"red": "the red fox", "blue": "the green hill"}, 8)
         | {"max_length": 64}
@@ -295,6 +338,9 @@ def test_pictures_stay_in_their_places(tmp_path: Path, most: int | None) -> None
     assert (after.config.image_token_id, after.config.text_config.image_token_id) == (new, new)
     assert after.config.text_config.vocab_size == found.after == len(again)
     assert (small / "preprocessor_config.json").is_file()
+    unused = again.convert_tokens_to_ids(reads.convert_ids_to_tokens(place - 1))
+    numbers = {"image_token_id": new, "more": {"unused_token_id": unused}}
+    assert json.loads((small / "processor_config.json").read_text()) == processor | numbers
     prompt = tiny_llava.IMAGE * tiny_llava.TOKENS + "the red fox"
     pixels = torch.randn(1, 3, tiny_llava.SIDE, tiny_llava.SIDE)
     number = reads.get_vocab()

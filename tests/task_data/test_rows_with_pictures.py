@@ -16,11 +16,12 @@ from test_completions import reader as text_reader
 import tiny_pictures
 from tiny_pictures import IMAGE, content, url
 from weightpager.answers.kinds import IGNORED
+from weightpager.bundle.files.entry import hash_file
 from weightpager.compiler import data
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
-from weightpager.task_data import held_out
+from weightpager.task_data import held_out, row_pictures
 from weightpager.task_data.completions import CompletionExample, CompletionReader
 
 BEGIN, END = 2, 3
@@ -243,6 +244,25 @@ def test_held_out_data_is_known_by_its_pictures_too(path: Path, row: dict[str, A
     assert known() != first
     (path.parent / "0.png").write_bytes(content(0))
     assert known() == first
+
+
+def test_a_model_of_texts_looks_at_no_picture_of_its_rows(path: Path) -> None:
+    path.write_text(json.dumps({"prompt": "red", "completion": "cat", "image": "0.png"}))
+    assert held_out.fingerprint(path, "data", "text-generation", COLUMNS) != hash_file(path).blake3
+    alone = held_out.fingerprint(path, "data", "text-generation", COLUMNS, among_words=False)
+    assert alone == hash_file(path).blake3
+
+
+@pytest.mark.parametrize("text", ['{"\\u0069mage": "0.png"}', '{"prompt": "' + "x" * 2**20 + '", "image": "0.png"}'])
+def test_columns_of_pictures_are_found_however_they_are_written(path: Path, text: str) -> None:
+    path.write_text(text)
+    assert held_out.fingerprint(path, "data", "text-generation", COLUMNS) != hash_file(path).blake3
+
+
+def test_rows_that_say_nothing_of_pictures_are_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(json.dumps({"prompt": "red", "completion": "cat"}))
+    monkeypatch.setattr(row_pictures, "_files", lambda _path: pytest.fail("they were read"))
+    assert held_out.fingerprint(path, "data", "text-generation", COLUMNS) == hash_file(path).blake3
 
 
 def test_texts_are_known_by_their_file_alone(path: Path) -> None:

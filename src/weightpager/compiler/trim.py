@@ -7,7 +7,6 @@ tasks use part of it (vocabulary trimming: Ushio et al. 2023, arXiv 2305.15020).
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from weightpager.backends.torch.architecture import has_picture_tower, quiet_tra
 from weightpager.backends.torch.export import free_target, refusals
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format.manifest import TaskKind
-from weightpager.bundle.settings import GENERATION, IMAGES, PROCESSOR, TOKENIZER, TOKENIZER_FILE
+from weightpager.bundle.settings import CONFIG, GENERATION, IMAGES, PROCESSOR, TOKENIZER, TOKENIZER_FILE
 from weightpager.compiler.byte_pairs import BytePairs
 from weightpager.compiler.data import TransformersTokens, classes, reader_of
 from weightpager.compiler.model.checkpoint import Checkpoint
@@ -70,7 +69,7 @@ _OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spi
 
 
 _OF_PICTURES = (IMAGES, PROCESSOR)
-"""Files that say how pictures are read, and in which places of a text they stand: no token's number is in them."""
+"""Files that say how pictures are read, and in which places of a text they stand; tokens may be named in them, too."""
 
 Texts = Mapping[str, list[Sequence[int]]]
 """Task → its texts, as token ids."""
@@ -137,7 +136,10 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         texts = dict(_read(task_file, "train", tokenizer, pictures, progress))
         before = dict(_read(task_file, "eval", tokenizer, pictures, progress))
         seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
-        kept = pairs.kept(seen, named_ids(directory.config) | ids_in(generation), most)
+        others = {GENERATION: generation, **_of_pictures(directory)}
+        named = named_ids(directory.config, str(directory.path / CONFIG))
+        named = named.union(*(ids_in(values, str(directory.path / name)) for name, values in others.items()))
+        kept = pairs.kept(seen, named, most)
         words = directory.config.get_text_config().vocab_size
         check_known(tokenizer, kept[-1], words, str(directory.path))
         new = {number: place for place, number in enumerate(kept)}
@@ -146,15 +148,12 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         with new_directory(target, partial(refusals, target), replace=False) as temporary:
             with refusals(target):
                 model.save_pretrained(temporary)
-                if generation:
-                    text = json.dumps(renumbered(generation, new), indent=2) + "\n"
-                    (temporary / GENERATION).write_text(text, encoding="utf-8")
-                else:
-                    (temporary / GENERATION).unlink(missing_ok=True)
                 _write_tokenizer(temporary, tokenizer, pairs, new)
-                for name in _OF_PICTURES if has_picture_tower(directory.config) else ():
-                    if (directory.path / name).is_file():
-                        shutil.copyfile(directory.path / name, temporary / name)
+                (temporary / GENERATION).unlink(missing_ok=True)  # transformers writes what it holds for usual
+                for name, values in others.items():
+                    if values:
+                        text = json.dumps(renumbered(values, new, name), indent=2) + "\n"
+                        (temporary / name).write_text(text, encoding="utf-8")
             directory = ModelDirectory.open(temporary)
             smaller = directory.tokenizer()
             pictures = _pictures(directory, model, smaller)
@@ -198,6 +197,13 @@ def _pictures(directory: ModelDirectory, model: PreTrainedModel, tokenizer: Any)
     images, path = directory.images(), directory.path
     pictures = call(path, pictures_of, model, tokenizer, images.shape, path)
     return cast(PictureReader, call(path, picture_reader, images, pictures))
+
+
+def _of_pictures(directory: ModelDirectory) -> dict[str, Any]:
+    """The settings, by file, of how pictures are read; none where the model has no tower."""
+    names = _OF_PICTURES if has_picture_tower(directory.config) else ()
+    files = {name: directory.path / name for name in names}
+    return {name: call(file, json.loads, file.read_bytes()) for name, file in files.items() if file.is_file()}
 
 
 def _model(directory: ModelDirectory) -> PreTrainedModel:

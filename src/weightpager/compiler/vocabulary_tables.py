@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.errors import CompileError
+from weightpager.errors import CompileError, shown
 
 _PROBE = 16
 """Tokens on which a model with fewer rows has to compute what it did."""
@@ -31,13 +31,13 @@ def keep_rows(model: PreTrainedModel, new: Mapping[int, int], where: str) -> Non
     logits of others. ``new`` has new ids by old ones; both rise.
 
     Raises:
-        CompileError: it isn't so: the model needs the tokens' old numbers.
+        CompileError: it isn't so: the model needs the tokens' old numbers; or its settings name tokens by no numbers.
     """
     kept = torch.tensor(list(new))
     places = torch.linspace(0, len(kept) - 1, _PROBE).long()
     before = _logits(model, kept[places])[:, kept]
     _keep(model, kept)
-    _renumber(model.config, new)
+    _renumber(model.config, new, where)
     if not torch.allclose(before, _logits(model, places), rtol=1e-3, atol=1e-3):
         raise CompileError(
             f"{where}: expected a model that knows tokens by their rows of its tables alone, found one that computes "
@@ -52,45 +52,61 @@ def row_parameters(model: PreTrainedModel) -> int:
     return width if head.weight is table.weight else 2 * width
 
 
-def named_ids(config: PretrainedConfig) -> set[int]:
-    """The token ids that a configuration names, such as that of the end of a text."""
-    return ids_in(config.to_dict()) | ids_in(config.get_text_config().to_dict())
+def named_ids(config: PretrainedConfig, where: str) -> set[int]:
+    """The token ids that a configuration names, such as that of the end of a text; errors are those of `ids_in`."""
+    return ids_in(config.to_dict(), where) | ids_in(config.get_text_config().to_dict(), where)
 
 
-def ids_in(settings: Mapping[str, Any]) -> set[int]:
-    """The token ids that settings name, under any key and at any depth."""
+def ids_in(settings: Mapping[str, Any], where: str) -> set[int]:
+    """The token ids that settings name, under any key and at any depth. Errors speak of ``where``.
+
+    Raises:
+        CompileError: something else stands under such a key.
+    """
     found: set[int] = set()
-    for value in _named(settings).values():
-        found |= set(value if isinstance(value, list) else [value])
-    for part in _parts(settings).values():
-        found |= ids_in(part)
+
+    def note(number: int) -> int:
+        found.add(number)
+        return number
+
+    _replaced(settings, note, where)
     return found
 
 
-def renumbered(settings: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
-    """Settings with the token ids that they name by the new ones; what no token has stays."""
-    changed = {
-        key: [new.get(each, each) for each in value] if isinstance(value, list) else new.get(value, value)
-        for key, value in _named(settings).items()
+def renumbered(settings: Mapping[str, Any], new: Mapping[int, int], where: str) -> dict[str, Any]:
+    """Settings with the token ids that they name by the new ones; what no token has stays. Errors as of `ids_in`."""
+    return _replaced(settings, lambda number: new.get(number, number), where)
+
+
+def _replaced(settings: Mapping[str, Any], number: Callable[[int], int], where: str, at: str = "") -> dict[str, Any]:
+    """Settings with something else in place of each token id."""
+
+    def of(value: Any, path: str, *, names: bool) -> Any:
+        if isinstance(value, list):
+            return [of(each, path, names=names) for each in value]
+        if not names:
+            return _replaced(value, number, where, f"{path}.") if isinstance(value, dict) else value
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise CompileError(f"{where}: {path}: expected ids of tokens, found {shown(value)}")
+        return number(value)
+
+    return {
+        key: value if key in _OTHER_NAMES else of(value, f"{at}{key}", names=bool(_NAMES.fullmatch(str(key))))
+        for key, value in settings.items()
     }
-    return {**settings, **changed, **{key: renumbered(part, new) for key, part in _parts(settings).items()}}
 
 
-def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if _NAMES.fullmatch(key) and value is not None}
-
-
-def _parts(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {key: value for key, value in settings.items() if isinstance(value, dict) and key not in _OTHER_NAMES}
-
-
-def _renumber(config: PretrainedConfig, new: Mapping[int, int]) -> None:
+def _renumber(config: PretrainedConfig, new: Mapping[int, int], where: str) -> None:
     text = config.get_text_config()
     for part in {id(part): part for part in (config, text)}.values():
         if part is text or hasattr(part, "vocab_size"):
             part.vocab_size = len(new)
-        for key, value in renumbered(_named(part.to_dict()), new).items():
-            setattr(part, key, value)
+        stated = {key: value for key, value in part.to_dict().items() if key not in part.sub_configs}
+        for key, value in renumbered(stated, new, where).items():
+            if value != stated[key]:
+                setattr(part, key, value)
 
 
 def _keep(model: PreTrainedModel, kept: Tensor) -> None:

@@ -100,15 +100,23 @@ def checked_labels(
     return texts.checked_labels(rows, path, where, *columns, most)
 
 
-def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:
+def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str], *, among_words: bool = True) -> str:
     """A hash of a task's data in a file, and of all the images that it names.
+
+    Args:
+        path: of the data.
+        where: what errors speak of.
+        kind: of the task.
+        columns: of inputs and labels.
+        among_words: whether the model reads pictures among its words, or may; another one looks at none that rows name.
 
     Raises:
         CompileError: an image isn't there, or a file can't be read.
     """
     if FORMS[kind].images:
         return images.fingerprint(path, where, *columns)
-    return row_pictures.fingerprint(path, where) if FORMS[kind].picture_model else hashed(path, where)
+    looks = among_words and FORMS[kind].picture_model
+    return row_pictures.fingerprint(path, where) if looks else hashed(path, where)
 
 
 def split_label(name: str, split: str, path: Path) -> str:

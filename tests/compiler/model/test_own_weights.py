@@ -17,6 +17,7 @@ from torch.func import functional_call
 from transformers import BertForSequenceClassification, BertModel
 
 import tiny
+import tiny_llava
 import tiny_models
 import weightpager as wp
 from weightpager.backends.torch.architecture import BASE, quiet_transformers
@@ -210,6 +211,22 @@ def test_refuses_a_checkpoint_that_numbers_words_otherwise(tmp_path: Path) -> No
     tiny_models.tokenizer().save_pretrained(tmp_path / "animal")
     with pytest.raises(CompileError, match="expected the model's tokenizer, found one with another vocabulary"):
         load(entries)
+
+
+def test_refuses_a_checkpoint_that_reads_pictures_otherwise(tmp_path: Path) -> None:
+    entries = tiny_llava.watcher(tmp_path, pictures=False, recover="none")
+    folder = tiny_llava.llava(tmp_path / "animal")
+    entries["tasks"] = {"animal": entries["tasks"]["animal"] | {"checkpoint": str(folder)}}
+    file = folder / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"processor_class": "LlavaProcessor"}))
+    assert load(entries).pictures is not None
+    file.write_text(json.dumps(settings | {"image_mean": [0.5, 0.5, 0.5]}))
+    expected = r"animal.checkpoint .*: expected the model's image processor with image_mean .*0\.48.*, found .*0\.5"
+    with pytest.raises(CompileError, match=expected):
+        load(entries)
+    file.unlink()
+    assert load(entries).pictures is not None
 
 
 @pytest.mark.parametrize("key", ["head", "checkpoint"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -15,6 +17,7 @@ from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import tiny
+import tiny_llava
 from sparse import copied, masks_of
 from weightpager.compiler import data as task_data
 from weightpager.compiler.data import Batch
@@ -183,6 +186,29 @@ def test_a_refit_for_other_masks_is_done_again(
         told = Mock()
         refit(dense, copied(dense), masks, batches, Journal(tmp_path / "j", "one"), told)
         assert told.called == done_again
+
+
+def test_a_towers_hidden_states_are_gone_before_those_of_words_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources.load(from_dict(tiny_llava.watcher(tmp_path)))
+    made: list[tuple[range, weakref.ref[LayerStream]]] = []
+
+    class Watched(LayerStream):
+        def __init__(self, *arguments: Any, part: range, **options: Any) -> None:
+            assert [other for other, stream in made if other != part and stream() is not None] == []
+            super().__init__(*arguments, part=part, **options)
+            made.append((part, weakref.ref(self)))
+
+    monkeypatch.setattr(closed_form, "LayerStream", Watched)
+    file = source.task_file
+    batches = {}
+    for name, spec in file.tasks.items():
+        length, pictures = file.max_length_of(name), source.picture_reader
+        data = task_data.load(name, spec, source.tokenizer, (), length, pictures=pictures)
+        batches[name] = data.calibration(4, 2)
+    refit(source, copied(source), masks_of(source, 0.6, seed=0), batches, Journal.none(), lambda _done, _total: None)
+    assert {part for part, _ in made} == set(source.stretches)
 
 
 def killing(layers_done: int) -> Callable[[int, int], None]:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import tiny
+import tiny_llava
 from tiny_models import jsonl
 from weightpager.answers.score import Score
+from weightpager.bundle.files.entry import hash_file
 from weightpager.compiler.fit import _energies
 from weightpager.compiler.model.dense_model import load
 from weightpager.compiler.model.task_weights import TaskWeights
@@ -58,6 +60,18 @@ def test_tasks_of_a_base_come_first_and_choose_nothing(tmp_path: Path) -> None:
     wanted, found = choose_blocks(alone).masks, choose_blocks(added).masks
     assert found.tasks == wanted.tasks
     assert all(np.array_equal(keep, found.keep[name]) for name, keep in wanted.keep.items())
+
+
+def test_held_out_rows_of_a_model_of_texts_are_known_by_their_file(tmp_path: Path) -> None:
+    model = tiny.llama(tmp_path / "llama")
+    tiny_llava.tokenizer().save_pretrained(model)
+    content = tiny_llava.watcher(tmp_path, model=str(model))
+    content["tasks"] = {"animal": content["tasks"]["animal"]}
+    source = load(from_dict(content))
+    found = Prepared(source, _load_data(source), {"animal": Score("accuracy", 0.0, 1)}, _energies(source))
+    (entry,) = found.entries()
+    assert entry.eval is not None
+    assert entry.eval.blake3 == hash_file(tmp_path / "animal.eval.jsonl").blake3
 
 
 def test_only_settings_of_a_task_file_can_change(tmp_path: Path) -> None:

@@ -146,6 +146,8 @@ class ModelDirectory:
     def check_same(self, model: ModelDirectory, reads: Any, where: str) -> None:
         """Refuse a checkpoint's directory whose weights would compute something else in the model's place.
 
+        ``reads`` is the model's tokenizer, or its image reader where tasks read images.
+
         Raises:
             CompileError: another architecture, or a tokenizer or image processor of its own that reads otherwise.
         """
@@ -153,7 +155,10 @@ class ModelDirectory:
         if isinstance(reads, TransformersImageReader):
             if self._has_images():
                 _check_same_pixels(reads, self.images(), where)
-        elif self._has_tokenizer() and self.tokenizer().get_vocab() != reads.get_vocab():
+            return
+        if has_picture_tower(model.config) and self._has_images():
+            _check_same_pixels(model.images(), self.images(), where)
+        if self._has_tokenizer() and self.tokenizer().get_vocab() != reads.get_vocab():
             raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
 
     def _has_images(self) -> bool:

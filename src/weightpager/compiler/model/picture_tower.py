@@ -22,7 +22,7 @@ from weightpager.backends.torch.architecture import (
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.task_file.sections import TowerBlocks
-from weightpager.errors import CompileError
+from weightpager.errors import CompileError, shown
 from weightpager.readers.picture_reader import PictureReader
 
 TOWER = f"{BASE}vision_tower."
@@ -51,10 +51,11 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
     """The same configuration, in place, with those of the tower's layers that some feature passes; features stay.
 
     Raises:
-        ValueError: features aren't behind any of its layers.
+        ValueError: features aren't behind any of its layers, or its pictures have no whole patches.
     """
     if not has_picture_tower(config):
         return config
+    _check_patches(config.vision_config)
     layers, tower = feature_layers(config), config.vision_config
     last = max(layers)
     if last == 0:
@@ -71,6 +72,21 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
         config.vision_config = type(tower).from_dict(kept | changes)
     config.vision_feature_layer = layers[0] if isinstance(config.vision_feature_layer, int) else list(layers)
     return config
+
+
+def _check_patches(tower: PretrainedConfig) -> None:
+    """Refuse a tower that no whole patch fits into.
+
+    Raises:
+        ValueError: it is such a one.
+    """
+    size = tower.image_size
+    sides = size if isinstance(size, (list, tuple)) and size else (size,)
+    if not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"vision_config.image_size: expected a positive integer, found {shown(size)}")
+    patch, most = tower.patch_size, min(sides)
+    if not isinstance(patch, int) or not 1 <= patch <= most:
+        raise ValueError(f"vision_config.patch_size: expected an integer of 1 to {most}, found {shown(patch)}")
 
 
 def pictures_of(

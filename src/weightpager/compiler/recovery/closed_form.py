@@ -215,9 +215,8 @@ def refit(
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
     """
     refitted, layers = _resume(sparse, masks, journal), max(info.layer for info in dense.paged) + 1
-    for part in dense.stretches:
-        if refitted >= part.stop:
-            continue
+
+    def pass_through(part: range) -> None:  # with it go the stretch's hidden states, before the next ones are made
         work = _Refit(dense, sparse, masks, _streams(dense, sparse, masks, batches, part), encoding)
         for layer in part:
             if layer >= refitted:
@@ -226,6 +225,10 @@ def refit(
             if layer >= refitted and (journal.due() or layer + 1 == layers):
                 journal.write(STAGE, layer + 1, _state(sparse, masks))
             progress(layer + 1, layers)
+
+    for part in dense.stretches:
+        if refitted < part.stop:
+            pass_through(part)
 
 
 def _streams(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from weightpager.answers.score import Score
@@ -75,6 +76,7 @@ class Prepared:
     def entries(self) -> tuple[TaskEntry, ...]:
         """The tasks as the manifest lists them."""
         task_file = self.task_file
+        hashed = partial(fingerprint, among_words=self.source.pictures is not None)
         return tuple(
             TaskEntry(
                 name=name,
@@ -85,7 +87,7 @@ class Prepared:
                 dense=_entry(self.dense[name]),
                 eval=EvalData(
                     file=str(spec.eval.absolute()),
-                    blake3=fingerprint(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns),
+                    blake3=hashed(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns),
                     text=spec.columns[0],
                     label=spec.columns[1],
                     items=spec.items,
