@@ -171,6 +171,28 @@ def test_a_repair_and_a_reload_drop_what_was_computed(engine: wp.Engine) -> None
     assert counts(engine) == (1, 3)
 
 
+def test_a_repair_that_fails_drops_what_was_computed(engine: wp.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.generate("animal", "red", [frame(1)])
+
+    def repair() -> list[int]:
+        raise wp.errors.StoreError("the second of two damaged pages can't be read")
+
+    monkeypatch.setattr(engine._open.page_check, "repair", repair)
+    with pytest.raises(wp.errors.StoreError):
+        engine.repair()
+    engine.generate("animal", "red", [frame(1)])
+    assert counts(engine) == (0, 2)
+
+
+def test_a_closed_engine_keeps_no_features(watcher_bundle: Path) -> None:
+    engine = wp.load(watcher_bundle)
+    engine.generate("animal", "red", [frame(1)])
+    engine.close()
+    features = engine.report().features
+    assert features is not None
+    assert (features.kept, features.bytes) == (0, 0)
+
+
 def test_a_tower_of_each_task_has_features_of_its_own(watcher_bundle: Path) -> None:
     with wp.load(watcher_bundle) as engine:
         opened, asked = engine._open, list[str]()
@@ -224,7 +246,7 @@ def test_models_of_texts_alone_say_so(writer_bundle: Path) -> None:
         ):
             engine.generate("animals", "red", [frame(1)])
         assert engine.report().features is None
-        assert engine.report().memory.features == 0
+        assert engine.report().memory.features is None
         assert (
             engine.generate("animals", "red", max_new_tokens=2)
             == engine.predict("animals", ["red"], max_new_tokens=2)[0]

@@ -136,10 +136,16 @@ def test_an_application_that_cannot_be(writer_bundle: Path, arguments: dict[str,
 
 
 def test_a_server_without_a_budget_gets_what_its_engine_takes(wordy_bundle: Path) -> None:
-    [servers, _] = app(wordy_bundle)._bound_deployment.init_args
+    [servers, *_] = app(wordy_bundle)._bound_deployment.init_args
     reserved = servers._bound_deployment.ray_actor_options["memory"]
     with wp.Engine.from_pretrained(wordy_bundle) as engine:
         assert reserved == engine.report().budget + (400 << 20)
+
+
+def test_a_server_has_room_for_two_bodies_with_pictures(watcher_bundle: Path) -> None:
+    [servers, _, most] = app(watcher_bundle, "1MiB")._bound_deployment.init_args
+    reserved = servers._bound_deployment.ray_actor_options["memory"]
+    assert reserved == (1 << 20) + (400 << 20) + 2 * 3 * (most - (1 << 20))
 
 
 def test_answers_are_those_of_one_server(cluster: Cluster, writer_bundle: Path) -> None:

@@ -17,7 +17,10 @@ from PIL import Image
 import tiny
 import weightpager as wp
 from running import Running, serving
+from weightpager.errors import ConfigError
+from weightpager.machine import packages
 from weightpager.server.inputs.picture_inputs import MOST_PICTURE_BYTES, MOST_PICTURES
+from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Policy, Settings
 
 
@@ -117,6 +120,14 @@ def test_five_questions_about_a_frame_run_the_tower_once(watcher_bundle: Path, f
         for line in ("features 1.0", "feature_bytes 768.0", "feature_hits_total 4.0", "feature_misses_total 1.0"):
             assert f"\nweightpager_{line}\n" in metrics
         assert 'weightpager_memory_bytes{purpose="features"} 12288.0' in metrics
+
+
+def test_servers_of_texts_alone_show_no_features(writer: Running) -> None:
+    with writer.http() as client:
+        assert "features" not in client.get("/status").json()["memory"]
+        metrics = client.get("/metrics").text
+    assert 'purpose="rows"' in metrics
+    assert "feature" not in metrics
 
 
 def test_prompts_with_and_without_pictures_run_together(watcher_bundle: Path, files: list[Path]) -> None:
@@ -247,6 +258,27 @@ def test_a_picture_that_a_small_body_has_no_room_for_fits(watcher: Running) -> N
 def test_texts_may_not_be_larger_where_bodies_have_room_for_pictures(watcher: Running) -> None:
     error = refused(watcher, {"model": "animal", "prompt": "red " * 2**20}, "completions")
     assert "characters together" in error["message"]
+
+
+def test_large_bodies_are_pictures_of_whoever_brings_the_token(watcher_bundle: Path) -> None:
+    token = "t" * 16
+    picture = data_url(encoded(Image.effect_noise((1200, 1200), 90)))
+    numbers = b'{"model": "number", "prompt": [' + b"1," * 2**20 + b"1]}"
+    with serving(watcher_bundle, Settings(token=token)) as running, running.http() as client:
+        for path in ("chat/completions", "completions"):
+            assert client.post(f"/v1/{path}", content=numbers).status_code == 401
+        client.headers["authorization"] = f"Bearer {token}"
+        answer = client.post("/v1/completions", content=numbers)
+        assert answer.status_code == 413
+        assert "to be pictures in base64, with at most 524288 of the characters [ { , in it" in answer.text
+        assert client.post("/v1/embeddings", content=numbers).status_code == 413
+        assert client.post("/v1/chat/completions", json=asking(part(picture), words("red"))).status_code == 200
+
+
+def test_a_server_without_pillow_says_so_when_it_starts(watcher_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda package: package != "PIL")
+    with wp.load(watcher_bundle) as engine, pytest.raises(ConfigError, match=r"weightpager\[images\]"):
+        Service(engine, Settings())
 
 
 def test_requests_take_as_many_places_as_they_have_pictures(watcher_bundle: Path, files: list[Path]) -> None:

@@ -506,7 +506,7 @@ class Engine:
 
     @uninterrupted
     def close(self) -> None:
-        """Drop queued loads, finish those in flight and close the bundle's files.
+        """Drop queued loads and pictures' features, finish loads in flight and close the bundle's files.
 
         Modules must not be called any more. Whoever waits for a load gets an `EngineClosedError`. In a process that was
         forked nothing happens: threads and files are its parent's.
@@ -524,6 +524,7 @@ class Engine:
             closing.callback(self.deactivate)
             closing.callback(self.monitor.close)
             closing.callback(self._readers.close)
+            closing.callback(self._memory.features.clear)
             closing.callback(self._residency.close)
             if self._prefetching is not None:
                 closing.callback(self._prefetching.close)
@@ -619,9 +620,12 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        repaired = self._open.page_check.repair()
-        if repaired:
-            self._memory.features.clear()  # of pictures that were computed with the damage
+        repaired: list[int] | None = None
+        try:
+            repaired = self._open.page_check.repair()
+        finally:
+            if repaired != []:  # also where it raised: some pages may have been mended, others not
+                self._memory.features.clear()  # of pictures that were computed with the damage
         return repaired
 
     @uninterrupted

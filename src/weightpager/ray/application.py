@@ -20,11 +20,15 @@ from weightpager.ray.task_router import Routing
 from weightpager.routing import Fairness
 from weightpager.runtime.budget import largest_budget
 from weightpager.server.inputs.picture_inputs import body_bytes
+from weightpager.server.middleware import LARGE_TOGETHER
 from weightpager.server.scheduling.settings import Settings
 
 _BESIDE = 400 << 20
 """Bytes of a server's process beside the budget: Python, Ray, libraries. Ray is told of them, so that it places no more
 servers on a machine than it has room for."""
+
+_OF_A_BODY = 3
+"""How often what a large body holds is in memory: the body itself, its texts, and the files that these encode."""
 
 _UNBOUNDED = 1_000_000
 """Requests that Serve may have under way at a server: the server has a bounded queue of its own, and says 429."""
@@ -77,9 +81,11 @@ def app(
     path = Path(bundle).absolute()
     opened = Bundle.open(path)
     weights = largest_budget(opened) if budget is None else parse_size(budget, "budget")
+    most_body = body_bytes(settings.body_bytes, opened.pictures)
+    bodies = LARGE_TOGETHER * _OF_A_BODY * (most_body - settings.body_bytes)
     servers = serve.deployment(
         name="servers",
-        ray_actor_options={"num_cpus": cpus, "memory": weights + _BESIDE},
+        ray_actor_options={"num_cpus": cpus, "memory": weights + _BESIDE + bodies},
         max_ongoing_requests=_UNBOUNDED,
         graceful_shutdown_timeout_s=settings.grace,
         health_check_period_s=2.0,
@@ -97,7 +103,7 @@ def app(
         graceful_shutdown_timeout_s=settings.grace + _LAST,
     )(Gateway)
     server = servers.bind(str(path), settings, max(1, int(cpus)), {"budget": budget, **options})
-    return gateway.bind(server, settings, body_bytes(settings.body_bytes, opened.pictures))
+    return gateway.bind(server, settings, most_body)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
@@ -112,7 +113,8 @@ class Gateway:
         self._servers = servers.options(stream=True)
         self._settings = settings
         usual = settings.body_bytes
-        self._limited = BodyLimit(self.forward, most=most_body or usual, seconds=BODY_SECONDS, usual=usual)
+        may = partial(allowed, settings=settings)
+        self._limited = BodyLimit(self.forward, most=most_body or usual, seconds=BODY_SECONDS, usual=usual, may=may)
 
     async def __call__(self, request: Request) -> Response:
         """The response, which Serve runs as an ASGI application."""

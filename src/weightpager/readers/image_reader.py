@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -125,6 +126,21 @@ def check_effort(content: bytes) -> None:
         texts = content.count(b"zTXt") + content.count(b"iTXt")
         if texts > _MOST_PACKED_TEXTS:
             raise ImageError(f"expected a PNG with at most {_MOST_PACKED_TEXTS} compressed texts, found {texts}")
+
+
+def from_base64(text: str, expected: str) -> bytes:
+    """The content of a file, which isn't opened yet.
+
+    Raises:
+        ImageError: the text isn't what is expected, such as "base64 in the data URL"; or the file takes too long to be
+            read.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+    except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
+        raise ImageError(f"expected {expected}: {error}") from error
+    check_effort(content)
+    return content
 
 
 def framed(frame: Frame, most_pixels: int) -> PilImage:

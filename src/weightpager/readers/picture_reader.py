@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -25,9 +24,9 @@ from weightpager.readers.image_reader import (
     MOST_OF_A_PATH,
     MOST_PIXELS,
     Frame,
-    check_effort,
     check_pillow,
     framed,
+    from_base64,
     opened,
 )
 from weightpager.readers.picture import Picture
@@ -210,12 +209,7 @@ def content_of(url: str) -> bytes:
         )
     if len(url) > MOST_URL:
         raise ImageError(f"expected a data URL of at most {MOST_URL} characters, found {len(url)}")
-    try:
-        content = base64.b64decode(url[start.end() :], validate=True)
-    except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
-        raise ImageError(f"expected base64 in the data URL: {error}") from error
-    check_effort(content)
-    return content
+    return from_base64(url[start.end() :], "base64 in the data URL")
 
 
 def is_url(text: str) -> bool:

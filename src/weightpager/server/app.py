@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -11,6 +12,7 @@ from fastapi.routing import APIRoute
 from weightpager import __version__
 from weightpager.server.middleware import BODY_SECONDS, BodyLimit, RequestLog
 from weightpager.server.routes import admin_routes, encoding_routes, errors, generation_routes, watch_routes
+from weightpager.server.routes.exchange import allowed
 from weightpager.server.scheduling.service import Service
 
 
@@ -44,7 +46,13 @@ def create_app(service: Service) -> FastAPI:
     errors.register(app, service.retry_after())
     for router in routers:
         app.include_router(router)
-    usual, most = service.settings.body_bytes, service.body_bytes
-    app.add_middleware(BodyLimit, most=most, seconds=BODY_SECONDS, usual=usual)
+    settings = service.settings
+    app.add_middleware(
+        BodyLimit,
+        most=service.body_bytes,
+        seconds=BODY_SECONDS,
+        usual=settings.body_bytes,
+        may=partial(allowed, settings=settings),
+    )
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app

@@ -225,7 +225,8 @@ def _figures(report: Any) -> Iterator[Metric]:
                 metric.name, metric.words, labels=[metric.by] if metric.by else []
             )
             for part, number in asdict(value).items() if metric.by else [(None, value)]:
-                family.add_metric([part] if part else [], number)
+                if number is not None:
+                    family.add_metric([part] if part else [], number)
             yield family
         elif is_dataclass(value):
             yield from _figures(value)

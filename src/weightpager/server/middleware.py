@@ -7,27 +7,42 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weightpager.logs import logging_by
 from weightpager.server.metrics import Metrics
 from weightpager.server.routes.errors import GONE, answer, describe
+from weightpager.server.routes.exchange import BEARER, NEEDS_BEARER
 from weightpager.server.schema import ErrorDetail
 
 BODY_SECONDS = 30.0
 """Seconds that a body may take to arrive."""
 
+LARGE_TOGETHER = 2
+"""Large bodies, with pictures, that are there at a time: they stay until they are answered."""
 
-TOGETHER = 2**28
-"""Bytes that bodies may take together beyond what each may have anyway. Bodies with pictures are large, and stay until
-they are answered."""
+_WITH_PICTURES = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Routes whose bodies may hold pictures."""
+
+_MARKS = (b"[", b"{", b",")
+"""Every value in a list or an object of JSON takes one of these. Base64 has none of them."""
 
 
 class _TooLargeError(Exception):
+    """Says how many bytes were expected."""
+
+
+class _NoPicturesError(Exception):
+    """Says how many marks were expected."""
+
+
+class _NoTokenError(Exception):
     pass
 
 
@@ -43,33 +58,42 @@ class _Share:
 
 
 class BodyLimit:
-    """ASGI middleware in front of everything that reads a body. For the event loop only."""
+    """ASGI middleware in front of everything that reads a body. For the event loop only.
+
+    A body beyond the usual size is one with pictures: on the routes that read them, of somebody who may use the server.
+    It is mostly base64, which costs little to read. Any other JSON of that size would keep the event loop for seconds.
+    """
 
     def __init__(
-        self, app: ASGIApp, most: int, seconds: float, usual: int | None = None, together: int = TOGETHER
+        self,
+        app: ASGIApp,
+        most: int,
+        seconds: float,
+        usual: int | None = None,
+        together: int | None = None,
+        may: Callable[[Request], bool] = lambda _: True,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             app: behind this one.
-            most: bytes of a body.
+            most: bytes of a body with pictures.
             seconds: within which it must come.
             usual: bytes that any body may have at any time; all of ``most`` if None.
-            together: bytes beyond that, of all bodies that are being read or answered.
+            together: bytes beyond that, of all bodies that are being read or answered; those of `LARGE_TOGETHER` of the
+                largest if None.
+            may: whether a request brings the token that more than ``usual`` is read for.
         """
         self._app = app
         self._most = most
         self._seconds = seconds
         self._usual = most if usual is None else usual
-        self._left = together
+        self._left = LARGE_TOGETHER * (most - self._usual) if together is None else together
+        self._may = may
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._most:
-            await self._refuse(413, scope, receive, send)
             return
         share = _Share()
         try:
@@ -78,28 +102,56 @@ class BodyLimit:
             self._left += share.bytes
 
     async def _answer(self, share: _Share, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
         try:
-            body = await asyncio.wait_for(self._read(receive, share), self._seconds)
-        except _TooLargeError:
-            await self._refuse(413, scope, receive, send)
+            self._check_length(int(declared) if declared.isdigit() else 0, scope)
+            body = await asyncio.wait_for(self._read(share, scope, receive), self._seconds)
+        except _TooLargeError as error:
+            more = "found more; the server's --max-body raises that"
+            await _refuse(413, f"expected a body of at most {error} bytes, {more}")(scope, receive, send)
+        except _NoPicturesError as error:
+            words = (
+                f"expected a body of more than {self._usual} bytes to be pictures in base64, with at most {error} of "
+                f"the characters {' '.join(mark.decode() for mark in _MARKS)} in it, found more"
+            )
+            await _refuse(413, words)(scope, receive, send)
+        except _NoTokenError:
+            refused = ErrorDetail(message=NEEDS_BEARER, type="authentication_error")
+            await answer(401, refused, {"Connection": "close", **BEARER})(scope, receive, send)
         except _NoRoomError:
             await answer(429, _NO_ROOM, {"Connection": "close", "Retry-After": "1"})(scope, receive, send)
         except asyncio.TimeoutError:
-            await self._refuse(408, scope, receive, send)
+            words = f"expected a body of at most {self._most_of(scope)} bytes, found no end in {self._seconds} seconds"
+            await _refuse(408, words)(scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, receive: Receive, share: _Share) -> bytes:
+    def _check_length(self, length: int, scope: Scope) -> None:
+        """Refuse a body of so many bytes, as far as the request's head tells."""
+        if length <= self._usual:
+            return
+        if length > (most := self._most_of(scope)):
+            raise _TooLargeError(most)
+        if not self._may(Request(scope)):
+            raise _NoTokenError
+
+    def _most_of(self, scope: Scope) -> int:
+        """Bytes of a request's body, at most."""
+        return self._most if scope["method"] == "POST" and scope["path"] in _WITH_PICTURES else self._usual
+
+    async def _read(self, share: _Share, scope: Scope, receive: Receive) -> bytes:
         parts: list[bytes] = []
-        length = 0
+        length = marks = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 return b"".join(parts)
             parts.append(message.get("body", b""))
             length += len(parts[-1])
-            if length > self._most:
-                raise _TooLargeError
+            marks += sum(map(parts[-1].count, _MARKS))
+            self._check_length(length, scope)
+            if length > self._usual and marks > self._usual // 2:  # as many values as the usual size has room for
+                raise _NoPicturesError(self._usual // 2)
             more = max(0, length - self._usual) - share.bytes
             if more > self._left:
                 raise _NoRoomError
@@ -108,13 +160,9 @@ class BodyLimit:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    async def _refuse(self, status: int, scope: Scope, receive: Receive, send: Send) -> None:
-        found = (
-            "more; the server's --max-body raises that" if status == 413 else f"no end after {self._seconds} seconds"
-        )
-        words = f"expected a body of at most {self._most} bytes, found {found}"
-        response = answer(status, ErrorDetail(message=words, type="invalid_request_error"), {"Connection": "close"})
-        await response(scope, receive, send)
+
+def _refuse(status: int, words: str) -> Response:
+    return answer(status, ErrorDetail(message=words, type="invalid_request_error"), {"Connection": "close"})
 
 
 _NO_ROOM = ErrorDetail(

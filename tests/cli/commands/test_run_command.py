@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -95,8 +96,20 @@ def test_pictures_that_cannot_be_used_are_named(
     ask = ("run", watcher_bundle, "--task", "number", "--image", tmp_path / "damaged.png")
     failed = weightpager(*ask, "red")
     assert "text 1 of 1: picture 1 of 1: expected an image" in failed.err
+    for address in ("http://example.org/frame.png", "https://example.org//frame.png"):
+        failed = weightpager("run", watcher_bundle, "--task", "number", "--image", address, "red")
+        assert f"nothing is fetched from an address, found '{address}'" in failed.err
     failed = weightpager("run", writer_bundle, "--task", "animals", "--image", tmp_path / "damaged.png", "red")
     assert "run: expected texts, since animals reads texts, found '--image'" in failed.err
+
+
+def test_a_picture_may_come_as_a_data_url(weightpager: Command, watcher_bundle: Path, tmp_path: Path) -> None:
+    file = tiny.picture(tmp_path / "red.png", "red", "asked", (40, 33))
+    url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    answers = [
+        weightpager("run", watcher_bundle, "--task", "number", "--image", image, "red").out for image in (file, url)
+    ]
+    assert answers[0] == answers[1] != ""
 
 
 def test_inspect_and_plan_tell_of_the_picture_tower(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from weightpager.answers.model import PIECE, Activations
+from weightpager.answers.work import Generate
+from weightpager.readers.picture import Picture
 from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, largest_batch
+from weightpager.server.scheduling.job import Job
 from weightpager.server.scheduling.scheduler import BatchPlan, Turn, next_batch, task_of
 from weightpager.server.scheduling.settings import Policy
 
@@ -210,6 +216,19 @@ def test_texts_of_similar_length_run_together() -> None:
     assert largest_batch(waiting[1:], range(5), [], Policy()) == (0, 2)  # 3 and 9: nothing beside the others' padding
     short = [Waiting("a", 0.0, prompt=length) for length in (2, 30, 11, PIECE // 8)]
     assert largest_batch(short, range(4), [], Policy()) == (0, 1, 2, 3)  # so few tokens that padding is no matter
+
+
+def test_a_batch_holds_no_more_pictures_than_may_be_in_memory() -> None:
+    counts = [7, 0, 8, 7, 1, 0]
+    waiting = [Waiting("a", 0.0, prompt=20, pictures=pictures) for pictures in counts]
+    assert largest_batch(waiting, range(6), [], Policy()) == (0, 1, 2, 4, 5)  # 16 of them
+
+
+def test_a_job_has_the_pictures_of_its_prompt() -> None:
+    entry: Any = SimpleNamespace(name="a")
+    pictures = (Picture(bytes(32), lambda: np.zeros((3, 2, 2), np.float32)),) * 3
+    jobs = [Job(entry, Generate((2, 3), 1, pictures=each), 0, 0.0, 1.0, print) for each in (pictures, ())]
+    assert [(job.waiting.pictures, job.places) for job in jobs] == [(3, 3), (0, 1)]
 
 
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=40), st.integers(1, 8), st.booleans())

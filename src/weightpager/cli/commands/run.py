@@ -59,7 +59,7 @@ def run(
         typer.Argument(metavar="[TEXT]…", help="Texts; one a line from standard input if absent or '-'."),
     ] = None,
     image: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--image",
             "-i",
@@ -175,15 +175,15 @@ def _conversation(system: str, text: str) -> Messages:
     return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
 
-def _images(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
+def _images(task: str, images: list[str] | None, texts: list[str] | None) -> list[str]:
     """The images to run on."""
     if texts or not images:
         found = "a text" if texts else "none"
         raise ConfigError(f"run: expected '--image FILE', since {task} reads images, found {found}")
-    return [str(path) for path in images]
+    return [str(Path(image)) for image in images]
 
 
-def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
+def _inputs(task: str, images: list[str] | None, texts: list[str] | None) -> list[str]:
     """The texts to run on: the arguments; without any, or with a lone ``-``, the lines of standard input."""
     if images:
         raise ConfigError(f"run: expected texts, since {task} reads texts, found '--image'")

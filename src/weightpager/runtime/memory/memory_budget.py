@@ -154,7 +154,7 @@ class MemoryUse:
         kv_reserve: what is left to KV caches.
         staging: buffers on the way to a device.
         rows: embedding rows that are kept in memory.
-        features: features of pictures that are kept for further questions about them.
+        features: features of pictures that are kept for further questions about them; None where no task reads any.
     """
 
     arena: int
@@ -164,13 +164,13 @@ class MemoryUse:
     kv_reserve: int = 0
     staging: int = 0
     rows: int = 0
-    features: int = 0
+    features: int | None = None
 
     @property
     def total(self) -> int:
         """The sum of all purposes."""
         always = self.resident + self.private + self.tables
-        return self.arena + always + self.kv_reserve + self.staging + self.rows + self.features
+        return self.arena + always + self.kv_reserve + self.staging + self.rows + (self.features or 0)
 
 
 class MemoryBudget:
@@ -232,7 +232,7 @@ class MemoryBudget:
             kv_reserve=needs.kv_reserve,
             staging=needs.staging or 0,
             rows=self.split.rows,
-            features=self.split.features,
+            features=self.split.features or None,
         )
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from weightpager.answers.work import ClassifyImage, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import ImageError, RequestError
-from weightpager.readers.image_reader import ImageReader, check_effort, pixel_count
+from weightpager.readers.image_reader import ImageReader, from_base64, pixel_count
 from weightpager.server.inputs.lanes import TwoLanes
 
 MOST_PIXELS = 2**23
@@ -50,11 +49,7 @@ class ImageDecoder:
         if start is None:
             raise _refused("expected an image as a data URL: data:image/png;base64,…")
         try:
-            content = base64.b64decode(url[start.end() :], validate=True)
-        except ValueError as error:  # not only binascii.Error: another one where a character isn't ASCII
-            raise _refused(f"expected base64 in the data URL: {error}") from error
-        try:
-            check_effort(content)
+            content = from_base64(url[start.end() :], "base64 in the data URL")
             return EncodedImage(content, pixel_count(content, MOST_PIXELS))
         except ImageError as error:
             raise _refused(str(error)) from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
 
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.errors import ImageError, RequestError
-from weightpager.readers.image_reader import check_effort, pixel_count
+from weightpager.readers.image_reader import check_pillow, from_base64, pixel_count
 from weightpager.readers.picture import Picture
 from weightpager.readers.picture_reader import PictureReader, content_of, is_url
 from weightpager.server.inputs.image_inputs import LARGE, MOST_PIXELS, EncodedImage, check_together
@@ -20,20 +18,27 @@ MOST_PICTURES = 8
 MOST_PICTURE_BYTES = 4 * 2**20
 """Bytes of a picture's file, at most: more than a camera's JPEG of `MOST_PIXELS`."""
 
-MOST_CHARACTERS = -(-MOST_PICTURE_BYTES // 3) * 4 + 64
+MOST_URL_CHARACTERS = -(-MOST_PICTURE_BYTES // 3) * 4 + 64
 """Characters of the URL that holds such a file."""
+
+_EITHER = "a picture as a data URL, or its base64 alone"
 
 
 def body_bytes(texts: int, pictures: Pictures | None) -> int:
     """Bytes of the largest body, where so many may be texts and what stands around them."""
-    return texts if pictures is None else texts + MOST_PICTURES * MOST_CHARACTERS
+    return texts if pictures is None else texts + MOST_PICTURES * MOST_URL_CHARACTERS
 
 
 class PictureInputs:
     """Reads the pictures of requests in threads of their own. Nothing is fetched."""
 
     def __init__(self, reader: PictureReader, *, most: int) -> None:
-        """``most`` is that of `TwoLanes`."""
+        """``most`` is that of `TwoLanes`.
+
+        Raises:
+            ConfigError: Pillow isn't installed.
+        """
+        check_pillow()
         self.lanes = TwoLanes(reader, lambda: reader, most)
 
     async def read(self, urls: Sequence[str], param: str) -> tuple[Picture, ...]:
@@ -62,19 +67,10 @@ class PictureInputs:
 
 
 def _opened(_: PictureReader, url: str) -> EncodedImage:
-    content = content_of(url) if is_url(url) else _from_base64(url)
+    content = content_of(url) if is_url(url) else from_base64(url, _EITHER)
     if len(content) > MOST_PICTURE_BYTES:
         raise ImageError(f"expected a picture of at most {MOST_PICTURE_BYTES} bytes, found {len(content)}")
     return EncodedImage(content, pixel_count(content, MOST_PIXELS))
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"expected a picture as a data URL, or its base64 alone: {error}") from error
-    check_effort(content)
-    return content
 
 
 def _decoded(reader: PictureReader, image: EncodedImage) -> Picture:

@@ -16,7 +16,7 @@ from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.readers.chat_template import joined
-from weightpager.server.inputs.picture_inputs import MOST_CHARACTERS, MOST_PICTURES
+from weightpager.server.inputs.picture_inputs import MOST_PICTURES, MOST_URL_CHARACTERS
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.routes.errors import RESPONSES, describe
 from weightpager.server.routes.exchange import ClientGoneError, Exchange, Serving, exchange, user
@@ -91,7 +91,7 @@ class GenerationBody(Body):
 _Picture = Annotated[
     str,
     Field(
-        max_length=MOST_CHARACTERS,
+        max_length=MOST_URL_CHARACTERS,
         description="A data URL, `data:image/png;base64,…` (or bmp, jpeg, webp): nothing is fetched from an address.",
     ),
 ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from weightpager.answers.batches import PICTURES_TOGETHER
 from weightpager.answers.model import PIECE, mostly_padding
 from weightpager.server.scheduling.settings import Policy
 
@@ -26,6 +27,7 @@ class Waiting:
         prompt: number of tokens to read.
         new_tokens: number of tokens to generate, at most.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
+        pictures: number of pictures in the prompt.
     """
 
     task: str
@@ -34,6 +36,7 @@ class Waiting:
     prompt: int = 0
     new_tokens: int = 0
     cached: bool = True
+    pictures: int = 0
 
     @property
     def heavy(self) -> bool:
@@ -84,7 +87,7 @@ def largest_batch(
     """Which of these places, of one task and kind, begin together: the first one, and as many as can join it."""
     first = waiting[places[0]]
     free = _free(started, policy)
-    found, sizes = [places[0]], _Sizes(first.prompt, first.new_tokens, first.prompt)
+    found, sizes = [places[0]], _Sizes.of(first)
     for place in places[1:]:
         if len(found) == policy.batch:
             break
@@ -105,15 +108,20 @@ def held(batch: Sequence[Waiting], policy: Policy) -> int:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Tokens of a batch: of its longest prompt, of its longest continuation, and of its shortest prompt."""
+    """A batch's pictures, and the tokens of its longest prompt, its longest continuation and its shortest prompt."""
 
     prompt: int
     new_tokens: int
     shortest: int
+    pictures: int
+
+    @classmethod
+    def of(cls, request: Waiting) -> _Sizes:
+        return cls(request.prompt, request.new_tokens, request.prompt, request.pictures)
 
     def with_one(self, request: Waiting) -> _Sizes:
         new_tokens, shortest = max(self.new_tokens, request.new_tokens), min(self.shortest, request.prompt)
-        return _Sizes(max(self.prompt, request.prompt), new_tokens, shortest)
+        return _Sizes(max(self.prompt, request.prompt), new_tokens, shortest, self.pictures + request.pictures)
 
     def fit(self, texts: int, first: Waiting, free: float, policy: Policy) -> bool:
         context = math.inf if policy.context is None else policy.context
@@ -122,7 +130,7 @@ class _Sizes:
         if self.prompt + self.new_tokens > context:
             return False
         padded = texts * self.prompt
-        if mostly_padding(texts, self.prompt, self.shortest):
+        if self.pictures > PICTURES_TOGETHER or mostly_padding(texts, self.prompt, self.shortest):
             return False
         if first.cached:
             return padded <= _MOST_READ and policy.cache.tokens(texts, self.prompt + self.new_tokens) <= free

@@ -78,7 +78,7 @@ class Job:
     @property
     def places(self) -> int:
         """Places of the queue that it takes: as many as it holds pictures in memory, and one at least."""
-        return max(1, len(self.work.pictures)) if isinstance(self.work, Generate) else 1
+        return max(1, self._pictures)
 
     @cached_property  # asked for at every step while the job waits
     def waiting(self) -> Waiting:
@@ -88,7 +88,11 @@ class Job:
         # A text that is read in pieces for its vector runs alone: its run reads one text.
         alone = id(self) if self.cached and not isinstance(work, Generate) else None
         kind = (work.kind, self.long, self.cached, alone)
-        return Waiting(self.task, self.arrived, kind, work.tokens, new_tokens, self.cached)
+        return Waiting(self.task, self.arrived, kind, work.tokens, new_tokens, self.cached, self._pictures)
+
+    @property
+    def _pictures(self) -> int:
+        return len(self.work.pictures) if isinstance(self.work, Generate) else 0
 
     def cancel(self) -> None:
         """Give it up: it won't begin, or it ends after the forward that is being computed. Any thread may call this."""

@@ -122,7 +122,7 @@ class Service:
 
         Raises:
             BundleFormatError: transformers can't read the bundle's tokenizer or image processor.
-            ConfigError: the tasks read images, and Pillow isn't installed.
+            ConfigError: the tasks read images or pictures, and Pillow isn't installed.
         """
         self.engine = engine
         self.settings = settings

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from weightpager.answers.encoding import begin
-from weightpager.answers.model import FindFeatures, TaskModel, computed
+from weightpager.answers.model import FindFeatures, TaskModel
 from weightpager.answers.query import Run, compiled_anew
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
@@ -47,7 +47,7 @@ class RunningBatch:
     def jobs(self) -> Sequence[Job]:
         return [job for job in self._jobs if not job.over]
 
-    def step(self, model: TaskModel, reader: Any, until: float, features: FindFeatures = computed) -> int:
+    def step(self, model: TaskModel, reader: Any, until: float, features: FindFeatures) -> int:
         """Compute a step, as `Run.step`. Arguments are those of `begin`.
 
         Raises:
