@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -33,6 +34,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 import tiny
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.errors import ImageError
+from weightpager.readers.picture import Picture
 from weightpager.readers.picture_reader import PictureReader, content_of, processor_settings
 
 PICTURES = Pictures(blocks="shared", layers=1, token="<image>", token_id=7, tokens=4, width=8)
@@ -155,6 +157,16 @@ def test_settings_are_plain_whatever_transformers_holds_them_in() -> None:
 def test_pixels_are_found_once_they_are_asked_for() -> None:
     picture = reader().read(noise(30, 20))
     assert picture.pixels is picture.pixels
+
+
+def test_an_image_is_let_go_with_its_pixels_there() -> None:
+    image, pixels = noise(30, 20), np.zeros((3, 6, 6), np.float32)
+    held = weakref.ref(image)
+    picture = Picture(b"", partial(lambda _: pixels, image))
+    del image
+    assert held() is not None
+    assert picture.pixels is picture.pixels is pixels
+    assert held() is None
 
 
 def test_a_large_picture_is_not_kept() -> None:
