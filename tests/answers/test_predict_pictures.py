@@ -93,7 +93,7 @@ def test_texts_without_pictures_are_read_beside_others() -> None:
 @pytest.mark.parametrize(
     ("form", "given", "error", "words"),
     [
-        ("plain", wp.PicturePrompt("<image> red", []), ImageError, "text 1 of 1: expected as many <image> .*, 0, or"),
+        ("plain", wp.PicturePrompt("<image> red", []), ImageError, "text 1 of 1: expected as many .*, 0, found 1;"),
         ("plain", "<image> red", ImageError, "text 1 of 1: expected as many <image> in the text as pictures, 0"),
         ("chat", wp.PicturePrompt("<image> <image>", [noise()]), ImageError, "text 1 of 1: expected as many <image>"),
         ("plain", wp.PicturePrompt("red", ["absent.png"]), ImageError, "text 1 of 1: picture 1 of 1: .*no file at"),
