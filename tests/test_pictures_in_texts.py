@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from blake3 import blake3
 from PIL import Image
+from safetensors.torch import load, save
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 import tiny
@@ -21,16 +25,17 @@ from damage import contents
 from fleet import Device, Place
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.torch.parameters import read_parameters
+from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.adapter import read_adapter
-from weightpager.bundle.format.names import private_file
+from weightpager.bundle.format.names import adapter_files, private_file
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.directory import ModelDirectory
 from weightpager.compiler.repack import repack
 from weightpager.compiler.resume.identities import compile_identity, stage_identities
 from weightpager.compiler.task_file.file import from_dict
-from weightpager.errors import CompileError, ConfigError
+from weightpager.errors import BundleFormatError, CompileError, ConfigError
 
 SELDOM = {"steps": 2, "batch": 4}
 TRAINED = {"method": "finetune", **SELDOM, "private_blocks": 0.2, "private_steps": 2, "low_rank": 2}
@@ -119,14 +124,65 @@ def test_controls_and_the_report_know_the_tower(shared: Bundle) -> None:
     assert report.paged_share < 1
 
 
-def test_each_task_may_have_a_tower_of_its_own(tmp_path: Path) -> None:
-    bundle = compiled(tmp_path, vision="own", recover=TRAINED)
-    assert bundle.pictures is not None
-    assert bundle.pictures.blocks == "own"
-    first, second = bundle.tasks
-    assert blocks_of(bundle, first, "vision_tower") != blocks_of(bundle, second, "vision_tower")
-    ours, theirs = features(bundle).values()
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Two tasks, each with a tower of its own."""
+    return compiled(tmp_path_factory.mktemp("own"), vision="own", recover=TRAINED)
+
+
+def test_each_task_may_have_a_tower_of_its_own(own: Bundle) -> None:
+    assert own.pictures is not None
+    assert own.pictures.blocks == "own"
+    first, second = own.tasks
+    assert blocks_of(own, first, "vision_tower") != blocks_of(own, second, "vision_tower")
+    ours, theirs = features(own).values()
     assert ours.tobytes() != theirs.tobytes()
+
+
+def changed(bundle: Bundle, folder: Path, pictures: Mapping[str, Any], **files: bytes) -> Path:
+    """A copy whose manifest says something else of pictures, and has other files; its hashes are right."""
+    root = folder / "changed"
+    shutil.copytree(bundle.path, root)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["pictures"] |= pictures
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+        manifest["files"][name] = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
+    text = json.dumps(manifest).encode()
+    (root / "manifest.json").write_bytes(text)
+    (root / "manifest.blake3").write_text(blake3(text).hexdigest() + "\n")
+    return root
+
+
+def check_refused(root: Path, whose: str) -> None:
+    with pytest.raises(BundleFormatError, match=rf"manifest.json: pictures.blocks: expected own, .*{whose}") as refused:
+        Bundle.open(root)
+    assert refused.value.plain in verify(root).problems
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_towers_of_tasks_that_differ_are_shared_by_nobody(own: Bundle, tmp_path: Path, layers: int) -> None:
+    assert Bundle.open(changed(own, tmp_path / "still own", {})).pictures == own.pictures
+    first, second = own.tasks
+    root = changed(own, tmp_path, {"blocks": "shared", "layers": layers})
+    check_refused(root, f"{first} and {second} have other blocks of base_model.vision_tower.")
+
+
+@pytest.mark.parametrize("part", ["vision_tower.norm.bias", "multi_modal_projector.linear_1.bias"])
+def test_a_shared_tower_with_parameters_of_a_task_is_refused(shared: Bundle, tmp_path: Path, part: str) -> None:
+    task = list(shared.tasks)[1]
+    file = private_file(task)
+    tensors = load((shared.path / file).read_bytes())
+    content = save({**tensors, f"base_model.{part}": torch.zeros(32)})
+    check_refused(changed(shared, tmp_path, {}, **{file: content}), f"{task} has base_model.{part} of its own")
+
+
+def test_a_shared_tower_with_low_rank_parts_of_a_task_is_refused(shared: Bundle, tmp_path: Path) -> None:
+    task = next(iter(shared.tasks))
+    file = adapter_files(task)[1]
+    name = "base_model.model.model.vision_tower.encoder.layers.0.mlp.fc1.lora_A.weight"
+    content = save({**load((shared.path / file).read_bytes()), name: torch.zeros(2, 32)})
+    check_refused(changed(shared, tmp_path, {}, **{file: content}), f"{task} has low-rank parts of its own in {name}")
 
 
 def test_a_tower_is_refitted_before_the_words_are(tmp_path: Path) -> None:

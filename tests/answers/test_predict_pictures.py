@@ -93,7 +93,7 @@ def test_texts_without_pictures_are_read_beside_others() -> None:
 @pytest.mark.parametrize(
     ("form", "given", "error", "words"),
     [
-        ("plain", wp.PicturePrompt("<image> red", []), ImageError, "text 1 of 1: expected as many <image> .*, 0, or"),
+        ("plain", wp.PicturePrompt("<image> red", []), ImageError, "text 1 of 1: expected as many .*, 0, found 1;"),
         ("plain", "<image> red", ImageError, "text 1 of 1: expected as many <image> in the text as pictures, 0"),
         ("chat", wp.PicturePrompt("<image> <image>", [noise()]), ImageError, "text 1 of 1: expected as many <image>"),
         ("plain", wp.PicturePrompt("red", ["absent.png"]), ImageError, "text 1 of 1: picture 1 of 1: .*no file at"),
@@ -102,6 +102,8 @@ def test_texts_without_pictures_are_read_beside_others() -> None:
         ("plain", wp.PicturePrompt("red", "a.png"), ConfigError, r"expected a list of pictures, such as \['a.png'\]"),
         ("plain", wp.PicturePrompt("red", np.array(noise())), ConfigError, "expected a list of pictures"),
         ("plain", wp.PicturePrompt("red", None), ConfigError, "expected a list of pictures"),
+        ("plain", wp.PicturePrompt(wp.PicturePrompt("red", []), []), ConfigError, "Unicode, found PicturePrompt"),
+        ("chat", wp.PicturePrompt(wp.PicturePrompt("red", []), []), ConfigError, "of messages, found PicturePrompt"),
         ("plain", wp.PicturePrompt([user(said("red"))], []), ConfigError, "expected texts in Unicode"),
         ("chat", wp.PicturePrompt([user(said("\udcff"), {"type": "image"})], []), ConfigError, "messages in Unicode"),
         ("chat", [user({"type": "image"}, said("red"))], ImageError, "parts that name none, 1, found 0"),

@@ -175,6 +175,23 @@ def test_texts_without_pictures_are_read_as_any(case: tuple[Made, TowerName]) ->
         check_last(made, ids, mask, none, grown(model, ids, mask, none, 6))
 
 
+def test_features_are_let_go_once_they_have_been_read(
+    case: tuple[Made, TowerName], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made, tower = case
+    pixels = pixels_of(tmp_path_factory, tower, 3, seed=5)
+    ids, mask = prompts([1, 2], seed=5)
+    for model in made.models.values():
+        placed = placed_in(model, ids, mask, pixels)
+        reading: Any = model.reading(2, ids.shape[1] + 2, placed)
+        reading.hidden(ids[:, :-1], mask[:, :-1])
+        assert reading._placed is placed
+        reading.keep([1])
+        assert len(reading._placed.rows) == 2 * tiny_llava.TOKENS
+        reading.next(ids[1:], mask[1:], None)
+        assert reading._placed is None
+
+
 def test_where_a_text_stands_in_its_batch_changes_no_bit(
     case: tuple[Made, TowerName], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -19,9 +19,9 @@ from benchmarks.fuzz.sealing import remove_file, rewrite_arrays, rewrite_file
 from weightpager.backends.torch.export import dense_weights, export_task
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_bytes, adapter_files, read_adapter
+from weightpager.bundle.adapter import adapter_bytes, read_adapter
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.format.names import private_file
+from weightpager.bundle.format.names import adapter_files, private_file
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
 from weightpager.nn.linear import PagedLinear
 

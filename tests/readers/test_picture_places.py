@@ -19,7 +19,7 @@ from tiny_pictures import IMAGE, PICTURES, TOKEN
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.compiler.data import reader_of
-from weightpager.errors import BundleFormatError, CompileError, ImageError
+from weightpager.errors import BundleFormatError, CompileError, ImageError, RequestError
 from weightpager.readers import tokenizer as tokenizer_module
 from weightpager.readers.chat_template import ChatTemplate, conversation_of, messages_of, plain
 from weightpager.readers.picture_reader import PictureReader
@@ -53,7 +53,8 @@ def test_each_placeholder_takes_a_pictures_places() -> None:
 
 @pytest.mark.parametrize(("text", "pictures"), [("<image>", 0), ("<image> red", 2), ("<image><image><image>", 2)])
 def test_more_or_fewer_placeholders_than_pictures_are_refused(text: str, pictures: int) -> None:
-    expected = f"expected as many <image> in the text as pictures, {pictures}, or none, found {text.count(TOKEN)}"
+    more = ", or none" if pictures else ""
+    expected = f"expected as many <image> in the text as pictures, {pictures}{more}, found {text.count(TOKEN)}"
     with pytest.raises(ImageError, match=expected):
         tiny_pictures.reader().prompt(text, bos=False, pictures=pictures)
 
@@ -198,6 +199,26 @@ def test_templates_that_know_parts_are_written_as_transformers_writes_them(sourc
     assert written(source, TALK) == wanted
     assert wanted.count(TOKEN) == 2
     assert "green" in wanted
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_template_that_was_stopped_once_is_tried_again(answered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may be busy for a while: what that says of a template must not be kept."""
+    with closing(ChatTemplate.of(tiny_pictures.reader(LLAVA), 10_000)) as template:
+        answer, asked = template._answer, list[Any]()
+
+        def stopped(messages: Any) -> dict[str, str]:
+            asked.append(messages)
+            return {"limit": "2 s of computing"} if len(asked) == answered + 1 else answer(messages)
+
+        with monkeypatch.context() as busy:
+            busy.setattr(template, "_answer", stopped)
+            with pytest.raises(
+                RequestError, match="the model's chat template took more than 2 s of computing"
+            ) as error:
+                template.render(TALK)
+        assert (error.value.param, error.value.code) == ("messages", "chat_template_limit")
+        assert template.render(TALK) == written(LLAVA, TALK)
 
 
 def said_in_parts(content: Any) -> list[Any]:

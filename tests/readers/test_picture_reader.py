@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -33,6 +34,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 import tiny
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.errors import ImageError
+from weightpager.readers.picture import Picture
 from weightpager.readers.picture_reader import PictureReader, content_of, processor_settings
 
 PICTURES = Pictures(blocks="shared", layers=1, token="<image>", token_id=7, tokens=4, width=8)
@@ -157,6 +159,16 @@ def test_pixels_are_found_once_they_are_asked_for() -> None:
     assert picture.pixels is picture.pixels
 
 
+def test_an_image_is_let_go_with_its_pixels_there() -> None:
+    image, pixels = noise(30, 20), np.zeros((3, 6, 6), np.float32)
+    held = weakref.ref(image)
+    picture = Picture(b"", partial(lambda _: pixels, image))
+    del image
+    assert held() is not None
+    assert picture.pixels is picture.pixels is pixels
+    assert held() is None
+
+
 def test_a_large_picture_is_not_kept() -> None:
     picture = reader().read(noise(600, 400))
     held = picture._process.__closure__
@@ -249,10 +261,17 @@ def test_each_placeholder_becomes_as_many_tokens_as_a_picture_takes() -> None:
     assert reader().expanded([1, 2], 0) == (1, 2)
 
 
-@pytest.mark.parametrize(("ids", "number"), [([1, 7], 0), ([1, 7], 2), ([7, 7, 7], 2), ([1], 1)])
-def test_more_or_fewer_placeholders_than_pictures_are_refused(ids: list[int], number: int) -> None:
-    expected = f"expected as many <image> in the text as pictures, {number}, or none, found {ids.count(7)}"
-    with pytest.raises(ImageError, match=expected):
+@pytest.mark.parametrize(
+    ("ids", "number", "found"),
+    [
+        ([1, 7], 0, "0, found 1; give a picture for each, or leave <image> out"),
+        ([1, 7], 2, "2, or none, found 1"),
+        ([7, 7, 7], 2, "2, or none, found 3"),
+        ([1], 1, "1, found none: the chat template leaves out what stands for a picture in these messages"),
+    ],
+)
+def test_more_or_fewer_placeholders_than_pictures_are_refused(ids: list[int], number: int, found: str) -> None:
+    with pytest.raises(ImageError, match=f"^expected as many <image> in the text as pictures, {found}$"):
         reader().expanded(ids, number)
 
 

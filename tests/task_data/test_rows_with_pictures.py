@@ -140,7 +140,7 @@ def test_tables_of_texts_name_files(path: Path) -> None:
         ({"images": "0.png"}, "expected 'images' to be a list of pictures, found '0.png'"),
         ({"image": "0.png", "images": ["1.png"]}, "expected 'image' or 'images', found both"),
         ({"prompt": "<image> red <image>", "image": "0.png"}, "expected as many <image> in the text as pictures, 1"),
-        ({"prompt": "<image>"}, "expected as many <image> in the text as pictures, 0, or none, found 1"),
+        ({"prompt": "<image>"}, "expected as many <image> in the text as pictures, 0, found 1; give a picture"),
         ({"completion": "cat <image>"}, "expected a completion of words, found '<image>'"),
         ({"images": ["absent.png"] * 6}, "expected at most 5 pictures of 2 tokens each, as there is room for, found 6"),
         ({"images": ["0.png"] * 5, "prompt": "red red"}, "expected a prompt of fewer tokens than max_length 12"),

@@ -188,8 +188,10 @@ class PlacedFeatures:
         return PlacedFeatures(self.rows, np.concatenate([index, behind], 1))
 
     def of_texts(self, texts: Sequence[int]) -> PlacedFeatures:
-        """What stands in these texts."""
-        return PlacedFeatures(self.rows, self.index[list(texts)])
+        """What stands in these texts, and no other rows."""
+        index = self.index[list(texts)]
+        kept = np.unique(index[index >= 0])
+        return PlacedFeatures(self.rows[kept], np.where(index >= 0, np.searchsorted(kept, index), -1))
 
 
 class TaskModel(ABC):

@@ -275,6 +275,11 @@ def _listed(inputs: Iterable[_Given]) -> list[_Given]:
 def _checked(task: TaskEntry, given: Any, place: str, pictures: bool) -> Input:
     if pictures and isinstance(given, PicturePrompt):
         return _picture_prompt(task, given, place)
+    return _words(task, given, place, pictures)
+
+
+def _words(task: TaskEntry, given: Any, place: str, pictures: bool) -> Input:
+    """A text, a conversation or an image: one without pictures beside it."""
     if task.takes_conversations and isinstance(given, list):
         return _conversation(given, place, pictures)
     if not _suits(task, given):
@@ -289,7 +294,7 @@ def _picture_prompt(task: TaskEntry, given: PicturePrompt, place: str) -> Pictur
     if alone or not isinstance(given.pictures, Iterable):
         found = shown(given.pictures)
         raise ConfigError(f"inputs: expected a list of pictures, such as [{found}], found {found} alone {place}")
-    _checked(task, given.text, place, pictures=True)
+    _words(task, given.text, place, pictures=True)
     return replace(given, pictures=tuple(given.pictures))
 
 

@@ -19,7 +19,7 @@ from msgspec import Meta
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, StoredTensors, TensorInfo, read_arrays, stored_tensors
 from weightpager.bundle.format.manifest import FORMS, Manifest, TaskKind, WeightEntry
-from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.format.names import RESIDENT, adapter_files, private_file
 from weightpager.bundle.format.whole_weight import check_whole
 from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError
@@ -60,11 +60,6 @@ class AdapterConfig(Strict, frozen=True, kw_only=True):
     target_modules: Annotated[list[str], Meta(min_length=1)]
     bias: Literal["none"]
     inference_mode: bool
-
-
-def adapter_files(task: str) -> tuple[str, str]:
-    """Where a task's low-rank parts lie: the configuration and the tensors."""
-    return f"tasks/{task}/adapter_config.json", f"tasks/{task}/adapter_model.safetensors"
 
 
 def has_adapter(bundle: Bundle, task: str) -> bool:

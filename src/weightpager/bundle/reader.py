@@ -21,6 +21,7 @@ from weightpager.bundle.format.block_table import BlockNumbers, BlockTable
 from weightpager.bundle.format.manifest import Manifest, Pictures, TaskEntry, TaskKind
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.format.page_file import PageIndex
+from weightpager.bundle.format.picture_tower import check_shared
 from weightpager.bundle.format.placement import Permutations, Placement
 from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
@@ -41,8 +42,9 @@ _MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must
 class Bundle:
     """A bundle directory, checked: what is in it and where. Reads no page.
 
-    Opening checks the manifest and its hash, the page index, the block tables and the shape of every page file; `entry`
-    and `read` check any other file when it is used. Pages are checked when they are loaded.
+    Opening checks the manifest and its hash, the page index, the block tables and the shape of every page file, and
+    where tasks share a picture tower that none has a part of its own there; `entry` and `read` check any other file
+    when it is used. Pages are checked when they are loaded.
 
     Methods raise `UnknownTaskError` for a task that isn't there, and `BundleFormatError` where a file is missing,
     damaged, or not what the format says.
@@ -223,6 +225,7 @@ class Bundle:
         file, rows = page_file.FILE, slice(self.manifest.pages, None)
         if not np.array_equal(self.placement.signatures(), self.pages.signatures):
             raise BundleFormatError(file, "signatures", "the tasks that use a block in each page", "others")
+        check_shared(self.path, self.manifest, self.placement)
         self.permutations()
         if self.index.signatures[rows].any():
             raise BundleFormatError(file, "signatures", "no tasks of pages that hold rows", "others")

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from weightpager.bundle.adapter import adapter_files
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import row_table
 from weightpager.bundle.format.manifest import Manifest, transitions_of
-from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
+from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, adapter_files, private_file
 from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.compile_report import has_report, read_report

@@ -8,9 +8,8 @@ import numpy as np
 from blake3 import blake3
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_files
 from weightpager.bundle.format import row_table
-from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
+from weightpager.bundle.format.names import MODEL, RESIDENT, adapter_files, private_file
 from weightpager.errors import BundleError
 from weightpager.graph.file import kind_of_file
 

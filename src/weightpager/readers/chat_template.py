@@ -120,10 +120,7 @@ class ChatTemplate:
         check_installed("jinja2", "serve", "for a chat template")
         if self._placeholder is not None:
             messages = self._as_known(messages)
-        answer = self._answer(messages)
-        if "limit" in answer:
-            problem = f"the model's chat template took more than {answer['limit']} for these messages and was stopped"
-            raise RequestError(problem, "messages", LIMIT)
+        answer = self._within_limits(messages)
         if "error" in answer or not is_unicode(answer["text"]):
             problem = shortened(answer.get("error", "it wrote half of a surrogate pair"), _MOST_OF_AN_ERROR)
             raise RequestError(f"expected messages that the model's chat template takes: {problem}", "messages")
@@ -163,8 +160,17 @@ class ChatTemplate:
 
     def _tried(self, content: str | list[Part]) -> str:
         """What the template makes of a content; empty where it refuses it, or leaves out its text."""
-        text = self._answer([{"role": "user", "content": content}]).get("text", "")
+        # One that was stopped has said nothing: whoever comes next tries again.
+        text = self._within_limits([{"role": "user", "content": content}]).get("text", "")
         return text if _TRIED in text else ""
+
+    def _within_limits(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """The template's text or error; a `RequestError` where it was stopped."""
+        answer = self._answer(messages)
+        if "limit" in answer:
+            problem = f"the model's chat template took more than {answer['limit']} for these messages and was stopped"
+            raise RequestError(problem, "messages", LIMIT)
+        return answer
 
     @uninterrupted
     def _answer(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:

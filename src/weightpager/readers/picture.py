@@ -26,4 +26,6 @@ class Picture:
     @cached_property
     def pixels(self) -> Pixels:
         """Float32 [channels, height, width]."""
-        return self._process()
+        found = self._process()
+        self._process = lambda: found  # the decoded image isn't needed again
+        return found

@@ -34,7 +34,6 @@ from weightpager.readers.picture import Picture
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-if TYPE_CHECKING:
     PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Frame | PilImage
 else:  # who asks for a signature's types may have no Pillow
     PictureSource = str | os.PathLike[str] | bytes | Frame
@@ -149,12 +148,20 @@ class PictureReader:
         """
         found = ids.count(self.pictures.token_id)
         if found != number:
-            token = self.pictures.token
-            raise ImageError(f"expected as many {token} in the text as pictures, {number}, or none, found {found}")
+            raise ImageError(self._other_number(found, number))
         if not number:
             return tuple(ids)
         places = [self.pictures.token_id] * self.pictures.tokens
         return tuple(place for each in ids for place in (places if each == self.pictures.token_id else [each]))
+
+    def _other_number(self, found: int, number: int) -> str:
+        token = self.pictures.token
+        expected = f"expected as many {token} in the text as pictures, {number}"
+        if not number:
+            return f"{expected}, found {found}; give a picture for each, or leave {token} out"
+        if not found:  # texts without any have them in front
+            return f"{expected}, found none: the chat template leaves out what stands for a picture in these messages"
+        return f"{expected}, or none, found {found}"
 
     def check_number(self, number: int, room: float) -> None:
         """Refuse more pictures than a text of ``room`` tokens holds beside one word.

@@ -120,7 +120,10 @@ class NativeReading:
         }
         if self._placed is not None and (here := self._placed.between(self.done, ids.shape[1])) is not None:
             inputs |= {"features": here.rows, "feature_index": here.index}
-        return self._model.below(inputs, self._cache)["hidden"]
+        found = self._model.below(inputs, self._cache)["hidden"]
+        if self._placed is not None and self._placed.index.shape[1] <= self.done:
+            self._placed = None  # all of them have been read
+        return found
 
     def next(self, ids: Integers, mask: Integers, draw: Draw | None) -> Integers:
         logits = self._model.head(self.hidden(ids, mask)[:, -1:])[:, 0]

@@ -165,6 +165,9 @@ class TorchReading:
         output = module(**{CACHE: self._cache, **given}, return_dict=True)
         self._cache = output.get(CACHE)  # another one where the way to embed positions has changed
         self.done = ids.shape[1]
+        read = self._placed is not None and self._placed.index.shape[1] <= self.done
+        if read and self._cache is not None:  # else all is read anew
+            self._placed = None
         return output
 
     def _with_pictures(self, placed: PlacedFeatures, end: int, given: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,11 @@ def private_file(task: str) -> str:
     return f"tasks/{task}/private.safetensors"
 
 
+def adapter_files(task: str) -> tuple[str, str]:
+    """Where a task's low-rank parts lie: the configuration and the tensors."""
+    return f"tasks/{task}/adapter_config.json", f"tasks/{task}/adapter_model.safetensors"
+
+
 def is_inside(name: str) -> bool:
     """Whether a path from a bundle's list of files stays inside the bundle."""
     parts = PurePosixPath(name).parts

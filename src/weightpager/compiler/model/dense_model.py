@@ -22,6 +22,7 @@ from weightpager.backends.torch.architecture import (
     set_generation,
 )
 from weightpager.bundle.format.manifest import FORMS, Pictures
+from weightpager.bundle.format.picture_tower import TOWER, is_before_words
 from weightpager.compiler import data
 from weightpager.compiler.data import read_transitions
 from weightpager.compiler.model.checkpoint import IN_MEMORY, Checkpoint, Scratch, class_names, widen
@@ -36,7 +37,7 @@ from weightpager.compiler.model.paged_weights import (
     tied_tensors,
 )
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.compiler.model.picture_tower import TOWER, drop_captures, is_before_words, picture_reader, pictures_of
+from weightpager.compiler.model.picture_tower import drop_captures, picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec, VisionSpec
 from weightpager.errors import CompileError

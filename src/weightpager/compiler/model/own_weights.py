@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weightpager.backends.torch.architecture import BASE
+from weightpager.bundle.format.picture_tower import is_before_words
 from weightpager.compiler.model.paged_weights import PagedWeightInfo, parameters, replace_tensors
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.compiler.model.picture_tower import is_before_words
 from weightpager.errors import CompileError
 
 Versions = npt.NDArray[np.int8]

@@ -20,16 +20,14 @@ from weightpager.backends.torch.architecture import (
     has_picture_tower,
 )
 from weightpager.bundle.format.manifest import Pictures
+from weightpager.bundle.format.picture_tower import TOWER
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.task_file.sections import TowerBlocks
 from weightpager.errors import CompileError, shown
 from weightpager.readers.picture_reader import PictureReader
 
-TOWER = f"{BASE}vision_tower."
-CONNECTOR = f"{BASE}multi_modal_projector."
 LANGUAGE = f"{BASE}language_model."
-"""Beginnings of the canonical names of a model's three parts; a head that isn't tied lies beside them."""
-
+"""Beginning of the canonical names behind the tower and the connector; a head that isn't tied lies beside them."""
 
 _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 """What DINOv2's says of all its layers, for others' use: it would contradict fewer layers."""
@@ -40,11 +38,6 @@ _CAPTURES = "_output_capturing_hooks_installed"
 
 _OF_TEXTS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Tokens that have another meaning already."""
-
-
-def is_before_words(name: str) -> bool:
-    """Whether a parameter, by canonical name, is the picture tower's or the connector's."""
-    return name.startswith((TOWER, CONNECTOR))
 
 
 def passed_alone(config: PretrainedConfig) -> PretrainedConfig:

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from weightpager.backends.torch.architecture import BASE
 from weightpager.bundle import BundleWriter
 from weightpager.bundle.format.page_file import file_counts, row_file_name
+from weightpager.bundle.format.picture_tower import is_before_words
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry, table_pages
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import canonical, embedding_tables
-from weightpager.compiler.model.picture_tower import is_before_words
 from weightpager.nn.embedding import is_plain_embedding
 from weightpager.task_data.texts import Example
 

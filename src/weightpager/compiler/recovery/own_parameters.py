@@ -17,7 +17,8 @@ from torch.nn.functional import linear
 
 from weightpager.backends.torch.architecture import BASE
 from weightpager.bundle import BundleWriter, TaskEntry
-from weightpager.bundle.adapter import LowRank, adapter_files, serialise
+from weightpager.bundle.adapter import LowRank, serialise
+from weightpager.bundle.format.names import adapter_files
 from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import requiring_gradients

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from weightpager.backends.torch.architecture import BASE
+from weightpager.bundle.format.picture_tower import CONNECTOR, TOWER
 from weightpager.compiler.model.dense_model import parameters
-from weightpager.compiler.model.picture_tower import CONNECTOR, LANGUAGE, TOWER
+from weightpager.compiler.model.picture_tower import LANGUAGE
 
 Along = Literal["", "residual", "neurons", "query", "key", "value", "mixed", "channels"]
 """What an axis runs over. With K key/value heads, G query heads to each and D channels to a head: ``query`` and
