@@ -124,7 +124,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("config.json", "text_config", {"vocab_size": 2**40}, "text_config.vocab_size"),
         ("config.json", "text_config", {"auto_map": {"AutoModel": "evil.Evil"}}, "text_config.auto_map asks to run"),
         ("config.json", "text_config", {"text_config": {"vocab_size": 5}}, "text_config.text_config: expected no"),
-        ("config.json", "vision_config", {"_name_or_path": "evil/repo"}, "asks for another model"),
+        ("config.json", "vision_config", {"more": {"_name_or_path": "evil/repo"}}, "asks for another model"),
         ("config.json", "", {"image_token_index": 10**6}, "image_token_index: expected a word of the tokenizer"),
         ("config.json", "", {"image_token_index": 0}, "image_token_index: expected a token for pictures alone, .*PAD"),
         ("config.json", "", {"vision_feature_layer": [2] * 500}, "multi_modal_projector.linear_1.weight"),
@@ -142,3 +142,14 @@ def test_hostile_settings_of_a_model_that_reads_pictures_are_refused(
     (folder / file).write_text(json.dumps(values))
     with pytest.raises(CompileError, match=found):
         dense_model.load(task_file.from_dict(llava | {"model": str(folder)}))
+
+
+def test_where_parts_came_from_is_passed_over(llava: dict[str, Any], tmp_path: Path) -> None:
+    """Published directories state it; a bundle would be refused for it."""
+    folder = Path(shutil.copytree(llava["model"], tmp_path / "llava"))
+    values = json.loads((folder / "config.json").read_text())
+    for part in ("vision_config", "text_config"):
+        values[part]["_name_or_path"] = "evil/repo"
+    (folder / "config.json").write_text(json.dumps(values))
+    loaded = dense_model.load(task_file.from_dict(llava | {"model": str(folder)}))
+    assert "evil" not in loaded.config.to_json_string()
