@@ -130,6 +130,7 @@ def test_answers_and_features_after_any_sequence_are_those_of_a_fresh_engine(
                 assert answer_of(engine, task, text, [frames[each] for each in pictures]) == fresh[number]
             report = engine.report()
             assert report.features is not None
+            assert report.memory.features is not None
             assert report.features.bytes == report.features.kept * PICTURE <= report.memory.features
             assert report.memory.total <= report.budget
         assert report.features.evicted

@@ -70,7 +70,7 @@ def test_what_is_refused_gives_its_bytes_back() -> None:
         held.go_on.set()
         for _ in range(5):
             assert await post(app, 60, 41) == 413
-        assert await asyncio.gather(post(app, 100), post(app, 60)) == [200, 200]
+        assert list(await asyncio.gather(post(app, 100), post(app, 60))) == [200, 200]
 
     asyncio.run(scenario())
 
@@ -109,7 +109,7 @@ def test_a_large_body_may_hold_as_many_values_as_a_usual_one() -> None:
             assert await post(app, 10, 11, filled=mark) == 413
         assert await post(app, *[1] * 7, filled=b"1,1 xxxxx") == 200  # 63 bytes with 7 marks
         assert await post(app, *[1] * 11, filled=b"1,1 xxxxx") == 413
-        assert await asyncio.gather(post(app, 100), post(app, 60)) == [200, 200]
+        assert list(await asyncio.gather(post(app, 100), post(app, 60))) == [200, 200]
 
     asyncio.run(scenario())
 
