@@ -96,6 +96,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model's folder of a bundle whose tasks read pictures."""
     tiny_pictures.tokenizer().save_pretrained(tmp_path)
     tiny_pictures.processor().save_pretrained(tmp_path)
+    vision = {"model_type": "clip_vision_model", "num_channels": 3, "image_size": tiny_pictures.SIDE}
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": vision}))
     monkeypatch.setattr(tokenizer_module, "model_dir", lambda _: tmp_path)
     monkeypatch.setattr(Bundle, "pictures", PICTURES)
     return tmp_path
@@ -124,6 +126,35 @@ def test_a_damaged_bundle_is_refused(
     else:
         file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(BundleFormatError, match=expected):
+        open_tokenizer(Bundle.open(writer_bundle))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "vision", "expected"),
+    [
+        ("default", {"image_size": 7}, r"expected pixels \(3, 7, 7\), as the picture tower takes, found \(3, 6, 6\)"),
+        ("default", {"image_size": [6, 7]}, r"expected pixels \(3, 6, 7\)"),
+        ("default", {"num_channels": 1}, r"expected pixels \(1, 6, 6\)"),
+        ("default", {"model_type": "dinov2", "patch_size": 2}, r"pixels of 2 tokens a picture, found .*, of 9$"),
+        ("full", {"model_type": "dinov2", "patch_size": 6, "image_size": 7}, None),
+        ("default", {"model_type": "dinov2", "patch_size": 6}, "pixels of 2 tokens a picture, found .*, of 1$"),
+        ("default", {"image_size": None}, None),
+    ],
+)
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_pixels_that_the_tower_does_not_take_are_refused(
+    folder: Path, writer_bundle: Path, strategy: str, vision: dict[str, Any], expected: str | None, file: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    changed = {"vision_config": config["vision_config"] | vision, "vision_feature_select_strategy": strategy}
+    (folder / "config.json").write_text(json.dumps(changed))
+    if file == "processor_config.json":
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / file).write_text(json.dumps({"image_processor": settings}))
+    if expected is None:
+        assert open_tokenizer(Bundle.open(writer_bundle)).pictures is not None
+        return
+    with pytest.raises(BundleFormatError, match=rf"model/{file}: content: .*{expected}"):
         open_tokenizer(Bundle.open(writer_bundle))
 
 

@@ -288,7 +288,8 @@ def test_settings_stand_where_transformers_writes_them(tmp_path: Path) -> None:
     CLIPImageProcessorPil().save_pretrained(tmp_path)
     alone = processor_settings(tmp_path)
     assert alone is not None
-    assert alone["image_processor_type"] == "CLIPImageProcessor"
+    assert alone[0] == "preprocessor_config.json"
+    assert alone[1]["image_processor_type"] == "CLIPImageProcessor"
     (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaProcessor"}')
     assert processor_settings(tmp_path) == alone
 
@@ -299,4 +300,5 @@ def test_settings_inside_of_a_processors_count_first(tmp_path: Path) -> None:
     LlavaProcessor(SiglipImageProcessorPil(), known, patch_size=2).save_pretrained(tmp_path)
     found = processor_settings(tmp_path)
     assert found is not None
-    assert found["image_processor_type"] == "SiglipImageProcessor"
+    assert found[0] == "processor_config.json"
+    assert found[1]["image_processor_type"] == "SiglipImageProcessor"

@@ -164,7 +164,7 @@ def _check_size(width: int, height: int, most: int) -> None:
         raise ImageError(f"expected sides of at most 1 : {_MOST_RATIO}, found {width} × {height}")
 
 
-_ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "swinv2"})
+ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "swinv2"})
 """Models that take images of any size: their configuration's is that of their training, 518 where DINOv2's processor
 cuts to 224."""
 
@@ -176,6 +176,10 @@ class ImageModel:
     type: str
     channels: int | None
     size: int | list[int] | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> ImageModel:
+        return cls(str(config.get("model_type")), config.get("num_channels"), config.get("image_size"))
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -208,7 +212,7 @@ class ImageReader:
         """
         self._process = process
         self.shape = model.shape
-        any_size = self.shape is None or model.type in _ANY_SIZE
+        any_size = self.shape is None or model.type in ANY_SIZE
         made = {_blank(process, height, width).shape for height, width in _trials(model)}
         if any_size and len(made) == 1:
             ((channels, height, width),) = made
@@ -254,8 +258,7 @@ def open_image_reader(bundle: Bundle) -> ImageReader | None:
 
 def read_image_model(bundle: Bundle) -> ImageModel:
     """What a bundle's configuration says of the images that its model takes."""
-    config = _values(model_dir(bundle) / CONFIG)
-    return ImageModel(str(config.get("model_type")), config.get("num_channels"), config.get("image_size"))
+    return ImageModel.of(_values(model_dir(bundle) / CONFIG))
 
 
 def check_pillow() -> None:
@@ -274,7 +277,7 @@ def _values(file: Path) -> Mapping[str, Any]:
 
 def _trials(model: ImageModel) -> Sequence[tuple[int, int]]:
     """Heights and widths of blank images, of which a processor makes one shape if it does of all images."""
-    if model.shape is None or model.type not in _ANY_SIZE:
+    if model.shape is None or model.type not in ANY_SIZE:
         return (24, 32), (32, 24)
     _, height, width = model.shape
     return ((min(height, MOST_SIDE), min(width, MOST_SIDE)),)  # it may say anything

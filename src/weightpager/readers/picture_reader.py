@@ -21,9 +21,11 @@ from weightpager.errors import ImageError, shortened, shown
 from weightpager.machine.paths import has_file
 from weightpager.readers.image_processor import ImageProcessor, begins
 from weightpager.readers.image_reader import (
+    ANY_SIZE,
     MOST_OF_A_PATH,
     MOST_PIXELS,
     Frame,
+    ImageModel,
     check_pillow,
     framed,
     from_base64,
@@ -224,8 +226,8 @@ def is_url(text: str) -> bool:
     return text[:5].lower() == "data:" or _ADDRESS.match(text) is not None
 
 
-def processor_settings(folder: Path) -> Mapping[str, Any] | None:
-    """The image processor's settings in a model's checked folder, in whichever file transformers wrote them.
+def processor_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
+    """The image processor's settings in a model's checked folder, and the name of the file that transformers wrote.
 
     None if there are none.
     """
@@ -235,8 +237,28 @@ def processor_settings(folder: Path) -> Mapping[str, Any] | None:
         values = parse(name, (folder / name).read_bytes())
         found = values.get("image_processor") if name == PROCESSOR else values
         if isinstance(found, dict):
-            return found
+            return name, found
     return None
+
+
+def check_tower(reader: PictureReader, config: Mapping[str, Any]) -> None:
+    """Refuse a reader whose pixels a picture tower doesn't take, as far as the model's configuration says that.
+
+    Raises:
+        ValueError: says what was expected and what was found.
+    """
+    vision = config.get("vision_config", {})
+    tower, (_, height, width) = ImageModel.of(vision), reader.shape
+    if tower.type not in ANY_SIZE:
+        if tower.shape not in (None, reader.shape):
+            raise ValueError(f"expected pixels {tower.shape}, as the picture tower takes, found {reader.shape}")
+        return
+    of_class = config.get("vision_feature_select_strategy", "default") != "default"
+    patch = vision.get("patch_size")
+    if isinstance(patch, int) and patch > 0:
+        wanted, found = reader.pictures.tokens, (height // patch) * (width // patch) + of_class
+        if found != wanted:
+            raise ValueError(f"expected pixels of {wanted} tokens a picture, found {reader.shape}, of {found}")
 
 
 def _bands(image: PilImage) -> Iterator[bytes]:

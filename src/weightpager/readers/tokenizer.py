@@ -17,11 +17,11 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.model_files import model_dir
-from weightpager.bundle.settings import IMAGES, TOKENIZER, TOKENIZER_FILE
+from weightpager.bundle.settings import CONFIG, IMAGES, TOKENIZER, TOKENIZER_FILE
 from weightpager.errors import BundleFormatError, ImageError
 from weightpager.interrupts import uninterrupted
 from weightpager.machine.panics import panics_as_errors
-from weightpager.readers.picture_reader import PictureReader, processor_settings
+from weightpager.readers.picture_reader import PictureReader, check_tower, processor_settings
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 """Of a tokenizer of the library, beside the model."""
@@ -229,13 +229,17 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     tokenizer = read_tokenizer(folder)
     if bundle.pictures is None:
         return tokenizer
+    file = IMAGES
     try:
-        settings = processor_settings(folder)
-        if settings is None:
+        found = processor_settings(folder)
+        if found is None:
             raise ValueError("expected the settings of an image processor, found none")
-        return tokenizer.with_pictures(PictureReader.of(settings, bundle.pictures))
-    except ValueError as error:
-        raise BundleFormatError(f"{MODEL}/{IMAGES}", "content", "what reads the tasks' pictures", error) from error
+        file, settings = found
+        pictures = PictureReader.of(settings, bundle.pictures)
+        check_tower(pictures, json.loads((folder / CONFIG).read_bytes()))
+        return tokenizer.with_pictures(pictures)
+    except (TypeError, ValueError) as error:  # a configuration may say anything of sizes
+        raise BundleFormatError(f"{MODEL}/{file}", "content", "what reads the tasks' pictures", error) from error
 
 
 @uninterrupted
