@@ -36,6 +36,7 @@ from weightpager.compiler.repack import repack
 from weightpager.compiler.resume.identities import compile_identity, stage_identities
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
+from weightpager.readers.tokenizer import open_tokenizer
 
 SELDOM = {"steps": 2, "batch": 4}
 TRAINED = {"method": "finetune", **SELDOM, "private_blocks": 0.2, "private_steps": 2, "low_rank": 2}
@@ -89,6 +90,7 @@ def test_each_tower_before_each_language_model_becomes_a_bundle(
         "vision_tower", "language_model", "multi_modal_projector",
     }  # fmt: skip
     assert read_report(bundle).without_graph == {}
+    assert open_tokenizer(bundle).pictures is not None
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])
