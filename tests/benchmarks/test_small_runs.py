@@ -47,6 +47,7 @@ OPTIONS_ONLY = {
     "device.images": "needs ONNX Runtime",
     "device.images.bundle": "compiles for minutes",
     "device.install": "needs a package index",
+    "device.questions": "needs bundles of a model that is trained for an hour",
     "driving": "test_driving_benchmark.py makes its bundles",
     "fuzz": "tests/bundle/test_fuzz.py tries its mutants",
     "kills": "compiles for minutes",
