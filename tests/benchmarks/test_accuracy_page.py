@@ -61,7 +61,7 @@ def test_nothing_is_reached_without_rows() -> None:
     assert {goal.judge([], method).word for goal in GOALS for method in goal.methods} == {"not measured"}
     text = page([])
     assert text.count("| not measured |") == sum(len(goal.methods) for goal in GOALS)
-    assert text.count("\nNot measured.\n") == 3
+    assert text.count("\nNot measured.\n") == 4
     assert "| yes |" not in text
 
 
@@ -70,8 +70,8 @@ def test_the_page_begins_with_what_int4_keeps_in_each_domain() -> None:
     writing = measured("int4", 0.281, (0.9, 0.94), dense=(1.0, 1.0), recover="none", domain="D")
     short = page([*ours, *writing, *measured("ours", 0.07, (0.5, 0.5))]).split("## What was asked")[0]
     assert re.findall(r"^\| (\S.* \| 0\..*) \|$", short, re.MULTILINE) == [
-        "dense in int4 | 0.281 | not measured | 0.920 (1 seed)",
-        "weightpager in int4 | 0.07 | -2.00 (2 seeds) | not measured",
+        "dense in int4 | 0.281 | not measured | 0.920 (1 seed) | not measured",
+        "weightpager in int4 | 0.07 | -2.00 (2 seeds) | not measured | not measured",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -114,7 +115,8 @@ def run(
         report = engine.report()  # before what is only timed
         seconds = [_seconds(answer) for _ in range(repeat)]
     if json:
-        output.print_json({"task": task, "predictions": predictions, "engine": report, "seconds": seconds})
+        engine_report = {**asdict(report), "memory": report.memory.by_purpose()}
+        output.print_json({"task": task, "predictions": predictions, "engine": engine_report, "seconds": seconds})
         return
     output.say(_answers(predictions))
     cut = sum(prediction.truncated for prediction in predictions)

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from weightpager.config import format_enough, format_room, format_size
@@ -169,8 +169,11 @@ class MemoryUse:
     @property
     def total(self) -> int:
         """The sum of all purposes."""
-        always = self.resident + self.private + self.tables
-        return self.arena + always + self.kv_reserve + self.staging + self.rows + (self.features or 0)
+        return sum(self.by_purpose().values())
+
+    def by_purpose(self) -> dict[str, int]:
+        """The purposes that there are."""
+        return {purpose: size for purpose, size in asdict(self).items() if size is not None}
 
 
 class MemoryBudget:

@@ -40,7 +40,7 @@ def status_of(service: Service) -> Status:
         state="ready" if service.ready else "stuck" if service.stuck else "stopping",
         time=time.time(),
         uptime=time.time() - service.started,
-        memory={purpose: size for purpose, size in asdict(report.memory).items() if size is not None},
+        memory=report.memory.by_purpose(),
         process_bytes=resident_memory(),
         traffic=service.metrics.traffic.recent(),
         page_bytes=engine.bundle.page_bytes,
