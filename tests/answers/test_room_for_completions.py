@@ -11,7 +11,7 @@ from transformers import OPTForCausalLM, Phi3Config, Phi3ForCausalLM
 import tiny
 from weightpager.answers.decoding import GrowingTexts
 from weightpager.answers.generation import completions
-from weightpager.answers.model import Integers
+from weightpager.answers.model import Integers, PlacedFeatures
 from weightpager.answers.query import padded
 from weightpager.answers.work import Generate, Sampling
 from weightpager.backends.torch.torch_model import TorchModel
@@ -23,10 +23,16 @@ class WatchedModel(TorchModel):
     begun: list[Integers]
 
     def grow(
-        self, ids: Integers, mask: Integers, sampling: Sampling, pad: int, most: int | None = None
+        self,
+        ids: Integers,
+        mask: Integers,
+        sampling: Sampling,
+        pad: int,
+        most: int | None = None,
+        placed: PlacedFeatures | None = None,
     ) -> GrowingTexts:
         self.begun.append(ids)
-        return super().grow(ids, mask, sampling, pad, most)
+        return super().grow(ids, mask, sampling, pad, most, placed)
 
 
 def opt(folder: Path) -> WatchedModel:

@@ -212,13 +212,12 @@ class GenerationRun:
         works = [row.work for row in self._rows]
         batch = padded([work.ids for work in works], self._pad, left=True)
         ids, mask, most = batch["input_ids"], batch["attention_mask"], max(work.max_new_tokens for work in works)
-        features = [each for row in self._rows for each in row.features]
-        if not features:
-            return self._model.grow(ids, mask, works[0].sampling, self._pad, most)
-        assert self._pictures is not None  # whoever read the pictures had it
-        placed = PlacedFeatures.of(ids, mask, self._pictures.pictures.token_id, features)
-        for row in self._rows:
-            row.features.clear()  # which may leave the cache now
+        features, placed = [each for row in self._rows for each in row.features], None
+        if features:
+            assert self._pictures is not None  # whoever read the pictures had it
+            placed = PlacedFeatures.of(ids, mask, self._pictures.pictures.token_id, features)
+            for row in self._rows:
+                row.features.clear()  # which may leave the cache now
         return self._model.grow(ids, mask, works[0].sampling, self._pad, most, placed)
 
     def _grow(self, texts: GrowingTexts, until: float) -> int:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.readers.chat_template import joined
+from weightpager.readers.chat_template import conversation_of
 from weightpager.server.inputs.picture_inputs import MOST_PICTURES, MOST_URL_CHARACTERS
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.routes.errors import RESPONSES, describe
@@ -139,26 +139,6 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[_Part], Field(max_length=64)]
-
-    @property
-    def urls(self) -> list[str]:
-        """Those of its pictures."""
-        parts = [] if isinstance(self.content, str) else self.content
-        return [part.image_url.url for part in parts if isinstance(part, PicturePart)]
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """The message as a chat template takes it."""
-        if isinstance(self.content, str):
-            return {"role": self.role, "content": self.content}
-        if not self.urls:
-            texts = joined(part.text for part in self.content if isinstance(part, TextPart))
-            return {"role": self.role, "content": texts}
-        parts = [
-            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
-            for part in self.content
-        ]
-        return {"role": self.role, "content": parts}
 
 
 class ChatBody(GenerationBody):
@@ -355,13 +335,13 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
     """Go on with a conversation."""
     task = _writer(service, body.model)
-    messages = [message.plain for message in body.messages]
-    urls = [url for message in body.messages for url in message.urls]
+    asked = conversation_of([message.model_dump(include={"role", "content"}) for message in body.messages])
+    urls = asked.pictures
     _check_pictures(service, task, urls, "messages")
     wanted = body.max_completion_tokens or body.max_tokens
 
     async def read() -> list[Generate]:
-        work = _work(service, body, task, await service.texts.chat(messages, task, len(urls)), wanted, "messages")
+        work = _work(service, body, task, await service.texts.chat(asked.messages, task, len(urls)), wanted, "messages")
         return [await _with_pictures(service, work, urls, "messages")]
 
     return await _respond(service, request, body, task, 1, read, ChatFormat(body), len(urls))
