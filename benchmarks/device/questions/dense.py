@@ -1,5 +1,9 @@
-"""The dense model in transformers, in bfloat16: ``python -m benchmarks.device.questions.dense MODEL MOST FRAMES``."""
+"""The dense model in transformers, in bfloat16: ``python -m benchmarks.device.questions.dense MODEL MOST FRAMES``.
 
+Nothing of ours is loaded: it would count in the process's memory.
+"""
+
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +11,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from benchmarks.device.questions.work import Question, read_frames, work
-from weightpager.backends.torch.generation import CACHE
 
 if __name__ == "__main__":
     folder, most, file = sys.argv[1:]
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True).eval()
+    argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     @torch.inference_mode()
     def answer(question: Question, tokens: int) -> str:
@@ -28,10 +32,10 @@ if __name__ == "__main__":
 
     @torch.inference_mode()
     def grow(ids: Any) -> Iterator[int]:
-        given, cache = torch.from_numpy(ids)[None], None
+        given, cache = torch.from_numpy(ids)[None], DynamicCache(config=model.config.get_text_config())
         while True:
-            output = model(input_ids=given, **{CACHE: cache}, use_cache=True)
-            given, cache = output.logits[:, -1:].argmax(-1), output[CACHE]
+            logits = model(input_ids=given, **{argument: cache}, use_cache=True).logits
+            given = logits[:, -1:].argmax(-1)
             yield int(given)
 
     work(answer, int(most), grow, model.config.text_config.vocab_size, read_frames(Path(file)))
