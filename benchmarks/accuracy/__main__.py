@@ -72,10 +72,11 @@ def main(
             for setting in settings(domain, at, effort, number, quick=quick)
             if (not method or setting.method in method) and recover in (None, setting.recover.method)
         ]
-        folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{number}-{'quick' if quick else 'full'}"
+        drawn = 0 if effort.dense(number) is None else number  # nothing of a given dense model depends on the seed
+        folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{drawn}-{'quick' if quick else 'full'}"
         kept = None if bundles is None else bundles / f"{domain}-{number}"
         with progress() as told:
-            study = Study(task_file(domain, effort, number), folder, told, kept)
+            study = Study(task_file(domain, effort, drawn), folder, told, kept)
             trained = TRAINED_THROUGH if domain == "A" and number == 0 and not quick else {}
             dense = [name for name in (*QUANTISATIONS, *trained) if not method or name in method]
             _run(study, domain, number, dense, chosen, effort, json, command)
@@ -137,7 +138,7 @@ def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:
                 "batch": effort.batch,
                 "seed": seed,
             },
-            "calibration": {"max_length": effort.max_length},
+            "calibration": {"max_length": effort.max_length, "items": effort.calibration_items},
             "tasks": tasks,
         }
     )

@@ -124,8 +124,14 @@ class Study:
         """Task → metric on held-out data of the dense model that sparse ones start from."""
         return {name: score.value for name, score in self._base.dense.items()}
 
-    def dense(self, spec: RecoverSpec) -> dict[str, float]:
-        """The dense model that does better on validation data: as sparse ones start from it, or trained on."""
+    def dense(self, spec: RecoverSpec | None) -> dict[str, float]:
+        """The dense model that does better on validation data: as sparse ones start from it, or trained on.
+
+        Without a way to train it on, it is the former.
+        """
+        if spec is None:
+            self._dense = self._base.source
+            return self.base_scores()
         candidates = {"base": self._base.source, _dense_name(spec): self.trained_on(spec)}
         kept = {name: self._kept(name, partial(self._mean_on_validation, of)) for name, of in candidates.items()}
         chosen = max(kept, key=lambda name: kept[name]["mean"])
