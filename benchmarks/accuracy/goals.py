@@ -377,7 +377,7 @@ DOMAINS = (
         "sees is a photograph. SmolLM2 comes in 4 bits and is dequantised before anything else; whether DINOv2 was "
         "tuned for saliency, for which its file was made, is not known. Colour of the traffic light, vehicle ahead, "
         "place in the lane, distance of the obstacle, free lanes, persons and bicycles, each answered in a word or "
-        "two (exact match); 8,000 scenes to learn from, 500 to be measured on. The picture tower keeps as large a "
+        "two (exact match); 8,000 scenes to learn from, 200 to be measured on. The picture tower keeps as large a "
         "share of its blocks as the language model, the same ones for all tasks; bytes are those of both.",
         "share of the dense model",
         "{:.3f}",
