@@ -64,7 +64,7 @@ DROPPED: Mapping[str, Mapping[str, str]] = {
         "person": "20 18 19 4 6 7 2 17 22 23 13",
     },
 }
-"""By method, the layers that each task drops, in the order in which they went: ``src/switch.py`` of
+"""By method, the layers that each task drops, as the authors' public code has them:
 HugeRaabbit/On-Demand-Multi-Task-Sparsity-for-Efficient-Large-Model-Deployment-on-Edge-Devices."""
 
 DRIVE = ("car", "light", "car", "obstacle", "person", "obstacle", "car")

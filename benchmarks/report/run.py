@@ -67,7 +67,7 @@ def render(results: Results, json: Path, out: Path) -> str:
     contests = results.contests
     ahead = read_prefetch(json.with_name("prefetch.json"))
     on_device = read_device(json.with_name("device.json"))
-    of_lists = row_file.read(json.with_name("published.json"), published.Row)
+    listed = row_file.read(json.with_name("published.json"), published.Row)
     shown = demo.read(json.with_name("demo.json")) if json.with_name("demo.json").is_file() else None
     return template.render(
         json_name=json.name,
@@ -80,8 +80,8 @@ def render(results: Results, json: Path, out: Path) -> str:
         other_goals=tables.other_goals(results.compiling, speedups(ahead)),
         reasons=reasons(contests),
         published=tables.published(contests),
-        published_lists=published.page(of_lists),
-        published_sources=tables.sources(of_lists),
+        published_lists=published.page(listed),
+        published_sources=tables.sources(listed),
         contests=[_described(name, contest, out) for name, contest in contests.items()],
         without_all_blocks=[name for name, c in contests.items() if c.row(NEVER_LOAD["all_blocks"]) is None],
         one_prompt=any(row.found.prompts == "one" for c in contests.values() for row in c.rows if row.found),
