@@ -33,7 +33,6 @@ import weightpager as wp
 from benchmarks import row_file
 from benchmarks.kernels.__main__ import paged_kernel_runs
 from benchmarks.row_file import command, commit
-from weightpager.backends.torch.architecture import module_of_kind
 from weightpager.backends.torch.generation import CACHE
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
@@ -47,7 +46,7 @@ from weightpager.errors import WeightpagerError
 from weightpager.kernels import isa
 from weightpager.machine.memory import forget_peak, peak_memory
 from weightpager.runtime.budget import smallest_budget
-from weightpager_lab.synthetic_bundle import drawn, source_of, write_source
+from weightpager_lab.synthetic_bundle import drawn, model_of_few_numbers, source_of, write_source
 from weightpager_lab.timing import in_turns, median_ms, seconds_of, time_switches
 
 UNITS = ("whole", "blocks")
@@ -107,17 +106,7 @@ def model_of(layers: int) -> Any:
         num_hidden_layers=layers, num_experts=64, num_experts_per_tok=8, hidden_size=2048, intermediate_size=1024,
         vocab_size=50304, max_position_embeddings=4096, pad_token_id=0, dtype=torch.bfloat16,
     )  # fmt: skip
-    model = module_of_kind(config, "language-modeling", ())
-    draw = torch.Generator().manual_seed(0)
-    pool = torch.randn(POOL, generator=draw).mul_(0.02)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                first = int(torch.randint(POOL - parameter.numel(), (), generator=draw))
-                values = pool[first : first + parameter.numel()].view(parameter.shape)
-                own = torch.ones(parameter.shape) if parameter.ndim == 1 else values
-                module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
-    return model
+    return model_of_few_numbers(config, POOL)
 
 
 def masks(unit: str, source: DenseModel, tasks: int) -> Keep:

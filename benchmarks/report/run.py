@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from jinja2 import Environment, StrictUndefined
 
+from benchmarks import published, row_file
 from benchmarks.accuracy.page import simpler_does
 from benchmarks.accuracy.rows import find, gather
 from benchmarks.accuracy.rows import read as read_accuracy
@@ -56,7 +57,7 @@ def render(results: Results, json: Path, out: Path) -> str:
 
     Args:
         results: all that was measured.
-        json: the file that they lie in; rows of accuracy, prefetch and devices are looked for beside it.
+        json: the file that they lie in; other benchmarks' rows are looked for beside it.
         out: where the page will lie; its plots are named after it.
     """
     environment = Environment(  # Markdown, not HTML: nothing to escape
@@ -66,6 +67,7 @@ def render(results: Results, json: Path, out: Path) -> str:
     contests = results.contests
     ahead = read_prefetch(json.with_name("prefetch.json"))
     on_device = read_device(json.with_name("device.json"))
+    listed = row_file.read(json.with_name("published.json"), published.Row)
     shown = demo.read(json.with_name("demo.json")) if json.with_name("demo.json").is_file() else None
     return template.render(
         json_name=json.name,
@@ -78,6 +80,8 @@ def render(results: Results, json: Path, out: Path) -> str:
         other_goals=tables.other_goals(results.compiling, speedups(ahead)),
         reasons=reasons(contests),
         published=tables.published(contests),
+        published_lists=published.page(listed),
+        published_sources=tables.sources(listed),
         contests=[_described(name, contest, out) for name, contest in contests.items()],
         without_all_blocks=[name for name, c in contests.items() if c.row(NEVER_LOAD["all_blocks"]) is None],
         one_prompt=any(row.found.prompts == "one" for c in contests.values() for row in c.rows if row.found),

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from weightpager.backends.torch.architecture import module_of_kind
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.files.new_directory import scratch
@@ -206,6 +207,26 @@ def source_of(model: Any, names: list[str], folder: Path, block: BlockShape, **s
         task_file, folder, model.config, tokenizer, models_of, paged, resident,
         own_tokenizer=tokenizer, transitions=Transitions.uniform(names),
     )  # fmt: skip
+
+
+def model_of_few_numbers(config: PretrainedConfig, numbers: int) -> Any:
+    """A language model all of whose matrices are pieces of the same random numbers: its own may be too many.
+
+    Args:
+        config: its shape.
+        numbers: how many there are, more than the largest matrix has.
+    """
+    model = module_of_kind(config, "language-modeling", ())
+    draw = torch.Generator().manual_seed(0)
+    pool = torch.randn(numbers, generator=draw).mul_(0.02)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                first = int(torch.randint(numbers - parameter.numel(), (), generator=draw))
+                values = pool[first : first + parameter.numel()].view(parameter.shape)
+                own = torch.ones(parameter.shape) if parameter.ndim == 1 else values
+                module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
+    return model
 
 
 def write_source(

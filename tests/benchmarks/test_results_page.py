@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results
+from benchmarks import published, results
 from benchmarks.prefetch.rows import Row as PrefetchRow
 from benchmarks.readme import ROOT
 from benchmarks.report import results_file, run
@@ -240,6 +240,26 @@ def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -
     assert page(folder).count("| drive | 0.5 | prefetch | 9 | 1.25 ms | 2 ms | 90% |") == 1
     assert "| drive trace, half a billion parameters, random | yes | 24 |" in page(folder)
     assert "| assistant trace, half a billion parameters, random | not measured | – |" in page(folder)
+
+
+def test_published_lists_are_shown_where_they_were_measured(folder: Path) -> None:
+    assert "published layers" not in page(folder)
+    rows = [
+        published.Row(
+            "Vicuna 7B", "int4", 300, "car", "light", repeat, counted=8.5, bytes=2, whole_bytes=17, seconds=1.0,
+            raw_seconds=2.0, whole_seconds=whole, budget=1, writing_peak=None, doubt="", command="python",
+            commit="abc", cpu="x",
+        )
+        for repeat, whole in enumerate((7.0, 8.0, 30.0))
+    ]  # fmt: skip
+    (folder / "published.json").write_text(json.dumps([asdict(row) for row in rows]))
+    found = page(folder)
+    assert "| counted, published | 5.50 | 8.50 | 4.67 | – | – |" in found
+    assert "| counted, SLEB | 3.06 | 4.50 | 3.40 | – | – |" in found
+    assert "| int4, 300 MB/s | 8.00 | 8.00 | 8.00 | 0.94 | 0.50 |" in found
+    assert "| car → light | 8.50 | 2.75 | 8.00 |" in found
+    assert "| person → car | 2.83 | 6.00 | – |" in found
+    assert "* `python`, commit abc, on x" in found
 
 
 def test_a_page_of_results_needs_results(tmp_path: Path) -> None:

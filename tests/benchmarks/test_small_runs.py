@@ -51,6 +51,7 @@ OPTIONS_ONLY = {
     "driving": "test_driving_benchmark.py makes its bundles",
     "fuzz": "tests/bundle/test_fuzz.py tries its mutants",
     "kills": "compiles for minutes",
+    "published": "test_published.py measures a tiny shape",
     "ray_compile": "needs a cluster",
     "ray_serving": "needs a cluster",
     "results": "takes minutes for all methods, which tests/lab/contest tries",
