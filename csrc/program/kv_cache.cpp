@@ -35,8 +35,15 @@ int64_t KVCache::block_bytes(const Shape& shape, bool halves) {
     return shape.batch * (key_bytes(shape, halves) + value_bytes(shape, halves));
 }
 
+void KVCache::take_batch(int64_t batch) {
+    if (batch_ == 0) batch_ = batch;
+    if (batch != batch_)
+        throw std::invalid_argument("expected a KV cache for a batch of " + std::to_string(batch_) +
+                                    " and heads as before, found a batch of " + std::to_string(batch));
+}
+
 KVCache::Layer& KVCache::room_for(int64_t index, const Shape& shape, int64_t more) {
-    if (batch_ == 0) batch_ = shape.batch;
+    take_batch(shape.batch);
     if (index >= static_cast<int64_t>(layers_.size())) layers_.resize(static_cast<size_t>(index) + 1);
     Layer& layer = layers_[static_cast<size_t>(index)];
     if (layer.keys.empty()) {
@@ -44,7 +51,7 @@ KVCache::Layer& KVCache::room_for(int64_t index, const Shape& shape, int64_t mor
         layer.shape = shape;
     }
     const Shape& had = layer.shape;
-    if (shape.batch != batch_ || had.batch != shape.batch || had.groups != shape.groups || had.depth != shape.depth ||
+    if (had.batch != shape.batch || had.groups != shape.groups || had.depth != shape.depth ||
         had.value_depth != shape.value_depth)
         throw std::invalid_argument("expected a KV cache for a batch of " + std::to_string(batch_) +
                                     " and heads as before, found a batch of " + std::to_string(shape.batch));

@@ -42,6 +42,9 @@ class KVCache {
     // where it isn't shaped as before, and std::length_error where it would take more than `most_bytes`.
     Layer& room_for(int64_t index, const Shape& shape, int64_t more);
 
+    // The batch of a call, which tells a cache's first. Throws std::invalid_argument where it isn't as before.
+    void take_batch(int64_t batch);
+
     // What has been written behind the tokens counts from now on.
     void keep(int64_t more) { tokens_ += more; }
 

@@ -131,14 +131,17 @@ void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& siz
     if (cache != nullptr && cache->tokens() == 0) cache->shorten(0);
     if (data.size() != sizes.size()) throw std::invalid_argument("expected as many addresses as sizes");
     const Plan& plan = plan_for(sizes, cache == nullptr ? 0 : cache->tokens());
-    int64_t tokens = 0;
+    int64_t tokens = 0, batch = 0;
     std::vector<View> inputs;
     for (size_t i = 0; i < sizes.size(); ++i) {
         const Input& input = description_.inputs[i];
         inputs.push_back({input.type, sizes[i], dense_strides(sizes[i]), Memory::input, static_cast<int64_t>(i), 0});
         for (size_t axis = 0; axis < sizes[i].size() && tokens == 0; ++axis)
             if (input.sizes[axis] == kLength && !input.is_mask) tokens = sizes[i][axis];
+        for (size_t axis = 0; axis < sizes[i].size(); ++axis)
+            if (input.sizes[axis] == kBatch) batch = sizes[i][axis];
     }
+    if (cache != nullptr) cache->take_batch(batch);  // a graph may have lost all attentions
     call_.emplace(Call{&plan, std::move(inputs), std::move(data), std::move(cache), tokens,
                        Workspaces::borrow(workspaces_, plan.layout.bytes)});
 }

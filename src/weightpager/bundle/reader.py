@@ -151,6 +151,10 @@ class Bundle:
         self.task(task)
         return self.placement.tables(self.task_numbers[task])
 
+    def dropped(self, task: str) -> frozenset[str]:
+        """Names of the paged weights that a task does without: they give zeros, and no bias is added."""
+        return self.manifest.dropped_weights(self.task(task))
+
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
         """Indices of the pages that a task needs, int64 [pages], ascending."""
         self.task(task)
@@ -226,6 +230,7 @@ class Bundle:
         if not np.array_equal(self.placement.signatures(), self.pages.signatures):
             raise BundleFormatError(file, "signatures", "the tasks that use a block in each page", "others")
         check_shared(self.path, self.manifest, self.placement)
+        self._check_dropped()
         self.permutations()
         if self.index.signatures[rows].any():
             raise BundleFormatError(file, "signatures", "no tasks of pages that hold rows", "others")
@@ -234,6 +239,18 @@ class Bundle:
         for table in self.row_tables:
             if table in {f"{weight.name}.weight" for weight in self.manifest.weights}:
                 raise BundleFormatError(MANIFEST, f"row_tables.{table}", "a table that isn't paged in blocks", "both")
+
+    def _check_dropped(self) -> None:
+        """Refuse tasks that keep blocks of what they say they do without."""
+        for number, task in enumerate(self.manifest.tasks):
+            if not task.dropped:
+                continue
+            tables = self.placement.tables(number)
+            for name in sorted(self.manifest.dropped_weights(task)):
+                if kept := len(tables[name].col_indices):
+                    raise BundleFormatError(
+                        placement.FILE, f"used.{number}", f"no blocks of {name}, which {task.name} has dropped", kept
+                    )
 
 
 def place_of(root: Path) -> tuple[int, int] | None:

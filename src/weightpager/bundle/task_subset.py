@@ -112,7 +112,8 @@ class TaskSubset:
             "page_fill": page_fill(written),
             "over_read": over_read(written),
             "controls": controls,
-            "fit": None,  # it speaks of the tasks and the pages that there were
+            "fit": None,  # they speak of the tasks and the pages that there were
+            "keep": None,
             "without_graph": {kind: why for kind, why in report.without_graph.items() if kind in kinds},
         }
         writer.put(REPORT, report.model_copy(update=changes).dump())

@@ -93,6 +93,10 @@ class BaseBundle:
         """
         if task_file.fit is not None:
             raise ConfigError("fit: expected none with a base, whose dtype and pages stay; state sparsity")
+        if task_file.keep is not None:
+            raise ConfigError("keep: expected none with a base, whose masks stay; state sparsity")
+        if task_file.units.share is not None:
+            raise ConfigError("units.share: expected none with a base; state one unit for all that new tasks drop")
         self._refuse_other_settings(task_file)
         self._refuse_names(task_file)
         _refuse_other_values(task_file)

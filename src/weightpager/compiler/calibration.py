@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,13 +12,15 @@ from torch import Tensor
 from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.model.half_layers import units_of
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
 from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.resume.shared import COPIES
 from weightpager.compiler.selection.block_choice import choose_evenness
 from weightpager.compiler.selection.experts import expert_saliency, keeps_whole_experts
+from weightpager.compiler.selection.half_layers import HALVES, half_layer_saliency, half_saliency
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
-from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
+from weightpager.compiler.selection.saliency import Calibration, FloatArray, block_saliency, calibrate
 from weightpager.progress import Progress, silent
 
 _PROBE = 4
@@ -36,7 +38,11 @@ def calibrate_tasks(found: Trained, run: CompileRun) -> Prepared:
     """
     source = found.source
     with run.stage("calibrate"):
-        names = {f"{_SALIENCY}{task}/{info.name}" for task in source.models for info in source.paged}
+        weights = [
+            *(info.name for info in source.paged),
+            *([HALVES] if source.task_file.units.share is not None else []),
+        ]
+        names = {f"{_SALIENCY}{task}/{name}" for task in source.models for name in weights}
         reached = run.journal.read("calibrate", lambda tensors: names <= tensors.keys())
     if reached is not None:
         saliency, permutations = _restored(reached.tensors)
@@ -46,18 +52,27 @@ def calibrate_tasks(found: Trained, run: CompileRun) -> Prepared:
     else:
         permutations = NOTHING_MOVED
         with run.stage("calibrate"):
-            saliency = (_expert_saliency if keeps_whole_experts(source) else _block_saliency)(found, run)
+            saliency = _saliency_of(source)(found, run)
+    if reached is None and source.task_file.units.share is not None:
+        with run.stage("calibrate"):
+            for task, of_task in _whole_saliency(half_layer_saliency, found, run).items():
+                saliency[task][HALVES] = half_saliency(of_task, units_of(source))
     run.journal.write("calibrate", 0, _tensors(saliency, permutations))
     prepared = Prepared(source, found.data, found.dense, saliency, permutations)
     with run.stage("floors"):
         return replace(prepared, evenness=_evenness(prepared, run.progress, run.journal))
 
 
-def _expert_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
+def _saliency_of(source: DenseModel) -> Callable[[Trained, CompileRun], SaliencyOfTasks]:
+    """What finds the saliency of what tasks keep or drop."""
+    if keeps_whole_experts(source):
+        return partial(_whole_saliency, expert_saliency)
+    return partial(_whole_saliency, half_layer_saliency) if source.task_file.units.whole else _block_saliency
+
+
+def _whole_saliency(of_task: Callable[..., dict[str, FloatArray]], found: Trained, run: CompileRun) -> SaliencyOfTasks:
     source, saliency = found.source, SaliencyOfTasks()
-    jobs = {
-        name: partial(expert_saliency, source.alone(name), name, batches) for name, batches in _calibration_data(found)
-    }
+    jobs = {name: partial(of_task, source.alone(name), name, batches) for name, batches in _calibration_data(found)}
     done = run.workers_on(source).each(jobs, lambda _task: silent, COPIES)
     for number, one in enumerate(done, 1):
         saliency[one.key] = one.value
@@ -71,7 +86,7 @@ def _block_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
 
 
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
-    if keeps_whole_experts(prepared.source):
+    if keeps_whole_experts(prepared.source) or prepared.task_file.units.whole:
         return 0.0  # there are no floors
     reached = journal.read("floors", lambda tensors: "evenness" in tensors)
     if reached is not None:
@@ -82,8 +97,10 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
 
 
 def wants_reorder(source: DenseModel) -> bool:
-    """Whether the model is reordered; one whose tasks have weights of their own, or keep whole experts, isn't."""
-    return source.task_file.reorder and not source.versions and not keeps_whole_experts(source)
+    """Whether the model is reordered; one whose tasks have weights of their own, or keep more than blocks, isn't."""
+    if source.versions or keeps_whole_experts(source):
+        return False
+    return source.task_file.reorder and not source.task_file.units.whole
 
 
 def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibration]]:

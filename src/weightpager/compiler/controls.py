@@ -355,10 +355,10 @@ class _Replacement:
         model = source.models[task]
         with torch.no_grad():
             weights = {
-                module_name(info, model.base_model_prefix): source.scratch.hold(self.values(source, task, info))
+                module_name(info.name, model.base_model_prefix): source.scratch.hold(self.values(source, task, info))
                 for info in source.paged
             }
-            weights |= {} if self.masks is None else self.masks.routes(source, task)
+            weights |= {} if self.masks is None else self.masks.besides(source, task)
             if self.tables is not None:
                 weights |= _rounded_tables(model, self.tables)
         return weights

@@ -61,7 +61,7 @@ def fit_roughly(source: DenseModel, data: Mapping[str, TaskData], run: CompileRu
     Raises:
         CompileError: not even the least density fits; says which budget would do.
     """
-    if source.task_file.fit is None:
+    if source.task_file.fits is None:
         return source
     unknown = dict.fromkeys(data, Score("accuracy", 0.0, 1))
     return _fit(Prepared(source, data, unknown, _energies(source)), run, _ROUGH, LEAST, _SPARE, _LEAST_SPARE).source
@@ -73,7 +73,7 @@ def fit_to_budget(prepared: Prepared, run: CompileRun) -> Prepared:
     Raises:
         CompileError: as `fit_roughly`.
     """
-    if prepared.task_file.fit is None:
+    if prepared.task_file.fits is None:
         return prepared
     return _fit(prepared, run, _EXACT, LEAST / 2, 0.0)  # a budget that has been accepted must do
 
@@ -95,12 +95,29 @@ def choose_density_and_alignment(prepared: Prepared, run: CompileRun) -> tuple[P
     return found, frontier
 
 
+def check_fit(prepared: Prepared, masks: Masks, run: CompileRun) -> None:
+    """See that what ``keep`` led to fits, if a budget is stated beside it.
+
+    Raises:
+        CompileError: it doesn't; says what it takes.
+    """
+    task_file = prepared.task_file
+    if task_file.keep is None or task_file.fit is None:
+        return
+    needed = _budget_of_trial(prepared, run, masks)
+    if needed > task_file.fit:
+        raise CompileError(
+            f"fit: expected at least {format_enough(needed)}, which keeping {task_file.keep:g} of the dense metric "
+            f"takes, found {format_room(task_file.fit)}; give more, or keep less"
+        )
+
+
 def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun) -> Fit | None:
     """What was chosen and why, for the report of the bundle that came of it; None if density and dtype were stated."""
     task_file = prepared.task_file
-    if task_file.fit is None:
+    if task_file.fits is None:
         return None
-    density, room, whole = _density(prepared), format_room(task_file.fit), None
+    density, room, whole = _density(prepared), format_room(task_file.fits), None
     if density == 1:
         why = f"{room} hold all blocks in {task_file.dtype}, so none is dropped"
     else:
@@ -111,7 +128,7 @@ def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun) -> Fit | None:
         )
         whole = _stated(_budget_of_trial(prepared.changed(sparsity=0.0), run), _SPARE, _LEAST_SPARE)
     return Fit(
-        budget=task_file.fit,
+        budget=task_file.fits,
         bytes=smallest_budget(bundle),
         density=density,
         dtype=bundle.manifest.dtype,
@@ -149,8 +166,8 @@ def _fit(
 ) -> Prepared:
     """``spare`` is the share of the budget that is left for what isn't known yet, ``least_spare`` the fewest bytes."""
     task_file = prepared.task_file
-    assert task_file.fit is not None
-    budget = min(math.floor((1 - spare) * task_file.fit), task_file.fit - least_spare)
+    assert task_file.fits is not None
+    budget = min(math.floor((1 - spare) * task_file.fits), task_file.fits - least_spare)
     least = max(least, least_density(prepared.source))
     blocks, asked = sum(info.grid.count for info in prepared.source.paged), 0
 
@@ -168,7 +185,7 @@ def _fit(
         enough = format_enough(_stated(size(least), spare, least_spare))
         raise CompileError(
             f"fit: expected at least {enough}, which {least:.0%} of the blocks in {DEFAULT} and "
-            f"what is always in memory take, found {format_room(task_file.fit)}; give more, or compile a smaller model"
+            f"what is always in memory take, found {format_room(task_file.fits)}; give more, or compile a smaller model"
         )
     return prepared.changed(sparsity=1 - density, dtype=DEFAULT)
 
@@ -197,9 +214,9 @@ def _density_and_dtype(prepared: Prepared) -> tuple[float, PageDtype]:
     return _density(prepared), prepared.task_file.dtype
 
 
-def _budget_of_trial(prepared: Prepared, run: CompileRun) -> int:
+def _budget_of_trial(prepared: Prepared, run: CompileRun, masks: Masks | None = None) -> int:
     """The smallest budget of a bundle of these settings, and a page a layer where recovery decides how it is packed."""
-    masks = choose_blocks(prepared).masks
+    masks = choose_blocks(prepared).masks if masks is None else masks
     kept = run.journal.folder
     parent, prefix = (Path(gettempdir()), "weightpager-fit-") if kept is None else (kept.parent, f"{kept.name}-fit-")
     with scratch(parent, prefix, storage_errors) as folder:

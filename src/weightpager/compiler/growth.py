@@ -28,7 +28,7 @@ from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, 
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import StoredBlocks, pack
-from weightpager.compiler.packing.plan import BundlePlan
+from weightpager.compiler.packing.plan import BundlePlan, entries
 from weightpager.compiler.packing.write import image_shape, page_file_counts, write_pages
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.own_parameters import train_own, write_adapters
@@ -137,17 +137,17 @@ class GrowthPlan:
 
 def plan_growth(base: BaseBundle, prepared: Prepared, masks: Masks, weights: TaskWeights) -> GrowthPlan:
     """Find out what the base has, and pack the rest."""
-    manifest, entries = base.bundle.manifest, prepared.entries()
-    keep = {info.name: masks.keep[info.name][:, : len(entries)] for info in weights.source.paged}
+    manifest, tasks = base.bundle.manifest, entries(prepared, masks.keep)
+    keep = {info.name: masks.keep[info.name][:, : len(tasks)] for info in weights.source.paged}
     reused, stored = {}, []
     for info in weights.source.paged:
         here = keep[info.name] & (base.locations[info.name] >= 0)[:, None] & ~_private(weights, info)
         stored.append(StoredBlocks.of(info.layer, keep[info.name] & ~here, weights.versions(info)))
         reused[info.name] = here
-    rate = Transitions.uniform([task.name for task in entries]).switch_rate()
+    rate = Transitions.uniform([task.name for task in tasks]).switch_rate()
     packing = pack(stored, base.bundle.block_bytes, rate, StorageModel(), manifest.page_bytes)
     transitions = prepared.source.transitions
-    added = BundlePlan(manifest.dtype, weights, keep, packing, entries, transitions, manifest.alignment)
+    added = BundlePlan(manifest.dtype, weights, keep, packing, tasks, transitions, manifest.alignment)
     return GrowthPlan(base, added, reused)
 
 
@@ -210,7 +210,7 @@ def _masks(base: BaseBundle, prepared: Prepared) -> Masks:
     """The keep masks of all tasks, the new ones first."""
     task_file, paged = prepared.task_file, prepared.source.paged
     aligned = [
-        (part, align_new_tasks(part.problem, part.gathered(base.shared)))
+        (part, part.whole(align_new_tasks(part.problem, part.gathered(base.shared))))
         for part in parts(prepared, prepared.source.transitions.switch_rate())
     ]
     new = spread(paged, aligned, len(task_file.tasks))

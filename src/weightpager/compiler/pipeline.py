@@ -14,8 +14,9 @@ from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.controls import Control, compared, control_scores, measure_controls
-from weightpager.compiler.fit import choose_density_and_alignment, fit_of
+from weightpager.compiler.fit import check_fit, choose_density_and_alignment, fit_of
 from weightpager.compiler.growth import grow
+from weightpager.compiler.keep import Kept, choose_kept, keep_of
 from weightpager.compiler.measure import common_fields, measure_written
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
@@ -121,13 +122,19 @@ def telling(journal: Journal) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sparse:
-    """What has been found for the sparse tasks, before it is packed; ``frontier`` has the strengths that were tried."""
+    """What has been found for the sparse tasks, before it is packed.
+
+    Attributes:
+        frontier: the strengths that were tried.
+        kept: what ``keep`` led to; None where it isn't stated.
+    """
 
     masks: Masks
     weights: TaskWeights
     gap: float
     frontier: Sequence[FrontierPoint] = ()
     controls: Sequence[Control] = ()
+    kept: Kept | None = None
 
 
 def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = None) -> CompileReport:
@@ -135,14 +142,16 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
     run = run or CompileRun()
     with run.stage("align", one_step=True):
         prepared, frontier = choose_density_and_alignment(prepared, run)
-        chosen = choose_blocks(prepared)
+        kept = choose_kept(prepared, run) if prepared.task_file.keep is not None else None
+        prepared, chosen = (prepared, choose_blocks(prepared)) if kept is None else (kept.prepared, kept.chosen)
+        check_fit(prepared, chosen.masks, run)
         check_left(prepared.source, chosen.masks)
     with run.stage("recover"):
         workers = run.workers_on(prepared.source)
         weights = recover(prepared.source, prepared.data, chosen.masks, run.journal, run.progress, workers)
     with run.stage("controls"):
         controls = measure_controls(prepared, run)
-    return assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap, frontier, controls), run)
+    return assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap, frontier, controls, kept), run)
 
 
 def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: CompileRun) -> CompileReport:
@@ -154,6 +163,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         without_graph = write_bundle(writer, plan)
     with run.stage("measure sparse"):
         written = measure_written(writer.root, prepared.data, run.progress, run.workers)
+        keep = None if sparse.kept is None else keep_of(sparse.kept, writer.root, run)
     fields = common_fields(written, prepared, run) | {
         "duality_gap": sparse.gap,
         "alignment": plan.alignment,
@@ -162,6 +172,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
         "fit": fit_of(prepared, written.bundle, run),
+        "keep": keep,
         "without_graph": without_graph,
     }
     report = CompileReport(**fields)

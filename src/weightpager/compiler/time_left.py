@@ -9,7 +9,9 @@ from statistics import fmean
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.controls import CHOICE, control_names, measuring, validation_data
 from weightpager.compiler.data import TaskData
+from weightpager.compiler.keep import HALVINGS, RANKED, ROWS, validation
 from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.model.half_layers import units_of
 from weightpager.progress import Progress
 from weightpager.task_data.held_out import Item
 
@@ -112,7 +114,7 @@ def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -
 
     plan = {"train the dense model": learnt} if file.trained_tasks else {}
     plan |= {f"measure dense {name}": tokens for name, tokens in held_out.items()}
-    plan |= {"calibrate": _LEARNT * calibrated} | recovery
+    plan |= {"calibrate": _LEARNT * calibrated} | _kept(source, data, item) | recovery
     names = [] if adds else control_names(file, data)
     for control in names:
         if control == DENSE:
@@ -124,6 +126,20 @@ def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -
         plan |= {measuring(control, name, names): tokens for name, tokens in held_out.items()}
     plan["write"] = _WRITTEN
     return plan | {f"measure {name}": tokens for name, tokens in held_out.items()}
+
+
+def _kept(source: DenseModel, data: Mapping[str, TaskData], item: float) -> dict[str, float]:
+    """The work of what ``keep`` tries, if it is stated; ``item`` is the mean of a row's tokens."""
+    file = source.task_file
+    if file.keep is None:
+        return {}
+    measured = {name: _tokens(validation(of_task).eval) for name, of_task in data.items()}
+    if file.units.unit == "block":
+        return {"find the sparsity": (HALVINGS + 2) * sum(measured.values())}
+    ranked = RANKED * ROWS * item / 2  # half of the layers are before what changes
+    return {
+        f"drop {file.units.unit}s: {name}": len(units_of(source)) * (ranked + each) for name, each in measured.items()
+    }
 
 
 def _tokens(items: Sequence[Item]) -> float:

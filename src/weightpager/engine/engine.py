@@ -698,9 +698,9 @@ class Engine:
         return self._open.limits
 
     def cache_size(self) -> CacheSize:
-        """What keys and values take of the kind of tasks that keeps most, by the widest numbers of any task.
+        """What keys and values take of the task that keeps most, by the widest numbers of any task.
 
-        A task of each kind that writes is built; nothing is loaded.
+        Of tasks that write, one of each kind and of equal layers is built; nothing is loaded.
 
         Raises:
             BundleFormatError: its parameters don't make up the task, or it would keep more than any model does.

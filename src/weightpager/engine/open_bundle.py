@@ -205,7 +205,7 @@ class OpenBundle:
 
     def cache_size(self) -> CacheSize:
         """What keys and values take. What is meant, and errors, are those of `Engine.cache_size`."""
-        writers = {task.kind: name for name, task in self.bundle.tasks.items() if task.writes}
+        writers = {(task.kind, *task.dropped): name for name, task in self.bundle.tasks.items() if task.writes}
         built = [self.task_and_module(name)[1] for name in writers.values()]
         sizes = [self.backend.cache_size(task, self._widest()) for task in built]
         return max(sizes, key=lambda size: size.bytes(1, 1), default=CacheSize())

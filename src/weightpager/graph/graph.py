@@ -131,8 +131,8 @@ def split(graph: Graph, name: str, width: int) -> tuple[Graph, Graph]:
     others = tuple(each for each in graph.outputs if each.name != name)
     if same := next((each.name for each in others if each.value == at.value), None):
         raise ValueError(f"expected the value of {name!r} as no other output, found it as {same!r}")
-    below = replace(graph, nodes=_needed(graph.nodes, {at.value}), outputs=(at,))
-    above = tuple(_from(node, at, name) for node in _needed(graph.nodes, {each.value for each in others}, at.value))
+    below = replace(graph, nodes=needed(graph.nodes, {at.value}), outputs=(at,))
+    above = tuple(_from(node, at, name) for node in needed(graph.nodes, {each.value for each in others}, at.value))
     dims = graph.dims[:2]
     given = (GraphInput(name, "float32", (*dims, width)),)
     head = replace(graph, dims=dims, inputs=given, nodes=above, outputs=others)
@@ -142,16 +142,16 @@ def split(graph: Graph, name: str, width: int) -> tuple[Graph, Graph]:
     return below, head
 
 
-def _needed(nodes: tuple[Node, ...], values: set[str], given: str | None = None) -> tuple[Node, ...]:
+def needed(nodes: tuple[Node, ...], values: set[str], given: str | None = None) -> tuple[Node, ...]:
     """The nodes that give these values, but for what a given one needs."""
-    needed = []
+    found = []
     wanted = values - {given}
     for node in reversed(nodes):
         if wanted.isdisjoint(node.outputs):
             continue
-        needed.append(node)
+        found.append(node)
         wanted |= {str(each.key) for each in node.inputs if each is not None and each.kind == "value"} - {given}
-    return tuple(reversed(needed))
+    return tuple(reversed(found))
 
 
 def _from(node: Node, at: GraphOutput, name: str) -> Node:

@@ -99,6 +99,21 @@ class PagedLinear(custom_op.CustomOpLayer):
         return f"in_features={self.in_features}, out_features={self.out_features}, density={density:.2f}"
 
 
+class DroppedLinear(nn.Module):
+    """In place of a linear layer that a task does without: it gives zeros."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros ``[..., out_features]`` for ``[..., in_features]``, in x's dtype."""
+        return x.new_zeros(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, dropped"
+
+
 class FlatLinear(nn.Linear):
     """`torch.nn.Linear`, applied to rows.
 

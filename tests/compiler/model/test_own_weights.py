@@ -152,7 +152,7 @@ def test_the_engine_computes_what_the_masked_checkpoints_do(tmp_path: Path) -> N
 
 def masked_logits(source: DenseModel, masks: Masks, task: str, inputs: dict[str, Tensor]) -> Tensor:
     weights = {
-        module_name(info, "bert"): masks.masked(task, info, TaskWeights(source).weight(task, info))
+        module_name(info.name, "bert"): masks.masked(task, info, TaskWeights(source).weight(task, info))
         for info in source.paged
     }
     with torch.inference_mode():

@@ -71,7 +71,7 @@ def test_losses_and_gradients_are_those_of_whole_weights(
         return error.detach(), dict(zip(learnt, torch.autograd.grad(error, list(learnt.values())), strict=True))
 
     with requiring_gradients(model, []):
-        weights = {module_name(info, model.base_model_prefix): whole(info.name) for info in source.paged}
+        weights = {module_name(info.name, model.base_model_prefix): whole(info.name) for info in source.paged}
         wanted, theirs = gradients(logits_with(model, weights, batch, spec.kind))
         found, ours = gradients(OwnProducts(source, masks, TASK, free, own, added, rounding, skips=skips).logits(batch))
     rounds = skips or narrow

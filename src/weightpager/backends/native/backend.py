@@ -12,7 +12,7 @@ from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.program import GraphProgram, KVCache, Workspaces, stages, writes
-from weightpager.backends.native.task import NativeTask, check_tasks
+from weightpager.backends.native.task import NativeTask, check_tasks, reduced
 from weightpager.backends.task_parts import Parameters, TaskParts, of_entry
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
@@ -80,11 +80,12 @@ class NativeBackend:
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
         graph = self._graph_of(parts.bundle, parts.bundle.task(parts.name).kind)
+        own = reduced(parts.bundle, parts.bundle.task(parts.name), graph)
         tower = None if self._pictures is None else self._graph_of(parts.bundle, FEATURES)
-        wanted = {name for each in (graph, tower) if each is not None for name in each.parameters()}
+        wanted = {name for each in (own, tower) if each is not None for name in each.parameters()}
         parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}
         try:
-            programs = tuple(self._program(each, parameters) for each in stages(graph, parameters))
+            programs = tuple(self._program(each, parameters) for each in stages(own, parameters))
             features = None if tower is None else self._program(tower, parameters)
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error

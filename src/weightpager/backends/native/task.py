@@ -15,10 +15,12 @@ from weightpager.backends.task_parts import no_arrays
 from weightpager.bundle import Bundle, TaskEntry, WeightEntry
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.bundle.format.manifest import FORMS, Pictures
+from weightpager.bundle.format.names import MANIFEST
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
 from weightpager.errors import BundleFormatError
 from weightpager.graph import Graph, Operand
+from weightpager.graph.dropped import without
 from weightpager.graph.file import FEATURES, graph_file
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate
@@ -240,9 +242,9 @@ def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, header
         for kind in (task.kind, FEATURES):
             if kind not in graphs:
                 continue
-            graph = graphs[kind]
+            graph = graphs[kind] if kind == FEATURES else reduced(bundle, task, graphs[kind])
             stored = _stored(bundle, graph, task, header)
-            shapes = kind, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
+            shapes = kind, *task.dropped, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
             if shapes not in planned:
                 _check_tables(task, graph, stored, 0 if task.takes_images else tokens)
                 planned[shapes] = _planned(bundle, graph, stored)
@@ -250,6 +252,19 @@ def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, header
                 _check_features(task, planned[shapes], bundle.pictures)
             else:
                 _check_outputs(task, planned[shapes], tokens)
+
+
+def reduced(bundle: Bundle, task: TaskEntry, graph: Graph) -> Graph:
+    """The graph of a task's kind without what the task has dropped.
+
+    Raises:
+        BundleFormatError: that is no half-layer.
+    """
+    try:
+        return without(graph, {f"{name}.weight" for name in bundle.dropped(task.name)})
+    except ValueError as error:
+        expected, _, found = str(error).removeprefix("expected ").partition(", found ")
+        raise BundleFormatError(MANIFEST, f"tasks.{task.name}.dropped", expected, found) from error
 
 
 def _stored(bundle: Bundle, graph: Graph, task: TaskEntry, header: Header) -> dict[str, Stored]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.settings import PROCESSOR
 from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.graph.dropped import without
 from weightpager.kernels.torch import reference
 from weightpager.machine.paths import has_directory
 from weightpager.nn.experts import set_as_published
@@ -66,8 +69,10 @@ def refusals(target: Path) -> Iterator[None]:
 def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """Write a task's model so that plain transformers loads it; dropped blocks are zeros, and low-rank parts are added.
 
-    Rows and columns are in the order of the model that was compiled. All is in bfloat16 where that holds every value of
-    the bundle exactly, else in float32. So weights and embedding tables are what the engine multiplies with.
+    Layers that a task does without are left out, as far as `layers_left_out` says; other parts that it has dropped are
+    zeros, with their biases. Rows and columns are in the order of the model that was compiled. All is in bfloat16 where
+    that holds every value of the bundle exactly, else in float32. So weights and embedding tables are what the engine
+    multiplies with.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -76,24 +81,28 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """
     bundle.task(task)
     target = free_target(out)
-    config = read_config(bundle)
+    config, left_out = read_config(bundle), layers_left_out(bundle, task)
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
     low_rank = read_adapter(bundle, task)
     dtype = torch.float32 if low_rank or _wider(bundle) else activation_dtype(values.values())
     rows = {name: table.to(dtype) for name, table in read_rows(bundle).items()}
     values = rows | widened(bundle, values, dtype)
-    module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
-    if route(module, task, bundle.tables(task)):
+    dropped = bundle.dropped(task)
+    module = empty_module(_shorter(config, left_out), bundle.task(task), len(values) + len(bundle.manifest.weights))
+    if route(module, task, {name: table for name, table in bundle.tables(task).items() if name not in dropped}):
         raise ConfigError(
             f"out: {task} has dropped experts, which its routers pass over, and a directory of transformers can't say "
             "so: there they would be chosen, and answer zero. Run the task from the bundle"
         )
     values = {name: value.to(dtype) if value.dtype == torch.bfloat16 else value for name, value in values.items()}
     for name, weight in dense_weights(bundle, task).items():
-        part = low_rank.get(name)
+        part = None if name in dropped else low_rank.get(name)
         merged = weight if part is None else weight.float() + torch.from_numpy(part.up @ part.down)
         values[f"{name}.weight"] = merged.to(dtype)
-    state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
+        if name in dropped and f"{name}.bias" in values:
+            values[f"{name}.bias"] = torch.zeros_like(values[f"{name}.bias"])
+    renamed = _renumbered(in_original_order(bundle, task, values), left_out)
+    state = {full_name(module, name): value for name, value in renamed.items()}
     assign(module, state, task)
     set_generation(module, read_generation(bundle, config))
     readers = preprocessors(bundle)
@@ -107,6 +116,73 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
         if bundle.pictures is not None:
             (temporary / PROCESSOR).write_bytes((model_dir(bundle) / PROCESSOR).read_bytes())
     return target
+
+
+_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
+"""Settings that have an entry for each layer, and go with it."""
+
+_BY_NUMBER = ("scale_attn_by_inverse_layer_idx", "scale_attention_by_inverse_layer_idx")
+"""Settings by which a layer's number decides what it computes."""
+
+
+def layers_left_out(bundle: Bundle, task: str) -> dict[str, list[int]]:
+    """The layers that a task's exported directory lacks: the list of layers, by canonical name, and their numbers.
+
+    Those of which the task's graph uses nothing, as long as transformers' configuration can say so: it knows how many
+    layers there are, and one has to stay.
+    """
+    dropped, graph = bundle.dropped(task), bundle.graph(bundle.task(task).kind)
+    if not dropped or graph is None:
+        return {}
+    config: Any = read_config(bundle).get_text_config()
+    try:
+        left = without(graph, {f"{name}.weight" for name in dropped})
+    except ValueError:  # what torch runs, graphs needn't be able to say
+        return {}
+    used = {found.group(1, 2) for name in left.parameters() if (found := _LAYER.match(name))}
+    layers = {found.group(1, 2) for name in graph.parameters() if (found := _LAYER.match(name))}
+    gone = sorted(layers - used, key=lambda layer: int(layer[1]))
+    lists, count = {name for name, _ in layers}, getattr(config, "num_hidden_layers", None)
+    each = [key for key, value in config.to_dict().items() if isinstance(value, list) and len(value) == count]
+    if (
+        len(lists) != 1
+        or count != len(layers)
+        or not {*each} <= {*_LISTS}
+        or any(getattr(config, key, False) for key in _BY_NUMBER)
+    ):
+        return {}
+    gone = gone[: len(layers) - 1]
+    return {name: [int(number) for _, number in gone] for name in lists if gone}
+
+
+_LAYER = re.compile(r"(base_model(?:\.[a-z_]+)*)\.(\d+)\.")
+
+
+def _shorter(config: Any, left_out: Mapping[str, list[int]]) -> Any:
+    """A configuration without these layers."""
+    if not left_out:
+        return config
+    config = copy.deepcopy(config)
+    text, ((_, numbers),) = config.get_text_config(), left_out.items()
+    kept = [number for number in range(text.num_hidden_layers) if number not in numbers]
+    for key in _LISTS:
+        if getattr(text, key, None) is not None:
+            setattr(text, key, [getattr(text, key)[number] for number in kept])
+    text.num_hidden_layers = len(kept)
+    return config
+
+
+def _renumbered(values: dict[str, Tensor], left_out: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """Parameters, by canonical name, without those of these layers; the layers behind them move up."""
+    renamed = {}
+    for name, value in values.items():
+        found = _LAYER.match(name)
+        gone = left_out.get(found[1], []) if found else []
+        if found and int(found[2]) in gone:
+            continue
+        number = 0 if found is None else int(found[2]) - sum(other < int(found[2]) for other in gone)
+        renamed[f"{found[1]}.{number}.{name[found.end() :]}" if found and gone else name] = value
+    return renamed
 
 
 def _wider(bundle: Bundle) -> bool:

@@ -29,7 +29,7 @@ from weightpager.nn.embedding import (
     keep_tables_narrow,
 )
 from weightpager.nn.experts import fuse_gated_mlps, is_linear, mixtures
-from weightpager.nn.linear import FlatLinear, PagedLinear
+from weightpager.nn.linear import DroppedLinear, FlatLinear, PagedLinear
 from weightpager.nn.skeleton import missing_values
 
 
@@ -111,7 +111,8 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     dtype = activation_dtype(state.values())
     _put_row_tables(module, parts, rows, dtype)
     _put_whole_weights(module, parts, state, dtype)
-    route(module, task, parts.tables)
+    dropped = bundle.dropped(task)
+    route(module, task, {name: table for name, table in parts.tables.items() if name not in dropped})
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
@@ -180,9 +181,12 @@ def _refuse_texts(task: str, module: nn.Module, inputs: tuple[Any, ...]) -> None
 
 def _put_paged_layers(module: nn.Module, parts: TaskParts[Tensors], state: Mapping[str, Tensor]) -> None:
     """Put a paged layer in place of each linear layer whose weight is paged; ``state`` has their biases."""
-    device = _device(parts.arena)
+    device, dropped = _device(parts.arena), parts.bundle.dropped(parts.name)
     for entry in parts.bundle.manifest.weights:
         name = full_name(module, entry.name)
+        if entry.name in dropped:
+            _replace_linear(module, name, DroppedLinear(entry.in_features, entry.out_features))
+            continue
         weight = paged_weight(parts.bundle, entry, parts.tables[entry.name], parts.arena, parts.page_table)
         part = parts.low_rank.get(entry.name)
         added = None if part is None else (_on(device, part.down), _on(device, part.up))
@@ -217,7 +221,7 @@ def _on(device: torch.device, values: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(values).to(device)
 
 
-def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
+def _replace_linear(module: nn.Module, name: str, paged: PagedLinear | DroppedLinear) -> None:
     try:
         old = module.get_submodule(name)
     except AttributeError:
@@ -225,6 +229,9 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     if not is_linear(old) or old.weight.shape != (paged.out_features, paged.in_features):
         wanted = f"a linear layer of {paged.out_features}x{paged.in_features} in the architecture"
         raise BundleFormatError("manifest.json", f"weights.{name}", wanted, old)
+    if isinstance(paged, DroppedLinear):
+        module.set_submodule(name, paged)
+        return
     biases = [None if bias is None else tuple(bias.shape) for bias in (old.bias, paged.bias)]
     if biases[0] != biases[1]:
         raise BundleFormatError("parameters", f"{name}.bias", biases[0], biases[1])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -86,6 +88,7 @@ TextMetric = Literal["exact-match", "chrf", "rouge-l", "token-f1"]
 """The metric that compares a generated text with the wanted one."""
 
 TaskName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
+ModuleName = Annotated[str, Meta(min_length=1, max_length=512)]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Features = Annotated[int, Meta(ge=1, le=2**24)]
 
@@ -175,6 +178,8 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
         generation: how its answers are made; for text-generation alone.
         add_bos_token: whether it learnt from texts that begin with what the tokenizer puts in front of one, and so
             reads prompts that do, but for conversations in the chat template; of tasks that write texts.
+        dropped: modules, by canonical name, whose paged weights it does without: each of these gives zeros, and its
+            bias isn't added.
     """
 
     name: TaskName
@@ -186,6 +191,7 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     eval: EvalData | None
     generation: Generation | None = None
     add_bos_token: bool = False
+    dropped: Annotated[list[ModuleName], Meta(max_length=2**12)] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.writes and not self.classes:
@@ -262,6 +268,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
         if any(weight.layer >= self.layers for weight in self.weights):
             raise ValueError(f"every weight in one of {self.layers} layers")
         self._check_pictures()
+        self._check_dropped()
         if len(self.transitions) != len(self.tasks) or any(len(row) != len(self.tasks) for row in self.transitions):
             raise ValueError(f"a transition matrix of {len(self.tasks)} tasks")
         try:
@@ -276,6 +283,32 @@ class Manifest(Strict, frozen=True, kw_only=True):
             raise ValueError(f"a picture tower of fewer than {self.layers} layers, got {self.pictures.layers}")
         if others := [task.name for task in self.tasks if not FORMS[task.kind].picture_model]:
             raise ValueError(f"tasks of text-generation alone beside pictures, got {others[0]}")
+
+    def _check_dropped(self) -> None:
+        """Refuse modules without paged weights, inside others or of a picture tower, which tasks may share."""
+        if not any(task.dropped for task in self.tasks):
+            return
+        named = sorted((weight.name, weight.layer) for weight in self.weights)
+        names, first = [name for name, _ in named], 0 if self.pictures is None else self.pictures.layers
+        of_tower = [0, *accumulate(layer < first for _, layer in named)]
+        for task in self.tasks:
+            before = None
+            for name in sorted(task.dropped, key=lambda name: f"{name}."):
+                inside = _inside(names, name)
+                if not inside or any(of_tower[part.stop] > of_tower[part.start] for part in inside):
+                    raise ValueError(
+                        f"dropped modules of {task.name} with paged weights of a text's, got {name[:80]!r}"
+                    )
+                if before is not None and f"{name}.".startswith(f"{before}."):
+                    raise ValueError(
+                        f"dropped modules of {task.name} that differ and lie in no other, got {name[:80]!r}"
+                    )
+                before = name
+
+    def dropped_weights(self, task: TaskEntry) -> frozenset[str]:
+        """Names of the paged weights that a task does without."""
+        names = sorted(weight.name for weight in self.weights) if task.dropped else []
+        return frozenset(names[at] for module in task.dropped for part in _inside(names, module) for at in part)
 
     def plain(self) -> dict[str, Any]:
         fields = super().plain()
@@ -362,6 +395,14 @@ class Manifest(Strict, frozen=True, kw_only=True):
             expected, _, other = str(error).partition(", got ")
             raise BundleFormatError(MANIFEST, "document", expected, other or "others") from None
         return manifest
+
+
+def _inside(names: Sequence[str], module: str) -> list[range]:
+    """Where a module itself is among sorted names, and those that lie in it."""
+    own = bisect_left(names, module)
+    found = range(own, own + (own < len(names) and names[own] == module))
+    inside = range(bisect_left(names, f"{module}."), bisect_left(names, f"{module}/"))  # which follows the dot
+    return [part for part in (found, inside) if part]
 
 
 def _check_inside(files: Iterable[str]) -> None:

@@ -164,6 +164,38 @@ class Fit(Document):
     whole: Bytes | None = None
 
 
+class KeepStep(Document):
+    """What was tried of a task on the way to ``keep``.
+
+    Attributes:
+        dropped: half-layers, or layers, by the modules that hold them, beside those of the steps before that were
+            taken; empty where blocks are dropped.
+        metric: on validation data, before recovery.
+        bytes: bytes of the blocks that the task keeps.
+        taken: whether enough of the metric was left.
+    """
+
+    task: str
+    dropped: list[str]
+    metric: float
+    bytes: Bytes
+    taken: bool
+
+
+class Keep(Document):
+    """What a compile made of a share of the dense model's metric that every task shall keep.
+
+    Attributes:
+        share: as stated.
+        kept: what each task keeps of it through the engine, on the same validation data.
+        path: what was tried; where a compile was resumed, from there on.
+    """
+
+    share: float
+    kept: dict[str, float]
+    path: list[KeepStep]
+
+
 class CompileReport(Document):
     """One compile.
 
@@ -189,6 +221,7 @@ class CompileReport(Document):
         paged_share: share of a task's parameters that is in paged weights.
         not_paged: parameters that stay in memory, by why they aren't paged.
         fit: what was made of a budget; None where sparsity and dtype were stated.
+        keep: what was made of a share of the metric; None where none was stated.
         without_graph: kinds of tasks that have no graph, and why.
         backend: the backend that ran the tasks when they were measured; the last ones, of a bundle that has grown.
     """
@@ -214,6 +247,7 @@ class CompileReport(Document):
     paged_share: Annotated[float, Field(ge=0, le=1)] | None = None
     not_paged: dict[str, Bytes] = Field(default_factory=dict)
     fit: Fit | None = None
+    keep: Keep | None = None
     without_graph: dict[TaskKind, str] = Field(default_factory=dict)
     backend: Literal["native", "torch"] | None = None
 

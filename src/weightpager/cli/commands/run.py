@@ -298,15 +298,19 @@ def export(
     Example: `weightpager export assistant.bundle --task spam --out spam-hf/`
     """
     with extra("torch"):
-        from weightpager.backends.torch.export import export_task
+        from weightpager.backends.torch.export import export_task, layers_left_out
         from weightpager.readers.tokenizer import open_tokenizer
 
     opened = Bundle.open(bundle)
     written = export_task(opened, task, out)
+    left_out = [number for numbers in layers_left_out(opened, task).values() for number in numbers]
     if json:
-        output.print_json({"task": task, "out": str(written)})
+        output.print_json({"task": task, "out": str(written)} | ({"left_out": left_out} if left_out else {}))
     else:
         output.say(f"{written}: {task}, for transformers' from_pretrained")
+        if opened.task(task).dropped:
+            which = f"layers {', '.join(map(str, left_out))} are left out" if left_out else "no layer is left out"
+            output.say(f"of what {task} does without, {which}; the rest is zeros")
     entry = opened.task(task)
     if entry.writes and not entry.add_bos_token and open_tokenizer(opened).begin_ids:
         output.hint(

@@ -245,8 +245,8 @@ def _order(saliency: npt.NDArray[np.floating], toll: Floats, strength: float) ->
 
 
 def _first(order: npt.NDArray[np.intp], budget: int, sizes: tuple[int, ...], least: Ints) -> Bools:
-    """The first ``budget`` blocks, after the first ``least`` of each weight."""
-    weight = np.repeat(np.arange(len(sizes)), sizes)[order]
+    """The first ``budget`` blocks, after the first ``least`` of each weight, if there are floors."""
+    weight = np.repeat(np.arange(len(sizes)), sizes)[order] if sizes else order
     chosen = np.zeros(len(order), bool)
     for number, fewest in enumerate(least):
         chosen[order[weight == number][:fewest]] = True

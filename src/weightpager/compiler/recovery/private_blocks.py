@@ -148,7 +148,7 @@ class OwnProducts:
             skips: whether to multiply by kept blocks alone, as `skipping_pays` says of the process that was started.
         """
         self._source, self._task, self._own, self._added, self._rounding = source, task, own, added, rounding
-        self._routes = masks.routes(source, task)
+        self._besides = masks.besides(source, task)
         skips = skips and bool(products())  # a worker may lack the native module
         self._weights = [_Weight.of(source, masks, task, info, free[info.name], skips=skips) for info in source.paged]
 
@@ -156,14 +156,14 @@ class OwnProducts:
         """The task's logits, as `logits_with` finds them."""
         model, kind = self._source.models[self._task], self._source.task_file.tasks[self._task].kind
         found: dict[int, Product] = {}
-        replaced = dict(self._routes)
+        replaced = dict(self._besides)
         for of in self._weights:
             layer = self._source.linear(self._task, of.info.name)
             product = _OwnProduct(of, self._own.get(of.info.name), self._rounding, self._added)
             if is_plain(layer):
                 found[id(layer.weight)] = product
             else:
-                replaced[module_name(of.info, model.base_model_prefix)] = product.weight()
+                replaced[module_name(of.info.name, model.base_model_prefix)] = product.weight()
         with Multiplying(found):
             return logits_with(model, replaced, batch, kind)
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from weightpager.compiler.data import PIXELS, TaskData
 from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.model.half_layers import units_of
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
@@ -80,8 +81,13 @@ def check_method(source: DenseModel) -> None:
     """See before anything is trained that the model can be recovered as its task file says.
 
     Raises:
-        CompileError: its experts would be refitted.
+        CompileError: its experts would be refitted, or it has none of the units that tasks shall drop.
     """
+    units = source.task_file.units.unit
+    if units != "block" and (not units_of(source) or any(map(mixtures, source.models.values()))):
+        raise CompileError(
+            f"units: expected block, found {units}: {source.path} has experts, or no numbered layers with an attention"
+        )
     if source.task_file.recover.refits and any(map(mixtures, source.models.values())):
         raise CompileError(
             f"recover: expected none, or finetune that starts from dense, for the experts of {source.path}, found "

@@ -15,7 +15,7 @@ import weightpager
 from weightpager.bundle.files.entry import hash_file
 from weightpager.compiler.data import classes
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.compiler.task_file.sections import TaskSpec, VisionSpec
+from weightpager.compiler.task_file.sections import TaskSpec, UnitsSpec, VisionSpec
 from weightpager.compiler.training.device import Arithmetic, training_device
 from weightpager.task_data.held_out import fingerprint
 from weightpager.task_data.row_files import hashed
@@ -54,8 +54,9 @@ def compile_identity(task_file: TaskFile) -> str:
     Raises:
         CompileError: a file can't be read.
     """
-    # A tower's usual settings say nothing, above all where there is none.
+    # What is usual says nothing, above all of a tower where there is none.
     usual = {"vision"} if task_file.vision == VisionSpec() else set()
+    usual |= {"units", "keep"} if (task_file.units, task_file.keep) == (UnitsSpec(), None) else set()
     facts = [task_file.model_dump_json(exclude={"compare", *usual})]
     facts += [str(sorted(spec.stated_steps)) for spec in (task_file.training, task_file.recover)]
     for name, task in task_file.tasks.items():

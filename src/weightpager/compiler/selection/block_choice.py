@@ -15,8 +15,10 @@ from weightpager.compiler.alignment.problem import AlignmentProblem, Bools, Floa
 from weightpager.compiler.alignment.structure_aligner import align
 from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo
+from weightpager.compiler.model.half_layers import HalfLayer, units_of
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.selection.experts import ExpertLayer, expert_layers, experts_kept, keeps_whole_experts
+from weightpager.compiler.selection.half_layers import half_saliency
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import FloatArray, normalised
 from weightpager.compiler.training.loss import logits_with, loss
@@ -31,20 +33,41 @@ class Subproblem:
     Attributes:
         problem: the alignment's problem over these units.
         units: paged weight → the unit of each of its blocks, or that of all of them.
-        blocks: number of blocks in a unit.
+        blocks: number of blocks in a unit, or in a row of the problem.
+        rows: how many rows of the problem each unit is, by its size; None for one each.
     """
 
     problem: AlignmentProblem
     units: Mapping[str, npt.NDArray[np.int64] | int]
-    blocks: int = 1
+    blocks: float = 1
+    rows: Ints | None = None
 
     def gathered(self, masks: Mapping[str, Bools]) -> Bools:
-        """[units, tasks]: True where a mask [blocks, tasks] of each of its weights has all of a unit."""
+        """[rows, tasks]: True where a mask [blocks, tasks] of each of its weights has all of a unit."""
         tasks = next(iter(masks.values())).shape[1]
-        gathered = np.ones((len(self.problem.saliency), tasks), np.bool_)
+        gathered = np.ones((len(self.problem.saliency) if self.rows is None else len(self.rows), tasks), np.bool_)
         for name, units in self.units.items():
             gathered[units] &= masks[name].all(0) if isinstance(units, int) else masks[name]
-        return gathered
+        return gathered if self.rows is None else np.repeat(gathered, self.rows, axis=0)
+
+    def whole(self, keep: Bools) -> Bools:
+        """Masks [units, tasks] from those of rows: units that a task keeps a part of are kept or dropped.
+
+        Those of which it keeps most come first, then those of which others do, as long as the budget lasts.
+        """
+        if self.rows is None:
+            return keep
+        starts = np.cumsum(self.rows) - self.rows
+        shares = np.add.reduceat(keep.astype(np.float64), starts) / self.rows[:, None]  # [units, tasks]
+        others, saliency = shares.mean(1), self.problem.saliency[starts]
+        if np.isinf(self.problem.strength):  # one mask for all
+            saliency = np.broadcast_to(saliency.mean(1, keepdims=True), saliency.shape)
+        chosen = np.zeros(shares.shape, np.bool_)
+        for task, left in enumerate(self.problem.budgets.tolist()):
+            for unit in np.lexsort((-saliency[:, task], -others, -shares[:, task])):
+                if self.rows[unit] <= left:
+                    chosen[unit, task], left = True, left - int(self.rows[unit])
+        return chosen
 
 
 def parts(prepared: Prepared, switch_rate: Floats) -> list[Subproblem]:
@@ -56,6 +79,8 @@ def parts(prepared: Prepared, switch_rate: Floats) -> list[Subproblem]:
     source, task_file = prepared.source, prepared.task_file
     if keeps_whole_experts(source):
         return [*_of_experts(prepared, switch_rate)]
+    if task_file.units.whole:
+        return [_of_halves(prepared, units_of(source), task_file.sparsity_of, switch_rate)]
     language = _of_blocks(prepared, source.language, task_file.sparsity_of, task_file.alignment, switch_rate)
     if not source.tower:
         return [language]
@@ -126,6 +151,30 @@ def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Subproblem]
         yield Subproblem(problem, units, sum(infos[name].grid.count for name in layer.experts[0]))
 
 
+def _of_halves(
+    prepared: Prepared, halves: Sequence[HalfLayer], sparsity_of: Callable[[str], float], switch_rate: Floats
+) -> Subproblem:
+    """One problem over half-layers, or layers, without floors; rows are as many blocks as the smallest has."""
+    source, task_file = prepared.source, prepared.task_file
+    infos, tasks = {info.name: info for info in source.paged}, [*task_file.tasks]
+    blocks = np.array([half.blocks for half in halves])
+    rows = np.maximum(1, np.round(blocks / blocks.min())).astype(np.int64)
+    per_row = np.stack([half_saliency(prepared.saliency[task], halves) for task in tasks], 1) / rows[:, None]
+    kept = np.array(
+        [blocks.sum() - sparsity_of(task) * sum(info.grid.count for info in source.language) for task in tasks]
+    )
+    versions = [_numbered(_versions(prepared, [infos[name] for name in half.weights])) for half in halves]
+    problem = AlignmentProblem(
+        np.repeat(np.stack([normalised(each) for each in per_row.T], 1), rows, axis=0),
+        budgets=np.clip(np.round(kept / blocks.sum() * rows.sum()), 0, rows.sum()).astype(np.int64),
+        switch_rate=switch_rate,
+        strength=task_file.alignment,
+        versions=np.repeat(np.stack(versions), rows, axis=0),
+    )
+    units = {name: number for number, half in enumerate(halves) for name in half.weights}
+    return Subproblem(problem, units, float(blocks.sum() / rows.sum()), rows)
+
+
 def _of_each(layer: ExpertLayer, saliency: Mapping[str, FloatArray]) -> FloatArray:
     """[experts], the sum over an expert's blocks."""
     return np.array([sum(saliency[name].sum() for name in names) for names in layer.experts])
@@ -165,9 +214,43 @@ def choose_blocks(prepared: Prepared) -> ChosenBlocks:
     paged, tasks = prepared.source.paged, tuple(prepared.task_file.tasks)
     rate = prepared.source.transitions.switch_rate()[-len(tasks) :, -len(tasks) :]  # without a base's tasks
     alignments = [(part, align(part.problem)) for part in parts(prepared, rate)]
-    keep = spread(paged, [(part, alignment.keep) for part, alignment in alignments], len(tasks))
+    keep = spread(paged, [(part, part.whole(alignment.keep)) for part, alignment in alignments], len(tasks))
+    if prepared.task_file.units.share is not None:
+        keep = _within_halves(prepared, keep, rate)
     saliency = sum(part.blocks * float(part.problem.saliency[alignment.keep].sum()) for part, alignment in alignments)
     return ChosenBlocks(Masks(tasks, keep), gap_of([alignment for _, alignment in alignments]), saliency)
+
+
+def _within_halves(prepared: Prepared, keep: dict[str, Bools], switch_rate: Floats) -> dict[str, Bools]:
+    """The same masks without the half-layers, or layers, of the share that goes by these, and as many blocks.
+
+    What it loses with them it keeps of the others, by saliency.
+    """
+    source, task_file = prepared.source, prepared.task_file
+    share, names = task_file.units.share or 0.0, [info.name for info in source.language]
+    part = _of_halves(prepared, units_of(source), lambda task: min(share, task_file.sparsity_of(task)), switch_rate)
+    allowed = spread(source.paged, [(part, part.whole(align(part.problem).keep))], len(task_file.tasks))
+    may, mask = (np.concatenate([of[name] for name in names]) for of in (allowed, keep))
+    saliency = [np.concatenate([prepared.saliency[task][name] for name in names]) for task in task_file.tasks]
+    total = np.sum(saliency, axis=0)
+    for task, of_task in enumerate(saliency):
+        missing = int((mask[:, task] & ~may[:, task]).sum())
+        mask[:, task] &= may[:, task]
+        free = np.flatnonzero(may[:, task] & ~mask[:, task])
+        worth = total if np.isinf(task_file.alignment) else of_task
+        mask[free[np.argsort(-worth[free], kind="stable")[:missing]], task] = True
+    ends = np.cumsum([len(keep[name]) for name in names])[:-1]
+    return keep | dict(zip(names, np.split(mask, ends), strict=True))
+
+
+def of_whole(prepared: Prepared, units: Sequence[HalfLayer], kept: Bools) -> ChosenBlocks:
+    """The masks of tasks that keep these half-layers, or layers, [units, tasks], and all of everything else."""
+    tasks = tuple(prepared.task_file.tasks)
+    keep = {info.name: np.ones((info.grid.count, len(tasks)), np.bool_) for info in prepared.source.paged}
+    for half, of_half in zip(units, kept, strict=True):
+        for name in half.weights:
+            keep[name][:] = of_half
+    return ChosenBlocks(Masks(tasks, keep), 0.0, 0.0)
 
 
 HIGH = 0.5

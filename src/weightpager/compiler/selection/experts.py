@@ -80,7 +80,7 @@ def check_experts(source: DenseModel) -> None:
     Raises:
         CompileError: as `experts_kept`.
     """
-    if source.task_file.fit is None and keeps_whole_experts(source):
+    if source.task_file.fits is None and keeps_whole_experts(source):
         for task in source.models:
             experts_kept(source, task)
 

@@ -33,6 +33,8 @@ from weightpager.compiler.task_file.sections import (
     TaskName,
     TaskSpec,
     TrainingSpec,
+    Units,
+    UnitsSpec,
     Vision,
     VisionSpec,
     broken,
@@ -137,6 +139,9 @@ class TaskFile(Frozen):
         accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
         vision: a picture tower's blocks, or the word alone that says whose they are.
         experts: whether tasks keep whole experts of a mixture and all of its other weights, or any blocks.
+        units: what tasks drop whole, or the word alone; ``sparsity`` is a share of the blocks in any case.
+        keep: the share of the dense model's metric that every task keeps on its validation data, before recovery;
+            sparsity follows from it. ``fit`` beside it is a limit that must do.
         recover: a method, or its name alone.
         tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
         transitions: a trace of past switches; without one every task is as likely as any other to come next.
@@ -163,6 +168,8 @@ class TaskFile(Frozen):
     rows: Rows = "on-demand"
     vision: Vision = VisionSpec()
     experts: ExpertUnit = "whole"
+    units: Units = UnitsSpec()
+    keep: Annotated[float | None, Field(gt=0, le=1)] = None
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()
@@ -175,6 +182,7 @@ class TaskFile(Frozen):
     def _consistent(self) -> TaskFile:
         self._check_page()
         self._check_fit()
+        self._check_units()
         self._check_own_weights()
         images = [name for name, task in self.tasks.items() if task.takes_images]
         if 0 < len(images) < len(self.tasks):
@@ -191,7 +199,7 @@ class TaskFile(Frozen):
         return self
 
     def _check_page(self) -> None:
-        dtype, chosen = (self.dtype, "") if self.fit is None else ("bfloat16", ", which fit may choose")
+        dtype, chosen = (self.dtype, "") if self.fits is None else ("bfloat16", ", which fit may choose")
         least = block_bytes(self.block, dtype)
         if self.page is not None and self.page < least:
             raise broken(f"page: expected at least one {dtype} block of {least} bytes{chosen}, found {self.page}")
@@ -200,10 +208,36 @@ class TaskFile(Frozen):
         stated = sorted(self.model_fields_set & {"sparsity", "dtype"})
         stated += [f"tasks.{name}.sparsity" for name, task in self.tasks.items() if task.sparsity is not None]
         stated += ["vision.sparsity"] * (self.vision.sparsity is not None)
-        if self.fit is not None and stated:
+        if self.keep is not None and (found := [key for key in stated if key != "dtype"]):
+            raise broken(
+                f"keep: expected no {' and no '.join(found)} beside it, since it chooses sparsity; leave one out"
+            )
+        if self.fits is not None and stated:
             raise broken(
                 f"fit: expected no {' and no '.join(stated)} beside it, since it chooses sparsity and dtype; leave "
                 "out one or the other"
+            )
+
+    def _check_units(self) -> None:
+        chosen = [key for key in _STRENGTHS[1:] if key in self.model_fields_set]
+        if self.keep is not None and chosen:
+            raise broken(
+                f"keep: expected no {chosen[0]} beside it: one of them decides; state alignment, or leave one out"
+            )
+        if self.units.unit == "block":
+            if self.units.share is not None:
+                raise broken(f"units.share: expected a unit of half-layers or layers, found {self.units.unit}")
+            return
+        if self.keep is not None and self.units.share is not None:
+            raise broken("units.share: expected none beside keep, which drops blocks or half-layers")
+        if self.recover.refits or self.recover.low_rank:
+            found = "closed-form" if self.recover.refits else f"low_rank {self.recover.low_rank}"
+            raise broken(
+                f"recover: expected none, or finetune alone, beside units of {self.units.unit}s, found {found}"
+            )
+        if self.vision.sparsity is not None and self.units.whole:
+            raise broken(
+                f"vision.sparsity: expected none beside units of {self.units.unit}s, which leave a picture tower whole"
             )
 
     def _check_own_weights(self) -> None:
@@ -227,6 +261,11 @@ class TaskFile(Frozen):
         """Whether the tasks read images; else they read texts."""
         return any(task.takes_images for task in self.tasks.values())
 
+    @property
+    def fits(self) -> int | None:
+        """Bytes by which sparsity and dtype are chosen; None where they aren't."""
+        return self.fit if self.keep is None else None
+
     def sparsity_of(self, task: str) -> float:
         """The fraction of blocks that the task drops."""
         stated = (self.tasks[task].sparsity, self.sparsity)
@@ -237,6 +276,8 @@ class TaskFile(Frozen):
         """The fraction of a picture tower's blocks that the task drops."""
         if self.vision.sparsity is not None:
             return self.vision.sparsity
+        if self.units.whole:
+            return 0.0
         return min(map(self.sparsity_of, self.tasks)) if self.vision.blocks == "shared" else self.sparsity_of(task)
 
     @property
@@ -310,6 +351,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "calibration": CalibrationSpec,
     "training": TrainingSpec,
     "recover": RecoverSpec,
+    "units": UnitsSpec,
     "vision": VisionSpec,
 }
 """Sections by their key; the whole file by the empty one."""

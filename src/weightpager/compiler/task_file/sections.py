@@ -144,6 +144,8 @@ Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0), _text("^inf
 Saliency = Annotated[Literal["gradient"], BeforeValidator(_saliency)]
 Rows = Literal["on-demand", "resident"]
 ExpertUnit = Literal["whole", "blocks"]
+Unit = Literal["block", "half-layer", "layer"]
+"""What tasks drop: blocks, or all blocks of the attention or feed-forward part of a layer, or of the whole layer."""
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 """As a manifest takes it; pydantic doesn't know msgspec's bounds."""
 
@@ -336,6 +338,24 @@ class RecoverSpec(_Training):
         return bool(self.private_blocks or self.low_rank)
 
 
+class UnitsSpec(Frozen):
+    """What tasks drop whole.
+
+    Attributes:
+        unit: blocks, or all blocks of a layer's attention or feed-forward part, or of the layer: these aren't computed.
+        share: fraction of the blocks that goes by half-layers or layers, while blocks of the others make up the rest of
+            ``sparsity``; None for all of it.
+    """
+
+    unit: Unit = "block"
+    share: Sparsity | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing but half-layers or layers is dropped."""
+        return self.unit != "block" and self.share is None
+
+
 class VisionSpec(Frozen):
     """The picture tower of a model that reads pictures among its words.
 
@@ -367,6 +387,10 @@ class _OrAlone:
 
 _METHOD_ALONE = _OrAlone("method", get_args(RecoverMethod))
 _BLOCKS_ALONE = _OrAlone("blocks", get_args(TowerBlocks))
+_UNIT_ALONE = _OrAlone("unit", get_args(Unit))
+
+Units = Annotated[UnitsSpec, BeforeValidator(_UNIT_ALONE.section), _UNIT_ALONE]
+"""A section, or the word alone that says what is dropped."""
 
 Recover = Annotated[RecoverSpec, BeforeValidator(_METHOD_ALONE.section), _METHOD_ALONE]
 """A section, or the name of a method alone."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from weightpager.backends.torch.architecture import BASE
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
+from weightpager.compiler.model.half_layers import dropped_halves
 from weightpager.compiler.model.paged_weights import canonical
 from weightpager.nn.experts import mixtures
 
@@ -56,6 +57,16 @@ class Masks:
         """A task's mask of one weight by element, float32 [out_features, in_features]."""
         return self.masked(task, info, torch.ones(info.grid.out_features, info.grid.in_features))
 
+    def besides(self, source: DenseModel, task: str) -> dict[str, Tensor]:
+        """What else a task's module has under its masks: `routes`, and zeros as the biases of what it drops whole."""
+        found, base = self.routes(source, task), source.models[task].base_model_prefix
+        for half in dropped_halves(source, self.keep, self.tasks.index(task)):
+            for name in half.weights:
+                bias = source.linear(task, name).bias
+                if bias is not None:
+                    found[module_name(name, base, "bias")] = torch.zeros_like(bias, requires_grad=False)
+        return found
+
     def routes(self, source: DenseModel, task: str) -> dict[str, Tensor]:
         """Which experts a task's routers may choose, by the names that this has in the task's module.
 
@@ -81,28 +92,28 @@ class Masks:
     ) -> dict[str, Tensor]:
         """Masked weights by the names that they have in the task's module, for `torch.func.functional_call`.
 
-        They are ``rounded``, if that is given. With them are the task's `routes`.
+        They are ``rounded``, if that is given. With them is what is there `besides`.
         """
-        base, weights = source.models[task].base_model_prefix, self.routes(source, task)
+        base, weights = source.models[task].base_model_prefix, self.besides(source, task)
         for info in infos:
             weight: Tensor = source.linear(task, info.name).weight
             kept = weight if rounded is None else rounded(info.name, weight)
-            weights[module_name(info, base)] = self.masked(task, info, kept)
+            weights[module_name(info.name, base)] = self.masked(task, info, kept)
         return weights
 
     @torch.no_grad()
     def held(self, source: DenseModel, task: str) -> dict[str, Tensor]:
         """`parameters` of all paged weights, without gradients; they lie in the source's scratch."""
-        base, weights = source.models[task].base_model_prefix, self.routes(source, task)
+        base, weights = source.models[task].base_model_prefix, self.besides(source, task)
         for info in source.paged:
             kept = self.masked(task, info, source.linear(task, info.name).weight)
-            weights[module_name(info, base)] = source.scratch.hold(kept)
+            weights[module_name(info.name, base)] = source.scratch.hold(kept)
         return weights
 
 
-def module_name(info: PagedWeightInfo, base: str) -> str:
-    """The name of a paged weight's parameter in a task's module whose base is called ``base``."""
-    return f"{base}.{info.name.removeprefix(BASE)}.weight"
+def module_name(name: str, base: str, of: str = "weight") -> str:
+    """The name of a paged weight's parameter, or its bias, in a task's module whose base is called ``base``."""
+    return f"{base}.{name.removeprefix(BASE)}.{of}"
 
 
 def drop(weight: Tensor, keep: Tensor, grid: BlockGrid) -> Tensor:

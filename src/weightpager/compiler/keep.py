@@ -1,0 +1,286 @@
+"""``keep``: as few blocks, half-layers or layers as leave every task its share of the dense model's metric.
+
+The metric is measured on validation data, else on training data, with masks laid on the dense weights. Recovery wins
+back more; pages of few bits cost some. So the promise is measured again on the bundle, for its report.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from weightpager.answers.score import Score
+from weightpager.bundle.report.compile_report import Keep, KeepStep
+from weightpager.compiler.alignment.problem import Bools, Floats
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.measure import measure_written, torch_score
+from weightpager.compiler.model.half_layers import HalfLayer, units_of
+from weightpager.compiler.resume.journal import CompileRun
+from weightpager.compiler.selection.block_choice import ChosenBlocks, choose_blocks, of_whole
+from weightpager.compiler.selection.half_layers import Trials, half_saliency, without
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.evaluate import Model, Replaced
+from weightpager.page_dtype import block_bytes
+from weightpager.progress import silent
+
+_log = logging.getLogger(__name__)
+
+STAGE = "keep"
+
+_ITEMS = 512
+"""Validation examples that a metric is measured on at most, and training examples where a task has none."""
+
+HALVINGS, _CHECKS = 6, 4
+_MOST = 0.95
+"""Sparsity above which nothing has been measured."""
+
+ROWS, _ROWS_AT_ONCE = 32, 8
+"""Rows that half-layers are ranked by."""
+
+_TOKENS = 4096
+"""Tokens that these rows have at most: all layers' hidden states of them are in memory."""
+
+RANKED, _MISSES = 6, 3
+"""Half-layers whose loss is found anew before a step, and steps that may fail one after the other."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What ``keep`` leads to.
+
+    Attributes:
+        prepared: the tasks with the sparsities that were found.
+        chosen: their masks.
+        path: what was tried.
+        dense: the dense model's metric on the same validation data.
+    """
+
+    prepared: Prepared
+    chosen: ChosenBlocks
+    path: Sequence[KeepStep]
+    dense: Mapping[str, Score]
+
+
+def choose_kept(prepared: Prepared, run: CompileRun, *, together: bool = False) -> Kept:
+    """As few blocks, half-layers or layers as the task file's ``keep`` asks for, which must be stated.
+
+    Half-layers and layers are dropped one by one; ``together`` has the aligner choose them for all tasks, like blocks.
+    """
+    metric = _Metric.of(prepared)
+    of = _of_units if units_of(prepared.source) and not together else _aligned
+    return Kept(*of(prepared, metric, run), metric.dense)
+
+
+def keep_of(kept: Kept, root: Path, run: CompileRun) -> Keep:
+    """What the tasks of a bundle that was written keep, for its report; a task that keeps too little is warned of."""
+    wanted, data = kept.prepared.task_file.keep or 0.0, kept.prepared.data
+    scores = measure_written(
+        root, {task: validation(of) for task, of in data.items()}, run.progress, run.workers
+    ).scores
+    shares = {task: share_kept(score, kept.dense[task]) for task, score in scores.items()}
+    for task, share in shares.items():
+        if share < wanted:
+            _log.warning("keep: tasks.%s keeps %.3f of the dense model's metric, %g was asked for", task, share, wanted)
+    return Keep(share=wanted, kept=shares, path=list(kept.path))
+
+
+def share_kept(now: Score, dense: Score) -> float:
+    """What is left of the dense model's metric; 1 where that was 0."""
+    over, under = (now, dense) if now.higher_is_better else (dense, now)
+    if under.value == 0 or (math.isinf(over.value) and math.isinf(under.value)):
+        return 1.0
+    return over.value / under.value
+
+
+def validation(data: TaskData) -> TaskData:
+    """A task with the rows that its promise is measured on in the place of held-out data."""
+    return replace(data, eval=tuple(data.validation or data.train)[:_ITEMS])
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """Measures how much of the dense model's metric tasks keep."""
+
+    prepared: Prepared
+    data: Mapping[str, TaskData]
+    dense: Mapping[str, Score]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> _Metric:
+        data = {task: validation(of_task) for task, of_task in prepared.data.items()}
+        dense = {task: cls._score(prepared, prepared.source.models[task], of) for task, of in data.items()}
+        return cls(prepared, data, dense)
+
+    @staticmethod
+    def _score(prepared: Prepared, model: Model, data: TaskData) -> Score:
+        return torch_score(model, data, prepared.task_file.dtype, silent)
+
+    def share(self, task: str, model: Model) -> tuple[float, float]:
+        """The share that a task keeps, and the metric itself."""
+        now = self._score(self.prepared, model, self.data[task])
+        return share_kept(now, self.dense[task]), now.value
+
+    def under(self, chosen: ChosenBlocks) -> dict[str, tuple[float, float]]:
+        """`share` of all tasks under masks."""
+        source = self.prepared.source
+        found = {}
+        for task, model in source.models.items():
+            found[task] = self.share(task, Replaced(model, chosen.masks.held(source, task)))
+        return found
+
+    def step(self, task: str, dropped: Sequence[str], blocks: float, value: float, *, taken: bool) -> KeepStep:
+        size = block_bytes(self.prepared.task_file.block, self.prepared.task_file.dtype)
+        return KeepStep(task=task, dropped=list(dropped), metric=value, bytes=round(blocks * size), taken=taken)
+
+
+def _at(prepared: Prepared, sparsity: Mapping[str, float]) -> Prepared:
+    """The tasks with these sparsities."""
+    tasks = prepared.task_file.tasks
+    return prepared.changed(
+        tasks={name: spec.model_copy(update={"sparsity": sparsity[name]}) for name, spec in tasks.items()}
+    )
+
+
+def _aligned(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prepared, ChosenBlocks, list[KeepStep]]:
+    """All tasks' sparsities bisected at once: they share blocks, so each is measured beside the others."""
+    tasks = [*prepared.task_file.tasks]
+    wanted, blocks = prepared.task_file.keep or 0.0, sum(info.grid.count for info in prepared.source.paged)
+    low, high, first = np.zeros(len(tasks)), np.full(len(tasks), _MOST), 0
+    steps: list[KeepStep] = []
+    if (reached := run.journal.read(STAGE, lambda kept: kept["low"].shape == (len(tasks),))) is not None:
+        first, low, high = reached.step, reached.tensors["low"].numpy().copy(), reached.tensors["high"].numpy().copy()
+
+    def tried(sparsity: Floats) -> tuple[Prepared, ChosenBlocks, Bools]:
+        at = _at(prepared, dict(zip(tasks, sparsity.tolist(), strict=True)))
+        chosen = choose_blocks(at)
+        shares = metric.under(chosen)
+        met = np.array([shares[task][0] >= wanted for task in tasks])
+        for number, task in enumerate(tasks):
+            kept = (1 - sparsity[number]) * blocks
+            steps.append(metric.step(task, [], kept, shares[task][1], taken=bool(met[number])))
+        return at, chosen, met
+
+    for number in range(first, HALVINGS):
+        middle = (low + high) / 2
+        met = tried(middle)[2]
+        low, high = np.where(met, middle, low), np.where(met, high, middle)
+        run.journal.write(STAGE, number + 1, {"low": torch.from_numpy(low), "high": torch.from_numpy(high)})
+        run.progress("find the sparsity", number + 1, HALVINGS + 1)
+    for _ in range(_CHECKS):
+        at, chosen, met = tried(low)
+        if met.all():
+            break
+        low = np.where(met, low, 0.8 * low)
+    else:
+        at, chosen, _ = tried(np.where(met, low, 0.0))
+    run.progress("find the sparsity", HALVINGS + 1, HALVINGS + 1)
+    return at, chosen, steps
+
+
+def _of_units(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prepared, ChosenBlocks, list[KeepStep]]:
+    """Half-layers, or layers, of one task after the other; what earlier tasks do without is dropped rather."""
+    source, units = prepared.source, units_of(prepared.source)
+    dropped = np.zeros((len(units), len(source.models)), np.bool_)  # [half-layers, tasks]
+    steps: list[KeepStep] = []
+    for number, task in enumerate(source.models):
+        search = _Greedy(prepared, metric, task, units, dropped[:, :number].mean(1) if number else np.zeros(len(units)))
+        found, of_task = search.run(run)
+        dropped[found, number] = True
+        steps += of_task
+    total = sum(info.grid.count for info in source.language)
+    sizes = np.array([half.blocks for half in units])
+    sparsity = {task: float(sizes[dropped[:, at]].sum() / total) for at, task in enumerate(source.models)}
+    at = _at(prepared, {task: min(share, 1 - 2.0**-20) for task, share in sparsity.items()})
+    return at, of_whole(at, units, ~dropped), steps
+
+
+@dataclass(frozen=True)
+class _Greedy:
+    """One task's half-layers, dropped one by one as long as the task keeps enough of its metric.
+
+    Attributes:
+        others: share of the tasks before this one that have dropped each half-layer.
+    """
+
+    prepared: Prepared
+    metric: _Metric
+    task: str
+    units: Sequence[HalfLayer]
+    others: Floats
+
+    def run(self, run: CompileRun) -> tuple[list[int], list[KeepStep]]:
+        """Numbers of the half-layers that go, in their order, and the steps that were tried.
+
+        In the journal stand those that have gone, and those that can't.
+        """
+        source, stage = self.prepared.source, f"{STAGE}-{self.task}"
+        saliency = half_saliency(self.prepared.saliency[self.task], self.units)
+        gains = {at: float(gain) for at, gain in enumerate(saliency)}
+        reached = run.journal.read(stage, lambda kept: kept.keys() == {"dropped", "stuck"})
+        gone: list[int] = [] if reached is None else reached.tensors["dropped"].tolist()
+        stuck: list[int] = [] if reached is None else reached.tensors["stuck"].tolist()
+        steps: list[KeepStep] = []
+        total = sum(info.grid.count for info in source.paged)
+        misses = 0 if reached is None else reached.step - 1
+        left = {*range(len(self.units))} - {*gone, *stuck}
+        if not left or misses >= _MISSES:
+            return gone, steps
+        trials = Trials(
+            source, self.task, self.prepared.data[self.task].calibration(ROWS, _ROWS_AT_ONCE, tokens=_TOKENS)
+        )
+        base = trials.start([self.units[at] for at in gone])
+        while left and misses < _MISSES:
+            best = self._best(trials, gains, left, gone, base)
+            share, value = self._measured([*gone, best])
+            left.discard(best)
+            kept = share >= (self.prepared.task_file.keep or 0.0)
+            names = [*self.units[best].modules]
+            blocks = total - sum(self.units[at].blocks for at in (*gone, best))
+            steps.append(self.metric.step(self.task, names, blocks, value, taken=kept))
+            (gone if kept else stuck).append(best)
+            misses = 0 if kept else misses + 1
+            if kept:
+                base = trials.start([self.units[at] for at in gone])
+            entry = {"dropped": torch.tensor(gone, dtype=torch.int64), "stuck": torch.tensor(stuck, dtype=torch.int64)}
+            run.journal.write(stage, 1 + misses, entry)
+            run.progress(
+                f"drop {source.task_file.units.unit}s: {self.task}", len(self.units) - len(left), len(self.units)
+            )
+        run.journal.write(stage, 1 + _MISSES, entry)
+        run.progress(f"drop {source.task_file.units.unit}s: {self.task}", len(self.units), len(self.units))
+        return gone, steps
+
+    def _best(
+        self, trials: Trials, gains: dict[int, float], left: Collection[int], gone: Sequence[int], base: float
+    ) -> int:
+        """The half-layer that costs least: the loss that dropping it adds, for each block; less where others drop it.
+
+        Gains that were found before other half-layers went are found anew for those that seem to cost least, until the
+        cheapest is among them.
+        """
+        mean = float(np.mean([max(0.0, gains[at]) / self.units[at].blocks for at in gains]))
+        strength = min(self.prepared.task_file.alignment, 1e6)
+        fresh: set[int] = set()
+
+        def price(at: int) -> tuple[float, int]:
+            return gains[at] / self.units[at].blocks - strength * mean * float(self.others[at]), at
+
+        while True:
+            best = min(left, key=price)
+            if best in fresh:
+                return best
+            if len(fresh) == RANKED:
+                return min(fresh, key=price)
+            gains[best] = trials.loss([self.units[at] for at in (*gone, best)]) - base
+            fresh.add(best)
+
+    def _measured(self, dropped: Sequence[int]) -> tuple[float, float]:
+        source = self.prepared.source
+        with without(source, self.task, [self.units[at] for at in dropped]):
+            return self.metric.share(self.task, source.models[self.task])
