@@ -27,11 +27,14 @@ from benchmarks.accuracy.settings import (
     settings,
 )
 from benchmarks.accuracy.study import Outcome, Setting, Study
+from benchmarks.drive import visits
 from weightpager.cli.progress import progress
 from weightpager.compiler.controls import QUANTISATIONS
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.task_file.sections import RecoverMethod
 from weightpager.config import cache_dir
+from weightpager.progress import Progress
+from weightpager.trace_file import write_trace
 from weightpager_lab.samples import language_modeling, minilm, smollm2
 from weightpager_lab.samples import prepare as text_tasks
 from weightpager_lab.samples.driving_questions import driving_questions
@@ -72,10 +75,8 @@ def main(
             for setting in settings(domain, at, effort, number, quick=quick)
             if (not method or setting.method in method) and recover in (None, setting.recover.method)
         ]
-        folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{number}-{'quick' if quick else 'full'}"
-        kept = None if bundles is None else bundles / f"{domain}-{number}"
         with progress() as told:
-            study = Study(task_file(domain, effort, number), folder, told, kept)
+            study = study_of(domain, number, told, bundles, quick=quick)
             trained = TRAINED_THROUGH if domain == "A" and number == 0 and not quick else {}
             dense = [name for name in (*QUANTISATIONS, *trained) if not method or name in method]
             _run(study, domain, number, dense, chosen, effort, json, command)
@@ -122,6 +123,18 @@ def _run(
             note(setting, setting.method, setting.fraction, study.sparse(setting))
 
 
+def study_of(domain: Domain, seed: int, told: Progress, bundles: Path | None, *, quick: bool) -> Study:
+    """A domain's dense model for a seed, and what is made of it; bundles are kept in their folder of ``bundles``."""
+    folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{seed}-{'quick' if quick else 'full'}"
+    kept = None if bundles is None else kept_in(bundles, domain, seed)
+    return Study(task_file(domain, effort_of(domain, quick=quick), seed), folder, told, kept)
+
+
+def kept_in(bundles: Path, domain: Domain, seed: int) -> Path:
+    """Where the bundles of a domain and a seed are kept."""
+    return bundles / f"{domain}-{seed}"
+
+
 def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:
     """The tasks of a domain; their samples are made if need be."""
     cache = cache_dir()
@@ -138,9 +151,20 @@ def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:
                 "seed": seed,
             },
             "calibration": {"max_length": effort.max_length},
+            "transitions": _transitions(domain, cache),
             "tasks": tasks,
         }
     )
+
+
+def _transitions(domain: Domain, cache: Path) -> str | None:
+    """A file of past switches; None where any task is as likely as any other to come next."""
+    if domain != "E":
+        return None
+    file = cache / "benchmarks" / "drive.trace.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_trace(file, visits())
+    return str(file)
 
 
 def _model(domain: Domain, cache: Path) -> Path:

@@ -216,9 +216,7 @@ def test_one_mask_for_all_tasks_has_one_copy_of_its_tables(bundle: Bundle, folde
         assert not set.intersection(*tables_of(own, tasks))
 
 
-def test_a_shared_tower_stays_while_the_language_models_blocks_are_switched(
-    driver_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_shared_tower_stays_while_the_language_model_is_switched(driver_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(driver_bundle)
     assets.write_sparse(bundle, list(bundle.tasks), tmp_path, said)
     towers, read = set(), {}

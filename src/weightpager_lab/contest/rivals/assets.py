@@ -203,10 +203,9 @@ def compact(bundle: Bundle, task: str) -> tuple[Tensor, dict[str, BlockTable]]:
         for names in _tower_and_rest(bundle):
             kept = _kept({name: all_tables[name] for name in names})
             first, content = len(pages) * places, reader.read(kept)
-            pages += [
-                page_content(content[start : start + places], block, manifest.dtype, bundle.page_bytes)
-                for start in range(0, len(kept), places)
-            ]
+            # A page's scales lie behind all its places, also where some are empty.
+            full = np.pad(content, ((0, -len(content) % places), (0, 0))).reshape(-1, places, content.shape[1])
+            pages += [page_content(blocks, block, manifest.dtype, bundle.page_bytes) for blocks in full]
             for name in names:
                 crow, col, locations = (getattr(all_tables[name], field) for field in FIELDS)
                 at = first + np.searchsorted(kept, locations)
@@ -231,9 +230,8 @@ def _kept(tables: Mapping[str, BlockTable]) -> npt.NDArray[np.int64]:
 def _tower_and_rest(bundle: Bundle) -> tuple[list[str], list[str]]:
     """Names of the paged weights of a picture tower, and of all others."""
     layers, weights = 0 if bundle.pictures is None else bundle.pictures.layers, bundle.manifest.weights
-    return [each.name for each in weights if each.layer < layers], [
-        each.name for each in weights if each.layer >= layers
-    ]
+    tower = [weight.name for weight in weights if weight.layer < layers]
+    return tower, [weight.name for weight in weights if weight.layer >= layers]
 
 
 def split(tensors: dict[str, Tensor], bundle: Bundle) -> tuple[dict[str, BlockTable], dict[str, Tensor]]:
