@@ -186,8 +186,8 @@ def _with_pictures(task: str, prompts: Iterable[Labelled], pixels: dict[bytes, F
     for inputs in islice(asked, _MOST_WITH_PICTURES):
         rows.append(inputs["input_ids"][0])
         keys = []
-        for picture in np.ascontiguousarray(inputs["pixel_values"]):
-            keys.append(blake3(picture).digest())
+        for picture in inputs["pixel_values"]:
+            keys.append(blake3(picture.tobytes()).digest())
             pixels.setdefault(keys[-1], picture[None])
         known = list(pixels)
         places.append([known.index(key) for key in keys])

@@ -98,7 +98,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> CheckpointFil
     with path.open("wb") as file:
         file.write(padded.to_bytes(8, "little") + text.ljust(padded))
         for name in order:
-            file.write(tensors[name].detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            tensor = tensors[name].detach().contiguous()
+            flat = tensor.as_strided((tensor.numel(),), (1,))  # a lone number may have any stride
+            file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     first = padded + 8
