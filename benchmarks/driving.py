@@ -1,123 +1,84 @@
-"""The driving domain's bundles: five tasks on **rendered** roads, a ViT **trained here**, under the drive trace.
+"""The driving domain's bundles: seven questions about **rendered** roads, asked of the LLaVA of the accuracy study.
 
-    python -m benchmarks.driving
+    python -m benchmarks.driving --bundles bundles
 
-Makes the scenes, the model, the bundle and its companions in the cache, unless they are there, and prints what to run
-next. It takes about a quarter of an hour on one core.
+Finds the bundle of the study's row and its companions where ``benchmarks.accuracy --domain E --bundles bundles`` has
+kept them, compiles what isn't there as the study does, with its seed 0, and prints what to run next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from benchmarks.accuracy.__main__ import Domain, kept_in, study_of
+from benchmarks.accuracy.settings import ALL_BLOCKS, HALF, Effort, effort_of, settings
+from benchmarks.accuracy.study import Setting
 from benchmarks.results import command
-from weightpager.bundle import Bundle, writing
+from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.cli.progress import progress
-from weightpager.compiler.pipeline import build
-from weightpager.compiler.prepare import prepare
-from weightpager.compiler.resume.identities import compile_identity
-from weightpager.compiler.resume.journal import CompileRun, Journal
-from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.config import cache_dir
-from weightpager.trace_file import Visit, write_trace
-from weightpager_lab.companions import build_companions, companions_in
+from weightpager.progress import Progress
+from weightpager_lab.companions import Name
 from weightpager_lab.contest.plan import Subject
-from weightpager_lab.samples import driving
-from weightpager_lab.samples.download import key_of
-from weightpager_lab.trace import renamed
-from weightpager_lab.traces import TRACES
 
 NAME = "driving, rendered scenes"
 """Of the contest, as `docs/results.json` has it; what else has to be said is in `benchmarks.report.run.NOTES`."""
 
-TASK_OF: Mapping[str, str] = {
-    "motorway": "vehicle-ahead",
-    "exit": "lane-offset",
-    "tunnel": "lane-offset",
-    "bridge": "lane-offset",
-    "roadworks": "drivable-area",
-    "toll": "vehicle-ahead",
-    "main_road": "vehicle-ahead",
-    "junction": "traffic-light",
-    "roundabout": "drivable-area",
-    "crossing": "traffic-light",
-    "level_crossing": "traffic-light",
-    "residential": "obstacle-distance",
-    "school_zone": "obstacle-distance",
-    "parking": "drivable-area",
-    "manoeuvre": "obstacle-distance",
-    "fuel_station": "drivable-area",
-}
-"""Kind of road, as the drive trace has it → what a car asks there first."""
-
-SWITCHES = 2000
+DOMAIN: Domain = "E"
+SEED = 0
 
 
 def main(
+    bundles: Annotated[
+        Path | None, typer.Option(help="Folder that the accuracy benchmark keeps bundles in; in the cache if left out.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="To see whether it runs: accuracies mean nothing.")] = False,
 ) -> None:
-    """Make the bundles."""
+    """Find or make the bundles."""
+    folder = bundles or cache_dir() / "benchmarks" / f"driving{'-quick' if quick else ''}"
     with progress() as told:
-        made = bundles(cache_dir(), told, quick=quick)
+        made = subject(folder, told, quick=quick)
     for score in read_report(made.bundle).tasks:
-        typer.echo(f"{score.name}: {score.metric}, dense {score.dense:.4f}, sparse {score.sparse:.4f}")
+        dense = "" if score.dense is None else f", dense {score.dense:.4f}"
+        typer.echo(f"{score.name}: {score.metric}{dense}, sparse {score.sparse:.4f}")
     typer.echo(command("driving", NAME, made))
+    typer.echo(f"python -m benchmarks.prefetch --json docs/prefetch.json --driving {made.bundle.path}")
 
 
-def bundles(cache: Path, progress: Any, *, quick: bool = False) -> Subject:
-    """The bundle and its companions; compiled together unless the cache has all of them."""
-    samples = driving.driving(cache, **(_QUICK_DATA if quick else {}), report=typer.echo)
-    model = driving.road_model(cache, samples, **(_QUICK_MODEL if quick else {}), report=typer.echo)
-    settings = {**_SETTINGS, **(_QUICK_SETTINGS if quick else {})}
-    folder = cache / "benchmarks" / f"driving-{key_of(model=model.name, settings=settings)}"
-    path = folder / "aligned.bundle"
-    if not (path.is_dir() and companions_in(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        trace = folder / "drive.trace.jsonl"
-        write_trace(trace, visits())
-        tasks = {sample.name: sample.entry() for sample in samples}
-        task_file = from_dict({**settings, "model": str(model), "transitions": str(trace), "tasks": tasks})
-        journal = Journal(folder / "journal", compile_identity(task_file))
-        run = CompileRun(progress, journal)
-        prepared = prepare(task_file, run)
-        build_companions(prepared, folder, run)
-        with writing(path, force=True) as writer:
-            build(writer, prepared.changed(compare="dense"), run)
-        journal.remove()
-    return Subject(Bundle.open(path), companions_in(folder))
+def subject(folder: Path, told: Progress, *, quick: bool = False) -> Subject:
+    """The row's bundle and its companions in the accuracy benchmark's folder; what it lacks is compiled."""
+    ours, others = compiled_with(effort_of(DOMAIN, quick=quick))
+    kept = kept_in(folder, DOMAIN, SEED)
+    missing = [setting for setting in (ours, *others.values()) if not (kept / setting.bundle_name).is_dir()]
+    if missing:
+        study = study_of(DOMAIN, SEED, told, folder, quick=quick)
+        for setting in missing:
+            study.sparse(setting)
+    companions = {name: Bundle.open(kept / setting.bundle_name) for name, setting in others.items()}
+    return Subject(Bundle.open(kept / ours.bundle_name), companions)
 
 
-def visits() -> tuple[Visit, ...]:
-    """The drive trace, in terms of the five tasks: roads in a row on which a car asks the same are one visit."""
-    return renamed(TRACES["drive"](SWITCHES).visits, TASK_OF)
+def compiled_with(effort: Effort) -> tuple[Setting, Mapping[Name, Setting]]:
+    """How the bundle and its companions are compiled: by the study's rows, but for the one without alignment.
 
+    That one is there for the bytes of its switches, so that nothing is trained for it.
+    """
+    rows = {row.method: row for at in (HALF, ALL_BLOCKS) for row in settings(DOMAIN, at, effort, SEED, quick=False)}
+    ours = rows["ours_private_int4"]
+    unaligned = replace(ours, method="unaligned", alignment=0.0, recover=RecoverSpec(method="none"))
+    return ours, {
+        "unaligned": unaligned,
+        "all_blocks": rows["all_blocks_int4"],
+        "one_mask": rows["shared_mask_int4"],
+    }
 
-_SETTINGS: dict[str, Any] = {
-    "sparsity": 0.75,
-    "dtype": "int4",
-    "alignment": 0.5,
-    "calibration": {"items": 256, "batch": 32},
-    "training": {"steps": 300, "learning_rate": 3e-4, "batch": 16},
-    "recover": {
-        "method": "finetune",
-        "steps": 500,
-        "learning_rate": 5e-4,
-        "batch": 16,
-        "patience": 0,
-    },
-}
-_QUICK_DATA = {"train_scenes": 24, "eval_scenes": 8}
-_QUICK_MODEL = {"steps": 2}
-_QUICK_SETTINGS = {
-    "calibration": {"items": 8, "batch": 8},
-    "training": {"steps": 5, "batch": 4},
-    "recover": {"method": "finetune", "steps": 5, "batch": 4, "patience": 0},
-}
 
 if __name__ == "__main__":
     typer.run(main)

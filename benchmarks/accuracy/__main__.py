@@ -32,6 +32,7 @@ from weightpager.compiler.controls import QUANTISATIONS
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.task_file.sections import RecoverMethod
 from weightpager.config import cache_dir
+from weightpager.progress import Progress
 from weightpager_lab.samples import language_modeling, minilm, smollm2
 from weightpager_lab.samples import prepare as text_tasks
 from weightpager_lab.samples.driving_questions import driving_questions
@@ -72,11 +73,8 @@ def main(
             for setting in settings(domain, at, effort, number, quick=quick)
             if (not method or setting.method in method) and recover in (None, setting.recover.method)
         ]
-        drawn = 0 if effort.dense(number) is None else number  # nothing of a given dense model depends on the seed
-        folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{drawn}-{'quick' if quick else 'full'}"
-        kept = None if bundles is None else bundles / f"{domain}-{number}"
         with progress() as told:
-            study = Study(task_file(domain, effort, drawn), folder, told, kept)
+            study = study_of(domain, number, told, bundles, quick=quick)
             trained = TRAINED_THROUGH if domain == "A" and number == 0 and not quick else {}
             dense = [name for name in (*QUANTISATIONS, *trained) if not method or name in method]
             _run(study, domain, number, dense, chosen, effort, json, command)
@@ -121,6 +119,20 @@ def _run(
     for setting in chosen:
         if (setting.method, setting.recover.method, setting.fraction) not in known:
             note(setting, setting.method, setting.fraction, study.sparse(setting))
+
+
+def study_of(domain: Domain, seed: int, told: Progress, bundles: Path | None, *, quick: bool) -> Study:
+    """A domain's dense model for a seed, and what is made of it; bundles are kept in their folder of ``bundles``."""
+    effort = effort_of(domain, quick=quick)
+    drawn = 0 if effort.dense(seed) is None else seed  # nothing of a given dense model depends on the seed
+    folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{drawn}-{'quick' if quick else 'full'}"
+    kept = None if bundles is None else kept_in(bundles, domain, seed)
+    return Study(task_file(domain, effort, drawn), folder, told, kept)
+
+
+def kept_in(bundles: Path, domain: Domain, seed: int) -> Path:
+    """Where the bundles of a domain and a seed are kept."""
+    return bundles / f"{domain}-{seed}"
 
 
 def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:

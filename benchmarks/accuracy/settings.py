@@ -130,15 +130,15 @@ LOW_RANK = 8
 WITH_LOW_RANK = 0.304
 """All of SmolLM2's paged weights in int4, 0.281, and one task's low-rank parts in bfloat16."""
 
-_HALF = 0.14
+HALF = 0.14
 HALF_WITH_LOW_RANK = 0.163
 """Half of these weights, and the same low-rank parts."""
 
 FRACTIONS = {
     "A": (0.25, 0.15, 0.5, 0.1, 0.7),
     "B": (0.7, 0.5),
-    "D": (_HALF, ALL_BLOCKS, WITH_LOW_RANK, HALF_WITH_LOW_RANK, 0.07),
-    "E": (_HALF, ALL_BLOCKS, 0.07),
+    "D": (HALF, ALL_BLOCKS, WITH_LOW_RANK, HALF_WITH_LOW_RANK, 0.07),
+    "E": (HALF, ALL_BLOCKS, 0.07),
 }
 INT4_FRACTIONS = {"A": (0.07, 0.14, ALL_BLOCKS, 0.035, 0.1, 0.21), "B": (), "D": (), "E": ()}
 """Where four bits are measured, too: a quarter of the blocks, half, all, an eighth, a third, three quarters."""
@@ -147,8 +147,8 @@ _EVERY = (0, 1, 2)
 SEEDS = {
     "A": {0.25: _EVERY, 0.15: _EVERY, 0.07: _EVERY, 0.14: _EVERY},
     "B": {},
-    "D": {_HALF: _EVERY},
-    "E": {_HALF: _EVERY},
+    "D": {HALF: _EVERY},
+    "E": {HALF: _EVERY},
 }
 """More than the first, where there are."""
 
@@ -205,7 +205,7 @@ def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Se
         yield Setting("low_rank_int4", fraction, 1.0, float("inf"), low_rank, "int4")
         return
     if fraction == HALF_WITH_LOW_RANK:
-        yield Setting("ours_low_rank_int4", fraction, _HALF / BYTES["int4"], ALIGNMENT, low_rank, "int4")
+        yield Setting("ours_low_rank_int4", fraction, HALF / BYTES["int4"], ALIGNMENT, low_rank, "int4")
         return
     shared, density = effort.finetune(seed), fraction / BYTES["int4"]
     private = effort.finetune(seed, PRIVATE_OF_WRITING)

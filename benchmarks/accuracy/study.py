@@ -69,6 +69,11 @@ class Setting:
         return "-".join(map(str, parts))
 
     @property
+    def bundle_name(self) -> str:
+        """Of its bundle, where bundles are kept."""
+        return f"{self.method}-{self.fraction}-{self.recover.method}.bundle"
+
+    @property
     def ordered_for(self) -> float:
         """The density that the model is reordered for."""
         return round(self.density, 4) if is_coarse(self.dtype) else self.fraction
@@ -191,7 +196,7 @@ class Study:
         with tempfile.TemporaryDirectory() as folder:
             kept = self._bundles or Path(folder)
             kept.mkdir(parents=True, exist_ok=True)
-            path = kept / f"{setting.method}-{setting.fraction}-{setting.recover.method}.bundle"
+            path = kept / setting.bundle_name
             with writing(path, force=True) as writer:
                 report = assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap), run)
             bundle = Bundle.open(path)

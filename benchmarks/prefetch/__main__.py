@@ -5,6 +5,10 @@
 A model of the shape of Qwen2.5-0.5B with 18 tasks at 75 % sparsity, random weights. In virtual time every trace under
 every policy; in real time, on storage held to a stated speed, two traces with prefetch, without, and as people
 serve many tasks today.
+
+    python -m benchmarks.prefetch --json prefetch.json --driving BUNDLE
+
+The same in real time for the drive trace and the driving domain's bundle, which `benchmarks.driving` names.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,8 +29,9 @@ import numpy.typing as npt
 import typer
 
 from benchmarks import row_file
+from benchmarks.drive import visits as drive_visits
 from benchmarks.prediction import FirstOrderPredictor, FrequencyPredictor
-from benchmarks.prefetch.rows import RIVALS, Row, line, read, speedups
+from benchmarks.prefetch.rows import DRIVING, RIVALS, Row, line, read, shares, speedups
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig, cache_dir
@@ -178,6 +184,9 @@ def _replayed(switch: Callable[[str], object], visits: Sequence[Visit]) -> Float
 BANDWIDTH = 600e6
 """Bytes per second of the storage, in virtual and in real time."""
 
+DRIVING_BANDWIDTH = 300e6
+"""The same of the driving domain's bundle, as in its contest."""
+
 DWELL = 2.0
 """Mean time between switches, in what an average differential set takes to load."""
 
@@ -196,19 +205,26 @@ class Bench:
 
     Args:
         bundle: whose tasks stand for those of the traces, in their order.
+        bandwidth: of the storage, in bytes a second.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, bandwidth: float = BANDWIDTH) -> None:
         self.bundle = bundle
+        self.bandwidth = bandwidth
         self.simulator = Simulator(bundle)
-        self.storage = StorageModel(BANDWIDTH, seconds_per_read=0.0)
-        self._dwell = DWELL * self.simulator.differential_bytes / BANDWIDTH
+        self.storage = StorageModel(bandwidth, seconds_per_read=0.0)
+        self._dwell = DWELL * self.simulator.differential_bytes / bandwidth
 
     def trace(self, name: str, switches: int) -> Trace:
         made = TRACES[name](switches, self._dwell, SEED)
         names = dict(zip(made.tasks, self.bundle.tasks, strict=False))
         planner = None if made.planner is None else partial(_translated, made.planner, names)
         return replace(made, visits=renamed(made.visits, names), tasks=tuple(names.values()), planner=planner)
+
+    def driving(self, switches: int) -> Trace:
+        """The drive trace of a bundle of the driving domain; nobody announces what comes next."""
+        visits = drive_visits(2 * switches, self._dwell, SEED)[: switches + 1]
+        return Trace(DRIVING, tuple(self.bundle.tasks), visits, None)
 
     def slots(self, f: float) -> int:
         least, most = self.simulator.largest_task, self.simulator.all_pages
@@ -288,19 +304,27 @@ def main(
     json: Annotated[Path, typer.Option(help="File of rows; those of a mode that isn't measured now stay.")],
     mode: Annotated[Literal["both", "virtual", "real"], typer.Option(help="Which time to measure in.")] = "both",
     folder: Annotated[Path | None, typer.Option(help="Where the synthetic bundle is kept.")] = None,
+    driving: Annotated[
+        Path | None, typer.Option(help="The driving domain's bundle: only the drive trace on it, in real time.")
+    ] = None,
 ) -> None:
     """Measure what prefetch saves."""
-    folder = folder or cache_dir() / "benchmarks" / "prefetch"
-    bundle = bundle_of(assistant_of_many(), folder, typer.echo)
-    rows = [row for row in read(json) if mode not in ("both", _measured_in(row))]
-    for measured in (
-        in_virtual_time(bundle) if mode != "real" else (),
-        in_real_time(bundle, folder) if mode != "virtual" else (),
-    ):
-        for row in measured:
-            rows.append(row)
-            typer.echo(line(row))
-    for key, value in speedups(rows).items():
+    if driving is not None and mode == "virtual":
+        raise typer.BadParameter("expected real time for --driving, found --mode virtual", param_hint="--mode")
+    rows, measured = read(json), list[Iterator[Row]]()
+    if driving is not None:
+        rows = [row for row in rows if row.trace != DRIVING]
+        measured.append(of_driving(Bundle.open(driving)))
+    else:
+        folder = folder or cache_dir() / "benchmarks" / "prefetch"
+        bundle = bundle_of(assistant_of_many(), folder, typer.echo)
+        rows = [row for row in rows if row.trace == DRIVING or mode not in ("both", _measured_in(row))]
+        measured += [in_virtual_time(bundle)] * (mode != "real")
+        measured += [of_assistant(bundle, folder)] * (mode != "virtual")
+    for row in chain.from_iterable(measured):
+        rows.append(row)
+        typer.echo(line(row))
+    for key, value in {**speedups(rows), **shares(rows)}.items():
         typer.echo(f"{key} = {value:.4g}")
     row_file.write(json, rows)
 
@@ -343,20 +367,30 @@ def waits(simulation: Simulation, policy: str) -> Floats:
     return simulation.switches if policy == "liar" else simulation.switches[LEARNT:]
 
 
-def in_real_time(bundle: Bundle, folder: Path) -> Iterator[Row]:
-    """Two traces without and with prefetch, each beside the same in virtual time; and as people do it today."""
-    bench, f = Bench(bundle), FRACTIONS[-1]
+def of_assistant(bundle: Bundle, folder: Path) -> Iterator[Row]:
+    bench = Bench(bundle)
+    return in_real_time(bench, [bench.trace(name, REAL) for name in ("assistant", "drive")], folder)
+
+
+def of_driving(bundle: Bundle) -> Iterator[Row]:
+    bench = Bench(bundle, DRIVING_BANDWIDTH)
+    return in_real_time(bench, [bench.driving(REAL)], bundle.path.absolute().parent)
+
+
+def in_real_time(bench: Bench, traces: Sequence[Trace], folder: Path) -> Iterator[Row]:
+    """Traces without and with prefetch, each beside the same in virtual time; and as people do it today."""
+    bundle, f = bench.bundle, FRACTIONS[-1]
     budget = footprint(bundle).total + bench.slots(f) * bundle.page_bytes
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         write_sparse(bundle, list(bundle.tasks), Path(checkpoints), lambda _stage, _done, _total: None)
-        for trace in (bench.trace(name, REAL) for name in ("assistant", "drive")):
+        for trace in traces:
             for policy, prefetch in ((REUSE, False), (PREFETCH, True)):
                 simulated = bench.run(trace, f, policy)
                 yield row(trace, f, policy, simulated.switches, simulated.prefetched, bench)
-                waited, counts = of_engine(bundle, trace.visits, budget, BANDWIDTH, prefetch=prefetch)
+                waited, counts = of_engine(bundle, trace.visits, budget, bench.bandwidth, prefetch=prefetch)
                 yield row(trace, f, policy, waited, counts, bench, mode="real")
             for policy in RIVALS:
-                waited = of_rival(policy, bundle, trace.visits, budget, BANDWIDTH, Path(checkpoints))
+                waited = of_rival(policy, bundle, trace.visits, budget, bench.bandwidth, Path(checkpoints))
                 yield row(trace, f, policy, waited, PrefetchCounts(), bench, mode="real")
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import row_file
-from weightpager.simulate.sizing import PREFETCH
+from weightpager.simulate.sizing import PREFETCH, REUSE
+
+DRIVING = "driving"
+"""The trace of the driving domain's bundle: the drive trace, in terms of its tasks."""
 
 RIVALS: Mapping[str, str] = {
     "whole sparse checkpoints": "sparse_whole",
@@ -64,6 +67,16 @@ def speedups(rows: Iterable[Row]) -> dict[str, float]:
         f"prefetch.{trace}.speedup_{RIVALS[policy].removeprefix('sparse_')}_mean": waited / real[trace, PREFETCH]
         for (trace, policy), waited in real.items()
         if policy in RIVALS and (trace, PREFETCH) in real
+    }
+
+
+def shares(rows: Iterable[Row]) -> dict[str, float]:
+    """By flat key: the real switches' mean wait with prefetch, as a share of that without."""
+    real = {(row.trace, row.policy): row.wait_ms_mean for row in rows if row.mode == "real"}
+    return {
+        f"prefetch.{trace}.wait_share": ahead / real[trace, REUSE]
+        for (trace, policy), ahead in real.items()
+        if policy == PREFETCH and real.get((trace, REUSE))
     }
 
 

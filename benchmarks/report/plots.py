@@ -12,10 +12,12 @@ from benchmarks.report.results_file import ScalingRow
 from weightpager_lab.contest.result import Contest, Row
 from weightpager_lab.demo.page import heat_map, svg
 
-_COLOURS = ("#0f766e", "#2563eb", "#94a3b8", "#d97706", "#be123c", "#9333ea", "#64748b", "#ca8a04", "#0891b2")
+_COLOURS = (
+    "#0f766e", "#2563eb", "#94a3b8", "#d97706", "#be123c", "#9333ea", "#64748b", "#ca8a04", "#0891b2", "#65a30d",
+)  # fmt: skip
 _SHOWN = (
     "ours", "ours_unaligned", "sparse_strict", "sparse_whole", "dense_direct", "shared_bf16", "shared_mask",
-    "ours_all_blocks", "ours_one_mask",
+    "ours_all_blocks", "ours_one_mask", "sparse_language",
 )  # fmt: skip
 
 

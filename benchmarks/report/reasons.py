@@ -53,7 +53,9 @@ def _of_process(contest: Contest) -> str:
 
 REASONS: Mapping[str, Callable[[Contest], str]] = {
     "switch.speedup_whole_mean": _of_switch,
+    "switch.speedup_whole_max": _of_switch,
     "switch.speedup_strict_mean": _of_switch,
+    "switch.speedup_language_mean": _of_switch,
     "memory.process_on_torch_below_shared_bf16": _of_process,
 }
 """By the figure that was missed."""

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Protocol
 
+from benchmarks.prefetch.rows import DRIVING
 from benchmarks.report.goals import (
     GOALS,
     LEAST_AHEAD,
     MOST_ALIGN_PACK,
+    MOST_SHARE,
     NOT_ASKED,
     PUBLISHED,
     TRACES_AHEAD,
@@ -82,13 +84,19 @@ def other_goals(compiling: CompileRow | None, ahead: Mapping[str, float]) -> str
         word = "not measured" if found_ahead is None else "yes" if found_ahead >= LEAST_AHEAD else "**no**"
         said = "–" if found_ahead is None else f"{found_ahead:.3g}"
         lines.append([asked, f"{trace} trace, {AHEAD_OF}", word, said])
+    asked = f"waiting with prefetch at most {MOST_SHARE:g} of that without"
+    lines.append([asked, "drive trace, driving", *_at_most(ahead.get(f"prefetch.{DRIVING}.wait_share"), MOST_SHARE)])
     asked = f"alignment and packing at most {MOST_ALIGN_PACK:.0%} of the calibration's time"
-    if compiling is None:
-        lines.append([asked, "text assistant", "not measured", "–"])
-    else:
-        reached = "yes" if compiling.align_pack_share <= MOST_ALIGN_PACK else "**no**"
-        lines.append([asked, "text assistant", reached, f"{compiling.align_pack_share:.3g}"])
+    share = None if compiling is None else compiling.align_pack_share
+    lines.append([asked, "text assistant", *_at_most(share, MOST_ALIGN_PACK)])
     return table(["goal, set before", "of", "reached", "found"], lines)
+
+
+def _at_most(found: float | None, most: float) -> tuple[str, str]:
+    """Whether a figure reached its goal, and the figure."""
+    if found is None:
+        return "not measured", "–"
+    return "yes" if found <= most else "**no**", f"{found:.3g}"
 
 
 def published(contests: Mapping[str, Contest]) -> str:

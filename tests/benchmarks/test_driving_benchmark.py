@@ -1,27 +1,34 @@
-"""The driving domain's bundle, tiny: made, and named so that nobody takes it for the real world."""
+"""The driving domain's bundles, tiny: those of the accuracy study, and named so that nobody takes them for real."""
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.driving import NAME, TASK_OF, bundles, visits
+import tiny_llava
+from benchmarks.accuracy import __main__ as accuracy
+from benchmarks.accuracy.settings import effort_of
+from benchmarks.drive import TASK_OF, visits
+from benchmarks.driving import NAME, compiled_with, subject
+from benchmarks.prefetch import __main__ as prefetch
+from benchmarks.prefetch.rows import DRIVING, shares
 from benchmarks.readme import ROOT
 from benchmarks.report import results_file, run
-from parity import other_classes
-from weightpager.bundle.report.compile_report import read_report
 from weightpager_lab.companions import COMPANIONS, check
-from weightpager_lab.samples.road_scene import CLASSES
+from weightpager_lab.contest.plan import Plan
+from weightpager_lab.contest.run import run_contest
+from weightpager_lab.samples.driving_questions import QUESTIONS
 from weightpager_lab.traces import DRIVE
 
 
 def test_every_kind_of_road_asks_for_a_task() -> None:
     assert set(TASK_OF) == set(DRIVE.tasks)
-    assert set(TASK_OF.values()) == set(CLASSES)
+    assert set(TASK_OF.values()) == set(QUESTIONS)
 
 
 def test_the_trace_has_switches_only() -> None:
@@ -38,27 +45,58 @@ def test_the_name_says_what_it_is() -> None:
     assert NAME in results_file.read(ROOT / "docs" / "results.json").contests
 
 
-@pytest.mark.slow
-def test_bundles_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "1GiB")  # which keeps where the held-out images lie
-    said: list[str] = []
-    made = bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
-    aligned, unaligned, all_blocks = made.bundle, made.companions["unaligned"], made.companions["all_blocks"]
-    assert list(aligned.tasks) == list(CLASSES)
-    assert list(made.companions) == list(COMPANIONS)
-    check(aligned, made.companions)
-    found = other_classes(aligned)  # native code's, of all held-out images
-    assert not any(found.values()), found
-    assert unaligned.manifest.alignment == 0
-    assert made.companions["one_mask"].manifest.alignment is None
-    assert {len(all_blocks.kept_locations(task)) * all_blocks.block_bytes for task in CLASSES} == {
-        all_blocks.dense_bytes
+def test_a_retired_model_is_not_shown() -> None:
+    results = results_file.read(ROOT / "docs" / "results.json")
+    shown = run.shown_of(results)
+    for name, contest in results.contests.items():
+        assert (name in shown) == (name != NAME or contest.facts.model != "ViT")
+
+
+def test_the_bundle_is_that_of_the_accuracy_study() -> None:
+    ours, others = compiled_with(effort_of("E", quick=False))
+    assert ours.bundle_name == "ours_private_int4-0.14-finetune.bundle"
+    assert {name: setting.bundle_name for name, setting in others.items()} == {
+        "unaligned": "unaligned-0.14-none.bundle",
+        "all_blocks": "all_blocks_int4-0.281-finetune.bundle",
+        "one_mask": "shared_mask_int4-0.14-finetune.bundle",
     }
-    assert read_report(all_blocks).recover == "none"
-    matrix = np.array(aligned.manifest.transitions)
-    assert np.array_equal(matrix, unaligned.manifest.transitions)
-    assert matrix.max() > 0.5  # a drive isn't uniform
+    assert list(others) == list(COMPANIONS)
+    assert others["unaligned"].density == ours.density
+    assert others["unaligned"].dtype == "int4"
+
+
+@pytest.mark.slow
+def test_bundles_are_made_once_and_serve_the_contest_and_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "1GiB")  # which keeps where the held-out pictures lie
+    model = tiny_llava.llava(tmp_path / "llava")
+    tasks = {name: tiny_llava.asking(tmp_path, name, {"red": "cat", "blue": "dog"}, 8) for name in QUESTIONS}
+
+    def tiny_tasks(*_: object) -> tuple[dict[str, dict[str, Any]], list[object]]:
+        return tasks, []
+
+    monkeypatch.setattr(accuracy, "_model", lambda *_: model)
+    monkeypatch.setattr(accuracy, "_tasks", tiny_tasks)
+    said: list[str] = []
+    made = subject(tmp_path / "bundles", lambda stage, done, total: said.append(stage), quick=True)
+    assert list(made.bundle.tasks) == list(QUESTIONS)
+    assert list(made.companions) == list(COMPANIONS)
+    check(made.bundle, made.companions)
+    assert made.companions["unaligned"].manifest.alignment == 0
     count = len(said)
-    bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
+    subject(tmp_path / "bundles", lambda stage, done, total: said.append(stage), quick=True)
     assert len(said) == count
+
+    methods = ("ours", "sparse_whole", "sparse_language")
+    plan = Plan(made.bundle, made.companions, repeats=1, seconds=1.0, visits=3, rooms=(), methods=methods)
+    contest = run_contest(plan, lambda *_: None)
+    assert {row.method: row.reason for row in contest.rows} == dict.fromkeys(methods, "")
+    assert {row.found.prompts for row in contest.rows if row.found} == {"held-out"}
+    assert contest.figures["switch.speedup_language_mean"] > 0
+
+    monkeypatch.setattr(prefetch, "REAL", 8)
+    rows = list(prefetch.of_driving(made.bundle))
+    assert {row.trace for row in rows} == {DRIVING}
+    assert shares(rows).keys() <= {f"prefetch.{DRIVING}.wait_share"}

@@ -175,7 +175,7 @@ def test_prefetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bundle = bundle_of(MANY, tmp_path, lambda _: None)
     assert {row.policy for row in prefetch.virtual(bundle.path, "assistant", 0.25)} >= {"oracle", "liar"}
     if NATIVE:
-        assert {row.mode for row in prefetch.in_real_time(bundle, tmp_path)} == {"virtual", "real"}
+        assert {row.mode for row in prefetch.of_assistant(bundle, tmp_path)} == {"virtual", "real"}
 
 
 def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

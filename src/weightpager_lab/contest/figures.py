@@ -25,6 +25,7 @@ RIVALS = {
     "whole": "sparse_whole",
     "whole_copied": "sparse_copied",
     "strict": "sparse_strict",
+    "language": "sparse_language",
     "dense": "dense_direct",
     "unaligned": "ours_unaligned",
 }
@@ -45,6 +46,7 @@ ACCURACY: Mapping[str, Sequence[str]] = {
     "sparse_whole": ["accuracy.mean"],
     "sparse_copied": ["accuracy.mean"],
     "sparse_strict": ["accuracy.mean"],
+    "sparse_language": ["accuracy.mean"],
     "dense_direct": ["accuracy.dense_mean"],
     "dense_copied": ["accuracy.dense_mean"],
     "dense_int8": ["accuracy.int8_mean"],

@@ -20,7 +20,7 @@ from weightpager.doctor.cold import cold_read
 from weightpager.errors import WeightpagerError
 from weightpager.machine.memory import size_field
 from weightpager.transitions import Transitions
-from weightpager_lab.contest.prompt import TEXTS, Prompts, items
+from weightpager_lab.contest.prompt import TEXTS, Prompts
 from weightpager_lab.contest.result import Found, Job, ProcessMemory, Sample, Visit
 from weightpager_lab.contest.rivals.methods import Method
 from weightpager_lab.contest.rivals.rival import Rival
@@ -116,7 +116,7 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         visits=visits,
         memory=memory,
         forwards=forwards,
-        tokens=items(bundle, tasks[0]),
+        tokens=prompts.items(tasks[0]),
         written=_written(rival, tasks[0], prompts) if bundle.task(tasks[0]).writes else [],
         kernel=kernels.isa(),
         torch_threads=rival.threads(),
@@ -225,7 +225,7 @@ def _written(rival: Rival, task: str, prompts: Prompts) -> list[float]:
     """Seconds of each token that is drawn behind a prompt, but for the first, which waits for the prompt."""
     rival.switch(task)
     found: list[float] = []
-    for seconds in intervals(rival.write(task, prompts.of(task, WRITE, 0)["input_ids"])):
+    for seconds in intervals(rival.write(task, prompts.of(task, WRITE, 0))):
         found.append(seconds)
         if len(found) >= LEAST_FORWARDS and (len(found) >= WRITTEN or sum(found) >= FORWARD_SECONDS):
             break

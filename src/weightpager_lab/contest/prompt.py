@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from blake3 import blake3
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from weightpager.answers.model import Inputs
+from weightpager.answers.model import Floats, Inputs, Integers
 from weightpager.backends.native.model_limits import ModelConfig
-from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle import Bundle
 from weightpager.bundle.held_out_places import held_out_file
+from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
 from weightpager.engine import Engine
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.evaluation import measure
 from weightpager.progress import Progress
 from weightpager.readers.image_reader import read_image_model
-from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
+from weightpager.readers.picture_reader import PictureReader, processor_settings
+from weightpager.readers.tokenizer import open_tokenizer
+from weightpager.task_data.batches import Labelled
 from weightpager.task_data.held_out import read_held_out
 from weightpager_lab.contest.result import Source
 from weightpager_lab.contest.rivals.rival import DTYPE
@@ -29,7 +35,15 @@ from weightpager_lab.contest.rivals.rival import DTYPE
 TOKENS = 32
 
 TEXTS = "texts.safetensors"
-"""A file with pieces of each task's held-out texts, int64 [pieces, TOKENS] by task; tasks without any aren't in it."""
+"""A file with pieces of each task's held-out texts, int64 [pieces, TOKENS] by task; tasks without any aren't in it.
+
+Where pictures stand among words, a piece is a held-out prompt, filled up with `_NOTHING`, and `_PLACES` of a task has
+the places of its pictures in `_PIXELS`, int64 [pieces, pictures], filled up likewise.
+"""
+
+_NOTHING = -1
+_PLACES = "{}/pictures"
+_PIXELS = "/pixels"
 
 
 class Prompts:
@@ -49,7 +63,11 @@ class Prompts:
     def __init__(self, bundle: Bundle, seed: int, texts: Path) -> None:
         self._bundle = bundle
         self._seed = seed
-        self._pieces = load_file(texts) if texts.is_file() else {}
+        self._file = texts
+        self._pieces: dict[str, Integers] = {}
+        if texts.is_file():
+            with safe_open(texts, framework="np") as tensors:  # pixels stay there: they would count as the method's
+                self._pieces = {name: tensors.get_tensor(name) for name in tensors.keys() if name != _PIXELS}  # noqa: SIM118
         self.source: Source = "held-out" if next(iter(bundle.tasks)) in self._pieces else "random"
 
     def of(self, task: str, *number: int) -> Inputs:
@@ -61,11 +79,32 @@ class Prompts:
         turn, at = divmod(count, len(pieces))
         # a seed's trailing zeros don't count: with its length in front, no purpose has another's order
         order = np.random.default_rng((self._seed, len(purpose), *purpose, turn)).permutation(len(pieces))
-        return _text(pieces[[order[at]]])
+        piece = order[at]
+        words = _text(_stated(pieces[piece])[None])
+        if self._bundle.pictures is None:
+            return words
+        return {**words, "pixel_values": self._pixels(_stated(self._pieces[_PLACES.format(task)][piece]))}
+
+    def items(self, task: str) -> int:
+        """What a prompt is counted as: its tokens, or one for an image; the mean where prompts differ in length."""
+        if self._bundle.task(task).takes_images:
+            return 1
+        if (pieces := self._pieces.get(task)) is not None:
+            return round(float((pieces != _NOTHING).sum(1).mean()))
+        return TOKENS + (0 if self._bundle.pictures is None else self._bundle.pictures.tokens)
+
+    def _pixels(self, places: Integers) -> Floats:
+        with safe_open(self._file, framework="np") as tensors:
+            stored = tensors.get_slice(_PIXELS)
+            return np.concatenate([stored[int(place) : int(place) + 1] for place in places])
+
+
+def _stated(values: Integers) -> Integers:
+    return values[values != _NOTHING]
 
 
 def prompt(bundle: Bundle, task: str, seed: int | Sequence[int]) -> Inputs:
-    """One text of random words, or one image of random pixels.
+    """One text of random words, behind a picture of random pixels if the model reads them there, or such an image.
 
     Raises:
         ConfigError: the model doesn't say how many words it knows, or how large its images are.
@@ -76,12 +115,13 @@ def prompt(bundle: Bundle, task: str, seed: int | Sequence[int]) -> Inputs:
     words = ModelConfig.read(bundle).number("vocab_size")
     if words is None:
         raise ConfigError("expected a model whose configuration has vocab_size, found none")
-    return _text(drawn.integers(0, words, (1, TOKENS), np.int64))
-
-
-def items(bundle: Bundle, task: str) -> int:
-    """What `prompt` is counted as: its tokens, or one for an image."""
-    return 1 if bundle.task(task).takes_images else TOKENS
+    ids = drawn.integers(0, words, (1, TOKENS), np.int64)
+    if (pictures := bundle.pictures) is None:
+        return _text(ids)
+    ids[ids == pictures.token_id] = 0 if pictures.token_id else 1
+    places = np.full((1, pictures.tokens), pictures.token_id, np.int64)
+    pixels = drawn.standard_normal((1, *_shape(bundle)), np.float32)
+    return {**_text(np.concatenate([places, ids], 1)), "pixel_values": pixels}
 
 
 def _text(ids: npt.NDArray[Any]) -> Inputs:
@@ -89,6 +129,11 @@ def _text(ids: npt.NDArray[Any]) -> Inputs:
 
 
 def _shape(bundle: Bundle) -> tuple[int, int, int]:
+    if bundle.pictures is not None:
+        settings = processor_settings(model_dir(bundle))
+        if settings is None:
+            raise ConfigError("expected a model with the settings of an image processor, found none")
+        return PictureReader.of(settings[1], bundle.pictures).shape
     shape = read_image_model(bundle).shape
     if shape is None:
         raise ConfigError("expected a model whose configuration has num_channels and image_size, found none")
@@ -97,6 +142,9 @@ def _shape(bundle: Bundle) -> tuple[int, int, int]:
 
 _MOST = 500
 """Pieces of a task."""
+
+_MOST_WITH_PICTURES = 64
+"""Prompts of a task that have pictures: as many as two kinds of switches and forwards ask for."""
 
 
 def write_texts(bundle: Bundle, tasks: Sequence[str], folder: Path) -> None:
@@ -110,21 +158,47 @@ def write_texts(bundle: Bundle, tasks: Sequence[str], folder: Path) -> None:
 
 def _pieces(bundle: Bundle, files: Mapping[str, Path]) -> dict[str, npt.NDArray[Any]]:
     """Pieces by task; of none whose texts can't be read, as its prompts are random then."""
-    found = {}
+    found: dict[str, npt.NDArray[Any]] = {}
+    pixels: dict[bytes, Floats] = {}
     with suppress(WeightpagerError):
         reader, vocab_size = open_tokenizer(bundle), ModelConfig.read(bundle).number("vocab_size") or 0
         for task, file in files.items():
             with suppress(WeightpagerError):
-                if len(pieces := _pieces_of(bundle.task(task), file, reader, vocab_size)):
+                texts = read_held_out(bundle.task(task), file, reader, vocab_size, 1)
+                if bundle.pictures is not None:
+                    found |= _with_pictures(task, texts, pixels)
+                elif len(pieces := _cut(texts)):
                     found[task] = pieces
-    return found
+    return {**found, _PIXELS: np.concatenate(list(pixels.values()))} if pixels else found
 
 
-def _pieces_of(entry: TaskEntry, file: Path, reader: Tokenizer, vocab_size: int) -> npt.NDArray[Any]:
+def _cut(texts: Iterable[Labelled]) -> npt.NDArray[Any]:
     """A task's texts one behind the other, cut to the length of a prompt."""
-    texts = read_held_out(entry, file, reader, vocab_size, 1)
     stream = np.concatenate([inputs["input_ids"][0] for inputs, _ in texts])
     return stream[: len(stream) // TOKENS * TOKENS].reshape(-1, TOKENS)[:_MOST]
+
+
+def _with_pictures(task: str, prompts: Iterable[Labelled], pixels: dict[bytes, Floats]) -> dict[str, Integers]:
+    """A task's first prompts that have pictures, whole, and where their ``pixels`` are, to which new ones are added."""
+    asked = (inputs for inputs, _ in prompts if "pixel_values" in inputs)
+    rows: list[Integers] = []
+    places: list[list[int]] = []
+    for inputs in islice(asked, _MOST_WITH_PICTURES):
+        rows.append(inputs["input_ids"][0])
+        keys = []
+        for picture in inputs["pixel_values"]:
+            keys.append(blake3(picture.tobytes()).digest())
+            pixels.setdefault(keys[-1], picture[None])
+        known = list(pixels)
+        places.append([known.index(key) for key in keys])
+    return {task: _filled(rows), _PLACES.format(task): _filled(places)} if rows else {}
+
+
+def _filled(rows: Sequence[Integers | list[int]]) -> Integers:
+    table = np.full((len(rows), max(map(len, rows))), _NOTHING, np.int64)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
 
 
 def scores(

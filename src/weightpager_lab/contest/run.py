@@ -79,10 +79,10 @@ def _all_rows(plan: Plan, asked: Sequence[Method], progress: Progress) -> list[R
 
 
 def _asked(plan: Plan) -> list[Method]:
-    known = {method.name: method for method in METHODS}
+    known = {method.name: method for method in METHODS if method.suits(plan.bundle)}
     if unknown := next((name for name in plan.methods if name not in known), None):
         raise ConfigError(f"method: expected one of {', '.join(known)}, got {unknown!r}")
-    return [method for method in METHODS if not plan.methods or method.name in plan.methods]
+    return [method for name, method in known.items() if not plan.methods or name in plan.methods]
 
 
 def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress) -> Iterator[Row]:

@@ -20,6 +20,7 @@ TENSORS = {
     "norm": torch.tensor([1.5, -2.0, 3.0], dtype=torch.bfloat16),
     "numbers": torch.ones(64, 32, dtype=torch.int8),
     "scalar": torch.tensor(5, dtype=torch.int32),
+    "lone": torch.tensor(6, dtype=torch.int32).expand(1),
 }
 
 

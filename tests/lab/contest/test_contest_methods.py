@@ -24,7 +24,7 @@ from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.kernels import isa
 from weightpager.nn.linear import PagedLinear
 from weightpager_lab.contest.figures import budget_for
-from weightpager_lab.contest.measuring import measure
+from weightpager_lab.contest.measuring import bytes_from_storage, measure
 from weightpager_lab.contest.prompt import prompt
 from weightpager_lab.contest.result import Found, Job
 from weightpager_lab.contest.rivals import assets
@@ -37,7 +37,10 @@ from weightpager_lab.limits.cgroup import pinned
 
 NATIVE = ["ours", "ours_while_loading", "ours_unaligned", "ours_all_blocks", "ours_one_mask"]
 
-SAME_ANSWERS = ["ours_on_torch", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
+SAME_ANSWERS = [
+    "ours_on_torch", "ours_while_loading", "sparse_strict", "sparse_language", "sparse_whole", "sparse_copied",
+    "sparse_lru",
+]  # fmt: skip
 
 
 def said(*_: Any) -> None:
@@ -54,6 +57,7 @@ def asked(bundle: Bundle, task: str) -> dict[str, Any]:
     params=[
         "assistant_bundle",
         "writer_bundle",
+        "driver_bundle",
         pytest.param("wordy_bundle", marks=pytest.mark.slow),
         pytest.param("camera_bundle", marks=pytest.mark.slow),
     ],
@@ -121,18 +125,19 @@ def test_a_sparse_rival_gives_each_task_its_answers(
             assert distance(found, answers[task]) < 0.05, task
 
 
-def test_methods_write_the_same_tokens(writer_bundle: Path, tmp_path: Path) -> None:
-    bundle, most = Bundle.open(writer_bundle), 6
-    task = next(iter(bundle.tasks))
-    text = prompt(bundle, task, 1)["input_ids"]
-    assets.write_sparse(bundle, list(bundle.tasks), tmp_path, said)
-    with Engine.from_pretrained(writer_bundle) as engine, torch.inference_mode():
+@pytest.mark.parametrize("bundle", ["writer_bundle", "driver_bundle"], indirect=True)
+def test_methods_write_the_same_tokens(bundle: Bundle, folder: Path) -> None:
+    task, most = next(iter(bundle.tasks)), 6
+    inputs = prompt(bundle, task, 1)
+    with Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
         module = engine.activate(task)
-        wanted = module.generate(torch.from_numpy(text), do_sample=False, min_new_tokens=most, max_new_tokens=most)
+        given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        wanted = module.generate(**given, do_sample=False, min_new_tokens=most, max_new_tokens=most)
     for name in ("ours", "ours_on_torch", "sparse_strict", "sparse_whole"):
-        with made(name, bundle, tmp_path) as rival:
+        with made(name, bundle, folder) as rival:
             rival.switch(task)
-            assert list(islice(rival.write(task, text), most)) == wanted[0, text.shape[1] :].tolist(), name
+            found = list(islice(rival.write(task, inputs), most))
+            assert found == wanted[0, inputs["input_ids"].shape[1] :].tolist(), name
 
 
 @pytest.mark.parametrize("name", ["dense_direct", "dense_copied", "dense_mapped", "offload"])
@@ -211,6 +216,29 @@ def test_one_mask_for_all_tasks_has_one_copy_of_its_tables(bundle: Bundle, folde
         assert not set.intersection(*tables_of(own, tasks))
 
 
+def test_a_shared_tower_stays_while_the_language_model_is_switched(driver_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(driver_bundle)
+    assets.write_sparse(bundle, list(bundle.tasks), tmp_path, said)
+    towers, read = set(), {}
+    for task in bundle.tasks:
+        blocks, _ = assets.compact(bundle, task)
+        pages = assets.tower_pages(bundle, task)
+        assert 0 < pages < len(blocks)
+        towers.add(blocks[:pages].numpy().tobytes())
+        read[task] = len(blocks[pages:]) * bundle.page_bytes
+    assert len(towers) == 1
+    with made("sparse_language", bundle, tmp_path) as rival:
+        for task in bundle.tasks:
+            before = bytes_from_storage()
+            rival.switch(task)
+            assert bytes_from_storage() - before == read[task]
+
+
+def test_only_tasks_with_a_shared_tower_have_a_language_model_by_itself(bundle: Bundle) -> None:
+    left_out = [each.name for each in METHODS if not each.suits(bundle)]
+    assert left_out == ([] if bundle.pictures else ["sparse_language"])
+
+
 def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
     a, b = list(bundle.tasks)[:2]
     with made("sparse_lru", bundle, folder, 2.0) as rival:
@@ -235,7 +263,9 @@ def test_an_lru_has_as_much_room_as_we_have_however_large_its_own_tables_are(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", ["writer_bundle", "camera_bundle"], indirect=True)  # what is asked differs in kind
+@pytest.mark.parametrize(  # what is asked differs in kind
+    "bundle", ["writer_bundle", "camera_bundle", "driver_bundle"], indirect=True
+)
 @pytest.mark.parametrize("name", [entry.name for entry in METHODS])
 def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager_lab.contest.measuring.FORWARD_SECONDS", 0.0)  # the fewest forwards
@@ -278,7 +308,7 @@ class Recorded(TorchRival):
         self.current = task
         return lambda **_inputs: None
 
-    def write(self, _task: str, _text: object) -> Iterator[int]:
+    def write(self, _task: str, _inputs: object) -> Iterator[int]:
         return iter(range(9))
 
     def forget(self) -> None:

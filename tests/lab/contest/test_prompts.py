@@ -11,11 +11,13 @@ import pytest
 from msgspec.structs import replace
 from safetensors.numpy import save_file
 
-from weightpager.answers.model import Integers
+from weightpager.answers.model import Inputs
 from weightpager.bundle import Bundle
 from weightpager.bundle.held_out_places import held_out_file
 from weightpager.errors import BundleFormatError
 from weightpager.readers.tokenizer import open_tokenizer
+from weightpager.task_data.held_out import read_held_out
+from weightpager_lab.contest import prompt
 from weightpager_lab.contest.measuring import FORWARD, SWITCH, VISIT, measure
 from weightpager_lab.contest.prompt import TEXTS, TOKENS, Prompts, write_texts
 from weightpager_lab.contest.result import Job
@@ -60,8 +62,8 @@ class Listening(Rival):
     def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
         module(inputs["input_ids"])
 
-    def write(self, task: str, text: Integers) -> Iterator[int]:
-        self.asked.append((task, text.tobytes()))
+    def write(self, task: str, inputs: Inputs) -> Iterator[int]:
+        self.asked.append((task, inputs["input_ids"].tobytes()))
         return iter(range(9))
 
     def weight_bytes(self) -> int:
@@ -107,6 +109,52 @@ def test_prompts_are_pieces_of_held_out_texts(bundle: Bundle, tmp_path: Path) ->
         ids = np.frombuffer(words, np.int64)
         assert ids.shape == (TOKENS,)
         assert known.issuperset(ids.tolist())
+
+
+def test_prompts_with_pictures_are_held_out_ones_and_the_same_for_all(driver_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(driver_bundle)
+    write_texts(bundle, list(bundle.tasks), tmp_path)
+    prompts, again = (Prompts(bundle, 0, tmp_path / TEXTS) for _ in range(2))
+    assert prompts.source == "held-out"
+    pictures = bundle.pictures
+    assert pictures is not None
+    reader = open_tokenizer(bundle)
+    for task, entry in bundle.tasks.items():
+        assert entry.eval is not None
+        file = held_out_file(bundle, entry.eval)
+        assert file is not None
+        asked = [inputs for inputs, _ in read_held_out(entry, file, reader, 18, 1) if "pixel_values" in inputs]
+        known = {(each["input_ids"].tobytes(), each["pixel_values"].tobytes()) for each in asked}
+        found = [prompts.of(task, SWITCH, number) for number in range(len(asked))]
+        assert {(each["input_ids"].tobytes(), each["pixel_values"].tobytes()) for each in found} == known
+        for number, each in enumerate(found):
+            assert (each["input_ids"] == pictures.token_id).sum() == pictures.tokens * len(each["pixel_values"])
+            same = again.of(task, SWITCH, number)
+            assert all(np.array_equal(same[name], each[name]) for name in each)
+        mean = sum(each["input_ids"].size for each in asked) / len(asked)
+        assert prompts.items(task) == round(mean)
+
+
+def test_a_picture_is_kept_once_and_shown_as_often_as_a_prompt_has_it() -> None:
+    pictures = np.zeros((3, 3, 2, 2), np.float32)
+    pictures[1] += 1
+    pixels: dict[bytes, Any] = {}
+    ids = np.arange(5)[None]
+    found = prompt._with_pictures("a", [({"input_ids": ids, "pixel_values": pictures}, ("yes",))], pixels)
+    assert found["a/pictures"].tolist() == [[0, 1, 0]]
+    assert [pixel.mean() for pixel in pixels.values()] == [0, 1]
+
+
+def test_without_held_out_pictures_they_and_words_are_random(driver_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(driver_bundle)
+    prompts, pictures = Prompts(bundle, 0, tmp_path / TEXTS), bundle.pictures
+    assert pictures is not None
+    assert prompts.source == "random"
+    one, other = (prompts.of("animal", number) for number in (1, 2))
+    assert not np.array_equal(one["pixel_values"], other["pixel_values"])
+    assert one["pixel_values"].shape == (1, 3, 28, 28)
+    assert (one["input_ids"] == pictures.token_id).sum() == pictures.tokens
+    assert prompts.items("animal") == one["input_ids"].size == pictures.tokens + TOKENS
 
 
 def test_no_piece_comes_twice_before_all_have_come(bundle: Bundle, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -97,7 +98,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> CheckpointFil
     with path.open("wb") as file:
         file.write(padded.to_bytes(8, "little") + text.ljust(padded))
         for name in order:
-            file.write(tensors[name].detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            tensor = tensors[name].detach().contiguous()
+            flat = tensor.as_strided((tensor.numel(),), (1,))  # a lone number may have any stride
+            file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     first = padded + 8
@@ -189,24 +192,48 @@ def write_dense(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Pr
 
 
 def compact(bundle: Bundle, task: str) -> tuple[Tensor, dict[str, BlockTable]]:
-    """A task's kept blocks packed without gaps, uint8 [pages, page_bytes], and tables that find them there."""
-    kept = bundle.kept_locations(task)
+    """A task's kept blocks packed without gaps, uint8 [pages, page_bytes], and tables that find them there.
+
+    A picture tower's blocks come first, in pages of their own.
+    """
+    manifest, all_tables = bundle.manifest, bundle.tables(task)
+    places, block = manifest.blocks_per_page, manifest.block_shape
+    pages: list[bytes] = []
+    tables: dict[str, BlockTable] = {}
     reader = BlockReader(bundle)
     try:
-        content = reader.read(kept)
+        for names in _tower_and_rest(bundle):
+            kept = _kept({name: all_tables[name] for name in names})
+            first, content = len(pages) * places, reader.read(kept)
+            # A page's scales lie behind all its places, also where some are empty.
+            full = np.pad(content, ((0, -len(content) % places), (0, 0))).reshape(-1, places, content.shape[1])
+            pages += [page_content(blocks, block, manifest.dtype, bundle.page_bytes) for blocks in full]
+            for name in names:
+                crow, col, locations = (getattr(all_tables[name], field) for field in FIELDS)
+                at = first + np.searchsorted(kept, locations)
+                tables[name] = BlockTable(crow, col, at.astype(np.int32))
     finally:
         reader.close()
-    manifest = bundle.manifest
-    places, block = manifest.blocks_per_page, manifest.block_shape
-    pages = [
-        page_content(content[start : start + places], block, manifest.dtype, bundle.page_bytes)
-        for start in range(0, len(kept), places)
-    ]
-    tables = {
-        name: BlockTable(table.crow_indices, table.col_indices, np.searchsorted(kept, table.locations).astype(np.int32))
-        for name, table in bundle.tables(task).items()
-    }
     return torch.frombuffer(bytearray(b"".join(pages)), dtype=torch.uint8).view(len(pages), -1), tables
+
+
+def tower_pages(bundle: Bundle, task: str) -> int:
+    """How many pages at the beginning of a sparse checkpoint's blocks are a picture tower's; 0 without one."""
+    tables, (tower, _) = bundle.tables(task), _tower_and_rest(bundle)
+    return -(-len(_kept({name: tables[name] for name in tower})) // bundle.manifest.blocks_per_page)
+
+
+def _kept(tables: Mapping[str, BlockTable]) -> npt.NDArray[np.int64]:
+    """Locations of these weights' blocks, ascending, each once."""
+    locations = [table.locations for table in tables.values()]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *locations]))
+
+
+def _tower_and_rest(bundle: Bundle) -> tuple[list[str], list[str]]:
+    """Names of the paged weights of a picture tower, and of all others."""
+    layers, weights = 0 if bundle.pictures is None else bundle.pictures.layers, bundle.manifest.weights
+    tower = [weight.name for weight in weights if weight.layer < layers]
+    return tower, [weight.name for weight in weights if weight.layer >= layers]
 
 
 def split(tensors: dict[str, Tensor], bundle: Bundle) -> tuple[dict[str, BlockTable], dict[str, Tensor]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
+from weightpager.bundle import Bundle
 from weightpager.machine.packages import TORCH, is_installed
 from weightpager_lab.companions import Name
 from weightpager_lab.contest.rivals.rival import Rival, Setting
@@ -30,6 +31,7 @@ class Method:
         companion: it runs this companion of the bundle; None for the bundle itself.
         reads_by_library: its reads are a library's, which only the kernel can slow down; others pace themselves.
         tasks: how many tasks it is measured on; None for all.
+        shared_tower: it takes part only where all tasks share a picture tower.
     """
 
     name: str
@@ -43,6 +45,11 @@ class Method:
     companion: Name | None = None
     reads_by_library: bool = False
     tasks: int | None = None
+    shared_tower: bool = False
+
+    def suits(self, bundle: Bundle) -> bool:
+        """Whether it can take part in the contest of a bundle."""
+        return not self.shared_tower or (bundle.pictures is not None and bundle.pictures.blocks == "shared")
 
     @property
     def skipped(self) -> str:
@@ -68,6 +75,7 @@ _OURS_ON_TORCH = _lazily("ours", "Ours", backend="torch")
 _SPARSE = _lazily("checkpoints", "WholeCheckpoints", kind="sparse", direct=True)
 _SPARSE_COPIED = _lazily("checkpoints", "WholeCheckpoints", kind="sparse", direct=False)
 _SPARSE_STRICT = _lazily("sparse_tasks", "SparseTasks", places=1)
+_SPARSE_LANGUAGE = _lazily("sparse_tasks", "SparseTasks", places=1, language=True)
 _SPARSE_LRU = _lazily("sparse_tasks", "SparseTasks")
 _DENSE = _lazily("checkpoints", "WholeCheckpoints", kind="dense", direct=True)
 _DENSE_COPIED = _lazily("checkpoints", "WholeCheckpoints", kind="dense", direct=False)
@@ -89,6 +97,13 @@ METHODS: Sequence[Method] = (
     Method("ours_one_mask", "weightpager, one mask for all tasks", _OURS, companion="one_mask"),
     Method("sparse_whole", "sparse checkpoint per task, whole, direct", _SPARSE, ("sparse",)),
     Method("sparse_strict", "sparse checkpoint per task, paged weights only", _SPARSE_STRICT, ("sparse",)),
+    Method(
+        "sparse_language",
+        "sparse checkpoint per task, language model's blocks only",
+        _SPARSE_LANGUAGE,
+        ("sparse",),
+        shared_tower=True,
+    ),
     Method("dense_int4", "dense int4 and int8 tables, a head per task", _DENSE_INT4, ("int4",)),
     Method("shared_mask", "one shared mask", _SHARED_MASK, ("sparse",)),
     Method("shared_bf16", "shared dense backbone, PEFT adapters", _SHARED_BF16, ("dense",), ("peft",)),

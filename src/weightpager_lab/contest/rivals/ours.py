@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.answers.model import Inputs, Integers, TaskModel
+from weightpager.answers.model import Inputs, Integers, PlacedFeatures, TaskModel
 from weightpager.answers.work import Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.config import EngineConfig
@@ -69,12 +69,12 @@ class Ours(Rival):
 
             forward(module, inputs)
 
-    def write(self, task: str, text: Integers) -> Iterator[int]:
+    def write(self, task: str, inputs: Inputs) -> Iterator[int]:
         if self.backend == "torch":
             from weightpager_lab.contest.rivals.torch_rival import write
 
-            return write(self.switch(task), text)
-        return likeliest(self._engine.model(task), text)
+            return write(self.switch(task), inputs)
+        return likeliest(self._engine.model(task), inputs)
 
     def forget(self) -> None:
         self._engine.evict()
@@ -103,20 +103,30 @@ class Ours(Rival):
         self._opened.close()
 
 
-def likeliest(model: TaskModel, text: Integers) -> Iterator[int]:
-    """The tokens that a text, [1, tokens], goes on with, each the likeliest; the first step reads the text, too.
+def likeliest(model: TaskModel, inputs: Inputs) -> Iterator[int]:
+    """The tokens that a prompt goes on with, each the likeliest; the first step reads the prompt, too.
 
     It never ends: the end of a text is a token as any other.
     """
     drawn: list[int] = []
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
 
     def see(tokens: Integers) -> npt.NDArray[np.bool_]:
         drawn.append(int(tokens[0]))
         return np.array([True])  # one at a time
 
-    texts = model.grow(text, np.ones_like(text), Sampling(temperature=0), 0)
+    texts = model.grow(ids, mask, Sampling(temperature=0), 0, placed=_placed(model, inputs))
     while texts.unread:
         texts.read_piece()
     while True:
         texts.grow(1, see)
         yield drawn[-1]
+
+
+def _placed(model: TaskModel, inputs: Inputs) -> PlacedFeatures | None:
+    """The features of a prompt's pictures, computed anew; None without any."""
+    pictures = model.limits.pictures
+    if pictures is None or "pixel_values" not in inputs:
+        return None
+    features = list(model.features(inputs["pixel_values"]))
+    return PlacedFeatures.of(inputs["input_ids"], inputs["attention_mask"], pictures.token_id, features)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightpager.answers.model import Inputs, Integers
+from weightpager.answers.model import Inputs
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.errors import ConfigError
 
@@ -120,8 +120,8 @@ class Rival(ABC):
         """One forward pass of a module, on prepared inputs."""
 
     @abstractmethod
-    def write(self, task: str, text: Integers) -> Iterator[int]:
-        """The tokens that a text, [1, tokens], goes on with, each the likeliest; the first step reads the text, too.
+    def write(self, task: str, inputs: Inputs) -> Iterator[int]:
+        """The tokens that a prompt goes on with, each the likeliest; the first step reads the prompt, too.
 
         Only for the current task, if it writes.
         """

@@ -1,4 +1,4 @@
-"""Sparse checkpoints of which only the paged weights are loaded: the strict baseline, and an LRU of whole tasks."""
+"""Sparse checkpoints of which only paged weights are loaded: the strict baselines, and an LRU of whole tasks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from weightpager_lab.contest.rivals.assets import (
     read_shared,
     read_tables,
     sparse_path,
+    tower_pages,
 )
 from weightpager_lab.contest.rivals.parameters import fixed_bytes, private
 from weightpager_lab.contest.rivals.rival import DTYPE, Setting
@@ -32,24 +33,30 @@ class SparseTasks(TorchRival):
     Args:
         setting: of the contest.
         places: tasks in memory; None for as many as the budget holds, at least one.
+        language: whether a picture tower that all tasks share stays in memory, too, and a switch reads the rest.
     """
 
-    def __init__(self, setting: Setting, *, places: int | None = None) -> None:
+    def __init__(self, setting: Setting, *, places: int | None = None, language: bool = False) -> None:
         bundle = setting.bundle
         self._table_bytes = {task: bundle.placement.table_bytes(bundle.task_numbers[task]) for task in setting.tasks}
         self._files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in setting.tasks}
         shared = read_shared(self._files, bundle)
         self._fixed = fixed_bytes(bundle, shared)
         self._page_bytes = bundle.page_bytes
-        self._most = max(_pages(file) for file in self._files.values())
+        self._always = tower_pages(bundle, setting.tasks[0]) if language else 0
+        self._most = max(_pages(file) for file in self._files.values()) - self._always
         size = self._most * bundle.page_bytes
         room = setting.budget - footprint(bundle, DTYPE).total  # the budget was made with our tables
         places = places or max(1, min(len(setting.tasks), room // size))
-        self._memory = memoryview(new_buffer(places * size))
+        whole = (self._always + places * self._most) * bundle.page_bytes
+        self._memory = memoryview(new_buffer(whole))
         self._reader = DirectReader(setting.threads, setting.reading)
+        if self._always:
+            first = self._files[setting.tasks[0]]
+            self._reader.read(first.path, self._memory, first.places[BLOCKS].start, self._always * bundle.page_bytes)
         self._free = list(range(places))
         self._places: OrderedDict[str, int] = OrderedDict()  # the last one is the current task
-        arena = torch.frombuffer(self._memory, dtype=torch.uint8)[: places * size].view(-1, bundle.page_bytes)
+        arena = torch.frombuffer(self._memory, dtype=torch.uint8)[:whole].view(-1, bundle.page_bytes)
         self._tables = {task: torch.arange(_pages(file), dtype=torch.int32) for task, file in self._files.items()}
         masks = {task: task for task in setting.tasks}
         self._modules = modules_over(bundle, masks, self._files, shared, arena, self._tables)
@@ -73,17 +80,19 @@ class SparseTasks(TorchRival):
         return self._fixed + self.paged_bytes() + sum(self._table_bytes[task] for task in self._places)
 
     def paged_bytes(self) -> int:
-        return sum(_pages(self._files[task]) for task in self._places) * self._page_bytes
+        own = sum(_pages(self._files[task]) - self._always for task in self._places)
+        return (self._always + own) * self._page_bytes
 
     def close(self) -> None:
         self._reader.close()
 
     def _read(self, task: str, place: int) -> None:
         blocks = self._files[task].places[BLOCKS]
-        start = place * self._most * self._page_bytes
-        into = self._memory[start : start + self._most * self._page_bytes]
-        self._reader.read(self._files[task].path, into, blocks.start, blocks.end - blocks.start)
-        self._tables[task].copy_(torch.arange(len(self._tables[task]), dtype=torch.int32) + place * self._most)
+        start, skipped = place * self._most, self._always * self._page_bytes
+        into = self._memory[(self._always + start) * self._page_bytes :][: self._most * self._page_bytes]
+        self._reader.read(self._files[task].path, into, blocks.start + skipped, blocks.end - blocks.start - skipped)
+        pages = torch.arange(self._always, len(self._tables[task]), dtype=torch.int32)
+        self._tables[task][self._always :].copy_(pages + start)
 
 
 class SharedMask(TorchRival):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.model import Inputs, Integers
+from weightpager.answers.model import Inputs
 from weightpager.backends.task_parts import Placed, TaskParts
 from weightpager.backends.torch.architecture import empty_module, full_name, read_config
 from weightpager.backends.torch.generation import CACHE, new_cache
@@ -36,8 +36,8 @@ class TorchRival(Rival):
     def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
         forward(module, inputs)
 
-    def write(self, task: str, text: Integers) -> Iterator[int]:
-        return write(self.switch(task), text)
+    def write(self, task: str, inputs: Inputs) -> Iterator[int]:
+        return write(self.switch(task), inputs)
 
 
 def tensors(task: TaskEntry, inputs: Inputs) -> dict[str, Any]:
@@ -51,13 +51,15 @@ def forward(module: nn.Module, inputs: Mapping[str, Any]) -> None:
         module(**inputs)
 
 
-def write(module: Any, text: Integers) -> Iterator[int]:
+def write(module: Any, inputs: Inputs) -> Iterator[int]:
     """As `Rival.write`; nothing of a model that keeps anything but keys and values."""
-    ids, cache = torch.from_numpy(text), new_cache(module.config)
+    given = {name: torch.from_numpy(array) for name, array in inputs.items() if name != "attention_mask"}
+    cache = new_cache(module.config)
     while cache is not None:
         with torch.inference_mode():
-            logits = module(input_ids=ids, **{CACHE: cache}, use_cache=True).logits
+            logits = module(**given, **{CACHE: cache}, use_cache=True).logits
         ids = logits[:, -1:].argmax(-1)
+        given = {"input_ids": ids}
         yield int(ids)
 
 

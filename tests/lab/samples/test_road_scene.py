@@ -5,19 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoImageProcessor, ViTForImageClassification
 
-from json_lines import rows
-from weightpager.compiler import task_file
-from weightpager.errors import ConfigError
-from weightpager_lab.samples.driving import driving, images, picture, road_model
-from weightpager_lab.samples.road_scene import CLASSES, MARKS, SIDE, Scene, Signal, Thing, draw, render
-from weightpager_lab.samples.sample import Sample
+from weightpager_lab.samples.road_scene import CLASSES, MARKS, SIDE, Pixels, Scene, Signal, Thing, draw, render
 
 EMPTY = Scene(
     daytime="day", rain=0.0, fog=0.002, offset=0.0, bend=0.0, signal=None, vehicle=None, obstacle=None,
@@ -25,13 +17,14 @@ EMPTY = Scene(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    return driving(tmp_path_factory.mktemp("cache"), train_scenes=6, eval_scenes=3, report=lambda _: None)
-
-
 def seen(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return render(scene, np.random.default_rng(0))
+
+
+def picture(split: int, number: int) -> tuple[Scene, Pixels, Pixels]:
+    random = np.random.default_rng([split, number])
+    scene = draw(random)
+    return scene, *render(scene, random)
 
 
 def test_the_same_numbers_give_the_same_picture() -> None:
@@ -110,42 +103,3 @@ def test_the_camera_moves_with_the_car() -> None:
         return int(row[SIDE // 2 :].argmax())
 
     assert edge(1.0) < edge(0.0) < edge(-0.6)
-
-
-def test_files_of_the_tasks(samples: list[Sample]) -> None:
-    assert [sample.name for sample in samples] == list(CLASSES)
-    pictures = [
-        {row["image"] for row in rows(path)} for path in (samples[0].train, samples[0].validation, samples[0].eval)
-    ]
-    assert [len(names) for names in pictures] == [6, 3, 3]
-    assert len(set.union(*pictures)) == 12
-    for sample in samples:
-        assert {row["image"] for row in rows(sample.train)} == pictures[0]
-        assert {row["label"] for row in rows(sample.train)} <= set(sample.classes)
-        assert sample.entry()["kind"] == "image-classification"
-    assert np.array_equal(images(samples[0].train.parent, ["pictures/train-00002.png"])[0], picture(0, 2)[1])
-
-
-def test_a_larger_sample_contains_the_smaller_one(samples: list[Sample], tmp_path: Path) -> None:
-    larger = driving(tmp_path, train_scenes=8, eval_scenes=3, report=lambda _: None)
-    assert rows(larger[0].train)[:6] == rows(samples[0].train)
-
-
-def test_sizes_are_positive(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="size of validation: expected at least 1, got 0"):
-        driving(tmp_path, eval_scenes=0, report=lambda _: None)
-
-
-@pytest.mark.slow
-def test_a_model_is_trained_once(samples: list[Sample], tmp_path: Path) -> None:
-    folder = road_model(tmp_path, samples, steps=2, report=lambda _: None)
-    made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert road_model(tmp_path, samples, steps=2, report=lambda _: None) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == made
-    assert "Trained here, from random weights" in (folder / "README.md").read_text()
-    model = ViTForImageClassification.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    inputs = processor(images=picture(0, 0)[1], return_tensors="pt")
-    assert torch.isfinite(model(**inputs).logits).all()
-    tasks = {sample.name: sample.entry() for sample in samples}
-    assert task_file.from_dict({"model": str(folder), "tasks": tasks}).takes_images
