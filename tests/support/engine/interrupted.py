@@ -420,8 +420,12 @@ def at_steps(trial: Trial, every: int, names: Iterable[str], kept: list[BaseExce
     for name in names:
         steps.at, number = 1, 0
         while True:
-            interrupt(trial, steps, name, trial.tasks[number % len(trial.tasks)], kept)
-            trial.check(kept)
+            try:
+                interrupt(trial, steps, name, trial.tasks[number % len(trial.tasks)], kept)
+                trial.check(kept)
+            except Exception as error:
+                error.add_note(f"{name!r} was interrupted at step {steps.at}")
+                raise
             if steps.is_over:
                 break
             number += 1
