@@ -99,8 +99,8 @@ class Steps:
     """Interrupts works at every n-th step where CPython handles signals: where a function begins, behind each call of
     native code, and where a loop goes back. The handler is called as CPython calls it.
 
-    Of a work that is interrupted later than before, what had ended by then is not looked at again: how many steps it
-    took is known.
+    Of a work that is interrupted later than before, what had ended by then is not traced again: how many steps it took
+    is known.
 
     Args:
         number: the signal whose handler is called.
@@ -137,6 +137,12 @@ class Steps:
     def is_over(self) -> bool:
         """Whether the latest work had fewer steps."""
         return not self._came
+
+    def forget(self) -> bool:
+        """Count each step again; whether any were known."""
+        knew = any(passed.at for passed in self._passed.values())
+        self._passed.clear()
+        return knew
 
     def _begins(self, frame: FrameType, _event: str, _argument: object) -> Any:
         code = frame.f_code
@@ -426,10 +432,11 @@ def at_steps(trial: Trial, every: int, names: Iterable[str], kept: list[BaseExce
             except Exception as error:
                 error.add_note(f"{name!r} was interrupted at step {steps.at}")
                 raise
-            if steps.is_over:
+            if not steps.is_over:
+                number += 1
+                steps.at += every
+            elif not steps.forget():  # else it may have taken another way than before, of more steps than were counted
                 break
-            number += 1
-            steps.at += every
 
 
 def at_moments_beside_others(trial: Trial, times: int, kept: list[BaseException]) -> None:
