@@ -24,6 +24,7 @@ MARKERS ?= -m "not slow and not cluster"
 test: $(VENV)/dev.stamp
 	$(PYTEST) $(MARKERS) --durations 12
 
+# Random tests draw in full here, and less often where tests are left out.
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow --durations 12
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
@@ -51,7 +51,6 @@ def drawn(source: DenseModel, data: Any) -> Masks:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_any_masks_and_switches_give_what_transformers_gives_under_them(data: Any) -> None:
     family = data.draw(st.sampled_from(list(MIXTURES)))

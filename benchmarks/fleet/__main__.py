@@ -44,12 +44,14 @@ def main(
         note("added", trials.added(bundle, work / "added"))
         note("trained", trials.trained_again(bundle, work / "trained"))
         note("speed", trials.measure(large or bundle, work / "speed"))
+        if kill or cut or mutant:
+            small = trials.small_fleet(work / "small")
         if kill:
-            note("kills", trials.kill_all(work / "kills", kill, 60 * minutes))
+            note("kills", trials.kill_all(small, work / "kills", kill, 60 * minutes))
         if cut:
-            note("cuts", trials.cut_off(work / "cuts", cut, 60 * minutes))
+            note("cuts", trials.cut_off(small, work / "cuts", cut, 60 * minutes))
         if mutant:
-            note("mutants", trials.mutate(work / "mutants", mutant, 60 * minutes))
+            note("mutants", trials.mutate(small, work / "mutants", mutant, 60 * minutes))
     failures = [each for figures in found.values() if isinstance(figures, dict) for each in figures.get("failures", [])]
     if failures:
         raise typer.Exit(1)

@@ -221,7 +221,7 @@ def _server(root: Path) -> Iterator[str]:
 
 
 def small_fleet(folder: Path) -> Fleet:
-    """Made once for a trial, and copied for each turn."""
+    """Made once for all trials, and copied for each turn."""
     import weightpager as wp
     from tests.support.models import tiny  # torch, which processes that are killed don't need
 
@@ -257,9 +257,9 @@ def _rollback(fleet: Fleet) -> None:
     roll_back(fleet.device.into, NAME)
 
 
-def kill_all(folder: Path, times: int, seconds: float) -> dict[str, Any]:
+def kill_all(fleet: Fleet, folder: Path, times: int, seconds: float) -> dict[str, Any]:
     """Kill each command so often, or until the time is over."""
-    fleet, end = small_fleet(folder), time.monotonic() + seconds
+    end = time.monotonic() + seconds
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     outcomes: dict[str, Counter[str]] = {name: Counter() for name in ("publish", "pull", "rollback")}
@@ -329,9 +329,9 @@ def _outcome(trial: Fleet, name: str, command: Callable[[Fleet], None]) -> str:
 _FOLDERS = ("/metadata/", "/targets/", "/packs/", "/objects/")
 
 
-def mutate(folder: Path, times: int, seconds: float) -> dict[str, Any]:
+def mutate(fleet: Fleet, folder: Path, times: int, seconds: float) -> dict[str, Any]:
     """So many mutants, or as many as time allows: files damaged or swapped, old ones, servers without manners."""
-    fleet, end, drawn = small_fleet(folder), time.monotonic() + seconds, random.Random(1)
+    fleet, end, drawn = fleet.copied(folder), time.monotonic() + seconds, random.Random(1)
     older = folder / "older"
     shutil.copytree(fleet.place.root, older)
     repository.refresh(fleet.place.root, fleet.place.keys, ["targets"])
@@ -384,9 +384,10 @@ def _pull_mutant(trial: Fleet, device: Device, older: Path, drawn: random.Random
         return what, f"another error: {error!r}"
 
 
-def cut_off(folder: Path, times: int, seconds: float) -> dict[str, Any]:
+def cut_off(fleet: Fleet, folder: Path, times: int, seconds: float) -> dict[str, Any]:
     """Pull until so many connections have been cut off; each device must have the new bundle in the end."""
-    fleet, end = small_fleet(folder), time.monotonic() + seconds
+    folder.mkdir(parents=True)
+    end = time.monotonic() + seconds
     transfers.FIRST_WAIT = 1e-3
     manners, failures = Manners(cuts=4, drawn=random.Random(3)), []
     devices = pulls = 0

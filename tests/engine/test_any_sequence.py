@@ -41,6 +41,7 @@ import weightpager as wp
 from devices import HostCopier
 from engines import check_pages
 from faults import FaultyBlocks, FaultyFiles, FaultyStore
+from repetitions import times
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
@@ -362,7 +363,7 @@ def test_any_sequence(
                     self.compare(self.engine.module(task), task)
 
     before = in_use()
-    examples = max(1, int(OPERATIONS or (300 if ahead else 1000)) // STEPS)
+    examples = max(1, int(OPERATIONS or times(300 if ahead else 1000)) // STEPS)
     run_state_machine_as_test(
         AnySequence, settings=settings(max_examples=examples, stateful_step_count=STEPS, deadline=None)
     )

@@ -13,8 +13,7 @@ import interrupted
 import tiny
 import weightpager as wp
 from interrupted import Trial, at_steps, stepped
-
-STEPPED = ("activate", "activate at once", "task", "task at once", "pin", "predict", "set_budget", "reload", "open")
+from repetitions import times
 
 
 @pytest.mark.parametrize("work", ["activate", "task", "predict"])
@@ -41,28 +40,33 @@ def run(*arguments: object, backend: str = "native") -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("how", ["moments", "threads"])
-def test_thousands_of_interruptions_at_random_moments(assistant_bundle: Path, how: str) -> None:
-    run(how, 2000, assistant_bundle)
+def test_many_interruptions_at_random_moments(assistant_bundle: Path, how: str) -> None:
+    run(how, times(2000), assistant_bundle)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_interruptions_of_texts_that_grow(tmp_path: Path) -> None:
     wp.compile(tiny.clerk(tmp_path), out=tmp_path / "clerk.bundle")  # one of its tasks reads conversations
-    run("moments", 600, tmp_path / "clerk.bundle")
+    run("moments", times(600), tmp_path / "clerk.bundle")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_interruptions_of_torch(assistant_bundle: Path) -> None:
-    run("moments", 300, assistant_bundle, backend="torch")
+    run("moments", times(300), assistant_bundle, backend="torch")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize(
-    "work", ["activate", "activate at once", "task", "task at once", "pin", "predict", "set_budget", "reload", "open"]
+    ("every", "works"),
+    [
+        (5, ["activate", "activate at once", "task", "task at once", "pin", "predict", "set_budget"]),
+        (97, ["reload"]),
+        (307, ["open"]),
+    ],
 )
 @stepped
-def test_interruptions_of_every_step(assistant_bundle: Path, work: str) -> None:
-    run("steps", {"open": 307, "reload": 97}.get(work, 5), assistant_bundle, work)
+def test_interruptions_of_every_step(assistant_bundle: Path, every: int, works: list[str]) -> None:
+    run("steps", every, assistant_bundle, *works)

@@ -17,6 +17,7 @@ from encoder_tasks import TASKS, logits, room_for
 from engines import InThread, check_pages, settle
 from faults import FaultyStore, HangingStore
 from released import Content, Releases, deleted_files
+from repetitions import times
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import page_capacity
 from weightpager.config import EngineConfig
@@ -146,7 +147,7 @@ def test_outputs_are_those_of_a_new_engine_after_any_sequence_of_releases(seed: 
     largest = max(TASKS, key=lambda task: len(bundle.pages_of(task)))
     budget = None if seed == 0 else room_for(bundle, largest, spare=seed)
     with wp.Engine.from_pretrained(releases.path, budget=budget, prefetch=seed % 2 == 1) as engine:
-        for _ in range(15):
+        for _ in range(times(15)):
             before = fresh(releases.path)
             held = str(random.choice(TASKS)) if random.random() < 0.5 else None
             at = np.arange(len(releases.pages)) if held is None else other_pages(releases, held)

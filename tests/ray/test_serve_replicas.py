@@ -33,6 +33,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "ray.md").read_text(encoding="utf-8
 SHORT = {"model": "animals", "prompt": "cat", "max_tokens": 4, "temperature": 0}
 LONG = {"model": "numbers", "prompt": ["two"] * 96, "max_tokens": 100, "temperature": 0, "ignore_eos": True}
 
+_LONGEST = 200.0
+"""Seconds that an answer, or a server's start, may take on a busy machine."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -40,7 +43,7 @@ class Cluster:
     url: str
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=_LONGEST, trust_env=False)
 
     def servers(self) -> list[int]:
         """Process ids of the servers, which Ray names."""
@@ -63,7 +66,7 @@ class Cluster:
                 yield number, name
 
     def until_servers(self, count: int) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + _LONGEST
         with self.client() as client:
             while len(client.get("/replicas").json()) != count or len(self.servers()) != count:
                 assert time.monotonic() < end, f"expected {count} servers, found {self.servers()}"
@@ -197,27 +200,31 @@ def test_a_task_goes_where_it_is(cluster: Cluster) -> None:
 
 
 def test_servers_that_die_cost_no_answer(cluster: Cluster) -> None:
-    """One dies every few seconds, in the middle of requests."""
+    """One dies every few seconds, in the middle of requests; no request meets more deaths than it is sent again."""
     cluster.until_servers(2)
     over = threading.Event()
+    statuses: list[list[int]] = [[] for _ in range(4)]
 
-    def ask(number: int) -> list[int]:
-        found = []
+    def ask(number: int) -> None:
         body = {**LONG, "model": ("animals", "numbers")[number % 2], "prompt": ["two"] * 32}
         with cluster.client() as client:
             while not over.is_set():
-                found.append(client.post("/v1/completions", json=body).status_code)
-        return found
+                statuses[number].append(client.post("/v1/completions", json=body).status_code)
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, number) for number in range(4)]
         for _ in range(3):
+            before = [len(each) for each in statuses]
             os.kill(cluster.servers()[0], signal.SIGKILL)
             time.sleep(3)
+            while any(len(each) == count for each, count in zip(statuses, before, strict=True)):  # a busy machine
+                assert not any(asker.done() for asker in asking), "somebody has no answer"
+                time.sleep(0.05)
         over.set()
-        statuses = [status for one in asking for status in one.result()]
-    assert len(statuses) >= 4
-    assert set(statuses) == {200}
+        for asker in asking:
+            asker.result()
+    assert min(map(len, statuses)) >= 1
+    assert set().union(*statuses) == {200}
     cluster.until_servers(2)
 
 

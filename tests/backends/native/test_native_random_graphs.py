@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from repetitions import times
 from weightpager.graph import Graph, GraphInput, GraphOutput, Node, Operand
 from weightpager.graph.graph import Array
 from weightpager.graph.operators import OPERATORS
@@ -457,5 +458,5 @@ def test_random_graphs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1000, 9000, 1000))
 def test_many_random_graphs(first: int) -> None:
-    for seed in range(first, first + 1000):
+    for seed in range(first, first + times(1000)):
         _check(seed)

@@ -69,8 +69,9 @@ class SlowStore(HangingStore):
 @pytest.mark.slow
 def test_who_waits_behind_a_long_load_does_not_think_that_storage_hangs(bundle: Bundle) -> None:
     store = SlowStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(io_threads=1, read_timeout=1.0), lambda _: store) as engine:
+    with wp.Engine(bundle, EngineConfig(io_threads=1, read_timeout=2.5), lambda _: store) as engine:
         store.slow = set(bundle.pages_of("animal").tolist()) - set(bundle.pages_of("weather").tolist())
+        assert 0.7 * len(store.slow) > 3.5  # all of them take longer than the timeout, and each far less
         with engine.task("animal", wait=False), engine.task("weather"):
             assert store.slow <= set(store.begun)
         settle(engine)

@@ -99,6 +99,9 @@ class Steps:
     """Interrupts works at every n-th step where CPython handles signals: where a function begins, behind each call of
     native code, and where a loop goes back. The handler is called as CPython calls it.
 
+    Of a work that is interrupted later than before, what had ended by then is not traced again: how many steps it took
+    is known.
+
     Args:
         number: the signal whose handler is called.
     """
@@ -108,9 +111,18 @@ class Steps:
         self.times = 0
         self.at = 0
         self._left = 0
+        self._came = True
+        self._now = _Passed()
+        self._passed: dict[str, _Passed] = {}
 
     def __call__(self, name: str, work: Work) -> object:
-        self._left = self.at
+        """Works of one name take the same steps."""
+        self._left, self._came = self.at, False
+        passed = self._passed.get(name)
+        if passed is None or passed.at > self.at:
+            passed = self._passed[name] = _Passed()
+        passed.begin()
+        self._now = passed
         try:
             sys.settrace(self._begins)
             try:
@@ -124,14 +136,25 @@ class Steps:
     @property
     def is_over(self) -> bool:
         """Whether the latest work had fewer steps."""
-        return self._left > 0
+        return not self._came
+
+    def forget(self) -> bool:
+        """Count each step again; whether any were known."""
+        knew = any(passed.at for passed in self._passed.values())
+        self._passed.clear()
+        return knew
 
     def _begins(self, frame: FrameType, _event: str, _argument: object) -> Any:
         code = frame.f_code
         if not code.co_filename.startswith(_STEPPED):
             return None
+        passed = self._now
+        call = passed.call(frame)
+        if call is None:
+            self._left -= passed.steps[passed.calls]
+            return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        self._step(frame)
+        self._step(frame, call)
         checked, before = _checked(frame.f_code), -1
 
         def steps(frame: FrameType, event: str, _argument: object) -> Any:
@@ -140,17 +163,64 @@ class Steps:
                 now = frame.f_lasti
                 checks, before = checked[before, now], now
                 if checks:
-                    self._step(frame)
+                    self._step(frame, call)
             return frame.f_trace  # itself, by no name of its own: that would be a cycle for the collector
 
         return steps
 
-    def _step(self, frame: FrameType) -> None:
+    def _step(self, frame: FrameType, call: int) -> None:
+        self._now.steps[call] += 1
         self._left -= 1
-        if self._left == 0:
+        if self._left <= 0 and not self._came:
+            self._came = True
+            self._now.end(self.at, frame)
             handler = signal.getsignal(self._number)
             assert callable(handler)
             handler(self._number, frame)
+
+
+class _Passed:
+    """The steps of a work up to the one that was interrupted, by the calls of functions in their order.
+
+    Attributes:
+        at: the step that was interrupted.
+        steps: of each call.
+        calls: number of the call that began last.
+    """
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.steps: list[int] = []
+        self.calls = -1
+        self._known = 0
+        self._open: set[int] = set()
+        self._frames: dict[int, int] = {}
+
+    def begin(self) -> None:
+        self.calls = -1
+        self._frames.clear()
+        del self.steps[self._known :]
+
+    def call(self, frame: FrameType) -> int | None:
+        """The number of a call that begins; None if its steps are known."""
+        self.calls += 1
+        if self.calls < self._known and self.calls not in self._open:
+            return None
+        if self.calls < len(self.steps):
+            self.steps[self.calls] = 0
+        else:
+            self.steps.append(0)
+        self._frames[id(frame)] = self.calls
+        return self.calls
+
+    def end(self, at: int, frame: FrameType | None) -> None:
+        """The work is interrupted in this frame: its calls, and those that they are in, haven't ended."""
+        self.at, self._known = at, len(self.steps)
+        self._open.clear()
+        while frame is not None:  # the address of a frame that has ended may be another's: its steps are counted again
+            if id(frame) in self._frames:
+                self._open.add(self._frames[id(frame)])
+            frame = frame.f_back
 
 
 class _Checked(dict[tuple[int, int], bool]):
@@ -330,7 +400,7 @@ def interrupt(trial: Trial, interrupter: Moments | Steps, name: str, task: str, 
     """Have one work interrupted. Refusals are right where a pin or another task has the room."""
     work = trial.works()[name]
     try:
-        interrupter(name, lambda: work(task))
+        interrupter(name if isinstance(interrupter, Moments) else f"{name} {task}", lambda: work(task))
     except Interrupted as error:
         if name == "open":  # Ctrl-C just before the block's end leaves the closing to the collector
             error.__cause__ = None
@@ -356,12 +426,17 @@ def at_steps(trial: Trial, every: int, names: Iterable[str], kept: list[BaseExce
     for name in names:
         steps.at, number = 1, 0
         while True:
-            interrupt(trial, steps, name, trial.tasks[number % len(trial.tasks)], kept)
-            trial.check(kept)
-            if steps.is_over:
+            try:
+                interrupt(trial, steps, name, trial.tasks[number % len(trial.tasks)], kept)
+                trial.check(kept)
+            except Exception as error:
+                error.add_note(f"{name!r} was interrupted at step {steps.at}")
+                raise
+            if not steps.is_over:
+                number += 1
+                steps.at += every
+            elif not steps.forget():  # else it may have taken another way than before, of more steps than were counted
                 break
-            number += 1
-            steps.at += every
 
 
 def at_moments_beside_others(trial: Trial, times: int, kept: list[BaseException]) -> None:
