@@ -25,7 +25,7 @@ def reasons(contests: Mapping[str, Contest]) -> list[str]:
 def _of_switch(contest: Contest) -> str:
     """How much more a whole checkpoint has to load, and what of a switch isn't loading."""
     ours, whole, storage = contest.row("ours"), contest.row(RIVALS["whole"]), contest.limits.storage
-    if ours is None or whole is None or storage is None or not ours.values("bytes") or not whole.values("bytes"):
+    if ours is None or whole is None or storage is None or not any(ours.values("bytes")) or not whole.values("bytes"):
         return ""
     read, theirs, ready = (
         fmean(values) for values in (ours.values("bytes"), whole.values("bytes"), ours.values("ready"))

@@ -18,8 +18,12 @@ from benchmarks.prefetch import __main__ as prefetch
 from benchmarks.prefetch.rows import DRIVING, shares
 from benchmarks.readme import ROOT
 from benchmarks.report import results_file, run
+from benchmarks.report.reasons import reasons
+from contests import contest, found, row
 from weightpager_lab.companions import COMPANIONS, check
+from weightpager_lab.contest.figures import figures
 from weightpager_lab.contest.plan import Plan
+from weightpager_lab.contest.result import Limits
 from weightpager_lab.contest.run import run_contest
 from weightpager_lab.samples.driving_questions import QUESTIONS
 from weightpager_lab.traces import DRIVE
@@ -31,9 +35,9 @@ def test_every_kind_of_road_asks_for_a_task() -> None:
 
 
 def test_the_trace_has_switches_only() -> None:
-    found = visits()
-    assert all(a.task != b.task and a.start < b.start for a, b in pairwise(found))
-    assert min(Counter(visit.task for visit in found).values()) > 50
+    drive = visits()
+    assert all(a.task != b.task and a.start < b.start for a, b in pairwise(drive))
+    assert min(Counter(visit.task for visit in drive).values()) > 50
 
 
 def test_the_name_says_what_it_is() -> None:
@@ -47,8 +51,18 @@ def test_the_name_says_what_it_is() -> None:
 def test_a_retired_model_is_not_shown() -> None:
     results = results_file.read(ROOT / "docs" / "results.json")
     shown = run.shown_of(results)
-    for name, contest in results.contests.items():
-        assert (name in shown) == (name != NAME or contest.facts.model != "ViT")
+    for name, each in results.contests.items():
+        assert (name in shown) == (name != NAME or each.facts.model != "ViT")
+
+
+def test_switches_that_read_nothing_miss_their_figure_without_a_reason() -> None:
+    read = found(0.01)
+    nothing = read.model_copy(update={"samples": [sample.model_copy(update={"bytes": 0}) for sample in read.samples]})
+    limits = Limits(memory=None, storage=300_000_000, cpus=2)
+    measured = contest(row("ours", nothing), row("sparse_whole", read), limits=limits)
+    missed = measured.model_copy(update={"figures": figures(measured)})
+    assert missed.figures["switch.speedup_whole_mean"] == 1
+    assert reasons({NAME: missed}) == []
 
 
 def test_the_bundle_is_that_of_the_accuracy_study() -> None:
@@ -90,12 +104,12 @@ def test_bundles_are_made_once_and_serve_the_contest_and_the_trace(
 
     methods = ("ours", "sparse_whole", "sparse_language")
     plan = Plan(made.bundle, made.companions, repeats=1, seconds=1.0, visits=3, rooms=(), methods=methods)
-    contest = run_contest(plan, lambda *_: None)
-    assert {row.method: row.reason for row in contest.rows} == dict.fromkeys(methods, "")
-    assert {row.found.prompts for row in contest.rows if row.found} == {"held-out"}
-    assert contest.figures["switch.speedup_language_mean"] > 0
+    measured = run_contest(plan, lambda *_: None)
+    assert {each.method: each.reason for each in measured.rows} == dict.fromkeys(methods, "")
+    assert {each.found.prompts for each in measured.rows if each.found} == {"held-out"}
+    assert measured.figures["switch.speedup_language_mean"] > 0
 
     monkeypatch.setattr(prefetch, "REAL", 8)
     rows = list(prefetch.of_driving(made.bundle))
-    assert {row.trace for row in rows} == {DRIVING}
+    assert {each.trace for each in rows} == {DRIVING}
     assert shares(rows).keys() <= {f"prefetch.{DRIVING}.wait_share"}

@@ -100,7 +100,8 @@ class Prompts:
 
 
 def _stated(values: Integers) -> Integers:
-    return values[values != _NOTHING]
+    found: Integers = values[values != _NOTHING]
+    return found
 
 
 def prompt(bundle: Bundle, task: str, seed: int | Sequence[int]) -> Inputs:

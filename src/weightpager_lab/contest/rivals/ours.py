@@ -74,7 +74,8 @@ class Ours(Rival):
             from weightpager_lab.contest.rivals.torch_rival import write
 
             return write(self.switch(task), inputs)
-        return likeliest(self._engine.model(task), inputs)
+        model = self._engine.model(task)
+        return likeliest(model, inputs["input_ids"], _placed(model, inputs))
 
     def forget(self) -> None:
         self._engine.evict()
@@ -103,19 +104,18 @@ class Ours(Rival):
         self._opened.close()
 
 
-def likeliest(model: TaskModel, inputs: Inputs) -> Iterator[int]:
-    """The tokens that a prompt goes on with, each the likeliest; the first step reads the prompt, too.
+def likeliest(model: TaskModel, text: Integers, placed: PlacedFeatures | None = None) -> Iterator[int]:
+    """The tokens that a text, [1, tokens], goes on with, each the likeliest; the first step reads the text, too.
 
     It never ends: the end of a text is a token as any other.
     """
     drawn: list[int] = []
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
 
     def see(tokens: Integers) -> npt.NDArray[np.bool_]:
         drawn.append(int(tokens[0]))
         return np.array([True])  # one at a time
 
-    texts = model.grow(ids, mask, Sampling(temperature=0), 0, placed=_placed(model, inputs))
+    texts = model.grow(text, np.ones_like(text), Sampling(temperature=0), 0, placed=placed)
     while texts.unread:
         texts.read_piece()
     while True:
