@@ -172,6 +172,8 @@ TRAINING_FREE = 0.5
 
 
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
+    if domain == "E":
+        yield from _without_training(fraction)
     if domain in WRITING:
         yield from _writing_settings(fraction, effort, seed)
         return
@@ -212,6 +214,16 @@ def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Se
     yield Setting("ours_int4", fraction, density, ALIGNMENT, shared, "int4")
     yield Setting("ours_private_int4", fraction, density, ALIGNMENT, private, "int4")
     yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
+
+
+def _without_training(fraction: float) -> Iterator[Setting]:
+    """Values by least squares alone, in four bits: they leave a model that sees as it was."""
+    found, density = RecoverSpec(method="closed-form"), min(1.0, fraction / BYTES["int4"])
+    if fraction == ALL_BLOCKS:
+        yield Setting("all_blocks_int4", fraction, 1.0, float("inf"), found, "int4")
+        return
+    yield Setting("ours_int4", fraction, density, ALIGNMENT, found, "int4")
+    yield Setting("shared_mask_int4", fraction, density, float("inf"), found, "int4")
 
 
 def _all_blocks(effort: Effort, seed: int) -> Setting:
