@@ -37,6 +37,7 @@ from weightpager.compiler.resume.identities import compile_identity, stage_ident
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
 from weightpager.readers.tokenizer import open_tokenizer
+from weightpager.store import BlockReader
 
 SELDOM = {"steps": 2, "batch": 4}
 TRAINED = {"method": "finetune", **SELDOM, "private_blocks": 0.2, "private_steps": 2, "low_rank": 2}
@@ -200,6 +201,43 @@ def test_a_tower_is_refitted_before_the_words_are(tmp_path: Path) -> None:
         wanted = torch.stack(list(tiny_llava.model(tiny_llava.config()).get_image_features(given).pooler_output))
     far, near = (np.abs(features(each, pixels=pixels)["animal"] - wanted.numpy()).mean() for each in (plain, refitted))
     assert near < 0.9 * far
+
+
+def test_training_leaves_a_tower_as_the_closed_form_has_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    content = tiny_llava.watcher(tmp_path, training={"steps": 1}, dtype="int4", page="4KiB", sparsity=0.5)
+    refitted = wp.compile(content | {"recover": "closed-form"}, tmp_path / "refitted")
+    trained = {"method": "finetune", "start": "closed-form", "learning_rate": 0.3, "steps": 4, "batch": 4}
+    whole = wp.compile(content | {"recover": trained}, tmp_path / "whole")
+    for task in refitted.tasks:
+        np.testing.assert_array_equal(tower_blocks(whole, task), tower_blocks(refitted, task))
+    assert pages(whole) != pages(refitted)
+
+    class Killed(Exception): ...
+
+    def kill(stage: str, done: int, _total: int) -> None:
+        if (stage, done) == ("fine-tune", 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        wp.compile(content | {"recover": trained}, tmp_path / "resumed", progress=kill)
+    resumed = wp.compile(content | {"recover": trained}, tmp_path / "resumed")
+    assert pages(resumed) == pages(whole)
+
+
+def tower_blocks(bundle: Bundle, task: str) -> npt.NDArray[np.uint8]:
+    """The content of the blocks that a task keeps of the tower's paged weights."""
+    reader = BlockReader(bundle)
+    try:
+        return reader.read(np.concatenate([*blocks_of(bundle, task, "vision_tower").values()]))
+    finally:
+        reader.close()
+
+
+def pages(bundle: Bundle) -> dict[str, bytes]:
+    return {name: content for name, content in contents(bundle.path).items() if name.startswith("pages-")}
 
 
 @pytest.fixture(scope="module")

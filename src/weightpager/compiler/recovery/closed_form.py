@@ -204,12 +204,12 @@ def refit(
     journal: Journal,
     progress: StepProgress,
     *,
-    encoding: Encoding | None = None,
+    encodings: Mapping[range, Encoding] | None = None,
 ) -> None:
     """Replace the paged weights of ``sparse``, from where the journal stands; all its modules share them.
 
     ``sparse`` is a copy of ``dense``, as `overlaid` makes it or of its own. `tokens_wanted` says how much calibration
-    data is worth its time. With the pages' ``encoding`` the values are such as it gives back.
+    data is worth its time. Stretches of layers whose pages' encoding is given get values such as it gives back.
 
     Raises:
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
@@ -217,7 +217,7 @@ def refit(
     refitted, layers = _resume(sparse, masks, journal), max(info.layer for info in dense.paged) + 1
 
     def pass_through(part: range) -> None:  # with it go the stretch's hidden states, before the next ones are made
-        work = _Refit(dense, sparse, masks, _streams(dense, sparse, masks, batches, part), encoding)
+        work = _Refit(dense, sparse, masks, _streams(dense, sparse, masks, batches, part), (encodings or {}).get(part))
         for layer in part:
             if layer >= refitted:
                 work.layer(layer)

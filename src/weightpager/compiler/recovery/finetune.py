@@ -7,8 +7,8 @@ that keep it. The dense model teaches: its answers are part of the loss.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.backends.torch.architecture import BASE
+from weightpager.bundle.format.picture_tower import TOWER
 from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.recovery.rounding import Rounding
@@ -146,8 +147,37 @@ def finetune(lesson: Lesson, journal: Journal, progress: StepProgress, encoding:
     Raises:
         CompileError: the loss is no longer finite.
     """
-    with lesson.placed():
+    with lesson.placed(), _leaving(lesson.sparse):
         _training(lesson, encoding).run(journal, STAGE, progress)
+
+
+def leaves_tower(source: DenseModel) -> bool:
+    """Whether fine-tuning leaves a picture tower as the closed form has made it.
+
+    What the closed form leaves of a tower is close to the dense one, 0.11 of its hidden states. At a rate that suits a
+    language model, 280 steps of training made that 2.6.
+    """
+    return source.pictures is not None and source.task_file.recover.refits
+
+
+def _left(source: DenseModel) -> dict[str, Tensor]:
+    """Parameters that aren't trained, by canonical name."""
+    every = (item for model in source.models.values() for item in parameters(model).items())
+    left = {name: value for name, value in every if name.startswith(TOWER)} if leaves_tower(source) else {}
+    return {name: value for name, value in left.items() if isinstance(value, nn.Parameter)}
+
+
+@contextmanager
+def _leaving(source: DenseModel) -> Iterator[None]:
+    """No gradients for what isn't trained: its part of a step is only passed through."""
+    left = [value for value in _left(source).values() if value.requires_grad]
+    for value in left:
+        value.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for value in left:
+            value.requires_grad_(True)
 
 
 def resumes(lesson: Lesson, journal: Journal) -> bool:
@@ -161,5 +191,9 @@ def _training(lesson: Lesson, encoding: Encoding | None = None) -> Training:
     validation = validation_of(lesson.data, tasks, spec.patience)
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
     rounding = Rounding.of(lesson.sparse, shared, spec.steps, encoding, checked=validation is not None)
-    rates = groups(lesson.sparse, tasks, spec)
+    left = _left(lesson.sparse)
+    rates = [
+        ParameterGroup({name: value for name, value in group.parameters.items() if name not in left}, group.rate)
+        for group in groups(lesson.sparse, tasks, spec)
+    ]
     return Training(rates, turns, lesson.errors(rounding), spec.steps, validation, rounding)

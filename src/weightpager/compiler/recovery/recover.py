@@ -12,7 +12,7 @@ from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.half_layers import units_of
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
-from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
+from weightpager.compiler.recovery.finetune import Lesson, finetune, leaves_tower, resumes
 from weightpager.compiler.recovery.layer_stream import check_layers
 from weightpager.compiler.recovery.private_blocks import choose_private_blocks, train_private
 from weightpager.compiler.recovery.rounding import is_coarse
@@ -20,7 +20,7 @@ from weightpager.compiler.resume.journal import LOCAL, Journal, Workers
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
 from weightpager.nn.experts import mixtures
-from weightpager.page_dtype import ENCODINGS
+from weightpager.page_dtype import ENCODINGS, Encoding
 from weightpager.progress import Progress
 
 
@@ -43,15 +43,13 @@ def recover(
     trains = spec.method == "finetune"
     sparse = replace(dense, models=copy.deepcopy(dense.models)) if trains else overlaid(dense)
     lesson = Lesson(dense, sparse, masks, data, spec)
-    if spec.refits and not resumes(lesson, journal):
+    if spec.refits and (leaves_tower(dense) or not resumes(lesson, journal)):
         calibration, tokens = dense.task_file.calibration, tokens_wanted(dense)
         batches = {
             name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)
             for name, of_task in data.items()
         }
-        dtype = dense.task_file.dtype
-        encoding = ENCODINGS[dtype] if is_coarse(dtype) and not trains else None
-        refit(dense, sparse, masks, batches, journal, partial(progress, "refit"), encoding=encoding)
+        refit(dense, sparse, masks, batches, journal, partial(progress, "refit"), encodings=_encodings(dense))
     if not trains:
         return TaskWeights(sparse)
     finetune(lesson, journal, partial(progress, "fine-tune"))
@@ -61,6 +59,19 @@ def recover(
         return train_private(
             lesson, choose_private_blocks(lesson), journal, partial(progress, "private blocks"), workers
         )
+
+
+def _encodings(dense: DenseModel) -> Mapping[range, Encoding]:
+    """What the values of a stretch of layers are rounded to while they are refitted: not where training goes on."""
+    file = dense.task_file
+    if not is_coarse(file.dtype):
+        return {}
+    ends = [
+        part
+        for part in dense.stretches
+        if file.recover.method != "finetune" or (leaves_tower(dense) and part.start == 0)
+    ]
+    return dict.fromkeys(ends, ENCODINGS[file.dtype])
 
 
 def check_refit(source: DenseModel, data: Mapping[str, TaskData]) -> None:
