@@ -215,13 +215,13 @@ def test_training_leaves_a_tower_as_the_closed_form_has_made_it(
         np.testing.assert_array_equal(tower_blocks(whole, task), tower_blocks(refitted, task))
     assert pages(whole) != pages(refitted)
 
-    class Killed(Exception): ...
+    class KilledError(Exception): ...
 
     def kill(stage: str, done: int, _total: int) -> None:
         if (stage, done) == ("fine-tune", 2):
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         wp.compile(content | {"recover": trained}, tmp_path / "resumed", progress=kill)
     resumed = wp.compile(content | {"recover": trained}, tmp_path / "resumed")
     assert pages(resumed) == pages(whole)
