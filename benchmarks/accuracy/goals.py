@@ -165,9 +165,9 @@ def _gap_closed(fraction: float, share: float) -> Judge:
     return judge
 
 
-def _share_of_dense(fraction: float, least: float, domain: str = "D") -> Judge:
+def _share_of_dense(fraction: float, least: float, domain: str = "D", recover: str = "finetune") -> Judge:
     def judge(points: Sequence[Point], method: str) -> Verdict:
-        ours = find(points, domain, fraction, method, "finetune")
+        ours = find(points, domain, fraction, method, recover)
         return (
             NOT_MEASURED
             if ours is None
@@ -177,11 +177,11 @@ def _share_of_dense(fraction: float, least: float, domain: str = "D") -> Judge:
     return judge
 
 
-def _each_of_dense(fraction: float, least: float, domain: str) -> Judge:
+def _each_of_dense(fraction: float, least: float, domain: str, recover: str) -> Judge:
     """No task's share of the dense model is less."""
 
     def judge(points: Sequence[Point], method: str) -> Verdict:
-        ours = find(points, domain, fraction, method, "finetune")
+        ours = find(points, domain, fraction, method, recover)
         if ours is None:
             return NOT_MEASURED
         worst, task = min((ours.value(task) / ours.dense(task), task) for task in ours.tasks)
@@ -190,11 +190,13 @@ def _each_of_dense(fraction: float, least: float, domain: str) -> Judge:
     return judge
 
 
-def _beside(fraction: float, gain: float, control: str, at: float, domain: str = "D") -> Judge:
+def _beside(
+    fraction: float, gain: float, control: str, at: float, domain: str = "D", recover: str = "finetune"
+) -> Judge:
     """Of shares of the dense model: at least so much above a control, which may have other bytes."""
 
     def judge(points: Sequence[Point], method: str) -> Verdict:
-        ours, other = find(points, domain, fraction, method, "finetune"), find(points, domain, at, control, "finetune")
+        ours, other = find(points, domain, fraction, method, recover), find(points, domain, at, control, recover)
         pair = paired(ours, other) if ours and other else None
         if pair is None:
             return NOT_MEASURED
@@ -205,6 +207,8 @@ def _beside(fraction: float, gain: float, control: str, at: float, domain: str =
 
 
 _FOUR_BITS = ("ours_int4", "ours_private_int4")
+_UNTRAINED, _ALONE = "closed-form", ("ours_int4",)
+"""The model of domain E is trained before; least squares keep what it knows."""
 
 GOALS = (
     Goal("A", 0.25, "mean within 1.5 points of dense, at an overlap of at least 0.6", _near_dense(0.25, 1.5, 0.6)),
@@ -259,14 +263,14 @@ GOALS = (
         _beside(0.07, 0.05, "shared_mask_int4", 0.07),
         ("ours_int4",),
     ),
-    Goal("E", 0.14, "at least 0.98 of the dense model", _share_of_dense(0.14, 0.98, "E"), _FOUR_BITS),
-    Goal("E", 0.14, "no task below 0.95 of the dense model", _each_of_dense(0.14, 0.95, "E"), _FOUR_BITS),
+    Goal("E", 0.14, "at least 0.98 of the dense model", _share_of_dense(0.14, 0.98, "E", _UNTRAINED), _ALONE),
+    Goal("E", 0.14, "no task below 0.95 of the dense model", _each_of_dense(0.14, 0.95, "E", _UNTRAINED), _ALONE),
     Goal(
         "E",
         0.14,
         "at least 0.01 above one shared mask in int4",
-        _beside(0.14, 0.01, "shared_mask_int4", 0.14, "E"),
-        _FOUR_BITS,
+        _beside(0.14, 0.01, "shared_mask_int4", 0.14, "E", _UNTRAINED),
+        _ALONE,
     ),
 )
 """All that was asked."""

@@ -88,7 +88,7 @@ EFFORTS = {
     # The model answers these very questions already and isn't trained on: all blocks in int4, trained for as many
     # steps, show what more training brings. 1,400 held-out questions take four minutes to answer.
     "E": Effort(
-        base_steps=1, base_learning_rate=1e-5, steps=280, private_steps=20, batch=8, learning_rate=3e-4,
+        base_steps=1, base_learning_rate=1e-5, steps=280, private_steps=20, batch=8, learning_rate=1e-4,
         dense_learning_rate=None, distillation=0.5, max_length=96, train_items=8000, eval_items=200,
         start="closed-form", calibration_items=64,
     ),
