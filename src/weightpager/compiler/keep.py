@@ -23,7 +23,7 @@ from weightpager.compiler.measure import measure_written, torch_score
 from weightpager.compiler.model.half_layers import HalfLayer, units_of
 from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.block_choice import ChosenBlocks, choose_blocks, of_whole
-from weightpager.compiler.selection.half_layers import Trials, half_saliency, without
+from weightpager.compiler.selection.half_layers import Trials, half_saliency, zeroed
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.evaluate import Model, Replaced
 from weightpager.page_dtype import block_bytes
@@ -282,5 +282,5 @@ class _Greedy:
 
     def _measured(self, dropped: Sequence[int]) -> tuple[float, float]:
         source = self.prepared.source
-        with without(source, self.task, [self.units[at] for at in dropped]):
+        with zeroed(source, self.task, [self.units[at] for at in dropped]):
             return self.metric.share(self.task, source.models[self.task])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 import weightpager as wp
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, ENCODERS, MIXTURES, PIXELS, config_of
 from mixtures import TOKENS, source_of
 from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import keep as keeping
 from weightpager.compiler.data import Batch
+from weightpager.compiler.graph.builder import CallForm
+from weightpager.compiler.graph.check import give_values, made_up
+from weightpager.compiler.graph.export import empty_module_of
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.half_layers import dropped_halves, half_layers, units_of
 from weightpager.compiler.selection.block_choice import choose_blocks, of_whole
@@ -79,6 +85,48 @@ def test_losses_without_half_layers_are_those_under_masks(tmp_path: Path) -> Non
                 logits = masked_logits(of, masks, "task-0", BATCHES[0])
                 assert found == pytest.approx(float(loss(logits, TOKENS, "language-modeling")), rel=1e-5)
     assert all("forward" not in module.__dict__ for module in of.models["task-0"].modules())
+
+
+_TWICE = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
+"""Each of its layers is called twice."""
+FAMILIES: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
+    ({**ALL_ENCODERS, "Albert": {**ENCODERS["Albert"], **_TWICE}}, "text-classification"),
+    (ALL_IMAGES, "image-classification"),
+    ({name: of for name, of in ALL_DECODERS.items() if name not in MIXTURES}, "language-modeling"),
+]
+QUICK = ("Albert", "DebertaV2", "Swin", "ModernBert")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "kind"),
+    [
+        pytest.param(family, settings, kind, id=family, marks=() if family in QUICK else pytest.mark.slow)
+        for families, kind in FAMILIES
+        for family, settings in families.items()
+    ],
+)
+def test_losses_of_all_families_are_those_of_a_model_that_is_computed_whole(
+    tmp_path: Path, family: str, settings: Mapping[str, Any], kind: TaskKind
+) -> None:
+    module = empty_module_of(config_of(family, settings), kind, 2)
+    give_values(module)
+    image = PIXELS if kind == "image-classification" else None
+    inputs = {name: torch.from_numpy(each) for name, each in made_up(CallForm.of(kind, image), module, 3, 9).items()}
+    labels = inputs["input_ids"] if kind == "language-modeling" else torch.tensor([0, 1, 1])
+    data = {
+        "text-classification": lambda: tiny.classification(tmp_path, "some", {"cat": ["cat"], "dog": ["dog"]}),
+        "image-classification": lambda: tiny.pictures(tmp_path, "some", ["red", "green"]),
+        "language-modeling": lambda: None,
+    }
+    of = source_of(module, tmp_path, 1, data[kind](), units="half-layer")
+    units, rng, batches = units_of(of), np.random.default_rng(0), [Batch(inputs, labels)]
+    trials = Trials(of, "task-0", batches)
+    for _ in range(3):
+        base = [unit for unit in units if rng.random() < 0.2]
+        assert trials.start(base) == trials.loss(base)
+        for unit in [each for each in units if each not in base]:
+            wanted = Trials(of, "task-0", batches).start([*base, unit])
+            assert trials.loss([*base, unit]) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_saliency_is_the_loss_that_is_added(tmp_path: Path) -> None:
