@@ -15,6 +15,7 @@ import tiny
 import weightpager as wp
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, ENCODERS, MIXTURES, PIXELS, config_of
 from mixtures import TOKENS, source_of
+from weightpager.answers.score import Score
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import read_report
@@ -198,7 +199,7 @@ def test_task_files_that_ask_for_what_cannot_be_are_refused(
 
 
 def kept(folder: Path, **changes: Any) -> dict[str, Any]:
-    content = tiny.writer(folder, compare="none", keep=0.9, alignment=0.5, **changes)
+    content = tiny.writer(folder, **{"compare": "none", "keep": 0.9, "alignment": 0.5, **changes})
     del content["sparsity"]
     return content
 
@@ -219,6 +220,28 @@ def test_every_task_keeps_its_share_and_the_report_says_how(tmp_path: Path, unit
         assert task.sparsity > 0
 
 
+@pytest.mark.parametrize("units", ["layer", "block"])
+def test_tasks_of_one_mask_keep_their_shares_with_the_same(tmp_path: Path, units: str) -> None:
+    content = kept(tmp_path, units=units, alignment="inf", keep=0.6)
+    bundle = wp.compile(content, tmp_path / "a.bundle", cache=False)
+    one, other = bundle.manifest.tasks
+    assert 0 < one.sparsity == other.sparsity
+    assert one.dropped == other.dropped
+    assert bool(one.dropped) == (units == "layer")
+    assert bundle.kept_locations(one.name).tolist() == bundle.kept_locations(other.name).tolist()
+
+
+@pytest.mark.parametrize(("metric", "value"), [("accuracy", 0.0), ("perplexity", np.inf), ("accuracy", np.nan)])
+def test_a_metric_that_has_no_share_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: Any, value: float
+) -> None:
+    monkeypatch.setattr(keeping, "validation", lambda data: data)
+    monkeypatch.setattr(keeping, "torch_score", lambda *_: Score(metric, value, 1))
+    data: Any = {"task-0": None}
+    with pytest.raises(CompileError, match=rf"keep: .* tasks.task-0 with {metric} {value:g}; state a sparsity"):
+        keeping._Metric.of(Prepared(source(tmp_path), data, {}, {}))
+
+
 def test_a_budget_beside_it_that_cannot_hold_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match=r"fit: expected at least .*, which keeping 0.9 of the dense metric takes"):
         wp.compile(kept(tmp_path, units="layer", fit="1KiB"), tmp_path / "a.bundle", cache=False)
@@ -226,7 +249,11 @@ def test_a_budget_beside_it_that_cannot_hold_it_is_named(tmp_path: Path) -> None
 
 def test_a_search_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, asked = kept(tmp_path, units="half-layer"), 0
-    share = keeping._Metric.share
+    share, best, known = keeping._Metric.share, keeping._Greedy._best, []
+
+    def ranks(self: Any, trials: Any, gains: dict[int, float], *of: Any) -> int:
+        known.append(dict(gains))
+        return best(self, trials, gains, *of)
 
     def stops(self: Any, task: str, model: Any) -> tuple[float, float]:
         nonlocal asked
@@ -236,10 +263,12 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         return share(self, task, model)
 
     monkeypatch.setattr(keeping._Metric, "share", stops)
+    monkeypatch.setattr(keeping._Greedy, "_best", ranks)
     with pytest.raises(KeyboardInterrupt):
         wp.compile(content, tmp_path / "a.bundle", cache=False)
-    before, asked = asked, 10
+    before, asked, at = asked, 10, len(known)
     one = wp.compile(content, tmp_path / "a.bundle", cache=False)
+    assert known[at] == known[at - 1]
     again, asked = asked - 10, 10
     other = wp.compile(content, tmp_path / "b.bundle", cache=False)
     assert again == asked - 10 - (before - 1)
