@@ -26,8 +26,8 @@ from weightpager.compiler.selection.block_choice import ChosenBlocks, choose_blo
 from weightpager.compiler.selection.half_layers import Trials, half_saliency, zeroed
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.evaluate import Model, Replaced
-from weightpager.page_dtype import block_bytes
 from weightpager.errors import CompileError
+from weightpager.page_dtype import block_bytes
 from weightpager.progress import silent
 
 _log = logging.getLogger(__name__)
