@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import keep as keeping
+from weightpager.compiler import pipeline
 from weightpager.compiler.data import Batch
 from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.graph.check import give_values, made_up
@@ -171,6 +173,14 @@ def test_blocks_are_dropped_within_the_half_layers_that_are_left(tmp_path: Path,
         assert sum(int(mask[:, number].sum()) for mask in masks.keep.values()) == round(0.4 * whole)
     if np.isinf(alignment):
         assert all((mask[:, 0] == mask[:, 1]).all() for mask in masks.keep.values())
+
+
+def test_units_that_graphs_cannot_do_without_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [replace(unit, weights=unit.weights[:1]) for unit in units_of(source(tmp_path, units="half-layer"))]
+    monkeypatch.setattr(pipeline, "units_of", lambda _: units)
+    of: Any = Prepared(source(tmp_path), {}, {}, {})
+    with pytest.raises(CompileError, match="units: expected half-layers that are added to others, found their zeros"):
+        pipeline._check_units(of)
 
 
 def test_models_without_such_layers_are_refused(tmp_path: Path) -> None:
