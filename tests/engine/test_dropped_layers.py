@@ -12,11 +12,20 @@ import numpy.typing as npt
 import pytest
 import torch
 from blake3 import blake3
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertModel,
+)
 
 import tiny
 import tiny_llava
 import weightpager as wp
+from families import ENCODERS, config_of
 from weightpager.backends.torch.export import dense_weights, export_task, layers_left_out
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
@@ -264,6 +273,35 @@ def test_exported_layers_are_left_out_or_zeros(
                 found = model(torch.from_numpy(IDS)).logits.numpy()
             wanted = plain(of, task.name)
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+def modern_bert(folder: Path) -> Path:
+    """Its first layer is of no use, and is the only one without a norm before its attention."""
+    torch.manual_seed(0)
+    config = config_of("ModernBert", {**ENCODERS["ModernBert"], "initializer_range": 0.5})
+    model: Any = ModernBertModel(config)
+    for number in range(1, config.num_hidden_layers):
+        torch.nn.init.normal_(model.layers[number].attn_norm.weight)
+    for part in (model.layers[0].attn.Wo, model.layers[0].mlp.Wo):
+        torch.nn.init.zeros_(part.weight)
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_layers_that_would_be_others_under_new_numbers_are_exported_as_zeros(tmp_path: Path) -> None:
+    content = tiny.assistant(
+        tmp_path, model=str(modern_bert(tmp_path / "model")), units="layer", dtype="float32", sparsity=0.5
+    )
+    content["tasks"] = {"animal": content["tasks"]["animal"]}
+    of = wp.compile(content, tmp_path / "a.bundle", cache=False)
+    assert of.task("animal").dropped == ["base_model.layers.0"]
+    assert layers_left_out(of, "animal") == {}
+    exported = export_task(of, "animal", tmp_path / "animal")
+    model: Any = AutoModelForSequenceClassification.from_pretrained(exported, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = model(torch.from_numpy(IDS)).logits.numpy()
+    np.testing.assert_allclose(found, answers(of, "torch", ["animal"])[0], rtol=1e-5, atol=1e-6)
 
 
 def same(one: Path, other: Path, task: str) -> bool:

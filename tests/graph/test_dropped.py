@@ -138,6 +138,24 @@ def test_zeros_pass_a_norm_of_the_branch_and_what_is_multiplied() -> None:
             ),
             "found their zeros in divide v2",
         ),
+        (
+            graph(
+                linear("v0", "a", "v1"),
+                node("layer_norm", value("v1"), weight("n"), None, outputs="v2", epsilon=0.0),
+                node("add", value("v0"), value("v2"), outputs="v3", scalar=None),
+                output="v3",
+            ),
+            "found their zeros in layer_norm v2",
+        ),
+        (
+            graph(
+                linear("v0", "a", "v1"),
+                node("full", outputs="v2", shape=[1, 1, 4], value=1.0, dtype="float32"),
+                node("add", value("v1"), value("v2"), outputs="v3", scalar=None),
+                output="v3",
+            ),
+            "found their zeros in add v3",
+        ),
     ],
 )
 def test_zeros_that_are_not_added_to_anything_are_refused(of: Graph, message: str) -> None:

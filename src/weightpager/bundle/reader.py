@@ -153,7 +153,12 @@ class Bundle:
 
     def dropped(self, task: str) -> frozenset[str]:
         """Names of the paged weights that a task does without: they give zeros, and no bias is added."""
-        return self.manifest.dropped_weights(self.task(task))
+        self.task(task)
+        return self._dropped[task]
+
+    @cached_property
+    def _dropped(self) -> dict[str, frozenset[str]]:
+        return self.manifest.dropped_weights()
 
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
         """Indices of the pages that a task needs, int64 [pages], ascending."""
@@ -242,12 +247,15 @@ class Bundle:
 
     def _check_dropped(self) -> None:
         """Refuse tasks that keep blocks of what they say they do without."""
+        numbers = self.placement.numbers
         for number, task in enumerate(self.manifest.tasks):
             if not task.dropped:
                 continue
-            tables = self.placement.tables(number)
-            for name in sorted(self.manifest.dropped_weights(task)):
-                if kept := len(tables[name].col_indices):
+            # Lengths are enough: no table need be built.
+            found = numbers.split(np.sort(self.placement.numbers_at(self.placement.locations_of(number))))
+            dropped = self.dropped(task.name)
+            for name, blocks in zip(numbers.names, found, strict=True):
+                if name in dropped and (kept := blocks.stop - blocks.start):
                     raise BundleFormatError(
                         placement.FILE, f"used.{number}", f"no blocks of {name}, which {task.name} has dropped", kept
                     )

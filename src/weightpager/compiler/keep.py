@@ -23,9 +23,10 @@ from weightpager.compiler.measure import measure_written, torch_score
 from weightpager.compiler.model.half_layers import HalfLayer, units_of
 from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.block_choice import ChosenBlocks, choose_blocks, of_whole
-from weightpager.compiler.selection.half_layers import Trials, half_saliency, without
+from weightpager.compiler.selection.half_layers import Trials, half_saliency, zeroed
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.evaluate import Model, Replaced
+from weightpager.errors import CompileError
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import silent
 
@@ -71,8 +72,9 @@ def choose_kept(prepared: Prepared, run: CompileRun, *, together: bool = False) 
     """As few blocks, half-layers or layers as the task file's ``keep`` asks for, which must be stated.
 
     Half-layers and layers are dropped one by one; ``together`` has the aligner choose them for all tasks, like blocks.
+    So it does where alignment is infinite: then all tasks drop the same.
     """
-    metric = _Metric.of(prepared)
+    metric, together = _Metric.of(prepared), together or math.isinf(prepared.task_file.alignment)
     of = _of_units if units_of(prepared.source) and not together else _aligned
     return Kept(*of(prepared, metric, run), metric.dense)
 
@@ -85,17 +87,15 @@ def keep_of(kept: Kept, root: Path, run: CompileRun) -> Keep:
     ).scores
     shares = {task: share_kept(score, kept.dense[task]) for task, score in scores.items()}
     for task, share in shares.items():
-        if share < wanted:
+        if not share >= wanted:  # NaN, too
             _log.warning("keep: tasks.%s keeps %.3f of the dense model's metric, %g was asked for", task, share, wanted)
     return Keep(share=wanted, kept=shares, path=list(kept.path))
 
 
 def share_kept(now: Score, dense: Score) -> float:
-    """What is left of the dense model's metric; 1 where that was 0."""
+    """What is left of the dense model's metric, which isn't 0; 1 of errors that are none any more."""
     over, under = (now, dense) if now.higher_is_better else (dense, now)
-    if under.value == 0 or (math.isinf(over.value) and math.isinf(under.value)):
-        return 1.0
-    return over.value / under.value
+    return 1.0 if under.value == 0 else over.value / under.value
 
 
 def validation(data: TaskData) -> TaskData:
@@ -113,8 +113,19 @@ class _Metric:
 
     @classmethod
     def of(cls, prepared: Prepared) -> _Metric:
+        """Measure the dense models.
+
+        Raises:
+            CompileError: a metric of which there is no share, 0 or no number.
+        """
         data = {task: validation(of_task) for task, of_task in prepared.data.items()}
         dense = {task: cls._score(prepared, prepared.source.models[task], of) for task, of in data.items()}
+        for task, score in dense.items():
+            if score.value == 0 or not math.isfinite(score.value):
+                raise CompileError(
+                    f"keep: expected a metric of the dense model of which a share can be kept, found tasks.{task} with "
+                    f"{score.metric} {score.value:g}; state a sparsity"
+                )
         return cls(prepared, data, dense)
 
     @staticmethod
@@ -161,6 +172,8 @@ def _aligned(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prep
         chosen = choose_blocks(at)
         shares = metric.under(chosen)
         met = np.array([shares[task][0] >= wanted for task in tasks])
+        if math.isinf(prepared.task_file.alignment):  # one mask for all
+            met[:] = met.all()
         for number, task in enumerate(tasks):
             kept = (1 - sparsity[number]) * blocks
             steps.append(metric.step(task, [], kept, shares[task][1], taken=bool(met[number])))
@@ -217,17 +230,17 @@ class _Greedy:
     def run(self, run: CompileRun) -> tuple[list[int], list[KeepStep]]:
         """Numbers of the half-layers that go, in their order, and the steps that were tried.
 
-        In the journal stand those that have gone, and those that can't.
+        In the journal stand those that have gone, those that can't, and the losses that the rest are known to add.
         """
         source, stage = self.prepared.source, f"{STAGE}-{self.task}"
         saliency = half_saliency(self.prepared.saliency[self.task], self.units)
-        gains = {at: float(gain) for at, gain in enumerate(saliency)}
-        reached = run.journal.read(stage, lambda kept: kept.keys() == {"dropped", "stuck"})
+        reached = run.journal.read(stage, lambda kept: kept.keys() == {"dropped", "stuck", "gains", "misses"})
+        gains = dict(enumerate(saliency.tolist() if reached is None else reached.tensors["gains"].tolist()))
         gone: list[int] = [] if reached is None else reached.tensors["dropped"].tolist()
         stuck: list[int] = [] if reached is None else reached.tensors["stuck"].tolist()
         steps: list[KeepStep] = []
         total = sum(info.grid.count for info in source.paged)
-        misses = 0 if reached is None else reached.step - 1
+        misses = 0 if reached is None else int(reached.tensors["misses"].item())
         left = {*range(len(self.units))} - {*gone, *stuck}
         if not left or misses >= _MISSES:
             return gone, steps
@@ -247,12 +260,16 @@ class _Greedy:
             misses = 0 if kept else misses + 1
             if kept:
                 base = trials.start([self.units[at] for at in gone])
-            entry = {"dropped": torch.tensor(gone, dtype=torch.int64), "stuck": torch.tensor(stuck, dtype=torch.int64)}
-            run.journal.write(stage, 1 + misses, entry)
+            entry = {
+                "dropped": torch.tensor(gone, dtype=torch.int64),
+                "stuck": torch.tensor(stuck, dtype=torch.int64),
+                "gains": torch.tensor([gains[at] for at in range(len(gains))], dtype=torch.float64),
+                "misses": torch.tensor(misses),
+            }
+            run.journal.write(stage, len(gone) + len(stuck), entry)
             run.progress(
                 f"drop {source.task_file.units.unit}s: {self.task}", len(self.units) - len(left), len(self.units)
             )
-        run.journal.write(stage, 1 + _MISSES, entry)
         run.progress(f"drop {source.task_file.units.unit}s: {self.task}", len(self.units), len(self.units))
         return gone, steps
 
@@ -282,5 +299,5 @@ class _Greedy:
 
     def _measured(self, dropped: Sequence[int]) -> tuple[float, float]:
         source = self.prepared.source
-        with without(source, self.task, [self.units[at] for at in dropped]):
+        with zeroed(source, self.task, [self.units[at] for at in dropped]):
             return self.metric.share(self.task, source.models[self.task])

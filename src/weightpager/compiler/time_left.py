@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -134,7 +135,7 @@ def _kept(source: DenseModel, data: Mapping[str, TaskData], item: float) -> dict
     if file.keep is None:
         return {}
     measured = {name: _tokens(validation(of_task).eval) for name, of_task in data.items()}
-    if file.units.unit == "block":
+    if file.units.unit == "block" or math.isinf(file.alignment):
         return {"find the sparsity": (HALVINGS + 2) * sum(measured.values())}
     ranked = RANKED * ROWS * item / 2  # half of the layers are before what changes
     return {

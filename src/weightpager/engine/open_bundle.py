@@ -205,10 +205,17 @@ class OpenBundle:
 
     def cache_size(self) -> CacheSize:
         """What keys and values take. What is meant, and errors, are those of `Engine.cache_size`."""
-        writers = {(task.kind, *task.dropped): name for name, task in self.bundle.tasks.items() if task.writes}
-        built = [self.task_and_module(name)[1] for name in writers.values()]
-        sizes = [self.backend.cache_size(task, self._widest()) for task in built]
+        bundle = self.bundle
+        writers = {(task.kind, bundle.dropped(name)): name for name, task in bundle.tasks.items() if task.writes}
+        sizes = (self.backend.cache_size(self._built(name), self._widest()) for name in writers.values())
         return max(sizes, key=lambda size: size.bytes(1, 1), default=CacheSize())
+
+    def _built(self, name: str) -> Any:
+        """A task's module, which isn't kept where nobody has run it yet: what many tasks need may be much."""
+        state = self._state
+        task = _task(state, name)
+        with uninterrupted.lifted(), task.building:
+            return task.module or self._build(state.bundle, name, task)
 
     def _widest(self) -> int:
         return max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.tasks)

@@ -63,12 +63,14 @@ class _Zeros:
         zero: names of values that are zeros.
         same: values that are others now.
         stuck: values whose node needs zeros that aren't there, with what to call it.
+        varying: values that depend on an input; others, such as a constant row, may be smaller than a sum with them.
     """
 
     weights: frozenset[str]
     zero: set[str] = field(default_factory=set)
     same: dict[str, Operand] = field(default_factory=dict)
     stuck: dict[str, str] = field(default_factory=dict)
+    varying: set[str] = field(default_factory=set)
 
     def now(self, operand: Operand | None) -> Operand | None:
         """What an operand is now; None for zeros, too."""
@@ -79,6 +81,8 @@ class _Zeros:
 
     def rewritten(self, node: Node) -> Node | None:
         """A node over what its operands are now; None where nothing is left to compute."""
+        if any(each is not None and (each.kind == "input" or self._is_whole(each)) for each in node.inputs):
+            self.varying.update(node.outputs)
         if self._drops(node):
             self.zero.update(node.outputs)
             return None
@@ -95,7 +99,7 @@ class _Zeros:
                 return None
             inputs = (other, *after.inputs[2:])
             return replace(node, op=node.op.removeprefix("add_"), inputs=inputs, outputs=node.outputs[1:])
-        if node.op == "subtract" and node.inputs[1] is not None and not zero[0] and self._is_value(after.inputs[0]):
+        if node.op == "subtract" and node.inputs[1] is not None and not zero[0] and self._is_whole(after.inputs[0]):
             assert after.inputs[0] is not None
             self.same[node.output] = after.inputs[0]
             return None
@@ -123,9 +127,11 @@ class _Zeros:
             return zero[0] and not zero[-1]
         if op == "power":
             return bool(node.attributes["scalar"] > 0)
-        if op in ("linear", "layer_norm"):  # without what is added to them
-            return zero[0] and node.inputs[2] is None
-        if op == "rms_norm":
+        if op in ("linear", "layer_norm") and node.inputs[2] is not None:
+            return False
+        if op == "linear":
+            return zero[0]
+        if op in ("layer_norm", "rms_norm"):
             return zero[0] and bool(node.attributes["epsilon"] > 0)
         if op in ("add", "subtract"):
             return node.inputs[1] is not None and all(zero)
@@ -134,12 +140,11 @@ class _Zeros:
         return op == "concat" and all(zero)
 
     def _other(self, node: Node, zero: list[bool]) -> Operand | None:
-        """What zeros are added to, if that is a value: of all others the sum may be larger."""
+        """What zeros are added to, if that depends on an input: than all others the sum may be larger."""
         if all(zero[:2]) or node.inputs[1 if zero[0] else 0] is None:
             return None
         other = node.inputs[1 if zero[0] else 0]
-        return other if self._is_value(other) else None
+        return other if self._is_whole(other) else None
 
-    @staticmethod
-    def _is_value(operand: Operand | None) -> bool:
-        return operand is not None and operand.kind == "value"
+    def _is_whole(self, operand: Operand | None) -> bool:
+        return operand is not None and operand.kind == "value" and operand.key in self.varying

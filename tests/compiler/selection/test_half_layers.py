@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 import weightpager as wp
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, ENCODERS, MIXTURES, PIXELS, config_of
 from mixtures import TOKENS, source_of
+from weightpager.answers.score import Score
 from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import keep as keeping
+from weightpager.compiler import pipeline
 from weightpager.compiler.data import Batch
+from weightpager.compiler.graph.builder import CallForm
+from weightpager.compiler.graph.check import give_values, made_up
+from weightpager.compiler.graph.export import empty_module_of
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.half_layers import dropped_halves, half_layers, units_of
 from weightpager.compiler.selection.block_choice import choose_blocks, of_whole
@@ -81,6 +90,48 @@ def test_losses_without_half_layers_are_those_under_masks(tmp_path: Path) -> Non
     assert all("forward" not in module.__dict__ for module in of.models["task-0"].modules())
 
 
+_TWICE = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
+"""Each of its layers is called twice."""
+FAMILIES: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
+    ({**ALL_ENCODERS, "Albert": {**ENCODERS["Albert"], **_TWICE}}, "text-classification"),
+    (ALL_IMAGES, "image-classification"),
+    ({name: of for name, of in ALL_DECODERS.items() if name not in MIXTURES}, "language-modeling"),
+]
+QUICK = ("Albert", "DebertaV2", "Swin", "ModernBert")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "kind"),
+    [
+        pytest.param(family, settings, kind, id=family, marks=() if family in QUICK else pytest.mark.slow)
+        for families, kind in FAMILIES
+        for family, settings in families.items()
+    ],
+)
+def test_losses_of_all_families_are_those_of_a_model_that_is_computed_whole(
+    tmp_path: Path, family: str, settings: Mapping[str, Any], kind: TaskKind
+) -> None:
+    module = empty_module_of(config_of(family, settings), kind, 2)
+    give_values(module)
+    image = PIXELS if kind == "image-classification" else None
+    inputs = {name: torch.from_numpy(each) for name, each in made_up(CallForm.of(kind, image), module, 3, 9).items()}
+    labels = inputs["input_ids"] if kind == "language-modeling" else torch.tensor([0, 1, 1])
+    data = {
+        "text-classification": lambda: tiny.classification(tmp_path, "some", {"cat": ["cat"], "dog": ["dog"]}),
+        "image-classification": lambda: tiny.pictures(tmp_path, "some", ["red", "green"]),
+        "language-modeling": lambda: None,
+    }
+    of = source_of(module, tmp_path, 1, data[kind](), units="half-layer")
+    units, rng, batches = units_of(of), np.random.default_rng(0), [Batch(inputs, labels)]
+    trials = Trials(of, "task-0", batches)
+    for _ in range(3):
+        base = [unit for unit in units if rng.random() < 0.2]
+        assert trials.start(base) == trials.loss(base)
+        for unit in [each for each in units if each not in base]:
+            wanted = Trials(of, "task-0", batches).start([*base, unit])
+            assert trials.loss([*base, unit]) == pytest.approx(wanted, rel=1e-6)
+
+
 def test_saliency_is_the_loss_that_is_added(tmp_path: Path) -> None:
     of = source(tmp_path)
     found, trials = half_layer_saliency(of, "task-0", BATCHES), Trials(of, "task-0", BATCHES)
@@ -124,6 +175,14 @@ def test_blocks_are_dropped_within_the_half_layers_that_are_left(tmp_path: Path,
         assert all((mask[:, 0] == mask[:, 1]).all() for mask in masks.keep.values())
 
 
+def test_units_that_graphs_cannot_do_without_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [replace(unit, weights=unit.weights[:1]) for unit in units_of(source(tmp_path, units="half-layer"))]
+    monkeypatch.setattr(pipeline, "units_of", lambda _: units)
+    of: Any = Prepared(source(tmp_path), {}, {}, {})
+    with pytest.raises(CompileError, match="units: expected half-layers that are added to others, found their zeros"):
+        pipeline._check_units(of)
+
+
 def test_models_without_such_layers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="units: expected block, found half-layer"):
         from mixtures import model_of
@@ -150,7 +209,7 @@ def test_task_files_that_ask_for_what_cannot_be_are_refused(
 
 
 def kept(folder: Path, **changes: Any) -> dict[str, Any]:
-    content = tiny.writer(folder, compare="none", keep=0.9, alignment=0.5, **changes)
+    content = tiny.writer(folder, **{"compare": "none", "keep": 0.9, "alignment": 0.5, **changes})
     del content["sparsity"]
     return content
 
@@ -171,6 +230,28 @@ def test_every_task_keeps_its_share_and_the_report_says_how(tmp_path: Path, unit
         assert task.sparsity > 0
 
 
+@pytest.mark.parametrize("units", ["layer", "block"])
+def test_tasks_of_one_mask_keep_their_shares_with_the_same(tmp_path: Path, units: str) -> None:
+    content = kept(tmp_path, units=units, alignment="inf", keep=0.6)
+    bundle = wp.compile(content, tmp_path / "a.bundle", cache=False)
+    one, other = bundle.manifest.tasks
+    assert 0 < one.sparsity == other.sparsity
+    assert one.dropped == other.dropped
+    assert bool(one.dropped) == (units == "layer")
+    assert bundle.kept_locations(one.name).tolist() == bundle.kept_locations(other.name).tolist()
+
+
+@pytest.mark.parametrize(("metric", "value"), [("accuracy", 0.0), ("perplexity", np.inf), ("accuracy", np.nan)])
+def test_a_metric_that_has_no_share_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: Any, value: float
+) -> None:
+    monkeypatch.setattr(keeping, "validation", lambda data: data)
+    monkeypatch.setattr(keeping, "torch_score", lambda *_: Score(metric, value, 1))
+    data: Any = {"task-0": None}
+    with pytest.raises(CompileError, match=rf"keep: .* tasks.task-0 with {metric} {value:g}; state a sparsity"):
+        keeping._Metric.of(Prepared(source(tmp_path), data, {}, {}))
+
+
 def test_a_budget_beside_it_that_cannot_hold_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match=r"fit: expected at least .*, which keeping 0.9 of the dense metric takes"):
         wp.compile(kept(tmp_path, units="layer", fit="1KiB"), tmp_path / "a.bundle", cache=False)
@@ -178,7 +259,11 @@ def test_a_budget_beside_it_that_cannot_hold_it_is_named(tmp_path: Path) -> None
 
 def test_a_search_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, asked = kept(tmp_path, units="half-layer"), 0
-    share = keeping._Metric.share
+    share, best, known = keeping._Metric.share, keeping._Greedy._best, []
+
+    def ranks(self: Any, trials: Any, gains: dict[int, float], *of: Any) -> int:
+        known.append(dict(gains))
+        return best(self, trials, gains, *of)
 
     def stops(self: Any, task: str, model: Any) -> tuple[float, float]:
         nonlocal asked
@@ -188,10 +273,12 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         return share(self, task, model)
 
     monkeypatch.setattr(keeping._Metric, "share", stops)
+    monkeypatch.setattr(keeping._Greedy, "_best", ranks)
     with pytest.raises(KeyboardInterrupt):
         wp.compile(content, tmp_path / "a.bundle", cache=False)
-    before, asked = asked, 10
+    before, asked, at = asked, 10, len(known)
     one = wp.compile(content, tmp_path / "a.bundle", cache=False)
+    assert known[at] == known[at - 1]
     again, asked = asked - 10, 10
     other = wp.compile(content, tmp_path / "b.bundle", cache=False)
     assert again == asked - 10 - (before - 1)

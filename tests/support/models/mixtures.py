@@ -47,10 +47,12 @@ def model_of(family: str, **changes: Any) -> PreTrainedModel:
     return made.requires_grad_(False)
 
 
-def source_of(model: PreTrainedModel, folder: Path, tasks: int = 2, **settings: Any) -> DenseModel:
-    """A source of tasks over one model, which is set upright."""
+def source_of(
+    model: PreTrainedModel, folder: Path, tasks: int = 2, data: Mapping[str, Any] | None = None, **settings: Any
+) -> DenseModel:
+    """A source of tasks over one model, which is set upright. They are of texts, unless other data is given."""
     model.config.save_pretrained(folder)
-    texts = tiny.text(folder, "some", tiny.WORDS)
+    texts = data or tiny.text(folder, "some", tiny.WORDS)
     names = [f"task-{number}" for number in range(tasks)]
     content = {"model": str(folder), "block": "8x8", "tasks": dict.fromkeys(names, texts), **settings}
     file = task_file.from_dict(content)

@@ -80,7 +80,7 @@ class NativeBackend:
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
         graph = self._graph_of(parts.bundle, parts.bundle.task(parts.name).kind)
-        own = reduced(parts.bundle, parts.bundle.task(parts.name), graph)
+        own = reduced(graph, parts.name, parts.bundle.dropped(parts.name))
         tower = None if self._pictures is None else self._graph_of(parts.bundle, FEATURES)
         wanted = {name for each in (own, tower) if each is not None for name in each.parameters()}
         parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -236,15 +236,17 @@ def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, header
     Raises:
         BundleFormatError: a parameter is missing or doesn't fit its graph, or an output doesn't fit classes or tokens.
     """
-    planned: dict[tuple[object, ...], dict[str, TensorInfo]] = {}  # most tasks have the same shapes
+    left: dict[tuple[str, frozenset[str]], Graph] = {}  # most tasks drop the same, if anything
+    planned: dict[tuple[object, ...], dict[str, TensorInfo]] = {}  # and have the same shapes
     for name, header in headers.items():
         task = bundle.task(name)
         for kind in (task.kind, FEATURES):
             if kind not in graphs:
                 continue
-            graph = graphs[kind] if kind == FEATURES else reduced(bundle, task, graphs[kind])
+            dropped = frozenset[str]() if kind == FEATURES else bundle.dropped(name)
+            graph = left[kind, dropped] = left.get((kind, dropped)) or reduced(graphs[kind], name, dropped)
             stored = _stored(bundle, graph, task, header)
-            shapes = kind, *task.dropped, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
+            shapes = kind, dropped, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
             if shapes not in planned:
                 _check_tables(task, graph, stored, 0 if task.takes_images else tokens)
                 planned[shapes] = _planned(bundle, graph, stored)
@@ -254,17 +256,17 @@ def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, header
                 _check_outputs(task, planned[shapes], tokens)
 
 
-def reduced(bundle: Bundle, task: TaskEntry, graph: Graph) -> Graph:
-    """The graph of a task's kind without what the task has dropped.
+def reduced(graph: Graph, task: str, dropped: Collection[str]) -> Graph:
+    """The graph of a task's kind without the paged weights that the task has dropped.
 
     Raises:
         BundleFormatError: that is no half-layer.
     """
     try:
-        return without(graph, {f"{name}.weight" for name in bundle.dropped(task.name)})
+        return without(graph, {f"{name}.weight" for name in dropped})
     except ValueError as error:
         expected, _, found = str(error).removeprefix("expected ").partition(", found ")
-        raise BundleFormatError(MANIFEST, f"tasks.{task.name}.dropped", expected, found) from error
+        raise BundleFormatError(MANIFEST, f"tasks.{task}.dropped", expected, found) from error
 
 
 def _stored(bundle: Bundle, graph: Graph, task: TaskEntry, header: Header) -> dict[str, Stored]:

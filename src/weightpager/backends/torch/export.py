@@ -18,6 +18,7 @@ from torch import Tensor
 
 from weightpager.backends.task_parts import of_entry
 from weightpager.backends.torch.architecture import (
+    BASE,
     empty_module,
     full_name,
     preprocessors,
@@ -129,7 +130,7 @@ def layers_left_out(bundle: Bundle, task: str) -> dict[str, list[int]]:
     """The layers that a task's exported directory lacks: the list of layers, by canonical name, and their numbers.
 
     Those of which the task's graph uses nothing, as long as transformers' configuration can say so: it knows how many
-    layers there are, and one has to stay.
+    layers there are, and one has to stay. Layers that would have other parameters under their new numbers keep theirs.
     """
     dropped, graph = bundle.dropped(task), bundle.graph(bundle.task(task).kind)
     if not dropped or graph is None:
@@ -152,10 +153,29 @@ def layers_left_out(bundle: Bundle, task: str) -> dict[str, list[int]]:
     ):
         return {}
     gone = gone[: len(layers) - 1]
-    return {name: [int(number) for _, number in gone] for name in lists if gone}
+    left_out = {name: [int(number) for _, number in gone] for name in lists if gone}
+    return left_out if left_out and _same_layers(bundle, task, left_out) else {}
 
 
 _LAYER = re.compile(r"(base_model(?:\.[a-z_]+)*)\.(\d+)\.")
+
+
+def _same_layers(bundle: Bundle, task: str, left_out: Mapping[str, list[int]]) -> bool:
+    """Whether layers that move up have the same parameters there; ModernBERT's first layer has a norm less."""
+    config, limit = read_config(bundle), len(bundle.manifest.weights)
+
+    def shapes(config: Any) -> dict[str, Tensor]:
+        module = empty_module(config, bundle.task(task), limit)
+        prefix = f"{full_name(module, BASE)}"
+        return {
+            f"{BASE}{name.removeprefix(prefix)}" if name.startswith(prefix) else name: value
+            for name, value in module.state_dict().items()
+        }
+
+    moved, shorter = _renumbered(shapes(config), left_out), shapes(_shorter(config, left_out))
+    return {name: value.shape for name, value in moved.items()} == {
+        name: value.shape for name, value in shorter.items()
+    }
 
 
 def _shorter(config: Any, left_out: Mapping[str, list[int]]) -> Any:

@@ -305,10 +305,13 @@ class Manifest(Strict, frozen=True, kw_only=True):
                     )
                 before = name
 
-    def dropped_weights(self, task: TaskEntry) -> frozenset[str]:
-        """Names of the paged weights that a task does without."""
-        names = sorted(weight.name for weight in self.weights) if task.dropped else []
-        return frozenset(names[at] for module in task.dropped for part in _inside(names, module) for at in part)
+    def dropped_weights(self) -> dict[str, frozenset[str]]:
+        """Names of the paged weights that each task does without."""
+        names = sorted(weight.name for weight in self.weights)
+        return {
+            task.name: frozenset(names[at] for module in task.dropped for part in _inside(names, module) for at in part)
+            for task in self.tasks
+        }
 
     def plain(self) -> dict[str, Any]:
         fields = super().plain()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import cast
@@ -20,8 +20,9 @@ from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.graph.check import check_graph, check_weights
 from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of
-from weightpager.errors import BundleFormatError, ExportFailedError, NotExportableError, first_line
+from weightpager.errors import BundleFormatError, CompileError, ExportFailedError, NotExportableError, first_line
 from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
+from weightpager.graph.dropped import without
 from weightpager.graph.file import FEATURES, graph_file
 from weightpager.graph.graph import Node
 from weightpager.nn.experts import mixtures
@@ -160,6 +161,32 @@ def _write(writer: BundleWriter, config: PretrainedConfig, kind: str, image: tup
         return found
     writer.put(name, found)
     return None
+
+
+def check_droppable(
+    config: PretrainedConfig,
+    kinds: Iterable[TaskKind],
+    image: tuple[int, int, int] | None,
+    weights: Collection[str],
+) -> None:
+    """Refuse what tasks would drop if the graphs of their kinds, as far as there are any, couldn't run without it.
+
+    Args:
+        config: of the model.
+        kinds: of its tasks.
+        image: as for `write_graphs`.
+        weights: canonical names of parameters: all that tasks may drop.
+
+    Raises:
+        CompileError: zeros reach anything but a sum.
+    """
+    for kind in dict.fromkeys(kinds):
+        found = _exported(_Config(config), kind, image)
+        if isinstance(found, bytes):
+            try:
+                without(read_graph(graph_file(kind), found, kind), weights)
+            except ValueError as error:
+                raise CompileError(f"units: {error}; state block") from error
 
 
 class _Config:

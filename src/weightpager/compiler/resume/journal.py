@@ -34,6 +34,8 @@ _WORDS = {
     "own-dense-": "the dense model's training for {}",
     "own-sparse-": "the training of {}'s own parameters",
     "private-": "{}'s own values",
+    "keep": "the search for the sparsity",
+    "keep-": "the search for what {} keeps",
 }
 """A long stage's name in messages; for stages that each task has for itself, by how their names begin."""
 

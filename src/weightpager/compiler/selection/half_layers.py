@@ -59,10 +59,9 @@ def half_layer_saliency(
 class Trials:
     """A task's losses without some of the `units_of` a model, on a few batches.
 
-    Where a trial differs from what it `start` s from in later layers only, earlier layers aren't computed again: the
-    hidden states before each layer are held, in the source's scratch.
-
-    Layers must take hidden states first and return them (first), as those of transformers do.
+    Where a trial differs from what it `start` s from in later layers only, earlier layers aren't computed again: what
+    each of them gave is held, in the source's scratch. Models that call a layer more than once, or in another order
+    than that of their weights, are computed whole.
     """
 
     def __init__(self, source: DenseModel, task: str, batches: Sequence[Batch]) -> None:
@@ -71,12 +70,11 @@ class Trials:
         self._names = [*dict.fromkeys(half.layer for half in units_of(source))]
         self._layers = [base.get_submodule(name.removeprefix(BASE)) for name in self._names]
         self._from: frozenset[HalfLayer] = frozenset()
-        self._states: list[dict[int, Tensor]] = [{} for _ in batches]
-        self._in_tuple: dict[int, bool] = {}
+        self._held: list[list[tuple[int, Any]]] = [[] for _ in batches]  # numbers of layers, and what they gave
 
     def start(self, dropped: Collection[HalfLayer]) -> float:
         """The loss without these, and from now on what differs from them in later layers is found faster."""
-        self._from, self._states = frozenset(dropped), [{} for _ in self._batches]
+        self._from, self._held = frozenset(dropped), [[] for _ in self._batches]
         return self._loss(dropped, None)
 
     def loss(self, dropped: Collection[HalfLayer]) -> float:
@@ -90,11 +88,11 @@ class Trials:
 
     @torch.no_grad()
     def _loss(self, dropped: Collection[HalfLayer], first: int | None) -> float:
-        """From the held states before a layer; None holds them anew."""
+        """With what layers before one have given; None holds that anew."""
         source, model, losses = self._source, self._source.models[self._task], []
-        with evaluating(model), without(source, self._task, dropped):
-            for batch, states in zip(self._batches, self._states, strict=True):
-                with self._holding(states) if first is None else self._skipping(states, first):
+        with evaluating(model), zeroed(source, self._task, dropped):
+            for batch, held in zip(self._batches, self._held, strict=True):
+                with self._holding(held) if first is None else self._skipping(held, first):
                     logits = masked_logits(source, None, self._task, batch)
                 losses.append(loss(logits, batch.labels, source.task_file.tasks[self._task].kind))
         found = float(torch.stack(losses).mean())
@@ -103,37 +101,44 @@ class Trials:
         return found if np.isfinite(found) else float(np.finfo(np.float32).max)
 
     @contextmanager
-    def _holding(self, states: dict[int, Tensor]) -> Iterator[None]:
-        def hold(number: int, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            states[number] = self._source.scratch.hold(given[0] if given else named["hidden_states"])
-            self._in_tuple[number] = isinstance(output, tuple)
+    def _holding(self, held: list[tuple[int, Any]]) -> Iterator[None]:
+        def hold(number: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            # Of a layer that is called again nothing is skipped, so what it gives needn't be kept.
+            held.append((number, self._copy(output) if number == len(held) else None))
 
         with ExitStack() as hooks:
             for number, layer in enumerate(self._layers):
-                hook = layer.register_forward_hook(partial(hold, number), with_kwargs=True)
-                hooks.callback(hook.remove)
+                hooks.callback(layer.register_forward_hook(partial(hold, number)).remove)
             yield
 
+    def _copy(self, output: Any) -> Any:
+        """A layer's output with its tensors in scratch."""
+        if isinstance(output, Tensor):
+            return self._source.scratch.hold(output)
+        return tuple(map(self._copy, output)) if type(output) is tuple else output
+
     @contextmanager
-    def _skipping(self, states: dict[int, Tensor], first: int) -> Iterator[None]:
-        """Layers before a layer give what the next one took."""
+    def _skipping(self, held: list[tuple[int, Any]], first: int) -> Iterator[None]:
+        """Layers before a layer give what they gave."""
 
-        def given(state: Any, *_: Any, **__: Any) -> Any:
-            return state
+        def given(output: Any, *_: Any, **__: Any) -> Any:
+            return output
 
+        in_order = [number for number, _ in held] == [*range(len(self._layers))]
         with ExitStack() as patches:
-            for number, layer in enumerate(self._layers[: min(first, max(states))]):
-                state = states[number + 1]
-                _patch(patches, layer, partial(given, (state,) if self._in_tuple[number] else state))
+            for layer, (_, output) in zip(self._layers[: first if in_order else 0], held, strict=False):
+                _patch(patches, layer, partial(given, output))
             yield
 
 
 @contextmanager
-def without(source: DenseModel, task: str, dropped: Collection[HalfLayer]) -> Iterator[None]:
+def zeroed(source: DenseModel, task: str, dropped: Collection[HalfLayer]) -> Iterator[None]:
     """A task's module in which linear layers of these give zeros."""
 
     def zeros(features: int, x: Tensor) -> Tensor:
-        return x.new_zeros(*x.shape[:-1], features)
+        kind = x.device.type  # of the dtype that the layer would give: DeBERTa fills scores by the dtype of queries
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return x.new_zeros(*x.shape[:-1], features, dtype=dtype)
 
     with ExitStack() as patches:
         for half in dropped:
