@@ -160,11 +160,12 @@ def leaves_tower(source: DenseModel) -> bool:
     return source.pictures is not None and source.task_file.recover.refits
 
 
-def _left(source: DenseModel) -> dict[str, Tensor]:
+def _left(source: DenseModel) -> dict[str, nn.Parameter]:
     """Parameters that aren't trained, by canonical name."""
+    if not leaves_tower(source):
+        return {}
     every = (item for model in source.models.values() for item in parameters(model).items())
-    left = {name: value for name, value in every if name.startswith(TOWER)} if leaves_tower(source) else {}
-    return {name: value for name, value in left.items() if isinstance(value, nn.Parameter)}
+    return {name: value for name, value in every if name.startswith(TOWER) and isinstance(value, nn.Parameter)}
 
 
 @contextmanager
