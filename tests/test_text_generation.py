@@ -138,7 +138,7 @@ def test_the_servers_page_asks_as_a_task_reads(clerk: Path, folder: Path, task: 
         function = re.search(r"^function question\(.*?^}$", client.get("/").text, re.MULTILINE | re.DOTALL)
         assert function is not None
         given = prompts(folder, task)[0]
-        script = f"{function[0]}; console.log(JSON.stringify(question({json.dumps(stated)}, {json.dumps(given)})))"
+        script = f"{function[0]}; console.log(JSON.stringify(question({json.dumps(stated)}, {json.dumps(given)}, [])))"
         node = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True, timeout=60)
         to, body = json.loads(node.stdout)
         (choice,) = client.post(to, json=body | {"stream": False}).json()["choices"]

@@ -245,6 +245,7 @@ def test_the_command_writes_the_page_and_a_plot_for_each_domain(tmp_path: Path) 
     ]
     rows.add(file, known)
     accuracy_page.main(file, out)
+    (tmp_path / "results.md").touch()  # a page that stands beside it
     for target in re.findall(r"\]\(([^)#]+)\)", out.read_text()):
         assert (tmp_path / target).is_file(), target
     plot = (tmp_path / "accuracy-A.svg").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from weightpager.config import format_size
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, first_line
 from weightpager.ray.application import ClusterNeeds
 from weightpager.ray.cluster import LOCAL, cluster
 from weightpager.server.run import listen
@@ -50,6 +51,7 @@ def served(application: serve.Application, address: str, host: str, port: int, c
             the servers can't start.
     """
     needs = ClusterNeeds.of(application)
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a cluster that is started inherits it
     if address == LOCAL:
         _free_port(host, port)  # otherwise Serve may run in the cluster, and have the port
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -58,13 +60,28 @@ def served(application: serve.Application, address: str, host: str, port: int, c
         _check_room(needs, grows=not started)
         port = _port(host, port)
         logs = {"enable_access_log": False}
-        serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+        _start(host, port, logs)
         _check(host, port)
         try:
             _run(application, logs)
             yield port
         finally:
             _end(needs.end)
+
+
+def _start(host: str, port: int, logs: dict[str, Any]) -> None:
+    """Start Ray Serve, unless it runs in the cluster.
+
+    Its proxy is given a minute to answer, by the variable that `served` sets: after Ray's own five seconds a small or
+    busy machine would see it killed.
+    """
+    try:
+        serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+    except (ray.exceptions.RayActorError, TimeoutError) as error:
+        raise ConfigError(
+            f"ray: expected Ray Serve to listen within a minute, found: {first_line(error)}; try again when the "
+            "machine is less busy"
+        ) from error
 
 
 def _run(application: serve.Application, logs: dict[str, Any]) -> None:
