@@ -27,6 +27,7 @@ from weightpager.compiler.model.checkpoint import IN_MEMORY, Scratch
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import parameters
 from weightpager.compiler.recovery.closed_form import tokens_wanted
+from weightpager.compiler.recovery.least_squares import BYTES_AT_ONCE
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import ITEMS
 from weightpager.errors import CompileError
@@ -53,7 +54,7 @@ _LEARNT, _MEASURED = 5, 4
 _ADAM = 3
 """Copies of what is trained: its gradient, and Adam's two moments."""
 
-_SOLVED, _PAIRS = 32, 48
+_SOLVED, _PAIRS = 12, 48
 """Copies of the widest weight while least squares refit a layer, and bytes for each pair of its inputs."""
 
 _PLACED = 64
@@ -243,7 +244,7 @@ class _Stages:
         pictures = self.source.pictures  # a tower is refitted before the words' layers; its patches may be more
         held = tokens if pictures is None else tokens * max(1, math.ceil(self._patches / pictures.tokens))
         streams = 2 * tasks * 4 * (self._width * held + self._width**2)
-        solved = (_SOLVED + tasks) * self._widest + _PAIRS * self._width**2
+        solved = _SOLVED * self._widest + _PAIRS * self._width**2 + BYTES_AT_ONCE
         return self._held(self._paged + streams) + solved + self._most(self._passing, file.calibration.batch)
 
     def _trained(self, size: int, batch: int) -> int:

@@ -92,6 +92,7 @@ class PictureReader:
         self._processor = processor
         steps = {name: settings.get(name) for name in _STEPS}
         self._steps = blake3(json.dumps(steps, sort_keys=True).encode()).digest()
+        self._keys: dict[tuple[Path, int, int], bytes] = {}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], pictures: Pictures) -> PictureReader:
@@ -137,6 +138,23 @@ class PictureReader:
             pixels = process()
             return Picture(key.digest(), lambda: pixels)
         return Picture(key.digest(), process)
+
+    def key(self, source: Path | bytes) -> bytes:
+        """The key of the `Picture` that `read` gives; a file that many questions are about is decoded once.
+
+        Raises:
+            ImageError: as of `read`.
+        """
+        try:
+            state = source.stat() if isinstance(source, Path) else None
+        except OSError:
+            state = None  # `read` says what is wrong
+        if state is None or not isinstance(source, Path):
+            return self.read(source).key
+        at = source, state.st_mtime_ns, state.st_size
+        if at not in self._keys:
+            self._keys[at] = self.read(source).key
+        return self._keys[at]
 
     def placeholders(self, number: int) -> str:
         """The text in which so many pictures stand."""

@@ -75,7 +75,7 @@ def stored(values: Sequence[Any], folder: Path, reader: PictureReader, where: st
     for number, value in enumerate(values, 1):
         try:
             source = _source(value, folder)
-            found.append(StoredPicture(source, reader.read(source).key))
+            found.append(StoredPicture(source, reader.key(source)))
         except ImageError as error:
             raise CompileError(f"{where}: picture {number} of {len(values)}: {error}") from error
     return tuple(found)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.model.dense_model import PagedWeightInfo
-from weightpager.compiler.recovery.closed_form import fed_back, feed_back
 from weightpager.compiler.recovery.rounding import EVERY, Rounding, divisors, scales, stored
 from weightpager.page_dtype import ENCODINGS, best_scales
 
@@ -94,43 +93,3 @@ def test_scales_are_searched_where_a_training_is_measured(checked: bool) -> None
         weight += 7 * drawn(grid, 1)
     seen.update(4)
     assert torch.equal(seen("w", weight), stored(weight, grid, "int4")) == checked
-
-
-@given(st.integers(1, 12), st.integers(0, 2**16))
-def test_feedback_is_the_best_answer_of_the_columns_that_are_left(columns: int, seed: int) -> None:
-    """Against what GPTQ stands for: after each column those behind it are solved for anew, by dense linear algebra."""
-    random = torch.Generator().manual_seed(seed)
-    weight = torch.randn(3, columns, generator=random, dtype=torch.float64)
-    x = torch.randn(2 * columns, columns, generator=random, dtype=torch.float64)
-    hessian = x.T @ x + 0.1 * torch.eye(columns, dtype=torch.float64)
-    scaled = torch.full_like(weight, 0.25)
-    left, wanted = weight.clone(), torch.empty_like(weight)
-    for at in range(columns):
-        wanted[:, at] = (left[:, at] / 0.25).round().clamp(-8, 7) * 0.25
-        moved, behind = wanted[:, at] - left[:, at], slice(at + 1, None)
-        answer = torch.linalg.solve(hessian[behind, behind], hessian[behind, at, None])[:, 0]
-        left[:, behind] -= moved[:, None] * answer
-    assert torch.equal(feed_back(weight, scaled, hessian, INT4), wanted)
-
-
-@pytest.mark.parametrize("size", [(48, 64), (40, 100)])
-def test_values_with_feedback_lie_on_the_grid_and_cost_less(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    grid = BlockGrid(*size, BlockShape(16, 32))
-    weight = 0.05 * torch.randn(size)
-    inputs = [torch.randn(500, 20) @ torch.randn(20, size[1]) + 0.3 * torch.randn(500, size[1]) for _ in range(2)]
-    moments = [x.T @ x / len(x) for x in inputs]
-    keep = [torch.rand(grid.rows, grid.cols) < 0.6 for _ in inputs]
-    keep[0][0] = keep[1][0] = False  # a row of blocks that no task keeps
-    found = fed_back(weight, moments, keep, 1e-3, grid, INT4)
-    used = torch.stack(keep).any(0)
-    spread = [mask.repeat_interleave(16, 0).repeat_interleave(32, 1)[: size[0], : size[1]] for mask in (used, *keep)]
-    assert torch.equal(found[~spread[0]], weight[~spread[0]])
-    kept = torch.where(spread[0], found, 0.0)
-    assert torch.equal(stored(kept, grid, "int4"), kept)
-
-    def cost(values: Tensor) -> float:
-        off = [(values - weight) * mask for mask in spread[1:]]
-        return sum(float((d @ moment * d).sum()) for d, moment in zip(off, moments, strict=True))
-
-    assert cost(found) < 0.6 * cost(stored(weight, grid, "int4"))

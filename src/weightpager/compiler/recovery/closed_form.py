@@ -1,15 +1,9 @@
 """Training-free recovery: shared values that make every task's masked layers answer as the dense ones do.
 
-For a linear layer with dense weight W₀, task t's inputs X_t (of the dense model) and X̃_t (of the sparse one, whose
-earlier layers have been refitted), and keep masks m_t, the new values minimise per output row w
-
-    Σ_t ‖X̃_t (m_t ∘ w) − X_t w₀‖² / N_t  +  r ‖w − w₀‖²,
-
-that is, they solve  Σ_t D_t A_t D_t w + r w = Σ_t D_t C_t w₀ + r w₀  with D_t = diag(m_t), A_t = X̃_tᵀX̃_t / N_t and
-C_t = X̃_tᵀX_t / N_t. Every row has a system of its own; conjugate gradients solve all of them at once. Layers are
-refitted in the order of execution; of the data only the hidden states at one layer boundary are kept, and they and the
-new values lie in the source's scratch. Where pages have few bits a weight, the new values are rounded with error
-feedback before the next layer is refitted.
+A linear layer's values are the least squares of `least_squares`, for task t's inputs X_t of the dense model and X̃_t of
+the sparse one, whose earlier layers have been refitted. Layers are refitted in the order of execution; of the data only
+the hidden states at one layer boundary are kept, and they and the new values lie in the source's scratch. Where pages
+have few bits a weight, the new values are rounded with error feedback before the next layer is refitted.
 """
 
 from __future__ import annotations
@@ -19,102 +13,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightpager.blocks import BlockGrid
 from weightpager.compiler.data import PIXELS, Batch
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.recovery.layer_stream import LayerStream
-from weightpager.compiler.recovery.rounding import divisors, scales
+from weightpager.compiler.recovery.least_squares import refitted
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import Encoding
 from weightpager.progress import StepProgress
 
-_AT_ONCE = 64  # columns between two updates of all that come after them
-
-
-def fed_back(
-    weight: Tensor, a: Sequence[Tensor], keep: Sequence[Tensor], ridge: float, grid: BlockGrid, encoding: Encoding
-) -> Tensor:
-    """The weight ``[out_features, in_features]`` on the grids of its blocks' rows, whose scales are the weight's own.
-
-    What no task keeps stays as it is. Of every task, ``a`` has E[x xᵀ] of its inputs, ``[in_features, in_features]``,
-    and ``keep`` its mask, bool [grid rows, grid cols]. ``ridge`` is r, more than 0.
-
-    GPTQ (arXiv 2210.17323) on what least squares minimises: moving a row w by d costs d H dᵀ with
-    H = Σ_t D_t A_t D_t + r I, whose D_t is the same for all rows of a block. So a row of blocks has one H, over the
-    columns that any task keeps. With H⁻¹ = Uᵀ U, U upper triangular, rounding column j by e moves the columns after it
-    by −e U_j,: / U_jj, which is their best answer. Columns of much energy are rounded first.
-    """
-    rounded = weight.clone()
-    scaled = scales(weight, grid, divisors(weight, grid, encoding))
-    width, columns = grid.block.cols, torch.arange(grid.in_features)
-    for row in range(grid.rows):
-        kept = torch.stack([of_task[row] for of_task in keep])  # [tasks, grid cols]
-        used = kept.any(0)[columns // width].nonzero()[:, 0]
-        if len(used) == 0:
-            continue
-        energy = torch.full((len(used),), ridge, dtype=torch.float64)  # H's diagonal
-        for mask, moment in zip(kept, a, strict=True):
-            energy += mask[used // width] * moment.diagonal()[used].double()
-        at = used[energy.argsort(descending=True, stable=True)]
-        rows = slice(row * grid.block.rows, min((row + 1) * grid.block.rows, grid.out_features))
-        steps = scaled[row, : rows.stop - rows.start, at // width].double()  # [rows, used]
-        hessian = _hessian(a, kept[:, at // width].double(), ridge, at)
-        rounded[rows, at] = feed_back(weight[rows, at].double(), steps, hessian, encoding).float()
-    return rounded
-
-
-def _hessian(a: Sequence[Tensor], masks: Tensor, ridge: float, at: Tensor) -> Tensor:
-    """H of a row of blocks over the columns ``at``, float64; as much memory as three of it at its most.
-
-    ``masks`` is float64 [tasks, columns], 1 where a task keeps a column.
-    """
-    hessian = torch.eye(len(at), dtype=torch.float64) * ridge
-    for mask, moment in zip(masks, a, strict=True):
-        hessian += moment[at][:, at].double().mul_(mask[:, None]).mul_(mask)
-    return hessian
-
-
-def feed_back(weight: Tensor, scaled: Tensor, hessian: Tensor, encoding: Encoding) -> Tensor:
-    """Round the columns of ``weight [rows, columns]`` from the first to the last, by scales of the same shape.
-
-    All is in float64; ``hessian`` is positive definite.
-    """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper = torch.linalg.cholesky(inverse, upper=True).numpy()
-    left, rounded = weight.numpy().copy(), np.empty(weight.shape)
-    steps, divisible = scaled.numpy(), torch.where(scaled == 0, 1.0, scaled).numpy()
-    # Columns are few numbers each, on which numpy takes a fifth of torch's time.
-    for start in range(0, left.shape[1], _AT_ONCE):
-        end = min(start + _AT_ONCE, left.shape[1])
-        errors = np.empty((len(left), end - start))
-        for column in range(start, end):
-            numbers = np.rint(left[:, column] / divisible[:, column]).clip(encoding.least, encoding.largest)
-            rounded[:, column] = numbers * steps[:, column]
-            errors[:, column - start] = (left[:, column] - rounded[:, column]) / upper[column, column]
-            left[:, column + 1 : end] -= np.outer(errors[:, column - start], upper[column, column + 1 : end])
-        left[:, end:] -= errors @ upper[start:end, end:]
-    return torch.from_numpy(rounded)
-
-
 STAGE = "refit"
 """The journal's stage of this recovery."""
-
-RIDGE = 0.01
-"""r, as a share of the mean diagonal of Σ_t A_t: holds values of which the inputs tell nothing."""
 
 _TOKENS = 16
 """Tokens of a task for each input of the widest layer: more of them hardly move a mean over pairs of inputs."""
 
 _MASKS = "#masks"
 """What an entry of the journal has beside values: the hash of the masks that they were refitted for."""
-
-_ITERATIONS = 50
-_TOLERANCE = 1e-3  # of the residual, relative to the right-hand side; more digits are below the noise of the data
 
 
 @dataclass(frozen=True)
@@ -164,13 +82,9 @@ class _Refit:
             for of_tasks, moment in zip((a, c), moments, strict=True):
                 of_tasks.append(self.dense.scratch.hold(moment))
         for info in group:
-            keep = [self.masks.spread(task, info) for task in self.streams]
+            keep = [torch.from_numpy(self.masks.blocks(task, info)) for task in self.streams]
             original = self.dense.linear(next(iter(self.streams)), info.name).weight.detach()
-            values = solve(original, a, c, keep)
-            if self.encoding is not None:
-                blocks = [torch.from_numpy(self.masks.blocks(task, info)) for task in self.streams]
-                values = fed_back(values, a, blocks, ridge_of(a), info.grid, self.encoding)
-            _put(self.sparse, info, values)
+            _put(self.sparse, info, refitted(original, a, c, keep, info.grid, self.encoding))
 
     def _weights(self, task: str, layer: int) -> dict[str, Tensor]:
         """A task's masked weights of one layer, by canonical name."""
@@ -287,41 +201,3 @@ def _moments(both: _Streams, layer: int, name: str, weights: Mapping[str, Tensor
         c.addmm_(ours.T, theirs)
         tokens += len(ours)
     return a.div_(max(1, tokens)), c.div_(max(1, tokens))
-
-
-def ridge_of(a: Sequence[Tensor]) -> float:
-    """r; 1 where all inputs are zero."""
-    return RIDGE * sum(float(moment.diagonal().mean()) for moment in a) or 1.0
-
-
-def solve(original: Tensor, a: Sequence[Tensor], c: Sequence[Tensor], keep: Sequence[Tensor]) -> Tensor:
-    """The values ``[O, I]`` that minimise the sum over the tasks, by conjugate gradients from the original ones.
-
-    Of every task, ``a`` has E[x̃ x̃ᵀ] and ``c`` E[x̃ xᵀ], [I, I], and ``keep`` 1 where it keeps a value, else 0.
-    """
-    ridge = ridge_of(a)
-
-    def apply(w: Tensor) -> Tensor:
-        return sum((m * ((m * w) @ moment) for m, moment in zip(keep, a, strict=True)), ridge * w)
-
-    # Jacobi: features differ in scale by orders of magnitude, and more so where few tasks keep a value.
-    scale = sum((m * moment.diagonal() for m, moment in zip(keep, a, strict=True)), torch.full_like(original, ridge))
-    goal = sum((m * (original @ moment.T) for m, moment in zip(keep, c, strict=True)), ridge * original)
-    w = original.clone()
-    residual = goal - apply(w)
-    best = goal.square().sum(1, keepdim=True).sqrt() * _TOLERANCE
-    z = residual / scale
-    direction, energy = z.clone(), (residual * z).sum(1, keepdim=True)
-    for _ in range(_ITERATIONS):
-        active = residual.square().sum(1, keepdim=True).sqrt() > best
-        if not active.any():
-            break
-        image = apply(direction)
-        step = torch.where(active, energy / (direction * image).sum(1, keepdim=True).clamp(min=1e-30), 0.0)
-        w += step * direction
-        residual -= step * image
-        z = residual / scale
-        following = (residual * z).sum(1, keepdim=True)
-        direction = z + following / energy.clamp(min=1e-30) * direction
-        energy = following
-    return w
