@@ -66,12 +66,13 @@ def subject(folder: Path, told: Progress, *, quick: bool = False) -> Subject:
 
 
 def compiled_with(effort: Effort) -> tuple[Setting, Mapping[Name, Setting]]:
-    """How the bundle and its companions are compiled: by the study's rows, but for the one without alignment.
+    """How the bundle and its companions are compiled: by the study's rows without training, and one without alignment.
 
-    That one is there for the bytes of its switches, so that nothing is trained for it.
+    That one is there for the bytes of its switches, so that its values are the dense ones.
     """
-    rows = {row.method: row for at in (HALF, ALL_BLOCKS) for row in settings(DOMAIN, at, effort, SEED, quick=False)}
-    ours = rows["ours_private_int4"]
+    every = (row for at in (HALF, ALL_BLOCKS) for row in settings(DOMAIN, at, effort, SEED, quick=False))
+    rows = {row.method: row for row in every if row.recover.method == "closed-form"}
+    ours = rows["ours_int4"]
     unaligned = replace(ours, method="unaligned", alignment=0.0, recover=RecoverSpec(method="none"))
     return ours, {
         "unaligned": unaligned,

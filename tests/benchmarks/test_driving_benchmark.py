@@ -67,11 +67,11 @@ def test_switches_that_read_nothing_miss_their_figure_without_a_reason() -> None
 
 def test_the_bundle_is_that_of_the_accuracy_study() -> None:
     ours, others = compiled_with(effort_of("E", quick=False))
-    assert ours.bundle_name == "ours_private_int4-0.14-finetune.bundle"
+    assert ours.bundle_name == "ours_int4-0.14-closed-form.bundle"
     assert {name: setting.bundle_name for name, setting in others.items()} == {
         "unaligned": "unaligned-0.14-none.bundle",
-        "all_blocks": "all_blocks_int4-0.281-finetune.bundle",
-        "one_mask": "shared_mask_int4-0.14-finetune.bundle",
+        "all_blocks": "all_blocks_int4-0.281-closed-form.bundle",
+        "one_mask": "shared_mask_int4-0.14-closed-form.bundle",
     }
     assert list(others) == list(COMPANIONS)
     assert others["unaligned"].density == ours.density

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.recovery.rounding import divisors, scales
@@ -82,17 +81,13 @@ class _System:
         self.grid = grid
         self.ridge = RIDGE * sum(float(moment.diagonal().mean()) for moment in a) or 1.0  # where all inputs are zero
         self._keep = torch.stack(list(keep)).float()  # [tasks, grid rows, grid cols]
-        cols, width = grid.cols, grid.block.cols
-        over = cols * width - grid.in_features
-        self._a = [(pad(moment, (0, over, 0, over)) if over else moment).view(cols, width, cols, width) for moment in a]
+        self._a = a
         # What moving the original values shall bring: nothing, to the last bit, where all is as in the dense model.
         self._goal = torch.zeros_like(original)
         for mask, own, across in zip(self._keep, a, c, strict=True):
             kept = _spread(mask, grid)
             self._goal += kept * (original @ (across - own).T + (original * (1 - kept)) @ own)
-        used = [self._used(row) for row in range(grid.rows)]
-        energy = [self._energy(row)[columns] for row, columns in enumerate(used)]
-        self.columns = [columns[of.argsort(stable=True)] for columns, of in zip(used, energy, strict=True)]
+        self.columns = [self._by_energy(row) for row in range(grid.rows)]
         """Of each row of blocks the columns that any task keeps, those of little energy first."""
 
     def together(self) -> Iterator[list[int]]:
@@ -122,11 +117,11 @@ class _System:
         return found
 
     def _factor(self, row: int) -> Tensor:
-        at, kept = self.columns[row], self._keep[:, row]
+        at = self.columns[row]
         hessian = torch.zeros_like(self._a[0])
-        for mask, moment in zip(kept, self._a, strict=True):
-            hessian.addcmul_(moment, torch.outer(mask, mask)[:, None, :, None])
-        found = hessian.view(len(kept[0]) * self.grid.block.cols, -1)[at][:, at].double()
+        for mask, moment in zip(self._kept(row), self._a, strict=True):
+            hessian.addcmul_(moment * mask, mask[:, None])
+        found = hessian[at][:, at].double()
         found.diagonal().add_(self.ridge)
         lower, wrong = torch.linalg.cholesky_ex(found)
         if wrong:
@@ -148,16 +143,16 @@ class _System:
         front = len(lower) - len(at)
         values[rows, at] += torch.cholesky_solve(self._goal[rows, at].T.double(), lower[front:, front:]).T.float()
 
-    def _used(self, row: int) -> Tensor:
-        columns = torch.arange(self.grid.in_features)
-        return columns[self._keep[:, row].any(0)[columns // self.grid.block.cols]]
+    def _kept(self, row: int) -> Tensor:
+        """1 where a task keeps a column, else 0, float32 [tasks, in_features]."""
+        return self._keep[:, row].repeat_interleave(self.grid.block.cols, 1)[:, : self.grid.in_features]
 
-    def _energy(self, row: int) -> Tensor:
-        """H's diagonal, but for the ridge, float64 [grid cols * block cols]."""
-        diagonals = (moment.flatten(2).flatten(0, 1).diagonal().double() for moment in self._a)
-        width = self.grid.block.cols
-        kept = zip(self._keep[:, row], diagonals, strict=True)
-        return torch.stack([mask.repeat_interleave(width) * diagonal for mask, diagonal in kept]).sum(0)
+    def _by_energy(self, row: int) -> Tensor:
+        """The columns that any task keeps, by H's diagonal."""
+        kept = self._kept(row)
+        energy = sum((mask * moment.diagonal() for mask, moment in zip(kept, self._a, strict=True)), torch.zeros(()))
+        used = kept.any(0).nonzero()[:, 0]
+        return used[energy[used].argsort(stable=True)]
 
 
 def _spread(mask: Tensor, grid: BlockGrid) -> Tensor:
