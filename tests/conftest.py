@@ -9,10 +9,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, settings
 
 from made_once import made_once
@@ -126,6 +129,33 @@ def _cache(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         (own / name).symlink_to(users_cache / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEIGHTPAGER_CACHE", str(own))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tracing takes seconds, and the processes of a run compile the same tiny models."""
+    if find_spec("torch") is None:  # nothing is compiled on a device
+        yield
+        return
+    from weightpager.compiler.graph import export
+
+    real = export._exported
+
+    @cache
+    def traced(config: export._Config, kind: str, image: tuple[int, int, int] | None) -> bytes | str:
+        def make(folder: Path) -> None:
+            found = real(config, kind, image)
+            name, content = ("reason", found.encode()) if isinstance(found, str) else ("graph", found)
+            (folder / name).write_bytes(content)
+
+        key = blake3(f"{config.text} {kind} {image}".encode()).hexdigest()
+        folder = made_once(tmp_path_factory, f"traced-{key[:32]}", make)
+        graph = folder / "graph"
+        return graph.read_bytes() if graph.exists() else (folder / "reason").read_text()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_exported", traced)
         yield
 
 
