@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow cluster-test native-test release-test aarch64-test device-test check lint types imports house docs wheels wheels-test format clean
+.PHONY: demo test test-slow test-long native-test release-test aarch64-test device-test check lint types imports house docs wheels wheels-test format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -19,7 +19,7 @@ demo: $(VENV)/demo.stamp
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # With MARKERS= the slow ones, too: the unit tests keep the other cores busy while the demo takes minutes of one.
-MARKERS ?= -m "not slow and not cluster"
+MARKERS ?= -m "not slow and not long"
 
 test: $(VENV)/dev.stamp
 	$(PYTEST) $(MARKERS) --durations 12
@@ -29,8 +29,8 @@ test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow --durations 12
 
 # One process: clusters would take each other's cores.
-cluster-test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m cluster --durations 12
+test-long: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m long --durations 12
 
 # Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, as wide tiles do.
 SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \

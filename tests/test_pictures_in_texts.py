@@ -72,10 +72,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return compiled(folder, compare="all", **sections)
 
 
-@pytest.mark.parametrize(
-    ("tower", "language"), [(tower, language) for tower in tiny_llava.TOWERS for language in tiny_llava.LANGUAGES]
-)
-def test_each_tower_before_each_language_model_becomes_a_bundle(
+@pytest.mark.parametrize(("tower", "language"), [*zip(tiny_llava.TOWERS, tiny_llava.LANGUAGES, strict=True)])
+def test_each_tower_and_each_language_model_becomes_a_bundle(
     tmp_path: Path, tower: tiny_llava.TowerName, language: tiny_llava.LanguageName
 ) -> None:
     model = tiny_llava.llava(tmp_path / "llava", tower, language)

@@ -154,6 +154,7 @@ def test_texts_are_read_and_continued_as_transformers_would(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_picture_of_two_hundred_is_read_otherwise(
     case: tuple[Made, TowerName], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -90,12 +90,12 @@ KINDS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[], PreTrainedMod
 
 
 _ALL_STAGES = "own values from closed form"
+_MOST_TELLING = {("text-classification", method) for method in METHODS} | {("pictures", _ALL_STAGES)}
 CASES = [
-    *(("text-classification", method) for method in METHODS),
-    *(("pictures", method) for method in METHODS if method != "closed form"),
-    *((kind, _ALL_STAGES) for kind in KINDS if kind not in ("text-classification", "pictures")),
+    pytest.param(kind, method, marks=() if (kind, method) in _MOST_TELLING else pytest.mark.long)
+    for kind in KINDS
+    for method in METHODS
 ]
-"""All methods where texts are classified, and of the other kinds what has all stages."""
 
 
 def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:

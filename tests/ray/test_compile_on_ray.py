@@ -91,7 +91,7 @@ with on_ray("auto") as workers:
 """
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_killed_driver_loses_nothing_that_was_kept(
     tmp_path: Path, workers: RayWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +131,7 @@ def test_an_error_in_a_worker_is_the_serial_compiles(tmp_path: Path, workers: Ra
     assert found[0] == found[1]
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_ctrl_c_ends_what_goes_on_and_says_what_is_kept(tmp_path: Path, workers: RayWorkers) -> None:
     content = tiny.assistant(tmp_path)
 
@@ -190,7 +190,7 @@ def test_of_several_errors_the_first_jobs_is_raised(workers: RayWorkers) -> None
         next(found)
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_other_errors_come_out_too(workers: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.ray.workers.RETRIES", 1)
     with pytest.raises(BundleFormatError, match=r"^manifest\.json: tasks: expected 1, found 2$"):
@@ -202,7 +202,7 @@ def test_other_errors_come_out_too(workers: RayWorkers, monkeypatch: pytest.Monk
         list(workers.each({"animal": ray_jobs.dies}, ray_jobs.quiet, 1))
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_worker_has_the_drivers_threads_and_variables(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTPAGER_TESTED", "yes")
     torch.set_num_threads(2)
@@ -219,7 +219,7 @@ def test_a_worker_has_the_drivers_threads_and_variables(cluster: None, monkeypat
         torch.set_num_threads(1)
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_the_command_compiles_on_a_cluster(tmp_path: Path, cluster: None, weightpager: Command) -> None:
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tiny.assistant(tmp_path)))
     done = weightpager("compile", tmp_path / "tasks.yaml", "--out", tmp_path / "a.bundle", "--ray", "auto")

@@ -15,7 +15,7 @@ from weightpager.ray import app
 from weightpager.ray.cluster import LOCAL
 from weightpager.ray.run import served
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 LONG = {"model": "numbers", "prompt": ["two"] * 16, "max_tokens": 100, "temperature": 0, "ignore_eos": True}
 SECONDS = 120.0

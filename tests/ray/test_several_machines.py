@@ -16,7 +16,7 @@ from command import Command
 from same_bundle import assert_same
 from weightpager.ray.workers import on_ray
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,7 @@ def labels_of(row: dict[str, Any]) -> list[str]:
     return [row["label"]] if "label" in row else list(row["tags"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 def test_sizes_of_the_splits(whole: tuple[list[Sample], list[Missing]], name: str) -> None:
     assert tuple(len(split) for split in splits(ready(whole, name))) == SIZES[name]
@@ -197,6 +198,7 @@ def test_minilm(cache: Path) -> None:
     assert AutoTokenizer.from_pretrained(directory)("hello").input_ids == [101, 7592, 102]
 
 
+@pytest.mark.long
 def test_smollm2(cache: Path, texts: tuple[list[Sample], list[Missing]]) -> None:
     """Rows of a head in the wrong order, or another tokenizer, would make it babble."""
     pytest.importorskip("gguf")
