@@ -41,9 +41,6 @@ NOTES = {
 }
 """What has to be said of a domain wherever it is shown."""
 
-RETIRED = {"driving": "ViT"}
-"""Domain → the model of its contest in earlier versions, which isn't shown: `NOTES` are about another model."""
-
 
 def main(
     json: Annotated[Path, typer.Option(help="Results that `python -m benchmarks.results` wrote.")],
@@ -71,7 +68,7 @@ def render(results: Results, json: Path, out: Path) -> str:
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     template = environment.from_string((HERE / "report.md.j2").read_text(encoding="utf-8"))
-    contests = shown_of(results)
+    contests = results.contests
     ahead = read_prefetch(json.with_name("prefetch.json"))
     on_device = read_device(json.with_name("device.json"))
     listed = row_file.read(json.with_name("published.json"), published.Row)
@@ -116,19 +113,10 @@ def render(results: Results, json: Path, out: Path) -> str:
     )
 
 
-def shown_of(results: Results) -> dict[str, Contest]:
-    """The contests that aren't `RETIRED`."""
-    return {
-        name: contest
-        for name, contest in results.contests.items()
-        if (name.partition(",")[0], contest.facts.model) not in RETIRED.items()
-    }
-
-
 def drawn(results: Results, out: Path) -> dict[str, str]:
     """All plots by file name."""
     found = {f"{out.stem}-scaling.svg": plots.scaling(results.scaling)} if results.scaling else {}
-    for name, contest in shown_of(results).items():
+    for name, contest in results.contests.items():
         if contest.row("ours") is not None:
             names = _plot_names(name, out)
             found[names["matrix"]] = plots.switch_matrix(contest)

@@ -48,13 +48,6 @@ def test_the_name_says_what_it_is() -> None:
     assert NAME in results_file.read(ROOT / "docs" / "results.json").contests
 
 
-def test_a_retired_model_is_not_shown() -> None:
-    results = results_file.read(ROOT / "docs" / "results.json")
-    shown = run.shown_of(results)
-    for name, each in results.contests.items():
-        assert (name in shown) == (name != NAME or each.facts.model != "ViT")
-
-
 def test_switches_that_read_nothing_miss_their_figure_without_a_reason() -> None:
     read = found(0.01)
     nothing = read.model_copy(update={"samples": [sample.model_copy(update={"bytes": 0}) for sample in read.samples]})
