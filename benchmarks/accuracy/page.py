@@ -64,9 +64,9 @@ _DENSE = "#64748b"
 def label(point: Point) -> str:
     """A point's method as readers call it, with its recovery where that isn't the usual one."""
     name = NAMES[point.method]
-    usual = point.recover == "finetune" or point.method in QUANTISED
-    name = name if usual else name.removesuffix(", trained")
-    return name if usual else f"{name}, {'no recovery' if point.recover == 'none' else point.recover}"
+    if point.recover == "finetune" or point.method in QUANTISED:
+        return name
+    return f"{name.removesuffix(', trained')}, {'no recovery' if point.recover == 'none' else point.recover}"
 
 
 def frontier(points: Sequence[Point], metric: str, depth: float, *, log_metric: bool = False) -> str:

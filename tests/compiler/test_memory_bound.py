@@ -88,7 +88,6 @@ KINDS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[], PreTrainedMod
     "pictures": (tiny_llava.watcher, watcher, ("animal", "number")),
 }
 
-
 _ALL_STAGES = "own values from closed form"
 _MOST_TELLING = {("text-classification", method) for method in METHODS} | {("pictures", _ALL_STAGES)}
 CASES = [
@@ -96,6 +95,7 @@ CASES = [
     for kind in KINDS
     for method in METHODS
 ]
+"""What isn't the most telling is tried where the longest tests are."""
 
 
 def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas
@@ -21,6 +22,7 @@ from weightpager.compiler import data
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
+from weightpager.readers.picture_reader import PictureReader
 from weightpager.task_data import held_out, row_pictures
 from weightpager.task_data.completions import CompletionExample, CompletionReader
 
@@ -131,6 +133,7 @@ def test_tables_of_texts_name_files(path: Path) -> None:
     ("row", "message"),
     [
         ({"image": "absent.png"}, "row 1: picture 1 of 1: expected an image, found no file at"),
+        ({"image": "a\0b.png"}, "row 1: picture 1 of 1: expected an image, found no file at"),
         ({"images": ["0.png", "data.jsonl"]}, "row 1: picture 2 of 2: expected an image (BMP"),
         ({"image": "https://example.org/a.png"}, "nothing is fetched from an address"),
         ({"image": "data:text/html;base64,AA"}, "expected a picture as a data URL"),
@@ -214,6 +217,14 @@ def test_a_picture_is_read_when_its_batch_is_asked_for(path: Path) -> None:
     (path.parent / "0.png").unlink()
     with pytest.raises(CompileError, match="pictures: expected an image, found no file at"):
         batches[0]
+
+
+def test_a_file_that_many_rows_name_is_decoded_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = Mock(wraps=PictureReader.read)
+    monkeypatch.setattr(PictureReader, "read", lambda *given: decoded(*given))
+    found = read(path, *[{"prompt": "red", "image": "0.png", "completion": "cat"}] * 3)
+    decoded.assert_called_once()
+    assert [example.pictures[0].key for example in found] == keys(0) * 3
 
 
 def test_the_same_words_about_another_picture_were_not_seen(path: Path, caplog: pytest.LogCaptureFixture) -> None:

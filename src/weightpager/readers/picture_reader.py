@@ -145,12 +145,9 @@ class PictureReader:
         Raises:
             ImageError: as of `read`.
         """
-        try:
-            state = source.stat() if isinstance(source, Path) else None
-        except OSError:
-            state = None  # `read` says what is wrong
-        if state is None or not isinstance(source, Path):
+        if isinstance(source, bytes) or not has_file(source):  # `read` says what is wrong
             return self.read(source).key
+        state = source.stat()
         at = source, state.st_mtime_ns, state.st_size
         if at not in self._keys:
             self._keys[at] = self.read(source).key

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.recovery.rounding import divisors, scales
+from weightpager.compiler.training.masks import drop
 from weightpager.errors import CompileError
 from weightpager.page_dtype import Encoding
 
@@ -85,8 +86,8 @@ class _System:
         # What moving the original values shall bring: nothing, to the last bit, where all is as in the dense model.
         self._goal = torch.zeros_like(original)
         for mask, own, across in zip(self._keep, a, c, strict=True):
-            kept = _spread(mask, grid)
-            self._goal += kept * (original @ (across - own).T + (original * (1 - kept)) @ own)
+            dropped = original - drop(original, mask, grid)
+            self._goal += drop(original @ (across - own).T + dropped @ own, mask, grid)
         self.columns = [self._by_energy(row) for row in range(grid.rows)]
         """Of each row of blocks the columns that any task keeps, those of little energy first."""
 
@@ -153,12 +154,6 @@ class _System:
         energy = sum((mask * moment.diagonal() for mask, moment in zip(kept, self._a, strict=True)), torch.zeros(()))
         used = kept.any(0).nonzero()[:, 0]
         return used[energy[used].argsort(stable=True)]
-
-
-def _spread(mask: Tensor, grid: BlockGrid) -> Tensor:
-    """A mask of blocks by element, float32 [out_features, in_features]."""
-    whole = mask.repeat_interleave(grid.block.rows, 0).repeat_interleave(grid.block.cols, 1)
-    return whole[: grid.out_features, : grid.in_features]
 
 
 def _round(values: Tensor, system: _System, rows: Sequence[int], lower: Tensor, encoding: Encoding) -> None:
