@@ -38,7 +38,6 @@ def splits(made: tuple[list[Sample], list[Missing]], name: str) -> list[list[dic
     return [rows(path) for path in (sample.train, sample.validation, sample.eval)]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_of_the_splits(whole: tuple[list[Sample], list[Missing]], name: str) -> None:
     assert tuple(len(split) for split in splits(whole, name)) == SIZES[name]

@@ -99,7 +99,6 @@ def labels_of(row: dict[str, Any]) -> list[str]:
     return [row["label"]] if "label" in row else list(row["tags"])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 def test_sizes_of_the_splits(whole: tuple[list[Sample], list[Missing]], name: str) -> None:
     assert tuple(len(split) for split in splits(ready(whole, name))) == SIZES[name]
