@@ -124,10 +124,9 @@ def _run(
 def study_of(domain: Domain, seed: int, told: Progress, bundles: Path | None, *, quick: bool) -> Study:
     """A domain's dense model for a seed, and what is made of it; bundles are kept in their folder of ``bundles``."""
     effort = effort_of(domain, quick=quick)
-    drawn = 0 if effort.dense(seed) is None else seed  # nothing of a given dense model depends on the seed
-    folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{drawn}-{'quick' if quick else 'full'}"
+    folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{seed}-{'quick' if quick else 'full'}"
     kept = None if bundles is None else kept_in(bundles, domain, seed)
-    return Study(task_file(domain, effort, drawn), folder, told, kept)
+    return Study(task_file(domain, effort, seed), folder, told, kept)
 
 
 def kept_in(bundles: Path, domain: Domain, seed: int) -> Path:
@@ -136,8 +135,12 @@ def kept_in(bundles: Path, domain: Domain, seed: int) -> Path:
 
 
 def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:
-    """The tasks of a domain; their samples are made if need be."""
+    """The tasks of a domain; their samples are made if need be.
+
+    A seed draws what is trained on, or calibration texts where the dense model is given.
+    """
     cache = cache_dir()
+    trained, drawn = (0, seed) if effort.dense(seed) is None else (seed, 0)
     tasks, missing = _tasks(domain, effort, cache)
     if missing:
         raise SystemExit(f"tasks cannot be had: {', '.join(f'{task.name} ({task.reason})' for task in missing)}")
@@ -148,9 +151,9 @@ def task_file(domain: Domain, effort: Effort, seed: int) -> TaskFile:
                 "steps": effort.base_steps,
                 "learning_rate": effort.base_learning_rate,
                 "batch": effort.batch,
-                "seed": seed,
+                "seed": trained,
             },
-            "calibration": {"max_length": effort.max_length, "items": effort.calibration_items},
+            "calibration": {"max_length": effort.max_length, "items": effort.calibration_items, "seed": drawn},
             "tasks": tasks,
         }
     )

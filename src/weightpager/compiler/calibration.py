@@ -118,7 +118,7 @@ def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibr
 def _calibration_data(found: Trained) -> Iterator[tuple[str, Sequence[Batch]]]:
     spec = found.source.task_file.calibration
     for name, of_task in found.data.items():
-        yield name, of_task.calibration(spec.items, spec.batch)
+        yield name, of_task.calibration(spec.items, spec.batch, spec.seed)
 
 
 def _reorder(found: Trained, run: CompileRun) -> tuple[SaliencyOfTasks, Permutations]:

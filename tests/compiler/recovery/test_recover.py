@@ -128,6 +128,18 @@ def test_fine_tuning_can_set_out_from_the_closed_form(tmp_path: Path) -> None:
         assert not torch.allclose(ours, old, rtol=1e-3)
 
 
+def test_a_seed_draws_what_values_are_refitted_on(tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        few = {"items": 4, "max_length": 16, "batch": 4, "seed": seed}
+        dense, data = load(tmp_path, calibration=few)
+        refitted, _ = recovered(dense, data, masks_of(dense), QUIET, method="closed-form")
+        found.append(refitted.linear("animal", dense.paged[0].name).weight)
+    first, again, other = found
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)

@@ -295,6 +295,15 @@ def test_a_sweep_trains_and_calibrates_once(tmp_path: Path, user: Cache, caplog:
         assert "train the dense model" in stages_of(content | change, tmp_path / "other.bundle", until="calibrate")
 
 
+def test_other_calibration_texts_need_no_other_dense_model(tmp_path: Path, user: Cache) -> None:
+    content = tiny.assistant(tmp_path, compare="dense")
+    stages_of(content, tmp_path / "first.bundle")
+    again = content | {"calibration": content["calibration"] | {"seed": 1}}
+    found = stages_of(again, tmp_path / "again.bundle")
+    assert "calibrate" in found
+    assert not any(stage.startswith(("train", "measure dense")) for stage in found)
+
+
 @pytest.mark.slow
 def test_a_bundle_from_the_cache_is_the_one_that_it_would_be_without(tmp_path: Path, user: Cache) -> None:
     content = tiny.assistant(tmp_path, recover={"method": "finetune", "steps": 8, "batch": 8})

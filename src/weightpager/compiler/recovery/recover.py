@@ -46,7 +46,7 @@ def recover(
     if spec.refits and (leaves_tower(dense) or not resumes(lesson, journal)):
         calibration, tokens = dense.task_file.calibration, tokens_wanted(dense)
         batches = {
-            name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)
+            name: of_task.calibration(calibration.items, calibration.batch, calibration.seed, tokens)
             for name, of_task in data.items()
         }
         refit(dense, sparse, masks, batches, journal, partial(progress, "refit"), encodings=_encodings(dense))

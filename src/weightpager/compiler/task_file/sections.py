@@ -154,6 +154,7 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 Length = Annotated[int, Field(ge=8, le=2**20)]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Frozen(BaseModel):
@@ -266,11 +267,13 @@ class CalibrationSpec(Frozen):
         items: training examples of each task.
         max_length: tokens at which texts are cut, in training and evaluation, and by the bundle's tasks in use.
         batch: examples at a time.
+        seed: which examples are drawn.
     """
 
     items: Count = 256
     max_length: Length = 64
     batch: Count = 32
+    seed: Seed = 0
 
 
 class _Training(Frozen):
@@ -296,7 +299,7 @@ class TrainingSpec(_Training):
     learning_rate: Rate = 3e-4
     head_learning_rate: Rate = 2e-3
     batch: Count = 32
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
 
 
 class RecoverSpec(_Training):
@@ -320,7 +323,7 @@ class RecoverSpec(_Training):
     learning_rate: Rate = 3e-4
     head_learning_rate: Rate = 2e-3
     batch: Count = 32
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     private_blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
     private_steps: Count = 60
