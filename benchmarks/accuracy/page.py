@@ -28,6 +28,7 @@ NAMES = {
     "ours_int4": "weightpager in int4",
     "ours_private_int4": "weightpager in int4, private blocks",
     "ours_low_rank_int4": "weightpager in int4, a low-rank part for each task",
+    "own_tower_int4": "weightpager in int4, a picture tower for each task",
     "shared_mask": "one shared mask",
     "shared_mask_int8": "one shared mask in int8",
     "shared_mask_int4": "one shared mask in int4",
@@ -54,10 +55,10 @@ _CLOSEST = 1.3
 
 _TRAINED = ("finetune", "closed-form", "none")
 _COLOURS = (
-    "#0f766e", "#2563eb", "#0891b2", "#059669", "#65a30d", "#15803d", "#d97706", "#ca8a04", "#a16207", "#7c2d12",
-    "#b45309", "#475569", "#94a3b8", "#9333ea", "#be123c", "#e11d48", "#f43f5e", "#fb7185",
+    "#0f766e", "#2563eb", "#0891b2", "#059669", "#65a30d", "#15803d", "#4d7c0f", "#d97706", "#ca8a04", "#a16207",
+    "#7c2d12", "#b45309", "#475569", "#94a3b8", "#9333ea", "#be123c", "#e11d48", "#f43f5e", "#fb7185",
 )  # fmt: skip
-_MARKS = ("o", "s", "^", "h", "H", "+", "D", "d", "p", "8", "x", "1", "v", "P", "X", "*", "<", ">")
+_MARKS = ("o", "s", "^", "h", "H", "+", "<", "D", "d", "p", "8", "x", "1", "v", "P", "X", "*", "2", ">")
 _DENSE = "#64748b"
 
 

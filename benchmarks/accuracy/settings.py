@@ -120,6 +120,7 @@ TRAINED_THROUGH = {"all_blocks_int2": "int2"}
 METHODS = (
     "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "ours_low_rank_int4", "unaligned",
     "shared_mask", "shared_mask_int8", "shared_mask_int4", "all_blocks_int4", "low_rank_int4", "per_task_checkpoint",
+    "own_tower_int4",
     *TRAINED_THROUGH,
 )  # fmt: skip
 
@@ -173,7 +174,7 @@ TRAINING_FREE = 0.5
 
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
     if domain == "E":
-        yield from _without_training(fraction)
+        yield from _without_training(fraction, seed)
     if domain in WRITING:
         yield from _writing_settings(fraction, effort, seed)
         return
@@ -216,7 +217,7 @@ def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Se
     yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
 
 
-def _without_training(fraction: float) -> Iterator[Setting]:
+def _without_training(fraction: float, seed: int) -> Iterator[Setting]:
     """Values by least squares alone, in four bits: they leave a model that sees as it was."""
     found, density = RecoverSpec(method="closed-form"), min(1.0, fraction / BYTES["int4"])
     if fraction == ALL_BLOCKS:
@@ -224,6 +225,8 @@ def _without_training(fraction: float) -> Iterator[Setting]:
         return
     yield Setting("ours_int4", fraction, density, ALIGNMENT, found, "int4")
     yield Setting("shared_mask_int4", fraction, density, float("inf"), found, "int4")
+    if fraction == HALF and seed == 0:
+        yield Setting("own_tower_int4", fraction, density, ALIGNMENT, found, "int4", vision="own")
 
 
 def _all_blocks(effort: Effort, seed: int) -> Setting:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, writing
@@ -30,7 +31,7 @@ from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.compiler.task_file.sections import RecoverSpec, TowerBlocks, VisionSpec
 from weightpager.compiler.training.evaluate import evaluate
 from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import PageDtype, block_bytes
@@ -51,6 +52,7 @@ class Setting:
         alignment: λ.
         recover: how accuracy is won back.
         dtype: of the pages.
+        vision: whose blocks a picture tower has, where there is one.
     """
 
     method: str
@@ -59,6 +61,7 @@ class Setting:
     alignment: float
     recover: RecoverSpec
     dtype: PageDtype = "bfloat16"
+    vision: TowerBlocks = "shared"
 
     @property
     def joint(self) -> str:
@@ -66,6 +69,7 @@ class Setting:
         spec = self.recover
         parts: list[object] = [self.density, self.alignment, spec.steps, spec.learning_rate, spec.distillation]
         parts += [spec.seed, *[spec.start] * (spec.start != "dense"), *[self.dtype] * is_coarse(self.dtype)]
+        parts += [f"{self.vision}-tower"] * (self.vision != "shared")
         return "-".join(map(str, parts))
 
     @property
@@ -113,17 +117,22 @@ class Study:
         self._base = train_and_measure_dense(
             task_file, CompileRun(progress, self._journal("base")), cache=Cache.of_user()
         )
-        self._prepared: tuple[float, Prepared] | None = None
+        self._prepared: tuple[tuple[float, TowerBlocks], Prepared] | None = None
 
-    def prepared(self, fraction: float) -> Prepared:
+    def prepared(self, fraction: float, vision: TowerBlocks = "shared") -> Prepared:
         """The dense model, reordered for masks of this density."""
-        if self._prepared is None or self._prepared[0] != fraction:
-            task_file = self._base.source.task_file.model_copy(update={"sparsity": 1 - fraction})
-            source = replace(self._base.source, task_file=task_file, models=copy.deepcopy(self._base.source.models))
-            run = CompileRun(self._progress, self._journal(f"calibrated-{fraction}"))
-            found = calibrate_tasks(replace(self._base, source=source), run)
-            self._prepared = fraction, found
+        if self._prepared is None or self._prepared[0] != (fraction, vision):
+            run = CompileRun(self._progress, self._journal(f"calibrated-{fraction}-{vision}"))
+            found = calibrate_tasks(replace(self._base, source=self._source(fraction, vision)), run)
+            self._prepared = (fraction, vision), found
         return self._prepared[1]
+
+    def _source(self, fraction: float, vision: TowerBlocks) -> DenseModel:
+        base = self._base.source
+        pictures = base.pictures and structs.replace(base.pictures, blocks=vision)
+        stated = {"sparsity": 1 - fraction, "vision": VisionSpec(blocks=vision)}
+        task_file = base.task_file.model_copy(update=stated)
+        return replace(base, task_file=task_file, models=copy.deepcopy(base.models), pictures=pictures)
 
     def base_scores(self) -> dict[str, float]:
         """Task → metric on held-out data of the dense model that sparse ones start from."""
@@ -185,7 +194,7 @@ class Study:
 
     def sparse(self, setting: Setting) -> Outcome:
         """A bundle compiled by this setting, measured through the engine."""
-        prepared = self.prepared(setting.ordered_for).changed(
+        prepared = self.prepared(setting.ordered_for, setting.vision).changed(
             sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover, dtype=setting.dtype
         )
         run = CompileRun(self._told(setting), self._journal(f"{setting.fraction}-{setting.joint}"))
