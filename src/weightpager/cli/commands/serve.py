@@ -108,6 +108,10 @@ def serve(
     max_body: Annotated[
         str, typer.Option(metavar="SIZE", help="Largest body of a request, beside the pictures of prompts.")
     ] = "1MiB",
+    picture_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST[:PORT]", help="Fetch pictures that prompts name by their address from this host."),
+    ] = None,
     kv_reserve: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
     ] = None,
@@ -154,6 +158,7 @@ def serve(
     Example: `weightpager serve assistant.bundle --budget 4MiB --port 8000`
     """
     with extra("serve"):
+        from weightpager.server.inputs.picture_hosts import AllowedHost
         from weightpager.server.middleware import logging_to_stderr
         from weightpager.server.scheduling.settings import Policy, Settings, read_token
 
@@ -168,6 +173,7 @@ def serve(
         token=read_token(token_file),
         admin_token=read_token(admin_token_file),
         remote_admin=remote_admin,
+        picture_hosts=tuple(map(AllowedHost.parse, picture_host or ())),
     )
     options: dict[str, Any] = {
         "budget": budget,

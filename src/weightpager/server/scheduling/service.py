@@ -135,7 +135,7 @@ class Service:
             self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
         self.pictures: PictureInputs | None = None
         if isinstance(reader, Tokenizer) and reader.pictures is not None:
-            self.pictures = PictureInputs(reader.pictures, most=settings.queue // 2)
+            self.pictures = PictureInputs(reader.pictures, most=settings.queue // 2, hosts=settings.picture_hosts)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self._limits = RequestLimits(engine, settings, limits, self.inputs.vocabulary)

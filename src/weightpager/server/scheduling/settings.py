@@ -10,6 +10,7 @@ from typing import Literal
 from weightpager.answers.model import Activations, CacheSize
 from weightpager.config import LONGEST
 from weightpager.errors import ConfigError
+from weightpager.server.inputs.picture_hosts import AllowedHost
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Settings:
         token: that requests must bring; None asks for none. Never printed.
         admin_token: that the admin's requests must bring; None makes no admin routes. Never printed.
         remote_admin: whether the admin may come from another machine.
+        picture_hosts: from which pictures are fetched that requests name by their address.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -117,6 +119,7 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
     remote_admin: bool = False
+    picture_hosts: tuple[AllowedHost, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("queue", "most_new_tokens", "body_bytes"):
