@@ -309,6 +309,17 @@ def test_vision_is_for_models_with_a_tower(tmp_path: Path) -> None:
         wp.compile(tiny.clerk(tmp_path, vision="own"), tmp_path / "bundle")
 
 
+def test_an_old_processors_chat_template_goes_before_the_tokenizers(tmp_path: Path) -> None:
+    folder = tiny_llava.llava(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    old = folder / "chat_template.json"
+    old.write_text(json.dumps({"chat_template": "{{ messages[0].content }} old"}), encoding="utf-8")
+    assert AutoProcessor.from_pretrained(folder).chat_template == ModelDirectory.open(folder).tokenizer().chat_template
+    old.write_text(json.dumps({"chat_template": ["old"]}), encoding="utf-8")
+    with pytest.raises(CompileError, match="chat_template.json: expected chat_template, a text, found"):
+        ModelDirectory.open(folder).tokenizer()
+
+
 @pytest.mark.parametrize(("stated", "layers"), [(-1, 3), (-2, 2), (1, 1), ([-2, -3], 2), ([3, 1], 3)])
 def test_layers_that_features_never_pass_are_left_out(tmp_path: Path, stated: int | list[int], layers: int) -> None:
     path = tiny_llava.llava(tmp_path / "llava", feature_layer=stated)

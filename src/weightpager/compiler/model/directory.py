@@ -36,7 +36,7 @@ from weightpager.bundle.settings import (
     parse,
 )
 from weightpager.compiler.model.picture_tower import passed_alone
-from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
+from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line, shown
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn.skeleton import empty_on_meta
 
@@ -46,6 +46,8 @@ _FILES = (CONFIG, TOKENIZER, TOKENIZER_FILE, IMAGES, PROCESSOR)
 """What transformers reads beside weights and words."""
 
 _ADAPTER = "adapter_config.json"
+
+_TEMPLATE, _OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
 
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 """Without one of these, transformers makes a tokenizer that knows no words, and says nothing."""
@@ -108,7 +110,19 @@ class ModelDirectory:
             if tokenizer.eos_token is None:
                 raise CompileError(f"{path}: expected a tokenizer with a padding or an end token, found neither")
             tokenizer.pad_token = tokenizer.eos_token
+        if (template := self._processor_template()) is not None:
+            tokenizer.chat_template = template
         return tokenizer
+
+    def _processor_template(self) -> str | None:
+        """The chat template that a processor of pictures has for itself, as older versions of transformers wrote it."""
+        file = self.path / _OLD_TEMPLATE
+        if not has_picture_tower(self.config) or (self.path / _TEMPLATE).is_file() or not file.is_file():
+            return None
+        template = _checked(self.path, parse, file.name, call(self.path, file.read_bytes)).get("chat_template")
+        if not isinstance(template, str):
+            raise CompileError(f"{file}: expected chat_template, a text, found {shown(template)}")
+        return template
 
     def padding(self, tokenizer: Any) -> int:
         """The padding that a model is built with: its tokenizer's, but its own where its positions begin behind that.
