@@ -120,11 +120,16 @@ class PyProgram {
 void bind_programs(nb::module_& module) {
     module.def("operators", &operator_names);
     nb::exception<std::length_error>(module, "TooLargeError", PyExc_ValueError);
+    nb::class_<KVCache::Piece>(module, "KVPiece")
+        .def_ro("tokens", &KVCache::Piece::tokens)
+        .def_prop_ro("bytes", &KVCache::Piece::bytes);
     nb::class_<KVCache>(module, "KVCache")
         .def(nb::init<int64_t, bool>(), nb::arg(), nb::arg("float16") = false)
         .def_prop_ro_static("block", [](nb::handle) { return KVCache::kBlock; })
         .def("shorten", &KVCache::shorten)
         .def("select", &KVCache::select)
+        .def("piece", &KVCache::piece, nb::call_guard<nb::gil_scoped_release>())
+        .def("append", &KVCache::append, nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro("tokens", &KVCache::tokens)
         .def_prop_ro("batch", &KVCache::batch)
         .def_prop_ro("bytes", &KVCache::bytes);

@@ -110,6 +110,68 @@ void KVCache::shorten(int64_t tokens) {
         }
 }
 
+int64_t KVCache::Piece::bytes() const {
+    int64_t bytes = 0;
+    for (const Layer& layer : layers) bytes += static_cast<int64_t>(layer.keys.size() + layer.values.size());
+    return bytes;
+}
+
+KVCache::Piece KVCache::piece(int64_t start) const {
+    if (batch_ != 1 || start < 0 || start >= tokens_ || start % kBlock != 0 || tokens_ % kBlock != 0)
+        throw std::invalid_argument("expected one text and whole blocks of " + std::to_string(kBlock) +
+                                    " tokens, found those from " + std::to_string(start) + " to " + std::to_string(tokens_) +
+                                    " of a batch of " + std::to_string(batch_));
+    Piece piece;
+    piece.tokens = tokens_ - start;
+    piece.halves = halves_;
+    for (const Layer& layer : layers_) {
+        Piece::Layer& copy = piece.layers.emplace_back();
+        copy.shape = layer.shape;
+        if (layer.keys.empty()) continue;
+        for (int64_t block = start / kBlock; block < tokens_ / kBlock; ++block) {
+            const uint8_t* keys = layer.keys[static_cast<size_t>(block)].get();
+            const uint8_t* values = layer.values[static_cast<size_t>(block)].get();
+            copy.keys.insert(copy.keys.end(), keys, keys + key_bytes(layer.shape, halves_));
+            copy.values.insert(copy.values.end(), values, values + value_bytes(layer.shape, halves_));
+        }
+    }
+    return piece;
+}
+
+void KVCache::append(const Piece& piece) {
+    if (piece.halves != halves_ || tokens_ % kBlock != 0 || (tokens_ != 0 && piece.layers.size() != layers_.size()))
+        throw std::invalid_argument("expected a piece of this cache's program behind whole blocks, found another");
+    const int64_t before = bytes_, batch = batch_;
+    const size_t layers = layers_.size();
+    try {
+        for (size_t i = 0; i < piece.layers.size(); ++i)
+            if (!piece.layers[i].keys.empty()) room_for(static_cast<int64_t>(i), piece.layers[i].shape, piece.tokens);
+        if (layers_.size() < piece.layers.size()) layers_.resize(piece.layers.size());
+    } catch (...) {
+        const size_t blocks = static_cast<size_t>(tokens_ / kBlock);
+        layers_.resize(layers);
+        for (Layer& layer : layers_) {
+            layer.keys.resize(std::min(layer.keys.size(), blocks));
+            layer.values.resize(layer.keys.size());
+            layer.key_blocks.resize(layer.keys.size());
+            layer.value_blocks.resize(layer.keys.size());
+        }
+        bytes_ = before;
+        batch_ = batch;
+        throw;
+    }
+    for (size_t i = 0; i < piece.layers.size(); ++i) {
+        const Piece::Layer& from = piece.layers[i];
+        const int64_t of_keys = key_bytes(from.shape, halves_), of_values = value_bytes(from.shape, halves_);
+        for (int64_t j = 0; j < piece.tokens / kBlock && !from.keys.empty(); ++j) {
+            const size_t block = static_cast<size_t>(tokens_ / kBlock + j);
+            std::copy_n(from.keys.data() + j * of_keys, of_keys, layers_[i].keys[block].get());
+            std::copy_n(from.values.data() + j * of_values, of_values, layers_[i].values[block].get());
+        }
+    }
+    keep(piece.tokens);
+}
+
 void KVCache::select(const std::vector<int64_t>& rows) {
     if (rows.empty()) throw std::invalid_argument("expected rows that stay, found none");
     for (int64_t row : rows)

@@ -51,6 +51,26 @@ class KVCache {
     // The last tokens are forgotten, `tokens` of them stay. Without any, the cache is as a new one.
     void shorten(int64_t tokens);
 
+    // Keys and values of some of a single text's tokens, in whole blocks.
+    struct Piece {
+        struct Layer {
+            Shape shape{};
+            std::vector<uint8_t> keys, values;
+        };
+        int64_t tokens = 0;
+        bool halves = false;
+        std::vector<Layer> layers;
+
+        int64_t bytes() const;
+    };
+
+    // A copy of the tokens from `start` on. Throws std::invalid_argument unless it is of one text and in whole blocks.
+    Piece piece(int64_t start) const;
+
+    // A copy of a piece comes behind the tokens that are there. Throws std::invalid_argument where it doesn't fit them,
+    // and std::length_error where it would take more than `most_bytes`; then nothing has changed.
+    void append(const Piece& piece);
+
     // Row i of the batch becomes what row `rows[i]` was. If memory runs out, all tokens are forgotten.
     void select(const std::vector<int64_t>& rows);
 

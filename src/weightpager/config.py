@@ -71,6 +71,7 @@ class EngineConfig:
         dtype: what tasks compute in: ``"bfloat16"``, or ``"auto"`` for what the bundle's parameters are in.
         io_threads: reads in flight while pages are loaded.
         kv_reserve: bytes of the budget that are left to KV caches.
+        prefix_cache: bytes of the budget for keys and values of prompts' beginnings, which aren't read again.
         rows: bytes of the budget for rows of tables that come on demand; None for what all pages leave.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
         read_timeout: seconds without any page after which a load fails.
@@ -86,6 +87,7 @@ class EngineConfig:
     dtype: str = "auto"
     io_threads: int = 8
     kv_reserve: int = 0
+    prefix_cache: int = 0
     rows: int | None = None
     real_time: tuple[str, ...] = ()
     read_timeout: float = 30.0
@@ -105,6 +107,8 @@ class EngineConfig:
             raise ConfigError(f"io_threads: expected 1 to 64, got {self.io_threads}")
         if self.kv_reserve < 0:
             raise ConfigError(f"kv_reserve: expected zero bytes or more, got {self.kv_reserve}")
+        if self.prefix_cache < 0:
+            raise ConfigError(f"prefix_cache: expected zero bytes or more, got {self.prefix_cache}")
         if self.rows is not None and self.rows <= 0:
             raise ConfigError(f"rows: expected more than zero bytes, got {self.rows}")
         if not 0 < self.read_timeout <= threading.TIMEOUT_MAX:

@@ -30,6 +30,6 @@ def test_a_piece_of_a_long_text_takes_hardly_longer_than_one_of_a_short(texts: i
 
 
 def test_short_prompts_are_read_at_once_and_long_ones_in_few_pieces() -> None:
-    assert pieces(8, 200) == [(200, 200)]
-    assert [tokens for tokens, _ in pieces(1, 7900)][:8] == [256] * 8
+    assert pieces(8, 120) == [(120, 120)]
+    assert [tokens for tokens, _ in pieces(1, 7900)][:16] == [128] * 16
     assert len(pieces(1, 7900)) < 100

@@ -12,6 +12,7 @@ import pytest
 
 from weightpager.answers.batches import Bounds, batches
 from weightpager.answers.generation import GenerationRun, completions
+from weightpager.answers.kept import Kept
 from weightpager.answers.model import (
     Activations,
     CacheSize,
@@ -148,7 +149,7 @@ def test_features_come_from_whoever_keeps_them() -> None:
         return np.full((TOKENS, WIDTH), found.key[0], np.float32)
 
     query = asked(20, 30)
-    run_of(model, query, features=find).step(math.inf)
+    run_of(model, query, kept=Kept(find)).step(math.inf)
     assert text(query) == "112,"
     assert kept == [b"\x14", b"\x1e"]
     assert not model.seen

@@ -141,7 +141,7 @@ def test_memory_is_told_for_every_purpose(assistant_bundle: Path) -> None:
         rows = [row for family in families for row in family.samples]
         told = {row.labels["purpose"]: row.value for row in rows if row.name == "weightpager_memory_bytes"}
         known = asdict(use)
-        assert known.pop("features") is None  # its tasks read no pictures
+        assert known.pop("features") is known.pop("prefixes") is None  # nothing of these is kept
         assert told == status_of(service).memory == known
         assert use.staging
     copier.finish()

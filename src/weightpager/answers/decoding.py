@@ -20,6 +20,31 @@ Draw: TypeAlias = "Callable[[Floats], Integers]"
 """The next token of each text, [texts], of logits [texts, words]."""
 
 
+class Piece(Protocol):
+    """Keys and values of some tokens of one text, which nobody changes.
+
+    Attributes:
+        tokens: how many.
+        bytes: that they take.
+    """
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+
+class KeptPieces(Protocol):
+    """The pieces of one prompt's beginning that are kept, each behind the other."""
+
+    def find(self, stop: int) -> Piece | None:
+        """The next piece, which ends at ``stop``; None where it isn't kept."""
+
+    def keep(self, stop: int, piece: Piece) -> None:
+        """Keep the piece that ends there."""
+
+
 class Reading(Protocol):
     """What a backend has read of a batch of texts, and keeps of it: each forward goes on where the last one stopped.
 
@@ -44,6 +69,12 @@ class Reading(Protocol):
     def keep(self, texts: Sequence[int]) -> None:
         """Let go of all but these; only if `stoppable`."""
 
+    def piece(self, start: int) -> Piece | None:
+        """What has been read of a single text from ``start`` on, copied; None where that can't be taken over."""
+
+    def take_over(self, piece: Piece) -> None:
+        """Go on as if the piece's tokens had been read now; it is of the same task."""
+
 
 class GrowingTexts:
     """A batch of texts that a model goes on with, in as many steps as their reader likes.
@@ -64,6 +95,7 @@ class GrowingTexts:
         self.stoppable = reading.stoppable
         self._reading, self._limits, self._pad = reading, limits, pad
         self._draw = None if sampling.temperature == 0 else Sampler(sampling).draw
+        self._kept: KeptPieces | None = None
 
     @property
     def unread(self) -> int:
@@ -71,10 +103,22 @@ class GrowingTexts:
         left = self._prompt - self._reading.done
         return max(0, left - self._piece()) if self._limits.in_pieces and left > 0 else 0
 
+    def take_over(self, kept: KeptPieces) -> None:
+        """Take over what is kept of a single text's prompt, and keep what is read of it from now on."""
+        while self.unread:
+            piece = kept.find(self._reading.done + self._piece())
+            if piece is None:
+                break
+            self._reading.take_over(piece)
+        self._kept = kept
+
     def read_piece(self) -> None:
         """Read one more piece; some of it is `unread`."""
-        stop = self._reading.done + self._piece()
+        start = self._reading.done
+        stop = start + self._piece()
         self._reading.hidden(self.ids[:, :stop], self._mask[:, :stop])
+        if self._kept is not None and (piece := self._reading.piece(start)) is not None:
+            self._kept.keep(stop, piece)
 
     def grow(self, most: int, see: See) -> None:
         """Read what is left, and go on by so many tokens at most, or until all texts are over.

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.answers.generation import GenerationRun
+from weightpager.answers.kept import NOTHING_KEPT, Kept
 from weightpager.answers.kinds import EncodingKind, kind_of
-from weightpager.answers.model import FindFeatures, TaskModel, computed
+from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Query, Run, pad_id, padded
 from weightpager.answers.work import Embed, Embedded, Generate, Outcome
 from weightpager.bundle import TaskKind
@@ -68,9 +69,7 @@ class EmbeddingRun:
         return 0
 
 
-def begin(
-    kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Query], features: FindFeatures = computed
-) -> Run:
+def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Query], kept: Kept = NOTHING_KEPT) -> Run:
     """Nothing is computed yet.
 
     Args:
@@ -78,10 +77,10 @@ def begin(
         model: of the task, which is active while the batch has its steps.
         tokenizer: the calling thread's own.
         queries: whose work is of one kind.
-        features: gives those of pictures that stand in prompts.
+        kept: what may be taken over.
     """
     if isinstance(queries[0].work, Generate):
-        return GenerationRun(model, tokenizer, queries, features=features)
+        return GenerationRun(model, tokenizer, queries, kept=kept)
     if queries[0].cached:
         assert len(queries) == 1  # the scheduler runs such a text alone
         return EmbeddingRun(model, queries[0])

@@ -14,15 +14,8 @@ from blake3 import blake3
 
 from weightpager.answers.batches import Bounds, batches
 from weightpager.answers.decoding import GrowingTexts
-from weightpager.answers.model import (
-    FindFeatures,
-    Floats,
-    Inputs,
-    Integers,
-    PlacedFeatures,
-    TaskModel,
-    computed,
-)
+from weightpager.answers.kept import NOTHING_KEPT, Kept
+from weightpager.answers.model import Floats, Inputs, Integers, PlacedFeatures, TaskModel
 from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
 from weightpager.answers.work import Generate, Generated
 from weightpager.readers.picture import Picture
@@ -176,16 +169,20 @@ class GenerationRun:
         tokenizer: Tokenizer,
         queries: Sequence[Query],
         clock: Callable[[], float] = time.monotonic,
-        features: FindFeatures = computed,
+        kept: Kept = NOTHING_KEPT,
     ) -> None:
-        """Nothing has been read; ``tokenizer`` is the calling thread's own. ``features`` gives those of pictures."""
-        self._model, self._features = model, features
+        """Nothing has been read; ``tokenizer`` is the calling thread's own. ``kept`` may be taken over."""
+        self._model, self._kept = model, kept
         self._rows = [_Row(query, model, tokenizer) for query in queries]
-        self._pad, self._pictures = pad_id(model.vocab_size, tokenizer), tokenizer.pictures
+        self._pad = pad_id(model.vocab_size, tokenizer)
+        self._form = None if tokenizer.pictures is None else tokenizer.pictures.pictures
         self._clock = clock
         self._grown = 0
-        # Prompts are read when their pictures have been seen.
-        self._texts: GrowingTexts | None = None if any(row.unseen for row in self._rows) else self._begin()
+        # Of prompts that are read together, padding and each other's lengths decide on the bits.
+        self._prefixes = kept.prefixes if len(queries) == 1 else None
+        self._texts: GrowingTexts | None = None
+        if not any(row.unseen for row in self._rows):  # else prompts are read when their pictures have been seen
+            self._texts = self._begin()
 
     def step(self, until: float) -> int:
         """See more of the pictures, read more of the prompts, or generate more, until a time.
@@ -194,13 +191,16 @@ class GenerationRun:
         """
         left = self._forget()
         while left and (row := next((row for row in self._rows if row.unseen), None)) is not None:
-            row.features.append(self._features(self._model, row.unseen.pop(0)))
+            row.features.append(self._kept.features(self._model, row.unseen.pop(0)))
             left = self._forget()
             if self._clock() >= until:
                 return 0
         if not left:
             return 0
         texts = self._texts = self._texts or self._begin()
+        if self._prefixes is not None:
+            texts.take_over(self._prefixes.of(texts.ids[0], self._rows[0].work.pictures, self._form))
+            self._prefixes = None
         while left and texts.unread:
             texts.read_piece()
             left = self._forget()
@@ -214,8 +214,8 @@ class GenerationRun:
         ids, mask, most = batch["input_ids"], batch["attention_mask"], max(work.max_new_tokens for work in works)
         features, placed = [each for row in self._rows for each in row.features], None
         if features:
-            assert self._pictures is not None  # whoever read the pictures had it
-            placed = PlacedFeatures.of(ids, mask, self._pictures.pictures.token_id, features)
+            assert self._form is not None  # whoever read the pictures had it
+            placed = PlacedFeatures.of(ids, mask, self._form.token_id, features)
             for row in self._rows:
                 row.features.clear()  # which may leave the cache now
         return self._model.grow(ids, mask, works[0].sampling, self._pad, most, placed)

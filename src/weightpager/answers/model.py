@@ -15,8 +15,9 @@ from weightpager.answers.work import Sampling
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.readers.picture import Picture
 
-PIECE = 256
-"""Tokens of a text that are read at once at most; others may have a turn before the next ones."""
+PIECE = 128
+"""Tokens of a text that are read at once at most; others may have a turn before the next ones. Beginnings of prompts
+are kept in such pieces: of 256 tokens reading takes 4 % less time, and more of a prompt is read again."""
 
 FORWARD_PAIRS = 2**19
 """Tokens of a piece, of all texts, times those that they attend to: behind so many more, attention is most of the work.
@@ -34,7 +35,7 @@ ACTIVATION_BYTES = 128 * 2**20
 
 def mostly_padding(texts: int, longest: int, shortest: int) -> bool:
     """Whether so many texts are too unlike in length to be read at once, by their tokens."""
-    return texts * longest > PIECE and longest > 2 * shortest
+    return texts * longest > 2 * PIECE and longest > 2 * shortest
 
 
 @dataclass(frozen=True)

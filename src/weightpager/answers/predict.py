@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from weightpager.answers.batches import ALONE, Bounds, batches
 from weightpager.answers.encoding import begin
+from weightpager.answers.kept import NOTHING_KEPT, Kept
 from weightpager.answers.kinds import Prediction, kind_of
-from weightpager.answers.model import FindFeatures, TaskModel, computed
+from weightpager.answers.model import TaskModel
 from weightpager.answers.query import BlockingQuery
 from weightpager.answers.token_reader import Conversation, PicturePrompt, TokenReader
 from weightpager.answers.work import GREEDY, Embed, Embedded, Generate, Outcome, Sampling, Work, continuation
@@ -89,7 +90,7 @@ def predict(
     wanted: Wanted = UNSTATED,
     bounds: Bounds = ALONE,
     template: ChatTemplate | None = None,
-    features: FindFeatures = computed,
+    kept: Kept = NOTHING_KEPT,
 ) -> list[Prediction]:
     """Run a task's model on inputs. More than one at a time change the last bits of each other's results.
 
@@ -103,7 +104,7 @@ def predict(
         wanted: how texts are continued.
         bounds: what runs together.
         template: the tokenizer's, which writes conversations; None for one that ends with them.
-        features: gives those of pictures that stand in prompts.
+        kept: what may be taken over.
 
     Raises:
         ConfigError: an input is nothing that the task reads, or there is one input in place of several; a text has no
@@ -117,7 +118,7 @@ def predict(
     # Pixels take memory: only those of one batch are kept.
     with_pixels = task.takes_images or any(isinstance(each, PicturePrompt) for each in listed)
     chunks = _chunks(works, int(bounds.texts)) if with_pixels else [list(works)]
-    outcomes = [outcome for chunk in chunks for outcome in _outcomes(task, model, reader, chunk, bounds, features)]
+    outcomes = [outcome for chunk in chunks for outcome in _outcomes(task, model, reader, chunk, bounds, kept)]
     kind = kind_of(task.kind)
     return [
         replace(kind.prediction(task, _name(given), outcome), truncated=truncated)
@@ -189,14 +190,14 @@ def _outcomes(
     reader: Any,
     works: Sequence[Work],
     bounds: Bounds,
-    features: FindFeatures = computed,
+    kept: Kept = NOTHING_KEPT,
 ) -> list[tuple[Outcome, bool]]:
     bounds = replace(bounds, activations=model.limits.activations)
     if not task.takes_images:
         bounds = replace(bounds, uniform_length=model.limits.uniform_room(reader.longest), cache=model.cache)
     queries = [BlockingQuery(work, _in_pieces(task, model, work)) for work in works]
     for batch in batches(queries, bounds):
-        run = begin(task.kind, model, reader, batch, features)
+        run = begin(task.kind, model, reader, batch, kept)
         while not all(query.over for query in batch):
             run.step(math.inf)
     return [(query.outcome, query.work.truncated) for query in queries if query.outcome is not None]

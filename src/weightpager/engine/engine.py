@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from weightpager.answers.batches import Bounds
 from weightpager.answers.encoding import begin
+from weightpager.answers.kept import Kept
 from weightpager.answers.kinds import Prediction
 from weightpager.answers.model import CacheSize, FindFeatures, ModelLimits, TaskModel
 from weightpager.answers.predict import (
@@ -144,6 +145,7 @@ class Engine:
         dtype: str = "auto",
         io_threads: int = 8,
         kv_reserve: str | int = 0,
+        prefix_cache: str | int = 0,
         rows: str | int | None = None,
         real_time: Sequence[str] = (),
         read_timeout: float = 30.0,
@@ -162,6 +164,8 @@ class Engine:
                 for speed where the CPU multiplies bfloat16; pages keep their own.
             io_threads: reads in flight while pages are loaded, 1 to 64.
             kv_reserve: part of the budget that is left to KV caches, such as ``"16MiB"``, or bytes.
+            prefix_cache: part of the budget for keys and values of prompts' beginnings, such as ``"64MiB"``, or bytes.
+                A prompt that begins as an earlier one of its task isn't read again so far, over any number of switches.
             rows: part of the budget for rows of embedding tables that come on demand, such as ``"4MiB"``, or bytes;
                 None for what all pages leave, and never less than 1/32 of the rows.
             real_time: tasks that are loaded now and never leave memory.
@@ -190,6 +194,7 @@ class Engine:
             dtype=dtype,
             io_threads=io_threads,
             kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve, "kv_reserve"),
+            prefix_cache=0 if prefix_cache == 0 else parse_size(prefix_cache, "prefix_cache"),
             rows=stated_size(rows, "rows"),
             real_time=tuple(real_time),
             read_timeout=read_timeout,
@@ -290,6 +295,10 @@ class Engine:
         self._check_open()
         return self._open.model(name)
 
+    def kept(self, name: str) -> Kept:
+        """What a batch of a task may take over of earlier ones: `features`, and prompts' beginnings."""
+        return self._open.kept(name)
+
     def features(self, name: str) -> FindFeatures:
         """What gives pictures' features to a task's model while the task is active: kept ones, or what it computes.
 
@@ -365,7 +374,7 @@ class Engine:
                 wanted=wanted,
                 bounds=bounds,
                 template=template,
-                features=self.features(name),
+                kept=self.kept(name),
             )
 
     def generate(
@@ -466,7 +475,7 @@ class Engine:
             model, tokenizer = self.model(name), self._readers.new(self.bundle)  # which threads take in turns
             (work,) = works_of(model, tokenizer, entry, asked, wanted, self._readers.template(self.bundle, entry))
         query = StreamedQuery(work)
-        run = begin(entry.kind, model, tokenizer, [query], self.features(name))
+        run = begin(entry.kind, model, tokenizer, [query], self.kept(name))
         return self._pieces(name, query, model, run)
 
     def embed(self, name: str, texts: Iterable[str], *, batch_size: int = 1) -> npt.NDArray[np.float32]:
@@ -506,7 +515,7 @@ class Engine:
 
     @uninterrupted
     def close(self) -> None:
-        """Drop queued loads and pictures' features, finish loads in flight and close the bundle's files.
+        """Drop queued loads and all that was kept, finish loads in flight and close the bundle's files.
 
         Modules must not be called any more. Whoever waits for a load gets an `EngineClosedError`. In a process that was
         forked nothing happens: threads and files are its parent's.
@@ -524,7 +533,7 @@ class Engine:
             closing.callback(self.deactivate)
             closing.callback(self.monitor.close)
             closing.callback(self._readers.close)
-            closing.callback(self._memory.features.clear)
+            closing.callback(self._memory.forget)
             closing.callback(self._residency.close)
             if self._prefetching is not None:
                 closing.callback(self._prefetching.close)
@@ -625,7 +634,7 @@ class Engine:
             repaired = self._open.page_check.repair()
         finally:
             if repaired != []:  # also where it raised: some pages may have been mended, others not
-                self._memory.features.clear()  # of pictures that were computed with the damage
+                self._memory.forget()  # what was computed with the damage
         return repaired
 
     @uninterrupted

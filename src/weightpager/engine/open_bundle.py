@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.answers.kept import Kept, Prefixes
 from weightpager.answers.model import CacheSize, FindFeatures, Floats, ModelLimits, TaskModel, computed
 from weightpager.backends.open_backend import open_backend
 from weightpager.backends.task_parts import TaskParts, read_parameters
@@ -198,6 +199,12 @@ class OpenBundle:
         whose = f"dtype {self.dtype(name)}" if pictures is None or pictures.blocks == "shared" else f"task {name}"
         return find
 
+    def kept(self, name: str) -> Kept:
+        """What a batch of a task may take over of earlier ones."""
+        prefixes = self.memory.prefixes
+        root = prefixes.root(self.task(name).identity)
+        return Kept(self.features(name), Prefixes(prefixes, root) if prefixes.room else None)
+
     @property
     def limits(self) -> ModelLimits:
         """How much the model can read, and the memory that this takes, by the widest numbers of any task."""
@@ -352,6 +359,7 @@ def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: Are
         config.budget,
         needs_of(bundle, config.dtype, rows),
         kv_reserve=config.kv_reserve,
+        prefix_cache=config.prefix_cache,
         capacity=page_capacity(bundle),
         staging=staging or memory_budget.staging(config.device, bundle.page_bytes, config.io_threads),
     )

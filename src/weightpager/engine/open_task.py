@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -125,6 +126,7 @@ class OpenTask:
         gate: the gate that its layers ask before they read pages.
         module: what callers run, built when first asked for.
         model: what answers need of that.
+        identity: of this task as it was read now; no other state of it has the same.
         building: the lock that guards both.
     """
 
@@ -136,4 +138,5 @@ class OpenTask:
     pins: int = 0
     module: Any = None
     model: TaskModel | None = None
+    identity: bytes = field(default_factory=lambda: os.urandom(16))
     building: threading.Lock = field(default_factory=threading.Lock)

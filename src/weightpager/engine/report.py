@@ -15,6 +15,7 @@ import numpy.typing as npt
 from weightpager.figures import counter, gauge
 from weightpager.runtime.memory.feature_cache import FeatureReport
 from weightpager.runtime.memory.memory_budget import MemoryUse
+from weightpager.runtime.memory.prefix_cache import PrefixReport
 from weightpager.runtime.planning.pages import ABSENT, Pages, PrefetchCounts
 from weightpager.runtime.row_report import RowReport
 
@@ -87,6 +88,7 @@ class EngineFigures:
         kernel: instruction set of the kernels.
         rows: what is known of rows on demand; None if there are none, as on a GPU.
         features: what is known of pictures' features that are kept; None where no task reads pictures among its words.
+        prefixes: what is known of prompts' beginnings that are kept; None without a ``prefix_cache``.
     """
 
     budget: int = field(metadata=gauge("budget_bytes", "Memory that weights may take."))
@@ -99,6 +101,7 @@ class EngineFigures:
     kernel: str
     rows: RowReport | None = None
     features: FeatureReport | None = None
+    prefixes: PrefixReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +175,7 @@ def report_of(opened: OpenBundle, switches: SwitchLog, prefetching: Prefetching 
         kernel=opened.backend.kernel,
         rows=opened.rows.report,
         features=None if opened.bundle.pictures is None else opened.memory.features.report,
+        prefixes=opened.memory.prefixes.report if opened.memory.prefixes.room else None,
         switches=switches.latest(),
         prefetch=None if prefetching is None else prefetching.report(),
     )

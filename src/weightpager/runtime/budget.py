@@ -4,7 +4,7 @@ Arithmetic alone, so that it can be asked for without an arena::
 
     budget = fixed + rows + tables + features + slots × page_bytes + rest
 
-* fixed: parameters, tables as the bundle has them, KV caches, and staging.
+* fixed: parameters, tables as the bundle has them, KV caches, beginnings of prompts, and staging.
 * rows: of embedding tables. The least of them always have room. Then come the pages of all tasks and all expanded block
   tables, and more rows get what is left: a page that was evicted is waited for by every switch that needs it, while a
   fault is one of several short reads that are made together.
@@ -72,6 +72,7 @@ class MemoryNeeds:
         kv_reserve: bytes that are left to the caller's KV caches.
         staging: bytes of the buffers that pages pass through to a device; None where the arena is in the host's memory.
         more_features: bytes of pictures' features beyond those of ``footprint`` that a large budget holds.
+        prefix_cache: bytes for keys and values of prompts' beginnings.
     """
 
     pages: int
@@ -82,11 +83,13 @@ class MemoryNeeds:
     kv_reserve: int = 0
     staging: int | None = None
     more_features: int = 0
+    prefix_cache: int = 0
 
     @property
     def fixed(self) -> int:
         always = self.footprint
-        return always.resident + always.private + always.placement + self.kv_reserve + (self.staging or 0)
+        stated = self.kv_reserve + self.prefix_cache + (self.staging or 0)
+        return always.resident + always.private + always.placement + stated
 
     @property
     def least_tables(self) -> int:
@@ -213,7 +216,13 @@ def refusal(reason: str, needs: MemoryNeeds, what: str, pages: int, *, tables: i
     """An error that begins with a reason and goes on with what is needed. Other arguments are those of `too_small`."""
     least = needs.holding(pages, tables=tables)
     of_pages = pages * needs.page_bytes
-    extra = {"KV caches": needs.kv_reserve, "staging": needs.staging, "rows": least.rows, "features": least.features}
+    extra = {
+        "KV caches": needs.kv_reserve,
+        "the prefix cache": needs.prefix_cache,
+        "staging": needs.staging,
+        "rows": least.rows,
+        "features": least.features,
+    }
     parts = [f"{format_enough(size)} for {purpose}" for purpose, size in extra.items() if size]
     more = f" (with {', '.join(parts)})" if parts else ""
     return BudgetError(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from weightpager.cli.commands.top import view
 from weightpager.runtime.memory.feature_cache import FeatureReport
+from weightpager.runtime.memory.prefix_cache import PrefixReport
 from weightpager.runtime.row_report import RowReport
 from weightpager.server.status import ForecastStatus, Status, SwitchStatus, TaskStatus
 from weightpager.server.status import TrafficStatus as Traffic
@@ -89,6 +90,15 @@ def test_kept_features_have_a_line() -> None:
     fresh = FeatureReport(kept=0, bytes=0, hits=0, misses=0, evicted=0)
     assert any("none asked about yet" in line for line in plain(state(2, features=fresh)))
     assert not any("features" in line for line in plain(state(2)))
+
+
+def test_kept_beginnings_have_a_line() -> None:
+    seen = PrefixReport(kept=3, bytes=450_000, hits=192, misses=64, evicted=1)
+    lines = plain(state(2, prefixes=seen))
+    assert "beginnings of prompts 440 KiB; 75.0% of 256 tokens weren't read again, 1 pieces went" in lines
+    assert len(plain(state(12, rows=ROWS, prefixes=seen), 70, 20)) <= 20
+    fresh = PrefixReport(kept=0, bytes=0, hits=0, misses=0, evicted=0)
+    assert any("none come again yet" in line for line in plain(state(2, prefixes=fresh)))
 
 
 def test_the_current_task_stays_in_sight_and_the_rest_is_counted() -> None:

@@ -23,7 +23,8 @@ import tiny
 import weightpager as wp
 from running import Running, serving
 from weightpager.answers import model as forward_size
-from weightpager.answers.model import CacheSize, TaskModel, computed
+from weightpager.answers.kept import NOTHING_KEPT
+from weightpager.answers.model import CacheSize, TaskModel
 from weightpager.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
 from weightpager.backends.torch.generation import CACHE
 from weightpager.errors import RequestTimeoutError, ServerClosedError
@@ -91,7 +92,7 @@ class Asked:
         """Every step, something happening between two of them; how many there were."""
         steps, model, tokenizer = 0, engine.model("animals"), open_tokenizer(engine.bundle)
         while self.batch.jobs:
-            self.batch.step(model, tokenizer, 0.0, computed)
+            self.batch.step(model, tokenizer, 0.0, NOTHING_KEPT)
             steps += 1
             between()
         return steps
@@ -314,7 +315,7 @@ def test_caches_hold_no_more_than_is_counted_and_reserved(
             batches.append(RunningBatch([queue[place] for place in chosen], 0.0, policy))
             queue = [job for place, job in enumerate(queue) if place not in chosen]
         for batch in batches:
-            batch.step(model, tokenizer, 0.0, computed)
+            batch.step(model, tokenizer, 0.0, NOTHING_KEPT)
         held = sum(batch._run._texts._reading._cache.bytes for batch in batches)  # type: ignore[union-attr]
         counted = sum(batch.started.tokens for batch in batches)
         assert held <= counted * size.token_bytes

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightpager.answers.decoding import Draw
+from weightpager.answers.decoding import Draw, Piece
 from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, PlacedFeatures, TaskModel
-from weightpager.backends.native.program import KVCache
+from weightpager.backends.native.program import KVCache, KVPiece
 from weightpager.backends.native.task import NativeTask, positions
 from weightpager.errors import BundleFormatError
 from weightpager.graph.file import FEATURES, graph_file
@@ -129,6 +129,14 @@ class NativeReading:
         logits = self._model.head(self.hidden(ids, mask)[:, -1:])[:, 0]
         likeliest: Integers = np.argmax(logits, -1)
         return likeliest if draw is None else draw(logits)
+
+    def piece(self, start: int) -> KVPiece | None:
+        whole = self.done % KVCache.block == start % KVCache.block == 0
+        return self._cache.piece(start) if whole and self.done > start else None
+
+    def take_over(self, piece: Piece) -> None:
+        assert isinstance(piece, KVPiece)
+        self._cache.append(piece)
 
     def keep(self, texts: Sequence[int]) -> None:
         if self._cache.tokens:

@@ -56,7 +56,11 @@ time. In float16 they are rounded as they are kept, and take half of the bytes.
 It grows by ``KVCache.block`` tokens at a time, which take as much as `GraphProgram.cache_block_bytes` says for each
 text. A call that would need more than ``most_bytes`` raises `MemoryError`. ``tokens``, ``batch`` and ``bytes`` say what
 the cache holds. ``shorten(tokens)`` keeps that many of the first tokens. ``select(rows)`` makes row i of the batch what
-row ``rows[i]`` was."""
+row ``rows[i]`` was. ``piece(start)`` copies what a single text has from a token on, in whole blocks, and
+``append(piece)`` puts a copy of that behind what is there."""
+
+KVPiece = _native.KVPiece
+"""Keys and values of some tokens, whose ``tokens`` and ``bytes`` it tells."""
 
 _FEATURES = 5
 """Of a call that is planned, as many as no other size."""

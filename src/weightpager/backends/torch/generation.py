@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from weightpager.answers.decoding import Draw
+from weightpager.answers.decoding import Draw, Piece
 from weightpager.answers.model import Activations, Floats, Integers, ModelLimits, PlacedFeatures
 from weightpager.backends.torch.architecture import context_length, has_picture_tower, uniform_length
 from weightpager.backends.torch.pictures import with_features
@@ -112,6 +113,18 @@ def _largest(config: Any, name: str) -> int:
     return max(map(int, value), default=0) if isinstance(value, (list, tuple)) else int(value)
 
 
+@dataclass(frozen=True)
+class TorchPiece:
+    """Implements `weightpager.answers.decoding.Piece`; keys and values are [1, heads, tokens, width], by layer."""
+
+    tokens: int
+    layers: Sequence[tuple[Tensor, Tensor]]
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.nbytes for pair in self.layers for each in pair)
+
+
 class TorchReading:
     """Implements `weightpager.answers.decoding.Reading`, as transformers' `generate` reads and goes on.
 
@@ -157,6 +170,19 @@ class TorchReading:
         self._cache.batch_select_indices(torch.tensor(texts, device=self._module.device))
         if self._placed is not None:
             self._placed = self._placed.of_texts(texts)
+
+    def piece(self, start: int) -> TorchPiece | None:
+        layers = [] if self._cache is None else self._cache.layers
+        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+            return None  # a window has let go of its beginning
+        pairs = [(each.keys[:, :, start:].clone(), each.values[:, :, start:].clone()) for each in layers]
+        return TorchPiece(self.done - start, pairs)
+
+    def take_over(self, piece: Piece) -> None:
+        assert isinstance(piece, TorchPiece)
+        for layer, (keys, values) in enumerate(piece.layers):
+            self._cache.update(keys, values, layer)
+        self.done += piece.tokens
 
     def _forward(self, module: Any, ids: Integers, given: dict[str, Any]) -> Any:
         """What a module makes of the last of these tokens, as many as it is given."""

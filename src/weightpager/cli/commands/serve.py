@@ -115,6 +115,14 @@ def serve(
     kv_reserve: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
     ] = None,
+    prefix_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Part of the budget for beginnings of prompts, such as a system prompt or a conversation's earlier "
+            "turns, which aren't read again.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N (not run on a GPU yet).")] = "cpu",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -182,6 +190,7 @@ def serve(
         "dtype": dtype,
         "backend": backend,
         "kv_reserve": kv_reserve or 0,
+        "prefix_cache": prefix_cache or 0,
         "real_time": tuple(real_time or ()),
         "prefetch": prefetch,
         "history": history,

@@ -31,6 +31,7 @@ from weightpager.cli.output import legend
 from weightpager.engine.report import EngineFigures
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.runtime.memory.feature_cache import FeatureReport
+from weightpager.runtime.memory.prefix_cache import PrefixReport
 from weightpager.runtime.row_report import RowReport
 from weightpager.server.status import Status, SwitchStatus, TaskStatus, TrafficStatus
 
@@ -59,7 +60,7 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
         width: of the terminal, in characters.
         height: in lines; None for any.
     """
-    more = (found.rows is not None) + (found.features is not None) + bool(_others(found))
+    more = sum(each is not None for each in (found.rows, found.features, found.prefixes)) + bool(_others(found))
     height = None if height is None else height - more
     tasks, switches = _lines(len(found.tasks), min(_SWITCHES, len(found.switches)), height)
     # Padded, the bar ends its line.
@@ -108,6 +109,8 @@ def _head(found: Status) -> Iterator[RenderableType]:
         yield _line(_rows(found.rows, sum(task.requests for task in found.tasks)))
     if found.features is not None:
         yield _line(_features(found.features))
+    if found.prefixes is not None:
+        yield _line(_prefixes(found.prefixes))
     if others := _others(found):
         yield _line(", ".join(others))
 
@@ -145,6 +148,12 @@ def _features(features: FeatureReport) -> str:
     asked = features.hits + features.misses
     hits = f"{features.hits / asked:.1%} of {asked} pictures were kept" if asked else "none asked about yet"
     return f"features of {features.kept} pictures in memory, {_size(features.bytes)}; {hits}, {features.evicted} went"
+
+
+def _prefixes(prefixes: PrefixReport) -> str:
+    asked = prefixes.hits + prefixes.misses
+    hits = f"{prefixes.hits / asked:.1%} of {asked} tokens weren't read again" if asked else "none come again yet"
+    return f"beginnings of prompts {_size(prefixes.bytes)}; {hits}, {prefixes.evicted} pieces went"
 
 
 def _tasks(found: Status, count: int, width: int) -> RenderableType:

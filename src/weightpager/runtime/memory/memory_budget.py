@@ -18,6 +18,7 @@ from weightpager.runtime.budget import MemoryNeeds, Split, enough, refusal, too_
 from weightpager.runtime.memory.feature_cache import FeatureCache
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
+from weightpager.runtime.memory.prefix_cache import PrefixCache
 
 
 class Expandable(Protocol):
@@ -155,6 +156,7 @@ class MemoryUse:
         staging: buffers on the way to a device.
         rows: embedding rows that are kept in memory.
         features: features of pictures that are kept for further questions about them; None where no task reads any.
+        prefixes: keys and values of prompts' beginnings, where they have room; else None.
     """
 
     arena: int
@@ -165,6 +167,7 @@ class MemoryUse:
     staging: int = 0
     rows: int = 0
     features: int | None = None
+    prefixes: int | None = None
 
     @property
     def total(self) -> int:
@@ -189,6 +192,7 @@ class MemoryBudget:
         arena: where pages are; it has address space for as many as it was granted.
         tables: expanded block tables, in what the split gives them.
         features: pictures' features, in what the split gives them.
+        prefixes: beginnings of prompts.
     """
 
     def __init__(
@@ -197,6 +201,7 @@ class MemoryBudget:
         needs: MemoryNeeds,
         *,
         kv_reserve: int = 0,
+        prefix_cache: int = 0,
         capacity: int | None = None,
         staging: ArenaSource | None = None,
     ) -> None:
@@ -206,6 +211,7 @@ class MemoryBudget:
             budget: bytes; None for what all pages and embedding rows need.
             needs: what the bundle asks for.
             kv_reserve: bytes of the budget that are left to the caller's KV caches.
+            prefix_cache: bytes of the budget for keys and values of prompts' beginnings.
             capacity: slots to reserve address space for, in case that the bundle grows; its pages if None.
             staging: how pages reach the device; None if the arena is in the host's memory.
 
@@ -214,7 +220,7 @@ class MemoryBudget:
                 smallest budget that would do.
         """
         staging_bytes = None if staging is None else staging.bytes(needs.page_bytes)
-        self.needs = replace(needs, kv_reserve=kv_reserve, staging=staging_bytes)
+        self.needs = replace(needs, kv_reserve=kv_reserve, prefix_cache=prefix_cache, staging=staging_bytes)
         self._whole = budget is None
         self._tables_in_use = 0  # bytes that the split has room for, whatever slots must go for them
         self.budget = budget if budget is not None else self.needs.holding_all().total
@@ -223,6 +229,7 @@ class MemoryBudget:
         self.arena = self._reserve(wanted, staging)
         self.tables = TableCache(self.split.tables)
         self.features = FeatureCache(self.split.features)
+        self.prefixes = PrefixCache(prefix_cache)
 
     @property
     def use(self) -> MemoryUse:
@@ -236,12 +243,15 @@ class MemoryBudget:
             staging=needs.staging or 0,
             rows=self.split.rows,
             features=self.split.features or None,
+            prefixes=needs.prefix_cache or None,
         )
 
     @property
     def host_bytes(self) -> int:
         """Bytes of `use` that lie in the host's memory."""
-        return self.use.total if self.needs.staging is None else self.needs.staging + self.split.features
+        if self.needs.staging is None:
+            return self.use.total
+        return self.needs.staging + self.split.features + self.needs.prefix_cache
 
     def split_for(self, budget: int, tables: int = 0) -> Split:
         """How a budget is split.
@@ -265,7 +275,8 @@ class MemoryBudget:
 
     def refit(self, needs: MemoryNeeds) -> int:
         """Note what a changed bundle needs. Returns the budget to `resize` to: the same, or enough for all pages."""
-        self.needs = replace(needs, kv_reserve=self.needs.kv_reserve, staging=self.needs.staging)
+        old = self.needs
+        self.needs = replace(needs, kv_reserve=old.kv_reserve, prefix_cache=old.prefix_cache, staging=old.staging)
         return self._enough(self._tables_in_use) if self._whole else self.budget
 
     def resize(
@@ -279,6 +290,11 @@ class MemoryBudget:
         self.features.resize(self.split.features)  # which give way before pages come
         self.arena.commit(restored)
         self.tables.resize(self.split.tables)
+
+    def forget(self) -> None:
+        """Drop all that was kept of pictures and prompts."""
+        self.features.clear()
+        self.prefixes.clear()
 
     @property
     def has_spare_table_room(self) -> bool:

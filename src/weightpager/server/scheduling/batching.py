@@ -10,10 +10,10 @@ from weightpager.answers.batches import PICTURES_TOGETHER
 from weightpager.answers.model import PIECE, mostly_padding
 from weightpager.server.scheduling.settings import Policy
 
-HEAVY = 4 * PIECE
+HEAVY = 8 * PIECE
 """Tokens above which a prompt is heavy. Reading one takes long: only one batch of them is under way at a time."""
 
-_MOST_READ = 32 * PIECE
+_MOST_READ = 64 * PIECE
 """Tokens that a batch's prompts may have, padding included. A batch of one prompt may have more."""
 
 

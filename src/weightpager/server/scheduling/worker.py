@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from weightpager.answers.encoding import begin
-from weightpager.answers.model import FindFeatures, TaskModel
+from weightpager.answers.kept import Kept
+from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Run, compiled_anew
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
@@ -47,14 +48,14 @@ class RunningBatch:
     def jobs(self) -> Sequence[Job]:
         return [job for job in self._jobs if not job.over]
 
-    def step(self, model: TaskModel, reader: Any, until: float, features: FindFeatures) -> int:
+    def step(self, model: TaskModel, reader: Any, until: float, kept: Kept) -> int:
         """Compute a step, as `Run.step`. Arguments are those of `begin`.
 
         Raises:
             BusyError: the task isn't what it was when the batch began.
         """
         if self._run is None:
-            self._model, self._run = model, begin(self._jobs[0].entry.kind, model, reader, self._jobs, features)
+            self._model, self._run = model, begin(self._jobs[0].entry.kind, model, reader, self._jobs, kept)
         if model is not self._model:
             raise compiled_anew(self.started.task)
         return self._run.step(until)
@@ -215,8 +216,8 @@ class Worker:
             with panics_as_errors():
                 model = self._engine.model(task) if task == self._active and not begins else self.enter(task)
                 entered = time.monotonic()
-                features = self._engine.features(task)
-                tokens = batch.step(model, self._reader, entered + self.policy.step, features)
+                kept = self._engine.kept(task)
+                tokens = batch.step(model, self._reader, entered + self.policy.step, kept)
             self._metrics.ran(task, batch.texts if begins else 0, tokens, time.monotonic() - entered)
         except WeightpagerError as error:
             batch.fail(error)
