@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.repack import repack
 from weightpager.errors import BundleFormatError
+from weightpager.graph import Node, Operand, read_graph, write_graph
+from weightpager.graph.file import graph_file
 from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.budget import smallest_budget
 
@@ -182,6 +185,14 @@ def test_any_sequence_of_switches_in_little_memory_gives_the_same_bits(bundle: B
             assert np.array_equal(found, alone[str(name)])
 
 
+def sealed(path: Path, manifest: Mapping[str, Any]) -> Path:
+    """A bundle with another manifest; its hash fits."""
+    text = json.dumps(manifest).encode()
+    (path / "manifest.json").write_bytes(text)
+    (path / "manifest.blake3").write_bytes(blake3(text).hexdigest().encode() + b"\n")
+    return path
+
+
 def rewritten(bundle: Bundle, folder: Path, tasks: Mapping[str, Mapping[str, Any]]) -> Path:
     """A bundle whose manifest says something else of its tasks."""
     target = folder / "b.bundle"
@@ -192,10 +203,7 @@ def rewritten(bundle: Bundle, folder: Path, tasks: Mapping[str, Mapping[str, Any
     manifest = json.loads((target / "manifest.json").read_bytes())
     for task in manifest["tasks"]:
         task.update(tasks.get(task["name"], {}))
-    text = json.dumps(manifest).encode()
-    (target / "manifest.json").write_bytes(text)
-    (target / "manifest.blake3").write_bytes(blake3(text).hexdigest().encode() + b"\n")
-    return target
+    return sealed(target, manifest)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +244,40 @@ def test_native_code_refuses_zeros_that_are_not_added_to_anything(
     dropped = [f"{bundle.task('animals').dropped[0]}.self_attn.q_proj"]
     path = rewritten(bundle, tmp_path, {"animals": {"dropped": dropped}})
     with pytest.raises(BundleFormatError, match=r"tasks.animals.dropped.*their zeros in attention"):
+        wp.Engine.from_pretrained(path, backend="native").close()
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+def test_native_code_refuses_zeros_that_are_added_to_something_smaller(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each token's sum is the same, and counts; of the smaller value there is one."""
+    path = rewritten(small(tmp_path_factory), tmp_path, {})
+    name = graph_file("language-modeling")
+    graph = read_graph(name, (path / name).read_bytes())
+    last = Bundle.open(path).task("animals").dropped[-1]
+    at = next(
+        at
+        for at, node in enumerate(graph.nodes)
+        if node.op == "linear" and node.inputs[1] == Operand.parameter(f"{last}.mlp.down_proj.weight")
+    )
+    stream, zeros = Operand.value("v0"), Operand.value(graph.nodes[at].output)
+    more = [
+        Node("mean", (stream,), {"axes": [1], "keep": True}, ("v9000",)),
+        Node("add", (zeros, Operand.value("v9000")), {"scalar": None}, ("v9001",)),
+        Node("cumsum", (Operand.value("v9001"),), {"axis": 1}, ("v9002",)),
+        Node("add", (Operand.value("v9002"), stream), {"scalar": None}, ("v9003",)),
+    ]
+    behind = [
+        replace(node, inputs=tuple(Operand.value("v9003") if each == zeros else each for each in node.inputs))
+        for node in graph.nodes[at + 1 :]
+    ]
+    content = write_graph(replace(graph, nodes=(*graph.nodes[: at + 1], *more, *behind)))
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["files"][name] = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
+    sealed(path, manifest)
+    with pytest.raises(BundleFormatError, match=r"tasks.animals.dropped.*sum's shape \[2, 3, 32\].*v9000 \[2, 1, 32\]"):
         wp.Engine.from_pretrained(path, backend="native").close()
 
 

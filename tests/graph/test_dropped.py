@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightpager.graph import Graph, GraphInput, GraphOutput, Node, Operand
-from weightpager.graph.dropped import without
+from weightpager.graph.dropped import replaced, without
 from weightpager.graph.reference import run
 
 ACTIVATION = {"activation": "none"}
@@ -106,6 +106,22 @@ def test_zeros_pass_a_norm_of_the_branch_and_what_is_multiplied() -> None:
         output="v7",
     )
     assert [each.output for each in without(of, {"a", "b"}).nodes] == ["v0", "v7"]
+
+
+def test_sums_that_are_others_are_named_if_anything_is_left_that_takes_them() -> None:
+    of = graph(
+        linear("v0", "a", "v1"),
+        node("add", value("v1"), value("v0"), outputs="v2", scalar=None),
+        node("softmax", value("v2"), outputs="v3", axis=2),
+        node("matmul", value("v3"), value("v1"), outputs="v4"),
+        node("add", value("v4"), value("v0"), outputs="v5", scalar=None),
+        linear("v0", "b", "v6"),
+        node("add_rms_norm", value("v6"), value("v5"), weight("n"), outputs="v7 v8", epsilon=1e-6, offset=0),
+        output="v8",
+    )
+    assert replaced(of, {"a"}) == {"v5": "v0"}
+    assert replaced(of, {"a", "b"}) == {"v5": "v0", "v7": "v0"}
+    assert replaced(of, ()) == {}
 
 
 @pytest.mark.parametrize(

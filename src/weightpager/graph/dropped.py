@@ -27,8 +27,20 @@ def without(graph: Graph, weights: Collection[str]) -> Graph:
     Raises:
         ValueError: zeros reach anything but a sum that is needed; names it.
     """
-    if not weights:
-        return graph
+    return _reduced(graph, weights)[0] if weights else graph
+
+
+def replaced(graph: Graph, weights: Collection[str]) -> dict[str, str]:
+    """The sums that are others in `without`, and what these are: value → value.
+
+    A sum that is larger than what it becomes would be lost in part. Shapes need parameters, which a graph hasn't, so
+    who has them compares the two: they must be equal.
+    """
+    return _reduced(graph, weights)[1] if weights else {}
+
+
+def _reduced(graph: Graph, weights: Collection[str]) -> tuple[Graph, dict[str, str]]:
+    """The graph, and of the sums in it what they are now."""
     found = _Zeros(frozenset(weights))
     nodes = [found.rewritten(node) for node in graph.nodes]
     outputs = []
@@ -41,10 +53,11 @@ def without(graph: Graph, weights: Collection[str]) -> Graph:
     for node in left:
         if (reason := found.stuck.get(node.output)) is not None:
             raise ValueError(f"expected half-layers that are added to others, found their zeros in {reason}")
+    sums = found.sums_of(graph, left)
     taken = {each for node in left for each in node.inputs} | {Operand.value(each.value) for each in outputs}
     left = tuple(_without_norm(node) if Operand.value(node.outputs[-1]) not in taken else node for node in left)
     inputs = tuple(each for each in graph.inputs if Operand.input(each.name) in taken)
-    return replace(graph, inputs=inputs, nodes=left, outputs=tuple(outputs))
+    return replace(graph, inputs=inputs, nodes=left, outputs=tuple(outputs)), sums
 
 
 def _without_norm(node: Node) -> Node:
@@ -78,6 +91,14 @@ class _Zeros:
             return operand
         name = str(operand.key)
         return None if name in self.zero else self.same.get(name, operand)
+
+    def sums_of(self, graph: Graph, left: Collection[Node]) -> dict[str, str]:
+        """Of the values that are others now, those which nodes that are left, or outputs, took."""
+        ends = {node.outputs[-1] for node in left}
+        before = [node for node in graph.nodes if node.outputs[-1] in ends]
+        taken = {str(each.key) for node in before for each in node.inputs if each is not None and each.kind == "value"}
+        taken |= {name for node in before for name in node.outputs} | {output.value for output in graph.outputs}
+        return {name: str(other.key) for name, other in self.same.items() if name in taken}
 
     def rewritten(self, node: Node) -> Node | None:
         """A node over what its operands are now; None where nothing is left to compute."""

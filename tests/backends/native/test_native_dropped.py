@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from weightpager.compiler.graph.export import empty_module_of
 from weightpager.compiler.model.half_layers import HalfLayer, half_layers
 from weightpager.compiler.model.paged_weights import parameters, sort_weights
 from weightpager.errors import NotExportableError
-from weightpager.graph import reference
-from weightpager.graph.dropped import without
+from weightpager.graph import GraphOutput, reference
+from weightpager.graph.dropped import replaced, without
 
 pytest.importorskip("weightpager.kernels._native")
 
@@ -90,9 +91,15 @@ def test_a_graph_without_half_layers_gives_what_the_module_gives_where_they_are_
     for dropped in chosen:
         with zeroed(module, dropped):
             wanted = logits(module, inputs)
-        left = without(graph, {f"{name}.weight" for half in dropped for name in half.weights})
+        weights = {f"{name}.weight" for half in dropped for name in half.weights}
+        left = without(graph, weights)
         used = {*left.parameters()}
-        assert used.isdisjoint(f"{name}.weight" for half in dropped for name in half.weights)
+        assert used.isdisjoint(weights)
+        sums = replaced(graph, weights)
+        outputs = tuple(GraphOutput(name, name) for name in {*sums, *sums.values()})
+        shapes = GraphProgram(replace(graph, outputs=outputs), values).shapes(3, 9)
+        assert [shapes[name] for name in sums] == [shapes[name] for name in sums.values()]
+        assert bool(sums) == bool(dropped)
         seen: Any = inputs["attention_mask"] != 0 if wanted.ndim == 3 else slice(None)
         limit = 1e-5 * max(1.0, float(np.abs(wanted).max()))
         program = GraphProgram(left, {name: values[name] for name in used})

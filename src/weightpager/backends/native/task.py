@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -19,9 +20,10 @@ from weightpager.bundle.format.names import MANIFEST
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.whole_weight import WholeWeightEntry, stored_in
 from weightpager.errors import BundleFormatError
-from weightpager.graph import Graph, Operand
-from weightpager.graph.dropped import without
+from weightpager.graph import Graph, GraphOutput, Operand
+from weightpager.graph.dropped import replaced, without
 from weightpager.graph.file import FEATURES, graph_file
+from weightpager.graph.graph import needed
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate
 from weightpager.kernels.rows import RowSource
@@ -248,6 +250,7 @@ def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, header
             stored = _stored(bundle, graph, task, header)
             shapes = kind, dropped, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
             if shapes not in planned:
+                _check_sums(bundle, graphs[kind], task, header, dropped)
                 _check_tables(task, graph, stored, 0 if task.takes_images else tokens)
                 planned[shapes] = _planned(bundle, graph, stored)
             if kind == FEATURES:
@@ -299,6 +302,24 @@ def _rows(of: Stored) -> int:
     if isinstance(of, TensorInfo):
         return of.shape[0] if of.shape else 0
     return of.out_features if isinstance(of, WeightEntry) else of.rows
+
+
+def _check_sums(bundle: Bundle, graph: Graph, task: TaskEntry, header: Header, dropped: Collection[str]) -> None:
+    """See that what takes the place of a sum, where zeros would be added to it, has the sum's shape."""
+    sums = replaced(graph, {f"{name}.weight" for name in dropped})
+    values = {*sums, *sums.values()}
+    whole = replace(
+        graph, nodes=needed(graph.nodes, values), outputs=tuple(GraphOutput(name, name) for name in sorted(values))
+    )
+    blank = {name: _blank(bundle, each) for name, each in _stored(bundle, whole, task, header).items()}
+    try:
+        shapes = GraphProgram(whole, blank).shapes(_BATCH, _LENGTH)
+    except ValueError as error:
+        raise _refusal(whole, str(error)) from error
+    for name, other in sums.items():
+        if shapes[name] != shapes[other]:
+            expected = f"half-layers that are added to values of the sum's shape {shapes[name][1]}"
+            raise BundleFormatError(MANIFEST, f"tasks.{task.name}.dropped", expected, f"{other} {shapes[other][1]}")
 
 
 def _planned(bundle: Bundle, graph: Graph, stored: Mapping[str, Stored]) -> dict[str, TensorInfo]:
