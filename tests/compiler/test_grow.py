@@ -322,6 +322,8 @@ def test_what_does_not_fit_the_base_is_said(tmp_path: Path, assistant_bundle: Pa
     refused(ConfigError, "closed-form", recover="closed-form")
     refused(ConfigError, "closed-form", recover={"method": "finetune", "start": "closed-form"})
     refused(ConfigError, "compare", compare=True)
+    shared = {"unit": "layer", "share": 0.2}
+    refused(ConfigError, "units.share: expected none with a base; state one unit", units=shared)
     refused(ConfigError, r"tasks\.animal: the base .* has a task of that name", tasks=tiny.assistant(tmp_path)["tasks"])
     own = {name: {**task, "checkpoint": str(tmp_path / "bert")} for name, task in new_tasks(tmp_path)["tasks"].items()}
     refused(ConfigError, r"tasks\.pet\.checkpoint: expected none with a base", tasks=own, recover="none")
@@ -330,6 +332,16 @@ def test_what_does_not_fit_the_base_is_said(tmp_path: Path, assistant_bundle: Pa
     config = (other / "config.json").read_text()
     (other / "config.json").write_text(config.replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
     refused(CompileError, "hidden_act: expected 'gelu', that of the base", model=str(other))
+
+
+def test_a_share_of_the_metric_is_refused_at_once(tmp_path: Path, assistant_bundle: Path) -> None:
+    content, told = new_tasks(tmp_path, keep=0.9), list[str]()
+    del content["sparsity"]
+    with pytest.raises(ConfigError, match="keep: expected none with a base, whose masks stay; state sparsity"):
+        wp.compile(
+            content, tmp_path / "no.bundle", base=assistant_bundle, progress=lambda stage, *_: told.append(stage)
+        )
+    assert told == []
 
 
 def test_rows_may_be_stated_as_the_base_states_them(tmp_path: Path, assistant_bundle: Path, wordy_bundle: Path) -> None:

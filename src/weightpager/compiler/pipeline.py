@@ -15,14 +15,12 @@ from weightpager.bundle.report.compile_report import CompileReport, FrontierPoin
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.controls import Control, compared, control_scores, measure_controls
 from weightpager.compiler.fit import check_fit, choose_density_and_alignment, fit_of
-from weightpager.compiler.graph.export import check_droppable
 from weightpager.compiler.growth import grow
 from weightpager.compiler.keep import Kept, choose_kept, keep_of
 from weightpager.compiler.measure import common_fields, measure_written
-from weightpager.compiler.model.half_layers import units_of
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
-from weightpager.compiler.packing.write import image_shape, write_bundle
+from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import UNFINISHED, Cache
@@ -143,7 +141,6 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
     """Align, recover, measure what else could do the job, pack, write, and measure what was written."""
     run = run or CompileRun()
     with run.stage("align", one_step=True):
-        _check_units(prepared)
         prepared, frontier = choose_density_and_alignment(prepared, run)
         kept = choose_kept(prepared, run) if prepared.task_file.keep is not None else None
         prepared, chosen = (prepared, choose_blocks(prepared)) if kept is None else (kept.prepared, kept.chosen)
@@ -155,14 +152,6 @@ def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = Non
     with run.stage("controls"):
         controls = measure_controls(prepared, run)
     return assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap, frontier, controls, kept), run)
-
-
-def _check_units(prepared: Prepared) -> None:
-    """See before anything is dropped that the tasks' graphs can do without it."""
-    source = prepared.source
-    if dropped := {f"{name}.weight" for unit in units_of(source) for name in unit.weights}:
-        kinds = [task.kind for task in prepared.task_file.tasks.values()]
-        check_droppable(source.config, kinds, image_shape(source), dropped)
 
 
 def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: CompileRun) -> CompileReport:

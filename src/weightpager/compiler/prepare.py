@@ -15,12 +15,15 @@ from weightpager.compiler.data import TaskData
 from weightpager.compiler.data import check as check_data
 from weightpager.compiler.data import load as load_splits
 from weightpager.compiler.fit import fit_roughly
+from weightpager.compiler.graph.export import check_droppable
 from weightpager.compiler.measure import score_alone
 from weightpager.compiler.memory_estimate import Bound, check_memory, choose_scratch
 from weightpager.compiler.model.checkpoint import Scratch
 from weightpager.compiler.model.dense_model import DenseModel, classes_brought
 from weightpager.compiler.model.dense_model import load as load_dense
 from weightpager.compiler.model.directory import check_known
+from weightpager.compiler.model.half_layers import units_of
+from weightpager.compiler.packing.write import image_shape
 from weightpager.compiler.recovery.finetune import train
 from weightpager.compiler.recovery.own_parameters import check_rank, own_stage, train_own, untie_own_vectors
 from weightpager.compiler.recovery.recover import check_method, check_refit
@@ -77,6 +80,7 @@ def train_and_measure_dense(
         bound = check_memory(source, available, reorders=not adds and wants_reorder(source), adds=adds)
         _tell(bound, before, run)
         check_storage(source, run.journal.folder, shared.cache, base, scratch=bound.on_disk)
+        _check_units(source)
         run.expect(work_plan(source, data, adds=adds))
         if not adds and (work := control_work(source.task_file, compared(source.task_file, data))):
             _log.info(work)
@@ -105,6 +109,13 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     check_refit(source, data)
     source = replace(source, task_file=with_steps(source.task_file, data))
     return fit_roughly(source, data, run), data
+
+
+def _check_units(source: DenseModel) -> None:
+    """See before anything is trained that the tasks' graphs can do without what may be dropped."""
+    if dropped := {f"{name}.weight" for unit in units_of(source) for name in unit.weights}:
+        kinds = [task.kind for task in source.task_file.tasks.values()]
+        check_droppable(source.config, kinds, image_shape(source), dropped)
 
 
 def _train(

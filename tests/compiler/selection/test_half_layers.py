@@ -21,13 +21,13 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import keep as keeping
-from weightpager.compiler import pipeline
+from weightpager.compiler import prepare as preparing
 from weightpager.compiler.data import Batch
 from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.graph.check import give_values, made_up
 from weightpager.compiler.graph.export import empty_module_of
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
-from weightpager.compiler.model.half_layers import dropped_halves, half_layers, units_of
+from weightpager.compiler.model.half_layers import HalfLayer, dropped_halves, half_layers, units_of
 from weightpager.compiler.selection.block_choice import choose_blocks, of_whole
 from weightpager.compiler.selection.half_layers import HALVES, Trials, half_layer_saliency, half_saliency
 from weightpager.compiler.selection.prepared import Prepared
@@ -175,12 +175,27 @@ def test_blocks_are_dropped_within_the_half_layers_that_are_left(tmp_path: Path,
         assert all((mask[:, 0] == mask[:, 1]).all() for mask in masks.keep.values())
 
 
-def test_units_that_graphs_cannot_do_without_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    units = [replace(unit, weights=unit.weights[:1]) for unit in units_of(source(tmp_path, units="half-layer"))]
-    monkeypatch.setattr(pipeline, "units_of", lambda _: units)
-    of: Any = Prepared(source(tmp_path), {}, {}, {})
+@pytest.mark.parametrize("grows", [False, True])
+def test_units_that_graphs_cannot_do_without_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assistant_bundle: Path, grows: bool
+) -> None:
+    def parts(of: DenseModel) -> list[HalfLayer]:
+        return [replace(unit, weights=unit.weights[:1]) for unit in units_of(of)]
+
+    content = tiny.assistant(tmp_path, units="half-layer")
+    if grows:
+        content["tasks"] = {"pet": content["tasks"]["animal"]}
+    told: list[str] = []
+    monkeypatch.setattr(preparing, "units_of", parts)
     with pytest.raises(CompileError, match="units: expected half-layers that are added to others, found their zeros"):
-        pipeline._check_units(of)
+        wp.compile(
+            content,
+            tmp_path / "a.bundle",
+            base=assistant_bundle if grows else None,
+            cache=False,
+            progress=lambda stage, *_: told.append(stage),
+        )
+    assert "train the dense model" not in told
 
 
 def test_models_without_such_layers_are_refused(tmp_path: Path) -> None:
