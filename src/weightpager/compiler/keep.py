@@ -164,8 +164,10 @@ def _aligned(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prep
     wanted, blocks = prepared.task_file.keep or 0.0, sum(info.grid.count for info in prepared.source.paged)
     low, high, first = np.zeros(len(tasks)), np.full(len(tasks), _MOST), 0
     steps: list[KeepStep] = []
-    if (reached := run.journal.read(STAGE, lambda kept: kept["low"].shape == (len(tasks),))) is not None:
+    reached = run.journal.read(STAGE, lambda kept: {"low", "high", *_entry([])} == kept.keys())
+    if reached is not None:
         first, low, high = reached.step, reached.tensors["low"].numpy().copy(), reached.tensors["high"].numpy().copy()
+        steps = _steps(reached.tensors, [(task, ()) for _ in range(first) for task in tasks])
 
     def tried(sparsity: Floats) -> tuple[Prepared, ChosenBlocks, Bools]:
         at = _at(prepared, dict(zip(tasks, sparsity.tolist(), strict=True)))
@@ -183,7 +185,8 @@ def _aligned(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prep
         middle = (low + high) / 2
         met = tried(middle)[2]
         low, high = np.where(met, middle, low), np.where(met, high, middle)
-        run.journal.write(STAGE, number + 1, {"low": torch.from_numpy(low), "high": torch.from_numpy(high)})
+        bounds = {"low": torch.from_numpy(low), "high": torch.from_numpy(high)}
+        run.journal.write(STAGE, number + 1, bounds | _entry(steps))
         run.progress("find the sparsity", number + 1, HALVINGS + 1)
     for _ in range(_CHECKS):
         at, chosen, met = tried(low)
@@ -194,6 +197,24 @@ def _aligned(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prep
         at, chosen, _ = tried(np.where(met, low, 0.0))
     run.progress("find the sparsity", HALVINGS + 1, HALVINGS + 1)
     return at, chosen, steps
+
+
+def _entry(steps: Sequence[KeepStep]) -> dict[str, torch.Tensor]:
+    """What the journal has of steps that were tried, beside what each of them dropped."""
+    return {
+        "metric": torch.tensor([step.metric for step in steps], dtype=torch.float64),
+        "bytes": torch.tensor([step.bytes for step in steps], dtype=torch.int64),
+        "taken": torch.tensor([step.taken for step in steps], dtype=torch.bool),
+    }
+
+
+def _steps(entry: Mapping[str, torch.Tensor], tried: Sequence[tuple[str, Sequence[str]]]) -> list[KeepStep]:
+    """The steps that an entry of the journal tells of; ``tried`` has the task of each, and what it dropped."""
+    values = zip(*(entry[name].tolist() for name in _entry([])), strict=True)
+    return [
+        KeepStep(task=task, dropped=[*dropped], metric=metric, bytes=size, taken=taken)
+        for (task, dropped), (metric, size, taken) in zip(tried, values, strict=True)
+    ]
 
 
 def _of_units(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prepared, ChosenBlocks, list[KeepStep]]:
@@ -230,18 +251,20 @@ class _Greedy:
     def run(self, run: CompileRun) -> tuple[list[int], list[KeepStep]]:
         """Numbers of the half-layers that go, in their order, and the steps that were tried.
 
-        In the journal stand those that have gone, those that can't, and the losses that the rest are known to add.
+        In the journal stand those that were tried, what came of them, and the losses that the rest are known to add.
         """
         source, stage = self.prepared.source, f"{STAGE}-{self.task}"
         saliency = half_saliency(self.prepared.saliency[self.task], self.units)
-        reached = run.journal.read(stage, lambda kept: kept.keys() == {"dropped", "stuck", "gains", "misses"})
+        reached = run.journal.read(stage, lambda kept: {"tried", "gains", *_entry([])} == kept.keys())
         gains = dict(enumerate(saliency.tolist() if reached is None else reached.tensors["gains"].tolist()))
-        gone: list[int] = [] if reached is None else reached.tensors["dropped"].tolist()
-        stuck: list[int] = [] if reached is None else reached.tensors["stuck"].tolist()
+        tried: list[int] = [] if reached is None else reached.tensors["tried"].tolist()
         steps: list[KeepStep] = []
+        if reached is not None:
+            steps = _steps(reached.tensors, [(self.task, self.units[at].modules) for at in tried])
+        gone = [at for at, step in zip(tried, steps, strict=True) if step.taken]
         total = sum(info.grid.count for info in source.paged)
-        misses = 0 if reached is None else int(reached.tensors["misses"].item())
-        left = {*range(len(self.units))} - {*gone, *stuck}
+        misses = next((back for back, step in enumerate(reversed(steps)) if step.taken), len(steps))
+        left = {*range(len(self.units))} - {*tried}
         if not left or misses >= _MISSES:
             return gone, steps
         trials = Trials(
@@ -256,17 +279,16 @@ class _Greedy:
             names = [*self.units[best].modules]
             blocks = total - sum(self.units[at].blocks for at in (*gone, best))
             steps.append(self.metric.step(self.task, names, blocks, value, taken=kept))
-            (gone if kept else stuck).append(best)
+            tried.append(best)
             misses = 0 if kept else misses + 1
             if kept:
+                gone.append(best)
                 base = trials.start([self.units[at] for at in gone])
             entry = {
-                "dropped": torch.tensor(gone, dtype=torch.int64),
-                "stuck": torch.tensor(stuck, dtype=torch.int64),
+                "tried": torch.tensor(tried, dtype=torch.int64),
                 "gains": torch.tensor([gains[at] for at in range(len(gains))], dtype=torch.float64),
-                "misses": torch.tensor(misses),
             }
-            run.journal.write(stage, len(gone) + len(stuck), entry)
+            run.journal.write(stage, len(tried), entry | _entry(steps))
             run.progress(
                 f"drop {source.task_file.units.unit}s: {self.task}", len(self.units) - len(left), len(self.units)
             )
