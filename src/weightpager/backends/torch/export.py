@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -67,13 +67,15 @@ def refusals(target: Path) -> Iterator[None]:
         raise ConfigError(f"out: cannot write {target}: {error}") from error
 
 
-def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
+def export_task(
+    bundle: Bundle, task: str, out: str | Path, left_out: Mapping[str, Sequence[int]] | None = None
+) -> Path:
     """Write a task's model so that plain transformers loads it; dropped blocks are zeros, and low-rank parts are added.
 
-    Layers that a task does without are left out, as far as `layers_left_out` says; other parts that it has dropped are
-    zeros, with their biases. Rows and columns are in the order of the model that was compiled. All is in bfloat16 where
-    that holds every value of the bundle exactly, else in float32. So weights and embedding tables are what the engine
-    multiplies with.
+    Layers that a task does without are left out, ``left_out`` or what `layers_left_out` says; other parts that it has
+    dropped are zeros, with their biases. Rows and columns are in the order of the model that was compiled. All is in
+    bfloat16 where that holds every value of the bundle exactly, else in float32. So weights and embedding tables are
+    what the engine multiplies with.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -82,7 +84,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """
     bundle.task(task)
     target = free_target(out)
-    config, left_out = read_config(bundle), layers_left_out(bundle, task)
+    config, left_out = read_config(bundle), layers_left_out(bundle, task) if left_out is None else left_out
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
     low_rank = read_adapter(bundle, task)
     dtype = torch.float32 if low_rank or _wider(bundle) else activation_dtype(values.values())
@@ -178,7 +180,7 @@ def _same_layers(bundle: Bundle, task: str, left_out: Mapping[str, list[int]]) -
     }
 
 
-def _shorter(config: Any, left_out: Mapping[str, list[int]]) -> Any:
+def _shorter(config: Any, left_out: Mapping[str, Sequence[int]]) -> Any:
     """A configuration without these layers."""
     if not left_out:
         return config
@@ -192,7 +194,7 @@ def _shorter(config: Any, left_out: Mapping[str, list[int]]) -> Any:
     return config
 
 
-def _renumbered(values: dict[str, Tensor], left_out: Mapping[str, list[int]]) -> dict[str, Tensor]:
+def _renumbered(values: dict[str, Tensor], left_out: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Parameters, by canonical name, without those of these layers; the layers behind them move up."""
     renamed = {}
     for name, value in values.items():

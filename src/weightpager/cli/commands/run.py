@@ -302,8 +302,9 @@ def export(
         from weightpager.readers.tokenizer import open_tokenizer
 
     opened = Bundle.open(bundle)
-    written = export_task(opened, task, out)
-    left_out = [number for numbers in layers_left_out(opened, task).values() for number in numbers]
+    layers = layers_left_out(opened, task)
+    written = export_task(opened, task, out, layers)
+    left_out = [number for numbers in layers.values() for number in numbers]
     if json:
         output.print_json({"task": task, "out": str(written)} | ({"left_out": left_out} if left_out else {}))
     else:
