@@ -14,6 +14,7 @@ import pytest
 import torch
 from blake3 import blake3
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
@@ -26,10 +27,13 @@ from transformers import (
 import tiny
 import tiny_llava
 import weightpager as wp
+from command import Command
 from families import ENCODERS, config_of
+from weightpager.backends.torch import export
 from weightpager.backends.torch.export import dense_weights, export_task, layers_left_out
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.bundle.report.page_statistics import DroppedParts
 from weightpager.compiler.repack import repack
 from weightpager.errors import BundleFormatError
 from weightpager.graph import Node, Operand, read_graph, write_graph
@@ -288,6 +292,40 @@ def test_whole_layers_are_dropped(tmp_path_factory: pytest.TempPathFactory) -> N
         assert all(name.rpartition(".")[0] == "base_model.layers" for name in task.dropped)
 
 
+@pytest.mark.parametrize(
+    ("attention", "feed_forward", "others", "words"),
+    [
+        ("", "", "", ""),
+        ("3 7 8 9", "2", "", "attention 3, 7-9; feed-forward 2"),
+        ("", "0 1 4", "a.pooler", "feed-forward 0-1, 4; a.pooler"),
+        ("9 10 12", "9 10 12", "", "layers 9-10, 12"),
+        ("0.1 1.0 1.1 1.2", "0.1 1.0 1.1 1.2", "", "layers 0.1, 1.0-1.2"),
+    ],
+)
+def test_dropped_layers_are_said_in_few_words(attention: str, feed_forward: str, others: str, words: str) -> None:
+    assert DroppedParts(attention.split(), feed_forward.split(), others.split()).words == words
+
+
+def test_inspect_says_what_each_task_drops(
+    weightpager: Command, bundle: Bundle, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    layers = small(tmp_path_factory)
+    for of in (bundle, layers):
+        shown = weightpager("inspect", of.path).out
+        for task in json.loads(weightpager("inspect", of.path, "--json").out)["tasks"]:
+            gone, names = DroppedParts.of(of, task["name"]), of.dropped(task["name"])
+            assert task["dropped"] == vars(gone)
+            assert not gone.others
+            for numbers, attends in ((gone.attention, True), (gone.feed_forward, False)):
+                of_part = {name.split(".")[2] for name in names if ("attn" in name) == attends}
+                assert list(numbers) == sorted(of_part)
+            assert f"dropped whole: {task['name']}: {gone.words}\n" in shown
+            assert of is bundle or gone.words.startswith("layers ")
+    some = f"{layers.task('animals').dropped[0]}.self_attn.q_proj"
+    odd = Bundle.open(rewritten(layers, tmp_path, {"animals": {"dropped": [some]}}))
+    assert DroppedParts.of(odd, "animals").words == some
+
+
 def test_a_task_that_drops_everything_is_its_residual_stream(tmp_path: Path) -> None:
     bundle = compiled(tmp_path, llama(tmp_path / "model"), sparsity=0.999)
     assert all(len(bundle.pages_of(task)) == 0 for task in bundle.tasks)
@@ -315,6 +353,23 @@ def test_exported_layers_are_left_out_or_zeros(
                 found = model(torch.from_numpy(IDS)).logits.numpy()
             wanted = plain(of, task.name)
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+def test_what_an_exported_directory_lacks_is_found_once(
+    weightpager: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    of, asked = small(tmp_path_factory), []
+
+    def counted(bundle: Bundle, task: str) -> dict[str, list[int]]:
+        asked.append(task)
+        return layers_left_out(bundle, task)
+
+    monkeypatch.setattr(export, "layers_left_out", counted)
+    done = weightpager("export", of.path, "-t", "animals", "--out", tmp_path / "out", "--json")
+    assert asked == ["animals"]
+    dropped = sorted(int(name.rpartition(".")[2]) for name in of.task("animals").dropped)
+    assert json.loads(done.out)["left_out"] == dropped
+    assert AutoConfig.from_pretrained(tmp_path / "out").num_hidden_layers == 4 - len(dropped)
 
 
 def modern_bert(folder: Path) -> Path:

@@ -171,6 +171,76 @@ def experts_left(bundle: Bundle) -> ExpertsLeft | None:
     return ExpertsLeft([len(numbers) for numbers in experts.values()], tasks)
 
 
+def layer_parts(names: Iterable[str], *, whole: bool = False) -> dict[tuple[str, bool], list[str]]:
+    """Paged weights of layers by their layer and, unless these are ``whole``, by whether they are of its attention.
+
+    A layer is a module with a number that has a module for its attention. What else lies in it feeds forward.
+    """
+    names = [*names]
+    layers = {layer for name in names if (layer := _layer(name))}
+    parts: dict[tuple[str, bool], list[str]] = {}
+    for name in names:
+        ends = (at for at, letter in enumerate(name) if letter == ".")
+        if layer := next((name[:end] for end in ends if name[:end] in layers), ""):
+            parts.setdefault((layer, not whole and bool(_layer(name))), []).append(name)
+    return parts
+
+
+def _layer(name: str) -> str:
+    """The layer whose attention a weight is of; empty where it is of none."""
+    parts = name.split(".")
+    at = next((at for at, part in enumerate(parts) if "attn" in part or "attention" in part), 0)
+    return ".".join(parts[:at]) if at and parts[at - 1].isdecimal() else ""
+
+
+@dataclass(frozen=True)
+class DroppedParts:
+    """What a task does without.
+
+    Attributes:
+        attention: layers whose attention it drops, by number; within a stage by that of the stage, too, such as 0.1.
+        feed_forward: layers whose other part it drops.
+        others: names of weights that it drops beside these.
+    """
+
+    attention: Sequence[str]
+    feed_forward: Sequence[str]
+    others: Sequence[str]
+
+    @classmethod
+    def of(cls, bundle: Bundle, task: str) -> DroppedParts:
+        gone, of_layers = bundle.dropped(task), layer_parts(weight.name for weight in bundle.manifest.weights)
+        parts = {part: names for part, names in of_layers.items() if gone.issuperset(names)}
+        attention = [_number(layer) for layer, attends in parts if attends]
+        feed_forward = [_number(layer) for layer, attends in parts if not attends]
+        return cls(attention, feed_forward, sorted(gone.difference(*parts.values())))
+
+    @property
+    def words(self) -> str:
+        """Such as ``attention 3, 7-9; feed-forward 2``, or ``layers 3, 7-9``; empty where nothing is dropped."""
+        kinds = {"attention": self.attention, "feed-forward": self.feed_forward}
+        if self.attention == self.feed_forward:
+            kinds = {"layers": self.attention}
+        return "; ".join([*(f"{kind} {_stretches(layers)}" for kind, layers in kinds.items() if layers), *self.others])
+
+
+def _number(layer: str) -> str:
+    return ".".join(part for part in layer.split(".") if part.isdecimal())
+
+
+def _stretches(layers: Sequence[str]) -> str:
+    """Numbers of layers, in order, those that follow each other by the first and the last."""
+    found: list[list[str]] = []
+    for layer in layers:
+        stage, _, number = layer.rpartition(".")
+        before = f"{stage}.{int(number) - 1}".lstrip(".")
+        if found and found[-1][-1] == before:
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return ", ".join(each[0] if len(each) == 1 else f"{each[0]}-{each[-1]}" for each in found)
+
+
 def _span(numbers: Sequence[int]) -> str:
     least, most = min(numbers), max(numbers)
     return f"{most}" if least == most else f"{least} to {most}"

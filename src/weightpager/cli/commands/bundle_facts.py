@@ -18,6 +18,7 @@ from weightpager.bundle.format.whole_weight import WholeWeightEntry
 from weightpager.bundle.report.advice import Advice, advise
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
 from weightpager.bundle.report.page_statistics import (
+    DroppedParts,
     ExpertsLeft,
     PagedShare,
     experts_left,
@@ -155,13 +156,14 @@ class PictureFacts:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """A task, and how much of the dense weights it keeps."""
+    """A task, how much of the dense weights it keeps, and what it drops whole."""
 
     name: str
     kind: TaskKind
     classes: int
     add_bos_token: bool
     density: float
+    dropped: DroppedParts
     kept_bytes: int
     pages: int
     page_bytes: int
@@ -179,6 +181,7 @@ class TaskFacts:
             classes=len(task.classes),
             add_bos_token=task.add_bos_token,
             density=kept / bundle.dense_bytes,
+            dropped=DroppedParts.of(bundle, name),
             kept_bytes=kept,
             pages=pages,
             page_bytes=pages * bundle.page_bytes,

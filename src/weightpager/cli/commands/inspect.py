@@ -69,7 +69,7 @@ _MOST_TENSORS = 4
 
 
 def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s", json: Json = False) -> None:
-    """Show what is in a bundle: tasks, sizes, page fill, overlap, bytes to load for every ordered pair.
+    """Show what is in a bundle: tasks, dropped layers, sizes, page fill, overlap, bytes to load for every ordered pair.
 
     Example: `weightpager inspect assistant.bundle --budget 4MiB`
     """
@@ -106,6 +106,9 @@ def _print_tasks(facts: BundleFacts) -> None:
         rows,
     )
     output.explain("over-read", "private")
+    for task in facts.tasks:
+        if task.dropped.words:
+            output.say(f"dropped whole: {task.name}: {task.dropped.words}")
 
 
 def _print_switches(facts: BundleFacts) -> None:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.bundle.report.page_statistics import layer_parts
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 
 
@@ -42,32 +43,12 @@ def dropped_halves(source: DenseModel, keep: Mapping[str, npt.NDArray[np.bool_]]
 
 @lru_cache(maxsize=4)
 def half_layers(paged: tuple[PagedWeightInfo, ...], *, whole: bool = False) -> tuple[HalfLayer, ...]:
-    """Those of a model's layers, in order of execution; or whole layers.
-
-    A layer is a module with a number that has a module for its attention. What else lies in it feeds forward.
-    """
-    layers = dict.fromkeys(layer for info in paged if (layer := _layer(info.name)))
-    halves: dict[tuple[str, bool], list[PagedWeightInfo]] = {}
-    for info in paged:
-        for layer in [each for each in _around(info.name) if each in layers][:1]:
-            halves.setdefault((layer, not whole and bool(_layer(info.name))), []).append(info)
-    names = [info.name for info in paged]
+    """Those of a model's layers, in order of execution; or whole layers. `layer_parts` says what a layer is."""
+    blocks = {info.name: info.grid.count for info in paged}
     return tuple(
-        HalfLayer(
-            layer,
-            tuple(info.name for info in infos),
-            sum(info.grid.count for info in infos),
-            tuple(_cover({info.name for info in infos}, names)),
-        )
-        for (layer, _), infos in halves.items()
+        HalfLayer(layer, tuple(weights), sum(map(blocks.__getitem__, weights)), tuple(_cover({*weights}, blocks)))
+        for (layer, _), weights in layer_parts(blocks, whole=whole).items()
     )
-
-
-def _layer(name: str) -> str:
-    """The layer whose attention a weight is of; empty where it is of none."""
-    parts = name.split(".")
-    at = next((at for at, part in enumerate(parts) if "attn" in part or "attention" in part), 0)
-    return ".".join(parts[:at]) if at and parts[at - 1].isdecimal() else ""
 
 
 def _around(name: str) -> Iterator[str]:
