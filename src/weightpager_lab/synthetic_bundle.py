@@ -19,6 +19,7 @@ from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.files.new_directory import scratch
 from weightpager.bundle.writer import writing
 from weightpager.compiler.model.dense_model import DenseModel
+from weightpager.compiler.model.half_layers import dropped_halves
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import StoredBlocks, pack
@@ -249,9 +250,10 @@ def write_source(
     packing = pack(stored, size, transitions.switch_rate(), StorageModel(), page_bytes)
     entries = tuple(
         TaskEntry(
-            name=name, kind="language-modeling", classes=[], max_length=512, sparsity=sparsity, dense=None, eval=None
+            name=name, kind="language-modeling", classes=[], max_length=512, sparsity=sparsity, dense=None, eval=None,
+            dropped=[module for half in dropped_halves(source, keep, number) for module in half.modules],
         )
-        for name in names
+        for number, name in enumerate(names)
     )  # fmt: skip
     with writing(path) as writer:
         write_bundle(writer, BundlePlan(dtype, TaskWeights(source), keep, packing, entries, transitions, None))
