@@ -26,6 +26,7 @@ VERBS = {
         "inspect": "inspect",
         "plan": "plan",
         "verify": "maintain",
+        "add": "maintain",
         "repack": "maintain",
         "gc": "maintain",
         "export": "run",

@@ -557,6 +557,14 @@ class Engine:
         self._check_open()
         self._holds.pin(name)
 
+    def check_unpinned(self, name: str) -> None:
+        """Check that a task can leave the bundle: that it is neither pinned nor held for real time.
+
+        Raises:
+            BusyError: it is.
+        """
+        self._holds.check_unpinned(name)
+
     def unpin(self, name: str) -> None:
         """Undo one `pin`.
 

@@ -217,6 +217,11 @@ class TaskHolds:
             task.pins -= 1
         self.release(name)
 
+    def check_unpinned(self, name: str) -> None:
+        """Errors are those of `Engine.check_unpinned`."""
+        if self._open.task(name).pins or name in self._real_time:
+            raise BusyError(f"expected a task that may leave, found {name!r}, which is pinned or held for real time")
+
     def uses_after(self, number: int) -> npt.NDArray[np.float64]:
         """Expected uses of each task, by number, once this one is entered, for eviction; 0 for tasks that have left."""
         tasks = self._open.tasks

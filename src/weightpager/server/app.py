@@ -11,7 +11,14 @@ from fastapi.routing import APIRoute
 
 from weightpager import __version__
 from weightpager.server.middleware import BODY_SECONDS, BodyLimit, RequestLog
-from weightpager.server.routes import admin_routes, encoding_routes, errors, generation_routes, watch_routes
+from weightpager.server.routes import (
+    adapter_routes,
+    admin_routes,
+    encoding_routes,
+    errors,
+    generation_routes,
+    watch_routes,
+)
 from weightpager.server.routes.exchange import allowed
 from weightpager.server.scheduling.service import Service
 
@@ -35,7 +42,8 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # FastAPI's own page asks other machines for its scripts
         redoc_url=None,
     )
-    routers = [of.router for of in (encoding_routes, generation_routes, admin_routes, watch_routes)]
+    rooms = (encoding_routes, generation_routes, adapter_routes, admin_routes, watch_routes)
+    routers = [of.router for of in rooms]
     app.state.service = service
     app.state.routes = {
         route.path: " or ".join(sorted(route.methods or ()))

@@ -1,4 +1,4 @@
-"""``weightpager gc``, ``repack`` and ``verify``: a bundle is looked after."""
+"""``weightpager add``, ``gc``, ``repack`` and ``verify``: a bundle is looked after."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.backends.verify import verify as verify_bundle
+from weightpager.bundle.adapter import adapter_bytes
+from weightpager.bundle.addition import add_adapter
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.repair import Repair
 from weightpager.bundle.repair import repair as repair_bundle
@@ -213,3 +215,39 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
         output.errors().print(problem, style="red")
     for line in advice if problems else ():
         output.hint(line)
+
+
+def add(
+    bundle: BundlePath,
+    adapter: Annotated[Path, typer.Argument(help="Directory of a LoRA adapter, as PEFT saves it.")],
+    name: Annotated[
+        str | None, explicit_option("--name", metavar="TASK", help="Default: the directory's name.")
+    ] = None,
+    like: Annotated[
+        str | None,
+        explicit_option(
+            "--like",
+            metavar="TASK",
+            help="Take this task's blocks, kind and settings. Default: the first task that keeps all blocks.",
+            autocompletion=task_names,
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Add a LoRA adapter to a bundle as a task, which needs no compiler; the other tasks stay as they are.
+
+    The adapter must be of the model that was compiled, in safetensors; `gc --drop` removes the task. A server takes it
+    when it reloads.
+
+    Example: `weightpager add assistant.bundle german-lora --name german`
+    """
+    task = name or Path(adapter).resolve().name
+    written = add_adapter(bundle, adapter, task, like)
+    size = adapter_bytes(written, task)
+    if json:
+        output.print_json({"task": task, "adapter_bytes": size})
+        return
+    output.say(f"{task} added; its low-rank parts take {output.size(size)} of memory")
+    if not quiet:
+        output.next_step(f"weightpager run {shlex.quote(str(bundle))} --task {task} 'TEXT'")

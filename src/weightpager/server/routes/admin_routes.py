@@ -104,7 +104,7 @@ async def unpin(body: TaskBody, service: Serving) -> Loaded:
 async def prefetch(body: TaskBody, service: Serving) -> Queued:
     """Begin to load a task into memory that no task in use needs. Loads that a request waits for go first."""
     service.task(body.task)
-    with _conflicts():
+    with conflicts():
         pages = await asyncio.to_thread(service.engine.prefetch, body.task)
     return Queued(task=body.task, queued_bytes=pages * service.engine.bundle.page_bytes)
 
@@ -151,12 +151,12 @@ async def _loading(service: Service, task: str, act: Callable[[], object]) -> Lo
 
 
 async def _between(service: Service, act: Callable[[], _Result]) -> _Result:
-    with _conflicts():
+    with conflicts():
         return await asyncio.wrap_future(service.worker.between(act))
 
 
 @contextmanager
-def _conflicts() -> Iterator[None]:
+def conflicts() -> Iterator[None]:
     """Say that there is no room as a wrong request: unlike a user, the admin gains nothing by asking again."""
     try:
         yield

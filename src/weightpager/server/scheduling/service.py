@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
@@ -115,6 +116,7 @@ class Service:
         engine: closed with the service.
         started: seconds since 1970.
         pictures: reads the pictures of prompts; None where no task reads any.
+        changing: held by who changes the bundle's directory.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -141,6 +143,7 @@ class Service:
         self._limits = RequestLimits(engine, settings, limits, self.inputs.vocabulary)
         self.worker = Worker(engine, self.queue, self._limits.policy, self.metrics)
         self.started = time.time()
+        self.changing = asyncio.Lock()
 
     def start(self) -> None:
         self.warn_of_missing()

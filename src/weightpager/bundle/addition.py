@@ -1,0 +1,150 @@
+"""A LoRA adapter becomes a task of a bundle: no compiler and no torch, and all pages stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import structs
+from safetensors.numpy import save
+
+from weightpager.blocks import MAX_TASKS
+from weightpager.bundle.adapter import Float32, LowRank, has_adapter, serialise
+from weightpager.bundle.format import page_file, placement
+from weightpager.bundle.format.manifest import Manifest, TaskEntry, transitions_of
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, adapter_files, private_file
+from weightpager.bundle.format.page_file import PageIndex
+from weightpager.bundle.format.picture_tower import is_before_words
+from weightpager.bundle.format.placement import Placement
+from weightpager.bundle.peft import PeftAdapter
+from weightpager.bundle.reader import Bundle
+from weightpager.bundle.writer import BundleWriter, writing
+from weightpager.errors import BundleFormatError, ConfigError, shown
+
+
+def add_adapter(path: str | Path, adapter: str | Path, name: str, like: str | None = None) -> Bundle:
+    """Add a task to a bundle: another task's blocks and parameters, and an adapter's low-rank parts beside them.
+
+    The bundle is exchanged as a whole, or stays as it was; the other tasks' outputs don't change by a bit.
+
+    Args:
+        path: bundle directory.
+        adapter: directory that PEFT's ``save_pretrained`` wrote, of a LoRA trained on the model that was compiled.
+        name: of the new task.
+        like: the task whose blocks, kind and settings it takes; None for the first that keeps all blocks.
+
+    Returns:
+        The bundle with the task.
+
+    Raises:
+        ConfigError: the name can't be taken, ``like`` has an adapter itself or must be stated, or the adapter doesn't
+            fit; nothing has changed.
+        BundleError: the bundle can't be used, has no such task as ``like``, or was replaced meanwhile.
+        CompileError: the storage refused a write, or another command is writing there.
+    """
+    bundle = Bundle.open(path)
+    origin = _origin(bundle, like)
+    entry, found = _named(bundle, origin, name), PeftAdapter.read(adapter, bundle)
+    _check(bundle, origin.name, found)
+    with writing(path, force=True, origin=bundle) as writer:
+        _write(writer, bundle, origin.name, entry, found)
+    return Bundle.open(path)
+
+
+def _origin(bundle: Bundle, like: str | None) -> TaskEntry:
+    origin = bundle.task(_whole(bundle) if like is None else like)
+    if has_adapter(bundle, origin.name):
+        raise ConfigError(f"like: expected a task without low-rank parts, found {origin.name}, which has some")
+    return origin
+
+
+def _whole(bundle: Bundle) -> str:
+    """The first task that computes as the model that was compiled does, but for the rounding of its blocks."""
+    blocks = sum(bundle.manifest.grid(weight).count for weight in bundle.manifest.weights)
+    for number, name in enumerate(bundle.tasks):
+        if bundle.placement.kept(number) == blocks and not has_adapter(bundle, name):
+            return name
+    raise ConfigError(
+        f"like: expected the name of the task whose blocks the new one takes, as none keeps all of them; the tasks are "
+        f"{', '.join(bundle.tasks)}"
+    )
+
+
+def _named(bundle: Bundle, origin: TaskEntry, name: str) -> TaskEntry:
+    if name in bundle.tasks:
+        raise ConfigError(f"name: expected a new one, found {name!r}, which {bundle.path} has; 'gc --drop' removes it")
+    if len(bundle.tasks) >= MAX_TASKS:
+        raise ConfigError(f"{bundle.path}: expected fewer than {MAX_TASKS} tasks, found {len(bundle.tasks)}")
+    entry = structs.replace(origin, name=name, dense=None, eval=None)
+    try:
+        return TaskEntry.read(MANIFEST, entry.dump())
+    except BundleFormatError as error:
+        wanted = "lower-case letters and digits, then '_', '.' and '-' too, 64 at most"
+        raise ConfigError(f"name: expected {wanted}, found {shown(name)}") from error
+
+
+def _check(bundle: Bundle, origin: str, adapter: PeftAdapter) -> None:
+    """Refuse parts of weights that the task does without, or that all tasks must have alike."""
+    shared = bundle.pictures is not None and bundle.pictures.blocks == "shared"
+    dropped, weights = bundle.dropped(origin), {weight.name: weight for weight in bundle.manifest.weights}
+    for name in adapter.parts:
+        if name in dropped:
+            raise ConfigError(f"adapter: expected parts of weights that {origin} keeps, found one of {name}")
+        if shared and is_before_words(name):
+            raise ConfigError(f"adapter: expected no part of the picture tower, which tasks share; found {name}")
+        most = min(weights[name].in_features, weights[name].out_features)
+        if adapter.rank > most:
+            raise ConfigError(f"adapter: expected ranks up to {most}, that of {name}, found {adapter.rank}")
+
+
+def _write(writer: BundleWriter, bundle: Bundle, origin: str, entry: TaskEntry, adapter: PeftAdapter) -> None:
+    kept = {*bundle.manifest.files, *bundle.manifest.page_file_names()}
+    for name in kept - {MANIFEST, MANIFEST_HASH, page_file.FILE, placement.FILE}:
+        writer.link(name, bundle.path / name)
+    writer.link(private_file(entry.name), bundle.path / private_file(origin))
+    config, arrays = serialise(dict(_placed(bundle, origin, adapter)), adapter.prefix, entry.kind)
+    for file, content in zip(adapter_files(entry.name), (config.dump(), save(arrays, {"format": "pt"})), strict=True):
+        writer.put(file, content)
+    number = bundle.task_numbers[origin]
+    blocks = bundle.placement
+    used = np.concatenate([blocks.used, blocks.used[number : number + 1]])
+    writer.put_placement(Placement(blocks.numbers, blocks.layers, blocks.blocks, used))
+    writer.put_index(_index(bundle, number).with_rows(bundle.row_ids))
+    writer.finish(_manifest(bundle, origin, entry))
+
+
+def _placed(bundle: Bundle, origin: str, adapter: PeftAdapter) -> Iterator[tuple[str, LowRank]]:
+    """The parts with rows and columns as the bundle's weights have them, and of one rank."""
+    orders = bundle.permutations()
+    for name, part in adapter.parts.items():
+        moved = orders.of(origin, f"{name}.weight")
+        down = part.down if 1 not in moved else part.down[:, moved[1]]
+        up = part.up if 0 not in moved else part.up[moved[0]]
+        more = adapter.rank - len(down)
+        yield name, LowRank(_padded(down, (0, more), (0, 0)), _padded(up, (0, 0), (0, more)))
+
+
+def _padded(values: Float32, *more: tuple[int, int]) -> npt.NDArray[Any]:
+    return np.pad(values, more)
+
+
+def _index(bundle: Bundle, number: int) -> PageIndex:
+    """The pages, of which the new task needs those that task ``number`` needs."""
+    pages = bundle.pages
+    needs = (pages.signatures >> np.uint64(number)) & np.uint64(1)
+    return PageIndex(pages.ids, pages.layers, pages.signatures | (needs << np.uint64(len(bundle.tasks))))
+
+
+def _manifest(bundle: Bundle, origin: str, entry: TaskEntry) -> Manifest:
+    old = bundle.manifest
+    tables = [
+        structs.replace(table, uses={**table.uses, entry.name: table.uses[origin]}) if origin in table.uses else table
+        for table in old.row_tables
+    ]
+    transitions = transitions_of(old).extended([entry.name])
+    return structs.replace(
+        old, tasks=[*old.tasks, entry], row_tables=tables, transitions=transitions.matrix.tolist(), files={}
+    )
