@@ -220,12 +220,10 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
 def add(
     bundle: BundlePath,
     adapter: Annotated[Path, typer.Argument(help="Directory of a LoRA adapter, as PEFT saves it.")],
-    name: Annotated[
-        str | None, explicit_option("--name", metavar="TASK", help="Default: the directory's name.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="TASK", help="Default: the directory's name.")] = None,
     like: Annotated[
         str | None,
-        explicit_option(
+        typer.Option(
             "--like",
             metavar="TASK",
             help="Take this task's blocks, kind and settings. Default: the first task that keeps all blocks.",
