@@ -141,23 +141,12 @@ KVCache::Piece KVCache::piece(int64_t start) const {
 void KVCache::append(const Piece& piece) {
     if (piece.halves != halves_ || tokens_ % kBlock != 0 || (tokens_ != 0 && piece.layers.size() != layers_.size()))
         throw std::invalid_argument("expected a piece of this cache's program behind whole blocks, found another");
-    const int64_t before = bytes_, batch = batch_;
-    const size_t layers = layers_.size();
     try {
         for (size_t i = 0; i < piece.layers.size(); ++i)
             if (!piece.layers[i].keys.empty()) room_for(static_cast<int64_t>(i), piece.layers[i].shape, piece.tokens);
         if (layers_.size() < piece.layers.size()) layers_.resize(piece.layers.size());
     } catch (...) {
-        const size_t blocks = static_cast<size_t>(tokens_ / kBlock);
-        layers_.resize(layers);
-        for (Layer& layer : layers_) {
-            layer.keys.resize(std::min(layer.keys.size(), blocks));
-            layer.values.resize(layer.keys.size());
-            layer.key_blocks.resize(layer.keys.size());
-            layer.value_blocks.resize(layer.keys.size());
-        }
-        bytes_ = before;
-        batch_ = batch;
+        shorten(tokens_);  // blocks behind the tokens go again
         throw;
     }
     for (size_t i = 0; i < piece.layers.size(); ++i) {
