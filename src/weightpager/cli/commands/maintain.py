@@ -219,7 +219,7 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
 
 def add(
     bundle: BundlePath,
-    adapter: Annotated[Path, typer.Argument(help="Directory of a LoRA adapter, as PEFT saves it.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Directory of a LoRA adapter, as PEFT saves it.")],
     name: Annotated[str | None, typer.Option("--name", metavar="TASK", help="Default: the directory's name.")] = None,
     like: Annotated[
         str | None,
