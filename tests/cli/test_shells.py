@@ -91,6 +91,6 @@ def test_a_shell_completes_commands_options_and_tasks(
 ) -> None:
     (tmp_path / "my.bundle").symlink_to(assistant_bundle)
     assert complete("weightpager insp") == ["inspect"]
-    assert complete("weightpager serve my.bundle --pre") == ["--prefetch"]
+    assert complete("weightpager serve my.bundle --prefe") == ["--prefetch"]
     for bundle in ("my.bundle", "~/my.bundle", assistant_bundle):
         assert complete(f"weightpager run {bundle} --task we") == ["weather"]
