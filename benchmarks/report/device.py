@@ -24,6 +24,10 @@ _MODELS = {
     "all-16k.bundle": "all of these blocks in int4",
     "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2 in Q4_1",
     "SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf": "SmolLM2 in Q4_0",
+    "ours_int4-0.14-closed-form.bundle": "half of the language model's blocks in int4",
+    "ours_int4-0.07-closed-form.bundle": "a quarter of them",
+    "all_blocks_int4-0.281-closed-form.bundle": "all of them",
+    "own_tower_int4-0.14-closed-form.bundle": "half of them, and a picture tower for each task",
 }
 """What the files are that the page's command names."""
 
@@ -39,6 +43,10 @@ _SPEEDS = {
     "ms_decode": "each further token {} ms",
     "ms_first_question": "the first question about a frame {} ms",
     "ms_later_question": "each further one {} ms",
+    "ms_frame": "all questions about it {} ms",
+    "runs_of_the_tower": "for which the tower runs {} times",
+    "ms_later_first_token": "a further question's first token {} ms",
+    "ms_text_first_token": "as long a text's, without a switch, {} ms",
 }
 _ORDER: tuple[Section, ...] = ("texts", "decoder", "images", "questions")
 
@@ -78,13 +86,13 @@ def commands(measured: Mapping[Section, Measured]) -> list[str]:
 
 def _title(section: Section, name: str) -> str:
     process, _, model = name.partition(" ")
-    title = _TITLES.get(process, process).removesuffix(", a head a task" if section == "images" else "\n")
+    title = _TITLES.get(process, process.rstrip(",")).removesuffix(", a head a task" if section == "images" else "\n")
     return f"{title}, {_MODELS.get(model, model)}" if model else title
 
 
 def _memory(row: Row) -> str:
     before = next((row[key] for key in _MEMORY if key in row), None)
-    return f"{_bytes(before)}; {_bytes(row['peak_bytes'])}"
+    return "; ".join(_bytes(found) for found in (before, row["peak_bytes"]) if found is not None)
 
 
 def _start(row: Row) -> str:
@@ -111,8 +119,8 @@ def _install(installs: Mapping[str, Row], name: str) -> str:
     return _bytes(row["bytes"]) + (", and a compiler" if _number(row["sources"]) > 0 else "")
 
 
-def _bytes(value: Figure | None) -> str:
-    return size(None if value is None else _number(value))
+def _bytes(value: Figure) -> str:
+    return size(_number(value))
 
 
 def seconds(ms: Figure) -> str:
