@@ -1,4 +1,4 @@
-"""Low-rank parts: PEFT's layout, what the engine computes with them, and hostile ones."""
+"""Low-rank parts: their pages, what the engine computes with them, and older bundles' files, hostile ones too."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load
 
 import tiny
 import weightpager as wp
+from adapter_files import with_adapter_files
 from benchmarks.fuzz.sealing import remove_file, rewrite_arrays, rewrite_file
 from weightpager.backends.torch.export import dense_weights, export_task
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_bytes, read_adapter
+from weightpager.bundle.adapter import adapter_bytes, low_rank_bytes, read_adapter
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import adapter_files, private_file
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
 from weightpager.nn.linear import PagedLinear
+from weightpager.store.block_reader import read_low_rank
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 RECOVER = {"method": "finetune", "steps": 4, "batch": 8, "private_steps": 6, "low_rank": 2}
@@ -37,9 +38,15 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "a.bundle"
 
 
+@pytest.fixture(scope="module")
+def older(adapted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle, as version 2 has it."""
+    return with_adapter_files(shutil.copytree(adapted, tmp_path_factory.mktemp("older") / "a.bundle"), "bert")
+
+
 @pytest.fixture
-def copy(adapted: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(adapted, tmp_path / "copy.bundle"))
+def copy(older: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(older, tmp_path / "copy.bundle"))
 
 
 def change_config(bundle: Path, **changes: Any) -> None:
@@ -58,24 +65,36 @@ def refused(bundle: Path) -> str:
     return str(error.value)
 
 
-def test_the_layout_is_pefts(adapted: Path) -> None:
+def test_parts_lie_in_low_rank_pages(adapted: Path) -> None:
     bundle = Bundle.open(adapted)
-    config = json.loads((adapted / CONFIG).read_bytes())
-    assert (config["peft_type"], config["task_type"], config["r"], config["bias"]) == ("LORA", None, 2, "none")
-    assert len(config["target_modules"]) == len(bundle.manifest.weights)
-    arrays = load((adapted / TENSORS).read_bytes())
-    name = "base_model.model.bert.encoder.layer.1.intermediate.dense"
-    assert arrays[f"{name}.lora_A.weight"].shape == (2, 64)
-    assert arrays[f"{name}.lora_B.weight"].shape == (100, 2)
-    assert len(arrays) == 2 * len(bundle.manifest.weights)
-    parts = read_adapter(bundle, "animal")
+    assert not list(adapted.rglob("adapter*"))
+    parts = read_low_rank(bundle, "animal")
     assert set(parts) == {weight.name for weight in bundle.manifest.weights}
+    assert parts["base_model.encoder.layer.1.intermediate.dense"].down.shape == (2, 64)
+    assert parts["base_model.encoder.layer.1.intermediate.dense"].up.shape == (100, 2)
     assert all(np.abs(part.up).max() > 0 for part in parts.values())  # they were trained
+    own = set(bundle.low_rank_pages("animal").tolist())
+    assert own <= set(bundle.pages_of("animal").tolist())
+    assert not own & set(bundle.pages_of("weather").tolist())
+
+
+def test_older_bundles_have_them_in_pefts_files(adapted: Path, older: Path) -> None:
+    bundle, now = Bundle.open(older), Bundle.open(adapted)
+    assert (bundle.manifest.version, now.manifest.version) == (2, 3)
+    assert not len(bundle.low_rank_pages("animal"))
+    parts, wanted = read_low_rank(bundle, "animal"), read_low_rank(now, "animal")
+    for name, part in parts.items():
+        np.testing.assert_array_equal(part.down, wanted[name].down)
+        np.testing.assert_array_equal(part.up, wanted[name].up)
+    with wp.Engine.from_pretrained(older) as old, wp.Engine.from_pretrained(adapted) as new, torch.inference_mode():
+        with old.task("animal") as a, new.task("animal") as b:
+            torch.testing.assert_close(a(**INPUTS).logits, b(**INPUTS).logits, rtol=1e-3, atol=1e-3)
+        assert old.report().memory.private > new.report().memory.private
 
 
 def test_a_paged_layer_gives_masked_weight_and_low_rank_part(adapted: Path) -> None:
     bundle = Bundle.open(adapted)
-    parts, dense = read_adapter(bundle, "animal"), dense_weights(bundle, "animal")
+    parts, dense = read_low_rank(bundle, "animal"), dense_weights(bundle, "animal")
     with wp.Engine.from_pretrained(adapted) as engine, engine.task("animal") as module, torch.inference_mode():
         for entry in bundle.manifest.weights:
             layer = module.get_submodule(entry.name.replace("base_model.", "bert.", 1))
@@ -114,14 +133,15 @@ def test_a_scaling_is_applied(copy: Path) -> None:
         np.testing.assert_array_equal(after[name].down, part.down)
 
 
-def test_they_count_as_private_memory(adapted: Path) -> None:
-    bundle = Bundle.open(adapted)
+def test_they_take_memory_while_their_task_is_in_use(adapted: Path, older: Path) -> None:
+    bundle, old = Bundle.open(adapted), Bundle.open(older)
     heads = sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks)
-    added = sum((adapted / adapter_files(task)[1]).stat().st_size for task in bundle.tasks)
-    assert footprint(bundle).private == heads + added
-    assert added > 4 * 4 * sum(2 * (w.in_features + w.out_features) for w in bundle.manifest.weights)
-    with wp.Engine.from_pretrained(adapted) as engine:
-        assert engine.report().memory.private == heads + added
+    assert footprint(bundle).private == heads
+    assert footprint(old).private == heads + sum(adapter_bytes(old, task) for task in old.tasks)
+    with wp.Engine.from_pretrained(adapted) as engine, engine.task("animal"):
+        memory = engine.report().memory
+        assert memory.private == heads
+        assert memory.arena >= len(bundle.pages_of("animal")) * bundle.page_bytes
 
 
 def test_a_flipped_bit_is_found(copy: Path) -> None:
@@ -135,8 +155,8 @@ def test_a_flipped_bit_is_found(copy: Path) -> None:
 
 def test_without_the_setting_there_are_none(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
-    assert read_adapter(bundle, "animal") == {}
-    assert adapter_bytes(bundle, "animal") == 0
+    assert read_low_rank(bundle, "animal") == {}
+    assert low_rank_bytes(bundle, "animal") == 0
     assert not list(assistant_bundle.rglob("adapter*"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.numpy import load, save
+from safetensors.numpy import load, save, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import tiny
@@ -21,11 +22,12 @@ from command import run
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_bytes
+from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.addition import add_adapter
 from weightpager.bundle.garbage import collect
 from weightpager.errors import ConfigError, UnknownTaskError
 from weightpager.kernels.choice import NATIVE
+from weightpager.store.block_reader import read_low_rank
 
 pytestmark = [  # what PEFT says of transformers, and of layers that lie the other way round
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
@@ -90,6 +92,24 @@ def logits(bundle: Path, task: str, backend: str) -> Any:
         return engine.model(task).logits(INPUTS)
 
 
+def rounded(bundle: Bundle, task: str, prefix: str, adapter: Path, out: Path) -> Path:
+    """An adapter as PEFT reads it, with the values that a task's pages hold."""
+    config = json.loads((adapter / "adapter_config.json").read_bytes())
+    arrays = {}
+    orders, parts = bundle.permutations().inverse(), read_low_rank(bundle, task)
+    for name, part in parts.items():
+        moved = orders.of(task, f"{name}.weight")
+        module = f"base_model.model.{prefix}.{name.removeprefix('base_model.')}"
+        arrays[f"{module}.lora_A.weight"] = np.ascontiguousarray(part.down[:, moved.get(1, slice(None))])
+        arrays[f"{module}.lora_B.weight"] = np.ascontiguousarray(part.up[moved.get(0, slice(None))])
+    rank = len(next(iter(parts.values())).down)
+    plain = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    out.mkdir()
+    (out / "adapter_config.json").write_text(json.dumps(config | plain))
+    save_file(arrays, out / "adapter_model.safetensors", {"format": "pt"})
+    return out
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "few": {"target_modules": ["q_proj", "v_proj"]},
@@ -121,8 +141,11 @@ def test_a_task_computes_what_peft_computes(
     with torch.inference_mode():
         given = {key: torch.from_numpy(value) for key, value in INPUTS.items()}
         plain = dense(**given).logits.numpy()
-        wanted = PeftModel.from_pretrained(dense, adapter).float()(**given).logits.numpy()
+        paged = rounded(Bundle.open(bundle), "new", dense.base_model_prefix, adapter, tmp_path / "rounded")
+        wanted = PeftModel.from_pretrained(copy.deepcopy(dense), paged)(**given).logits.numpy()
+        unrounded = PeftModel.from_pretrained(dense, adapter).float()(**given).logits.numpy()
     found = logits(bundle, "new", backend)
+    assert np.abs(wanted - unrounded).max() < 0.05 * np.abs(wanted - plain).max()
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
     assert np.abs(found - plain).max() > 0.02
     assert np.array_equal(logits(bundle, "animals", backend), before)
@@ -138,7 +161,9 @@ def test_a_bundle_with_an_adapter_is_whole_and_goes_back(
     opened = Bundle.open(bundle)
     assert list(opened.tasks) == ["animals", "numbers", "new-0", "new-1", "new-2"]
     assert not verify(bundle).problems
-    assert np.array_equal(opened.pages_of("new-1"), opened.pages_of("numbers"))
+    own = opened.low_rank_pages("new-1")
+    assert np.array_equal(np.setdiff1d(opened.pages_of("new-1"), own), opened.pages_of("numbers"))
+    assert len(own)
     assert np.allclose(np.array(opened.manifest.transitions).sum(1), 1)
     assert run(capsys, monkeypatch, "inspect", bundle).code == 0
     collect(bundle, ["new-0", "new-1", "new-2"])
@@ -162,7 +187,7 @@ def test_the_command_adds_by_the_directorys_name(
     assert done.code == 0, done.err
     assert "lora added; its low-rank parts take" in done.out
     told = run(capsys, monkeypatch, "add", bundle, adapter, "--name", "b", "--like", "numbers", "--json")
-    assert json.loads(told.out) == {"task": "b", "adapter_bytes": adapter_bytes(Bundle.open(bundle), "b")}
+    assert json.loads(told.out) == {"task": "b", "adapter_bytes": low_rank_bytes(Bundle.open(bundle), "b")}
     assert list(Bundle.open(bundle).tasks) == ["animals", "numbers", "lora", "b"]
     again = run(capsys, monkeypatch, "add", bundle, adapter)
     assert again.code == 2

@@ -9,46 +9,53 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.blocks import BlockGrid
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
-from weightpager.bundle.adapter import LowRank, stored_parameters
+from weightpager.bundle.adapter import stored_parameters
 from weightpager.bundle.files.tensor_file import TensorInfo
+from weightpager.bundle.format.low_rank import LowRank, LowRankTables
+from weightpager.bundle.format.manifest import LOW_RANK_DTYPE
 from weightpager.bundle.format.whole_weight import STORED, WholeWeightEntry
 from weightpager.errors import shown
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate, whole_weight
-from weightpager.page_dtype import ENCODINGS
+from weightpager.page_dtype import ENCODINGS, PageDtype
 from weightpager.runtime.rows import RowCache
 
 
-def of_entry(
-    bundle: Bundle,
-    entry: WeightEntry,
-    table: BlockTable,
-    arena: npt.NDArray[np.uint8],
-    page_table: npt.NDArray[np.int32],
-) -> PagedWeight:
-    """A task's view of one paged weight.
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix in blocks, as a task's pages hold it.
 
-    Args:
-        bundle: with the weight.
-        entry: of the weight.
-        table: the task's block table, in terms of the page table's pages; referred to, not copied.
-        arena: uint8 [slots, page_bytes].
-        page_table: int32 [pages].
+    Attributes:
+        grid: how it is cut.
+        dtype: of its blocks.
+        table: where they lie, in terms of the page table's pages; referred to, not copied.
     """
-    block = bundle.manifest.block_shape
-    return PagedWeight(
-        arena=arena,
-        page_table=page_table,
-        crow_indices=table.crow_indices,
-        col_indices=table.col_indices,
-        locations=table.locations,
-        out_features=entry.out_features,
-        in_features=entry.in_features,
-        block_rows=block.rows,
-        block_cols=block.cols,
-        dtype=bundle.manifest.dtype,
-    )
+
+    grid: BlockGrid
+    dtype: PageDtype
+    table: BlockTable
+
+    @classmethod
+    def of_entry(cls, bundle: Bundle, entry: WeightEntry, table: BlockTable) -> StoredMatrix:
+        """A bundle's paged weight, as a task has it."""
+        return cls(bundle.manifest.grid(entry), bundle.manifest.dtype, table)
+
+    def on_host(self, arena: npt.NDArray[np.uint8], page_table: npt.NDArray[np.int32]) -> PagedWeight:
+        """What kernels multiply by where the arena uint8 [slots, page_bytes] and int32 [pages] are the host's."""
+        return PagedWeight(
+            arena=arena,
+            page_table=page_table,
+            crow_indices=self.table.crow_indices,
+            col_indices=self.table.col_indices,
+            locations=self.table.locations,
+            out_features=self.grid.out_features,
+            in_features=self.grid.in_features,
+            block_rows=self.grid.block.rows,
+            block_cols=self.grid.block.cols,
+            dtype=self.dtype,
+        )
 
 
 _ALIGNMENT = 64
@@ -190,7 +197,8 @@ class TaskParts(Generic[P]):
         tables: its block tables by paged weight, in terms of the page table's pages; expanded while it is built and
             while it is held.
         parameters: the resident parameters and the task's own, as the backend has placed them.
-        low_rank: its low-rank parts by paged weight.
+        low_rank: its low-rank parts that don't lie in pages, by paged weight.
+        low_rank_tables: the tables of those that do, as ``tables`` are.
         gate: the task's gate.
         arena: uint8 [slots, page_bytes], where pages are: an array on the host, else a tensor.
         page_table: int32 [pages], page number → slot; follows the arena.
@@ -202,7 +210,20 @@ class TaskParts(Generic[P]):
     tables: Mapping[str, BlockTable]
     parameters: P
     low_rank: Mapping[str, LowRank]
+    low_rank_tables: Mapping[str, LowRankTables]
     gate: PageGate
     arena: Any
     page_table: Any
     rows: Mapping[str, RowCache]
+
+    def paged_low_rank(self) -> dict[str, tuple[StoredMatrix, StoredMatrix]]:
+        """A and B of each low-rank part that lies in pages, by paged weight."""
+        layout = self.bundle.low_rank(self.name)
+        if layout is None or not self.low_rank_tables:
+            return {}
+        found = {}
+        for name, down, up in zip(layout.names, layout.down.grids, layout.up.grids, strict=True):
+            tables = self.low_rank_tables[name]
+            pair = StoredMatrix(down, LOW_RANK_DTYPE, tables.down), StoredMatrix(up, LOW_RANK_DTYPE, tables.up)
+            found[name] = pair
+        return found

@@ -1,6 +1,6 @@
-"""A task's low-rank parts in PEFT's layout: ``tasks/<task>/adapter_config.json`` and ``adapter_model.safetensors``.
+"""A task's low-rank parts: in low-rank pages, or as older bundles have them, in files of PEFT's layout.
 
-PEFT itself can load them onto the task's exported model's architecture; here they are added to paged weights.
+Such bundles have ``tasks/<task>/adapter_config.json`` and ``adapter_model.safetensors``, whose parts stay in memory.
 """
 
 from __future__ import annotations
@@ -8,17 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import Meta
 
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, StoredTensors, TensorInfo, read_arrays, stored_tensors
-from weightpager.bundle.format.manifest import FORMS, Manifest, TaskKind, WeightEntry
+from weightpager.bundle.format.low_rank import LowRank
+from weightpager.bundle.format.manifest import FORMS, MOST_RANK, Manifest, TaskKind, WeightEntry
 from weightpager.bundle.format.names import RESIDENT, adapter_files, private_file
 from weightpager.bundle.format.whole_weight import check_whole
 from weightpager.bundle.reader import Bundle
@@ -27,26 +26,8 @@ from weightpager.errors import BundleFormatError
 BASE = "base_model."
 """How the canonical name of every paged weight begins."""
 
-MOST_RANK = 1024
-"""The largest rank of a low-rank part."""
-
 _PEFT = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-
-Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """What is added to one paged weight: ``up @ down``, PEFT's scaling folded in.
-
-    Attributes:
-        down: float32 [rank, in_features], PEFT's A.
-        up: float32 [out_features, rank], PEFT's B.
-    """
-
-    down: Float32
-    up: Float32
 
 
 class AdapterConfig(Strict, frozen=True, kw_only=True):
@@ -62,51 +43,31 @@ class AdapterConfig(Strict, frozen=True, kw_only=True):
     inference_mode: bool
 
 
-def has_adapter(bundle: Bundle, task: str) -> bool:
+def has_low_rank(bundle: Bundle, task: str) -> bool:
+    return bundle.task(task).low_rank is not None or _has_files(bundle, task)
+
+
+def _has_files(bundle: Bundle, task: str) -> bool:
     return any(file in bundle.manifest.files for file in adapter_files(task))
 
 
 def adapter_bytes(bundle: Bundle, task: str) -> int:
-    """Bytes of a task's low-rank parts; 0 if it has none."""
-    return bundle.entry(adapter_files(task)[1]).bytes if has_adapter(bundle, task) else 0
+    """Bytes of a task's low-rank parts that stay in memory, as they lie in files; 0 if there are none."""
+    return bundle.entry(adapter_files(task)[1]).bytes if _has_files(bundle, task) else 0
 
 
-def serialise(
-    parts: Mapping[str, LowRank], prefix: str, kind: TaskKind
-) -> tuple[AdapterConfig, dict[str, npt.NDArray[Any]]]:
-    """A task's parts as PEFT has them.
-
-    Args:
-        parts: by canonical name of the paged weight; one rank for all.
-        prefix: what the task's module calls its base, such as ``bert``.
-        kind: of the task.
-    """
-    rank = len(next(iter(parts.values())).down)
-    modules = {name: f"{prefix}.{name.removeprefix(BASE)}" for name in parts}
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, part in parts.items():
-        arrays[f"{_PEFT}{modules[name]}{_A}"] = np.ascontiguousarray(part.down)
-        arrays[f"{_PEFT}{modules[name]}{_B}"] = np.ascontiguousarray(part.up)
-    config = AdapterConfig(
-        peft_type="LORA",
-        task_type=_task_type(kind),
-        base_model_name_or_path=None,
-        r=rank,
-        lora_alpha=float(rank),
-        target_modules=list(modules.values()),
-        bias="none",
-        inference_mode=True,
-    )
-    return config, arrays
+def low_rank_bytes(bundle: Bundle, task: str) -> int:
+    """Bytes of a task's low-rank pages, or of its low-rank parts in a file."""
+    return len(bundle.low_rank_pages(task)) * bundle.page_bytes + adapter_bytes(bundle, task)
 
 
 def read_adapter(bundle: Bundle, task: str) -> dict[str, LowRank]:
-    """A task's low-rank parts by canonical name of the paged weight; empty if it has none.
+    """A task's low-rank parts that lie in files, by canonical name of the paged weight; empty if there are none.
 
     Raises:
         BundleFormatError: a file is damaged or missing, or says anything that doesn't fit the paged weights.
     """
-    if not has_adapter(bundle, task):
+    if not _has_files(bundle, task):
         return {}
     config_file, file = adapter_files(task)
     config = _read_config(bundle, task, config_file)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import structs
-from safetensors.numpy import save
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle.adapter import Float32, LowRank, has_adapter, serialise
+from weightpager.bundle.adapter import has_low_rank
 from weightpager.bundle.format import page_file, placement
+from weightpager.bundle.format.low_rank import LowRank
 from weightpager.bundle.format.manifest import Manifest, TaskEntry, transitions_of
-from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, adapter_files, private_file
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, private_file
 from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.format.picture_tower import is_before_words
 from weightpager.bundle.format.placement import Placement
+from weightpager.bundle.low_rank_pages import LowRankPages
 from weightpager.bundle.peft import PeftAdapter
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.writer import BundleWriter, writing
@@ -56,7 +55,7 @@ def add_adapter(path: str | Path, adapter: str | Path, name: str, like: str | No
 
 def _origin(bundle: Bundle, like: str | None) -> TaskEntry:
     origin = bundle.task(_whole(bundle) if like is None else like)
-    if has_adapter(bundle, origin.name):
+    if has_low_rank(bundle, origin.name):
         raise ConfigError(f"like: expected a task without low-rank parts, found {origin.name}, which has some")
     return origin
 
@@ -65,7 +64,7 @@ def _whole(bundle: Bundle) -> str:
     """The first task that computes as the model that was compiled does, but for the rounding of its blocks."""
     blocks = sum(bundle.manifest.grid(weight).count for weight in bundle.manifest.weights)
     for number, name in enumerate(bundle.tasks):
-        if bundle.placement.kept(number) == blocks and not has_adapter(bundle, name):
+        if bundle.placement.kept(number) == blocks and not has_low_rank(bundle, name):
             return name
     raise ConfigError(
         f"like: expected the name of the task whose blocks the new one takes, as none keeps all of them; the tasks are "
@@ -105,30 +104,23 @@ def _write(writer: BundleWriter, bundle: Bundle, origin: str, entry: TaskEntry, 
     for name in kept - {MANIFEST, MANIFEST_HASH, page_file.FILE, placement.FILE}:
         writer.link(name, bundle.path / name)
     writer.link(private_file(entry.name), bundle.path / private_file(origin))
-    config, arrays = serialise(dict(_placed(bundle, origin, adapter)), adapter.prefix, entry.kind)
-    for file, content in zip(adapter_files(entry.name), (config.dump(), save(arrays, {"format": "pt"})), strict=True):
-        writer.put(file, content)
-    number = bundle.task_numbers[origin]
-    blocks = bundle.placement
+    parts = {entry.name: dict(_placed(bundle, origin, adapter))}
+    written = LowRankPages.write(writer, _manifest(bundle, origin, entry), parts)
+    number, blocks = bundle.task_numbers[origin], bundle.placement
     used = np.concatenate([blocks.used, blocks.used[number : number + 1]])
-    writer.put_placement(Placement(blocks.numbers, blocks.layers, blocks.blocks, used))
-    writer.put_index(_index(bundle, number).with_rows(bundle.row_ids))
-    writer.finish(_manifest(bundle, origin, entry))
+    placed = Placement(blocks.numbers, blocks.layers, blocks.blocks, used)
+    writer.put_placement(placed.followed_by_empty(written.index.layers))
+    writer.put_index(_index(bundle, number).followed_by(written.index).with_rows(bundle.row_ids))
+    writer.finish(written.manifest)
 
 
 def _placed(bundle: Bundle, origin: str, adapter: PeftAdapter) -> Iterator[tuple[str, LowRank]]:
-    """The parts with rows and columns as the bundle's weights have them, and of one rank."""
+    """The parts with rows and columns as the bundle's weights have them."""
     orders = bundle.permutations()
     for name, part in adapter.parts.items():
         moved = orders.of(origin, f"{name}.weight")
         down = part.down if 1 not in moved else part.down[:, moved[1]]
-        up = part.up if 0 not in moved else part.up[moved[0]]
-        more = adapter.rank - len(down)
-        yield name, LowRank(_padded(down, (0, more), (0, 0)), _padded(up, (0, 0), (0, more)))
-
-
-def _padded(values: Float32, *more: tuple[int, int]) -> npt.NDArray[Any]:
-    return np.pad(values, more)
+        yield name, LowRank(down, part.up if 0 not in moved else part.up[moved[0]])
 
 
 def _index(bundle: Bundle, number: int) -> PageIndex:

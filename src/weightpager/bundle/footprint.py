@@ -10,6 +10,7 @@ import numpy as np
 
 from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.files.tensor_file import read_header
+from weightpager.bundle.format.low_rank import LowRankLayout
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTableEntry
@@ -40,7 +41,7 @@ class Footprint:
 
     Attributes:
         resident: parameters that tasks share.
-        private: parameters of all tasks' own, with their low-rank parts.
+        private: parameters of all tasks' own, with low-rank parts that don't lie in pages.
         placement: block tables as the bundle has them, page index and page table, where rows of tables are, and blocks
             of whole weights.
         largest_table: the expanded block tables of the task that has the largest; a task in use has its own.
@@ -105,9 +106,10 @@ def whole_rows(bundle: Bundle) -> int:
     return sum(entry.rows * row_memory(entry) for entry in bundle.manifest.row_tables)
 
 
-def expanded_bytes(placement: Placement, task: int) -> int:
-    """Memory of a task's expanded block tables, in whole pages of the machine."""
-    return -(-placement.table_bytes(task) // mmap.PAGESIZE) * mmap.PAGESIZE
+def expanded_bytes(placement: Placement, task: int, low_rank: LowRankLayout | None = None) -> int:
+    """Memory of a task's expanded block tables, those of its low-rank parts included, in whole pages of the machine."""
+    size = placement.table_bytes(task) + 4 * (0 if low_rank is None else low_rank.entries)
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Footprint:
@@ -117,7 +119,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
     decides.
     """
     manifest, files = bundle.manifest, [RESIDENT, *map(private_file, bundle.tasks)]
-    tables = [expanded_bytes(bundle.placement, task) for task in range(len(bundle.tasks))]
+    tables = [expanded_bytes(bundle.placement, task, bundle.low_rank(name)) for task, name in enumerate(bundle.tasks)]
     parameters = [_parameter_bytes(bundle, file, dtype) for file in files]
     row_places = sum(table.places.nbytes + table.entry.rows * _SLOT_BYTES for table in bundle.row_tables.values())
     whole = (weight for file in files for weight in bundle.whole_weights(file))

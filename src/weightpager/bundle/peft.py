@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from weightpager.bundle.adapter import BASE, MOST_RANK, Float32, LowRank
+from weightpager.bundle.adapter import BASE
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.strict import parse
 from weightpager.bundle.files.tensor_file import Header, StoredTensors, TensorInfo, stored_tensors
-from weightpager.bundle.format.manifest import WeightEntry
+from weightpager.bundle.format.low_rank import Float32, LowRank
+from weightpager.bundle.format.manifest import MOST_RANK, WeightEntry
 from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError, ConfigError, shortened, shown
 from weightpager.page_dtype import ENCODINGS
@@ -49,12 +50,10 @@ class PeftAdapter:
     """A LoRA adapter as PEFT saved it.
 
     Attributes:
-        prefix: what the model calls its base, such as ``model``.
         parts: by canonical name of the weight; PEFT's scaling is folded in. Rows and columns are in the order of the
             model that the adapter was trained on.
     """
 
-    prefix: str
     parts: Mapping[str, LowRank]
 
     @property
@@ -101,7 +100,7 @@ def _read(root: Path, weights: Mapping[str, WeightEntry]) -> PeftAdapter:
             parts[BASE + rest] = LowRank(_values(stored, down), _values(stored, up) * scale)
     if len(prefixes) != 1:
         raise BundleFormatError(WEIGHTS, "tensors", "parts of one model's weights", sorted(prefixes) or "none")
-    return PeftAdapter(prefixes.pop(), parts)
+    return PeftAdapter(parts)
 
 
 class _Settings:

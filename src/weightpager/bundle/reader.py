@@ -18,6 +18,7 @@ from weightpager.bundle.files.regular_file import is_hollow, open_regular
 from weightpager.bundle.files.tensor_file import exactly, read_arrays, read_header
 from weightpager.bundle.format import page_file, placement, row_table
 from weightpager.bundle.format.block_table import BlockNumbers, BlockTable
+from weightpager.bundle.format.low_rank import LowRankLayout
 from weightpager.bundle.format.manifest import Manifest, Pictures, TaskEntry, TaskKind
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.format.page_file import PageIndex
@@ -160,6 +161,19 @@ class Bundle:
     def _dropped(self) -> dict[str, frozenset[str]]:
         return self.manifest.dropped_weights()
 
+    def low_rank(self, task: str) -> LowRankLayout | None:
+        """How a task's low-rank parts lie in its `low_rank_pages`; None if it has none there."""
+        return LowRankLayout.of(self.manifest, self.task(task))
+
+    def low_rank_pages(self, task: str) -> npt.NDArray[np.int64]:
+        """Indices of the pages that hold a task's low-rank parts, int64 [pages], ascending."""
+        pages = self.pages_of(task)
+        return pages[self._without_blocks[pages]]
+
+    @cached_property
+    def _without_blocks(self) -> npt.NDArray[np.bool_]:
+        return self.placement.without_blocks()
+
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
         """Indices of the pages that a task needs, int64 [pages], ascending."""
         self.task(task)
@@ -232,8 +246,10 @@ class Bundle:
         for name, _, pages in self.manifest.page_ranges():
             page_file.check(self.path / name, pages, self.page_bytes)
         file, rows = page_file.FILE, slice(self.manifest.pages, None)
-        if not np.array_equal(self.placement.signatures(), self.pages.signatures):
-            raise BundleFormatError(file, "signatures", "the tasks that use a block in each page", "others")
+        low_rank = self._check_low_rank()
+        if not np.array_equal(self.placement.signatures() | low_rank, self.pages.signatures):
+            wanted = "the tasks that use a block in each page, or have their low-rank parts there"
+            raise BundleFormatError(file, "signatures", wanted, "others")
         check_shared(self.path, self.manifest, self.placement)
         self._check_dropped()
         self.permutations()
@@ -244,6 +260,21 @@ class Bundle:
         for table in self.row_tables:
             if table in {f"{weight.name}.weight" for weight in self.manifest.weights}:
                 raise BundleFormatError(MANIFEST, f"row_tables.{table}", "a table that isn't paged in blocks", "both")
+
+    def _check_low_rank(self) -> npt.NDArray[np.uint64]:
+        """Refuse low-rank pages that a task's entry doesn't say; which task each belongs to, as a signature [pages]."""
+        found = np.zeros(len(self.pages), np.uint64)
+        for number, task in enumerate(self.manifest.tasks):
+            pages, layout = self.low_rank_pages(task.name), self.low_rank(task.name)
+            wanted = 0 if layout is None else layout.pages
+            if len(pages) != wanted:
+                what = f"{wanted} low-rank pages of {task.name}, as the manifest says"
+                raise BundleFormatError(page_file.FILE, "signatures", what, len(pages))
+            if layout is not None and not np.array_equal(self.pages.layers[pages], layout.page_layers()):
+                what = f"those of the low-rank parts of {task.name}, in their order"
+                raise BundleFormatError(page_file.FILE, "layers", what, "others")
+            found[pages] |= np.uint64(1) << np.uint64(number)
+        return found
 
     def _check_dropped(self) -> None:
         """Refuse tasks that keep blocks of what they say they do without."""

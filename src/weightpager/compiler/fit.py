@@ -19,8 +19,8 @@ import torch
 
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, BundleWriter
-from weightpager.bundle.adapter import LowRank
 from weightpager.bundle.files.new_directory import scratch
+from weightpager.bundle.format.low_rank import LowRank
 from weightpager.bundle.report.compile_report import Fit, FrontierPoint
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.data import TaskData

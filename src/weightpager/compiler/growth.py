@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 import weightpager
 from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskKind
-from weightpager.bundle.adapter import adapter_bytes
+from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.format.names import REPORT, private_file
 from weightpager.bundle.format.placement import Placement
+from weightpager.bundle.low_rank_pages import LowRankPages
 from weightpager.bundle.report.compile_report import CompileReport, Growth, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.alignment.structure_aligner import align_new_tasks
@@ -31,7 +32,7 @@ from weightpager.compiler.packing.pack import StoredBlocks, pack
 from weightpager.compiler.packing.plan import BundlePlan, entries
 from weightpager.compiler.packing.write import image_shape, page_file_counts, write_pages
 from weightpager.compiler.recovery.finetune import Lesson
-from weightpager.compiler.recovery.own_parameters import train_own, write_adapters
+from weightpager.compiler.recovery.own_parameters import train_own
 from weightpager.compiler.recovery.private_blocks import choose_private_blocks, train_private
 from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.block_choice import parts, spread
@@ -93,18 +94,17 @@ class GrowthPlan:
         return np.concatenate([self.base.locations[name][here[:, number]] for name, here in self.reused.items()])
 
     def index(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
-        """The base's pages, those that are added with these ``ids``, uint8 [pages, 32], then the base's rows."""
+        """The base's pages of blocks, and those that are added with these ``ids``, uint8 [pages, 32]."""
         bundle, packing = self.base.bundle, self.added.packing
         signatures = bundle.pages.signatures.copy()
         for number in range(len(self.added.tasks)):
             pages = np.unique(self.reused_locations(number) // bundle.manifest.blocks_per_page)
             signatures[pages] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
-        index = PageIndex(
+        return PageIndex(
             np.concatenate([bundle.pages.ids, ids]),
             np.concatenate([bundle.pages.layers, packing.layers]),
             np.concatenate([signatures, packing.signatures << np.uint64(len(bundle.tasks))]),
         )
-        return index.with_rows(bundle.row_ids)
 
     def placement(self) -> Placement:
         """The base's block tables, and those of the new tasks, whose pages follow."""
@@ -174,10 +174,10 @@ def write_growth(writer: BundleWriter, plan: GrowthPlan) -> dict[TaskKind, str]:
     TaskSubset(bundle, tuple(bundle.tasks)).carry_over(writer, plan.base.added(plan.source))
     for task in tasks:
         writer.put(private_file(task.name), plan.form.content(plan.private[task.name]))
-    writer.put_placement(plan.placement())
-    write_adapters(writer, plan.added.weights, tasks)
-    writer.put_index(plan.index(ids))
-    manifest = plan.manifest()
+    low_rank = LowRankPages.write(writer, plan.manifest(), plan.added.weights.low_rank)
+    writer.put_placement(plan.placement().followed_by_empty(low_rank.index.layers))
+    writer.put_index(plan.index(ids).followed_by(low_rank.index).with_rows(bundle.row_ids))
+    manifest = low_rank.manifest
     kinds = [task.kind for task in manifest.tasks]
     without_graph = write_graphs(writer, plan.source.config, kinds, image_shape(plan.source))
     writer.finish(manifest)
@@ -202,7 +202,7 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Compil
         written = measure_written(writer.root, prepared.data, run.progress, run.workers)
     report = _report(written, plan, prepared, run).model_copy(update={"without_graph": without_graph})
     writer.put(REPORT, report.dump())
-    writer.finish(plan.manifest())  # once more: it lists the report, for which the bundle had to be read
+    writer.finish(written.bundle.manifest)  # once more: it lists the report, for which the bundle had to be read
     return report
 
 
@@ -247,7 +247,7 @@ def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: Compile
         tasks=names,
         reused_bytes=len(reused) * bundle.block_bytes,
         added_bytes=len(plan.added.packing.layers) * bundle.page_bytes,
-        private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
+        private_bytes=sum(bundle.entry(private_file(name)).bytes + low_rank_bytes(bundle, name) for name in names),
     )
     fields = common_fields(written, prepared, run)
     fields |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "evenness": 0.0}

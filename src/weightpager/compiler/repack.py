@@ -15,6 +15,7 @@ from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.bundle.format.row_table import cut
+from weightpager.bundle.low_rank_pages import LowRankPages
 from weightpager.bundle.report.page_statistics import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.packing.pack import Packing, StoredBlocks, pack
@@ -25,7 +26,7 @@ from weightpager.page_dtype import page_content
 from weightpager.progress import StepProgress, silent
 from weightpager.runtime.budget import usual_faults
 from weightpager.store import BlockReader, StorageModel
-from weightpager.store.block_reader import RowReader
+from weightpager.store.block_reader import RowReader, read_low_rank
 
 PageSize = int | Literal["auto"] | None
 """Bytes of a page; ``auto`` takes the best size, None that of the bundle."""
@@ -173,12 +174,17 @@ class _Repacking:
         finally:
             reader.close()
         row_ids, row_files = self._write_rows(writer)
-        writer.put_index(PageIndex(ids, self.packing.layers, self.packing.signatures).with_rows(row_ids))
-        numbers = self.subset.bundle.placement.numbers
-        writer.put_placement(self.packing.placement(numbers, len(self.subset.names)))
-        self.subset.carry_over(writer)
+        bundle, names = self.subset.bundle, self.subset.names
         manifest = self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files)
-        self.subset.finish(writer, replace(manifest, row_files=row_files))
+        # To encode what was decoded changes nothing.
+        parts = {name: read_low_rank(bundle, name) for name in names if bundle.low_rank(name) is not None}
+        low_rank = LowRankPages.write(writer, manifest, parts)
+        index = PageIndex(ids, self.packing.layers, self.packing.signatures).followed_by(low_rank.index)
+        writer.put_index(index.with_rows(row_ids))
+        placed = self.packing.placement(bundle.placement.numbers, len(names))
+        writer.put_placement(placed.followed_by_empty(low_rank.index.layers))
+        self.subset.carry_over(writer)
+        self.subset.finish(writer, replace(low_rank.manifest, row_files=row_files))
 
     def _write_rows(self, writer: BundleWriter) -> tuple[npt.NDArray[np.uint8], list[int]]:
         """Cut the tables' rows into pages of the new size; the pages' ids, and how many each file has."""

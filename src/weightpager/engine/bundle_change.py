@@ -92,6 +92,7 @@ def _fingerprint(bundle: Bundle, task: str) -> bytes:
     for file in (private_file(task), *adapter_files(task)):
         entry = bundle.manifest.files.get(file)
         whole.update(b"none" if entry is None else entry.blake3.encode())
+    whole.update(bundle.pages.ids[bundle.low_rank_pages(task)].tobytes())
     for table in bundle.tables(task).values():
         page, place = np.divmod(table.locations, bundle.manifest.blocks_per_page)
         for array in (table.crow_indices, table.col_indices, bundle.pages.ids[page], place):

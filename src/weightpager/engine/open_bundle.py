@@ -102,7 +102,7 @@ class OpenBundle:
             self._numbers = PageNumbers(bundle, store, page_capacity(bundle), rows)
             self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
             undone.callback(self.reads.close)
-            tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
+            tables = TableSource.of(bundle, np.arange(len(bundle.pages)))
             tasks = {name: self._read_task(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
             self._check(bundle, tasks)
             self._state = _OpenState(bundle, tasks)
@@ -287,7 +287,7 @@ class OpenBundle:
     def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
         """Take over a changed bundle. All that can fail comes first."""
         numbers = self._numbers.of(bundle)
-        tables = TableSource(bundle.placement, numbers)
+        tables = TableSource.of(bundle, numbers)
         come = {name: self._read_task(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
         self._check(bundle, come)
         gone = self._leaving(change)
@@ -339,6 +339,7 @@ class OpenBundle:
                     tables=task.tables.tables,
                     parameters=self._resident | task.private,
                     low_rank=task.low_rank,
+                    low_rank_tables=task.tables.low_rank,
                     gate=task.gate,
                     arena=self.memory.arena.pages,
                     page_table=self._page_table,

@@ -8,15 +8,16 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.answers.model import TaskModel
-from weightpager.bundle import BlockTable
-from weightpager.bundle.adapter import LowRank
+from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.footprint import expanded_bytes
+from weightpager.bundle.format.low_rank import LowRank, LowRankLayout, LowRankTables
 from weightpager.bundle.format.placement import Placement
 from weightpager.kernels.choice import NATIVE
 from weightpager.machine.storage import aligned_memory
@@ -32,12 +33,26 @@ class TableSource:
     Args:
         placement: the bundle's placement.
         numbers: int64 [pages], the page table's number of each of the bundle's pages.
+        low_rank: by number of the tasks that have low-rank pages, how these lie in which of the bundle's pages.
     """
 
-    def __init__(self, placement: Placement, numbers: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        numbers: npt.NDArray[np.int64],
+        low_rank: Mapping[int, tuple[LowRankLayout, npt.NDArray[np.int64]]] = MappingProxyType({}),
+    ) -> None:
         self.placement = placement
+        self._low_rank = {task: (layout, numbers[pages]) for task, (layout, pages) in low_rank.items()}
         self._numbers = np.ascontiguousarray(numbers[: len(placement.layers)])
         self._native = self._expander() if NATIVE else None
+
+    @classmethod
+    def of(cls, bundle: Bundle, numbers: npt.NDArray[np.int64]) -> TableSource:
+        """The source of all of a bundle's tables."""
+        layouts = {name: layout for name in bundle.tasks if (layout := bundle.low_rank(name)) is not None}
+        low_rank = {bundle.task_numbers[name]: (of, bundle.low_rank_pages(name)) for name, of in layouts.items()}
+        return cls(bundle.placement, numbers, low_rank)
 
     def _expander(self) -> _native.TableExpander:
         """Native code that knows which block lies in each place. `Placement.tables` says what is right."""
@@ -51,8 +66,21 @@ class TableSource:
         wide, total = placement.blocks.itemsize == 4, int(blocks.starts[-1])
         return _native.TableExpander(at, layers, numbers, starts, pages, places, wide, total, grids)
 
+    def layout(self, task: int) -> LowRankLayout | None:
+        """How the low-rank parts of task number ``task`` lie in its pages; None if it has none there."""
+        return self._low_rank[task][0] if task in self._low_rank else None
+
+    def table_bytes(self, task: int) -> int:
+        """Bytes of the tables of task number ``task``."""
+        layout = self.layout(task)
+        return self.placement.table_bytes(task) + (0 if layout is None else 4 * layout.entries)
+
     def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:
-        """Write the tables of task number ``task``, as `views` finds them."""
+        """Write the tables of task number ``task``, as `views` and `low_rank_views` find them."""
+        if task in self._low_rank:
+            layout, pages = self._low_rank[task]
+            layout.fill(out[len(out) - layout.entries :], pages)
+            out = out[: len(out) - layout.entries]
         if self._native is not None:
             columns = out.ctypes.data + self._rows * 4
             locations = columns + (len(out) - self._rows) // 2 * 4
@@ -66,6 +94,7 @@ class TableSource:
 
     def views(self, task: int, memory: npt.NDArray[np.int32]) -> dict[str, BlockTable]:
         """The tables in this memory, by paged weight: all weights' rows, then their columns, then their locations."""
+        memory = memory[: self.placement.table_bytes(task) // 4]
         placement, blocks = self.placement, self.placement.numbers
         parts = blocks.split(np.sort(placement.numbers_at(placement.locations_of(task))))
         row_ends = np.cumsum([grid.rows + 1 for grid in blocks.grids])
@@ -74,22 +103,29 @@ class TableSource:
         rows = np.split(memory[: row_ends[-1]], row_ends[:-1])
         return {name: BlockTable(*arrays) for name, *arrays in zip(blocks.names, rows, columns, locations, strict=True)}
 
+    def low_rank_views(self, task: int, memory: npt.NDArray[np.int32]) -> dict[str, LowRankTables]:
+        """The tables of low-rank parts in this memory, by paged weight; they follow all others."""
+        layout = self.layout(task)
+        return {} if layout is None else layout.tables(memory[len(memory) - layout.entries :])
+
 
 class TaskTables:
     """Implements `Expandable`. The tables lie at an address that stays, whether they are expanded or not.
 
     Attributes:
         tables: by paged weight; not to be used while they aren't expanded: all zero then, unless memory is locked.
+        low_rank: those of low-rank parts, by paged weight, likewise.
         nbytes: bytes of memory that they take while they are.
     """
 
     def __init__(self, source: TableSource, task: int) -> None:
         """Reserve address space for tables of the bundle's task of this number. No memory is taken."""
-        self.nbytes = expanded_bytes(source.placement, task)
+        self.nbytes = expanded_bytes(source.placement, task, source.layout(task))
         self._origin = source, task
         self._memory = aligned_memory(self.nbytes)
-        self._entries = np.frombuffer(self._memory, np.int32)[: source.placement.table_bytes(task) // 4]
+        self._entries = np.frombuffer(self._memory, np.int32)[: source.table_bytes(task) // 4]
         self.tables: Mapping[str, BlockTable] = source.views(task, self._entries)
+        self.low_rank: Mapping[str, LowRankTables] = source.low_rank_views(task, self._entries)
 
     def expand(self) -> None:
         source, task = self._origin
@@ -104,13 +140,13 @@ class TaskTables:
 
         Where they wouldn't be the same, as where equal pages have changed places, they are expanded as before.
         """
-        size = source.placement.table_bytes(task)
+        size = source.table_bytes(task)
         if size == self._entries.nbytes and np.array_equal(_expanded(*self._origin), _expanded(source, task)):
             self._origin = source, task
 
 
 def _expanded(source: TableSource, task: int) -> npt.NDArray[np.int32]:
-    entries = np.empty(source.placement.table_bytes(task) // 4, np.int32)
+    entries = np.empty(source.table_bytes(task) // 4, np.int32)
     source.expand(task, entries)
     return entries
 
@@ -123,6 +159,7 @@ class OpenTask:
         number: the number by which the runtime knows it.
         tables: its block tables, in terms of the page table's pages, expanded while it is held.
         private: its own parameters, as the backend has placed them.
+        low_rank: its low-rank parts that don't lie in pages, by paged weight.
         gate: the gate that its layers ask before they read pages.
         module: what callers run, built when first asked for.
         model: what answers need of that.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -34,6 +37,22 @@ def refuse_gradients(x: Tensor) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class PagedLowRank:
+    """What is added to a paged weight, ``up @ down``, where it lies in pages of the weight's layer and earlier ones.
+
+    Attributes:
+        down: A [rank, in_features].
+        up: B [out_features, rank].
+    """
+
+    down: Weight
+    up: Weight
+
+
+LowRankPart: TypeAlias = PagedLowRank | tuple[Tensor, Tensor]
+
+
 class PagedLinear(custom_op.CustomOpLayer):
     """``y = x Wᵀ + bias`` with W one task's blocks, read in place, plus ``(x Aᵀ) Bᵀ`` where it has a low-rank part.
 
@@ -45,7 +64,7 @@ class PagedLinear(custom_op.CustomOpLayer):
         bias: [out_features] or None.
         layer: index of the model layer, for the gate.
         gate: of the task.
-        low_rank: A [rank, in_features] and B [out_features, rank], of one dtype, or None.
+        low_rank: A [rank, in_features] and B [out_features, rank], in pages or as tensors of one dtype; or None.
     """
 
     def __init__(
@@ -54,7 +73,7 @@ class PagedLinear(custom_op.CustomOpLayer):
         bias: Tensor | None,
         layer: int,
         gate: PageGate,
-        low_rank: tuple[Tensor, Tensor] | None = None,
+        low_rank: LowRankPart | None = None,
     ) -> None:
         super().__init__()
         self.in_features = weight.in_features
@@ -78,7 +97,7 @@ class PagedLinear(custom_op.CustomOpLayer):
             y: Tensor = custom_op.paged_linear(x, self._number, self.out_features)
         else:
             y = self.compute(x)
-        if self.low_rank is None:
+        if self.low_rank is None or isinstance(self.low_rank, PagedLowRank):
             return y
         down, up = self.low_rank
         return y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
@@ -88,6 +107,8 @@ class PagedLinear(custom_op.CustomOpLayer):
         try:
             self.gate.enter(reader, self.layer)
             y = paged_linear(x, self.paged_weight, self.bias)
+            if isinstance(self.low_rank, PagedLowRank):
+                y = y + paged_linear(paged_linear(x, self.low_rank.down), self.low_rank.up)
             self.gate.note_read()
             return y
         finally:

@@ -1,4 +1,4 @@
-"""Single blocks out of a bundle's pages."""
+"""Single blocks, rows and low-rank parts out of a bundle's pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import read_adapter
+from weightpager.bundle.format.low_rank import LowRank
 from weightpager.page_dtype import page_blocks
 from weightpager.store.page_store import LocalStore, VerifyingStore
 
@@ -43,6 +45,27 @@ class BlockReader:
 
     def close(self) -> None:
         self._store.close()
+
+
+def read_low_rank(bundle: Bundle, task: str) -> dict[str, LowRank]:
+    """A task's low-rank parts by canonical name of the paged weight, as kernels see them; empty if it has none.
+
+    Raises:
+        BundleFormatError: a file that has them is damaged or missing, or doesn't fit the paged weights.
+        StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
+    """
+    layout = bundle.low_rank(task)
+    if layout is None:
+        return read_adapter(bundle, task)
+    numbers = bundle.low_rank_pages(task)
+    pages = np.empty((len(numbers), bundle.page_bytes), np.uint8)
+    store = VerifyingStore(LocalStore(bundle, direct=False), bundle.pages)
+    try:
+        for number, page in zip(numbers.tolist(), pages, strict=True):
+            store.read(number, [page.data])
+    finally:
+        store.close()
+    return layout.parts([*pages])
 
 
 class RowReader:

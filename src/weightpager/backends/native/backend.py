@@ -13,7 +13,7 @@ from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.program import GraphProgram, KVCache, Workspaces, stages, writes
 from weightpager.backends.native.task import NativeTask, check_tasks, reduced
-from weightpager.backends.task_parts import Parameters, TaskParts, of_entry
+from weightpager.backends.task_parts import Parameters, StoredMatrix, TaskParts
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.bundle.format.manifest import FORMS, Pictures
@@ -21,6 +21,7 @@ from weightpager.config import format_size
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.graph import Graph, GraphInput
 from weightpager.graph.file import FEATURES, graph_file
+from weightpager.kernels import PagedWeight
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
@@ -206,11 +207,18 @@ def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramPara
     for name, parameter in parts.parameters.values.items():
         whole = parts.parameters.whole.get(name)
         yield name, _in_dtype(parameter.values) if whole is None else Blocks(whole, table=True)
+    low_rank: dict[str, tuple[ProgramParameter, ProgramParameter]] = {
+        name: (part.down, part.up) for name, part in parts.low_rank.items()
+    }
+    for name, (down, up) in parts.paged_low_rank().items():
+        low_rank[name] = Blocks(_placed(parts, down)), Blocks(_placed(parts, up))
     for entry in parts.bundle.manifest.weights:
-        weight = of_entry(parts.bundle, entry, parts.tables[entry.name], parts.arena, parts.page_table)
-        part = parts.low_rank.get(entry.name)
-        low_rank = None if part is None else (part.down, part.up)
-        yield f"{entry.name}.weight", Blocks(weight, entry.layer, low_rank=low_rank)
+        weight = _placed(parts, StoredMatrix.of_entry(parts.bundle, entry, parts.tables[entry.name]))
+        yield f"{entry.name}.weight", Blocks(weight, entry.layer, low_rank=low_rank.get(entry.name))
+
+
+def _placed(parts: TaskParts[Parameters], matrix: StoredMatrix) -> PagedWeight:
+    return matrix.on_host(parts.arena, parts.page_table)
 
 
 def _header(parameters: Parameters) -> Header:

@@ -38,13 +38,14 @@ class Blocks:
         weight: the weight as kernels take it.
         layer: the model layer whose pages it lies in; None if it is always in memory.
         table: all its blocks are there, a row of them a page, so that its rows can be looked up, too.
-        low_rank: float32 ``(down [rank, in], up [out, rank])``: their product is added to the weight.
+        low_rank: ``(down [rank, in], up [out, rank])``: their product is added to the weight. Arrays of float32, or
+            blocks in pages of the weight's layer and of earlier ones.
     """
 
     weight: PagedWeight
     layer: int | None = None
     table: bool = False
-    low_rank: tuple[Array, Array] | None = None
+    low_rank: tuple[ProgramParameter, ProgramParameter] | None = None
 
 
 ProgramParameter: TypeAlias = Array | Blocks | RowSource

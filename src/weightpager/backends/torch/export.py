@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from weightpager.backends.task_parts import of_entry
+from weightpager.backends.task_parts import StoredMatrix
 from weightpager.backends.torch.architecture import (
     BASE,
     empty_module,
@@ -30,7 +30,6 @@ from weightpager.backends.torch.architecture import (
 from weightpager.backends.torch.parameters import activation_dtype, read_parameters, read_rows, widened
 from weightpager.backends.torch.task_module import assign, route
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format import placement as permutations_file
 from weightpager.bundle.format.names import RESIDENT, private_file
@@ -42,6 +41,7 @@ from weightpager.kernels.torch import reference
 from weightpager.machine.paths import has_directory
 from weightpager.nn.experts import set_as_published
 from weightpager.store import LocalStore, VerifyingStore
+from weightpager.store.block_reader import read_low_rank
 
 
 def free_target(out: str | Path) -> Path:
@@ -86,7 +86,7 @@ def export_task(
     target = free_target(out)
     config, left_out = read_config(bundle), layers_left_out(bundle, task) if left_out is None else left_out
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
-    low_rank = read_adapter(bundle, task)
+    low_rank = read_low_rank(bundle, task)
     dtype = torch.float32 if low_rank or _wider(bundle) else activation_dtype(values.values())
     rows = {name: table.to(dtype) for name, table in read_rows(bundle).items()}
     values = rows | widened(bundle, values, dtype)
@@ -258,7 +258,5 @@ def dense_weights(bundle: Bundle, task: str) -> dict[str, Tensor]:
     finally:
         store.close()
     tables = bundle.tables(task)
-    return {
-        entry.name: reference.dense_weight(of_entry(bundle, entry, tables[entry.name], arena, page_table))
-        for entry in bundle.manifest.weights
-    }
+    stored = {entry.name: StoredMatrix.of_entry(bundle, entry, tables[entry.name]) for entry in bundle.manifest.weights}
+    return {name: reference.dense_weight(matrix.on_host(arena, page_table)) for name, matrix in stored.items()}

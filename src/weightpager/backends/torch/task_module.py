@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from weightpager.backends.task_parts import TaskParts, no_arrays, of_entry
+from weightpager.backends.task_parts import StoredMatrix, TaskParts, no_arrays
 from weightpager.backends.torch.architecture import empty_module, full_name
 from weightpager.backends.torch.parameters import Tensors, activation_dtype
-from weightpager.bundle import BlockTable, Bundle, WeightEntry
+from weightpager.bundle import BlockTable
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels.rows import RowSource
@@ -29,7 +29,7 @@ from weightpager.nn.embedding import (
     keep_tables_narrow,
 )
 from weightpager.nn.experts import fuse_gated_mlps, is_linear, mixtures
-from weightpager.nn.linear import DroppedLinear, FlatLinear, PagedLinear
+from weightpager.nn.linear import DroppedLinear, FlatLinear, LowRankPart, PagedLinear, PagedLowRank
 from weightpager.nn.skeleton import missing_values
 
 
@@ -126,25 +126,22 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     return module
 
 
-def paged_weight(
-    bundle: Bundle, entry: WeightEntry, table: BlockTable, arena: HostOrDeviceArray, page_table: HostOrDeviceArray
-) -> Weight:
-    """A paged weight of one task, as kernels take it where its arena is."""
-    device = _device(arena)
+def paged_weight(matrix: StoredMatrix, arena: HostOrDeviceArray, page_table: HostOrDeviceArray) -> Weight:
+    """A matrix of one task, as kernels take it where its arena is."""
+    device, table, grid = _device(arena), matrix.table, matrix.grid
     if device.type == "cpu":
-        return of_entry(bundle, entry, table, np.asarray(arena), np.asarray(page_table))
-    block = bundle.manifest.block_shape
+        return matrix.on_host(np.asarray(arena), np.asarray(page_table))
     return DeviceWeight(
         arena=arena,
         page_table=page_table,
         crow_indices=_on(device, table.crow_indices),
         col_indices=_on(device, table.col_indices),
         locations=_on(device, table.locations),
-        out_features=entry.out_features,
-        in_features=entry.in_features,
-        block_rows=block.rows,
-        block_cols=block.cols,
-        dtype=bundle.manifest.dtype,
+        out_features=grid.out_features,
+        in_features=grid.in_features,
+        block_rows=grid.block.rows,
+        block_cols=grid.block.cols,
+        dtype=matrix.dtype,
     )
 
 
@@ -181,16 +178,28 @@ def _refuse_texts(task: str, module: nn.Module, inputs: tuple[Any, ...]) -> None
 
 def _put_paged_layers(module: nn.Module, parts: TaskParts[Tensors], state: Mapping[str, Tensor]) -> None:
     """Put a paged layer in place of each linear layer whose weight is paged; ``state`` has their biases."""
-    device, dropped = _device(parts.arena), parts.bundle.dropped(parts.name)
+    dropped, low_rank = parts.bundle.dropped(parts.name), _low_rank(parts)
     for entry in parts.bundle.manifest.weights:
         name = full_name(module, entry.name)
         if entry.name in dropped:
             _replace_linear(module, name, DroppedLinear(entry.in_features, entry.out_features))
             continue
-        weight = paged_weight(parts.bundle, entry, parts.tables[entry.name], parts.arena, parts.page_table)
-        part = parts.low_rank.get(entry.name)
-        added = None if part is None else (_on(device, part.down), _on(device, part.up))
+        matrix = StoredMatrix.of_entry(parts.bundle, entry, parts.tables[entry.name])
+        weight = paged_weight(matrix, parts.arena, parts.page_table)
+        added = low_rank.get(entry.name)
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, parts.gate, added))
+
+
+def _low_rank(parts: TaskParts[Tensors]) -> dict[str, LowRankPart]:
+    """What is added to paged weights, by their names."""
+    device = _device(parts.arena)
+    found: dict[str, LowRankPart] = {
+        name: (_on(device, part.down), _on(device, part.up)) for name, part in parts.low_rank.items()
+    }
+    for name, (down, up) in parts.paged_low_rank().items():
+        placed = (paged_weight(matrix, parts.arena, parts.page_table) for matrix in (down, up))
+        found[name] = PagedLowRank(*placed)
+    return found
 
 
 def _put_row_tables(

@@ -23,7 +23,12 @@ from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
 
-VERSION = 2
+VERSION = 3
+READ_VERSIONS = (2, VERSION)
+"""In version 2 no task has low-rank pages."""
+
+LOW_RANK_DTYPE: PageDtype = "int8"
+"""Of the blocks in low-rank pages."""
 
 _ROWS, _ROWS_PER_PLACE = 2**20, 64
 _BLOCKS, _BLOCKS_PER_PLACE = 2**24, 4096
@@ -166,6 +171,22 @@ class Pictures(Strict, frozen=True, kw_only=True):
     width: Annotated[int, Meta(ge=1, le=2**18)]
 
 
+MOST_RANK = 1024
+"""The largest rank of a low-rank part."""
+
+
+class LowRankEntry(Strict, frozen=True, kw_only=True):
+    """A task's low-rank parts, which lie in low-rank pages.
+
+    Attributes:
+        rank: of all of them.
+        weights: positions in `Manifest.weights` of those that have a part, ascending.
+    """
+
+    rank: Annotated[int, Meta(ge=1, le=MOST_RANK)]
+    weights: Annotated[list[Count], Meta(min_length=1, max_length=2**20)]
+
+
 class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """One task; its files lie in ``tasks/<name>/``.
 
@@ -180,6 +201,7 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
             reads prompts that do, but for conversations in the chat template; of tasks that write texts.
         dropped: modules, by canonical name, whose paged weights it does without: each of these gives zeros, and its
             bias isn't added.
+        low_rank: what is added to its paged weights from low-rank pages; None where nothing is.
     """
 
     name: TaskName
@@ -192,6 +214,7 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     generation: Generation | None = None
     add_bos_token: bool = False
     dropped: Annotated[list[ModuleName], Meta(max_length=2**12)] = field(default_factory=list)
+    low_rank: LowRankEntry | None = None
 
     def __post_init__(self) -> None:
         if not self.writes and not self.classes:
@@ -269,6 +292,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
             raise ValueError(f"every weight in one of {self.layers} layers")
         self._check_pictures()
         self._check_dropped()
+        self._check_low_rank()
         if len(self.transitions) != len(self.tasks) or any(len(row) != len(self.tasks) for row in self.transitions):
             raise ValueError(f"a transition matrix of {len(self.tasks)} tasks")
         try:
@@ -304,6 +328,17 @@ class Manifest(Strict, frozen=True, kw_only=True):
                         f"dropped modules of {task.name} that differ and lie in no other, got {name[:80]!r}"
                     )
                 before = name
+
+    def _check_low_rank(self) -> None:
+        for task in self.tasks:
+            if task.low_rank is None:
+                continue
+            at = task.low_rank.weights
+            if at != sorted(set(at)) or at[-1] >= len(self.weights):
+                raise ValueError(f"low_rank.weights of {task.name} that ascend to at most {len(self.weights) - 1}")
+            most = min(min(self.weights[each].out_features, self.weights[each].in_features) for each in at)
+            if task.low_rank.rank > most:
+                raise ValueError(f"low_rank.rank of {task.name} of at most {most}, got {task.low_rank.rank}")
 
     def dropped_weights(self) -> dict[str, frozenset[str]]:
         """Names of the paged weights that each task does without."""
@@ -347,7 +382,8 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
     @property
     def block_dtypes(self) -> set[PageDtype]:
-        return {self.dtype, *(entry.dtype for entry in self.whole_weights)}
+        parts: set[PageDtype] = {LOW_RANK_DTYPE} if any(task.low_rank for task in self.tasks) else set()
+        return {self.dtype, *(entry.dtype for entry in self.whole_weights), *parts}
 
     @property
     def blocks_per_page(self) -> int:
@@ -388,8 +424,9 @@ class Manifest(Strict, frozen=True, kw_only=True):
         """Validate a manifest's JSON."""
         value = parse(MANIFEST, text)
         version = value.get("version") if isinstance(value, dict) else None
-        if isinstance(version, int) and version != VERSION:  # before its fields, which may be others
-            remedy = "compile the bundle again" if version < VERSION else "a newer weightpager may read this bundle"
+        if isinstance(version, int) and version not in READ_VERSIONS:  # before its fields, which may be others
+            old = version < READ_VERSIONS[0]
+            remedy = "compile the bundle again" if old else "a newer weightpager may read this bundle"
             raise BundleFormatError(MANIFEST, "version", f"{VERSION}; {remedy}", version)
         manifest = checked(MANIFEST, cls, value)
         try:

@@ -164,13 +164,17 @@ class PageIndex:
     def first(self, pages: int) -> PageIndex:
         return PageIndex(self.ids[:pages], self.layers[:pages], self.signatures[:pages])
 
+    def followed_by(self, other: PageIndex) -> PageIndex:
+        """The index with further pages behind these."""
+        return PageIndex(
+            np.concatenate([self.ids, other.ids]),
+            np.concatenate([self.layers, other.layers]),
+            np.concatenate([self.signatures, other.signatures]),
+        )
+
     def with_rows(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
         """The index with pages of rows behind these; ``ids`` is uint8 [row pages, 32]."""
-        return PageIndex(
-            np.concatenate([self.ids, ids]),
-            np.concatenate([self.layers, np.zeros(len(ids), np.int32)]),
-            np.concatenate([self.signatures, np.zeros(len(ids), np.uint64)]),
-        )
+        return self.followed_by(PageIndex(ids, np.zeros(len(ids), np.int32), np.zeros(len(ids), np.uint64)))
 
     @staticmethod
     def header(pages: int) -> Header:

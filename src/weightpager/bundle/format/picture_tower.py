@@ -64,6 +64,9 @@ def _own(root: Path, manifest: Manifest) -> Iterator[str]:
         for name in read_header(root, private, manifest.entry(private)):
             if is_before_words(name):
                 yield f"{task.name} has {shortened(name, _NAMED)} of its own"
+        for at in () if task.low_rank is None else task.low_rank.weights:
+            if is_before_words(manifest.weights[at].name):
+                yield f"{task.name} has low-rank parts of its own in {shortened(manifest.weights[at].name, _NAMED)}"
         if adapter not in manifest.files:
             continue
         for name in read_header(root, adapter, manifest.entry(adapter)):

@@ -62,6 +62,17 @@ class Placement:
     def nbytes(self) -> int:
         return self.blocks.nbytes + self.used.nbytes
 
+    def without_blocks(self) -> npt.NDArray[np.bool_]:
+        """Which pages hold no block at all, [pages]."""
+        return np.asarray((self.blocks == self.numbers.unused).all(1))
+
+    def followed_by_empty(self, layers: npt.NDArray[np.int32]) -> Placement:
+        """The placement with further pages of these layers, which hold no block."""
+        places = self.blocks.shape[1]
+        blocks = np.concatenate([self.blocks, np.full((len(layers), places), self.numbers.unused, self.blocks.dtype)])
+        used = np.pad(self.used, [(0, 0), (0, -(-blocks.size // 8) - self.used.shape[1])])
+        return Placement(self.numbers, np.concatenate([self.layers, layers]), blocks, used)
+
     def kept(self, task: int) -> int:
         return int(np.unpackbits(self.used[task]).sum())
 

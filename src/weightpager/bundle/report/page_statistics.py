@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -59,14 +60,24 @@ def mean_overlap(matrix: npt.NDArray[np.float64]) -> float:
 
 def page_fill(bundle: Bundle) -> float:
     """Share of the pages' bytes that some task uses."""
-    used = int(np.count_nonzero(bundle.placement.users()))
-    return used * bundle.block_bytes / max(1, len(bundle.pages) * bundle.page_bytes)
+    used = int(np.count_nonzero(bundle.placement.users())) * bundle.block_bytes
+    used += sum(map(partial(_low_rank_bytes, bundle), bundle.tasks))
+    return used / max(1, len(bundle.pages) * bundle.page_bytes)
+
+
+def _low_rank_bytes(bundle: Bundle, task: str) -> int:
+    """Bytes of a task's low-rank parts in its pages, without what these are padded with."""
+    layout = bundle.low_rank(task)
+    return 0 if layout is None else layout.nbytes
 
 
 def over_read(bundle: Bundle) -> dict[str, float]:
     """Per task: the share of its pages' bytes that it doesn't use; 0 without pages."""
     loaded = {task: len(bundle.pages_of(task)) * bundle.page_bytes for task in bundle.tasks}
-    used = {task: len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks}
+    used = {
+        task: len(bundle.kept_locations(task)) * bundle.block_bytes + _low_rank_bytes(bundle, task)
+        for task in bundle.tasks
+    }
     return {task: 1.0 - used[task] / size if size else 0.0 for task, size in loaded.items()}
 
 

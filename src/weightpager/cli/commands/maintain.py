@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.backends.verify import verify as verify_bundle
-from weightpager.bundle.adapter import adapter_bytes
+from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.addition import add_adapter
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.repair import Repair
@@ -242,10 +242,10 @@ def add(
     """
     task = name or Path(adapter).resolve().name
     written = add_adapter(bundle, adapter, task, like)
-    size = adapter_bytes(written, task)
+    size = low_rank_bytes(written, task)
     if json:
         output.print_json({"task": task, "adapter_bytes": size})
         return
-    output.say(f"{task} added; its low-rank parts take {output.size(size)} of memory")
+    output.say(f"{task} added; its low-rank parts take {output.size(size)} of pages")
     if not quiet:
         output.next_step(f"weightpager run {shlex.quote(str(bundle))} --task {task} 'TEXT'")

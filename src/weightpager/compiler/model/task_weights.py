@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightpager.bundle.adapter import LowRank
+from weightpager.bundle.format.low_rank import LowRank
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.own_weights import SHARED, Versions
 from weightpager.compiler.model.paged_weights import PagedWeightInfo

@@ -19,6 +19,7 @@ from weightpager.bundle.format.block_table import BlockNumbers
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.format.page_file import file_counts, file_name
+from weightpager.bundle.low_rank_pages import LowRankPages
 from weightpager.bundle.settings import GENERATION, PROCESSOR
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.graph.export import write_graphs
@@ -28,7 +29,6 @@ from weightpager.compiler.model.picture_tower import processor_config
 from weightpager.compiler.packing.pack import Packing
 from weightpager.compiler.packing.plan import BundlePlan
 from weightpager.compiler.packing.rows import WrittenRows, write_rows
-from weightpager.compiler.recovery.own_parameters import write_adapters
 from weightpager.page_dtype import block_bytes, encode, page_content
 
 
@@ -98,13 +98,15 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> dict[TaskKind, str]:
     for task, values in shares.private.items():
         writer.put(private_file(task), form.content(values))
     rows = write_rows(writer, plan.rows.tables, shares.tables, plan.packing.page_bytes)
-    writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures).with_rows(rows.ids))
-    write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
     without_graph = write_graphs(writer, source.config, [task.kind for task in plan.tasks], image_shape(source))
     manifest = _manifest(plan, rows, form)
-    writer.put_placement(plan.packing.placement(BlockNumbers.of(manifest), len(plan.tasks)))
-    writer.finish(manifest)
+    low_rank = LowRankPages.write(writer, manifest, plan.weights.low_rank)
+    index = PageIndex(ids, plan.packing.layers, plan.packing.signatures).followed_by(low_rank.index)
+    writer.put_index(index.with_rows(rows.ids))
+    placed = plan.packing.placement(BlockNumbers.of(manifest), len(plan.tasks))
+    writer.put_placement(placed.followed_by_empty(low_rank.index.layers))
+    writer.finish(low_rank.manifest)
     return without_graph
 
 

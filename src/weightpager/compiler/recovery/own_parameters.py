@@ -11,18 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from weightpager.backends.torch.architecture import BASE
-from weightpager.bundle import BundleWriter, TaskEntry
-from weightpager.bundle.adapter import LowRank, serialise
-from weightpager.bundle.format.names import adapter_files
+from weightpager.bundle.format.low_rank import LowRank
 from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import requiring_gradients
-from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, alternating_batches
 from weightpager.compiler.resume.journal import LOCAL, Done, Journal, Workers
@@ -89,18 +85,6 @@ def dense_part(parts: Mapping[str, LowRank], name: str) -> Tensor | float:
     """What is added to a paged weight, ``[out_features, in_features]``; 0 if nothing is."""
     part = parts.get(name)
     return 0.0 if part is None else torch.from_numpy(part.up @ part.down)
-
-
-def write_adapters(writer: BundleWriter, weights: TaskWeights, tasks: tuple[TaskEntry, ...]) -> None:
-    """Write the low-rank parts of the tasks that have any."""
-    for task in tasks:
-        parts = weights.low_rank.get(task.name)
-        if not parts:
-            continue
-        config, arrays = serialise(parts, weights.source.models[task.name].base_model_prefix, task.kind)
-        text, content = config.dump(), save(arrays, {"format": "pt"})
-        for file, bytes_ in zip(adapter_files(task.name), (text, content), strict=True):
-            writer.put(file, bytes_)
 
 
 State = Mapping[str, Tensor]

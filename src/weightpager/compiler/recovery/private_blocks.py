@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from weightpager.bundle.adapter import LowRank
+from weightpager.bundle.format.low_rank import LowRank
 from weightpager.compiler.data import Batch
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo
 from weightpager.compiler.model.paged_weights import requiring_gradients

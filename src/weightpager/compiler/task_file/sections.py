@@ -21,8 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from typing_extensions import LiteralString
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.adapter import MOST_RANK
-from weightpager.bundle.format.manifest import FORMS, TaskKind, TextMetric
+from weightpager.bundle.format.manifest import FORMS, MOST_RANK, TaskKind, TextMetric
 from weightpager.config import is_unicode, parse_size
 from weightpager.errors import ConfigError, shown
 from weightpager.machine.paths import has_directory, has_file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
@@ -31,7 +30,7 @@ class PendingPages:
         self._left = set(pages)
         self._before = set(before) - self._left if before else set()
         self._layers = layers
-        self._of_layer: Counter[int] | None = None  # counted when the first layer asks
+        self._of_layer: npt.NDArray[np.int64] | None = None  # counted when the first layer asks
         self._read_timeout = read_timeout
         self._steps = 0
         self._error: BaseException | None = None
@@ -56,7 +55,7 @@ class PendingPages:
             came = self._left.intersection(pages)
             self._left -= came
             if self._of_layer is not None:
-                self._of_layer.subtract(self._layers[list(came)].tolist())
+                np.subtract.at(self._of_layer, self._layers[list(came)], 1)
             self._steps += 1
             self._changed.notify_all()
 
@@ -87,17 +86,17 @@ class PendingPages:
                 self._wait_for_change()
 
     def wait_for(self, layer: int) -> None:
-        """Wait for the pages of one model layer.
+        """Wait for the pages of a model layer and of those before it, of which low-rank pages may hold parts of it.
 
-        The errors are those of `wait`. A failed page of another layer raises too, unless all pages of this layer are
+        The errors are those of `wait`. A failed page of a later layer raises too, unless all that are waited for are
         there.
         """
         if not self._left:
             return
         with self._changed:
             if self._of_layer is None:
-                self._of_layer = Counter(self._layers[list(self._left)].tolist())
-            while self._of_layer[layer]:
+                self._of_layer = np.bincount(self._layers[list(self._left)])
+            while self._of_layer[: layer + 1].any():
                 self._wait_for_change()
 
     def _wait_for_change(self) -> None:

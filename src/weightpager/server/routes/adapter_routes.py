@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
-from weightpager.bundle.adapter import has_adapter
+from weightpager.bundle.adapter import has_low_rank
 from weightpager.bundle.addition import add_adapter
 from weightpager.bundle.garbage import collect
 from weightpager.errors import ConfigError, RequestError, WeightpagerError
@@ -60,7 +60,7 @@ async def unload_lora_adapter(body: UnloadBody, service: Serving) -> str:
     """Remove an adapter's task from the bundle, unless it is pinned."""
     async with service.changing:
         bundle, name = service.engine.bundle, service.task(body.lora_name).name
-        if not has_adapter(bundle, name):
+        if not has_low_rank(bundle, name):
             raise RequestError(f"expected a task with a LoRA adapter, found {name!r}, which has none", "lora_name")
         with conflicts():
             service.engine.check_unpinned(name)

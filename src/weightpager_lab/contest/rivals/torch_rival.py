@@ -15,8 +15,8 @@ from weightpager.backends.torch.generation import CACHE, new_cache
 from weightpager.backends.torch.parameters import Tensors
 from weightpager.backends.torch.task_module import assign, build, route
 from weightpager.bundle import BlockTable, Bundle, TaskEntry
-from weightpager.bundle.adapter import read_adapter
 from weightpager.runtime.paging.residency import TaskGate
+from weightpager.store.block_reader import read_low_rank
 from weightpager_lab.contest.rivals.parameters import put_into, wide
 from weightpager_lab.contest.rivals.rival import Rival
 
@@ -97,7 +97,7 @@ def sparse_module(
     gate = TaskGate(task)
     gate.hold()
     parameters: Tensors = Placed(wide(values), {})
-    parts = TaskParts(bundle, task, tables, parameters, read_adapter(bundle, task), gate, arena, page_table, {})
+    parts = TaskParts(bundle, task, tables, parameters, read_low_rank(bundle, task), {}, gate, arena, page_table, {})
     module = build(parts, read_config(bundle), {})
     put_into(module, values)
     return module
