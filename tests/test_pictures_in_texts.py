@@ -21,14 +21,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 import tiny
 import tiny_llava
 import weightpager as wp
+from benchmarks.fuzz.sealing import rewrite_manifest
 from damage import contents
 from fleet import Device, Place
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import read_adapter
-from weightpager.bundle.format.names import adapter_files, private_file
+from weightpager.bundle.format.names import private_file
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.directory import ModelDirectory
@@ -38,6 +38,7 @@ from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
 from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.store import BlockReader
+from weightpager.store.block_reader import read_low_rank
 
 SELDOM = {"steps": 2, "batch": 4}
 TRAINED = {"method": "finetune", **SELDOM, "private_blocks": 0.2, "private_steps": 2, "low_rank": 2}
@@ -103,7 +104,7 @@ def test_nothing_in_a_shared_tower_is_a_tasks_own(shared: Bundle) -> None:
     assert blocks_of(shared, first, "vision_tower") == blocks_of(shared, second, "vision_tower")
     assert blocks_of(shared, first, "language_model") != blocks_of(shared, second, "language_model")
     for task in shared.tasks:
-        own = {*read_adapter(shared, task), *read_parameters(shared, private_file(task))}
+        own = {*read_low_rank(shared, task), *read_parameters(shared, private_file(task))}
         assert own
         assert not {name for name in own if name.startswith(BEFORE_WORDS)}
 
@@ -180,10 +181,10 @@ def test_a_shared_tower_with_parameters_of_a_task_is_refused(shared: Bundle, tmp
 
 def test_a_shared_tower_with_low_rank_parts_of_a_task_is_refused(shared: Bundle, tmp_path: Path) -> None:
     task = next(iter(shared.tasks))
-    file = adapter_files(task)[1]
-    name = "base_model.model.model.vision_tower.encoder.layers.0.mlp.fc1.lora_A.weight"
-    content = save({**load((shared.path / file).read_bytes()), name: torch.zeros(2, 32)})
-    check_refused(changed(shared, tmp_path, {}, **{file: content}), f"{task} has low-rank parts of its own in {name}")
+    root, name = changed(shared, tmp_path, {}), shared.manifest.weights[0].name
+    assert "vision_tower" in name
+    rewrite_manifest(root, lambda manifest: manifest["tasks"][0]["low_rank"]["weights"].insert(0, 0))
+    check_refused(root, f"{task} has low-rank parts of its own in {name}")
 
 
 def test_a_tower_is_refitted_before_the_words_are(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def added(folder: Path, base: Bundle, **changes: Any) -> dict[str, Any]:
 
 def test_a_task_that_is_added_sees_pictures_as_the_others_do(shared: Bundle, grown: Bundle) -> None:
     assert blocks_of(grown, "shade", "vision_tower") == blocks_of(grown, "animal", "vision_tower")
-    own = {*read_adapter(grown, "shade"), *read_parameters(grown, private_file("shade"))}
+    own = {*read_low_rank(grown, "shade"), *read_parameters(grown, private_file("shade"))}
     assert own
     assert not {name for name in own if name.startswith(BEFORE_WORDS)}
     seen = features(grown)

@@ -25,7 +25,6 @@ from weightpager.backends.torch.architecture import image_reader
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.model_files import model_dir
@@ -38,6 +37,7 @@ from weightpager.kernels.choice import NATIVE
 from weightpager.machine.memory import size_field
 from weightpager.runtime.budget import smallest_budget
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
+from weightpager.store.block_reader import read_low_rank
 
 _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
 _PIXELS = {"pixel_values": torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)}
@@ -146,7 +146,7 @@ def _read(trial: Trial, bundle: Bundle) -> None:
     for task in bundle.tasks:
         for table in bundle.tables(task).values():
             trial.run("tables", table.rows)
-        trial.run("adapter", lambda: read_adapter(bundle, task))  # noqa: B023 - called at once
+        trial.run("adapter", lambda: read_low_rank(bundle, task))  # noqa: B023 - called at once
         trial.run("private", lambda: read_parameters(bundle, private_file(task)))  # noqa: B023
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from msgspec.structs import replace
 
-from weightpager.bundle.format.low_rank import LowRank, LowRankLayout
-from weightpager.bundle.format.manifest import LowRankEntry, Manifest
+from weightpager.bundle.format.low_rank import LowRank, LowRankLayout, StoredParts
+from weightpager.bundle.format.manifest import LowRankEntry, Manifest, TaskEntry
 from weightpager.bundle.format.page_file import PageIndex, file_counts, file_name
 from weightpager.bundle.writer import BundleWriter
 
@@ -43,36 +43,52 @@ class LowRankPages:
             CompileError: the storage refused a write.
         """
         dropped = manifest.dropped_weights()
-        tasks = list(manifest.tasks)
-        layouts: dict[int, LowRankLayout] = {}
+        tasks, stored = list(manifest.tasks), {}
         for number, task in enumerate(tasks):
             own = {name: part for name, part in parts.get(task.name, {}).items() if name not in dropped[task.name]}
-            at = [at for at, weight in enumerate(manifest.weights) if weight.name in own]
-            if not at:
+            if not own:
                 continue
-            rank = max(len(part.down) for part in own.values())
-            tasks[number] = replace(task, low_rank=LowRankEntry(rank=rank, weights=at))
-            layout = LowRankLayout.of(manifest, tasks[number])
-            assert layout is not None
-            layouts[number] = layout
-        pages = _content(layouts, manifest, parts)
-        counts = file_counts(sum(layout.pages for layout in layouts.values()), manifest.page_bytes)
+            at = [at for at, weight in enumerate(manifest.weights) if weight.name in own]
+            entry = LowRankEntry(rank=max(len(part.down) for part in own.values()), weights=at)
+            tasks[number] = replace(task, low_rank=entry)
+            stored[task.name] = _layout(manifest, tasks[number]).encoded(own)
+        return cls.move(writer, replace(manifest, tasks=tasks), stored)
+
+    @classmethod
+    def move(cls, writer: BundleWriter, manifest: Manifest, stored: Mapping[str, StoredParts]) -> LowRankPages:
+        """Write what other pages hold, so that no bit of it changes.
+
+        Args:
+            writer: as `write` takes it.
+            manifest: the bundle's, without these pages; entries of the tasks say how their parts lie.
+            stored: by task.
+
+        Raises:
+            CompileError: the storage refused a write.
+        """
+        numbers = {task.name: number for number, task in enumerate(manifest.tasks)}
+        layouts = {name: _layout(manifest, manifest.tasks[numbers[name]]) for name in stored}
+        size = manifest.page_bytes
+        pages = (page for name, layout in layouts.items() for page in layout.content(stored[name], size))
+        counts = file_counts(sum(layout.pages for layout in layouts.values()), size)
         ids: list[bytes] = []
         for number, count in enumerate(counts, len(manifest.page_files)):
-            ids += writer.put_pages(file_name(number), pages, count, manifest.page_bytes)
+            ids += writer.put_pages(file_name(number), pages, count, size)
         index = PageIndex(
             np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32),
-            np.concatenate([np.zeros(0, np.int32), *(layout.page_layers() for layout in layouts.values())]),
-            np.concatenate(
-                [np.zeros(0, np.uint64)]
-                + [np.full(layout.pages, 1 << number, np.uint64) for number, layout in layouts.items()]
+            np.concatenate([_NO_LAYERS, *(layout.page_layers() for layout in layouts.values())]),
+            np.repeat(
+                np.array([1 << numbers[name] for name in layouts], np.uint64),
+                [layout.pages for layout in layouts.values()],
             ),
         )
-        return cls(replace(manifest, tasks=tasks, page_files=[*manifest.page_files, *counts]), index)
+        return cls(replace(manifest, page_files=[*manifest.page_files, *counts]), index)
 
 
-def _content(
-    layouts: Mapping[int, LowRankLayout], manifest: Manifest, parts: Mapping[str, Mapping[str, LowRank]]
-) -> Iterator[bytes]:
-    for number, layout in layouts.items():
-        yield from layout.content(parts[manifest.tasks[number].name], manifest.page_bytes)
+_NO_LAYERS = np.zeros(0, np.int32)
+
+
+def _layout(manifest: Manifest, task: TaskEntry) -> LowRankLayout:
+    layout = LowRankLayout.of(manifest, task)
+    assert layout is not None
+    return layout

@@ -246,11 +246,11 @@ class Bundle:
         for name, _, pages in self.manifest.page_ranges():
             page_file.check(self.path / name, pages, self.page_bytes)
         file, rows = page_file.FILE, slice(self.manifest.pages, None)
+        check_shared(self.path, self.manifest, self.placement)
         low_rank = self._check_low_rank()
         if not np.array_equal(self.placement.signatures() | low_rank, self.pages.signatures):
             wanted = "the tasks that use a block in each page, or have their low-rank parts there"
             raise BundleFormatError(file, "signatures", wanted, "others")
-        check_shared(self.path, self.manifest, self.placement)
         self._check_dropped()
         self.permutations()
         if self.index.signatures[rows].any():

@@ -26,7 +26,7 @@ from weightpager.page_dtype import page_content
 from weightpager.progress import StepProgress, silent
 from weightpager.runtime.budget import usual_faults
 from weightpager.store import BlockReader, StorageModel
-from weightpager.store.block_reader import RowReader, read_low_rank
+from weightpager.store.block_reader import RowReader, read_stored_parts
 
 PageSize = int | Literal["auto"] | None
 """Bytes of a page; ``auto`` takes the best size, None that of the bundle."""
@@ -176,9 +176,8 @@ class _Repacking:
         row_ids, row_files = self._write_rows(writer)
         bundle, names = self.subset.bundle, self.subset.names
         manifest = self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files)
-        # To encode what was decoded changes nothing.
-        parts = {name: read_low_rank(bundle, name) for name in names if bundle.low_rank(name) is not None}
-        low_rank = LowRankPages.write(writer, manifest, parts)
+        stored = {name: read_stored_parts(bundle, name) for name in names if bundle.low_rank(name) is not None}
+        low_rank = LowRankPages.move(writer, manifest, stored)
         index = PageIndex(ids, self.packing.layers, self.packing.signatures).followed_by(low_rank.index)
         writer.put_index(index.with_rows(row_ids))
         placed = self.packing.placement(bundle.placement.numbers, len(names))

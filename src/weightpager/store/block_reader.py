@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.adapter import read_adapter
-from weightpager.bundle.format.low_rank import LowRank
+from weightpager.bundle.format.low_rank import LowRank, StoredParts
 from weightpager.page_dtype import page_blocks
 from weightpager.store.page_store import LocalStore, VerifyingStore
 
@@ -55,9 +55,17 @@ def read_low_rank(bundle: Bundle, task: str) -> dict[str, LowRank]:
         StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
     """
     layout = bundle.low_rank(task)
-    if layout is None:
-        return read_adapter(bundle, task)
-    numbers = bundle.low_rank_pages(task)
+    return read_adapter(bundle, task) if layout is None else layout.parts(read_stored_parts(bundle, task))
+
+
+def read_stored_parts(bundle: Bundle, task: str) -> StoredParts:
+    """What a task's low-rank pages hold.
+
+    Raises:
+        StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
+    """
+    layout, numbers = bundle.low_rank(task), bundle.low_rank_pages(task)
+    assert layout is not None, "the task has low-rank pages"
     pages = np.empty((len(numbers), bundle.page_bytes), np.uint8)
     store = VerifyingStore(LocalStore(bundle, direct=False), bundle.pages)
     try:
@@ -65,7 +73,7 @@ def read_low_rank(bundle: Bundle, task: str) -> dict[str, LowRank]:
             store.read(number, [page.data])
     finally:
         store.close()
-    return layout.parts([*pages])
+    return layout.stored([*pages])
 
 
 class RowReader:

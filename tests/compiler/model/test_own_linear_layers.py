@@ -13,8 +13,8 @@ import tiny
 import weightpager as wp
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.store.block_reader import read_low_rank
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -87,7 +87,7 @@ def test_it_is_recovered_and_exported(family: str, recover: Any, tmp_path: Path)
     asked = content(family, tmp_path, recover=recover, compare="dense", dtype="float32")
     del asked["tasks"]["numbers"]
     bundle = wp.compile(asked, out=tmp_path / "a.bundle")
-    assert bool(read_adapter(bundle, "animals")) == isinstance(recover, dict)
+    assert bool(read_low_rank(bundle, "animals")) == isinstance(recover, dict)
     assert {control.name for control in read_report(bundle).controls} >= {"int8", "int4"}
     dense = exported(bundle, "animals", tmp_path / "out")
     torch.testing.assert_close(engine_answers(bundle, "animals"), answers(dense), rtol=1e-4, atol=1e-4)

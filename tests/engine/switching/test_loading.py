@@ -99,10 +99,10 @@ def test_pages_that_were_wanted_later_do_not_hide_that_storage_hangs() -> None:
         waiting.result()
 
 
-def test_a_layer_waits_for_its_own_pages_only() -> None:
-    pending = PendingPages([3, 4, 5], np.array([0, 0, 0, 0, 0, 1], np.int32), 60.0)
-    pending.wait_for(2)
-    waiting = InThread(lambda: pending.wait_for(0))
+def test_a_layer_waits_for_its_own_pages_and_those_before() -> None:
+    pending = PendingPages([3, 4, 5, 6], np.array([0, 0, 0, 1, 1, 3, 7], np.int32), 60.0)
+    pending.wait_for(0)
+    waiting = InThread(lambda: pending.wait_for(2))
     pending.arrived([3])
     waiting.join(0.05)
     assert waiting.is_alive()
@@ -110,9 +110,10 @@ def test_a_layer_waits_for_its_own_pages_only() -> None:
     waiting.result()
     assert not pending.complete
     pending.failed(StoreError("a bad sector"))
-    pending.wait_for(0)
+    for layer in (1, 2):
+        pending.wait_for(layer)
     with pytest.raises(StoreError):
-        pending.wait_for(1)
+        pending.wait_for(3)
 
 
 def test_a_page_that_cannot_be_loaded_raises_from_forward(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:

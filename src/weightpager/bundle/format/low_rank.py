@@ -7,7 +7,7 @@ order of the weights' layers. A page may hold blocks of several layers, and coun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ _BLOCK, _LONGEST, _SHORTEST = 2**11, 64, 8
 """Weights in a block at most, which the smallest page holds, and the features that it spans beside the rank."""
 
 Float32 = npt.NDArray[np.float32]
+Octets = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class LowRank:
 
     down: Float32
     up: Float32
+
+
+@dataclass(frozen=True)
+class StoredParts:
+    """A task's low-rank parts as they are stored: uint8 [blocks, block bytes] of all A, and of all B."""
+
+    down: Octets
+    up: Octets
 
 
 @dataclass(frozen=True)
@@ -103,27 +112,31 @@ class BlockRun:
         columns, locations = (np.split(half, np.cumsum(counts)[:-1]) for half in np.split(memory[ends:], 2))
         return [BlockTable(*arrays) for arrays in zip(crow, columns, locations, strict=True)]
 
-    def content(self, matrices: Sequence[Float32], page_bytes: int) -> Iterator[bytes]:
-        """The pages' bytes."""
+    def encoded(self, matrices: Sequence[Float32]) -> Octets:
+        """Matrices' blocks as they are stored, uint8 [count, block bytes]."""
         cut = [grid.cut(matrix) for grid, matrix in zip(self.grids, matrices, strict=True)]
         flat = np.concatenate([each.reshape(-1, *each.shape[2:]) for each in cut])
-        for start in range(0, self.count, self.places):
-            blocks = encode(np.asarray(flat[start : start + self.places], np.float32), LOW_RANK_DTYPE)
-            full = np.zeros((self.places, blocks.shape[1]), np.uint8)
-            full[: len(blocks)] = blocks
-            yield page_content(full, self.block, LOW_RANK_DTYPE, page_bytes)
+        return encode(np.asarray(flat, np.float32), LOW_RANK_DTYPE)
 
-    def matrices(self, pages: Iterable[npt.NDArray[np.uint8]]) -> list[Float32]:
-        """The inverse of `content`, save for what rounding took."""
-        blocks = np.concatenate([page_blocks(page, self.places, self.block, LOW_RANK_DTYPE) for page in pages])[
-            : self.count
-        ]
-        values = decode(blocks, self.block, LOW_RANK_DTYPE)
-        cut = np.split(values, np.cumsum(self._each("count"))[:-1])
+    def matrices(self, blocks: Octets) -> list[Float32]:
+        """The inverse of `encoded`, save for what rounding took."""
+        cut = np.split(decode(blocks, self.block, LOW_RANK_DTYPE), np.cumsum(self._each("count"))[:-1])
         return [
             np.ascontiguousarray(grid.join(each.reshape(grid.rows, grid.cols, *each.shape[1:])), np.float32)
             for grid, each in zip(self.grids, cut, strict=True)
         ]
+
+    def content(self, blocks: Octets, page_bytes: int) -> Iterator[bytes]:
+        """The bytes of the pages that stored blocks lie in."""
+        padded = np.zeros((self.pages * self.places, blocks.shape[1]), np.uint8)
+        padded[: self.count] = blocks
+        for page in padded.reshape(self.pages, self.places, -1):
+            yield page_content(page, self.block, LOW_RANK_DTYPE, page_bytes)
+
+    def blocks(self, pages: Sequence[Octets]) -> Octets:
+        """The inverse of `content`."""
+        blocks = [page_blocks(page, self.places, self.block, LOW_RANK_DTYPE) for page in pages]
+        return np.concatenate(blocks)[: self.count]
 
 
 @dataclass(frozen=True)
@@ -185,17 +198,26 @@ class LowRankLayout:
         down, up = self.down.tables(memory[: self.down.entries]), self.up.tables(memory[self.down.entries :])
         return {name: LowRankTables(*pair) for name, *pair in zip(self.names, down, up, strict=True)}
 
-    def content(self, parts: Mapping[str, LowRank], page_bytes: int) -> Iterator[bytes]:
-        """The pages' bytes. Parts of a lower rank than the layout's are padded with zeros."""
+    def encoded(self, parts: Mapping[str, LowRank]) -> StoredParts:
+        """Parts as they are stored. Those of a lower rank than the layout's are padded with zeros."""
         rank = self.down.grids[0].out_features
         found = [parts[name] for name in self.names]
-        yield from self.down.content([_padded(part.down, 0, rank) for part in found], page_bytes)
-        yield from self.up.content([_padded(part.up, 1, rank) for part in found], page_bytes)
+        down = self.down.encoded([_padded(part.down, 0, rank) for part in found])
+        return StoredParts(down, self.up.encoded([_padded(part.up, 1, rank) for part in found]))
 
-    def parts(self, pages: Sequence[npt.NDArray[np.uint8]]) -> dict[str, LowRank]:
-        """The parts by paged weight, as kernels see them, of the pages' bytes."""
-        downs, ups = self.down.matrices(pages[: self.down.pages]), self.up.matrices(pages[self.down.pages :])
+    def parts(self, stored: StoredParts) -> dict[str, LowRank]:
+        """The parts by paged weight, as kernels see them."""
+        downs, ups = self.down.matrices(stored.down), self.up.matrices(stored.up)
         return {name: LowRank(*pair) for name, *pair in zip(self.names, downs, ups, strict=True)}
+
+    def content(self, stored: StoredParts, page_bytes: int) -> Iterator[bytes]:
+        """The bytes of the pages that parts lie in."""
+        yield from self.down.content(stored.down, page_bytes)
+        yield from self.up.content(stored.up, page_bytes)
+
+    def stored(self, pages: Sequence[Octets]) -> StoredParts:
+        """The inverse of `content`."""
+        return StoredParts(self.down.blocks(pages[: self.down.pages]), self.up.blocks(pages[self.down.pages :]))
 
 
 def _counted(counts: Int64) -> Int64:

@@ -427,7 +427,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
         if isinstance(version, int) and version not in READ_VERSIONS:  # before its fields, which may be others
             old = version < READ_VERSIONS[0]
             remedy = "compile the bundle again" if old else "a newer weightpager may read this bundle"
-            raise BundleFormatError(MANIFEST, "version", f"{VERSION}; {remedy}", version)
+            raise BundleFormatError(MANIFEST, "version", f"{' or '.join(map(str, READ_VERSIONS))}; {remedy}", version)
         manifest = checked(MANIFEST, cls, value)
         try:
             manifest._check()
