@@ -25,7 +25,8 @@ from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.journal import CompileRun
+from weightpager.compiler.resume.identities import compile_identity
+from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.task_file.file import TaskFile, restated
 from weightpager.progress import Progress, silent
 
@@ -62,9 +63,15 @@ class KeptRow:
 
 
 def compiled(tasks: TaskFile, method: str, share: float, folder: Path, told: Progress = silent) -> Iterator[KeptRow]:
-    """A line for each task, of a bundle that is made in a folder."""
+    """A line for each task, of a bundle that is made in a folder. What methods have in common is done once."""
     stated = restated(tasks, keep=share, compare="none", **METHODS[method])
-    run = CompileRun(told)
+    # Without a journal a finished training couldn't be given to the cache.
+    run = CompileRun(told, Journal(folder / "journal", compile_identity(stated)))
+    with run.journal.held():
+        yield from _rows(stated, method, run, folder)
+
+
+def _rows(stated: TaskFile, method: str, run: CompileRun, folder: Path) -> Iterator[KeptRow]:
     kept = choose_kept(prepare(stated, run, cache=Cache.of_user()), run, together=method.endswith("together"))
     prepared, chosen = kept.prepared, kept.chosen
     weights = recover(prepared.source, prepared.data, chosen.masks, run.journal, run.progress)

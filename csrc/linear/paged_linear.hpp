@@ -35,6 +35,7 @@ struct Problem : PagedMatrix {
     const void* bias = nullptr;         // [out_features] or null
     Dtype bias_dtype = Dtype::float32;  // or bfloat16
     Unary epilogue = Unary::none;       // what is done with the outputs
+    const float* addend = nullptr;      // [tokens, out_features] or null: what is added to them before
 };
 
 namespace {  // as in bfloat16.hpp, and for the same reason

@@ -20,6 +20,10 @@ int64_t rows_of(const View& x) {
     return rows;
 }
 
+void finish(const Running& running, int64_t missing) {
+    if (missing != kAllResident) *running.missing = missing;
+}
+
 // x [rows, inputs] without gaps.
 Problem product_of(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
                    const Running& running) {
@@ -29,8 +33,7 @@ Problem product_of(const PagedMatrix& weight, const View& x, const float* bias, 
 void multiply_paged(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
                     const Running& running) {
     const Problem problem = product_of(weight, x, bias, y, activation, running);
-    const int64_t missing = paged_linear(running.kernel, problem, running.threads);
-    if (missing != kAllResident) *running.missing = missing;
+    finish(running, paged_linear(running.kernel, problem, running.threads));
 }
 
 void multiply(const Parameter& weight, const View& x, const float* bias, float* y, Unary activation, const Running& running) {
@@ -38,6 +41,10 @@ void multiply(const Parameter& weight, const View& x, const float* bias, float* 
     Dense dense{running.data(x), x.last(), weight.data, weight.type == Type::bfloat16, bias, y, weight.sizes[0],
                 weight.sizes[1], activation};
     multiply_dense(dense, rows_of(x), weight.sizes[0], running);
+}
+
+bool is_weight(const Parameter& weight) {
+    return !weight.elsewhere && (weight.paged || weight.type == Type::float32 || weight.type == Type::bfloat16);
 }
 
 const float* optional(const Step& step, size_t i, const Running& running) {
@@ -53,6 +60,39 @@ void run_linear(const Step& step, const Running& running) {
              step.recall<Unary>(), running);
 }
 
+// Operands of a product with a weight that has a low-rank part: A [rank, inputs] and B [outputs, rank].
+struct LowRank {
+    size_t down, up;
+
+    bool given(const Step& step) const { return down < step.in.size() && step.in[down].number >= 0; }
+};
+
+// x Aᵀ Bᵀ + bias, in scratch memory from a number of floats on, by which this moves it; null without a low-rank part.
+const float* multiply_low_rank(const Step& step, const LowRank& part, const float* bias, const Running& running,
+                               int64_t& offset) {
+    if (!part.given(step)) return nullptr;
+    const View& x = step.in[0];
+    const Parameter &down = weight_of(step, part.down, running), &up = weight_of(step, part.up, running);
+    const int64_t rows = rows_of(x), rank = down.sizes[0];
+    const View inner{Type::float32, {rows, rank}, {rank, 1}, Memory::buffer, step.scratch.number, offset};
+    float* const values = running.data(inner);
+    float* const sums = values + rows * rank;
+    offset += rows * (rank + up.sizes[0]);
+    multiply(down, x, nullptr, values, Unary::none, running);
+    multiply(up, inner, bias, sums, Unary::none, running);
+    return sums;
+}
+
+// The part first: its sums are added to each output of the weight's product as that is written.
+void run_low_rank(const Step& step, const Running& running) {
+    int64_t offset = 0;
+    const float* sums = multiply_low_rank(step, {3, 4}, optional(step, 2, running), running, offset);
+    Problem problem = product_of(*weight_of(step, 1, running).paged, step.in[0], nullptr, running.data(step.out[0]),
+                                 step.recall<Unary>(), running);
+    problem.addend = sums;
+    finish(running, paged_linear(running.kernel, problem, running.threads));
+}
+
 // x as rows of as many inputs as a weight has.
 Sizes expect_factor(Inference& inference, size_t i) {
     inference.expect_type(0, Type::float32);
@@ -60,8 +100,7 @@ Sizes expect_factor(Inference& inference, size_t i) {
                      "operand 0: expected an array of float32, found a weight in blocks or rows that come on demand");
     const View& x = inference.dense(0);
     const Parameter& weight = inference.weight(i);
-    inference.expect(weight.paged || weight.type == Type::float32 || weight.type == Type::bfloat16, "operand ", i,
-                     ": expected a weight, found ", weight.type);
+    inference.expect(weight.elsewhere || is_weight(weight), "operand ", i, ": expected a weight, found ", weight.type);
     inference.expect(!weight.elsewhere, weight.name, ": expected a weight, found rows that come on demand");
     inference.expect(weight.sizes.size() == 2 && !x.sizes.empty() && x.sizes.back() == weight.sizes[1],
                      "operand 0: expected [..., inputs] for ", weight.name, " ", weight.sizes, ", found ", x.sizes);
@@ -69,6 +108,18 @@ Sizes expect_factor(Inference& inference, size_t i) {
     Sizes sizes = x.sizes;
     sizes.back() = weight.sizes[0];
     return sizes;
+}
+
+// How many floats of scratch memory the low-rank part of a weight takes.
+int64_t expect_low_rank(Inference& inference, size_t weight, const LowRank& part) {
+    const Parameter& to = inference.weight(weight);
+    inference.expect(to.paged.has_value(), "operand ", weight, ": expected a weight in blocks beside a low-rank part");
+    const int64_t rows = rows_of(inference.in(0)), rank = expect_factor(inference, part.down).back();
+    const Parameter& up = inference.weight(part.up);
+    inference.expect(is_weight(up) && up.sizes == Sizes{to.sizes[0], rank}, "operand ", part.up,
+                     ": expected a weight ", Sizes{to.sizes[0], rank}, ", found ", up.sizes);
+    inference.want_products({rows, to.sizes[0], rank});
+    return rows * (rank + to.sizes[0]);
 }
 
 void infer_linear(Inference& inference) {
@@ -80,24 +131,45 @@ void infer_linear(Inference& inference) {
     }
     inference.remember(activation_of(inference));
     inference.give(Type::float32, sizes);
-    inference.run_by(&run_linear);
+    if (!inference.has(3)) return inference.run_by(&run_linear);
+    inference.want_scratch(expect_low_rank(inference, 1, {3, 4}) * int64_t{sizeof(float)});
+    inference.run_by(&run_low_rank);
+}
+
+constexpr LowRank kOfGate{3, 4}, kOfUp{5, 6};
+
+// The products with the gate's weight and with the other one, of which each may have a low-rank part.
+std::pair<Problem, Problem> gated_products(const Step& step, const Running& running, float* gate, float* y, int64_t offset) {
+    const auto product = [&](size_t weight, const LowRank& part, float* to) {
+        Problem problem = product_of(*weight_of(step, weight, running).paged, step.in[0], nullptr, to, Unary::none, running);
+        problem.addend = multiply_low_rank(step, part, nullptr, running, offset);
+        return problem;
+    };
+    const Problem first = product(1, kOfGate, gate);
+    return {first, product(2, kOfUp, y)};
 }
 
 void run_paged_gated(const Step& step, const Running& running) {
-    const auto product = [&](size_t i) {
-        const PagedMatrix& weight = *weight_of(step, i, running).paged;
-        return product_of(weight, step.in[0], nullptr, running.data(step.out[0]), Unary::none, running);
-    };
-    const int64_t missing = paged_gated(running.kernel, product(1), product(2), step.recall<Unary>(), running.threads);
-    if (missing != kAllResident) *running.missing = missing;
+    float* y = running.data(step.out[0]);
+    const auto [gate, up] = gated_products(step, running, y, y, 0);
+    finish(running, paged_gated(running.kernel, gate, up, step.recall<Unary>(), running.threads));
 }
 
+// Where one weight is paged and has a low-rank part, both are.
 void run_gated(const Step& step, const Running& running) {
     float* y = running.data(step.out[0]);
+    const int64_t count = step.out[0].elements();
     float* gate = running.data(View{Type::float32, {}, {}, Memory::buffer, step.scratch.number, 0});
-    multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, step.recall<Unary>(), running);
-    multiply(weight_of(step, 2, running), step.in[0], nullptr, y, Unary::none, running);
-    running.vectors.binary(Binary::multiply, gate, 1, y, 1, y, step.out[0].elements());
+    if (kOfGate.given(step) || kOfUp.given(step)) {
+        auto [first, second] = gated_products(step, running, gate, y, count);
+        first.epilogue = step.recall<Unary>();
+        finish(running, paged_linear(running.kernel, first, running.threads));
+        finish(running, paged_linear(running.kernel, second, running.threads));
+    } else {
+        multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, step.recall<Unary>(), running);
+        multiply(weight_of(step, 2, running), step.in[0], nullptr, y, Unary::none, running);
+    }
+    running.vectors.binary(Binary::multiply, gate, 1, y, 1, y, count);
 }
 
 bool alike(const PagedMatrix& a, const PagedMatrix& b) {
@@ -112,9 +184,15 @@ void infer_gated(Inference& inference) {
     const View out = inference.give(Type::float32, sizes);
     const bool known = activation == Unary::silu || activation == Unary::gelu_tanh;
     inference.remember(activation);
-    if (known && gate.paged && up.paged && alike(*gate.paged, *up.paged)) return inference.run_by(&run_paged_gated);
-    inference.want_scratch(out.elements() * int64_t{sizeof(float)});
-    inference.run_by(&run_gated);
+    int64_t low_rank = 0;
+    if (inference.has(kOfGate.down)) low_rank += expect_low_rank(inference, 1, kOfGate);
+    if (inference.has(kOfUp.down)) low_rank += expect_low_rank(inference, 2, kOfUp);
+    inference.expect(low_rank == 0 || (gate.paged && up.paged),
+                     "operands 1 and 2: expected weights in blocks beside a low-rank part");
+    const bool fused = known && gate.paged && up.paged && alike(*gate.paged, *up.paged);
+    if (!fused || low_rank > 0)
+        inference.want_scratch((low_rank + (fused ? 0 : out.elements())) * int64_t{sizeof(float)});
+    inference.run_by(fused ? &run_paged_gated : &run_gated);
 }
 
 void check_ids(const int64_t* ids, int64_t count, int64_t rows) {

@@ -110,6 +110,16 @@ class RandomProgram {
         paged.paged = weight_.matrix();
         paged.sizes = {test_.out_features, test_.in_features};
         program_.add_parameter(paged);
+        paged_ = program_.description().values() - 1;
+        const int64_t rank = random_.between(1, 9);
+        for (const Sizes& sizes : {Sizes{rank, test_.in_features}, Sizes{test_.out_features, rank}}) {
+            Parameter part;
+            part.name = "part";
+            part.sizes = sizes;
+            kept_.push_back(content(Type::float32, sizes));
+            part.data = kept_.back().data();
+            program_.add_parameter(part);
+        }
         first_node_ = program_.description().values();
     }
 
@@ -148,7 +158,9 @@ class RandomProgram {
             operands.push_back(random_.one_in(8) ? kNothing : static_cast<int>(random_.below(values)));
         if (operands.size() < 2 && random_.one_in(2)) attributes["scalar"] = number(2.0);
         if (op == "attention" && !random_.one_in(4)) operands = {5, 5, 5};  // the heads
-        if (op == "linear" && !random_.one_in(4)) operands = {6, first_node_ - 1};
+        if (op == "linear" && !random_.one_in(4)) operands = {6, paged_};
+        if (op == "linear" && random_.one_in(4)) operands = {6, paged_, kNothing, paged_ + 1, paged_ + 2};
+        if (op == "gated_linear" && random_.one_in(2)) operands = {6, paged_, paged_, kNothing, kNothing, paged_ + 1, paged_ + 2};
         program_.add_node(op, operands, attributes, find_operator(op)->outputs);
     }
 
@@ -158,7 +170,7 @@ class RandomProgram {
     Program program_;
     std::vector<Sizes> sizes_;
     std::vector<std::vector<uint8_t>> contents_, kept_;
-    int first_node_ = 0;
+    int paged_ = 0, first_node_ = 0;
     bool narrow_ = false;
 };
 

@@ -1,6 +1,8 @@
 // What every sweep does with a row of blocks besides multiplying: find its blocks, and write its outputs.
 #pragma once
 
+#include <algorithm>
+
 #include "bfloat16.hpp"
 #include "functions.hpp"
 #include "lanes.hpp"
@@ -89,9 +91,11 @@ __attribute__((noinline)) void store(const Problem& p, const Tile& tile, int64_t
     const bool as_they_are = tile.gate_out == nullptr && tile.gate == nullptr && p.epilogue == Unary::none;
     if (as_they_are && outputs == Out::count && p.dtype == Dtype::float32) {
         for (int t = 0; t < tile.tokens; ++t) {
-            float* const to = static_cast<float*>(p.y) + (tile.first_token + t) * p.out_features + first_output;
+            const int64_t at = (tile.first_token + t) * p.out_features + first_output;
+            float* const to = static_cast<float*>(p.y) + at;
             for (int r = 0; r < Out::Registers; ++r) {
-                const auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+                auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+                if (p.addend != nullptr) value += load<typename L::Float>(p.addend + at + r * Out::N);
                 std::memcpy(to + r * Out::N, &value, sizeof value);
             }
         }
@@ -103,6 +107,11 @@ __attribute__((noinline)) void store(const Problem& p, const Tile& tile, int64_t
             const int rest = outputs - r * Out::N;
             if (rest <= 0) break;
             auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+            if (p.addend != nullptr) {
+                float addend[Out::N] = {};
+                std::copy_n(p.addend + at + r * Out::N, rest < Out::N ? rest : Out::N, addend);
+                value += load<typename L::Float>(addend);
+            }
             const int64_t in_block = t * p.block_rows + row_in_block + r * Out::N;
             if (tile.gate_out != nullptr) {
                 std::memcpy(tile.gate_out + in_block, &value, sizeof value);

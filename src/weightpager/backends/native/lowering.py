@@ -72,14 +72,6 @@ def widened(array: Array) -> Array:
 _DIMENSIONS = {"batch": -(2**63) + 1, "length": -(2**63) + 2, "features": -(2**63) + 3}
 _OPEN = -(2**63) + 4
 
-_UNARY: dict[str, tuple[str, dict[str, Any]]] = {
-    "gelu": ("gelu", {"approximate": "none"}),
-    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
-    "relu": ("relu", {}),
-    "silu": ("silu", {}),
-    "tanh": ("tanh", {}),
-}
-
 
 class Lowering:
     """Puts a native program together.
@@ -182,40 +174,21 @@ class Lowering:
 
     def _add(self, node: Node) -> None:
         operands = [self._number(node, at) for at in range(len(node.inputs))]
-        if node.op == "linear" and self._low_rank(node, 1):
-            first = self._adapted(node, operands[0], 1, operands[2], node.attributes["activation"])
-        elif node.op == "gated_linear" and (self._low_rank(node, 1) or self._low_rank(node, 2)):
-            gate = self._adapted(node, operands[0], 1, -1, node.attributes["activation"])
-            first = self._emit("multiply", [gate, self._adapted(node, operands[0], 2, -1, "none")], {})
-        else:
-            first = self._emit(node.op, operands, node.attributes, len(node.outputs))
+        if node.op in ("linear", "gated_linear"):
+            operands += self._low_rank(node)
+        first = self._emit(node.op, operands, node.attributes, len(node.outputs))
         for at, name in enumerate(node.outputs):
             self.values[name] = first + at
 
-    def _low_rank(self, node: Node, at: int) -> bool:
-        operand = node.inputs[at]
-        if operand is None or operand.kind != "parameter":
-            return False
-        value = self._of(operand)
-        return isinstance(value, Blocks) and value.low_rank is not None
-
-    def _adapted(self, node: Node, x: int, at: int, bias: int, activation: str) -> int:
-        """A product with a weight that may have a low-rank part."""
-        if not self._low_rank(node, at):
-            return self._emit("linear", [x, self._number(node, at), bias], {"activation": activation})
-        operand = node.inputs[at]
-        assert operand is not None
-        product = self._emit("linear", [x, self._number(node, at), bias], {"activation": "none"})
-        down, up = (self._numbers[operand.kind, operand.key, part] for part in ("down", "up"))
-        inner = self._emit("linear", [x, down, -1], {"activation": "none"})
-        total = self._emit("add", [product, self._emit("linear", [inner, up, -1], {"activation": "none"})], {})
-        if activation == "quick_gelu":
-            share = self._emit("sigmoid", [self._emit("multiply", [total, -1], {"scalar": 1.702})], {})
-            return self._emit("multiply", [total, share], {})
-        if activation == "none":
-            return total
-        op, attributes = _UNARY[activation]
-        return self._emit(op, [total], attributes)
+    def _low_rank(self, node: Node) -> list[int]:
+        """A and B of each of a product's weights, -1 where it has no low-rank part; empty where none has one."""
+        found = [
+            self._numbers.get((operand.kind, operand.key, part), -1)
+            for operand in (node.inputs[at] for at in WEIGHTS[node.op])
+            for part in ("down", "up")
+            if operand is not None
+        ]
+        return found if max(found, default=-1) >= 0 else []
 
 
 def _size(value: int | str | None) -> int:
