@@ -37,6 +37,9 @@ _SPEEDS = {
     "decode_per_s": "decodes {} tokens a second",
     "decode_after_prefill_per_s": "behind a long prompt {}",
     "prefill_per_s": "reads {}",
+    "decode_plain_per_s": "without an adapter {}",
+    "ms_swap": "a swap to an adapter on storage {} ms",
+    "ms_swap_in_memory": "to one in memory {} ms",
     "ms_1": "one picture {} ms",
     "ms_16": "16 pictures {} ms",
     "ms_first_token": "a picture and the first token {} ms",
@@ -48,7 +51,7 @@ _SPEEDS = {
     "ms_later_first_token": "a further question's first token {} ms",
     "ms_text_first_token": "as long a text's, without a switch, {} ms",
 }
-_ORDER: tuple[Section, ...] = ("texts", "decoder", "images", "questions")
+_ORDER: tuple[Section, ...] = ("texts", "decoder", "images", "questions", "adapters")
 
 _MEMORY = ("peak_bytes_of_texts", "peak_bytes_short", "peak_bytes_of_pictures")
 """Before the long batches or prompts; ``peak_bytes`` is behind them."""

@@ -1,0 +1,1 @@
+"""Whole processes of a language model with LoRA adapters, ours and llama.cpp."""
