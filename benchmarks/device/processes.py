@@ -21,21 +21,19 @@ from weightpager.engine import Engine
 from weightpager.errors import BudgetError
 
 
-def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int, storage: str = "") -> dict[str, Row]:
+def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int) -> dict[str, Row]:
     """The medians of each process's figures, by row; one run of each after the other, so many times.
 
     Args:
         commands: by row, without the interpreter.
         times: of each.
         threads: of each process.
-        storage: bytes that each may read a second, such as 300MB/s; empty for no limit.
     """
-    limited = ["-m", "weightpager_lab.limits", "--storage", storage, "--", sys.executable] if storage else []
     compile_dir(Path(weightpager.__file__).parent, quiet=2)  # as pip does where it installs a wheel
     runs: dict[str, list[dict[str, float]]] = {row: [] for row in commands}
     for _ in range(times):
         for row, command in commands.items():
-            runs[row].append(_run([*limited, *command], threads))
+            runs[row].append(_run(command, threads))
     return {row: _medians(found) for row, found in runs.items()}
 
 

@@ -42,7 +42,9 @@ class Panel {
         const int64_t tile_bytes = rows_ * kernel.widest * int64_t{sizeof(uint32_t)};
         const int64_t tiles = std::max<int64_t>(1, kPanelBytes / tile_bytes);
         capacity_ = std::min(tiles * kernel.widest, problem.tokens);
-        const int64_t columns = divide_up(capacity_, kernel.widest) * kernel.widest;
+        // One tile is as wide as its tokens are: few of them shouldn't ask for memory of many.
+        const int64_t columns = capacity_ <= kernel.widest ? kernel.width(static_cast<int>(capacity_))
+                                                           : divide_up(capacity_, kernel.widest) * kernel.widest;
         packed_.reset(new uint32_t[static_cast<size_t>(columns * rows_)]);
         if (integers()) scales_.reset(new float[static_cast<size_t>(columns * groups())]);
         if (kernel.packing == Packing::bytes) sums_.reset(new int32_t[static_cast<size_t>(columns * groups())]);

@@ -67,6 +67,20 @@ struct LowRank {
     bool given(const Step& step) const { return down < step.in.size() && step.in[down].number >= 0; }
 };
 
+// Ask for the blocks of a small weight before anything waits for them: sweeps ask for a few at a time, as large ones need it.
+void fetch(const Parameter& weight) {
+    if (!weight.paged) return;
+    const PagedMatrix& p = *weight.paged;
+    const int64_t bytes = block_bytes(p), kept = p.crow_indices[grid_rows(p)];
+    for (int64_t k = 0; k < kept; ++k) {
+        const int64_t page = p.locations[k] / p.blocks_per_page, place = p.locations[k] % p.blocks_per_page;
+        const int64_t slot = p.page_table[page];
+        if (slot < 0 || slot >= p.slots) return;
+        const uint8_t* block = p.arena + slot * p.page_bytes + place * bytes;
+        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(block + line, 0, 2);
+    }
+}
+
 // x Aᵀ Bᵀ + bias, in scratch memory from a number of floats on, by which this moves it; null without a low-rank part.
 const float* multiply_low_rank(const Step& step, const LowRank& part, const float* bias, const Running& running,
                                int64_t& offset) {
@@ -78,6 +92,10 @@ const float* multiply_low_rank(const Step& step, const LowRank& part, const floa
     float* const values = running.data(inner);
     float* const sums = values + rows * rank;
     offset += rows * (rank + up.sizes[0]);
+    if (rows == 1) {
+        fetch(down);
+        fetch(up);
+    }
     multiply(down, x, nullptr, values, Unary::none, running);
     multiply(up, inner, bias, sums, Unary::none, running);
     return sums;

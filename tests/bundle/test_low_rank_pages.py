@@ -166,6 +166,25 @@ def test_only_the_task_that_is_in_use_needs_them_in_memory(bundle: Path) -> None
                 assert torch.equal(module(**INPUTS).logits, first[task])
 
 
+def test_tasks_with_the_same_blocks_have_their_tables_in_common(tmp_path: Path) -> None:
+    wp.compile(tiny.assistant(tmp_path, sparsity=0, recover=RECOVER), out=tmp_path / "a.bundle")
+    opened = Bundle.open(tmp_path / "a.bundle")
+    first = {task: logits(opened.path, task) for task in opened.tasks}
+    with wp.Engine.from_pretrained(opened.path) as engine:
+        tables = [task.tables for task in engine._open.tasks.values()]
+        assert len({of.blocks for of in tables}) == 1
+        assert len({of.low_rank for of in tables}) == len(tables) > 1
+        for task in (*first, *first):
+            with engine.task(task) as module, torch.inference_mode():
+                assert torch.equal(module(**INPUTS).logits, first[task])
+        gone, *stay = first
+        collect(opened.path, drop=[gone])
+        engine.reload()
+        for task in stay:
+            with engine.task(task) as module, torch.inference_mode():
+                assert torch.equal(module(**INPUTS).logits, first[task])
+
+
 def of_index(change: Callable[[dict[str, Any], np.ndarray], object]) -> Callable[[Path], None]:
     """A change of the page index, told which pages hold the first task's low-rank parts."""
 

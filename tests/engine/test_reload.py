@@ -26,7 +26,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.open_task import TaskTables
+from weightpager.engine.open_task import BlockTables
 from weightpager.engine.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
 from weightpager.runtime.paging.state import SwitchRequest
@@ -231,7 +231,7 @@ def test_a_reload_without_memory_for_the_tables_that_stay_changes_nothing(
         engine.deactivate()
         collect(path, ["weather"])
         with monkeypatch.context() as patch:
-            patch.setattr(TaskTables, "follow", refused)
+            patch.setattr(BlockTables, "follow", refused)
             with pytest.raises(MemoryError):
                 engine.reload()
         check(engine, expected)

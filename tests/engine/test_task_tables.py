@@ -24,12 +24,12 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.block_table import FIELDS
 from weightpager.config import EngineConfig
 from weightpager.engine import open_task
-from weightpager.engine.open_task import TableSource, TaskTables
+from weightpager.engine.open_task import BlockTables, TableSource
 from weightpager.errors import BudgetError, StoreError, TaskTooLargeError
 from weightpager.store import LocalStore
 
 
-def right(tables: TaskTables, drawn: Drawn, task: int, numbers: np.ndarray) -> bool:
+def right(tables: BlockTables, drawn: Drawn, task: int, numbers: np.ndarray) -> bool:
     wanted = drawn.placement.tables(task, numbers)
     found = tables.tables
     assert list(found) == list(wanted)
@@ -45,7 +45,7 @@ def test_tables_are_expanded_as_the_placement_says(native: bool, drawn: Drawn, s
         patch.setattr(open_task, "NATIVE", open_task.NATIVE if native else ())
         source = TableSource(drawn.placement, numbers)
     for task in range(3):
-        tables = TaskTables(source, task)
+        tables = BlockTables(source, task)
         address = next(iter(tables.tables.values())).crow_indices.ctypes.data
         for _ in range(2):
             tables.expand()
@@ -59,16 +59,16 @@ def test_tables_are_expanded_as_the_placement_says(native: bool, drawn: Drawn, s
 @settings(max_examples=5)
 def test_tables_in_locked_memory_are_given_back_all_the_same(drawn: Drawn) -> None:
     numbers = np.arange(len(drawn.placement.layers), dtype=np.int64)
-    tables = TaskTables(TableSource(drawn.placement, numbers), 0)
+    tables = BlockTables(TableSource(drawn.placement, numbers), 0)
     tables.expand()
-    lock(tables._entries)
+    lock(tables.entries)
     tables.give_back()
     tables.expand()
     assert right(tables, drawn, 0, numbers)
 
 
 def expanded(engine: wp.Engine) -> set[str]:
-    return {name for name, task in engine._open.tasks.items() if task.tables in engine._memory.tables._here}
+    return {name for name, task in engine._open.tasks.items() if task.tables.blocks in engine._memory.tables._here}
 
 
 def test_a_budget_for_one_task_holds_one_tasks_tables(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
@@ -163,9 +163,11 @@ def test_tables_outlive_a_reload_that_leaves_their_task(
     with wp.Engine.from_pretrained(copy) as engine:
         modules = {task: engine.module(task) for task in TASKS}
         garbage.collect(copy, drop=["animal"])
-        old = engine._open.tasks["colour"].tables._origin
+        old = engine._open.tasks["colour"].tables.blocks._origin
         engine.reload()
-        assert engine._open.tasks["colour"].tables._origin != old  # else the old state of the bundle stays in memory
+        assert (
+            engine._open.tasks["colour"].tables.blocks._origin != old
+        )  # else the old state of the bundle stays in memory
         for _ in range(2):
             for task in TASKS[1:]:
                 engine.activate(task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from statistics import median
 
@@ -20,14 +20,18 @@ Grow = Callable[[npt.NDArray[np.int64]], Iterator[int]]
 READ, DECODED, TURNS = 16, 64, 7
 
 
-def work(use: Callable[[str], object], grow: Grow, words: int, swaps: Mapping[str, tuple[list[str], int]]) -> None:
+Swaps = Mapping[str, tuple[Sequence[str], int]]
+"""By a figure's name, adapters that are used in turn, and how often each."""
+
+
+def work(use: Callable[[str], object], grow: Grow, words: int, swaps: Swaps) -> None:
     """Print `FIRST` after the first token, and in the end as JSON what was measured.
 
     Args:
         use: makes an adapter, or none where its name is empty, the one that is decoded with.
         grow: of the model with the adapter in use.
         words: ids are below it.
-        swaps: by the figure's name, adapters that are used in turn, and how often.
+        swaps: that are timed; those of the first round aren't, as they set up what stays.
     """
     rng = np.random.default_rng(0)
     first = next(iter(swaps.values()))[0][0]
@@ -42,7 +46,8 @@ def work(use: Callable[[str], object], grow: Grow, words: int, swaps: Mapping[st
     rows = {"decode_plain_per_s": 1 / median(taken[""]), "decode_per_s": 1 / median(taken[first])}
     rows["speed_with_adapter"] = median(a / b for a, b in zip(*taken.values(), strict=True))
     for figure, (names, times) in swaps.items():
-        rows[figure] = median([_swap(use, names[turn % len(names)]) for turn in range(times + 1)][1:])
+        taken_by_swaps = [_swap(use, name) for _ in range(times + 1) for name in names]
+        rows[figure] = median(taken_by_swaps[len(names) :])
     json.dump(rows | {"peak_bytes": peak_bytes()}, sys.stdout)
 
 

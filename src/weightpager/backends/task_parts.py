@@ -196,6 +196,7 @@ class TaskParts(Generic[P]):
         name: the task's name.
         tables: its block tables by paged weight, in terms of the page table's pages; expanded while it is built and
             while it is held.
+        weights: what the backend has made of these, by paged weight: tasks with the same blocks have it in common.
         parameters: the resident parameters and the task's own, as the backend has placed them.
         low_rank: its low-rank parts that don't lie in pages, by paged weight.
         low_rank_tables: the tables of those that do, as ``tables`` are.
@@ -208,6 +209,7 @@ class TaskParts(Generic[P]):
     bundle: Bundle
     name: str
     tables: Mapping[str, BlockTable]
+    weights: dict[str, Any]
     parameters: P
     low_rank: Mapping[str, LowRank]
     low_rank_tables: Mapping[str, LowRankTables]

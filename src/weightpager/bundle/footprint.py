@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.files.tensor_file import read_header
-from weightpager.bundle.format.low_rank import LowRankLayout
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.reader import Bundle
 from weightpager.page_dtype import block_bytes
@@ -106,10 +105,18 @@ def whole_rows(bundle: Bundle) -> int:
     return sum(entry.rows * row_memory(entry) for entry in bundle.manifest.row_tables)
 
 
-def expanded_bytes(placement: Placement, task: int, low_rank: LowRankLayout | None = None) -> int:
-    """Memory of a task's expanded block tables, those of its low-rank parts included, in whole pages of the machine."""
-    size = placement.table_bytes(task) + 4 * (0 if low_rank is None else low_rank.entries)
+def whole_pages(size: int) -> int:
+    """Bytes of the machine's pages that so many bytes take."""
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def expanded_bytes(bundle: Bundle, tasks: Collection[str]) -> int:
+    """Memory of tasks' expanded block tables. Tasks with the same blocks have those of paged weights in common."""
+    placement = bundle.placement
+    blocks = {placement.used[number].tobytes(): number for number in (bundle.task_numbers[task] for task in tasks)}
+    layouts = (bundle.low_rank(task) for task in tasks)
+    low_rank = sum(whole_pages(4 * layout.entries) for layout in layouts if layout is not None)
+    return low_rank + sum(whole_pages(placement.table_bytes(number)) for number in blocks.values())
 
 
 def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Footprint:
@@ -119,7 +126,6 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
     decides.
     """
     manifest, files = bundle.manifest, [RESIDENT, *map(private_file, bundle.tasks)]
-    tables = [expanded_bytes(bundle.placement, task, bundle.low_rank(name)) for task, name in enumerate(bundle.tasks)]
     parameters = [_parameter_bytes(bundle, file, dtype) for file in files]
     row_places = sum(table.places.nbytes + table.entry.rows * _SLOT_BYTES for table in bundle.row_tables.values())
     whole = (weight for file in files for weight in bundle.whole_weights(file))
@@ -129,8 +135,8 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
         resident=parameters[0],
         private=sum(parameters[1:]) + sum(adapter_bytes(bundle, task) for task in bundle.tasks),
         placement=_page_tables(bundle, len(bundle.pages), bundle.placement.locations) + row_places + whole_places,
-        largest_table=max(tables),
-        all_tables=sum(tables),
+        largest_table=max(expanded_bytes(bundle, [task]) for task in bundle.tasks),
+        all_tables=expanded_bytes(bundle, bundle.tasks),
         rows=least if rows is None else min(rows, whole_rows(bundle)),
         features=_LEAST_PICTURES * feature_bytes(bundle),
     )

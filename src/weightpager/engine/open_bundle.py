@@ -21,7 +21,7 @@ from weightpager.bundle.footprint import page_capacity, whole_rows
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.open_task import OpenTask, TableSource, TaskTables
+from weightpager.engine.open_task import OpenTask, SharedTables, TaskTables
 from weightpager.engine.page_numbers import PageNumbers, pages_of
 from weightpager.errors import TaskTooLargeError, UnknownTaskError, first_line
 from weightpager.interrupts import uninterrupted
@@ -102,8 +102,10 @@ class OpenBundle:
             self._numbers = PageNumbers(bundle, store, page_capacity(bundle), rows)
             self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
             undone.callback(self.reads.close)
-            tables = TableSource.of(bundle, np.arange(len(bundle.pages)))
-            tasks = {name: self._read_task(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
+            tables = SharedTables(bundle, np.arange(len(bundle.pages)))
+            tasks = {
+                name: self._read_task(bundle, name, number, tables.of(name)) for number, name in enumerate(bundle.tasks)
+            }
             self._check(bundle, tasks)
             self._state = _OpenState(bundle, tasks)
             pager = Pager(arena, config.io_threads)
@@ -132,14 +134,14 @@ class OpenBundle:
             read_timeout=read_timeout,
         )
 
-    def _read_task(self, bundle: Bundle, name: str, number: int, source: TableSource) -> OpenTask:
-        """Read all that one of a bundle's tasks is built from. Its block tables come from this source."""
+    def _read_task(self, bundle: Bundle, name: str, number: int, tables: TaskTables) -> OpenTask:
+        """Read all that one of a bundle's tasks is built from."""
         with uninterrupted.lifted():
             return OpenTask(
                 number=number,
                 private=self.backend.place(read_parameters(bundle, private_file(name), self._dtype)),
                 gate=TaskGate(name, self.memory.arena.note_read),
-                tables=TaskTables(source, bundle.task_numbers[name]),
+                tables=tables,
                 low_rank=read_adapter(bundle, name),
             )
 
@@ -240,7 +242,8 @@ class OpenBundle:
     def _refusal(self, name: str, beside: Iterable[str]) -> TaskTooLargeError | None:
         together = {name: self.task(name), **{other: self.tasks[other] for other in beside}}
         pages = self.residency.blocks.needed_together([task.number for task in together.values()])
-        tables = sum(task.tables.nbytes for task in together.values())
+        parts = {part for task in together.values() for part in task.tables.parts}
+        tables = sum(part.nbytes for part in parts)
         if pages <= self.memory.slots_beside(tables):
             return None
         what = f"task {name!r}{' beside the real-time tasks' if beside else ''}"
@@ -287,13 +290,14 @@ class OpenBundle:
     def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
         """Take over a changed bundle. All that can fail comes first."""
         numbers = self._numbers.of(bundle)
-        tables = TableSource.of(bundle, numbers)
-        come = {name: self._read_task(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
-        self._check(bundle, come)
+        tables = SharedTables(bundle, numbers)
         gone = self._leaving(change)
         stay = {name: task for name, task in self.tasks.items() if name not in gone}
         for name, task in stay.items():
-            task.tables.follow(tables, bundle.task_numbers[name])
+            tables.take_over(name, task.tables)
+        new = (*change.added, *change.changed)
+        come = {name: self._read_task(bundle, name, -1, tables.of(name)) for name in new}
+        self._check(bundle, come)
         added = self._replace_tasks(bundle, numbers, gone, come)
         for task, number in zip(come.values(), added, strict=True):
             task.number = number
@@ -336,10 +340,11 @@ class OpenBundle:
                 TaskParts(
                     bundle=bundle,
                     name=name,
-                    tables=task.tables.tables,
+                    tables=task.tables.blocks.tables,
+                    weights=task.tables.blocks.weights,
                     parameters=self._resident | task.private,
                     low_rank=task.low_rank,
-                    low_rank_tables=task.tables.low_rank,
+                    low_rank_tables={} if task.tables.low_rank is None else task.tables.low_rank.tables,
                     gate=task.gate,
                     arena=self.memory.arena.pages,
                     page_table=self._page_table,

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ import numpy.typing as npt
 
 from weightpager.answers.model import TaskModel
 from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.footprint import expanded_bytes
-from weightpager.bundle.format.low_rank import LowRank, LowRankLayout, LowRankTables
+from weightpager.bundle.footprint import whole_pages
+from weightpager.bundle.format.low_rank import LowRank, LowRankLayout
 from weightpager.bundle.format.placement import Placement
 from weightpager.kernels.choice import NATIVE
 from weightpager.machine.storage import aligned_memory
+from weightpager.runtime.memory.memory_budget import Expandable
 from weightpager.runtime.paging.residency import TaskGate
 
 if NATIVE:
@@ -33,26 +33,12 @@ class TableSource:
     Args:
         placement: the bundle's placement.
         numbers: int64 [pages], the page table's number of each of the bundle's pages.
-        low_rank: by number of the tasks that have low-rank pages, how these lie in which of the bundle's pages.
     """
 
-    def __init__(
-        self,
-        placement: Placement,
-        numbers: npt.NDArray[np.int64],
-        low_rank: Mapping[int, tuple[LowRankLayout, npt.NDArray[np.int64]]] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, placement: Placement, numbers: npt.NDArray[np.int64]) -> None:
         self.placement = placement
-        self._low_rank = {task: (layout, numbers[pages]) for task, (layout, pages) in low_rank.items()}
         self._numbers = np.ascontiguousarray(numbers[: len(placement.layers)])
         self._native = self._expander() if NATIVE else None
-
-    @classmethod
-    def of(cls, bundle: Bundle, numbers: npt.NDArray[np.int64]) -> TableSource:
-        """The source of all of a bundle's tables."""
-        layouts = {name: layout for name in bundle.tasks if (layout := bundle.low_rank(name)) is not None}
-        low_rank = {bundle.task_numbers[name]: (of, bundle.low_rank_pages(name)) for name, of in layouts.items()}
-        return cls(bundle.placement, numbers, low_rank)
 
     def _expander(self) -> _native.TableExpander:
         """Native code that knows which block lies in each place. `Placement.tables` says what is right."""
@@ -66,21 +52,8 @@ class TableSource:
         wide, total = placement.blocks.itemsize == 4, int(blocks.starts[-1])
         return _native.TableExpander(at, layers, numbers, starts, pages, places, wide, total, grids)
 
-    def layout(self, task: int) -> LowRankLayout | None:
-        """How the low-rank parts of task number ``task`` lie in its pages; None if it has none there."""
-        return self._low_rank[task][0] if task in self._low_rank else None
-
-    def table_bytes(self, task: int) -> int:
-        """Bytes of the tables of task number ``task``."""
-        layout = self.layout(task)
-        return self.placement.table_bytes(task) + (0 if layout is None else 4 * layout.entries)
-
     def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:
-        """Write the tables of task number ``task``, as `views` and `low_rank_views` find them."""
-        if task in self._low_rank:
-            layout, pages = self._low_rank[task]
-            layout.fill(out[len(out) - layout.entries :], pages)
-            out = out[: len(out) - layout.entries]
+        """Write the tables of task number ``task``, as `views` finds them."""
         if self._native is not None:
             columns = out.ctypes.data + self._rows * 4
             locations = columns + (len(out) - self._rows) // 2 * 4
@@ -94,7 +67,6 @@ class TableSource:
 
     def views(self, task: int, memory: npt.NDArray[np.int32]) -> dict[str, BlockTable]:
         """The tables in this memory, by paged weight: all weights' rows, then their columns, then their locations."""
-        memory = memory[: self.placement.table_bytes(task) // 4]
         placement, blocks = self.placement, self.placement.numbers
         parts = blocks.split(np.sort(placement.numbers_at(placement.locations_of(task))))
         row_ends = np.cumsum([grid.rows + 1 for grid in blocks.grids])
@@ -103,50 +75,125 @@ class TableSource:
         rows = np.split(memory[: row_ends[-1]], row_ends[:-1])
         return {name: BlockTable(*arrays) for name, *arrays in zip(blocks.names, rows, columns, locations, strict=True)}
 
-    def low_rank_views(self, task: int, memory: npt.NDArray[np.int32]) -> dict[str, LowRankTables]:
-        """The tables of low-rank parts in this memory, by paged weight; they follow all others."""
-        layout = self.layout(task)
-        return {} if layout is None else layout.tables(memory[len(memory) - layout.entries :])
 
+class TableMemory:
+    """Memory of some tables, at an address that stays, whether they are expanded or not.
 
-class TaskTables:
-    """Implements `Expandable`. The tables lie at an address that stays, whether they are expanded or not.
+    While they aren't, nobody may read them: they are all zero then, unless memory is locked.
 
     Attributes:
-        tables: by paged weight; not to be used while they aren't expanded: all zero then, unless memory is locked.
-        low_rank: those of low-rank parts, by paged weight, likewise.
-        nbytes: bytes of memory that they take while they are.
+        entries: int32 [numbers in the tables].
+        nbytes: bytes of memory that they take while they are expanded.
     """
 
-    def __init__(self, source: TableSource, task: int) -> None:
-        """Reserve address space for tables of the bundle's task of this number. No memory is taken."""
-        self.nbytes = expanded_bytes(source.placement, task, source.layout(task))
-        self._origin = source, task
+    def __init__(self, entries: int) -> None:
+        """Reserve address space. No memory is taken."""
+        self.nbytes = whole_pages(4 * entries)
         self._memory = aligned_memory(self.nbytes)
-        self._entries = np.frombuffer(self._memory, np.int32)[: source.table_bytes(task) // 4]
-        self.tables: Mapping[str, BlockTable] = source.views(task, self._entries)
-        self.low_rank: Mapping[str, LowRankTables] = source.low_rank_views(task, self._entries)
-
-    def expand(self) -> None:
-        source, task = self._origin
-        source.expand(task, self._entries)
+        self.entries: npt.NDArray[np.int32] = np.frombuffer(self._memory, np.int32)[:entries]
 
     def give_back(self) -> None:
         with suppress(OSError):  # memory that is locked stays
             self._memory.madvise(mmap.MADV_DONTNEED)
 
-    def follow(self, source: TableSource, task: int) -> None:
+
+class BlockTables(TableMemory):
+    """Implements `Expandable`: the tables of all paged weights, which tasks with the same blocks have in common.
+
+    Attributes:
+        tables: by paged weight.
+        weights: what a backend has made of these, by paged weight.
+    """
+
+    def __init__(self, source: TableSource, task: int) -> None:
+        """Reserve address space for tables of the bundle's task of this number."""
+        super().__init__(source.placement.table_bytes(task) // 4)
+        self.weights: dict[str, Any] = {}
+        self._origin = source, task
+        self.tables: Mapping[str, BlockTable] = source.views(task, self.entries)
+
+    def expand(self) -> None:
+        source, task = self._origin
+        source.expand(task, self.entries)
+
+    def follow(self, source: TableSource, task: int) -> bool:
         """Expand the same tables from another state of the bundle from now on, so that the old one needn't be kept.
 
-        Where they wouldn't be the same, as where equal pages have changed places, they are expanded as before.
+        Where they wouldn't be the same, as where equal pages have changed places, they are expanded as before, and this
+        returns False.
         """
-        size = source.table_bytes(task)
-        if size == self._entries.nbytes and np.array_equal(_expanded(*self._origin), _expanded(source, task)):
+        size = source.placement.table_bytes(task)
+        same = size == self.entries.nbytes and np.array_equal(_expanded(*self._origin), _expanded(source, task))
+        if same:
             self._origin = source, task
+        return same
+
+
+class LowRankTableMemory(TableMemory):
+    """Implements `Expandable`: the tables of a task's low-rank parts.
+
+    Attributes:
+        tables: by paged weight.
+    """
+
+    def __init__(self, layout: LowRankLayout, pages: npt.NDArray[np.int64]) -> None:
+        """Reserve address space; ``pages`` are what the page table calls the task's low-rank pages."""
+        super().__init__(layout.entries)
+        self._layout, self._pages = layout, pages
+        self.tables = layout.tables(self.entries)
+
+    def expand(self) -> None:
+        self._layout.fill(self.entries, self._pages)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskTables:
+    """Implements `Tables`: those of a task's paged weights, and of its low-rank parts if it has low-rank pages."""
+
+    blocks: BlockTables
+    low_rank: LowRankTableMemory | None = None
+
+    @property
+    def parts(self) -> tuple[Expandable, ...]:
+        return (self.blocks,) if self.low_rank is None else (self.blocks, self.low_rank)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
+class SharedTables:
+    """Makes the tables of a bundle's tasks, one of a kind for all tasks with the same blocks.
+
+    Args:
+        bundle: whose tasks they are.
+        numbers: int64 [pages], the page table's number of each of the bundle's pages.
+    """
+
+    def __init__(self, bundle: Bundle, numbers: npt.NDArray[np.int64]) -> None:
+        self._bundle, self._numbers = bundle, numbers
+        self._source = TableSource(bundle.placement, numbers)
+        self._made: dict[bytes, BlockTables] = {}
+
+    def of(self, name: str) -> TaskTables:
+        """A task's tables."""
+        bundle, layout = self._bundle, self._bundle.low_rank(name)
+        number = bundle.task_numbers[name]
+        key = bundle.placement.used[number].tobytes()
+        if key not in self._made:
+            self._made[key] = BlockTables(self._source, number)
+        low_rank = None if layout is None else LowRankTableMemory(layout, self._numbers[bundle.low_rank_pages(name)])
+        return TaskTables(self._made[key], low_rank)
+
+    def take_over(self, name: str, tables: TaskTables) -> None:
+        """Have tables of an earlier state of the bundle follow this one: the task stays."""
+        number = self._bundle.task_numbers[name]
+        if tables.blocks.follow(self._source, number):
+            self._made.setdefault(self._bundle.placement.used[number].tobytes(), tables.blocks)
 
 
 def _expanded(source: TableSource, task: int) -> npt.NDArray[np.int32]:
-    entries = np.empty(source.table_bytes(task) // 4, np.int32)
+    entries = np.empty(source.placement.table_bytes(task) // 4, np.int32)
     source.expand(task, entries)
     return entries
 

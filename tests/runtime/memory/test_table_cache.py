@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,10 @@ class Tables:
 
     nbytes: int
     expanded: bool = False
+
+    @property
+    def parts(self) -> tuple[Tables, ...]:
+        return (self,)
 
     def expand(self) -> None:
         assert not self.expanded
@@ -65,19 +70,47 @@ def test_tables_that_nobody_asks_for_again_go() -> None:
     assert (a.expanded, cache.taken) == (False, 0)
 
 
+@dataclass(frozen=True)
+class Several:
+    """Tables of several parts."""
+
+    parts: tuple[Tables, ...]
+
+
+def test_a_part_that_tasks_share_is_expanded_once_and_stays_while_one_uses_it() -> None:
+    shared, a, b = Tables(10), Tables(5), Tables(5)
+    cache, first, second = TableCache(20), Several((shared, a)), Several((shared, b))
+    assert cache.hold(first)
+    assert cache.needed(second, first) == 15
+    assert cache.needed(second) == 20
+    assert cache.hold(second)
+    assert cache.taken == 20
+    cache.release(first)
+    cache.forget(first)
+    assert (shared.expanded, a.expanded, b.expanded) == (True, False, True)
+    assert not cache.hold(Several((Tables(10),)))
+    assert cache.in_use == 15
+    cache.release(second)
+    cache.forget(second)
+    assert cache.taken == 0
+
+
 class AnyHolds(RuleBasedStateMachine):
     """What holds after any sequence of holds, releases and sizes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cache = TableCache(30)
-        self.tables = [Tables(size) for size in (5, 10, 10, 20, 30)]
-        self.holds: list[Tables] = []
+        self.parts = [Tables(size) for size in (5, 10, 10, 20, 30)]
+        shared, other, *rest = self.parts
+        self.tables = [Several((shared, other)), Several((shared, rest[0])), *(Several((part,)) for part in rest)]
+        self.holds: list[Several] = []
 
     @rule(which=st.integers(0, 4))
     def hold(self, which: int) -> None:
         tables = self.tables[which]
-        fits = sum(one.nbytes for one in {*self.holds, tables}) <= self.cache.size
+        needed = {part for one in (*self.holds, tables) for part in one.parts}
+        fits = sum(part.nbytes for part in needed) <= self.cache.size
         assert self.cache.hold(tables) == fits
         if fits:
             self.holds.append(tables)
@@ -93,10 +126,12 @@ class AnyHolds(RuleBasedStateMachine):
 
     @invariant()
     def sound(self) -> None:
-        assert all(tables.expanded for tables in self.holds)
-        assert self.cache.taken == sum(tables.nbytes for tables in self.tables if tables.expanded) <= self.cache.size
-        assert self.cache.in_use == sum(tables.nbytes for tables in set(self.holds))
-        assert all(self.cache.has_one_user(tables) == (self.holds.count(tables) == 1) for tables in self.tables)
+        users = Counter(part for tables in self.holds for part in tables.parts)
+        assert all(part.expanded for part in users)
+        assert self.cache.taken == sum(part.nbytes for part in self.parts if part.expanded) <= self.cache.size
+        assert self.cache.in_use == sum(part.nbytes for part in users)
+        for tables in self.tables:
+            assert self.cache.has_one_user(tables) == any(users[part] == 1 for part in tables.parts)
 
 
 TestAnyHolds = AnyHolds.TestCase

@@ -27,6 +27,10 @@ PAGE = 4096
 class Tables:
     nbytes: int
 
+    @property
+    def parts(self) -> tuple[Tables, ...]:
+        return (self,)
+
     def expand(self) -> None:
         pass
 

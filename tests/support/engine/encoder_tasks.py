@@ -26,5 +26,5 @@ def room_for(bundle: Bundle, *tasks: str, spare: int = 0) -> int:
 
 def room_in_use(bundle: Bundle, *tasks: str) -> int:
     """The budget that just holds these tasks when all of them are in use."""
-    tables = sum(expanded_bytes(bundle.placement, bundle.task_numbers[task]) for task in tasks)
+    tables = expanded_bytes(bundle, tasks)
     return room_for(bundle, *tasks) + max(0, tables - footprint(bundle).largest_table)

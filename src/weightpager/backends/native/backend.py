@@ -213,8 +213,10 @@ def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramPara
     for name, (down, up) in parts.paged_low_rank().items():
         low_rank[name] = Blocks(_placed(parts, down)), Blocks(_placed(parts, up))
     for entry in parts.bundle.manifest.weights:
-        weight = _placed(parts, StoredMatrix.of_entry(parts.bundle, entry, parts.tables[entry.name]))
-        yield f"{entry.name}.weight", Blocks(weight, entry.layer, low_rank=low_rank.get(entry.name))
+        if entry.name not in parts.weights:
+            stored = StoredMatrix.of_entry(parts.bundle, entry, parts.tables[entry.name])
+            parts.weights[entry.name] = _placed(parts, stored)
+        yield f"{entry.name}.weight", Blocks(parts.weights[entry.name], entry.layer, low_rank=low_rank.get(entry.name))
 
 
 def _placed(parts: TaskParts[Parameters], matrix: StoredMatrix) -> PagedWeight:

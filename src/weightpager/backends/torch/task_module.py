@@ -184,9 +184,10 @@ def _put_paged_layers(module: nn.Module, parts: TaskParts[Tensors], state: Mappi
         if entry.name in dropped:
             _replace_linear(module, name, DroppedLinear(entry.in_features, entry.out_features))
             continue
-        matrix = StoredMatrix.of_entry(parts.bundle, entry, parts.tables[entry.name])
-        weight = paged_weight(matrix, parts.arena, parts.page_table)
-        added = low_rank.get(entry.name)
+        if entry.name not in parts.weights:
+            matrix = StoredMatrix.of_entry(parts.bundle, entry, parts.tables[entry.name])
+            parts.weights[entry.name] = paged_weight(matrix, parts.arena, parts.page_table)
+        weight, added = parts.weights[entry.name], low_rank.get(entry.name)
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, parts.gate, added))
 
 

@@ -22,7 +22,7 @@ from weightpager.runtime.memory.prefix_cache import PrefixCache
 
 
 class Expandable(Protocol):
-    """A task's block tables in memory that can be given back.
+    """Block tables in memory that can be given back.
 
     Attributes:
         nbytes: bytes of memory that they take while they are expanded.
@@ -35,6 +35,17 @@ class Expandable(Protocol):
 
     def give_back(self) -> None:
         """Give the memory back. Nobody reads it."""
+
+
+class Tables(Protocol):
+    """A task's block tables.
+
+    Attributes:
+        parts: what is expanded for it. Tasks with the same blocks have one in common.
+    """
+
+    @property
+    def parts(self) -> tuple[Expandable, ...]: ...
 
 
 class TableCache:
@@ -58,43 +69,46 @@ class TableCache:
         with self._lock:
             return self._taken()
 
-    def hold(self, tables: Expandable) -> bool:
+    def hold(self, tables: Tables) -> bool:
         """Expand a task's tables and keep them until `release`. Returns False if those in use leave no room."""
         with self._lock:
-            if tables not in self._here:
-                self._shrink(self.size - tables.nbytes)
-                if self._taken() + tables.nbytes > self.size:
-                    return False
-            self._hold(tables)
+            self._users.update(tables.parts)  # first: what is here stays while room is made for the rest
+            missing = self._missing(tables)
+            self._shrink(self.size - missing)
+            if missing and self._taken() + missing > self.size:
+                self._users.subtract(tables.parts)
+                return False
+            self._expand(tables)
             return True
 
-    def release(self, tables: Expandable) -> None:
+    def release(self, tables: Tables) -> None:
         """Undo one `hold`. The tables stay until their room is wanted."""
         with self._lock:
-            self._users[tables] -= 1
+            self._users.subtract(tables.parts)
             self._shrink(self.size)
 
     @bracket
-    def borrowed(self, tables: Expandable) -> Iterator[None]:
+    def borrowed(self, tables: Tables) -> Iterator[None]:
         """Expand a task's tables for a moment, whether there is room or not."""
         with self._lock:
-            if tables not in self._here:
-                self._shrink(self.size - tables.nbytes)
-            self._hold(tables)
+            self._users.update(tables.parts)
+            self._shrink(self.size - self._missing(tables))
+            self._expand(tables)
         try:
             yield
         finally:
             self.release(tables)
 
-    def needed(self, tables: Expandable, released: Expandable | None = None) -> int:
+    def needed(self, tables: Tables, released: Tables | None = None) -> int:
         """Bytes that these and those in use take together, as if ``released`` had been released once."""
         with self._lock:
-            gone = {released} if released is not None and self._users[released] == 1 else set()
-            return _nbytes({*self._in_use(), tables} - gone | {tables})
+            gone = {part for part in (() if released is None else released.parts) if self._users[part] == 1}
+            return _nbytes({*self._in_use()} - gone | {*tables.parts})
 
-    def has_one_user(self, tables: Expandable) -> bool:
+    def has_one_user(self, tables: Tables) -> bool:
+        """Whether some of them would go with one `release`."""
         with self._lock:
-            return self._users[tables] == 1
+            return any(self._users[part] == 1 for part in tables.parts)
 
     @property
     def in_use(self) -> int:
@@ -107,22 +121,29 @@ class TableCache:
             self.size = size
             self._shrink(size)
 
-    def forget(self, tables: Expandable) -> None:
+    def forget(self, tables: Tables) -> None:
+        """Give back tables of a task that has left; another task in use may have some of them."""
         with self._lock:
-            self._users.pop(tables, None)
-            if tables in self._here:
-                del self._here[tables]
-                tables.give_back()
+            for part in tables.parts:
+                if self._users[part]:
+                    continue
+                del self._users[part]
+                if part in self._here:
+                    del self._here[part]
+                    part.give_back()
 
-    def _hold(self, tables: Expandable) -> None:
-        if tables not in self._here:
-            tables.expand()
-            self._here[tables] = None
-        self._here.move_to_end(tables)
-        self._users[tables] += 1
+    def _missing(self, tables: Tables) -> int:
+        return _nbytes(part for part in tables.parts if part not in self._here)
+
+    def _expand(self, tables: Tables) -> None:
+        for part in tables.parts:
+            if part not in self._here:
+                part.expand()
+                self._here[part] = None
+            self._here.move_to_end(part)
 
     def _in_use(self) -> list[Expandable]:
-        return [tables for tables in self._here if self._users[tables]]
+        return [part for part in self._here if self._users[part]]
 
     def _taken(self) -> int:
         return _nbytes(self._here)
@@ -130,17 +151,17 @@ class TableCache:
     def _shrink(self, size: int) -> None:
         """Give back what nobody uses, until no more than this is taken or nothing is left to give."""
         taken = self._taken()
-        for tables in list(self._here):
+        for part in list(self._here):
             if taken <= size:
                 return
-            if not self._users[tables]:
-                del self._here[tables]
-                tables.give_back()
-                taken -= tables.nbytes
+            if not self._users[part]:
+                del self._here[part]
+                part.give_back()
+                taken -= part.nbytes
 
 
-def _nbytes(some_tables: Iterable[Expandable]) -> int:
-    return sum(tables.nbytes for tables in some_tables)
+def _nbytes(parts: Iterable[Expandable]) -> int:
+    return sum(part.nbytes for part in parts)
 
 
 @dataclass(frozen=True)

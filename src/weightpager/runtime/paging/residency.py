@@ -13,7 +13,7 @@ import numpy.typing as npt
 from weightpager.bundle import PageIndex
 from weightpager.errors import BudgetError, BusyError, SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.interrupts import uninterrupted
-from weightpager.runtime.memory.memory_budget import Expandable
+from weightpager.runtime.memory.memory_budget import Tables
 from weightpager.runtime.paging.load import engine_closed
 from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.state import (
@@ -178,7 +178,7 @@ class Residency:
                 if not self._await_room(request, changes):
                     raise
 
-    def release(self, task: int, tables: Expandable | None = None) -> None:
+    def release(self, task: int, tables: Tables | None = None) -> None:
         """Undo one hold, of a task's expanded block tables too.
 
         Pages stay until their slots are wanted, tables until their room is. What nobody waits for any more isn't read.

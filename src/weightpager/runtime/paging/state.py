@@ -13,7 +13,7 @@ from weightpager.bundle import PageIndex
 from weightpager.errors import ConfigError, StoreTimeoutError, SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.interrupts import Condition, acquire
 from weightpager.runtime.budget import too_small
-from weightpager.runtime.memory.memory_budget import Expandable, MemoryBudget
+from weightpager.runtime.memory.memory_budget import MemoryBudget, Tables
 from weightpager.runtime.paging.load import Priority, closed_while_loading, storage_hangs
 from weightpager.runtime.paging.page_waits import PendingPages, Waiters
 from weightpager.runtime.paging.pager import Pager, PrefetchedPages
@@ -83,8 +83,8 @@ class SwitchRequest:
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
     ask_uses: Callable[[], Uses] | None = None
-    tables: Expandable | None = None
-    previous_tables: Expandable | None = None
+    tables: Tables | None = None
+    previous_tables: Tables | None = None
 
     def after_give_up(self) -> SwitchRequest:
         """The request that remains once the previous task has been given up."""

@@ -97,7 +97,9 @@ def sparse_module(
     gate = TaskGate(task)
     gate.hold()
     parameters: Tensors = Placed(wide(values), {})
-    parts = TaskParts(bundle, task, tables, parameters, read_low_rank(bundle, task), {}, gate, arena, page_table, {})
+    parts = TaskParts(
+        bundle, task, tables, {}, parameters, read_low_rank(bundle, task), {}, gate, arena, page_table, {}
+    )
     module = build(parts, read_config(bundle), {})
     put_into(module, values)
     return module
