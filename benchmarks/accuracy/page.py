@@ -95,7 +95,7 @@ def frontier(points: Sequence[Point], metric: str, depth: float, *, log_metric: 
         fractions = sorted({point.fraction for point in points if point.method not in QUANTISED} or {0.25, 0.5})
         axes.set_xticks(fractions, _numbers(fractions))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("paged weights in memory, as a share of the dense bytes in bfloat16")
+        axes.set_xlabel("paged weights in memory,\nas a share of the dense bytes in bfloat16")
         axes.set_ylabel(metric)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
