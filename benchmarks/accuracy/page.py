@@ -16,8 +16,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.accuracy import rows as row_file
 from benchmarks.accuracy.goals import DOMAINS, GOALS, Domain
+from benchmarks.accuracy.kept_rows import KeptRow, kept_table
 from benchmarks.accuracy.rows import Point, Row, average, find, gather
 from benchmarks.report.tables import table
+from benchmarks.row_file import read as read_rows
 from weightpager.config import format_size
 from weightpager_lab.demo.page import svg
 
@@ -339,16 +341,18 @@ def main(
         if own:
             plot = frontier(own, domain.metric, domain.depth, log_metric=domain.lower)
             (out.parent / plot_name(out, domain)).write_text(plot, encoding="utf-8")
-    out.write_text(render(rows, json.name, out), encoding="utf-8")
+    kept = read_rows(json.with_name("kept.json"), KeptRow)
+    out.write_text(render(rows, json.name, out, kept), encoding="utf-8")
 
 
-def render(rows: Sequence[Row], json_name: str, out: Path) -> str:
+def render(rows: Sequence[Row], json_name: str, out: Path, kept: Sequence[KeptRow] = ()) -> str:
     """The page's text.
 
     Args:
         rows: all that was measured.
         json_name: the file that they lie in, beside the page.
         out: where the page will lie; its plots are named after it.
+        kept: what tasks dropped while each kept a share of the dense metric.
     """
     points = gather(rows)
     environment = Environment(  # Markdown, not HTML: nothing to escape
@@ -361,9 +365,10 @@ def render(rows: Sequence[Row], json_name: str, out: Path) -> str:
         summary=summary_table(points),
         goals=goals_table(points),
         domains=[_described(domain, points, out) for domain in DOMAINS],
+        kept=[(each.letter, kept_table([row for row in kept if row.domain == each.letter])) for each in DOMAINS],
         simpler=simpler_does(points),
-        commands=sorted({row.command for row in rows}),
-        commits=sorted({row.commit for row in rows}),
+        commands=sorted({row.command for row in rows} | {row.command for row in kept}),
+        commits=sorted({row.commit for row in rows} | {row.commit for row in kept}),
     )
 
 
