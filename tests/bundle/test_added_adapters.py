@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.numpy import load, save, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import tiny
 import weightpager as wp
 from command import run
+from lora import lora
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
@@ -72,19 +73,6 @@ def folder(bases: Callable[[str], Path], tmp_path: Path) -> Path:
     copied = Path(shutil.copytree(bases("llama"), tmp_path / "llama"))
     lora(copied / "model", copied / "lora")
     return copied
-
-
-def lora(model: Path, out: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Path:
-    """A random adapter of a model."""
-    torch.manual_seed(0)
-    given = {"r": 3, "lora_alpha": 5, "target_modules": "all-linear", **settings}
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(**given))
-    with torch.no_grad():
-        for name, value in adapted.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.1)
-    adapted.to(dtype).save_pretrained(out)
-    return out
 
 
 def logits(bundle: Path, task: str, backend: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,49 @@ def add_adapter(path: str | Path, adapter: str | Path, name: str, like: str | No
         CompileError: the storage refused a write, or another command is writing there.
     """
     bundle = Bundle.open(path)
-    origin = _origin(bundle, like)
-    entry, found = _named(bundle, origin, name), PeftAdapter.read(adapter, bundle)
-    _check(bundle, origin.name, found)
+    addition = _Addition.of(bundle, adapter, name, like)
     with writing(path, force=True, origin=bundle) as writer:
-        _write(writer, bundle, origin.name, entry, found)
+        kept = {*bundle.manifest.files, *bundle.manifest.page_file_names()}
+        for file in kept - {MANIFEST, MANIFEST_HASH, page_file.FILE, placement.FILE}:
+            writer.link(file, bundle.path / file)
+        addition.write(writer)
     return Bundle.open(path)
+
+
+def add_to_written(writer: BundleWriter, adapter: str | Path, name: str, like: str | None = None) -> None:
+    """The same with a bundle that was just written and that nobody reads yet. Errors are those of `add_adapter`."""
+    _Addition.of(Bundle.open(writer.root), adapter, name, like).write(writer)
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """A task that a bundle gets: its entry, the task whose blocks it takes, and what is added to them."""
+
+    bundle: Bundle
+    entry: TaskEntry
+    origin: str
+    adapter: PeftAdapter
+
+    @classmethod
+    def of(cls, bundle: Bundle, adapter: str | Path, name: str, like: str | None) -> _Addition:
+        """Read and check it. Errors are those of `add_adapter`."""
+        origin = _origin(bundle, like)
+        entry, found = _named(bundle, origin, name), PeftAdapter.read(adapter, bundle.manifest.weights)
+        _check(bundle, origin.name, found)
+        return cls(bundle, entry, origin.name, found)
+
+    def write(self, writer: BundleWriter) -> None:
+        """Write what the task has of its own, and what names all tasks, beside the bundle's other files."""
+        bundle, origin, entry = self.bundle, self.origin, self.entry
+        writer.link(private_file(entry.name), bundle.path / private_file(origin))
+        parts = {entry.name: dict(_placed(bundle, origin, self.adapter))}
+        written = LowRankPages.write(writer, _manifest(bundle, origin, entry), parts)
+        number, blocks = bundle.task_numbers[origin], bundle.placement
+        used = np.concatenate([blocks.used, blocks.used[number : number + 1]])
+        placed = Placement(blocks.numbers, blocks.layers, blocks.blocks, used)
+        writer.put_placement(placed.followed_by_empty(written.index.layers))
+        writer.put_index(_index(bundle, number).followed_by(written.index).with_rows(bundle.row_ids))
+        writer.finish(written.manifest)
 
 
 def _origin(bundle: Bundle, like: str | None) -> TaskEntry:
@@ -97,21 +135,6 @@ def _check(bundle: Bundle, origin: str, adapter: PeftAdapter) -> None:
         most = min(weights[name].in_features, weights[name].out_features)
         if adapter.rank > most:
             raise ConfigError(f"adapter: expected ranks up to {most}, that of {name}, found {adapter.rank}")
-
-
-def _write(writer: BundleWriter, bundle: Bundle, origin: str, entry: TaskEntry, adapter: PeftAdapter) -> None:
-    kept = {*bundle.manifest.files, *bundle.manifest.page_file_names()}
-    for name in kept - {MANIFEST, MANIFEST_HASH, page_file.FILE, placement.FILE}:
-        writer.link(name, bundle.path / name)
-    writer.link(private_file(entry.name), bundle.path / private_file(origin))
-    parts = {entry.name: dict(_placed(bundle, origin, adapter))}
-    written = LowRankPages.write(writer, _manifest(bundle, origin, entry), parts)
-    number, blocks = bundle.task_numbers[origin], bundle.placement
-    used = np.concatenate([blocks.used, blocks.used[number : number + 1]])
-    placed = Placement(blocks.numbers, blocks.layers, blocks.blocks, used)
-    writer.put_placement(placed.followed_by_empty(written.index.layers))
-    writer.put_index(_index(bundle, number).followed_by(written.index).with_rows(bundle.row_ids))
-    writer.finish(written.manifest)
 
 
 def _placed(bundle: Bundle, origin: str, adapter: PeftAdapter) -> Iterator[tuple[str, LowRank]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from weightpager.bundle.files.strict import parse
 from weightpager.bundle.files.tensor_file import Header, StoredTensors, TensorInfo, stored_tensors
 from weightpager.bundle.format.low_rank import Float32, LowRank
 from weightpager.bundle.format.manifest import MOST_RANK, WeightEntry
-from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError, ConfigError, shortened, shown
 from weightpager.page_dtype import ENCODINGS
 
@@ -62,11 +61,11 @@ class PeftAdapter:
         return max(len(part.down) for part in self.parts.values())
 
     @classmethod
-    def read(cls, folder: str | Path, bundle: Bundle) -> PeftAdapter:
-        """Read an adapter for the weights of a bundle. Nothing is unpickled.
+    def read(cls, folder: str | Path, weights: Iterable[WeightEntry]) -> PeftAdapter:
+        """Read an adapter for a model's paged weights. Nothing is unpickled.
 
         Raises:
-            ConfigError: it isn't there, or is anything but a plain LoRA in safetensors that fits the bundle's weights.
+            ConfigError: it isn't there, or is anything but a plain LoRA in safetensors that fits the weights.
         """
         root = Path(folder)
         if not (root / CONFIG).is_file():
@@ -75,7 +74,7 @@ class PeftAdapter:
             pickled = ", and a .bin isn't read: save it as safetensors" if list(root.glob("*.bin")) else ""
             raise ConfigError(f"{root}: expected {WEIGHTS}, found none{pickled}")
         try:
-            return _read(root, {weight.name: weight for weight in bundle.manifest.weights})
+            return _read(root, {weight.name: weight for weight in weights})
         except (BundleFormatError, OSError) as error:
             raise ConfigError(f"{root}: {error}") from error
 

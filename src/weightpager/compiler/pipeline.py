@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightpager.bundle import Bundle, BundleWriter, writing
+from weightpager.bundle.addition import add_to_written
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.compiler.base_bundle import BaseBundle
@@ -94,6 +95,10 @@ def compile(  # noqa: A001 - wp.compile is what users expect
             build(writer, prepared, run)
         else:
             grow(writer, start, prepared, run)
+        if task_file.adapters:
+            with run.stage("add adapters", one_step=True):
+                for name, spec in task_file.adapters.items():
+                    add_to_written(writer, spec.adapter, name, spec.like)
     return Bundle.open(out)
 
 

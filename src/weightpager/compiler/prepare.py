@@ -25,7 +25,13 @@ from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.half_layers import units_of
 from weightpager.compiler.packing.write import image_shape
 from weightpager.compiler.recovery.finetune import train
-from weightpager.compiler.recovery.own_parameters import check_rank, own_stage, train_own, untie_own_vectors
+from weightpager.compiler.recovery.own_parameters import (
+    check_adapters,
+    check_rank,
+    own_stage,
+    train_own,
+    untie_own_vectors,
+)
 from weightpager.compiler.recovery.recover import check_method, check_refit
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import CompileRun, Journal
@@ -105,6 +111,7 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     check_method(source)
     check_experts(source)
     check_rank(source, task_file.recover.low_rank)
+    check_adapters(source, task_file.adapters)
     data = _load_data(source)
     check_refit(source, data)
     source = replace(source, task_file=with_steps(source.task_file, data))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from weightpager.backends.torch.architecture import BASE
 from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.bundle.format.manifest import WeightEntry
 from weightpager.bundle.report.page_statistics import PagedShare
 from weightpager.errors import CompileError
 from weightpager.nn.embedding import is_plain_embedding
@@ -72,6 +73,12 @@ class PagedWeightInfo:
     def elements(self) -> int:
         """How many numbers the weight has."""
         return self.grid.out_features * self.grid.in_features
+
+    @property
+    def entry(self) -> WeightEntry:
+        """What a manifest says of it."""
+        sizes = {"out_features": self.grid.out_features, "in_features": self.grid.in_features}
+        return WeightEntry(name=self.name, layer=self.layer, **sizes)
 
 
 def sort_weights(

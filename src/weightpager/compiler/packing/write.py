@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import weightpager
-from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskKind, WeightEntry
+from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskKind
 from weightpager.bundle.format.block_table import BlockNumbers
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
@@ -213,15 +213,7 @@ def _manifest(plan: BundlePlan, rows: WrittenRows, form: ParameterFormat) -> Man
         page_bytes=plan.packing.page_bytes,
         page_files=page_file_counts(plan.packing),
         layers=max(info.layer for info in source.paged) + 1,
-        weights=[
-            WeightEntry(
-                name=info.name,
-                layer=info.layer,
-                out_features=info.grid.out_features,
-                in_features=info.grid.in_features,
-            )
-            for info in source.paged
-        ],
+        weights=[info.entry for info in source.paged],
         tasks=list(plan.tasks),
         transitions=plan.transitions.matrix.tolist(),
         alignment=plan.alignment,

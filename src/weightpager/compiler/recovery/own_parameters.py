@@ -16,15 +16,17 @@ from torch.nn.functional import linear
 
 from weightpager.backends.torch.architecture import BASE
 from weightpager.bundle.format.low_rank import LowRank
+from weightpager.bundle.peft import PeftAdapter
 from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, alternating_batches
 from weightpager.compiler.resume.journal import LOCAL, Done, Journal, Workers
+from weightpager.compiler.task_file.sections import AdapterSpec
 from weightpager.compiler.training.loss import logits_with, loss
 from weightpager.compiler.training.masks import Masks
-from weightpager.errors import CompileError
+from weightpager.errors import CompileError, ConfigError
 from weightpager.progress import StepProgress
 
 
@@ -79,6 +81,19 @@ def check_rank(source: DenseModel, rank: int) -> None:
         if rank > min(info.grid.in_features, info.grid.out_features):
             shape = f"{info.grid.out_features} × {info.grid.in_features}"
             raise CompileError(f"recover.low_rank: expected at most the rank of {info.name}, {shape}; found {rank}")
+
+
+def check_adapters(source: DenseModel, adapters: Mapping[str, AdapterSpec]) -> None:
+    """See before anything is trained that adapters fit the model.
+
+    Raises:
+        ConfigError: one doesn't; its text names the task.
+    """
+    for name, spec in adapters.items():
+        try:
+            PeftAdapter.read(spec.adapter, [info.entry for info in source.paged])
+        except ConfigError as error:
+            raise ConfigError(f"tasks.{name}.adapter: {error}") from error
 
 
 def dense_part(parts: Mapping[str, LowRank], name: str) -> Tensor | float:

@@ -57,7 +57,7 @@ def compile_identity(task_file: TaskFile) -> str:
     # What is usual says nothing, above all of a tower where there is none.
     usual = {"vision"} if task_file.vision == VisionSpec() else set()
     usual |= {"units", "keep"} if (task_file.units, task_file.keep) == (UnitsSpec(), None) else set()
-    facts = [task_file.model_dump_json(exclude={"compare", *usual})]
+    facts = [task_file.model_dump_json(exclude={"compare", "adapters", *usual})]
     facts += [str(sorted(spec.stated_steps)) for spec in (task_file.training, task_file.recover)]
     for name, task in task_file.tasks.items():
         facts.append(_training_data(name, task))

@@ -15,6 +15,7 @@ from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
 from weightpager.compiler.task_file.sections import (
+    AdapterSpec,
     Block,
     CalibrationSpec,
     Compare,
@@ -147,7 +148,8 @@ class TaskFile(Frozen):
         transitions: a trace of past switches; without one every task is as likely as any other to come next.
         calibration: how models are calibrated.
         training: how models are trained.
-        tasks: by name.
+        tasks: by name. One with an ``adapter`` is a LoRA adapter beside another task's blocks.
+        adapters: those of the tasks that are adapters.
         compare: what else to measure; where recovery trains, the dense model is trained as long, and for ``all`` one
             shared mask too, each of which takes as long again.
         rows: whether rows of large embedding tables come on demand, as int8, or whole tables stay in memory.
@@ -177,6 +179,18 @@ class TaskFile(Frozen):
     compare: Compare = "dense"
     recover: Recover = RecoverSpec()
     tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1, max_length=MAX_TASKS)]
+    adapters: dict[TaskName, AdapterSpec] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, content: Any) -> Any:
+        """Tell tasks that are adapters from others; they stand among them in a file."""
+        tasks = content.get("tasks") if isinstance(content, dict) else None
+        if not isinstance(tasks, dict):
+            return content
+        found = {name: spec for name, spec in tasks.items() if isinstance(spec, dict) and "adapter" in spec}
+        others = {name: spec for name, spec in tasks.items() if name not in found}
+        return {**content, "tasks": others, "adapters": {**content.get("adapters", {}), **found}} if found else content
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskFile:
@@ -184,6 +198,7 @@ class TaskFile(Frozen):
         self._check_fit()
         self._check_units()
         self._check_own_weights()
+        self._check_adapters()
         images = [name for name, task in self.tasks.items() if task.takes_images]
         if 0 < len(images) < len(self.tasks):
             raise broken(f"tasks: expected all to read images as {images[0]} does, or none")
@@ -239,6 +254,17 @@ class TaskFile(Frozen):
             raise broken(
                 f"vision.sparsity: expected none beside units of {self.units.unit}s, which leave a picture tower whole"
             )
+
+    def _check_adapters(self) -> None:
+        if len(self.tasks) + len(self.adapters) > MAX_TASKS:
+            found = len(self.tasks) + len(self.adapters)
+            raise broken(f"tasks: expected at most {MAX_TASKS}, adapters included, found {found}")
+        for name, spec in self.adapters.items():
+            if spec.like is not None and spec.like not in self.tasks:
+                known = ", ".join(self.tasks)
+                raise broken(f"tasks.{name}.like: expected a task without an adapter ({known}), found {spec.like}")
+            if spec.kind not in {task.kind for task in self.tasks.values()}:
+                raise broken(f"tasks.{name}.kind: expected that of a task without an adapter, found {spec.kind}")
 
     def _check_own_weights(self) -> None:
         with_checkpoint = next((name for name, task in self.tasks.items() if task.checkpoint is not None), None)
@@ -348,6 +374,7 @@ def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = 
 SECTIONS: dict[str, type[BaseModel]] = {
     "": TaskFile,
     "tasks": TaskSpec,
+    "adapters": AdapterSpec,
     "calibration": CalibrationSpec,
     "training": TrainingSpec,
     "recover": RecoverSpec,

@@ -23,9 +23,12 @@ def schema() -> dict[str, Any]:
     """What `load` accepts, as far as a schema can say it: whether files are there and fit together it can't."""
     document = TaskFile.model_json_schema(schema_generator=_Generator)
     definitions = document["$defs"]
-    document["properties"]["tasks"]["additionalProperties"] = False
     for section in SECTIONS.values():
         _describe(document if section is TaskFile else definitions[section.__name__], section)
+    tasks, adapters = document["properties"]["tasks"], document["properties"].pop("adapters")
+    tasks["additionalProperties"] = False
+    for name, spec in adapters["patternProperties"].items():
+        tasks["patternProperties"][name] = {"anyOf": [tasks["patternProperties"][name], spec]}
     return {"$schema": _Generator.schema_dialect, **document, "title": "weightpager task file"}
 
 

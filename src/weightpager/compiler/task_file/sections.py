@@ -22,6 +22,7 @@ from typing_extensions import LiteralString
 
 from weightpager.blocks import BlockShape
 from weightpager.bundle.format.manifest import FORMS, MOST_RANK, TaskKind, TextMetric
+from weightpager.bundle.peft import CONFIG, WEIGHTS
 from weightpager.config import is_unicode, parse_size
 from weightpager.errors import ConfigError, shown
 from weightpager.machine.paths import has_directory, has_file
@@ -76,6 +77,14 @@ def _model_directory(value: object, info: ValidationInfo) -> Path:
         )
     if not has_file(path / "config.json"):
         raise broken(f"expected a model directory, found no config.json in {path}")
+    return path
+
+
+def _adapter_directory(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    for name in (CONFIG, WEIGHTS):
+        if not has_file(path / name):
+            raise broken(f"expected a directory of PEFT's, found no {name} in {path}")
     return path
 
 
@@ -136,6 +145,7 @@ _SIZE = r"\d+(\.\d+)? *([KMGkmg]?[Ii]?[Bb])?"
 ExistingFile = Annotated[Path, BeforeValidator(_file)]
 Data = Annotated[Path, BeforeValidator(_data)]
 ModelDirectory = Annotated[Path, BeforeValidator(_model_directory)]
+AdapterDirectory = Annotated[Path, BeforeValidator(_adapter_directory)]
 Block = Annotated[BlockShape, BeforeValidator(_block), _text(r"^\d+x\d+$")]
 Page = Annotated[int | None, BeforeValidator(_page), _text(rf"^(auto|{_SIZE})$", "integer", "null")]
 Size = Annotated[int | None, BeforeValidator(_size), _text(rf"^{_SIZE}$", "integer", "null")]
@@ -169,6 +179,20 @@ Compare = Annotated[
 
 
 _STEPS = frozenset({"steps", "private_steps"})
+
+
+class AdapterSpec(Frozen):
+    """A task that is a LoRA adapter beside another task's blocks; nothing of it is trained or measured.
+
+    Attributes:
+        kind: that of the task whose blocks it takes.
+        adapter: a directory that PEFT's ``save_pretrained`` wrote, of a LoRA trained on the model.
+        like: the task whose blocks, kind and settings it takes; None is the first that keeps all blocks.
+    """
+
+    kind: TaskKind
+    adapter: AdapterDirectory
+    like: TaskName | None = None
 
 
 class TaskSpec(Frozen):
