@@ -20,7 +20,7 @@ from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_manifest
 from weightpager.backends.task_parts import StoredMatrix
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.low_rank import LowRank, LowRankLayout
+from weightpager.bundle.format.low_rank import LEAST_BLOCK, LowRank, LowRankLayout
 from weightpager.bundle.format.manifest import LOW_RANK_DTYPE, LowRankEntry
 from weightpager.bundle.format.page_file import FILE as INDEX
 from weightpager.bundle.garbage import collect
@@ -73,6 +73,7 @@ def test_kernels_read_what_was_written(drawn: tuple[LowRankLayout, int], seed: i
     parts = drawn_parts(layout, seed)
     pages = [np.frombuffer(page, np.uint8) for page in layout.content(layout.encoded(parts), page_bytes)]
     assert len(pages) == layout.pages == len(layout.page_layers())
+    assert all(run.places <= page_bytes // LEAST_BLOCK for run in (layout.down, layout.up))
     assert all(len(page) == page_bytes for page in pages)
     stored = layout.stored(pages)
     assert [*layout.content(stored, page_bytes)] == [page.tobytes() for page in pages]

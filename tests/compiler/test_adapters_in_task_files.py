@@ -87,6 +87,22 @@ def test_what_an_adapter_cannot_be_is_refused_at_once(
         task_file.from_dict(content)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"sparsity": 0.5}, r"tasks\.german\.like: expected the task whose blocks it takes \(animals, numbers\)"),
+        ({"units": "half-layer"}, "units: expected block beside adapters"),
+        ({"recover": {"method": "finetune", "low_rank": 2}}, "recover.low_rank: expected 0 beside adapters"),
+    ],
+)
+def test_what_adapters_cannot_stand_beside_is_refused_at_once(
+    tmp_path: Path, content: dict[str, Any], settings: dict[str, Any], says: str
+) -> None:
+    content["tasks"]["german"] = {"kind": kind(content), "adapter": str(tmp_path / "lora")}
+    with pytest.raises(ConfigError, match=says):
+        task_file.from_dict(content | settings)
+
+
 def test_an_adapter_of_another_model_is_refused_before_anything_is_trained(
     tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

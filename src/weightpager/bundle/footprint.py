@@ -11,6 +11,7 @@ import numpy as np
 
 from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.files.tensor_file import read_header
+from weightpager.bundle.format.low_rank import LEAST_BLOCK
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.reader import Bundle
@@ -76,9 +77,9 @@ class Footprint:
 def page_capacity(bundle: Bundle, pages: int | None = None) -> int:
     """How many page numbers an engine has over so many pages, or the bundle's own.
 
-    They are at most as many as the locations in block tables can address.
+    They are at most as many as the locations in block tables can address, those of low-rank parts included.
     """
-    most = np.iinfo(np.int32).max // bundle.manifest.blocks_per_page
+    most = np.iinfo(np.int32).max // max(bundle.manifest.blocks_per_page, bundle.page_bytes // LEAST_BLOCK)
     return int(min(2 * (len(bundle.pages) if pages is None else pages) + _SPARE_PAGES, most))
 
 

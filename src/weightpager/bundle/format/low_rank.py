@@ -21,6 +21,9 @@ from weightpager.page_dtype import block_bytes, decode, encode, page_blocks, pag
 _BLOCK, _LONGEST, _SHORTEST = 2**11, 64, 8
 """Weights in a block at most, which the smallest page holds, and the features that it spans beside the rank."""
 
+LEAST_BLOCK = 512
+"""Bytes that every block has at least."""
+
 Float32 = npt.NDArray[np.float32]
 Octets = npt.NDArray[np.uint8]
 

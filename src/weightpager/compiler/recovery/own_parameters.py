@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 
 from weightpager.backends.torch.architecture import BASE
 from weightpager.bundle.format.low_rank import LowRank
+from weightpager.bundle.format.picture_tower import is_before_words
 from weightpager.bundle.peft import PeftAdapter
 from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
@@ -91,9 +92,12 @@ def check_adapters(source: DenseModel, adapters: Mapping[str, AdapterSpec]) -> N
     """
     for name, spec in adapters.items():
         try:
-            PeftAdapter.read(spec.adapter, [info.entry for info in source.paged])
+            found = PeftAdapter.read(spec.adapter, [info.entry for info in source.paged])
         except ConfigError as error:
             raise ConfigError(f"tasks.{name}.adapter: {error}") from error
+        for part in found.parts if source.shares_tower else ():
+            if is_before_words(part):
+                raise ConfigError(f"tasks.{name}.adapter: expected no part of a tower that tasks share, found {part}")
 
 
 def dense_part(parts: Mapping[str, LowRank], name: str) -> Tensor | float:

@@ -259,7 +259,18 @@ class TaskFile(Frozen):
         if len(self.tasks) + len(self.adapters) > MAX_TASKS:
             found = len(self.tasks) + len(self.adapters)
             raise broken(f"tasks: expected at most {MAX_TASKS}, adapters included, found {found}")
+        if self.adapters and self.recover.low_rank:
+            raise broken(
+                f"recover.low_rank: expected 0 beside adapters, which take its place, found {self.recover.low_rank}"
+            )
+        if self.adapters and self.units.unit != "block":
+            raise broken(f"units: expected block beside adapters, which need all weights, found {self.units.unit}")
+        chosen = self.keep is not None or self.fit is not None
+        whole = not chosen and any(self.sparsity_of(name) == 0 for name in self.tasks)
         for name, spec in self.adapters.items():
+            if spec.like is None and not whole:
+                known = ", ".join(self.tasks)
+                raise broken(f"tasks.{name}.like: expected the task whose blocks it takes ({known}), as none keeps all")
             if spec.like is not None and spec.like not in self.tasks:
                 known = ", ".join(self.tasks)
                 raise broken(f"tasks.{name}.like: expected a task without an adapter ({known}), found {spec.like}")
