@@ -21,8 +21,10 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 import yaml
+from safetensors.numpy import save_file
 
 from tests.support.bundles.damage import KINDS, contents, damage, good_pages
 from weightpager.backends.verify import verify
@@ -224,15 +226,30 @@ class Workplace:
     def trials(self) -> list[Trial]:
         """All commands; ``one.bundle`` must have been compiled."""
         one, two, more = (self.folder / f"{name}.bundle" for name in ("one", "two", "more"))
-        tidy, broken = self.folder / "tidy.bundle", self.folder / "broken.bundle"
+        tidy, broken, added = (self.folder / f"{name}.bundle" for name in ("tidy", "broken", "added"))
         return [
             Replacing("compile --force", [*self.compiling("two"), "--force"], two, one),
             Replacing(
                 "compile --base", [*self.compiling("more"), "--base", str(one), "--force"], more, one, kept=(one,)
             ),
+            Replacing(
+                "add", ["add", str(added), str(self._adapter(one)), "--name", "new", "--like", "animal"], added, one
+            ),
             Replacing("repack", ["repack", str(tidy), "--out", str(tidy), "--page", "8KiB", "--force"], tidy, one),
             Mending(broken, one),
         ]
+
+    def _adapter(self, bundle: Path) -> Path:
+        """A LoRA for the bundle's model, in PEFT's layout."""
+        folder, drawn, arrays = self.folder / "lora", np.random.default_rng(0), {}
+        for weight in Bundle.open(bundle).manifest.weights:
+            module = f"base_model.model.bert.{weight.name.removeprefix('base_model.')}"
+            for side, shape in (("A", (4, weight.in_features)), ("B", (weight.out_features, 4))):
+                arrays[f"{module}.lora_{side}.weight"] = drawn.standard_normal(shape).astype(np.float32)
+        folder.mkdir()
+        save_file(arrays, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}', encoding="utf-8")
+        return folder
 
     def _write(self, name: str, content: dict[str, object]) -> None:
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

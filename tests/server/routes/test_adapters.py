@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import tiny
 import weightpager as wp
 from running import ADMIN, TOKEN, Running, serving
 from weightpager.bundle import Bundle
+from weightpager.bundle.addition import add_adapter
 from weightpager.runtime.budget import largest_budget
 from weightpager.server.scheduling.settings import Settings
 
@@ -115,29 +118,44 @@ def test_an_adapter_without_room_leaves_the_bundle_as_it_was(base: Path, tmp_pat
         assert running.openai.completions.create(model="animals", prompt="red", max_tokens=2).choices
 
 
-@pytest.mark.slow
-def test_adapters_come_and_go_under_clients(running: Running, base: Path) -> None:
-    """Every answer is that of a fresh engine, whatever is loaded and unloaded meanwhile."""
-    with wp.load(running.service.engine.bundle.path) as fresh:
-        wanted = fresh.generate("animals", "red cat", max_new_tokens=8).completion
-    wrong, over = list[str](), threading.Event()
+@pytest.mark.parametrize("rounds", [pytest.param(8, marks=pytest.mark.slow), pytest.param(250, marks=pytest.mark.long)])
+def test_adapters_come_and_go_under_clients(running: Running, base: Path, tmp_path: Path, rounds: int) -> None:
+    """Every answer is that of a fresh engine with that adapter, whatever is loaded and unloaded meanwhile."""
+    path = Path(shutil.copytree(base / "a.bundle", tmp_path / "fresh.bundle"))
+    for number in range(3):
+        add_adapter(path, base / f"lora-{number}", f"lora-{number}")
+    with wp.load(path) as fresh:
+        names = ["animals", *(f"lora-{number}" for number in range(3))]
+        wanted = {name: fresh.generate(name, "red cat", max_new_tokens=8).completion for name in names}
+    assert len(set(wanted.values())) > 2
+    wrong, over, answered = list[tuple[str, str]](), threading.Event(), Counter[str]()
 
-    def client() -> None:
-        while not over.is_set():
-            found = running.complete("red cat", 8)
-            if found != wanted:
-                wrong.append(found)
+    def client(seed: int) -> None:
+        drawn = random.Random(seed)
+        with running.http(None) as http:
+            while not over.is_set():
+                name = drawn.choice(names)
+                body = {"model": name, "prompt": "red cat", "max_tokens": 8, "temperature": 0}
+                found = http.post("/v1/completions", json=body)
+                if found.status_code == 200:
+                    answered[name] += 1
+                    if (text := found.json()["choices"][0]["text"]) != wanted[name]:
+                        wrong.append((name, text))
+                elif name == "animals" or found.status_code not in (404, 503):
+                    wrong.append((name, f"{found.status_code} {found.text}"))
 
-    clients = [threading.Thread(target=client) for _ in range(4)]
+    clients = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
     for each in clients:
         each.start()
-    for number in range(20):
-        for name in ("a", "b"):
-            assert asked(running, "load", lora_name=name, lora_path=str(base / f"lora-{number % 3}"))[0] == 200
-        for name in ("a", "b"):
+    for turn in range(rounds):
+        some = [f"lora-{number % 3}" for number in (turn, turn + 1)]
+        for name in some:
+            assert asked(running, "load", lora_name=name, lora_path=str(base / name))[0] == 200
+        for name in some:
             assert asked(running, "unload", lora_name=name)[0] == 200
     over.set()
     for each in clients:
         each.join()
     assert not wrong
+    assert answered.keys() == {*names}
     assert list(Bundle.open(running.service.engine.bundle.path).tasks) == ["animals"]
