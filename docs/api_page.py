@@ -73,6 +73,7 @@ INSIDE: Sequence[str] = (
     "weightpager.bundle.PageIndex",
     "weightpager.bundle.format.placement.Placement",
     "weightpager.bundle.BlockTable",
+    "weightpager.bundle.format.low_rank.LowRankLayout",
     "weightpager.bundle.format.placement.Permutations",
     "weightpager.bundle.format.row_table.RowTable",
     "weightpager.bundle.format.row_table.RowTableEntry",

@@ -18,12 +18,14 @@ import pytest
 import torch
 from transformers import OlmoeConfig, Qwen2Config
 
+import weightpager as wp
 from benchmarks import experts, row_file
 from benchmarks.device import __main__ as processes
 from benchmarks.device.measured import read
 from benchmarks.fleet.trials import trained_again
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.prefetch import __main__ as prefetch
+from tiny import llama, writer
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
@@ -37,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OPTIONS_ONLY = {
     "accuracy": "takes models and data from the network, and minutes",
+    "accuracy.kept": "test_kept.py compiles a tiny model by each method",
     "accuracy.vocabulary": "as accuracy",
     "assistant": "as accuracy",
     "compiling.cost": "as accuracy",
@@ -240,3 +243,17 @@ def test_processes_of_two_bundles_with_the_same_tasks(assistant_bundle: Path, tm
     texts = read(found)["texts"]
     assert texts.rows.keys() == {"native_tasks", "native_all_blocks"}
     assert "with all blocks" in texts.about
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+def test_processes_with_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama(tmp_path / "model")
+    bundle = wp.compile(writer(tmp_path, model=model, sparsity=0, compare="none"), tmp_path / "a.bundle")
+    file, options = tmp_path / "device.json", ["--count", "4", "--rank", "2", "--times", "1"]
+    run(monkeypatch, "device.adapters", bundle.path, "--json", file, *options)
+    rows = read(file)["adapters"].rows
+    assert len(rows) == 6
+    for name, row in rows.items():
+        assert row["decode_per_s"] > 0
+        assert ("ms_swap" in row) == (not name.startswith("native 2 adapters"))

@@ -148,7 +148,8 @@ class LowRankLayout:
 
     Attributes:
         names: of the paged weights that have a part, in the order of their layers.
-        down, up: the blocks of all A, and those of all B.
+        down: the blocks of all A.
+        up: those of all B.
     """
 
     names: tuple[str, ...]
