@@ -26,18 +26,17 @@ void finish(const Running& running, int64_t missing) {
 
 // x [rows, inputs] without gaps.
 Problem product_of(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
-                   const Running& running) {
-    return {weight, running.data(x), y, Dtype::float32, rows_of(x), bias, Dtype::float32, activation};
+                   const Running& running, const float* addend = nullptr) {
+    return {weight, running.data(x), y, Dtype::float32, rows_of(x), bias, Dtype::float32, activation, addend};
 }
 
-void multiply_paged(const PagedMatrix& weight, const View& x, const float* bias, float* y, Unary activation,
-                    const Running& running) {
-    const Problem problem = product_of(weight, x, bias, y, activation, running);
-    finish(running, paged_linear(running.kernel, problem, running.threads));
-}
-
-void multiply(const Parameter& weight, const View& x, const float* bias, float* y, Unary activation, const Running& running) {
-    if (weight.paged) return multiply_paged(*weight.paged, x, bias, y, activation, running);
+// An addend [rows, outputs] is for weights in blocks alone.
+void multiply(const Parameter& weight, const View& x, const float* bias, float* y, Unary activation, const Running& running,
+              const float* addend = nullptr) {
+    if (weight.paged) {
+        const Problem problem = product_of(*weight.paged, x, bias, y, activation, running, addend);
+        return finish(running, paged_linear(running.kernel, problem, running.threads));
+    }
     Dense dense{running.data(x), x.last(), weight.data, weight.type == Type::bfloat16, bias, y, weight.sizes[0],
                 weight.sizes[1], activation};
     multiply_dense(dense, rows_of(x), weight.sizes[0], running);
@@ -53,11 +52,6 @@ const float* optional(const Step& step, size_t i, const Running& running) {
 
 const Parameter& weight_of(const Step& step, size_t i, const Running& running) {
     return running.parameters[static_cast<size_t>(step.in[i].number)];
-}
-
-void run_linear(const Step& step, const Running& running) {
-    multiply(weight_of(step, 1, running), step.in[0], optional(step, 2, running), running.data(step.out[0]),
-             step.recall<Unary>(), running);
 }
 
 // Operands of a product with a weight that has a low-rank part: A [rank, inputs] and B [outputs, rank].
@@ -81,9 +75,9 @@ void fetch(const Parameter& weight) {
     }
 }
 
-// x Aᵀ Bᵀ + bias, in scratch memory from a number of floats on, by which this moves it; null without a low-rank part.
-const float* multiply_low_rank(const Step& step, const LowRank& part, const float* bias, const Running& running,
-                               int64_t& offset) {
+// x Aᵀ Bᵀ, in scratch memory from a number of floats on, by which this moves it; null without a low-rank part. It comes
+// first, as the weight's product is added to it as that is written.
+const float* multiply_low_rank(const Step& step, const LowRank& part, const Running& running, int64_t& offset) {
     if (!part.given(step)) return nullptr;
     const View& x = step.in[0];
     const Parameter &down = weight_of(step, part.down, running), &up = weight_of(step, part.up, running);
@@ -97,18 +91,17 @@ const float* multiply_low_rank(const Step& step, const LowRank& part, const floa
         fetch(up);
     }
     multiply(down, x, nullptr, values, Unary::none, running);
-    multiply(up, inner, bias, sums, Unary::none, running);
+    multiply(up, inner, nullptr, sums, Unary::none, running);
     return sums;
 }
 
-// The part first: its sums are added to each output of the weight's product as that is written.
-void run_low_rank(const Step& step, const Running& running) {
+constexpr LowRank kOfWeight{3, 4};
+
+void run_linear(const Step& step, const Running& running) {
     int64_t offset = 0;
-    const float* sums = multiply_low_rank(step, {3, 4}, optional(step, 2, running), running, offset);
-    Problem problem = product_of(*weight_of(step, 1, running).paged, step.in[0], nullptr, running.data(step.out[0]),
-                                 step.recall<Unary>(), running);
-    problem.addend = sums;
-    finish(running, paged_linear(running.kernel, problem, running.threads));
+    const float* sums = multiply_low_rank(step, kOfWeight, running, offset);
+    multiply(weight_of(step, 1, running), step.in[0], optional(step, 2, running), running.data(step.out[0]),
+             step.recall<Unary>(), running, sums);
 }
 
 // x as rows of as many inputs as a weight has.
@@ -149,44 +142,32 @@ void infer_linear(Inference& inference) {
     }
     inference.remember(activation_of(inference));
     inference.give(Type::float32, sizes);
-    if (!inference.has(3)) return inference.run_by(&run_linear);
-    inference.want_scratch(expect_low_rank(inference, 1, {3, 4}) * int64_t{sizeof(float)});
-    inference.run_by(&run_low_rank);
+    if (inference.has(kOfWeight.down))
+        inference.want_scratch(expect_low_rank(inference, 1, kOfWeight) * int64_t{sizeof(float)});
+    inference.run_by(&run_linear);
 }
 
 constexpr LowRank kOfGate{3, 4}, kOfUp{5, 6};
 
-// The products with the gate's weight and with the other one, of which each may have a low-rank part.
-std::pair<Problem, Problem> gated_products(const Step& step, const Running& running, float* gate, float* y, int64_t offset) {
-    const auto product = [&](size_t weight, const LowRank& part, float* to) {
-        Problem problem = product_of(*weight_of(step, weight, running).paged, step.in[0], nullptr, to, Unary::none, running);
-        problem.addend = multiply_low_rank(step, part, nullptr, running, offset);
-        return problem;
-    };
-    const Problem first = product(1, kOfGate, gate);
-    return {first, product(2, kOfUp, y)};
-}
-
 void run_paged_gated(const Step& step, const Running& running) {
-    float* y = running.data(step.out[0]);
-    const auto [gate, up] = gated_products(step, running, y, y, 0);
+    int64_t offset = 0;
+    const auto product = [&](size_t i, const LowRank& part) {
+        return product_of(*weight_of(step, i, running).paged, step.in[0], nullptr, running.data(step.out[0]), Unary::none,
+                          running, multiply_low_rank(step, part, running, offset));
+    };
+    const Problem gate = product(1, kOfGate), up = product(2, kOfUp);
     finish(running, paged_gated(running.kernel, gate, up, step.recall<Unary>(), running.threads));
 }
 
-// Where one weight is paged and has a low-rank part, both are.
 void run_gated(const Step& step, const Running& running) {
     float* y = running.data(step.out[0]);
     const int64_t count = step.out[0].elements();
     float* gate = running.data(View{Type::float32, {}, {}, Memory::buffer, step.scratch.number, 0});
-    if (kOfGate.given(step) || kOfUp.given(step)) {
-        auto [first, second] = gated_products(step, running, gate, y, count);
-        first.epilogue = step.recall<Unary>();
-        finish(running, paged_linear(running.kernel, first, running.threads));
-        finish(running, paged_linear(running.kernel, second, running.threads));
-    } else {
-        multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, step.recall<Unary>(), running);
-        multiply(weight_of(step, 2, running), step.in[0], nullptr, y, Unary::none, running);
-    }
+    int64_t offset = count;  // behind the gate's outputs
+    const float* of_gate = multiply_low_rank(step, kOfGate, running, offset);
+    multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, step.recall<Unary>(), running, of_gate);
+    const float* of_up = multiply_low_rank(step, kOfUp, running, offset);
+    multiply(weight_of(step, 2, running), step.in[0], nullptr, y, Unary::none, running, of_up);
     running.vectors.binary(Binary::multiply, gate, 1, y, 1, y, count);
 }
 
@@ -205,8 +186,6 @@ void infer_gated(Inference& inference) {
     int64_t low_rank = 0;
     if (inference.has(kOfGate.down)) low_rank += expect_low_rank(inference, 1, kOfGate);
     if (inference.has(kOfUp.down)) low_rank += expect_low_rank(inference, 2, kOfUp);
-    inference.expect(low_rank == 0 || (gate.paged && up.paged),
-                     "operands 1 and 2: expected weights in blocks beside a low-rank part");
     const bool fused = known && gate.paged && up.paged && alike(*gate.paged, *up.paged);
     if (!fused || low_rank > 0)
         inference.want_scratch((low_rank + (fused ? 0 : out.elements())) * int64_t{sizeof(float)});

@@ -163,7 +163,12 @@ class Bundle:
 
     def low_rank(self, task: str) -> LowRankLayout | None:
         """How a task's low-rank parts lie in its `low_rank_pages`; None if it has none there."""
-        return LowRankLayout.of(self.manifest, self.task(task))
+        self.task(task)
+        return self._layouts[task]
+
+    @cached_property
+    def _layouts(self) -> dict[str, LowRankLayout | None]:
+        return {task.name: LowRankLayout.of(self.manifest, task) for task in self.manifest.tasks}
 
     def low_rank_pages(self, task: str) -> npt.NDArray[np.int64]:
         """Indices of the pages that hold a task's low-rank parts, int64 [pages], ascending."""
