@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,23 +40,25 @@ def compiled(
     # Without a journal a finished training couldn't be given to the cache.
     run = CompileRun(told, Journal(folder / "journal", compile_identity(stated)))
     with run.journal.held():
-        bundle = _made(stated, method, run, folder)
+        bundle, seconds = _made(stated, method, run, folder)
     switches, origin = switch_bytes(bundle), row_file.origin("benchmarks.accuracy.kept")
     for score in read_report(bundle).tasks:
         size, unit = round(score.density * bundle.dense_bytes), stated.units.unit
         yield KeptRow(
             domain, share, method, score.name, unit, size, score.metric, score.dense, score.sparse,
-            switches[score.name], **origin,
+            switches[score.name], search_s=seconds, **origin,
         )  # fmt: skip
 
 
-def _made(stated: TaskFile, method: str, run: CompileRun, folder: Path) -> Bundle:
-    kept = choose_kept(prepare(stated, run, cache=Cache.of_user()), run, together=method.endswith("together"))
-    prepared, chosen = kept.prepared, kept.chosen
+def _made(stated: TaskFile, method: str, run: CompileRun, folder: Path) -> tuple[Bundle, float]:
+    """The bundle, and the seconds that choosing took after the dense model was there."""
+    dense, begin = prepare(stated, run, cache=Cache.of_user()), time.monotonic()
+    kept = choose_kept(dense, run, together=method.endswith("together"))
+    prepared, chosen, seconds = kept.prepared, kept.chosen, time.monotonic() - begin
     weights = recover(prepared.source, prepared.data, chosen.masks, run.journal, run.progress)
     with writing(folder / "kept.bundle", force=True) as writer:
         assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap, kept=kept), run)
-    return Bundle.open(folder / "kept.bundle")
+    return Bundle.open(folder / "kept.bundle"), round(seconds, 1)
 
 
 def main(

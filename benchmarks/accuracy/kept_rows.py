@@ -32,6 +32,7 @@ class KeptRow:
         value: its metric on held-out data, through the engine.
         switch_bytes: mean bytes that a switch to it loads.
         cpu, command, commit: where it was measured, and by what.
+        search_s: seconds that it took to find what all tasks drop; 0 where that wasn't measured.
     """
 
     domain: str
@@ -47,6 +48,7 @@ class KeptRow:
     cpu: str
     command: str
     commit: str
+    search_s: float = 0.0
 
     @property
     def key(self) -> tuple[str, float, str, str]:
@@ -63,6 +65,7 @@ def kept_table(rows: Sequence[KeptRow]) -> str:
         shares = [row.value / row.dense for row in own if row.dense]
         sizes = (fmean(row.bytes for row in own), fmean(row.switch_bytes for row in own))
         memory, switch = (f"{size / 1e6:.2f} MB" for size in sizes)
-        lines.append([method, own[0].units, memory, f"{fmean(shares):.3f}", f"{min(shares):.3f}", switch])
-    header = ["method", "units", "weights of a task", "share of dense", "of the worst task", "a switch"]
+        found = f"{own[0].search_s / 60:.1f} min" if own[0].search_s else ""
+        lines.append([method, own[0].units, memory, f"{fmean(shares):.3f}", f"{min(shares):.3f}", switch, found])
+    header = ["method", "units", "weights of a task", "share of dense", "of the worst task", "a switch", "search"]
     return table(header, lines) if lines else ""

@@ -28,11 +28,11 @@ def test_a_method_has_a_row_for_each_task(tmp_path: Path, method: str) -> None:
 def test_a_table_has_a_line_for_each_method() -> None:
     def row(method: str, task: str, value: float, size: int) -> KeptRow:
         origin = {"cpu": "cpu", "command": "command", "commit": "commit"}
-        return KeptRow("A", 0.9, method, task, "layer", size, "accuracy", 0.5, value, size // 2, **origin)
+        return KeptRow("A", 0.9, method, task, "layer", size, "accuracy", 0.5, value, size // 2, **origin, search_s=90.0)
 
     rows = [row("layers linked", "b", 0.45, 4_000_000), row("layers linked", "a", 0.5, 2_000_000)]
     text = kept_table([*rows, row("layers one by one", "a", 0.4, 1_000_000)])
     first, second = text.splitlines()[2:]
-    assert first == "| layers one by one | layer | 1.00 MB | 0.800 | 0.800 | 0.50 MB |"
-    assert second == "| layers linked | layer | 3.00 MB | 0.950 | 0.900 | 1.50 MB |"
+    assert first == "| layers one by one | layer | 1.00 MB | 0.800 | 0.800 | 0.50 MB | 1.5 min |"
+    assert second == "| layers linked | layer | 3.00 MB | 0.950 | 0.900 | 1.50 MB | 1.5 min |"
     assert kept_table([]) == ""

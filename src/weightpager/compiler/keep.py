@@ -1,7 +1,8 @@
 """``keep``: as few blocks, half-layers or layers as leave every task its share of the dense model's metric.
 
-The metric is measured on validation data, else on training data, with masks laid on the dense weights. Recovery wins
-back more; pages of few bits cost some. So the promise is measured again on the bundle, for its report.
+The metric is measured on validation data, else on training data, with masks laid on the dense weights. Where no
+recovery follows, these are rounded as pages will hold them; recovery wins back more than rounding costs. The promise is
+measured again on the bundle, for its report.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from weightpager.answers.score import Score
 from weightpager.bundle.report.compile_report import Keep, KeepStep
 from weightpager.compiler.alignment.problem import Bools, Floats
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.measure import measure_written, torch_score
+from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.half_layers import HalfLayer, units_of
+from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.block_choice import ChosenBlocks, choose_blocks, of_whole
 from weightpager.compiler.selection.half_layers import Trials, half_saliency, zeroed
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.evaluate import Model, Replaced
+from weightpager.compiler.training.masks import Rounded, module_name
 from weightpager.errors import CompileError
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import silent
@@ -103,6 +108,20 @@ def validation(data: TaskData) -> TaskData:
     return replace(data, eval=tuple(data.validation or data.train)[:_ITEMS])
 
 
+class _InPages:
+    """Weights as pages will hold them, in the source's scratch; each is rounded once."""
+
+    def __init__(self, source: DenseModel) -> None:
+        self._source, self._held = source, dict[tuple[str, int], Tensor]()
+        self._grids = {info.name: info.grid for info in source.paged}
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        place, source = (name, weight.data_ptr()), self._source  # some weights are a task's own
+        if place not in self._held:
+            self._held[place] = source.scratch.hold(stored(weight, self._grids[name], source.task_file.dtype))
+        return self._held[place]
+
+
 @dataclass(frozen=True)
 class _Metric:
     """Measures how much of the dense model's metric tasks keep."""
@@ -110,6 +129,7 @@ class _Metric:
     prepared: Prepared
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
+    rounded: Rounded | None
 
     @classmethod
     def of(cls, prepared: Prepared) -> _Metric:
@@ -126,7 +146,8 @@ class _Metric:
                     f"keep: expected a metric of the dense model of which a share can be kept, found tasks.{task} with "
                     f"{score.metric} {score.value:g}; state a sparsity"
                 )
-        return cls(prepared, data, dense)
+        rounded = _InPages(prepared.source) if prepared.task_file.recover.method == "none" else None
+        return cls(prepared, data, dense, rounded)
 
     @staticmethod
     def _score(prepared: Prepared, model: Model, data: TaskData) -> Score:
@@ -142,8 +163,21 @@ class _Metric:
         source = self.prepared.source
         found = {}
         for task, model in source.models.items():
-            found[task] = self.share(task, Replaced(model, chosen.masks.held(source, task)))
+            found[task] = self.share(task, Replaced(model, chosen.masks.held(source, task, self.rounded)))
         return found
+
+    def without(self, task: str, dropped: Collection[HalfLayer]) -> tuple[float, float]:
+        """`share` of a task without these."""
+        source = self.prepared.source
+        model, base = source.models[task], source.models[task].base_model_prefix
+        weights = {}
+        if self.rounded is not None:
+            weights = {
+                module_name(info.name, base): self.rounded(info.name, source.linear(task, info.name).weight)
+                for info in source.paged
+            }
+        with zeroed(source, task, dropped):
+            return self.share(task, Replaced(model, weights))
 
     def step(self, task: str, dropped: Sequence[str], blocks: float, value: float, *, taken: bool) -> KeepStep:
         size = block_bytes(self.prepared.task_file.block, self.prepared.task_file.dtype)
@@ -273,7 +307,7 @@ class _Greedy:
         base = trials.start([self.units[at] for at in gone])
         while left and misses < _MISSES:
             best = self._best(trials, gains, left, gone, base)
-            share, value = self._measured([*gone, best])
+            share, value = self.metric.without(self.task, [self.units[at] for at in (*gone, best)])
             left.discard(best)
             kept = share >= (self.prepared.task_file.keep or 0.0)
             names = [*self.units[best].modules]
@@ -318,8 +352,3 @@ class _Greedy:
                 return min(fresh, key=price)
             gains[best] = trials.loss([self.units[at] for at in (*gone, best)]) - base
             fresh.add(best)
-
-    def _measured(self, dropped: Sequence[int]) -> tuple[float, float]:
-        source = self.prepared.source
-        with zeroed(source, self.task, [self.units[at] for at in dropped]):
-            return self.metric.share(self.task, source.models[self.task])

@@ -102,11 +102,12 @@ class Masks:
         return weights
 
     @torch.no_grad()
-    def held(self, source: DenseModel, task: str) -> dict[str, Tensor]:
+    def held(self, source: DenseModel, task: str, rounded: Rounded | None = None) -> dict[str, Tensor]:
         """`parameters` of all paged weights, without gradients; they lie in the source's scratch."""
         base, weights = source.models[task].base_model_prefix, self.besides(source, task)
         for info in source.paged:
-            kept = self.masked(task, info, source.linear(task, info.name).weight)
+            weight = source.linear(task, info.name).weight
+            kept = self.masked(task, info, weight if rounded is None else rounded(info.name, weight))
             weights[module_name(info.name, base)] = source.scratch.hold(kept)
         return weights
 
