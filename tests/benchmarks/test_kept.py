@@ -28,7 +28,9 @@ def test_a_method_has_a_row_for_each_task(tmp_path: Path, method: str) -> None:
 def test_a_table_has_a_line_for_each_method() -> None:
     def row(method: str, task: str, value: float, size: int) -> KeptRow:
         origin = {"cpu": "cpu", "command": "command", "commit": "commit"}
-        return KeptRow("A", 0.9, method, task, "layer", size, "accuracy", 0.5, value, size // 2, **origin, search_s=90.0)
+        return KeptRow(
+            "A", 0.9, method, task, "layer", size, "accuracy", 0.5, value, size // 2, **origin, search_s=90.0
+        )
 
     rows = [row("layers linked", "b", 0.45, 4_000_000), row("layers linked", "a", 0.5, 2_000_000)]
     text = kept_table([*rows, row("layers one by one", "a", 0.4, 1_000_000)])
