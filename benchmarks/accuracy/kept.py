@@ -16,7 +16,7 @@ import typer
 from benchmarks import row_file
 from benchmarks.accuracy.__main__ import Domain, task_file
 from benchmarks.accuracy.kept_rows import METHODS, KeptRow, kept_table
-from benchmarks.accuracy.settings import effort_of
+from benchmarks.accuracy.settings import WRITING, effort_of
 from benchmarks.accuracy.study import switch_bytes
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.report.compile_report import read_report
@@ -32,11 +32,19 @@ from weightpager.compiler.task_file.file import TaskFile, restated
 from weightpager.progress import Progress, silent
 
 
+_FEW = 8
+"""Rows of a step where tasks write: twice as many take more than 22 GiB with 384 tokens each."""
+
+
 def compiled(
     domain: str, tasks: TaskFile, method: str, share: float, folder: Path, told: Progress = silent
 ) -> Iterator[KeptRow]:
     """A row for each task, of a bundle that is made in a folder. What methods have in common is done once."""
     stated = restated(tasks, keep=share, compare="none", **METHODS[method])
+    if domain in WRITING:
+        batch = {"batch": _FEW}
+        training = {**tasks.training.model_dump(exclude_unset=True), **batch}
+        stated = restated(stated, training=training, recover={"method": stated.recover.method, **batch})
     # Without a journal a finished training couldn't be given to the cache.
     run = CompileRun(told, Journal(folder / "journal", compile_identity(stated)))
     with run.journal.held():
