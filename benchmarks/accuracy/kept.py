@@ -31,7 +31,6 @@ from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.task_file.file import TaskFile, restated
 from weightpager.progress import Progress, silent
 
-
 _FEW = 8
 """Rows of a step where tasks write: twice as many take more than 22 GiB with 384 tokens each."""
 
