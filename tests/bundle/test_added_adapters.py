@@ -24,7 +24,7 @@ from weightpager.backends.torch.export import export_task
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.adapter import low_rank_bytes
-from weightpager.bundle.addition import add_adapter
+from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.garbage import collect
 from weightpager.errors import ConfigError, UnknownTaskError
 from weightpager.kernels.choice import NATIVE
@@ -123,7 +123,7 @@ def test_a_task_computes_what_peft_computes(
     adapter = lora(base / "model", tmp_path / "lora", dtype, **SETTINGS[settings])
     bundle = Path(shutil.copytree(base / "a.bundle", tmp_path / "a.bundle"))
     before = logits(bundle, "animals", backend)
-    assert add_adapter(bundle, adapter, "new").task("new").dense is None
+    assert add_task(bundle, Addition("new", adapter)).task("new").dense is None
     export_task(Bundle.open(bundle), "animals", tmp_path / "dense")
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
     with torch.inference_mode():
@@ -145,7 +145,7 @@ def test_a_bundle_with_an_adapter_is_whole_and_goes_back(
     bundle = folder / "a.bundle"
     old = Bundle.open(bundle).manifest
     for number in range(3):
-        add_adapter(bundle, folder / "lora", f"new-{number}", like="numbers")
+        add_task(bundle, Addition(f"new-{number}", folder / "lora", like="numbers"))
     opened = Bundle.open(bundle)
     assert list(opened.tasks) == ["animals", "numbers", "new-0", "new-1", "new-2"]
     assert not verify(bundle).problems
@@ -162,7 +162,7 @@ def test_a_bundle_with_an_adapter_is_whole_and_goes_back(
 def test_an_engine_takes_a_new_adapter_by_its_reload(folder: Path) -> None:
     with wp.load(folder / "a.bundle") as engine:
         engine.generate("animals", "red", max_new_tokens=2)
-        add_adapter(folder / "a.bundle", folder / "lora", "new")
+        add_task(folder / "a.bundle", Addition("new", folder / "lora"))
         assert engine.reload().added == ("new",)
         assert engine.generate("new", "red", max_new_tokens=2).tokens
 
@@ -210,7 +210,7 @@ def test_settings_that_would_compute_something_else_are_refused(
 def unchanged(folder: Path, expected: str, **more: Any) -> None:
     before = {path: path.read_bytes() for path in (folder / "a.bundle").rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=expected):
-        add_adapter(folder / "a.bundle", folder / "lora", **({"name": "new"} | more))
+        add_task(folder / "a.bundle", Addition(**({"name": "new", "adapter": folder / "lora"} | more)))
     assert {path: path.read_bytes() for path in (folder / "a.bundle").rglob("*") if path.is_file()} == before
 
 
@@ -269,8 +269,8 @@ def test_names_and_tasks_that_do_not_go_are_refused(folder: Path) -> None:
     unchanged(folder, "name: expected a new one, found 'animals'", name="animals")
     unchanged(folder, "name: expected lower-case letters", name="../x")
     with pytest.raises(UnknownTaskError):
-        add_adapter(folder / "a.bundle", folder / "lora", "new", like="nobody")
-    add_adapter(folder / "a.bundle", folder / "lora", "first")
+        add_task(folder / "a.bundle", Addition("new", folder / "lora", like="nobody"))
+    add_task(folder / "a.bundle", Addition("first", folder / "lora"))
     unchanged(folder, "like: expected a task without low-rank parts, found first", like="first")
 
 
@@ -278,6 +278,6 @@ def test_where_no_task_keeps_all_blocks_one_must_be_named(folder: Path, writer_b
     shutil.rmtree(folder / "a.bundle")
     shutil.copytree(writer_bundle, folder / "a.bundle")
     unchanged(folder, "like: expected the name of the task whose blocks the new one takes")
-    add_adapter(folder / "a.bundle", folder / "lora", "new", like="numbers")
+    add_task(folder / "a.bundle", Addition("new", folder / "lora", like="numbers"))
     with wp.load(folder / "a.bundle") as engine:
         assert engine.generate("new", "red", max_new_tokens=2).tokens

@@ -30,6 +30,7 @@ from weightpager.backends.verify import Verification, verify
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import REPORT, RESIDENT
 from weightpager.bundle.model_files import model_dir
+from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.errors import BundleError, BundleFormatError
 from weightpager.kernels.choice import NATIVE
@@ -240,10 +241,14 @@ def test_a_manifest_that_contradicts_itself_is_refused(copy: Path, change: Calla
         Bundle.open(copy)
 
 
-def test_a_report_without_tasks_is_refused(copy: Path) -> None:
-    report = json.loads((copy / REPORT).read_bytes())
-    rewrite_file(copy, REPORT, json.dumps(report | {"tasks": []}).encode())
-    with pytest.raises(BundleFormatError, match="at least one task"):
+def test_a_report_compares_controls_on_tasks_alone(copy: Path) -> None:
+    report = json.loads((copy / REPORT).read_bytes()) | {"tasks": [], "controls": []}
+    rewrite_file(copy, REPORT, json.dumps(report).encode())
+    opened = Bundle.open(copy)
+    assert advise(opened, read_report(opened), None) is None
+    control = {"name": "int8", "resident_bytes": 1, "scores": {}}
+    rewrite_file(copy, REPORT, json.dumps(report | {"controls": [control]}).encode())
+    with pytest.raises(BundleFormatError, match="a task that controls are compared on"):
         read_report(Bundle.open(copy))
 
 

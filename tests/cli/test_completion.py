@@ -44,7 +44,7 @@ def test_commands_and_tasks_are_completed(shell: str, ask: Ask, assistant_bundle
     [
         "plan BUNDLE --from ",
         "plan BUNDLE --from animal --to ",
-        "gc BUNDLE --drop ",
+        "remove BUNDLE ",
         "repack BUNDLE --out x --without ",
         "serve BUNDLE --real-time ",
         "eval BUNDLE --task weather --task ",

@@ -14,7 +14,7 @@ import weightpager as wp
 from lora import lora
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.addition import add_adapter
+from weightpager.bundle.addition import Addition, add_task
 from weightpager.compiler import task_file
 from weightpager.errors import ConfigError
 
@@ -43,7 +43,7 @@ def kind(content: dict[str, Any]) -> str:
 
 def test_an_adapter_of_the_file_is_as_one_that_is_added_later(tmp_path: Path, content: dict[str, Any]) -> None:
     plain = wp.compile(content, tmp_path / "plain.bundle")
-    add_adapter(plain.path, tmp_path / "lora", "german", like="numbers")
+    add_task(plain.path, Addition("german", tmp_path / "lora", like="numbers"))
     german = {"kind": kind(content), "adapter": str(tmp_path / "lora"), "like": "numbers"}
     content["tasks"] = {"german": german, **content["tasks"]}
     bundle = wp.compile(content, tmp_path / "a.bundle")
@@ -71,10 +71,10 @@ def test_an_adapter_comes_with_tasks_that_are_added(tmp_path: Path, content: dic
     ("change", "says"),
     [
         (lambda german: german.update(adapter="nowhere"), r"adapter: expected a directory of PEFT's, found"),
-        (lambda german: german.update(like="nobody"), r"tasks\.german\.like: expected a task without .*nobody"),
+        (lambda german: german.update(like="nobody"), r"tasks\.german\.like: expected a task with blocks of .*nobody"),
         (lambda german: german.update(kind="text-classification"), r"tasks\.german\.kind: expected that of a task"),
-        (lambda german: german.update(train="rows.jsonl"), r"adapters\.german\.train: unknown key"),
-        (lambda german: german.pop("kind"), r"adapters\.german\.kind: expected a value"),
+        (lambda german: german.update(train="rows.jsonl"), r"tasks\.german\.train: unknown key"),
+        (lambda german: german.pop("kind"), r"tasks\.german\.kind: expected a value"),
     ],
 )  # fmt: skip
 def test_what_an_adapter_cannot_be_is_refused_at_once(
@@ -92,7 +92,7 @@ def test_what_an_adapter_cannot_be_is_refused_at_once(
     [
         ({"sparsity": 0.5}, r"tasks\.german\.like: expected the task whose blocks it takes \(animals, numbers\)"),
         ({"units": "half-layer"}, "units: expected block beside adapters"),
-        ({"recover": {"method": "finetune", "low_rank": 2}}, "recover.low_rank: expected 0 beside adapters"),
+        ({"recover": {"method": "finetune", "low_rank": 2}}, "recover.low_rank: expected 0 beside tasks that take"),
     ],
 )
 def test_what_adapters_cannot_stand_beside_is_refused_at_once(

@@ -81,7 +81,7 @@ def test_verbs_that_run_no_task_work(arguments: tuple[str, ...], bundles: Bundle
 
 def test_a_task_is_removed(bundles: Bundles, tmp_path: Path) -> None:
     bundle = shutil.copytree(bundles("assistant"), tmp_path / "own.bundle")
-    ran = weightpager("gc", bundle, "--drop", "weather")
+    ran = weightpager("remove", bundle, "weather")
     assert ran.returncode == 0, ran.stderr
     assert "weather" not in Bundle.open(bundle).tasks
 

@@ -24,7 +24,7 @@ from benchmarks.device.measured import check, tell
 from benchmarks.device.processes import in_turns
 from weightpager.bundle import Bundle
 from weightpager.bundle.adapter import low_rank_bytes
-from weightpager.bundle.addition import add_adapter
+from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.footprint import expanded_bytes
 from weightpager.config import format_size, parse_bandwidth
 from weightpager.runtime.budget import needs_of
@@ -81,7 +81,7 @@ def _with_adapters(bundle: Path, copy: Path, count: int, rank: int, parts: tuple
     shutil.copytree(bundle, copy)
     for at in range(count):
         adapter = write_peft(made(Bundle.open(bundle), at, rank, parts), copy.parent / f"{copy.stem}-{at}")
-        add_adapter(copy, adapter, f"a{at}")
+        add_task(copy, Addition(f"a{at}", adapter))
         typer.echo(f"{copy.stem}: {at + 1} of {count} adapters added", err=True)
     opened = Bundle.open(copy)
     pages = len({*opened.pages_of("a0").tolist(), *opened.pages_of("a1").tolist()})

@@ -30,6 +30,7 @@ from weightpager.readers.chat_template import (
     ChatTemplate,
     Messages,
     PictureMessages,
+    begun,
     conversation_of,
     joined,
     messages_of,
@@ -341,24 +342,27 @@ def _asked(
     with _writing(tokenizer) if template is None and task.takes_conversations else nullcontext(template) as chat:
         try:
             places = [f"text {number} of {len(inputs)}" for number in range(1, len(inputs) + 1)]
-            return [_read(model, tokenizer, chat, given, place) for given, place in zip(inputs, places, strict=True)]
+            return [
+                _read(model, tokenizer, chat, given, task.system, place)
+                for given, place in zip(inputs, places, strict=True)
+            ]
         except RequestError as error:
             raise ConfigError(str(error)) from error
 
 
 def _read(
-    model: TaskModel, tokenizer: Tokenizer, chat: ChatTemplate | None, given: Any, place: str
+    model: TaskModel, tokenizer: Tokenizer, chat: ChatTemplate | None, given: Any, system: str | None, place: str
 ) -> str | PicturePrompt:
     """One input as the tokenizer takes it: a conversation as its template writes it, pictures beside it."""
     if not isinstance(given, PicturePrompt):
-        return given if chat is None else chat.render(_messages(given))
+        return given if chat is None else chat.render(begun(_messages(given), system))
     reader, text, pictures = tokenizer.pictures, given.text, given.pictures
     if reader is None:
         raise ConfigError(f"{place}: expected texts alone, as the bundle's model reads, found pictures among them")
     try:
         if chat is not None:
             found = conversation_of(_messages(given.text)).given(pictures, reader.pictures.token)
-            text, pictures = chat.render(found.messages), found.pictures
+            text, pictures = chat.render(begun(found.messages, system)), found.pictures
         reader.check_number(len(pictures), model.limits.room(tokenizer.longest))
     except ImageError as error:
         raise ImageError(f"{place}: {error}") from error

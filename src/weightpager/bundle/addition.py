@@ -1,4 +1,4 @@
-"""A LoRA adapter becomes a task of a bundle: no compiler and no torch, and all pages stay as they are."""
+"""An adapter or a system message becomes a task of a bundle: no compiler, no torch, and all pages stay as they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weightpager.blocks import MAX_TASKS
 from weightpager.bundle.adapter import has_low_rank
 from weightpager.bundle.format import page_file, placement
 from weightpager.bundle.format.low_rank import LowRank
-from weightpager.bundle.format.manifest import Manifest, TaskEntry, transitions_of
+from weightpager.bundle.format.manifest import MOST_SYSTEM, Manifest, TaskEntry, transitions_of
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, private_file
 from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.format.picture_tower import is_before_words
@@ -22,66 +22,86 @@ from weightpager.bundle.low_rank_pages import LowRankPages
 from weightpager.bundle.peft import PeftAdapter
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.writer import BundleWriter, writing
+from weightpager.config import is_unicode
 from weightpager.errors import BundleFormatError, ConfigError, shown
 
 
-def add_adapter(path: str | Path, adapter: str | Path, name: str, like: str | None = None) -> Bundle:
-    """Add a task to a bundle: another task's blocks and parameters, and an adapter's low-rank parts beside them.
+@dataclass(frozen=True)
+class Addition:
+    """A task for a bundle: another task's blocks and parameters, with an adapter, a system message or both.
+
+    Attributes:
+        name: of the new task.
+        adapter: directory that PEFT's ``save_pretrained`` wrote, of a LoRA trained on the model that was compiled.
+        like: the task whose blocks, kind and settings it takes; None for the first that keeps all blocks.
+        system: the message that begins conversations which bring none.
+    """
+
+    name: str
+    adapter: str | Path | None = None
+    like: str | None = None
+    system: str | None = None
+
+
+def add_task(path: str | Path, addition: Addition) -> Bundle:
+    """Add a task to a bundle.
 
     The bundle is exchanged as a whole, or stays as it was; the other tasks' outputs don't change by a bit.
 
     Args:
         path: bundle directory.
-        adapter: directory that PEFT's ``save_pretrained`` wrote, of a LoRA trained on the model that was compiled.
-        name: of the new task.
-        like: the task whose blocks, kind and settings it takes; None for the first that keeps all blocks.
+        addition: the task.
 
     Returns:
         The bundle with the task.
 
     Raises:
-        ConfigError: the name can't be taken, ``like`` has an adapter itself or must be stated, or the adapter doesn't
-            fit; nothing has changed.
+        ConfigError: the name can't be taken, ``like`` has an adapter itself, reads no conversations or must be stated,
+            or the adapter doesn't fit; nothing has changed.
         BundleError: the bundle can't be used, has no such task as ``like``, or was replaced meanwhile.
         CompileError: the storage refused a write, or another command is writing there.
     """
     bundle = Bundle.open(path)
-    addition = _Addition.of(bundle, adapter, name, like)
+    checked = _Checked.of(bundle, addition)
     with writing(path, force=True, origin=bundle) as writer:
         kept = {*bundle.manifest.files, *bundle.manifest.page_file_names()}
         for file in kept - {MANIFEST, MANIFEST_HASH, page_file.FILE, placement.FILE}:
             writer.link(file, bundle.path / file)
-        addition.write(writer)
+        checked.write(writer)
     return Bundle.open(path)
 
 
-def add_to_written(writer: BundleWriter, adapter: str | Path, name: str, like: str | None = None) -> None:
-    """The same with a bundle that was just written and that nobody reads yet. Errors are those of `add_adapter`."""
-    _Addition.of(Bundle.open(writer.root), adapter, name, like).write(writer)
+def add_to_written(writer: BundleWriter, addition: Addition) -> None:
+    """The same with a bundle that was just written and that nobody reads yet. Errors are those of `add_task`."""
+    _Checked.of(Bundle.open(writer.root), addition).write(writer)
 
 
 @dataclass(frozen=True)
-class _Addition:
+class _Checked:
     """A task that a bundle gets: its entry, the task whose blocks it takes, and what is added to them."""
 
     bundle: Bundle
     entry: TaskEntry
     origin: str
-    adapter: PeftAdapter
+    adapter: PeftAdapter | None
 
     @classmethod
-    def of(cls, bundle: Bundle, adapter: str | Path, name: str, like: str | None) -> _Addition:
-        """Read and check it. Errors are those of `add_adapter`."""
-        origin = _origin(bundle, like)
-        entry, found = _named(bundle, origin, name), PeftAdapter.read(adapter, bundle.manifest.weights)
-        _check(bundle, origin.name, found)
+    def of(cls, bundle: Bundle, addition: Addition) -> _Checked:
+        """Read and check it. Errors are those of `add_task`."""
+        if addition.adapter is None and addition.system is None:
+            raise ConfigError(f"{addition.name}: expected an adapter, a system message or both, found neither")
+        origin = _origin(bundle, addition.like)
+        entry, found = _begun(_named(bundle, origin, addition.name), addition.system), None
+        if addition.adapter is not None:
+            found = PeftAdapter.read(addition.adapter, bundle.manifest.weights)
+            _check(bundle, origin.name, found)
         return cls(bundle, entry, origin.name, found)
 
     def write(self, writer: BundleWriter) -> None:
         """Write what the task has of its own, and what names all tasks, beside the bundle's other files."""
         bundle, origin, entry = self.bundle, self.origin, self.entry
         writer.link(private_file(entry.name), bundle.path / private_file(origin))
-        parts = {entry.name: dict(_placed(bundle, origin, self.adapter))}
+        parts = {} if self.adapter is None else {entry.name: dict(_placed(bundle, origin, self.adapter))}
         written = LowRankPages.write(writer, _manifest(bundle, origin, entry), parts)
         number, blocks = bundle.task_numbers[origin], bundle.placement
         used = np.concatenate([blocks.used, blocks.used[number : number + 1]])
@@ -112,7 +132,9 @@ def _whole(bundle: Bundle) -> str:
 
 def _named(bundle: Bundle, origin: TaskEntry, name: str) -> TaskEntry:
     if name in bundle.tasks:
-        raise ConfigError(f"name: expected a new one, found {name!r}, which {bundle.path} has; 'gc --drop' removes it")
+        raise ConfigError(
+            f"name: expected a new one, found {name!r}, which {bundle.path} has; 'weightpager remove' removes it"
+        )
     if len(bundle.tasks) >= MAX_TASKS:
         raise ConfigError(f"{bundle.path}: expected fewer than {MAX_TASKS} tasks, found {len(bundle.tasks)}")
     entry = structs.replace(origin, name=name, dense=None, eval=None)
@@ -121,6 +143,21 @@ def _named(bundle: Bundle, origin: TaskEntry, name: str) -> TaskEntry:
     except BundleFormatError as error:
         wanted = "lower-case letters and digits, then '_', '.' and '-' too, 64 at most"
         raise ConfigError(f"name: expected {wanted}, found {shown(name)}") from error
+
+
+def _begun(entry: TaskEntry, system: str | None) -> TaskEntry:
+    """The entry with a message that begins the task's conversations."""
+    if system is None:
+        return entry
+    if not entry.takes_conversations:
+        raise ConfigError(
+            f"system: expected a task that answers conversations, found {entry.name} beside one that doesn't"
+        )
+    if not 0 < len(system) <= MOST_SYSTEM or not is_unicode(system):
+        wanted = f"1 to {MOST_SYSTEM:,} characters of Unicode text"
+        raise ConfigError(f"system: expected {wanted}, found {len(system):,}, {shown(system)}")
+    assert entry.generation is not None
+    return structs.replace(entry, generation=structs.replace(entry.generation, system=system))
 
 
 def _check(bundle: Bundle, origin: str, adapter: PeftAdapter) -> None:

@@ -27,6 +27,7 @@ VERBS = {
         "plan": "plan",
         "verify": "maintain",
         "add": "maintain",
+        "remove": "maintain",
         "repack": "maintain",
         "gc": "maintain",
         "export": "run",

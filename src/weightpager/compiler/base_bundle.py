@@ -188,6 +188,11 @@ class BaseBundle:
 
     def _refuse_names(self, task_file: TaskFile) -> None:
         """Refuse names that the bundle's tasks have, and more tasks than there may be."""
+        if bare := [name for name, task in task_file.tasks.items() if task.train is None]:
+            raise ConfigError(
+                f"tasks.{bare[0]}: expected train and eval with --base, found neither; 'weightpager add' adds a task "
+                "that takes another's blocks"
+            )
         if taken := [name for name in task_file.tasks if name in self.bundle.tasks]:
             raise ConfigError(f"tasks.{taken[0]}: the base {self.bundle.path} has a task of that name; choose another")
         if len(task_file.tasks) + len(self.bundle.tasks) > MAX_TASKS:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,8 @@ def calibrate_tasks(found: Trained, run: CompileRun) -> Prepared:
         permutations = NOTHING_MOVED
         with run.stage("calibrate"):
             saliency = _saliency_of(source)(found, run)
+    for task in source.models.keys() - found.data.keys():  # they keep all blocks
+        saliency[task] = {info.name: np.ones(info.grid.count) for info in source.paged}
     if reached is None and source.task_file.units.share is not None:
         with run.stage("calibrate"):
             for task, of_task in _whole_saliency(half_layer_saliency, found, run).items():
@@ -88,6 +91,8 @@ def _block_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
     if keeps_whole_experts(prepared.source) or prepared.task_file.units.whole:
         return 0.0  # there are no floors
+    if not prepared.data:
+        return 0.0
     reached = journal.read("floors", lambda tensors: "evenness" in tensors)
     if reached is not None:
         return reached.tensors["evenness"].item()
@@ -98,7 +103,7 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
 
 def wants_reorder(source: DenseModel) -> bool:
     """Whether the model is reordered; one whose tasks have weights of their own, or keep more than blocks, isn't."""
-    if source.versions or keeps_whole_experts(source):
+    if source.versions or not source.task_file.has_data or keeps_whole_experts(source):
         return False
     return source.task_file.reorder and not source.task_file.units.whole
 

@@ -8,8 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
-from pathlib import Path
+from itertools import accumulate, chain
 from typing import Any
 
 import tokenizers
@@ -281,6 +280,8 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     Raises:
         CompileError: the file can't be used, or has fewer than two labels.
     """
+    if task.train is None:
+        return ()
     where = split_label(name, "train", task.train)
     return _sorted(checked_labels(task.kind, task.columns, task.train, where, None), where)
 
@@ -303,10 +304,7 @@ def check(name: str, task: TaskSpec, known: Sequence[str] | None) -> None:
         CompileError: says what was expected.
         ConfigError: the data are images, and Pillow isn't installed.
     """
-    splits = {"train": task.train, "eval": task.eval, "validation": task.validation}
-    for split, path in splits.items():
-        if path is None:
-            continue
+    for split, path in task.splits.items():
         where, items = split_label(name, split, path), None if split == "train" else task.items
         labels = checked_labels(task.kind, task.columns, path, where, items)
         if task.labelled:
@@ -347,15 +345,12 @@ def load(
     else:
         collated = partial(collate_texts, pad=reads.pad_token_id)
 
-    def split(split: str, path: Path, items: int | None = None) -> tuple[Item, ...]:
-        return read(path, split_label(name, split, path), items)
-
-    validation = split("validation", task.validation, task.items) if task.validation else None
-    held_out = split("eval", task.eval, task.items)
-    train = split("train", task.train)
-    splits = {"train": train, "eval": held_out, "validation": validation or ()}
+    splits = {
+        split: read(path, split_label(name, split, path), None if split == "train" else task.items)
+        for split, path in task.splits.items()
+    }
     asked = _asked(name, task, reader, splits) if task.completes else None
-    data = TaskData(task.kind, tuple(known), train, held_out, validation, collated, asked)
+    data = TaskData(task.kind, tuple(known), splits["train"], splits["eval"], splits.get("validation"), collated, asked)
     _warn(name, task, data, max_length)
     return data
 
@@ -378,16 +373,20 @@ def _asked(name: str, task: TaskSpec, reader: Tokenizer, splits: Mapping[str, Se
 
 def _warn(name: str, task: TaskSpec, data: TaskData, max_length: int) -> None:
     key = f"{'calibration' if task.max_length is None else f'tasks.{name}'}.max_length"
-    warnings = [("train", task.train, of_labels(data.classes)), ("train", task.train, of_few(data.train))]
-    warnings.append(("train", task.train, of_length(data.train, max_length, key)))
-    warnings.append(("train", task.train, of_joints(data.train)))
-    warnings.append(("train", task.train, of_template(data.asked)))
-    warnings.append(("eval", task.eval, of_held_out(data.train, data.eval)))
-    warnings.append(("eval", task.eval, of_held_out(data.validation or (), data.eval, "validation")))
-    if task.validation is not None and data.validation is not None:
-        warnings.append(("validation", task.validation, of_held_out(data.train, data.validation)))
-    for split, path, lines in warnings:
-        for line in lines:
+    validation = data.validation or ()
+    warnings = {
+        "train": (
+            of_labels(data.classes),
+            of_few(data.train),
+            of_length(data.train, max_length, key),
+            of_joints(data.train),
+            of_template(data.asked),
+        ),
+        "eval": (of_held_out(data.train, data.eval), of_held_out(validation, data.eval, "validation")),
+        "validation": (of_held_out(data.train, validation),),
+    }
+    for split, path in task.splits.items():
+        for line in chain.from_iterable(warnings[split]):
             _log.warning("%s: %s", split_label(name, split, path), line)
 
 

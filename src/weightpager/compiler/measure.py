@@ -59,6 +59,9 @@ def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress
     def told(task: str) -> StepProgress:
         return partial(progress, f"measure {task}")
 
+    if not data:  # a bundle that can't be opened must not be written all the same
+        with Engine(bundle, EngineConfig()) as engine:
+            return Written(bundle, {}, engine.report().backend)
     with _opening(bundle, root, here=workers.here) as opened:
         jobs = {name: partial(_measured, opened, name, of_task) for name, of_task in data.items()}
         measured = {one.key: one.value for one in workers.each(jobs, told, _COPIES)}

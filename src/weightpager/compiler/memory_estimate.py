@@ -185,14 +185,16 @@ class _Stages:
         yield "load", 2 * model + self._largest + trial
         if file.trained_tasks:
             yield "train", model + self._trained(resident if self.adds else whole, file.training.batch)
-        yield "measure dense", model + measured
-        yield "calibrate", model + self.reorders * (tasks - 1) * paged + sums + self.calibrating
+        if file.has_data:
+            yield "measure dense", model + measured
+            yield "calibrate", model + self.reorders * (tasks - 1) * paged + sums + self.calibrating
         if self.reorders:
             yield "reorder", model + tasks * paged + max(12 * self._width**2, 3 * self._largest) + 2 * measured
-        yield "floors", model + paged + placed + measured
+        if file.has_data:
+            yield "floors", model + paged + placed + measured
         yield "align", model + paged + placed + measured + trial
         yield "recover", model + self._recovering
-        if file.compare != "none":
+        if file.has_data and file.compare != "none":
             yield "controls", model + self._recovered + self._compared + measured
         yield "pack", model + self._recovered + placed
         yield "write", model + self._recovered + written

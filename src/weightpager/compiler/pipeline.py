@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightpager.bundle import Bundle, BundleWriter, writing
-from weightpager.bundle.addition import add_to_written
+from weightpager.bundle.addition import Addition, add_to_written
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.compiler.base_bundle import BaseBundle
@@ -95,10 +95,10 @@ def compile(  # noqa: A001 - wp.compile is what users expect
             build(writer, prepared, run)
         else:
             grow(writer, start, prepared, run)
-        if task_file.adapters:
-            with run.stage("add adapters", one_step=True):
-                for name, spec in task_file.adapters.items():
-                    add_to_written(writer, spec.adapter, name, spec.like)
+        if task_file.added:
+            with run.stage("add tasks", one_step=True):
+                for name, spec in task_file.added.items():
+                    add_to_written(writer, Addition(name, spec.adapter, spec.like, spec.system))
     return Bundle.open(out)
 
 

@@ -100,7 +100,7 @@ def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -
     """Stage, as progress names it, to work in tokens that go forward through the model; in the order of the stages."""
     file, spec = source.task_file, source.task_file.recover
     held_out = {name: _tokens(of_task.eval) for name, of_task in data.items()}
-    item = fmean(_tokens(of_task.train) / len(of_task.train) for of_task in data.values())
+    item = fmean(_tokens(of_task.train) / len(of_task.train) for of_task in data.values()) if data else 0.0
     learnt = file.training.steps * file.training.batch * item * _LEARNT
     calibrated = sum(min(file.calibration.items, len(of_task.train)) for of_task in data.values()) * item
     step = spec.batch * item * (_LEARNT + _MASKED + (1.0 if spec.distillation else 0.0))

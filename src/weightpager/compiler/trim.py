@@ -53,7 +53,7 @@ def task_texts(
     """
     task = task_file.tasks[name]
     reader: Any = reader_of(tokenizer, pictures) if task.completes else TransformersTokens(tokenizer)
-    path = task.train if split == "train" else task.eval
+    path = task.splits[split]
     where = split_label(name, split, path)
     if not task.labelled and not task.completes:
         running = TextReader(task.kind, *task.columns, reader, (), task_file.max_length_of(name))
@@ -175,6 +175,8 @@ def _check(task_file: TaskFile) -> None:
     if task_file.takes_images:
         raise ConfigError("trim: expected tasks that read texts, found ones that read images, which have no tokens")
     for name, task in task_file.tasks.items():
+        if task.train is None:
+            raise ConfigError(f"tasks.{name}.train: expected a file, whose words are kept, found nothing")
         for key in ("head", "checkpoint"):
             if (path := getattr(task, key)) is not None:
                 raise ConfigError(

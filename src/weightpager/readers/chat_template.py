@@ -65,6 +65,13 @@ def plain(messages: Sequence[Mapping[str, Any]], placeholder: str = "") -> str:
     return "\n".join(_flat(message["content"], placeholder) for message in messages)
 
 
+def begun(messages: Sequence[Mapping[str, Any]], system: str | None) -> Sequence[Mapping[str, Any]]:
+    """A conversation that begins with a task's system message, unless it brings one of its own."""
+    if system is None or (messages and messages[0]["role"] in ("system", "developer")):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 class ChatTemplate:
     """A bundle's chat template, rendered in a process of its own.
 

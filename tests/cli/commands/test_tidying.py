@@ -38,11 +38,11 @@ def test_a_bundle_grows_and_is_tidied_up(weightpager: Command, assistant_bundle:
     assert "over-read: share of a task's pages" in smaller.out
     assert wp.Bundle.open(tidy).page_bytes == 8192
 
-    dropped = weightpager("gc", larger, "--drop", "pet", "--drop", "weather")
+    dropped = weightpager("remove", larger, "pet", "weather")
     assert "pet removed" in dropped.out
     assert list(wp.Bundle.open(larger).tasks) == ["animal", "number", "colour"]
     assert json.loads(weightpager("gc", larger, "--json").out)["pages"] == 0
-    assert weightpager("gc", larger, "--drop", "pet").code == 2
+    assert weightpager("remove", larger, "pet").code == 2
     assert verify(larger).problems == verify(tidy).problems == ()
 
 
@@ -51,7 +51,7 @@ def test_gc_writes_another_bundle_if_asked(weightpager: Command, assistant_bundl
     whole, smaller = tmp_path / "whole.bundle", tmp_path / "smaller.bundle"
     assert weightpager("gc", assistant_bundle, "--out", whole).code == 0
     assert list(wp.Bundle.open(whole).tasks) == list(wp.Bundle.open(assistant_bundle).tasks)
-    found = weightpager("gc", assistant_bundle, "--drop", "animal", "-o", smaller)
+    found = weightpager("remove", assistant_bundle, "animal", "-o", smaller)
     assert f"repack {smaller} " in found.err
     assert "animal" not in wp.Bundle.open(smaller).tasks
     assert weightpager("gc", assistant_bundle, "--out", smaller).code == 2
@@ -63,7 +63,7 @@ def test_gc_writes_another_bundle_if_asked(weightpager: Command, assistant_bundl
 
 def test_the_next_step_after_gc_can_be_pasted(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "sp ace" / "it's.bundle"))
-    found = weightpager("gc", bundle, "--drop", "animal")
+    found = weightpager("remove", bundle, "animal")
     command = next(line for line in found.err.splitlines() if line.startswith("next: ")).partition(", which")[0]
     assert shlex.split(command)[1:4] == ["weightpager", "repack", str(bundle)]
 
@@ -96,7 +96,7 @@ def test_quiet_tidying_says_what_came_out_and_no_more(
     assert "write pages …" in loud.err
     quiet = weightpager("repack", bundle, "--out", tmp_path / "c.bundle", "-q")
     assert (quiet.code, quiet.err, "page fill" in quiet.out) == (0, "", True)
-    dropped = weightpager("gc", bundle, "--drop", "animal", "-q")
+    dropped = weightpager("remove", bundle, "animal", "-q")
     assert (dropped.code, dropped.err, "animal removed" in dropped.out) == (0, "", True)
 
 
@@ -104,6 +104,6 @@ def test_a_private_bundle_stays_private(weightpager: Command, assistant_bundle: 
     bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
     for path in (bundle, *bundle.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
-    assert weightpager("gc", bundle, "--drop", "animal").code == 0
+    assert weightpager("remove", bundle, "animal").code == 0
     found = {path: path.stat().st_mode & 0o777 for path in (bundle, *bundle.rglob("*"))}
     assert found == {path: 0o700 if path.is_dir() else 0o600 for path in found}

@@ -16,7 +16,7 @@ from weightpager.blocks import BlockShape
 from weightpager.compiler import task_file
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.compiler.task_file.sections import AdapterSpec, CalibrationSpec, RecoverSpec, TaskSpec, TrainingSpec
+from weightpager.compiler.task_file.sections import AddedSpec, CalibrationSpec, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import CompileError, ConfigError
 
 DOCS = Path(__file__).parents[3] / "docs" / "task-file.md"
@@ -366,6 +366,6 @@ def test_the_documented_file_parses(folder: Path) -> None:
 
 def test_every_key_is_documented() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    sections = (TaskFile, TaskSpec, AdapterSpec, CalibrationSpec, TrainingSpec, RecoverSpec)
+    sections = (TaskFile, TaskSpec, AddedSpec, CalibrationSpec, TrainingSpec, RecoverSpec)
     keys = {key for model in sections for key in model.model_fields} - {"adapters"}  # which stand among the tasks
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []

@@ -18,7 +18,7 @@ import tiny
 import weightpager as wp
 from running import ADMIN, TOKEN, Running, serving
 from weightpager.bundle import Bundle
-from weightpager.bundle.addition import add_adapter
+from weightpager.bundle.addition import Addition, add_task
 from weightpager.runtime.budget import largest_budget
 from weightpager.server.scheduling.settings import Settings
 
@@ -123,7 +123,7 @@ def test_adapters_come_and_go_under_clients(running: Running, base: Path, tmp_pa
     """Every answer is that of a fresh engine with that adapter, whatever is loaded and unloaded meanwhile."""
     path = Path(shutil.copytree(base / "a.bundle", tmp_path / "fresh.bundle"))
     for number in range(3):
-        add_adapter(path, base / f"lora-{number}", f"lora-{number}")
+        add_task(path, Addition(f"lora-{number}", base / f"lora-{number}"))
     with wp.load(path) as fresh:
         names = ["animals", *(f"lora-{number}" for number in range(3))]
         wanted = {name: fresh.generate(name, "red cat", max_new_tokens=8).completion for name in names}

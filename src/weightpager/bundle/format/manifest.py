@@ -132,7 +132,11 @@ class EvalData(Strict, frozen=True, kw_only=True):
     items: Count | None
 
 
-class Generation(Strict, frozen=True, kw_only=True):
+MOST_SYSTEM = 2**16
+"""Characters of a task's system message, at most."""
+
+
+class Generation(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """How a text-generation task's answers are made, and what they are measured by.
 
     Attributes:
@@ -140,11 +144,17 @@ class Generation(Strict, frozen=True, kw_only=True):
             template.
         max_new_tokens: the most tokens of an answer.
         metrics: the first is the task's own.
+        system: the message that begins conversations which bring none; None for none.
     """
 
     prompts: Literal["plain", "chat"]
     max_new_tokens: Annotated[int, Meta(ge=1, le=2**20)]
     metrics: Annotated[list[TextMetric], Meta(min_length=1, max_length=8)]
+    system: Annotated[str, Meta(min_length=1, max_length=MOST_SYSTEM)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.system is not None and self.prompts != "chat":
+            raise ValueError(f"a system message for prompts of the form chat alone, got one for {self.prompts}")
 
 
 class Pictures(Strict, frozen=True, kw_only=True):
@@ -240,6 +250,11 @@ class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     def takes_conversations(self) -> bool:
         """Whether it answers conversations, as those are that it learnt from; else it reads plain texts, or images."""
         return self.generation is not None and self.generation.prompts == "chat"
+
+    @property
+    def system(self) -> str | None:
+        """The message that begins conversations which bring none; None for none."""
+        return None if self.generation is None else self.generation.system
 
 
 class Manifest(Strict, frozen=True, kw_only=True):

@@ -254,8 +254,8 @@ class CompileReport(Document):
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:
         names = {task.name for task in self.tasks}
-        if not names:
-            raise ValueError("at least one task")
+        if self.controls and not names:
+            raise ValueError("a task that controls are compared on")
         for what, found in (
             ("over_read", self.over_read),
             *((control.name, control.scores) for control in self.controls),

@@ -162,6 +162,7 @@ class TaskFacts:
     kind: TaskKind
     classes: int
     add_bos_token: bool
+    system: str | None
     density: float
     dropped: DroppedParts
     kept_bytes: int
@@ -180,6 +181,7 @@ class TaskFacts:
             kind=task.kind,
             classes=len(task.classes),
             add_bos_token=task.add_bos_token,
+            system=task.system,
             density=kept / bundle.dense_bytes,
             dropped=DroppedParts.of(bundle, name),
             kept_bytes=kept,

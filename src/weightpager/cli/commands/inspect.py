@@ -12,6 +12,7 @@ from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, Mode
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.cli.output import ends, enough, explain, measured, say, size, table
 from weightpager.config import parse_bandwidth, stated_size
+from weightpager.errors import shown
 from weightpager.store.read_plan import SMALL_SWITCH_BYTES
 
 _NOT_COMPARED = {
@@ -23,6 +24,9 @@ _NOT_COMPARED = {
 
 def scores(title: str, report: CompileReport) -> None:
     """Print the tasks' metrics, with the intervals that hold the true value in 95 of 100 cases."""
+    if not report.tasks:
+        say("not measured: no task has held-out data")
+        return
     equal = next((control for control in report.controls if control.name == DENSE), None)
     longer = [] if equal is None else ["dense, trained longer (chosen on validation data)"]
     rows = []
@@ -37,10 +41,11 @@ def scores(title: str, report: CompileReport) -> None:
 
 def advice(found: Advice | None, report: CompileReport) -> None:
     """Print the ways to serve the tasks by memory, and what to use in words; or that it was not to be compared."""
-    if found is None:
+    if found is None and report.tasks:
         for line in (_NOT_COMPARED.get(report.compare or ""), heavy_losses(report), few_items(report)):
             if line:
                 say(line)
+    if found is None:
         return
     rows = [
         [
@@ -109,6 +114,9 @@ def _print_tasks(facts: BundleFacts) -> None:
     for task in facts.tasks:
         if task.dropped.words:
             output.say(f"dropped whole: {task.name}: {task.dropped.words}")
+    for task in facts.tasks:
+        if task.system is not None:
+            output.say(f"conversations of {task.name} begin with {shown(task.system)}")
 
 
 def _print_switches(facts: BundleFacts) -> None:

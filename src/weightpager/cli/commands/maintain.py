@@ -1,4 +1,4 @@
-"""``weightpager add``, ``gc``, ``repack`` and ``verify``: a bundle is looked after."""
+"""``weightpager add``, ``remove``, ``gc``, ``repack`` and ``verify``: a bundle is looked after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from weightpager.backends.verify import verify as verify_bundle
 from weightpager.bundle.adapter import low_rank_bytes
-from weightpager.bundle.addition import add_adapter
+from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.repair import Repair
 from weightpager.bundle.repair import repair as repair_bundle
@@ -27,18 +27,15 @@ if TYPE_CHECKING:
     from weightpager.compiler.repack import PageSize, Repacked
 
 
+Smaller = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Bundle directory to create. Default: BUNDLE is replaced."),
+]
+
+
 def gc(
     bundle: BundlePath,
-    drop: Annotated[
-        list[str] | None,
-        explicit_option(
-            "--drop", metavar="TASK", help="Remove a task first; may be given again.", autocompletion=task_names
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Bundle directory to create. Default: BUNDLE is replaced."),
-    ] = None,
+    out: Smaller = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -48,12 +45,38 @@ def gc(
     Without `--out` the smaller bundle takes the place of the old one: in one step where the file system can exchange
     directories, and in two on others, such as NFS.
 
-    Example: `weightpager gc assistant.bundle --drop spam`
+    Example: `weightpager gc assistant.bundle`
     """
+    _collect("gc", bundle, [], out, force=force, json=json, quiet=quiet)
+
+
+def remove(
+    bundle: BundlePath,
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks.", autocompletion=task_names)],
+    out: Smaller = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove tasks from a bundle, and the pages that only they needed; the other tasks stay as they are.
+
+    Without `--out` the smaller bundle takes the place of the old one, as with `gc`. A server drops the tasks when it
+    reloads.
+
+    Example: `weightpager remove assistant.bundle spam`
+    """
+    _collect("remove", bundle, tasks, out, force=force, json=json, quiet=quiet)
+
+
+def _collect(
+    verb: str, bundle: Path, drop: Sequence[str], out: Path | None, *, force: bool, json: bool, quiet: bool
+) -> None:
     if force and out is None:
-        raise ConfigError("gc: expected --out with --force, found --force alone; BUNDLE itself is replaced without it")
+        raise ConfigError(
+            f"{verb}: expected --out with --force, found --force alone; BUNDLE itself is replaced without it"
+        )
     with progress(quiet or json) as stages:
-        done = collect(bundle, drop or (), partial(stages, "write pages"), out=out, force=force)
+        done = collect(bundle, drop, partial(stages, "write pages"), out=out, force=force)
     if json:
         output.print_json(done)
         return
@@ -219,8 +242,12 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
 
 def add(
     bundle: BundlePath,
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Directory of a LoRA adapter, as PEFT saves it.")],
-    name: Annotated[str | None, typer.Option("--name", metavar="TASK", help="Default: the directory's name.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Argument(metavar="[ADAPTER]", help="Directory of a LoRA adapter, as PEFT saves it.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="TASK", help="Default: the name of the adapter's directory.")
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -230,22 +257,28 @@ def add(
             autocompletion=task_names,
         ),
     ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="Message that begins conversations which bring none."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Add a LoRA adapter to a bundle as a task, which needs no compiler; the other tasks stay as they are.
+    """Add a task to a bundle: a LoRA adapter, a system message, or both; the other tasks stay as they are.
 
-    The adapter must be of the model that was compiled, in safetensors; `gc --drop` removes the task. A server takes it
-    when it reloads.
+    This needs no compiler. An adapter must be of the model that was compiled, in safetensors. A server takes the task
+    when it reloads; `remove` removes it.
 
     Example: `weightpager add assistant.bundle german-lora --name german`
     """
-    task = name or Path(adapter).resolve().name
-    written = add_adapter(bundle, adapter, task, like)
+    task = name or ("" if adapter is None else Path(adapter).resolve().name)
+    if not task:
+        raise ConfigError("add: expected --name TASK with a system message alone, found none")
+    written = add_task(bundle, Addition(task, adapter, like, system))
     size = low_rank_bytes(written, task)
     if json:
         output.print_json({"task": task, "adapter_bytes": size})
         return
-    output.say(f"{task} added; its low-rank parts take {output.size(size)} of pages")
+    output.say(f"{task} added" + (f"; its low-rank parts take {output.size(size)} of pages" if size else ""))
     if not quiet:
         output.next_step(f"weightpager run {shlex.quote(str(bundle))} --task {task} 'TEXT'")

@@ -165,7 +165,7 @@ def choose_tables(source: DenseModel, data: Mapping[str, TaskData]) -> RowChoice
     large, reasons = _large_tables(source)
     if not large:
         return RowChoice({}, reasons)
-    batches = {task: _batch(data[task]) for task in source.models}
+    batches = {task: _batch(data.get(task)) for task in source.models}
     seen = {task: watch(model, batches[task]) for task, model in source.models.items()}
     tables = {}
     for name, (rows, columns) in large.items():
@@ -173,9 +173,9 @@ def choose_tables(source: DenseModel, data: Mapping[str, TaskData]) -> RowChoice
         if len(of_tasks) < len(seen) or any(one.read for one in of_tasks.values()):
             reasons[name] = "embedding that is used past its lookup"
             continue
-        counts = {task: _counts(one, data[task], rows) for task, one in of_tasks.items()}
+        counts = {task: _counts(one, data.get(task), rows) for task, one in of_tasks.items()}
         texts = {
-            task: len(data[task].train) if one.words else len(batches[task]["input_ids"])
+            task: len(data[task].train) if one.words and task in data else len(batches[task]["input_ids"])
             for task, one in of_tasks.items()
         }
         tables[name] = RowUses.of(counts, texts, columns)
@@ -200,12 +200,21 @@ def _large_tables(source: DenseModel) -> tuple[dict[str, tuple[int, int]], dict[
     return large, reasons
 
 
-def _batch(data: TaskData) -> dict[str, Any]:
+def _batch(data: TaskData | None) -> dict[str, Any]:
+    """Inputs to watch a task by; any words where it has no data."""
+    if data is None:
+        ids = torch.arange(_WATCHED)[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return dict(data.calibration(_WATCHED, _WATCHED)[0].inputs)
 
 
-def _counts(seen: Lookups, data: TaskData, rows: int) -> Floats:
-    """How often each row is looked up by a task's training texts, or where their words don't say, by those watched."""
+def _counts(seen: Lookups, data: TaskData | None, rows: int) -> Floats:
+    """How often each row is looked up by a task's training texts, or where their words don't say, by those watched.
+
+    Without data every row counts as any other, and the rows stay in the vocabulary's order.
+    """
+    if data is None:
+        return np.ones(rows)
     words: Sequence[npt.NDArray[np.int64]] = seen.ids
     if seen.words:
         words = [np.asarray(item.tokens, np.int64) for item in data.train if isinstance(item, Example)]

@@ -24,7 +24,7 @@ from weightpager.compiler.model.paged_weights import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, alternating_batches
 from weightpager.compiler.resume.journal import LOCAL, Done, Journal, Workers
-from weightpager.compiler.task_file.sections import AdapterSpec
+from weightpager.compiler.task_file.sections import AddedSpec
 from weightpager.compiler.training.loss import logits_with, loss
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError, ConfigError
@@ -84,13 +84,15 @@ def check_rank(source: DenseModel, rank: int) -> None:
             raise CompileError(f"recover.low_rank: expected at most the rank of {info.name}, {shape}; found {rank}")
 
 
-def check_adapters(source: DenseModel, adapters: Mapping[str, AdapterSpec]) -> None:
-    """See before anything is trained that adapters fit the model.
+def check_added(source: DenseModel, added: Mapping[str, AddedSpec]) -> None:
+    """See before anything is trained that tasks which take others' blocks can be added.
 
     Raises:
-        ConfigError: one doesn't; its text names the task.
+        ConfigError: an adapter doesn't fit the model; its text names the task.
     """
-    for name, spec in adapters.items():
+    for name, spec in added.items():
+        if spec.adapter is None:
+            continue
         try:
             found = PeftAdapter.read(spec.adapter, [info.entry for info in source.paged])
         except ConfigError as error:

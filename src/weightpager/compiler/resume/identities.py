@@ -43,6 +43,7 @@ def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
         f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.eval.suffix} {task.items}"
         + (f" {task.wanted_metrics} {task.max_new_tokens}" if task.completes else "")
         for name, task in task_file.tasks.items()
+        if task.eval is not None
     ]
     held_out.append(str(task_file.dtype == "float32"))  # then nothing is rounded: see `torch_score`
     return dense, _hash(dense, *held_out), _hash(dense, task_file.calibration.model_dump_json(), task_file.saliency)
@@ -57,7 +58,7 @@ def compile_identity(task_file: TaskFile) -> str:
     # What is usual says nothing, above all of a tower where there is none.
     usual = {"vision"} if task_file.vision == VisionSpec() else set()
     usual |= {"units", "keep"} if (task_file.units, task_file.keep) == (UnitsSpec(), None) else set()
-    facts = [task_file.model_dump_json(exclude={"compare", "adapters", *usual})]
+    facts = [task_file.model_dump_json(exclude={"compare", "added", *usual})]
     facts += [str(sorted(spec.stated_steps)) for spec in (task_file.training, task_file.recover)]
     for name, task in task_file.tasks.items():
         facts.append(_training_data(name, task))
@@ -123,6 +124,8 @@ def _training_data(name: str, task: TaskSpec) -> str:
 
     Of images the fingerprint has labels as texts, and whole numbers are classes in another order than texts.
     """
+    if task.train is None:
+        return "none"
     data = fingerprint(task.train, f"tasks.{name}.train", task.kind, task.columns)
     ordered = classes(name, task) if task.takes_images and task.trained else ()
     return f"{data} {task.train.suffix} {ordered}"

@@ -86,6 +86,7 @@ class Shared:
         return {
             name: Score.of(task.kind, outcomes[name], task.wanted_metrics)
             for name, task in source.task_file.tasks.items()
+            if name in outcomes
         }
 
     def calibrations(

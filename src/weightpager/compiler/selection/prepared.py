@@ -9,8 +9,9 @@ from typing import Any
 
 from weightpager.answers.score import Score
 from weightpager.bundle import DenseScore, EvalData, TaskEntry
+from weightpager.bundle.format.manifest import Generation
 from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
-from weightpager.compiler.data import TaskData, TransformersTokens
+from weightpager.compiler.data import NEW_TOKENS, TaskData, TransformersTokens
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray
@@ -46,6 +47,7 @@ class Prepared:
 
     Attributes:
         source: the trained dense model, reordered.
+        data: of the tasks that have any.
         dense: the dense model's score, by task.
         saliency: the saliency of blocks, row-major, by task and paged weight.
         permutations: the order of axes that reordering has chosen.
@@ -84,18 +86,33 @@ class Prepared:
                 classes=list(self.source.classes(name)),
                 max_length=None if spec.takes_images else task_file.max_length_of(name),
                 sparsity=self.source.sparsity_of(name),
-                dense=_entry(self.dense[name]),
-                eval=EvalData(
+                dense=_entry(self.dense[name]) if name in self.dense else None,
+                eval=None
+                if spec.eval is None
+                else EvalData(
                     file=str(spec.eval.absolute()),
                     blake3=hashed(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns),
                     text=spec.columns[0],
                     label=spec.columns[1],
                     items=spec.items,
                 ),
-                generation=None if (asked := self.data[name].asked) is None else asked.generation,
+                generation=self._generation(name),
                 add_bos_token=not spec.labelled and bool(TransformersTokens(self.source.tokenizer).begin_ids),
             )
             for name, spec in task_file.tasks.items()
+        )
+
+    def _generation(self, name: str) -> Generation | None:
+        """How a task's answers are made: as those of its data, or of conversations if the model has a template."""
+        spec = self.task_file.tasks[name]
+        if name in self.data:
+            asked = self.data[name].asked
+            return None if asked is None else asked.generation
+        return Generation(
+            prompts="plain" if self.source.tokenizer.chat_template is None else "chat",
+            max_new_tokens=spec.max_new_tokens or NEW_TOKENS,
+            metrics=list(spec.wanted_metrics),
+            system=spec.system,
         )
 
 

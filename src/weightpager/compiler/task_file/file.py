@@ -15,7 +15,7 @@ from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
 from weightpager.compiler.task_file.sections import (
-    AdapterSpec,
+    AddedSpec,
     Block,
     CalibrationSpec,
     Compare,
@@ -80,12 +80,13 @@ def explain_all(details: Sequence[ErrorDetails], sections: Mapping[str, type[Bas
 
 def explain(detail: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> str:
     """One validation error as a person reads it; ``sections`` are by name, the whole file under the empty name."""
-    where = [str(part) for part in detail["loc"] if part != "[key]"]
+    place = [str(part) for part in detail["loc"] if part != "[key]"]
+    where = ["tasks", *place[1:]] if place[:1] == ["added"] else place  # where they stand in a file
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "rule":
         return ": ".join(filter(None, [".".join(where), detail["msg"]]))
     if kind == "extra_forbidden":
-        return _unknown(where, sections)
+        return _unknown(where, place, sections)
     if kind == "missing":
         return f"{'.'.join(where)}: expected a value, found nothing"
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else detail["msg"]
@@ -95,8 +96,8 @@ def explain(detail: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> st
     return f"{'.'.join(where)}: expected {expected.removeprefix('Input should be ')}, found {shown(found)}{hint}"
 
 
-def _unknown(where: list[str], sections: Mapping[str, type[BaseModel]]) -> str:
-    known = list(sections[where[0] if len(where) > 1 else ""].model_fields)
+def _unknown(where: list[str], place: list[str], sections: Mapping[str, type[BaseModel]]) -> str:
+    known = list(sections[place[0] if len(place) > 1 else ""].model_fields)
     elsewhere = [name for name, section in sections.items() if where[-1] in section.model_fields]
     hint = _place(elsewhere) or _hint(where[-1], known) or f"; the keys here are {', '.join(known)}"
     return f"{'.'.join(where)}: unknown key{hint}"
@@ -148,8 +149,8 @@ class TaskFile(Frozen):
         transitions: a trace of past switches; without one every task is as likely as any other to come next.
         calibration: how models are calibrated.
         training: how models are trained.
-        tasks: by name. One with an ``adapter`` is a LoRA adapter beside another task's blocks.
-        adapters: those of the tasks that are adapters.
+        tasks: by name. One with an ``adapter`` or ``like`` takes another task's blocks.
+        added: those of the tasks that do.
         compare: what else to measure; where recovery trains, the dense model is trained as long, and for ``all`` one
             shared mask too, each of which takes as long again.
         rows: whether rows of large embedding tables come on demand, as int8, or whole tables stay in memory.
@@ -179,18 +180,18 @@ class TaskFile(Frozen):
     compare: Compare = "dense"
     recover: Recover = RecoverSpec()
     tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1, max_length=MAX_TASKS)]
-    adapters: dict[TaskName, AdapterSpec] = Field(default_factory=dict)
+    added: dict[TaskName, AddedSpec] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _apart(cls, content: Any) -> Any:
-        """Tell tasks that are adapters from others; they stand among them in a file."""
+        """Tell tasks that take others' blocks from these; they stand among them in a file."""
         tasks = content.get("tasks") if isinstance(content, dict) else None
         if not isinstance(tasks, dict):
             return content
-        found = {name: spec for name, spec in tasks.items() if isinstance(spec, dict) and "adapter" in spec}
+        found = {name: spec for name, spec in tasks.items() if isinstance(spec, dict) and {"adapter", "like"} & {*spec}}
         others = {name: spec for name, spec in tasks.items() if name not in found}
-        return {**content, "tasks": others, "adapters": {**content.get("adapters", {}), **found}} if found else content
+        return {**content, "tasks": others, "added": {**content.get("added", {}), **found}} if found else content
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskFile:
@@ -198,7 +199,8 @@ class TaskFile(Frozen):
         self._check_fit()
         self._check_units()
         self._check_own_weights()
-        self._check_adapters()
+        self._check_without_data()
+        self._check_added()
         images = [name for name, task in self.tasks.items() if task.takes_images]
         if 0 < len(images) < len(self.tasks):
             raise broken(f"tasks: expected all to read images as {images[0]} does, or none")
@@ -255,27 +257,51 @@ class TaskFile(Frozen):
                 f"vision.sparsity: expected none beside units of {self.units.unit}s, which leave a picture tower whole"
             )
 
-    def _check_adapters(self) -> None:
-        if len(self.tasks) + len(self.adapters) > MAX_TASKS:
-            found = len(self.tasks) + len(self.adapters)
-            raise broken(f"tasks: expected at most {MAX_TASKS}, adapters included, found {found}")
-        if self.adapters and self.recover.low_rank:
+    def _check_without_data(self) -> None:
+        """Refuse settings by which something is chosen or trained for a task that has nothing to do it with."""
+        name = next((name for name, task in self.tasks.items() if task.train is None), None)
+        if name is None:
+            return
+        for key in ("keep", "fit", "accuracy_loss"):
+            if getattr(self, key) is not None:
+                raise broken(f"{key}: expected none beside tasks.{name}, which has no data")
+        for key, found, usual in (
+            ("recover", self.recover.method, "none"),
+            ("units", self.units.unit, "block"),
+            ("compare", self.compare, "dense"),
+        ):
+            if found not in (usual, "none"):
+                raise broken(f"{key}: expected {usual} beside tasks.{name}, which has no data, found {found}")
+        if self.sparsity and not self.has_data:
             raise broken(
-                f"recover.low_rank: expected 0 beside adapters, which take its place, found {self.recover.low_rank}"
+                f"sparsity: expected 0, or a task with data, by which blocks are chosen, found {self.sparsity}"
             )
-        if self.adapters and self.units.unit != "block":
+        if self.vision.sparsity:
+            raise broken(f"vision.sparsity: expected 0 beside tasks.{name}, which has no data")
+
+    def _check_added(self) -> None:
+        if len(self.tasks) + len(self.added) > MAX_TASKS:
+            found = len(self.tasks) + len(self.added)
+            raise broken(f"tasks: expected at most {MAX_TASKS}, found {found}")
+        adapters = any(spec.adapter is not None for spec in self.added.values())
+        if self.added and self.recover.low_rank:
+            raise broken(
+                "recover.low_rank: expected 0 beside tasks that take others' blocks, maybe with parts of their own, "
+                f"found {self.recover.low_rank}"
+            )
+        if adapters and self.units.unit != "block":
             raise broken(f"units: expected block beside adapters, which need all weights, found {self.units.unit}")
         chosen = self.keep is not None or self.fit is not None
         whole = not chosen and any(self.sparsity_of(name) == 0 for name in self.tasks)
-        for name, spec in self.adapters.items():
+        for name, spec in self.added.items():
             if spec.like is None and not whole:
                 known = ", ".join(self.tasks)
                 raise broken(f"tasks.{name}.like: expected the task whose blocks it takes ({known}), as none keeps all")
             if spec.like is not None and spec.like not in self.tasks:
                 known = ", ".join(self.tasks)
-                raise broken(f"tasks.{name}.like: expected a task without an adapter ({known}), found {spec.like}")
+                raise broken(f"tasks.{name}.like: expected a task with blocks of its own ({known}), found {spec.like}")
             if spec.kind not in {task.kind for task in self.tasks.values()}:
-                raise broken(f"tasks.{name}.kind: expected that of a task without an adapter, found {spec.kind}")
+                raise broken(f"tasks.{name}.kind: expected that of a task with blocks of its own, found {spec.kind}")
 
     def _check_own_weights(self) -> None:
         with_checkpoint = next((name for name, task in self.tasks.items() if task.checkpoint is not None), None)
@@ -294,6 +320,11 @@ class TaskFile(Frozen):
                 )
 
     @property
+    def has_data(self) -> bool:
+        """Whether any task has data to be trained, calibrated and measured on."""
+        return any(task.train is not None for task in self.tasks.values())
+
+    @property
     def takes_images(self) -> bool:
         """Whether the tasks read images; else they read texts."""
         return any(task.takes_images for task in self.tasks.values())
@@ -304,7 +335,9 @@ class TaskFile(Frozen):
         return self.fit if self.keep is None else None
 
     def sparsity_of(self, task: str) -> float:
-        """The fraction of blocks that the task drops."""
+        """The fraction of blocks that the task drops; nothing tells which one without data drops."""
+        if self.tasks[task].train is None:
+            return 0.0
         stated = (self.tasks[task].sparsity, self.sparsity)
         usual = _SPARSITY.get(self.recover.method, _SPARSITY_UNTRAINED)
         return next((value for value in stated if value is not None), usual)
@@ -385,7 +418,7 @@ def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = 
 SECTIONS: dict[str, type[BaseModel]] = {
     "": TaskFile,
     "tasks": TaskSpec,
-    "adapters": AdapterSpec,
+    "added": AddedSpec,
     "calibration": CalibrationSpec,
     "training": TrainingSpec,
     "recover": RecoverSpec,

@@ -25,9 +25,9 @@ def schema() -> dict[str, Any]:
     definitions = document["$defs"]
     for section in SECTIONS.values():
         _describe(document if section is TaskFile else definitions[section.__name__], section)
-    tasks, adapters = document["properties"]["tasks"], document["properties"].pop("adapters")
+    tasks, added = document["properties"]["tasks"], document["properties"].pop("added")
     tasks["additionalProperties"] = False
-    for name, spec in adapters["patternProperties"].items():
+    for name, spec in added["patternProperties"].items():
         tasks["patternProperties"][name] = {"anyOf": [tasks["patternProperties"][name], spec]}
     return {"$schema": _Generator.schema_dialect, **document, "title": "weightpager task file"}
 

@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from typing_extensions import LiteralString
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.manifest import FORMS, MOST_RANK, TaskKind, TextMetric
+from weightpager.bundle.format.manifest import FORMS, MOST_RANK, MOST_SYSTEM, TaskKind, TextMetric
 from weightpager.bundle.peft import CONFIG, WEIGHTS
 from weightpager.config import is_unicode, parse_size
 from weightpager.errors import ConfigError, shown
@@ -158,6 +158,7 @@ Unit = Literal["block", "half-layer", "layer"]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 """As a manifest takes it; pydantic doesn't know msgspec's bounds."""
 
+System = Annotated[str, Field(min_length=1, max_length=MOST_SYSTEM)]
 Column = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Length = Annotated[int, Field(ge=8, le=2**20)]
@@ -181,18 +182,20 @@ Compare = Annotated[
 _STEPS = frozenset({"steps", "private_steps"})
 
 
-class AdapterSpec(Frozen):
-    """A task that is a LoRA adapter beside another task's blocks; nothing of it is trained or measured.
+class AddedSpec(Frozen):
+    """A task that takes another task's blocks; nothing of it is trained or measured.
 
     Attributes:
         kind: that of the task whose blocks it takes.
         adapter: a directory that PEFT's ``save_pretrained`` wrote, of a LoRA trained on the model.
         like: the task whose blocks, kind and settings it takes; None is the first that keeps all blocks.
+        system: the message that begins each of its conversations.
     """
 
     kind: TaskKind
-    adapter: AdapterDirectory
+    adapter: AdapterDirectory | None = None
     like: TaskName | None = None
+    system: System | None = None
 
 
 class TaskSpec(Frozen):
@@ -200,7 +203,8 @@ class TaskSpec(Frozen):
 
     Attributes:
         kind: what it does with a text or an image.
-        train: what it learns from and is calibrated on.
+        train: what it learns from and is calibrated on. A text-generation task without this and ``eval`` keeps all
+            blocks as they are; nothing of it is trained or measured.
         eval: held-out data for the reported metric.
         validation: held-out data for choices made while compiling.
         text, label: column names; None is ``tokens`` and ``tags`` where each word has a label, ``prompt`` (or else
@@ -212,11 +216,12 @@ class TaskSpec(Frozen):
         items: evaluate on the first ``items`` rows or windows of ``eval`` and ``validation`` only.
         metrics: what generated texts are measured by, the first for all choices; None is ``exact-match``.
         max_new_tokens: of a generated text, at most; None is 64.
+        system: the message that begins each conversation of a task without data.
     """
 
     kind: TaskKind
-    train: Data
-    eval: Data
+    train: Data | None = None
+    eval: Data | None = None
     validation: Data | None = None
     sparsity: Sparsity | None = None
     text: Column | None = None
@@ -228,6 +233,7 @@ class TaskSpec(Frozen):
     items: Count | None = None
     metrics: Annotated[tuple[TextMetric, ...], Field(min_length=1, max_length=8, strict=False)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    system: System | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskSpec:
@@ -245,11 +251,35 @@ class TaskSpec(Frozen):
                 raise broken(f"{key} makes no sense for {self.kind}")
         if self.head is not None and self.checkpoint is not None:
             raise broken("head and checkpoint can't both be given: a checkpoint brings its own head")
+        if self.train is None or self.eval is None:
+            self._check_without_data()
+        elif self.system is not None:
+            raise broken("system: expected none beside train and eval, whose rows begin with messages of their own")
         for key in ("eval", "validation"):
             path: Path | None = getattr(self, key)
-            if path is not None and path.resolve() == self.train.resolve():
+            if path is not None and self.train is not None and path.resolve() == self.train.resolve():
                 raise broken(f"{key} must be held out: it is the training file {path}")
         return self
+
+    def _check_without_data(self) -> None:
+        missing = [key for key in ("train", "eval") if getattr(self, key) is None]
+        if not self.completes or len(missing) == 1:
+            both = " and ".join(missing)
+            more = "; a text-generation task may have neither" if self.completes else ""
+            raise broken(f"{both}: expected a file{more}, found nothing")
+        for key in ("validation", "text", "label", "image", "checkpoint", "items", "metrics"):
+            if getattr(self, key) is not None:
+                raise broken(f"{key} makes no sense for a task without train and eval")
+        if self.sparsity:
+            raise broken(
+                f"sparsity: expected 0 without train and eval, by which blocks are chosen, found {self.sparsity}"
+            )
+
+    @property
+    def splits(self) -> dict[str, Path]:
+        """The stated files by the names of their splits, the training split first."""
+        found = {"train": self.train, "eval": self.eval, "validation": self.validation}
+        return {split: path for split, path in found.items() if path is not None}
 
     @property
     def labelled(self) -> bool:
@@ -269,7 +299,8 @@ class TaskSpec(Frozen):
     @property
     def trained(self) -> bool:
         """Whether the dense model has to be trained for it: a head that is new, or completions."""
-        return (self.labelled or self.completes) and self.head is None and self.checkpoint is None
+        brings = self.head is not None or self.checkpoint is not None
+        return (self.labelled or self.completes) and self.train is not None and not brings
 
     @property
     def takes_images(self) -> bool:

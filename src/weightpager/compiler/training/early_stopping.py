@@ -131,6 +131,8 @@ _Spec = TypeVar("_Spec", TrainingSpec, RecoverSpec)
 
 def with_steps(task_file: TaskFile, data: Mapping[str, TaskData]) -> TaskFile:
     """The task file with the steps that its data is enough for, where it states none."""
+    if not data:
+        return task_file
     rows = {name: len(of_task.train) for name, of_task in data.items()}
     learning = [rows[name] for name in task_file.trained_tasks]
     training, recover = task_file.training, _settled(task_file.recover, list(rows.values()))

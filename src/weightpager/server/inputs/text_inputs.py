@@ -12,7 +12,7 @@ from weightpager.answers.model import FORWARD_TOKENS, Activations
 from weightpager.answers.work import Ids, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.readers.chat_template import LIMIT, ChatTemplate, plain
+from weightpager.readers.chat_template import LIMIT, ChatTemplate, begun, plain
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.server.inputs.lanes import Lane, TwoLanes
 from weightpager.server.inputs.vocabulary import Vocabulary, empty
@@ -81,7 +81,7 @@ class TextInputs:
         and `run`.
         """
         chat = task.generation is None or task.takes_conversations
-        text = await self._rendered(messages, task) if chat else plain(messages, self._placeholder)
+        text = await self._rendered(begun(messages, task.system), task) if chat else plain(messages, self._placeholder)
         prompt = partial(Vocabulary.prompt_with, task=task, pictures=pictures, param="messages", chat=chat)
         (ids,) = await self.run(prompt, [text])
         return ids

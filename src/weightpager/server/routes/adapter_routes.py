@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from weightpager.bundle.adapter import has_low_rank
-from weightpager.bundle.addition import add_adapter
+from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.garbage import collect
 from weightpager.errors import ConfigError, RequestError, WeightpagerError
 from weightpager.server.routes.admin_routes import AdminBody, conflicts, reload
@@ -43,7 +43,7 @@ async def load_lora_adapter(body: LoadBody, service: Serving) -> str:
     path = service.engine.bundle.path
     async with service.changing:
         try:
-            await asyncio.to_thread(add_adapter, path, body.lora_path, body.lora_name, body.like)
+            await asyncio.to_thread(add_task, path, Addition(body.lora_name, body.lora_path, body.like))
         except ConfigError as error:
             raise RequestError(str(error), code="invalid_adapter") from error
         try:
