@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -48,6 +50,23 @@ WEIGHTPAGER_INLINE void unroll_over(std::integer_sequence<int, I...>, const Body
 template <int N, class Body>
 WEIGHTPAGER_INLINE void unroll(const Body& body) {
     unroll_over(std::make_integer_sequence<int, N>{}, body);
+}
+
+// a * b + c, rounded once where the processor can. Written out: left to themselves, compilers do so in one loop and not in
+// another, and a token's numbers would depend on how many are computed with it.
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Float fused(typename Lanes<N>::Float a, typename Lanes<N>::Float b,
+                                                  typename Lanes<N>::Float c) {
+    using Float = typename Lanes<N>::Float;
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#endif
+#if defined(__FMA__)
+    if constexpr (N == 8) return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    if constexpr (N == 4) return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#endif
+    return a * b + c;
 }
 
 // N bfloat16, widened.

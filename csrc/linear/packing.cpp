@@ -62,11 +62,10 @@ void by_line(const Problem& p, const Tile& to, uint32_t* packed, const ReadLine&
     }
 }
 
-// So that not even the sum of a whole row of a block leaves an int32, nor a high byte an int8.
-template <Packing P>
+// So that not even the sum of a whole row of a block leaves an int32, nor a high byte an int8. It is the same for whole
+// numbers and their bytes: both give the same sums then, and a token's outputs don't depend on how many are read with it.
 float largest_integer(const Problem& p) {
-    if (P == Packing::bytes) return 127 * 256 + 127;
-    constexpr int64_t kLargest = 32767, kSum = (int64_t{1} << 31) - 1, kLargestWeight = 128;
+    constexpr int64_t kLargest = 127 * 256 + 127, kSum = (int64_t{1} << 31) - 1, kLargestWeight = 128;
     return static_cast<float>(smaller(kLargest, kSum / (kLargestWeight * p.block_cols)));
 }
 
@@ -109,7 +108,7 @@ inline void split(const int16_t* integers, uint32_t* rows) {
 
 template <Packing P, class T>
 void pack_integers(const Problem& p, const Tile& to, const T* x, uint32_t* packed, float* scales, int32_t* sums) {
-    const float largest = largest_integer<P>(p);
+    const float largest = largest_integer(p);
     const auto cols = static_cast<uint32_t>(p.block_cols), features = static_cast<uint32_t>(p.in_features);
     for (int t = 0; t < to.width; ++t) {
         const T* from = x + (to.first_token + t) * p.in_features;

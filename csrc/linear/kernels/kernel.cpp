@@ -78,12 +78,13 @@ WEIGHTPAGER_INLINE void add_scaled(const Accumulators<Weights, Out, Width>& sums
     Float scales[Out::Registers];
     for (int r = 0; r < Out::Registers; ++r) scales[r] = widen<Out::N>(row_scales + r * Out::N);
     sums.totals([&](int t, int r, const auto& sum) WEIGHTPAGER_INLINED {
+        Float& to = total[t][r];
         if constexpr (Weights::excess != 0)
-            total[t][r] += __builtin_convertvector(sum - Weights::excess * x_sums[t], Float) * (scales[r] * x_scales[t]);
+            to = fused<Out::N>(__builtin_convertvector(sum - Weights::excess * x_sums[t], Float), scales[r] * x_scales[t], to);
         else if constexpr (Weights::integers)
-            total[t][r] += __builtin_convertvector(sum, Float) * (scales[r] * x_scales[t]);
+            to = fused<Out::N>(__builtin_convertvector(sum, Float), scales[r] * x_scales[t], to);
         else
-            total[t][r] += sum * scales[r];
+            to = fused<Out::N>(sum, scales[r], to);
     });
 }
 

@@ -19,7 +19,7 @@ void dense_tile(const Dense& d, int64_t row, int64_t output) {
         unroll<Outputs>([&](auto o) WEIGHTPAGER_INLINED { weights[o] = read_weight(weight + o * d.inputs); });
         unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED {
             const Float value = read_x(x + r * d.x_stride);
-            unroll<Outputs>([&](auto o) WEIGHTPAGER_INLINED { sums[r][o] += value * weights[o]; });
+            unroll<Outputs>([&](auto o) WEIGHTPAGER_INLINED { sums[r][o] = fused<kLanes>(value, weights[o], sums[r][o]); });
         });
     };
     by_registers(
