@@ -36,19 +36,19 @@ def main(
 ) -> None:
     """Measure first tokens."""
     tasks = [task.name for task in Bundle.open(bundle).tasks.values() if task.writes][:4]
-    said = dict.fromkeys(tasks, "")
+    said: dict[str, list[dict[str, str]]] = {task: [] for task in tasks}
     drawn, seconds = random.Random(0), dict[tuple[int, str], list[float]]()
     with Engine.from_pretrained(bundle, prefix_cache=cache) as keeping, Engine.from_pretrained(bundle) as fresh:
         for turn in range(1, turns + 1):
             for task in tasks:
                 new = " ".join(drawn.choices(_WORDS, k=words))
-                said[task] += f" {new}"
+                said[task].append({"role": "user", "content": new})
                 first, found = _turn(keeping, task, said[task], answer)
                 whole, wanted = _turn(fresh, task, said[task], answer)
-                alone, _ = _turn(fresh, task, new, 1)
+                alone, _ = _turn(fresh, task, said[task][-1:], 1)
                 if found != wanted:
                     raise SystemExit(f"{task}, turn {turn}: expected {wanted!r}, found {found!r}")
-                said[task] += f" {found}"
+                said[task].append({"role": "assistant", "content": found})
                 for what, took in (("kept", first), ("read again", whole), ("without history", alone)):
                     seconds.setdefault((turn, what), []).append(took)
         report = keeping.report().prefixes
@@ -62,8 +62,10 @@ def main(
     typer.echo(str(report))
 
 
-def _turn(engine: Engine, task: str, prompt: str, most: int) -> tuple[float, str]:
+def _turn(engine: Engine, task: str, said: list[dict[str, str]], most: int) -> tuple[float, str]:
     """Seconds to the first text of an answer, the switch before it not counted; and the answer."""
+    conversation = engine.bundle.task(task).takes_conversations
+    prompt = said if conversation else " ".join(each["content"] for each in said)
     engine.activate(task)
     start = time.perf_counter()
     pieces, first = [], 0.0

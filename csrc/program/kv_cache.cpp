@@ -116,19 +116,19 @@ int64_t KVCache::Piece::bytes() const {
     return bytes;
 }
 
-KVCache::Piece KVCache::piece(int64_t start) const {
-    if (batch_ != 1 || start < 0 || start >= tokens_ || start % kBlock != 0 || tokens_ % kBlock != 0)
-        throw std::invalid_argument("expected one text and whole blocks of " + std::to_string(kBlock) +
-                                    " tokens, found those from " + std::to_string(start) + " to " + std::to_string(tokens_) +
-                                    " of a batch of " + std::to_string(batch_));
+KVCache::Piece KVCache::piece(int64_t start, int64_t stop) const {
+    if (batch_ != 1 || start < 0 || start >= stop || stop > tokens_ || start % kBlock != 0)
+        throw std::invalid_argument("expected tokens of one text from a block of " + std::to_string(kBlock) +
+                                    " on, found those from " + std::to_string(start) + " to " + std::to_string(stop) +
+                                    " of " + std::to_string(tokens_) + " of a batch of " + std::to_string(batch_));
     Piece piece;
-    piece.tokens = tokens_ - start;
+    piece.tokens = stop - start;
     piece.halves = halves_;
     for (const Layer& layer : layers_) {
         Piece::Layer& copy = piece.layers.emplace_back();
         copy.shape = layer.shape;
         if (layer.keys.empty()) continue;
-        for (int64_t block = start / kBlock; block < tokens_ / kBlock; ++block) {
+        for (int64_t block = start / kBlock; block < divide_up(stop, kBlock); ++block) {
             const uint8_t* keys = layer.keys[static_cast<size_t>(block)].get();
             const uint8_t* values = layer.values[static_cast<size_t>(block)].get();
             copy.keys.insert(copy.keys.end(), keys, keys + key_bytes(layer.shape, halves_));
@@ -138,12 +138,15 @@ KVCache::Piece KVCache::piece(int64_t start) const {
     return piece;
 }
 
-void KVCache::append(const Piece& piece) {
+void KVCache::append(const Piece& piece, int64_t tokens) {
     if (piece.halves != halves_ || tokens_ % kBlock != 0 || (tokens_ != 0 && piece.layers.size() != layers_.size()))
         throw std::invalid_argument("expected a piece of this cache's program behind whole blocks, found another");
+    if (tokens < 1 || tokens > piece.tokens)
+        throw std::invalid_argument("expected 1 to " + std::to_string(piece.tokens) + " tokens of a piece, found " +
+                                    std::to_string(tokens));
     try {
         for (size_t i = 0; i < piece.layers.size(); ++i)
-            if (!piece.layers[i].keys.empty()) room_for(static_cast<int64_t>(i), piece.layers[i].shape, piece.tokens);
+            if (!piece.layers[i].keys.empty()) room_for(static_cast<int64_t>(i), piece.layers[i].shape, tokens);
         if (layers_.size() < piece.layers.size()) layers_.resize(piece.layers.size());
     } catch (...) {
         shorten(tokens_);  // blocks behind the tokens go again
@@ -152,13 +155,13 @@ void KVCache::append(const Piece& piece) {
     for (size_t i = 0; i < piece.layers.size(); ++i) {
         const Piece::Layer& from = piece.layers[i];
         const int64_t of_keys = key_bytes(from.shape, halves_), of_values = value_bytes(from.shape, halves_);
-        for (int64_t j = 0; j < piece.tokens / kBlock && !from.keys.empty(); ++j) {
+        for (int64_t j = 0; j < divide_up(tokens, kBlock) && !from.keys.empty(); ++j) {
             const size_t block = static_cast<size_t>(tokens_ / kBlock + j);
             std::copy_n(from.keys.data() + j * of_keys, of_keys, layers_[i].keys[block].get());
             std::copy_n(from.values.data() + j * of_values, of_values, layers_[i].values[block].get());
         }
     }
-    keep(piece.tokens);
+    keep(tokens);
 }
 
 void KVCache::select(const std::vector<int64_t>& rows) {

@@ -51,7 +51,7 @@ class KVCache {
     // The last tokens are forgotten, `tokens` of them stay. Without any, the cache is as a new one.
     void shorten(int64_t tokens);
 
-    // Keys and values of some of a single text's tokens, in whole blocks.
+    // Keys and values of some of a single text's tokens, in blocks of which the last one may not be full.
     struct Piece {
         struct Layer {
             Shape shape{};
@@ -64,12 +64,13 @@ class KVCache {
         int64_t bytes() const;
     };
 
-    // A copy of the tokens from `start` on. Throws std::invalid_argument unless it is of one text and in whole blocks.
-    Piece piece(int64_t start) const;
+    // A copy of the tokens from `start` to `stop`. Throws std::invalid_argument unless it is of one text and begins with a
+    // block.
+    Piece piece(int64_t start, int64_t stop) const;
 
-    // A copy of a piece comes behind the tokens that are there. Throws std::invalid_argument where it doesn't fit them,
-    // and std::length_error where it would take more than `most_bytes`; then nothing has changed.
-    void append(const Piece& piece);
+    // A copy of a piece's first `tokens` comes behind the tokens that are there. Throws std::invalid_argument where it
+    // doesn't fit them, and std::length_error where it would take more than `most_bytes`; then nothing has changed.
+    void append(const Piece& piece, int64_t tokens);
 
     // Row i of the batch becomes what row `rows[i]` was. If memory runs out, all tokens are forgotten.
     void select(const std::vector<int64_t>& rows);

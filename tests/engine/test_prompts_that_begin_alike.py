@@ -13,8 +13,9 @@ import pytest
 
 import tiny
 import weightpager as wp
+from lora import lora
 from running import serving
-from weightpager.answers.kept import Prefixes, PromptPieces
+from weightpager.answers.kept import Prefixes, TextPieces
 from weightpager.answers.model import Floats, TaskModel
 from weightpager.answers.work import GREEDY
 from weightpager.backends.torch.generation import TorchPiece
@@ -69,7 +70,7 @@ def words(count: int, seed: int = 0) -> str:
     return " ".join(random.Random(seed).choices(tiny.WORDS, k=count))
 
 
-def last_hidden(model: TaskModel, ids: list[int], pieces: PromptPieces | None) -> Floats:
+def last_hidden(model: TaskModel, ids: list[int], pieces: TextPieces | None) -> Floats:
     """The hidden states of a prompt's last piece."""
     given = np.array([ids])
     texts = model.grow(given, np.ones_like(given), GREEDY, 0, 4)
@@ -157,15 +158,19 @@ def test_prompts_about_other_pictures_are_others() -> None:
     cache, ids = PrefixCache(ROOM), np.array([1, 9, 9, 9, 9, 2, 9, 9, 9, 9, 3])
     seen = {name: Picture(name.encode() * 32, lambda: np.zeros((3, 2, 2), np.float32)) for name in "abc"}
 
-    def pieces(first: str, second: str) -> PromptPieces:
+    def pieces(first: str, second: str) -> TextPieces:
         return Prefixes(cache, b"task").of(ids, [seen[first], seen[second]], form)
 
     read = pieces("a", "b")
-    for stop in (3, 8):
-        read.keep(stop, TorchPiece(stop, []))
-    for asked, wanted in (("ab", [True, True]), ("ac", [True, False]), ("ca", [False, False])):
+    for tokens in (3, 5):
+        read.keep(TorchPiece(tokens, []), whole=True)
+    for asked, wanted, common in (("ab", [3, 5], 8), ("ac", [3, 0], 6), ("ca", [0, 0], 1)):
         other = pieces(*asked)
-        assert [other.find(stop) is not None for stop in (3, 8)] == wanted
+        assert [found[1] if (found := other.find(stop, whole=True)) else 0 for stop in (3, 8)] == wanted
+        some = pieces(*asked)
+        while some.find(8, whole=False):
+            pass
+        assert some._known == common
 
 
 def test_a_reload_keeps_what_is_of_tasks_that_stay(bundle: Bundle, backend: str, tmp_path: Path) -> None:
@@ -197,3 +202,40 @@ def test_a_servers_conversation_isnt_read_again(bundle: Bundle, backend: str) ->
         wanted = fresh.generate("animals", said, max_new_tokens=8).completion
     with wp.load(bundle.path, backend=backend, prefix_cache=ROOM) as engine:
         assert [engine.generate("animals", said, max_new_tokens=8).completion for _ in range(2)] == [wanted] * 2
+
+
+@pytest.fixture(scope="module")
+def whole_numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of a decoder in int4, which answer conversations; one has an adapter and a message of its own."""
+    folder = tmp_path_factory.mktemp("int4")
+    own, path = tiny.tokenizer(), tiny.llama(folder / "model")
+    own.eos_token, own.chat_template = "[SEP]", tiny.TEMPLATE
+    own.save_pretrained(path)
+    config = path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
+    lora(path, folder / "lora")
+    tasks = {
+        "chat": {"kind": "text-generation"},
+        "german": {"kind": "text-generation", "adapter": str(folder / "lora"), "system": "cow dog"},
+    }
+    content = {"model": str(path), "block": "8x8", "page": "4KiB", "tasks": tasks}
+    return wp.compile(content, folder / "a.bundle", cache=False).path
+
+
+@pytest.mark.skipif(not NATIVE, reason="torch's products have other bits for another number of tokens")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_a_conversation_goes_on_behind_its_last_answer(whole_numbers: Path) -> None:
+    drawn = random.Random(0)
+    said: dict[str, list[dict[str, str]]] = {"chat": [], "german": []}
+    with wp.load(whole_numbers, prefix_cache=4 * ROOM) as engine, wp.load(whole_numbers) as fresh:
+        for turn in range(12):
+            for task, messages in said.items():
+                new = words(drawn.randrange(1, 40), turn)
+                messages.append({"role": "user", "content": new})
+                before = tokens(engine)
+                found = engine.generate(task, messages, max_new_tokens=drawn.randrange(1, 90))
+                assert found == fresh.generate(task, messages, max_new_tokens=found.tokens or 1)
+                messages.append({"role": "assistant", "content": found.completion or ""})
+        hits, misses = tokens(engine)
+        assert hits > 4 * misses
+        assert misses - before[1] <= len(new.split()) + 8  # the end of the answer, and the template's words

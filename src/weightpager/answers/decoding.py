@@ -36,13 +36,23 @@ class Piece(Protocol):
 
 
 class KeptPieces(Protocol):
-    """The pieces of one prompt's beginning that are kept, each behind the other."""
+    """The pieces of one text that are kept, each behind the other."""
 
-    def find(self, stop: int) -> Piece | None:
-        """The next piece, which ends at ``stop``; None where it isn't kept."""
+    @property
+    def end(self) -> int:
+        """Where the next piece to be kept begins."""
 
-    def keep(self, stop: int, piece: Piece) -> None:
-        """Keep the piece that ends there."""
+    def find(self, stop: int, *, whole: bool) -> tuple[Piece, int] | None:
+        """The next piece, and how many of its tokens the text has, too; None where there is none.
+
+        No more are wanted than those before ``stop``; where they are wanted ``whole``, all up to there and no part.
+        """
+
+    def keep(self, piece: Piece, *, whole: bool) -> None:
+        """Keep the piece that begins at `end`; others can stand behind it if it is whole."""
+
+    def go_on(self, ids: Integers) -> None:
+        """The text has grown: its tokens, int64 [tokens], begin with those of before."""
 
 
 class Reading(Protocol):
@@ -57,6 +67,13 @@ class Reading(Protocol):
         """Whether other texts may be read between two forwards, and texts let go."""
 
     @property
+    def exact(self) -> bool:
+        """Whether a token's numbers are the same bits however many are read with it.
+
+        Then a text goes on behind any of its tokens as if all had been read at once, generated ones included.
+        """
+
+    @property
     def done(self) -> int:
         """Tokens of each text that have been read."""
 
@@ -69,11 +86,17 @@ class Reading(Protocol):
     def keep(self, texts: Sequence[int]) -> None:
         """Let go of all but these; only if `stoppable`."""
 
-    def piece(self, start: int) -> Piece | None:
-        """What has been read of a single text from ``start`` on, copied; None where that can't be taken over."""
+    def piece(self, start: int, *, whole: bool) -> Piece | None:
+        """What has been read of a single text from ``start`` on, copied; None where that can't be taken over.
 
-    def take_over(self, piece: Piece) -> None:
-        """Go on as if the piece's tokens had been read now; it is of the same task."""
+        A ``whole`` one ends where another piece can begin, maybe before the last token.
+        """
+
+    def take_over(self, piece: Piece, tokens: int) -> None:
+        """Go on as if the piece's first tokens, so many, had been read now; it is of the same task.
+
+        They are all of them unless it is `exact`.
+        """
 
 
 class GrowingTexts:
@@ -104,21 +127,38 @@ class GrowingTexts:
         return max(0, left - self._piece()) if self._limits.in_pieces and left > 0 else 0
 
     def take_over(self, kept: KeptPieces) -> None:
-        """Take over what is kept of a single text's prompt, and keep what is read of it from now on."""
-        while self.unread:
-            piece = kept.find(self._reading.done + self._piece())
-            if piece is None:
+        """Take over what is kept of a single text's prompt, and keep what is read of it from now on.
+
+        Its last token is read in any case: what follows it isn't kept.
+        """
+        exact = self._exact
+        while left := (self._prompt - 1 - self._reading.done if exact else self.unread and self._piece()):
+            found = kept.find(self._reading.done + left, whole=not exact)
+            if found is None:
                 break
-            self._reading.take_over(piece)
+            self._reading.take_over(*found)
         self._kept = kept
 
     def read_piece(self) -> None:
         """Read one more piece; some of it is `unread`."""
-        start = self._reading.done
-        stop = start + self._piece()
+        stop = self._reading.done + self._piece()
         self._reading.hidden(self.ids[:, :stop], self._mask[:, :stop])
-        if self._kept is not None and (piece := self._reading.piece(start)) is not None:
-            self._kept.keep(stop, piece)
+        self._keep(whole=True)
+
+    def keep_rest(self) -> None:
+        """Keep what has been read since the last piece, what was generated included; the text is over."""
+        if self._exact and self._kept is not None and self._reading.done:
+            self._kept.go_on(self.ids[0])
+            self._keep(whole=True)
+            self._keep(whole=False)
+
+    def _keep(self, *, whole: bool) -> None:
+        if self._kept is not None and (piece := self._reading.piece(self._kept.end, whole=whole)) is not None:
+            self._kept.keep(piece, whole=whole)
+
+    @property
+    def _exact(self) -> bool:
+        return self._reading.exact and self._limits.in_pieces and len(self.ids) == 1
 
     def grow(self, most: int, see: See) -> None:
         """Read what is left, and go on by so many tokens at most, or until all texts are over.

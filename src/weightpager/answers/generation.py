@@ -223,6 +223,8 @@ class GenerationRun:
     def _grow(self, texts: GrowingTexts, until: float) -> int:
         watch = _Watch(self._rows, until if texts.stoppable else None, self._clock)
         texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see)
+        if all(row.query.over for row in self._rows):
+            texts.keep_rest()
         self._grown += watch.steps
         return watch.tokens
 

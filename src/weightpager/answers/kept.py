@@ -1,8 +1,8 @@
-"""What earlier work of a task has left to later: pictures' features, and keys and values of prompts' beginnings."""
+"""What earlier work of a task has left to later: pictures' features, and keys and values of texts' beginnings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from weightpager.runtime.memory.prefix_cache import PrefixCache
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Beginnings of one task's prompts.
+    """Beginnings of one task's texts.
 
     Attributes:
         cache: of all tasks.
@@ -27,11 +27,11 @@ class Prefixes:
     cache: PrefixCache
     root: bytes
 
-    def of(self, ids: Integers, pictures: Sequence[Picture], form: Pictures | None) -> PromptPieces:
-        """Those of one prompt.
+    def of(self, ids: Integers, pictures: Sequence[Picture], form: Pictures | None) -> TextPieces:
+        """Those of one text.
 
         Args:
-            ids: its tokens, int64 [tokens].
+            ids: its prompt's tokens, int64 [tokens].
             pictures: that stand in it, in their order.
             form: how they stand there; None where none do.
         """
@@ -39,41 +39,92 @@ class Prefixes:
         if form is not None:
             firsts = np.flatnonzero(ids == form.token_id)[:: form.tokens].tolist()
         keys = [picture.key for picture in pictures]
-        return PromptPieces(self.cache, self.root, ids, dict(zip(firsts, keys, strict=True)))
+        return TextPieces(self.cache, self.root, _Words(ids, dict(zip(firsts, keys, strict=True))))
 
 
-class PromptPieces:
-    """What is kept of one prompt, a piece behind the other. Implements `weightpager.answers.decoding.KeptPieces`.
+@dataclass(frozen=True)
+class _Words:
+    """Tokens, int64 [tokens], and pictures among them: their keys by the place of their first token."""
 
-    Where a piece ends depends on no token, and on the prompt's length only in the last piece, which isn't kept. So what
-    is kept is to the bit what would be computed.
-    """
+    ids: Integers
+    pictures: Mapping[int, bytes]
 
-    def __init__(self, cache: PrefixCache, root: bytes, ids: Integers, pictures: dict[int, bytes]) -> None:
-        """``pictures`` are their keys by the place of their first token."""
-        self._cache, self._ids, self._pictures = cache, ids, pictures
-        self._chain, self._ends = [root], [0]
+    def part(self, start: int, stop: int) -> _Words:
+        here = {place - start: key for place, key in self.pictures.items() if start <= place < stop}
+        return _Words(self.ids[start:stop].copy(), here)
 
-    def find(self, stop: int) -> Piece | None:
-        """The piece that follows the one before and ends at ``stop``; None where it isn't kept."""
-        return self._cache.find(self._to(stop))
+    def common(self, other: _Words) -> int:
+        """How many tokens both begin with."""
+        most = min(len(self.ids), len(other.ids))
+        differing = np.flatnonzero(self.ids[:most] != other.ids[:most])
+        if len(differing):
+            most = int(differing[0])
+        places = self.pictures.keys() | other.pictures.keys()
+        return min([most, *(place for place in places if self.pictures.get(place) != other.pictures.get(place))])
 
-    def keep(self, stop: int, piece: Piece) -> None:
-        """Keep the piece that ends there."""
-        self._cache.keep(self._to(stop), piece, piece.tokens, piece.bytes)
+    def digest(self) -> bytes:
+        found = blake3(self.ids.tobytes())
+        for place, key in sorted(self.pictures.items()):
+            found.update(place.to_bytes(8, "little") + key)
+        return found.digest()
 
-    def _to(self, stop: int) -> Sequence[bytes]:
-        """The chain to a piece, whose keys name all that stands before its end."""
-        if self._ends[-1] != stop:
-            start = self._ends[-1]
-            key = blake3(self._chain[-1])
-            key.update(self._ids[start:stop].tobytes())
-            for place, picture in self._pictures.items():
-                if start <= place < stop:
-                    key.update(picture)
-            self._chain.append(key.digest())
-            self._ends.append(stop)
-        return self._chain[1:]
+
+@dataclass(frozen=True)
+class _Kept:
+    """A piece and its words; others may stand behind it if it is whole."""
+
+    piece: Piece
+    words: _Words
+    whole: bool
+
+
+class TextPieces:
+    """What is kept of one text, a piece behind the other. Implements `weightpager.answers.decoding.KeptPieces`."""
+
+    def __init__(self, cache: PrefixCache, root: bytes, words: _Words) -> None:
+        self._cache, self._words, self._prompt = cache, words, len(words.ids)
+        self._chain, self._known, self._ended = [root], 0, False
+        self.end = 0
+
+    def find(self, stop: int, *, whole: bool) -> tuple[Piece, int] | None:
+        if self._ended:
+            return None
+        wanted = self._words.part(self.end, stop)
+
+        def match(kept: _Kept) -> int:
+            common = kept.words.common(wanted)
+            return 0 if whole and not common == len(kept.words.ids) == len(wanted.ids) else common
+
+        found = self._cache.find(self._chain, match)
+        if found is None:
+            return None
+        kept, self._known = found.piece, self.end + found.tokens
+        if kept.whole and found.tokens == len(kept.words.ids):
+            self._chain.append(found.key)
+            self.end = self._known
+        else:
+            self._ended = True  # the next piece of this text begins where this one does
+        return kept.piece, found.tokens
+
+    def keep(self, piece: Piece, *, whole: bool) -> None:
+        stop = self.end + piece.tokens
+        kept = _Kept(piece, self._words.part(self.end, stop), whole)
+        key = blake3(self._chain[-1] + kept.words.digest()).digest()
+        fresh = max(0, min(stop, self._prompt) - max(self.end, self._known))
+
+        def covers(other: _Kept) -> int:
+            tokens = len(other.words.ids)
+            return tokens if kept.words.common(other.words) == tokens else 0
+
+        self._cache.keep(self._chain, key, kept, piece.bytes, fresh=fresh, covers=covers)
+        self._known = max(self._known, stop)
+        if whole:
+            self._chain.append(key)
+            self.end = stop
+
+    def go_on(self, ids: Integers) -> None:
+        """The text has grown: its tokens, int64 [tokens], begin with those of before."""
+        self._words = _Words(ids, self._words.pictures)
 
 
 @dataclass(frozen=True)
@@ -82,7 +133,7 @@ class Kept:
 
     Attributes:
         features: gives those of pictures that stand in prompts.
-        prefixes: beginnings of prompts; None where none are kept.
+        prefixes: beginnings of texts; None where none are kept.
     """
 
     features: FindFeatures = computed

@@ -16,8 +16,8 @@ from weightpager.bundle.format.manifest import Pictures
 from weightpager.readers.picture import Picture
 
 PIECE = 128
-"""Tokens of a text that are read at once at most; others may have a turn before the next ones. Beginnings of prompts
-are kept in such pieces: of 256 tokens reading takes 4 % less time, and more of a prompt is read again."""
+"""Tokens of a text that are read at once at most; others may have a turn before the next ones. Beginnings of texts are
+kept in such pieces: of 256 tokens reading takes 4 % less time, and more is read again where only whole ones serve."""
 
 FORWARD_PAIRS = 2**19
 """Tokens of a piece, of all texts, times those that they attend to: behind so many more, attention is most of the work.
@@ -86,7 +86,7 @@ class Activations:
             tokens //= 2
         while tokens > 1 and not self.fit(texts, tokens, read + tokens):
             tokens //= 2
-        return min(tokens, length - read)
+        return min(tokens, PIECE - read % PIECE, length - read)  # ends where other texts' pieces do
 
 
 Floats = npt.NDArray[np.float32]

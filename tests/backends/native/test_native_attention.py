@@ -194,8 +194,8 @@ def test_a_cache_has_a_bound_and_stays_as_it_was(narrow: bool) -> None:
         program.run({name: np.repeat(each, 2, 0) for name, each in inputs.items()}, cache)
 
 
-@given(st.lists(st.sampled_from([64, 128]), min_size=1, max_size=4), SEEDS, st.booleans())
-def test_a_cache_goes_on_from_copies_of_anothers_pieces(sizes: list[int], seed: int, narrow: bool) -> None:
+@given(st.lists(st.sampled_from([64, 128]), min_size=1, max_size=4), st.integers(1, 100), SEEDS, st.booleans())
+def test_a_cache_goes_on_from_copies_of_anothers_pieces(sizes: list[int], last: int, seed: int, narrow: bool) -> None:
     rng = np.random.default_rng(seed)
     graph = _texts(4, 2, 8, 20, False)
     program, cache, other = GraphProgram(graph, {}), *(KVCache(2**24, float16=narrow) for _ in range(2))
@@ -207,11 +207,15 @@ def test_a_cache_goes_on_from_copies_of_anothers_pieces(sizes: list[int], seed: 
     for size in sizes:
         start = cache.tokens
         program.run(values(size), cache)
-        pieces.append(cache.piece(start))
+        pieces.append(cache.piece(start, start + size))
     for piece in pieces:
-        other.append(piece)
+        other.append(piece, piece.tokens)
     assert sum(piece.bytes for piece in pieces) == cache.bytes == other.bytes
     assert [piece.tokens for piece in pieces] == sizes
+    start, more = cache.tokens, values(last + 7)  # of a piece that ends anywhere, the first tokens
+    program.run(more, cache)
+    other.append(cache.piece(start, start + last + 7), last)
+    cache.shorten(start + last)
     for count in (3, 64):
         more = values(count)
         ours, theirs = program.run(more, cache), program.run(more, other)
@@ -224,34 +228,36 @@ def test_pieces_are_whole_blocks_of_one_text_and_fit_their_cache() -> None:
     program, cache, small = GraphProgram(graph, {}), KVCache(2**20), KVCache(4 * 64 * 8 * 4)
     inputs = {each.name: np.ones((1, 128, int(each.shape[2]), 8), np.float32) for each in graph.inputs}
     with pytest.raises(ValueError, match="one text"):
-        cache.piece(0)
+        cache.piece(0, 1)
     program.run(inputs, cache)
-    for start in (-64, 1, 128, 192):
-        with pytest.raises(ValueError, match="whole blocks of 64 tokens"):
-            cache.piece(start)
+    for start, stop in ((-64, 64), (1, 64), (128, 128), (192, 256), (64, 0), (64, 129)):
+        with pytest.raises(ValueError, match="from a block of 64 on"):
+            cache.piece(start, stop)
+    whole = cache.piece(0, 128)
+    for tokens in (-1, 0, 129):
+        with pytest.raises(ValueError, match="1 to 128 tokens of a piece"):
+            KVCache(2**20).append(whole, tokens)
     with pytest.raises(ValueError, match=f"at most {4 * 64 * 8 * 4} bytes"):
-        small.append(cache.piece(0))
+        small.append(whole, 65)
     assert (small.tokens, small.bytes, small.batch) == (0, 0, 0)
-    small.append(cache.piece(64))
+    small.append(cache.piece(64, 128), 64)
     assert (small.tokens, small.batch) == (64, 1)
     with pytest.raises(ValueError, match="a piece of this cache's program"):
-        KVCache(2**20, float16=True).append(cache.piece(0))
+        KVCache(2**20, float16=True).append(whole, 128)
     one = Graph("test", graph.dims, graph.inputs, graph.nodes[:1], graph.outputs[:1])
     alone = KVCache(2**20)
     GraphProgram(one, {}).run({name: each[:, :64] for name, each in inputs.items()}, alone)
     with pytest.raises(ValueError, match="a piece of this cache's program"):
-        alone.append(cache.piece(0))
+        alone.append(whole, 128)
     program.run({name: each[:, :1] for name, each in inputs.items()}, cache)
-    with pytest.raises(ValueError, match="whole blocks"):
-        cache.piece(0)
     with pytest.raises(ValueError, match="behind whole blocks"):
-        cache.append(alone.piece(0))
+        cache.append(alone.piece(0, 64), 64)
     pair = KVCache(2**20)
     program.run({name: np.repeat(each, 2, 0) for name, each in inputs.items()}, pair)
     with pytest.raises(ValueError, match="batch of 2"):
-        pair.piece(0)
+        pair.piece(0, 64)
     with pytest.raises(ValueError, match="batch of 2"):
-        pair.append(small.piece(0))
+        pair.append(small.piece(0, 64), 64)
 
 
 @given(

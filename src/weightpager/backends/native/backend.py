@@ -23,6 +23,7 @@ from weightpager.graph import Graph, GraphInput
 from weightpager.graph.file import FEATURES, graph_file
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
+from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 
@@ -64,6 +65,8 @@ class NativeBackend:
         self._limits = config.limits(bundle.takes_images, bundle.pictures)
         self._eos_token_ids = end_tokens(bundle, config)
         self._narrow, self._numbers_by_mask, self._workspaces = config.narrow, config.numbers_by_mask, Workspaces()
+        # Sums of float weights are split over more registers for fewer tokens.
+        self._exact = all(ENCODINGS[dtype].scaled for dtype in bundle.manifest.block_dtypes)
 
     def place(self, stored: Parameters) -> Parameters:
         return stored
@@ -155,7 +158,7 @@ class NativeBackend:
         return image_reader
 
     def model(self, task: NativeTask) -> NativeModel:
-        return NativeModel(task, self._limits, self._eos_token_ids, narrow=self._narrow)
+        return NativeModel(task, self._limits, self._eos_token_ids, narrow=self._narrow, exact=self._exact)
 
 
 def _graph(bundle: Bundle, kind: str) -> Graph:

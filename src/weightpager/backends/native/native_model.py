@@ -18,9 +18,24 @@ _UNBOUNDED = 2**62
 
 class NativeModel(TaskModel):
     def __init__(
-        self, task: NativeTask, limits: ModelLimits, eos_token_ids: frozenset[int], *, narrow: bool = False
+        self,
+        task: NativeTask,
+        limits: ModelLimits,
+        eos_token_ids: frozenset[int],
+        *,
+        narrow: bool = False,
+        exact: bool = False,
     ) -> None:
-        """``narrow`` keeps keys and values of earlier tokens in float16."""
+        """Nothing is computed yet.
+
+        Args:
+            task: whose weights and graph are there.
+            limits: of the model.
+            eos_token_ids: that end a text.
+            narrow: keeps keys and values of earlier tokens in float16.
+            exact: as `Reading` says it; so weights of whole numbers are.
+        """
+        self.exact = exact
         self.task, self.limits, self.cache, self.eos_token_ids = task, limits, task.cache, eos_token_ids
         self._narrow = narrow
 
@@ -130,13 +145,17 @@ class NativeReading:
         likeliest: Integers = np.argmax(logits, -1)
         return likeliest if draw is None else draw(logits)
 
-    def piece(self, start: int) -> KVPiece | None:
-        whole = self.done % KVCache.block == start % KVCache.block == 0
-        return self._cache.piece(start) if whole and self.done > start else None
+    @property
+    def exact(self) -> bool:
+        return self._model.exact
 
-    def take_over(self, piece: Piece) -> None:
+    def piece(self, start: int, *, whole: bool) -> KVPiece | None:
+        stop = self.done - self.done % KVCache.block * whole
+        return self._cache.piece(start, stop) if start % KVCache.block == 0 and stop > start else None
+
+    def take_over(self, piece: Piece, tokens: int) -> None:
         assert isinstance(piece, KVPiece)
-        self._cache.append(piece)
+        self._cache.append(piece, tokens)
 
     def keep(self, texts: Sequence[int]) -> None:
         if self._cache.tokens:

@@ -132,6 +132,8 @@ class TorchReading:
     each token.
     """
 
+    exact = False  # torch's products have other bits for another number of tokens
+
     def __init__(self, module: Any, placed: PlacedFeatures | None = None) -> None:
         self._module, self._placed = module, placed
         self._cache: Any = new_cache(module.config)
@@ -171,15 +173,16 @@ class TorchReading:
         if self._placed is not None:
             self._placed = self._placed.of_texts(texts)
 
-    def piece(self, start: int) -> TorchPiece | None:
+    def piece(self, start: int, *, whole: bool) -> TorchPiece | None:  # noqa: ARG002 - one can begin anywhere
         layers = [] if self._cache is None else self._cache.layers
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             return None  # a window has let go of its beginning
         pairs = [(each.keys[:, :, start:].clone(), each.values[:, :, start:].clone()) for each in layers]
         return TorchPiece(self.done - start, pairs)
 
-    def take_over(self, piece: Piece) -> None:
+    def take_over(self, piece: Piece, tokens: int) -> None:
         assert isinstance(piece, TorchPiece)
+        assert tokens == piece.tokens
         for layer, (keys, values) in enumerate(piece.layers):
             self._cache.update(keys, values, layer)
         self.done += piece.tokens

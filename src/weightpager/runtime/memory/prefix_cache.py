@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,10 @@ from weightpager.figures import counter, gauge
 from weightpager.interrupts import acquired, uninterrupted
 
 Chain = Sequence[bytes]
-"""A beginning, as the keys of its pieces: each key says of which piece behind which others it is."""
+"""A beginning: a root, and behind it the keys of its pieces. Each key says of which piece behind which others it is."""
+
+Match = Callable[[Any], int]
+"""How many tokens a piece has in common, from its first on, with what is wanted."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,35 @@ class PrefixReport:
         kept: pieces whose keys and values are in memory.
         bytes: bytes that these take.
         hits: tokens of prompts that weren't read again.
-        misses: tokens that were read, in whole pieces.
+        misses: tokens of prompts that were read, and kept.
         evicted: pieces that went for others, or for a smaller budget.
     """
 
     kept: int = field(metadata=gauge("prefixes", "Pieces of prompts whose keys and values are in memory."))
     bytes: int = field(metadata=gauge("prefix_bytes", "Memory that they take."))
     hits: int = field(metadata=counter("prefix_hit_tokens", "Tokens of prompts that weren't read again."))
-    misses: int = field(metadata=counter("prefix_miss_tokens", "Tokens of prompts that were read in whole pieces."))
+    misses: int = field(metadata=counter("prefix_miss_tokens", "Tokens of prompts that were read, and kept."))
     evicted: int = field(metadata=counter("prefix_evictions", "Pieces of prompts that went for others."))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A piece that was found, its key, and how many of its tokens are wanted."""
+
+    key: bytes
+    piece: Any
+    tokens: int
 
 
 @dataclass(frozen=True)
 class _Kept:
     piece: Any
-    tokens: int
-    bytes: int
+    size: int
+    parent: bytes
 
 
 class PrefixCache:
-    """An LRU cache of pieces in so many bytes. A piece never outlives those that stand before it in its chain.
+    """A tree of pieces in so many bytes. The least recently used go first, and leaves before what bears them.
 
     Safe to use from several threads. Nobody changes a piece.
     """
@@ -54,6 +66,7 @@ class PrefixCache:
         self._room = room
         self._lock = threading.Lock()
         self._here: OrderedDict[bytes, _Kept] = OrderedDict()  # the least recently used first
+        self._behind: dict[bytes, set[bytes]] = {}
         self._bytes = self._hits = self._misses = self._evicted = 0
         self._generation = 0
 
@@ -68,42 +81,49 @@ class PrefixCache:
             return PrefixReport(len(self._here), self._bytes, self._hits, self._misses, self._evicted)
 
     def root(self, owner: bytes) -> bytes:
-        """What the first key of an owner's chains follows from. Those from before a `clear` are never found again."""
+        """The root of an owner's chains. Those from before a `clear` are never found again."""
         return blake3(owner + self._generation.to_bytes(8, "little")).digest()
 
     @uninterrupted
-    def find(self, chain: Chain) -> Any | None:
-        """The last piece of a chain; None where it isn't kept."""
+    def find(self, chain: Chain, match: Match) -> Found | None:
+        """The piece behind a chain that has most in common with what is wanted; None where none has anything."""
         with acquired(self._lock):
-            found = self._here.get(chain[-1])
-            if found is None:
+            behind = ((match(self._here[key].piece), key) for key in self._behind.get(chain[-1], ()))
+            tokens, key = max(behind, default=(0, b""))
+            if tokens == 0:
                 return None
-            self._use(chain)
-            self._hits += found.tokens
-            return found.piece
+            self._use([*chain, key])
+            self._hits += tokens
+            return Found(key, self._here[key].piece, tokens)
 
     @uninterrupted
-    def keep(self, chain: Chain, piece: Any, tokens: int, size: int) -> None:
-        """Keep the last piece of a chain, unless there is no room for it beside those before it.
+    def keep(self, chain: Chain, key: bytes, piece: Any, size: int, *, fresh: int, covers: Match) -> None:
+        """Keep a piece behind a chain, unless there is no room for it beside those of the chain.
 
         Args:
-            chain: of the beginning that ends with the piece.
+            chain: what stands before it.
+            key: of the piece behind the chain.
             piece: nobody changes it any more.
-            tokens: in the piece.
             size: bytes that it takes.
+            fresh: tokens of a prompt that were read for it.
+            covers: all tokens of a piece of which the new one is a continuation, so that it needn't stay; else 0.
         """
         with acquired(self._lock):
-            self._misses += tokens
-            before = [self._here.get(key) for key in chain[:-1]]
-            if chain[-1] in self._here or None in before:
+            self._misses += fresh
+            before = [self._here.get(each) for each in chain[1:]]
+            if key in self._here or None in before:
                 return
-            if size + sum(each.bytes for each in before if each is not None) > self._room:
+            if size + sum(each.size for each in before if each is not None) > self._room:
                 return
-            self._use(chain[:-1])  # so that none of these goes
+            for other in [*self._behind.get(chain[-1], ())]:
+                if other not in self._behind and covers(self._here[other].piece):
+                    self._forget(other)
+            self._use(chain)  # so that none of these goes
             self._shrink(self._room - size)
-            self._here[chain[-1]] = _Kept(piece, tokens, size)
+            self._here[key] = _Kept(piece, size, chain[-1])
+            self._behind.setdefault(chain[-1], set()).add(key)
             self._bytes += size
-            self._use(chain)
+            self._use([*chain, key])
 
     @uninterrupted
     def resize(self, room: int) -> None:
@@ -118,15 +138,23 @@ class PrefixCache:
         with acquired(self._lock):
             self._generation += 1
             self._here.clear()
+            self._behind.clear()
             self._bytes = 0
 
     def _use(self, chain: Chain) -> None:
         """Note a use. Pieces at the beginning count as used last: they go after those that stand behind them."""
-        for key in reversed(chain):
+        for key in reversed(chain[1:]):
             self._here.move_to_end(key)
 
     def _shrink(self, size: int) -> None:
         while self._bytes > size:
-            _, gone = self._here.popitem(last=False)
-            self._bytes -= gone.bytes
+            self._forget(next(iter(self._here)))
             self._evicted += 1
+
+    def _forget(self, key: bytes) -> None:
+        gone = self._here.pop(key)
+        self._bytes -= gone.size
+        siblings = self._behind[gone.parent]
+        siblings.discard(key)
+        if not siblings:
+            del self._behind[gone.parent]
