@@ -45,6 +45,7 @@ OPTIONS_ONLY = {
     "compiling.cost": "as accuracy",
     "compiling.training": "as accuracy",
     "device": "needs ONNX Runtime",
+    "device.adapters.onnxruntime_load": "needs ONNX Runtime",
     "device.decoder": "needs llama.cpp's file",
     "device.decoder.bundles": "takes a model from the network",
     "device.images": "needs ONNX Runtime",

@@ -19,7 +19,7 @@ from weightpager.compiler.resume.journal import CompileRun, Journal
 from weightpager.compiler.resume.shared import COPIES
 from weightpager.compiler.selection.block_choice import choose_evenness
 from weightpager.compiler.selection.experts import expert_saliency, keeps_whole_experts
-from weightpager.compiler.selection.half_layers import HALVES, half_layer_saliency, half_saliency
+from weightpager.compiler.selection.half_layers import HALVES, half_layer_saliency, half_saliency, trial_rows
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import Calibration, FloatArray, block_saliency, calibrate
 from weightpager.progress import Progress, silent
@@ -121,9 +121,10 @@ def _calibrations(found: Trained, run: CompileRun) -> Iterator[tuple[str, Calibr
 
 
 def _calibration_data(found: Trained) -> Iterator[tuple[str, Sequence[Batch]]]:
-    spec = found.source.task_file.calibration
+    file = found.source.task_file
+    spec, ranks = file.calibration, file.units.whole and file.keep is not None
     for name, of_task in found.data.items():
-        yield name, of_task.calibration(spec.items, spec.batch, spec.seed)
+        yield name, trial_rows(of_task) if ranks else of_task.calibration(spec.items, spec.batch, spec.seed)
 
 
 def _reorder(found: Trained, run: CompileRun) -> tuple[SaliencyOfTasks, Permutations]:

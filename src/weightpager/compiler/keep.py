@@ -1,8 +1,9 @@
 """``keep``: as few blocks, half-layers or layers as leave every task its share of the dense model's metric.
 
 The metric is measured on validation data, else on training data, with masks laid on the dense weights. Where no
-recovery follows, these are rounded as pages will hold them; recovery wins back more than rounding costs. The promise is
-measured again on the bundle, for its report.
+recovery follows, these are rounded as pages will hold them; recovery wins back more than rounding costs. Few rows tell
+which steps to take, and all of them whether what was found keeps its promise; if not, steps are taken back. The promise
+is measured again on the bundle, for its report.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from weightpager.compiler.model.half_layers import HalfLayer, units_of
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.block_choice import ChosenBlocks, choose_blocks, of_whole
-from weightpager.compiler.selection.half_layers import Trials, half_saliency, zeroed
+from weightpager.compiler.selection.half_layers import Trials, half_saliency, trial_rows, zeroed
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.evaluate import Model, Replaced
 from weightpager.compiler.training.masks import Rounded, module_name
@@ -39,20 +40,15 @@ _log = logging.getLogger(__name__)
 
 STAGE = "keep"
 
-_ITEMS = 512
-"""Validation examples that a metric is measured on at most, and training examples where a task has none."""
+_ITEMS, FEW = 512, 64
+"""Validation examples that a metric is measured on at most, and training examples where a task has none; and those that
+tell which steps to take."""
 
 HALVINGS, _CHECKS = 6, 4
 _MOST = 0.95
 """Sparsity above which nothing has been measured."""
 
-ROWS, _ROWS_AT_ONCE = 32, 8
-"""Rows that half-layers are ranked by."""
-
-_TOKENS = 4096
-"""Tokens that these rows have at most: all layers' hidden states of them are in memory."""
-
-RANKED, _MISSES = 6, 3
+RANKED, _MISSES = 4, 3
 """Half-layers whose loss is found anew before a step, and steps that may fail one after the other."""
 
 
@@ -103,9 +99,9 @@ def share_kept(now: Score, dense: Score) -> float:
     return 1.0 if under.value == 0 else over.value / under.value
 
 
-def validation(data: TaskData) -> TaskData:
-    """A task with the rows that its promise is measured on in the place of held-out data."""
-    return replace(data, eval=tuple(data.validation or data.train)[:_ITEMS])
+def validation(data: TaskData, most: int = _ITEMS) -> TaskData:
+    """A task with the rows that its promise is measured on, or the first of these, in the place of held-out data."""
+    return replace(data, eval=tuple(data.validation or data.train)[:most])
 
 
 class _InPages:
@@ -127,8 +123,8 @@ class _Metric:
     """Measures how much of the dense model's metric tasks keep."""
 
     prepared: Prepared
-    data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
+    dense_of_few: Mapping[str, Score]
     rounded: Rounded | None
 
     @classmethod
@@ -138,8 +134,15 @@ class _Metric:
         Raises:
             CompileError: a metric of which there is no share, 0 or no number.
         """
-        data = {task: validation(of_task) for task, of_task in prepared.data.items()}
-        dense = {task: cls._score(prepared, prepared.source.models[task], of) for task, of in data.items()}
+        models = prepared.source.models
+
+        def scores(most: int) -> dict[str, Score]:
+            return {
+                task: torch_score(models[task], validation(of_task, most), prepared.task_file.dtype, silent)
+                for task, of_task in prepared.data.items()
+            }
+
+        dense = scores(_ITEMS)
         for task, score in dense.items():
             if score.value == 0 or not math.isfinite(score.value):
                 raise CompileError(
@@ -147,26 +150,32 @@ class _Metric:
                     f"{score.metric} {score.value:g}; state a sparsity"
                 )
         rounded = _InPages(prepared.source) if prepared.task_file.recover.method == "none" else None
-        return cls(prepared, data, dense, rounded)
+        of_few = scores(FEW) if any(map(cls._has_more, prepared.data.values())) else dense
+        return cls(prepared, dense, of_few, rounded)
 
     @staticmethod
-    def _score(prepared: Prepared, model: Model, data: TaskData) -> Score:
-        return torch_score(model, data, prepared.task_file.dtype, silent)
+    def _has_more(data: TaskData) -> bool:
+        return len(validation(data).eval) > FEW
 
-    def share(self, task: str, model: Model) -> tuple[float, float]:
-        """The share that a task keeps, and the metric itself."""
-        now = self._score(self.prepared, model, self.data[task])
-        return share_kept(now, self.dense[task]), now.value
+    def has_more(self, task: str) -> bool:
+        """Whether there are more rows than the few that tell which steps to take."""
+        return self._has_more(self.prepared.data[task])
 
-    def under(self, chosen: ChosenBlocks) -> dict[str, tuple[float, float]]:
+    def share(self, task: str, model: Model, *, whole: bool = False) -> tuple[float, float]:
+        """The share that a task keeps, and the metric itself, on few rows or on all."""
+        data = validation(self.prepared.data[task], _ITEMS if whole else FEW)
+        now = torch_score(model, data, self.prepared.task_file.dtype, silent)
+        return share_kept(now, (self.dense if whole else self.dense_of_few)[task]), now.value
+
+    def under(self, chosen: ChosenBlocks, *, whole: bool) -> dict[str, tuple[float, float]]:
         """`share` of all tasks under masks."""
-        source = self.prepared.source
-        found = {}
+        source, found = self.prepared.source, {}
         for task, model in source.models.items():
-            found[task] = self.share(task, Replaced(model, chosen.masks.held(source, task, self.rounded)))
+            weights = chosen.masks.held(source, task, self.rounded)
+            found[task] = self.share(task, Replaced(model, weights), whole=whole)
         return found
 
-    def without(self, task: str, dropped: Collection[HalfLayer]) -> tuple[float, float]:
+    def without(self, task: str, dropped: Collection[HalfLayer], *, whole: bool = False) -> tuple[float, float]:
         """`share` of a task without these."""
         source = self.prepared.source
         model, base = source.models[task], source.models[task].base_model_prefix
@@ -177,7 +186,7 @@ class _Metric:
                 for info in source.paged
             }
         with zeroed(source, task, dropped):
-            return self.share(task, Replaced(model, weights))
+            return self.share(task, Replaced(model, weights), whole=whole)
 
     def step(self, task: str, dropped: Sequence[str], blocks: float, value: float, *, taken: bool) -> KeepStep:
         size = block_bytes(self.prepared.task_file.block, self.prepared.task_file.dtype)
@@ -203,10 +212,10 @@ def _aligned(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prep
         first, low, high = reached.step, reached.tensors["low"].numpy().copy(), reached.tensors["high"].numpy().copy()
         steps = _steps(reached.tensors, [(task, ()) for _ in range(first) for task in tasks])
 
-    def tried(sparsity: Floats) -> tuple[Prepared, ChosenBlocks, Bools]:
+    def tried(sparsity: Floats, *, whole: bool = False) -> tuple[Prepared, ChosenBlocks, Bools]:
         at = _at(prepared, dict(zip(tasks, sparsity.tolist(), strict=True)))
         chosen = choose_blocks(at)
-        shares = metric.under(chosen)
+        shares = metric.under(chosen, whole=whole)
         met = np.array([shares[task][0] >= wanted for task in tasks])
         if math.isinf(prepared.task_file.alignment):  # one mask for all
             met[:] = met.all()
@@ -223,12 +232,12 @@ def _aligned(prepared: Prepared, metric: _Metric, run: CompileRun) -> tuple[Prep
         run.journal.write(STAGE, number + 1, bounds | _entry(steps))
         run.progress("find the sparsity", number + 1, HALVINGS + 1)
     for _ in range(_CHECKS):
-        at, chosen, met = tried(low)
+        at, chosen, met = tried(low, whole=True)
         if met.all():
             break
         low = np.where(met, low, 0.8 * low)
     else:
-        at, chosen, _ = tried(np.where(met, low, 0.0))
+        at, chosen, _ = tried(np.where(met, low, 0.0), whole=True)
     run.progress("find the sparsity", HALVINGS + 1, HALVINGS + 1)
     return at, chosen, steps
 
@@ -300,16 +309,14 @@ class _Greedy:
         misses = next((back for back, step in enumerate(reversed(steps)) if step.taken), len(steps))
         left = {*range(len(self.units))} - {*tried}
         if not left or misses >= _MISSES:
-            return gone, steps
-        trials = Trials(
-            source, self.task, self.prepared.data[self.task].calibration(ROWS, _ROWS_AT_ONCE, tokens=_TOKENS)
-        )
+            return self._confirmed(gone, tried, steps)
+        trials = Trials(source, self.task, trial_rows(self.prepared.data[self.task]))
         base = trials.start([self.units[at] for at in gone])
         while left and misses < _MISSES:
             best = self._best(trials, gains, left, gone, base)
             share, value = self.metric.without(self.task, [self.units[at] for at in (*gone, best)])
             left.discard(best)
-            kept = share >= (self.prepared.task_file.keep or 0.0)
+            kept = share >= self._wanted
             names = [*self.units[best].modules]
             blocks = total - sum(self.units[at].blocks for at in (*gone, best))
             steps.append(self.metric.step(self.task, names, blocks, value, taken=kept))
@@ -327,7 +334,25 @@ class _Greedy:
                 f"drop {source.task_file.units.unit}s: {self.task}", len(self.units) - len(left), len(self.units)
             )
         run.progress(f"drop {source.task_file.units.unit}s: {self.task}", len(self.units), len(self.units))
-        return gone, steps
+        return self._confirmed(gone, tried, steps)
+
+    def _confirmed(
+        self, gone: Sequence[int], tried: Sequence[int], steps: Sequence[KeepStep]
+    ) -> tuple[list[int], list[KeepStep]]:
+        """What may go by all rows: the last steps are taken back until that is so."""
+        left, found = [*gone], [*steps]
+        while left and self.metric.has_more(self.task):
+            share, value = self.metric.without(self.task, [self.units[at] for at in left], whole=True)
+            last, kept = tried.index(left[-1]), share >= self._wanted
+            found[last] = found[last].model_copy(update={"metric": value, "taken": kept})
+            if kept:
+                break
+            left.pop()
+        return left, found
+
+    @property
+    def _wanted(self) -> float:
+        return self.prepared.task_file.keep or 0.0
 
     def _best(
         self, trials: Trials, gains: dict[int, float], left: Collection[int], gone: Sequence[int], base: float

@@ -10,9 +10,10 @@ from statistics import fmean
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.controls import CHOICE, control_names, measuring, validation_data
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.keep import HALVINGS, RANKED, ROWS, validation
+from weightpager.compiler.keep import FEW, HALVINGS, RANKED, validation
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.half_layers import units_of
+from weightpager.compiler.selection.half_layers import ROWS
 from weightpager.progress import Progress
 from weightpager.task_data.held_out import Item
 
@@ -134,7 +135,7 @@ def _kept(source: DenseModel, data: Mapping[str, TaskData], item: float) -> dict
     file = source.task_file
     if file.keep is None:
         return {}
-    measured = {name: _tokens(validation(of_task).eval) for name, of_task in data.items()}
+    measured = {name: _tokens(validation(of_task, FEW).eval) for name, of_task in data.items()}
     if file.units.unit == "block" or math.isinf(file.alignment):
         return {"find the sparsity": (HALVINGS + 2) * sum(measured.values())}
     ranked = RANKED * ROWS * item / 2  # half of the layers are before what changes

@@ -246,6 +246,24 @@ def test_every_task_keeps_its_share_and_the_report_says_how(tmp_path: Path, unit
         assert task.sparsity > 0
 
 
+@pytest.mark.parametrize("units", ["half-layer", "block"])
+def test_all_rows_tell_whether_what_few_led_to_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: str
+) -> None:
+    share = keeping._Metric.share
+
+    def hopeful(self: Any, task: str, model: Any, *, whole: bool = False) -> tuple[float, float]:
+        found, value = share(self, task, model, whole=whole)
+        return (found if whole else 1.0), value
+
+    monkeypatch.setattr(keeping, "FEW", 2)
+    monkeypatch.setattr(keeping._Metric, "share", hopeful)
+    report = read_report(wp.compile(kept(tmp_path, units=units), tmp_path / "a.bundle", cache=False)).keep
+    assert report is not None
+    assert all(share >= 0.88 for share in report.kept.values())
+    assert not all(step.taken for step in report.path)
+
+
 @pytest.mark.parametrize("units", ["layer", "block"])
 def test_tasks_of_one_mask_keep_their_shares_with_the_same(tmp_path: Path, units: str) -> None:
     content = kept(tmp_path, units=units, alignment="inf", keep=0.6)
@@ -261,7 +279,7 @@ def test_tasks_of_one_mask_keep_their_shares_with_the_same(tmp_path: Path, units
 def test_a_metric_that_has_no_share_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: Any, value: float
 ) -> None:
-    monkeypatch.setattr(keeping, "validation", lambda data: data)
+    monkeypatch.setattr(keeping, "validation", lambda data, _most=0: data)
     monkeypatch.setattr(keeping, "torch_score", lambda *_: Score(metric, value, 1))
     data: Any = {"task-0": None}
     with pytest.raises(CompileError, match=rf"keep: .* tasks.task-0 with {metric} {value:g}; state a sparsity"):
@@ -282,12 +300,12 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         known.append(dict(gains))
         return best(self, trials, gains, *of)
 
-    def stops(self: Any, task: str, model: Any) -> tuple[float, float]:
+    def stops(self: Any, task: str, model: Any, **how: Any) -> tuple[float, float]:
         nonlocal asked
         asked += 1
         if asked == 3:
             raise KeyboardInterrupt
-        return share(self, task, model)
+        return share(self, task, model, **how)
 
     monkeypatch.setattr(keeping._Metric, "share", stops)
     monkeypatch.setattr(keeping._Greedy, "_best", ranks)

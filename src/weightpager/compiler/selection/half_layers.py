@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.backends.torch.architecture import BASE
-from weightpager.compiler.data import Batch
+from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.half_layers import HalfLayer, units_of
 from weightpager.compiler.selection.saliency import FloatArray
@@ -21,8 +21,19 @@ from weightpager.compiler.training.loss import loss, masked_logits
 from weightpager.errors import CompileError
 from weightpager.progress import StepProgress, silent
 
+ROWS, _ROWS_AT_ONCE = 32, 8
+"""Rows that half-layers are ranked by."""
+
+_TOKENS = 2048
+"""Tokens that these rows have at most: all layers' hidden states of them are in memory."""
+
 HALVES = "half-layers"
 """Where the saliency of half-layers stands, [half-layers], beside that of blocks that are dropped within them."""
+
+
+def trial_rows(data: TaskData) -> Sequence[Batch]:
+    """The rows by which half-layers are ranked."""
+    return data.calibration(ROWS, _ROWS_AT_ONCE, tokens=_TOKENS)
 
 
 def half_saliency(saliency: Mapping[str, FloatArray], halves: Sequence[HalfLayer]) -> FloatArray:
