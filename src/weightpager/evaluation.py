@@ -182,7 +182,8 @@ def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = No
 
 def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
     """A score with the intervals that the compile, which had the dense model, has found, as far as they still hold."""
-    before = {task.name: task for task in read_report(bundle).tasks} if has_report(bundle) else {}
+    report = read_report(bundle) if has_report(bundle) else None
+    before = {} if report is None else {task.name: task for task in (*report.tasks, *report.added)}
     known = before.get(score.name)
     if known is None:
         return score

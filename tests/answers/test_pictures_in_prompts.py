@@ -35,7 +35,7 @@ PICTURES = Pictures(blocks="shared", layers=1, token="<image>", token_id=PLACE, 
 class Adding:
     """Its next token is the sum of all that it has read: ids of words, and the first numbers of features."""
 
-    stoppable = True
+    stoppable, exact = True, False
 
     def __init__(self, model: AddingModel, placed: PlacedFeatures | None) -> None:
         self._model, self._placed = model, placed

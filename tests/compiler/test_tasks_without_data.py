@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,41 @@ def test_it_stands_beside_tasks_with_data(tmp_path: Path) -> None:
     assert not verify(opened.path).problems
 
 
+def test_held_out_data_of_an_adapter_is_measured(tmp_path: Path, weightpager: Command) -> None:
+    path = Path(model(tmp_path))
+    lora(path, tmp_path / "lora")
+    plain = tiny.completing(tmp_path, "after", {"sun": "sun sun"})
+    chat = tiny.completing(tmp_path, "twice", {"sun": "sun sun"}, chat=True)
+    more = {"adapter": str(tmp_path / "lora"), "like": "chat", "kind": "text-generation"}
+    tasks = {
+        "chat": CHAT,
+        "plain": more | {"eval": plain["eval"], "items": 7, "metrics": ["chrf", "exact-match"]},
+        "german": more | {"eval": chat["eval"], "system": SYSTEM},
+    }
+    opened = wp.compile(content(tmp_path, **tasks), tmp_path / "a.bundle", cache=False)
+    assert [(entry.name, entry.takes_conversations) for entry in opened.manifest.tasks] == [
+        ("chat", True), ("plain", False), ("german", True)
+    ]  # fmt: skip
+    report = read_report(opened)
+    assert report.tasks == []
+    assert [(score.name, score.metric, score.items, score.dense) for score in report.added] == [
+        ("plain", "chrf", 7, None), ("german", "exact-match", 40, None)
+    ]  # fmt: skip
+    assert "chrf" in weightpager("inspect", opened.path).out
+    again = json.loads(weightpager("eval", opened.path, "--task", "plain", "--json").out)
+    assert f"{report.added[0].sparse}" in json.dumps(again)
+    for change, says in (
+        ({"eval": "nowhere.jsonl"}, r"tasks\.plain\.eval: expected a file"),
+        ({"eval": None}, r"tasks\.plain: items makes no sense without eval"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            task_file.from_dict(content(tmp_path, chat=CHAT, plain=tasks["plain"] | change))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 1, "completion": "sun"}\n')
+    bad = content(tmp_path, chat=CHAT, plain=more | {"eval": str(tmp_path / "bad.jsonl")})
+    with pytest.raises(CompileError, match=r"tasks\.plain\.eval|plain: "):
+        wp.compile(bad, tmp_path / "b.bundle", cache=False)
+
+
 def test_rows_of_its_words_come_on_demand(tmp_path: Path) -> None:
     given = content(tmp_path, chat=CHAT) | {"model": model(tmp_path, words=4096)}
     opened = wp.compile(given, tmp_path / "a.bundle", cache=False)
@@ -158,7 +194,7 @@ def test_a_system_message_needs_conversations(tmp_path: Path) -> None:
         add_task(opened.path, Addition("pirate", system=SYSTEM))
     plain = {"after": tiny.completing(tmp_path, "after", {"sun": "sun sun"}) | {"sparsity": 0}}
     plain["pirate"] = {"kind": "text-generation", "like": "after", "system": SYSTEM}
-    with pytest.raises(CompileError, match=r"tasks\.pirate\.system: .*after learns from plain prompts"):
+    with pytest.raises(CompileError, match=r"tasks\.pirate\.system: .*it reads plain prompts"):
         wp.compile(content(tmp_path, **plain), tmp_path / "b.bundle", cache=False)
 
 

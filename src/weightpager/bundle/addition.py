@@ -13,7 +13,7 @@ from weightpager.blocks import MAX_TASKS
 from weightpager.bundle.adapter import has_low_rank
 from weightpager.bundle.format import page_file, placement
 from weightpager.bundle.format.low_rank import LowRank
-from weightpager.bundle.format.manifest import MOST_SYSTEM, Manifest, TaskEntry, transitions_of
+from weightpager.bundle.format.manifest import MOST_SYSTEM, EvalData, Generation, Manifest, TaskEntry, transitions_of
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, private_file
 from weightpager.bundle.format.page_file import PageIndex
 from weightpager.bundle.format.picture_tower import is_before_words
@@ -35,12 +35,16 @@ class Addition:
         adapter: directory that PEFT's ``save_pretrained`` wrote, of a LoRA trained on the model that was compiled.
         like: the task whose blocks, kind and settings it takes; None for the first that keeps all blocks.
         system: the message that begins conversations which bring none.
+        eval: held-out data that it can be measured on.
+        generation: how its answers are made, in place of how those of ``like`` are.
     """
 
     name: str
     adapter: str | Path | None = None
     like: str | None = None
     system: str | None = None
+    eval: EvalData | None = None
+    generation: Generation | None = None
 
 
 def add_task(path: str | Path, addition: Addition) -> Bundle:
@@ -91,7 +95,10 @@ class _Checked:
         if addition.adapter is None and addition.system is None:
             raise ConfigError(f"{addition.name}: expected an adapter, a system message or both, found neither")
         origin = _origin(bundle, addition.like)
-        entry, found = _begun(_named(bundle, origin, addition.name), addition.system), None
+        named = structs.replace(_named(bundle, origin, addition.name), eval=addition.eval)
+        if addition.generation is not None:
+            named = structs.replace(named, generation=addition.generation)
+        entry, found = _begun(named, addition.system), None
         if addition.adapter is not None:
             found = PeftAdapter.read(addition.adapter, bundle.manifest.weights)
             _check(bundle, origin.name, found)

@@ -107,6 +107,7 @@ class TaskSubset:
         changes = {
             "growth": growth if growth is not None and set(growth.tasks) <= set(self.names) else None,
             "tasks": [score for score in report.tasks if score.name in self.names],
+            "added": [score for score in report.added if score.name in self.names],
             "mean_overlap": mean_overlap(overlap(written)),
             "page_bytes": written.page_bytes,
             "page_fill": page_fill(written),

@@ -255,6 +255,7 @@ def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: Compile
     if old is not None:
         fields |= {
             "tasks": [*old.tasks, *fields["tasks"]],
+            "added": old.added,
             "duality_gap": old.duality_gap,
             "tied": {**old.tied, **fields["tied"]},
             "evenness": min(old.evenness, prepared.evenness),

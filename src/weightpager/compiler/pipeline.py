@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from weightpager.bundle import Bundle, BundleWriter, writing
-from weightpager.bundle.addition import Addition, add_to_written
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
+from weightpager.compiler.added import add_tasks
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.controls import Control, compared, control_scores, measure_controls
 from weightpager.compiler.fit import check_fit, choose_density_and_alignment, fit_of
@@ -96,9 +96,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         else:
             grow(writer, start, prepared, run)
         if task_file.added:
-            with run.stage("add tasks", one_step=True):
-                for name, spec in task_file.added.items():
-                    add_to_written(writer, Addition(name, spec.adapter, spec.like, spec.system))
+            add_tasks(writer, prepared.source, prepared.data, run)
     return Bundle.open(out)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from weightpager.bundle.format.manifest import transitions_of
+from weightpager.compiler.added import additions
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibration import calibrate_tasks, wants_reorder
 from weightpager.compiler.controls import compared, control_work
@@ -26,7 +27,6 @@ from weightpager.compiler.model.half_layers import units_of
 from weightpager.compiler.packing.write import image_shape
 from weightpager.compiler.recovery.finetune import train
 from weightpager.compiler.recovery.own_parameters import (
-    check_added,
     check_rank,
     own_stage,
     train_own,
@@ -43,7 +43,6 @@ from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.time_left import work_plan
 from weightpager.compiler.training.early_stopping import with_steps
 from weightpager.config import format_size
-from weightpager.errors import CompileError
 from weightpager.machine.memory import own_memory, read_memory, resident_memory
 from weightpager.task_data.texts import Example
 
@@ -112,9 +111,8 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     check_method(source)
     check_experts(source)
     check_rank(source, task_file.recover.low_rank)
-    check_added(source, task_file.added)
     data = _load_data(source)
-    _check_systems(source, data)
+    additions(source, data)  # which says what is wrong with one
     check_refit(source, data)
     source = replace(source, task_file=with_steps(source.task_file, data))
     return fit_roughly(source, data, run), data
@@ -165,20 +163,6 @@ def _load_data(source: DenseModel) -> dict[str, TaskData]:
         if not spec.takes_images:
             _check_words(source, name, data[name])
     return data
-
-
-def _check_systems(source: DenseModel, data: Mapping[str, TaskData]) -> None:
-    """Refuse system messages for tasks that answer no conversations."""
-    file = source.task_file
-    whole = next((name for name in file.tasks if file.sparsity_of(name) == 0), None)
-    stated = {name: name for name, spec in file.tasks.items() if spec.system is not None}
-    stated |= {name: spec.like or whole or "" for name, spec in file.added.items() if spec.system is not None}
-    for name, origin in stated.items():
-        asked = data[origin].asked if origin in data else None
-        chats = source.tokenizer.chat_template is not None if asked is None else asked.generation.prompts == "chat"
-        if not chats:
-            reason = f"{source.path} has no chat template" if asked is None else f"{origin} learns from plain prompts"
-            raise CompileError(f"tasks.{name}.system: expected a task that answers conversations, but {reason}")
 
 
 def _check_words(source: DenseModel, name: str, data: TaskData) -> None:

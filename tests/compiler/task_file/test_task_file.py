@@ -229,7 +229,7 @@ def test_says_what_is_wrong_in_a_task(write: Writer, task: str, expected: str) -
             "  code: {kind: language-modelling, train: code.txt, eval: code-test.txt}",
             "did you mean 'language-modeling'?",
         ),
-        ("  code: {kind: language-modeling, train: code.txt}", "tasks.code.eval: expected a value, found nothing"),
+        ("  code: {kind: language-modeling, train: code.txt}", "tasks.code: eval: expected a file, found nothing"),
         ("  code: {kind: language-modeling, train: code.txt, eval: code-test.txt, label: x}", "label makes no sense"),
         ("  code:", "tasks.code: expected keys and values, found nothing"),
     ],
@@ -367,5 +367,5 @@ def test_the_documented_file_parses(folder: Path) -> None:
 def test_every_key_is_documented() -> None:
     text = DOCS.read_text(encoding="utf-8")
     sections = (TaskFile, TaskSpec, AddedSpec, CalibrationSpec, TrainingSpec, RecoverSpec)
-    keys = {key for model in sections for key in model.model_fields} - {"adapters"}  # which stand among the tasks
+    keys = {key for model in sections for key in model.model_fields} - {"added"}  # which stand among the tasks
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []

@@ -202,6 +202,7 @@ class CompileReport(Document):
     Attributes:
         mean_overlap: the mean overlap of all ordered pairs of tasks.
         duality_gap: the alignment's gap, (bound − objective) ÷ bound over all paged weights.
+        added: scores of tasks that take others' blocks; without what the dense model would say.
         alignment: λ that the masks were chosen with; None for one shared mask.
         frontier: what was tried to find it, if the task file states a switch size or a loss.
         page_fill: share of the pages' bytes that some task uses.
@@ -227,6 +228,7 @@ class CompileReport(Document):
     """
 
     tasks: list[TaskScore]
+    added: list[TaskScore] = Field(default_factory=list)
     mean_overlap: float
     duality_gap: float
     alignment: float | None

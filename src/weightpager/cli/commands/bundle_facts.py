@@ -294,7 +294,7 @@ class BundleFacts:
             tasks=[TaskFacts.of(bundle, name, unused[name]) for name in bundle.tasks],
             switches=SwitchFacts.of(bundle, needs, budget, bandwidth),
             model=ModelFacts.of(bundle, report),
-            scores=[] if report is None else report.tasks,
+            scores=[] if report is None else [*report.tasks, *report.added],
             advice=None if report is None else advise(bundle, report, budget),
             pictures=None if bundle.pictures is None else PictureFacts.of(bundle, bundle.pictures),
         )

@@ -24,14 +24,14 @@ _NOT_COMPARED = {
 
 def scores(title: str, report: CompileReport) -> None:
     """Print the tasks' metrics, with the intervals that hold the true value in 95 of 100 cases."""
-    if not report.tasks:
+    if not report.tasks and not report.added:
         say("not measured: no task has held-out data")
         return
     equal = next((control for control in report.controls if control.name == DENSE), None)
     longer = [] if equal is None else ["dense, trained longer (chosen on validation data)"]
     rows = []
-    for task in report.tasks:
-        trained = [] if equal is None else [measured(equal.scores[task.name], equal.intervals.get(task.name))]
+    for task in (*report.tasks, *report.added):
+        trained = [] if equal is None else [measured(equal.scores.get(task.name), equal.intervals.get(task.name))]
         dense, sparse = measured(task.dense, task.dense_interval), measured(task.sparse, task.sparse_interval)
         rows.append([task.name, task.metric, dense, *trained, sparse, f"{task.density:.2f}", task.items])
     table(title, ["task", "metric", "dense", *longer, "sparse", "density", "held-out items"], rows)

@@ -16,18 +16,15 @@ from torch.nn.functional import linear
 
 from weightpager.backends.torch.architecture import BASE
 from weightpager.bundle.format.low_rank import LowRank
-from weightpager.bundle.format.picture_tower import is_before_words
-from weightpager.bundle.peft import PeftAdapter
 from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.model.dense_model import DenseModel, parameters
 from weightpager.compiler.model.paged_weights import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, alternating_batches
 from weightpager.compiler.resume.journal import LOCAL, Done, Journal, Workers
-from weightpager.compiler.task_file.sections import AddedSpec
 from weightpager.compiler.training.loss import logits_with, loss
 from weightpager.compiler.training.masks import Masks
-from weightpager.errors import CompileError, ConfigError
+from weightpager.errors import CompileError
 from weightpager.progress import StepProgress
 
 
@@ -82,24 +79,6 @@ def check_rank(source: DenseModel, rank: int) -> None:
         if rank > min(info.grid.in_features, info.grid.out_features):
             shape = f"{info.grid.out_features} × {info.grid.in_features}"
             raise CompileError(f"recover.low_rank: expected at most the rank of {info.name}, {shape}; found {rank}")
-
-
-def check_added(source: DenseModel, added: Mapping[str, AddedSpec]) -> None:
-    """See before anything is trained that tasks which take others' blocks can be added.
-
-    Raises:
-        ConfigError: an adapter doesn't fit the model; its text names the task.
-    """
-    for name, spec in added.items():
-        if spec.adapter is None:
-            continue
-        try:
-            found = PeftAdapter.read(spec.adapter, [info.entry for info in source.paged])
-        except ConfigError as error:
-            raise ConfigError(f"tasks.{name}.adapter: {error}") from error
-        for part in found.parts if source.shares_tower else ():
-            if is_before_words(part):
-                raise ConfigError(f"tasks.{name}.adapter: expected no part of a tower that tasks share, found {part}")
 
 
 def dense_part(parts: Mapping[str, LowRank], name: str) -> Tensor | float:

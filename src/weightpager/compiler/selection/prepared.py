@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from weightpager.answers.score import Score
@@ -16,6 +15,7 @@ from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.task_file.sections import AddedSpec, TaskSpec
 from weightpager.task_data.held_out import fingerprint
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
@@ -78,7 +78,6 @@ class Prepared:
     def entries(self) -> tuple[TaskEntry, ...]:
         """The tasks as the manifest lists them."""
         task_file = self.task_file
-        hashed = partial(fingerprint, among_words=self.source.pictures is not None)
         return tuple(
             TaskEntry(
                 name=name,
@@ -87,33 +86,39 @@ class Prepared:
                 max_length=None if spec.takes_images else task_file.max_length_of(name),
                 sparsity=self.source.sparsity_of(name),
                 dense=_entry(self.dense[name]) if name in self.dense else None,
-                eval=None
-                if spec.eval is None
-                else EvalData(
-                    file=str(spec.eval.absolute()),
-                    blake3=hashed(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns),
-                    text=spec.columns[0],
-                    label=spec.columns[1],
-                    items=spec.items,
-                ),
-                generation=self._generation(name),
+                eval=eval_data(name, spec, among_words=self.source.pictures is not None),
+                generation=generation_of(self.source, self.data, name),
                 add_bos_token=not spec.labelled and bool(TransformersTokens(self.source.tokenizer).begin_ids),
             )
             for name, spec in task_file.tasks.items()
         )
 
-    def _generation(self, name: str) -> Generation | None:
-        """How a task's answers are made: as those of its data, or of conversations if the model has a template."""
-        spec = self.task_file.tasks[name]
-        if name in self.data:
-            asked = self.data[name].asked
-            return None if asked is None else asked.generation
-        return Generation(
-            prompts="plain" if self.source.tokenizer.chat_template is None else "chat",
-            max_new_tokens=spec.max_new_tokens or NEW_TOKENS,
-            metrics=list(spec.wanted_metrics),
-            system=spec.system,
-        )
+
+def generation_of(source: DenseModel, data: Mapping[str, TaskData], name: str) -> Generation | None:
+    """How a task's answers are made: as those of its data, or of conversations if the model has a template."""
+    spec = source.task_file.tasks[name]
+    if name in data:
+        asked = data[name].asked
+        return None if asked is None else asked.generation
+    return Generation(
+        prompts="plain" if source.tokenizer.chat_template is None else "chat",
+        max_new_tokens=spec.max_new_tokens or NEW_TOKENS,
+        metrics=list(spec.wanted_metrics),
+        system=spec.system,
+    )
+
+
+def eval_data(name: str, spec: TaskSpec | AddedSpec, *, among_words: bool) -> EvalData | None:
+    """A task's held-out data as a bundle names it; None where it has none."""
+    if spec.eval is None:
+        return None
+    return EvalData(
+        file=str(spec.eval.absolute()),
+        blake3=fingerprint(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns, among_words=among_words),
+        text=spec.columns[0],
+        label=spec.columns[1],
+        items=spec.items,
+    )
 
 
 def _entry(score: Score) -> DenseScore:

@@ -158,6 +158,7 @@ Unit = Literal["block", "half-layer", "layer"]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 """As a manifest takes it; pydantic doesn't know msgspec's bounds."""
 
+Metrics = Annotated[tuple[TextMetric, ...], Field(min_length=1, max_length=8, strict=False)]
 System = Annotated[str, Field(min_length=1, max_length=MOST_SYSTEM)]
 Column = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -183,19 +184,41 @@ _STEPS = frozenset({"steps", "private_steps"})
 
 
 class AddedSpec(Frozen):
-    """A task that takes another task's blocks; nothing of it is trained or measured.
+    """A task that takes another task's blocks; nothing of it is trained.
 
     Attributes:
         kind: that of the task whose blocks it takes.
         adapter: a directory that PEFT's ``save_pretrained`` wrote, of a LoRA trained on the model.
         like: the task whose blocks, kind and settings it takes; None is the first that keeps all blocks.
         system: the message that begins each of its conversations.
+        eval: held-out data for the reported metric; its prompts say whether the task answers conversations.
+        text, label, items, metrics: as of other tasks.
     """
 
     kind: TaskKind
     adapter: AdapterDirectory | None = None
     like: TaskName | None = None
     system: System | None = None
+    eval: Data | None = None
+    text: Column | None = None
+    label: Column | None = None
+    items: Count | None = None
+    metrics: Metrics | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AddedSpec:
+        for key in ("text", "label", "items", "metrics"):
+            if self.eval is None and getattr(self, key) is not None:
+                raise broken(f"{key} makes no sense without eval")
+        if self.metrics is not None and not FORMS[self.kind].completes:
+            raise broken(f"metrics makes no sense for {self.kind}, which generates no texts to be measured")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The column of what the task reads, and that of labels."""
+        read, label = FORMS[self.kind].columns
+        return self.text or read, self.label or label
 
 
 class TaskSpec(Frozen):
@@ -231,7 +254,7 @@ class TaskSpec(Frozen):
     checkpoint: ModelDirectory | None = None
     max_length: Length | None = None
     items: Count | None = None
-    metrics: Annotated[tuple[TextMetric, ...], Field(min_length=1, max_length=8, strict=False)] | None = None
+    metrics: Metrics | None = None
     max_new_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
     system: System | None = None
 
