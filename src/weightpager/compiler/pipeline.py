@@ -19,6 +19,7 @@ from weightpager.compiler.fit import check_fit, choose_density_and_alignment, fi
 from weightpager.compiler.growth import grow
 from weightpager.compiler.keep import Kept, choose_kept, keep_of
 from weightpager.compiler.measure import common_fields, measure_written
+from weightpager.compiler.model.gguf_model import with_directory
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
@@ -74,7 +75,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         BundleError, StoreError: the base can't be used, or was replaced meanwhile.
         CompileInterrupted: Ctrl-C. It is a `KeyboardInterrupt`, whose text says what is kept.
     """
-    task_file, shared = _parse(tasks), Cache.of_user() if cache else Cache.none()
+    task_file, shared = with_directory(_parse(tasks)), Cache.of_user() if cache else Cache.none()
     # What a link leads to stays where it is when `pull` makes the link lead elsewhere.
     start = None if base is None else BaseBundle.open(os.path.realpath(base))
     if start is not None:

@@ -27,6 +27,7 @@ from weightpager.compiler.data import TransformersTokens, classes, reader_of
 from weightpager.compiler.model.checkpoint import Checkpoint
 from weightpager.compiler.model.dense_model import check_config
 from weightpager.compiler.model.directory import ModelDirectory, call, check_known, load_generation
+from weightpager.compiler.model.gguf_model import with_directory
 from weightpager.compiler.model.picture_tower import picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.vocabulary_tables import ids_in, keep_rows, named_ids, renumbered, row_parameters
@@ -125,6 +126,7 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         ConfigError: ``out`` exists already or can't be written; the tasks read images.
     """
     _check(task_file)
+    task_file = with_directory(task_file)
     target = free_target(out)
     with quiet_transformers():
         directory = ModelDirectory.open(task_file.model)

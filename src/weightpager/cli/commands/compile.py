@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 
 def compile_(
-    tasks: Annotated[Path, typer.Argument(metavar="TASKS.yaml", help="Task file.", show_default=False)],
+    tasks: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TASKS.yaml",
+            help="Task file; or a model's directory or GGUF file, for one task without data.",
+            show_default=False,
+        ),
+    ],
     out: Out,
     base: Annotated[
         Path | None,
@@ -77,7 +84,8 @@ def compile_(
 ) -> None:
     """Compile a model and its tasks into a bundle. Needs `weightpager[compile]`.
 
-    Ctrl-C keeps what has been trained: the same command goes on from there.
+    Ctrl-C keeps what has been trained: the same command goes on from there. A model in place of the task file gets one
+    task, `chat`, which keeps all blocks; `weightpager add` adds others.
 
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """

@@ -22,7 +22,7 @@ from weightpager.compiler.task_file.sections import (
     ExistingFile,
     ExpertUnit,
     Frozen,
-    ModelDirectory,
+    Model,
     Page,
     Recover,
     RecoverSpec,
@@ -41,6 +41,7 @@ from weightpager.compiler.task_file.sections import (
     broken,
 )
 from weightpager.errors import ConfigError, shown
+from weightpager.machine.paths import has_file
 from weightpager.page_dtype import DEFAULT, PageDtype, block_bytes
 
 _EXPECTED = {
@@ -127,7 +128,7 @@ class TaskFile(Frozen):
 
     Attributes:
         model: a Hugging Face model directory: an encoder or a decoder, of texts or of images, or a decoder behind a
-            picture tower.
+            picture tower. Or a GGUF file of a decoder.
         block: rows × columns of weights that are kept or dropped together.
         dtype: of the paged weights.
         sparsity: fraction of blocks dropped by tasks that state none; if this states none either, 0.75 where recovery
@@ -157,7 +158,7 @@ class TaskFile(Frozen):
         page: bytes; ``auto``, or None, lets the packer choose.
     """
 
-    model: ModelDirectory
+    model: Model
     block: Block = BlockShape(16, 32)
     dtype: PageDtype = DEFAULT
     sparsity: Sparsity | None = None
@@ -370,10 +371,14 @@ class TaskFile(Frozen):
 def load(path: str | Path) -> TaskFile:
     """Read a task file; relative paths in it start from its folder.
 
+    The path of a model stands for a file that names it and one task without data, ``chat``.
+
     Raises:
         ConfigError: with the file, the dotted key, what was expected and what was found.
     """
     path = Path(path)
+    if path.suffix == ".gguf" or has_file(path / "config.json"):
+        return from_dict({"model": str(path), "tasks": {"chat": {"kind": "text-generation"}}}, name=str(path))
     try:
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:

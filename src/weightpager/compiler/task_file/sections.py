@@ -80,6 +80,12 @@ def _model_directory(value: object, info: ValidationInfo) -> Path:
     return path
 
 
+def _model(value: object, info: ValidationInfo) -> Path:
+    """A model directory, or a GGUF file."""
+    path = _path(value, info)
+    return path if path.suffix == ".gguf" and has_file(path) else _model_directory(value, info)
+
+
 def _adapter_directory(value: object, info: ValidationInfo) -> Path:
     path = _path(value, info)
     for name in (CONFIG, WEIGHTS):
@@ -145,6 +151,7 @@ _SIZE = r"\d+(\.\d+)? *([KMGkmg]?[Ii]?[Bb])?"
 ExistingFile = Annotated[Path, BeforeValidator(_file)]
 Data = Annotated[Path, BeforeValidator(_data)]
 ModelDirectory = Annotated[Path, BeforeValidator(_model_directory)]
+Model = Annotated[Path, BeforeValidator(_model)]
 AdapterDirectory = Annotated[Path, BeforeValidator(_adapter_directory)]
 Block = Annotated[BlockShape, BeforeValidator(_block), _text(r"^\d+x\d+$")]
 Page = Annotated[int | None, BeforeValidator(_page), _text(rf"^(auto|{_SIZE})$", "integer", "null")]
