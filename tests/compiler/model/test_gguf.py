@@ -20,6 +20,7 @@ import tiny_gguf
 import tiny_pairs
 import weightpager as wp
 from command import Command
+from weightpager.backends.torch.export import export_task
 from weightpager.compiler.model import gguf_model
 from weightpager.compiler.model.gguf_header import GgufHeader
 from weightpager.compiler.model.gguf_model import directory_of
@@ -62,6 +63,21 @@ def test_values_and_words_are_the_files(
         assert ids(text, add_special_tokens=False).input_ids == own(text, add_special_tokens=False).input_ids
     assert ids.chat_template == tiny_pairs.TEMPLATE
     assert [*(tmp_path / "cache").iterdir()] == [found]
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [("Q4_0", 0.0, 0.004), ("Q4_1", 0.02, 0.2)])
+def test_int4_pages_hold_some_values_nearly_as_they_are(
+    tmp_path: Path, cached: Path, kind: str, least: float, most: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_gguf.write(tmp_path / "tiny.gguf", tmp_path / "model", kind)
+    bundle = wp.compile(tmp_path / "tiny.gguf", tmp_path / "a.bundle", cache=False)
+    assert ("int4 pages round values of Q4_1 once more" in caplog.text) == (kind == "Q4_1")
+    export_task(bundle, "chat", tmp_path / "ours")
+    (directory,) = cached.iterdir()
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(each).state_dict() for each in (tmp_path / "ours", directory))
+    errors = [(ours[name] - theirs[name]).norm() / theirs[name].norm() for name in theirs if "proj" in name]
+    assert least <= min(errors)
+    assert max(errors) <= most
 
 
 def test_a_compile_takes_it_for_a_model(plain: Path, cached: Path, tmp_path: Path, weightpager: Command) -> None:

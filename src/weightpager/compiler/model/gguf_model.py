@@ -31,6 +31,11 @@ _BY_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"
 
 _AS_GPT2 = frozenset({"gpt-2", "phi-2", "olmo", "jais"})
 
+_EXACT = {"int4": frozenset({"Q4_0", "F32", "F16", "BF16", "Q6_K", "Q8_0"})}
+"""Types that int4 holds but for the last bits of a scale, and those of many bits, rounded for the first time."""
+
+_REMEDY = ", and int8 rounds all by half a percent: state 'dtype: int8' unless memory is short, or recover"
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,12 +48,19 @@ def with_directory(task_file: TaskFile) -> TaskFile:
     """
     if task_file.model.suffix != SUFFIX:
         return task_file
-    return task_file.model_copy(update={"model": directory_of(task_file.model, cache_dir() / "gguf")})
+    header = GgufHeader.read(task_file.model)
+    again = sorted(header.types.keys() - _EXACT.get(task_file.dtype, header.types.keys()))
+    if again:
+        _log.warning(
+            "%s: %s pages round values of %s once more; those of Q4_0 they hold nearly as they are%s",
+            task_file.model, task_file.dtype, ", ".join(again), _REMEDY,
+        )  # fmt: skip
+    return task_file.model_copy(update={"model": directory_of(task_file.model, cache_dir() / "gguf", header)})
 
 
-def directory_of(file: Path, cache: Path) -> Path:
+def directory_of(file: Path, cache: Path, header: GgufHeader | None = None) -> Path:
     """A GGUF file's model as a directory, which is made once in a cache. Errors are those of `with_directory`."""
-    header = GgufHeader.read(file)
+    header = header or GgufHeader.read(file)
     _check(file, header)
     try:
         folder = cache / hash_file(file).blake3[:32]

@@ -1,0 +1,87 @@
+"""How far the bundle of a GGUF file writes the tokens that llama.cpp writes from the file itself, greedily.
+
+    python -m benchmarks.device.gguf_tokens FILE --prompts normalise.eval.jsonl --dtype float32
+
+Prompts are the first of a file of rows, as they are, without a chat template. Each answer is compared up to the first
+token that differs: rounding decides where two words are about as likely, and all behind is another text. Needs ``pip
+install llama-cpp-python``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from weightpager.answers.model import Integers, TaskModel
+from weightpager.compiler.pipeline import compile as compile_bundle
+from weightpager.engine import Engine
+
+_THEIRS = """
+import json, sys
+from itertools import islice
+import llama_cpp, numpy as np
+from benchmarks.device.llama_cpp_model import LlamaModel
+path, most = sys.argv[1], int(sys.argv[2])
+model = LlamaModel(path)
+context, words = model.context(1024, 1), llama_cpp.llama_model_get_vocab(model.model)
+for line in sys.stdin:
+    text, room = json.loads(line).encode(), (llama_cpp.llama_token * 1024)()
+    ids = list(room[: llama_cpp.llama_tokenize(words, text, len(text), room, 1024, True, False)])
+    print(json.dumps([ids, list(islice(model.grow(context, np.array(ids)), most))]), flush=True)
+"""
+
+
+def main(
+    file: Annotated[Path, typer.Argument(help="GGUF file.")],
+    prompts: Annotated[Path, typer.Option(help="Rows with a `prompt` each.")],
+    dtype: Annotated[str, typer.Option(help="Of the bundle.")] = "float32",
+    count: Annotated[int, typer.Option(help="Of prompts.")] = 64,
+    most: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,
+) -> None:
+    """Compare greedy tokens."""
+    rows = [json.loads(line)["prompt"] for line in islice(prompts.open(encoding="utf-8"), count)]
+    with tempfile.TemporaryDirectory() as folder:
+        content = {"model": str(file), "dtype": dtype, "tasks": {"chat": {"kind": "text-generation"}}}
+        bundle = compile_bundle(content, Path(folder) / "a.bundle")
+        with Engine.from_pretrained(bundle.path) as engine, engine.task("chat"):
+            reader, begins = engine.tokenizer(), bundle.task("chat").add_bos_token
+            asked = [np.array([reader.prompt(row, bos=begins)]) for row in rows]
+            ours = [_grown(engine.model("chat"), ids, most) for ids in asked]
+    command = [sys.executable, "-c", _THEIRS, str(file), str(most)]
+    given = "\n".join(map(json.dumps, rows))
+    said = subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
+    theirs = [json.loads(line) for line in said.splitlines()]
+    read = sum(ids[0].tolist() == other[0] for ids, other in zip(asked, theirs, strict=True))
+    alike = [_alike(own, other[1]) / most for own, other in zip(ours, theirs, strict=True)]
+    typer.echo(f"{read} of {len(rows)} prompts are the same tokens")
+    typer.echo(
+        f"{dtype}: of {most} tokens the median answer has {median(alike):.2f} before the first that differs, the mean "
+        f"{np.mean(alike):.2f}; {alike.count(1)} answers are the same"
+    )
+
+
+def _grown(model: TaskModel, ids: Integers, most: int) -> list[int]:
+    reading, found = model.reading(1, ids.shape[1] + most), ids
+    for _ in range(most):
+        token = reading.next(found, np.ones_like(found), None)
+        found = np.concatenate([found, token[:, None]], 1)
+    grown: list[int] = found[0, ids.shape[1] :].tolist()
+    return grown
+
+
+def _alike(ours: list[int], theirs: list[int]) -> int:
+    """How many tokens both begin with."""
+    return next((at for at, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other), len(ours))
+
+
+if __name__ == "__main__":
+    typer.run(main)
