@@ -34,8 +34,6 @@ _AS_GPT2 = frozenset({"gpt-2", "phi-2", "olmo", "jais"})
 _EXACT = {"int4": frozenset({"Q4_0", "F32", "F16", "BF16", "Q6_K", "Q8_0"})}
 """Types that int4 holds but for the last bits of a scale, and those of many bits, rounded for the first time."""
 
-_REMEDY = ", and int8 rounds all by half a percent: state 'dtype: int8' unless memory is short, or recover"
-
 _log = logging.getLogger(__name__)
 
 
@@ -52,9 +50,11 @@ def with_directory(task_file: TaskFile) -> TaskFile:
     again = sorted(header.types.keys() - _EXACT.get(task_file.dtype, header.types.keys()))
     if again:
         _log.warning(
-            "%s: %s pages round values of %s once more; those of Q4_0 they hold nearly as they are%s",
-            task_file.model, task_file.dtype, ", ".join(again), _REMEDY,
-        )  # fmt: skip
+            "%s: %s pages round values of %s once more, as they don't those of Q4_0: state 'dtype: int8', or recover",
+            task_file.model,
+            task_file.dtype,
+            ", ".join(again),
+        )
     return task_file.model_copy(update={"model": directory_of(task_file.model, cache_dir() / "gguf", header)})
 
 
