@@ -200,14 +200,16 @@ def test_an_unknown_task_is_a_model_that_is_not_found(assistant: Running) -> Non
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model": "numbers", "n": 2}, "n:"),
+        ({"model": "numbers", "n": 17}, "n:"),
+        ({"model": "numbers", "frequency_penalty": 2.5}, "frequency_penalty"),
         ({"model": "numbers", "logprobs": 3}, "logprobs"),
         ({"model": "numbers", "temperature": -1}, "temperature"),
         ({"model": "numbers", "prompt": []}, "prompt"),
         ({"model": "numbers", "prompt": ""}, "at least one token"),
         ({"model": "numbers", "max_tokens": 4000}, "at most 128 tokens"),
         ({"model": "numbers", "prompt": [True]}, "prompt"),
-        ({"model": "numbers", "logit_bias": {"7": -100}}, "logit_bias"),
+        ({"model": "numbers", "logit_bias": {"7": -101}}, "logit_bias"),
+        ({"model": "numbers", "logit_bias": {"16": 1}}, "ids of tokens below 16, found 16"),
         ({"model": "numbers", "extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
     ],
 )
@@ -312,7 +314,7 @@ def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: by
         ({"stop": "a" * 257}, "stop: expected at most 256 characters, found 257"),
         ({"stop": ""}, "stop: expected at least one character, found none"),
         ({"prompt": [[1], []]}, "prompt.1: expected at least one item, found none"),
-        ({"logit_bias": {"1": 1}}, "logit_bias: not supported; leave it out"),
+        ({"presence_penalty": -3}, "presence_penalty: expected a number greater than or equal to -2, found -3"),
         ({"stream_options": 5}, "stream_options: expected an object, found 5"),
         ({"stream": "perhaps"}, "stream: expected true or false, found 'perhaps'"),
         ({"seed": 1.5}, "seed: expected a valid integer, found 1.5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -117,7 +118,7 @@ class GrowingTexts:
         self.ids, self._mask, self._prompt = ids, mask, ids.shape[1]
         self.stoppable = reading.stoppable
         self._reading, self._limits, self._pad = reading, limits, pad
-        self._draw = None if sampling.temperature == 0 else Sampler(sampling).draw
+        self._sampler = None if sampling.plain else Sampler(sampling)
         self._kept: KeptPieces | None = None
 
     @property
@@ -169,7 +170,9 @@ class GrowingTexts:
         """
         over = np.zeros(len(self.ids), bool)
         for _ in range(most):
-            tokens = np.where(over, self._pad, self._reading.next(self.ids, self._mask, self._draw))
+            sampler, said = self._sampler, self.ids[:, self._prompt :]
+            draw = None if sampler is None else partial(sampler.draw, said=said)
+            tokens = np.where(over, self._pad, self._reading.next(self.ids, self._mask, draw))
             self.ids = np.concatenate([self.ids, tokens[:, None]], 1)
             self._mask = np.concatenate([self._mask, np.ones_like(tokens[:, None])], 1)
             over = over | see(tokens)
@@ -214,8 +217,9 @@ class Sampler:
         # numpy takes no negative seed.
         self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % 2**64)
 
-    def draw(self, logits: Floats) -> Integers:
-        """The next token of each text, [texts], of logits [texts, words]."""
+    def draw(self, logits: Floats, said: Integers | None = None) -> Integers:
+        """The next token of each text, [texts], of logits [texts, words]; ``said`` are those before it, if any."""
+        logits = self._adjusted(logits, said)
         if self._sampling.temperature == 0:
             likeliest: Integers = np.argmax(logits, -1)
             return likeliest
@@ -226,6 +230,18 @@ class Sampler:
             shares = np.stack([_likeliest(row, self._sampling.top_p) for row in shares])
         points = self._random.random(len(shares))
         return np.array([_at(row, point) for row, point in zip(shares, points, strict=True)], np.int64)
+
+    def _adjusted(self, logits: Floats, said: Integers | None) -> Floats:
+        sampling = self._sampling
+        if not (sampling.bias or sampling.penalises):
+            return logits
+        adjusted: Floats = logits.copy()
+        for token, bias in sampling.bias:
+            adjusted[:, token] += bias
+        for row, tokens in zip(adjusted, said if sampling.penalises and said is not None else (), strict=False):
+            found, times = np.unique(tokens, return_counts=True)
+            row[found] -= sampling.frequency_penalty * times + sampling.presence_penalty
+        return adjusted
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:

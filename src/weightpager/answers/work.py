@@ -23,11 +23,30 @@ _GREEDY = 1e-3
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: from the likeliest that make up ``top_p``, after division by a temperature; 0 is greedy."""
+    """How tokens are drawn: from the likeliest that make up ``top_p``, after division by a temperature; 0 is greedy.
+
+    Attributes:
+        frequency_penalty, presence_penalty: taken from a token's logit for each time that the answer has it so far, and
+            once if it has it at all.
+        bias: added to the logits of tokens, by their ids.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what has been said counts."""
+        return self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is taken as it is."""
+        return self.temperature == 0 and not self.bias and not self.penalises
 
     @classmethod
     def of(cls, temperature: float | None, top_p: float | None, seed: int | None, *, greedy: bool = True) -> Sampling:

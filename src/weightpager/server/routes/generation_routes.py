@@ -61,6 +61,12 @@ class PlainText(Body):
     type: Literal["text"]
 
 
+_MOST_CHOICES, _MOST_BIASES = 16, 300
+_Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+_Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+_TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,8}$", examples=["50256"])]
+
+
 class GenerationBody(Body):
     """The fields of both routes. A field that would change the answer, and that a bundle can't serve, is refused."""
 
@@ -71,10 +77,10 @@ class GenerationBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
-    n: Literal[1] | None = 1
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = 1
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+    logit_bias: Annotated[dict[_TokenId, _Bias], Field(max_length=_MOST_BIASES)] | None = None
     response_format: PlainText | None = None
 
     @property
@@ -342,9 +348,9 @@ async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
 
     async def read() -> list[Generate]:
         work = _work(service, body, task, await service.texts.chat(asked.messages, task, len(urls)), wanted, "messages")
-        return [await _with_pictures(service, work, urls, "messages")]
+        return _choices(body, [await _with_pictures(service, work, urls, "messages")])
 
-    return await _respond(service, request, body, task, 1, read, ChatFormat(body), len(urls))
+    return await _respond(service, request, body, task, body.n or 1, read, ChatFormat(body), len(urls))
 
 
 @router.post("/completions", response_model=Completion)
@@ -361,9 +367,10 @@ async def completions(body: CompletionBody, request: Request, service: Serving) 
     async def read() -> list[Generate]:
         prompts = await service.texts.run(partial(_prompt, task=task, pictures=len(urls)), given)
         works = [_work(service, body, task, ids, wanted, "prompt") for ids in prompts]
-        return [await _with_pictures(service, work, urls, "images") for work in works]
+        return _choices(body, [await _with_pictures(service, work, urls, "images") for work in works])
 
-    return await _respond(service, request, body, task, len(given), read, CompletionFormat(body), len(urls))
+    texts = len(given) * (body.n or 1)
+    return await _respond(service, request, body, task, texts, read, CompletionFormat(body), len(urls))
 
 
 def _writer(service: Service, name: str) -> TaskEntry:
@@ -404,12 +411,31 @@ def _work(
     stated = service.answer_tokens(task)
     most = service.settings.most_new_tokens if wanted is not None or stated is None else stated
     room = service.vocabulary.room(ids, wanted, most, param)
-    return Generate(ids, room, _sampling(body, task), body.stops)
+    return Generate(ids, room, _sampling(service, body, task), body.stops)
 
 
-def _sampling(body: GenerationBody, task: TaskEntry) -> Sampling:
+def _sampling(service: Service, body: GenerationBody, task: TaskEntry) -> Sampling:
     """How tokens are drawn. Unless the request says so, a text-generation task answers as `eval` measures it."""
-    return Sampling.of(body.temperature, body.top_p, body.seed, greedy=task.generation is not None)
+    drawn = Sampling.of(body.temperature, body.top_p, body.seed, greedy=task.generation is not None)
+    bias = tuple(sorted((int(token), added) for token, added in (body.logit_bias or {}).items()))
+    if bias and bias[-1][0] >= (words := service.engine.limits.vocab_size):
+        raise RequestError(f"expected ids of tokens below {words}, found {bias[-1][0]}", "logit_bias")
+    return replace(
+        drawn,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        bias=bias,
+    )
+
+
+def _choices(body: GenerationBody, works: Sequence[Generate]) -> list[Generate]:
+    """Each work as often as choices are wanted, one behind the other; a seed is one for each, counted on."""
+
+    def choice(work: Generate, number: int) -> Generate:
+        seed = work.sampling.seed
+        return work if seed is None else replace(work, sampling=replace(work.sampling, seed=seed + number))
+
+    return [choice(work, number) for work in works for number in range(body.n or 1)]
 
 
 async def _respond(
@@ -425,7 +451,7 @@ async def _respond(
     async with AsyncExitStack() as stack:
         events = await stack.enter_async_context(exchange(service, request, task, texts, pictures))
         works = await events.submit(read())
-        prompt = sum(len(work.ids) for work in works)
+        prompt = sum(len(work.ids) for work in works) // (body.n or 1)  # each counts once
         if body.stream:
             # The first event decides what the status is: errors before it are answered like any other.
             first = await events.next()
