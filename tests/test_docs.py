@@ -18,13 +18,17 @@ import pytest
 import yaml
 
 import tiny
+import tiny_gguf
 import weightpager as wp
 from command import run
 from fleet import file_server
+from lora import lora
 from running import ADMIN, serving
 from weightpager.bundle.garbage import collect
 from weightpager.kernels.choice import NATIVE
 from weightpager.server.scheduling.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT, of transformers
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "weightpager"
@@ -52,6 +56,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "more.yaml").write_text(yaml.safe_dump(more | {"tasks": tasks}))
     visits = (json.dumps({"task": ("spam", "topic")[number % 2], "time": number}) for number in range(20))
     (folder / "day.jsonl").write_text("\n".join(visits))
+    tiny_gguf.write(folder / "smollm2-q4_0.gguf", folder / "dense", "Q4_0")
+    lora(folder / "dense", folder / "german-lora")
     return folder
 
 

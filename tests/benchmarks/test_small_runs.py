@@ -48,6 +48,7 @@ OPTIONS_ONLY = {
     "device.adapters.onnxruntime_load": "needs ONNX Runtime",
     "device.decoder": "needs llama.cpp's file",
     "device.decoder.bundles": "takes a model from the network",
+    "device.gguf_tokens": "needs llama.cpp",
     "device.images": "needs ONNX Runtime",
     "device.images.bundle": "compiles for minutes",
     "device.install": "needs a package index",
