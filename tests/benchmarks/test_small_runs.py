@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OPTIONS_ONLY = {
     "accuracy": "takes models and data from the network, and minutes",
+    "accuracy.adapter": "as accuracy",
     "accuracy.kept": "test_kept.py compiles a tiny model by each method",
     "accuracy.vocabulary": "as accuracy",
     "assistant": "as accuracy",
