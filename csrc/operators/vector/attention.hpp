@@ -14,6 +14,8 @@ constexpr int kRegistersAtOnce = kLanes == 8 ? 2 : kLanes == 4 ? 2 : 4;  // of k
 constexpr int kRowsAtOnce = kLanes == 16 ? 6 : 4;
 static_assert(kKeyRegisters % kRegistersAtOnce == 0);
 
+WEIGHTPAGER_INLINE void add_product(Float& sum, Float lanes, float by) { sum = fused<kLanes>(lanes, Float{} + by, sum); }
+
 // Some rows of queries of a group, and what they have come to.
 class QueryTile {
    public:
@@ -103,7 +105,7 @@ class QueryTile {
             for (int64_t d = 0; d < a_.depth; ++d, key += kKeysAtOnce)
                 unroll<kRegistersAtOnce>([&](auto c) WEIGHTPAGER_INLINED {
                     const Float lanes = load_floats(key + c * kLanes);
-                    unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED { scores[r][c] = fused<kLanes>(lanes, Float{} + query[r * a_.depth + d], scores[r][c]); });
+                    unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED { add_product(scores[r][c], lanes, query[r * a_.depth + d]); });
                 });
             unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED {
                 unroll<kRegistersAtOnce>([&](auto c) WEIGHTPAGER_INLINED {
@@ -205,13 +207,13 @@ class QueryTile {
                 const Element* value = values + k * stride + column;
                 unroll<Registers>([&](auto c) WEIGHTPAGER_INLINED {
                     const Float lanes = load_floats(value + c * kLanes);
-                    unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED { sums[r][c] = fused<kLanes>(lanes, Float{} + shares[r * kKeysAtOnce + k], sums[r][c]); });
+                    unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED { add_product(sums[r][c], lanes, shares[r * kKeysAtOnce + k]); });
                 });
             }
         } else {
             for (int64_t k = 0; k < count; ++k) {
                 const Float lanes = load_part(values + k * stride + column, left);
-                unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED { sums[r][0] = fused<kLanes>(lanes, Float{} + shares[r * kKeysAtOnce + k], sums[r][0]); });
+                unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED { add_product(sums[r][0], lanes, shares[r * kKeysAtOnce + k]); });
             }
         }
         unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED {

@@ -112,9 +112,8 @@ class TextPieces:
         key = blake3(self._chain[-1] + kept.words.digest()).digest()
         fresh = max(0, min(stop, self._prompt) - max(self.end, self._known))
 
-        def covers(other: _Kept) -> int:
-            tokens = len(other.words.ids)
-            return tokens if kept.words.common(other.words) == tokens else 0
+        def covers(other: _Kept) -> bool:
+            return kept.words.common(other.words) == len(other.words.ids)
 
         self._cache.keep(self._chain, key, kept, piece.bytes, fresh=fresh, covers=covers)
         self._known = max(self._known, stop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -36,8 +36,8 @@ def additions(source: DenseModel, data: Mapping[str, TaskData]) -> list[Addition
     """
     file = source.task_file
     for name, spec in file.tasks.items():
-        if spec.system is not None and source.tokenizer.chat_template is None:
-            _check_system(source, name, None)
+        if spec.system is not None:
+            _check_system(source, name, chats=source.tokenizer.chat_template is not None)
     whole = next((name for name in file.tasks if file.sparsity_of(name) == 0), "")
     return [_addition(source, data, name, spec, spec.like or whole) for name, spec in file.added.items()]
 
@@ -48,7 +48,7 @@ def _addition(source: DenseModel, data: Mapping[str, TaskData], name: str, spec:
     if spec.eval is not None:
         generation = _asked(source, name, spec, origin, generation)
     if spec.system is not None:
-        _check_system(source, name, generation)
+        _check_system(source, name, chats=generation is not None and generation.prompts == "chat")
     held_out = eval_data(name, spec, among_words=source.pictures is not None)
     return Addition(name, spec.adapter, spec.like, spec.system, held_out, generation)
 
@@ -83,24 +83,23 @@ def _asked(
     return replace(generation, prompts=form(rows), metrics=metrics, system=None)
 
 
-def _check_system(source: DenseModel, name: str, generation: Generation | None) -> None:
-    if generation is not None and generation.prompts == "chat":
+def _check_system(source: DenseModel, name: str, *, chats: bool) -> None:
+    if chats:
         return
     template = source.tokenizer.chat_template is not None
     reason = "it reads plain prompts" if template else f"{source.path} has no chat template"
     raise CompileError(f"tasks.{name}.system: expected a task that answers conversations, but {reason}")
 
 
-def add_tasks(writer: BundleWriter, source: DenseModel, data: Mapping[str, TaskData], run: CompileRun) -> None:
-    """Add what the task file adds to a bundle that was just written, measure it, and have the report tell of it.
+def add_tasks(writer: BundleWriter, added: Sequence[Addition], run: CompileRun) -> None:
+    """Add tasks to a bundle that was just written, measure them, and have the report tell of it.
 
-    Errors are those of `additions` and of `weightpager.bundle.addition.add_task`.
+    Errors are those of `weightpager.bundle.addition.add_task`.
     """
-    found = additions(source, data)
     with run.stage("add tasks", one_step=True):
-        for addition in found:
+        for addition in added:
             add_to_written(writer, addition)
-    measured = [addition.name for addition in found if addition.eval is not None]
+    measured = [addition.name for addition in added if addition.eval is not None]
     if not measured:
         return
     bundle = Bundle.open(writer.root)

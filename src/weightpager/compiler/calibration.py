@@ -61,7 +61,7 @@ def calibrate_tasks(found: Trained, run: CompileRun) -> Prepared:
             for task, of_task in _whole_saliency(half_layer_saliency, found, run).items():
                 saliency[task][HALVES] = half_saliency(of_task, units_of(source))
     run.journal.write("calibrate", 0, _tensors(saliency, permutations))
-    prepared = Prepared(source, found.data, found.dense, saliency, permutations)
+    prepared = Prepared(source, found.data, found.dense, saliency, permutations, added=found.added)
     with run.stage("floors"):
         return replace(prepared, evenness=_evenness(prepared, run.progress, run.journal))
 
@@ -89,10 +89,8 @@ def _block_saliency(found: Trained, run: CompileRun) -> SaliencyOfTasks:
 
 
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
-    if keeps_whole_experts(prepared.source) or prepared.task_file.units.whole:
+    if not prepared.data or keeps_whole_experts(prepared.source) or prepared.task_file.units.whole:
         return 0.0  # there are no floors
-    if not prepared.data:
-        return 0.0
     reached = journal.read("floors", lambda tensors: "evenness" in tensors)
     if reached is not None:
         return reached.tensors["evenness"].item()

@@ -280,10 +280,9 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     Raises:
         CompileError: the file can't be used, or has fewer than two labels.
     """
-    if task.train is None:
-        return ()
-    where = split_label(name, "train", task.train)
-    return _sorted(checked_labels(task.kind, task.columns, task.train, where, None), where)
+    path = task.splits["train"]
+    where = split_label(name, "train", path)
+    return _sorted(checked_labels(task.kind, task.columns, path, where, None), where)
 
 
 def _sorted(rows: Sequence[Sequence[str | int]], where: str) -> tuple[str, ...]:

@@ -104,6 +104,11 @@ def validation(data: TaskData, most: int = _ITEMS) -> TaskData:
     return replace(data, eval=tuple(data.validation or data.train)[:most])
 
 
+def _has_more(data: TaskData) -> bool:
+    """Whether there are more rows than the few that tell which steps to take."""
+    return len(validation(data).eval) > FEW
+
+
 class _InPages:
     """Weights as pages will hold them, in the source's scratch; each is rounded once."""
 
@@ -150,16 +155,8 @@ class _Metric:
                     f"{score.metric} {score.value:g}; state a sparsity"
                 )
         rounded = _InPages(prepared.source) if prepared.task_file.recover.method == "none" else None
-        of_few = scores(FEW) if any(map(cls._has_more, prepared.data.values())) else dense
+        of_few = scores(FEW) if any(map(_has_more, prepared.data.values())) else dense
         return cls(prepared, dense, of_few, rounded)
-
-    @staticmethod
-    def _has_more(data: TaskData) -> bool:
-        return len(validation(data).eval) > FEW
-
-    def has_more(self, task: str) -> bool:
-        """Whether there are more rows than the few that tell which steps to take."""
-        return self._has_more(self.prepared.data[task])
 
     def share(self, task: str, model: Model, *, whole: bool = False) -> tuple[float, float]:
         """The share that a task keeps, and the metric itself, on few rows or on all."""
@@ -341,7 +338,7 @@ class _Greedy:
     ) -> tuple[list[int], list[KeepStep]]:
         """What may go by all rows: the last steps are taken back until that is so."""
         left, found = [*gone], [*steps]
-        while left and self.metric.has_more(self.task):
+        while left and _has_more(self.prepared.data[self.task]):
             share, value = self.metric.without(self.task, [self.units[at] for at in left], whole=True)
             last, kept = tried.index(left[-1]), share >= self._wanted
             found[last] = found[last].model_copy(update={"metric": value, "taken": kept})

@@ -96,8 +96,8 @@ def compile(  # noqa: A001 - wp.compile is what users expect
             build(writer, prepared, run)
         else:
             grow(writer, start, prepared, run)
-        if task_file.added:
-            add_tasks(writer, prepared.source, prepared.data, run)
+        if prepared.added:
+            add_tasks(writer, prepared.added, run)
     return Bundle.open(out)
 
 

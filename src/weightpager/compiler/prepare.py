@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from weightpager.bundle.addition import Addition
 from weightpager.bundle.format.manifest import transitions_of
 from weightpager.compiler.added import additions
 from weightpager.compiler.base_bundle import BaseBundle
@@ -79,7 +80,7 @@ def train_and_measure_dense(
     with run.stage("load"):
         _log.info("load %s …", task_file.model)
         before, own = resident_memory() or 0, own_memory() or 0
-        source, data = _load(task_file, run, base)
+        source, data, added = _load(task_file, run, base)
         available = read_memory().usable_bytes
         if available is not None:
             available += max(0, (own_memory() or 0) - own)  # the model, unless it lies in files that are mapped
@@ -96,11 +97,13 @@ def train_and_measure_dense(
     with run.stage("measure dense"):
         jobs = {name: partial(score_alone, source.alone(name), name, of) for name, of in data.items()}
         dense = shared.scores(source, jobs, run.workers_on(source), run.progress)
-    return Trained(source, data, dense, shared, may_reorder=not adds, calibration_bytes=bound.calibration_bytes)
+    return Trained(source, data, dense, shared, not adds, bound.calibration_bytes, added)
 
 
-def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tuple[DenseModel, dict[str, TaskData]]:
-    """The dense model, with as many steps and as few blocks as its data and a budget want, and the tasks' data."""
+def _load(
+    task_file: TaskFile, run: CompileRun, base: BaseBundle | None
+) -> tuple[DenseModel, dict[str, TaskData], list[Addition]]:
+    """The dense model, with as many steps and as few blocks as its data and a budget want; the data; what is added."""
     for name, spec in task_file.tasks.items():
         check_data(name, spec, classes_brought(spec))  # before the model, which takes long to load
     old = None if base is None else transitions_of(base.bundle.manifest)
@@ -112,10 +115,10 @@ def _load(task_file: TaskFile, run: CompileRun, base: BaseBundle | None) -> tupl
     check_experts(source)
     check_rank(source, task_file.recover.low_rank)
     data = _load_data(source)
-    additions(source, data)  # which says what is wrong with one
+    added = additions(source, data)
     check_refit(source, data)
     source = replace(source, task_file=with_steps(source.task_file, data))
-    return fit_roughly(source, data, run), data
+    return fit_roughly(source, data, run), data, added
 
 
 def _check_units(source: DenseModel) -> None:

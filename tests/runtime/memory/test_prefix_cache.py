@@ -103,9 +103,9 @@ def test_what_was_being_read_at_a_clear_is_never_found() -> None:
     cache = PrefixCache(3)
     before = cache.root(b"task")
     for _ in range(2):
-        cache.keep([before], b"key", "piece", 1, fresh=64, covers=lambda _: 0)
+        cache.keep([before], b"key", "piece", 1, fresh=64, covers=lambda _: False)
         cache.clear()
-    cache.keep([before], b"key", "piece", 1, fresh=64, covers=lambda _: 0)
+    cache.keep([before], b"key", "piece", 1, fresh=64, covers=lambda _: False)
     assert cache.root(b"task") != before
     assert cache.root(b"task") != cache.root(b"other")
     assert cache.find([cache.root(b"task")], lambda _: 64) is None

@@ -41,11 +41,11 @@ def scores(title: str, report: CompileReport) -> None:
 
 def advice(found: Advice | None, report: CompileReport) -> None:
     """Print the ways to serve the tasks by memory, and what to use in words; or that it was not to be compared."""
-    if found is None and report.tasks:
-        for line in (_NOT_COMPARED.get(report.compare or ""), heavy_losses(report), few_items(report)):
+    if found is None:
+        compared = _NOT_COMPARED.get(report.compare or "") if report.tasks else None
+        for line in (compared, heavy_losses(report), few_items(report)):
             if line:
                 say(line)
-    if found is None:
         return
     rows = [
         [

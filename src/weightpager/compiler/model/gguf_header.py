@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,11 @@ class GgufHeader:
         settings: by key; of long arrays their number of entries alone.
         parameters: of all tensors.
         types: how many tensors are stored as each type, by its name.
-        names: of the tensors.
     """
 
     settings: Mapping[str, Any]
     parameters: int
     types: Mapping[str, int]
-    names: frozenset[str]
 
     @classmethod
     def read(cls, path: Path) -> GgufHeader:
@@ -89,11 +88,8 @@ class _Walk:
             settings[key] = self._value(self._number("I"), _DEEPEST)
         forms = [self._tensor() for _ in range(tensors)]
         self._check_data(settings, forms)
-        types: dict[str, int] = {}
-        for _, stored, _, _ in forms:
-            types[stored] = types.get(stored, 0) + 1
-        names = frozenset(name for name, *_ in forms)
-        return GgufHeader(settings, sum(count for *_, count, _ in forms), types, names)
+        types = Counter(kind for _, kind, _, _ in forms)
+        return GgufHeader(settings, sum(count for *_, count, _ in forms), types)
 
     def _tensor(self) -> tuple[str, str, int, int]:
         """A tensor's name, the name of its type, its number of values, and where its bytes end."""

@@ -18,11 +18,12 @@ from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.settings import CONFIG
 from weightpager.compiler.model.gguf_header import GgufHeader
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.task_file.sections import GGUF
 from weightpager.config import cache_dir, format_size
 from weightpager.errors import CompileError, ConfigError, first_line, shown
 from weightpager.machine.memory import read_memory
 
-SUFFIX, _NAME = ".gguf", "model.gguf"
+_NAME = "model.gguf"
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
 
@@ -31,7 +32,7 @@ _BY_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"
 
 _AS_GPT2 = frozenset({"gpt-2", "phi-2", "olmo", "jais"})
 
-_EXACT = {"int4": frozenset({"Q4_0", "F32", "F16", "BF16", "Q6_K", "Q8_0"})}
+_ROUNDED_ONCE = frozenset({"Q4_0", "F32", "F16", "BF16", "Q6_K", "Q8_0"})
 """Types that int4 holds but for the last bits of a scale, and those of many bits, rounded for the first time."""
 
 _log = logging.getLogger(__name__)
@@ -44,17 +45,13 @@ def with_directory(task_file: TaskFile) -> TaskFile:
         CompileError: the file can't be read, or is of a model that isn't known.
         ConfigError: transformers lacks what it takes.
     """
-    if task_file.model.suffix != SUFFIX:
+    if task_file.model.suffix != GGUF:
         return task_file
     header = GgufHeader.read(task_file.model)
-    again = sorted(header.types.keys() - _EXACT.get(task_file.dtype, header.types.keys()))
-    if again:
-        _log.warning(
-            "%s: %s pages round values of %s once more, as they don't those of Q4_0: state 'dtype: int8', or recover",
-            task_file.model,
-            task_file.dtype,
-            ", ".join(again),
-        )
+    again = ", ".join(sorted(header.types.keys() - _ROUNDED_ONCE))
+    if again and task_file.dtype == "int4":
+        remedy = "as they don't those of Q4_0: state 'dtype: int8', or recover"
+        _log.warning("%s: int4 pages round values of %s once more, %s", task_file.model, again, remedy)
     return task_file.model_copy(update={"model": directory_of(task_file.model, cache_dir() / "gguf", header)})
 
 

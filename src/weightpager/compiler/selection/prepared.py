@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from weightpager.answers.score import Score
 from weightpager.bundle import DenseScore, EvalData, TaskEntry
+from weightpager.bundle.addition import Addition
 from weightpager.bundle.format.manifest import Generation
 from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.compiler.data import NEW_TOKENS, TaskData, TransformersTokens
@@ -31,6 +32,7 @@ class Trained:
         shared: what other compiles have found out about it.
         may_reorder: whether the model may be reordered, which a base bundle forbids.
         calibration_bytes: bytes that the sums of one task's calibration may take while they grow; None for all.
+        added: tasks that take others' blocks.
     """
 
     source: DenseModel
@@ -39,6 +41,7 @@ class Trained:
     shared: Shared
     may_reorder: bool = True
     calibration_bytes: int | None = None
+    added: Sequence[Addition] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Prepared:
         saliency: the saliency of blocks, row-major, by task and paged weight.
         permutations: the order of axes that reordering has chosen.
         evenness: how high the floors of paged weights are; see `floors`.
+        added: tasks that take others' blocks.
     """
 
     source: DenseModel
@@ -60,6 +64,7 @@ class Prepared:
     saliency: Mapping[str, Mapping[str, FloatArray]]
     permutations: Permutations = NOTHING_MOVED
     evenness: float = 0.0
+    added: Sequence[Addition] = ()
 
     @property
     def task_file(self) -> TaskFile:

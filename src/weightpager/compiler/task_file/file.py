@@ -15,6 +15,7 @@ from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
 from weightpager.compiler.task_file.sections import (
+    GGUF,
     AddedSpec,
     Block,
     CalibrationSpec,
@@ -377,7 +378,7 @@ def load(path: str | Path) -> TaskFile:
         ConfigError: with the file, the dotted key, what was expected and what was found.
     """
     path = Path(path)
-    if path.suffix == ".gguf" or has_file(path / "config.json"):
+    if path.suffix == GGUF or has_file(path / "config.json"):
         return from_dict({"model": str(path), "tasks": {"chat": {"kind": "text-generation"}}}, name=str(path))
     try:
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()

@@ -32,6 +32,9 @@ RecoverStart = Literal["dense", "closed-form"]
 Comparison = Literal["none", "dense", "all"]
 TowerBlocks = Literal["shared", "own"]
 
+GGUF = ".gguf"
+"""The ending of a model that is one file."""
+
 _PAGE_LIMITS = (4096, 2**28)
 
 
@@ -83,7 +86,7 @@ def _model_directory(value: object, info: ValidationInfo) -> Path:
 def _model(value: object, info: ValidationInfo) -> Path:
     """A model directory, or a GGUF file."""
     path = _path(value, info)
-    return path if path.suffix == ".gguf" and has_file(path) else _model_directory(value, info)
+    return path if path.suffix == GGUF and has_file(path) else _model_directory(value, info)
 
 
 def _adapter_directory(value: object, info: ValidationInfo) -> Path:

@@ -97,7 +97,9 @@ class PrefixCache:
             return Found(key, self._here[key].piece, tokens)
 
     @uninterrupted
-    def keep(self, chain: Chain, key: bytes, piece: Any, size: int, *, fresh: int, covers: Match) -> None:
+    def keep(
+        self, chain: Chain, key: bytes, piece: Any, size: int, *, fresh: int, covers: Callable[[Any], bool]
+    ) -> None:
         """Keep a piece behind a chain, unless there is no room for it beside those of the chain.
 
         Args:
@@ -106,7 +108,7 @@ class PrefixCache:
             piece: nobody changes it any more.
             size: bytes that it takes.
             fresh: tokens of a prompt that were read for it.
-            covers: all tokens of a piece of which the new one is a continuation, so that it needn't stay; else 0.
+            covers: tells of a piece whether the new one continues it, so that it needn't stay.
         """
         with acquired(self._lock):
             self._misses += fresh
