@@ -52,7 +52,7 @@ def gc(
 
 def remove(
     bundle: BundlePath,
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks.", autocompletion=task_names)],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK", help="Tasks to remove.", autocompletion=task_names)],
     out: Smaller = None,
     force: Force = False,
     json: Json = False,
@@ -243,7 +243,7 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
 def add(
     bundle: BundlePath,
     adapter: Annotated[
-        Path | None, typer.Argument(metavar="[ADAPTER]", help="Directory of a LoRA adapter, as PEFT saves it.")
+        Path | None, typer.Argument(metavar="ADAPTER", help="Directory of a LoRA adapter, as PEFT saves it.")
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="TASK", help="Default: the name of the adapter's directory.")
