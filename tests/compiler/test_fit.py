@@ -19,7 +19,7 @@ from command import Command
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import fit
-from weightpager.compiler.fit import LEAST, _budget_of_trial, _density, choose_density_and_alignment, largest
+from weightpager.compiler.fit import LEAST, _budget_of_trial, choose_density_and_alignment, density_of, largest
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.journal import CompileRun
 from weightpager.compiler.selection.alignment_target import _switch_bytes
@@ -181,7 +181,7 @@ def test_limits_of_alignment_hold_at_the_density_that_fits(tmp_path: Path, limit
     rough, run = prepare(from_dict(aligned)).changed(sparsity=0.9), CompileRun()
     found, frontier = choose_density_and_alignment(rough, run)
     task_file = found.source.task_file
-    assert _density(found) > 0.2
+    assert density_of(found) > 0.2
     assert _budget_of_trial(found, run) <= 120 * 1024
     strength = task_file.alignment if math.isfinite(task_file.alignment) else None
     (chosen,) = (point for point in frontier if point.alignment == strength)
@@ -212,7 +212,7 @@ def test_a_density_that_no_longer_fits_falls_until_it_does(monkeypatch: pytest.M
     def fits(tasks: Tasks) -> float:
         return most / min(tasks.strength, 4) ** 0.1
 
-    names = {"choose_alignment": choose, "_density": lambda tasks: tasks.density}
+    names = {"choose_alignment": choose, "density_of": lambda tasks: tasks.density}
     names |= {"fit_to_budget": lambda tasks, _: Tasks(fits(tasks), tasks.strength)}
     names |= {"_budget_of_trial": lambda tasks, _: 1 if tasks.density <= fits(tasks) else 2}
     for name, value in names.items():

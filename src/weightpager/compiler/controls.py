@@ -313,10 +313,10 @@ def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
         for info in weights.source.paged
     )
     size = block_bytes(prepared.task_file.block, prepared.task_file.dtype)
-    jobs: dict[tuple[str, str], Job[Score]] = {}
-    for task, data in prepared.data.items():
-        replacement = _Replacement(partial(_under_mask, weights.alone(task), masks), masks=masks)
-        jobs[MASK, task] = partial(_score_with, replacement, weights.source.alone(task), task, data)
+    jobs: dict[tuple[str, str], Job[Score]] = {
+        (MASK, task): partial(_score_with, _sparse(weights, masks, task), weights.source.alone(task), task, data)
+        for task, data in prepared.data.items()
+    }
     names = control_names(prepared.task_file, prepared.data)
     return Control(MASK, kept * size, _measured(jobs, weights.source, run, names)[MASK])
 
@@ -383,6 +383,15 @@ def _rounded_tables(model: nn.Module, quantisation: Quantisation) -> dict[str, T
 
 def _quantised(quantisation: Quantisation, dense: DenseModel, task: str, info: PagedWeightInfo) -> Tensor:
     return quantisation.apply(dense.linear(task, info.name).weight.detach()).bfloat16().float()
+
+
+def sparse_weights(weights: TaskWeights, masks: Masks, task: str) -> dict[str, Tensor]:
+    """What a task's module gets to compute as its pages would, by the module's own names."""
+    return _sparse(weights, masks, task).weights(weights.source, task)
+
+
+def _sparse(weights: TaskWeights, masks: Masks, task: str) -> _Replacement:
+    return _Replacement(partial(_under_mask, weights.alone(task), masks), masks=masks)
 
 
 def _under_mask(weights: TaskWeights, masks: Masks, source: DenseModel, task: str, info: PagedWeightInfo) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -21,7 +22,7 @@ from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, BundleWriter
 from weightpager.bundle.files.new_directory import scratch
 from weightpager.bundle.format.low_rank import LowRank
-from weightpager.bundle.report.compile_report import Fit, FrontierPoint
+from weightpager.bundle.report.compile_report import Fit, FitTrial, FrontierPoint
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.model.dense_model import DenseModel, PagedWeightInfo, parameters
@@ -112,12 +113,12 @@ def check_fit(prepared: Prepared, masks: Masks, run: CompileRun) -> None:
         )
 
 
-def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun) -> Fit | None:
+def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun, trials: Sequence[FitTrial] = ()) -> Fit | None:
     """What was chosen and why, for the report of the bundle that came of it; None if density and dtype were stated."""
     task_file = prepared.task_file
     if task_file.fits is None:
         return None
-    density, room, whole = _density(prepared), format_room(task_file.fits), None
+    density, room, whole = density_of(prepared), format_room(task_file.fits), None
     if density == 1:
         why = f"{room} hold all blocks in {task_file.dtype}, so none is dropped"
     else:
@@ -126,7 +127,7 @@ def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun) -> Fit | None:
             f"{room} hold {density:.0%} of a task's blocks in {task_file.dtype}, "
             f"or {density * share:.0%} in {_ROOMY[-1]}: more blocks are worth more than finer numbers"
         )
-        whole = _stated(_budget_of_trial(prepared.changed(sparsity=0.0), run), _SPARE, _LEAST_SPARE)
+        whole = largest_useful(prepared, run)
     return Fit(
         budget=task_file.fits,
         bytes=smallest_budget(bundle),
@@ -134,7 +135,15 @@ def fit_of(prepared: Prepared, bundle: Bundle, run: CompileRun) -> Fit | None:
         dtype=bundle.manifest.dtype,
         why=why,
         whole=whole,
+        trials=list(trials),
     )
+
+
+def largest_useful(prepared: Prepared, run: CompileRun) -> int | None:
+    """The budget that holds all blocks; None where none is dropped."""
+    if density_of(prepared) == 1:
+        return None
+    return _stated(_budget_of_trial(prepared.changed(sparsity=0.0), run), _SPARE, _LEAST_SPARE)
 
 
 def largest(size: Callable[[float], int], budget: int, slope: float, trials: int, least: float) -> float | None:
@@ -200,30 +209,37 @@ def _kept_or_lower(prepared: Prepared, run: CompileRun) -> Prepared:
     fit = prepared.task_file.fit
     if fit is None or _budget_of_trial(prepared, run) <= fit:
         return prepared
-    found, lower = fit_to_budget(prepared, run), _LOWER * _density(prepared)
-    return found if _density(found) <= lower else found.changed(sparsity=1 - lower)
+    found, lower = fit_to_budget(prepared, run), _LOWER * density_of(prepared)
+    return found if density_of(found) <= lower else found.changed(sparsity=1 - lower)
 
 
-def _density(prepared: Prepared) -> float:
+def density_of(prepared: Prepared) -> float:
+    """The share of blocks that a task keeps where all tasks keep as many."""
     task_file = prepared.task_file
     return 1 - task_file.sparsity_of(next(iter(task_file.tasks)))
 
 
 def _density_and_dtype(prepared: Prepared) -> tuple[float, PageDtype]:
     """What ``fit`` decides on."""
-    return _density(prepared), prepared.task_file.dtype
+    return density_of(prepared), prepared.task_file.dtype
 
 
 def _budget_of_trial(prepared: Prepared, run: CompileRun, masks: Masks | None = None) -> int:
     """The smallest budget of a bundle of these settings, and a page a layer where recovery decides how it is packed."""
     masks = choose_blocks(prepared).masks if masks is None else masks
+    with trial_bundle(prepared, _recovered(prepared, masks), masks, run) as bundle:
+        unknown = bundle.manifest.layers if prepared.task_file.recover.trains_alone else 0
+        return smallest_budget(bundle) + unknown * bundle.page_bytes
+
+
+@contextmanager
+def trial_bundle(prepared: Prepared, weights: TaskWeights, masks: Masks, run: CompileRun) -> Iterator[Bundle]:
+    """A bundle of these values in a folder that is removed afterwards."""
     kept = run.journal.folder
     parent, prefix = (Path(gettempdir()), "weightpager-fit-") if kept is None else (kept.parent, f"{kept.name}-fit-")
     with scratch(parent, prefix, storage_errors) as folder:
-        write_bundle(BundleWriter(folder), plan_bundle(prepared, _recovered(prepared, masks), masks.keep))
-        bundle = Bundle.open(folder)
-        unknown = bundle.manifest.layers if prepared.task_file.recover.trains_alone else 0
-        return smallest_budget(bundle) + unknown * bundle.page_bytes
+        write_bundle(BundleWriter(folder), plan_bundle(prepared, weights, masks.keep))
+        yield Bundle.open(folder)
 
 
 def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:

@@ -28,6 +28,7 @@ from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.paged_weights import parameters
 from weightpager.compiler.recovery.closed_form import tokens_wanted
 from weightpager.compiler.recovery.least_squares import BYTES_AT_ONCE
+from weightpager.compiler.selection.trial_plan import candidate_names, tries_sparsities
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import ITEMS
 from weightpager.errors import CompileError
@@ -193,6 +194,8 @@ class _Stages:
         if file.has_data:
             yield "floors", model + paged + placed + measured
         yield "align", model + paged + placed + measured + trial
+        if candidate_names(file) or tries_sparsities(file):
+            yield "try", model + self._recovering + paged + max(placed + measured, whole + written)
         yield "recover", model + self._recovering
         if file.has_data and file.compare != "none":
             yield "controls", model + self._recovered + self._compared + measured

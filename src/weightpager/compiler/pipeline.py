@@ -11,11 +11,12 @@ from typing import Any
 
 from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.format.names import REPORT
-from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
+from weightpager.bundle.report.compile_report import CompileReport, FitTrial, FrontierPoint
 from weightpager.compiler.added import add_tasks
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.candidates import choose_candidate
 from weightpager.compiler.controls import Control, compared, control_scores, measure_controls
-from weightpager.compiler.fit import check_fit, choose_density_and_alignment, fit_of
+from weightpager.compiler.fit import check_fit, fit_of
 from weightpager.compiler.growth import grow
 from weightpager.compiler.keep import Kept, choose_kept, keep_of
 from weightpager.compiler.measure import common_fields, measure_written
@@ -28,7 +29,6 @@ from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import UNFINISHED, Cache
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import LOCAL, CompileRun, Journal, Workers, journal_folder
-from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile, from_dict, load
@@ -131,6 +131,7 @@ class Sparse:
     Attributes:
         frontier: the strengths that were tried.
         kept: what ``keep`` led to; None where it isn't stated.
+        trials: what was tried to use a budget.
     """
 
     masks: Masks
@@ -139,23 +140,27 @@ class Sparse:
     frontier: Sequence[FrontierPoint] = ()
     controls: Sequence[Control] = ()
     kept: Kept | None = None
+    trials: Sequence[FitTrial] = ()
 
 
 def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = None) -> CompileReport:
     """Align, recover, measure what else could do the job, pack, write, and measure what was written."""
     run = run or CompileRun()
+    kept, found = None, choose_candidate(prepared, run)
+    prepared, chosen = found.candidate.prepared, found.candidate.chosen
     with run.stage("align", one_step=True):
-        prepared, frontier = choose_density_and_alignment(prepared, run)
-        kept = choose_kept(prepared, run) if prepared.task_file.keep is not None else None
-        prepared, chosen = (prepared, choose_blocks(prepared)) if kept is None else (kept.prepared, kept.chosen)
+        if prepared.task_file.keep is not None:
+            kept = choose_kept(prepared, run)
+            prepared, chosen = kept.prepared, kept.chosen
         check_fit(prepared, chosen.masks, run)
         check_left(prepared.source, chosen.masks)
     with run.stage("recover"):
         workers = run.workers_on(prepared.source)
-        weights = recover(prepared.source, prepared.data, chosen.masks, run.journal, run.progress, workers)
+        weights = recover(prepared.source, prepared.data, chosen.masks, found.journal, run.progress, workers)
     with run.stage("controls"):
         controls = measure_controls(prepared, run)
-    return assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap, frontier, controls, kept), run)
+    frontier, trials = found.candidate.frontier, found.trials
+    return assemble(writer, prepared, Sparse(chosen.masks, weights, chosen.gap, frontier, controls, kept, trials), run)
 
 
 def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: CompileRun) -> CompileReport:
@@ -175,7 +180,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Comp
         "controls": control_scores(sparse.controls, written.scores, prepared.dense),
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
-        "fit": fit_of(prepared, written.bundle, run),
+        "fit": fit_of(prepared, written.bundle, run, sparse.trials),
         "keep": keep,
         "without_graph": without_graph,
     }

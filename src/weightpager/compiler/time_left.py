@@ -14,6 +14,15 @@ from weightpager.compiler.keep import FEW, HALVINGS, RANKED, validation
 from weightpager.compiler.model.dense_model import DenseModel
 from weightpager.compiler.model.half_layers import units_of
 from weightpager.compiler.selection.half_layers import ROWS
+from weightpager.compiler.selection.trial_plan import (
+    CHOICES,
+    EXTENTS,
+    LARGER,
+    SPARSITIES,
+    candidate_names,
+    tries_sparsities,
+)
+from weightpager.compiler.task_file.file import TaskFile
 from weightpager.progress import Progress
 from weightpager.task_data.held_out import Item
 
@@ -114,9 +123,10 @@ def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -
     elif adds and file.trained_tasks:
         recovery["train own parameters"] = learnt
 
+    tried = {} if adds else _tried(source.task_file, recovery)
     plan = {"train the dense model": learnt} if file.trained_tasks else {}
     plan |= {f"measure dense {name}": tokens for name, tokens in held_out.items()}
-    plan |= {"calibrate": _LEARNT * calibrated} | _kept(source, data, item) | recovery
+    plan |= {"calibrate": _LEARNT * calibrated} | _kept(source, data, item) | (tried or recovery)
     names = [] if adds else control_names(file, data)
     for control in names:
         if control == DENSE:
@@ -128,6 +138,17 @@ def work_plan(source: DenseModel, data: Mapping[str, TaskData], *, adds: bool) -
         plan |= {measuring(control, name, names): tokens for name, tokens in held_out.items()}
     plan["write"] = _WRITTEN
     return plan | {f"measure {name}": tokens for name, tokens in held_out.items()}
+
+
+def _tried(task_file: TaskFile, recovery: Mapping[str, float]) -> dict[str, float]:
+    """The work of candidates' recovery, each of which takes about as long; empty where none is tried."""
+    names, extent = candidate_names(task_file), EXTENTS[task_file.effort]
+    if not names or extent is None:
+        first = f"sparsity {SPARSITIES[0]:g}"
+        return {f"{first}: {stage}": work for stage, work in recovery.items()} if tries_sparsities(task_file) else {}
+    trials = dict.fromkeys((f"try {name}" for name in (*names, LARGER)), extent.part)
+    trials |= dict.fromkeys(CHOICES[: extent.whole], 1.0)
+    return {f"{name}: {stage}": part * work for name, part in trials.items() for stage, work in recovery.items()}
 
 
 def _kept(source: DenseModel, data: Mapping[str, TaskData], item: float) -> dict[str, float]:

@@ -36,7 +36,7 @@ def blocks_by_lot() -> Iterator[None]:
     So each task has pages that the others lack, which many tests need.
     """
     with pytest.MonkeyPatch.context() as patch, same_everywhere():
-        patch.setattr("weightpager.compiler.pipeline.choose_blocks", _choose)
+        patch.setattr("weightpager.compiler.candidates.choose_blocks", _choose)
         yield
 
 

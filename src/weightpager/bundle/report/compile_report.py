@@ -145,6 +145,26 @@ class FrontierPoint(Document):
     loss: float | None
 
 
+class FitTrial(Document):
+    """A candidate for a budget.
+
+    Attributes:
+        name: ``blocks``, alone; ``private blocks`` or ``low-rank parts`` beside fewer of them; ``one shared mask``; or
+            ``a larger budget``, blocks alone again.
+        budget: in bytes, that it was chosen for.
+        density: share of the blocks that a task keeps.
+        short_loss: of a validation example, the mean over the tasks, after a part of the training.
+        loss: the same after all of it; None where that wasn't tried.
+    """
+
+    name: str
+    budget: Bytes
+    density: float
+    dtype: str
+    short_loss: float
+    loss: float | None = None
+
+
 class Fit(Document):
     """What a compile made of a budget that was stated in place of sparsity and dtype.
 
@@ -154,6 +174,7 @@ class Fit(Document):
         density: share of the blocks that a task keeps.
         why: the reason why density and dtype were chosen.
         whole: the budget with which no block is dropped; None where none was.
+        trials: candidates that were trained; empty where rules decided.
     """
 
     budget: Bytes
@@ -162,6 +183,7 @@ class Fit(Document):
     dtype: str
     why: str
     whole: Bytes | None = None
+    trials: list[FitTrial] = Field(default_factory=list)
 
 
 class KeepStep(Document):

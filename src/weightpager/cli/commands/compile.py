@@ -44,8 +44,16 @@ def compile_(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Choose how many blocks are kept, and in which dtype, so that weights take at most this in memory, "
-            "such as 5MiB.",
+            help="The most that weights may take in memory, such as 5MiB. How many blocks are kept, in which dtype and "
+            "with what of a task's own follows from it.",
+        ),
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="How to find what does best in --fit: quick goes by rules; normal, which takes up to twice as long, "
+            "trains several candidates shortly and two of them wholly; thorough trains more.",
         ),
     ] = None,
     max_switch: Annotated[
@@ -93,7 +101,9 @@ def compile_(
         from weightpager.compiler.task_file.file import load, restated
 
     try:
-        task_file = restated(load(tasks), fit=fit, max_switch=max_switch, accuracy_loss=accuracy_loss, compare=compare)
+        task_file = restated(
+            load(tasks), fit=fit, effort=effort, max_switch=max_switch, accuracy_loss=accuracy_loss, compare=compare
+        )
         with output.loading_torch():  # what is wrong in a task file is told before
             from weightpager.compiler.pipeline import compile as compile_bundle
             from weightpager.compiler.time_left import WHOLE
@@ -165,6 +175,26 @@ def _print_fit(fit: Fit) -> None:
         output.say(
             f"note: that is more than {format_room(fit.budget)}, by what recovery changed; compile with a little less"
         )
+    if fit.trials:
+        _print_trials(fit)
+
+
+def _print_trials(fit: Fit) -> None:
+    output.table(
+        f"What was tried for {format_room(fit.budget)}: loss on validation data, mean of the tasks",
+        ["candidate", "memory", "of the blocks", "dtype", "trained shortly", "trained wholly"],
+        [
+            [
+                trial.name,
+                output.size(trial.budget),
+                f"{trial.density:.0%}",
+                trial.dtype,
+                f"{trial.short_loss:.3f}",
+                "" if trial.loss is None else f"{trial.loss:.3f}",
+            ]
+            for trial in fit.trials
+        ],
+    )
 
 
 def _print_growth(report: CompileReport) -> None:

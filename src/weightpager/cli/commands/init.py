@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from importlib.resources import files
@@ -16,6 +17,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.options import Json
+from weightpager.config import parse_size
 from weightpager.errors import ConfigError
 from weightpager.machine.paths import has_directory
 
@@ -34,7 +36,7 @@ def quoted(path: str) -> str:
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
 
 
-_TASKS, _SCHEMA, _MODEL = "tasks.yaml", "tasks.schema.json", "model: model\n"
+_TASKS, _SCHEMA, _MODEL, _FIT = "tasks.yaml", "tasks.schema.json", "model: model\n", "# fit: 5MiB\n"
 _SAMPLES = [f"{task}.{split}.jsonl" for task in ("spam", "places") for split in ("train", "test")]
 _FILES = [_TASKS, *_SAMPLES, _SCHEMA]
 _WRITES = "german"
@@ -49,15 +51,19 @@ def init(
     model: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory that the task file will name.")
     ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most that weights may take in memory. A terminal is asked for it."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a task file to start from, with comments, sample data and a schema for editors.
 
     Overwrites nothing. If the model is a decoder, one of the sample tasks writes texts.
 
-    Example: `weightpager init assistant/ --model all-MiniLM-L6-v2/`
+    Example: `weightpager init assistant/ --model all-MiniLM-L6-v2/ --fit 5MiB`
     """
-    starter = _starter(model)
+    starter = _starter(model, fit or (None if json else _asked()))
     _check_free(folder, starter)
     _write(folder, starter)
     if json:
@@ -79,9 +85,24 @@ def schema() -> None:
     typer.echo(_read(_SCHEMA), nl=False)
 
 
-def _starter(model: Path | None) -> dict[str, str]:
-    """Name to text of the files to write."""
+def _asked() -> str | None:
+    """The budget that a person in front of a terminal names; None if none is there, or none is named."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return None
+    question = "How much memory may the weights take, such as 5MiB? Enter leaves it open"
+    return typer.prompt(question, default="", show_default=False) or None
+
+
+def _starter(model: Path | None, fit: str | None) -> dict[str, str]:
+    """Name to text of the files to write.
+
+    Raises:
+        ConfigError: the budget is no size.
+    """
     texts = {name: _read(name) for name in _FILES}
+    if fit is not None:
+        parse_size(fit, "fit")
+        texts[_TASKS] = texts[_TASKS].replace(_FIT, f"fit: {fit}\n")
     if model is not None:
         texts[_TASKS] = texts[_TASKS].replace(_MODEL, f"model: {quoted(str(model.absolute()))}\n")
         if _is_decoder(model):

@@ -20,6 +20,7 @@ from weightpager.compiler.task_file.sections import (
     Block,
     CalibrationSpec,
     Compare,
+    Effort,
     ExistingFile,
     ExpertUnit,
     Frozen,
@@ -120,7 +121,7 @@ _SPARSITY = {"finetune": 0.75}
 _SPARSITY_UNTRAINED = 0.3
 """Fractions of blocks dropped where none is stated: what training wins back, and what is borne without."""
 
-_STRENGTHS = ("alignment", "max_switch", "accuracy_loss")
+STRENGTHS = ("alignment", "max_switch", "accuracy_loss")
 """Settings of which a file states at most one: it says how strong the alignment is."""
 
 
@@ -139,6 +140,7 @@ class TaskFile(Frozen):
         reorder: permute the model so that blocks hold weights that the same tasks need.
         fit: bytes; density and dtype are chosen so that the weights in memory take no more, instead of ``sparsity`` and
             ``dtype``.
+        effort: how much is trained to find out what to make of ``fit``, or of no size at all; ``quick`` goes by rules.
         max_switch: bytes; the weakest alignment whose average switch loads no more is taken instead of ``alignment``.
         accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
         vision: a picture tower's blocks, or the word alone that says whose they are.
@@ -164,6 +166,7 @@ class TaskFile(Frozen):
     dtype: PageDtype = DEFAULT
     sparsity: Sparsity | None = None
     fit: Size = None
+    effort: Effort = "normal"
     alignment: Strength = 0.5
     max_switch: Size = None
     accuracy_loss: Annotated[float | None, Field(gt=0, le=100)] = None
@@ -206,7 +209,7 @@ class TaskFile(Frozen):
         images = [name for name, task in self.tasks.items() if task.takes_images]
         if 0 < len(images) < len(self.tasks):
             raise broken(f"tasks: expected all to read images as {images[0]} does, or none")
-        chosen = [key for key in _STRENGTHS if key in self.model_fields_set]
+        chosen = [key for key in STRENGTHS if key in self.model_fields_set]
         if len(chosen) > 1:
             raise broken(f"expected one of alignment, max_switch and accuracy_loss, found {' and '.join(chosen)}")
         for key in ("low_rank", "private_blocks"):
@@ -238,7 +241,7 @@ class TaskFile(Frozen):
             )
 
     def _check_units(self) -> None:
-        chosen = [key for key in _STRENGTHS[1:] if key in self.model_fields_set]
+        chosen = [key for key in STRENGTHS[1:] if key in self.model_fields_set]
         if self.keep is not None and chosen:
             raise broken(
                 f"keep: expected no {chosen[0]} beside it: one of them decides; state alignment, or leave one out"
@@ -336,6 +339,12 @@ class TaskFile(Frozen):
         """Bytes by which sparsity and dtype are chosen; None where they aren't."""
         return self.fit if self.keep is None else None
 
+    @property
+    def sized(self) -> bool:
+        """Whether the file decides how many blocks tasks keep, or by what that is chosen."""
+        stated = (self.fit, self.keep, self.sparsity, *(task.sparsity for task in self.tasks.values()))
+        return any(value is not None for value in stated) or self.units.unit != "block" or not self.has_data
+
     def sparsity_of(self, task: str) -> float:
         """The fraction of blocks that the task drops; nothing tells which one without data drops."""
         if self.tasks[task].train is None:
@@ -400,7 +409,7 @@ def restated(task_file: TaskFile, **asked: object) -> TaskFile:
     given = {key: value for key, value in asked.items() if value is not None}
     if not given:
         return task_file
-    replaced = {*given, *(_STRENGTHS if given.keys() & _STRENGTHS else ())}
+    replaced = {*given, *(STRENGTHS if given.keys() & STRENGTHS else ())}
     # Of the other settings only those that the file states, so that a default isn't taken for a wish.
     kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - replaced}
     return from_dict({**kept, **given}, name="command line")

@@ -31,6 +31,7 @@ RecoverMethod = Literal["none", "closed-form", "finetune"]
 RecoverStart = Literal["dense", "closed-form"]
 Comparison = Literal["none", "dense", "all"]
 TowerBlocks = Literal["shared", "own"]
+Effort = Literal["quick", "normal", "thorough"]
 
 GGUF = ".gguf"
 """The ending of a model that is one file."""
