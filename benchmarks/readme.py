@@ -25,12 +25,16 @@ from benchmarks.report.device import seconds, short, spread
 from benchmarks.report.tables import table
 from benchmarks.report.winners import switch_ms
 from weightpager.config import format_size
+from weightpager_lab.demo.page import frontier
 from weightpager_lab.demo.result import OURS, ROW_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
 _ALL_BLOCKS, _ONE_MASK = "dense in int4, a bundle of all blocks", "one shared mask in int4"
 """Rows of the demo."""
+
+_NOT_DRAWN = ("dense in bfloat16",)
+"""Far to the right of all others."""
 
 _NOT_MEASURED = "–"
 
@@ -74,12 +78,19 @@ def main(
     readme: Annotated[Path, typer.Option(help="The page whose figures are written anew.")] = ROOT / "README.md",
 ) -> None:
     """Write the figures."""
+    rows = [row for row in demo.read(ROOT / "docs/demo.json").rows.values() if row.name not in _NOT_DRAWN]
+    (ROOT / "docs/frontier.svg").write_text(frontier(rows, [""] * len(rows)), encoding="utf-8")
     readme.write_text(filled(readme.read_text(encoding="utf-8"), figures(ROOT / "docs")), encoding="utf-8")
 
 
 def figures(docs: Path) -> dict[str, str]:
     """What stands between marks, by name, from the measured figures in a folder."""
-    return {"numbers": numbers(docs), "processes": processes(docs)}
+    return {"numbers": numbers(docs), "budgets": budgets(docs), "processes": processes(docs)}
+
+
+def budgets(docs: Path) -> str:
+    """What to take in how much memory."""
+    return demo.read(docs / "demo.json").budgets
 
 
 def numbers(docs: Path) -> str:

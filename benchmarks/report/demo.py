@@ -23,10 +23,11 @@ _LEFT_OUT = (
 
 @dataclass(frozen=True)
 class Demo:
-    """What of ``weightpager demo --json`` is shown: ways to serve all tasks, and figures by flat key."""
+    """What of ``weightpager demo --json`` is shown: ways to serve all tasks, figures by flat key, what to take."""
 
     rows: Mapping[str, Resident]
     figures: Mapping[str, float]
+    budgets: str = ""
 
     def share_of_dense(self, name: str) -> float:
         """A row's mean metric, as a share of the dense model's that was trained as long."""
@@ -37,7 +38,7 @@ def read(file: Path) -> Demo:
     """What ``weightpager demo --json`` wrote into a file."""
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = [Resident(**row) for row in found["memory"]]
-    return Demo({row.name: row for row in rows}, found["figures"])
+    return Demo({row.name: row for row in rows}, found["figures"], found["budgets"])
 
 
 def demo_table(rows: Sequence[Resident], figures: Mapping[str, float]) -> str:

@@ -117,7 +117,7 @@ def _best_that_fits(prepared: Prepared, run: CompileRun) -> Found:
     assert extent is not None
     prepared = replace(prepared, data=held_out_of_training(prepared.data))
     with run.stage("align"):
-        found = list(_candidates(prepared, run))
+        found = list(found_candidates(prepared, run))
         larger = _larger(found[0], run)
     if len(found) == 1:
         return Found(found[0], run.journal)
@@ -132,7 +132,7 @@ def _best_that_fits(prepared: Prepared, run: CompileRun) -> Found:
     return Found(found[kept], run.journal.part(_folder(CHOICES[best.index(kept)])), trials)
 
 
-def _candidates(prepared: Prepared, run: CompileRun) -> Iterator[Candidate]:
+def found_candidates(prepared: Prepared, run: CompileRun) -> Iterator[Candidate]:
     """Blocks alone, and what else fits and is something else."""
     blocks = Candidate.of(BLOCKS, prepared, run)
     yield blocks

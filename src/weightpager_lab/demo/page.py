@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from weightpager.config import format_size
-from weightpager_lab.demo.result import DemoResult, Resident
+from weightpager_lab.demo.result import DemoResult, Resident, line
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -98,24 +98,29 @@ def load_map(result: DemoResult) -> str:
 
 
 def memory(result: DemoResult) -> str:
-    """Weights in memory against the mean metric of the table's rows, numbered as there.
+    """Weights in memory against the mean metric of the table's rows, numbered as there."""
+    return frontier(result.memory, [str(number) for number, _ in enumerate(result.memory, 1)])
+
+
+def frontier(rows: Sequence[Resident], labels: Sequence[str]) -> str:
+    """Weights in memory against the mean metric, with a line through the bundles that no smaller one equals.
 
     Rows far below ours would press the others together, and are left out.
     """
-    ours = next(row.mean_metric for row in result.memory if row.ours)
-    drawn = [(number, row) for number, row in enumerate(result.memory, 1) if row.mean_metric > ours - SHOWN]
+    ours = next(row.mean_metric for row in rows if row.ours)
+    drawn = [(label, row) for label, row in zip(labels, rows, strict=True) if row.mean_metric > ours - SHOWN]
 
     def draw(axes: Axes) -> None:
         points = [(row.bytes / 2**20, row.mean_metric) for _, row in drawn]
-        for point, (number, row), offset in zip(
-            points, drawn, label_offsets(points, [str(number) for number, _ in drawn]), strict=True
+        for point, (label, row), offset in zip(
+            points, drawn, label_offsets(points, [label for label, _ in drawn]), strict=True
         ):
             colour = _FAMILIES[_family(row)]
             marker, size = ("*", 90) if row.ours else ("o", 36)
             axes.scatter(*point, color=colour, s=size, marker=marker, zorder=3)
-            axes.annotate(
-                str(number), point, offset, textcoords="offset points", ha="center", va="center", color=colour
-            )
+            axes.annotate(label, point, offset, textcoords="offset points", ha="center", va="center", color=colour)
+        along = line(rows)
+        axes.plot([row.bytes / 2**20 for row in along], [row.mean_metric for row in along], color=_OURS, lw=1.5)
         for family in dict.fromkeys(_family(row) for _, row in drawn):
             axes.scatter([], [], color=_FAMILIES[family], label=family or "others")
         axes.set_xlim(left=0)

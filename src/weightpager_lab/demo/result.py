@@ -63,6 +63,9 @@ ROW_FAULTS = "rows.forward_extra_ms_median"
 OURS = "weightpager, arena of one task"
 """The row of memory that all others are compared with."""
 
+RESIDENT = "weightpager, everything resident"
+"""The same bundle with memory for all tasks."""
+
 
 class Resident(Document):
     """A way to serve all tasks: its bytes in memory, what a switch must load, and the mean metric of the tasks.
@@ -97,8 +100,9 @@ class Resident(Document):
 class DemoResult(Document):
     """Everything that the table and the page show.
 
-    ``figures`` are what was found of what was asked for, by flat key, and ``verdict`` says in one sentence who wins at
-    what. ``backend`` ran the tasks when they were measured. ``bundle`` is where what was compiled lies.
+    ``figures`` are what was found of what was asked for, by flat key. ``verdict`` says who wins at what, ``budgets``
+    what to take in how much memory. ``backend`` ran the tasks when they were measured. ``bundle`` is where
+    what was compiled lies.
     """
 
     tasks: list[DemoTask]
@@ -126,6 +130,7 @@ class DemoResult(Document):
     machine: dict[str, Any]
     figures: dict[str, float]
     verdict: str
+    budgets: str = ""
     backend: str | None = None
     bundle: str = ""
 
@@ -168,7 +173,7 @@ class Ranking:
     def of(cls, rows: Sequence[Resident]) -> Ranking:
         """Of a table that has our row and those of others."""
         ours = next(row for row in rows if row.name == OURS)
-        resident = next((row for row in rows if row.ours and not row.mean_bytes_per_switch), None)
+        resident = next((row for row in rows if row.name == RESIDENT), None)
         return cls(ours, resident, tuple(row for row in rows if not row.ours))
 
     @property
@@ -233,6 +238,43 @@ def _raw_figures(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
         return {}
     ours, raw = (sum(column) for column in zip(*pairs, strict=True))
     return {"switch.over_raw_reads": ours / raw, "switch.raw_ms_mean": raw / len(pairs)}
+
+
+BUDGETS = (3 << 20, 5 << 20, 8 << 20, 16 << 20)
+"""What a person may have for weights, of whom `budgets` speaks."""
+
+
+def line(rows: Sequence[Resident]) -> list[Resident]:
+    """The bundles that no smaller one equals, with memory for one task each, the smallest first."""
+    found: list[Resident] = []
+    for row in sorted(filter(_is_choice, rows), key=lambda row: (row.bytes, -row.mean_metric)):
+        if not found or row.mean_metric > found[-1].mean_metric:
+            found.append(row)
+    return found
+
+
+def budgets(rows: Sequence[Resident]) -> str:
+    """The most accurate bundle that each of `BUDGETS` holds, in words."""
+    told = []
+    for size in BUDGETS:
+        if held := [row for row in line(rows) if row.bytes <= size]:
+            best = held[-1]
+            read = best.mean_bytes_per_switch
+            loads = f"{format_size(read)} a switch" if read else "no loading"
+            told.append(f"{format_size(size)}: {_content(best)}, {best.mean_metric:.3f}, {loads}")
+    return f"What to take, with its mean accuracy: {'; '.join(told)}. All of these are bundles." if told else ""
+
+
+def _is_choice(row: Resident) -> bool:
+    return row.is_bundle or (row.ours and row.name != RESIDENT)
+
+
+def _content(row: Resident) -> str:
+    """What of the model a bundle holds."""
+    whole = row.name.removeprefix("dense in ").removesuffix(", a bundle of all blocks")
+    if row.name == OURS:
+        return "a quarter of the blocks"
+    return f"all blocks in {whole}" if whole != row.name else row.name.removeprefix("weightpager, ")
 
 
 def verdict(rows: Sequence[Resident]) -> str:

@@ -12,7 +12,7 @@ from weightpager.progress import Progress
 from weightpager.runtime.budget import smallest_budget
 from weightpager_lab.demo.cold_switches import REPEATS, measure
 from weightpager_lab.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, compiled
-from weightpager_lab.demo.result import DemoResult, DemoTask, memory_figures, switch_figures, verdict
+from weightpager_lab.demo.result import DemoResult, DemoTask, budgets, memory_figures, switch_figures, verdict
 from weightpager_lab.demo.table import row_bytes, rows
 from weightpager_lab.samples import Missing, Sample, SampleUnavailable, minilm, prepare
 
@@ -32,7 +32,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     budget = smallest_budget(ours.bundle, rows=row_bytes(ours.bundle))
     cold = measure(ours, {sample.name: sample.eval for sample in samples}, budget, progress)
     report = read_report(ours.bundle)
-    memory = rows(ours.bundle, report, cold.switches)
+    memory = rows(ours.bundle, report, cold.switches, ours.family)
     figures = memory_figures(memory) | switch_figures(cold.switches) | cold.row_figures
     return DemoResult(
         tasks=_tasks(report),
@@ -60,6 +60,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
         machine=describe(),
         figures={key: float(f"{value:.5g}") for key, value in figures.items()},
         verdict=verdict(memory),
+        budgets=budgets(memory),
         backend=report.backend,
         bundle=str(ours.bundle.path),
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from torch import Tensor
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, whole_rows
-from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport, ControlScore
+from weightpager.bundle.report.advice import mean_switch_bytes
+from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport, ControlScore, read_report
 from weightpager_lab.contest.rivals.parameters import private, resident
-from weightpager_lab.demo.result import OURS, DemoSwitch, Resident
+from weightpager_lab.demo.result import OURS, RESIDENT, DemoSwitch, Resident
 
 _CONTROLS = {MASK: "one shared mask in {dtype}", DENSE: "dense in bfloat16"}
 
@@ -31,8 +32,10 @@ def own_parameters(bundle: Bundle) -> dict[str, int]:
     return {task: shared + _bytes(private(bundle, task).values()) for task in bundle.tasks}
 
 
-def rows(bundle: Bundle, report: CompileReport, switches: Sequence[DemoSwitch]) -> list[Resident]:
-    """The table.
+def rows(
+    bundle: Bundle, report: CompileReport, switches: Sequence[DemoSwitch], family: Mapping[str, Bundle]
+) -> list[Resident]:
+    """The table; ``family`` are bundles for other budgets, by what they hold.
 
     What isn't ours has its embedding tables in int8, beside weights in bfloat16 in bfloat16. One shared mask has what
     we have but for the mask: it is a bundle as well. So is a dense model in the pages' dtype, by a sparsity of 0: it
@@ -47,11 +50,17 @@ def rows(bundle: Bundle, report: CompileReport, switches: Sequence[DemoSwitch]) 
     controls = []
     for control in sorted(report.controls, key=lambda control: control.resident_bytes):
         name = _CONTROLS.get(control.name, f"dense in {control.name}").format(dtype=dtype)
-        if control.name == dtype:
+        if control.name in (dtype, "int8"):
             controls.append(_resident(f"{name}, a bundle of all blocks", as_bundle, control, is_bundle=True))
         others = parameters.get(control.name, few_bits)
         controls.append(_resident(name, others, control, is_bundle=control.name == MASK))
-    return [*_of_engine(bundle, ours, switches), *_of_checkpoints(bundle, ours, few_bits, switches), *controls]
+    others_of_ours = [_of_family(name, other) for name, other in family.items()]
+    return [
+        *_of_engine(bundle, ours, switches),
+        *others_of_ours,
+        *_of_checkpoints(bundle, ours, few_bits, switches),
+        *controls,
+    ]
 
 
 def _resident(name: str, parameters: int, control: ControlScore, *, is_bundle: bool) -> Resident:
@@ -81,13 +90,24 @@ def _of_engine(bundle: Bundle, metric: float, switches: Sequence[DemoSwitch]) ->
             ms_per_switch=fmean(switch.ms for switch in switches),
         ),
         Resident(
-            name="weightpager, everything resident",
+            name=RESIDENT,
             bytes=always + stored,
             paged_bytes=stored,
             mean_bytes_per_switch=0,
             mean_metric=metric,
         ),
     ]
+
+
+def _of_family(name: str, bundle: Bundle) -> Resident:
+    arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
+    return Resident(
+        name=f"weightpager, {name}",
+        bytes=footprint(bundle, rows=row_bytes(bundle)).total + arena,
+        paged_bytes=arena,
+        mean_bytes_per_switch=mean_switch_bytes(bundle),
+        mean_metric=fmean(task.sparse for task in read_report(bundle).tasks),
+    )
 
 
 def _of_checkpoints(bundle: Bundle, metric: float, parameters: int, switches: Sequence[DemoSwitch]) -> list[Resident]:

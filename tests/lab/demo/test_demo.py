@@ -197,8 +197,12 @@ def test_a_single_task_is_refused_before_anything_is_compiled(monkeypatch: pytes
         run.run_demo(tmp_path, lambda *_: None)
 
 
+BUNDLES = ("aligned.bundle", "an-eighth-of-the-blocks.bundle", "half-of-the-blocks.bundle")
+
+
 def test_a_cache_without_the_dense_checkpoint_is_no_cache(assistant_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "aligned.bundle").symlink_to(assistant_bundle)
+    for name in BUNDLES:
+        (tmp_path / name).symlink_to(assistant_bundle)
     (tmp_path / "unaligned.json").write_text("0.5", encoding="utf-8")
     with pytest.raises(FileNotFoundError):
         compiled._open(tmp_path)
@@ -212,7 +216,8 @@ def test_what_another_process_has_compiled_meanwhile_is_not_compiled_again(
     """It ended after this one had looked for it, and before this one held the folder."""
 
     def ended(_: object) -> str:
-        (tmp_path / "aligned.bundle").symlink_to(assistant_bundle)
+        for name in BUNDLES:
+            (tmp_path / name).symlink_to(assistant_bundle)
         compiled._keep(tmp_path, {"weight": torch.ones(2)}, 0.5)
         return "identity"
 

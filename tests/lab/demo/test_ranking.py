@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from weightpager_lab.demo.result import OURS, DemoSwitch, Resident, memory_figures, switch_figures, verdict
+from weightpager_lab.demo.result import (
+    OURS,
+    DemoSwitch,
+    Resident,
+    budgets,
+    line,
+    memory_figures,
+    switch_figures,
+    verdict,
+)
 
 MIB = 2**20
 
@@ -94,3 +103,17 @@ def test_switches_are_compared_over_all_pairs() -> None:
     }
     found = switch_figures([switch(1.0, 4.0, 20.0, raw=0.5), switch(3.0, 6.0, 20.0, raw=1.5)])
     assert (found["switch.over_raw_reads"], found["switch.raw_ms_mean"]) == (2.0, 1.0)
+
+
+def test_the_line_has_the_bundles_that_no_smaller_one_equals() -> None:
+    half = row("weightpager, half of the blocks", 5.5, 0.82, ms=None, mean_bytes_per_switch=MIB)
+    eighth = row("weightpager, an eighth of the blocks", 3, 0.79, ms=None, mean_bytes_per_switch=MIB)
+    whole = row("dense in int4, a bundle of all blocks", 8, 0.815, is_bundle=True)
+    eights = row("dense in int8, a bundle of all blocks", 12, 0.825, is_bundle=True)
+    mask = row("one shared mask in int4", 3.2, 0.77, is_bundle=True)
+    rows = [row(OURS, 4, 0.81, ms=1.0), ALL, half, eighth, whole, eights, mask, DENSE, INT4]
+    assert line(rows) == [eighth, rows[0], half, eights]
+    said = budgets(rows)
+    assert "3.0 MiB: an eighth of the blocks, 0.790, 1.0 MiB a switch; 5.0 MiB: a quarter of the blocks, 0.810" in said
+    assert "8.0 MiB: half of the blocks, 0.820, 1.0 MiB a switch; 16.0 MiB: all blocks in int8, 0.825, no load" in said
+    assert budgets([row(OURS, 40, 0.81, ms=1.0)]) == ""

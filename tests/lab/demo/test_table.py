@@ -9,7 +9,7 @@ from typing import Any
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import MASK, ControlScore, read_report
 from weightpager_lab.demo.page import render
-from weightpager_lab.demo.result import OURS, ROW_FAULTS, DemoResult, DemoSwitch
+from weightpager_lab.demo.result import OURS, RESIDENT, ROW_FAULTS, DemoResult, DemoSwitch
 from weightpager_lab.demo.table import row_bytes, rows
 
 
@@ -24,7 +24,7 @@ def test_a_dense_model_is_compared_as_a_bundle_too(wordy_bundle: Path) -> None:
         from_task="a", to_task="b", bytes=1, ms=1, gbps=1, whole_sparse_bytes=1, whole_sparse_ms=1,
         own_checkpoint_bytes=1, own_checkpoint_ms=1, dense_ms=1,
     )  # fmt: skip
-    found = {row.name: row for row in rows(bundle, report, [switch])}
+    found = {row.name: row for row in rows(bundle, report, [switch], {"half of the blocks": bundle})}
     name = f"dense in {bundle.manifest.dtype}"
     assert row_bytes(bundle) is not None
     as_bundle, whole = found[f"{name}, a bundle of all blocks"], found[name]
@@ -33,8 +33,11 @@ def test_a_dense_model_is_compared_as_a_bundle_too(wordy_bundle: Path) -> None:
     shared = found[f"one shared mask in {bundle.manifest.dtype}"]
     assert as_bundle.bytes - as_bundle.paged_bytes == shared.bytes - shared.paged_bytes
     assert found[OURS].bytes - found[OURS].paged_bytes > shared.bytes - shared.paged_bytes  # ours has block tables
+    other = found["weightpager, half of the blocks"]
+    assert (other.bytes, other.paged_bytes) == (found[OURS].bytes, found[OURS].paged_bytes)
+    assert other.mean_metric == found[OURS].mean_metric
     shown = {row.name for row in found.values() if row.row_faults({ROW_FAULTS: 0.4}) is not None}
-    assert shown == {OURS, "weightpager, everything resident", as_bundle.name, shared.name}
+    assert shown == {OURS, RESIDENT, other.name, as_bundle.name, shared.name}
 
 
 def test_the_page_shows_row_faults_beside_switch_times() -> None:

@@ -337,7 +337,7 @@ def _ours(losses: Losses, bundle: Bundle, budget: int | None) -> Way:
     if budget is not None and always + every <= budget:
         return losses.bundle(every, always + every, 0)
     arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
-    return losses.bundle(arena, always + arena, _mean_switch_bytes(bundle))
+    return losses.bundle(arena, always + arena, mean_switch_bytes(bundle))
 
 
 def _compiled(bundle: Bundle, report: CompileReport, control: ControlScore) -> tuple[int | None, str]:
@@ -409,7 +409,7 @@ def _remedy(ours: Way, recover: str | None, bundle: Bundle) -> str:
     return f"{loses}: take {', or '.join(ways)}."
 
 
-def _mean_switch_bytes(bundle: Bundle) -> int:
+def mean_switch_bytes(bundle: Bundle) -> int:
     """What a switch loads, weighted by how often each one is made."""
     pages = [bundle.pages_of(task) for task in bundle.tasks]
     missing = [[len(np.setdiff1d(after, before, assume_unique=True)) for after in pages] for before in pages]

@@ -185,6 +185,12 @@ class Fit(Document):
     whole: Bytes | None = None
     trials: list[FitTrial] = Field(default_factory=list)
 
+    @property
+    def taken(self) -> str | None:
+        """The name of the candidate that lost least; None where rules decided."""
+        whole = {trial.name: trial.loss for trial in self.trials if trial.loss is not None}
+        return min(whole, key=whole.__getitem__, default=None)
+
 
 class KeepStep(Document):
     """What was tried of a task on the way to ``keep``.

@@ -11,14 +11,13 @@ import typer
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.advice import advise
-from weightpager.bundle.report.compile_report import CompileReport, Fit, read_report
+from weightpager.bundle.report.compile_report import CompileReport, read_report
 from weightpager.bundle.report.page_statistics import paged_share
 from weightpager.cli import output
 from weightpager.cli.commands import inspect
 from weightpager.cli.options import Force, Json, Out, Quiet, extra
 from weightpager.cli.output import notes
 from weightpager.cli.progress import progress
-from weightpager.config import format_room
 
 if TYPE_CHECKING:
     from weightpager.compiler.resume.journal import Workers
@@ -141,8 +140,7 @@ def _workers(ray: str | None) -> AbstractContextManager[Workers]:
 
 def _print_bundle(title: str, bundle: Bundle, report: CompileReport) -> None:
     _print_report(title, report)
-    if report.fit is not None:
-        _print_fit(report.fit)
+    inspect.budget(report)
     output.say(f"paged: {paged_share(bundle).words}")
     inspect.advice(advise(bundle, report), report)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
@@ -166,35 +164,6 @@ def _print_report(title: str, report: CompileReport) -> None:
         )
     if report.growth is not None:
         _print_growth(report)
-
-
-def _print_fit(fit: Fit) -> None:
-    more = "" if fit.whole is None else f" With --fit {output.enough(fit.whole).replace(' ', '')} none is dropped."
-    output.say(f"fit: {fit.why}. With its largest task it takes {output.enough(fit.bytes)}.{more}")
-    if fit.bytes > fit.budget:
-        output.say(
-            f"note: that is more than {format_room(fit.budget)}, by what recovery changed; compile with a little less"
-        )
-    if fit.trials:
-        _print_trials(fit)
-
-
-def _print_trials(fit: Fit) -> None:
-    output.table(
-        f"What was tried for {format_room(fit.budget)}: loss on validation data, mean of the tasks",
-        ["candidate", "memory", "of the blocks", "dtype", "trained shortly", "trained wholly"],
-        [
-            [
-                trial.name,
-                output.size(trial.budget),
-                f"{trial.density:.0%}",
-                trial.dtype,
-                f"{trial.short_loss:.3f}",
-                "" if trial.loss is None else f"{trial.loss:.3f}",
-            ]
-            for trial in fit.trials
-        ],
-    )
 
 
 def _print_growth(report: CompileReport) -> None:

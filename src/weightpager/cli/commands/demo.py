@@ -55,6 +55,7 @@ def _print(result: DemoResult) -> None:
     _print_tasks(result)
     _print_ways(result)
     output.say(result.verdict)
+    output.say(result.budgets)
     output.explain("overlap", "arena")
     if not result.cold:
         output.say(f"note: not proved cold: {result.cold_note}")

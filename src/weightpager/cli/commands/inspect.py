@@ -11,7 +11,7 @@ from weightpager.cli import output
 from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, PictureFacts, SwitchFacts
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.cli.output import ends, enough, explain, measured, say, size, table
-from weightpager.config import parse_bandwidth, stated_size
+from weightpager.config import format_room, parse_bandwidth, stated_size
 from weightpager.errors import shown
 from weightpager.store.read_plan import SMALL_SWITCH_BYTES
 
@@ -37,6 +37,33 @@ def scores(title: str, report: CompileReport) -> None:
     table(title, ["task", "metric", "dense", *longer, "sparse", "density", "held-out items"], rows)
     if any(task.sparse_interval is not None for task in report.tasks):
         explain("brackets")
+
+
+def budget(report: CompileReport) -> None:
+    """Print what was made of a stated budget, and what was tried."""
+    fit = report.fit
+    if fit is None:
+        return
+    more = "" if fit.whole is None else f" With --fit {enough(fit.whole).replace(' ', '')} none is dropped."
+    say(f"fit: {fit.why}. With its largest task it takes {enough(fit.bytes)}.{more}")
+    if fit.bytes > fit.budget:
+        say(f"note: that is more than {format_room(fit.budget)}, by what recovery changed; compile with a little less")
+    if fit.trials:
+        table(
+            f"What was tried; {fit.taken} did best: loss on validation data, mean of the tasks",
+            ["candidate", "memory", "of the blocks", "dtype", "trained shortly", "trained wholly"],
+            [
+                [
+                    trial.name,
+                    format_room(trial.budget),
+                    f"{trial.density:.0%}",
+                    trial.dtype,
+                    f"{trial.short_loss:.3f}",
+                    "" if trial.loss is None else f"{trial.loss:.3f}",
+                ]
+                for trial in fit.trials
+            ],
+        )
 
 
 def advice(found: Advice | None, report: CompileReport) -> None:
@@ -178,6 +205,7 @@ def _picture_rows(pictures: PictureFacts) -> list[list[object]]:
 def _print_report(facts: BundleFacts, report: CompileReport) -> None:
     by = "" if report.backend is None else f", measured with the {report.backend} backend"
     scores(f"metrics on held-out data{by}", report)
+    budget(report)
     advice(facts.advice, report)
 
 
