@@ -11,7 +11,7 @@ import tiny
 import weightpager as wp
 from command import Command
 from json_lines import rows
-from weightpager.compiler.task_file.file import load
+from weightpager.compiler.task_file.file import TaskFile, load
 
 
 @pytest.mark.slow
@@ -127,3 +127,34 @@ def test_schema_is_the_one_that_the_starter_names(weightpager: Command, tmp_path
     first = (tmp_path / "tasks.yaml").read_text().splitlines()[0]
     schema = tmp_path / first.partition("$schema=")[2]
     assert weightpager("schema").out == schema.read_text(encoding="utf-8")
+
+
+def test_a_budget_stands_in_the_task_file(weightpager: Command, tmp_path: Path) -> None:
+    assert started(weightpager, tmp_path / "a", "--fit", "5 MiB").fit == 5 << 20
+    assert started(weightpager, tmp_path / "b").fit is None
+    refused = weightpager("init", tmp_path / "c", "--fit", "much")
+    assert refused.code == 2
+    assert "fit: expected a number with a unit" in refused.err
+    assert not (tmp_path / "c").exists()
+
+
+def started(weightpager: Command, folder: Path, *options: str) -> TaskFile:
+    """The task file that is written."""
+    assert weightpager("init", folder, "--model", tiny.bert(folder / "model"), *options).code == 0
+    return load(folder / "tasks.yaml")
+
+
+@pytest.mark.parametrize(("typed", "fit"), [("3MiB", 3 << 20), ("", None)])
+def test_a_terminal_is_asked_for_the_budget(
+    weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, fit: int | None
+) -> None:
+    asked: list[str] = []
+
+    def answer(question: str, **_: object) -> str:
+        asked.append(question)
+        return typed
+
+    monkeypatch.setattr("weightpager.cli.commands.init._at_a_terminal", lambda: True)
+    monkeypatch.setattr("typer.prompt", answer)
+    assert started(weightpager, tmp_path / "a").fit == fit
+    assert len(asked) == 1

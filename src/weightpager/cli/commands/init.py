@@ -87,10 +87,14 @@ def schema() -> None:
 
 def _asked() -> str | None:
     """The budget that a person in front of a terminal names; None if none is there, or none is named."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _at_a_terminal():
         return None
     question = "How much memory may the weights take, such as 5MiB? Enter leaves it open"
     return typer.prompt(question, default="", show_default=False) or None
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _starter(model: Path | None, fit: str | None) -> dict[str, str]:
