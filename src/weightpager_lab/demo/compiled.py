@@ -46,7 +46,7 @@ BATCH = 16
 
 
 FAMILY: Mapping[str, Mapping[str, float]] = {
-    "an eighth of the blocks": {"sparsity": 0.875},
+    "a tenth of the blocks": {"sparsity": 0.9},
     "half of the blocks": {"sparsity": 0.5},
 }
 """Bundles for other budgets, trained from the same dense model for as many steps."""

@@ -197,7 +197,7 @@ def test_a_single_task_is_refused_before_anything_is_compiled(monkeypatch: pytes
         run.run_demo(tmp_path, lambda *_: None)
 
 
-BUNDLES = ("aligned.bundle", "an-eighth-of-the-blocks.bundle", "half-of-the-blocks.bundle")
+BUNDLES = ("aligned.bundle", "a-tenth-of-the-blocks.bundle", "half-of-the-blocks.bundle")
 
 
 def test_a_cache_without_the_dense_checkpoint_is_no_cache(assistant_bundle: Path, tmp_path: Path) -> None:
