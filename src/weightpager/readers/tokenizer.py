@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from weightpager.errors import BundleFormatError, ImageError
 from weightpager.interrupts import uninterrupted
 from weightpager.machine.panics import panics_as_errors
 from weightpager.readers.picture_reader import PictureReader, check_tower, processor_settings
+from weightpager.readers.token_bytes import TokenBytes
 
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 """Of a tokenizer of the library, beside the model."""
@@ -183,6 +185,11 @@ class Tokenizer:
             ids = self.pictures.expanded(ids, pictures)
         begins = ids and bos and not (chat and self.chat_template is not None)
         return (*self.begin_ids, *ids) if begins else ids
+
+    @cached_property
+    def bytes(self) -> TokenBytes:
+        """What its tokens stand for."""
+        return TokenBytes(self._inner)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; special ones are left out."""
