@@ -202,7 +202,7 @@ def test_an_unknown_task_is_a_model_that_is_not_found(assistant: Running) -> Non
     [
         ({"model": "numbers", "n": 17}, "n:"),
         ({"model": "numbers", "frequency_penalty": 2.5}, "frequency_penalty"),
-        ({"model": "numbers", "logprobs": 3}, "logprobs"),
+        ({"model": "numbers", "logprobs": 6}, "logprobs"),
         ({"model": "numbers", "temperature": -1}, "temperature"),
         ({"model": "numbers", "prompt": []}, "prompt"),
         ({"model": "numbers", "prompt": ""}, "at least one token"),
@@ -210,7 +210,8 @@ def test_an_unknown_task_is_a_model_that_is_not_found(assistant: Running) -> Non
         ({"model": "numbers", "prompt": [True]}, "prompt"),
         ({"model": "numbers", "logit_bias": {"7": -101}}, "logit_bias"),
         ({"model": "numbers", "logit_bias": {"16": 1}}, "ids of tokens below 16, found 16"),
-        ({"model": "numbers", "extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
+        ({"model": "numbers", "extra_body": {"response_format": {"type": "json_object"}}}, "a token for each byte"),
+        ({"model": "numbers", "extra_body": {"response_format": {"type": "xml"}}}, "whose type is 'text'"),
     ],
 )
 def test_what_cannot_be_served_is_refused(writer: Running, fields: dict[str, object], words: str) -> None:
@@ -325,7 +326,11 @@ def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: by
         ({"prompt": [[1], ["a"]]}, "prompt.1.0: expected a valid integer, found 'a'"),
         ({"prompt": [1, 99]}, "expected token ids from 0 to 15, found 99 at 1"),
         ({"model": None}, "model: expected a valid string, found nothing"),
-        ({"logprobs": 3}, "logprobs: not supported; leave it out"),
+        ({"suffix": "a"}, "suffix: not supported; leave it out"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name: expected a value, found nothing",
+        ),
     ],
 )
 def test_of_a_field_with_several_forms_the_one_that_was_meant_is_named(

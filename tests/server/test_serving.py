@@ -27,7 +27,7 @@ from weightpager.answers.work import Embed
 from weightpager.errors import ConfigError, RequestTimeoutError, ServerClosedError
 from weightpager.runtime.budget import smallest_budget
 from weightpager.server.routes.exchange import Exchange
-from weightpager.server.routes.generation_routes import CompletionFormat
+from weightpager.server.routes.generation_answer import CompletionFormat
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Policy, Settings

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 See: TypeAlias = "Callable[[Integers], npt.NDArray[np.bool_]]"
 """Gets the next token of each text, [texts]; tells which texts are over, or all of them for a pause."""
 
+Weigh: TypeAlias = "Callable[[Floats], Floats]"
+"""Gets the logits of each text's next token, [texts, words]; gives those to draw it by, in an array of its own."""
+
 Draw: TypeAlias = "Callable[[Floats], Integers]"
 """The next token of each text, [texts], of logits [texts, words]."""
 
@@ -118,7 +121,7 @@ class GrowingTexts:
         self.ids, self._mask, self._prompt = ids, mask, ids.shape[1]
         self.stoppable = reading.stoppable
         self._reading, self._limits, self._pad = reading, limits, pad
-        self._sampler = None if sampling.plain else Sampler(sampling)
+        self._sampler, self._plain = Sampler(sampling), sampling.plain
         self._kept: KeptPieces | None = None
 
     @property
@@ -161,23 +164,27 @@ class GrowingTexts:
     def _exact(self) -> bool:
         return self._reading.exact and self._limits.in_pieces and len(self.ids) == 1
 
-    def grow(self, most: int, see: See) -> None:
+    def grow(self, most: int, see: See, weigh: Weigh | None = None) -> None:
         """Read what is left, and go on by so many tokens at most, or until all texts are over.
 
         Args:
             most: tokens of each text.
             see: is told of each token. After a pause, texts that are `stoppable` can grow on.
+            weigh: is asked before each token.
         """
         over = np.zeros(len(self.ids), bool)
         for _ in range(most):
-            sampler, said = self._sampler, self.ids[:, self._prompt :]
-            draw = None if sampler is None else partial(sampler.draw, said=said)
+            draw = None if self._plain and weigh is None else partial(self._draw, weigh)
             tokens = np.where(over, self._pad, self._reading.next(self.ids, self._mask, draw))
             self.ids = np.concatenate([self.ids, tokens[:, None]], 1)
             self._mask = np.concatenate([self._mask, np.ones_like(tokens[:, None])], 1)
             over = over | see(tokens)
             if over.all():
                 return
+
+    def _draw(self, weigh: Weigh | None, logits: Floats) -> Integers:
+        said = self.ids[:, self._prompt :]
+        return self._sampler.draw(logits if weigh is None else weigh(logits), said)
 
     def keep(self, texts: Sequence[int]) -> None:
         """Let go of all but these; only if `stoppable`."""

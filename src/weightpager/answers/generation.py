@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, repeat
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ from blake3 import blake3
 from weightpager.answers.batches import Bounds, batches
 from weightpager.answers.decoding import GrowingTexts
 from weightpager.answers.kept import NOTHING_KEPT, Kept
+from weightpager.answers.logprobs import AnswerLogprobs
 from weightpager.answers.model import Floats, Inputs, Integers, PlacedFeatures, TaskModel
 from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
-from weightpager.answers.work import Generate, Generated
+from weightpager.answers.work import Generate, Generated, TokenLogprob
+from weightpager.errors import RequestError
 from weightpager.readers.picture import Picture
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -89,6 +92,7 @@ class Continuation:
 
     Attributes:
         ended: why it has ended; None while it goes on.
+        cut: whether a stop text was cut off at its end.
     """
 
     def __init__(self, decode: Decode, most: int, stop: Sequence[str], end: Collection[int]) -> None:
@@ -109,21 +113,32 @@ class Continuation:
         self._shown = ""
         self._changed = 0  # tokens in a row, behind which what was shown isn't the text's beginning any more
         self.ended: Literal["stop", "length"] | None = None
+        self.cut = False
 
-    def add(self, token: int) -> str:
-        """Add a token; the further text that can be shown.
+    @property
+    def whole(self) -> int:
+        """Characters so far, without one that isn't complete."""
+        return len(self._text.rstrip(INCOMPLETE))
+
+    @property
+    def shown(self) -> float:
+        """Characters that have been shown; any number once nothing follows."""
+        return len(self._shown) if self.ended is None or self.cut else math.inf
+
+    def add(self, token: int, *, last: bool = False) -> str:
+        """Add a token, which may be the ``last`` that can come; the further text that can be shown.
 
         Characters that aren't complete yet are kept back, and as many as may turn out to begin a stop text.
         """
         assert self.ended is None
-        if token in self._end:
+        if last or token in self._end:
             self.ended = "stop"
         self._ids.append(token)
         self._text = self._decode(self._ids)
         cuts = [place for place in (self._text.find(stop) for stop in self._stop) if place >= 0]
         if cuts:
             self._text = self._text[: min(cuts)]
-            self.ended = "stop"
+            self.ended, self.cut = "stop", True
         elif self.ended is None and len(self._ids) >= self._most:
             self.ended = "length"
         return self._show(self._text if self.ended else self._safe())
@@ -222,7 +237,8 @@ class GenerationRun:
 
     def _grow(self, texts: GrowingTexts, until: float) -> int:
         watch = _Watch(self._rows, until if texts.stoppable else None, self._clock)
-        texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see)
+        weigh = watch.weigh if any(row.watches for row in self._rows) else None
+        texts.grow(max(row.work.max_new_tokens for row in self._rows) - self._grown, watch.see, weigh)
         if all(row.query.over for row in self._rows):
             texts.keep_rest()
         self._grown += watch.steps
@@ -251,15 +267,45 @@ class _Row:
         self.unseen, self.features = list(self.work.pictures), list[Floats]()
         decode, end = decoder_after(tokenizer, self.work.ids), _eos_token_ids(model, tokenizer)
         self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
+        self._end, self._guide = end, None if self.work.grammar is None else self.work.grammar.begin(end)
+        self._logprobs = None if self.work.logprobs is None else AnswerLogprobs(tokenizer.bytes, self.work.logprobs)
+        self._logits: Floats | None = None
+        self._told: list[TokenLogprob] = []
+
+    @property
+    def watches(self) -> bool:
+        """Whether it wants to know the logits of each token."""
+        return self._guide is not None or self._logprobs is not None
+
+    def weigh(self, logits: Floats) -> Floats:
+        """The logits, [words], to draw the next token by; the query may fail here."""
+        self._logits = logits
+        if self._guide is None:
+            return logits
+        try:
+            allowed = self._guide.allowed()
+        except RequestError as error:
+            self.query.fail(error)
+            return logits
+        weighed: Floats = np.where(allowed, logits, np.float32(-np.inf))
+        return weighed
 
     def add(self, token: int, now: float) -> None:
         if self.query.expire(now):
             return
-        text = self._continuation.add(token)
-        if text:
-            self.query.more(text)
+        ends = token in self._end
+        if self._guide is not None and not ends:
+            self._guide.take(token)
+        if self._logprobs is not None and self._logits is not None and not ends:
+            self._logprobs.add(self._logits, token, self._continuation.whole)
+        text = self._continuation.add(token, last=self._guide is not None and self._guide.complete)
+        told = () if self._logprobs is None else self._logprobs.take(self._continuation.shown)
+        self._told += told
+        if text or told:
+            self.query.more(text, told)
         if self._continuation.ended is not None:
-            self.query.done(self._continuation.outcome())
+            logprobs = None if self._logprobs is None else tuple(self._told)
+            self.query.done(replace(self._continuation.outcome(), logprobs=logprobs))
 
 
 class _Watch:
@@ -274,6 +320,10 @@ class _Watch:
         self._clock = clock
         self.tokens = 0
         self.steps = 0
+
+    def weigh(self, logits: Floats) -> Floats:
+        rows = zip(self._rows, logits, strict=True)
+        return np.stack([each if row.query.over else row.weigh(each) for row, each in rows])
 
     def see(self, tokens: Integers) -> npt.NDArray[np.bool_]:
         self.steps += 1

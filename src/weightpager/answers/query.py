@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from weightpager.answers.model import Integers
-from weightpager.answers.work import Outcome, Work
+from weightpager.answers.work import Logprobs, Outcome, Work
 from weightpager.errors import BusyError
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -32,8 +32,11 @@ class Query(Protocol):
     def expire(self, now: float) -> bool:
         """End the query if it was cancelled or is late, by `time.monotonic`; whether it has ended."""
 
-    def more(self, text: str) -> None:
-        """Tell whoever waits the next piece of a continuation."""
+    def more(self, text: str, logprobs: Logprobs = ()) -> None:
+        """Tell whoever waits the next piece of a continuation, with its tokens where they are asked for."""
+
+    def fail(self, error: Exception) -> None:
+        """End the query with an error."""
 
     def done(self, outcome: Outcome) -> None:
         """End the query with its outcome."""
@@ -54,7 +57,10 @@ class BlockingQuery:
     def expire(self, now: float) -> bool:  # noqa: ARG002 - whatever the time
         return self.over
 
-    def more(self, text: str) -> None: ...
+    def more(self, text: str, logprobs: Logprobs = ()) -> None: ...
+
+    def fail(self, error: Exception) -> None:
+        raise error
 
     def done(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -70,7 +76,7 @@ class StreamedQuery(BlockingQuery):
 
     pieces: list[str] = field(default_factory=list)
 
-    def more(self, text: str) -> None:
+    def more(self, text: str, logprobs: Logprobs = ()) -> None:  # noqa: ARG002 - which nobody asks for
         self.pieces.append(text)
 
     def take(self) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from weightpager.answers.grammar import Grammars
 from weightpager.answers.work import Ids
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.format.names import MODEL
@@ -56,6 +57,12 @@ class TokenReader:
         with self._lock:
             reader._tokenizer = self._tokenizer.copy()
         return reader
+
+    def grammars(self) -> Grammars:
+        """What compiles schemas, for one thread. Errors are those of `Grammars`."""
+        with self._lock:
+            tokenizer = self._tokenizer.copy()
+        return Grammars(tokenizer, self.vocab_size)
 
     def whole(self, text: str) -> Ids:
         """A text, as it is trained with, never cut."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from weightpager.config import is_number, is_whole
 from weightpager.errors import ConfigError, shown
 from weightpager.readers.image_processor import Pixels
 from weightpager.readers.picture import Picture
+
+if TYPE_CHECKING:
+    from weightpager.answers.grammar import Grammar
 
 Ids = tuple[int, ...]
 
@@ -100,13 +103,19 @@ class _Text:
 class Generate(_Text):
     """Continue a prompt by so many tokens at most, or until a text of ``stop`` appears, which is cut off.
 
-    ``pictures`` stand in the prompt, each in as many placeholders as it has features.
+    Attributes:
+        pictures: stand in the prompt, each in as many placeholders as it has features.
+        grammar: that the continuation keeps to; None for any.
+        logprobs: of how many of the likeliest tokens each place tells the logprob, beside the token's own; None for
+            neither.
     """
 
     max_new_tokens: int
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    grammar: Grammar | None = None
+    logprobs: int | None = None
 
     @property
     def kind(self) -> Hashable:
@@ -183,10 +192,33 @@ Work = Generate | Classify | Tag | Embed | ClassifyImage
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One token of an answer.
+
+    Attributes:
+        token: its bytes, which may be a part of a character.
+        logprob: natural logarithm of its probability.
+        top: the likeliest tokens in its place, with theirs.
+        start: characters of the answer before it.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+    start: int
+
+
+Logprobs = tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True)
 class Generated:
+    """A continuation; ``logprobs`` are of its tokens where they were asked for, without one that ended it."""
+
     text: str
     tokens: int
     reason: Literal["stop", "length"]
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True)

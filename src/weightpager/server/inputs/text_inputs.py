@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from weightpager.answers.grammar import Grammar, Grammars
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import FORWARD_TOKENS, Activations
 from weightpager.answers.work import Ids, Work
@@ -45,6 +46,7 @@ class TextInputs:
         self._placeholder = "" if tokenizer.pictures is None else tokenizer.pictures.pictures.token
         self._template = ChatTemplate.of(tokenizer, self._most)
         self._chats = Lane("chats", lambda: self._template)
+        self._grammars = Lane("grammars", vocabulary.grammars)
 
     async def run(self, function: Callable[[Vocabulary, _Text], _Found], texts: Sequence[_Text]) -> list[_Found]:
         """What a function makes of each text. Errors are those of `TwoLanes.run`.
@@ -96,8 +98,14 @@ class TextInputs:
             raise RequestError(what, error.param, error.code) from error
         return text
 
+    async def grammar(self, schema: object) -> Grammar:
+        """What a schema allows. Errors are those of `Grammars` and of `Grammars.compiled`."""
+        (found,) = await self._grammars.run(Grammars.compiled, [schema])
+        return found
+
     def close(self) -> None:
         self._chats.close()
+        self._grammars.close()
         self._template.close()
         self.lanes.close()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from weightpager.answers.work import Generate, Outcome, Work
+from weightpager.answers.work import Generate, Logprobs, Outcome, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.server.scheduling.batching import Waiting
@@ -18,6 +18,7 @@ class Delta:
 
     index: int
     text: str
+    logprobs: Logprobs = ()
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class Job:
             self.fail(RequestTimeoutError(f"{late} than the server gives it"))
         return self.over
 
-    def more(self, text: str) -> None:
-        self.listener(Delta(self.index, text))
+    def more(self, text: str, logprobs: Logprobs = ()) -> None:
+        self.listener(Delta(self.index, text, logprobs))
 
     def fail(self, error: Exception) -> None:
         self._end(TextFailed(self.index, error))
