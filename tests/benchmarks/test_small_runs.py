@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import OlmoeConfig, Qwen2Config
 
+import tiny_pairs
 import weightpager as wp
 from benchmarks import experts, row_file
 from benchmarks.device import __main__ as processes
@@ -182,6 +183,16 @@ def test_prefetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert {row.policy for row in prefetch.virtual(bundle.path, "assistant", 0.25)} >= {"oracle", "liar"}
     if NATIVE:
         assert {row.mode for row in prefetch.of_assistant(bundle, tmp_path)} == {"virtual", "real"}
+
+
+def test_answers_by_schemas(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "llama", max_position_embeddings=512))
+    bundle = wp.compile(content, tmp_path / "pairs.bundle").path
+    run(monkeypatch, "serving.schemas", bundle, "--rounds", 1)
+    assert "all of them valid" in capsys.readouterr().out
 
 
 def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
