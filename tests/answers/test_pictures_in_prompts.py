@@ -74,7 +74,7 @@ class AddingModel(TaskModel):
     def hidden(self, inputs: Inputs) -> Floats:
         raise NotImplementedError
 
-    def features(self, pixels: Floats) -> Floats:
+    def features(self, pixels: Floats, grids: object = None) -> Floats:
         self.seen.append(pixels.shape)
         return np.broadcast_to(pixels.mean((1, 2, 3))[:, None, None], (len(pixels), TOKENS, WIDTH))
 
@@ -96,7 +96,7 @@ NUMBERS: Any = Numbers()
 
 
 def picture(value: int) -> Picture:
-    return Picture(bytes([value]), lambda: np.full((3, 4, 5), value, np.float32))
+    return Picture(bytes([value]), lambda: np.full((3, 4, 5), value, np.float32), TOKENS)
 
 
 def asked(*pictures: int, words: tuple[int, ...] = (2,), most: int = 1) -> BlockingQuery:

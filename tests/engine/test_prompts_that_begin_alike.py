@@ -156,7 +156,7 @@ def test_it_is_a_part_of_the_budget(bundle: Bundle, backend: str) -> None:
 def test_prompts_about_other_pictures_are_others() -> None:
     form = Pictures(blocks="shared", layers=1, token="<image>", token_id=9, tokens=4, width=8)
     cache, ids = PrefixCache(ROOM), np.array([1, 9, 9, 9, 9, 2, 9, 9, 9, 9, 3])
-    seen = {name: Picture(name.encode() * 32, lambda: np.zeros((3, 2, 2), np.float32)) for name in "abc"}
+    seen = {name: Picture(name.encode() * 32, lambda: np.zeros((3, 2, 2), np.float32), 4) for name in "abc"}
 
     def pieces(first: str, second: str) -> TextPieces:
         return Prefixes(cache, b"task").of(ids, [seen[first], seen[second]], form)

@@ -204,7 +204,7 @@ def test_a_tower_of_each_task_has_features_of_its_own(watcher_bundle: Path) -> N
         class Numbering:
             """Its features are the number of those that were computed before."""
 
-            def features(self, pixels: Floats) -> Floats:
+            def features(self, pixels: Floats, grids: object = None) -> Floats:
                 asked.append("")
                 return np.full((len(pixels), 4, 48), len(asked), np.float32)
 

@@ -47,7 +47,7 @@ Change = Callable[[dict[str, Any]], Any]
         (lambda d: d.update(extra=1), "document"),
         (lambda d: d.pop("nodes"), "document"),
         (lambda d: d.update(kind=""), "kind"),
-        (lambda d: d.update(dims=["length"]), "dims"),
+        (lambda d: d.update(dims=["features"]), "dims"),
         (lambda d: d.update(dims=["batch", "features"]), "dims"),
         (lambda d: d.update(dims=["batch", "length", "features", "features"]), "dims"),
         (lambda d: d["inputs"][0].update(shape=["features"]), "inputs[0].shape"),

@@ -162,7 +162,7 @@ def test_pixels_are_found_once_they_are_asked_for() -> None:
 def test_an_image_is_let_go_with_its_pixels_there() -> None:
     image, pixels = noise(30, 20), np.zeros((3, 6, 6), np.float32)
     held = weakref.ref(image)
-    picture = Picture(b"", partial(lambda _: pixels, image))
+    picture = Picture(b"", partial(lambda _: pixels, image), 1)
     del image
     assert held() is not None
     assert picture.pixels is picture.pixels is pixels

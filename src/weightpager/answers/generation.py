@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +17,21 @@ from weightpager.answers.batches import Bounds, batches
 from weightpager.answers.decoding import GrowingTexts
 from weightpager.answers.kept import NOTHING_KEPT, Kept
 from weightpager.answers.logprobs import AnswerLogprobs
-from weightpager.answers.model import Floats, Inputs, Integers, PlacedFeatures, TaskModel
+from weightpager.answers.model import (
+    Floats,
+    Grids,
+    Inputs,
+    Integers,
+    PlacedFeatures,
+    TaskModel,
+    parts_of,
+    picture_parts,
+)
 from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
 from weightpager.answers.work import Generate, Generated, TokenLogprob
+from weightpager.bundle.format.manifest import Pictures
 from weightpager.errors import RequestError
+from weightpager.readers.patch_processor import Grid
 from weightpager.readers.picture import Picture
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -228,9 +239,10 @@ class GenerationRun:
         batch = padded([work.ids for work in works], self._pad, left=True)
         ids, mask, most = batch["input_ids"], batch["attention_mask"], max(work.max_new_tokens for work in works)
         features, placed = [each for row in self._rows for each in row.features], None
+        grids = [picture.grid for row in self._rows for picture in row.work.pictures if picture.grid is not None]
         if features:
             assert self._form is not None  # whoever read the pictures had it
-            placed = PlacedFeatures.of(ids, mask, self._form.token_id, features)
+            placed = PlacedFeatures.of(ids, mask, self._form.token_id, features, grids or None)
             for row in self._rows:
                 row.features.clear()  # which may leave the cache now
         return self._model.grow(ids, mask, works[0].sampling, self._pad, most, placed)
@@ -354,7 +366,7 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     room = model.limits.room(tokenizer.longest)
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     prompts = [tuple(ids[mask != 0].tolist()) for ids, mask in rows]
-    pictures = _pictures(prompts, tokenizer, inputs["pixel_values"]) if "pixel_values" in inputs else repeat(())
+    pictures = _pictures(prompts, tokenizer, inputs) if "pixel_values" in inputs else repeat(())
     works = [Generate(ids, most, pictures=found).within(room) for ids, found in zip(prompts, pictures, strict=False)]
     waiting = [BlockingQuery(work, cached=True) for work in works]
     bounds = Bounds(uniform_length=model.limits.uniform_room(tokenizer.longest), cache=model.cache)
@@ -365,19 +377,29 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
     return [query.outcome.text for query in waiting if isinstance(query.outcome, Generated)]
 
 
-def _pictures(prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, pixels: Floats) -> list[tuple[Picture, ...]]:
+def _pictures(prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, inputs: Inputs) -> list[tuple[Picture, ...]]:
     """The pictures of each prompt, of pixels in the order of their places."""
     assert tokenizer.pictures is not None
-    stated = tokenizer.pictures.pictures
-    places = [prompt.count(stated.token_id) for prompt in prompts]
-    if any(each % stated.tokens for each in places) or sum(places) != stated.tokens * len(pixels):
-        expected = f"{len(pixels)} pictures of {stated.tokens} placeholders each"
-        raise ValueError(f"expected prompts with {expected}, found {places} placeholders")
-    found = iter([_of_pixels(each) for each in pixels])
-    return [tuple(islice(found, each // stated.tokens)) for each in places]
+    form = tokenizer.pictures.pictures
+    shown = list(_shown(*picture_parts(inputs, form), form))
+    places, left, found = [prompt.count(form.token_id) for prompt in prompts], iter(shown), []
+    for count in places:
+        own = list[Picture]()
+        while sum(picture.tokens for picture in own) < count and (following := next(left, None)) is not None:
+            own.append(following)
+        found.append(tuple(own))
+    if [sum(picture.tokens for picture in own) for own in found] != places or next(left, None) is not None:
+        each = f"{len(shown)} pictures of {' or '.join(map(str, sorted({picture.tokens for picture in shown})))}"
+        raise ValueError(f"expected prompts with {each} placeholders each, found {places} placeholders")
+    return found
 
 
-def _of_pixels(pixels: Floats) -> Picture:
-    """A picture of which only the pixels are known; its key is no key of a decoded one."""
+def _shown(pixels: Floats, grids: Grids | None, form: Pictures) -> Iterator[Picture]:
+    """Pictures of which only the pixels are known; their keys are no keys of decoded ones."""
+    for part, grid in parts_of(pixels, grids):
+        yield _of_pixels(part[0], form.tokens) if grid is None else _of_pixels(part, math.prod(grid), grid)
+
+
+def _of_pixels(pixels: Floats, tokens: int, grid: Grid | None = None) -> Picture:
     key = blake3(pixels.tobytes(), derive_key_context="weightpager pixels of a picture")
-    return Picture(key.digest(), lambda: pixels)
+    return Picture(key.digest(), lambda: pixels, tokens, grid)

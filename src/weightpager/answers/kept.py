@@ -35,11 +35,13 @@ class Prefixes:
             pictures: that stand in it, in their order.
             form: how they stand there; None where none do.
         """
-        firsts = []
+        firsts = {}
         if form is not None:
-            firsts = np.flatnonzero(ids == form.token_id)[:: form.tokens].tolist()
-        keys = [picture.key for picture in pictures]
-        return TextPieces(self.cache, self.root, _Words(ids, dict(zip(firsts, keys, strict=True))))
+            places = np.flatnonzero(ids == form.token_id)
+            counts = [picture.tokens for picture in pictures]
+            begins = np.cumsum([0, *counts])[:-1]
+            firsts = {int(places[at]): picture.key for at, picture in zip(begins, pictures, strict=True)}
+        return TextPieces(self.cache, self.root, _Words(ids, firsts))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from weightpager.answers.decoding import GrowingTexts, Reading, TextPieces
 from weightpager.answers.work import Sampling
 from weightpager.bundle.format.manifest import Pictures
+from weightpager.readers.patch_processor import Grid
 from weightpager.readers.picture import Picture
 
 PIECE = 128
@@ -94,7 +96,15 @@ Integers = npt.NDArray[np.int64]
 Inputs = Mapping[str, npt.NDArray[Any]]
 """``input_ids`` and ``attention_mask``, int64 [texts, tokens], or ``pixel_values``, float32 [images, ...].
 
-A model that reads pictures among its words takes all three, the pictures in the order of their places in the texts."""
+A model that reads pictures among its words takes all three, the pictures in the order of their places in the texts. Of
+runs of patches ``pixel_values`` is float32 [patches, numbers of a patch], and ``image_grid_thw``, int64 [pictures, 3],
+says how many frames, rows and columns of patches each picture has."""
+
+OF_GRIDS = ("image_grid_thw", "mm_token_type_ids")
+"""Those by which transformers' own modules number the places of runs of patches."""
+
+Grids = Sequence[Grid]
+"""Rows and columns of places, of each picture that is a run of patches."""
 
 
 @dataclass(frozen=True)
@@ -160,14 +170,18 @@ class PlacedFeatures:
         rows: [features, width], of all pictures one after the other.
         index: int64 [texts, tokens], the row that stands in a token's place; −1 where a word does. Tokens behind the
             last one, which are generated, are words.
+        positions: `grid_positions` of the texts; None where places are numbered as words are.
     """
 
     rows: Floats
     index: Integers
+    positions: Integers | None = None
 
     @classmethod
-    def of(cls, ids: Integers, mask: Integers, token_id: int, features: Sequence[Floats]) -> PlacedFeatures:
-        """Features of all pictures, in the order of the texts and of the pictures in each.
+    def of(
+        cls, ids: Integers, mask: Integers, token_id: int, features: Sequence[Floats], grids: Grids | None = None
+    ) -> PlacedFeatures:
+        """Features of all pictures, in the order of the texts and of the pictures in each; ``grids`` are of runs.
 
         Raises:
             ValueError: the texts have more or fewer placeholders than there are features.
@@ -178,7 +192,7 @@ class PlacedFeatures:
             raise ValueError(f"expected {len(rows)} placeholders for the features of pictures, found {places.sum()}")
         index = np.full(ids.shape, -1, np.int64)
         index[places] = np.arange(len(rows))
-        return cls(rows, index)
+        return cls(rows, index, None if grids is None else grid_positions(places, mask, grids))
 
     def between(self, start: int, stop: int) -> PlacedFeatures | None:
         """What stands in the place of so many of the texts' tokens; None if all of them are words."""
@@ -192,7 +206,79 @@ class PlacedFeatures:
         """What stands in these texts, and no other rows."""
         index = self.index[list(texts)]
         kept = np.unique(index[index >= 0])
-        return PlacedFeatures(self.rows[kept], np.where(index >= 0, np.searchsorted(kept, index), -1))
+        positions = None if self.positions is None else self.positions[:, list(texts)]
+        return PlacedFeatures(self.rows[kept], np.where(index >= 0, np.searchsorted(kept, index), -1), positions)
+
+
+def grid_positions(places: npt.NDArray[np.bool_], mask: Integers, grids: Grids) -> Integers:
+    """Positions in time, rows and columns, int64 [3, texts, tokens], as Qwen2-VL numbers them.
+
+    A word's three are the same. Inside of a picture rows and columns are counted from the number of its first place,
+    and the next word has one more than the greatest of all before it. Padding has 0.
+
+    Args:
+        places: [texts, tokens], where places of pictures are.
+        mask: of the same shape, 0 for padding.
+        grids: of the pictures, in the order of their places.
+    """
+    found, left = np.zeros((3, *mask.shape), np.int64), iter(grids)
+    for text, (here, seen) in enumerate(zip(places, mask != 0, strict=True)):
+        tokens = np.flatnonzero(seen)
+        at = following = 0
+        while at < len(tokens):
+            if here[tokens[at]]:
+                grid = next(left)
+                rows, columns = np.indices(grid, np.int64).reshape(2, -1)
+                part, size = np.stack([np.zeros_like(rows), rows, columns]), max(grid)
+            else:
+                next_places = np.flatnonzero(here[tokens[at:]])
+                size = int(next_places[0]) if len(next_places) else len(tokens) - at
+                part = np.broadcast_to(np.arange(size), (3, size))
+            stop = at + part.shape[1]
+            found[:, text, tokens[at:stop]] = following + part
+            at, following = stop, following + size
+    return found
+
+
+def positions(mask: Integers, prompts: Integers | None = None) -> Integers:
+    """Each token's number among its text's, int64 [texts, tokens]; padding on the left has none and gets 0.
+
+    Of texts that begin with ``prompts``, which have three each, [3, texts, tokens]; behind these each has one more.
+    """
+    if prompts is None:
+        numbers: Integers = np.maximum(np.cumsum(mask, 1) - 1, 0)
+        return numbers
+    behind = np.arange(1, mask.shape[1] - prompts.shape[2] + 1) + prompts.max((0, 2))[:, None]
+    return np.concatenate([prompts, np.broadcast_to(behind, (3, *behind.shape))], 2)[:, :, : mask.shape[1]]
+
+
+def picture_parts(inputs: Inputs, form: Pictures) -> tuple[Floats, Grids | None]:
+    """What `TaskModel.features` takes of a batch's pixels.
+
+    Raises:
+        ValueError: there are runs of patches, and their grids are missing or of other pictures.
+    """
+    pixels = inputs["pixel_values"]
+    if form.runs is None:
+        return pixels, None
+    merge, sides = form.runs.merge, np.asarray(inputs.get("image_grid_thw", ()))
+    right = sides.ndim == 2 and sides.shape[1] == 3 and (sides[:, 0] == 1).all() and not (sides[:, 1:] % merge).any()
+    if not right or np.ndim(pixels) != 2 or sides.min(initial=1) < 1 or sides.prod(1).sum() != len(pixels):
+        expected = "expected frames (1), rows and columns of all pictures' patches, int64 [pictures, 3]"
+        raise ValueError(f"input image_grid_thw: {expected}, found {sides.tolist()} for {np.shape(pixels)}")
+    grids = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in sides]
+    return pixels.reshape(-1, merge**2, pixels.shape[-1]), grids
+
+
+def parts_of(pixels: Floats, grids: Grids | None) -> Iterator[tuple[Floats, Grid | None]]:
+    """The pixels of each picture alone, and its rows and columns if it is a run of patches."""
+    if grids is None:
+        yield from ((pixels[at : at + 1], None) for at in range(len(pixels)))
+        return
+    at = 0
+    for grid in grids:
+        yield pixels[at : at + math.prod(grid)], grid
+        at += math.prod(grid)
 
 
 class TaskModel(ABC):
@@ -226,10 +312,12 @@ class TaskModel(ABC):
     def hidden(self, inputs: Inputs) -> Floats:
         """The last hidden states below the task's head, [texts, tokens, width]."""
 
-    def features(self, pixels: Floats) -> Floats:
+    def features(self, pixels: Floats, grids: Grids | None = None) -> Floats | list[Floats]:  # noqa: ARG002
         """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width].
 
-        Whoever keeps features asks for one picture at a time: bits depend on how many are computed together.
+        Of runs of patches the pixels are [places of all pictures, patches of a place, numbers of a patch], ``grids``
+        are stated, and there is an array [tokens, width] for each picture. Each picture is computed alone, so that its
+        bits don't depend on the others.
         """
         raise TypeError(f"expected a model that reads pictures, found one of other inputs, got {list(pixels.shape)}")
 
@@ -274,5 +362,6 @@ FindFeatures = Callable[[TaskModel, Picture], Floats]
 
 def computed(model: TaskModel, picture: Picture) -> Floats:
     """A picture's features, computed alone, so that no other picture changes their bits. Implements `FindFeatures`."""
-    found: Floats = model.features(picture.pixels[None])[0]
+    alone = (picture.pixels[None], None) if picture.grid is None else (picture.pixels, [picture.grid])
+    found: Floats = model.features(*alone)[0]
     return found

@@ -148,7 +148,8 @@ def works_of(
             work = replace(work, sampling=wanted.sampling, stop=wanted.stop)
         work = _fitting(work, place, model, reader, wanted.max_new_tokens)
         if isinstance(work, Generate) and isinstance(asked, PicturePrompt):
-            work = replace(work, pictures=_pictures(reader, asked, place))
+            work = work.shown(_pictures(reader, asked, place), reader.pictures)
+            work = _fitting(work, place, model, reader, wanted.max_new_tokens)
         yield work
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +10,7 @@ from weightpager.config import is_number, is_whole
 from weightpager.errors import ConfigError, shown
 from weightpager.readers.image_processor import Pixels
 from weightpager.readers.picture import Picture
+from weightpager.readers.picture_reader import PictureReader
 
 if TYPE_CHECKING:
     from weightpager.answers.grammar import Grammar
@@ -120,6 +121,11 @@ class Generate(_Text):
     @property
     def kind(self) -> Hashable:
         return ("generate", self.sampling, id(self) if self.sampling.seed is not None else None)
+
+    def shown(self, pictures: Sequence[Picture], reader: PictureReader) -> Generate:
+        """The same with its pictures, each in as many places as it takes."""
+        ids = reader.placed(self.ids, [picture.tokens for picture in pictures])
+        return replace(self, ids=ids, pictures=tuple(pictures))
 
     def within(self, room: int) -> Generate:
         """The same with so many tokens at most, prompt and continuation together; one is generated in any case."""

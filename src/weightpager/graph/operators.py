@@ -15,8 +15,8 @@ MOST_SIZE = 2**31 - 1
 DIMENSIONS = ("batch", "length", "features")
 """Sizes that a call states: how many inputs there are, their tokens, and what stands in the place of some of these."""
 
-DIMENSION_LISTS = tuple(DIMENSIONS[:count] for count in range(1, len(DIMENSIONS) + 1))
-"""The dimensions that a graph may have."""
+DIMENSION_LISTS = (*(DIMENSIONS[:count] for count in range(1, len(DIMENSIONS) + 1)), ("length",))
+"""The dimensions that a graph may have; ``length`` alone is the places of one picture."""
 
 _DIMENSIONS = ", ".join(DIMENSIONS)
 

@@ -16,6 +16,9 @@ Pixels = npt.NDArray[np.float32]
 MOST_SIDE = 2**11
 """Pixels that an image may be scaled to."""
 
+MOST_RATIO = 32
+"""Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
+
 _SIZES = ("size", "crop_size", "pad_size", "size_divisor")
 
 _TYPES = ("Beit", "Bit", "DeiT", "Segformer", "ViT")
@@ -25,6 +28,9 @@ _BILINEAR = 2
 """Pillow's number."""
 
 _ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil")
+
+PATCHES = ("Qwen2VL",)
+"""Beginnings of the names of those that make runs of patches, and state how many pixels a picture has as a size."""
 
 _PADDING = "Llava"
 """Beginning of the names of those that pad with the mean colour to a square first, if their settings say so."""
@@ -80,13 +86,18 @@ class ImageProcessor:
         pixels = np.moveaxis(np.array(image), -1, 0)
         if settings.get("do_center_crop"):
             pixels = _center(pixels, settings["crop_size"]["height"], settings["crop_size"]["width"])
-        if settings.get("do_rescale"):
-            pixels = (pixels.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
-        values = pixels.astype(np.float32)
-        if settings.get("do_normalize"):
-            mean, deviation = (_each(settings[name], len(values)) for name in ("image_mean", "image_std"))
-            values = (values - mean) / deviation
-        return np.ascontiguousarray(values)
+        return np.ascontiguousarray(normalised(pixels, settings))
+
+
+def normalised(pixels: npt.NDArray[Any], settings: Mapping[str, Any]) -> Pixels:
+    """Pixels [channels, height, width] as a processor's settings rescale and normalise them."""
+    if settings.get("do_rescale"):
+        pixels = (pixels.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
+    values = pixels.astype(np.float32)
+    if settings.get("do_normalize"):
+        mean, deviation = (_each(settings[name], len(values)) for name in ("image_mean", "image_std"))
+        values = (values - mean) / deviation
+    return values
 
 
 def check_sides(settings: Mapping[str, Any]) -> None:
@@ -95,7 +106,7 @@ def check_sides(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it does.
     """
-    for key in _SIZES:
+    for key in () if begins(settings, PATCHES) else _SIZES:
         for side in _numbers(settings.get(key)):
             if not 0 < side <= MOST_SIDE:
                 raise ValueError(f"expected sizes of 1 to {MOST_SIDE}, found {key} {side}")

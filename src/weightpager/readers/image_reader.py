@@ -21,7 +21,7 @@ from weightpager.bundle.settings import CONFIG, IMAGES
 from weightpager.errors import BundleFormatError, ImageError, first_line, shortened
 from weightpager.machine.packages import check_installed
 from weightpager.machine.paths import has_file
-from weightpager.readers.image_processor import MOST_SIDE, ImageProcessor, Pixels
+from weightpager.readers.image_processor import MOST_RATIO, MOST_SIDE, ImageProcessor, Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -37,9 +37,6 @@ MOST_PIXELS = 2**26
 
 MOST_OF_A_PATH = 400
 """That a message shows: data may hold images where it should name them."""
-
-_MOST_RATIO = 32
-"""Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
 
 _MOST_SCANS = 32
 """Most scans of a JPEG. Each goes over all pixels again: a camera's file has one scan, a progressive one ten."""
@@ -160,8 +157,8 @@ def _check_size(width: int, height: int, most: int) -> None:
         raise ImageError(f"expected a width and a height of at least 1 pixel, found {width} × {height}")
     if width * height > most:
         raise ImageError(f"expected at most {most} pixels, found {width} × {height}")
-    if max(width, height) > _MOST_RATIO * min(width, height):
-        raise ImageError(f"expected sides of at most 1 : {_MOST_RATIO}, found {width} × {height}")
+    if max(width, height) > MOST_RATIO * min(width, height):
+        raise ImageError(f"expected sides of at most 1 : {MOST_RATIO}, found {width} × {height}")
 
 
 ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "swinv2"})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 from weightpager.readers.image_processor import Pixels
+from weightpager.readers.patch_processor import Grid
 
 
 class Picture:
@@ -13,19 +13,22 @@ class Picture:
 
     Attributes:
         key: 32 bytes: the same for the same decoded pixels and settings of the processor, and for no others.
+        tokens: the places that it takes in a text.
+        grid: rows and columns of these; None where all pictures have one size.
     """
 
-    def __init__(self, key: bytes, process: Callable[[], Pixels]) -> None:
+    def __init__(self, key: bytes, process: Callable[[], Pixels], tokens: int, grid: Grid | None = None) -> None:
         """``process`` gives the pixels; it is called once at most, and not at all where the features are kept."""
-        self.key = key
+        self.key, self.tokens, self.grid = key, tokens, grid
         self._process = process
 
     def __repr__(self) -> str:
         return f"<Picture {self.key.hex()[:12]}>"
 
-    @cached_property
+    @property
     def pixels(self) -> Pixels:
-        """Float32 [channels, height, width]."""
+        """Float32 [channels, height, width]; of a run of patches [places, patches of a place, numbers of a patch]."""
         found = self._process()
-        self._process = lambda: found  # the decoded image isn't needed again
+        if self.grid is None:  # what a run is made of takes an eighth of it
+            self._process = lambda: found  # the decoded image isn't needed again
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.bundle.format.manifest import Pictures
@@ -31,6 +33,7 @@ from weightpager.readers.image_reader import (
     from_base64,
     opened,
 )
+from weightpager.readers.patch_processor import CHANNELS, Grid, PatchProcessor
 from weightpager.readers.picture import Picture
 
 if TYPE_CHECKING:
@@ -43,8 +46,6 @@ else:  # who asks for a signature's types may have no Pillow
 
 _TYPES = ("Bit", "CLIP", "Llava", "Siglip", "ViT")
 """Beginnings of the names of transformers' processors whose steps `ImageProcessor` does."""
-
-_CHANNELS = 3
 
 _MODES = ("1", "CMYK", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
 """Modes of Pillow that are read in RGB; transparency is left out, as transformers' own reader of files does."""
@@ -64,6 +65,16 @@ _STEPS = (
 )  # fmt: skip
 """Settings that pixels depend on."""
 
+_PATCH_STEPS = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
+"""The same of runs of patches."""
+
+_OF_PATCHES = {
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+"""What a processor says of patches, and the tower's configuration, too."""
+
 MOST_URL = 2**26
 """Characters of a data URL."""
 
@@ -80,19 +91,24 @@ class PictureReader:
     Attributes:
         pictures: how they stand in a text.
         settings: of the processor, as `ImageProcessor` takes them.
-        shape: channels, height and width of a picture's pixels.
+        shape: channels, height and width of a picture's pixels; None if they are runs of patches.
     """
 
-    def __init__(self, processor: ImageProcessor, settings: Mapping[str, Any], pictures: Pictures) -> None:
-        """Use `of`. ``processor`` makes pixels of one size of any picture."""
-        assert processor.size is not None
+    def __init__(
+        self, processor: ImageProcessor | PatchProcessor, settings: Mapping[str, Any], pictures: Pictures
+    ) -> None:
+        """Use `of`. ``processor`` makes pixels of one size of any picture, or runs of patches."""
         self.pictures = pictures
         self.settings = settings
-        self.shape = (_CHANNELS, *processor.size)
+        self.shape: tuple[int, int, int] | None = None
         self._processor = processor
-        steps = {name: settings.get(name) for name in _STEPS}
+        self._runs = processor if isinstance(processor, PatchProcessor) else None
+        if isinstance(processor, ImageProcessor):
+            assert processor.size is not None
+            self.shape = (CHANNELS, *processor.size)
+        steps = {name: settings.get(name) for name in (*_STEPS, *(_PATCH_STEPS if self._runs else ()))}
         self._steps = blake3(json.dumps(steps, sort_keys=True).encode()).digest()
-        self._keys: dict[tuple[Path, int, int], bytes] = {}
+        self._known: dict[tuple[Path, int, int], tuple[bytes, int]] = {}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], pictures: Pictures) -> PictureReader:
@@ -107,6 +123,9 @@ class PictureReader:
         """
         # Transformers' own have tuples, and numbers with names.
         settings = json.loads(json.dumps(dict(settings), default=str))
+        if pictures.runs is not None:
+            _check_numbers(settings)
+            return cls(_patches(settings, pictures), settings, pictures)
         if not begins(settings, _TYPES):
             names = ", ".join(f"{begin}ImageProcessor" for begin in _TYPES)
             raise ValueError(f"expected an image processor among {names}, found {_type(settings)}")
@@ -133,32 +152,61 @@ class PictureReader:
         key = blake3(self._steps + struct.pack("<II", *image.size))
         for rows in _bands(image):
             key.update(rows)
-        process = partial(self._processor, image)
-        if image.width * image.height > _KEPT * 4 * self.shape[1] * self.shape[2]:
+        if self._runs is not None:
+            grid = self._grid(self._runs, image)
+            process = partial(self._runs.patches, self._runs.scaled(image))
+            return Picture(key.digest(), process, math.prod(grid), grid)
+        assert isinstance(self._processor, ImageProcessor)
+        process, tokens = partial(self._processor, image), self.pictures.tokens
+        if self.shape is not None and image.width * image.height > _KEPT * 4 * math.prod(self.shape[1:]):
             pixels = process()
-            return Picture(key.digest(), lambda: pixels)
-        return Picture(key.digest(), process)
+            return Picture(key.digest(), lambda: pixels, tokens)
+        return Picture(key.digest(), process, tokens)
 
-    def key(self, source: Path | bytes) -> bytes:
-        """The key of the `Picture` that `read` gives; a file that many questions are about is decoded once.
+    def known(self, source: Path | bytes) -> tuple[bytes, int]:
+        """Key and tokens of the `Picture` that `read` gives; a file that many questions are about is decoded once.
 
         Raises:
             ImageError: as of `read`.
         """
         if isinstance(source, bytes) or not has_file(source):  # `read` says what is wrong
-            return self.read(source).key
+            picture = self.read(source)
+            return picture.key, picture.tokens
         state = source.stat()
         at = source, state.st_mtime_ns, state.st_size
-        if at not in self._keys:
-            self._keys[at] = self.read(source).key
-        return self._keys[at]
+        if at not in self._known:
+            picture = self.read(source)
+            self._known[at] = picture.key, picture.tokens
+        return self._known[at]
+
+    def inputs(self, pictures: Sequence[Picture], ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        """What a module of transformers takes beside texts' ids, int64 [texts, tokens], of the pictures in them."""
+        pixels = [picture.pixels for picture in pictures]
+        if self._runs is None:
+            return {"pixel_values": np.stack(pixels)}
+        grids = [(1, *(side * self._runs.merge for side in picture.grid or ())) for picture in pictures]
+        return {
+            "pixel_values": np.concatenate([each.reshape(-1, each.shape[-1]) for each in pixels]),
+            "image_grid_thw": np.array(grids, np.int64),
+            "mm_token_type_ids": (ids == self.pictures.token_id).astype(np.int64),
+        }
 
     def placeholders(self, number: int) -> str:
         """The text in which so many pictures stand."""
-        return self.pictures.token * number
+        before, behind = self.pictures.around
+        return f"{before}{self.pictures.token}{behind}" * number
+
+    def placed(self, ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+        """Ids that are `expanded`, once it is known how many places each of their pictures takes."""
+        if self.pictures.runs is None:
+            return tuple(ids)
+        left = iter(tokens)
+        return tuple(place for each in ids for place in [each] * (next(left) if each == self.pictures.token_id else 1))
 
     def expanded(self, ids: Sequence[int], number: int) -> tuple[int, ...]:
         """A text's ids in which a placeholder stands for each of its pictures, with all places that pictures take.
+
+        Runs of patches take one until they are `placed`.
 
         Raises:
             ImageError: the text has more or fewer placeholders than there are pictures.
@@ -166,7 +214,7 @@ class PictureReader:
         found = ids.count(self.pictures.token_id)
         if found != number:
             raise ImageError(self._other_number(found, number))
-        if not number:
+        if not number or self.pictures.runs is not None:
             return tuple(ids)
         places = [self.pictures.token_id] * self.pictures.tokens
         return tuple(place for each in ids for place in (places if each == self.pictures.token_id else [each]))
@@ -186,9 +234,10 @@ class PictureReader:
         Raises:
             ImageError: they are more.
         """
-        most = max(0, int(room) - 1) // self.pictures.tokens
+        tokens = 1 if self.pictures.runs is not None else self.pictures.tokens
+        most = max(0, int(room) - 1) // tokens
         if number > most:
-            each = f"{self.pictures.tokens} tokens each"
+            each = f"{tokens} tokens each"
             raise ImageError(f"expected at most {most} pictures of {each}, as there is room for, found {number}")
 
     def _decoded(self, source: PictureSource, most_pixels: int) -> PilImage:
@@ -209,9 +258,17 @@ class PictureReader:
             self._check_square(image, most_pixels)
             return ImageOps.exif_transpose(image).convert("RGB")
 
+    def _grid(self, runs: PatchProcessor, image: PilImage) -> Grid:
+        """The rows and columns of a run of patches."""
+        grid, most = runs.grid(image.height, image.width), self.pictures.tokens
+        if math.prod(grid) > most:
+            found = f"{image.width} × {image.height} of {math.prod(grid)}"
+            raise ImageError(f"expected a picture of at most {most} tokens, found {found}")
+        return grid
+
     def _check_square(self, image: PilImage, most_pixels: int) -> None:
-        side = max(image.size)
-        if self._processor.pads and side * side > most_pixels:
+        side, processor = max(image.size), self._processor
+        if isinstance(processor, ImageProcessor) and processor.pads and side * side > most_pixels:
             raise ImageError(
                 f"expected at most {most_pixels} pixels of the square around a picture, found {side} × {side}"
             )
@@ -263,6 +320,9 @@ def check_tower(reader: PictureReader, config: Mapping[str, Any]) -> None:
         ValueError: says what was expected and what was found.
     """
     vision = config.get("vision_config", {})
+    if reader.shape is None:
+        check_patches(reader, vision)
+        return
     tower, (_, height, width) = ImageModel.of(vision), reader.shape
     if tower.type not in ANY_SIZE:
         if tower.shape not in (None, reader.shape):
@@ -274,6 +334,25 @@ def check_tower(reader: PictureReader, config: Mapping[str, Any]) -> None:
         wanted, found = reader.pictures.tokens, (height // patch) * (width // patch) + of_class
         if found != wanted:
             raise ValueError(f"expected pixels of {wanted} tokens a picture, found {reader.shape}, of {found}")
+
+
+def check_patches(reader: PictureReader, vision: Mapping[str, Any]) -> None:
+    """Refuse a reader whose runs of patches are others than a tower of such settings takes.
+
+    Raises:
+        ValueError: says what was expected and what was found.
+    """
+    for ours, theirs in _OF_PATCHES.items():
+        wanted, found = vision.get(theirs), reader.settings[ours]
+        if wanted not in (None, found):
+            raise ValueError(f"expected {ours} {wanted}, as the picture tower takes, found {found}")
+
+
+def _patches(settings: Mapping[str, Any], pictures: Pictures) -> PatchProcessor:
+    processor, runs = PatchProcessor(settings), pictures.runs
+    if runs is None or processor.merge != runs.merge:
+        raise ValueError(f"expected a merge_size of {runs and runs.merge}, found {processor.merge}")
+    return processor
 
 
 def _bands(image: PilImage) -> Iterator[bytes]:
@@ -311,10 +390,10 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
     if settings.get("do_rescale"):
         _check_each(settings, "rescale_factor", 1, above=0)
     if settings.get("do_normalize"):
-        _check_each(settings, "image_mean", 1, _CHANNELS)
-        _check_each(settings, "image_std", 1, _CHANNELS, above=0)
+        _check_each(settings, "image_mean", 1, CHANNELS)
+        _check_each(settings, "image_std", 1, CHANNELS, above=0)
     if settings.get("do_pad") and (mean := settings.get("image_mean")):
-        _check_each(settings, "image_mean", _CHANNELS)
+        _check_each(settings, "image_mean", CHANNELS)
         if min(mean) < 0 or max(mean) > 1:
             raise ValueError(f"expected an image_mean of 0 to 1 to pad with, found {shown(mean)}")
 

@@ -19,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy.typing as npt
+
 from weightpager.answers.generation import decoder_after
 from weightpager.answers.kinds import IGNORED
-from weightpager.answers.model import Floats
+from weightpager.answers.model import Integers
 from weightpager.answers.query import padded
 from weightpager.bundle import Generation
 from weightpager.errors import CompileError, ImageError, RequestError, shown
@@ -38,7 +40,7 @@ from weightpager.readers.tokenizer import Tokenizer
 from weightpager.task_data import texts
 from weightpager.task_data.batches import Batches, Labelled
 from weightpager.task_data.row_files import Row, read_rows
-from weightpager.task_data.row_pictures import StoredPicture, of_columns, pixels_of, stored
+from weightpager.task_data.row_pictures import StoredPicture, of_columns, picture_inputs, stored
 from weightpager.task_data.texts import Example
 
 MESSAGES = "messages"
@@ -123,6 +125,8 @@ class CompletionReader:
         chat = not isinstance(asked, str)
         try:
             prompt = self.tokenizer.prompt(text, bos=self.bos, chat=chat, pictures=len(pictures))
+            if self.tokenizer.pictures is not None:
+                prompt = self.tokenizer.pictures.placed(prompt, [picture.tokens for picture in pictures])
         except ImageError as error:
             raise CompileError(f"{where}: {error}") from error
         if not prompt or not text.strip():
@@ -287,21 +291,23 @@ def collate(examples: Sequence[CompletionExample], pad: int, pictures: PictureRe
         CompileError: a picture can't be read any more.
     """
     inputs, labels = texts.collate(examples, pad)
-    return {**inputs, **_pixels(examples, pictures)}, labels
+    return {**inputs, **_pixels(examples, inputs["input_ids"], pictures)}, labels
 
 
 def _asking(examples: Sequence[CompletionExample], pad: int, pictures: PictureReader | None) -> Labelled:
     inputs = padded([example.prompt for example in examples], pad, left=True)
-    return {**inputs, **_pixels(examples, pictures)}, tuple(example.answer for example in examples)
+    return {**inputs, **_pixels(examples, inputs["input_ids"], pictures)}, tuple(example.answer for example in examples)
 
 
-def _pixels(examples: Sequence[CompletionExample], reader: PictureReader | None) -> dict[str, Floats]:
-    """The pixels of a batch's pictures in the order of their places; none where there is no picture."""
+def _pixels(
+    examples: Sequence[CompletionExample], ids: Integers, reader: PictureReader | None
+) -> dict[str, npt.NDArray[Any]]:
+    """What a batch's pictures add to its inputs; nothing where there is no picture."""
     found = [picture for example in examples for picture in example.pictures]
     if not found:
         return {}
     assert reader is not None
-    return {"pixel_values": pixels_of(found, reader)}
+    return picture_inputs(found, reader, ids)
 
 
 def _parted(value: Any, where: str) -> tuple[PictureMessages, str]:

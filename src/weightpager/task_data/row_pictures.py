@@ -9,10 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 
-from weightpager.answers.model import Floats
+from weightpager.answers.model import Integers
 from weightpager.errors import CompileError, ImageError, shown
 from weightpager.machine.paths import has_file
 from weightpager.readers.chat_template import conversation_of
@@ -36,10 +36,12 @@ class StoredPicture:
     Attributes:
         source: its file, or a file's content.
         key: of the `Picture` that was read of it first.
+        tokens: of it.
     """
 
     source: Path | bytes = field(repr=False)
     key: bytes
+    tokens: int
 
 
 def of_columns(row: Row) -> list[Any]:
@@ -75,20 +77,22 @@ def stored(values: Sequence[Any], folder: Path, reader: PictureReader, where: st
     for number, value in enumerate(values, 1):
         try:
             source = _source(value, folder)
-            found.append(StoredPicture(source, reader.key(source)))
+            found.append(StoredPicture(source, *reader.known(source)))
         except ImageError as error:
             raise CompileError(f"{where}: picture {number} of {len(values)}: {error}") from error
     return tuple(found)
 
 
-def pixels_of(pictures: Sequence[StoredPicture], reader: PictureReader) -> Floats:
-    """The pixels of pictures, float32 [pictures, channels, height, width].
+def picture_inputs(
+    pictures: Sequence[StoredPicture], reader: PictureReader, ids: Integers
+) -> dict[str, npt.NDArray[Any]]:
+    """`PictureReader.inputs` of pictures that stand in texts.
 
     Raises:
-        CompileError: one can't be read any more.
+        CompileError: a picture can't be read any more.
     """
     try:
-        return np.stack([reader.read(picture.source).pixels for picture in pictures])
+        return reader.inputs([reader.read(picture.source) for picture in pictures], ids)
     except ImageError as error:
         raise CompileError(f"pictures: {error}") from error
 

@@ -226,7 +226,7 @@ def test_a_batch_holds_no_more_pictures_than_may_be_in_memory() -> None:
 
 def test_a_job_has_the_pictures_of_its_prompt() -> None:
     entry: Any = SimpleNamespace(name="a")
-    pictures = (Picture(bytes(32), lambda: np.zeros((3, 2, 2), np.float32)),) * 3
+    pictures = (Picture(bytes(32), lambda: np.zeros((3, 2, 2), np.float32), 1),) * 3
     jobs = [Job(entry, Generate((2, 3), 1, pictures=each), 0, 0.0, 1.0, print) for each in (pictures, ())]
     assert [(job.waiting.pictures, job.places) for job in jobs] == [(3, 3), (0, 1)]
 

@@ -7,9 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from weightpager.answers.decoding import Draw, Piece
-from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, PlacedFeatures, TaskModel
+from weightpager.answers.model import (
+    OF_GRIDS,
+    Floats,
+    Grids,
+    Inputs,
+    Integers,
+    ModelLimits,
+    PlacedFeatures,
+    TaskModel,
+    picture_parts,
+    positions,
+)
 from weightpager.backends.native.program import KVCache, KVPiece
-from weightpager.backends.native.task import NativeTask, positions
+from weightpager.backends.native.task import NativeTask
 from weightpager.errors import BundleFormatError
 from weightpager.graph.file import FEATURES, graph_file
 
@@ -46,7 +57,7 @@ class NativeModel(TaskModel):
     def hidden(self, inputs: Inputs) -> Floats:
         return self.below(self._with_positions(inputs))["hidden"]
 
-    def features(self, pixels: Floats) -> Floats:
+    def features(self, pixels: Floats, grids: Grids | None = None) -> Floats | list[Floats]:
         """`NativeTask.features`, each picture alone.
 
         Raises:
@@ -54,9 +65,9 @@ class NativeModel(TaskModel):
             BundleFormatError: the graph can't take pictures of the form that it says.
         """
         try:
-            return self.task.features(pixels)
+            return self.task.features(pixels, grids)
         except (ValueError, IndexError) as error:
-            if pixels.dtype == np.float32 and pixels.ndim == 4:
+            if pixels.dtype == np.float32 and pixels.ndim == (4 if grids is None else 3):
                 raise self._graphs(error, FEATURES) from error
             raise
 
@@ -109,10 +120,15 @@ class NativeModel(TaskModel):
         """Inputs with what the graph takes beside them: positions, and what stands in the place of words."""
         if not self.task.has_head or "attention_mask" not in inputs:
             return inputs
-        found = {**inputs, "position_ids": positions(inputs["attention_mask"])}
-        if self.limits.pictures is not None and (pixels := found.pop("pixel_values", None)) is not None:
-            found |= self.task.place(inputs["input_ids"], inputs["attention_mask"], self.features(pixels))
-        return found
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        found = {name: value for name, value in inputs.items() if name not in OF_GRIDS}
+        placed = None
+        if (form := self.limits.pictures) is not None and found.pop("pixel_values", None) is not None:
+            pixels, grids = picture_parts(inputs, form)
+            placed = self.task.place(ids, mask, list(self.features(pixels, grids)), grids)
+        if placed is not None:
+            found |= {"features": placed.rows, "feature_index": placed.index}
+        return {**found, "position_ids": positions(mask, None if placed is None else placed.positions)}
 
 
 class NativeReading:
@@ -122,16 +138,17 @@ class NativeReading:
 
     def __init__(self, model: NativeModel, cache: KVCache, placed: PlacedFeatures | None = None) -> None:
         self._model, self._cache, self._placed = model, cache, placed
+        self._prompts = None if placed is None else placed.positions
 
     @property
     def done(self) -> int:
         return self._cache.tokens
 
     def hidden(self, ids: Integers, mask: Integers) -> Floats:
-        inputs = {
+        inputs: dict[str, Integers | Floats] = {
             "input_ids": ids[:, self.done :],
             "attention_mask": mask,
-            "position_ids": positions(mask)[:, self.done :],
+            "position_ids": positions(mask, self._prompts)[..., self.done :],
         }
         if self._placed is not None and (here := self._placed.between(self.done, ids.shape[1])) is not None:
             inputs |= {"features": here.rows, "feature_index": here.index}
@@ -162,3 +179,5 @@ class NativeReading:
             self._cache.select(list(texts))
         if self._placed is not None:
             self._placed = self._placed.of_texts(texts)
+        if self._prompts is not None:
+            self._prompts = self._prompts[:, list(texts)]

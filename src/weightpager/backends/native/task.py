@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias, cast
 
 import numpy as np
 
-from weightpager.answers.model import CacheSize, Floats, Integers, PlacedFeatures
+from weightpager.answers.model import (
+    OF_GRIDS,
+    CacheSize,
+    Floats,
+    Grids,
+    Integers,
+    PlacedFeatures,
+    parts_of,
+    picture_parts,
+    positions,
+)
 from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.program import GraphProgram, KVCache, stages
 from weightpager.backends.task_parts import no_arrays
@@ -28,6 +38,7 @@ from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate
 from weightpager.kernels.rows import RowSource
 from weightpager.page_dtype import PageDtype, block_bytes
+from weightpager.readers.patch_processor import patch_positions
 
 
 class NativeTask:
@@ -83,7 +94,10 @@ class NativeTask:
 
     @property
     def _takes(self) -> list[str]:
-        return [each.name for each in self.graph.inputs] + ["pixel_values"] * (self._features is not None)
+        own = [each.name for each in self.graph.inputs]
+        if self._features is None or self._pictures is None:
+            return own
+        return [*own, "pixel_values", *(OF_GRIDS[:1] if self._pictures.runs is not None else ())]
 
     def __call__(self, cache: KVCache | None = None, **inputs: Array) -> dict[str, Array]:
         """The task's outputs by name, float32: ``logits``, and of language models ``hidden``, too.
@@ -141,36 +155,48 @@ class NativeTask:
         if self._pictures is not None and "features" not in inputs:
             none = np.full(np.shape(inputs.get("input_ids", ())), -1, np.int64)
             inputs = {"features": np.zeros((1, self._pictures.width), np.float32), "feature_index": none, **inputs}
+        numbers = inputs.get("position_ids")
+        by_grid = self._pictures is not None and self._pictures.runs is not None
+        if by_grid and numbers is not None and np.ndim(numbers) == 2:
+            inputs = {**inputs, "position_ids": np.broadcast_to(numbers, (3, *numbers.shape))}
         return self._below.run(inputs, cache, self._gate)
 
-    def features(self, pixels: Array) -> Floats:
-        """Pictures' features, float32 [pictures, tokens, width], of pixels float32 [pictures, channels, height, width].
-
-        Each is computed alone, so that its bits don't depend on the others. Errors are those of a call.
+    def features(self, pixels: Array, grids: Grids | None = None) -> Floats | list[Floats]:
+        """Pictures' features as of `TaskModel.features`, each computed alone. Errors are those of a call.
 
         Raises:
             TypeError: the task reads no pictures among its words.
         """
         if self._features is None or self._pictures is None:
             raise TypeError(f"task {self._name!r}: expected one that reads pictures among its words, found none")
-        if np.ndim(pixels) != 4:
-            raise ValueError(f"input pixel_values: expected 4 axes, found {list(np.shape(pixels))}")
-        found = np.empty((len(pixels), self._pictures.tokens, self._pictures.width), np.float32)
-        for at in range(len(pixels)):
-            found[at] = self._features.run({"pixel_values": pixels[at : at + 1]}, gate=self._gate)["features"][0]
-        return found
+        runs = self._pictures.runs
+        axes = 4 if runs is None else 3
+        if np.ndim(pixels) != axes:
+            raise ValueError(f"input pixel_values: expected {axes} axes, found {list(np.shape(pixels))}")
+        if runs is None:
+            found = np.empty((len(pixels), self._pictures.tokens, self._pictures.width), np.float32)
+            for at in range(len(pixels)):
+                found[at] = self._features.run({"pixel_values": pixels[at : at + 1]}, gate=self._gate)["features"][0]
+            return found
+        each = []
+        for part, grid in parts_of(pixels, grids or ()):
+            assert grid is not None
+            inputs: dict[str, Array] = {"pixel_values": part, "patch_positions": patch_positions(grid, runs.merge)}
+            each.append(self._features.run(inputs, gate=self._gate)["features"])
+        return each
 
-    def place(self, ids: Integers, mask: Integers, features: Floats) -> dict[str, Array]:
-        """The inputs by which pictures' features stand in texts, [texts, tokens]; none of them without any picture.
+    def place(
+        self, ids: Integers, mask: Integers, features: Sequence[Floats], grids: Grids | None = None
+    ) -> PlacedFeatures | None:
+        """How pictures' features stand in texts, [texts, tokens]; None without any picture.
 
         Raises:
             ValueError: the texts have more or fewer placeholders.
         """
         if not len(features):
-            return {}
+            return None
         assert self._pictures is not None
-        found = PlacedFeatures.of(ids, mask, self._pictures.token_id, list(features))
-        return {"features": found.rows, "feature_index": found.index}
+        return PlacedFeatures.of(ids, mask, self._pictures.token_id, features, grids)
 
     def head(self, hidden: Array) -> Array:
         """Logits of hidden states, float32 [batch, tokens, words] of [batch, tokens, width]; only if it `has_head`.
@@ -191,19 +217,20 @@ class NativeTask:
         mask = inputs.get("attention_mask", seen)
         by_mask = self._numbers_by_mask and np.shape(mask) == seen.shape
         made = {"attention_mask": seen, "position_ids": positions(mask if by_mask else seen)[:, end - length :]}
-        if "pixel_values" in inputs and self._features is not None:
+        if "pixel_values" in inputs and self._features is not None and self._pictures is not None:
             if "features" in inputs:
                 raise ValueError("inputs: expected pixel_values or features, found both")
-            words = {name: value for name, value in inputs.items() if name != "pixel_values"}
-            features = self.features(inputs["pixel_values"])
-            inputs = {**words, **self.place(ids, mask[:, end - length :], features)}
+            words = {name: value for name, value in inputs.items() if name not in ("pixel_values", *OF_GRIDS)}
+            pixels, grids = picture_parts(inputs, self._pictures)
+            placed = self.place(ids, mask[:, end - length :], list(self.features(pixels, grids)), grids)
+            inputs = words
+            if placed is not None:
+                inputs = {**words, "features": placed.rows, "feature_index": placed.index}
+                if placed.positions is not None and end == length:
+                    made["position_ids"] = placed.positions
+                elif placed.positions is not None and "position_ids" not in inputs:
+                    raise ValueError("input position_ids: expected them for pictures behind earlier tokens, found none")
         return {**{each.name: made[each.name] for each in self.graph.inputs if each.name in made}, **inputs}
-
-
-def positions(mask: Array) -> Array:
-    """Each token's number among its text's, int64 [texts, tokens]; padding on the left has none and gets 0."""
-    numbers: Array = np.maximum(np.cumsum(mask, 1) - 1, 0)
-    return numbers
 
 
 def _length(inputs: Mapping[str, Array]) -> int:
@@ -364,9 +391,13 @@ def _check_outputs(task: TaskEntry, found: Mapping[str, TensorInfo], tokens: int
 def _check_features(task: TaskEntry, found: Mapping[str, TensorInfo], pictures: Pictures | None) -> None:
     """See that a picture has as many features as it takes places in a text, as wide as what stands there."""
     assert pictures is not None
-    wanted, output = (_BATCH, pictures.tokens, pictures.width), found["features"]
+    wanted: tuple[int, ...] = (_BATCH, pictures.tokens, pictures.width)
+    if pictures.runs is not None:
+        wanted = (_LENGTH, pictures.width)
+    output = found["features"]
     if output != TensorInfo("float32", wanted):
-        expected = f"float32 {list(wanted)} for {_BATCH} pictures"
+        of = f"{_BATCH} pictures" if pictures.runs is None else f"a picture of {_LENGTH} places"
+        expected = f"float32 {list(wanted)} for {of}"
         raise BundleFormatError(f"tasks/{task.name}", "features", expected, f"{output.dtype} {list(output.shape)}")
 
 

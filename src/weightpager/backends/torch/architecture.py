@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.backends.torch.model_types import (
+    PATCH_MODELS,
     PICTURE_MODELS,
     check_config_class,
     check_tokenizer_class,
@@ -51,17 +52,22 @@ class TransformersImageReader(ImageReader):
 
     Attributes:
         processor: of transformers.
+        vision: settings of the picture tower; none where there is none.
     """
 
     def __init__(self, processor: Any, config: PretrainedConfig) -> None:
         """Try it; errors are those of `ImageReader`."""
         self.processor = processor
+        self.vision: Mapping[str, Any] = config.vision_config.to_dict() if has_picture_tower(config) else {}
         super().__init__(self._through, image_model(config))
         self._process = ImageProcessor.of(processor.to_dict()) or self._through
 
     def _through(self, image: PilImage) -> Pixels:
         """What transformers makes of an image; whatever it raises goes through."""
-        pixels = self.processor(images=image, return_tensors="np")["pixel_values"]
+        found = self.processor(images=image, return_tensors="np")
+        pixels = found["pixel_values"]
+        if "image_grid_thw" in found and pixels.ndim == 2:  # of a run of patches
+            return np.asarray(pixels[None], np.float32)
         if len(pixels) != 1:
             raise ValueError(f"expected one image, found {list(np.shape(pixels))}")
         return np.asarray(pixels[0], np.float32)
@@ -126,12 +132,19 @@ def has_picture_tower(config: PretrainedConfig) -> bool:
     return config.model_type in PICTURE_MODELS
 
 
+def takes_patches(config: PretrainedConfig) -> bool:
+    """Whether a model's pictures are runs of patches, whose places have rows and columns."""
+    return config.model_type in PATCH_MODELS
+
+
 def feature_layers(config: PretrainedConfig) -> tuple[int, ...]:
     """How many of the tower's layers each part of a picture's features has passed.
 
     Raises:
         ValueError: more than there are.
     """
+    if takes_patches(config):
+        return (int(config.vision_config.num_hidden_layers),)
     stated, layers = config.vision_feature_layer, int(config.vision_config.num_hidden_layers)
     each = [stated] if isinstance(stated, int) else list(stated)
     if not each or not all(-layers - 1 <= number <= layers for number in each):

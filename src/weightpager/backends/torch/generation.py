@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from weightpager.answers.decoding import Draw, Piece
-from weightpager.answers.model import Activations, Floats, Integers, ModelLimits, PlacedFeatures
+from weightpager.answers.model import Activations, Floats, Integers, ModelLimits, PlacedFeatures, positions
 from weightpager.backends.torch.architecture import context_length, has_picture_tower, uniform_length
 from weightpager.backends.torch.pictures import with_features
 from weightpager.bundle.format.manifest import Pictures
@@ -136,6 +135,7 @@ class TorchReading:
 
     def __init__(self, module: Any, placed: PlacedFeatures | None = None) -> None:
         self._module, self._placed = module, placed
+        self._prompts = None if placed is None else placed.positions
         self._cache: Any = new_cache(module.config)
         self.stoppable = self._cache is not None
         self.done = 0
@@ -150,7 +150,7 @@ class TorchReading:
             "use_cache": True,
         }
         if "position_ids" in self._of_base:
-            given["position_ids"] = self._positions(mask)[:, self.done :]
+            given["position_ids"] = self._positions(mask)[..., self.done :]
         return floats(self._forward(base, ids, given).last_hidden_state)
 
     @torch.no_grad()
@@ -172,6 +172,8 @@ class TorchReading:
         self._cache.batch_select_indices(torch.tensor(texts, device=self._module.device))
         if self._placed is not None:
             self._placed = self._placed.of_texts(texts)
+        if self._prompts is not None:
+            self._prompts = self._prompts[:, list(texts)]
 
     def piece(self, start: int, *, whole: bool) -> TorchPiece | None:  # noqa: ARG002 - one can begin anywhere
         layers = [] if self._cache is None else self._cache.layers
@@ -210,7 +212,7 @@ class TorchReading:
         return {**others, "inputs_embeds": with_features(self._module, words, rows, self._tensor(here.index))}
 
     def _positions(self, mask: Integers) -> Tensor:
-        return self._tensor(np.maximum(np.cumsum(mask, 1) - 1, 0))
+        return self._tensor(positions(mask, self._prompts))
 
     def _tensor(self, array: Integers) -> Tensor:
         return torch.from_numpy(array).to(self._module.device)

@@ -33,8 +33,15 @@ PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "vision_config": frozenset({"clip_vision_model", "siglip_vision_model", "dinov2"}),
         "text_config": frozenset({"llama", "mistral", "qwen2"}),
     },
+    "qwen2_vl": {
+        "vision_config": frozenset({"qwen2_vl_vision", "qwen2_vl"}),
+        "text_config": frozenset({"qwen2_vl_text"}),
+    },
 }
 """Types of models that are a picture tower, a connector and a language model; the types that each part may have."""
+
+PATCH_MODELS = frozenset({"qwen2_vl"})
+"""Those whose pictures are runs of patches. Their parts are of one class whatever is stated, and may stay unstated."""
 
 
 _WHOLE = re.compile(r"_config$|^(encoder|decoder|generator)$")
@@ -91,7 +98,8 @@ def check_config_class(name: str, values: dict[str, Any]) -> None:
             wanted = f"a type that transformers {transformers.__version__} knows"
         raise BundleFormatError(name, "model_type", wanted, repr(model_type)[:80])
     for part, types in PICTURE_MODELS.get(str(model_type), {}).items():
-        _check_part(name, part, values.get(part), types)
+        if model_type not in PATCH_MODELS or (isinstance(values.get(part), dict) and "model_type" in values[part]):
+            _check_part(name, part, values.get(part), types)
     for setting in hidden_parts(kind, values):
         raise BundleFormatError(name, setting[:80], f"no setting of that name, a part of {kind.__name__}", "one")
 

@@ -7,10 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightpager.readers.patch_processor import Grid
 
-def features_of(module: Any, pixels: Tensor) -> Tensor:
-    """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width]."""
-    return torch.stack(list(module.get_image_features(pixel_values=pixels).pooler_output))
+
+def features_of(module: Any, pixels: Tensor, grid: Grid | None = None) -> Tensor:
+    """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width].
+
+    Of a run of patches, of so many rows and columns of places, one picture's: [tokens, width], of [places, patches of a
+    place, numbers of a patch].
+    """
+    if grid is None:
+        return torch.stack(list(module.get_image_features(pixel_values=pixels).pooler_output))
+    merge = module.config.vision_config.spatial_merge_size
+    sides = torch.tensor([(1, grid[0] * merge, grid[1] * merge)], device=pixels.device)
+    found: Tensor = module.get_image_features(pixel_values=pixels.flatten(0, 1), image_grid_thw=sides).pooler_output[0]
+    return found
 
 
 def with_features(module: Any, ids: Tensor, features: Tensor, index: Tensor) -> Tensor:

@@ -9,8 +9,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.model import CacheSize, Floats, Inputs, PlacedFeatures, TaskModel
-from weightpager.backends.torch.architecture import has_picture_tower
+from weightpager.answers.model import (
+    OF_GRIDS,
+    CacheSize,
+    Floats,
+    Grids,
+    Inputs,
+    PlacedFeatures,
+    TaskModel,
+    parts_of,
+    picture_parts,
+    positions,
+)
+from weightpager.backends.torch.architecture import has_picture_tower, takes_patches
 from weightpager.backends.torch.generation import TorchReading, bytes_per_token, floats, limits_of, without_cache
 from weightpager.backends.torch.parameters import activation_dtype
 from weightpager.backends.torch.pictures import features_of, with_features
@@ -46,29 +57,42 @@ class TorchModel(TaskModel):
         return floats(base(**self._given(inputs), **without_cache(base)).last_hidden_state)
 
     @torch.no_grad()
-    def features(self, pixels: Floats) -> Floats:
-        """As the interface has it; each picture alone, so that its bits don't depend on the others.
+    def features(self, pixels: Floats, grids: Grids | None = None) -> Floats | list[Floats]:
+        """As the interface has it.
 
         Raises:
             TypeError: the model reads no pictures among its words.
         """
         if not has_picture_tower(self._module.config):
-            return super().features(pixels)
-        given = self._tensor(pixels).to(self._dtype)
-        return np.concatenate([floats(features_of(self._module, given[at : at + 1])) for at in range(len(given))])
+            return super().features(pixels, grids)
+        found = [
+            floats(features_of(self._module, self._tensor(part).to(self._dtype), grid))
+            for part, grid in parts_of(pixels, grids)
+        ]
+        return np.concatenate(found) if grids is None else found
 
     def reading(self, texts: int, most: int | None, placed: PlacedFeatures | None = None) -> TorchReading:  # noqa: ARG002
         return TorchReading(self._module, placed)
 
     def _given(self, inputs: Inputs) -> dict[str, Tensor]:
         """A call's arguments; pictures among words stand there already."""
-        given = {name: self._tensor(array) for name, array in inputs.items()}
-        if not has_picture_tower(self._module.config) or given.pop("pixel_values", None) is None:
+        config, left = self._module.config, dict(inputs)
+        if not has_picture_tower(config):
+            return {name: self._tensor(array) for name, array in left.items()}
+        pixels = left.pop("pixel_values", None)
+        for name in OF_GRIDS:
+            left.pop(name, None)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        given = {name: self._tensor(array) for name, array in left.items()}
+        placed = None
+        if pixels is not None and len(pixels):
+            assert self.limits.pictures is not None
+            shown, grids = picture_parts(inputs, self.limits.pictures)
+            placed = PlacedFeatures.of(ids, mask, config.image_token_id, list(self.features(shown, grids)), grids)
+        if takes_patches(config):  # else it would number them by what it has read before
+            given["position_ids"] = self._tensor(positions(mask, None if placed is None else placed.positions))
+        if placed is None:
             return given
-        ids, mask, pixels = (inputs[name] for name in ("input_ids", "attention_mask", "pixel_values"))
-        if not len(pixels):
-            return given
-        placed = PlacedFeatures.of(ids, mask, self._module.config.image_token_id, list(self.features(pixels)))
         words, rows, index = given.pop("input_ids"), self._tensor(placed.rows), self._tensor(placed.index)
         return {**given, "inputs_embeds": with_features(self._module, words, rows, index)}
 

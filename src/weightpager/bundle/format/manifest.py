@@ -157,7 +157,19 @@ class Generation(Strict, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"a system message for prompts of the form chat alone, got one for {self.prompts}")
 
 
-class Pictures(Strict, frozen=True, kw_only=True):
+class PatchRuns(Strict, frozen=True, kw_only=True):
+    """How a picture of any size becomes a run of patches, of which squares are merged into one place each.
+
+    Attributes:
+        merge: patches of a side of such a square.
+        window: places of a side of the windows inside which most of the tower's layers look; 0 where none do.
+    """
+
+    merge: Annotated[int, Meta(ge=1, le=16)]
+    window: Annotated[int, Meta(ge=0, le=2**10)]
+
+
+class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """The picture tower of a model that reads pictures among its words, and the connector behind it.
 
     A picture's features stand in the places of so many tokens of a text. `Manifest.layers` counts the tower's layers
@@ -169,8 +181,10 @@ class Pictures(Strict, frozen=True, kw_only=True):
         layers: of the tower.
         token: the text of the placeholder, such as ``<image>``.
         token_id: of the placeholder.
-        tokens: how many places a picture takes.
+        tokens: how many places a picture takes; at most, where it is a run of patches.
         width: of a feature: that of the language model's embeddings.
+        runs: how pictures become runs of patches; None where all have one size.
+        around: what stands before and behind a placeholder where nobody has written one.
     """
 
     blocks: Literal["shared", "own"]
@@ -179,6 +193,8 @@ class Pictures(Strict, frozen=True, kw_only=True):
     token_id: Annotated[int, Meta(ge=0, lt=2**24)]
     tokens: Annotated[int, Meta(ge=1, le=2**14)]
     width: Annotated[int, Meta(ge=1, le=2**18)]
+    runs: PatchRuns | None = None
+    around: tuple[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=64)]] = ("", "")
 
 
 MOST_RANK = 1024

@@ -40,6 +40,7 @@ class PictureInputs:
             ConfigError: Pillow isn't installed, or urllib3 where hosts are allowed.
         """
         check_pillow()
+        self.reader = reader
         self.lanes = TwoLanes(reader, lambda: reader, most)
         self._hosts = PictureHosts(hosts, most_bytes=MOST_PICTURE_BYTES, most=most) if hosts else None
 
@@ -92,5 +93,7 @@ def _content_of(url: str) -> bytes:
 def _decoded(reader: PictureReader, image: EncodedImage) -> Picture:
     """A picture that holds nothing but the pixels that the tower takes, whatever the size of the file's."""
     picture = reader.read(image.content, MOST_PIXELS)
+    if picture.grid is not None:  # it is scaled already
+        return picture
     pixels = picture.pixels
-    return Picture(picture.key, lambda: pixels)
+    return Picture(picture.key, lambda: pixels, picture.tokens)

@@ -49,7 +49,7 @@ async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
         form = await _answer_form(service, body)
         ids = await service.texts.chat(asked.messages, task, len(urls))
         work = _work(service, body, task, ids, wanted, "messages", form)
-        return _choices(body, [await _with_pictures(service, work, urls, "messages")])
+        return _choices(body, [await _with_pictures(service, work, urls, wanted, "messages")])
 
     return await _respond(service, request, body, task, body.n or 1, read, ChatFormat(body), len(urls))
 
@@ -69,7 +69,7 @@ async def completions(body: CompletionBody, request: Request, service: Serving) 
         form = await _answer_form(service, body)
         prompts = await service.texts.run(partial(_prompt, task=task, pictures=len(urls)), given)
         works = [_work(service, body, task, ids, wanted, "prompt", form) for ids in prompts]
-        return _choices(body, [await _with_pictures(service, work, urls, "images") for work in works])
+        return _choices(body, [await _with_pictures(service, work, urls, wanted, "images") for work in works])
 
     texts = len(given) * (body.n or 1)
     return await _respond(service, request, body, task, texts, read, CompletionFormat(body), len(urls))
@@ -100,11 +100,14 @@ def _prompt(vocabulary: Vocabulary, given: str | list[int], task: TaskEntry, pic
     return vocabulary.checked(given, "prompt")
 
 
-async def _with_pictures(service: Service, work: Generate, urls: Sequence[str], param: str) -> Generate:
+async def _with_pictures(
+    service: Service, work: Generate, urls: Sequence[str], wanted: int | None, param: str
+) -> Generate:
     """A work with its pictures, which are decoded only now that there is room for them."""
     if not urls or service.pictures is None:
         return work
-    return replace(work, pictures=await service.pictures.read(urls, param))
+    shown = work.shown(await service.pictures.read(urls, param), service.pictures.reader)
+    return replace(shown, max_new_tokens=service.vocabulary.room(shown.ids, wanted, work.max_new_tokens, param))
 
 
 async def _answer_form(service: Service, body: GenerationBody) -> Grammar | None:
