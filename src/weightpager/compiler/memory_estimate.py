@@ -21,7 +21,7 @@ import numpy as np
 from weightpager.answers.batches import CACHED_TOKENS
 from weightpager.backends.torch.architecture import context_length
 from weightpager.backends.torch.generation import bytes_per_token
-from weightpager.bundle.format.manifest import FORMS
+from weightpager.bundle.format.manifest import FORMS, PatchRuns
 from weightpager.compiler.data import NEW_TOKENS
 from weightpager.compiler.model.checkpoint import IN_MEMORY, Scratch
 from weightpager.compiler.model.dense_model import DenseModel
@@ -247,7 +247,9 @@ class _Stages:
         length = max(map(self._length, self.source.models))
         tokens = min(tokens_wanted(self.source) + length, file.calibration.items * length)
         pictures = self.source.pictures  # a tower is refitted before the words' layers; its patches may be more
-        held = tokens if pictures is None else tokens * max(1, math.ceil(self._patches / pictures.tokens))
+        held = tokens
+        if pictures is not None:
+            held *= max(1, math.ceil(self._patches / pictures.tokens)) if self._runs is None else self._runs.merge**2
         streams = 2 * tasks * 4 * (self._width * held + self._width**2)
         solved = _SOLVED * self._widest + _PAIRS * self._width**2 + BYTES_AT_ONCE
         return self._held(self._paged + streams) + solved + self._most(self._passing, file.calibration.batch)
@@ -307,7 +309,7 @@ class _Stages:
         images = self._pictures(task) if self.source.pictures else 1
         # Of pictures and words, one after the other, the longer stretch is passed at once.
         tokens = max(self._length(task), self._pictures(task) * self._patches)
-        return items * (_PASSING * tokens * self._width + 2 * 4 * images * math.prod(self._pixels))
+        return items * (_PASSING * tokens * self._width + 2 * 4 * images * self._numbers)
 
     @cached_property
     def _passed(self) -> int:
@@ -320,11 +322,27 @@ class _Stages:
     def _pictures(self, task: str) -> int:
         """Pictures in a task's longest text, at most: it holds a placeholder for each feature."""
         pictures = self.source.pictures
-        return 0 if pictures is None else max(1, self._length(task) // pictures.tokens)
+        if pictures is None:
+            return 0
+        return 1 if self._runs is not None else max(1, self._length(task) // pictures.tokens)
+
+    @cached_property
+    def _numbers(self) -> int:
+        """Numbers that come of an image, or of all pictures of a text that are runs of patches."""
+        if self._runs is None:
+            return math.prod(self._pixels)
+        vision = next(iter(self.source.models.values())).config.vision_config
+        return int(self._patches * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
+
+    @property
+    def _runs(self) -> PatchRuns | None:
+        return None if self.source.pictures is None else self.source.pictures.runs
 
     @cached_property
     def _patches(self) -> int:
-        """Patches of an image, and one more for its class."""
+        """Patches of an image, and one more for its class; of runs those that a longest text has places for."""
+        if self.source.pictures is not None and self._runs is not None:
+            return min(self.source.pictures.tokens, max(map(self._length, self.source.models))) * self._runs.merge**2
         config = next(iter(self.source.models.values())).config
         stated = getattr(config.vision_config if self.source.pictures else config, "patch_size", None)
         patch = stated if isinstance(stated, int) and stated > 0 else _PATCH

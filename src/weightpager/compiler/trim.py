@@ -199,7 +199,7 @@ def _pictures(directory: ModelDirectory, model: PreTrainedModel, tokenizer: Any)
     if not has_picture_tower(model.config):
         return None
     images, path = directory.images(), directory.path
-    pictures = call(path, pictures_of, model, tokenizer, images.shape, path)
+    pictures = call(path, pictures_of, model, tokenizer, images, path)
     return cast(PictureReader, call(path, picture_reader, images, pictures))
 
 

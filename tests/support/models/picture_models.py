@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig
 
 import tiny_llava
 from made_once import made_once
@@ -70,16 +70,16 @@ class OpenGate:
         """Nothing is counted."""
 
 
-def native_model(features: Graph, words: Graph, module: LlavaForConditionalGeneration) -> NativeModel:
+def native_model(features: Graph, words: Graph, module: Any, pictures: Pictures = PICTURES) -> NativeModel:
     """A module's values, run by graphs."""
     values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
     below, head = (GraphProgram(each, values) for each in stages(words, values))
     size = CacheSize(below.cache_block_bytes() // 64, 64)
     limits = ModelConfig(json.loads(module.config.text_config.to_json_string())).limits(
-        takes_images=False, pictures=PICTURES
+        takes_images=False, pictures=pictures
     )
     tower = GraphProgram(features, values)
-    task = NativeTask("a", words, (below, head), OpenGate(), limits.context, size, features=tower, pictures=PICTURES)
+    task = NativeTask("a", words, (below, head), OpenGate(), limits.context, size, features=tower, pictures=pictures)
     return NativeModel(task, limits, frozenset())
 
 

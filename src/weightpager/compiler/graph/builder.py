@@ -192,10 +192,24 @@ class CallForm:
         return cls(FEATURES, (GraphInput("pixel_values", "float32", ("batch", *image)),))
 
     @classmethod
-    def with_features(cls, kind: TaskKind, width: int) -> CallForm:
-        """The form of a kind of tasks that write, where features of this width may stand in the place of tokens."""
+    def of_patches(cls, vision: Any) -> CallForm:
+        """The form of a call that gives the features of one run of patches; ``vision`` is the tower's configuration."""
+        merge, patch = vision.spatial_merge_size**2, vision.temporal_patch_size * vision.patch_size**2
+        pixels = GraphInput("pixel_values", "float32", ("length", merge, vision.in_channels * patch))
+        return cls(FEATURES, (pixels, GraphInput("patch_positions", "int64", ("length", merge, 2))))
+
+    @classmethod
+    def with_features(cls, kind: TaskKind, width: int, *, by_grid: bool = False) -> CallForm:
+        """The form of a kind of tasks that write, where features of this width may stand in the place of tokens.
+
+        ``by_grid`` says whether a token has three positions.
+        """
+        inputs = cls.of(kind).inputs
+        if by_grid:
+            threefold = GraphInput("position_ids", "int64", (3, *_PER_TOKEN))
+            inputs = tuple(threefold if each.name == threefold.name else each for each in inputs)
         index = GraphInput("feature_index", "int64", _PER_TOKEN)
-        return cls(kind, (*cls.of(kind).inputs, index, GraphInput("features", "float32", ("features", width))))
+        return cls(kind, (*inputs, index, GraphInput("features", "float32", ("features", width))))
 
     @property
     def writes(self) -> bool:
@@ -240,6 +254,8 @@ class Called(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs for inputs in the form's order."""
         named = {each.name: tensor for each, tensor in zip(self.form.inputs, inputs, strict=True)}
+        if self.form.kind == FEATURES and "patch_positions" in named:
+            return (_features_of_patches(self.module, named["pixel_values"], named["patch_positions"]),)
         if self.form.kind == FEATURES:
             return (_features(self.module, named["pixel_values"]),)
         if "features" in named:
@@ -263,4 +279,16 @@ def _features(module: Any, pixels: Tensor) -> Tensor:
     chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
     first = 1 if config.vision_feature_select_strategy == "default" else 0  # behind the token of the class
     found: Tensor = base.multi_modal_projector(torch.cat([each[:, first:] for each in chosen], -1))
+    return found
+
+
+def _features_of_patches(module: Any, pixels: Tensor, at: Tensor) -> Tensor:
+    """As the tower's own ``forward`` has it, which finds positions and borders by loops over each picture's sides."""
+    tower = module.base_model.visual
+    hidden = tower.patch_embed(pixels.flatten(0, 1))
+    turns = tower.rotary_pos_emb(hidden, at.flatten(0, 1))
+    whole = pixels.new_empty(0)
+    for block in tower.blocks:
+        hidden = block(hidden, cu_seqlens=whole, position_embeddings=turns)
+    found: Tensor = tower.merger(hidden)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from weightpager.graph.file import FEATURES
 from weightpager.graph.graph import Array
 from weightpager.graph.operators import OPERATORS, WEIGHTS
 from weightpager.graph.reference import KeyValues, run
+from weightpager.readers.patch_processor import Grid, patch_positions
 
 _TOLERANCE = 1e-4
 """What an output may be off, as a share of the largest one; a wrong mask or a wrong norm is off by far more."""
@@ -59,7 +61,7 @@ def check_graph(graph: Graph, module: PreTrainedModel, form: CallForm) -> None:
     """
     give_values(module)
     values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
-    for texts, tokens in _SHAPES if "length" in form.dims else ((2, 0),):
+    for texts, tokens in ((2, 0),) if form.dims == ("batch",) else _SHAPES:
         inputs = made_up(form, module, texts, tokens)
         found, wanted = run(graph, values, inputs)[form.outputs[0]], result(module, form, inputs)
         seen = _seen(inputs, wanted)
@@ -72,8 +74,9 @@ def result(module: PreTrainedModel, form: CallForm, inputs: Mapping[str, Array])
     """What the module makes of inputs: the first of the form's outputs."""
     if form.kind != FEATURES:
         return logits(module, inputs)
+    pixels = torch.from_numpy(inputs["pixel_values"])
     with torch.inference_mode():
-        return np.asarray(features_of(module, torch.from_numpy(inputs["pixel_values"])))
+        return np.asarray(features_of(module, pixels, grid_of(len(pixels)) if form.dims == ("length",) else None))
 
 
 def logits(module: PreTrainedModel, inputs: Mapping[str, Array]) -> Array:
@@ -90,7 +93,7 @@ def in_pieces(graph: Graph, values: Mapping[str, Array], inputs: Mapping[str, Ar
     """A language model's logits, of calls that each bring the tokens up to an end."""
     cache, pieces, start = KeyValues(), [], 0
     for end in ends:
-        piece = {name: value if name == "features" else value[:, start:end] for name, value in inputs.items()}
+        piece = {name: value if name == "features" else value[..., start:end] for name, value in inputs.items()}
         piece["attention_mask"] = inputs["attention_mask"][:, :end]
         pieces.append(run(graph, values, piece, cache)["logits"])
         start = end
@@ -100,7 +103,11 @@ def in_pieces(graph: Graph, values: Mapping[str, Array], inputs: Mapping[str, Ar
 def made_up(form: CallForm, module: PreTrainedModel, texts: int, tokens: int) -> dict[str, Array]:
     """Inputs of some size, the same for the same size; of several texts the last is padded on the right."""
     rng = np.random.default_rng(0)
-    if "length" not in form.dims:
+    if form.dims == ("length",):
+        shape = [tokens if size == "length" else int(size) for size in form.inputs[0].shape]
+        at = patch_positions(grid_of(tokens), math.isqrt(shape[1]))
+        return {form.inputs[0].name: rng.normal(size=shape).astype(np.float32), form.inputs[1].name: at}
+    if form.dims == ("batch",):
         shape = [texts if size == "batch" else int(size) for size in form.inputs[0].shape]
         return {form.inputs[0].name: rng.normal(size=shape).astype(np.float32)}
     config: Any = module.config.get_text_config()
@@ -112,11 +119,19 @@ def made_up(form: CallForm, module: PreTrainedModel, texts: int, tokens: int) ->
         mask[-1, tokens - tokens // 3 :] = 0
         ids[mask == 0] = 0 if padding is None else padding
     positions = np.broadcast_to(np.arange(tokens), (texts, tokens)).copy()
+    if any(each.name == "position_ids" and len(each.shape) == 3 for each in form.inputs):
+        positions = np.stack([positions, positions // 2, positions % 3])
     made = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     if "features" in form.dims:
         made["features"] = rng.normal(size=(_ROWS, int(form.inputs[-1].shape[-1]))).astype(np.float32)
         made["feature_index"] = np.resize(np.array(_PLACES), (texts, tokens))
     return {each.name: made[each.name] for each in form.inputs}
+
+
+def grid_of(places: int) -> Grid:
+    """Rows and columns of a picture of so many places: as many of both as it may have."""
+    rows = next(each for each in range(math.isqrt(places), 0, -1) if places % each == 0)
+    return rows, places // rows
 
 
 def give_values(module: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind
+from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind, takes_patches
 from weightpager.bundle import BundleWriter, TaskKind
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.graph.builder import CallForm
@@ -76,9 +76,10 @@ def form_of(config: PretrainedConfig, kind: str, image: tuple[int, int, int] | N
         NotExportableError: images or pictures have no known size.
     """
     if kind == FEATURES:
-        return CallForm.of_pictures(image)
+        return CallForm.of_patches(config.vision_config) if takes_patches(config) else CallForm.of_pictures(image)
     if has_picture_tower(config):
-        return CallForm.with_features(cast(TaskKind, kind), config.get_text_config().hidden_size)
+        width = config.get_text_config().hidden_size
+        return CallForm.with_features(cast(TaskKind, kind), width, by_grid=takes_patches(config))
     return CallForm.of(cast(TaskKind, kind), image)
 
 

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import output_capturing
 
+from weightpager.backends.torch.architecture import takes_patches
 from weightpager.compiler.graph.aten import TRANSLATIONS
 from weightpager.compiler.graph.builder import Builder, Called, CallForm, Draft, Value
 from weightpager.compiler.model.paged_weights import parameters
@@ -27,9 +28,13 @@ from weightpager.graph import Graph, GraphOutput, Operand
 NAME = "weightpager"
 """The name by which transformers knows the implementation."""
 
+_SEGMENTS = "weightpager_flash"
+"""The same where a tower says by itself which of its patches see each other: only so (by ``flash``) it calls once."""
+
 _IGNORED = frozenset({
-    "cache_position", "deterministic", "encoder_hidden_states", "head_mask", "max_length_k", "max_length_q",
-    "output_attentions", "output_hidden_states", "past_key_values", "position_ids", "return_dict", "use_cache",
+    "cache_position", "cu_seq_lens_k", "deterministic", "encoder_hidden_states", "head_mask", "max_length_k",
+    "max_length_q", "output_attentions", "output_hidden_states", "past_key_values", "position_ids", "return_dict",
+    "use_cache",
 })  # fmt: skip
 """Arguments that modules pass along and that change nothing here; others must be None."""
 
@@ -79,6 +84,8 @@ def _forward(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' signature of an attention: heads before tokens in, behind them out."""
+    if others.pop("cu_seq_lens_q", None) is not None and others["cu_seq_lens_k"].numel():
+        raise NotExportableError("attention of patches in windows")
     given = (name for name, value in others.items() if value is not None and value is not False)
     unknown = sorted(name for name in given if name not in _IGNORED)
     if unknown:
@@ -112,12 +119,15 @@ def traced(module: PreTrainedModel) -> Iterator[None]:
         NotExportableError: the architecture computes attention in its own way.
     """
     AttentionInterface.register(NAME, _forward)
+    AttentionInterface.register(_SEGMENTS, _forward)
     AttentionMaskInterface.register(NAME, _mask)
     before = module.config._attn_implementation
     try:
         if not module._can_set_attn_implementation():
             raise NotExportableError(f"the attention of {type(module).__name__}, which is its own")
         module.set_attn_implementation(NAME)
+        if takes_patches(module.config):
+            module.config.vision_config._attn_implementation = _SEGMENTS
         yield
     finally:
         module.set_attn_implementation(before)

@@ -345,7 +345,7 @@ def load(
     config, pictures = directory.config, None
     if towered and images is not None:
         first = next(iter(models.values()))
-        pictures = call(path, pictures_of, first, tokenizer, images.shape, path, task_file.vision.blocks)
+        pictures = call(path, pictures_of, first, tokenizer, images, path, task_file.vision.blocks)
         call(path, picture_reader, images, pictures)  # before anything takes long
     source = DenseModel(
         task_file, path, config, tokenizer, models, paged, resident, tied,

@@ -18,13 +18,15 @@ from weightpager.backends.torch.architecture import (
     TransformersImageReader,
     feature_layers,
     has_picture_tower,
+    takes_patches,
 )
-from weightpager.bundle.format.manifest import Pictures
+from weightpager.bundle.format.manifest import PatchRuns, Pictures
 from weightpager.bundle.format.picture_tower import TOWER
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.task_file.sections import TowerBlocks
 from weightpager.errors import CompileError, shown
-from weightpager.readers.picture_reader import PictureReader
+from weightpager.readers.patch_processor import CHANNELS, PatchProcessor
+from weightpager.readers.picture_reader import PictureReader, check_patches
 
 LANGUAGE = f"{BASE}language_model."
 """Beginning of the canonical names behind the tower and the connector; a head that isn't tied lies beside them."""
@@ -32,6 +34,11 @@ LANGUAGE = f"{BASE}language_model."
 _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 """What DINOv2's says of all its layers, for others' use: it would contradict fewer layers."""
 
+
+_OF_RUNS = {"patch_size": 64, "spatial_merge_size": 16, "temporal_patch_size": 8}
+"""Settings of a tower of runs of patches, and the most that each may be."""
+
+_RUN_PROCESSOR = "Qwen2VLProcessor"
 
 _CAPTURES = "_output_capturing_hooks_installed"
 """What transformers notes of a model whose hooks are set."""
@@ -47,6 +54,9 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
         ValueError: features aren't behind any of its layers, or its pictures have no whole patches.
     """
     if not has_picture_tower(config):
+        return config
+    if takes_patches(config):
+        _check_runs(config)
         return config
     _check_patches(config.vision_config)
     layers, tower = feature_layers(config), config.vision_config
@@ -82,10 +92,28 @@ def _check_patches(tower: PretrainedConfig) -> None:
         raise ValueError(f"vision_config.patch_size: expected an integer of 1 to {most}, found {shown(patch)}")
 
 
+def _check_runs(config: PretrainedConfig) -> None:
+    """Refuse a tower whose patches can't be cut or merged.
+
+    Raises:
+        ValueError: it is such a one.
+    """
+    tower = config.vision_config
+    for name, most in _OF_RUNS.items():
+        found = getattr(tower, name)
+        if not isinstance(found, int) or not 1 <= found <= most:
+            raise ValueError(f"vision_config.{name}: expected an integer of 1 to {most}, found {shown(found)}")
+    if tower.in_channels != CHANNELS:
+        raise ValueError(f"vision_config.in_channels: expected {CHANNELS}, found {shown(tower.in_channels)}")
+    width, words = tower.hidden_size, config.get_text_config().hidden_size
+    if width != words:
+        raise ValueError(f"vision_config.hidden_size: expected {words}, the width of the words, found {shown(width)}")
+
+
 def pictures_of(
     model: PreTrainedModel,
     tokenizer: Any,
-    shape: tuple[int, int, int] | None,
+    images: TransformersImageReader,
     path: Path,
     blocks: TowerBlocks = "shared",
 ) -> Pictures:
@@ -94,21 +122,21 @@ def pictures_of(
     Args:
         model: a task's module.
         tokenizer: of transformers.
-        shape: channels, height and width of what the image processor gives; None if they depend on the picture.
+        images: what reads pictures.
         path: of the model, for errors.
         blocks: the manifest's word for whose the tower's are.
 
     Raises:
         CompileError: pictures become as many features as they like, or the placeholder is no word of both.
     """
-    if shape is None:
-        raise CompileError(
-            f"{path}: expected an image processor that makes one size of all pictures, found one whose size depends on "
-            "the picture; state 'crop_size', or a 'size' of height and width"
-        )
-    blank = torch.zeros(1, *shape, dtype=model.dtype, device=model.device)
-    with torch.inference_mode():
-        features = model.base_model.get_image_features(blank, return_dict=True).pooler_output
+    runs, around = None, ("", "")
+    if takes_patches(model.config):
+        processor = PatchProcessor(images.processor.to_dict())
+        runs, tokens = PatchRuns(merge=processor.merge, window=0), processor.places
+        width = int(model.config.get_text_config().hidden_size)
+        around = _around(model.config, tokenizer)
+    else:
+        tokens, width = _blank_features(model, images.shape, path)
     token_id = int(model.config.image_token_id)
     words = int(model.get_input_embeddings().weight.shape[0])
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
@@ -120,9 +148,34 @@ def pictures_of(
         raise CompileError(
             f"{path}: image_token_index: expected a token for pictures alone, found {token!r}, {token_id}"
         )
-    tokens, width = features[0].shape
     layers = sum(f"{BASE}{name}.".startswith(TOWER) for name in repeated_layers(model.base_model))
-    return Pictures(blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width)
+    return Pictures(
+        blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width, runs=runs,
+        around=around,
+    )  # fmt: skip
+
+
+def _blank_features(model: PreTrainedModel, shape: tuple[int, int, int] | None, path: Path) -> tuple[int, int]:
+    """Tokens and width of a blank picture's features."""
+    if shape is None:
+        raise CompileError(
+            f"{path}: expected an image processor that makes one size of all pictures, found one whose size depends on "
+            "the picture; state 'crop_size', or a 'size' of height and width"
+        )
+    blank = torch.zeros(1, *shape, dtype=model.dtype, device=model.device)
+    with torch.inference_mode():
+        features = model.base_model.get_image_features(blank, return_dict=True).pooler_output
+    tokens, width = features[0].shape
+    return int(tokens), int(width)
+
+
+def _around(config: PretrainedConfig, tokenizer: Any) -> tuple[str, str]:
+    """The tokens between which the model has learnt to see pictures; none where the tokenizer doesn't know them."""
+    found = [
+        tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) and 0 <= number < len(tokenizer) else None
+        for number in (config.vision_start_token_id, config.vision_end_token_id)
+    ]
+    return (str(found[0]), str(found[1])) if all(found) else ("", "")
 
 
 def drop_captures(model: PreTrainedModel) -> None:
@@ -145,6 +198,9 @@ def picture_reader(images: TransformersImageReader, pictures: Pictures) -> Pictu
         ValueError: it is none that can be read so, or its pixels aren't those that the tower takes.
     """
     reader = PictureReader.of(images.processor.to_dict(), pictures)
+    if pictures.runs is not None:
+        check_patches(reader, images.vision)
+        return reader
     if reader.shape != images.shape:
         raise ValueError(f"expected an image processor that makes pixels {images.shape}, found {reader.shape}")
     return reader
@@ -157,6 +213,8 @@ def processor_config(
 
     It counts whole patches of a picture, adds what else a tower gives, and takes one away by the ``default`` strategy.
     """
+    if pictures.runs is not None:
+        return {"processor_class": _RUN_PROCESSOR}
     assert shape is not None
     patch, strategy = int(config.vision_config.patch_size), config.vision_feature_select_strategy
     patches = (shape[1] // patch) * (shape[2] // patch)

@@ -200,7 +200,7 @@ def axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
     others = {name: tensor for name, tensor in named.items() if name not in tower}
     if not tower:
         return _axes_of(named, FAMILIES.values())
-    seen = _axes_of(tower, [_inside(TOWER, family) for family in TOWERS.values()])
+    seen = _axes_of(tower, [_inside(TOWER[0], family) for family in TOWERS.values()])
     read = _axes_of(others, [_inside(LANGUAGE, family) | _CONNECTOR for family in FAMILIES.values()])
     return None if seen is None or read is None else {**seen, **read}
 

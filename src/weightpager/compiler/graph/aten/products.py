@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,27 @@ def _conv2d(
         raise NotExportableError("a convolution with dilation, or padding by name")
     attributes = {"stride": _pair(stride), "padding": _pair(padding), "groups": groups}
     return builder.emit("conv2d", [x, weight, bias], attributes, traced_type(builder, node))
+
+
+def _conv3d(
+    builder: Builder,
+    node: fx.Node,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = (1, 1, 1),
+    padding: Any = (0, 0, 0),
+    *_: Any,
+) -> Value:
+    """A product, where each of what is convolved [N, C, T, H, W] has the size of the kernel, as patches have."""
+    if x.shape[1:] != weight.shape[1:] or list(stride) != list(weight.shape[2:]) or any(padding) or bias is not None:
+        raise NotExportableError(f"{node.target} of more than one patch at a time")
+    type_ = traced_type(builder, node)
+    size = math.prod(int(each or 0) for each in weight.shape[1:])
+    patches, kernels = builder.reshaped(x, (x.shape[0], size)), builder.reshaped(weight, (weight.shape[0], size))
+    across = builder.emit("permute", [kernels], {"axes": [1, 0]}, Type((size, weight.shape[0]), "float32"))
+    product = builder.emit("matmul", [patches, across], {}, Type((x.shape[0], weight.shape[0]), "float32"))
+    return builder.reshaped(product, type_.shape)
 
 
 def _pair(value: Any) -> list[int]:
@@ -170,6 +192,7 @@ TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "aten.rms_norm.default": _rms_norm,
     "aten.conv2d.default": _conv2d,
     "aten.conv2d.padding": _conv2d,
+    "aten.conv3d.default": _conv3d,
     "weightpager.attention.default": _attention,
     "weightpager.local_mask.default": _local_mask,
 }

@@ -1,0 +1,124 @@
+"""Tiny models whose pictures are runs of patches: Qwen2-VL's family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+import tiny_llava
+from tests.support.models import tiny
+
+FamilyName = Literal["qwen2_vl"]
+FAMILIES: tuple[FamilyName, ...] = ("qwen2_vl",)
+
+IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+PLACEHOLDER, WORDS = 16, 20
+PATCH, MERGE, FRAMES = 4, 2, 2
+UNIT = PATCH * MERGE
+MOST = 12
+"""Places of a picture, at most but for what oblong ones are rounded up to."""
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|> {% else %}{{ part.text }} {% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}snow{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    own = tiny.tokenizer()
+    own.add_special_tokens({"additional_special_tokens": [IMAGE, VIDEO, START, END]})
+    own.eos_token, own.chat_template = "[SEP]", TEMPLATE
+    return own
+
+
+def processor(**more: Any) -> dict[str, Any]:
+    """The settings of an image processor, as the family's directories have them."""
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": 2 * UNIT**2,
+        "max_pixels": MOST * UNIT**2,
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": FRAMES,
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28],
+    } | more
+
+
+def config(_family: FamilyName = "qwen2_vl", *, tied: bool = True, **more: Any) -> Qwen2VLConfig:
+    text = {
+        "vocab_size": WORDS,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 2, 3]},
+    }
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 48,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": FRAMES,
+    }
+    tokens = {
+        "image_token_id": PLACEHOLDER,
+        "video_token_id": PLACEHOLDER + 1,
+        "vision_start_token_id": PLACEHOLDER + 2,
+        "vision_end_token_id": PLACEHOLDER + 3,
+        "pad_token_id": 0,
+    }
+    return Qwen2VLConfig(
+        **({"text_config": text, "vision_config": vision, "tie_word_embeddings": tied} | tokens | more)
+    )
+
+
+def model(config: Qwen2VLConfig, seed: int = 0) -> Qwen2VLForConditionalGeneration:
+    """Random, but of a size at which pictures and words change what follows."""
+    torch.manual_seed(seed)
+    made = Qwen2VLForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, tensor in made.named_parameters():
+            if ".visual." in name:
+                if tensor.ndim > 1:
+                    tensor.normal_(0, 0.2)
+                elif "norm" not in name and "ln_q" not in name:
+                    tensor.normal_(0, 0.1)
+    made.generation_config.eos_token_id = 3
+    return made
+
+
+def directory(folder: Path, family: FamilyName = "qwen2_vl", **more: Any) -> Path:
+    """A model directory with a tokenizer and an image processor."""
+    model(config(family, **more)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor()), encoding="utf-8")
+    return folder
+
+
+def watcher(folder: Path, family: FamilyName = "qwen2_vl", **changes: Any) -> dict[str, Any]:
+    """A task file of two tasks, as a mapping."""
+    more = {"model": str(directory(folder / family, family)), "calibration": {"items": 8, "max_length": 48, "batch": 4}}
+    found = tiny_llava.watcher(folder, **(more | changes))
+    for task in found["tasks"].values():
+        task["max_length"] = 48
+    return found
+
+
+def window_of(_family: FamilyName) -> int:
+    """Places of a side of the windows in which a family's tower looks; 0 where it has none."""
+    return 0
