@@ -63,7 +63,7 @@ KVCache::Shape cached_shape(const Step& step) {
 
 int64_t layer_number(const Step& step) { return number_of<int64_t>(step, "index"); }
 
-// What a step attends to, without cache and mask.
+// What a step attends to in one way, without cache and mask.
 Attention described(const Step& step, const Running& running) {
     const View &query = step.in[0], &key = step.in[1], &value = step.in[2];
     const bool tokens_first = step.recall<Remembered>().tokens_first;
@@ -85,9 +85,6 @@ Attention described(const Step& step, const Running& running) {
     a.depth = query.sizes[3];
     a.value_depth = value.sizes[3];
     a.scale = number_of<float>(step, "scale");
-    a.softcap = number_of<float>(step, "softcap");
-    a.causal = is_causal(step);
-    a.window = number_of<int64_t>(step, "window");
     return a;
 }
 
@@ -106,21 +103,53 @@ void append_to_cache(const Step& step, const Running& running, Attention& a) {
     a.keys += before;
 }
 
-void run_attention(const Step& step, const Running& running) {
-    Attention a = described(step, running);
-    if (a.batch == 0 || a.queries == 0) return;
-    if (running.cache != nullptr && a.causal) append_to_cache(step, running, a);
-    if (step.in[3].number >= 0) take_mask(step, running, a);
-    if (a.heads == 0) return;  // the cache has the keys and values by now
+void attend(const Attention& a, const Running& running, int64_t seen) {
     const int64_t rows = a.rows(), pieces = divide_up(rows, kQueriesAtOnce), share = divide_up(rows, pieces);
-    const int threads = running.worth(product_of({a.batch, a.heads, a.queries, a.keys, a.depth}) / 8);
+    const int threads = running.worth(product_of({a.batch, a.heads, a.queries, seen, a.depth}) / 8);
     parallel_for(a.batch * a.groups * pieces, threads, [&](int64_t i) {
         const int64_t group = i / pieces, first = i % pieces * share;
         running.vectors.attend(a, group / a.groups, group % a.groups, first, std::min(rows, first + share));
     });
 }
 
-void infer_attention(Inference& inference) {
+// For each key where its run of equal numbers begins and ends; the greatest length of any.
+int64_t find_segments(const int64_t* numbers, int64_t keys, int64_t* segments) {
+    int64_t longest = 0;
+    for (int64_t first = 0, end = 0; first < keys; first = end) {
+        while (end < keys && numbers[end] == numbers[first]) ++end;
+        std::fill(segments + first, segments + end, first);
+        std::fill(segments + keys + first, segments + keys + end, end);
+        longest = std::max(longest, end - first);
+    }
+    return longest;
+}
+
+void run_segment_attention(const Step& step, const Running& running) {
+    Attention a = described(step, running);
+    if (a.batch == 0 || a.queries == 0 || a.heads == 0) return;
+    auto* segments = running.data<int64_t>(View{Type::int64, {}, {}, Memory::buffer, step.scratch.number, 0});
+    const auto* numbers = running.data<int64_t>(step.in[3]);
+    int64_t longest = 0;
+    for (int64_t row = 0; row < a.batch; ++row)
+        longest = std::max(longest, find_segments(numbers + row * a.keys, a.keys, segments + 2 * row * a.keys));
+    a.segments = segments;
+    attend(a, running, longest);
+}
+
+void run_attention(const Step& step, const Running& running) {
+    Attention a = described(step, running);
+    a.softcap = number_of<float>(step, "softcap");
+    a.causal = is_causal(step);
+    a.window = number_of<int64_t>(step, "window");
+    if (a.batch == 0 || a.queries == 0) return;
+    if (running.cache != nullptr && a.causal) append_to_cache(step, running, a);
+    if (step.in[3].number >= 0) take_mask(step, running, a);
+    if (a.heads == 0) return;  // the cache has the keys and values by now
+    attend(a, running, a.keys);
+}
+
+// What all attentions are like: three operands of heads, a scale and a layout. Says whether tokens are before heads.
+bool infer_heads(Inference& inference) {
     const std::string layout = inference.word("layout");
     inference.expect(layout == "bhtd" || layout == "bthd", "attribute layout: expected bhtd or bthd, found ", layout);
     const bool tokens_first = layout == "bthd";
@@ -138,28 +167,53 @@ void infer_attention(Inference& inference) {
                      key.sizes, " and ", value.sizes);
     inference.expect(query.sizes[3] <= kDeepestHead && value.sizes[3] <= kDeepestHead, "expected heads of at most ",
                      kDeepestHead, " features, found ", query.sizes);
-    const bool causal = inference.flag("causal");
+    inference.number("scale");
+    inference.want_products({batch, heads, query.sizes[token], keys, query.sizes[3] + value.sizes[3]});
+    return tokens_first;
+}
+
+// Tokens are written before heads, and looked at as the layout has it: what follows wants a token's heads together.
+void give_heads(Inference& inference, bool tokens_first) {
+    const View& query = inference.in(0);
+    View out = inference.own(Type::float32, {query.sizes[0], query.sizes[tokens_first ? 1 : 2],
+                                             query.sizes[tokens_first ? 2 : 1], inference.in(2).sizes[3]});
+    if (!tokens_first) {
+        std::swap(out.sizes[1], out.sizes[2]);
+        std::swap(out.strides[1], out.strides[2]);
+    }
+    inference.give_view(out);
+}
+
+void infer_segment_attention(Inference& inference) {
+    const bool tokens_first = infer_heads(inference);
+    const int64_t batch = inference.in(0).sizes[0], keys = inference.in(1).sizes[tokens_first ? 1 : 2];
+    inference.expect(inference.in(0).sizes[tokens_first ? 1 : 2] == keys, "expected as many keys as queries, found ",
+                     inference.in(1).sizes);
+    inference.expect_type(3, Type::int64);
+    inference.expect(inference.dense(3).sizes == Sizes{batch, keys}, "operand 3: expected int64 [batch, keys], found ",
+                     inference.in(3));
+    inference.want_scratch(inference.elements_of({2, batch, keys}) * int64_t{sizeof(int64_t)});
+    inference.remember(Remembered{tokens_first, false});
+    give_heads(inference, tokens_first);
+    inference.run_by(&run_segment_attention);
+}
+
+void infer_attention(Inference& inference) {
+    const bool tokens_first = infer_heads(inference), causal = inference.flag("causal");
+    const View &query = inference.in(0), &key = inference.in(1);
+    const size_t token = tokens_first ? 1 : 2;
     const int64_t window = inference.integer("window"), index = inference.integer("index");
     inference.expect(window >= 0 && window <= kLargestAxis && index >= 0 && index < kMostAttentions,
                      "expected a window of at least 0, and an index from 0 to 65535");
-    inference.number("scale");
     inference.number("softcap");
-    inference.expect(!causal || query.sizes[token] == keys, "expected as many keys as queries, found ", key.sizes);
+    inference.expect(!causal || query.sizes[token] == key.sizes[token], "expected as many keys as queries, found ", key.sizes);
     if (inference.has(3)) {
         const View& mask = inference.in(3);
         inference.expect((mask.type == Type::int64 || mask.type == Type::boolean) && mask.rank() == 2,
                          "operand 3: expected int64 or bool [batch, keys], found ", mask);
     }
     inference.remember(Remembered{tokens_first, inference.has(3) && inference.is_mask(3)});
-    inference.want_products({batch, heads, query.sizes[token], keys, query.sizes[3] + value.sizes[3]});
-    // Tokens are written before heads, and looked at as the layout has it: what follows wants a token's heads together.
-    const int64_t tokens = query.sizes[token], depth = value.sizes[3];
-    View out = inference.own(Type::float32, {batch, tokens, heads, depth});
-    if (!tokens_first) {
-        std::swap(out.sizes[1], out.sizes[2]);
-        std::swap(out.strides[1], out.strides[2]);
-    }
-    inference.give_view(out);
+    give_heads(inference, tokens_first);
     inference.run_by(&run_attention);
 }
 
@@ -170,6 +224,8 @@ std::optional<std::pair<int64_t, KVCache::Shape>> cached_layer(const Step& step)
     return std::make_pair(layer_number(step), cached_shape(step));
 }
 
-std::vector<Operator> attention_operators() { return {{"attention", 1, infer_attention}}; }
+std::vector<Operator> attention_operators() {
+    return {{"attention", 1, infer_attention}, {"segment_attention", 1, infer_segment_attention}};
+}
 
 }  // namespace weightpager

@@ -8,16 +8,17 @@
 namespace weightpager {
 namespace {
 
-// [rows, 2, half]: cosines, then sines.
+// [rows, 2, half]: cosines, then sines. A row has one position, or one for each frequency.
 void fill_table(const Step& step, const Running& running, float* table) {
     const View &positions = step.in[1], &frequencies = step.in[2];
     const auto* at = running.data<int64_t>(positions);
     const float* frequency = running.data(frequencies);
     const float scaling = number_of<float>(step, "scaling");
-    const int64_t rows = positions.elements(), half = frequencies.elements();
+    const int64_t rows = positions.sizes[0] * positions.sizes[1], half = frequencies.elements();
+    const int64_t next_row = positions.rank() == 3 ? half : 1, next = positions.rank() == 3 ? 1 : 0;
     parallel_for(rows, running.worth(32 * rows * half), [&](int64_t row) {
         for (int64_t i = 0; i < half; ++i) {
-            const float angle = static_cast<float>(at[row]) * frequency[i];
+            const float angle = static_cast<float>(at[row * next_row + i * next]) * frequency[i];
             table[2 * row * half + i] = std::cos(angle) * scaling;
             table[(2 * row + 1) * half + i] = std::sin(angle) * scaling;
         }
@@ -85,14 +86,15 @@ void infer_rotary(Inference& inference) {
     inference.expect(inference.in(0).rank() == 4, "operand 0: expected four axes, found ", inference.in(0));
     const View &x = inference.dense_rows(0), &positions = inference.dense(1), &frequencies = inference.dense(2);
     const int64_t tokens = x.sizes[tokens_first ? 1 : 2];
-    inference.expect(positions.rank() == 2 && (positions.sizes[0] == 1 || positions.sizes[0] == x.sizes[0]) &&
+    const bool each = positions.rank() == 3 && frequencies.rank() == 1 && positions.sizes[2] == frequencies.sizes[0];
+    inference.expect((positions.rank() == 2 || each) && (positions.sizes[0] == 1 || positions.sizes[0] == x.sizes[0]) &&
                          positions.sizes[1] == tokens,
-                     "operand 1: expected a position of each token, found ", positions.sizes, " for ", x.sizes);
+                     "operand 1: expected a position of each token, or one for each frequency, found ", positions.sizes, " for ", x.sizes);
     inference.expect(frequencies.rank() == 1 && 2 * frequencies.sizes[0] <= x.sizes[3],
                      "operand 2: expected at most half as many frequencies as features, found ", frequencies.sizes, " for ",
                      x.sizes);
     const std::string key = "rotary " + inference.name_of(1) + " " + inference.name_of(2) + " " + text_of_bits(scaling);
-    const int64_t bytes = inference.elements_of({positions.elements(), frequencies.sizes[0], 2}) * int64_t{sizeof(float)};
+    const int64_t bytes = inference.elements_of({positions.sizes[0], positions.sizes[1], frequencies.sizes[0], 2}) * int64_t{sizeof(float)};
     inference.remember(Rotary{inference.share(key, bytes), tokens_first, interleaved});
     View out = inference.own(Type::float32, x.sizes);
     inference.give_view(out);

@@ -38,10 +38,8 @@ COUNTS = [1, 0, 3, 2]
 
 def pictures_of(family: FamilyName) -> Pictures:
     window = tiny_qwen2_vl.window_of(family)
-    return Pictures(
-        blocks="shared", layers=2, token=tiny_qwen2_vl.IMAGE, token_id=PLACEHOLDER, tokens=64, width=48,
-        runs=PatchRuns(merge=MERGE, window=window),
-    )  # fmt: skip
+    places = {"token": tiny_qwen2_vl.IMAGE, "token_id": PLACEHOLDER, "tokens": 64, "width": 48}
+    return Pictures(blocks="shared", layers=3 if window else 2, runs=PatchRuns(merge=MERGE, window=window), **places)
 
 
 class Made:

@@ -110,6 +110,39 @@ def test_attention(data: st.DataObject) -> None:
     _near(found, weights @ torch.from_numpy(value).repeat_interleave(each, 1))
 
 
+@pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+def test_segments_are_attentions_of_their_own(layout: str) -> None:
+    """Tokens that have the same number, but others between, don't see each other."""
+    rng = np.random.default_rng(0)
+    query, key, value = _random(rng, 2, 4, 9, 8), _random(rng, 2, 2, 9, 8), _random(rng, 2, 2, 9, 3)
+    segments = np.array([[5, 5, 1, 1, 1, 5, 2, 2, 2], [0] * 9])
+
+    def turned(x: Any) -> Any:
+        return x if layout == "bhtd" else x.swapaxes(1, 2)
+
+    found = FUNCTIONS["segment_attention"](*map(turned, (query, key, value)), segments, scale=0.3, layout=layout)
+    assert found.dtype == np.float32
+    for text, ends in enumerate(((0, 2, 5, 6, 9), (0, 9))):
+        for start, end in zip(ends[:-1], ends[1:], strict=True):
+            alone = (torch.from_numpy(each[text : text + 1, :, start:end]) for each in (query, key, value))
+            wanted = functional.scaled_dot_product_attention(*alone, scale=0.3, enable_gqa=True)
+            _near(turned(found)[text : text + 1, :, start:end], wanted)
+
+
+def test_rotary_turns_each_angle_by_its_own_position() -> None:
+    rng = np.random.default_rng(0)
+    x, positions, inv_freq = _random(rng, 2, 3, 5, 8), rng.integers(0, 9, (3, 2, 5)), _random(rng, 4)
+    each = positions[[0, 1, 1, 2]].transpose(1, 2, 0)  # [texts, tokens, angles]
+    options = {"interleaved": False, "scaling": 1.0, "layout": "bhtd"}
+    found = FUNCTIONS["rotary"](x, each, inv_freq, **options)
+    for angles, of in (([0], 0), ([1, 2], 1), ([3], 2)):
+        whole, features = (
+            FUNCTIONS["rotary"](x, positions[of], inv_freq, **options),
+            [*angles, *(4 + i for i in angles)],
+        )
+        np.testing.assert_array_equal(found[..., features], whole[..., features])
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("layout", ["bhtd", "bthd"])
 def test_rotary_turns_as_transformers_do(interleaved: bool, layout: str) -> None:

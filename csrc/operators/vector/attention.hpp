@@ -29,6 +29,8 @@ class QueryTile {
             total_[r] = 0.0f;
             first_position_ = r == 0 || position(r) < first_position_ ? position(r) : first_position_;
             last_position_ = r == 0 || position(r) > last_position_ ? position(r) : last_position_;
+            least_ = r == 0 || least(r) < least_ ? least(r) : least_;
+            end_ = r == 0 || end(r) > end_ ? end(r) : end_;
         }
         for (int64_t i = 0; i < rows_ * width_; ++i) sums_[i] = 0.0f;
     }
@@ -57,13 +59,18 @@ class QueryTile {
     int64_t position(int r) const { return a_.keys - a_.queries + token(r); }
 
     // The keys that a row may see, mask aside: from `least` to before `end`.
-    int64_t least(int r) const { return a_.window == 0 ? 0 : position(r) - a_.window + 1; }
+    int64_t least(int r) const {
+        if (a_.segments != nullptr) return a_.segments[2 * batch_ * a_.keys + token(r)];
+        return a_.window == 0 ? 0 : position(r) - a_.window + 1;
+    }
     int64_t end(int r) const {
+        if (a_.segments != nullptr) return a_.segments[(2 * batch_ + 1) * a_.keys + token(r)];
         if (a_.causal) return position(r) + 1;
         return a_.window == 0 ? a_.keys : position(r) + a_.window;
     }
 
     bool any_seen(int64_t first, int64_t count) const {
+        if (a_.segments != nullptr) return first + count > least_ && first < end_;
         if (a_.causal && first > last_position_) return false;
         if (a_.window == 0) return true;
         return first + count > first_position_ - a_.window + 1 && first < last_position_ + a_.window;
@@ -254,7 +261,7 @@ class QueryTile {
     const int64_t batch_, group_, first_row_;
     const int rows_;
     const int64_t width_;  // of a row of sums: whole registers
-    int64_t first_position_ = 0, last_position_ = 0;
+    int64_t first_position_ = 0, last_position_ = 0, least_ = 0, end_ = 0;
     // Whole registers of these are read, whatever the number of rows.
     float largest_[kQueriesAtOnce], total_[kQueriesAtOnce], base_[kQueriesAtOnce], rescale_[kQueriesAtOnce];
     float query_[kQueriesAtOnce * kDeepestHead], keys_[kDeepestHead * kKeysAtOnce];

@@ -54,6 +54,7 @@ struct Attention {
     float scale, softcap;
     bool causal;
     int64_t window;
+    const int64_t* segments;  // [batch, 2, keys]: where the run of keys begins and ends that a query may see, or null
 
     // Of a KV cache, in place of `key` and `value`: for each batch row and group blocks of keys [depth, kKeysAtOnce] and of
     // values [kKeysAtOnce, value_depth]. Block j of row b and group g is at (j * batch + b) * groups + g.

@@ -147,6 +147,7 @@ OPERATORS: Mapping[str, Operator] = {
         },
         optional=1,
     ),
+    "segment_attention": Operator(("query", "key", "value", "segments"), {"scale": POSITIVE, "layout": LAYOUT}),
     "rotary": Operator(("x", "positions", "inv_freq"), {"interleaved": BOOLEAN, "scaling": POSITIVE, "layout": LAYOUT}),
     # norms
     "layer_norm": Operator(("x", "weight", "bias"), {"epsilon": NOT_NEGATIVE}, optional=2),

@@ -82,6 +82,24 @@ def attention(
     return found.swapaxes(1, 2) if layout == "bthd" else found
 
 
+def segment_attention(query: Array, key: Array, value: Array, segments: Array, *, scale: float, layout: str) -> Array:
+    """`attention` of the same tokens, where a query sees the keys of its own segment alone.
+
+    ``segments`` is int64 [B, T]; tokens in a row that have the same number are one.
+    """
+    if layout == "bthd":
+        query, key, value = (each.swapaxes(1, 2) for each in (query, key, value))
+    runs = np.cumsum(np.diff(segments, axis=1, prepend=segments[:, :1]) != 0, 1)
+    found = np.zeros((*query.shape[:3], value.shape[3]), np.float32)
+    for run in range(int(runs.max(initial=-1)) + 1):
+        inside = runs == run
+        seen = attention(
+            query, key, value, inside, scale=scale, causal=False, window=0, softcap=0.0, index=0, layout="bhtd"
+        )
+        found = np.where(inside[:, None, :, None], seen, found)
+    return found.swapaxes(1, 2) if layout == "bthd" else found
+
+
 def rotary(x: Array, positions: Array, inv_freq: Array, *, interleaved: bool, scaling: float, layout: str) -> Array:
     """The leading ``2 * len(inv_freq)`` features of each head turned by its token's position; others as they are.
 
@@ -89,13 +107,13 @@ def rotary(x: Array, positions: Array, inv_freq: Array, *, interleaved: bool, sc
 
     Args:
         x: [B, H, T, D], or with the layout bthd [B, T, H, D].
-        positions: int64 [B or 1, T].
+        positions: int64 [B or 1, T], or [B or 1, T, len(inv_freq)], one for each angle.
         inv_freq: [at most D / 2], what a position is multiplied by to give an angle.
         interleaved: which features go together.
         scaling: of sine and cosine.
         layout: bhtd or bthd.
     """
-    angles = positions[..., None].astype(np.float32) * inv_freq
+    angles = (positions if positions.ndim == 3 else positions[..., None]).astype(np.float32) * inv_freq
     angles = angles[:, None] if layout == "bhtd" else angles[:, :, None]
     cosine, sine = np.cos(angles) * np.float32(scaling), np.sin(angles) * np.float32(scaling)
     half = len(inv_freq)
@@ -257,6 +275,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "matmul": lambda x, y: np.asarray(x @ y),  # of the last two axes; the others broadcast
     "conv2d": conv2d,
     "attention": attention,
+    "segment_attention": segment_attention,
     "rotary": rotary,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,

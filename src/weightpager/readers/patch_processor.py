@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.bundle.format.manifest import PatchRuns
 from weightpager.config import is_whole
 from weightpager.errors import shown
 from weightpager.readers.image_processor import MOST_RATIO, PATCHES, Pixels, begins, normalised
@@ -103,6 +104,18 @@ def window_order(grid: Grid, window: int) -> tuple[npt.NDArray[np.int64], npt.ND
     whose = (rows // window * -(-grid[1] // window) + columns // window).reshape(-1)
     order = np.argsort(whose, kind="stable")
     return order, whose[order]
+
+
+def tower_inputs(
+    pixels: Pixels, grid: Grid, runs: PatchRuns
+) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int64] | None]:
+    """What a tower's graph takes of one picture, and the order in which it takes the places; None for their own."""
+    at = patch_positions(grid, runs.merge)
+    if not runs.window:
+        return {"pixel_values": pixels, "patch_positions": at}, None
+    order, windows = window_order(grid, runs.window)
+    each = np.repeat(windows[:, None], runs.merge**2, 1)
+    return {"pixel_values": pixels[order], "patch_positions": at[order], "patch_windows": each}, order
 
 
 def _whole(settings: Mapping[str, Any], name: str, most: int) -> int:

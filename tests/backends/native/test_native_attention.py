@@ -74,6 +74,28 @@ def test_attention(
         assert np.array_equal(other, found[0])
 
 
+@pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+@pytest.mark.parametrize("isa", range(len(native.isas())))
+def test_segment_attention(layout: str, isa: int) -> None:
+    """Segments that end inside of blocks of keys and of queries, and at their borders."""
+    for seed, lengths in enumerate(([1], [64, 64], [3, 61, 1, 70, 5], [130, 7], [1] * 20 + [200])):
+        rng, tokens = np.random.default_rng(seed), sum(lengths)
+        query, key, value = (
+            _values(rng, 2, 4, tokens, 20),
+            _values(rng, 2, 2, tokens, 20),
+            _values(rng, 2, 2, tokens, 7),
+        )
+        segments = np.stack([np.repeat(rng.permutation(len(lengths)), lengths), np.zeros(tokens, np.int64)])
+        if layout == "bthd":
+            query, key, value = (each.swapaxes(1, 2) for each in (query, key, value))
+        attributes = {"scale": 0.3, "layout": layout}
+        graph, inputs, _ = single_node("segment_attention", [query, key, value, segments], attributes)
+        program, wanted = GraphProgram(graph, {}, isa), run(graph, {}, inputs)["y0"]
+        found = [program.run(inputs, threads=threads)["y0"] for threads in (1, 3)]
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-5, atol=1e-5)
+        assert np.array_equal(*found)
+
+
 def test_a_query_that_sees_nothing_gives_zeros() -> None:
     rng = np.random.default_rng(0)
     operands = [*(_values(rng, 2, 2, 70, 8) for _ in range(3)), np.zeros((2, 70), np.int64)]

@@ -357,11 +357,23 @@ def _attention(growth: _Growth, op: str) -> None:
     growth.emit(op, [*x, mask], scale=0.7, **around)
 
 
+def _segment_attention(growth: _Growth, op: str) -> None:
+    batch, groups, each, depth, width = (growth.whole(1, 3) for _ in range(5))
+    tokens, layout = growth.whole(1, 9), growth.any_of(["bhtd", "bthd"])
+
+    def heads(count: int, features: int) -> Any:
+        return growth.shaped([batch, count, tokens, features] if layout == "bhtd" else [batch, tokens, count, features])
+
+    x = [heads(groups * each, depth), heads(groups, depth), heads(groups, width)]
+    growth.emit(op, [*x, growth.view([batch, tokens], "int64", (0, 2))], scale=0.5, layout=layout)
+
+
 def _rotary(growth: _Growth, op: str) -> None:
     batch, heads, tokens, half = (growth.whole(1, 4) for _ in range(4))
     layout, features = growth.any_of(["bhtd", "bthd"]), 2 * half + growth.whole(0, 2)
     x = growth.shaped([batch, heads, tokens, features] if layout == "bhtd" else [batch, tokens, heads, features])
-    positions = growth.view([growth.any_of([1, batch]), tokens], "int64", (0, 9))
+    of_each = [half] if growth.one_in(3) else []
+    positions = growth.view([growth.any_of([1, batch]), tokens, *of_each], "int64", (0, 9))
     turn = {"interleaved": growth.one_in(2), "scaling": growth.any_of([1.0, 0.5]), "layout": layout}
     growth.emit(op, [x, positions, growth.shaped([half], exact=True)], **turn)
 
@@ -407,6 +419,7 @@ _MAKERS: dict[str, Callable[[_Growth, str], None]] = {
     "conv2d": _conv2d,
     "matmul": _matmul,
     "attention": _attention,
+    "segment_attention": _segment_attention,
     "rotary": _rotary,
 }
 """Operator → what adds a node of it to a graph."""

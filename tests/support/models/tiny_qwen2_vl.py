@@ -7,18 +7,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 import tiny_llava
 from tests.support.models import tiny
 
-FamilyName = Literal["qwen2_vl"]
-FAMILIES: tuple[FamilyName, ...] = ("qwen2_vl",)
+FamilyName = Literal["qwen2_vl", "qwen2_5_vl"]
+FAMILIES: tuple[FamilyName, ...] = ("qwen2_vl", "qwen2_5_vl")
 
 IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
 PLACEHOLDER, WORDS = 16, 20
 PATCH, MERGE, FRAMES = 4, 2, 2
 UNIT = PATCH * MERGE
+WINDOW = 2
+"""Places of a side of the windows in which Qwen2.5-VL's tower looks."""
 MOST = 12
 """Places of a picture, at most but for what oblong ones are rounded up to."""
 
@@ -27,6 +37,11 @@ TEMPLATE = (
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|> {% else %}{{ part.text }} {% endif %}"
     "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}snow{% endif %}"
 )
+
+_FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -50,7 +65,7 @@ def processor(**more: Any) -> dict[str, Any]:
     } | more
 
 
-def config(_family: FamilyName = "qwen2_vl", *, tied: bool = True, **more: Any) -> Qwen2VLConfig:
+def config(family: FamilyName = "qwen2_vl", *, tied: bool = True, **more: Any) -> PreTrainedConfig:
     text = {
         "vocab_size": WORDS,
         "hidden_size": 48,
@@ -65,16 +80,17 @@ def config(_family: FamilyName = "qwen2_vl", *, tied: bool = True, **more: Any) 
         "initializer_range": 0.2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 2, 3]},
     }
-    vision = {
-        "depth": 2,
-        "embed_dim": 32,
-        "hidden_size": 48,
+    vision: dict[str, Any] = {
         "num_heads": 2,
-        "mlp_ratio": 2,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
         "temporal_patch_size": FRAMES,
     }
+    if family == "qwen2_vl":
+        vision |= {"depth": 2, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2}
+    else:
+        vision |= {"depth": 3, "hidden_size": 32, "out_hidden_size": 48, "intermediate_size": 40}
+        vision |= {"window_size": WINDOW * UNIT, "fullatt_block_indexes": [1]}
     tokens = {
         "image_token_id": PLACEHOLDER,
         "video_token_id": PLACEHOLDER + 1,
@@ -82,15 +98,14 @@ def config(_family: FamilyName = "qwen2_vl", *, tied: bool = True, **more: Any) 
         "vision_end_token_id": PLACEHOLDER + 3,
         "pad_token_id": 0,
     }
-    return Qwen2VLConfig(
-        **({"text_config": text, "vision_config": vision, "tie_word_embeddings": tied} | tokens | more)
-    )
+    parts = {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+    return _FAMILIES[family][0](**(parts | tokens | more))
 
 
-def model(config: Qwen2VLConfig, seed: int = 0) -> Qwen2VLForConditionalGeneration:
+def model(config: PreTrainedConfig, seed: int = 0) -> Any:
     """Random, but of a size at which pictures and words change what follows."""
     torch.manual_seed(seed)
-    made = Qwen2VLForConditionalGeneration(config).eval()
+    made: Any = _FAMILIES[config.model_type][1](config).eval()
     with torch.no_grad():
         for name, tensor in made.named_parameters():
             if ".visual." in name:
@@ -119,6 +134,6 @@ def watcher(folder: Path, family: FamilyName = "qwen2_vl", **changes: Any) -> di
     return found
 
 
-def window_of(_family: FamilyName) -> int:
+def window_of(family: FamilyName) -> int:
     """Places of a side of the windows in which a family's tower looks; 0 where it has none."""
-    return 0
+    return WINDOW if family == "qwen2_5_vl" else 0

@@ -38,7 +38,7 @@ from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate
 from weightpager.kernels.rows import RowSource
 from weightpager.page_dtype import PageDtype, block_bytes
-from weightpager.readers.patch_processor import patch_positions
+from weightpager.readers.patch_processor import tower_inputs
 
 
 class NativeTask:
@@ -181,8 +181,11 @@ class NativeTask:
         each = []
         for part, grid in parts_of(pixels, grids or ()):
             assert grid is not None
-            inputs: dict[str, Array] = {"pixel_values": part, "patch_positions": patch_positions(grid, runs.merge)}
-            each.append(self._features.run(inputs, gate=self._gate)["features"])
+            inputs, order = tower_inputs(part, grid, runs)
+            seen = self._features.run(inputs, gate=self._gate)["features"]
+            if order is not None:
+                seen[order] = seen.copy()
+            each.append(seen)
         return each
 
     def place(

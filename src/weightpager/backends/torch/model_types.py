@@ -37,10 +37,14 @@ PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "vision_config": frozenset({"qwen2_vl_vision", "qwen2_vl"}),
         "text_config": frozenset({"qwen2_vl_text"}),
     },
+    "qwen2_5_vl": {
+        "vision_config": frozenset({"qwen2_5_vl_vision", "qwen2_5_vl"}),
+        "text_config": frozenset({"qwen2_5_vl_text"}),
+    },
 }
 """Types of models that are a picture tower, a connector and a language model; the types that each part may have."""
 
-PATCH_MODELS = frozenset({"qwen2_vl"})
+PATCH_MODELS = frozenset({"qwen2_vl", "qwen2_5_vl"})
 """Those whose pictures are runs of patches. Their parts are of one class whatever is stated, and may stay unstated."""
 
 

@@ -24,6 +24,12 @@ def features_of(module: Any, pixels: Tensor, grid: Grid | None = None) -> Tensor
     return found
 
 
+def window_of(vision: Any) -> int:
+    """Places of a side of the windows in which most layers of a tower look, by its configuration; 0 where none do."""
+    size = getattr(vision, "window_size", None)
+    return 0 if size is None else int(size // vision.spatial_merge_size // vision.patch_size)
+
+
 def with_features(module: Any, ids: Tensor, features: Tensor, index: Tensor) -> Tensor:
     """What the language model reads, [texts, tokens, width].
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.pictures import with_features
+from weightpager.backends.torch.pictures import window_of, with_features
 from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph, GraphInput, Node, Operand
@@ -196,7 +196,8 @@ class CallForm:
         """The form of a call that gives the features of one run of patches; ``vision`` is the tower's configuration."""
         merge, patch = vision.spatial_merge_size**2, vision.temporal_patch_size * vision.patch_size**2
         pixels = GraphInput("pixel_values", "float32", ("length", merge, vision.in_channels * patch))
-        return cls(FEATURES, (pixels, GraphInput("patch_positions", "int64", ("length", merge, 2))))
+        windows = (GraphInput("patch_windows", "int64", ("length", merge)),) if window_of(vision) else ()
+        return cls(FEATURES, (pixels, GraphInput("patch_positions", "int64", ("length", merge, 2)), *windows))
 
     @classmethod
     def with_features(cls, kind: TaskKind, width: int, *, by_grid: bool = False) -> CallForm:
@@ -255,7 +256,7 @@ class Called(nn.Module):
         """Outputs for inputs in the form's order."""
         named = {each.name: tensor for each, tensor in zip(self.form.inputs, inputs, strict=True)}
         if self.form.kind == FEATURES and "patch_positions" in named:
-            return (_features_of_patches(self.module, named["pixel_values"], named["patch_positions"]),)
+            return (_features_of_patches(self.module, *inputs),)
         if self.form.kind == FEATURES:
             return (_features(self.module, named["pixel_values"]),)
         if "features" in named:
@@ -282,13 +283,19 @@ def _features(module: Any, pixels: Tensor) -> Tensor:
     return found
 
 
-def _features_of_patches(module: Any, pixels: Tensor, at: Tensor) -> Tensor:
-    """As the tower's own ``forward`` has it, which finds positions and borders by loops over each picture's sides."""
+def _features_of_patches(module: Any, pixels: Tensor, at: Tensor, windows: Tensor | None = None) -> Tensor:
+    """As the tower's own ``forward`` has it, which finds positions and borders by loops over each picture's sides.
+
+    Places come in the order of their windows, and so do their features.
+    """
     tower = module.base_model.visual
     hidden = tower.patch_embed(pixels.flatten(0, 1))
     turns = tower.rotary_pos_emb(hidden, at.flatten(0, 1))
-    whole = pixels.new_empty(0)
-    for block in tower.blocks:
-        hidden = block(hidden, cu_seqlens=whole, position_embeddings=turns)
+    whole = at.new_empty(0)
+    for number, block in enumerate(tower.blocks):
+        segments = whole
+        if windows is not None and number not in tower.fullatt_block_indexes:
+            segments = windows.reshape(1, -1)
+        hidden = block(hidden, cu_seqlens=segments, position_embeddings=turns)
     found: Tensor = tower.merger(hidden)
     return found

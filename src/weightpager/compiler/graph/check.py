@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from weightpager.backends.torch.pictures import features_of, with_features
+from weightpager.backends.torch.pictures import features_of, window_of, with_features
+from weightpager.bundle.format.manifest import PatchRuns
 from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.model.paged_weights import parameters, replace_tensors
 from weightpager.errors import NotExportableError
@@ -20,13 +21,16 @@ from weightpager.graph.file import FEATURES
 from weightpager.graph.graph import Array
 from weightpager.graph.operators import OPERATORS, WEIGHTS
 from weightpager.graph.reference import KeyValues, run
-from weightpager.readers.patch_processor import Grid, patch_positions
+from weightpager.readers.patch_processor import Grid, tower_inputs
 
 _TOLERANCE = 1e-4
 """What an output may be off, as a share of the largest one; a wrong mask or a wrong norm is off by far more."""
 
 _SHAPES = ((2, 7), (1, 1))
 """Texts and tokens of the inputs that are tried. Of the first, the last text is padded."""
+
+_TRIED: Mapping[tuple[str, ...], tuple[tuple[int, int], ...]] = {("batch",): ((2, 0),), ("length",): ((1, 77), (1, 1))}
+"""The same where no texts are read: of images, and of a picture's places, in several windows that aren't all whole."""
 
 
 _ROWS, _PLACES = 3, (0, -1, 2, -1, -1, 2, 1, -1)
@@ -61,7 +65,7 @@ def check_graph(graph: Graph, module: PreTrainedModel, form: CallForm) -> None:
     """
     give_values(module)
     values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
-    for texts, tokens in ((2, 0),) if form.dims == ("batch",) else _SHAPES:
+    for texts, tokens in _TRIED.get(form.dims, _SHAPES):
         inputs = made_up(form, module, texts, tokens)
         found, wanted = run(graph, values, inputs)[form.outputs[0]], result(module, form, inputs)
         seen = _seen(inputs, wanted)
@@ -74,9 +78,19 @@ def result(module: PreTrainedModel, form: CallForm, inputs: Mapping[str, Array])
     """What the module makes of inputs: the first of the form's outputs."""
     if form.kind != FEATURES:
         return logits(module, inputs)
-    pixels = torch.from_numpy(inputs["pixel_values"])
+    pixels = inputs["pixel_values"]
     with torch.inference_mode():
-        return np.asarray(features_of(module, pixels, grid_of(len(pixels)) if form.dims == ("length",) else None))
+        if form.dims != ("length",):
+            return np.asarray(features_of(module, torch.from_numpy(pixels)))
+        grid = grid_of(len(pixels))
+        _, order = tower_inputs(pixels, grid, _runs(module))
+        order = np.arange(len(pixels)) if order is None else order
+        return np.asarray(features_of(module, torch.from_numpy(pixels[np.argsort(order)]), grid))[order]
+
+
+def _runs(module: PreTrainedModel) -> PatchRuns:
+    vision: Any = module.config.vision_config
+    return PatchRuns(merge=vision.spatial_merge_size, window=window_of(vision))
 
 
 def logits(module: PreTrainedModel, inputs: Mapping[str, Array]) -> Array:
@@ -105,8 +119,8 @@ def made_up(form: CallForm, module: PreTrainedModel, texts: int, tokens: int) ->
     rng = np.random.default_rng(0)
     if form.dims == ("length",):
         shape = [tokens if size == "length" else int(size) for size in form.inputs[0].shape]
-        at = patch_positions(grid_of(tokens), math.isqrt(shape[1]))
-        return {form.inputs[0].name: rng.normal(size=shape).astype(np.float32), form.inputs[1].name: at}
+        pixels = rng.normal(size=shape).astype(np.float32)
+        return tower_inputs(pixels, grid_of(tokens), _runs(module))[0]
     if form.dims == ("batch",):
         shape = [texts if size == "batch" else int(size) for size in form.inputs[0].shape]
         return {form.inputs[0].name: rng.normal(size=shape).astype(np.float32)}

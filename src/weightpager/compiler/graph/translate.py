@@ -29,7 +29,9 @@ NAME = "weightpager"
 """The name by which transformers knows the implementation."""
 
 _SEGMENTS = "weightpager_flash"
-"""The same where a tower says by itself which of its patches see each other: only so (by ``flash``) it calls once."""
+"""The same of a tower whose patches see some of each other: only where its name says ``flash``, it calls once for all.
+
+Borders of segments then come as ``cu_seq_lens_q``; what a trace has there are the segments' numbers, none for one."""
 
 _IGNORED = frozenset({
     "cache_position", "cu_seq_lens_k", "deterministic", "encoder_hidden_states", "head_mask", "max_length_k",
@@ -59,6 +61,17 @@ def _(query: Tensor, _key: Tensor, value: Tensor, *_settings: object) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+@torch.library.custom_op("weightpager::segment_attention", mutates_args=())
+def traced_segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float) -> Tensor:
+    """What a trace has in the place of an attention that looks inside of segments alone; it computes nothing."""
+    return query.new_zeros((*query.shape[:-1], value.shape[-1]))
+
+
+@traced_segment_attention.register_fake
+def _(query: Tensor, _key: Tensor, value: Tensor, _segments: Tensor, _scale: float) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
 @torch.library.custom_op("weightpager::local_mask", mutates_args=())
 def traced_local_mask(mask: Tensor, size: int) -> Tensor:
     """What a trace has in place of a mask that hides distant tokens, too; the padded ones are all that it has."""
@@ -84,8 +97,7 @@ def _forward(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' signature of an attention: heads before tokens in, behind them out."""
-    if others.pop("cu_seq_lens_q", None) is not None and others["cu_seq_lens_k"].numel():
-        raise NotExportableError("attention of patches in windows")
+    segments = others.pop("cu_seq_lens_q", None)
     given = (name for name, value in others.items() if value is not None and value is not False)
     unknown = sorted(name for name in given if name not in _IGNORED)
     if unknown:
@@ -94,6 +106,8 @@ def _forward(
         raise NotExportableError("attention with a mask, or a bias, of its own for each pair of tokens")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if segments is not None and segments.numel():
+        return traced_segment_attention(query, key, value, segments, scale).transpose(1, 2), None
     attended = traced_attention(
         query, key, value, attention_mask, scale, causal, sliding_window or 0, float(softcap or 0.0)
     )

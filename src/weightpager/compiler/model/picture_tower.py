@@ -20,6 +20,7 @@ from weightpager.backends.torch.architecture import (
     has_picture_tower,
     takes_patches,
 )
+from weightpager.backends.torch.pictures import window_of
 from weightpager.bundle.format.manifest import PatchRuns, Pictures
 from weightpager.bundle.format.picture_tower import TOWER
 from weightpager.compiler.model.paged_weights import repeated_layers
@@ -37,6 +38,8 @@ _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 
 _OF_RUNS = {"patch_size": 64, "spatial_merge_size": 16, "temporal_patch_size": 8}
 """Settings of a tower of runs of patches, and the most that each may be."""
+
+_MOST_WINDOW = 2**10
 
 _RUN_PROCESSOR = "Qwen2VLProcessor"
 
@@ -105,9 +108,13 @@ def _check_runs(config: PretrainedConfig) -> None:
             raise ValueError(f"vision_config.{name}: expected an integer of 1 to {most}, found {shown(found)}")
     if tower.in_channels != CHANNELS:
         raise ValueError(f"vision_config.in_channels: expected {CHANNELS}, found {shown(tower.in_channels)}")
-    width, words = tower.hidden_size, config.get_text_config().hidden_size
+    unit, window = tower.spatial_merge_size * tower.patch_size, getattr(tower, "window_size", None)
+    if window is not None and not (isinstance(window, int) and unit <= window <= _MOST_WINDOW * unit):
+        expected = f"expected an integer of {unit} to {_MOST_WINDOW * unit}"
+        raise ValueError(f"vision_config.window_size: {expected}, found {shown(window)}")
+    width, words = getattr(tower, "out_hidden_size", tower.hidden_size), config.get_text_config().hidden_size
     if width != words:
-        raise ValueError(f"vision_config.hidden_size: expected {words}, the width of the words, found {shown(width)}")
+        raise ValueError(f"vision_config: expected features as wide as words, {words}, found {shown(width)}")
 
 
 def pictures_of(
@@ -132,7 +139,7 @@ def pictures_of(
     runs, around = None, ("", "")
     if takes_patches(model.config):
         processor = PatchProcessor(images.processor.to_dict())
-        runs, tokens = PatchRuns(merge=processor.merge, window=0), processor.places
+        runs, tokens = PatchRuns(merge=processor.merge, window=window_of(model.config.vision_config)), processor.places
         width = int(model.config.get_text_config().hidden_size)
         around = _around(model.config, tokenizer)
     else:

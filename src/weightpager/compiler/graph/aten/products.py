@@ -146,6 +146,14 @@ def _attention(
     return builder.emit("attention", [query, key, value, mask], attributes, Type(shape, "float32"))
 
 
+def _segment_attention(
+    builder: Builder, node: fx.Node, query: Value, key: Value, value: Value, segments: Value, scale: float
+) -> Value:
+    attributes = {"scale": scale, "layout": "bhtd"}
+    type_ = traced_type(builder, node)
+    return builder.emit("segment_attention", [query, key, value, segments], attributes, type_)
+
+
 def _bicubic(
     builder: Builder,
     node: fx.Node,
@@ -194,6 +202,7 @@ TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "aten.conv2d.padding": _conv2d,
     "aten.conv3d.default": _conv3d,
     "weightpager.attention.default": _attention,
+    "weightpager.segment_attention.default": _segment_attention,
     "weightpager.local_mask.default": _local_mask,
 }
 """torch's name → its translation."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from weightpager.compiler.graph.builder import Draft
 from weightpager.compiler.graph.passes.fuse import fuse_activations, fuse_gated, fuse_gelus, fuse_rms_norms, fuse_sums
-from weightpager.compiler.graph.passes.rotary import fuse_partial_rotary, fuse_rotary
+from weightpager.compiler.graph.passes.rotary import fuse_partial_rotary, fuse_rotary, fuse_rotary_of_sections
 from weightpager.compiler.graph.passes.simplify import (
     fold_constants,
     fold_masks,
@@ -23,6 +23,7 @@ _PASSES: tuple[Callable[[Draft], Draft], ...] = (
     fuse_gelus,
     fuse_rms_norms,
     fuse_rotary,
+    fuse_rotary_of_sections,
     fuse_partial_rotary,
     join_moves,
     without_unused,

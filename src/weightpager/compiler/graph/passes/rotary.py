@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from weightpager.compiler.graph.builder import Draft
+from weightpager.compiler.graph.builder import Draft, Size, Type, stated
 from weightpager.compiler.graph.passes.view import View, operand_pairs, rewritten, scalar_of
 from weightpager.graph import Node, Operand
 
@@ -180,11 +183,11 @@ def _moved(view: View, operand: Operand | None) -> Node | None:
     return node
 
 
-def _source(view: View, operand: Operand | None) -> Operand | None:
-    """Whole numbers [batch or 1, tokens] behind what changes no number."""
+def _source(view: View, operand: Operand | None, axes: int = 2) -> Operand | None:
+    """Whole numbers of so many axes, [batch or 1, tokens] where there are two, behind what changes no number."""
     while operand is not None:
         type_ = view.types[operand]
-        if type_.dtype == "int64" and len(type_.shape) == 2:
+        if type_.dtype == "int64" and len(type_.shape) == axes:
             return operand
         node = view.maker(operand, *_UNMOVED)
         operand = None if node is None else node.inputs[0]
@@ -199,11 +202,138 @@ def _constant_of(view: View, operand: Operand | None) -> Operand | None:
     values = view.value_of(operand)
     if values is None or values.dtype != np.float32 or values.size != max(values.shape, default=0):
         return None
-    flat = values.reshape(-1)
+    return _known(view, values.reshape(-1))
+
+
+def _known(view: View, flat: npt.NDArray[Any]) -> Operand:
+    """A constant, which may be there already."""
     for at, each in enumerate(view.constants):
         if each.shape == flat.shape and each.dtype == flat.dtype and np.array_equal(each, flat):
             return Operand.constant(at)
     return view.constant(flat)
+
+
+@dataclass(frozen=True)
+class _Sections:
+    """The angles where a token has several positions, each of which turns a section of the features.
+
+    Attributes:
+        positions: int64, of which the last axis is 1.
+        axis: along which a token's positions lie.
+        sections: which of them each angle is of.
+        frequencies: what that is multiplied by.
+        scaling: of the cosines.
+    """
+
+    positions: Operand
+    axis: int
+    sections: tuple[int, ...]
+    frequencies: tuple[float, ...]
+    scaling: float
+
+
+def fuse_rotary_of_sections(draft: Draft) -> Draft:
+    """`fuse_rotary` where a token has several positions, and its features sections: Qwen2-VL's rows and columns."""
+    view, nodes, made = View(draft), list[Node](), dict[_Sections, Operand]()
+
+    def emit(op: str, inputs: tuple[Operand, ...], attributes: dict[str, Any], shape: tuple[Size, ...]) -> Operand:
+        name = f"v{len(draft.graph.nodes) + len(view.types)}"  # no other value's, and renumbered in the end
+        dtype = view.types[inputs[0]].dtype
+        nodes.append(Node(op, inputs, attributes, (name,)))
+        view.types[Operand.value(name)] = Type(shape, dtype)
+        return Operand.value(name)
+
+    for node in draft.graph.nodes:
+        found = _turned_by_sections(view, node)
+        if found is None:
+            nodes.append(node)
+            continue
+        x, turn = found
+        if turn not in made:
+            made[turn] = _position_of_each(view, turn, emit)
+        attributes = {"interleaved": False, "scaling": turn.scaling}
+        angles = made[turn], _known(view, np.array(turn.frequencies, np.float32))
+        shape = view.shape(x)
+        if len(shape) == 4:
+            nodes.append(Node("rotary", (x, *angles), {**attributes, "layout": "bhtd"}, node.outputs))
+            continue
+        alone = emit("reshape", (x,), {"shape": [1, -1, *shape[1:]]}, (1, *shape))
+        turned = emit("rotary", (alone, *angles), {**attributes, "layout": "bthd"}, (1, *shape))
+        nodes.append(Node("reshape", (turned,), {"shape": [-1, *shape[1:]]}, node.outputs))
+    return view.finished(nodes)
+
+
+def _position_of_each(view: View, turn: _Sections, emit: Callable[..., Operand]) -> Operand:
+    """The position of each angle, int64 [batch or 1, tokens, angles]."""
+    count, shape = len(turn.sections), view.shape(turn.positions)
+    before, behind = shape[: turn.axis], shape[turn.axis + 1 : -1]
+    ids = _known(view, np.array(turn.sections, np.int64))
+    chosen = emit("take", (turn.positions, ids), {"axis": turn.axis}, (*before, count, *behind, 1))
+    axes = [*range(turn.axis), *range(turn.axis + 1, len(shape) - 1), turn.axis, len(shape) - 1]
+    last = emit("permute", (chosen,), {"axes": axes}, (*before, *behind, count, 1))
+    tokens = (*before, *behind) if len(shape) == 4 else (1, *before, *behind)
+    return emit("reshape", (last,), {"shape": stated((*tokens, count), 1)}, (*tokens, count))
+
+
+def _turned_by_sections(view: View, node: Node) -> tuple[Operand, _Sections] | None:
+    """What a sum turns, [batch, heads, tokens, features] or without a batch [tokens, heads, features], and by what."""
+    if node.op != "add" or node.inputs[1] is None:
+        return None
+    for straight, crossed in operand_pairs(node):
+        first, second = view.maker(straight, "multiply"), view.maker(crossed, "multiply")
+        if first is None or second is None or first.inputs[1] is None or second.inputs[1] is None:
+            continue
+        for x, cosine in operand_pairs(first):
+            for half_turned, sine in operand_pairs(second):
+                if x is None or _half_turned(view, half_turned) != x:
+                    continue
+                turn = _sections(view, cosine, "cos")
+                shape = view.shape(x)
+                fits = turn is not None and len(shape) in (3, 4) and shape[-1] == 2 * len(turn.sections)
+                if turn is not None and fits and turn == _sections(view, sine, "sin"):
+                    return x, turn
+    return None
+
+
+def _sections(view: View, operand: Operand | None, function: str) -> _Sections | None:
+    """The angles of a cosine or sine that is joined from parts of that of all positions, and stands twice."""
+    joined = view.maker(_row_of_two(view, operand), "concat")
+    found: set[tuple[Operand, int, float]] = set()
+    sections, frequencies = list[int](), list[float]()
+    for part in () if joined is None else joined.inputs:
+        source, axis, section, start, stop = _cut(view, part)
+        scaling, angles = _scaled(view, source, function)
+        product = _moved(view, angles)
+        if axis is None or product is None or product.op != "multiply":
+            return None
+        for given, other in operand_pairs(product):
+            positions = _source(view, given, axes=len(view.shape(angles)))
+            inv_freq = view.value_of(_constant_of(view, other))
+            if positions is not None and view.shape(positions)[-1] == 1 and inv_freq is not None:
+                own = inv_freq[start:stop].tolist()
+                found.add((positions, axis, scaling))
+                sections += [section] * len(own)
+                frequencies += own
+    if len(found) != 1:
+        return None
+    ((positions, axis, scaling),) = found
+    return _Sections(positions, axis, tuple(sections), tuple(frequencies), scaling)
+
+
+def _cut(view: View, part: Operand | None) -> tuple[Operand | None, int | None, int, int, int | None]:
+    """What a part is cut out of; the axis along which one is taken there, if any, and which; its angles' ends."""
+    axis, section, start, stop = None, 0, 0, None
+    node = view.maker(part, "reshape", "slice")
+    while node is not None:
+        if node.op == "slice":
+            at, shape = node.attributes, view.shape(node.inputs[0])
+            if at["axis"] == len(shape) - 1:
+                start, stop = at["start"], at["end"]
+            elif (shape[at["axis"]] if at["end"] is None else at["end"]) == at["start"] + 1:
+                axis, section = at["axis"], at["start"]
+        part = node.inputs[0]
+        node = view.maker(part, "reshape", "slice")
+    return part, axis, section, start, stop
 
 
 def fuse_partial_rotary(draft: Draft) -> Draft:
