@@ -1,6 +1,7 @@
 """Every operator of the reference, compared with torch."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_segments_are_attentions_of_their_own(layout: str) -> None:
     found = FUNCTIONS["segment_attention"](*map(turned, (query, key, value)), segments, scale=0.3, layout=layout)
     assert found.dtype == np.float32
     for text, ends in enumerate(((0, 2, 5, 6, 9), (0, 9))):
-        for start, end in zip(ends[:-1], ends[1:], strict=True):
+        for start, end in pairwise(ends):
             alone = (torch.from_numpy(each[text : text + 1, :, start:end]) for each in (query, key, value))
             wanted = functional.scaled_dot_product_attention(*alone, scale=0.3, enable_gqa=True)
             _near(turned(found)[text : text + 1, :, start:end], wanted)

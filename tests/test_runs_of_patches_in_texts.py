@@ -1,0 +1,260 @@
+"""Models whose pictures are runs of patches, from a directory to answers by both backends and over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+import tiny_qwen2_vl
+import weightpager as wp
+from made_once import made_once
+from running import Running, serving
+from tiny_qwen2_vl import FAMILIES, IMAGE, MOST, PLACEHOLDER, UNIT, FamilyName
+from weightpager.backends.torch.architecture import load_image_processor
+from weightpager.backends.torch.export import export_task
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.errors import CompileError, ImageError
+from weightpager.kernels.choice import NATIVE
+from weightpager.readers.image_reader import Frame
+from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
+from weightpager.runtime.budget import largest_budget, smallest_budget
+from weightpager.server.scheduling.settings import Policy, Settings
+
+pytestmark = pytest.mark.slow
+
+BACKENDS = ["torch", *(["native"] if NATIVE else [])]
+TASKS = ("animal", "number")
+UNSURE = 1e-3
+"""Two logits that differ by less may be rounded to either order."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> FamilyName:
+    found: FamilyName = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, family: FamilyName) -> wp.Bundle:
+    """Two tasks over one tower: one of plain prompts, one of conversations."""
+    return compiled(tmp_path_factory, family, "int8")
+
+
+def compiled(factory: pytest.TempPathFactory, family: FamilyName, dtype: str) -> wp.Bundle:
+    def make(folder: Path) -> None:
+        wp.compile(tiny_qwen2_vl.watcher(folder, family, dtype=dtype), out=folder / "watcher.bundle")
+
+    return wp.Bundle.open(made_once(factory, f"watcher-{family}-{dtype}", make) / "watcher.bundle")
+
+
+def frame(seed: int) -> Frame:
+    """Of an odd size; some are smaller than one place, some are scaled down."""
+    random = np.random.default_rng(seed)
+    height, width = random.integers(5, 70, 2)
+    return random.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_a_bundle_says_how_pictures_stand_in_texts(bundle: wp.Bundle, family: FamilyName) -> None:
+    window = tiny_qwen2_vl.window_of(family)
+    assert bundle.pictures is not None
+    assert bundle.pictures.plain() == {
+        "blocks": "shared", "layers": 3 if window else 2, "token": IMAGE, "token_id": PLACEHOLDER,
+        "tokens": bundle.pictures.tokens, "width": 48, "runs": {"merge": 2, "window": window},
+        "around": ("<|vision_start|>", "<|vision_end|>"),
+    }  # fmt: skip
+    assert MOST <= bundle.pictures.tokens < 2 * MOST
+    assert bundle.has_graphs
+    assert read_report(bundle).without_graph == {}
+    of_tower = {weight.layer for weight in bundle.manifest.weights if weight.name.startswith("base_model.visual.")}
+    assert of_tower == set(range(bundle.pictures.layers))
+    ops = {node.op for node in bundle.graph("features").nodes}  # type: ignore[union-attr]
+    assert ("segment_attention" in ops) == bool(window)
+    assert "rotary" in ops
+    assert "cos" not in ops
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_answers_are_those_of_transformers(
+    tmp_path_factory: pytest.TempPathFactory, family: FamilyName, tmp_path: Path, backend: str
+) -> None:
+    bundle, compared = compiled(tmp_path_factory, family, "float32"), 0
+    export_task(bundle, "animal", folder := tmp_path / "exported")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder), load_image_processor(folder)
+    with wp.load(bundle.path, backend=backend) as engine:
+        for seed in range(6):
+            frames = [frame(10 * seed + number) for number in range(seed % 3 + 1)]
+            shown = processor(images=[Image.fromarray(each) for each in frames], return_tensors="pt")
+            text = "".join(
+                f"<|vision_start|>{IMAGE * int(grid.prod() // 4)}<|vision_end|>" for grid in shown["image_grid_thw"]
+            )
+            ids = torch.tensor([[2, *tokenizer(text + "red one", add_special_tokens=False)["input_ids"]]])
+            given = {**shown, "input_ids": ids, "mm_token_type_ids": (ids == PLACEHOLDER).long()}
+            options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+            with torch.inference_mode():
+                found = model.generate(**given, max_new_tokens=6, do_sample=False, **options)
+            logits = torch.cat(found.logits)
+            two = logits.sort(-1).values[:, -2:]
+            words = found.sequences[0, ids.shape[1] :]
+            sure = int(((two[:, 1] - two[:, 0]) > UNSURE).cumprod(0).sum())
+            wanted = tokenizer.decode(words[:sure], skip_special_tokens=True)
+            answer = engine.generate("animal", "red one", frames, max_new_tokens=6)
+            assert (answer.completion or "").strip().startswith(wanted.strip())
+            compared += sure
+    assert compared > 12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_answers_and_features_after_any_sequence_are_those_of_a_fresh_engine(bundle: wp.Bundle, backend: str) -> None:
+    drawn, frames = random.Random(3), [frame(seed) for seed in range(5)]
+    asked = [(task, pictures) for task in TASKS for pictures in ([0], [1], [2, 3], [4, 0, 1], [])]
+    fresh = {}
+    for number, (task, pictures) in enumerate(asked):
+        with wp.load(bundle.path, backend=backend) as engine:
+            fresh[number] = answer_of(engine, task, [frames[each] for each in pictures])
+    small, large = smallest_budget(bundle), largest_budget(bundle)
+    with wp.load(bundle.path, backend=backend, budget=small) as engine:
+        for _ in range(30):
+            act = drawn.randrange(6)
+            if act == 0:
+                engine.set_budget(drawn.choice([small, (small + large) // 2, large]))
+            elif act == 1:
+                engine.evict()
+            else:
+                number = drawn.randrange(len(asked))
+                task, pictures = asked[number]
+                assert answer_of(engine, task, [frames[each] for each in pictures]) == fresh[number]
+        report = engine.report()
+    assert report.features is not None
+    assert report.features.hits
+
+
+def answer_of(engine: wp.Engine, task: str, frames: list[Frame]) -> tuple[str, list[bytes]]:
+    """What is answered, and the bits of the features."""
+    answer = engine.generate(task, "green one", frames, max_new_tokens=4)
+    reader, find = engine.reader(), engine.features(task)
+    assert isinstance(reader, Tokenizer)
+    assert reader.pictures is not None
+    with engine.task(task):
+        model = engine.model(task)
+        return answer.label, [find(model, reader.pictures.read(each)).tobytes() for each in frames]
+
+
+def test_a_picture_takes_as_many_places_as_its_size_asks_for(bundle: wp.Bundle) -> None:
+    tokenizer = open_tokenizer(bundle)
+    assert tokenizer.pictures is not None
+    pictures = [tokenizer.pictures.read(np.zeros((*size, 3), np.uint8)) for size in ((16, 24), (8, 16), (5, 160))]
+    assert [picture.grid for picture in pictures] == [(2, 3), (1, 2), (1, 19)]
+    assert [picture.tokens for picture in pictures] == [6, 2, 19]
+    assert len({picture.key for picture in pictures}) == 3
+    ids = tokenizer.prompt("red", bos=False, pictures=3)
+    assert ids.count(PLACEHOLDER) == 3
+    placed = tokenizer.pictures.placed(ids, [picture.tokens for picture in pictures])
+    assert placed.count(PLACEHOLDER) == 27
+    assert len(placed) == len(ids) + 24
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pictures_that_there_is_no_room_for_are_refused(bundle: wp.Bundle, backend: str) -> None:
+    large = np.zeros((40, 60, 3), np.uint8)
+    with wp.load(bundle.path, backend=backend) as engine:
+        with pytest.raises(wp.WeightpagerError, match="expected at most 128 tokens, as the model can read, found"):
+            engine.generate("animal", "red", [large] * 20)
+        with pytest.raises(ImageError, match="expected sides of at most 1 : 32, found 330 × 10"):
+            engine.generate("animal", "red", [np.zeros((10, 330, 3), np.uint8)])
+
+
+@pytest.fixture(scope="module")
+def server(bundle: wp.Bundle) -> Iterator[Running]:
+    with serving(bundle.path, Settings(policy=Policy(batch=1))) as running:
+        yield running
+
+
+def url(shown: Frame) -> str:
+    file = io.BytesIO()
+    Image.fromarray(shown).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_conversations_about_pictures_over_http(bundle: wp.Bundle, server: Running) -> None:
+    frames = [frame(1), frame(2)]
+    said: list[Any] = [{"type": "image"}, {"type": "text", "text": "and"}, {"type": "image"}]
+    with wp.load(bundle.path) as engine:
+        wanted = engine.generate("number", [{"role": "user", "content": said}], frames, max_new_tokens=4)
+        reader = engine.reader()
+        assert isinstance(reader, Tokenizer)
+        assert reader.pictures is not None
+        places = sum(reader.pictures.read(each).tokens for each in frames)
+    parts = [{"type": "image_url", "image_url": {"url": url(each)}} for each in frames]
+    messages: Any = [{"role": "user", "content": [parts[0], said[1], parts[1]]}]
+    found = server.openai.chat.completions.create(model="number", messages=messages, max_tokens=4, temperature=0)
+    assert found.choices[0].message.content == wanted.completion
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == places + 4 + 1 + 1  # what stands around pictures, a word, and the template's
+    crowded, strip = [np.zeros((60, 100, 3), np.uint8)] * 8, [np.zeros((4, 400, 3), np.uint8)]
+    with server.http() as client:
+        for shown, times, wrong in (
+            (crowded, 2, "expected at most 8 pictures a request"),
+            (strip, 1, "expected sides of at most 1 : 32"),
+        ):
+            images = [{"type": "image_url", "image_url": {"url": url(each)}} for each in shown]
+            body = {"model": "number", "max_tokens": 2, "messages": [{"role": "user", "content": images}] * times}
+            answer = client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 400
+            assert wrong in answer.json()["error"]["message"]
+        body = {"model": "animal", "prompt": "red " * 60, "images": [url(each) for each in crowded], "max_tokens": 2}
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 400
+        assert "expected at most 128 tokens, as the model can read" in answer.json()["error"]["message"]
+
+
+def rewritten(folder: Path, family: FamilyName, name: str, **changes: Any) -> Path:
+    model = tiny_qwen2_vl.directory(folder / "model", family)
+    values = json.loads((model / name).read_text())
+    part = values["vision_config"] if name == "config.json" else values
+    part.update(changes)
+    (model / name).write_text(json.dumps(values))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("config.json", {"spatial_merge_size": 0}, "spatial_merge_size: expected an integer of 1 to 16, found 0"),
+        ("config.json", {"patch_size": [4, 4]}, "patch_size"),
+        ("config.json", {"temporal_patch_size": 9}, "temporal_patch_size: expected an integer of 1 to 8, found 9"),
+        ("config.json", {"in_channels": 4}, "in_channels: expected 3, found 4"),
+        ("preprocessor_config.json", {"patch_size": 8}, "expected patch_size 4, as the picture tower takes, found 8"),
+        ("preprocessor_config.json", {"merge_size": 3}, "expected merge_size 2, as the picture tower takes, found 3"),
+        ("preprocessor_config.json", {"temporal_patch_size": 1}, "expected temporal_patch_size 2"),
+        ("preprocessor_config.json", {"max_pixels": 2**31}, "expected a size .max_pixels. of at most 1048576 pixels"),
+        ("preprocessor_config.json", {"max_pixels": 2**70}, "expected a size of shortest_edge and longest_edge"),
+        ("preprocessor_config.json", {"min_pixels": UNIT**2 * 99}, "expected a size of shortest_edge and longest_edge"),
+        ("preprocessor_config.json", {"min_pixels": 0}, "must contain 'shortest_edge' and 'longest_edge'"),
+        ("preprocessor_config.json", {"do_resize": False}, "expected a Qwen2VLImageProcessor that scales pictures"),
+        ("preprocessor_config.json", {"image_processor_type": "ViTImageProcessor"}, "Qwen2VLImageProcessor"),
+    ],
+)
+def test_odd_settings_are_refused(tmp_path: Path, name: str, changes: dict[str, Any], said: str) -> None:
+    model = rewritten(tmp_path, "qwen2_vl", name, **changes)
+    content = tiny_qwen2_vl.watcher(tmp_path) | {"model": str(model)}
+    with pytest.raises(CompileError, match=said):
+        wp.compile(content, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("window", [0, 7, 2**20, "wide"])
+def test_odd_windows_are_refused(tmp_path: Path, window: object) -> None:
+    model = rewritten(tmp_path, "qwen2_5_vl", "config.json", window_size=window)
+    with pytest.raises(CompileError, match="window_size"):
+        wp.compile(tiny_qwen2_vl.watcher(tmp_path, "qwen2_5_vl") | {"model": str(model)}, tmp_path / "bundle")
