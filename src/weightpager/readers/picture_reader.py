@@ -193,7 +193,7 @@ class PictureReader:
 
     def placeholders(self, number: int) -> str:
         """The text in which so many pictures stand."""
-        before, behind = self.pictures.around
+        before, behind = self.pictures.around or ("", "")
         return f"{before}{self.pictures.token}{behind}" * number
 
     def placed(self, ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:

@@ -184,7 +184,7 @@ class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
         tokens: how many places a picture takes; at most, where it is a run of patches.
         width: of a feature: that of the language model's embeddings.
         runs: how pictures become runs of patches; None where all have one size.
-        around: what stands before and behind a placeholder where nobody has written one.
+        around: what stands before and behind a placeholder where nobody has written one; None for nothing.
     """
 
     blocks: Literal["shared", "own"]
@@ -194,7 +194,7 @@ class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
     tokens: Annotated[int, Meta(ge=1, le=2**14)]
     width: Annotated[int, Meta(ge=1, le=2**18)]
     runs: PatchRuns | None = None
-    around: tuple[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=64)]] = ("", "")
+    around: tuple[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=64)]] | None = None
 
 
 MOST_RANK = 1024

@@ -136,7 +136,7 @@ def pictures_of(
     Raises:
         CompileError: pictures become as many features as they like, or the placeholder is no word of both.
     """
-    runs, around = None, ("", "")
+    runs = around = None
     if takes_patches(model.config):
         processor = PatchProcessor(images.processor.to_dict())
         runs, tokens = PatchRuns(merge=processor.merge, window=window_of(model.config.vision_config)), processor.places
@@ -176,13 +176,13 @@ def _blank_features(model: PreTrainedModel, shape: tuple[int, int, int] | None, 
     return int(tokens), int(width)
 
 
-def _around(config: PretrainedConfig, tokenizer: Any) -> tuple[str, str]:
+def _around(config: PretrainedConfig, tokenizer: Any) -> tuple[str, str] | None:
     """The tokens between which the model has learnt to see pictures; none where the tokenizer doesn't know them."""
     found = [
         tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) and 0 <= number < len(tokenizer) else None
         for number in (config.vision_start_token_id, config.vision_end_token_id)
     ]
-    return (str(found[0]), str(found[1])) if all(found) else ("", "")
+    return (str(found[0]), str(found[1])) if all(found) else None
 
 
 def drop_captures(model: PreTrainedModel) -> None:
