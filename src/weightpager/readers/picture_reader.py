@@ -323,6 +323,8 @@ def check_tower(reader: PictureReader, config: Mapping[str, Any]) -> None:
     if reader.shape is None:
         check_patches(reader, vision)
         return
+    if _OF_PATCHES["merge_size"] in vision:
+        raise ValueError(f"expected runs of patches, as the picture tower takes, found pixels {reader.shape}")
     tower, (_, height, width) = ImageModel.of(vision), reader.shape
     if tower.type not in ANY_SIZE:
         if tower.shape not in (None, reader.shape):
@@ -344,8 +346,8 @@ def check_patches(reader: PictureReader, vision: Mapping[str, Any]) -> None:
     """
     for ours, theirs in _OF_PATCHES.items():
         wanted, found = vision.get(theirs), reader.settings[ours]
-        if wanted not in (None, found):
-            raise ValueError(f"expected {ours} {wanted}, as the picture tower takes, found {found}")
+        if wanted != found:
+            raise ValueError(f"expected {ours} {shown(wanted)}, as the picture tower takes, found {found}")
 
 
 def _patches(settings: Mapping[str, Any], pictures: Pictures) -> PatchProcessor:

@@ -124,7 +124,7 @@ class Model(Answer):
         max_length: tokens of the longest text that it was compiled for; null for images.
         prompts: of text generation, ``chat`` where it learnt from conversations and ``plain`` where from other prompts.
         max_new_tokens: of text generation, the most tokens of an answer to a request that states no number.
-        picture_tokens: tokens that a picture takes in a prompt; null where prompts have none.
+        picture_tokens: tokens that a picture takes in a prompt at most; null where prompts have none.
         available: whether the server's budget has room for it.
     """
 

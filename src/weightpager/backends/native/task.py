@@ -113,6 +113,8 @@ class NativeTask:
                 padding mustn't matter, state them. Where pictures stand among words, ``pixel_values`` has those of
                 this call's placeholders in their order; or ``features`` float32 [rows, width] has what `features` gave
                 of them, and ``feature_index`` int64 [batch, length] which row stands in a token's place, −1 for none.
+                Of pictures that are runs of patches, ``pixel_values`` are float32 [patches, numbers of a patch], with
+                ``image_grid_thw`` as transformers' processor gives it; behind earlier tokens, state the positions.
 
         Raises:
             TypeError: an input comes without its name.
@@ -162,7 +164,11 @@ class NativeTask:
         return self._below.run(inputs, cache, self._gate)
 
     def features(self, pixels: Array, grids: Grids | None = None) -> Floats | list[Floats]:
-        """Pictures' features as of `TaskModel.features`, each computed alone. Errors are those of a call.
+        """Pictures' features, float32 [pictures, tokens, width], of pixels float32 [pictures, channels, height, width].
+
+        Of runs of patches there is an array [tokens, width] for each, of pixels [places of all pictures, patches of a
+        place, numbers of a patch]; ``grids`` are rows and columns of their places. Each picture is computed alone, so
+        that its bits don't depend on the others. Errors are those of a call.
 
         Raises:
             TypeError: the task reads no pictures among its words.

@@ -132,7 +132,7 @@ class PictureFacts:
     Attributes:
         blocks: whether all tasks share it, so that a picture's features serve all of them, or each has its own.
         layers: of the tower.
-        picture_tokens: tokens that a picture takes in a prompt.
+        picture_tokens: tokens that a picture takes in a prompt at most.
         stored_bytes: of the tower's pages.
         kept_bytes: of one picture's features, kept for further questions.
     """
