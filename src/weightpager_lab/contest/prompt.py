@@ -134,7 +134,9 @@ def _shape(bundle: Bundle) -> tuple[int, int, int]:
         settings = processor_settings(model_dir(bundle))
         if settings is None:
             raise ConfigError("expected a model with the settings of an image processor, found none")
-        return PictureReader.of(settings[1], bundle.pictures).shape
+        if (of_one := PictureReader.of(settings[1], bundle.pictures).shape) is None:
+            raise ConfigError("expected a model whose pictures all have one size, found one that reads any")
+        return of_one
     shape = read_image_model(bundle).shape
     if shape is None:
         raise ConfigError("expected a model whose configuration has num_channels and image_size, found none")
