@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from running import Running
+import tiny_pairs
+import weightpager as wp
+from running import Running, serving
 from weightpager.server.routes import admin_routes, encoding_routes, generation_routes, watch_routes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
 def test_the_example_runs(writer: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    code = EXAMPLES[0]
     plain = code.replace("http://127.0.0.1:8000", writer.url).replace('"german"', '"animals"')
     scope: dict[str, object] = {}
     exec(compile(plain, "serving.md", "exec"), scope)
@@ -25,6 +28,17 @@ def test_the_example_runs(writer: Running, capsys: pytest.CaptureFixture[str]) -
     assert isinstance(vector, list)
     assert len(vector) == 64
     scope["client"].close()  # type: ignore[attr-defined]
+
+
+def test_a_task_that_writes_classifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_pairs.llama(tmp_path / "llama", max_position_embeddings=512)
+    bundle = wp.compile(tiny_pairs.tasks(tmp_path, model), tmp_path / "a.bundle", cache=False)
+    with serving(bundle.path) as running:
+        scope = {
+            "client": running.openai,
+        }
+        exec(compile(EXAMPLES[1].replace('"german"', '"hill"'), "serving.md", "exec"), scope)
+    assert capsys.readouterr().out.strip() in ("sport", "politics")
 
 
 def test_every_route_is_named() -> None:
