@@ -9,14 +9,14 @@ between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is written by hand 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.accuracy.rows import find, gather
+from benchmarks.accuracy.rows import Point, find, gather
 from benchmarks.accuracy.rows import read as read_accuracy
 from benchmarks.assistant import NAME as ASSISTANT
 from benchmarks.device import measured
@@ -26,12 +26,13 @@ from benchmarks.report.tables import table
 from benchmarks.report.winners import switch_ms
 from weightpager.config import format_size
 from weightpager_lab.demo.page import frontier
-from weightpager_lab.demo.result import OURS, ROW_FAULTS
+from weightpager_lab.demo.result import ROW_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_ALL_BLOCKS, _ONE_MASK = "dense in int4, a bundle of all blocks", "one shared mask in int4"
-"""Rows of the demo."""
+_QUARTER, _ALL_BLOCKS = ("A", 0.07, "ours_int4", "finetune"), ("A", 0.281, "all_blocks_int4", "finetune")
+_ONE_MASK = ("A", 0.07, "shared_mask_int4", "finetune")
+"""Text tasks in int4: a quarter of the blocks, all, and a quarter that is the same for all tasks."""
 
 _NOT_DRAWN = ("dense in bfloat16",)
 """Far to the right of all others."""
@@ -46,30 +47,28 @@ class _Process:
     Attributes:
         title: for people.
         section, row: where its figures lie in ``docs/device.json``.
-        demo: the row of the demo that is as accurate; none if it wasn't measured.
-        writes: the fraction, method and recovery of domain D that is as accurate; none if it wasn't measured.
+        point: domain, fraction, method and recovery of what is as accurate; none if it wasn't measured.
         has_rows: whether embedding rows are read on demand.
     """
 
     title: str
     section: measured.Section
     row: str
-    demo: str = ""
-    writes: tuple[float, str, str] | None = None
+    point: tuple[str, float, str, str] | None = None
     has_rows: bool = False
 
 
 _PROCESSES = (
-    _Process("texts: **weightpager**, a quarter of blocks", "texts", "native_tasks", demo=OURS, has_rows=True),
-    _Process("texts: weightpager, all blocks", "texts", "native_all_blocks", demo=_ALL_BLOCKS, has_rows=True),
+    _Process("texts: **weightpager**, a quarter of blocks", "texts", "native_tasks", _QUARTER, has_rows=True),
+    _Process("texts: weightpager, all blocks", "texts", "native_all_blocks", _ALL_BLOCKS, has_rows=True),
     _Process("texts: ONNX Runtime, int8", "texts", "onnx_int8"),
     _Process(
         "decoder: **weightpager**, half of blocks",
         "decoder",
         "native half.bundle",
-        writes=(0.14, "ours_int4", "finetune"),
+        ("D", 0.14, "ours_int4", "finetune"),
     ),
-    _Process("decoder: weightpager, all blocks", "decoder", "native all.bundle", writes=(0.281, "int4", "none")),
+    _Process("decoder: weightpager, all blocks", "decoder", "native all.bundle", ("D", 0.281, "int4", "none")),
     _Process("decoder: llama.cpp, Q4_0", "decoder", "llama.cpp SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf"),
 )
 
@@ -101,7 +100,8 @@ def numbers(docs: Path) -> str:
     strict = contest.figures["switch.speedup_strict_mean"]
     assert contest.limits.storage is not None
     shown = demo.read(docs / "demo.json")
-    kept, one_mask, all_blocks = (f"{shown.share_of_dense(row):.2f}" for row in (OURS, _ONE_MASK, _ALL_BLOCKS))
+    points = gather(read_accuracy(docs / "accuracy.json"))
+    kept, one_mask, all_blocks = (f"{_share(points, at):.3f}" for at in (_QUARTER, _ONE_MASK, _ALL_BLOCKS))
     fast = shown.figures["switch.speedup_own_sparse_mean"]
     return "\n".join([
         f"* **{ours}**: a whole process with five text tasks, Python included. ONNX Runtime in int8 takes {onnx}.",
@@ -116,17 +116,13 @@ def processes(docs: Path) -> str:
     """A line for each whole process that was measured, and what they ran on."""
     rows = measured.read(docs / "device.json")
     shown = demo.read(docs / "demo.json")
-    writing = gather(read_accuracy(docs / "accuracy.json"))
+    points = gather(read_accuracy(docs / "accuracy.json"))
     lines = []
     for process in _PROCESSES:
         row = rows[process.section].rows.get(process.row)
         if row is None:
             continue
-        share = shown.share_of_dense(process.demo) if process.demo else None
-        if process.writes is not None:
-            point = find(writing, "D", *process.writes)
-            assert point is not None
-            share = point.value()
+        share = None if process.point is None else _share(points, process.point)
         faults = f"{_faults(row, shown.figures):.1f} ms" if process.has_rows else "none"
         lines.append([
             process.title,
@@ -139,6 +135,13 @@ def processes(docs: Path) -> str:
     header = ["", "most memory", "first output", "speed", "row faults", "accuracy ÷ dense"]
     counted = "ms_of_rows_per_text" in rows["texts"].rows["native_tasks"]
     return table(header, lines) + "\n\n" + _told(_machine(rows["texts"]), _machine(rows["decoder"]), counted)
+
+
+def _share(points: Sequence[Point], at: tuple[str, float, str, str]) -> float:
+    """Of the dense model's metric, the mean over a domain's tasks; rows of domain D hold shares."""
+    point = find(points, *at)
+    assert point is not None
+    return point.value() / point.dense()
 
 
 def _faults(row: measured.Row, figures: Mapping[str, float]) -> float:

@@ -29,10 +29,6 @@ class Demo:
     figures: Mapping[str, float]
     budgets: str = ""
 
-    def share_of_dense(self, name: str) -> float:
-        """A row's mean metric, as a share of the dense model's that was trained as long."""
-        return self.rows[name].mean_metric / self.rows["dense in bfloat16"].mean_metric
-
 
 def read(file: Path) -> Demo:
     """What ``weightpager demo --json`` wrote into a file."""

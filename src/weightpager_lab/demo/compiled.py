@@ -133,6 +133,7 @@ def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
     """Names the cache folder: task file, data, model, versions and the compiler's own code decide on a bundle."""
     facts = {
         "tasks": content,
+        "family": {name: dict(settings) for name, settings in FAMILY.items()},
         "versions": [weightpager.__version__, torch.__version__],
         "model": hash_file(Path(content["model"]) / "model.safetensors").blake3,
         "data": [

@@ -116,7 +116,7 @@ def frontier(rows: Sequence[Resident], labels: Sequence[str]) -> str:
             points, drawn, label_offsets(points, [label for label, _ in drawn]), strict=True
         ):
             colour = _FAMILIES[_family(row)]
-            marker, size = ("*", 90) if row.ours else ("o", 36)
+            marker, size = ("*", 90) if row.ours or row.is_bundle else ("o", 36)
             axes.scatter(*point, color=colour, s=size, marker=marker, zorder=3)
             axes.annotate(label, point, offset, textcoords="offset points", ha="center", va="center", color=colour)
         along = line(rows)

@@ -255,14 +255,14 @@ def line(rows: Sequence[Resident]) -> list[Resident]:
 
 def budgets(rows: Sequence[Resident]) -> str:
     """The most accurate bundle that each of `BUDGETS` holds, in words."""
-    told = []
+    best: dict[str, int] = {}
     for size in BUDGETS:
         if held := [row for row in line(rows) if row.bytes <= size]:
-            best = held[-1]
-            read = best.mean_bytes_per_switch
-            loads = f"{format_size(read)} a switch" if read else "no loading"
-            told.append(f"{format_size(size)}: {_content(best)}, {best.mean_metric:.3f}, {loads}")
-    return f"What to take, with its mean accuracy: {'; '.join(told)}. All of these are bundles." if told else ""
+            read = held[-1].mean_bytes_per_switch
+            loads = f"{format_size(read)}" if read else "nothing"
+            best.setdefault(f"{_content(held[-1])} ({held[-1].mean_metric:.3f}, {loads})", size)
+    told = [f"{format_size(size).replace('.0', '')} hold {what}" for what, size in best.items()]
+    return f"Mean accuracy, and what a switch reads: {'; '.join(told)}." if told else ""
 
 
 def _is_choice(row: Resident) -> bool:
