@@ -30,6 +30,8 @@ from weightpager.readers.image_reader import Frame
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 from weightpager.runtime.budget import largest_budget, smallest_budget
 from weightpager.server.scheduling.settings import Policy, Settings
+from weightpager_lab.contest.prompt import prompt
+from weightpager_lab.contest.rivals.ours import _placed, likeliest
 
 pytestmark = pytest.mark.slow
 
@@ -258,3 +260,17 @@ def test_odd_windows_are_refused(tmp_path: Path, window: object) -> None:
     model = rewritten(tmp_path, "qwen2_5_vl", "config.json", window_size=window)
     with pytest.raises(CompileError, match="window_size"):
         wp.compile(tiny_qwen2_vl.watcher(tmp_path, "qwen2_5_vl") | {"model": str(model)}, tmp_path / "bundle")
+
+
+def test_a_contest_asks_about_a_frame(bundle: wp.Bundle) -> None:
+    """Random words behind a picture, which either backend takes."""
+    inputs = prompt(bundle, "animal", 0)
+    assert inputs["pixel_values"].shape[1] == 3 * 2 * 4**2
+    found = []
+    for backend in BACKENDS:
+        with wp.load(bundle.path, backend=backend) as engine, engine.task("animal"):
+            model = engine.model("animal")
+            found.append(model.logits(inputs))
+            first = next(likeliest(model, inputs["input_ids"], _placed(model, inputs)))
+            assert found[-1][0, -1, first] >= found[-1][0, -1].max() - 0.05
+    assert all(np.abs(each - found[0]).max() < 0.05 for each in found)  # int8 rounds what a layer reads, too

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from weightpager.answers.model import Floats, Inputs, Integers
 from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.bundle import Bundle
+from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.held_out_places import held_out_file
 from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
@@ -25,6 +26,7 @@ from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.evaluation import measure
 from weightpager.progress import Progress
 from weightpager.readers.image_reader import read_image_model
+from weightpager.readers.picture import Picture
 from weightpager.readers.picture_reader import PictureReader, processor_settings
 from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.task_data.batches import Labelled
@@ -91,7 +93,9 @@ class Prompts:
             return 1
         if (pieces := self._pieces.get(task)) is not None:
             return round(float((pieces != _NOTHING).sum(1).mean()))
-        return TOKENS + (0 if self._bundle.pictures is None else self._bundle.pictures.tokens)
+        return TOKENS + (
+            0 if self._bundle.pictures is None else _picture(self._bundle, np.random.default_rng(0)).tokens
+        )
 
     def _pixels(self, places: Integers) -> Floats:
         with safe_open(self._file, framework="np") as tensors:
@@ -120,28 +124,41 @@ def prompt(bundle: Bundle, task: str, seed: int | Sequence[int]) -> Inputs:
     if (pictures := bundle.pictures) is None:
         return _text(ids)
     ids[ids == pictures.token_id] = 0 if pictures.token_id else 1
-    places = np.full((1, pictures.tokens), pictures.token_id, np.int64)
-    pixels = drawn.standard_normal((1, *_shape(bundle)), np.float32)
-    return {**_text(np.concatenate([places, ids], 1)), "pixel_values": pixels}
+    picture = _picture(bundle, drawn)
+    ids = np.concatenate([np.full((1, picture.tokens), pictures.token_id, np.int64), ids], 1)
+    return {**_text(ids), **_reader(bundle, pictures).inputs([picture], ids)}
 
 
 def _text(ids: npt.NDArray[Any]) -> Inputs:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
+def _picture(bundle: Bundle, drawn: np.random.Generator) -> Picture:
+    """Random pixels; of a model that takes any size, those of a frame."""
+    assert bundle.pictures is not None
+    reader = _reader(bundle, bundle.pictures)
+    if reader.shape is None:
+        return reader.read(drawn.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8))
+    pixels = drawn.standard_normal((1, *reader.shape), np.float32)[0]
+    return Picture(b"", lambda: pixels, bundle.pictures.tokens)
+
+
+def _reader(bundle: Bundle, pictures: Pictures) -> PictureReader:
+    settings = processor_settings(model_dir(bundle))
+    if settings is None:
+        raise ConfigError("expected a model with the settings of an image processor, found none")
+    return PictureReader.of(settings[1], pictures)
+
+
 def _shape(bundle: Bundle) -> tuple[int, int, int]:
-    if bundle.pictures is not None:
-        settings = processor_settings(model_dir(bundle))
-        if settings is None:
-            raise ConfigError("expected a model with the settings of an image processor, found none")
-        if (of_one := PictureReader.of(settings[1], bundle.pictures).shape) is None:
-            raise ConfigError("expected a model whose pictures all have one size, found one that reads any")
-        return of_one
     shape = read_image_model(bundle).shape
     if shape is None:
         raise ConfigError("expected a model whose configuration has num_channels and image_size, found none")
     return shape
 
+
+_SIDE = 224
+"""Pixels of a frame's side where a model takes any size."""
 
 _MOST = 500
 """Pieces of a task."""
@@ -152,8 +169,8 @@ _MOST_WITH_PICTURES = 64
 
 def write_texts(bundle: Bundle, tasks: Sequence[str], folder: Path) -> None:
     """Write the file `TEXTS`, with those tasks whose held-out texts are on this machine and can be read."""
-    if bundle.takes_images:
-        return
+    if bundle.takes_images or (bundle.pictures is not None and bundle.pictures.runs is not None):
+        return  # pictures of one size are stored beside each other
     named = {task: stated for task in tasks if (stated := bundle.task(task).eval) is not None}
     found = {task: file for task, stated in named.items() if (file := held_out_file(bundle, stated)) is not None}
     save_file(_pieces(bundle, found) if found else {}, folder / TEXTS)
