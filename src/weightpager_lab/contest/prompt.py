@@ -93,9 +93,9 @@ class Prompts:
             return 1
         if (pieces := self._pieces.get(task)) is not None:
             return round(float((pieces != _NOTHING).sum(1).mean()))
-        return TOKENS + (
-            0 if self._bundle.pictures is None else _picture(self._bundle, np.random.default_rng(0)).tokens
-        )
+        if self._bundle.pictures is None:
+            return TOKENS
+        return TOKENS + _picture(self._bundle, np.random.default_rng(0)).tokens
 
     def _pixels(self, places: Integers) -> Floats:
         with safe_open(self._file, framework="np") as tensors:
