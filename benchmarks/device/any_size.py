@@ -150,7 +150,7 @@ def _tell(what: str, found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("compile", "answer"):
+    if len(sys.argv) > 1 and sys.argv[1] in ("compile", "answer"):
         part = {"compile": compile_model, "answer": answer}[sys.argv[1]]
         given = [Path(sys.argv[2]), Path(sys.argv[3]) if sys.argv[1] == "compile" else sys.argv[3]]
         print(json.dumps(part(*given)))  # type: ignore[operator]

@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS_ONLY = {
     "accuracy": "takes models and data from the network, and minutes",
     "accuracy.adapter": "as accuracy",
+    "accuracy.fit": "test_fit_benchmark.py measures a tiny model",
     "accuracy.kept": "test_kept.py compiles a tiny model by each method",
     "accuracy.vocabulary": "as accuracy",
     "assistant": "as accuracy",
@@ -48,6 +49,7 @@ OPTIONS_ONLY = {
     "compiling.training": "as accuracy",
     "device": "needs ONNX Runtime",
     "device.adapters.onnxruntime_load": "needs ONNX Runtime",
+    "device.any_size": "makes a model of 2 billion parameters",
     "device.decoder": "needs llama.cpp's file",
     "device.decoder.bundles": "takes a model from the network",
     "device.gguf_tokens": "needs llama.cpp",
