@@ -20,6 +20,7 @@ import tiny_qwen2_vl
 import weightpager as wp
 from made_once import made_once
 from running import Running, serving
+from tiny_pictures import answer_of
 from tiny_qwen2_vl import FAMILIES, IMAGE, MOST, PLACEHOLDER, UNIT, FamilyName
 from weightpager.backends.torch.architecture import load_image_processor
 from weightpager.backends.torch.export import export_task
@@ -124,7 +125,7 @@ def test_answers_and_features_after_any_sequence_are_those_of_a_fresh_engine(bun
     fresh = {}
     for number, (task, pictures) in enumerate(asked):
         with wp.load(bundle.path, backend=backend) as engine:
-            fresh[number] = answer_of(engine, task, [frames[each] for each in pictures])
+            fresh[number] = answer_of(engine, task, "green one", [frames[each] for each in pictures])
     small, large = smallest_budget(bundle), largest_budget(bundle)
     with wp.load(bundle.path, backend=backend, budget=small) as engine:
         for _ in range(30):
@@ -136,21 +137,10 @@ def test_answers_and_features_after_any_sequence_are_those_of_a_fresh_engine(bun
             else:
                 number = drawn.randrange(len(asked))
                 task, pictures = asked[number]
-                assert answer_of(engine, task, [frames[each] for each in pictures]) == fresh[number]
+                assert answer_of(engine, task, "green one", [frames[each] for each in pictures]) == fresh[number]
         report = engine.report()
     assert report.features is not None
     assert report.features.hits
-
-
-def answer_of(engine: wp.Engine, task: str, frames: list[Frame]) -> tuple[str, list[bytes]]:
-    """What is answered, and the bits of the features."""
-    answer = engine.generate(task, "green one", frames, max_new_tokens=4)
-    reader, find = engine.reader(), engine.features(task)
-    assert isinstance(reader, Tokenizer)
-    assert reader.pictures is not None
-    with engine.task(task):
-        model = engine.model(task)
-        return answer.label, [find(model, reader.pictures.read(each)).tobytes() for each in frames]
 
 
 def test_a_picture_takes_as_many_places_as_its_size_asks_for(bundle: wp.Bundle) -> None:

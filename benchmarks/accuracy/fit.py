@@ -21,8 +21,7 @@ from benchmarks.accuracy.settings import effort_of
 from weightpager.cli import output
 from weightpager.cli.progress import progress
 from weightpager.compiler.candidates import Candidate, choose_candidate, found_candidates, held_out_of_training
-from weightpager.compiler.fit import density_of, trial_bundle
-from weightpager.compiler.measure import measure_written
+from weightpager.compiler.fit import density_of
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import compile_identity
@@ -92,8 +91,7 @@ def measured(domain: str, prepared: Prepared, quick: bool, folder: Path, told: P
 
 def _value(candidate: Candidate, run: CompileRun) -> float:
     weights = candidate.trained(run, Journal.none(), candidate.name)
-    with trial_bundle(candidate.prepared, weights, candidate.chosen.masks, run) as bundle:
-        scores = measure_written(bundle.path, candidate.prepared.data, run.progress).scores
+    scores = candidate.scores(weights, candidate.prepared.data, run, candidate.name)
     return fmean(score.value for score in scores.values())
 
 

@@ -20,6 +20,11 @@ def silent(*_told: object) -> None:
     """Take what a `Progress` or `StepProgress` is told where nobody looks on."""
 
 
+def prefixed(progress: Progress, name: str) -> Progress:
+    """Tells of stages by names that begin so."""
+    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
+
+
 def counted(items: Sequence[_Item], progress: StepProgress) -> Iterator[_Item]:
     """Items one after the other; each is told of once the next one is asked for."""
     for done, item in enumerate(items, 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 import tiny
 import weightpager as wp
+from tiny_pictures import answer_of
 from weightpager.answers.model import Floats, TaskModel
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.kernels.choice import NATIVE
@@ -135,17 +136,6 @@ def test_answers_and_features_after_any_sequence_are_those_of_a_fresh_engine(
             assert report.memory.total <= report.budget
         assert report.features.evicted
         assert report.features.hits
-
-
-def answer_of(engine: wp.Engine, task: str, text: str, frames: Sequence[Frame]) -> tuple[str, list[bytes]]:
-    """What is answered, and the bits of the features."""
-    answer = engine.generate(task, text, frames, max_new_tokens=4)
-    reader, find = engine.reader(), engine.features(task)
-    assert isinstance(reader, Tokenizer)
-    assert reader.pictures is not None
-    with engine.task(task):
-        model = engine.model(task)
-        return answer.label, [find(model, reader.pictures.read(each)).tobytes() for each in frames]
 
 
 def test_real_time_tasks_in_threads_have_a_frame_computed_once(watcher_bundle: Path, backend: str) -> None:

@@ -12,14 +12,16 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
+from weightpager.answers.score import Score
 from weightpager.bundle.report.compile_report import FitTrial, FrontierPoint
 from weightpager.compiler.controls import gain, sparse_weights
-from weightpager.compiler.data import TaskData
+from weightpager.compiler.data import Batch, TaskData
 from weightpager.compiler.fit import choose_density_and_alignment, density_of, largest_useful, trial_bundle
 from weightpager.compiler.keep import validation
 from weightpager.compiler.measure import measure_written, score_alone
@@ -48,7 +50,7 @@ from weightpager.compiler.training.early_stopping import ITEMS, validation_of
 from weightpager.compiler.training.evaluate import evaluating
 from weightpager.compiler.training.loss import logits_with, loss
 from weightpager.errors import CompileError
-from weightpager.progress import Progress
+from weightpager.progress import prefixed
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +85,13 @@ class Candidate:
         told, workers = prefixed(run.progress, called), run.workers_on(prepared.source)
         return recover(prepared.source, prepared.data, self.chosen.masks, journal, told, workers)
 
+    def scores(
+        self, weights: TaskWeights, data: Mapping[str, TaskData], run: CompileRun, called: str
+    ) -> Mapping[str, Score]:
+        """The tasks' metrics through the engine, by a bundle of these values that is removed afterwards."""
+        with trial_bundle(self.prepared, weights, self.chosen.masks, run) as bundle:
+            return measure_written(bundle.path, data, prefixed(run.progress, called), run.workers).scores
+
 
 @dataclass(frozen=True)
 class Found:
@@ -91,11 +100,6 @@ class Found:
     candidate: Candidate
     journal: Journal
     trials: Sequence[FitTrial] = ()
-
-
-def prefixed(progress: Progress, name: str) -> Progress:
-    """Tells of stages by names that begin so."""
-    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
 
 
 def choose_candidate(prepared: Prepared, run: CompileRun) -> Found:
@@ -197,20 +201,22 @@ def _folder(called: str) -> str:
     return called.replace(" ", "-")
 
 
-@torch.no_grad()
 def validation_loss(candidate: Candidate, weights: TaskWeights) -> float:
     """Mean over the tasks of the loss of a validation example, with weights as pages hold them."""
     data, source = candidate.prepared.data, weights.source
     watched = validation_of(data, [*data], 1)
     assert watched is not None
-    means = []
-    for task, batches in watched.batches.items():
+
+    @lru_cache(maxsize=1)  # batches come task by task
+    def held(task: str) -> dict[str, Tensor]:
+        return sparse_weights(weights, candidate.chosen.masks, task)
+
+    def error(task: str, batch: Batch) -> Tensor:
         model, kind = source.models[task], data[task].kind
-        held = sparse_weights(weights, candidate.chosen.masks, task)
         with evaluating(model):
-            losses = [loss(logits_with(model, held, each, kind), each.labels, kind) for each in batches]
-        means.append(float(torch.stack(losses).mean()))
-    return fmean(means)
+            return loss(logits_with(model, held(task), batch, kind), batch.labels, kind)
+
+    return watched.loss(error)
 
 
 def held_out_of_training(data: Mapping[str, TaskData]) -> Mapping[str, TaskData]:
@@ -243,8 +249,7 @@ def _smallest_that_keeps(prepared: Prepared, run: CompileRun) -> Found:
             return Found(candidate, journal)
         with run.stage("try"):
             weights = candidate.trained(run, journal, called)
-            with trial_bundle(candidate.prepared, weights, candidate.chosen.masks, run) as bundle:
-                scores = measure_written(bundle.path, checked, prefixed(run.progress, called), run.workers).scores
+            scores = candidate.scores(weights, checked, run, called)
             lost = -fmean(gain(scores[task], dense[task]) for task in checked)
         _log.info("%s: tasks lose %.2f points on validation data", called, 100 * lost)
         if lost <= LOSS:

@@ -36,7 +36,7 @@ from weightpager.compiler.training.evaluate import Replaced
 from weightpager.compiler.training.masks import Masks, module_name
 from weightpager.nn.embedding import is_plain_embedding
 from weightpager.page_dtype import ENCODINGS, Encoding, block_bytes, nearest
-from weightpager.progress import StepProgress
+from weightpager.progress import StepProgress, prefixed
 
 _SCALE_BYTES = 2  # 16 bits per group
 
@@ -301,10 +301,7 @@ def gain(now: Score, before: Score) -> float:
 
 def _shared_mask(prepared: Prepared, run: CompileRun) -> Control:
     """One mask for all tasks, in the bundle's dtype, chosen and recovered as the bundle's masks were."""
-
-    def told(stage: str, done: int, total: int) -> None:
-        run.progress(f"{MASK}: {stage}", done, total)
-
+    told = prefixed(run.progress, MASK)
     masks = choose_blocks(prepared.changed(alignment=float("inf"))).masks
     journal, workers = run.journal.part("shared-mask"), run.workers_on(prepared.source)
     weights = recover(prepared.source, prepared.data, masks, journal, told, workers)

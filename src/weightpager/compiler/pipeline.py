@@ -146,12 +146,11 @@ class Sparse:
 def build(writer: BundleWriter, prepared: Prepared, run: CompileRun | None = None) -> CompileReport:
     """Align, recover, measure what else could do the job, pack, write, and measure what was written."""
     run = run or CompileRun()
-    kept, found = None, choose_candidate(prepared, run)
-    prepared, chosen = found.candidate.prepared, found.candidate.chosen
+    found = choose_candidate(prepared, run)
     with run.stage("align", one_step=True):
-        if prepared.task_file.keep is not None:
-            kept = choose_kept(prepared, run)
-            prepared, chosen = kept.prepared, kept.chosen
+        kept = choose_kept(found.candidate.prepared, run) if prepared.task_file.keep is not None else None
+        selected = kept or found.candidate
+        prepared, chosen = selected.prepared, selected.chosen
         check_fit(prepared, chosen.masks, run)
         check_left(prepared.source, chosen.masks)
     with run.stage("recover"):

@@ -20,7 +20,6 @@ from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.new_directory import sync
 from weightpager.bundle.report.page_statistics import mean_overlap, overlap_of
-from weightpager.compiler.candidates import prefixed
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build, telling
 from weightpager.compiler.prepare import prepare
@@ -31,7 +30,7 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BundleError
-from weightpager.progress import Progress
+from weightpager.progress import Progress, prefixed
 from weightpager_lab.companions import Name, build_companions, companions_in
 from weightpager_lab.samples import Sample, SampleUnavailable
 
@@ -169,8 +168,9 @@ def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> Compi
             prepared = prepare(task_file, run, cache=Cache.of_user())
             build(writer, prepared, run)
         for name, settings in FAMILY.items():
-            alone = CompileRun(prefixed(progress, name), run.journal.part(name.replace(" ", "-")))
-            with writing(_place(folder, name), force=True) as writer:
+            place = _place(folder, name)
+            alone = CompileRun(prefixed(progress, name), run.journal.part(place.stem))
+            with writing(place, force=True) as writer:
                 build(writer, prepared.changed(**settings, compare="none"), alone)
         _keep(folder, _dense_tensors(prepared), _unaligned_overlap(prepared))
         return _open(folder)

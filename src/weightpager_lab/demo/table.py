@@ -77,36 +77,30 @@ def _resident(name: str, parameters: int, control: ControlScore, *, is_bundle: b
 
 
 def _of_engine(bundle: Bundle, metric: float, switches: Sequence[DemoSwitch]) -> list[Resident]:
-    always = footprint(bundle, rows=row_bytes(bundle)).total
-    arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
     stored = len(bundle.pages) * bundle.page_bytes
-    return [
-        Resident(
-            name=OURS,
-            bytes=always + arena,
-            paged_bytes=arena,
-            mean_bytes_per_switch=round(fmean(switch.bytes for switch in switches)),
-            mean_metric=metric,
-            ms_per_switch=fmean(switch.ms for switch in switches),
-        ),
-        Resident(
-            name=RESIDENT,
-            bytes=always + stored,
-            paged_bytes=stored,
-            mean_bytes_per_switch=0,
-            mean_metric=metric,
-        ),
-    ]
+    read, ms = round(fmean(switch.bytes for switch in switches)), fmean(switch.ms for switch in switches)
+    return [_of_ours(OURS, bundle, _arena(bundle), metric, read, ms), _of_ours(RESIDENT, bundle, stored, metric, 0)]
 
 
 def _of_family(name: str, bundle: Bundle) -> Resident:
-    arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
+    metric = fmean(task.sparse for task in read_report(bundle).tasks)
+    return _of_ours(f"weightpager, {name}", bundle, _arena(bundle), metric, mean_switch_bytes(bundle))
+
+
+def _arena(bundle: Bundle) -> int:
+    """Bytes of pages that the largest task needs."""
+    return max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
+
+
+def _of_ours(name: str, bundle: Bundle, paged: int, metric: float, read: int, ms: float | None = None) -> Resident:
+    """A bundle in an engine with memory for so many bytes of pages."""
     return Resident(
-        name=f"weightpager, {name}",
-        bytes=footprint(bundle, rows=row_bytes(bundle)).total + arena,
-        paged_bytes=arena,
-        mean_bytes_per_switch=mean_switch_bytes(bundle),
-        mean_metric=fmean(task.sparse for task in read_report(bundle).tasks),
+        name=name,
+        bytes=footprint(bundle, rows=row_bytes(bundle)).total + paged,
+        paged_bytes=paged,
+        mean_bytes_per_switch=read,
+        mean_metric=metric,
+        ms_per_switch=ms,
     )
 
 

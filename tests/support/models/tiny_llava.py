@@ -45,6 +45,21 @@ _TOWERS: dict[str, tuple[type[PreTrainedConfig], str]] = {
 _LANGUAGES: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 
 
+TEXT: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+"""Settings of a language model, without its number of words."""
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     own = tiny.tokenizer()
     own.add_special_tokens({"additional_special_tokens": [IMAGE]})
@@ -87,20 +102,7 @@ def config(
         "patch_size": PATCH,
     }
     vision |= {"mlp_ratio": 2} if tower == "dinov2" else {"intermediate_size": 48}
-    text = {
-        "vocab_size": 18,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": tied,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,
-    }
+    text = TEXT | {"vocab_size": 18, "tie_word_embeddings": tied}
     settings = {
         "image_token_index": 16,
         "image_seq_length": TOKENS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 import tiny
+import weightpager as wp
 from weightpager.bundle.format.manifest import Pictures
+from weightpager.readers.image_reader import Frame
 from weightpager.readers.picture_reader import PictureReader
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -56,3 +59,14 @@ def content(seed: int = 0) -> bytes:
 
 def url(seed: int = 0) -> str:
     return f"data:image/png;base64,{base64.b64encode(content(seed)).decode()}"
+
+
+def answer_of(engine: wp.Engine, task: str, text: str, frames: Sequence[Frame]) -> tuple[str, list[bytes]]:
+    """What is answered, and the bits of the features."""
+    answer = engine.generate(task, text, frames, max_new_tokens=4)
+    reader, find = engine.reader(), engine.features(task)
+    assert isinstance(reader, Tokenizer)
+    assert reader.pictures is not None
+    with engine.task(task):
+        model = engine.model(task)
+        return answer.label, [find(model, reader.pictures.read(each)).tobytes() for each in frames]

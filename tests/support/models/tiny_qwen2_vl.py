@@ -66,18 +66,8 @@ def processor(**more: Any) -> dict[str, Any]:
 
 
 def config(family: FamilyName = "qwen2_vl", *, tied: bool = True, **more: Any) -> PreTrainedConfig:
-    text = {
+    text = tiny_llava.TEXT | {
         "vocab_size": WORDS,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 2, 3]},
     }
     vision: dict[str, Any] = {

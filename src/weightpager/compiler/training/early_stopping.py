@@ -41,6 +41,15 @@ class Validation:
     batches: Mapping[str, Sequence[Batch]]
     patience: int
 
+    def loss(self, error: Callable[[str, Batch], Tensor]) -> float:
+        """Mean over the tasks of the mean over their batches."""
+        with torch.no_grad():
+            means = [
+                sum(error(task, batch).item() for batch in batches) / len(batches)
+                for task, batches in self.batches.items()
+            ]
+        return sum(means) / len(means)
+
     def to(self, device: torch.device) -> Validation:
         """The same with its batches on a device."""
         placed = {task: [batch.to(device) for batch in batches] for task, batches in self.batches.items()}
@@ -89,13 +98,8 @@ class EarlyStopping:
         return self._waited >= self._validation.patience
 
     def loss(self) -> float:
-        """Mean over the tasks of the mean over their batches."""
-        with torch.no_grad():
-            means = [
-                sum(self._error(task, batch).item() for batch in batches) / len(batches)
-                for task, batches in self._validation.batches.items()
-            ]
-        return sum(means) / len(means)
+        """That of the values as they are."""
+        return self._validation.loss(self._error)
 
     def go_back(self, values: Mapping[str, Tensor]) -> None:
         """Give a training's tensors the values that did best."""
