@@ -397,7 +397,7 @@ def _pictures(prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, inputs: In
 def _shown(pixels: Floats, grids: Grids | None, form: Pictures) -> Iterator[Picture]:
     """Pictures of which only the pixels are known; their keys are no keys of decoded ones."""
     for part, grid in parts_of(pixels, grids):
-        yield _of_pixels(part[0], form.tokens) if grid is None else _of_pixels(part, math.prod(grid), grid)
+        yield _of_pixels(part[0], form.places) if grid is None else _of_pixels(part, math.prod(grid), grid)
 
 
 def _of_pixels(pixels: Floats, tokens: int, grid: Grid | None = None) -> Picture:

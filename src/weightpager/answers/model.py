@@ -98,10 +98,11 @@ Inputs = Mapping[str, npt.NDArray[Any]]
 
 A model that reads pictures among its words takes all three, the pictures in the order of their places in the texts. Of
 runs of patches ``pixel_values`` is float32 [patches, numbers of a patch], and ``image_grid_thw``, int64 [pictures, 3],
-says how many frames, rows and columns of patches each picture has."""
+says how many frames, rows and columns of patches each picture has. Of tiles it is float32 [texts, tiles, ...]; tiles of
+zeros fill it up, or [tiles, ...]."""
 
-OF_GRIDS = ("image_grid_thw", "mm_token_type_ids")
-"""Those by which transformers' own modules number the places of runs of patches."""
+OF_GRIDS = ("image_grid_thw", "mm_token_type_ids", "pixel_attention_mask")
+"""Those by which transformers' own modules number the places of runs of patches, and tell padding of tiles."""
 
 Grids = Sequence[Grid]
 """Rows and columns of places, of each picture that is a run of patches."""
@@ -259,6 +260,9 @@ def picture_parts(inputs: Inputs, form: Pictures) -> tuple[Floats, Grids | None]
         ValueError: there are runs of patches, and their grids are missing or of other pictures.
     """
     pixels = inputs["pixel_values"]
+    if form.tiles is not None and np.ndim(pixels) == 5:
+        tiles = pixels.reshape(-1, *pixels.shape[2:])
+        return tiles[tiles.any((1, 2, 3))], None
     if form.runs is None:
         return pixels, None
     merge, sides = form.runs.merge, np.asarray(inputs.get("image_grid_thw", ()))
@@ -313,7 +317,7 @@ class TaskModel(ABC):
         """The last hidden states below the task's head, [texts, tokens, width]."""
 
     def features(self, pixels: Floats, grids: Grids | None = None) -> Floats | list[Floats]:  # noqa: ARG002
-        """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width].
+        """Pictures' or tiles' features, [pictures, tokens, width], of pixels [pictures, channels, height, width].
 
         Of runs of patches the pixels are [places of all pictures, patches of a place, numbers of a patch], ``grids``
         are stated, and there is an array [tokens, width] for each picture. Each picture is computed alone, so that its
@@ -362,6 +366,6 @@ FindFeatures = Callable[[TaskModel, Picture], Floats]
 
 def computed(model: TaskModel, picture: Picture) -> Floats:
     """A picture's features, computed alone, so that no other picture changes their bits. Implements `FindFeatures`."""
-    alone = (picture.pixels[None], None) if picture.grid is None else (picture.pixels, [picture.grid])
-    found: Floats = model.features(*alone)[0]
-    return found
+    pixels, grids = picture.pixels, None if picture.grid is None else [picture.grid]
+    found = model.features(pixels if picture.is_scaled else pixels[None], grids)
+    return np.concatenate(list(found))

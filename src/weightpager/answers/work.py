@@ -124,7 +124,7 @@ class Generate(_Text):
 
     def shown(self, pictures: Sequence[Picture], reader: PictureReader) -> Generate:
         """The same with its pictures, each in as many places as it takes."""
-        ids = reader.placed(self.ids, [picture.tokens for picture in pictures])
+        ids = reader.placed(self.ids, pictures)
         return replace(self, ids=ids, pictures=tuple(pictures))
 
     def within(self, room: int) -> Generate:

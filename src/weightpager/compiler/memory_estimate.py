@@ -249,7 +249,7 @@ class _Stages:
         pictures = self.source.pictures  # a tower is refitted before the words' layers; its patches may be more
         held = tokens
         if pictures is not None:
-            held *= max(1, math.ceil(self._patches / pictures.tokens)) if self._runs is None else self._runs.merge**2
+            held *= max(1, math.ceil(self._patches / pictures.places)) if self._runs is None else self._runs.merge**2
         streams = 2 * tasks * 4 * (self._width * held + self._width**2)
         solved = _SOLVED * self._widest + _PAIRS * self._width**2 + BYTES_AT_ONCE
         return self._held(self._paged + streams) + solved + self._most(self._passing, file.calibration.batch)
@@ -320,11 +320,11 @@ class _Stages:
         return math.ceil(sum(size * (share if ".experts." in name else 1.0) for name, size in sides))
 
     def _pictures(self, task: str) -> int:
-        """Pictures in a task's longest text, at most: it holds a placeholder for each feature."""
+        """Pictures in a task's longest text, or tiles, at most: it holds a placeholder for each feature."""
         pictures = self.source.pictures
         if pictures is None:
             return 0
-        return 1 if self._runs is not None else max(1, self._length(task) // pictures.tokens)
+        return 1 if self._runs is not None else max(1, self._length(task) // pictures.places)
 
     @cached_property
     def _numbers(self) -> int:

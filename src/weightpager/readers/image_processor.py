@@ -32,6 +32,9 @@ _ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil")
 PATCHES = ("Qwen2VL",)
 """Beginnings of the names of those that make runs of patches, and state how many pixels a picture has as a size."""
 
+TILES = ("Idefics3", "SmolVLM")
+"""Beginnings of the names of those that cut pictures into tiles."""
+
 _PADDING = "Llava"
 """Beginning of the names of those that pad with the mean colour to a square first, if their settings say so."""
 

@@ -14,21 +14,37 @@ class Picture:
     Attributes:
         key: 32 bytes: the same for the same decoded pixels and settings of the processor, and for no others.
         tokens: the places that it takes in a text.
-        grid: rows and columns of these; None where all pictures have one size.
+        grid: rows and columns of these; None where it is no run of patches.
+        tiles: rows and columns of its tiles; None where it has none.
     """
 
-    def __init__(self, key: bytes, process: Callable[[], Pixels], tokens: int, grid: Grid | None = None) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        process: Callable[[], Pixels],
+        tokens: int,
+        grid: Grid | None = None,
+        tiles: Grid | None = None,
+    ) -> None:
         """``process`` gives the pixels; it is called once at most, and not at all where the features are kept."""
-        self.key, self.tokens, self.grid = key, tokens, grid
+        self.key, self.tokens, self.grid, self.tiles = key, tokens, grid, tiles
         self._process = process
 
     def __repr__(self) -> str:
         return f"<Picture {self.key.hex()[:12]}>"
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether it holds nothing but an image of the size that its pixels have."""
+        return self.grid is not None or self.tiles is not None
+
+    @property
     def pixels(self) -> Pixels:
-        """Float32 [channels, height, width]; of a run of patches [places, patches of a place, numbers of a patch]."""
+        """Float32 [channels, height, width], before these [tiles] where it has any.
+
+        Of a run of patches [places, patches of a place, numbers of a patch].
+        """
         found = self._process()
-        if self.grid is None:  # what a run is made of takes an eighth of it
+        if not self.is_scaled:  # a scaled image takes a fourth of it, or less
             self._process = lambda: found  # the decoded image isn't needed again
         return found

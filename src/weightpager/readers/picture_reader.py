@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from weightpager.readers.image_reader import (
 )
 from weightpager.readers.patch_processor import CHANNELS, Grid, PatchProcessor
 from weightpager.readers.picture import Picture
+from weightpager.readers.tile_processor import TileProcessor, tile_text, tiles_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -68,6 +70,9 @@ _STEPS = (
 _PATCH_STEPS = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
 """The same of runs of patches."""
 
+_TILE_STEPS = ("do_image_splitting", "max_image_size")
+"""The same of tiles."""
+
 _OF_PATCHES = {
     "patch_size": "patch_size",
     "merge_size": "spatial_merge_size",
@@ -85,30 +90,50 @@ _SHOWN = 40
 """Characters of a URL that a message shows."""
 
 
+class Placed(Protocol):
+    """What places in a text follow from: a `Picture`, or what is known of one."""
+
+    @property
+    def tokens(self) -> int:
+        """The places that it takes."""
+
+    @property
+    def tiles(self) -> Grid | None:
+        """Rows and columns of its tiles, if it has any."""
+
+
 class PictureReader:
     """Reads the pictures of prompts, and gives them their places there. Safe to use from several threads.
 
     Attributes:
         pictures: how they stand in a text.
         settings: of the processor, as `ImageProcessor` takes them.
-        shape: channels, height and width of a picture's pixels; None if they are runs of patches.
+        shape: channels, height and width of a picture's pixels, or a tile's; None if they are runs of patches.
     """
 
     def __init__(
-        self, processor: ImageProcessor | PatchProcessor, settings: Mapping[str, Any], pictures: Pictures
+        self,
+        processor: ImageProcessor | PatchProcessor | TileProcessor,
+        settings: Mapping[str, Any],
+        pictures: Pictures,
     ) -> None:
-        """Use `of`. ``processor`` makes pixels of one size of any picture, or runs of patches."""
+        """Use `of`. ``processor`` makes pixels of one size of any picture, runs of patches, or tiles."""
         self.pictures = pictures
         self.settings = settings
         self.shape: tuple[int, int, int] | None = None
         self._processor = processor
         self._runs = processor if isinstance(processor, PatchProcessor) else None
+        self._tiles = processor if isinstance(processor, TileProcessor) else None
+        self._words: Mapping[Grid, Sequence[int]] = {}
+        if self._tiles is not None:
+            self.shape = (CHANNELS, self._tiles.side, self._tiles.side)
         if isinstance(processor, ImageProcessor):
             assert processor.size is not None
             self.shape = (CHANNELS, *processor.size)
-        steps = {name: settings.get(name) for name in (*_STEPS, *(_PATCH_STEPS if self._runs else ()))}
+        more = _PATCH_STEPS if self._runs else _TILE_STEPS if self._tiles else ()
+        steps = {name: settings.get(name) for name in (*_STEPS, *more)}
         self._steps = blake3(json.dumps(steps, sort_keys=True).encode()).digest()
-        self._known: dict[tuple[Path, int, int], tuple[bytes, int]] = {}
+        self._known: dict[tuple[Path, int, int], tuple[bytes, int, Grid | None]] = {}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], pictures: Pictures) -> PictureReader:
@@ -126,6 +151,9 @@ class PictureReader:
         if pictures.runs is not None:
             _check_numbers(settings)
             return cls(_patches(settings, pictures), settings, pictures)
+        if pictures.tiles is not None:
+            _check_numbers({**settings, "do_pad": False})  # whole tiles are never padded
+            return cls(_tiles(settings, pictures), settings, pictures)
         if not begins(settings, _TYPES):
             names = ", ".join(f"{begin}ImageProcessor" for begin in _TYPES)
             raise ValueError(f"expected an image processor among {names}, found {_type(settings)}")
@@ -156,6 +184,11 @@ class PictureReader:
             grid = self._grid(self._runs, image)
             process = partial(self._runs.patches, self._runs.scaled(image))
             return Picture(key.digest(), process, math.prod(grid), grid)
+        if self._tiles is not None:
+            image = self._tiles.scaled(image)
+            tiles = self._tiles.grid(image)
+            tokens = tiles_of(tiles) * self.pictures.places
+            return Picture(key.digest(), partial(self._tiles.tiles, image), tokens, tiles=tiles)
         assert isinstance(self._processor, ImageProcessor)
         process, tokens = partial(self._processor, image), self.pictures.tokens
         if self.shape is not None and image.width * image.height > _KEPT * 4 * math.prod(self.shape[1:]):
@@ -163,25 +196,27 @@ class PictureReader:
             return Picture(key.digest(), lambda: pixels, tokens)
         return Picture(key.digest(), process, tokens)
 
-    def known(self, source: Path | bytes) -> tuple[bytes, int]:
-        """Key and tokens of the `Picture` that `read` gives; a file that many questions are about is decoded once.
+    def known(self, source: Path | bytes) -> tuple[bytes, int, Grid | None]:
+        """Key, tokens and tiles of the `Picture` that `read` gives; a file that many questions are about is decoded once.
 
         Raises:
             ImageError: as of `read`.
         """
         if isinstance(source, bytes) or not has_file(source):  # `read` says what is wrong
             picture = self.read(source)
-            return picture.key, picture.tokens
+            return picture.key, picture.tokens, picture.tiles
         state = source.stat()
         at = source, state.st_mtime_ns, state.st_size
         if at not in self._known:
             picture = self.read(source)
-            self._known[at] = picture.key, picture.tokens
+            self._known[at] = picture.key, picture.tokens, picture.tiles
         return self._known[at]
 
     def inputs(self, pictures: Sequence[Picture], ids: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
         """What a module of transformers takes beside texts' ids, int64 [texts, tokens], of the pictures in them."""
         pixels = [picture.pixels for picture in pictures]
+        if self._tiles is not None:
+            return {"pixel_values": np.concatenate(pixels)[:, None]}  # as if each were a text's only one
         if self._runs is None:
             return {"pixel_values": np.stack(pixels)}
         grids = [(1, *(side * self._runs.merge for side in picture.grid or ())) for picture in pictures]
@@ -196,17 +231,59 @@ class PictureReader:
         before, behind = self.pictures.around or ("", "")
         return f"{before}{self.pictures.token}{behind}" * number
 
-    def placed(self, ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+    def worded(self, encode: Callable[[str], Sequence[int]]) -> PictureReader:
+        """The same, which knows the words between tiles; ``encode`` gives a text's ids without any around it.
+
+        Raises:
+            ValueError: tiles are placed, and the tokenizer reads the words around them as one with other words.
+        """
+        if self._tiles is None or self._words:
+            return self
+        token, border, found = self.pictures.token_id, self._border(encode), copy.copy(self)
+        sides = range(1, self._tiles.a_side + 1)
+        found._words = {
+            (row, column): encode(tile_text((row, column), self.pictures)) for row in sides for column in sides
+        }
+        for grid, ids in found._words.items():
+            if ids[0] != border or ids[-1] != border or ids.count(token) != tiles_of(grid):
+                raise ValueError(
+                    f"expected {tiles_of(grid)} of {self.pictures.token!r} in a picture's words, found {ids}"
+                )
+        return found
+
+    def _border(self, encode: Callable[[str], Sequence[int]]) -> int:
+        """The token that stands in front of tiles, which takes a picture's place between any words."""
+        assert self.pictures.tiles is not None
+        text, (token, place) = self.pictures.tiles.border, (self.pictures.token, self.pictures.token_id)
+        border = encode(text)
+        for before, behind in (("a", "a"), (" a ", " a "), ("\n", "\n")):
+            around = (
+                [border[0] if each == place else each for each in encode(f"{before}{token}{behind}")] if border else []
+            )
+            if len(border) != 1 or around != list(encode(f"{before}{text}{behind}")):
+                raise ValueError(f"expected a tokenizer that reads {text!r} as a special token, found {list(border)}")
+        return border[0]
+
+    def placed(self, ids: Sequence[int], pictures: Sequence[Placed]) -> tuple[int, ...]:
         """Ids that are `expanded`, once it is known how many places each of their pictures takes."""
-        if self.pictures.runs is None:
+        if not self.pictures.vary:
             return tuple(ids)
-        left = iter(tokens)
-        return tuple(place for each in ids for place in [each] * (next(left) if each == self.pictures.token_id else 1))
+        left, token = iter(pictures), self.pictures.token_id
+        return tuple(place for each in ids for place in (self._places(next(left)) if each == token else (each,)))
+
+    def _places(self, picture: Placed) -> Iterator[int]:
+        """The ids that take the place of a picture's placeholder."""
+        token, tiles = self.pictures.token_id, picture.tiles
+        if tiles is None:
+            yield from [token] * picture.tokens
+            return
+        for each in self._words[tiles]:
+            yield from [each] * (self.pictures.places if each == token else 1)
 
     def expanded(self, ids: Sequence[int], number: int) -> tuple[int, ...]:
         """A text's ids in which a placeholder stands for each of its pictures, with all places that pictures take.
 
-        Runs of patches take one until they are `placed`.
+        Those that vary in places take one until they are `placed`.
 
         Raises:
             ImageError: the text has more or fewer placeholders than there are pictures.
@@ -214,7 +291,7 @@ class PictureReader:
         found = ids.count(self.pictures.token_id)
         if found != number:
             raise ImageError(self._other_number(found, number))
-        if not number or self.pictures.runs is not None:
+        if not number or self.pictures.vary:
             return tuple(ids)
         places = [self.pictures.token_id] * self.pictures.tokens
         return tuple(place for each in ids for place in (places if each == self.pictures.token_id else [each]))
@@ -234,7 +311,7 @@ class PictureReader:
         Raises:
             ImageError: they are more.
         """
-        tokens = 1 if self.pictures.runs is not None else self.pictures.tokens
+        tokens = 1 if self.pictures.vary else self.pictures.tokens
         most = max(0, int(room) - 1) // tokens
         if number > most:
             each = f"{tokens} tokens each"
@@ -354,6 +431,13 @@ def _patches(settings: Mapping[str, Any], pictures: Pictures) -> PatchProcessor:
     processor, runs = PatchProcessor(settings), pictures.runs
     if runs is None or processor.merge != runs.merge:
         raise ValueError(f"expected a merge_size of {runs and runs.merge}, found {processor.merge}")
+    return processor
+
+
+def _tiles(settings: Mapping[str, Any], pictures: Pictures) -> TileProcessor:
+    processor = TileProcessor(settings)
+    if (found := processor.most * pictures.places) > pictures.tokens:
+        raise ValueError(f"expected pictures of at most {pictures.tokens} tokens, found {found} of the largest")
     return processor
 
 

@@ -98,9 +98,10 @@ class Tokenizer:
         self.begin_ids = begin_ids(inner)
         self.longest = min(int(settings.get("model_max_length") or ANY_LENGTH), ANY_LENGTH)
         self.chat_template = chat_template
-        self.pictures = pictures
+        self.pictures = None
         if pictures is not None:
             self._check_placeholder(pictures.pictures)
+            self.pictures = pictures.worded(lambda text: self.encode(text, special=False).ids)
 
     @property
     def pad_id(self) -> int | None:

@@ -126,7 +126,7 @@ class CompletionReader:
         try:
             prompt = self.tokenizer.prompt(text, bos=self.bos, chat=chat, pictures=len(pictures))
             if self.tokenizer.pictures is not None:
-                prompt = self.tokenizer.pictures.placed(prompt, [picture.tokens for picture in pictures])
+                prompt = self.tokenizer.pictures.placed(prompt, pictures)
         except ImageError as error:
             raise CompileError(f"{where}: {error}") from error
         if not prompt or not text.strip():

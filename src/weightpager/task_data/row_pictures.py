@@ -17,6 +17,7 @@ from weightpager.errors import CompileError, ImageError, shown
 from weightpager.machine.paths import has_file
 from weightpager.readers.chat_template import conversation_of
 from weightpager.readers.image_reader import MOST_OF_A_PATH
+from weightpager.readers.patch_processor import Grid
 from weightpager.readers.picture_reader import PictureReader, content_of, is_url
 from weightpager.task_data.row_files import READERS, Row, hashed
 
@@ -37,11 +38,13 @@ class StoredPicture:
         source: its file, or a file's content.
         key: of the `Picture` that was read of it first.
         tokens: of it.
+        tiles: of it, in rows and columns; None where it has none.
     """
 
     source: Path | bytes = field(repr=False)
     key: bytes
     tokens: int
+    tiles: Grid | None = None
 
 
 def of_columns(row: Row) -> list[Any]:

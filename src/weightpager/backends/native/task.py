@@ -97,7 +97,8 @@ class NativeTask:
         own = [each.name for each in self.graph.inputs]
         if self._features is None or self._pictures is None:
             return own
-        return [*own, "pixel_values", *(OF_GRIDS[:1] if self._pictures.runs is not None else ())]
+        more = OF_GRIDS[:1] if self._pictures.runs else OF_GRIDS[2:] if self._pictures.tiles else ()
+        return [*own, "pixel_values", *more]
 
     def __call__(self, cache: KVCache | None = None, **inputs: Array) -> dict[str, Array]:
         """The task's outputs by name, float32: ``logits``, and of language models ``hidden``, too.
@@ -114,7 +115,8 @@ class NativeTask:
                 this call's placeholders in their order; or ``features`` float32 [rows, width] has what `features` gave
                 of them, and ``feature_index`` int64 [batch, length] which row stands in a token's place, −1 for none.
                 Of pictures that are runs of patches, ``pixel_values`` are float32 [patches, numbers of a patch], with
-                ``image_grid_thw`` as transformers' processor gives it; behind earlier tokens, state the positions.
+                ``image_grid_thw`` as transformers' processor gives it; behind earlier tokens, state the positions. Of
+                tiles they are as the processor gives them, or [tiles, channels, height, width].
 
         Raises:
             TypeError: an input comes without its name.
@@ -180,7 +182,7 @@ class NativeTask:
         if np.ndim(pixels) != axes:
             raise ValueError(f"input pixel_values: expected {axes} axes, found {list(np.shape(pixels))}")
         if runs is None:
-            found = np.empty((len(pixels), self._pictures.tokens, self._pictures.width), np.float32)
+            found = np.empty((len(pixels), self._pictures.places, self._pictures.width), np.float32)
             for at in range(len(pixels)):
                 found[at] = self._features.run({"pixel_values": pixels[at : at + 1]}, gate=self._gate)["features"][0]
             return found
@@ -400,7 +402,7 @@ def _check_outputs(task: TaskEntry, found: Mapping[str, TensorInfo], tokens: int
 def _check_features(task: TaskEntry, found: Mapping[str, TensorInfo], pictures: Pictures | None) -> None:
     """See that a picture has as many features as it takes places in a text, as wide as what stands there."""
     assert pictures is not None
-    wanted: tuple[int, ...] = (_BATCH, pictures.tokens, pictures.width)
+    wanted: tuple[int, ...] = (_BATCH, pictures.places, pictures.width)
     if pictures.runs is not None:
         wanted = (_LENGTH, pictures.width)
     output = found["features"]

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from weightpager.backends.torch.model_types import (
     PATCH_MODELS,
     PICTURE_MODELS,
+    TILE_MODELS,
     check_config_class,
     check_tokenizer_class,
     later_writer,
@@ -68,6 +69,8 @@ class TransformersImageReader(ImageReader):
         pixels = found["pixel_values"]
         if "image_grid_thw" in found and pixels.ndim == 2:  # of a run of patches
             return np.asarray(pixels[None], np.float32)
+        if pixels.ndim == 5:  # of tiles; the last one shows the whole
+            pixels = pixels[:, -1]
         if len(pixels) != 1:
             raise ValueError(f"expected one image, found {list(np.shape(pixels))}")
         return np.asarray(pixels[0], np.float32)
@@ -137,13 +140,18 @@ def takes_patches(config: PretrainedConfig) -> bool:
     return config.model_type in PATCH_MODELS
 
 
+def takes_tiles(config: PretrainedConfig) -> bool:
+    """Whether a model's pictures are cut into tiles."""
+    return config.model_type in TILE_MODELS
+
+
 def feature_layers(config: PretrainedConfig) -> tuple[int, ...]:
     """How many of the tower's layers each part of a picture's features has passed.
 
     Raises:
         ValueError: more than there are.
     """
-    if takes_patches(config):
+    if takes_patches(config) or takes_tiles(config):
         return (int(config.vision_config.num_hidden_layers),)
     stated, layers = config.vision_feature_layer, int(config.vision_config.num_hidden_layers)
     each = [stated] if isinstance(stated, int) else list(stated)

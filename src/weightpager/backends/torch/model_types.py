@@ -28,10 +28,12 @@ _PLAIN_CLASS_VALUES = frozenset({"model_type", "keys_to_ignore_at_inference", "i
 """What configurations may state, and have as values of their class."""
 
 
+_LANGUAGES = frozenset({"llama", "mistral", "qwen2"})
+
 PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
     "llava": {
         "vision_config": frozenset({"clip_vision_model", "siglip_vision_model", "dinov2"}),
-        "text_config": frozenset({"llama", "mistral", "qwen2"}),
+        "text_config": _LANGUAGES,
     },
     "qwen2_vl": {
         "vision_config": frozenset({"qwen2_vl_vision", "qwen2_vl"}),
@@ -41,15 +43,19 @@ PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "vision_config": frozenset({"qwen2_5_vl_vision", "qwen2_5_vl"}),
         "text_config": frozenset({"qwen2_5_vl_text"}),
     },
+    "idefics3": {"vision_config": frozenset({"idefics3_vision", "idefics3"}), "text_config": _LANGUAGES},
+    "smolvlm": {"vision_config": frozenset({"smolvlm_vision", "smolvlm"}), "text_config": _LANGUAGES},
 }
 """Types of models that are a picture tower, a connector and a language model; the types that each part may have."""
 
 PATCH_MODELS = frozenset({"qwen2_vl", "qwen2_5_vl"})
 """Those whose pictures are runs of patches. Their parts are of one class whatever is stated, and may stay unstated."""
 
+TILE_MODELS = frozenset({"idefics3", "smolvlm"})
+"""Those whose pictures are cut into tiles. Their towers are of one class whatever is stated, and may stay unstated."""
 
-_WHOLE = re.compile(r"_config$|^(encoder|decoder|generator)$")
-"""Settings that are a model of their own where they are objects."""
+_WHOLE = re.compile(r"(?<!^perceiver)(?<!^transformers\.js)_config$|^(encoder|decoder|generator)$")
+"""Settings that are a model of their own where they are objects. SmolVLM's directories state two that nothing reads."""
 
 
 def builds_only_itself(config_class: type[Any]) -> bool:
@@ -102,7 +108,8 @@ def check_config_class(name: str, values: dict[str, Any]) -> None:
             wanted = f"a type that transformers {transformers.__version__} knows"
         raise BundleFormatError(name, "model_type", wanted, repr(model_type)[:80])
     for part, types in PICTURE_MODELS.get(str(model_type), {}).items():
-        if model_type not in PATCH_MODELS or (isinstance(values.get(part), dict) and "model_type" in values[part]):
+        stated = isinstance(values.get(part), dict) and "model_type" in values[part]
+        if stated or not (model_type in PATCH_MODELS or (model_type in TILE_MODELS and part == "vision_config")):
             _check_part(name, part, values.get(part), types)
     for setting in hidden_parts(kind, values):
         raise BundleFormatError(name, setting[:80], f"no setting of that name, a part of {kind.__name__}", "one")

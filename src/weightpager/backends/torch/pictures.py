@@ -7,15 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightpager.backends.torch.architecture import takes_tiles
 from weightpager.readers.patch_processor import Grid
 
 
 def features_of(module: Any, pixels: Tensor, grid: Grid | None = None) -> Tensor:
-    """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width].
+    """Pictures' features, [pictures, tokens, width], of pixels [pictures, channels, height, width]; or tiles'.
 
     Of a run of patches, of so many rows and columns of places, one picture's: [tokens, width], of [places, patches of a
     place, numbers of a patch].
     """
+    if takes_tiles(module.config):  # its own function would take a tile of zeros for padding
+        base = module.base_model
+        tiles: Tensor = base.connector(base.vision_model(pixels, return_dict=True).last_hidden_state)
+        return tiles
     if grid is None:
         return torch.stack(list(module.get_image_features(pixel_values=pixels).pooler_output))
     merge = module.config.vision_config.spatial_merge_size

@@ -169,6 +169,20 @@ class PatchRuns(Strict, frozen=True, kw_only=True):
     window: Annotated[int, Meta(ge=0, le=2**10)]
 
 
+class Tiles(Strict, frozen=True, kw_only=True):
+    """How a picture becomes tiles of one size, row by row, and a small one of the whole behind them.
+
+    Attributes:
+        places: that a tile takes in a text.
+        border: the text of the token in front of each tile, and behind the last one.
+        whole: the text that says behind a border that a tile shows the whole; others say their row and column.
+    """
+
+    places: Annotated[int, Meta(ge=1, le=2**14)]
+    border: Annotated[str, Meta(min_length=1, max_length=64)]
+    whole: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
 class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """The picture tower of a model that reads pictures among its words, and the connector behind it.
 
@@ -181,9 +195,10 @@ class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
         layers: of the tower.
         token: the text of the placeholder, such as ``<image>``.
         token_id: of the placeholder.
-        tokens: how many places a picture takes; at most, where it is a run of patches.
+        tokens: how many places a picture takes; at most, where it is a run of patches, or has tiles.
         width: of a feature: that of the language model's embeddings.
-        runs: how pictures become runs of patches; None where all have one size.
+        runs: how pictures become runs of patches; None where these have one size.
+        tiles: how pictures become tiles; None where each is seen at once.
         around: what stands before and behind a placeholder where nobody has written one; None for nothing.
     """
 
@@ -194,7 +209,18 @@ class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
     tokens: Annotated[int, Meta(ge=1, le=2**14)]
     width: Annotated[int, Meta(ge=1, le=2**18)]
     runs: PatchRuns | None = None
+    tiles: Tiles | None = None
     around: tuple[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=64)]] | None = None
+
+    @property
+    def places(self) -> int:
+        """How many places those pixels take that the tower sees at once: a picture's, or a tile's."""
+        return self.tokens if self.tiles is None else self.tiles.places
+
+    @property
+    def vary(self) -> bool:
+        """Whether it depends on a picture how many places it takes."""
+        return self.runs is not None or self.tiles is not None
 
 
 MOST_RANK = 1024

@@ -13,8 +13,8 @@ from weightpager.bundle.format.names import MANIFEST, adapter_files, private_fil
 from weightpager.bundle.format.placement import Placement
 from weightpager.errors import BundleFormatError, shortened
 
-TOWER = ("base_model.vision_tower.", "base_model.visual.")
-CONNECTOR = "base_model.multi_modal_projector."
+TOWER = ("base_model.vision_tower.", "base_model.vision_model.", "base_model.visual.")
+CONNECTOR = ("base_model.multi_modal_projector.", "base_model.connector.")
 """Beginnings of the canonical names of a model's parts; ``visual`` has its connector inside."""
 
 _PEFT = "base_model.model."
@@ -24,7 +24,7 @@ _NAMED = 120
 
 def is_before_words(name: str) -> bool:
     """Whether a parameter, by canonical name, is the picture tower's or the connector's."""
-    return name.startswith((*TOWER, CONNECTOR))
+    return name.startswith((*TOWER, *CONNECTOR))
 
 
 def check_shared(root: Path, manifest: Manifest, placement: Placement) -> None:

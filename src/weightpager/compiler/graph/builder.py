@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from transformers import PreTrainedModel
 
+from weightpager.backends.torch.architecture import takes_tiles
 from weightpager.backends.torch.pictures import window_of, with_features
 from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.errors import NotExportableError
@@ -257,6 +258,8 @@ class Called(nn.Module):
         named = {each.name: tensor for each, tensor in zip(self.form.inputs, inputs, strict=True)}
         if self.form.kind == FEATURES and "patch_positions" in named:
             return (_features_of_patches(self.module, *inputs),)
+        if self.form.kind == FEATURES and takes_tiles(self.module.config):
+            return (_features_of_tiles(self.module, *inputs),)
         if self.form.kind == FEATURES:
             return (_features(self.module, named["pixel_values"]),)
         if "features" in named:
@@ -280,6 +283,29 @@ def _features(module: Any, pixels: Tensor) -> Tensor:
     chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
     first = 1 if config.vision_feature_select_strategy == "default" else 0  # behind the token of the class
     found: Tensor = base.multi_modal_projector(torch.cat([each[:, first:] for each in chosen], -1))
+    return found
+
+
+def number_patches(module: Any) -> None:
+    """Give a tower of tiles the numbers of its patches' positions, [1, patches], as it finds them for a whole tile.
+
+    It does so by fractions of a side, which are rounded.
+    """
+    seen = module.base_model.vision_model.embeddings
+    side = seen.num_patches_per_side
+    at = torch.clamp(torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side)), max=1.0 - 1e-6)
+    place = torch.bucketize(at, torch.arange(1 / side, 1.0, 1 / side), right=True)
+    seen.register_buffer("position_ids", (place[:, None] * side + place).reshape(1, -1), persistent=False)
+
+
+def _features_of_tiles(module: Any, pixels: Tensor) -> Tensor:
+    """As the tower's own ``forward`` has it of whole tiles, whose patches have been numbered."""
+    base = module.base_model
+    tower, seen = base.vision_model, base.vision_model.embeddings
+    hidden = seen.patch_embedding(pixels).flatten(2).transpose(1, 2) + seen.position_embedding(seen.position_ids)
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, None)
+    found: Tensor = base.connector(tower.post_layernorm(hidden))
     return found
 
 

@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind, takes_patches
+from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind, takes_patches, takes_tiles
 from weightpager.bundle import BundleWriter, TaskKind
 from weightpager.bundle.format.manifest import FORMS
-from weightpager.compiler.graph.builder import CallForm
+from weightpager.compiler.graph.builder import CallForm, number_patches
 from weightpager.compiler.graph.check import check_graph, check_weights
 from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of
@@ -94,6 +94,8 @@ def empty_module_of(config: PretrainedConfig, kind: str, classes: int) -> PreTra
     copied = copy.deepcopy(config)
     copied.dtype = torch.float32  # else what a constructor computes is rounded
     module = module_of_kind(copied, kind, names).float()
+    if takes_tiles(copied):
+        number_patches(module)
     for part in module.modules():  # a language model in it has a configuration of its own
         if isinstance(part, PreTrainedModel):
             part.config.use_cache = False

@@ -19,18 +19,20 @@ from weightpager.backends.torch.architecture import (
     feature_layers,
     has_picture_tower,
     takes_patches,
+    takes_tiles,
 )
-from weightpager.backends.torch.pictures import window_of
-from weightpager.bundle.format.manifest import PatchRuns, Pictures
+from weightpager.backends.torch.pictures import features_of, window_of
+from weightpager.bundle.format.manifest import PatchRuns, Pictures, Tiles
 from weightpager.bundle.format.picture_tower import TOWER
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.task_file.sections import TowerBlocks
 from weightpager.errors import CompileError, shown
 from weightpager.readers.patch_processor import CHANNELS, PatchProcessor
 from weightpager.readers.picture_reader import PictureReader, check_patches
+from weightpager.readers.tile_processor import TileProcessor
 
-LANGUAGE = f"{BASE}language_model."
-"""Beginning of the canonical names behind the tower and the connector; a head that isn't tied lies beside them."""
+LANGUAGE = (f"{BASE}language_model.", f"{BASE}text_model.")
+"""Beginnings of the canonical names behind the tower and the connector; a head that isn't tied lies beside them."""
 
 _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 """What DINOv2's says of all its layers, for others' use: it would contradict fewer layers."""
@@ -42,6 +44,12 @@ _OF_RUNS = {"patch_size": 64, "spatial_merge_size": 16, "temporal_patch_size": 8
 _MOST_WINDOW = 2**10
 
 _RUN_PROCESSOR = "Qwen2VLProcessor"
+_TILE_PROCESSORS = {"idefics3": "Idefics3Processor", "smolvlm": "SmolVLMProcessor"}
+
+_BORDER, _WHOLE_TILE = "<fake_token_around_image>", "<global-img>"
+"""What those write around tiles."""
+
+_MOST_SCALE, _MOST_TOKENS = 16, 2**14
 
 _CAPTURES = "_output_capturing_hooks_installed"
 """What transformers notes of a model whose hooks are set."""
@@ -62,6 +70,9 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
         _check_runs(config)
         return config
     _check_patches(config.vision_config)
+    if takes_tiles(config):
+        _check_shuffle(config)
+        return config
     layers, tower = feature_layers(config), config.vision_config
     last = max(layers)
     if last == 0:
@@ -93,6 +104,23 @@ def _check_patches(tower: PretrainedConfig) -> None:
     patch, most = tower.patch_size, min(sides)
     if not isinstance(patch, int) or not 1 <= patch <= most:
         raise ValueError(f"vision_config.patch_size: expected an integer of 1 to {most}, found {shown(patch)}")
+
+
+def _check_shuffle(config: PretrainedConfig) -> None:
+    """Refuse a tower whose patches can't be put together in squares.
+
+    Raises:
+        ValueError: it is such a one.
+    """
+    tower, scale = config.vision_config, config.scale_factor
+    if not isinstance(tower.image_size, int):
+        raise ValueError(f"vision_config.image_size: expected an integer, found {shown(tower.image_size)}")
+    if tower.num_channels != CHANNELS:
+        raise ValueError(f"vision_config.num_channels: expected {CHANNELS}, found {shown(tower.num_channels)}")
+    side = tower.image_size // tower.patch_size
+    if not isinstance(scale, int) or not 1 <= scale <= _MOST_SCALE or side % scale:
+        expected = f"expected an integer of 1 to {_MOST_SCALE} that divides a tile's side, {side} patches"
+        raise ValueError(f"scale_factor: {expected}, found {shown(scale)}")
 
 
 def _check_runs(config: PretrainedConfig) -> None:
@@ -136,7 +164,7 @@ def pictures_of(
     Raises:
         CompileError: pictures become as many features as they like, or the placeholder is no word of both.
     """
-    runs = around = None
+    runs = tiles = around = None
     if takes_patches(model.config):
         processor = PatchProcessor(images.processor.to_dict())
         runs, tokens = PatchRuns(merge=processor.merge, window=window_of(model.config.vision_config)), processor.places
@@ -144,6 +172,11 @@ def pictures_of(
         around = _around(model.config, tokenizer)
     else:
         tokens, width = _blank_features(model, images.shape, path)
+    if takes_tiles(model.config):
+        tiles = Tiles(places=tokens, border=_BORDER, whole=_WHOLE_TILE)
+        tokens *= TileProcessor(images.processor.to_dict()).most
+        if tokens > _MOST_TOKENS:
+            raise CompileError(f"{path}: expected pictures of at most {_MOST_TOKENS} tokens, found {tokens}")
     token_id = int(model.config.image_token_id)
     words = int(model.get_input_embeddings().weight.shape[0])
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
@@ -158,7 +191,7 @@ def pictures_of(
     layers = sum(f"{BASE}{name}.".startswith(TOWER) for name in repeated_layers(model.base_model))
     return Pictures(
         blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width, runs=runs,
-        around=around,
+        tiles=tiles, around=around,
     )  # fmt: skip
 
 
@@ -171,8 +204,7 @@ def _blank_features(model: PreTrainedModel, shape: tuple[int, int, int] | None, 
         )
     blank = torch.zeros(1, *shape, dtype=model.dtype, device=model.device)
     with torch.inference_mode():
-        features = model.base_model.get_image_features(blank, return_dict=True).pooler_output
-    tokens, width = features[0].shape
+        tokens, width = features_of(model, blank)[0].shape
     return int(tokens), int(width)
 
 
@@ -222,6 +254,8 @@ def processor_config(
     """
     if pictures.runs is not None:
         return {"processor_class": _RUN_PROCESSOR}
+    if pictures.tiles is not None:
+        return {"processor_class": _TILE_PROCESSORS[config.model_type], "image_seq_len": pictures.places}
     assert shape is not None
     patch, strategy = int(config.vision_config.patch_size), config.vision_feature_select_strategy
     patches = (shape[1] // patch) * (shape[2] // patch)

@@ -176,8 +176,9 @@ TOWERS: dict[str, Family] = {"CLIP, SigLIP": _in_place(_CLIP), "DINOv2": _in_pla
 """Picture towers before a language model of another family."""
 
 _CONNECTOR: dict[str, Axes] = {
-    **_linear(f"{CONNECTOR}linear_1", "", ""),
-    **_linear(f"{CONNECTOR}linear_2", "residual", ""),
+    **_linear(f"{CONNECTOR[0]}linear_1", "", ""),
+    **_linear(f"{CONNECTOR[0]}linear_2", "residual", ""),
+    **_linear(f"{CONNECTOR[1]}modality_projection.proj", "residual", ""),
 }
 """It writes into the language model's residual stream."""
 
@@ -200,8 +201,10 @@ def axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
     others = {name: tensor for name, tensor in named.items() if name not in tower}
     if not tower:
         return _axes_of(named, FAMILIES.values())
-    seen = _axes_of(tower, [_inside(TOWER[0], family) for family in TOWERS.values()])
-    read = _axes_of(others, [_inside(LANGUAGE, family) | _CONNECTOR for family in FAMILIES.values()])
+    seen = _axes_of(tower, [_inside(prefix, family) for family in TOWERS.values() for prefix in TOWER])
+    read = _axes_of(
+        others, [_inside(prefix, family) | _CONNECTOR for family in FAMILIES.values() for prefix in LANGUAGE]
+    )
     return None if seen is None or read is None else {**seen, **read}
 
 

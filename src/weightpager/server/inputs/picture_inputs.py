@@ -93,7 +93,7 @@ def _content_of(url: str) -> bytes:
 def _decoded(reader: PictureReader, image: EncodedImage) -> Picture:
     """A picture that holds nothing but the pixels that the tower takes, whatever the size of the file's."""
     picture = reader.read(image.content, MOST_PIXELS)
-    if picture.grid is not None:  # it is scaled already
+    if picture.is_scaled:
         return picture
     pixels = picture.pixels
     return Picture(picture.key, lambda: pixels, picture.tokens)

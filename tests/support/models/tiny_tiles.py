@@ -1,0 +1,116 @@
+"""Tiny models whose pictures are cut into tiles: Idefics3 and SmolVLM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+
+import tiny_llava
+from tests.support.models import tiny
+
+FamilyName = Literal["idefics3", "smolvlm"]
+FAMILIES: tuple[FamilyName, ...] = ("idefics3", "smolvlm")
+
+IMAGE, BORDER, WHOLE = "<image>", "<fake_token_around_image>", "<global-img>"
+A_SIDE = 3
+"""Tiles in a row, and in a column, at most."""
+MARKS = [f"<row_{row}_col_{column}>" for row in range(1, A_SIDE + 1) for column in range(1, A_SIDE + 1)]
+PLACEHOLDER = 16
+WORDS = PLACEHOLDER + 3 + len(MARKS)
+PATCH, SCALE, SIDE = 4, 2, 16
+PLACES = (SIDE // PATCH // SCALE) ** 2
+"""Of a tile."""
+
+TEMPLATE = tiny_llava.TEMPLATE
+
+_FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], str]] = {
+    "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration, "Idefics3ImageProcessor"),
+    "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration, "SmolVLMImageProcessor"),
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    own = tiny.tokenizer()
+    own.add_special_tokens({"additional_special_tokens": [IMAGE, BORDER, WHOLE, *MARKS]})
+    own.eos_token, own.chat_template = "[SEP]", TEMPLATE
+    return own
+
+
+def processor(family: FamilyName = "idefics3", **more: Any) -> dict[str, Any]:
+    """The settings of an image processor, as the family's directories have them."""
+    return {
+        "image_processor_type": _FAMILIES[family][2],
+        "do_image_splitting": True,
+        "do_pad": True,
+        "do_convert_rgb": True,
+        "size": {"longest_edge": A_SIDE * SIDE},
+        "max_image_size": {"longest_edge": SIDE},
+        "resample": 1,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    } | more
+
+
+def config(family: FamilyName = "idefics3", *, tied: bool = True, **more: Any) -> PreTrainedConfig:
+    text = tiny_llava.TEXT | {"model_type": "llama", "vocab_size": WORDS, "max_position_embeddings": 256}
+    text |= {"perceiver_config": {"model_type": "vllama3", "_name_or_path": ""}}  # as published directories have it
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+    }
+    parts = {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied, "scale_factor": SCALE}
+    return _FAMILIES[family][0](**(parts | {"image_token_id": PLACEHOLDER, "pad_token_id": 0} | more))
+
+
+def model(config: PreTrainedConfig, seed: int = 0) -> Any:
+    """Random, but of a size at which pictures and words change what follows."""
+    torch.manual_seed(seed)
+    made: Any = _FAMILIES[config.model_type][1](config).eval()
+    with torch.no_grad():
+        for name, tensor in made.named_parameters():
+            if ".vision_model." in name or ".connector." in name:
+                if tensor.ndim > 1:
+                    tensor.normal_(0, 0.2)
+                elif "norm" not in name:
+                    tensor.normal_(0, 0.1)
+    made.generation_config.eos_token_id = 3
+    return made
+
+
+def directory(
+    folder: Path, family: FamilyName = "idefics3", *, images: dict[str, Any] | None = None, **more: Any
+) -> Path:
+    """A model directory with a tokenizer and an image processor, whose settings ``images`` changes."""
+    model(config(family, **more)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    settings = processor(family, **(images or {}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def watcher(folder: Path, family: FamilyName = "idefics3", **changes: Any) -> dict[str, Any]:
+    """A task file of two tasks, as a mapping."""
+    images = changes.pop("images", None)
+    model = str(changes.get("model") or directory(folder / family, family, images=images))
+    found = tiny_llava.watcher(
+        folder, **({"model": model, "calibration": {"items": 8, "max_length": 200, "batch": 4}} | changes)
+    )
+    for task in found["tasks"].values():
+        task["max_length"] = 200
+    return found
