@@ -19,7 +19,7 @@ MOST_SIDE = 2**11
 MOST_RATIO = 32
 """Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
 
-_SIZES = ("size", "crop_size", "pad_size", "size_divisor")
+_SIZES = ("size", "crop_size", "pad_size", "max_image_size", "size_divisor")
 
 _TYPES = ("Beit", "Bit", "DeiT", "Segformer", "ViT")
 """Beginnings of the names of transformers' processors that do the same steps in the same order."""

@@ -197,7 +197,7 @@ class PictureReader:
         return Picture(key.digest(), process, tokens)
 
     def known(self, source: Path | bytes) -> tuple[bytes, int, Grid | None]:
-        """Key, tokens and tiles of the `Picture` that `read` gives; a file that many questions are about is decoded once.
+        """Key, tokens and tiles of the `Picture` that `read` gives; a file of many questions is decoded once.
 
         Raises:
             ImageError: as of `read`.

@@ -86,7 +86,7 @@ class TileProcessor:
         return image.height // self.side, image.width // self.side
 
     def tiles(self, image: PilImage) -> Pixels:
-        """The tiles of an image in RGB that is `scaled`, float32 [tiles, channels, height, width]; the whole is last."""
+        """The tiles of a `scaled` image in RGB, float32 [tiles, channels, height, width]; that of the whole is last."""
         (rows, columns), side = self.grid(image), self.side
         parts = [self._resized(image, side, side)]
         if (rows, columns) != (1, 1):

@@ -137,7 +137,7 @@ def _picture(bundle: Bundle, drawn: np.random.Generator) -> Picture:
     """Random pixels; of a model that takes any size, those of a frame."""
     assert bundle.pictures is not None
     reader = _reader(bundle, bundle.pictures)
-    if reader.shape is None:
+    if bundle.pictures.vary:
         return reader.read(drawn.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8))
     pixels = drawn.standard_normal((1, *reader.shape), np.float32)[0]
     return Picture(b"", lambda: pixels, bundle.pictures.tokens)
@@ -169,7 +169,7 @@ _MOST_WITH_PICTURES = 64
 
 def write_texts(bundle: Bundle, tasks: Sequence[str], folder: Path) -> None:
     """Write the file `TEXTS`, with those tasks whose held-out texts are on this machine and can be read."""
-    if bundle.takes_images or (bundle.pictures is not None and bundle.pictures.runs is not None):
+    if bundle.takes_images or (bundle.pictures is not None and bundle.pictures.vary):
         return  # pictures of one size are stored beside each other
     named = {task: stated for task in tasks if (stated := bundle.task(task).eval) is not None}
     found = {task: file for task, stated in named.items() if (file := held_out_file(bundle, stated)) is not None}

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import (
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -19,6 +21,8 @@ from transformers import (
 
 import tiny_llava
 from tests.support.models import tiny
+from weightpager.backends.torch.architecture import load_image_processor
+from weightpager.readers.image_reader import Frame
 
 FamilyName = Literal["qwen2_vl", "qwen2_5_vl"]
 FAMILIES: tuple[FamilyName, ...] = ("qwen2_vl", "qwen2_5_vl")
@@ -113,6 +117,15 @@ def directory(folder: Path, family: FamilyName = "qwen2_vl", **more: Any) -> Pat
     tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor()), encoding="utf-8")
     return folder
+
+
+def asked(folder: Path, frames: list[Frame], words: str) -> dict[str, torch.Tensor]:
+    """What transformers' processor gives its model of pictures in front of words."""
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder), load_image_processor(folder)
+    shown = processor(images=[Image.fromarray(each) for each in frames], return_tensors="pt")
+    text = "".join(f"{START}{IMAGE * int(grid.prod() // MERGE**2)}{END}" for grid in shown["image_grid_thw"])
+    ids = torch.tensor([[2, *tokenizer(text + words, add_special_tokens=False)["input_ids"]]])
+    return {**shown, "input_ids": ids, "mm_token_type_ids": (ids == PLACEHOLDER).long()}
 
 
 def watcher(folder: Path, family: FamilyName = "qwen2_vl", **changes: Any) -> dict[str, Any]:

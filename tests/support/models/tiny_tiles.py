@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import (
+    AutoTokenizer,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
+    Idefics3Processor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -19,9 +22,12 @@ from transformers import (
 
 import tiny_llava
 from tests.support.models import tiny
+from weightpager.backends.torch.architecture import load_image_processor
+from weightpager.readers.image_reader import Frame
 
-FamilyName = Literal["idefics3", "smolvlm"]
-FAMILIES: tuple[FamilyName, ...] = ("idefics3", "smolvlm")
+FamilyName = Literal["idefics3", "smolvlm", "smolvlm_whole"]
+FAMILIES: tuple[FamilyName, ...] = ("idefics3", "smolvlm", "smolvlm_whole")
+"""The last one's pictures aren't split: each is one tile."""
 
 IMAGE, BORDER, WHOLE = "<image>", "<fake_token_around_image>", "<global-img>"
 A_SIDE = 3
@@ -38,6 +44,7 @@ TEMPLATE = tiny_llava.TEMPLATE
 _FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], str]] = {
     "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration, "Idefics3ImageProcessor"),
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration, "SmolVLMImageProcessor"),
+    "smolvlm_whole": (SmolVLMConfig, SmolVLMForConditionalGeneration, "SmolVLMImageProcessor"),
 }
 
 
@@ -52,7 +59,7 @@ def processor(family: FamilyName = "idefics3", **more: Any) -> dict[str, Any]:
     """The settings of an image processor, as the family's directories have them."""
     return {
         "image_processor_type": _FAMILIES[family][2],
-        "do_image_splitting": True,
+        "do_image_splitting": family != "smolvlm_whole",
         "do_pad": True,
         "do_convert_rgb": True,
         "size": {"longest_edge": A_SIDE * SIDE},
@@ -93,24 +100,29 @@ def model(config: PreTrainedConfig, seed: int = 0) -> Any:
     return made
 
 
-def directory(
-    folder: Path, family: FamilyName = "idefics3", *, images: dict[str, Any] | None = None, **more: Any
-) -> Path:
-    """A model directory with a tokenizer and an image processor, whose settings ``images`` changes."""
+def directory(folder: Path, family: FamilyName = "idefics3", **more: Any) -> Path:
+    """A model directory with a tokenizer and an image processor."""
     model(config(family, **more)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    settings = processor(family, **(images or {}))
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor(family)), encoding="utf-8")
     return folder
+
+
+def asked(folder: Path, frames: list[Frame], words: str) -> dict[str, torch.Tensor]:
+    """What transformers' processor gives its model of pictures in front of words."""
+    images = [[Image.fromarray(each) for each in frames]]
+    known = Idefics3Processor(load_image_processor(folder), AutoTokenizer.from_pretrained(folder), image_seq_len=PLACES)
+    text = known.tokenizer.cls_token + IMAGE * len(frames) + words
+    return dict(known(text=text, images=images, return_tensors="pt", add_special_tokens=False))
 
 
 def watcher(folder: Path, family: FamilyName = "idefics3", **changes: Any) -> dict[str, Any]:
     """A task file of two tasks, as a mapping."""
-    images = changes.pop("images", None)
-    model = str(changes.get("model") or directory(folder / family, family, images=images))
-    found = tiny_llava.watcher(
-        folder, **({"model": model, "calibration": {"items": 8, "max_length": 200, "batch": 4}} | changes)
-    )
+    more = {
+        "model": str(directory(folder / family, family)),
+        "calibration": {"items": 8, "max_length": 200, "batch": 4},
+    }
+    found = tiny_llava.watcher(folder, **(more | changes))
     for task in found["tasks"].values():
         task["max_length"] = 200
     return found

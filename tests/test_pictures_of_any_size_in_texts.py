@@ -1,4 +1,4 @@
-"""Models whose pictures are runs of patches, from a directory to answers by both backends and over HTTP."""
+"""Models whose pictures are runs of patches or tiles, from a directory to answers by both backends and over HTTP."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+import tiny_llava
 import tiny_qwen2_vl
+import tiny_tiles
 import weightpager as wp
 from made_once import made_once
 from running import Running, serving
 from tiny_pictures import answer_of
-from tiny_qwen2_vl import FAMILIES, IMAGE, MOST, PLACEHOLDER, UNIT, FamilyName
-from weightpager.backends.torch.architecture import load_image_processor
+from tiny_qwen2_vl import MOST, PLACEHOLDER, UNIT
+from tiny_tiles import A_SIDE, PLACES
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.errors import CompileError, ImageError
 from weightpager.kernels.choice import NATIVE
 from weightpager.readers.image_reader import Frame
+from weightpager.readers.tile_processor import tiles_of
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 from weightpager.runtime.budget import largest_budget, smallest_budget
 from weightpager.server.scheduling.settings import Policy, Settings
@@ -38,25 +41,29 @@ pytestmark = pytest.mark.slow
 
 BACKENDS = ["torch", *(["native"] if NATIVE else [])]
 TASKS = ("animal", "number")
+MODULES: dict[str, Any] = dict.fromkeys(tiny_qwen2_vl.FAMILIES, tiny_qwen2_vl) | dict.fromkeys(
+    tiny_tiles.FAMILIES, tiny_tiles
+)
+"""What makes the models of a family."""
 UNSURE = 1e-3
 """Two logits that differ by less may be rounded to either order."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> FamilyName:
-    found: FamilyName = request.param
+@pytest.fixture(scope="module", params=MODULES)
+def family(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, family: FamilyName) -> wp.Bundle:
+def bundle(tmp_path_factory: pytest.TempPathFactory, family: str) -> wp.Bundle:
     """Two tasks over one tower: one of plain prompts, one of conversations."""
     return compiled(tmp_path_factory, family, "int8")
 
 
-def compiled(factory: pytest.TempPathFactory, family: FamilyName, dtype: str) -> wp.Bundle:
+def compiled(factory: pytest.TempPathFactory, family: str, dtype: str) -> wp.Bundle:
     def make(folder: Path) -> None:
-        wp.compile(tiny_qwen2_vl.watcher(folder, family, dtype=dtype), out=folder / "watcher.bundle")
+        wp.compile(MODULES[family].watcher(folder, family, dtype=dtype), out=folder / "watcher.bundle")
 
     return wp.Bundle.open(made_once(factory, f"watcher-{family}-{dtype}", make) / "watcher.bundle")
 
@@ -68,48 +75,50 @@ def frame(seed: int) -> Frame:
     return random.integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_a_bundle_says_how_pictures_stand_in_texts(bundle: wp.Bundle, family: FamilyName) -> None:
-    window = tiny_qwen2_vl.window_of(family)
-    assert bundle.pictures is not None
-    assert bundle.pictures.plain() == {
-        "blocks": "shared", "layers": 3 if window else 2, "token": IMAGE, "token_id": PLACEHOLDER,
-        "tokens": bundle.pictures.tokens, "width": 48, "runs": {"merge": 2, "window": window},
-        "around": ("<|vision_start|>", "<|vision_end|>"),
+def test_a_bundle_says_how_pictures_stand_in_texts(bundle: wp.Bundle, family: str) -> None:
+    stated = bundle.pictures
+    assert stated is not None
+    window = tiny_qwen2_vl.window_of(family)  # type: ignore[arg-type]
+    plain = {
+        "blocks": "shared", "layers": 3 if window else 2, "token": MODULES[family].IMAGE, "token_id": PLACEHOLDER,
+        "tokens": stated.tokens, "width": 48,
     }  # fmt: skip
-    assert MOST <= bundle.pictures.tokens < 2 * MOST
+    if MODULES[family] is tiny_qwen2_vl:
+        plain |= {"runs": {"merge": 2, "window": window}, "around": ("<|vision_start|>", "<|vision_end|>")}
+        assert MOST <= stated.tokens < 2 * MOST
+    else:
+        plain |= {"tiles": {"places": PLACES, "border": "<fake_token_around_image>", "whole": "<global-img>"}}
+        assert stated.tokens == PLACES * (1 if "whole" in family else A_SIDE**2 + 1)
+    assert stated.plain() == plain
     assert bundle.has_graphs
     assert read_report(bundle).without_graph == {}
-    of_tower = {weight.layer for weight in bundle.manifest.weights if weight.name.startswith("base_model.visual.")}
-    assert of_tower == set(range(bundle.pictures.layers))
+    tower = ("base_model.visual.", "base_model.vision_model.")
+    of_tower = {weight.layer for weight in bundle.manifest.weights if weight.name.startswith(tower)}
+    assert of_tower == set(range(stated.layers))
     ops = {node.op for node in bundle.graph("features").nodes}  # type: ignore[union-attr]
     assert ("segment_attention" in ops) == bool(window)
-    assert "rotary" in ops
+    assert ("rotary" in ops) == (stated.runs is not None)
     assert "cos" not in ops
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_answers_are_those_of_transformers(
-    tmp_path_factory: pytest.TempPathFactory, family: FamilyName, tmp_path: Path, backend: str
+    tmp_path_factory: pytest.TempPathFactory, family: str, tmp_path: Path, backend: str
 ) -> None:
     bundle, compared = compiled(tmp_path_factory, family, "float32"), 0
     export_task(bundle, "animal", folder := tmp_path / "exported")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer, processor = AutoTokenizer.from_pretrained(folder), load_image_processor(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     with wp.load(bundle.path, backend=backend) as engine:
         for seed in range(6):
             frames = [frame(10 * seed + number) for number in range(seed % 3 + 1)]
-            shown = processor(images=[Image.fromarray(each) for each in frames], return_tensors="pt")
-            text = "".join(
-                f"<|vision_start|>{IMAGE * int(grid.prod() // 4)}<|vision_end|>" for grid in shown["image_grid_thw"]
-            )
-            ids = torch.tensor([[2, *tokenizer(text + "red one", add_special_tokens=False)["input_ids"]]])
-            given = {**shown, "input_ids": ids, "mm_token_type_ids": (ids == PLACEHOLDER).long()}
+            given = MODULES[family].asked(folder, frames, "red one")
             options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
             with torch.inference_mode():
                 found = model.generate(**given, max_new_tokens=6, do_sample=False, **options)
             logits = torch.cat(found.logits)
             two = logits.sort(-1).values[:, -2:]
-            words = found.sequences[0, ids.shape[1] :]
+            words = found.sequences[0, given["input_ids"].shape[1] :]
             sure = int(((two[:, 1] - two[:, 0]) > UNSURE).cumprod(0).sum())
             wanted = tokenizer.decode(words[:sure], skip_special_tokens=True)
             answer = engine.generate("animal", "red one", frames, max_new_tokens=6)
@@ -143,26 +152,35 @@ def test_answers_and_features_after_any_sequence_are_those_of_a_fresh_engine(bun
     assert report.features.hits
 
 
-def test_a_picture_takes_as_many_places_as_its_size_asks_for(bundle: wp.Bundle) -> None:
+def test_a_picture_takes_as_many_places_as_its_size_asks_for(bundle: wp.Bundle, family: str) -> None:
     tokenizer = open_tokenizer(bundle)
     assert tokenizer.pictures is not None
+    assert bundle.pictures is not None
     pictures = [tokenizer.pictures.read(np.zeros((*size, 3), np.uint8)) for size in ((16, 24), (8, 16), (5, 160))]
-    assert [picture.grid for picture in pictures] == [(2, 3), (1, 2), (1, 19)]
-    assert [picture.tokens for picture in pictures] == [6, 2, 19]
+    if bundle.pictures.tiles is None:
+        assert [picture.grid for picture in pictures] == [(2, 3), (1, 2), (1, 19)]
+        assert [picture.tokens for picture in pictures] == [6, 2, 19]
+    else:
+        tiles = [(1, 1)] * 3 if "whole" in family else [(2, 3), (2, 3), (1, 3)]
+        assert [picture.tiles for picture in pictures] == tiles
+        assert [picture.tokens for picture in pictures] == [4 * count for count in map(tiles_of, tiles)]
     assert len({picture.key for picture in pictures}) == 3
-    ids = tokenizer.prompt("red", bos=False, pictures=3)
+    ids, places = tokenizer.prompt("red", bos=False, pictures=3), sum(picture.tokens for picture in pictures)
     assert ids.count(PLACEHOLDER) == 3
-    placed = tokenizer.pictures.placed(ids, [picture.tokens for picture in pictures])
-    assert placed.count(PLACEHOLDER) == 27
-    assert len(placed) == len(ids) + 24
+    placed = tokenizer.pictures.placed(ids, pictures)
+    assert placed.count(PLACEHOLDER) == places
+    around = (
+        0 if bundle.pictures.tiles is None else sum(2 * tiles_of(picture.tiles or (1, 1)) + 1 for picture in pictures)
+    )
+    assert len(placed) == len(ids) - 3 + places + around
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pictures_that_there_is_no_room_for_are_refused(bundle: wp.Bundle, backend: str) -> None:
     large = np.zeros((40, 60, 3), np.uint8)
     with wp.load(bundle.path, backend=backend) as engine:
-        with pytest.raises(wp.WeightpagerError, match="expected at most 128 tokens, as the model can read, found"):
-            engine.generate("animal", "red", [large] * 20)
+        with pytest.raises(wp.WeightpagerError, match="expected at most (128|256) tokens, as the model can"):
+            engine.generate("animal", "red", [large] * 40)
         with pytest.raises(ImageError, match="expected sides of at most 1 : 32, found 330 × 10"):
             engine.generate("animal", "red", [np.zeros((10, 330, 3), np.uint8)])
 
@@ -187,13 +205,14 @@ def test_conversations_about_pictures_over_http(bundle: wp.Bundle, server: Runni
         reader = engine.reader()
         assert isinstance(reader, Tokenizer)
         assert reader.pictures is not None
-        places = sum(reader.pictures.read(each).tokens for each in frames)
+        placed = reader.pictures.placed([PLACEHOLDER] * 2, [reader.pictures.read(each) for each in frames])
     parts = [{"type": "image_url", "image_url": {"url": url(each)}} for each in frames]
     messages: Any = [{"role": "user", "content": [parts[0], said[1], parts[1]]}]
     found = server.openai.chat.completions.create(model="number", messages=messages, max_tokens=4, temperature=0)
     assert found.choices[0].message.content == wanted.completion
     assert found.usage is not None
-    assert found.usage.prompt_tokens == places + 4 + 1 + 1  # what stands around pictures, a word, and the template's
+    around = 0 if reader.pictures.pictures.tiles else 4
+    assert found.usage.prompt_tokens == len(placed) + around + 1 + 1  # a word, and the template's
     crowded, strip = [np.zeros((60, 100, 3), np.uint8)] * 8, [np.zeros((4, 400, 3), np.uint8)]
     with server.http() as client:
         for shown, times, wrong in (
@@ -205,16 +224,16 @@ def test_conversations_about_pictures_over_http(bundle: wp.Bundle, server: Runni
             answer = client.post("/v1/chat/completions", json=body)
             assert answer.status_code == 400
             assert wrong in answer.json()["error"]["message"]
-        body = {"model": "animal", "prompt": "red " * 60, "images": [url(each) for each in crowded], "max_tokens": 2}
+        body = {"model": "animal", "prompt": "red " * 250, "images": [url(each) for each in crowded], "max_tokens": 2}
         answer = client.post("/v1/completions", json=body)
         assert answer.status_code == 400
-        assert "expected at most 128 tokens, as the model can read" in answer.json()["error"]["message"]
+        assert "tokens, as the model can read" in answer.json()["error"]["message"]
 
 
-def rewritten(folder: Path, family: FamilyName, name: str, **changes: Any) -> Path:
-    model = tiny_qwen2_vl.directory(folder / "model", family)
+def rewritten(folder: Path, family: str, name: str, **changes: Any) -> Path:
+    model = Path(MODULES[family].directory(folder / "model", family))
     values = json.loads((model / name).read_text())
-    part = values["vision_config"] if name == "config.json" else values
+    part = values["vision_config"] if name == "config.json" and "scale_factor" not in changes else values
     part.update(changes)
     (model / name).write_text(json.dumps(values))
     return model
@@ -245,6 +264,50 @@ def test_odd_settings_are_refused(tmp_path: Path, name: str, changes: dict[str, 
         wp.compile(content, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("config.json", {"scale_factor": 3}, "scale_factor: expected an integer of 1 to 16 that divides .* 4 patches"),
+        ("config.json", {"scale_factor": 0}, "scale_factor"),
+        ("config.json", {"image_size": [16, 16]}, "vision_config.image_size: expected an integer, found"),
+        ("config.json", {"num_channels": 4}, "vision_config.num_channels: expected 3, found 4"),
+        ("config.json", {"patch_size": 0}, "patch_size"),
+        ("preprocessor_config.json", {"do_resize": False}, "expected Idefics3ImageProcessor or SmolVLMImageProcessor"),
+        ("preprocessor_config.json", {"size": {"height": 48, "width": 48}}, "expected size of a longest_edge of 1 to"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 4096}}, "expected sizes of 1 to 2048"),
+        (
+            "preprocessor_config.json",
+            {"size": {"longest_edge": 272}},
+            "expected a size.longest_edge of at most 256, 16",
+        ),
+        (
+            "preprocessor_config.json",
+            {"max_image_size": {"longest_edge": 24}},
+            r"that makes pixels \(3, 16, 16\)",
+        ),
+        ("preprocessor_config.json", {"max_image_size": {"longest_edge": 10**9}}, "expected sizes of 1 to 2048, found"),
+        ("preprocessor_config.json", {"do_normalize": False}, "make no colour zero in all channels"),
+        (
+            "preprocessor_config.json",
+            {"image_processor_type": "ViTImageProcessor", "size": 16},
+            "expected Idefics3ImageProcessor",
+        ),
+    ],
+)
+def test_odd_settings_of_tiles_are_refused(tmp_path: Path, name: str, changes: dict[str, Any], said: str) -> None:
+    model = rewritten(tmp_path, "idefics3", name, **changes)
+    with pytest.raises(CompileError, match=said):
+        wp.compile(tiny_tiles.watcher(tmp_path) | {"model": str(model)}, tmp_path / "bundle")
+
+
+def test_a_tokenizer_that_knows_no_border_is_refused(tmp_path: Path) -> None:
+    content = tiny_tiles.watcher(tmp_path)
+    own = tiny_llava.tokenizer()
+    own.save_pretrained(content["model"])
+    with pytest.raises(CompileError, match="expected a tokenizer that reads '<fake_token_around_image>' as a special"):
+        wp.compile(content, tmp_path / "bundle")
+
+
 @pytest.mark.parametrize("window", [0, 7, 2**20, "wide"])
 def test_odd_windows_are_refused(tmp_path: Path, window: object) -> None:
     model = rewritten(tmp_path, "qwen2_5_vl", "config.json", window_size=window)
@@ -255,7 +318,8 @@ def test_odd_windows_are_refused(tmp_path: Path, window: object) -> None:
 def test_a_contest_asks_about_a_frame(bundle: wp.Bundle) -> None:
     """Random words behind a picture, which either backend takes."""
     inputs = prompt(bundle, "animal", 0)
-    assert inputs["pixel_values"].shape[1] == 3 * 2 * 4**2
+    assert bundle.pictures is not None
+    assert inputs["pixel_values"].shape[1] == (1 if bundle.pictures.tiles else 3 * 2 * 4**2)
     found = []
     for backend in BACKENDS:
         with wp.load(bundle.path, backend=backend) as engine, engine.task("animal"):

@@ -1,0 +1,166 @@
+"""Pictures as tiles, by native code and by torch, against transformers' own calls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Idefics3Processor
+
+import tiny_tiles
+from made_once import made_once
+from tiny_tiles import IMAGE, PLACEHOLDER, PLACES, FamilyName
+from weightpager.answers import model as forward_size
+from weightpager.answers.generation import completions
+from weightpager.answers.model import Inputs, Integers, PlacedFeatures, TaskModel, picture_parts
+from weightpager.answers.work import Sampling
+from weightpager.backends.torch.architecture import load_image_processor
+from weightpager.backends.torch.torch_model import TorchModel
+from weightpager.bundle.format.manifest import Pictures, Tiles
+from weightpager.compiler.data import reader_of
+from weightpager.compiler.graph.export import export_graph
+from weightpager.graph import Graph, read_graph, write_graph
+from weightpager.graph.file import FEATURES
+from weightpager.readers.picture_reader import PictureReader
+
+pytest.importorskip("weightpager.kernels._native")
+
+from picture_models import KIND, native_model
+
+CLOSE, UNSURE = 1e-4, 1e-3
+"""How far logits may be off; and two that differ by less may be rounded to either order."""
+
+COUNTS = [1, 0, 3, 2]
+"""Pictures of each text of a batch."""
+
+FORM = Pictures(
+    blocks="shared", layers=2, token=IMAGE, token_id=PLACEHOLDER, tokens=40, width=48,
+    tiles=Tiles(places=PLACES, border=tiny_tiles.BORDER, whole=tiny_tiles.WHOLE),
+)  # fmt: skip
+
+
+class Made:
+    """A model by transformers, and what answers get of it."""
+
+    def __init__(self, factory: pytest.TempPathFactory, family: FamilyName) -> None:
+        folder = factory.mktemp("processor")
+        settings = json.dumps(tiny_tiles.processor(family))
+        (folder / "preprocessor_config.json").write_text(settings, encoding="utf-8")
+        images, tokenizer = load_image_processor(folder), tiny_tiles.tokenizer()
+        tokenizer.padding_side = "left"
+        self.processor = Idefics3Processor(images, tokenizer, image_seq_len=PLACES)
+        self.reader = reader_of(tokenizer, PictureReader.of(images.to_dict(), FORM))
+        self.module: Any = tiny_tiles.model(tiny_tiles.config(family)).requires_grad_(False)
+        native = native_model(*(_graph(factory, family, kind) for kind in (FEATURES, KIND)), self.module, FORM)
+        self.models: dict[str, TaskModel] = {"native": native, "torch": TorchModel(self.module, FORM)}
+
+    def asked(self, counts: list[int], seed: int) -> dict[str, np.ndarray]:
+        """What transformers' processor makes of texts with so many pictures each."""
+        random = np.random.default_rng(seed)
+        images = [[noise(random) for _ in range(count)] for count in counts]
+        texts = [" ".join([*random.choice(["red", "cat"], 1 + seed), *[IMAGE, "two"] * count]) for count in counts]
+        images = [each for each in images if each] if not all(counts) and not any(counts) else images
+        options: dict[str, Any] = {"padding": True, "add_special_tokens": False, "return_tensors": "np"}
+        found = dict(self.processor(text=texts, **({"images": images} if any(counts) else {}), **options))
+        return {name: value if value.dtype == np.float32 else value.astype(np.int64) for name, value in found.items()}
+
+
+def noise(random: np.random.Generator) -> Image.Image:
+    """Of an odd size; some are narrow, and some larger than all tiles together."""
+    height, width = random.integers(3, 90, 2)
+    return Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def _graph(factory: pytest.TempPathFactory, family: FamilyName, kind: str) -> Graph:
+    pixels = (3, tiny_tiles.SIDE, tiny_tiles.SIDE)
+
+    def make(folder: Path) -> None:
+        (folder / "graph.json").write_bytes(write_graph(export_graph(tiny_tiles.config(family), kind, pixels)))
+
+    return read_graph("graph.json", (made_once(factory, f"tiles-{family}-{kind}", make) / "graph.json").read_bytes())
+
+
+@pytest.fixture(scope="module", params=tiny_tiles.FAMILIES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory, request.param)
+
+
+@pytest.fixture(autouse=True)
+def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter than a tile and its words, so that some borders are inside of tiles."""
+    monkeypatch.setattr(forward_size, "PIECE", 6)
+
+
+def tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def grown(model: TaskModel, inputs: Inputs, tokens: int) -> Integers:
+    """The last text, read in pieces beside the others and continued in two steps."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    found = list(model.features(*picture_parts(inputs, FORM)))
+    texts = model.grow(ids, mask, Sampling(), 0, tokens, PlacedFeatures.of(ids, mask, PLACEHOLDER, found))
+    while texts.unread:
+        texts.read_piece()
+    for most, kept in ((2, [len(ids) - 1]), (tokens - 2, [0])):
+        texts.grow(most, lambda found: np.zeros(len(found), bool))
+        texts.keep(kept)
+    return texts.ids[0]
+
+
+def test_features_are_transformers(made: Made) -> None:
+    """Each tile's computed alone, so that no bit depends on the others."""
+    inputs = made.asked([3, 1, 4], 0)
+    with torch.inference_mode():
+        given = tensors({name: inputs[name] for name in ("pixel_values", "pixel_attention_mask")})
+        wanted = torch.cat(list(made.module.model.get_image_features(**given).pooler_output)).numpy()
+    pixels, grids = picture_parts(inputs, FORM)
+    assert grids is None
+    for model in made.models.values():
+        found = np.concatenate(list(model.features(pixels)))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        assert np.array_equal(np.concatenate(list(model.features(pixels[-1:]))), found[-PLACES:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_texts_are_read_and_continued_as_transformers_would(made: Made, seed: int) -> None:
+    inputs = made.asked([int(count) for count in np.random.default_rng(seed).permutation(COUNTS)], seed)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.inference_mode():
+        wanted = made.module(**tensors(inputs)).logits.numpy()
+        ours = made.module.generate(**tensors(inputs), **options, output_logits=True, return_dict_in_generate=True)
+    two, seen = torch.stack(ours.logits, 1)[-1].sort(-1).values[:, -2:], inputs["attention_mask"] != 0
+    sure = [*(two[:, 1] - two[:, 0] > UNSURE).tolist(), False].index(False)  # behind an unsure one others may follow
+    assert sure > 3
+    end = inputs["input_ids"].shape[1] + sure
+    for model in made.models.values():
+        np.testing.assert_allclose(model.logits(inputs)[seen], wanted[seen], rtol=0, atol=CLOSE)
+        assert np.array_equal(grown(model, inputs, 8)[:end], ours.sequences[-1][:end].numpy())
+
+
+def test_what_is_measured_is_what_is_answered(made: Made) -> None:
+    """A compile's batches have the pixels of all tiles; each is as good as a picture of its own."""
+    inputs = made.asked([2, 1], 5)
+    found = [completions(model, made.reader, inputs, 4) for model in made.models.values()]
+    assert found[0] == found[1]
+    without = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    other = {**without, "pixel_values": picture_parts(inputs, FORM)[0][1:]}
+    with pytest.raises(ValueError, match="expected prompts with .* placeholders each"):
+        completions(made.models["native"], made.reader, other, 4)
+
+
+def test_a_native_task_takes_pictures_as_transformers_names_them(made: Made) -> None:
+    inputs, task = made.asked([2], 3), made.models["native"].task  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        wanted = made.module(**tensors(inputs)).logits.numpy()
+    given = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    np.testing.assert_allclose(task(**given)["logits"], wanted, rtol=0, atol=CLOSE)
+    tiles = {"input_ids": inputs["input_ids"], "pixel_values": picture_parts(inputs, FORM)[0]}
+    np.testing.assert_allclose(task(**tiles)["logits"], wanted, rtol=0, atol=CLOSE)
+    with pytest.raises(ValueError, match="placeholders for the features of pictures"):
+        task(**tiles | {"pixel_values": tiles["pixel_values"][1:]})
