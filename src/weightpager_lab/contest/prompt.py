@@ -139,6 +139,7 @@ def _picture(bundle: Bundle, drawn: np.random.Generator) -> Picture:
     reader = _reader(bundle, bundle.pictures)
     if bundle.pictures.vary:
         return reader.read(drawn.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8))
+    assert reader.shape is not None
     pixels = drawn.standard_normal((1, *reader.shape), np.float32)[0]
     return Picture(b"", lambda: pixels, bundle.pictures.tokens)
 
