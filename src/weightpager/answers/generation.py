@@ -19,7 +19,6 @@ from weightpager.answers.kept import NOTHING_KEPT, Kept
 from weightpager.answers.logprobs import AnswerLogprobs
 from weightpager.answers.model import (
     Floats,
-    Grids,
     Inputs,
     Integers,
     PlacedFeatures,
@@ -31,6 +30,7 @@ from weightpager.answers.query import BlockingQuery, Query, pad_id, padded
 from weightpager.answers.work import Generate, Generated, TokenLogprob
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.errors import RequestError
+from weightpager.readers.packed_tiles import Size, order, tile_count
 from weightpager.readers.patch_processor import Grid
 from weightpager.readers.picture import Picture
 from weightpager.readers.tokenizer import Tokenizer
@@ -381,7 +381,7 @@ def _pictures(prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, inputs: In
     """The pictures of each prompt, of pixels in the order of their places."""
     assert tokenizer.pictures is not None
     form = tokenizer.pictures.pictures
-    shown = list(_shown(*picture_parts(inputs, form), form))
+    shown = list(_shown(inputs, form))
     places, left, found = [prompt.count(form.token_id) for prompt in prompts], iter(shown), []
     for count in places:
         own = list[Picture]()
@@ -394,12 +394,20 @@ def _pictures(prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, inputs: In
     return found
 
 
-def _shown(pixels: Floats, grids: Grids | None, form: Pictures) -> Iterator[Picture]:
+def _shown(inputs: Inputs, form: Pictures) -> Iterator[Picture]:
     """Pictures of which only the pixels are known; their keys are no keys of decoded ones."""
+    pixels, grids = picture_parts(inputs, form)
+    if form.packed is not None:
+        at = 0
+        for height, width in inputs["image_sizes"].tolist():
+            size, start = (height, width), at
+            at += tile_count(size, form.packed)
+            yield _of_pixels(pixels[start:at], len(order(size, form.packed)), size=size)
+        return
     for part, grid in parts_of(pixels, grids):
         yield _of_pixels(part[0], form.places) if grid is None else _of_pixels(part, math.prod(grid), grid)
 
 
-def _of_pixels(pixels: Floats, tokens: int, grid: Grid | None = None) -> Picture:
-    key = blake3(pixels.tobytes(), derive_key_context="weightpager pixels of a picture")
-    return Picture(key.digest(), lambda: pixels, tokens, grid)
+def _of_pixels(pixels: Floats, tokens: int, grid: Grid | None = None, size: Size | None = None) -> Picture:
+    key = blake3(pixels.tobytes() + str(size or "").encode(), derive_key_context="weightpager pixels of a picture")
+    return Picture(key.digest(), lambda: pixels, tokens, grid, size=size)

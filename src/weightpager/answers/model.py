@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from weightpager.answers.decoding import GrowingTexts, Reading, TextPieces
 from weightpager.answers.work import Sampling
-from weightpager.bundle.format.manifest import Pictures
+from weightpager.bundle.format.manifest import PackedTiles, Pictures
+from weightpager.readers.packed_tiles import Size, packed, tile_count
 from weightpager.readers.patch_processor import Grid
 from weightpager.readers.picture import Picture
 
@@ -99,9 +100,10 @@ Inputs = Mapping[str, npt.NDArray[Any]]
 A model that reads pictures among its words takes all three, the pictures in the order of their places in the texts. Of
 runs of patches ``pixel_values`` is float32 [patches, numbers of a patch], and ``image_grid_thw``, int64 [pictures, 3],
 says how many frames, rows and columns of patches each picture has. Of tiles it is float32 [texts, tiles, ...]; tiles of
-zeros fill it up, or [tiles, ...]."""
+zeros fill it up, or [tiles, ...]. Where features of tiles are put together it is [pictures, tiles, ...], and
+``image_sizes``, int64 [pictures, 2], has heights and widths."""
 
-OF_GRIDS = ("image_grid_thw", "mm_token_type_ids", "pixel_attention_mask")
+OF_GRIDS = ("image_grid_thw", "mm_token_type_ids", "pixel_attention_mask", "image_sizes")
 """Those by which transformers' own modules number the places of runs of patches, and tell padding of tiles."""
 
 Grids = Sequence[Grid]
@@ -263,6 +265,8 @@ def picture_parts(inputs: Inputs, form: Pictures) -> tuple[Floats, Grids | None]
     if form.tiles is not None and np.ndim(pixels) == 5:
         tiles = pixels.reshape(-1, *pixels.shape[2:])
         return tiles[tiles.any((1, 2, 3))], None
+    if form.packed is not None:
+        return _tiles_of_sizes(inputs, form.packed), None
     if form.runs is None:
         return pixels, None
     merge, sides = form.runs.merge, np.asarray(inputs.get("image_grid_thw", ()))
@@ -272,6 +276,40 @@ def picture_parts(inputs: Inputs, form: Pictures) -> tuple[Floats, Grids | None]
         raise ValueError(f"input image_grid_thw: {expected}, found {sides.tolist()} for {np.shape(pixels)}")
     grids = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in sides]
     return pixels.reshape(-1, merge**2, pixels.shape[-1]), grids
+
+
+def picture_features(
+    inputs: Inputs, form: Pictures, features: Callable[[Floats, Grids | None], Floats | list[Floats]]
+) -> tuple[list[Floats], Grids | None]:
+    """The features of a batch's pictures, or of their tiles, in their order, and the grids of runs of patches.
+
+    Raises:
+        ValueError: as `picture_parts`.
+    """
+    pixels, grids = picture_parts(inputs, form)
+    found = features(pixels, grids)
+    if form.packed is None:
+        return list(found), grids
+    sizes, tiles = _sizes(inputs), form.packed
+    ends = np.cumsum([tile_count(size, tiles) for size in sizes])
+    each = np.split(np.asarray(found), ends[:-1])
+    return [packed(part, size, tiles) for part, size in zip(each, sizes, strict=True)], None
+
+
+def _sizes(inputs: Inputs) -> list[Size]:
+    return [(int(height), int(width)) for height, width in np.asarray(inputs.get("image_sizes", ())).tolist()]
+
+
+def _tiles_of_sizes(inputs: Inputs, tiles: PackedTiles) -> Floats:
+    """The tiles of all pictures, without padding, [tiles, channels, height, width]."""
+    pixels, sides = inputs["pixel_values"], np.asarray(inputs.get("image_sizes", ()))
+    expected = "expected heights and widths of all pictures, int64 [pictures, 2]"
+    if np.ndim(pixels) != 5 or sides.shape != (len(pixels), 2) or sides.min(initial=1) < 1:
+        raise ValueError(f"input image_sizes: {expected}, found {sides.tolist()} for {np.shape(pixels)}")
+    counts = [tile_count(size, tiles) for size in _sizes(inputs)]
+    if max(counts, default=0) > pixels.shape[1]:
+        raise ValueError(f"input image_sizes: {expected}, found {sides.tolist()}, of {max(counts)} tiles")
+    return np.concatenate([each[:count] for each, count in zip(pixels, counts, strict=True)])
 
 
 def parts_of(pixels: Floats, grids: Grids | None) -> Iterator[tuple[Floats, Grid | None]]:
@@ -368,4 +406,8 @@ def computed(model: TaskModel, picture: Picture) -> Floats:
     """A picture's features, computed alone, so that no other picture changes their bits. Implements `FindFeatures`."""
     pixels, grids = picture.pixels, None if picture.grid is None else [picture.grid]
     found = model.features(pixels if picture.is_scaled else pixels[None], grids)
+    if picture.size is not None:
+        assert model.limits.pictures is not None
+        assert model.limits.pictures.packed is not None
+        return packed(np.asarray(found), picture.size, model.limits.pictures.packed)
     return np.concatenate(list(found))

@@ -324,6 +324,8 @@ class _Stages:
         pictures = self.source.pictures
         if pictures is None:
             return 0
+        if pictures.packed is not None:  # what was padded takes no places
+            return max(1, self._length(task) // (pictures.places - 1)) * pictures.packed.tiles
         return 1 if self._runs is not None else max(1, self._length(task) // pictures.places)
 
     @cached_property

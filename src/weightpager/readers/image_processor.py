@@ -19,7 +19,7 @@ MOST_SIDE = 2**11
 MOST_RATIO = 32
 """Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
 
-_SIZES = ("size", "crop_size", "pad_size", "max_image_size", "size_divisor")
+_SIZES = ("size", "crop_size", "pad_size", "max_image_size", "image_grid_pinpoints", "size_divisor")
 
 _TYPES = ("Beit", "Bit", "DeiT", "Segformer", "ViT")
 """Beginnings of the names of transformers' processors that do the same steps in the same order."""
@@ -34,6 +34,9 @@ PATCHES = ("Qwen2VL",)
 
 TILES = ("Idefics3", "SmolVLM")
 """Beginnings of the names of those that cut pictures into tiles."""
+
+PACKED = ("LlavaNext",)
+"""The same of those whose tiles' features are put together."""
 
 _PADDING = "Llava"
 """Beginning of the names of those that pad with the mean colour to a square first, if their settings say so."""
@@ -134,6 +137,8 @@ def _squared(image: PilImage, mean: Sequence[float] | None) -> PilImage:
 
 
 def _numbers(size: Any) -> list[int]:
+    if isinstance(size, (list, tuple)):
+        return [side for each in size for side in _numbers(each)]
     sides = size.values() if isinstance(size, Mapping) else [size]
     return [int(side) for side in sides if side is not None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weightpager.readers.image_processor import Pixels
+from weightpager.readers.packed_tiles import Size
 from weightpager.readers.patch_processor import Grid
 
 
@@ -15,7 +16,8 @@ class Picture:
         key: 32 bytes: the same for the same decoded pixels and settings of the processor, and for no others.
         tokens: the places that it takes in a text.
         grid: rows and columns of these; None where it is no run of patches.
-        tiles: rows and columns of its tiles; None where it has none.
+        tiles: rows and columns of its tiles; None where none stand between words.
+        size: its height and width; None where no features of tiles are put together.
     """
 
     def __init__(
@@ -25,9 +27,10 @@ class Picture:
         tokens: int,
         grid: Grid | None = None,
         tiles: Grid | None = None,
+        size: Size | None = None,
     ) -> None:
         """``process`` gives the pixels; it is called once at most, and not at all where the features are kept."""
-        self.key, self.tokens, self.grid, self.tiles = key, tokens, grid, tiles
+        self.key, self.tokens, self.grid, self.tiles, self.size = key, tokens, grid, tiles, size
         self._process = process
 
     def __repr__(self) -> str:
@@ -36,7 +39,7 @@ class Picture:
     @property
     def is_scaled(self) -> bool:
         """Whether it holds nothing but an image of the size that its pixels have."""
-        return self.grid is not None or self.tiles is not None
+        return (self.grid, self.tiles, self.size) != (None, None, None)
 
     @property
     def pixels(self) -> Pixels:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from weightpager.bundle.format.manifest import Pictures
+from weightpager.bundle.format.manifest import PackedTiles, Pictures
 from weightpager.bundle.settings import IMAGES, PROCESSOR, parse
 from weightpager.config import is_number
 from weightpager.errors import ImageError, shortened, shown
@@ -34,6 +34,7 @@ from weightpager.readers.image_reader import (
     from_base64,
     opened,
 )
+from weightpager.readers.packed_tiles import PackedProcessor, order
 from weightpager.readers.patch_processor import CHANNELS, Grid, PatchProcessor
 from weightpager.readers.picture import Picture
 from weightpager.readers.tile_processor import TileProcessor, tile_text, tiles_of
@@ -70,7 +71,7 @@ _STEPS = (
 _PATCH_STEPS = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
 """The same of runs of patches."""
 
-_TILE_STEPS = ("do_image_splitting", "max_image_size")
+_TILE_STEPS = ("do_image_splitting", "max_image_size", "image_grid_pinpoints")
 """The same of tiles."""
 
 _OF_PATCHES = {
@@ -113,7 +114,7 @@ class PictureReader:
 
     def __init__(
         self,
-        processor: ImageProcessor | PatchProcessor | TileProcessor,
+        processor: ImageProcessor | PatchProcessor | TileProcessor | PackedProcessor,
         settings: Mapping[str, Any],
         pictures: Pictures,
     ) -> None:
@@ -125,12 +126,13 @@ class PictureReader:
         self._runs = processor if isinstance(processor, PatchProcessor) else None
         self._tiles = processor if isinstance(processor, TileProcessor) else None
         self._words: Mapping[Grid, Sequence[int]] = {}
-        if self._tiles is not None:
-            self.shape = (CHANNELS, self._tiles.side, self._tiles.side)
+        self._packed = processor if isinstance(processor, PackedProcessor) else None
+        if isinstance(processor, (TileProcessor, PackedProcessor)):
+            self.shape = (CHANNELS, processor.side, processor.side)
         if isinstance(processor, ImageProcessor):
             assert processor.size is not None
             self.shape = (CHANNELS, *processor.size)
-        more = _PATCH_STEPS if self._runs else _TILE_STEPS if self._tiles else ()
+        more = _PATCH_STEPS if self._runs else _TILE_STEPS if self._tiles or self._packed else ()
         steps = {name: settings.get(name) for name in (*_STEPS, *more)}
         self._steps = blake3(json.dumps(steps, sort_keys=True).encode()).digest()
         self._known: dict[tuple[Path, int, int], tuple[bytes, int, Grid | None]] = {}
@@ -154,6 +156,9 @@ class PictureReader:
         if pictures.tiles is not None:
             _check_numbers({**settings, "do_pad": False})  # whole tiles are never padded
             return cls(_tiles(settings, pictures), settings, pictures)
+        if pictures.packed is not None:
+            _check_numbers({**settings, "do_pad": False})
+            return cls(_packed(settings, pictures, pictures.packed), settings, pictures)
         if not begins(settings, _TYPES):
             names = ", ".join(f"{begin}ImageProcessor" for begin in _TYPES)
             raise ValueError(f"expected an image processor among {names}, found {_type(settings)}")
@@ -189,6 +194,10 @@ class PictureReader:
             tiles = self._tiles.grid(image)
             tokens = tiles_of(tiles) * self.pictures.places
             return Picture(key.digest(), partial(self._tiles.tiles, image), tokens, tiles=tiles)
+        if self._packed is not None:
+            assert self.pictures.packed is not None
+            size, process = (image.height, image.width), partial(self._packed.pixels, self._packed.parts(image))
+            return Picture(key.digest(), process, len(order(size, self.pictures.packed)), size=size)
         assert isinstance(self._processor, ImageProcessor)
         process, tokens = partial(self._processor, image), self.pictures.tokens
         if self.shape is not None and image.width * image.height > _KEPT * 4 * math.prod(self.shape[1:]):
@@ -217,6 +226,11 @@ class PictureReader:
         pixels = [picture.pixels for picture in pictures]
         if self._tiles is not None:
             return {"pixel_values": np.concatenate(pixels)[:, None]}  # as if each were a text's only one
+        if self._packed is not None:
+            tiles = np.zeros((len(pixels), max(map(len, pixels)), *pixels[0].shape[1:]), np.float32)
+            for row, part in zip(tiles, pixels, strict=True):
+                row[: len(part)] = part
+            return {"pixel_values": tiles, "image_sizes": np.array([picture.size for picture in pictures], np.int64)}
         if self._runs is None:
             return {"pixel_values": np.stack(pixels)}
         grids = [(1, *(side * self._runs.merge for side in picture.grid or ())) for picture in pictures]
@@ -410,7 +424,8 @@ def check_tower(reader: PictureReader, config: Mapping[str, Any]) -> None:
     of_class = config.get("vision_feature_select_strategy", "default") != "default"
     patch = vision.get("patch_size")
     if isinstance(patch, int) and patch > 0:
-        wanted, found = reader.pictures.tokens, (height // patch) * (width // patch) + of_class
+        wanted = reader.pictures.places - (reader.pictures.packed is not None)
+        found = (height // patch) * (width // patch) + of_class
         if found != wanted:
             raise ValueError(f"expected pixels of {wanted} tokens a picture, found {reader.shape}, of {found}")
 
@@ -437,7 +452,21 @@ def _patches(settings: Mapping[str, Any], pictures: Pictures) -> PatchProcessor:
 def _tiles(settings: Mapping[str, Any], pictures: Pictures) -> TileProcessor:
     processor = TileProcessor(settings)
     if (found := processor.most * pictures.places) > pictures.tokens:
-        raise ValueError(f"expected pictures of at most {pictures.tokens} tokens, found {found} of the largest")
+        raise ValueError(_fewer(pictures, found))
+    return processor
+
+
+def _fewer(pictures: Pictures, found: int) -> str:
+    return f"expected pictures of at most {pictures.tokens} tokens, found {found} of the largest"
+
+
+def _packed(settings: Mapping[str, Any], pictures: Pictures, tiles: PackedTiles) -> PackedProcessor:
+    processor = PackedProcessor(settings)
+    if tiles.tokens > pictures.tokens:
+        raise ValueError(_fewer(pictures, tiles.tokens))
+    for name, wanted, found in (("side", tiles.side, processor.side), ("sizes", tiles.sizes, processor.sizes)):
+        if wanted != found:
+            raise ValueError(f"expected tiles of the {name} {shown(wanted)}, as the model takes, found {shown(found)}")
     return processor
 
 

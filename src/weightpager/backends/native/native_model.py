@@ -16,7 +16,7 @@ from weightpager.answers.model import (
     ModelLimits,
     PlacedFeatures,
     TaskModel,
-    picture_parts,
+    picture_features,
     positions,
 )
 from weightpager.backends.native.program import KVCache, KVPiece
@@ -124,8 +124,7 @@ class NativeModel(TaskModel):
         found = {name: value for name, value in inputs.items() if name not in OF_GRIDS}
         placed = None
         if (form := self.limits.pictures) is not None and found.pop("pixel_values", None) is not None:
-            pixels, grids = picture_parts(inputs, form)
-            placed = self.task.place(ids, mask, list(self.features(pixels, grids)), grids)
+            placed = self.task.place(ids, mask, *picture_features(inputs, form, self.features))
         if placed is not None:
             found |= {"features": placed.rows, "feature_index": placed.index}
         return {**found, "position_ids": positions(mask, None if placed is None else placed.positions)}

@@ -17,7 +17,7 @@ from weightpager.answers.model import (
     Integers,
     PlacedFeatures,
     parts_of,
-    picture_parts,
+    picture_features,
     positions,
 )
 from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
@@ -97,8 +97,9 @@ class NativeTask:
         own = [each.name for each in self.graph.inputs]
         if self._features is None or self._pictures is None:
             return own
-        more = OF_GRIDS[:1] if self._pictures.runs else OF_GRIDS[2:] if self._pictures.tiles else ()
-        return [*own, "pixel_values", *more]
+        form, (grids, _, mask, sizes) = self._pictures, OF_GRIDS
+        more = {grids: form.runs, mask: form.tiles, sizes: form.packed}
+        return [*own, "pixel_values", *(name for name, stated in more.items() if stated is not None)]
 
     def __call__(self, cache: KVCache | None = None, **inputs: Array) -> dict[str, Array]:
         """The task's outputs by name, float32: ``logits``, and of language models ``hidden``, too.
@@ -116,7 +117,8 @@ class NativeTask:
                 of them, and ``feature_index`` int64 [batch, length] which row stands in a token's place, −1 for none.
                 Of pictures that are runs of patches, ``pixel_values`` are float32 [patches, numbers of a patch], with
                 ``image_grid_thw`` as transformers' processor gives it; behind earlier tokens, state the positions. Of
-                tiles they are as the processor gives them, or [tiles, channels, height, width].
+                tiles they are as the processor gives them, or [tiles, channels, height, width] where these stand
+                between words.
 
         Raises:
             TypeError: an input comes without its name.
@@ -232,8 +234,8 @@ class NativeTask:
             if "features" in inputs:
                 raise ValueError("inputs: expected pixel_values or features, found both")
             words = {name: value for name, value in inputs.items() if name not in ("pixel_values", *OF_GRIDS)}
-            pixels, grids = picture_parts(inputs, self._pictures)
-            placed = self.place(ids, mask[:, end - length :], list(self.features(pixels, grids)), grids)
+            features, grids = picture_features(inputs, self._pictures, self.features)
+            placed = self.place(ids, mask[:, end - length :], features, grids)
             inputs = words
             if placed is not None:
                 inputs = {**words, "features": placed.rows, "feature_index": placed.index}

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.backends.torch.model_types import (
+    PACKING_MODELS,
     PATCH_MODELS,
     PICTURE_MODELS,
     TILE_MODELS,
@@ -69,7 +70,7 @@ class TransformersImageReader(ImageReader):
         pixels = found["pixel_values"]
         if "image_grid_thw" in found and pixels.ndim == 2:  # of a run of patches
             return np.asarray(pixels[None], np.float32)
-        if pixels.ndim == 5:  # of tiles; the last one shows the whole
+        if pixels.ndim == 5:  # of tiles, of which any will do
             pixels = pixels[:, -1]
         if len(pixels) != 1:
             raise ValueError(f"expected one image, found {list(np.shape(pixels))}")
@@ -141,8 +142,13 @@ def takes_patches(config: PretrainedConfig) -> bool:
 
 
 def takes_tiles(config: PretrainedConfig) -> bool:
-    """Whether a model's pictures are cut into tiles."""
+    """Whether a model's pictures are tiles between words."""
     return config.model_type in TILE_MODELS
+
+
+def packs_tiles(config: PretrainedConfig) -> bool:
+    """Whether a model puts the features of a picture's tiles together."""
+    return config.model_type in PACKING_MODELS
 
 
 def feature_layers(config: PretrainedConfig) -> tuple[int, ...]:

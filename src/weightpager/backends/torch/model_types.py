@@ -28,11 +28,12 @@ _PLAIN_CLASS_VALUES = frozenset({"model_type", "keys_to_ignore_at_inference", "i
 """What configurations may state, and have as values of their class."""
 
 
+_LLAVA_TOWERS = frozenset({"clip_vision_model", "siglip_vision_model", "dinov2"})
 _LANGUAGES = frozenset({"llama", "mistral", "qwen2"})
 
 PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
     "llava": {
-        "vision_config": frozenset({"clip_vision_model", "siglip_vision_model", "dinov2"}),
+        "vision_config": _LLAVA_TOWERS,
         "text_config": _LANGUAGES,
     },
     "qwen2_vl": {
@@ -43,6 +44,7 @@ PICTURE_MODELS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "vision_config": frozenset({"qwen2_5_vl_vision", "qwen2_5_vl"}),
         "text_config": frozenset({"qwen2_5_vl_text"}),
     },
+    "llava_next": {"vision_config": _LLAVA_TOWERS, "text_config": _LANGUAGES},
     "idefics3": {"vision_config": frozenset({"idefics3_vision", "idefics3"}), "text_config": _LANGUAGES},
     "smolvlm": {"vision_config": frozenset({"smolvlm_vision", "smolvlm"}), "text_config": _LANGUAGES},
 }
@@ -52,7 +54,10 @@ PATCH_MODELS = frozenset({"qwen2_vl", "qwen2_5_vl"})
 """Those whose pictures are runs of patches. Their parts are of one class whatever is stated, and may stay unstated."""
 
 TILE_MODELS = frozenset({"idefics3", "smolvlm"})
-"""Those whose pictures are cut into tiles. Their towers are of one class whatever is stated, and may stay unstated."""
+"""Those whose pictures are tiles between words. Their towers are of one class whatever is stated, or unstated."""
+
+PACKING_MODELS = frozenset({"llava_next"})
+"""Those whose pictures are tiles whose features are put together."""
 
 _WHOLE = re.compile(r"(?<!^perceiver)(?<!^transformers\.js)_config$|^(encoder|decoder|generator)$")
 """Settings that are a model of their own where they are objects. SmolVLM's directories state two that nothing reads."""

@@ -18,7 +18,7 @@ from weightpager.answers.model import (
     PlacedFeatures,
     TaskModel,
     parts_of,
-    picture_parts,
+    picture_features,
     positions,
 )
 from weightpager.backends.torch.architecture import has_picture_tower, takes_patches
@@ -87,8 +87,8 @@ class TorchModel(TaskModel):
         placed = None
         if pixels is not None and len(pixels):
             assert self.limits.pictures is not None
-            shown, grids = picture_parts(inputs, self.limits.pictures)
-            placed = PlacedFeatures.of(ids, mask, config.image_token_id, list(self.features(shown, grids)), grids)
+            seen = picture_features(inputs, self.limits.pictures, self.features)
+            placed = PlacedFeatures.of(ids, mask, config.image_token_id, *seen)
         if takes_patches(config):  # else it would number them by what it has read before
             given["position_ids"] = self._tensor(positions(mask, None if placed is None else placed.positions))
         if placed is None:

@@ -183,6 +183,34 @@ class Tiles(Strict, frozen=True, kw_only=True):
     whole: Annotated[str, Meta(min_length=1, max_length=64)]
 
 
+Pixels = Annotated[int, Meta(ge=1, le=2**11)]
+
+
+class PackedTiles(Strict, frozen=True, kw_only=True):
+    """How a picture becomes tiles whose features are put together, row by row, behind those of one of the whole.
+
+    Attributes:
+        side: of a tile.
+        patches: of a side of a tile, each with a feature; one more feature of a tile ends rows.
+        sizes: heights and widths of whole tiles, of which one is taken for a picture.
+    """
+
+    side: Pixels
+    patches: Annotated[int, Meta(ge=1, le=2**7)]
+    sizes: Annotated[list[tuple[Pixels, Pixels]], Meta(min_length=1, max_length=64)]
+
+    @property
+    def tokens(self) -> int:
+        """Places of a picture at most."""
+        each = [(height // self.side * self.patches, width // self.side * self.patches) for height, width in self.sizes]
+        return self.patches**2 + max(rows * (columns + 1) for rows, columns in each)
+
+    @property
+    def tiles(self) -> int:
+        """Of a picture at most."""
+        return 1 + max(height // self.side * (width // self.side) for height, width in self.sizes)
+
+
 class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """The picture tower of a model that reads pictures among its words, and the connector behind it.
 
@@ -198,7 +226,8 @@ class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
         tokens: how many places a picture takes; at most, where it is a run of patches, or has tiles.
         width: of a feature: that of the language model's embeddings.
         runs: how pictures become runs of patches; None where these have one size.
-        tiles: how pictures become tiles; None where each is seen at once.
+        tiles: how pictures become tiles between words; None where they don't.
+        packed: how they become tiles whose features are put together; None where they don't.
         around: what stands before and behind a placeholder where nobody has written one; None for nothing.
     """
 
@@ -210,17 +239,20 @@ class Pictures(Strict, frozen=True, kw_only=True, omit_defaults=True):
     width: Annotated[int, Meta(ge=1, le=2**18)]
     runs: PatchRuns | None = None
     tiles: Tiles | None = None
+    packed: PackedTiles | None = None
     around: tuple[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=64)]] | None = None
 
     @property
     def places(self) -> int:
-        """How many places those pixels take that the tower sees at once: a picture's, or a tile's."""
+        """How many features those pixels have that the tower sees at once: a picture's, or a tile's."""
+        if self.packed is not None:
+            return self.packed.patches**2 + 1
         return self.tokens if self.tiles is None else self.tiles.places
 
     @property
     def vary(self) -> bool:
         """Whether it depends on a picture how many places it takes."""
-        return self.runs is not None or self.tiles is not None
+        return (self.runs, self.tiles, self.packed) != (None, None, None)
 
 
 MOST_RANK = 1024

@@ -14,7 +14,7 @@ from weightpager.bundle.format.placement import Placement
 from weightpager.errors import BundleFormatError, shortened
 
 TOWER = ("base_model.vision_tower.", "base_model.vision_model.", "base_model.visual.")
-CONNECTOR = ("base_model.multi_modal_projector.", "base_model.connector.")
+CONNECTOR = ("base_model.multi_modal_projector.", "base_model.connector.", "base_model.image_newline")
 """Beginnings of the canonical names of a model's parts; ``visual`` has its connector inside."""
 
 _PEFT = "base_model.model."

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from transformers import PreTrainedModel
 
 from weightpager.backends.torch.architecture import takes_tiles
-from weightpager.backends.torch.pictures import window_of, with_features
+from weightpager.backends.torch.pictures import projected, window_of, with_features
 from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph, GraphInput, Node, Operand
@@ -261,7 +261,8 @@ class Called(nn.Module):
         if self.form.kind == FEATURES and takes_tiles(self.module.config):
             return (_features_of_tiles(self.module, *inputs),)
         if self.form.kind == FEATURES:
-            return (_features(self.module, named["pixel_values"]),)
+            # Not as `get_image_features`, which makes a list of them: so many would be all that a trace takes.
+            return (projected(self.module, named["pixel_values"]),)
         if "features" in named:
             placed = named.pop("input_ids"), named.pop("features"), named.pop("feature_index")
             named["inputs_embeds"] = with_features(self.module, *placed)
@@ -273,17 +274,6 @@ class Called(nn.Module):
         """Note the last hidden states below the head."""
         if "hidden" in self.form.outputs:
             self._hidden = found.last_hidden_state
-
-
-def _features(module: Any, pixels: Tensor) -> Tensor:
-    """As `get_image_features` has it, which makes a list of them: so many pictures would be all that a trace takes."""
-    base, config = module.base_model, module.config
-    states = base.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
-    layers = config.vision_feature_layer
-    chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
-    first = 1 if config.vision_feature_select_strategy == "default" else 0  # behind the token of the class
-    found: Tensor = base.multi_modal_projector(torch.cat([each[:, first:] for each in chosen], -1))
-    return found
 
 
 def number_patches(module: Any) -> None:

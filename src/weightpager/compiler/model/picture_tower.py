@@ -18,15 +18,17 @@ from weightpager.backends.torch.architecture import (
     TransformersImageReader,
     feature_layers,
     has_picture_tower,
+    packs_tiles,
     takes_patches,
     takes_tiles,
 )
 from weightpager.backends.torch.pictures import features_of, window_of
-from weightpager.bundle.format.manifest import PatchRuns, Pictures, Tiles
+from weightpager.bundle.format.manifest import PackedTiles, PatchRuns, Pictures, Tiles
 from weightpager.bundle.format.picture_tower import TOWER
 from weightpager.compiler.model.paged_weights import repeated_layers
 from weightpager.compiler.task_file.sections import TowerBlocks
 from weightpager.errors import CompileError, shown
+from weightpager.readers.packed_tiles import PackedProcessor
 from weightpager.readers.patch_processor import CHANNELS, PatchProcessor
 from weightpager.readers.picture_reader import PictureReader, check_patches
 from weightpager.readers.tile_processor import TileProcessor
@@ -164,7 +166,7 @@ def pictures_of(
     Raises:
         CompileError: pictures become as many features as they like, or the placeholder is no word of both.
     """
-    runs = tiles = around = None
+    runs = tiles = packed = around = None
     if takes_patches(model.config):
         processor = PatchProcessor(images.processor.to_dict())
         runs, tokens = PatchRuns(merge=processor.merge, window=window_of(model.config.vision_config)), processor.places
@@ -175,8 +177,11 @@ def pictures_of(
     if takes_tiles(model.config):
         tiles = Tiles(places=tokens, border=_BORDER, whole=_WHOLE_TILE)
         tokens *= TileProcessor(images.processor.to_dict()).most
-        if tokens > _MOST_TOKENS:
-            raise CompileError(f"{path}: expected pictures of at most {_MOST_TOKENS} tokens, found {tokens}")
+    if packs_tiles(model.config):
+        packed = _packed(model.config, PackedProcessor(images.processor.to_dict()), tokens)
+        tokens = packed.tokens
+    if tokens > _MOST_TOKENS:
+        raise CompileError(f"{path}: expected pictures of at most {_MOST_TOKENS} tokens, found {tokens}")
     token_id = int(model.config.image_token_id)
     words = int(model.get_input_embeddings().weight.shape[0])
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
@@ -191,7 +196,7 @@ def pictures_of(
     layers = sum(f"{BASE}{name}.".startswith(TOWER) for name in repeated_layers(model.base_model))
     return Pictures(
         blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width, runs=runs,
-        tiles=tiles, around=around,
+        tiles=tiles, packed=packed, around=around,
     )  # fmt: skip
 
 
@@ -206,6 +211,25 @@ def _blank_features(model: PreTrainedModel, shape: tuple[int, int, int] | None, 
     with torch.inference_mode():
         tokens, width = features_of(model, blank)[0].shape
     return int(tokens), int(width)
+
+
+def _packed(config: PretrainedConfig, processor: PackedProcessor, features: int) -> PackedTiles:
+    """How tiles are put together of which each has so many features, an end of rows included.
+
+    Raises:
+        ValueError: the model puts other tiles together than the processor makes, or other features than patches'.
+    """
+    side, wanted = config.vision_config.image_size, [tuple(size) for size in config.image_grid_pinpoints]
+    if processor.side != side:
+        raise ValueError(f"expected an image processor that makes tiles of the side {side}, found {processor.side}")
+    if processor.sizes != wanted:
+        expected = f"expected an image processor with image_grid_pinpoints {shown(wanted)}, as the model has"
+        raise ValueError(f"{expected}, found {shown(processor.sizes)}")
+    patches = side // config.vision_config.patch_size
+    if features != patches**2 + 1:
+        expected = f"expected one that gives the features of a tile's {patches**2} patches"
+        raise ValueError(f"vision_feature_select_strategy: {expected}, found {features - 1}")
+    return PackedTiles(side=side, patches=patches, sizes=processor.sizes)
 
 
 def _around(config: PretrainedConfig, tokenizer: Any) -> tuple[str, str] | None:
@@ -258,11 +282,11 @@ def processor_config(
         return {"processor_class": _TILE_PROCESSORS[config.model_type], "image_seq_len": pictures.places}
     assert shape is not None
     patch, strategy = int(config.vision_config.patch_size), config.vision_feature_select_strategy
-    patches = (shape[1] // patch) * (shape[2] // patch)
+    patches, given = (shape[1] // patch) * (shape[2] // patch), pictures.places - (pictures.packed is not None)
     return {
-        "processor_class": "LlavaProcessor",
+        "processor_class": "LlavaProcessor" if pictures.packed is None else "LlavaNextProcessor",
         "image_token": pictures.token,
         "patch_size": patch,
         "vision_feature_select_strategy": strategy,
-        "num_additional_image_tokens": pictures.tokens + (strategy == "default") - patches,
+        "num_additional_image_tokens": given + (strategy == "default") - patches,
     }

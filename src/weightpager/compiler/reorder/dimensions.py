@@ -179,6 +179,7 @@ _CONNECTOR: dict[str, Axes] = {
     **_linear(f"{CONNECTOR[0]}linear_1", "", ""),
     **_linear(f"{CONNECTOR[0]}linear_2", "residual", ""),
     **_linear(f"{CONNECTOR[1]}modality_projection.proj", "residual", ""),
+    CONNECTOR[2]: ("residual",),
 }
 """It writes into the language model's residual stream."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.answers.model import Inputs, Integers, PlacedFeatures, TaskModel, picture_parts
+from weightpager.answers.model import Inputs, Integers, PlacedFeatures, TaskModel, picture_features
 from weightpager.answers.work import Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.config import EngineConfig
@@ -128,6 +128,5 @@ def _placed(model: TaskModel, inputs: Inputs) -> PlacedFeatures | None:
     pictures = model.limits.pictures
     if pictures is None or "pixel_values" not in inputs:
         return None
-    pixels, grids = picture_parts(inputs, pictures)
-    features = list(model.features(pixels, grids))
-    return PlacedFeatures.of(inputs["input_ids"], inputs["attention_mask"], pictures.token_id, features, grids)
+    seen = picture_features(inputs, pictures, model.features)
+    return PlacedFeatures.of(inputs["input_ids"], inputs["attention_mask"], pictures.token_id, *seen)
