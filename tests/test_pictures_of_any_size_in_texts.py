@@ -17,11 +17,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 import tiny_llava
+import tiny_next
 import tiny_qwen2_vl
 import tiny_tiles
 import weightpager as wp
 from made_once import made_once
 from running import Running, serving
+from tiny_llava import SIDE
 from tiny_pictures import answer_of
 from tiny_qwen2_vl import MOST, PLACEHOLDER, UNIT
 from tiny_tiles import A_SIDE, PLACES
@@ -41,9 +43,9 @@ pytestmark = pytest.mark.slow
 
 BACKENDS = ["torch", *(["native"] if NATIVE else [])]
 TASKS = ("animal", "number")
-MODULES: dict[str, Any] = dict.fromkeys(tiny_qwen2_vl.FAMILIES, tiny_qwen2_vl) | dict.fromkeys(
-    tiny_tiles.FAMILIES, tiny_tiles
-)
+MODULES: dict[str, Any] = {
+    family: module for module in (tiny_qwen2_vl, tiny_tiles, tiny_next) for family in module.FAMILIES
+}
 """What makes the models of a family."""
 UNSURE = 1e-3
 """Two logits that differ by less may be rounded to either order."""
@@ -86,13 +88,16 @@ def test_a_bundle_says_how_pictures_stand_in_texts(bundle: wp.Bundle, family: st
     if MODULES[family] is tiny_qwen2_vl:
         plain |= {"runs": {"merge": 2, "window": window}, "around": ("<|vision_start|>", "<|vision_end|>")}
         assert MOST <= stated.tokens < 2 * MOST
+    elif MODULES[family] is tiny_next:
+        plain |= {"packed": {"side": SIDE, "patches": 2, "sizes": [tuple(size) for size in tiny_next.SIZES]}}
+        assert stated.tokens == tiny_next.MOST
     else:
         plain |= {"tiles": {"places": PLACES, "border": "<fake_token_around_image>", "whole": "<global-img>"}}
         assert stated.tokens == PLACES * (1 if "whole" in family else A_SIDE**2 + 1)
     assert stated.plain() == plain
     assert bundle.has_graphs
     assert read_report(bundle).without_graph == {}
-    tower = ("base_model.visual.", "base_model.vision_model.")
+    tower = ("base_model.visual.", "base_model.vision_model.", "base_model.vision_tower.")
     of_tower = {weight.layer for weight in bundle.manifest.weights if weight.name.startswith(tower)}
     assert of_tower == set(range(stated.layers))
     ops = {node.op for node in bundle.graph("features").nodes}  # type: ignore[union-attr]
@@ -157,9 +162,12 @@ def test_a_picture_takes_as_many_places_as_its_size_asks_for(bundle: wp.Bundle, 
     assert tokenizer.pictures is not None
     assert bundle.pictures is not None
     pictures = [tokenizer.pictures.read(np.zeros((*size, 3), np.uint8)) for size in ((16, 24), (8, 16), (5, 160))]
-    if bundle.pictures.tiles is None:
+    if bundle.pictures.runs is not None:
         assert [picture.grid for picture in pictures] == [(2, 3), (1, 2), (1, 19)]
         assert [picture.tokens for picture in pictures] == [6, 2, 19]
+    elif bundle.pictures.packed is not None:
+        assert [picture.size for picture in pictures] == [(16, 24), (8, 16), (5, 160)]
+        assert [picture.tokens for picture in pictures] == [14, 14, 4]
     else:
         tiles = [(1, 1)] * 3 if "whole" in family else [(2, 3), (2, 3), (1, 3)]
         assert [picture.tiles for picture in pictures] == tiles
@@ -211,7 +219,7 @@ def test_conversations_about_pictures_over_http(bundle: wp.Bundle, server: Runni
     found = server.openai.chat.completions.create(model="number", messages=messages, max_tokens=4, temperature=0)
     assert found.choices[0].message.content == wanted.completion
     assert found.usage is not None
-    around = 0 if reader.pictures.pictures.tiles else 4
+    around = 4 if reader.pictures.pictures.runs else 0
     assert found.usage.prompt_tokens == len(placed) + around + 1 + 1  # a word, and the template's
     crowded, strip = [np.zeros((60, 100, 3), np.uint8)] * 8, [np.zeros((4, 400, 3), np.uint8)]
     with server.http() as client:
@@ -233,7 +241,7 @@ def test_conversations_about_pictures_over_http(bundle: wp.Bundle, server: Runni
 def rewritten(folder: Path, family: str, name: str, **changes: Any) -> Path:
     model = Path(MODULES[family].directory(folder / "model", family))
     values = json.loads((model / name).read_text())
-    part = values["vision_config"] if name == "config.json" and "scale_factor" not in changes else values
+    part = values["vision_config"] if name == "config.json" and not values.keys() >= changes.keys() else values
     part.update(changes)
     (model / name).write_text(json.dumps(values))
     return model
@@ -300,6 +308,57 @@ def test_odd_settings_of_tiles_are_refused(tmp_path: Path, name: str, changes: d
         wp.compile(tiny_tiles.watcher(tmp_path) | {"model": str(model)}, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "changes", "said"),
+    [
+        ("next_clip", "config.json", {"image_grid_pinpoints": [[28, 56]]}, "image_grid_pinpoints .*, as the model has"),
+        ("next_clip", "config.json", {"vision_feature_select_strategy": "full"}, "features of a tile's 4 patches, fo"),
+        ("next_clip", "preprocessor_config.json", {"image_grid_pinpoints": [[28, 50]]}, "of whole tiles of 28, 2048"),
+        (
+            "next_clip",
+            "preprocessor_config.json",
+            {"image_grid_pinpoints": [[28, 2800]]},
+            "expected sizes of 1 to 2048",
+        ),
+        ("next_clip", "preprocessor_config.json", {"size": {"shortest_edge": 56}}, "expected one side of 1 to 2048 in"),
+        ("next_clip", "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}, "LlavaNextImagePro"),
+    ],
+)
+def test_odd_settings_of_packed_tiles_are_refused(
+    tmp_path: Path, family: str, name: str, changes: dict[str, Any], said: str
+) -> None:
+    model = rewritten(tmp_path, family, name, **changes)
+    with pytest.raises(CompileError, match=said):
+        wp.compile(tiny_next.watcher(tmp_path, family) | {"model": str(model)}, tmp_path / "bundle")  # type: ignore[arg-type]
+
+
+def test_a_directory_that_says_more_as_published_ones_do_compiles(tmp_path: Path) -> None:
+    content = tiny_tiles.watcher(tmp_path, "idefics3")
+    folder = Path(content["model"])
+    values = json.loads((folder / "config.json").read_text())
+    values["vision_config"] |= {"model_type": "idefics3", "size": {"longest_edge": 48}, "use_base_siglip": False}
+    other = {"model_type": "vllama3", "_name_or_path": "", "num_key_value_heads": 1, "qk_layer_norms_perceiver": False}
+    published = {
+        "perceiver_config": other,
+        "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+        "_name_or_path": "None",
+    }
+    values["text_config"] |= published | {"pixel_shuffle_factor": 2, "use_resampler": False}
+    (folder / "config.json").write_text(json.dumps(values | {"pad_token_id": 128002, "vocab_size": 28}))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings |= {"processor_class": "Idefics3Processor", "video_sampling": {"fps": 1, "max_frames": 64}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"image_seq_len": 4, "processor_class": "Idefics3Processor"})
+    )
+    wp.compile(content, tmp_path / "bundle")
+    answers = set()
+    for backend in BACKENDS:
+        with wp.load(tmp_path / "bundle", backend=backend) as engine:
+            answers.add(engine.generate("animal", "red", [frame(1)], max_new_tokens=4).completion)
+    assert len(answers) == 1
+
+
 def test_a_tokenizer_that_knows_no_border_is_refused(tmp_path: Path) -> None:
     content = tiny_tiles.watcher(tmp_path)
     own = tiny_llava.tokenizer()
@@ -319,7 +378,8 @@ def test_a_contest_asks_about_a_frame(bundle: wp.Bundle) -> None:
     """Random words behind a picture, which either backend takes."""
     inputs = prompt(bundle, "animal", 0)
     assert bundle.pictures is not None
-    assert inputs["pixel_values"].shape[1] == (1 if bundle.pictures.tiles else 3 * 2 * 4**2)
+    if bundle.pictures.runs is not None:
+        assert inputs["pixel_values"].shape[1] == 3 * 2 * 4**2
     found = []
     for backend in BACKENDS:
         with wp.load(bundle.path, backend=backend) as engine, engine.task("animal"):

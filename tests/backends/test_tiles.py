@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Idefics3Processor
 
+import tiny_next
 import tiny_tiles
 from made_once import made_once
-from tiny_tiles import IMAGE, PLACEHOLDER, PLACES, FamilyName
+from tiny_llava import SIDE
+from tiny_tiles import IMAGE, PLACEHOLDER, PLACES
 from weightpager.answers import model as forward_size
 from weightpager.answers.generation import completions
-from weightpager.answers.model import Inputs, Integers, PlacedFeatures, TaskModel, picture_parts
+from weightpager.answers.model import Inputs, Integers, PlacedFeatures, TaskModel, picture_features, picture_parts
 from weightpager.answers.work import Sampling
 from weightpager.backends.torch.architecture import load_image_processor
 from weightpager.backends.torch.torch_model import TorchModel
-from weightpager.bundle.format.manifest import Pictures, Tiles
+from weightpager.bundle.format.manifest import PackedTiles, Pictures, Tiles
 from weightpager.compiler.data import reader_of
 from weightpager.compiler.graph.export import export_graph
 from weightpager.graph import Graph, read_graph, write_graph
@@ -38,35 +39,44 @@ CLOSE, UNSURE = 1e-4, 1e-3
 COUNTS = [1, 0, 3, 2]
 """Pictures of each text of a batch."""
 
-FORM = Pictures(
-    blocks="shared", layers=2, token=IMAGE, token_id=PLACEHOLDER, tokens=40, width=48,
-    tiles=Tiles(places=PLACES, border=tiny_tiles.BORDER, whole=tiny_tiles.WHOLE),
-)  # fmt: skip
+MODULES: dict[str, Any] = {family: module for module in (tiny_tiles, tiny_next) for family in module.FAMILIES}
+"""What makes the models of a family."""
+
+SIDES = {tiny_tiles: tiny_tiles.SIDE, tiny_next: SIDE}
+"""Pixels of a tile's side."""
+
+
+def form_of(family: str) -> Pictures:
+    stated = {"blocks": "shared", "layers": 2, "token": IMAGE, "token_id": PLACEHOLDER, "tokens": 40, "width": 48}
+    if MODULES[family] is tiny_next:
+        sizes = [(height, width) for height, width in tiny_next.SIZES]
+        return Pictures(**stated, packed=PackedTiles(side=SIDE, patches=tiny_next.PATCHES, sizes=sizes))
+    return Pictures(**stated, tiles=Tiles(places=PLACES, border=tiny_tiles.BORDER, whole=tiny_tiles.WHOLE))
 
 
 class Made:
     """A model by transformers, and what answers get of it."""
 
-    def __init__(self, factory: pytest.TempPathFactory, family: FamilyName) -> None:
-        folder = factory.mktemp("processor")
-        settings = json.dumps(tiny_tiles.processor(family))
-        (folder / "preprocessor_config.json").write_text(settings, encoding="utf-8")
-        images, tokenizer = load_image_processor(folder), tiny_tiles.tokenizer()
+    def __init__(self, factory: pytest.TempPathFactory, family: str) -> None:
+        of, folder = MODULES[family], factory.mktemp("processor")
+        (folder / "preprocessor_config.json").write_text(json.dumps(of.processor(family)), encoding="utf-8")
+        images, tokenizer = load_image_processor(folder), of.tokenizer()
         tokenizer.padding_side = "left"
-        self.processor = Idefics3Processor(images, tokenizer, image_seq_len=PLACES)
-        self.reader = reader_of(tokenizer, PictureReader.of(images.to_dict(), FORM))
-        self.module: Any = tiny_tiles.model(tiny_tiles.config(family)).requires_grad_(False)
-        native = native_model(*(_graph(factory, family, kind) for kind in (FEATURES, KIND)), self.module, FORM)
-        self.models: dict[str, TaskModel] = {"native": native, "torch": TorchModel(self.module, FORM)}
+        self.form, self.packs = form_of(family), of is tiny_next
+        self.processor = of.whole_processor(images, tokenizer, family)
+        self.reader = reader_of(tokenizer, PictureReader.of(images.to_dict(), self.form))
+        self.module: Any = of.model(of.config(family)).requires_grad_(False)
+        native = native_model(*(_graph(factory, family, kind) for kind in (FEATURES, KIND)), self.module, self.form)
+        self.models: dict[str, TaskModel] = {"native": native, "torch": TorchModel(self.module, self.form)}
 
     def asked(self, counts: list[int], seed: int) -> dict[str, np.ndarray]:
         """What transformers' processor makes of texts with so many pictures each."""
         random = np.random.default_rng(seed)
         images = [[noise(random) for _ in range(count)] for count in counts]
         texts = [" ".join([*random.choice(["red", "cat"], 1 + seed), *[IMAGE, "two"] * count]) for count in counts]
-        images = [each for each in images if each] if not all(counts) and not any(counts) else images
+        shown = [each for of_text in images for each in of_text] if self.packs else images
         options: dict[str, Any] = {"padding": True, "add_special_tokens": False, "return_tensors": "np"}
-        found = dict(self.processor(text=texts, **({"images": images} if any(counts) else {}), **options))
+        found = dict(self.processor(text=texts, images=shown, **options))
         return {name: value if value.dtype == np.float32 else value.astype(np.int64) for name, value in found.items()}
 
 
@@ -76,16 +86,17 @@ def noise(random: np.random.Generator) -> Image.Image:
     return Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
 
 
-def _graph(factory: pytest.TempPathFactory, family: FamilyName, kind: str) -> Graph:
-    pixels = (3, tiny_tiles.SIDE, tiny_tiles.SIDE)
+def _graph(factory: pytest.TempPathFactory, family: str, kind: str) -> Graph:
+    of = MODULES[family]
+    pixels = (3, SIDES[of], SIDES[of])
 
     def make(folder: Path) -> None:
-        (folder / "graph.json").write_bytes(write_graph(export_graph(tiny_tiles.config(family), kind, pixels)))
+        (folder / "graph.json").write_bytes(write_graph(export_graph(of.config(family), kind, pixels)))
 
     return read_graph("graph.json", (made_once(factory, f"tiles-{family}-{kind}", make) / "graph.json").read_bytes())
 
 
-@pytest.fixture(scope="module", params=tiny_tiles.FAMILIES)
+@pytest.fixture(scope="module", params=MODULES)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory, request.param)
 
@@ -100,11 +111,11 @@ def tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
 
 
-def grown(model: TaskModel, inputs: Inputs, tokens: int) -> Integers:
+def grown(model: TaskModel, inputs: Inputs, form: Pictures, tokens: int) -> Integers:
     """The last text, read in pieces beside the others and continued in two steps."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    found = list(model.features(*picture_parts(inputs, FORM)))
-    texts = model.grow(ids, mask, Sampling(), 0, tokens, PlacedFeatures.of(ids, mask, PLACEHOLDER, found))
+    placed = PlacedFeatures.of(ids, mask, PLACEHOLDER, *picture_features(inputs, form, model.features))
+    texts = model.grow(ids, mask, Sampling(), 0, tokens, placed)
     while texts.unread:
         texts.read_piece()
     for most, kept in ((2, [len(ids) - 1]), (tokens - 2, [0])):
@@ -117,14 +128,14 @@ def test_features_are_transformers(made: Made) -> None:
     """Each tile's computed alone, so that no bit depends on the others."""
     inputs = made.asked([3, 1, 4], 0)
     with torch.inference_mode():
-        given = tensors({name: inputs[name] for name in ("pixel_values", "pixel_attention_mask")})
+        given = tensors({name: inputs[name] for name in inputs if name.startswith(("pixel", "image"))})
         wanted = torch.cat(list(made.module.model.get_image_features(**given).pooler_output)).numpy()
-    pixels, grids = picture_parts(inputs, FORM)
+    pixels, grids = picture_parts(inputs, made.form)
     assert grids is None
     for model in made.models.values():
-        found = np.concatenate(list(model.features(pixels)))
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
-        assert np.array_equal(np.concatenate(list(model.features(pixels[-1:]))), found[-PLACES:])
+        found, _ = picture_features(inputs, made.form, model.features)
+        np.testing.assert_allclose(np.concatenate(found), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        assert np.array_equal(model.features(pixels[-1:])[0], model.features(pixels)[-1])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -140,7 +151,7 @@ def test_texts_are_read_and_continued_as_transformers_would(made: Made, seed: in
     end = inputs["input_ids"].shape[1] + sure
     for model in made.models.values():
         np.testing.assert_allclose(model.logits(inputs)[seen], wanted[seen], rtol=0, atol=CLOSE)
-        assert np.array_equal(grown(model, inputs, 8)[:end], ours.sequences[-1][:end].numpy())
+        assert np.array_equal(grown(model, inputs, made.form, 8)[:end], ours.sequences[-1][:end].numpy())
 
 
 def test_what_is_measured_is_what_is_answered(made: Made) -> None:
@@ -149,7 +160,8 @@ def test_what_is_measured_is_what_is_answered(made: Made) -> None:
     found = [completions(model, made.reader, inputs, 4) for model in made.models.values()]
     assert found[0] == found[1]
     without = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    other = {**without, "pixel_values": picture_parts(inputs, FORM)[0][1:]}
+    sizes = {"image_sizes": inputs["image_sizes"][1:]} if made.packs else {}
+    other = {**without, "pixel_values": inputs["pixel_values"][1:], **sizes}
     with pytest.raises(ValueError, match="expected prompts with .* placeholders each"):
         completions(made.models["native"], made.reader, other, 4)
 
@@ -160,7 +172,13 @@ def test_a_native_task_takes_pictures_as_transformers_names_them(made: Made) -> 
         wanted = made.module(**tensors(inputs)).logits.numpy()
     given = {name: value for name, value in inputs.items() if name != "attention_mask"}
     np.testing.assert_allclose(task(**given)["logits"], wanted, rtol=0, atol=CLOSE)
-    tiles = {"input_ids": inputs["input_ids"], "pixel_values": picture_parts(inputs, FORM)[0]}
+    if made.packs:
+        for sizes in (None, inputs["image_sizes"][1:], inputs["image_sizes"] * 0):
+            other = {name: value for name, value in given.items() if name != "image_sizes"}
+            with pytest.raises(ValueError, match="input image_sizes: expected heights and widths"):
+                task(**other, **({} if sizes is None else {"image_sizes": sizes}))
+        return
+    tiles = {"input_ids": inputs["input_ids"], "pixel_values": picture_parts(inputs, made.form)[0]}
     np.testing.assert_allclose(task(**tiles)["logits"], wanted, rtol=0, atol=CLOSE)
     with pytest.raises(ValueError, match="placeholders for the features of pictures"):
         task(**tiles | {"pixel_values": tiles["pixel_values"][1:]})

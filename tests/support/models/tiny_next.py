@@ -29,7 +29,7 @@ IMAGE, PLACEHOLDER, WORDS = tiny_llava.IMAGE, 16, 18
 SIZES = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
 PATCHES = SIDE // PATCH
 """Of a side of a tile."""
-MOST = PATCHES**2 + 3 * PATCHES * (PATCHES + 1)
+MOST = PATCHES**2 + 2 * PATCHES * (2 * PATCHES + 1)
 """Places of a picture at most."""
 
 

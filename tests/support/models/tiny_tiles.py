@@ -72,7 +72,6 @@ def processor(family: FamilyName = "idefics3", **more: Any) -> dict[str, Any]:
 
 def config(family: FamilyName = "idefics3", *, tied: bool = True, **more: Any) -> PreTrainedConfig:
     text = tiny_llava.TEXT | {"model_type": "llama", "vocab_size": WORDS, "max_position_embeddings": 256}
-    text |= {"perceiver_config": {"model_type": "vllama3", "_name_or_path": ""}}  # as published directories have it
     vision = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -108,10 +107,14 @@ def directory(folder: Path, family: FamilyName = "idefics3", **more: Any) -> Pat
     return folder
 
 
+def whole_processor(images: Any, tokenizer: Any, _family: FamilyName) -> Idefics3Processor:
+    return Idefics3Processor(images, tokenizer, image_seq_len=PLACES)
+
+
 def asked(folder: Path, frames: list[Frame], words: str) -> dict[str, torch.Tensor]:
     """What transformers' processor gives its model of pictures in front of words."""
     images = [[Image.fromarray(each) for each in frames]]
-    known = Idefics3Processor(load_image_processor(folder), AutoTokenizer.from_pretrained(folder), image_seq_len=PLACES)
+    known = whole_processor(load_image_processor(folder), AutoTokenizer.from_pretrained(folder), "idefics3")
     text = known.tokenizer.cls_token + IMAGE * len(frames) + words
     return dict(known(text=text, images=images, return_tensors="pt", add_special_tokens=False))
 
