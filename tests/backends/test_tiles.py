@@ -180,5 +180,9 @@ def test_a_native_task_takes_pictures_as_transformers_names_them(made: Made) -> 
         return
     tiles = {"input_ids": inputs["input_ids"], "pixel_values": picture_parts(inputs, made.form)[0]}
     np.testing.assert_allclose(task(**tiles)["logits"], wanted, rtol=0, atol=CLOSE)
+    mask = inputs["pixel_attention_mask"].copy()
+    mask[0, 0, 0] = 0
+    with pytest.raises(ValueError, match="input pixel_attention_mask: expected whole tiles, found some"):
+        task(**given | {"pixel_attention_mask": mask})
     with pytest.raises(ValueError, match="placeholders for the features of pictures"):
         task(**tiles | {"pixel_values": tiles["pixel_values"][1:]})

@@ -259,12 +259,16 @@ def picture_parts(inputs: Inputs, form: Pictures) -> tuple[Floats, Grids | None]
     """What `TaskModel.features` takes of a batch's pixels.
 
     Raises:
-        ValueError: there are runs of patches, and their grids are missing or of other pictures.
+        ValueError: there are runs of patches, and their grids are missing or of other pictures; or tiles, and some are
+            padded inside, or sizes of pictures are missing.
     """
     pixels = inputs["pixel_values"]
     if form.tiles is not None and np.ndim(pixels) == 5:
         tiles = pixels.reshape(-1, *pixels.shape[2:])
-        return tiles[tiles.any((1, 2, 3))], None
+        real, mask = tiles.any((1, 2, 3)), inputs.get("pixel_attention_mask")
+        if mask is not None and not np.asarray(mask).reshape(len(tiles), -1)[real].all():
+            raise ValueError("input pixel_attention_mask: expected whole tiles, found some that are padded inside")
+        return tiles[real], None
     if form.packed is not None:
         return _tiles_of_sizes(inputs, form.packed), None
     if form.runs is None:

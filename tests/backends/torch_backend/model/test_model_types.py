@@ -29,7 +29,7 @@ FAMILIES = [
     "qwen2_moe", "qwen3", "roberta", "segformer", "smollm3", "swin", "t5", "vit", "xlm-roberta",
 ]  # fmt: skip
 
-COMPOSED = ["detr", "encoder-decoder", "fuyu", "llava_next", "musicgen", "superglue", "timm_wrapper", "upernet"]
+COMPOSED = ["detr", "encoder-decoder", "fuyu", "llava_onevision", "musicgen", "superglue", "timm_wrapper", "upernet"]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -51,6 +51,27 @@ def test_a_model_that_reads_pictures_is_made_of_parts_that_are_known() -> None:
         for text in ("llama", "mistral", "qwen2"):
             parts = {"vision_config": {"model_type": vision}, "text_config": {"model_type": text}}
             check_config_class("config.json", {"model_type": "llava", **parts})
+            check_config_class("config.json", {"model_type": "llava_next", **parts})
+
+
+@pytest.mark.parametrize("model_type", ["idefics3", "smolvlm"])
+def test_a_tower_of_tiles_has_one_class(model_type: str) -> None:
+    words: dict[str, Any] = {"model_type": "llama", "perceiver_config": {"model_type": "vllama3"}}
+    for tower in ({}, {"model_type": model_type}, {"model_type": f"{model_type}_vision"}):
+        check_config_class("config.json", {"model_type": model_type, "vision_config": tower, "text_config": words})
+    for part, values, expected in (
+        ("vision_config", {"model_type": "clip_vision_model"}, "vision_config.model_type: expected one of"),
+        (
+            "text_config",
+            {"hidden_size": 8},
+            "text_config.model_type: expected one of llama, mistral, qwen2, found None",
+        ),
+        ("text_config", words | {"text_config": {}}, "text_config.text_config: expected no model inside a llama"),
+        ("text_config", words | {"my_config": {}}, "text_config.my_config: expected no model inside a llama"),
+    ):
+        parts: dict[str, Any] = {"vision_config": {}, "text_config": words, part: values}
+        with pytest.raises(BundleFormatError, match=expected):
+            check_config_class("config.json", {"model_type": model_type, **parts})
 
 
 @pytest.mark.parametrize(
