@@ -93,7 +93,7 @@ def test_minus_one_means_that_there_is_no_such_word(folder: Path) -> None:
 
 
 def test_a_model_of_parts_is_refused_with_a_way_out(folder: Path) -> None:
-    edit(folder / "config.json", {"model_type": "llava_next", "text_config": GemmaConfig().to_dict()})
+    edit(folder / "config.json", {"model_type": "llava_onevision", "text_config": GemmaConfig().to_dict()})
     with pytest.raises(CompileError, match="save the part that reads texts or images as a model of its own"):
         check_directory(folder)
     edit(folder / "config.json", {"model_type": "llava", "vision_config": {"model_type": "dinov2"}})
