@@ -24,6 +24,7 @@ from weightpager.backends.torch.architecture import load_image_processor
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle.format.manifest import PackedTiles, Pictures, Tiles
 from weightpager.compiler.data import reader_of
+from weightpager.compiler.graph.builder import number_patches
 from weightpager.compiler.graph.export import export_graph
 from weightpager.graph import Graph, read_graph, write_graph
 from weightpager.graph.file import FEATURES
@@ -186,3 +187,16 @@ def test_a_native_task_takes_pictures_as_transformers_names_them(made: Made) -> 
         task(**given | {"pixel_attention_mask": mask})
     with pytest.raises(ValueError, match="placeholders for the features of pictures"):
         task(**tiles | {"pixel_values": tiles["pixel_values"][1:]})
+
+
+@pytest.mark.parametrize(("size", "patch"), [(512, 16), (364, 14), (384, 14), (60, 4), (98, 2)])
+def test_patches_of_whole_tiles_are_numbered_as_the_tower_does(size: int, patch: int) -> None:
+    """It rounds fractions of a side."""
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = tiny_tiles.config(vision_config=vision | {"image_size": size, "patch_size": patch})
+    module, seen, side = tiny_tiles.model(config), list[torch.Tensor](), size // patch
+    embeddings = module.model.vision_model.embeddings
+    embeddings.position_embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    embeddings(torch.zeros(1, 3, size, size), torch.ones(1, side, side, dtype=torch.bool))
+    number_patches(module)
+    assert torch.equal(embeddings.position_ids, seen[0])

@@ -123,7 +123,7 @@ def compiled(folder: Path, kind: str, **changes: Any) -> CompileReport:
     content = make(folder, **changes)
     model().save_pretrained(content["model"])  # in place of the tiny one, whose tokenizer it has
     content |= {"block": "16x32", "training": {"steps": 2, "batch": 8}, "dtype": "int4"}
-    lengths = {"image-classification": {}, "pictures": {"max_length": 24}, "packed tiles": {"max_length": 120}}
+    lengths = {"image-classification": {}, "pictures": {"max_length": 24}, "packed tiles": {"max_length": 60}}
     length: dict[str, int] = lengths.get(kind, {"max_length": 200 if kind == "tiles" else 16})
     content["calibration"] = {"items": 8, "batch": 4} | length
     content["tasks"] = {

@@ -105,9 +105,9 @@ def asked(folder: Path, frames: list[Frame], words: str) -> dict[str, torch.Tens
 
 def watcher(folder: Path, family: FamilyName = "next_clip", **changes: Any) -> dict[str, Any]:
     """A task file of two tasks, as a mapping."""
-    calibration = {"items": 8, "max_length": 120, "batch": 4}
+    calibration = {"items": 8, "max_length": 60, "batch": 4}
     model = changes.get("model") or str(directory(folder / family, family))
     found = tiny_llava.watcher(folder, **({"calibration": calibration} | changes | {"model": model}))
     for task in found["tasks"].values():
-        task["max_length"] = 120
+        task["max_length"] = 60
     return found

@@ -56,6 +56,9 @@ _MOST_SCALE, _MOST_TOKENS = 16, 2**14
 _CAPTURES = "_output_capturing_hooks_installed"
 """What transformers notes of a model whose hooks are set."""
 
+_NAMED = "image_token_id"
+"""The setting that names the placeholder; some models call it otherwise."""
+
 _OF_TEXTS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Tokens that have another meaning already."""
 
@@ -182,17 +185,15 @@ def pictures_of(
         tokens = packed.tokens
     if tokens > _MOST_TOKENS:
         raise CompileError(f"{path}: expected pictures of at most {_MOST_TOKENS} tokens, found {tokens}")
-    token_id = int(model.config.image_token_id)
+    token_id, setting = int(model.config.image_token_id), model.config.attribute_map.get(_NAMED, _NAMED)
     words = int(model.get_input_embeddings().weight.shape[0])
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
     if not token or token_id >= words or tokenizer.convert_tokens_to_ids(token) != token_id:
         raise CompileError(
-            f"{path}: image_token_index: expected a word of the tokenizer and of the model's {words}, found {token_id}"
+            f"{path}: {setting}: expected a word of the tokenizer and of the model's {words}, found {token_id}"
         )
     if token in {tokenizer.special_tokens_map.get(f"{name}_token") for name in _OF_TEXTS}:
-        raise CompileError(
-            f"{path}: image_token_index: expected a token for pictures alone, found {token!r}, {token_id}"
-        )
+        raise CompileError(f"{path}: {setting}: expected a token for pictures alone, found {token!r}, {token_id}")
     layers = sum(f"{BASE}{name}.".startswith(TOWER) for name in repeated_layers(model.base_model))
     return Pictures(
         blocks=blocks, layers=layers, token=token, token_id=token_id, tokens=tokens, width=width, runs=runs,
