@@ -46,7 +46,16 @@ if TYPE_CHECKING:
     from weightpager.bundle import Bundle
     from weightpager.compiler.pipeline import compile  # noqa: A004 - wp.compile is what users expect
     from weightpager.config import EngineConfig
-    from weightpager.engine import BundleChange, Engine, EngineReport, ForecastReport, ResidencyMap, SwitchReport, load
+    from weightpager.engine import (
+        BundleChange,
+        Engine,
+        EngineReport,
+        ForecastReport,
+        Models,
+        ResidencyMap,
+        SwitchReport,
+        load,
+    )
     from weightpager.runtime.prediction.planner import Planner
     from weightpager.trace_file import Visit
 
@@ -71,6 +80,7 @@ __all__ = [
     "ForecastReport",
     "ImageError",
     "InferenceOnlyError",
+    "Models",
     "NativeTask",
     "NotExportableError",
     "PageCorruptError",
@@ -104,6 +114,7 @@ _HOMES = {
     "EngineConfig": "weightpager.config",
     "EngineReport": "weightpager.engine",
     "ForecastReport": "weightpager.engine",
+    "Models": "weightpager.engine",
     "NativeTask": "weightpager.backends.native.task",
     "PicturePrompt": "weightpager.answers.token_reader",
     "Planner": "weightpager.runtime.prediction.planner",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weightpager.engine.bundle_change import BundleChange
     from weightpager.engine.engine import Engine, load
+    from weightpager.engine.models import Models
     from weightpager.engine.prefetching import ForecastReport
     from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchReport
     from weightpager.runtime.row_report import RowReport
@@ -17,6 +18,7 @@ __all__ = [
     "Engine",
     "EngineReport",
     "ForecastReport",
+    "Models",
     "PrefetchReport",
     "ResidencyMap",
     "RowReport",
@@ -24,7 +26,13 @@ __all__ = [
     "load",
 ]
 
-_HOMES = {"BundleChange": "bundle_change", "Engine": "engine", "ForecastReport": "prefetching", "load": "engine"}
+_HOMES = {
+    "BundleChange": "bundle_change",
+    "Engine": "engine",
+    "ForecastReport": "prefetching",
+    "Models": "models",
+    "load": "engine",
+}
 
 
 def __getattr__(name: str) -> Any:  # who reads a server's state needs reports, and no engine

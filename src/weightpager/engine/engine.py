@@ -51,6 +51,7 @@ from weightpager.runtime.bracket import bracket
 from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.state import SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.shares import Holding, Wish
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
@@ -627,6 +628,18 @@ class Engine:
             if self._prefetching is not None:
                 self._prefetching.renew()
 
+    def holding(self, uses: Mapping[str, float]) -> Holding:
+        """What of its budget other bundles might have, as `Models` asks; ``uses`` are expected of each task by name."""
+        return self._open.holding(uses)
+
+    def wish(self, name: str) -> Wish:
+        """What budget a task wants, and the least that it can do with, beside the tasks in use.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+        """
+        return self._open.wish(name)
+
     def repair(self) -> list[int]:
         """Reload those pages in place that `verify` finds damaged. Returns their numbers.
 
@@ -673,6 +686,11 @@ class Engine:
     def bundle(self) -> Bundle:
         """The bundle as it was when it was opened or last reloaded."""
         return self._open.bundle
+
+    @property
+    def current(self) -> str | None:
+        """The task that was activated last; None once it has been left."""
+        return self._holds.current
 
     @property
     def tasks(self) -> Mapping[str, TaskEntry]:

@@ -37,6 +37,7 @@ from weightpager.runtime.paging.residency import Residency, TaskGate
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.pages import NO_PAGES, Pages
+from weightpager.runtime.planning.shares import Holding, Wish
 from weightpager.runtime.rows import RowReads, RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
 from weightpager.store.page_store import is_direct
@@ -249,6 +250,27 @@ class OpenBundle:
         what = f"task {name!r}{' beside the real-time tasks' if beside else ''}"
         error = self.memory.too_small(what, pages, tables=tables)
         return TaskTooLargeError(f"task {name!r} can't run: {error}", error.smallest)
+
+    def holding(self, uses: Mapping[str, float]) -> Holding:
+        """What it has of a budget that several bundles share, by the expected uses of its tasks."""
+        memory, blocks = self.memory, self.residency.blocks
+        expected = np.zeros(blocks.tasks)
+        for name, task in self.tasks.items():
+            expected[task.number] = uses.get(name, 0.0)
+        free, worths = self.residency.idle(expected)
+        may_go = blocks.slots - memory.needs.least_pages  # no budget is without the smallest task's slots
+        free = min(free, may_go)
+        spare = memory.budget - memory.needs.holding(blocks.slots, tables=memory.tables.in_use).total
+        return Holding(memory.budget, max(0, spare), memory.needs.page_bytes, free, worths[: may_go - free])
+
+    def wish(self, name: str) -> Wish:
+        """What it wants of that budget for a task. Raises an `UnknownTaskError` where there is no such task."""
+        needs, task = self.memory.needs, self.task(name)
+        tables = self.memory.tables.needed(task.tables)
+        least, most = self.residency.pages_wanted(task.number)
+        least = max(least, needs.least_pages)
+        held = [needs.holding(pages, tables=tables).total for pages in (least, max(least, min(most, needs.pages)))]
+        return Wish(*held)
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""

@@ -1,0 +1,78 @@
+"""Who gives memory to whom, of bundles that share a budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightpager.runtime.planning.shares import Holding, Wish, plan_shares
+
+NAMES = ("a", "b", "c")
+
+
+def held(share: int, *worths: float, spare: int = 0, page: int = 10, free: int = 0) -> Holding:
+    return Holding(share, spare, page, free, np.array(worths, float))
+
+
+def test_what_nobody_has_goes_first_then_what_holds_no_page_then_the_pages_worth_least() -> None:
+    holdings = {"a": held(100), "b": held(100, 0.1, 0.5, spare=5, free=1), "c": held(100, 0.3)}
+
+    def shares(most: int) -> dict[str, int] | None:
+        return plan_shares("a", Wish(100, most), holdings, 310)
+
+    assert shares(110) == {"a": 110, "b": 100, "c": 100}
+    assert shares(115) == {"a": 115, "b": 95, "c": 100}
+    assert shares(125) == {"a": 125, "b": 85, "c": 100}
+    assert shares(135) == {"a": 135, "b": 75, "c": 100}
+    assert shares(145) == {"a": 145, "b": 75, "c": 90}
+
+
+def test_its_own_page_goes_where_that_is_worth_least() -> None:
+    holdings = {"a": held(100, 0.1), "b": held(100, 0.2)}
+    assert plan_shares("a", Wish(100, 110), holdings, 200) == {"a": 100, "b": 100}
+    assert plan_shares("a", Wish(110, 110), holdings, 200) == {"a": 110, "b": 90}, "its task can't do with less"
+
+
+def test_what_can_not_be_had_is_refused() -> None:
+    assert plan_shares("a", Wish(130, 140), {"a": held(100), "b": held(100, 0.2)}, 200) is None
+    assert plan_shares("a", Wish(110, 140), {"a": held(100), "b": held(100, 0.2)}, 200) == {"a": 110, "b": 90}
+
+
+@st.composite
+def _situations(draw: st.DrawFn) -> tuple[Wish, dict[str, Holding], int]:
+    worths = st.lists(st.floats(0, 2), max_size=6).map(sorted)
+    holdings = {}
+    for name in NAMES[: draw(st.integers(1, 3))]:
+        pages, free, page = draw(worths), draw(st.integers(0, 3)), draw(st.sampled_from([4, 16, 64]))
+        spare = draw(st.integers(0, 50))
+        fixed = draw(st.integers(1, 200))
+        share = fixed + spare + (len(pages) + free) * page
+        holdings[name] = held(share, *pages, spare=spare, page=page, free=free)
+    least = draw(st.integers(1, 500))
+    wish = Wish(least, least + draw(st.integers(0, 300)))
+    return wish, holdings, sum(each.share for each in holdings.values()) + draw(st.integers(0, 200))
+
+
+@given(_situations())
+def test_shares_stay_within_the_budget_and_nobody_gives_what_it_can_not(
+    situation: tuple[Wish, dict[str, Holding], int],
+) -> None:
+    wish, holdings, budget = situation
+    shares = plan_shares("a", wish, holdings, budget)
+    others = [name for name in holdings if name != "a"]
+
+    if shares is None:
+        assert wish.least > budget - sum(holdings[name].least for name in others)
+        return
+    assert sum(shares.values()) <= budget
+    assert shares["a"] >= max(wish.least, holdings["a"].share)
+    for name in others:
+        assert holdings[name].least <= shares[name] <= holdings[name].share
+
+
+@pytest.mark.parametrize("worth", [0.0, 1.0])
+def test_pages_of_equal_worth_go_in_the_order_of_the_bundles(worth: float) -> None:
+    holdings = {"a": held(100), "b": held(100, worth), "c": held(100, worth)}
+    assert plan_shares("a", Wish(110, 110), holdings, 300) == {"a": 110, "b": 90, "c": 100}
