@@ -81,7 +81,7 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("architecture.md", 2), ("prediction.md", 3), ("own-model.md", 4)])
+@pytest.mark.parametrize(("page", "count"), [("architecture.md", 2), ("prediction.md", 3), ("own-model.md", 5)])
 def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     monkeypatch.chdir(workplace)
     if not Path("page.bundle").exists():
