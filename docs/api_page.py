@@ -20,7 +20,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Compile": ("weightpager.compile",),
-    "Engine": ("weightpager.load", "weightpager.Engine", "weightpager.PicturePrompt"),
+    "Engine": ("weightpager.load", "weightpager.Engine", "weightpager.Models", "weightpager.PicturePrompt"),
     "What an engine gives": (
         "weightpager.Prediction",
         "weightpager.NativeTask",
@@ -64,6 +64,8 @@ INSIDE: Sequence[str] = (
     "weightpager.readers.image_reader.ImageReader",
     "weightpager.readers.picture.Picture",
     "weightpager.runtime.planning.block_manager.BlockManager",
+    "weightpager.runtime.planning.shares.Holding",
+    "weightpager.runtime.planning.shares.Wish",
     "weightpager.store.PageStore",
     "weightpager.runtime.memory.page_arena.ArenaSource",
     "weightpager.bundle.Manifest",
