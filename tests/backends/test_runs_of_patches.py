@@ -15,8 +15,7 @@ import tiny_qwen2_vl
 from made_once import made_once
 from tiny_qwen2_vl import FAMILIES, MERGE, PLACEHOLDER, WORDS, FamilyName
 from weightpager.answers import model as forward_size
-from weightpager.answers.model import Floats, Inputs, Integers, PlacedFeatures, TaskModel, picture_parts, positions
-from weightpager.answers.work import Sampling
+from weightpager.answers.model import Floats, Inputs, Integers, TaskModel, picture_parts, positions
 from weightpager.backends.torch.architecture import load_image_processor
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle.format.manifest import PatchRuns, Pictures
@@ -26,7 +25,7 @@ from weightpager.graph.file import FEATURES
 
 pytest.importorskip("weightpager.kernels._native")
 
-from picture_models import KIND, native_model
+from picture_models import KIND, grown, native_model, placed_in
 from weightpager.backends.native.native_model import NativeModel
 
 CLOSE, UNSURE = 1e-4, 1e-3
@@ -102,26 +101,6 @@ def by_transformers(module: Any, inputs: Inputs) -> Floats:
     with torch.inference_mode():
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}
         return np.asarray(module(**given).logits)
-
-
-def placed_in(model: TaskModel, inputs: Inputs, form: Pictures) -> PlacedFeatures | None:
-    if "pixel_values" not in inputs:
-        return None
-    pixels, grids = picture_parts(inputs, form)
-    found = list(model.features(pixels, grids))
-    return PlacedFeatures.of(inputs["input_ids"], inputs["attention_mask"], PLACEHOLDER, found, grids)
-
-
-def grown(model: TaskModel, inputs: Inputs, form: Pictures, tokens: int) -> Integers:
-    """The last text, read in pieces beside the others and continued in two steps."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    texts = model.grow(ids, mask, Sampling(), 0, tokens, placed_in(model, inputs, form))
-    while texts.unread:
-        texts.read_piece()
-    for most, kept in ((2, [len(ids) - 1]), (tokens - 2, [0])):
-        texts.grow(most, lambda found: np.zeros(len(found), bool))
-        texts.keep(kept)
-    return texts.ids[0]
 
 
 def by_generate(module: Any, inputs: Inputs, tokens: int) -> tuple[Integers, Floats]:

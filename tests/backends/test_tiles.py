@@ -18,8 +18,7 @@ from tiny_llava import SIDE
 from tiny_tiles import IMAGE, PLACEHOLDER, PLACES
 from weightpager.answers import model as forward_size
 from weightpager.answers.generation import completions
-from weightpager.answers.model import Inputs, Integers, PlacedFeatures, TaskModel, picture_features, picture_parts
-from weightpager.answers.work import Sampling
+from weightpager.answers.model import Inputs, TaskModel, picture_features, picture_parts
 from weightpager.backends.torch.architecture import load_image_processor
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle.format.manifest import PackedTiles, Pictures, Tiles
@@ -32,7 +31,7 @@ from weightpager.readers.picture_reader import PictureReader
 
 pytest.importorskip("weightpager.kernels._native")
 
-from picture_models import KIND, native_model
+from picture_models import KIND, grown, native_model
 
 CLOSE, UNSURE = 1e-4, 1e-3
 """How far logits may be off; and two that differ by less may be rounded to either order."""
@@ -110,19 +109,6 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in inputs.items()}
-
-
-def grown(model: TaskModel, inputs: Inputs, form: Pictures, tokens: int) -> Integers:
-    """The last text, read in pieces beside the others and continued in two steps."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    placed = PlacedFeatures.of(ids, mask, PLACEHOLDER, *picture_features(inputs, form, model.features))
-    texts = model.grow(ids, mask, Sampling(), 0, tokens, placed)
-    while texts.unread:
-        texts.read_piece()
-    for most, kept in ((2, [len(ids) - 1]), (tokens - 2, [0])):
-        texts.grow(most, lambda found: np.zeros(len(found), bool))
-        texts.keep(kept)
-    return texts.ids[0]
 
 
 def test_features_are_transformers(made: Made) -> None:

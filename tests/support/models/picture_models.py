@@ -14,7 +14,16 @@ from transformers import LlavaConfig
 import tiny_llava
 from made_once import made_once
 from tiny_llava import SIDE, TOKENS, LanguageName, TowerName
-from weightpager.answers.model import CacheSize, Floats
+from weightpager.answers.model import (
+    CacheSize,
+    Floats,
+    Inputs,
+    Integers,
+    PlacedFeatures,
+    TaskModel,
+    picture_features,
+)
+from weightpager.answers.work import Sampling
 from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.program import GraphProgram, stages
@@ -81,6 +90,26 @@ def native_model(features: Graph, words: Graph, module: Any, pictures: Pictures 
     tower = GraphProgram(features, values)
     task = NativeTask("a", words, (below, head), OpenGate(), limits.context, size, features=tower, pictures=pictures)
     return NativeModel(task, limits, frozenset())
+
+
+def placed_in(model: TaskModel, inputs: Inputs, form: Pictures) -> PlacedFeatures | None:
+    """The features of a batch's pictures in their places."""
+    if "pixel_values" not in inputs:
+        return None
+    seen = picture_features(inputs, form, model.features)
+    return PlacedFeatures.of(inputs["input_ids"], inputs["attention_mask"], form.token_id, *seen)
+
+
+def grown(model: TaskModel, inputs: Inputs, form: Pictures, tokens: int) -> Integers:
+    """The last text, read in pieces beside the others and continued in two steps."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    texts = model.grow(ids, mask, Sampling(), 0, tokens, placed_in(model, inputs, form))
+    while texts.unread:
+        texts.read_piece()
+    for most, kept in ((2, [len(ids) - 1]), (tokens - 2, [0])):
+        texts.grow(most, lambda found: np.zeros(len(found), bool))
+        texts.keep(kept)
+    return texts.ids[0]
 
 
 def pixels_of(factory: pytest.TempPathFactory, tower: TowerName, count: int, seed: int = 0) -> Floats:

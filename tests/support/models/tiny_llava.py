@@ -119,24 +119,33 @@ def config(
 def model(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGeneration:
     """Random, but of a size at which pictures and words change what follows."""
     torch.manual_seed(seed)
-    made = LlavaForConditionalGeneration(config).eval()
+    return enlarged(LlavaForConditionalGeneration(config), "vision_tower", "projector")
+
+
+def enlarged(made: Any, *parts: str) -> Any:
+    """A model in which the values of these parts are drawn anew, of a size at which pictures change what follows."""
     with torch.no_grad():
-        for name, tensor in made.named_parameters():
-            if "vision_tower" in name or "projector" in name:
+        for name, tensor in made.eval().named_parameters():
+            if any(part in name for part in parts):
                 if tensor.ndim > 1:
                     tensor.normal_(0, 0.2)
-                elif "norm" not in name and "lambda" not in name:
+                elif not any(kept in name for kept in ("norm", "ln_q", "lambda")):
                     tensor.normal_(0, 0.1)
     made.generation_config.eos_token_id = 3
     return made
 
 
+def written(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast, processor: dict[str, Any]) -> Path:
+    """A model directory with a tokenizer and an image processor of these settings."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    return folder
+
+
 def llava(folder: Path, tower: TowerName = "clip", language: LanguageName = "llama", **more: Any) -> Path:
     """A model directory with a tokenizer and an image processor."""
-    model(config(tower, language, **more)).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor(tower)), encoding="utf-8")
-    return folder
+    return written(folder, model(config(tower, language, **more)), tokenizer(), processor(tower))
 
 
 def asking(folder: Path, name: str, answer: dict[str, str], items: int = 16, *, chat: bool = False) -> dict[str, Any]:

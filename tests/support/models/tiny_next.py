@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -62,24 +61,12 @@ def config(family: FamilyName = "next_clip", **more: Any) -> LlavaNextConfig:
 def model(config: LlavaNextConfig, seed: int = 0) -> Any:
     """Random, but of a size at which pictures and words change what follows."""
     torch.manual_seed(seed)
-    made = LlavaNextForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for name, tensor in made.named_parameters():
-            if "vision_tower" in name or "projector" in name or "newline" in name:
-                if tensor.ndim > 1 or "newline" in name:
-                    tensor.normal_(0, 0.2)
-                elif "norm" not in name and "lambda" not in name:
-                    tensor.normal_(0, 0.1)
-    made.generation_config.eos_token_id = 3
-    return made
+    return tiny_llava.enlarged(LlavaNextForConditionalGeneration(config), "vision_tower", "projector", "newline")
 
 
 def directory(folder: Path, family: FamilyName = "next_clip", **more: Any) -> Path:
     """A model directory with a tokenizer and an image processor."""
-    model(config(family, **more)).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor()), encoding="utf-8")
-    return folder
+    return tiny_llava.written(folder, model(config(family, **more)), tokenizer(), processor())
 
 
 def whole_processor(images: Any, tokenizer: Any, family: FamilyName) -> LlavaNextProcessor:

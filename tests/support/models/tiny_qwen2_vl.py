@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,24 +98,12 @@ def config(family: FamilyName = "qwen2_vl", *, tied: bool = True, **more: Any) -
 def model(config: PreTrainedConfig, seed: int = 0) -> Any:
     """Random, but of a size at which pictures and words change what follows."""
     torch.manual_seed(seed)
-    made: Any = _FAMILIES[config.model_type][1](config).eval()
-    with torch.no_grad():
-        for name, tensor in made.named_parameters():
-            if ".visual." in name:
-                if tensor.ndim > 1:
-                    tensor.normal_(0, 0.2)
-                elif "norm" not in name and "ln_q" not in name:
-                    tensor.normal_(0, 0.1)
-    made.generation_config.eos_token_id = 3
-    return made
+    return tiny_llava.enlarged(_FAMILIES[config.model_type][1](config), ".visual.")
 
 
 def directory(folder: Path, family: FamilyName = "qwen2_vl", **more: Any) -> Path:
     """A model directory with a tokenizer and an image processor."""
-    model(config(family, **more)).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor()), encoding="utf-8")
-    return folder
+    return tiny_llava.written(folder, model(config(family, **more)), tokenizer(), processor())
 
 
 def asked(folder: Path, frames: list[Frame], words: str) -> dict[str, torch.Tensor]:
