@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ from weightpager.interrupts import acquired, uninterrupted
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.picture_reader import PictureSource
 from weightpager.readers.tokenizer import Tokenizer
-from weightpager.runtime.bracket import bracket
+from weightpager.runtime.bracket import Closing, bracket
 from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.state import SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
@@ -58,7 +57,7 @@ from weightpager.runtime.prediction.task_monitor import TaskMonitor
 from weightpager.store import LocalStore, PageStore
 
 
-class Engine:
+class Engine(Closing):
     """Runs a bundle's tasks inside one memory budget.
 
     A task's module is built once and never changes: a switch changes which pages are in the arena. Outputs are
@@ -539,17 +538,6 @@ class Engine:
             if self._prefetching is not None:
                 closing.callback(self._prefetching.close)
 
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        finally:
-            self.close()  # does nothing, unless Ctrl-C came before the first had begun
-
     def pin(self, name: str) -> None:
         """Load a task and keep its pages until `unpin`, so that switching to it never waits for storage.
 
@@ -686,6 +674,11 @@ class Engine:
     def bundle(self) -> Bundle:
         """The bundle as it was when it was opened or last reloaded."""
         return self._open.bundle
+
+    @property
+    def budget(self) -> int:
+        """Bytes for weights in memory, as stated or last set."""
+        return self._memory.budget
 
     @property
     def current(self) -> str | None:

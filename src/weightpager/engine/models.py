@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from weightpager.answers.kinds import Prediction
@@ -18,7 +17,7 @@ from weightpager.config import EngineConfig, format_enough, format_room, format_
 from weightpager.engine.engine import Engine
 from weightpager.errors import BudgetError, BusyError, ConfigError, UnknownTaskError, shown
 from weightpager.interrupts import acquired, uninterrupted
-from weightpager.runtime.bracket import bracket
+from weightpager.runtime.bracket import Closing, bracket
 from weightpager.runtime.budget import largest_budget, needs_of, smallest_budget
 from weightpager.runtime.paging.state import Deadline
 from weightpager.runtime.planning.shares import plan_shares
@@ -28,7 +27,7 @@ MOST = 32
 """Bundles that may share a budget."""
 
 
-class Models:
+class Models(Closing):
     """Runs the tasks of several bundles inside one memory budget.
 
     Each bundle has an engine with a share of the budget. Before a task is entered whose pages lack room, its bundle's
@@ -57,14 +56,15 @@ class Models:
             BudgetError: the budget doesn't hold the largest task of each beside what the others always keep.
             BundleError, StoreError: a bundle can't be used.
         """
-        self.budget = _budget(bundles, config)
+        needed = {name: _Needed.of(bundle, config.dtype) for name, bundle in bundles.items()}
+        self.budget = _budget(needed, config.budget)
         self.monitor = TaskMonitor()
         self.engines: dict[str, Engine] = {}
         self._tasks = {f"{name}/{task}": (name, task) for name, bundle in bundles.items() for task in bundle.tasks}
         self._sharing = threading.RLock()  # held by whoever enters a task or predicts, before any engine's locks
         with ExitStack() as undone:
             undone.callback(self.close)
-            for name, share in _first_shares(bundles, config, self.budget).items():
+            for name, share in _first_shares(needed, self.budget).items():
                 with uninterrupted.lifted():
                     self.engines[name] = Engine(bundles[name], replace(config, budget=share))
             undone.pop_all()
@@ -118,7 +118,7 @@ class Models:
     @property
     def shares(self) -> Mapping[str, int]:
         """Bytes of the budget that each bundle has now."""
-        return {name: engine.report().budget for name, engine in self.engines.items()}
+        return {name: engine.budget for name, engine in self.engines.items()}
 
     @bracket
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
@@ -187,17 +187,6 @@ class Models:
             for engine in self.engines.values():
                 closing.callback(engine.close)
 
-    def __enter__(self) -> Models:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        finally:
-            self.close()  # does nothing, unless Ctrl-C came before the first had begun
-
     def _found(self, name: str) -> tuple[str, str]:
         """The bundle and the task that a name means."""
         if name in self._tasks:
@@ -210,16 +199,17 @@ class Models:
     def _enter(self, name: str) -> tuple[Engine, str]:
         """Give the bundle of a task the room that the task wants. Returns its engine, and the task's name there."""
         bundle, task = self._found(name)
-        for other, engine in self.engines.items():
-            if other != bundle or engine.current != task:
+        found = self.engines[bundle]
+        if found.current != task:  # else no other bundle's is current, and this one has its room
+            for engine in self.engines.values():
                 engine.deactivate()  # its pages stay until their room is wanted
-        self._make_room(bundle, task)
+            self._make_room(bundle, task)
         self.monitor.record(f"{bundle}/{task}")
-        return self.engines[bundle], task
+        return found, task
 
     def _make_room(self, bundle: str, task: str) -> None:
-        wish, shares = self.engines[bundle].wish(task), self.shares
-        if wish.most <= shares[bundle]:
+        wish = self.engines[bundle].wish(task)
+        if wish.most <= self.engines[bundle].budget:
             return
         uses = self._uses_after(bundle, task)
         holdings = {name: engine.holding(uses[name]) for name, engine in self.engines.items()}
@@ -231,6 +221,7 @@ class Models:
                 f"other bundles always keep; end their 'with' blocks, or open the bundles with {format_enough(least)}",
                 least,
             )
+        shares = self.shares
         for name in sorted(plan, key=lambda each: plan[each] - shares[each]):  # what shrinks shrinks first
             if plan[name] != shares[name]:
                 self.engines[name].set_budget(plan[name])
@@ -246,35 +237,41 @@ class Models:
         return found
 
 
-def _kept(bundle: Bundle, config: EngineConfig) -> int:
-    """Bytes that a bundle always keeps."""
-    needs = needs_of(bundle, config.dtype)
-    return needs.holding(needs.least_pages).total
+@dataclass(frozen=True)
+class _Needed:
+    """Bytes of a budget that a bundle always keeps, that hold its largest task, and that it can use at most."""
+
+    kept: int
+    largest: int
+    whole: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, dtype: str) -> _Needed:
+        needs = needs_of(bundle, dtype)
+        kept = needs.holding(needs.least_pages).total
+        return cls(kept, smallest_budget(bundle, dtype=dtype), largest_budget(bundle))
 
 
-def _budget(bundles: Mapping[str, Bundle], config: EngineConfig) -> int:
+def _budget(needed: Mapping[str, _Needed], stated: int | None) -> int:
     """The budget of all. Errors are those of `Models`."""
-    if config.budget is None:
-        return sum(map(largest_budget, bundles.values()))
-    kept = {name: _kept(bundle, config) for name, bundle in bundles.items()}
-    alone = {name: smallest_budget(bundle, dtype=config.dtype) for name, bundle in bundles.items()}
-    alone = {name: smallest_budget(bundle, dtype=config.dtype) for name, bundle in bundles.items()}
-    largest = {name: alone[name] + sum(kept.values()) - kept[name] for name in bundles}
-    name = max(largest, key=largest.__getitem__)
-    if config.budget < largest[name]:
-        beside = format_enough(largest[name] - alone[name])
-        others = "" if len(bundles) == 1 else f" beside the {beside} that the other bundles always keep"
+    if stated is None:
+        return sum(each.whole for each in needed.values())
+    kept = sum(each.kept for each in needed.values())
+    name = max(needed, key=lambda each: needed[each].largest - needed[each].kept)
+    beside = kept - needed[name].kept
+    least = needed[name].largest + beside
+    if stated < least:
+        others = "" if len(needed) == 1 else f" beside the {format_enough(beside)} that the other bundles always keep"
         raise BudgetError(
-            f"a budget of {format_room(config.budget)} is too small for the largest task of {name!r}{others}; the "
-            f"smallest that would do is {largest[name]} bytes ({format_enough(largest[name])})",
-            largest[name],
+            f"a budget of {format_room(stated)} is too small for the largest task of {name!r}{others}; the smallest "
+            f"that would do is {least} bytes ({format_enough(least)})",
+            least,
         )
-    return config.budget
+    return stated
 
 
-def _first_shares(bundles: Mapping[str, Bundle], config: EngineConfig, budget: int) -> dict[str, int]:
+def _first_shares(needed: Mapping[str, _Needed], budget: int) -> dict[str, int]:
     """What each always keeps, and a part of the rest as large as what it could use of it."""
-    kept = {name: _kept(bundle, config) for name, bundle in bundles.items()}
-    more = {name: max(0, largest_budget(bundle) - kept[name]) for name, bundle in bundles.items()}
-    rest, wanted = budget - sum(kept.values()), max(1, sum(more.values()))
-    return {name: kept[name] + min(more[name], rest * more[name] // wanted) for name in bundles}
+    more = {name: max(0, each.whole - each.kept) for name, each in needed.items()}
+    rest, wanted = budget - sum(each.kept for each in needed.values()), max(1, sum(more.values()))
+    return {name: each.kept + min(more[name], rest * more[name] // wanted) for name, each in needed.items()}

@@ -1,8 +1,9 @@
-"""`bracket`: what is held for the length of a ``with`` block, and let go whatever signal handlers raise."""
+"""`bracket` and `Closing`: what a ``with`` block holds, and lets go whatever signal handlers raise."""
 
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
@@ -17,6 +18,7 @@ if NATIVE:
 
 T = TypeVar("T")
 P = ParamSpec("P")
+C = TypeVar("C", bound="Closing")
 
 
 def bracket(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
@@ -32,6 +34,25 @@ def bracket(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextMa
         return _Bracket(make(*args, **kwargs))
 
     return make_bracket
+
+
+class Closing(ABC):
+    """What a ``with`` block closes at its end, also where Ctrl-C comes before `close` has begun."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything; a second call does nothing."""
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        finally:
+            self.close()  # does nothing, unless Ctrl-C came before the first had begun
 
 
 class _Ending:

@@ -113,7 +113,7 @@ async def prefetch(body: TaskBody, service: Serving) -> Queued:
 async def budget(body: BudgetBody, service: Serving) -> BudgetAnswer:
     """Use more or less memory from now on."""
     await _between(service, lambda: service.set_budget(body.budget))
-    return BudgetAnswer(budget_bytes=service.engine.report().budget)
+    return BudgetAnswer(budget_bytes=service.engine.budget)
 
 
 @router.post("/reload")
