@@ -118,11 +118,11 @@ class PageCorruptError(BundleError):
 class UnknownTaskError(BundleError):
     """The bundle has no task of that name; ``task`` is the name."""
 
-    def __init__(self, task: str, known: Iterable[str]) -> None:
+    def __init__(self, task: str, known: Iterable[str], who: str = "the bundle has") -> None:
         names = sorted(known)
         close = get_close_matches(task, names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"unknown task {task!r}; the bundle has: {', '.join(names)}.{hint}")
+        super().__init__(f"unknown task {task!r}; {who}: {', '.join(names)}.{hint}")
         self.task = task
 
 

@@ -57,15 +57,14 @@ def test_every_task_runs_in_the_smallest_budget(paths: list[Path], expected: Map
 
 
 def test_memory_goes_where_it_is_wanted(paths: list[Path]) -> None:
-    with wp.Models.from_pretrained(paths[:2], budget=least(paths[:2])) as models:
-        first, second = models.engines
-        task = max(models.engines[first].tasks, key=lambda name: models.engines[first].wish(name).least)
-        models.predict(f"{first}/{task}", TEXTS)
+    kept = sum(wp.Models.from_pretrained([path]).bundles[path.stem].kept for path in paths[:2])
+    with wp.Models.from_pretrained(paths[:2], budget=max(least(paths[:2]), kept)) as models:
+        first, second = models.bundles.values()
+        models.predict(f"{first.name}/{max(first.tasks, key=first.alone)}", TEXTS)
         had = models.shares
-        task = max(models.engines[second].tasks, key=lambda name: models.engines[second].wish(name).least)
-        models.predict(f"{second}/{task}", TEXTS)
-        assert models.shares[second] > had[second]
-        assert models.shares[first] < had[first]
+        models.predict(f"{second.name}/{max(second.tasks, key=second.alone)}", TEXTS)
+        assert models.shares[second.name] > had[second.name]
+        assert models.shares[first.name] < had[first.name]
 
 
 def test_without_a_budget_nothing_is_read_twice(paths: list[Path]) -> None:
@@ -118,7 +117,13 @@ def test_threads_get_what_they_would_get_alone(paths: list[Path], expected: Mapp
 
 def test_a_stream_goes_on_between_other_bundles_tasks(paths: list[Path]) -> None:
     with wp.Models.from_pretrained(paths, budget=least(paths)) as models:
-        task = next(name for name in models.tasks if name.startswith("writer/"))
+        begun = models.stream("writer/animals", "the cat", max_new_tokens=6)
+        with pytest.raises(wp.BudgetError, match="beside the tasks in use") as refused:
+            models.predict("assistant/animal", TEXTS)
+        del begun  # its bundle may sleep again
+        assert models.predict("assistant/animal", TEXTS)
+    with wp.Models.from_pretrained(paths, budget=refused.value.smallest) as models:
+        task = "writer/animals"
         whole = models.generate(task, "the cat", max_new_tokens=6).completion
         pieces = []
         for piece in models.stream(task, "the cat", max_new_tokens=6):
@@ -136,10 +141,115 @@ def test_what_fails_in_one_bundle_leaves_the_others(
         for page in broken.glob("pages*"):
             page.write_bytes(bytes(page.stat().st_size))
         with pytest.raises(wp.WeightpagerError):
-            for name in models.engines["broken"].tasks:
+            for name in models.bundles["broken"].tasks:
                 models.predict(f"broken/{name}", TEXTS)
         assert answers(models, "wordy/animal") == expected["wordy/animal"]
         assert sum(models.shares.values()) <= models.budget
+
+
+def test_a_bundle_sleeps_and_wakes(paths: list[Path], expected: Mapping[str, list[object]]) -> None:
+    with wp.Models.from_pretrained(paths) as models:
+        assert set(models.engines) == set(models.bundles), "all have room"
+        for name in models.bundles:
+            models.sleep(name)
+            assert models.shares[name] == 0
+        assert not models.engines
+        for name in models.tasks:
+            assert answers(models, name) == expected[name]
+        assert set(models.engines) == set(models.bundles)
+
+
+def test_what_is_idle_sleeps_and_what_is_in_use_does_not(paths: list[Path]) -> None:
+    with wp.Models.from_pretrained(paths) as models:
+        assert models.sleep_idle(60) == []
+        with models.task("wordy/animal"):
+            with pytest.raises(wp.BusyError, match=r"may go to sleep, found 'wordy'"):
+                models.sleep("wordy")
+            models.pin("writer/animals")
+            assert models.sleep_idle(0) == ["assistant"]
+        models.unpin("writer/animals")
+        with pytest.raises(wp.TaskNotActiveError):
+            models.unpin("writer/animals")
+        assert models.sleep_idle(0) == ["wordy", "writer"]
+        assert not models.engines
+
+
+def test_real_time_tasks_never_leave(paths: list[Path], expected: Mapping[str, list[object]]) -> None:
+    with pytest.raises(wp.BudgetError) as refused:
+        wp.Models.from_pretrained(paths, budget=1000, real_time=["assistant/animal"])
+    assert refused.value.smallest > least(paths)
+    with wp.Models.from_pretrained(paths, budget=refused.value.smallest, real_time=["assistant/animal"]) as models:
+        for name in models.tasks:
+            assert answers(models, name) == expected[name]
+            assert "animal" in models.engines["assistant"].resident_tasks
+        awake = set(models.engines)
+        assert set(models.sleep_idle(0)) == awake - {"assistant"}
+        with models._sharing:  # it waits for nobody
+            assert InThread(lambda: answers(models, "assistant/animal")).result() == expected["assistant/animal"]
+    for name in ("animal", "nothing/animal"):
+        with pytest.raises(wp.ConfigError, match="real_time: expected names such as assistant/TASK"):
+            wp.Models.from_pretrained(paths, real_time=[name])
+    with pytest.raises(wp.UnknownTaskError):
+        wp.Models.from_pretrained(paths, real_time=["assistant/nothing"])
+
+
+def test_another_budget_holds_at_once(paths: list[Path], expected: Mapping[str, list[object]]) -> None:
+    with wp.Models.from_pretrained(paths) as models:
+        for name in models.tasks:
+            models.predict(name, TEXTS)
+        whole = models.budget
+        for budget in (whole // 2, least(paths), whole):
+            models.set_budget(budget)
+            assert sum(models.shares.values()) <= budget == models.budget
+            for name in models.tasks:
+                assert answers(models, name) == expected[name]
+        with pytest.raises(wp.BudgetError, match="smallest that would do"):
+            models.set_budget(least(paths) - 1)
+        with ExitStack() as held:
+            for name in ("assistant/animal", "wordy/animal", "writer/animals"):
+                held.enter_context(models.task(name))
+            with pytest.raises(wp.BudgetError, match="what the budget loses does not fit"):
+                models.set_budget(least(paths))
+        assert models.budget == whole
+
+
+def test_bundles_come_and_go(paths: list[Path], expected: Mapping[str, list[object]], tmp_path: Path) -> None:
+    with wp.Models.from_pretrained(paths[:1]) as models:
+        with pytest.raises(wp.BusyError, match="another bundle"):
+            models.remove("assistant")
+        assert models.add(paths[2]) == "writer"
+        assert answers(models, "animals") == expected["writer/animals"]
+        with pytest.raises(wp.ConfigError, match="different names, found another of 'writer'"):
+            models.add(paths[2])
+        with pytest.raises(wp.BundleError):
+            models.add(tmp_path / "nothing.bundle")
+        models.remove("writer")
+        with pytest.raises(wp.UnknownTaskError):
+            models.predict("writer/animals", TEXTS)
+        assert answers(models, "assistant/animal") == expected["assistant/animal"]
+        models.set_budget(models.bundles["assistant"].least)
+        larger = max(paths, key=lambda path: wp.Models.from_pretrained([path]).bundles[path.stem].least)
+        if larger != paths[0]:
+            with pytest.raises(wp.BudgetError, match="largest task of"):
+                models.add(larger)
+        assert list(models.bundles) == ["assistant"]
+
+
+def test_a_bundle_that_was_replaced_while_it_slept_wakes_as_the_new_one(
+    paths: list[Path], expected: Mapping[str, list[object]], tmp_path: Path
+) -> None:
+    one = tmp_path / "one.bundle"
+    shutil.copytree(paths[0], one)
+    with wp.Models.from_pretrained([one, paths[1]]) as models:
+        models.sleep("one")
+        shutil.rmtree(one)
+        with pytest.raises(wp.WeightpagerError):
+            models.predict("one/animal", TEXTS)
+        assert answers(models, "wordy/animal") == expected["wordy/animal"]
+        shutil.copytree(paths[2], one)
+        with pytest.raises(wp.UnknownTaskError):
+            models.predict("one/animal", TEXTS)
+        assert answers(models, "one/animals") == expected["writer/animals"]
 
 
 def test_bad_arguments_are_refused(paths: list[Path]) -> None:
@@ -169,8 +279,8 @@ class AnySequence(RuleBasedStateMachine):
 
     @initialize(room=st.floats(0, 1))
     def open(self, room: float) -> None:
-        most = sum(largest_budget(wp.Bundle.open(path)) for path in self.paths)
-        budget = self.least + round(room * max(0, most - self.least))
+        self.most = sum(largest_budget(wp.Bundle.open(path)) for path in self.paths)
+        budget = self.least + round(room * (self.most - self.least))
         self.models = wp.Models.from_pretrained(self.paths, budget=budget)
         self.held: list[tuple[ExitStack, str]] = []
 
@@ -196,6 +306,19 @@ class AnySequence(RuleBasedStateMachine):
     def release(self) -> None:
         if self.held:
             self.held.pop(0)[0].close()
+
+    @rule()
+    def sleep(self) -> None:
+        self.models.sleep_idle(0)
+
+    @rule(room=st.floats(0, 1))
+    def set_budget(self, room: float) -> None:
+        before, budget = self.models.budget, self.least + round(room * (self.most - self.least))
+        try:
+            self.models.set_budget(budget)
+        except wp.BudgetError:
+            assert self.held, "only tasks in use leave no room"
+            assert self.models.budget == before
 
     @rule()
     def evict(self) -> None:

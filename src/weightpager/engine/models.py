@@ -2,71 +2,95 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from weightpager.answers.kinds import Prediction
 from weightpager.answers.predict import Input
 from weightpager.answers.token_reader import Conversation
-from weightpager.bundle import Bundle, TaskEntry
-from weightpager.config import EngineConfig, format_enough, format_room, format_size, parse_size
+from weightpager.bundle import TaskEntry
+from weightpager.config import EngineConfig, format_size, parse_size, stated_size
+from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
-from weightpager.errors import BudgetError, BusyError, ConfigError, UnknownTaskError, shown
+from weightpager.engine.shared_budget import SharedBudget
+from weightpager.engine.shared_bundle import SharedBundle
+from weightpager.errors import BusyError, ConfigError, EngineClosedError, TaskNotActiveError, UnknownTaskError, shown
 from weightpager.interrupts import acquired, uninterrupted
 from weightpager.runtime.bracket import Closing, bracket
-from weightpager.runtime.budget import largest_budget, needs_of, smallest_budget
 from weightpager.runtime.paging.state import Deadline
-from weightpager.runtime.planning.shares import plan_shares
+from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
 
 MOST = 32
 """Bundles that may share a budget."""
 
+Answer = TypeVar("Answer")
+
 
 class Models(Closing):
     """Runs the tasks of several bundles inside one memory budget.
 
-    Each bundle has an engine with a share of the budget. Before a task is entered whose pages lack room, its bundle's
-    share grows by what is worth least anywhere: memory that holds no page, then pages by the expected uses of their
-    tasks, over all bundles. What is always in memory of a bundle (its resident and private parameters, and room for
-    its smallest task) stays.
+    Each bundle that is awake has an engine with a share of the budget. Before a task is entered whose pages lack room,
+    its bundle's share grows by what is worth least anywhere: memory that holds no page, then pages by the expected
+    uses of their tasks, over all bundles. A bundle may give all of it: it sleeps then, and wakes when a task of it is
+    asked for. One of which a task is in use stays awake.
 
     A task is named ``"bundle/task"`` by the name of the bundle's directory without its ``.bundle``, or ``"task"``
     where one bundle alone has it. Predictions of several threads follow one another. Outputs are those of an engine.
 
+    Run tasks by this object: what an engine of it is asked directly has no more than its share, and no claim to it.
+
     Attributes:
-        engines: the engine of each bundle by name, for its report. Run tasks by this object: what an engine is asked
-            directly has no more than its share.
         monitor: which task ran when, over all bundles.
     """
 
     @uninterrupted
-    def __init__(self, bundles: Mapping[str, Bundle], config: EngineConfig) -> None:
+    def __init__(self, paths: Mapping[str, Path], config: EngineConfig) -> None:
         """Open bundles; `from_pretrained` is the usual way.
 
         Args:
-            bundles: open bundles by name.
-            config: budget of all, and how each engine runs.
+            paths: of bundles, by name.
+            config: budget of all, and how each engine runs. Real-time tasks have whole names.
 
         Raises:
-            BudgetError: the budget doesn't hold the largest task of each beside what the others always keep.
+            BudgetError: the budget doesn't hold the largest task of each bundle, beside real-time tasks of others.
             BundleError, StoreError: a bundle can't be used.
+            ConfigError: the device isn't there, or its arenas can't change their size.
         """
-        needed = {name: _Needed.of(bundle, config.dtype) for name, bundle in bundles.items()}
-        self.budget = _budget(needed, config.budget)
-        self.monitor = TaskMonitor()
-        self.engines: dict[str, Engine] = {}
-        self._tasks = {f"{name}/{task}": (name, task) for name, bundle in bundles.items() for task in bundle.tasks}
+        if config.device != "cpu":
+            raise ConfigError(f"device: expected 'cpu' for bundles that share a budget, got {config.device!r}")
+        real_time: dict[str, list[str]] = {}
+        for whole in config.real_time:
+            owner, _, task = whole.partition("/")
+            if owner not in paths:
+                raise ConfigError(f"real_time: expected names such as {next(iter(paths))}/TASK, got {shown(whole)}")
+            real_time.setdefault(owner, []).append(task)
+        self._config = replace(config, budget=None, real_time=(), history=None)
+        self._process = os.getpid()
+        self._closed = False
         self._sharing = threading.RLock()  # held by whoever enters a task or predicts, before any engine's locks
+        self._pins: dict[str, list[Callable[[], None]]] = {}
+        opened = {
+            name: SharedBundle(name, path, replace(self._config, real_time=tuple(real_time.get(name, ()))))
+            for name, path in paths.items()
+        }
+        self._shared = SharedBudget(opened, config.budget)
+        self.monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
         with ExitStack() as undone:
             undone.callback(self.close)
-            for name, share in _first_shares(needed, self.budget).items():
-                with uninterrupted.lifted():
-                    self.engines[name] = Engine(bundles[name], replace(config, budget=share))
+            with uninterrupted.lifted():
+                for bundle in opened.values():  # so that one that can't run is refused now
+                    self._shared.make_room(bundle, min(bundle.tasks, key=bundle.alone), {})
             undone.pop_all()
 
     @classmethod
@@ -77,17 +101,27 @@ class Models(Closing):
         budget: str | int | None = None,
         dtype: str = "auto",
         io_threads: int = 8,
+        kv_reserve: str | int = 0,
+        prefix_cache: str | int = 0,
+        real_time: Sequence[str] = (),
         read_timeout: float = 30.0,
+        prefetch: bool = False,
+        history: str | Path | None = None,
         backend: str = "auto",
     ) -> Models:
-        """Open bundle directories under one budget. No page is loaded.
+        """Open bundle directories under one budget. Of their pages only those of real-time tasks are loaded.
 
         Args:
             bundles: directories with different names.
             budget: memory for the weights of all, such as ``"64MiB"``, or bytes; None for all that they hold.
             dtype: what tasks compute in, as of `Engine.from_pretrained`, likewise all that follow.
             io_threads: reads in flight of each bundle.
+            kv_reserve: for each bundle whose tasks write, while it is awake.
+            prefix_cache: likewise.
+            real_time: whole names of tasks; their bundles never sleep.
             read_timeout: seconds without any page after which a load fails.
+            prefetch: whether each bundle prefetches what its own next task needs.
+            history: file that keeps which task of which bundle ran when.
             backend: what runs tasks.
 
         Raises:
@@ -97,28 +131,55 @@ class Models(Closing):
         """
         if isinstance(bundles, (str, Path)) or not 1 <= len(bundles) <= MOST:
             raise ConfigError(f"bundles: expected a list of 1 to {MOST} directories, got {shown(bundles)}")
-        stated = None if budget is None else parse_size(budget, "budget")
-        config = EngineConfig(stated, "cpu", dtype, io_threads, read_timeout=read_timeout, backend=backend)
-        opened: dict[str, Bundle] = {}
-        for path in (Path(bundle).absolute() for bundle in bundles):
-            name = path.name.removesuffix(".bundle")
-            if name in opened:
+        if isinstance(real_time, str):
+            raise ConfigError(f"real_time: expected names of tasks, such as [{real_time!r}], got a text")
+        config = EngineConfig(
+            budget=stated_size(budget, "budget"),
+            dtype=dtype,
+            io_threads=io_threads,
+            kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve, "kv_reserve"),
+            prefix_cache=0 if prefix_cache == 0 else parse_size(prefix_cache, "prefix_cache"),
+            real_time=tuple(real_time),
+            read_timeout=read_timeout,
+            prefetch=prefetch,
+            history=None if history is None else Path(history),
+            backend=backend,
+        )
+        paths: dict[str, Path] = {}
+        for path in map(Path, bundles):
+            name = name_of(path)
+            if name in paths:
                 raise ConfigError(f"bundles: expected different names, found two of {shown(name)}; rename a directory")
-            opened[name] = Bundle.open(path)
-        return cls(opened, config)
+            paths[name] = path.absolute()
+        return cls(paths, config)
 
     def __repr__(self) -> str:
-        return f"<Models {', '.join(self.engines)}: {len(self._tasks)} tasks, {format_size(self.budget)}>"
+        return f"<Models {', '.join(self.bundles)}: {len(self.tasks)} tasks, {format_size(self.budget)}>"
+
+    @property
+    def bundles(self) -> Mapping[str, SharedBundle]:
+        """The bundles by name, and whether each is awake."""
+        return self._shared.bundles
+
+    @property
+    def budget(self) -> int:
+        """Bytes for the weights of all."""
+        return self._shared.budget
 
     @property
     def tasks(self) -> Mapping[str, TaskEntry]:
         """All tasks, by ``"bundle/task"``."""
-        return {whole: self.engines[name].tasks[task] for whole, (name, task) in self._tasks.items()}
+        return {f"{name}/{task}": each.tasks[task] for name, each in self.bundles.items() for task in each.tasks}
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The engine of each bundle that is awake, by its name, for reports."""
+        return {name: each.engine for name, each in self.bundles.items() if each.engine is not None}
 
     @property
     def shares(self) -> Mapping[str, int]:
-        """Bytes of the budget that each bundle has now."""
-        return {name: engine.budget for name, engine in self.engines.items()}
+        """Bytes of the budget that each bundle has now; 0 of those that sleep."""
+        return self._shared.shares
 
     @bracket
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
@@ -132,6 +193,7 @@ class Models(Closing):
         Raises:
             UnknownTaskError: no bundle has such a task, or several have.
             BudgetError: its pages don't fit beside those in use, of whichever bundle.
+            BundleError: its bundle slept, and can't be used any more.
             BusyError, StoreError, PageCorruptError, EngineClosedError: as of `Engine.task`.
         """
         deadline = Deadline.after(timeout)
@@ -141,38 +203,84 @@ class Models(Closing):
                     "another thread's prediction was still going on when the timeout passed; allow more time"
                 )
             try:
-                engine, task = self._enter(name)
-                module = held.enter_context(engine.task(task, wait=wait, timeout=deadline.left()))
+                bundle, task = self._enter(name)
+                held.callback(bundle.hold())
+                module = held.enter_context(bundle.awake().task(task, wait=wait, timeout=deadline.left()))
             finally:
                 self._sharing.release()
             yield module
 
     def predict(self, name: str, inputs: Iterable[Input], **options: Any) -> list[Prediction]:
         """A task's answers to texts or images. Options and errors are those of `Engine.predict`, and of `task`."""
-        with acquired(self._sharing):
-            engine, task = self._enter(name)
-            return engine.predict(task, inputs, **options)
+        return self._asked(name, lambda engine, task: engine.predict(task, inputs, **options))
 
     def generate(self, name: str, prompt: str | Conversation, *images: Any, **options: Any) -> Prediction:
         """A prompt's continuation. Arguments and errors are those of `Engine.generate`, and of `task`."""
-        with acquired(self._sharing):
-            engine, task = self._enter(name)
-            return engine.generate(task, prompt, *images, **options)
+        return self._asked(name, lambda engine, task: engine.generate(task, prompt, *images, **options))
+
+    def embed(self, name: str, texts: Iterable[str], **options: Any) -> npt.NDArray[np.float32]:
+        """Vectors of texts. Options and errors are those of `Engine.embed`, and of `task`."""
+        return self._asked(name, lambda engine, task: engine.embed(task, texts, **options))
 
     def stream(self, name: str, prompt: str | Conversation, *images: Any, **options: Any) -> Iterator[str]:
-        """The pieces of a continuation, between which other tasks have their turn, as of `Engine.stream`."""
-        bundle, task = self._found(name)
-        pieces = self.engines[bundle].stream(task, prompt, *images, **options)
-        return self._pieces(name, pieces)
+        """The pieces of a continuation, between which other tasks have their turn, as of `Engine.stream`.
 
-    def _pieces(self, name: str, pieces: Iterator[str]) -> Iterator[str]:
-        while True:
-            with acquired(self._sharing):
-                self._enter(name)
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
+        Its bundle stays awake as long as there may be more of them.
+        """
+        with acquired(self._sharing):
+            bundle, task = self._enter(name, is_visit=False)
+            release = bundle.hold()
+            try:
+                pieces = self._pieces(name, bundle.awake().stream(task, prompt, *images, **options), release)
+            except BaseException:
+                release()
+                raise
+        weakref.finalize(pieces, release)  # nobody may ever ask for the first
+        return pieces
+
+    def _pieces(self, name: str, pieces: Iterator[str], release: Callable[[], None]) -> Iterator[str]:
+        try:
+            while True:
+                with acquired(self._sharing):
+                    self._enter(name)
+                    piece = next(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            release()
+
+    def activate(self, name: str) -> Engine:
+        """Make a task the current one, as `Engine.activate` does. Returns its engine. Errors are those of `task`."""
+        with acquired(self._sharing):
+            bundle, task = self._enter(name)
+            engine = bundle.awake()
+            engine.activate(task)
+            return engine
+
+    @uninterrupted
+    def deactivate(self) -> None:
+        """Leave the current task, if any."""
+        with acquired(self._sharing):
+            for engine in self.engines.values():
+                engine.deactivate()
+
+    def pin(self, name: str) -> None:
+        """Load a task and keep its pages until `unpin`, as of `Engine.pin`; its bundle stays awake."""
+        with acquired(self._sharing):
+            bundle, task = self._enter(name, is_visit=False)
+            bundle.awake().pin(task)
+            self._pins.setdefault(f"{bundle.name}/{task}", []).append(bundle.hold())
+
+    def unpin(self, name: str) -> None:
+        """Undo one `pin`. Errors are those of `Engine.unpin`."""
+        with acquired(self._sharing):
+            bundle, task = self._find(name)
+            pins = self._pins.get(f"{bundle.name}/{task}")
+            if not pins:
+                raise TaskNotActiveError(f"task {bundle.name}/{task} is not pinned")
+            bundle.awake().unpin(task)
+            pins.pop()()
 
     @uninterrupted
     def evict(self) -> int:
@@ -180,98 +288,167 @@ class Models(Closing):
         with acquired(self._sharing):
             return sum(engine.evict() for engine in self.engines.values())
 
+    def sleep(self, name: str) -> None:
+        """Put a bundle to sleep: all that it has in memory goes. It wakes when a task of it is asked for.
+
+        Raises:
+            ConfigError: there is no such bundle.
+            BusyError: it is in use.
+        """
+        with acquired(self._sharing):
+            bundle = self._bundle(name)
+            bundle.check_idle()
+            self._shared.put_to_sleep(bundle)
+            self._shared.spread()
+
+    def sleep_idle(self, seconds: float) -> list[str]:
+        """Put to sleep all of which nothing was asked for so long, and that aren't in use. Returns their names."""
+        with acquired(self._sharing):
+            before = time.monotonic() - seconds
+            awake = (bundle for bundle in self.bundles.values() if bundle.engine is not None)
+            idle = [bundle.name for bundle in awake if bundle.used <= before and not bundle.in_use]
+            for name in idle:
+                self.sleep(name)
+            return idle
+
+    @uninterrupted
+    def set_budget(self, budget: str | int) -> None:
+        """Use more or less memory from now on. What must go goes by its worth, as where a task wants room.
+
+        Raises:
+            ConfigError: it is no size.
+            BudgetError: it doesn't hold the largest task of each bundle, or the tasks in use; nothing has changed.
+        """
+        size = parse_size(budget, "budget")
+        with acquired(self._sharing):
+            self._check_open()
+            self.deactivate()
+            self._shared.resize(size, self._uses_after(self.monitor.current))
+
+    @uninterrupted
+    def reload(self, name: str) -> BundleChange:
+        """Take over what has become of a bundle, as of `Engine.reload`. Others aren't touched.
+
+        Raises:
+            ConfigError: there is no such bundle.
+            BundleError, StoreError, BusyError, BudgetError: as of `Engine.reload`; nothing has changed.
+        """
+        with acquired(self._sharing):
+            self._check_open()
+            change = self._bundle(name).reload()
+            self._shared.spread()
+            return change
+
+    def add(self, path: str | Path) -> str:
+        """Open one more bundle, which sleeps until a task of it is asked for. Returns its name.
+
+        Raises:
+            ConfigError: there is one of its name, or there are too many.
+            BudgetError: the budget doesn't hold its largest task; nothing has changed.
+            BundleError, StoreError: it can't be used.
+        """
+        path = Path(path).absolute()
+        name = name_of(path)
+        with acquired(self._sharing):
+            self._check_open()
+            if name in self.bundles or len(self.bundles) == MOST:
+                found = f"{MOST} already" if len(self.bundles) == MOST else f"another of {shown(name)}"
+                raise ConfigError(f"bundles: expected at most {MOST} with different names, found {found}")
+            self._shared.replace({**self.bundles, name: SharedBundle(name, path, self._config)})
+            return name
+
+    def remove(self, name: str) -> None:
+        """Let a bundle go that isn't the last. Errors are those of `sleep`."""
+        with acquired(self._sharing):
+            left = {other: bundle for other, bundle in self.bundles.items() if other != name}
+            if not left:
+                raise BusyError(f"expected another bundle beside {name!r}, found none")
+            self.sleep(name)
+            self._shared.replace(left)
+
     @uninterrupted
     def close(self) -> None:
         """Close all engines, as `Engine.close` does; all of them, also where one can't close its store."""
-        with ExitStack() as closing:
-            for engine in self.engines.values():
-                closing.callback(engine.close)
-
-    def _found(self, name: str) -> tuple[str, str]:
-        """The bundle and the task that a name means."""
-        if name in self._tasks:
-            return self._tasks[name]
-        named = [whole for whole, (_, task) in self._tasks.items() if task == name]
-        if len(named) == 1:
-            return self._tasks[named[0]]
-        raise UnknownTaskError(name, named or self._tasks)
-
-    def _enter(self, name: str) -> tuple[Engine, str]:
-        """Give the bundle of a task the room that the task wants. Returns its engine, and the task's name there."""
-        bundle, task = self._found(name)
-        found = self.engines[bundle]
-        if found.current != task:  # else no other bundle's is current, and this one has its room
-            for engine in self.engines.values():
-                engine.deactivate()  # its pages stay until their room is wanted
-            self._make_room(bundle, task)
-        self.monitor.record(f"{bundle}/{task}")
-        return found, task
-
-    def _make_room(self, bundle: str, task: str) -> None:
-        wish = self.engines[bundle].wish(task)
-        if wish.most <= self.engines[bundle].budget:
+        if os.getpid() != self._process:
             return
-        uses = self._uses_after(bundle, task)
-        holdings = {name: engine.holding(uses[name]) for name, engine in self.engines.items()}
-        plan = plan_shares(bundle, wish, holdings, self.budget)
-        if plan is None:
-            least = wish.least + sum(holdings[name].least for name in holdings if name != bundle)
-            raise BudgetError(
-                f"task {bundle}/{task} does not fit into {format_room(self.budget)} beside the tasks in use and what "
-                f"other bundles always keep; end their 'with' blocks, or open the bundles with {format_enough(least)}",
-                least,
-            )
-        shares = self.shares
-        for name in sorted(plan, key=lambda each: plan[each] - shares[each]):  # what shrinks shrinks first
-            if plan[name] != shares[name]:
-                self.engines[name].set_budget(plan[name])
+        self._closed = True
+        with ExitStack() as closing:
+            closing.callback(self.monitor.close)
+            for bundle in self.bundles.values():
+                closing.callback(bundle.close)
 
-    def _uses_after(self, bundle: str, task: str) -> dict[str, dict[str, float]]:
-        """Expected uses of each bundle's tasks, by bundle and task, once this task is entered."""
-        names = list(self._tasks)
-        uses = expected_uses_after(self.monitor.followed(names), names.index(f"{bundle}/{task}"))
-        found: dict[str, dict[str, float]] = {name: {} for name in self.engines}
+    def check_fits(self, name: str) -> None:
+        """Check that the budget ever holds a task, beside real-time tasks of all bundles. Loads nothing.
+
+        Raises:
+            UnknownTaskError: no bundle has such a task, or several have.
+            TaskTooLargeError: it never does; says the smallest budget that would do.
+        """
+        self._shared.check_fits(*self._find(name))
+
+    def _asked(self, name: str, ask: Callable[[Engine, str], Answer]) -> Answer:
+        bundle, task = self._find(name)
+        if task in bundle.real_time:  # it is there, and waits for nobody
+            return ask(bundle.awake(), task)
+        with acquired(self._sharing):
+            bundle, task = self._enter(name)
+            return ask(bundle.awake(), task)
+
+    def _bundle(self, name: str) -> SharedBundle:
+        if name not in self.bundles:
+            raise ConfigError(f"bundle: expected one of {', '.join(self.bundles)}, got {shown(name)}")
+        return self.bundles[name]
+
+    def _find(self, name: str) -> tuple[SharedBundle, str]:
+        """The bundle and the task that a name means."""
+        owner, _, task = name.partition("/")
+        bundles = self.bundles
+        if owner in bundles and task in bundles[owner].tasks:
+            return bundles[owner], task
+        having = [bundle for bundle in bundles.values() if name in bundle.tasks]
+        if len(having) == 1:
+            return having[0], name
+        if having:
+            raise UnknownTaskError(name, [f"{bundle.name}/{name}" for bundle in having], "several bundles have it")
+        raise UnknownTaskError(name, self.tasks, "the bundles have")
+
+    @uninterrupted
+    def _enter(self, name: str, *, is_visit: bool = True) -> tuple[SharedBundle, str]:
+        """Wake the bundle of a task, and give it the room that the task wants. Returns it, and the task's name there.
+
+        The lock is held by the caller.
+        """
+        self._check_open()
+        bundle, task = self._find(name)
+        bundle.look()
+        bundle.bundle.task(task)
+        bundle.used = time.monotonic()
+        if bundle.engine is None or bundle.engine.current != task:  # else this is the current one, and has its room
+            self.deactivate()  # pages stay until their room is wanted
+            self._shared.make_room(bundle, task, self._uses_after(f"{bundle.name}/{task}"))
+        if is_visit:
+            self.monitor.record(f"{bundle.name}/{task}")
+        return bundle, task
+
+    def _uses_after(self, current: str | None) -> dict[str, dict[str, float]]:
+        """Expected uses of each bundle's tasks, by bundle and task, once a task is entered."""
+        names = list(self.tasks)
+        if current not in names:
+            return {}
+        uses = expected_uses_after(self.monitor.followed(names), names.index(current))
+        found: dict[str, dict[str, float]] = {name: {} for name in self.bundles}
         for whole, expected in zip(names, uses.tolist(), strict=True):
-            owner, short = self._tasks[whole]
-            found[owner][short] = expected
+            owner, _, task = whole.partition("/")
+            found[owner][task] = expected
         return found
 
-
-@dataclass(frozen=True)
-class _Needed:
-    """Bytes of a budget that a bundle always keeps, that hold its largest task, and that it can use at most."""
-
-    kept: int
-    largest: int
-    whole: int
-
-    @classmethod
-    def of(cls, bundle: Bundle, dtype: str) -> _Needed:
-        needs = needs_of(bundle, dtype)
-        kept = needs.holding(needs.least_pages).total
-        return cls(kept, smallest_budget(bundle, dtype=dtype), largest_budget(bundle))
+    def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineClosedError("the models belong to the process that this one was forked from; open the bundles")
+        if self._closed:
+            raise EngineClosedError("the models are closed; open the bundles again")
 
 
-def _budget(needed: Mapping[str, _Needed], stated: int | None) -> int:
-    """The budget of all. Errors are those of `Models`."""
-    if stated is None:
-        return sum(each.whole for each in needed.values())
-    kept = sum(each.kept for each in needed.values())
-    name = max(needed, key=lambda each: needed[each].largest - needed[each].kept)
-    beside = kept - needed[name].kept
-    least = needed[name].largest + beside
-    if stated < least:
-        others = "" if len(needed) == 1 else f" beside the {format_enough(beside)} that the other bundles always keep"
-        raise BudgetError(
-            f"a budget of {format_room(stated)} is too small for the largest task of {name!r}{others}; the smallest "
-            f"that would do is {least} bytes ({format_enough(least)})",
-            least,
-        )
-    return stated
-
-
-def _first_shares(needed: Mapping[str, _Needed], budget: int) -> dict[str, int]:
-    """What each always keeps, and a part of the rest as large as what it could use of it."""
-    more = {name: max(0, each.whole - each.kept) for name, each in needed.items()}
-    rest, wanted = budget - sum(each.kept for each in needed.values()), max(1, sum(more.values()))
-    return {name: each.kept + min(more[name], rest * more[name] // wanted) for name, each in needed.items()}
+def name_of(path: Path) -> str:
+    """By which a bundle's tasks are named among those of others."""
+    return path.absolute().name.removesuffix(".bundle")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+WAKING = 32 * 2**20
+"""Bytes that could be read in the time that opening a bundle takes, beside reading its own: 0.1 s at 300 MB/s."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,11 +17,12 @@ class Holding:
     """What a bundle has of the budget.
 
     Attributes:
-        share: bytes, its part of the budget.
+        share: bytes, its part of the budget; 0 of one that sleeps.
         spare: bytes of them that hold no page: rows and features beyond the least, and rests.
         page_bytes: bytes of a page.
         free: slots that hold no page, and may go.
         worths: expected uses of each page that may go, ascending.
+        uses: expected uses of its tasks together, if the bundle may go to sleep; None where it must stay awake.
     """
 
     share: int
@@ -26,10 +30,11 @@ class Holding:
     page_bytes: int
     free: int
     worths: npt.NDArray[np.float64]
+    uses: float | None = None
 
     @property
     def least(self) -> int:
-        """Bytes that it can't give away."""
+        """Bytes that it keeps as long as it is awake."""
         return self.share - self.spare - (self.free + len(self.worths)) * self.page_bytes
 
 
@@ -49,15 +54,19 @@ class Wish:
 def plan_shares(wanting: str, wish: Wish, holdings: Mapping[str, Holding], budget: int) -> dict[str, int] | None:
     """The bundles' shares with which one of them can hold a task; None if its least can't be had.
 
-    First goes what nobody has, then what holds no page, then pages: those of the least expected uses first, whichever
-    bundle they belong to. Pages cost their bytes to read again, so that uses are what a byte is worth. Where a page of
-    the wanting bundle itself is worth least, its share grows by a page less. No share shrinks but those of others.
+    First goes what nobody has, then what holds no page, then what is of the least expected uses, whichever bundle it
+    belongs to: pages, and what a bundle keeps besides, with which it goes to sleep. Both cost their bytes to read
+    again, so that uses are what a byte is worth; waking takes the time of `WAKING` bytes more. Where a page of the
+    wanting bundle itself is worth least, its share grows by a page less. No share shrinks but those of others.
 
     Args:
         wanting: the bundle.
         wish: what it wants.
         holdings: by bundle; their shares are at most ``budget`` together.
         budget: bytes.
+
+    Returns:
+        Bytes by bundle; 0 for one that goes to sleep.
     """
     shares = {name: holding.share for name, holding in holdings.items()}
     others = [name for name in holdings if name != wanting]
@@ -67,26 +76,70 @@ def plan_shares(wanting: str, wish: Wish, holdings: Mapping[str, Holding], budge
         shares[name] -= taken
         lacking -= taken
     own = wish.most - wish.least  # bytes of pages that may go where the task comes
-    for name in _cheapest_first(holdings, wanting):
+    gone: list[_Piece] = []
+    for piece in _cheapest_first(holdings, wanting):
         if lacking <= 0:
             break
-        size = holdings[name].page_bytes
-        if name != wanting:
-            shares[name] -= size
-        elif size > own:
+        if piece.owner != wanting:
+            shares[piece.owner] -= piece.size
+            gone.append(piece)
+        elif piece.size > own:
             continue
         else:
-            own -= size
-        lacking -= size
+            own -= piece.size
+        lacking -= piece.size
+    _return_pages(shares, gone, -lacking)
     left = budget - sum(shares[name] for name in others)
     shares[wanting] = max(shares[wanting], min(wish.most, left))
     return None if shares[wanting] < wish.least else shares
 
 
-def _cheapest_first(holdings: Mapping[str, Holding], wanting: str) -> list[str]:
-    """The bundle of each free slot, and then of each page that may go. Its own free slots the bundle has already."""
-    names = list(holdings)
-    free = [name for name in names if name != wanting for _ in range(holdings[name].free)]
-    owners = np.repeat(np.arange(len(names)), [len(holdings[name].worths) for name in names])
-    order = np.argsort(np.concatenate([holdings[name].worths for name in names]), kind="stable")
-    return free + [names[owner] for owner in owners[order].tolist()]
+def spread(shares: Mapping[str, int], most: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Shares of those who are awake, each with a part of what nobody has, as large as what it could use of it.
+
+    Args:
+        shares: bytes by bundle, 0 of those who sleep, which they go on to do.
+        most: bytes that each could use.
+        budget: bytes.
+    """
+    more = {name: max(0, most[name] - share) if share else 0 for name, share in shares.items()}
+    rest, wanted = max(0, budget - sum(shares.values())), max(1, sum(more.values()))
+    return {name: share + min(more[name], rest * more[name] // wanted) for name, share in shares.items()}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A page's slot, or with ``sleeps`` all that a bundle keeps besides, in bytes."""
+
+    owner: str
+    size: int
+    sleeps: bool = False
+
+
+def _cheapest_first(holdings: Mapping[str, Holding], wanting: str) -> list[_Piece]:
+    """Free slots, and then all that may go by its worth. Its own free slots the bundle has already.
+
+    What a bundle keeps besides its pages comes behind all of them, as its tasks together are used as often at least.
+    """
+    pieces: list[_Piece] = []
+    worths: list[float] = []
+    for name, holding in holdings.items():
+        page = _Piece(name, holding.page_bytes)
+        free = holding.free if name != wanting else 0
+        pieces += [page] * (free + len(holding.worths))
+        worths += [-1.0] * free + holding.worths.tolist()
+        if name != wanting and holding.share and holding.uses is not None:
+            pieces.append(_Piece(name, holding.least, sleeps=True))
+            worth = holding.uses * (1 + WAKING / max(1, holding.least))
+            worths.append(max([worth, *holding.worths[-1:].tolist()]))
+    return [pieces[place] for place in np.argsort(worths, kind="stable").tolist()]
+
+
+def _return_pages(shares: dict[str, int], gone: Iterable[_Piece], surplus: int) -> None:
+    """Give back pages that needn't go after all, since a bundle that went to sleep left more than was lacking."""
+    gone = list(gone)
+    asleep = {piece.owner for piece in gone if piece.sleeps}
+    for piece in reversed(gone):  # the worthiest first
+        if piece.owner not in asleep and piece.size <= surplus:
+            shares[piece.owner] += piece.size
+            surplus -= piece.size

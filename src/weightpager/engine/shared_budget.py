@@ -1,0 +1,173 @@
+"""One memory budget of several bundles: who has how much of it, and who gives when another wants more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from weightpager.config import format_enough, format_room
+from weightpager.engine.shared_bundle import NOTHING, SharedBundle
+from weightpager.errors import BudgetError, TaskTooLargeError, WeightpagerError, first_line
+from weightpager.runtime.planning.shares import Wish, plan_shares, spread
+
+Uses = Mapping[str, Mapping[str, float]]
+"""Expected uses of each task, by bundle and task."""
+
+_NOBODY = ""
+"""Who wants the memory that leaves a budget; no bundle is named so."""
+
+_log = logging.getLogger(__name__)
+
+
+class SharedBudget:
+    """The budget and its bundles. Shares are never more than the budget together. For one thread at a time.
+
+    Attributes:
+        bundles: by name; replaced as a whole, so that other threads may read it.
+        budget: bytes.
+        stated: whether somebody said how much it is; otherwise it is what the bundles can use.
+    """
+
+    def __init__(self, bundles: Mapping[str, SharedBundle], stated: int | None) -> None:
+        """All of the bundles sleep.
+
+        Args:
+            bundles: by name.
+            stated: bytes; None for all that the bundles can use.
+
+        Raises:
+            BudgetError: it doesn't hold the largest task of each bundle, beside real-time tasks of others.
+        """
+        self.bundles = dict(bundles)
+        self.stated = stated is not None
+        self.budget = self._usable if stated is None else stated
+        self.check(self.budget)
+
+    @property
+    def shares(self) -> dict[str, int]:
+        return {name: bundle.share for name, bundle in self.bundles.items()}
+
+    @property
+    def _usable(self) -> int:
+        return sum(bundle.most for bundle in self.bundles.values())
+
+    def check(self, budget: int) -> None:
+        """Check that a budget would do.
+
+        Raises:
+            BudgetError: it wouldn't; says the smallest that would.
+        """
+        leasts = {name: bundle.least + self._beside(bundle) for name, bundle in self.bundles.items()}
+        name = max(leasts, key=leasts.__getitem__)
+        beside = self._beside(self.bundles[name])
+        if budget < leasts[name]:
+            others = f" beside the {format_enough(beside)} of real-time tasks of other bundles" if beside else ""
+            raise BudgetError(
+                f"a budget of {format_room(budget)} is too small for the largest task of {name!r}{others}; the "
+                f"smallest that would do is {leasts[name]} bytes ({format_enough(leasts[name])})",
+                leasts[name],
+            )
+
+    def check_fits(self, bundle: SharedBundle, task: str) -> None:
+        """Check that the budget ever holds a task. Errors are those of `Engine.check_fits`."""
+        least = bundle.alone(task) + self._beside(bundle)
+        if least > self.budget:
+            raise TaskTooLargeError(
+                f"task {bundle.name}/{task} can't run in {format_room(self.budget)}; the smallest budget that would do "
+                f"is {least} bytes ({format_enough(least)})",
+                least,
+            )
+
+    def make_room(self, bundle: SharedBundle, task: str, uses: Uses) -> None:
+        """Wake a bundle if it sleeps, and give it the room that a task wants.
+
+        Raises:
+            BudgetError: that can't be had beside the tasks in use.
+            BundleError, StoreError: the bundle slept, and can't be used any more.
+        """
+        wish = bundle.wish(task)
+        if not bundle.share or wish.most > bundle.share:
+            self._apply(self._plan(bundle.name, wish, uses, f"task {bundle.name}/{task}"))
+
+    def resize(self, budget: int, uses: Uses) -> None:
+        """Have another budget.
+
+        Raises:
+            BudgetError: it doesn't hold the largest task of each bundle, or the tasks in use; nothing has changed.
+        """
+        self.check(budget)
+        if budget < self.budget:
+            less = self.budget - budget
+            self._apply(self._plan(_NOBODY, Wish(less, less), uses, "what the budget loses"), budget)
+        self.budget, self.stated = budget, True
+        self.spread()
+
+    def replace(self, bundles: Mapping[str, SharedBundle]) -> None:
+        """Have other bundles. Those that are gone sleep.
+
+        Raises:
+            BudgetError: the budget was stated, and is too small for one that is new; nothing has changed.
+        """
+        before, self.bundles = self.bundles, dict(bundles)
+        try:
+            if self.stated:
+                self.check(self.budget)
+        except BudgetError:
+            self.bundles = before
+            raise
+        self.spread()
+
+    def spread(self) -> None:
+        """Give what nobody has to those who are awake and can use it."""
+        if not self.stated:
+            self.budget = max(self._usable, sum(self.shares.values()))
+        self._resize(spread(self.shares, self._most, self.budget))
+
+    @property
+    def _most(self) -> dict[str, int]:
+        return {name: bundle.most for name, bundle in self.bundles.items()}
+
+    def _beside(self, bundle: SharedBundle) -> int:
+        """Bytes that other bundles' real-time tasks keep from one."""
+        return sum(other.kept for other in self.bundles.values() if other.real_time and other is not bundle)
+
+    def _plan(self, wanting: str, wish: Wish, uses: Uses, what: str) -> dict[str, int]:
+        holdings = {name: bundle.holding(uses.get(name, {})) for name, bundle in self.bundles.items()}
+        holdings.setdefault(wanting, NOTHING)
+        plan = plan_shares(wanting, wish, holdings, self.budget)
+        if plan is not None:
+            plan.pop(_NOBODY, None)
+            return plan
+        stay = (holding.least for name, holding in holdings.items() if holding.uses is None and name != wanting)
+        least = wish.least + sum(stay)
+        raise BudgetError(
+            f"{what} does not fit into {format_room(self.budget)} beside the tasks in use and what their bundles keep; "
+            f"end their 'with' blocks, or open the bundles with {format_enough(least)}",
+            least,
+        )
+
+    def _apply(self, shares: Mapping[str, int], budget: int | None = None) -> None:
+        """Give bundles their shares. One with none sleeps; who sleeps or wakes leaves or takes what all may share."""
+        before = self.shares
+        for name, share in shares.items():
+            if before[name] and not share:
+                self.put_to_sleep(self.bundles[name])
+        if any(bool(share) != bool(before[name]) for name, share in shares.items()):
+            shares = spread(shares, self._most, self.budget if budget is None else budget)
+        self._resize(shares)
+
+    def _resize(self, shares: Mapping[str, int]) -> None:
+        before = self.shares
+        for name in sorted(shares, key=lambda each: shares[each] - before[each]):  # what shrinks shrinks first
+            bundle = self.bundles[name]
+            if bundle.engine is None and shares[name]:
+                bundle.wake(shares[name])
+            elif bundle.engine is not None and shares[name] != before[name]:
+                bundle.engine.set_budget(shares[name])
+
+    def put_to_sleep(self, bundle: SharedBundle) -> None:
+        """Have a bundle sleep that isn't in use. That its store can't be closed is nobody's failure but its own."""
+        try:
+            bundle.close()
+        except WeightpagerError as error:
+            _log.warning("files of the bundle %r could not be closed: %s", bundle.name, first_line(error))

@@ -1,0 +1,210 @@
+"""A bundle that shares a budget with others: awake behind an engine, or asleep without weights in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.format.names import MANIFEST
+from weightpager.config import EngineConfig
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.engine import Engine
+from weightpager.errors import BudgetError, BusyError, EngineClosedError
+from weightpager.interrupts import uninterrupted
+from weightpager.runtime.budget import needs_of
+from weightpager.runtime.planning.shares import Holding, Wish
+
+NOTHING = Holding(0, 0, 1, 0, np.zeros(0))
+"""What one has of a budget that sleeps."""
+
+
+class SharedBundle:
+    """One of the bundles of `Models`. Waking, sleeping and reloading are for one thread at a time.
+
+    The bundle that wakes is the one that lies there then.
+
+    Attributes:
+        name: its tasks are named by it among those of others.
+        path: of its directory.
+        bundle: as it was when it was last opened or reloaded.
+        engine: runs its tasks while it is awake; None while it sleeps.
+        used: when a task of it was last asked for, by `time.monotonic`.
+        least: bytes that hold its largest task alone, real-time tasks included.
+        kept: bytes that it can't do without once it has woken: its smallest task's, or its real-time tasks'.
+        most: bytes that it can use.
+    """
+
+    def __init__(self, name: str, path: Path, config: EngineConfig) -> None:
+        """Read what a bundle needs; it sleeps.
+
+        Args:
+            name: of the bundle.
+            path: of its directory.
+            config: how its engine runs, save for the budget. Tasks that find classes need no caches.
+
+        Raises:
+            BundleError, StoreError: it can't be used.
+            UnknownTaskError: a real-time task isn't there.
+        """
+        self.name, self.path = name, path
+        self.engine: Engine | None = None
+        self.used = time.monotonic()
+        self._config = config
+        self._users = 0
+        self._counting = threading.Lock()  # of users
+        self._seen = _signature(path)
+        self._read(Bundle.open(path))
+
+    def __repr__(self) -> str:
+        return f"<SharedBundle {self.name!r}: {'asleep' if self.engine is None else 'awake'}>"
+
+    @property
+    def tasks(self) -> Mapping[str, TaskEntry]:
+        return self.bundle.tasks
+
+    @property
+    def share(self) -> int:
+        """Bytes of the budget that it has; 0 while it sleeps."""
+        return 0 if self.engine is None else self.engine.budget
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it must stay awake."""
+        return bool(self._users or self.real_time)
+
+    @property
+    def real_time(self) -> tuple[str, ...]:
+        """Its tasks that never leave memory."""
+        return self._config.real_time
+
+    def hold(self) -> Callable[[], None]:
+        """Keep it awake until what is returned is called; further calls of that do nothing."""
+        with self._counting:
+            self._users += 1
+        held = [self]
+
+        @uninterrupted
+        def release() -> None:
+            with self._counting:
+                if held:
+                    held.pop()._users -= 1
+            self.used = time.monotonic()
+
+        return release
+
+    @uninterrupted
+    def wake(self, share: int) -> Engine:
+        """Open its engine. Errors are those of `Engine`; it sleeps on where one is raised.
+
+        Args:
+            share: bytes.
+        """
+        engine = Engine(self.bundle, replace(self._config, budget=share))
+        self.engine, self.used = engine, time.monotonic()
+        return engine
+
+    def look(self) -> None:
+        """Read what a bundle that sleeps has become. Errors are those of a new one; nothing has changed then."""
+        seen = _signature(self.path)
+        if self.engine is None and self._seen != seen:
+            self._read(Bundle.open(self.path))
+            self._seen = seen
+
+    def check_idle(self) -> None:
+        """Check that it may go to sleep.
+
+        Raises:
+            BusyError: it is in use.
+        """
+        if self.in_use:
+            raise BusyError(
+                f"expected a bundle that may go to sleep, found {self.name!r}, of which a task is in use, pinned or "
+                "held for real time"
+            )
+
+    def close(self) -> None:
+        """Close its engine, if it is awake: pages, parameters, tables, caches and graphs leave memory.
+
+        Raises:
+            StoreError: its store couldn't be closed; it sleeps all the same.
+        """
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.close()
+
+    def awake(self) -> Engine:
+        """Its engine.
+
+        Raises:
+            EngineClosedError: it has gone to sleep.
+        """
+        if self.engine is None:
+            raise EngineClosedError(f"the bundle {self.name!r} has gone to sleep; ask again")
+        return self.engine
+
+    def holding(self, uses: Mapping[str, float]) -> Holding:
+        """What it has of the budget, by the expected uses of its tasks."""
+        if self.engine is None:
+            return NOTHING
+        return replace(self.engine.holding(uses), uses=None if self.in_use else sum(uses.values()))
+
+    def alone(self, task: str) -> int:
+        """Bytes that hold a task beside nothing but the real-time tasks."""
+        needed = [self.bundle.pages_of(name) for name in {task, *self.real_time}]
+        tables = self._needs.footprint.all_tables if len(needed) > 1 else 0
+        return self._needs.holding(len(np.unique(np.concatenate(needed))), tables=tables).total
+
+    def wish(self, task: str) -> Wish:
+        """What it wants for a task. Raises an `UnknownTaskError` where there is no such task."""
+        if self.engine is not None:
+            return self.engine.wish(task)
+        held = self.alone(task)
+        return Wish(held, held)
+
+    def reload(self) -> BundleChange:
+        """Take over what has become of it, as of `Engine.reload`. Where an idle one would need more room, it sleeps."""
+        before, seen = self.bundle, _signature(self.path)
+        if self.engine is not None:
+            try:
+                change = self.engine.reload()
+            except BudgetError:
+                if self.in_use:
+                    raise
+            else:
+                self._read(self.engine.bundle)
+                self._seen = seen
+                return change
+        bundle = Bundle.open(self.path)
+        change = BundleChange.between(before, bundle)
+        self._read(bundle)
+        self._seen = seen
+        self.close()
+        return change
+
+    def _read(self, bundle: Bundle) -> None:
+        config = self._config
+        for task in config.real_time:
+            bundle.task(task)
+        if not any(task.writes for task in bundle.tasks.values()):
+            config = replace(config, kv_reserve=0, prefix_cache=0)
+        needs = needs_of(bundle, config.dtype, config.rows)
+        self._needs = replace(needs, kv_reserve=config.kv_reserve, prefix_cache=config.prefix_cache)
+        self._config, self.bundle = config, bundle
+        self.least = max(map(self.alone, bundle.tasks))
+        self.kept = min(map(self.alone, config.real_time or bundle.tasks))
+        self.most = self._needs.holding_all().total
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    """What tells one state of a bundle's directory from another; None where there is none."""
+    try:
+        found = (path / MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
