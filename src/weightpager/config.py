@@ -37,6 +37,23 @@ def parse_latency(text: str, where: str = "latency") -> float:
     return seconds
 
 
+_SPANS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|m|min|h)?")
+
+
+def parse_duration(text: str, where: str) -> float:
+    """Seconds in ``"5m"``, ``"90s"``, ``"1h"`` or ``"300"``.
+
+    Raises:
+        ConfigError: the text is no such time, or zero; says ``where`` it was stated.
+    """
+    match = _SPAN.fullmatch(text.strip())
+    seconds = 0.0 if match is None else float(match[1]) * _SPANS[match[2] or ""]
+    if not 0 < seconds <= LONGEST:
+        raise ConfigError(f"{where}: expected a time, such as 5m, 90s or 1h, got {text!r}")
+    return seconds
+
+
 def format_duration(seconds: float) -> str:
     """Long times as people read them: ``format_duration(6000) == "1 h 40 min"``."""
     minutes = round(seconds / 60)

@@ -410,20 +410,22 @@ def test_a_slow_reader_gets_what_has_been_computed() -> None:
 def test_the_room_for_caches_follows_the_tasks(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with wp.Engine.from_pretrained(writer_bundle, kv_reserve="64KiB", dtype="bfloat16") as engine:
         service = Service(engine, Settings())
-        room = service.vocabulary.most_cached
+        served = service.bundles[""]
+        room = served.readers().vocabulary.most_cached
         assert room is not None
-        assert service.worker.policy.room == room
+        assert served.batch_limits.room == room
         monkeypatch.setattr(engine._open, "dtype", lambda _: "float32")  # tasks came that compute in wider numbers
         service.reload()
-        assert service.vocabulary.most_cached == service.worker.policy.room == room // 2
+        assert served.readers().vocabulary.most_cached == served.batch_limits.room == room // 2
 
 
 def test_long_texts_run_apart_where_they_change_how_others_are_read(assistant_bundle: Path) -> None:
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         service, task = Service(engine, Settings()), engine.bundle.task("weather")
+        served = service.bundles[""]
         works = [Embed((4,) * tokens) for tokens in (3, 4, 5, 6)]
         service.admit(task, 2 * len(works))
         assert len({job.waiting.kind for job in service.submit(task, works, print)}) == 1
-        service.vocabulary.uniform_length = 4
+        served.readers().vocabulary.uniform_length = 4
         kinds = [job.waiting.kind for job in service.submit(task, works, print)]
         assert kinds[0] == kinds[1] != kinds[2] == kinds[3]

@@ -114,7 +114,8 @@ def extra(name: str) -> Iterator[None]:
 def task_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Tasks of the bundle that the command line names, read from its manifest; none if there is no such bundle."""
     # While the value of an option is being completed, arguments are split off the line, but not yet parsed.
-    bundle = ctx.params.get("bundle") or next(iter(ctx.args), None)
+    named = ctx.params.get("bundles") or [ctx.params.get("bundle") or next(iter(ctx.args), None)]
+    bundle = named[0]
     if bundle is None:
         return []
     try:

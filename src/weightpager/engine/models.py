@@ -18,13 +18,13 @@ import numpy.typing as npt
 from weightpager.answers.kinds import Prediction
 from weightpager.answers.predict import Input
 from weightpager.answers.token_reader import Conversation
-from weightpager.bundle import TaskEntry
+from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size, parse_size, stated_size
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
 from weightpager.engine.shared_budget import SharedBudget
 from weightpager.engine.shared_bundle import SharedBundle
-from weightpager.errors import BusyError, ConfigError, EngineClosedError, TaskNotActiveError, UnknownTaskError, shown
+from weightpager.errors import BusyError, ConfigError, EngineClosedError, UnknownTaskError, shown
 from weightpager.interrupts import acquired, uninterrupted
 from weightpager.runtime.bracket import Closing, bracket
 from weightpager.runtime.paging.state import Deadline
@@ -70,16 +70,13 @@ class Models(Closing):
         if config.device != "cpu":
             raise ConfigError(f"device: expected 'cpu' for bundles that share a budget, got {config.device!r}")
         real_time: dict[str, list[str]] = {}
-        for whole in config.real_time:
-            owner, _, task = whole.partition("/")
-            if owner not in paths:
-                raise ConfigError(f"real_time: expected names such as {next(iter(paths))}/TASK, got {shown(whole)}")
+        for name in config.real_time:
+            owner, task = _owner(name, paths)
             real_time.setdefault(owner, []).append(task)
         self._config = replace(config, budget=None, real_time=(), history=None)
         self._process = os.getpid()
         self._closed = False
         self._sharing = threading.RLock()  # held by whoever enters a task or predicts, before any engine's locks
-        self._pins: dict[str, list[Callable[[], None]]] = {}
         opened = {
             name: SharedBundle(name, path, replace(self._config, real_time=tuple(real_time.get(name, ()))))
             for name, path in paths.items()
@@ -269,24 +266,32 @@ class Models(Closing):
         """Load a task and keep its pages until `unpin`, as of `Engine.pin`; its bundle stays awake."""
         with acquired(self._sharing):
             bundle, task = self._enter(name, is_visit=False)
-            bundle.awake().pin(task)
-            self._pins.setdefault(f"{bundle.name}/{task}", []).append(bundle.hold())
+            bundle.pin(task)
 
     def unpin(self, name: str) -> None:
         """Undo one `pin`. Errors are those of `Engine.unpin`."""
         with acquired(self._sharing):
             bundle, task = self._find(name)
-            pins = self._pins.get(f"{bundle.name}/{task}")
-            if not pins:
-                raise TaskNotActiveError(f"task {bundle.name}/{task} is not pinned")
-            bundle.awake().unpin(task)
-            pins.pop()()
+            bundle.unpin(task)
 
     @uninterrupted
     def evict(self) -> int:
         """Drop all pages that no task in use needs. Returns how many went."""
         with acquired(self._sharing):
             return sum(engine.evict() for engine in self.engines.values())
+
+    def wake(self, name: str) -> SharedBundle:
+        """Have a bundle awake, at the expense of others where its smallest task needs room. Returns the bundle.
+
+        Raises:
+            ConfigError: there is no such bundle.
+            BudgetError, BundleError, StoreError: as of `task`.
+        """
+        with acquired(self._sharing):
+            bundle = self._bundle(name)
+            if bundle.engine is None:
+                self._enter(f"{name}/{min(bundle.tasks, key=bundle.alone)}", is_visit=False)
+            return bundle
 
     def sleep(self, name: str) -> None:
         """Put a bundle to sleep: all that it has in memory goes. It wakes when a task of it is asked for.
@@ -386,6 +391,10 @@ class Models(Closing):
         """
         self._shared.check_fits(*self._find(name))
 
+    def fit_together(self, names: Iterable[str]) -> bool:
+        """Whether tasks may have turns, none of whose bundles sleeps meanwhile. Errors are those of `check_fits`."""
+        return self._shared.fit_together([self._find(name) for name in names])
+
     def _asked(self, name: str, ask: Callable[[Engine, str], Answer]) -> Answer:
         bundle, task = self._find(name)
         if task in bundle.real_time:  # it is there, and waits for nobody
@@ -447,6 +456,22 @@ class Models(Closing):
             raise EngineClosedError("the models belong to the process that this one was forked from; open the bundles")
         if self._closed:
             raise EngineClosedError("the models are closed; open the bundles again")
+
+
+def _owner(name: str, paths: Mapping[str, Path]) -> tuple[str, str]:
+    """The bundle and the task that the name of a real-time task means.
+
+    Raises:
+        ConfigError: no bundle has such a task, or several have.
+        BundleError, StoreError: a bundle can't be used.
+    """
+    owner, _, task = name.partition("/")
+    if owner in paths:
+        return owner, task
+    having = [owner for owner, path in paths.items() if name in Bundle.open(path).tasks]
+    if len(having) == 1:
+        return having[0], name
+    raise ConfigError(f"real_time: expected names such as {next(iter(paths))}/TASK, got {shown(name)}")
 
 
 def name_of(path: Path) -> str:

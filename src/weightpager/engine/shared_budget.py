@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from weightpager.config import format_enough, format_room
 from weightpager.engine.shared_bundle import NOTHING, SharedBundle
@@ -61,7 +61,7 @@ class SharedBudget:
         name = max(leasts, key=leasts.__getitem__)
         beside = self._beside(self.bundles[name])
         if budget < leasts[name]:
-            others = f" beside the {format_enough(beside)} of real-time tasks of other bundles" if beside else ""
+            others = f" beside the {format_enough(beside)} of tasks of other bundles that stay" if beside else ""
             raise BudgetError(
                 f"a budget of {format_room(budget)} is too small for the largest task of {name!r}{others}; the "
                 f"smallest that would do is {leasts[name]} bytes ({format_enough(leasts[name])})",
@@ -77,6 +77,13 @@ class SharedBudget:
                 f"is {least} bytes ({format_enough(least)})",
                 least,
             )
+
+    def fit_together(self, tasks: Sequence[tuple[SharedBundle, str]]) -> bool:
+        """Whether each of these tasks has room beside what the bundles of all of them, and of those that stay, keep."""
+        awake = {bundle.name: bundle for bundle, _ in tasks}
+        kept = {name: bundle.kept for name, bundle in self.bundles.items() if name in awake or bundle.stays}
+        together = sum(kept.values())
+        return all(bundle.alone(task) + together - kept[bundle.name] <= self.budget for bundle, task in tasks)
 
     def make_room(self, bundle: SharedBundle, task: str, uses: Uses) -> None:
         """Wake a bundle if it sleeps, and give it the room that a task wants.
@@ -128,8 +135,8 @@ class SharedBudget:
         return {name: bundle.most for name, bundle in self.bundles.items()}
 
     def _beside(self, bundle: SharedBundle) -> int:
-        """Bytes that other bundles' real-time tasks keep from one."""
-        return sum(other.kept for other in self.bundles.values() if other.real_time and other is not bundle)
+        """Bytes that tasks of other bundles that stay keep from one."""
+        return sum(other.kept for other in self.bundles.values() if other.stays and other is not bundle)
 
     def _plan(self, wanting: str, wish: Wish, uses: Uses, what: str) -> dict[str, int]:
         holdings = {name: bundle.holding(uses.get(name, {})) for name, bundle in self.bundles.items()}

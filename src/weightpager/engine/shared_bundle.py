@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from weightpager.backends.open_backend import open_backend
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.format.names import MANIFEST
+from weightpager.bundle.state import state_of
 from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
-from weightpager.errors import BudgetError, BusyError, EngineClosedError
+from weightpager.engine.report import EngineReport
+from weightpager.errors import BudgetError, BusyError, EngineClosedError, TaskNotActiveError
 from weightpager.interrupts import uninterrupted
+from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.budget import needs_of
 from weightpager.runtime.planning.shares import Holding, Wish
 
@@ -36,7 +41,6 @@ class SharedBundle:
         engine: runs its tasks while it is awake; None while it sleeps.
         used: when a task of it was last asked for, by `time.monotonic`.
         least: bytes that hold its largest task alone, real-time tasks included.
-        kept: bytes that it can't do without once it has woken: its smallest task's, or its real-time tasks'.
         most: bytes that it can use.
     """
 
@@ -57,8 +61,11 @@ class SharedBundle:
         self.used = time.monotonic()
         self._config = config
         self._users = 0
+        self._read_before = 0  # by engines that are closed
+        self._pinned: Counter[str] = Counter()
+        self._alone: dict[str, int] = {}
         self._counting = threading.Lock()  # of users
-        self._seen = _signature(path)
+        self._seen = state_of(path)
         self._read(Bundle.open(path))
 
     def __repr__(self) -> str:
@@ -76,12 +83,42 @@ class SharedBundle:
     @property
     def in_use(self) -> bool:
         """Whether it must stay awake."""
-        return bool(self._users or self.real_time)
+        return bool(self._users or self._staying)
 
     @property
     def real_time(self) -> tuple[str, ...]:
         """Its tasks that never leave memory."""
         return self._config.real_time
+
+    @property
+    def kept(self) -> int:
+        """Bytes that it can't do without while it is awake: its smallest task's, or those of tasks that stay."""
+        return min(map(self.alone, self._staying or self.tasks))
+
+    @property
+    def _staying(self) -> set[str]:
+        """Its tasks that are pinned or held for real time."""
+        return {*self.real_time, *self._pinned}
+
+    @property
+    def stays(self) -> bool:
+        """Whether a task of it is pinned or held for real time."""
+        return bool(self._staying)
+
+    def pin(self, task: str) -> None:
+        """Keep a task's pages, and stay awake, until `unpin`. Errors are those of `Engine.pin`."""
+        self.awake().pin(task)
+        self._pinned[task] += 1
+        self._alone = {}
+
+    def unpin(self, task: str) -> None:
+        """Undo one `pin`. Errors are those of `Engine.unpin`."""
+        if not self._pinned[task]:
+            raise TaskNotActiveError(f"task {self.name}/{task} is not pinned")
+        self.awake().unpin(task)
+        self._pinned.subtract([task])
+        self._pinned = +self._pinned
+        self._alone = {}
 
     def hold(self) -> Callable[[], None]:
         """Keep it awake until what is returned is called; further calls of that do nothing."""
@@ -105,16 +142,20 @@ class SharedBundle:
         Args:
             share: bytes.
         """
-        engine = Engine(self.bundle, replace(self._config, budget=share))
+        engine = Engine(self.bundle, replace(self._running, budget=share))
         self.engine, self.used = engine, time.monotonic()
         return engine
 
     def look(self) -> None:
-        """Read what a bundle that sleeps has become. Errors are those of a new one; nothing has changed then."""
-        seen = _signature(self.path)
-        if self.engine is None and self._seen != seen:
-            self._read(Bundle.open(self.path))
-            self._seen = seen
+        """Read what a bundle that sleeps has become, as `reload` does. Errors are those of it."""
+        if self.engine is None and self._seen != state_of(self.path):
+            self.reload()
+
+    def reader(self) -> Tokenizer | ImageReader:
+        """A new reader of its tasks' inputs, also while it sleeps. Errors are those of `Engine.reader`."""
+        if self.engine is not None:
+            return self.engine.reader()
+        return open_backend(self.bundle, self._config.backend, "cpu").reader(self.bundle)
 
     def check_idle(self) -> None:
         """Check that it may go to sleep.
@@ -136,7 +177,22 @@ class SharedBundle:
         """
         engine, self.engine = self.engine, None
         if engine is not None:
+            self._read_before += engine.report().bytes_read
             engine.close()
+
+    def report(self) -> EngineReport | None:
+        """The state of its engine, whose bytes are counted since it first woke; None while it sleeps."""
+        engine = self.engine
+        if engine is None:
+            return None
+        report = engine.report()
+        return replace(report, bytes_read=self._read_before + report.bytes_read)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of pages and rows that were read since it first woke."""
+        report = self.report()
+        return self._read_before if report is None else report.bytes_read
 
     def awake(self) -> Engine:
         """Its engine.
@@ -155,10 +211,12 @@ class SharedBundle:
         return replace(self.engine.holding(uses), uses=None if self.in_use else sum(uses.values()))
 
     def alone(self, task: str) -> int:
-        """Bytes that hold a task beside nothing but the real-time tasks."""
-        needed = [self.bundle.pages_of(name) for name in {task, *self.real_time}]
-        tables = self._needs.footprint.all_tables if len(needed) > 1 else 0
-        return self._needs.holding(len(np.unique(np.concatenate(needed))), tables=tables).total
+        """Bytes that hold a task beside nothing but those that stay."""
+        if task not in self._alone:
+            needed = [self.bundle.pages_of(name) for name in {task, *self._staying}]
+            tables = self._needs.footprint.all_tables if len(needed) > 1 else 0
+            self._alone[task] = self._needs.holding(len(np.unique(np.concatenate(needed))), tables=tables).total
+        return self._alone[task]
 
     def wish(self, task: str) -> Wish:
         """What it wants for a task. Raises an `UnknownTaskError` where there is no such task."""
@@ -169,7 +227,7 @@ class SharedBundle:
 
     def reload(self) -> BundleChange:
         """Take over what has become of it, as of `Engine.reload`. Where an idle one would need more room, it sleeps."""
-        before, seen = self.bundle, _signature(self.path)
+        before, seen = self.bundle, state_of(self.path)
         if self.engine is not None:
             try:
                 change = self.engine.reload()
@@ -195,16 +253,6 @@ class SharedBundle:
             config = replace(config, kv_reserve=0, prefix_cache=0)
         needs = needs_of(bundle, config.dtype, config.rows)
         self._needs = replace(needs, kv_reserve=config.kv_reserve, prefix_cache=config.prefix_cache)
-        self._config, self.bundle = config, bundle
+        self._running, self.bundle, self._alone = config, bundle, {}
         self.least = max(map(self.alone, bundle.tasks))
-        self.kept = min(map(self.alone, config.real_time or bundle.tasks))
         self.most = self._needs.holding_all().total
-
-
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """What tells one state of a bundle's directory from another; None where there is none."""
-    try:
-        found = (path / MANIFEST).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from weightpager import __version__
+from weightpager.engine import Engine
+from weightpager.errors import ServerClosedError, WeightpagerError
 from weightpager.server.middleware import BODY_SECONDS, BodyLimit, RequestLog
 from weightpager.server.routes import (
     adapter_routes,
@@ -22,6 +26,8 @@ from weightpager.server.routes import (
 from weightpager.server.routes.exchange import allowed
 from weightpager.server.scheduling.service import Service
 
+_log = logging.getLogger(__name__)
+
 
 def create_app(service: Service) -> FastAPI:
     """An application that serves a service: starts it when it starts, closes it when it ends."""
@@ -29,9 +35,11 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
+        resting = asyncio.create_task(_rest(service))
         try:
             yield
         finally:
+            resting.cancel()
             service.close()
 
     app = FastAPI(
@@ -64,3 +72,23 @@ def create_app(service: Service) -> FastAPI:
     )
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app
+
+
+_TICK = 1.0
+"""Seconds between two looks for what is idle and for what has changed in the folder of bundles."""
+
+
+async def _rest(service: Service) -> None:
+    """Have the worker see to what sleeps, comes and goes, as long as the server runs."""
+    if isinstance(service.runs, Engine):
+        return
+    while True:
+        await asyncio.sleep(_TICK)
+        try:
+            if await asyncio.to_thread(service.folder_has_changed):
+                await asyncio.wrap_future(service.worker.between(service.follow_folder))
+            await asyncio.wrap_future(service.worker.soon(service.rest))
+        except ServerClosedError:
+            return
+        except WeightpagerError:
+            _log.exception("what is idle, or has changed in the folder of bundles, couldn't be seen to")

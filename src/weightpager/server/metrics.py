@@ -18,8 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from weightpager import __version__
-from weightpager.engine import Engine
-from weightpager.engine.report import ResidencyMap, SwitchReport
+from weightpager.engine.report import EngineReport, SwitchReport
 from weightpager.server.status import SwitchStatus, TrafficStatus
 
 SECONDS = 60.0
@@ -88,6 +87,17 @@ class Queue(Protocol):
         """How many places are taken, also those of texts that are being read."""
 
 
+class Watched(Protocol):
+    """A bundle, as far as metrics tell of it."""
+
+    @property
+    def tasks(self) -> Mapping[str, object]: ...
+
+    def report(self) -> EngineReport | None: ...
+
+    def shares(self) -> Mapping[str, float]: ...
+
+
 class Metrics:
     """One server's metrics, in a registry of their own. Safe to use from several threads.
 
@@ -96,7 +106,8 @@ class Metrics:
         latest_switches: oldest first.
     """
 
-    def __init__(self, engine: Engine, queue: Queue) -> None:
+    def __init__(self, bundles: Callable[[], Mapping[str, Watched]], queue: Queue) -> None:
+        """``bundles`` tells which there are now, by name; a server of one has it without a name."""
         self.registry = CollectorRegistry()
         self.traffic = Traffic()
         self.latest_switches: deque[SwitchStatus] = deque(maxlen=_LATEST)
@@ -123,7 +134,7 @@ class Metrics:
         self._longest_gap = _Most(
             "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", registry
         )
-        self.registry.register(_EngineState(engine, queue))
+        self.registry.register(_State(bundles, queue))
 
     def answered(self, route: str, task: str, status: int, seconds: float) -> None:
         """A request is over. ``route`` and ``task`` are names of ours, never text of a client's."""
@@ -200,43 +211,73 @@ class _Most:
         self._gauge.set(self._value)
 
 
-class _EngineState(Collector):
-    """Read from the engine and the queue when asked for."""
+class _State(Collector):
+    """Read from the bundles and the queue when asked for."""
 
-    def __init__(self, engine: Engine, queue: Queue) -> None:
-        self._engine = engine
+    def __init__(self, bundles: Callable[[], Mapping[str, Watched]], queue: Queue) -> None:
+        self._bundles = bundles
         self._queue = queue
 
     def describe(self) -> Iterable[Metric]:
-        return []  # what there is follows from the bundle's tasks
+        return []  # what there is follows from the bundles' tasks
 
     def collect(self) -> Iterator[Metric]:
-        yield from _figures(self._engine.report())
-        yield from _residency(self._engine.residency())
-        yield from _queue(self._queue, self._engine.bundle.tasks)
+        bundles = self._bundles()
+        reports = {name: report for name, each in bundles.items() if (report := each.report()) is not None}
+        yield from _figures(reports, several="" not in bundles).values()
+        if "" not in bundles:
+            awake = GaugeMetricFamily("weightpager_bundle_awake", "Whether a bundle is in memory.", labels=["bundle"])
+            for name in bundles:
+                awake.add_metric([name], float(name in reports))
+            yield awake
+        share = "weightpager_task_resident_ratio"
+        resident = GaugeMetricFamily(share, "Share of a task's pages in memory.", labels=["task"])
+        for bundle in bundles.values():
+            for task, part in bundle.shares().items():
+                resident.add_metric([task], part)
+        yield resident
+        yield from _queue(self._queue, [task for bundle in bundles.values() for task in bundle.tasks])
 
 
-def _figures(report: Any) -> Iterator[Metric]:
-    """The metrics that a report's fields are described with, and those of reports in it."""
+_Family = CounterMetricFamily | GaugeMetricFamily
+
+
+def _figures(reports: Mapping[str, Any], *, several: bool) -> dict[str, _Family]:
+    """The metrics that the reports' fields are described with, and those of reports in them.
+
+    Args:
+        reports: by bundle, all of one class.
+        several: whether the bundle is a label.
+
+    Returns:
+        Metrics by name.
+    """
+    found: dict[str, _Family] = {}
+    for bundle, report in reports.items():
+        labels = {"bundle": bundle} if several else {}
+        for figure, value, metric in _described(report):
+            names = [*labels, *([metric.by] if metric.by else [])]
+            family = found.get(metric.name) or _family(metric, names)
+            found[metric.name] = family
+            for part, number in asdict(value).items() if metric.by else [(figure, value)]:
+                if number is not None:
+                    family.add_metric([*labels.values(), *([part] if metric.by else [])], number)
+    return found
+
+
+def _described(report: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The name and the value of each field with a metric, and the metric, also of reports in the report."""
     for each in fields(report):
         value, metric = getattr(report, each.name), each.metadata.get("metric")
         if metric is not None:
-            family = (CounterMetricFamily if metric.only_grows else GaugeMetricFamily)(
-                metric.name, metric.words, labels=[metric.by] if metric.by else []
-            )
-            for part, number in asdict(value).items() if metric.by else [(None, value)]:
-                if number is not None:
-                    family.add_metric([part] if part else [], number)
-            yield family
+            yield each.name, value, metric
         elif is_dataclass(value):
-            yield from _figures(value)
+            yield from _described(value)
 
 
-def _residency(residency: ResidencyMap) -> Iterator[Metric]:
-    share = GaugeMetricFamily("weightpager_task_resident_ratio", "Share of a task's pages in memory.", labels=["task"])
-    for task in residency.needs:
-        share.add_metric([task], residency.share(task))
-    yield share
+def _family(metric: Any, labels: Sequence[str]) -> _Family:
+    kind = CounterMetricFamily if metric.only_grows else GaugeMetricFamily
+    return kind(metric.name, metric.words, labels=labels)
 
 
 def _queue(queue: Queue, tasks: Iterable[str]) -> Iterator[Metric]:

@@ -126,6 +126,7 @@ class Model(Answer):
         max_new_tokens: of text generation, the most tokens of an answer to a request that states no number.
         picture_tokens: tokens that a picture takes in a prompt at most; null where prompts have none.
         available: whether the server's budget has room for it.
+        awake: whether its bundle is in memory; one that sleeps wakes with a request.
     """
 
     id: str
@@ -139,6 +140,7 @@ class Model(Answer):
     max_new_tokens: int | None = None
     picture_tokens: int | None = None
     available: bool
+    awake: bool = True
 
 
 class ModelList(Answer):

@@ -31,6 +31,24 @@ class TaskStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BundleStatus:
+    """One of several bundles.
+
+    Attributes:
+        awake: whether it has anything in memory.
+        share: bytes of the budget that it has.
+        used: bytes of them that are taken.
+        bytes_read: since the server started.
+    """
+
+    name: str
+    awake: bool
+    share: int
+    used: int
+    bytes_read: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SwitchStatus:
     """One switch; ``time`` is in seconds since 1970."""
 
@@ -90,7 +108,10 @@ class Status(EngineFigures):
         memory: bytes by purpose.
         process_bytes: memory of the whole process, that of the budget included; None where unknown.
         traffic: None from a server of an older version.
-        pages: for each layer a digit per page, 1 for a resident one; None if there are too many pages.
+        bundles: of a server of several; what the engine's figures say is then of all together, and rows, features and
+            prefixes aren't told.
+        page_bytes: of a page; of several bundles the largest.
+        pages: for each layer a digit per page, 1 for a resident one; None if there are too many pages, or bundles.
         prefetch: whether prefetching is ``active``, and pages by what it did; None if it is off.
         forecast: None before the first request.
         followed: how often each task followed each other one, in the order of ``tasks``.
@@ -103,6 +124,7 @@ class Status(EngineFigures):
     memory: dict[str, int]
     process_bytes: int | None = None
     traffic: TrafficStatus | None = None
+    bundles: list[BundleStatus] | None = None
     page_bytes: int
     current: str | None
     running: int

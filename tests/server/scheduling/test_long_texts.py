@@ -36,7 +36,7 @@ from weightpager.server.scheduling import batching
 from weightpager.server.scheduling.batching import beginnable, largest_batch
 from weightpager.server.scheduling.job import Event, Job, TextDone, TextFailed
 from weightpager.server.scheduling.service import Service
-from weightpager.server.scheduling.settings import Policy, Settings
+from weightpager.server.scheduling.settings import BatchLimits, Policy, Settings
 from weightpager.server.scheduling.worker import RunningBatch
 
 LONG = "cat dog cow one two three red sun " * 14
@@ -283,8 +283,8 @@ def test_a_reserve_for_caches_holds_long_vectors_too(writer_bundle: Path) -> Non
         service.admit(task, 2)
         jobs = service.submit(task, [Embed(IDS), Embed(IDS[:20])], print)
         assert [job.cached for job in jobs] == [True, False]
-        assert RunningBatch(jobs[:1], 0.0, service.worker.policy).started.tokens == len(IDS)
-        assert service.worker.policy.room == 120
+        assert RunningBatch(jobs[:1], 0.0).started.tokens == len(IDS)
+        assert service.bundles[""].batch_limits.room == 120
 
 
 def test_a_text_that_the_reserve_never_holds_gets_no_vector(writer_bundle: Path) -> None:
@@ -303,16 +303,16 @@ def test_caches_hold_no_more_than_is_counted_and_reserved(
 ) -> None:
     engine, size = native_writer, native_writer.cache_size()
     assert size == CacheSize(KEPT, 64)
-    policy = Policy(room=blocks * 64, cache=size, context=128)
+    policy, limits = Policy(), BatchLimits(room=blocks * 64, cache=size, context=128)
     works = [Generate(IDS[:tokens], most) for tokens, most in asked]
     entry = engine.bundle.task("animals")
-    queue = [Job(entry, work, 0, 0.0, float("inf"), lambda _: None, cached=True) for work in works]
+    queue = [Job(entry, work, 0, 0.0, float("inf"), lambda _: None, limits, cached=True) for work in works]
     model, tokenizer, batches = engine.model("animals"), open_tokenizer(engine.bundle), list[RunningBatch]()
     while queue or batches:
         started, waiting = [batch.started for batch in batches], [job.waiting for job in queue]
         if places := beginnable(waiting, started, 0.0, policy):
             chosen = largest_batch(waiting, places, started, policy)
-            batches.append(RunningBatch([queue[place] for place in chosen], 0.0, policy))
+            batches.append(RunningBatch([queue[place] for place in chosen], 0.0))
             queue = [job for place, job in enumerate(queue) if place not in chosen]
         for batch in batches:
             batch.step(model, tokenizer, 0.0, NOTHING_KEPT)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from weightpager.errors import ConfigError
 from weightpager.server.scheduling.batching import Waiting
 from weightpager.server.scheduling.scheduler import BatchPlan, Turn, next_batch, next_task
-from weightpager.server.scheduling.settings import Policy
+from weightpager.server.scheduling.settings import BatchLimits, Policy
 
 BATCH, SWITCH = 0.05, 0.2
 
@@ -184,9 +184,13 @@ def test_nothing_begins_only_where_nothing_would_if_each_task_were_alone(asked: 
 
 @given(traces, policies, st.integers(1, 30))
 def test_a_batch_is_kept_within_its_room(trace: list[Waiting], policy: Policy, room: int) -> None:
-    sized = [replace(request, prompt=1 + number % 12, new_tokens=number % 7) for number, request in enumerate(trace)]
+    limits = BatchLimits(room=room)
+    sized = [
+        replace(request, prompt=1 + number % 12, new_tokens=number % 7, limits=limits)
+        for number, request in enumerate(trace)
+    ]
     for order in ("grouped", "arrival"):
-        found = next_batch(sized, Turn(), 100.0, replace(policy, room=room, order=order)).places  # type: ignore[arg-type]
+        found = next_batch(sized, Turn(), 100.0, replace(policy, order=order)).places  # type: ignore[arg-type]
         batch = [sized[place] for place in found]
         each = max(request.prompt for request in batch) + max(request.new_tokens for request in batch)
         assert len(found) == 1 or len(found) * each <= room
@@ -195,10 +199,11 @@ def test_a_batch_is_kept_within_its_room(trace: list[Waiting], policy: Policy, r
 @given(traces, policies, st.integers(18, 30))
 def test_a_batch_is_kept_within_what_the_model_can_read(trace: list[Waiting], policy: Policy, context: int) -> None:
     sized = [
-        replace(request, prompt=1 + 3 * number % 17, new_tokens=number % 13) for number, request in enumerate(trace)
+        replace(request, prompt=1 + 3 * number % 17, new_tokens=number % 13, limits=BatchLimits(context=context))
+        for number, request in enumerate(trace)
     ]
     for order in ("grouped", "arrival"):
-        found = next_batch(sized, Turn(), 100.0, replace(policy, context=context, order=order)).places  # type: ignore[arg-type]
+        found = next_batch(sized, Turn(), 100.0, replace(policy, order=order)).places  # type: ignore[arg-type]
         batch = [sized[place] for place in found]
         longest = max(request.prompt for request in batch) + max(request.new_tokens for request in batch)
         assert len(found) == 1 or longest <= context
@@ -206,9 +211,10 @@ def test_a_batch_is_kept_within_what_the_model_can_read(trace: list[Waiting], po
 
 @pytest.mark.parametrize("order", ["grouped", "arrival"])
 def test_long_prompts_run_together_and_short_ones_as_far_as_that_does_not_change_them(order: str) -> None:
-    policy = Policy(context=100, uniform_length=10, order=order)  # type: ignore[arg-type]
+    policy = Policy(order=order)  # type: ignore[arg-type]
+    limits = BatchLimits(context=100, uniform_length=10)
     for prompt, new_tokens, fit in ((5, 5, 3), (5, 6, 1), (11, 20, 3), (80, 21, 1)):
-        waiting = [Waiting("task", number, prompt > 10, prompt, new_tokens) for number in range(3)]
+        waiting = [Waiting("task", number, prompt > 10, prompt, new_tokens, limits=limits) for number in range(3)]
         assert len(next_batch(waiting, Turn(), 100.0, policy).places) == fit
 
 

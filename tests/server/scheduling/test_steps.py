@@ -16,7 +16,7 @@ from weightpager.readers.picture import Picture
 from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, largest_batch
 from weightpager.server.scheduling.job import Job
 from weightpager.server.scheduling.scheduler import BatchPlan, Turn, next_batch, task_of
-from weightpager.server.scheduling.settings import Policy
+from weightpager.server.scheduling.settings import BatchLimits, Policy
 
 STEP, SWITCH = 0.3, 0.2
 TINY = Activations(per_token=1, per_pair=1)
@@ -61,7 +61,7 @@ def simulate(asks: list[Ask], policy: Policy) -> tuple[list[Started], float]:
             waiting = [ask.waiting for ask in batch]
             for ask in batch:
                 ask.began = now
-            run = Started(task, waiting[0].arrived, now, held(waiting, policy), waiting[0].heavy)
+            run = Started(task, waiting[0].arrived, now, held(waiting), waiting[0].heavy)
             begun.append(run)
             left = max(ask.steps for ask in batch)
         else:
@@ -132,7 +132,9 @@ def test_nobody_waits_beyond_the_bound_whatever_the_others_ask_for(asks: list[As
 def test_caches_hold_no_more_than_there_is_room_for_and_everybody_ends(
     asks: list[Ask], policy: Policy, room: int
 ) -> None:
-    begun, most = simulate(asks, replace(policy, room=room))
+    limits = BatchLimits(room=room)
+    asks = [replace(ask, waiting=replace(ask.waiting, limits=limits)) for ask in asks]
+    begun, most = simulate(asks, policy)
     assert most <= room
     assert all(one.ended is not None for one in asks)
     assert len(begun) <= len(asks)
@@ -177,8 +179,9 @@ def test_a_task_has_so_many_batches_under_way_until_patience_is_lost() -> None:
 
 
 def test_who_has_waited_long_for_room_is_not_overtaken_for_ever() -> None:
-    under, policy = [Started("a", 0.0, 0.0, tokens=60)], Policy(room=100, patience=2)
-    waiting = [Waiting("a", 0.0, prompt=50), Waiting("a", 0.1, prompt=5), Waiting("a", 0.2, prompt=5, cached=False)]
+    under, policy, room = [Started("a", 0.0, 0.0, tokens=60)], Policy(patience=2), BatchLimits(room=100)
+    sizes = [(0.0, 50, True), (0.1, 5, True), (0.2, 5, False)]
+    waiting = [Waiting("a", at, prompt=size, cached=cached, limits=room) for at, size, cached in sizes]
     assert beginnable(waiting, under, 1.0, policy) == [1, 2]
     assert beginnable(waiting, under, 5.0, policy) == [2]
     assert beginnable(waiting, [], 5.0, policy) == [0, 1, 2]
@@ -234,8 +237,9 @@ def test_a_job_has_the_pictures_of_its_prompt() -> None:
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=40), st.integers(1, 8), st.booleans())
 def test_a_batch_is_bounded_in_padding_tokens_and_memory(lengths: list[int], batch: int, cached: bool) -> None:
     wide = Activations(per_token=20_000, per_pair=64)
-    waiting = [Waiting("a", 0.0, prompt=length, cached=cached) for length in lengths]
-    found = largest_batch(waiting, range(len(lengths)), [], Policy(batch=batch, activations=wide))
+    limits = BatchLimits(activations=wide)
+    waiting = [Waiting("a", 0.0, prompt=length, cached=cached, limits=limits) for length in lengths]
+    found = largest_batch(waiting, range(len(lengths)), [], Policy(batch=batch))
     chosen = [lengths[place] for place in found]
     padded = len(chosen) * max(chosen)
     assert found[0] == 0
@@ -246,5 +250,5 @@ def test_a_batch_is_bounded_in_padding_tokens_and_memory(lengths: list[int], bat
 
 
 def test_images_are_kept_within_what_a_forward_may_read() -> None:
-    waiting = [Waiting("a", 0.0, prompt=1024, cached=False)] * 8
-    assert len(largest_batch(waiting, range(8), [], Policy(activations=TINY))) == 2
+    waiting = [Waiting("a", 0.0, prompt=1024, cached=False, limits=BatchLimits(activations=TINY))] * 8
+    assert len(largest_batch(waiting, range(8), [], Policy())) == 2

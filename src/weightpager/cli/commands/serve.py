@@ -13,8 +13,8 @@ import typer
 
 from weightpager.bundle import Bundle
 from weightpager.cli import output
-from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Rows, extra, task_names
-from weightpager.config import parse_size
+from weightpager.cli.options import Backend, Budget, Dtype, Rows, extra, task_names
+from weightpager.config import parse_duration, parse_size
 from weightpager.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def serve_replicas(
 
 
 def serve(
-    bundle: BundlePath,
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Bundle directories, or one folder of them.", show_default=False),
+    ],
     budget: Budget = None,
     rows: Rows = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
@@ -136,6 +139,13 @@ def serve(
     history: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File that keeps which task ran when across restarts.")
     ] = None,
+    idle: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="A bundle that nobody asks for so long, such as 5m, leaves memory; the next request wakes it.",
+        ),
+    ] = None,
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -157,7 +167,10 @@ def serve(
         "info"
     ),
 ) -> None:
-    """Serve a bundle's tasks over HTTP; the task is the `model`. Needs `weightpager[serve]`.
+    """Serve the tasks of bundles over HTTP; the task is the `model`. Needs `weightpager[serve]`.
+
+    Several bundles share the budget, and their tasks are named `bundle/task`, or `task` where one alone has it. A
+    folder is watched: bundles that are put there are served, and those that change are taken over.
 
     Tasks that write, and embeddings, answer OpenAI's clients; classification has a route of its own.
 
@@ -198,43 +211,78 @@ def serve(
     if replicas is not None:
         if uds is not None:
             raise ConfigError("--uds: expected it without --replicas, whose servers run on any machine of a cluster")
-        serve_replicas(bundle, settings, options, replicas=replicas, cluster=ray or "local", host=host, port=port)
+        if len(bundles) > 1 or idle is not None:
+            raise ConfigError("--replicas: expected one bundle without --idle, whose memory each server has for itself")
+        serve_replicas(bundles[0], settings, options, replicas=replicas, cluster=ray or "local", host=host, port=port)
         return
     if ray is not None:
         raise ConfigError("--ray: expected it with --replicas, which says how many servers there are")
     with logging_to_stderr(log_level, as_json=log == "json"):
-        _serve_here(bundle, settings, options, host, port, uds)
+        _serve_here(bundles, settings, options, idle, host, port, uds)
 
 
 def _serve_here(
-    bundle: Path, settings: Settings, options: dict[str, Any], host: str, port: int, uds: Path | None
+    bundles: list[Path],
+    settings: Settings,
+    options: dict[str, Any],
+    idle: str | None,
+    host: str,
+    port: int,
+    uds: Path | None,
 ) -> None:
     """Serve from this process until it is told to end; ``options`` are the engine's."""
     with extra("serve"):
         from weightpager.server.run import listen, listen_at
+
+    with listen(host, port) if uds is None else listen_at(uds) as listening:
+        service = _opened(bundles, settings, options, idle)
+        with service.runs:
+            _run(service, bundles, host, listening, uds)
+
+
+def _opened(bundles: list[Path], settings: Settings, options: dict[str, Any], idle: str | None) -> Service:
+    """The service of one bundle, or of several that share the budget.
+
+    Raises:
+        ConfigError: an option is for a single bundle, or a folder has none.
+        WeightpagerError: a bundle can't be used, or the budget is too small.
+    """
+    with extra("serve"):
+        from weightpager.server.bundle_folder import BundleFolder, is_folder
         from weightpager.server.scheduling.service import Service
-    from weightpager.engine import Engine
+    from weightpager.engine import Engine, Models
+    from weightpager.engine.models import name_of
 
-    with (
-        listen(host, port) if uds is None else listen_at(uds) as listening,
-        Engine.from_pretrained(bundle, **options) as engine,
-    ):
-        _run(Service(engine, settings), host, listening, uds)
+    folder = BundleFolder(bundles[0]) if len(bundles) == 1 and is_folder(bundles[0]) else None
+    if len(bundles) == 1 and idle is None and folder is None:
+        return Service(Engine.from_pretrained(bundles[0], **options), settings)
+    for name, usual in {"rows": None, "device": "cpu"}.items():
+        if options.pop(name) != usual:
+            raise ConfigError(f"--{name}: expected it with one bundle that stays in memory, found several, or --idle")
+    seconds = None if idle is None else parse_duration(idle, "--idle")
+    states = {} if folder is None else folder.bundles()
+    paths = bundles if folder is None else list(states)
+    if not paths:
+        raise ConfigError(f"{bundles[0]}: expected a bundle, or a folder with one at least, found none")
+    service = Service(Models.from_pretrained(paths, **options), settings, idle=seconds, folder=folder)
+    if folder is not None:
+        folder.know({path: name_of(path) for path in paths}, states)
+    return service
 
 
-def _run(service: Service, host: str, listening: socket, uds: Path | None) -> None:
+def _run(service: Service, bundles: list[Path], host: str, listening: socket, uds: Path | None) -> None:
     """Answer requests until the process is told to end."""
     from weightpager.server.presence import Presence, announced
     from weightpager.server.run import cut_off, server, told_to_end, url_of
 
-    bundle = service.engine.bundle
     if uds is None:
         port = listening.getsockname()[1]
         url, serving = url_of(host, port), server(service, host=host, port=port)
     else:
         url, serving = f"unix:{uds.absolute()}", server(service, host="localhost", port=0, uds=uds)
-    output.say(f"{url}{'/' if uds is None else ''} serves {', '.join(filter(service.fits, bundle.tasks))}")
+    output.say(f"{url}{'/' if uds is None else ''} serves {', '.join(filter(service.fits, service.tasks))}")
     output.next_step(f"weightpager top {url}")
-    presence = Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())
+    served = ", ".join(str(bundle.absolute()) for bundle in bundles)
+    presence = Presence(url=url, pid=os.getpid(), bundle=served, started=time.time())
     with told_to_end(), cut_off(service), announced(presence):
         serving.run(sockets=[listening])

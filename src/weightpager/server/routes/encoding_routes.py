@@ -11,7 +11,6 @@ from pydantic import Field
 
 from weightpager.answers.kinds import Classification, EncodingKind, kind_of
 from weightpager.answers.work import Embed, Embedded
-from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.routes.errors import RESPONSES
@@ -83,21 +82,20 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(user)], 
 @router.get("/models")
 async def models(service: Serving) -> ModelList:
     """All tasks; loads nothing."""
-    tasks = service.engine.bundle.tasks
-    return ModelList(data=[_model(tasks[name], service, fits) for name, fits in service.fitting(tasks).items()])
+    return ModelList(data=[_model(name, service, fits) for name, fits in service.fitting(service.tasks).items()])
 
 
-@router.get("/models/{name}")
+@router.get("/models/{name:path}")
 async def model(name: str, service: Serving) -> Model:
     """One task; loads nothing."""
-    return _model(service.task(name), service, service.fits(name))
+    return _model(name, service, service.fits(name))
 
 
 @router.post("/embeddings")
 async def embeddings(body: EmbeddingBody, request: Request, service: Serving) -> EmbeddingList:
     """Vectors of texts: the last hidden state below the task's head, averaged over tokens. Any task on texts has it."""
-    task = service.task(body.model)
-    texts, inputs = service.texts, as_list(body.input)
+    _, readers, task = await service.reading(body.model)
+    texts, inputs = readers.texts, as_list(body.input)
     async with exchange(service, request, task, len(inputs)) as events:
         works = await events.submit(texts.run(_embed, inputs))
         outcomes = await events.outcomes()
@@ -111,12 +109,12 @@ async def embeddings(body: EmbeddingBody, request: Request, service: Serving) ->
 @router.post("/classifications")
 async def classifications(body: ClassificationBody, request: Request, service: Serving) -> ClassificationList:
     """Classes of texts or images, or tags of words. The route is weightpager's own; OpenAI has none for it."""
-    task = service.task(body.model)
+    _, readers, task = await service.reading(body.model)
     inputs = [body.input] if isinstance(body.input, str) else body.input
     if task.writes:
         raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
     async with exchange(service, request, task, len(inputs)) as events:
-        works = await events.submit(service.inputs.works(task, inputs))
+        works = await events.submit(readers.inputs.works(task, inputs))
         outcomes = await events.outcomes()
     kind = cast(EncodingKind, kind_of(task.kind))
     data = [
@@ -127,8 +125,9 @@ async def classifications(body: ClassificationBody, request: Request, service: S
     return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)
 
 
-def _model(task: TaskEntry, service: Service, available: bool) -> Model:
-    pictures = service.engine.bundle.pictures
+def _model(name: str, service: Service, available: bool) -> Model:
+    bundle, task = service.bundle_of(name)
+    pictures = bundle.bundle.pictures
     return Model(
         id=task.name,
         created=int(service.started),
@@ -136,9 +135,10 @@ def _model(task: TaskEntry, service: Service, available: bool) -> Model:
         classes=task.classes,
         max_length=task.max_length,
         prompts=None if task.generation is None else task.generation.prompts,
-        max_new_tokens=service.answer_tokens(task),
+        max_new_tokens=bundle.answer_tokens(task),
         picture_tokens=None if pictures is None else pictures.tokens,
         available=available,
+        awake=bundle.is_awake,
     )
 
 

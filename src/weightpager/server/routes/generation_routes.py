@@ -29,6 +29,7 @@ from weightpager.server.routes.generation_answer import (
 )
 from weightpager.server.routes.generation_body import ChatBody, CompletionBody, GenerationBody
 from weightpager.server.scheduling.job import Delta, Event
+from weightpager.server.scheduling.served_bundle import RequestReaders, ServedBundle
 from weightpager.server.scheduling.service import Service
 from weightpager.server.schema import Answer, ErrorAnswer, Usage, as_list
 
@@ -39,17 +40,18 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 @router.post("/chat/completions", response_model=ChatCompletion)
 async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
     """Go on with a conversation."""
-    task = _writer(service, body.model)
+    bundle, readers, task = await service.reading(body.model)
+    _check_writes(task)
     asked = conversation_of([message.model_dump(include={"role", "content"}) for message in body.messages])
     urls = asked.pictures
-    _check_pictures(service, task, urls, "messages")
+    _check_pictures(readers, task, urls, "messages")
     wanted = body.max_completion_tokens or body.max_tokens
 
     async def read() -> list[Generate]:
-        form = await _answer_form(service, body)
-        ids = await service.texts.chat(asked.messages, task, len(urls))
-        work = _work(service, body, task, ids, wanted, "messages", form)
-        return _choices(body, [await _with_pictures(service, work, urls, wanted, "messages")])
+        form = await _answer_form(readers, body)
+        ids = await readers.texts.chat(asked.messages, task, len(urls))
+        work = _work(service, bundle, body, task, ids, wanted, "messages", form)
+        return _choices(body, [await _with_pictures(readers, work, urls, wanted, "messages")])
 
     return await _respond(service, request, body, task, body.n or 1, read, ChatFormat(body), len(urls))
 
@@ -57,34 +59,33 @@ async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
 @router.post("/completions", response_model=Completion)
 async def completions(body: CompletionBody, request: Request, service: Serving) -> Response:
     """Continue one or more texts."""
-    task = _writer(service, body.model)
+    bundle, readers, task = await service.reading(body.model)
+    _check_writes(task)
     given, urls = as_list(body.prompt), body.images or []
-    _check_pictures(service, task, urls, "images")
+    _check_pictures(readers, task, urls, "images")
     if urls and not (len(given) == 1 and isinstance(given[0], str)):
         raise RequestError("expected one text as the prompt beside images, found several or token ids", "prompt")
     unstated = task.generation is not None and "max_tokens" not in body.model_fields_set
     wanted = None if unstated else body.max_tokens
 
     async def read() -> list[Generate]:
-        form = await _answer_form(service, body)
-        prompts = await service.texts.run(partial(_prompt, task=task, pictures=len(urls)), given)
-        works = [_work(service, body, task, ids, wanted, "prompt", form) for ids in prompts]
-        return _choices(body, [await _with_pictures(service, work, urls, wanted, "images") for work in works])
+        form = await _answer_form(readers, body)
+        prompts = await readers.texts.run(partial(_prompt, task=task, pictures=len(urls)), given)
+        works = [_work(service, bundle, body, task, ids, wanted, "prompt", form) for ids in prompts]
+        return _choices(body, [await _with_pictures(readers, work, urls, wanted, "images") for work in works])
 
     texts = len(given) * (body.n or 1)
     return await _respond(service, request, body, task, texts, read, CompletionFormat(body), len(urls))
 
 
-def _writer(service: Service, name: str) -> TaskEntry:
-    task = service.task(name)
+def _check_writes(task: TaskEntry) -> None:
     if not task.writes:
-        raise RequestError(f"expected a task that generates text, {name!r} is a {task.kind} task", "model")
-    return task
+        raise RequestError(f"expected a task that generates text, {task.name!r} is a {task.kind} task", "model")
 
 
-def _check_pictures(service: Service, task: TaskEntry, urls: Sequence[str], param: str) -> None:
+def _check_pictures(readers: RequestReaders, task: TaskEntry, urls: Sequence[str], param: str) -> None:
     """Refuse pictures that can't be read, or too many, before anything is read."""
-    if urls and service.pictures is None:
+    if urls and readers.pictures is None:
         raise RequestError(f"expected text alone, as task {task.name!r} reads it, found {_pictures(urls)}", param)
     if len(urls) > MOST_PICTURES:
         raise RequestError(f"expected at most {MOST_PICTURES} pictures a request, found {len(urls)}", param)
@@ -101,23 +102,24 @@ def _prompt(vocabulary: Vocabulary, given: str | list[int], task: TaskEntry, pic
 
 
 async def _with_pictures(
-    service: Service, work: Generate, urls: Sequence[str], wanted: int | None, param: str
+    readers: RequestReaders, work: Generate, urls: Sequence[str], wanted: int | None, param: str
 ) -> Generate:
     """A work with its pictures, which are decoded only now that there is room for them."""
-    if not urls or service.pictures is None:
+    if not urls or readers.pictures is None:
         return work
-    shown = work.shown(await service.pictures.read(urls, param), service.pictures.reader)
-    return replace(shown, max_new_tokens=service.vocabulary.room(shown.ids, wanted, work.max_new_tokens, param))
+    shown = work.shown(await readers.pictures.read(urls, param), readers.pictures.reader)
+    return replace(shown, max_new_tokens=readers.vocabulary.room(shown.ids, wanted, work.max_new_tokens, param))
 
 
-async def _answer_form(service: Service, body: GenerationBody) -> Grammar | None:
+async def _answer_form(readers: RequestReaders, body: GenerationBody) -> Grammar | None:
     """What answers must keep to, which is compiled before anything else is read."""
     schema = body.schema_wanted
-    return None if schema is None else await service.texts.grammar(schema)
+    return None if schema is None else await readers.texts.grammar(schema)
 
 
 def _work(
     service: Service,
+    bundle: ServedBundle,
     body: ChatBody | CompletionBody,
     task: TaskEntry,
     ids: Ids,
@@ -125,18 +127,18 @@ def _work(
     param: str,
     form: Grammar | None,
 ) -> Generate:
-    stated = service.answer_tokens(task)
+    stated = bundle.answer_tokens(task)
     most = service.settings.most_new_tokens if wanted is not None or stated is None else stated
-    room = service.vocabulary.room(ids, wanted, most, param)
-    sampling = _sampling(service, body, task)
+    room = bundle.readers().vocabulary.room(ids, wanted, most, param)
+    sampling = _sampling(bundle, body, task)
     return Generate(ids, room, sampling, body.stops, grammar=form, logprobs=body.likeliest)
 
 
-def _sampling(service: Service, body: GenerationBody, task: TaskEntry) -> Sampling:
+def _sampling(bundle: ServedBundle, body: GenerationBody, task: TaskEntry) -> Sampling:
     """How tokens are drawn. Unless the request says so, a text-generation task answers as `eval` measures it."""
     drawn = Sampling.of(body.temperature, body.top_p, body.seed, greedy=task.generation is not None)
     bias = tuple(sorted((int(token), added) for token, added in (body.logit_bias or {}).items()))
-    if bias and bias[-1][0] >= (words := service.engine.limits.vocab_size):
+    if bias and bias[-1][0] >= (words := bundle.limits.vocab_size):
         raise RequestError(f"expected ids of tokens below {words}, found {bias[-1][0]}", "logit_bias")
     return replace(
         drawn,

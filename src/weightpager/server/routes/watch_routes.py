@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -13,50 +15,139 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from weightpager import __version__
 from weightpager.bundle import TaskEntry
+from weightpager.engine import Engine, Models
 from weightpager.engine.prefetching import ForecastReport
-from weightpager.engine.report import EngineFigures, ResidencyMap
+from weightpager.engine.report import EngineFigures, EngineReport, ResidencyMap
+from weightpager.engine.shared_bundle import SharedBundle
+from weightpager.kernels import isa
 from weightpager.machine.memory import resident_memory
 from weightpager.server.routes.errors import RESPONSES
 from weightpager.server.routes.exchange import Serving, user
 from weightpager.server.scheduling.service import Service
-from weightpager.server.status import ForecastStatus, Status, TaskStatus
+from weightpager.server.status import BundleStatus, ForecastStatus, Status, TaskStatus
 
 _MOST_PAGES = 8192
 """If there are more pages than this, they aren't listed one by one."""
 
+Layers = list[tuple[int, int]]
+"""For each layer, how many of a task's pages are resident and how many there are."""
+
 
 def status_of(service: Service) -> Status:
     """The state as of now; nothing is loaded for it."""
-    engine = service.engine
-    report, residency, waiting = engine.report(), engine.residency(), service.queue.waiting()
-    requests, forecast, fetched = service.metrics.requests(), engine.forecast(), report.prefetch
-    known = engine.bundle.tasks
+    runs, monitor, metrics = service.runs, service.runs.monitor, service.metrics
+    known, waiting, requests = service.tasks, service.queue.waiting(), metrics.requests()
+    seen = _one_engine(runs) if isinstance(runs, Engine) else _several(service, runs)
     # A reload may come between any two: only tasks that are in all of them are shown.
-    fits = service.fitting(name for name in residency.needs if name in known)
-    monitor, names = engine.monitor, list(fits)
+    fits = service.fitting(name for name in seen.tasks if name in known)
+    names, asked = list(fits), [service.name_of(name) for name in fits]
+    current = next((name for name, of_it in zip(names, asked, strict=True) if of_it == monitor.current), None)
     return Status(
-        **{figure.name: getattr(report, figure.name) for figure in fields(EngineFigures)},
+        **seen.figures,
         version=__version__,
         state="ready" if service.ready else "stuck" if service.stuck else "stopping",
         time=time.time(),
         uptime=time.time() - service.started,
-        memory=report.memory.by_purpose(),
+        memory=seen.memory,
         process_bytes=resident_memory(),
-        traffic=service.metrics.traffic.recent(),
-        page_bytes=engine.bundle.page_bytes,
-        current=monitor.current,
+        traffic=metrics.traffic.recent(),
+        bundles=seen.bundles,
+        page_bytes=max(bundle.bundle.page_bytes for bundle in service.bundles.values()),
+        current=current,
         running=service.worker.running,
         queue_limit=service.queue.limit,
         tasks=[
-            _task(known[name], residency, fits[name], waiting.get(name, 0), requests.get(name, 0)) for name in names
+            _task(known[name], *seen.tasks[name], fits[name], waiting.get(name, 0), requests.get(name, 0))
+            for name in names
         ],
-        pages=_pages(residency),
-        prefetch=None if fetched is None else {"active": fetched.pays, **asdict(fetched.pages)},
-        forecast=None if forecast is None else _forecast(forecast, names),
+        pages=seen.pages,
+        prefetch=seen.prefetch,
+        forecast=None if seen.forecast is None else _forecast(seen.forecast, names),
         switches_total=monitor.switches,
-        switches=list(service.metrics.latest_switches),
-        followed=monitor.followed(names).tolist(),
+        switches=list(metrics.latest_switches),
+        followed=monitor.followed(asked).tolist(),
     )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen of whoever runs tasks.
+
+    Attributes:
+        figures: those of `EngineFigures`, by name.
+        memory: bytes by purpose.
+        tasks: for each task, by the name that clients know, how much of it is in memory, and its pages by layer.
+    """
+
+    figures: Mapping[str, Any]
+    memory: dict[str, int]
+    tasks: Mapping[str, tuple[float, Layers]]
+    pages: list[str] | None = None
+    prefetch: dict[str, bool | int] | None = None
+    forecast: ForecastReport | None = None
+    bundles: list[BundleStatus] | None = None
+
+
+def _one_engine(engine: Engine) -> _Seen:
+    report, residency = engine.report(), engine.residency()
+    fetched = report.prefetch
+    return _Seen(
+        _figures(report),
+        report.memory.by_purpose(),
+        _layers(residency),
+        _pages(residency),
+        None if fetched is None else {"active": fetched.pays, **asdict(fetched.pages)},
+        engine.forecast(),
+    )
+
+
+def _several(service: Service, models: Models) -> _Seen:
+    reports = {name: report for name, each in models.bundles.items() if (report := each.report()) is not None}
+    memory: Counter[str] = Counter()
+    for report in reports.values():
+        memory.update(report.memory.by_purpose())
+    tasks: dict[str, tuple[float, Layers]] = {}
+    for served in service.bundles.values():
+        residency = served.residency()
+        layers = {} if residency is None else _layers(residency)
+        tasks |= {name: layers.get(served.short(name), (0.0, [])) for name in served.tasks}
+    together = ("slots", "resident_pages", "working_set_pages")
+    figures = {name: sum(getattr(report, name) for report in reports.values()) for name in together}
+    any_report = next(iter(reports.values()), None)
+    return _Seen(
+        {
+            **figures,
+            "budget": models.budget,
+            "bytes_read": service.bytes_read,
+            "direct_io": all(report.direct_io for report in reports.values()),
+            "backend": "none" if any_report is None else any_report.backend,
+            "kernel": isa(),
+        },
+        dict(memory),
+        tasks,
+        bundles=[_bundle(bundle, reports.get(name)) for name, bundle in models.bundles.items()],
+    )
+
+
+def _figures(report: EngineReport) -> dict[str, Any]:
+    return {figure.name: getattr(report, figure.name) for figure in fields(EngineFigures)}
+
+
+def _bundle(bundle: SharedBundle, report: EngineReport | None) -> BundleStatus:
+    return BundleStatus(
+        name=bundle.name,
+        awake=report is not None,
+        share=bundle.share,
+        used=0 if report is None else report.memory.total,
+        bytes_read=bundle.bytes_read,
+    )
+
+
+def _layers(residency: ResidencyMap) -> dict[str, tuple[float, Layers]]:
+    return {
+        name: (residency.share(name), [(int(here), int(need)) for here, need in residency.by_layer(name)])
+        for name in residency.needs
+    }
 
 
 def _forecast(report: ForecastReport, names: Sequence[str]) -> ForecastStatus:
@@ -75,17 +166,16 @@ def _in_order(chances: Mapping[str, float], names: Sequence[str]) -> list[float]
     return [round(chances.get(name, 0.0), 4) for name in names]
 
 
-def _task(task: TaskEntry, residency: ResidencyMap, available: bool, waiting: int, requests: int) -> TaskStatus:
-    name = task.name
+def _task(task: TaskEntry, resident: float, layers: Layers, available: bool, waiting: int, requests: int) -> TaskStatus:
     return TaskStatus(
-        name=name,
+        name=task.name,
         kind=task.kind,
         prompts=None if task.generation is None else task.generation.prompts,
         available=available,
-        resident=residency.share(name),
+        resident=resident,
         waiting=waiting,
         requests=requests,
-        layers=[(int(here), int(need)) for here, need in residency.by_layer(name)],
+        layers=layers,
     )
 
 

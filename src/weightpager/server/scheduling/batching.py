@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from weightpager.answers.batches import PICTURES_TOGETHER
 from weightpager.answers.model import PIECE, mostly_padding
-from weightpager.server.scheduling.settings import Policy
+from weightpager.server.scheduling.settings import NO_LIMITS, BatchLimits, Policy
 
 HEAVY = 8 * PIECE
 """Tokens above which a prompt is heavy. Reading one takes long: only one batch of them is under way at a time."""
@@ -28,6 +28,7 @@ class Waiting:
         new_tokens: number of tokens to generate, at most.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
         pictures: number of pictures in the prompt.
+        limits: of its task's bundle.
     """
 
     task: str
@@ -37,6 +38,7 @@ class Waiting:
     new_tokens: int = 0
     cached: bool = True
     pictures: int = 0
+    limits: BatchLimits = NO_LIMITS
 
     @property
     def heavy(self) -> bool:
@@ -52,6 +54,7 @@ class Started:
         ready: the time when its latest step ended.
         tokens: number of tokens that its caches may come to hold.
         heavy: whether one of its requests is heavy.
+        bundle: its task's.
     """
 
     task: str
@@ -59,25 +62,39 @@ class Started:
     ready: float
     tokens: int = 0
     heavy: bool = False
+    bundle: str = ""
 
 
-def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: float, policy: Policy) -> list[int]:
+def beginnable(
+    waiting: Sequence[Waiting], started: Sequence[Started], now: float, policy: Policy, barred: Collection[str] = ()
+) -> list[int]:
     """Places of the requests that may begin now. While nothing is under way, all of them may.
 
-    A request that has waited for ``patience`` is late. A late request for which the caches have no room holds back all
-    later requests that need a cache, until there is room.
+    A request that has waited for ``patience`` is late. A late request for which its bundle's caches have no room holds
+    back all later requests to that bundle that need a cache, until there is room. One whose task is barred holds back
+    those to all bundles, until what is under way has ended.
+
+    Args:
+        waiting: in the order of arrival.
+        started: what is under way.
+        now: by their clock.
+        policy: how they are grouped.
+        barred: tasks that memory has no room for beside what is under way.
     """
-    found, crowded = [], False
+    found: list[int] = []
+    crowded: set[str] = set()
+    closed = False
     for place, request in enumerate(waiting):
-        if not request.cached:
-            found.append(place)
-            continue
         late = now - request.arrived >= policy.patience
-        if not crowded and _has_place(request, started, policy, late=late):
-            if not started or held([request], policy) <= _free(started, policy):
+        if started and request.task in barred:
+            closed = closed or late
+        elif not request.cached:
+            found.append(place)
+        elif not closed and request.limits.bundle not in crowded and _has_place(request, started, policy, late=late):
+            if not started or held([request]) <= _free(started, request.limits):
                 found.append(place)
-            else:
-                crowded = late
+            elif late:
+                crowded.add(request.limits.bundle)
     return found
 
 
@@ -86,24 +103,24 @@ def largest_batch(
 ) -> tuple[int, ...]:
     """Which of these places, of one task and kind, begin together: the first one, and as many as can join it."""
     first = waiting[places[0]]
-    free = _free(started, policy)
+    free = _free(started, first.limits)
     found, sizes = [places[0]], _Sizes.of(first)
     for place in places[1:]:
         if len(found) == policy.batch:
             break
         grown = sizes.with_one(waiting[place])
-        if grown.fit(len(found) + 1, first, free, policy):
+        if grown.fit(len(found) + 1, first, free):
             found.append(place)
             sizes = grown
     return tuple(found)
 
 
-def held(batch: Sequence[Waiting], policy: Policy) -> int:
+def held(batch: Sequence[Waiting]) -> int:
     """Tokens that a batch's caches may come to hold. Shorter texts are padded, and stay until all texts have ended."""
     if not batch[0].cached:
         return 0
     longest = max(request.prompt for request in batch) + max(request.new_tokens for request in batch)
-    return policy.cache.tokens(len(batch), longest)
+    return batch[0].limits.cache.tokens(len(batch), longest)
 
 
 @dataclass(frozen=True)
@@ -123,18 +140,19 @@ class _Sizes:
         new_tokens, shortest = max(self.new_tokens, request.new_tokens), min(self.shortest, request.prompt)
         return _Sizes(max(self.prompt, request.prompt), new_tokens, shortest, self.pictures + request.pictures)
 
-    def fit(self, texts: int, first: Waiting, free: float, policy: Policy) -> bool:
-        context = math.inf if policy.context is None else policy.context
-        if policy.uniform_length is not None and first.prompt <= policy.uniform_length:  # as all others are
-            context = min(context, policy.uniform_length)
+    def fit(self, texts: int, first: Waiting, free: float) -> bool:
+        limits = first.limits
+        context = math.inf if limits.context is None else limits.context
+        if limits.uniform_length is not None and first.prompt <= limits.uniform_length:  # as all others are
+            context = min(context, limits.uniform_length)
         if self.prompt + self.new_tokens > context:
             return False
         padded = texts * self.prompt
         if self.pictures > PICTURES_TOGETHER or mostly_padding(texts, self.prompt, self.shortest):
             return False
         if first.cached:
-            return padded <= _MOST_READ and policy.cache.tokens(texts, self.prompt + self.new_tokens) <= free
-        return policy.activations is None or policy.activations.fit(texts, self.prompt, self.prompt)
+            return padded <= _MOST_READ and limits.cache.tokens(texts, self.prompt + self.new_tokens) <= free
+        return limits.activations is None or limits.activations.fit(texts, self.prompt, self.prompt)
 
 
 def _has_place(request: Waiting, started: Sequence[Started], policy: Policy, *, late: bool) -> bool:
@@ -143,5 +161,6 @@ def _has_place(request: Waiting, started: Sequence[Started], policy: Policy, *, 
     return late or sum(run.task == request.task and not run.heavy for run in started) < policy.runs
 
 
-def _free(started: Sequence[Started], policy: Policy) -> float:
-    return math.inf if policy.room is None else policy.room - sum(run.tokens for run in started)
+def _free(started: Sequence[Started], limits: BatchLimits) -> float:
+    taken = sum(run.tokens for run in started if run.bundle == limits.bundle)
+    return math.inf if limits.room is None else limits.room - taken

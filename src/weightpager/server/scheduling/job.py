@@ -10,6 +10,7 @@ from weightpager.answers.work import Generate, Logprobs, Outcome, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.server.scheduling.batching import Waiting
+from weightpager.server.scheduling.settings import NO_LIMITS, BatchLimits
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Job:
         arrived, deadline: times by `time.monotonic`.
         long: whether the text is so long that the model would read shorter texts of its batch in another way. Such
             texts run apart.
+        limits: of its task's bundle.
         cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
         began: when its batch began; None before.
         over: whether it has ended, and the listener knows how.
@@ -66,6 +68,7 @@ class Job:
     arrived: float
     deadline: float
     listener: Listener
+    limits: BatchLimits = NO_LIMITS
     long: bool = False
     cached: bool = False
     began: float | None = None
@@ -89,7 +92,7 @@ class Job:
         # A text that is read in pieces for its vector runs alone: its run reads one text.
         alone = id(self) if self.cached and not isinstance(work, Generate) else None
         kind = (work.kind, self.long, self.cached, alone)
-        return Waiting(self.task, self.arrived, kind, work.tokens, new_tokens, self.cached, self._pictures)
+        return Waiting(self.task, self.arrived, kind, work.tokens, new_tokens, self.cached, self._pictures, self.limits)
 
     @property
     def _pictures(self) -> int:

@@ -87,9 +87,13 @@ def next_batch(
     policy: Policy,
     resident: Collection[str] = (),
     started: Sequence[Started] = (),
+    barred: Collection[str] = (),
 ) -> BatchPlan:
-    """Which requests begin, or which batch goes on. Requests are in the order of arrival, ``now`` on their clock."""
-    places = beginnable(waiting, started, now, policy)
+    """Which requests begin, or which batch goes on. Requests are in the order of arrival, ``now`` on their clock.
+
+    Tasks that are ``barred`` have no room in memory beside the batches under way.
+    """
+    places = beginnable(waiting, started, now, policy, barred)
     if not places and not started:
         return BatchPlan()
     if policy.order == "arrival":

@@ -1,104 +1,28 @@
-"""The service that the routes talk to: an engine with a queue before it."""
+"""The service that the routes talk to: an engine, or several bundles, with a queue before it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from pathlib import Path
 
-from weightpager.answers.model import ModelLimits
-from weightpager.answers.work import Embed, Generate, Work
+from weightpager.answers.work import Work
 from weightpager.bundle import TaskEntry
-from weightpager.engine import Engine
+from weightpager.engine import Engine, Models
 from weightpager.engine.bundle_change import BundleChange
-from weightpager.errors import RequestError, TaskTooLargeError, UnknownTaskError
-from weightpager.readers.image_reader import ImageReader
-from weightpager.readers.tokenizer import Tokenizer
-from weightpager.server.inputs.image_inputs import ImageInputs
-from weightpager.server.inputs.picture_inputs import PictureInputs, body_bytes
-from weightpager.server.inputs.text_inputs import TextInputs, TextLimit, default_limit
-from weightpager.server.inputs.vocabulary import Vocabulary
+from weightpager.errors import RequestError, TaskTooLargeError, UnknownTaskError, shown
+from weightpager.server.bundle_folder import BundleFolder
+from weightpager.server.inputs.picture_inputs import body_bytes
 from weightpager.server.metrics import Metrics
 from weightpager.server.scheduling.job import Job, Listener
 from weightpager.server.scheduling.scheduler import JobQueue
-from weightpager.server.scheduling.settings import Policy, Settings
+from weightpager.server.scheduling.served_bundle import RequestReaders, ServedBundle
+from weightpager.server.scheduling.settings import Settings
 from weightpager.server.scheduling.worker import Worker
-
-_TEXTS = 8
-"""Longest texts that caches hold at a time, where no part of the budget is reserved for caches."""
-
-
-class RequestLimits:
-    """Bounds that the settings, the bundle's tasks and the KV reserve set together."""
-
-    def __init__(self, engine: Engine, settings: Settings, limits: ModelLimits, vocabulary: Vocabulary | None) -> None:
-        """``limits`` are the engine's. ``vocabulary`` is the bundle's; None where its tasks read images."""
-        self._engine = engine
-        self._settings = settings
-        self._vocabulary = vocabulary
-        self._follow(limits)
-
-    @property
-    def policy(self) -> Policy:
-        """The settings' policy, with the bounds that the model and the KV reserve set."""
-        vocabulary = self._vocabulary
-        policy = replace(self._settings.policy, activations=self._limits.activations, cache=self._cache)
-        if vocabulary is None:
-            return policy
-        room = vocabulary.most_cached
-        if room is None:
-            longest = max(self.of(task).tokens for task in self._engine.bundle.tasks.values())
-            room = self._cache.tokens(max(policy.batch, _TEXTS), longest + self._settings.most_new_tokens)
-        return replace(policy, room=room, context=vocabulary.context, uniform_length=vocabulary.uniform_length)
-
-    def of(self, task: TaskEntry) -> TextLimit:
-        """What a text of a task may ask for. Those that write read it in pieces, if the model can."""
-        in_pieces = task.writes and self._limits.in_pieces
-        tokens = self._settings.most_text_tokens
-        if tokens is None:
-            context = None if self._vocabulary is None else self._vocabulary.context
-            tokens = default_limit(context, task.max_length, in_pieces=in_pieces)
-        return TextLimit(tokens, in_pieces, self._limits.activations)
-
-    def check(self, task: TaskEntry, works: Sequence[Work]) -> None:
-        """See that no text for a task is too long.
-
-        Raises:
-            RequestError: one is.
-        """
-        longest, most = max(len(work.ids) for work in works), self.of(task).tokens
-        if longest > most:
-            raise RequestError(
-                f"expected at most {most} tokens a text, as the server's --max-text-tokens, found {longest}",
-                code="context_length_exceeded",
-            )
-        for work in works:
-            if self._vocabulary is not None and isinstance(work, Embed) and self.is_cached(task, work):
-                self._vocabulary.check_kept(work.ids, "input")
-
-    def is_cached(self, task: TaskEntry, work: Work) -> bool:
-        return isinstance(work, Generate) or (isinstance(work, Embed) and self.of(task).cached(len(work.ids)))
-
-    def is_long(self, work: Work) -> bool:
-        """Whether the model reads it in another way than short texts."""
-        uniform_length = math.inf if self._vocabulary is None else self._vocabulary.uniform_length
-        return len(work.ids) > uniform_length
-
-    def renew(self) -> None:
-        """Follow the bundle, which was loaded anew: its tasks may be others, or compute in a wider dtype."""
-        self._follow(self._engine.limits)
-
-    def _follow(self, limits: ModelLimits) -> None:
-        self._limits, self._cache = limits, self._engine.cache_size()
-        reserve = self._engine.report().memory.kv_reserve
-        if self._vocabulary is not None and reserve:
-            self._vocabulary.most_cached = self._cache.within(reserve)
-
 
 _log = logging.getLogger(__name__)
 
@@ -110,50 +34,122 @@ _LAST = 3.0
 
 
 class Service:
-    """Runs texts on an engine's tasks.
+    """Runs texts on the tasks of an engine, or of several bundles.
 
     Attributes:
-        engine: closed with the service.
+        runs: the engine, or the bundles; closed with the service.
         started: seconds since 1970.
-        pictures: reads the pictures of prompts; None where no task reads any.
-        changing: held by who changes the bundle's directory.
+        idle: seconds after which a bundle that nobody asks sleeps; None never.
+        folder: has the bundles that are served; None where they were named.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self,
+        runs: Engine | Models,
+        settings: Settings,
+        *,
+        idle: float | None = None,
+        folder: BundleFolder | None = None,
+    ) -> None:
         """Nothing runs until `start`.
 
         Raises:
-            BundleFormatError: transformers can't read the bundle's tokenizer or image processor.
-            ConfigError: the tasks read images or pictures, and Pillow isn't installed.
+            BundleFormatError: transformers can't read a bundle's tokenizer or image processor.
+            ConfigError: tasks read images or pictures, and Pillow isn't installed.
         """
-        self.engine = engine
-        self.settings = settings
-        reader, limits = engine.reader(), engine.limits
-        self.inputs: TextInputs | ImageInputs
-        if isinstance(reader, ImageReader):
-            self.inputs = ImageInputs(reader, most=settings.queue // 2)
+        self.runs, self.settings, self.idle, self.folder = runs, settings, idle, folder
+        self.bundles: dict[str, ServedBundle] = {}
+        if isinstance(runs, Engine):
+            self.bundles[""] = ServedBundle(runs, settings)
         else:
-            vocabulary = Vocabulary(reader, limits)
-            self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
-        self.pictures: PictureInputs | None = None
-        if isinstance(reader, Tokenizer) and reader.pictures is not None:
-            self.pictures = PictureInputs(reader.pictures, most=settings.queue // 2, hosts=settings.picture_hosts)
+            for name in runs.bundles:
+                self.serve(name)
         self.queue = JobQueue(settings.queue)
-        self.metrics = Metrics(engine, self.queue)
-        self._limits = RequestLimits(engine, settings, limits, self.inputs.vocabulary)
-        self.worker = Worker(engine, self.queue, self._limits.policy, self.metrics)
+        self.metrics = Metrics(self.bundles_served, self.queue)
+        self.worker = Worker(self, self.queue, settings.policy, self.metrics)
         self.started = time.time()
-        self.changing = asyncio.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of a server of one."""
+        assert isinstance(self.runs, Engine), "a server of several bundles has an engine for each"
+        return self.runs
+
+    def serve(self, name: str) -> None:
+        """Serve one of the bundles that share the budget, from now on; only in the worker's own thread, or before it.
+
+        Errors are those of `Models.wake`, and of the beginning.
+        """
+        assert isinstance(self.runs, Models)
+        prefix = "" if len(self.runs.bundles) == 1 and self.folder is None else f"{name}/"
+        self.bundles = {**self.bundles, name: ServedBundle(self.runs.wake(name), self.settings, prefix)}
 
     def start(self) -> None:
-        self.warn_of_missing()
-        self._warn_of_cuts()
+        for bundle in self.bundles.values():
+            self._warn_of_missing(bundle)
+            self._warn_of_cuts(bundle)
         self.worker.start()
 
-    def fits(self, task: str) -> bool:
-        """Whether the present budget has room for a task. Errors are those of `Engine.check_fits`."""
+    def bundles_served(self) -> Mapping[str, ServedBundle]:
+        """The bundles by name, as they are now."""
+        return self.bundles
+
+    @property
+    def tasks(self) -> Mapping[str, TaskEntry]:
+        """All tasks by the names that clients know, which the entries have, too."""
+        return {name: task for bundle in self.bundles.values() for name, task in bundle.tasks.items()}
+
+    def task(self, name: str) -> TaskEntry:
+        """A task by its name, or by its name in the one bundle that has it. Raises an `UnknownTaskError`."""
+        return self.bundle_of(name)[1]
+
+    def bundle_of(self, name: str) -> tuple[ServedBundle, TaskEntry]:
+        """The bundle that has a task, and the task. Errors are those of `task`."""
+        having = [(bundle, task) for bundle in self.bundles.values() if (task := bundle.found(name)) is not None]
+        exact = [found for found in having if found[1].name == name]
+        if len(exact or having) == 1:
+            return (exact or having)[0]
+        if having:
+            raise UnknownTaskError(name, [task.name for _, task in having], "several bundles have it")
+        raise UnknownTaskError(name, self.tasks)
+
+    async def reading(self, name: str) -> tuple[ServedBundle, RequestReaders, TaskEntry]:
+        """The bundle that has a task, what reads requests to it, and the task. Errors are those of `task`.
+
+        A request may use it for as long as the settings give it.
+        """
+        bundle, task = self.bundle_of(name)
+        readers = bundle.open_readers
+        if readers is None:
+            readers = await asyncio.to_thread(bundle.readers)
+        return bundle, readers, task
+
+    def named(self, name: str) -> ServedBundle:
+        """A bundle by its name.
+
+        Raises:
+            RequestError: there is none.
+        """
+        if name not in self.bundles or not name:
+            raise RequestError(f"expected one of {', '.join(self.bundles) or 'none'}, found {shown(name)}", "bundle")
+        return self.bundles[name]
+
+    def name_of(self, task: str) -> str:
+        """The name of a task for what runs tasks."""
+        return task if isinstance(self.runs, Engine) else self.bundle_of(task)[0].whole(task)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of pages and rows that were read since the server started."""
+        if isinstance(self.runs, Engine):
+            return self.runs.report().bytes_read
+        return sum(bundle.bytes_read for bundle in self.runs.bundles.values())
+
+    def fits(self, name: str) -> bool:
+        """Whether the present budget has room for a task. Errors are those of `task`."""
+        bundle, task = self.bundle_of(name)
         try:
-            self.engine.check_fits(task)
+            self._check_fits(bundle, task)
         except TaskTooLargeError:
             return False
         return True
@@ -166,22 +162,30 @@ class Service:
                 found[task] = self.fits(task)
         return found
 
-    def warn_of_missing(self) -> None:
+    def fit_together(self, tasks: Iterable[str]) -> bool:
+        """Whether these tasks may have turns without that a bundle of them sleeps meanwhile."""
+        if isinstance(self.runs, Engine):
+            return True
+        return self.runs.fit_together(bundle.whole(task.name) for bundle, task in map(self.bundle_of, tasks))
+
+    def _check_fits(self, bundle: ServedBundle, task: TaskEntry) -> None:
+        if isinstance(self.runs, Engine):
+            self.runs.check_fits(task.name)
+        else:
+            self.runs.check_fits(bundle.whole(task.name))
+
+    def _warn_of_missing(self, bundle: ServedBundle) -> None:
         """Log a warning for every task that can't run; it names the budget that the task needs."""
-        for task in self.engine.bundle.tasks:
+        for task in bundle.tasks.values():
             try:
-                self.engine.check_fits(task)
+                self._check_fits(bundle, task)
             except TaskTooLargeError as error:
                 _log.warning("%s", error)
 
-    def answer_tokens(self, task: TaskEntry) -> int | None:
-        """The most tokens of an answer to a request that states no number; None of tasks that answer no prompts."""
-        return None if task.generation is None else min(task.generation.max_new_tokens, self.settings.most_new_tokens)
-
-    def _warn_of_cuts(self) -> None:
+    def _warn_of_cuts(self, bundle: ServedBundle) -> None:
         """Log a warning for every task whose answers may be shorter here than those that `eval` measures."""
         most = self.settings.most_new_tokens
-        for task in self.engine.bundle.tasks.values():
+        for task in bundle.tasks.values():
             if task.generation is not None and task.generation.max_new_tokens > most:
                 stated = task.generation.max_new_tokens
                 text = "%s: answers end after --max-new-tokens %d; its task file allows %d"
@@ -200,26 +204,8 @@ class Service:
     @property
     def body_bytes(self) -> int:
         """Bytes of a request's largest body: what the settings allow, and room for pictures where tasks read any."""
-        return body_bytes(self.settings.body_bytes, self.engine.bundle.pictures)
-
-    @property
-    def texts(self) -> TextInputs:
-        """Reads texts into token ids.
-
-        Raises:
-            RequestError: the bundle's tasks read images.
-        """
-        if not isinstance(self.inputs, TextInputs):
-            raise RequestError("expected a task that reads texts, those of this bundle read images", "model")
-        return self.inputs
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The tokens that its tasks read. Errors are those of `texts`."""
-        return self.texts.vocabulary
-
-    def task(self, name: str) -> TaskEntry:
-        return self.engine.bundle.task(name)
+        largest = (body_bytes(self.settings.body_bytes, each.bundle.pictures) for each in self.bundles.values())
+        return max(largest)
 
     def admit(self, task: TaskEntry, texts: int, pictures: int = 0) -> None:
         """Reserve places in the queue for a request's texts, or its pictures, before anything is done for them.
@@ -230,8 +216,9 @@ class Service:
             QueueFullError: too many are waiting.
             ServerClosedError: the server is shutting down.
         """
-        self.engine.check_fits(task.name)
-        self.inputs.lanes.check_room(texts)
+        bundle, task = self.bundle_of(task.name)
+        self._check_fits(bundle, task)
+        bundle.readers().inputs.lanes.check_room(texts)
         self.queue.reserve(max(texts, pictures))
 
     def submit(
@@ -245,10 +232,11 @@ class Service:
             RequestError: one is too long.
             ServerClosedError: the server is shutting down.
         """
-        self._limits.check(task, works)
+        bundle, _ = self.bundle_of(task.name)
+        bundle.check(task, works)
         now = time.monotonic()
         deadline = now + self.settings.timeout if deadline is None else deadline
-        limits = self._limits
+        limits = bundle.batch_limits
         jobs = [
             Job(
                 task,
@@ -257,8 +245,9 @@ class Service:
                 now,
                 deadline,
                 listener,
-                long=limits.is_long(work),
-                cached=limits.is_cached(task, work),
+                limits,
+                long=bundle.is_long(work),
+                cached=bundle.is_cached(task, work),
             )
             for index, work in enumerate(works)
         ]
@@ -267,17 +256,64 @@ class Service:
 
     def set_budget(self, budget: str) -> None:
         """Use more or less memory; only in the worker's own thread. Errors are those of the engine."""
-        self.engine.set_budget(budget)
-        self.warn_of_missing()
+        self.runs.set_budget(budget)
+        for bundle in self.bundles.values():
+            self._warn_of_missing(bundle)
 
-    def reload(self) -> BundleChange:
-        """Take over changes of the bundle; only in the worker's own thread. Errors are those of the engine."""
-        change = self.engine.reload()
-        self._limits.renew()
-        self.worker.policy = self._limits.policy
-        self.warn_of_missing()
-        self._warn_of_cuts()
+    def add(self, path: Path) -> str:
+        """Serve one more bundle; only in the worker's own thread. Errors are those of `Models.add` and `serve`."""
+        models = self._models
+        name = models.add(path)
+        try:
+            self.serve(name)
+        except BaseException:
+            models.remove(name)
+            raise
+        return name
+
+    def remove(self, name: str) -> None:
+        """Serve a bundle no longer; only in the worker's own thread. Errors are those of `Models.remove`."""
+        self._models.remove(name)
+        gone = self.bundles[name]
+        self.bundles = {other: bundle for other, bundle in self.bundles.items() if other != name}
+        gone.close()
+
+    def sleep(self, name: str) -> None:
+        """Put a bundle to sleep; only in the worker's own thread. Errors are those of `Models.sleep`."""
+        self._models.sleep(name)
+
+    @property
+    def _models(self) -> Models:
+        if isinstance(self.runs, Engine):
+            raise RequestError("expected a server of several bundles, or with --idle, found one of a single bundle")
+        return self.runs
+
+    def reload(self, name: str = "") -> BundleChange:
+        """Take over changes of a bundle; only in the worker's own thread. Errors are those of the engine."""
+        bundle = self.bundles[name]
+        change = self.runs.reload() if isinstance(self.runs, Engine) else self.runs.reload(name)
+        if bundle.is_awake:
+            bundle.follow()
+        self._warn_of_missing(bundle)
+        self._warn_of_cuts(bundle)
         return change
+
+    def folder_has_changed(self) -> bool:
+        """Whether bundles have come, gone or changed in the folder of those that are served."""
+        return self.folder is not None and self.folder.has_changed
+
+    def follow_folder(self) -> None:
+        """Take over what has changed there; only in the worker's own thread. What fails is logged."""
+        if self.folder is not None:
+            self.folder.take_over(self)
+
+    def rest(self) -> None:
+        """Put to sleep what is idle, and close what reads requests to it; only in the worker's own thread."""
+        if isinstance(self.runs, Models):
+            for name in self.runs.sleep_idle(self.idle) if self.idle is not None else ():
+                _log.info("%s sleeps: nobody has asked it for %g s", name, self.idle)
+            for bundle in self.bundles.values():
+                bundle.doze()
 
     def retry_after(self) -> int:
         """Seconds after which a client whose request was refused may try again."""
@@ -292,12 +328,11 @@ class Service:
 
         Work that doesn't end within some seconds is left behind in its thread; the worker is still alive then.
         """
-        self.inputs.close()
-        if self.pictures is not None:
-            self.pictures.close()
+        for bundle in self.bundles.values():
+            bundle.close()
         self.worker.stop(timeout=_LAST)
         # Closing waits for the layer that is being computed, which may take long: it has a thread of its own.
-        closing = threading.Thread(target=self.engine.close, name="weightpager-close", daemon=True)
+        closing = threading.Thread(target=self.runs.close, name="weightpager-close", daemon=True)
         closing.start()
         closing.join(_LAST)
         self.worker.stop(timeout=_LAST)

@@ -14,6 +14,33 @@ from weightpager.server.inputs.picture_hosts import AllowedHost
 
 
 @dataclass(frozen=True)
+class BatchLimits:
+    """What a bundle's model and caches allow of a batch.
+
+    Attributes:
+        bundle: whose caches share the room.
+        room: tokens that all caches of the bundle may hold together; None for any number. A batch holds, for each of
+            its texts, as many tokens as its longest prompt and its longest continuation have, in whole blocks.
+        cache: what caches take, which states the blocks.
+        context: tokens that the model can read; None for any number. A batch's longest prompt and longest continuation
+            fit into it together, because a text that has ended is fed padding until all have.
+        uniform_length: the limit instead of ``context`` for batches whose prompts aren't longer than this: more tokens
+            would change how these are read. None where there is no such limit.
+        activations: memory that a forward takes, which bounds batches that are read at once; None for no bound.
+    """
+
+    bundle: str = ""
+    room: int | None = None
+    cache: CacheSize = field(default_factory=CacheSize)
+    context: int | None = None
+    uniform_length: int | None = None
+    activations: Activations | None = None
+
+
+NO_LIMITS = BatchLimits()
+
+
+@dataclass(frozen=True)
 class Policy:
     """How requests are grouped.
 
@@ -27,14 +54,6 @@ class Policy:
             of other tasks.
         batch: requests that run together, at most; with 1, answers don't depend on other requests, bit for bit.
         runs: batches of a task that may be under way at a time; a request that has lost its patience may exceed it.
-        room: tokens that all caches may hold together; None for any number. A batch holds, for each of its texts, as
-            many tokens as its longest prompt and its longest continuation have, in whole blocks.
-        cache: what caches take, which states the blocks.
-        context: tokens that the model can read; None for any number. A batch's longest prompt and longest continuation
-            fit into it together, because a text that has ended is fed padding until all have.
-        uniform_length: the limit instead of ``context`` for batches whose prompts aren't longer than this: more tokens
-            would change how these are read. None where there is no such limit.
-        activations: memory that a forward takes, which bounds batches that are read at once; None for no bound.
         order: ``grouped`` by task; or by ``arrival``, to measure what grouping gains.
     """
 
@@ -45,11 +64,6 @@ class Policy:
     step: float = 0.25
     batch: int = 8
     runs: int = 2
-    room: int | None = None
-    cache: CacheSize = field(default_factory=CacheSize)
-    context: int | None = None
-    uniform_length: int | None = None
-    activations: Activations | None = None
     order: Literal["grouped", "arrival"] = "grouped"
 
     def __post_init__(self) -> None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from weightpager.answers.encoding import begin
 from weightpager.answers.kept import Kept
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Run, compiled_anew
 from weightpager.bundle import TaskEntry
-from weightpager.engine import Engine
-from weightpager.errors import WeightpagerError
+from weightpager.engine import Engine, Models
+from weightpager.errors import UnknownTaskError, WeightpagerError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.server.metrics import Metrics
 from weightpager.server.scheduling.batching import Started, held
 from weightpager.server.scheduling.job import Job, shutting_down
 from weightpager.server.scheduling.scheduler import BatchPlan, JobQueue, Taken, Turn, next_batch, task_of
+from weightpager.server.scheduling.served_bundle import ServedBundle
 from weightpager.server.scheduling.settings import Policy
 
 
@@ -30,16 +31,19 @@ class RunningBatch:
 
     Attributes:
         texts: number of texts that began together.
+        ended: is to be called when it has ended.
     """
 
-    def __init__(self, jobs: Sequence[Job], now: float, policy: Policy) -> None:
-        """Begin a batch of jobs of one task and kind, in the order of arrival, chosen by this policy at ``now``."""
+    def __init__(self, jobs: Sequence[Job], now: float, ended: Callable[[], None] = lambda: None) -> None:
+        """Begin a batch of jobs of one task and kind, in the order of arrival, at ``now``; ``ended`` is called once."""
         for job in jobs:
             job.began = now
         waiting = [job.waiting for job in jobs]
         heavy = any(request.heavy for request in waiting)
-        self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting, policy), heavy)
+        bundle = jobs[0].limits.bundle
+        self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy, bundle)
         self.texts = len(jobs)
+        self.ended = ended
         self._jobs = jobs
         self._model: TaskModel | None = None
         self._run: Run | None = None
@@ -70,27 +74,37 @@ class RunningBatch:
         self.started = replace(self.started, ready=now)
 
 
+class Served(Protocol):
+    """What the worker runs."""
+
+    runs: Engine | Models
+    bundles: dict[str, ServedBundle]
+
+    @property
+    def tasks(self) -> Mapping[str, TaskEntry]: ...
+
+    def bundle_of(self, name: str) -> tuple[ServedBundle, TaskEntry]: ...
+
+    def fit_together(self, tasks: Iterable[str]) -> bool: ...
+
+
 _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs jobs of a queue on an engine, step by step, in a thread of its own.
+    """Runs jobs of a queue, step by step, in a thread of its own."""
 
-    Attributes:
-        policy: how requests are grouped; replaced in the worker's own thread.
-    """
-
-    def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics) -> None:
-        self._engine = engine
+    def __init__(self, served: Served, queue: JobQueue, policy: Policy, metrics: Metrics) -> None:
+        self._served = served
         self._queue = queue
-        self.policy = policy
+        self._policy = policy
         self._metrics = metrics
-        self._reader = engine.reader()  # this thread's own
         self._turn = Turn()
         self._batches: list[RunningBatch] = []  # under way
         self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
         self._active: str | None = None
+        self._entered: str | None = None  # the task that was asked for last
         self._since: float | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="weightpager-worker", daemon=True)
@@ -131,14 +145,22 @@ class Worker:
         Raises:
             ServerClosedError: the worker takes nothing any more.
         """
+
+        def alone() -> _Result:
+            self._active = None
+            self._served.runs.deactivate()
+            return act()
+
+        return self.soon(alone)
+
+    def soon(self, act: Callable[[], _Result]) -> Future[_Result]:
+        """Have something done in the worker's thread between two steps. Errors are those of `between`."""
         future: Future[_Result] = Future()
 
         def command() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                self._active = None
-                self._engine.deactivate()
                 future.set_result(act())
             except Exception as error:  # noqa: BLE001 - the caller gets it from the future
                 future.set_exception(error)
@@ -148,13 +170,18 @@ class Worker:
 
     def enter(self, task: str) -> TaskModel:
         """Switch to a task; only in the worker's own thread (`between`). Errors are those of the engine."""
-        before, self._active = self._engine.monitor.current, None
-        self._engine.activate(task)
+        bundle, _ = self._served.bundle_of(task)
+        before, self._active, self._entered = self._entered, None, task
+        if isinstance(self._served.runs, Engine):
+            self._served.runs.activate(task)
+        else:
+            self._served.runs.activate(bundle.whole(task))
+        bundle.follow()
         self._active = task
-        switch = self._engine.last_switch
+        switch = bundle.engine.last_switch
         if task != before and switch is not None:
-            self._metrics.switched(switch)
-        return self._engine.model(task)
+            self._metrics.switched(replace(switch, from_task=before, to_task=task))
+        return bundle.model(task)
 
     def _run(self) -> None:
         while (taken := self._queue.take(self._choose)) is not None:
@@ -169,11 +196,19 @@ class Worker:
         now = time.monotonic()
         started = [batch.started for batch in self._batches]
         waiting = [job.waiting for job in jobs]
-        plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks, started)
+        resident = [name for bundle in self._served.bundles.values() for name in bundle.resident_tasks]
+        barred = self._barred({request.task for request in waiting}, {batch.task for batch in started})
+        plan = next_batch(waiting, self._turn, now, self._policy, resident, started, barred)
         task = task_of(plan, waiting, started)
         if task is not None:
-            self._turn = self._turn.before(task, now, self.policy)
+            self._turn = self._turn.before(task, now, self._policy)
         return plan
+
+    def _barred(self, waiting: set[str], started: set[str]) -> list[str]:
+        """Tasks for whose bundle one would have to sleep of which a batch is under way."""
+        if not started or len(self._served.bundles) == 1:
+            return []
+        return [task for task in waiting if not self._served.fit_together({task, *started})]
 
     def _serve(self, taken: Taken) -> None:
         """Take the next step of a batch under way, or the first step of jobs that begin."""
@@ -191,6 +226,7 @@ class Worker:
         batch.paused(end)
         if not batch.jobs:
             self._batches.remove(batch)
+            batch.ended()
         self._tell_running()
 
     def _begin(self, jobs: Sequence[Job], now: float) -> RunningBatch | None:
@@ -200,7 +236,13 @@ class Worker:
         left = [job for job in jobs if not job.over]
         if not left:
             return None
-        batch = RunningBatch(left, now, self.policy)
+        try:
+            ended = self._served.bundle_of(left[0].task)[0].hold()
+        except UnknownTaskError as error:  # its bundle has left meanwhile
+            for job in left:
+                job.fail(error)
+            return None
+        batch = RunningBatch(left, now, ended)
         self._batches.append(batch)
         self._tell_running()
         return batch
@@ -214,10 +256,11 @@ class Worker:
         entered = start
         try:
             with panics_as_errors():
-                model = self._engine.model(task) if task == self._active and not begins else self.enter(task)
+                bundle, _ = self._served.bundle_of(task)
+                model = bundle.model(task) if task == self._active and not begins else self.enter(task)
                 entered = time.monotonic()
-                kept = self._engine.kept(task)
-                tokens = batch.step(model, self._reader, entered + self.policy.step, kept)
+                until = entered + self._policy.step
+                tokens = batch.step(model, bundle.worker_reader, until, bundle.kept(task))
             self._metrics.ran(task, batch.texts if begins else 0, tokens, time.monotonic() - entered)
         except WeightpagerError as error:
             batch.fail(error)
@@ -231,7 +274,7 @@ class Worker:
 
     def _fail_if_outdated(self, job: Job) -> None:
         """Fail a job if a reload has changed how its task reads or answers."""
-        entry = self._engine.bundle.tasks.get(job.task)
+        entry = self._served.tasks.get(job.task)
         if entry is not None and _read_by(entry) != _read_by(job.entry):
             job.fail(compiled_anew(job.task))
 
