@@ -66,7 +66,13 @@ def openai_client(url: str, token: str = "none") -> openai.OpenAI:
 def serving(bundle: Path, settings: Settings | None = None, *, grace: float = 5, **options: Any) -> Iterator[Running]:
     """Serve a bundle until the block ends."""
     settings = replace(settings or Settings(policy=Policy()), grace=grace)
-    service = Service(Engine.from_pretrained(bundle, **options), settings)
+    with served(Service(Engine.from_pretrained(bundle, **options), settings)) as running:
+        yield running
+
+
+@contextmanager
+def served(service: Service) -> Iterator[Running]:
+    """Have a service serve until the block ends."""
     with listen(HOST, 0) as listening:
         serving = server(service, host=HOST, port=0)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})

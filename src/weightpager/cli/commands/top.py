@@ -33,7 +33,7 @@ from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.runtime.memory.feature_cache import FeatureReport
 from weightpager.runtime.memory.prefix_cache import PrefixReport
 from weightpager.runtime.row_report import RowReport
-from weightpager.server.status import Status, SwitchStatus, TaskStatus, TrafficStatus
+from weightpager.server.status import BundleStatus, Status, SwitchStatus, TaskStatus, TrafficStatus
 
 _IN_WORDS = ("budget", "slots", "resident_pages", "working_set_pages", "bytes_read")
 _SHADES = " ░▒▓█"
@@ -60,7 +60,8 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
         width: of the terminal, in characters.
         height: in lines; None for any.
     """
-    more = sum(each is not None for each in (found.rows, found.features, found.prefixes)) + bool(_others(found))
+    shown = (found.bundles, found.rows, found.features, found.prefixes)
+    more = sum(each is not None for each in shown) + bool(_others(found))
     height = None if height is None else height - more
     tasks, switches = _lines(len(found.tasks), min(_SWITCHES, len(found.switches)), height)
     # Padded, the bar ends its line.
@@ -104,6 +105,8 @@ def _head(found: Status) -> Iterator[RenderableType]:
     yield _line(f"budget {_size(used)} of {_size(found.budget)}{process}")
     parts = [f"{name.replace('_', ' ')} {_size(count)}" for name, count in found.memory.items() if count]
     yield _line(", ".join(parts))
+    if found.bundles is not None:
+        yield _line(_bundles(found.bundles))
     yield _line(_pages(found))
     if found.rows is not None:
         yield _line(_rows(found.rows, sum(task.requests for task in found.tasks)))
@@ -135,6 +138,12 @@ def _traffic(traffic: TrafficStatus) -> Text:
 def _pages(found: Status) -> Text:
     words = f"arena {found.resident_pages} of {found.slots} slots; latest tasks need {found.working_set_pages} pages"
     return Text(f"{words}, more than fit", _WRONG) if found.working_set_pages > found.slots else Text(words)
+
+
+def _bundles(bundles: Sequence[BundleStatus]) -> str:
+    """How much of its share each bundle uses, and which of them sleep."""
+    awake = [f"{bundle.name} {_size(bundle.used)} of {_size(bundle.share)}" for bundle in bundles if bundle.awake]
+    return ", ".join([*awake, *(f"{bundle.name} asleep" for bundle in bundles if not bundle.awake)])
 
 
 def _rows(rows: RowReport, requests: int) -> str:

@@ -230,9 +230,9 @@ class ServedBundle:
         return f"{self.name}/{self.short(task)}"
 
     def found(self, name: str) -> TaskEntry | None:
-        """A task by its name, or by its name in the bundle; None if there is none."""
+        """A task by the name that clients know, by its name in the bundle, or with both; None if there is none."""
         tasks = self.tasks
-        return tasks.get(name) or tasks.get(self._prefix + name)
+        return tasks.get(name) or tasks.get(self._prefix + name.removeprefix(f"{self.name}/"))
 
     def follow(self) -> None:
         """Follow the bundle, if it was loaded anew: its tasks may be others, or compute in a wider dtype.
