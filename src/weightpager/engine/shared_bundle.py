@@ -20,6 +20,7 @@ from weightpager.engine.engine import Engine
 from weightpager.engine.report import EngineReport
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, TaskNotActiveError
 from weightpager.interrupts import uninterrupted
+from weightpager.machine.memory import give_back
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.budget import needs_of
@@ -179,6 +180,8 @@ class SharedBundle:
         if engine is not None:
             self._read_before += engine.report().bytes_read
             engine.close()
+            del engine
+            give_back()  # graphs and tokenizers are many small blocks
 
     def report(self) -> EngineReport | None:
         """The state of its engine, whose bytes are counted since it first woke; None while it sleeps."""

@@ -155,13 +155,17 @@ class ServedBundle:
         self._asked = time.monotonic()
         return self._readers
 
-    def doze(self) -> None:
-        """Close what reads requests if the bundle sleeps and no request of it can be under way. For the worker."""
+    def doze(self) -> bool:
+        """Close what reads requests if the bundle sleeps and no request of it can be under way; whether that was done.
+
+        For the worker.
+        """
         with self._opening:
             if self._readers is None or self.is_awake or time.monotonic() - self._asked <= self._settings.timeout:
-                return
+                return False
             readers, self._readers, self._worker_reader = self._readers, None, None
         readers.close()
+        return True
 
     def close(self) -> None:
         if self._readers is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine, Models
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.errors import RequestError, TaskTooLargeError, UnknownTaskError, shown
+from weightpager.machine.memory import give_back
 from weightpager.server.bundle_folder import BundleFolder
 from weightpager.server.inputs.picture_inputs import body_bytes
 from weightpager.server.metrics import Metrics
@@ -64,10 +66,12 @@ class Service:
         else:
             for name in runs.bundles:
                 self.serve(name)
+        give_back()  # what opening tokenizers has left
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(self.bundles_served, self.queue)
         self.worker = Worker(self, self.queue, settings.policy, self.metrics)
         self.started = time.time()
+        self._untidy = False  # whether memory was freed that is to be given back
 
     @property
     def engine(self) -> Engine:
@@ -312,8 +316,12 @@ class Service:
         if isinstance(self.runs, Models):
             for name in self.runs.sleep_idle(self.idle) if self.idle is not None else ():
                 _log.info("%s sleeps: nobody has asked it for %g s", name, self.idle)
+            if self._untidy:  # threads have let go of their tokenizers meanwhile, which refer to each other
+                gc.collect()
+                give_back()
+            self._untidy = False
             for bundle in self.bundles.values():
-                bundle.doze()
+                self._untidy = bundle.doze() or self._untidy
 
     def retry_after(self) -> int:
         """Seconds after which a client whose request was refused may try again."""
