@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from weightpager.config import format_enough, format_room
 from weightpager.engine.shared_bundle import NOTHING, SharedBundle
@@ -142,9 +141,7 @@ class SharedBudget:
     def _plan(self, wanting: str, wish: Wish, uses: Uses, what: str) -> dict[str, int]:
         holdings = {name: bundle.holding(uses.get(name, {})) for name, bundle in self.bundles.items()}
         holdings.setdefault(wanting, NOTHING)
-        # A bundle that sleeps leaves far more than a task lacks: none does where pages that go are enough.
-        awake = {name: replace(holding, uses=None) for name, holding in holdings.items()}
-        plan = plan_shares(wanting, wish, awake, self.budget) or plan_shares(wanting, wish, holdings, self.budget)
+        plan = plan_shares(wanting, wish, holdings, self.budget)
         if plan is not None:
             plan.pop(_NOBODY, None)
             return plan

@@ -51,6 +51,12 @@ def test_a_bundle_sleeps_where_pages_of_others_are_worth_more() -> None:
     assert plan_shares("a", Wish(30, 30), busy, 200) == {"a": 30, "b": 80, "c": 90}
 
 
+def test_no_bundle_sleeps_where_pages_that_go_are_enough() -> None:
+    holdings = {"a": held(0), "b": held(100, 0.4), "c": held(100, 0.9), "d": held(100, uses=0.0)}
+    assert plan_shares("a", Wish(20, 20), holdings, 300) == {"a": 20, "b": 90, "c": 90, "d": 100}
+    assert plan_shares("a", Wish(30, 30), holdings, 300) == {"a": 30, "b": 100, "c": 100, "d": 0}
+
+
 def test_waking_takes_longer_than_to_read_what_a_bundle_keeps() -> None:
     least = WAKING // 4
     pages = {"a": held(0), "b": held(100, 0.4, page=100), "c": held(least, uses=0.1)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +54,12 @@ class Wish:
 def plan_shares(wanting: str, wish: Wish, holdings: Mapping[str, Holding], budget: int) -> dict[str, int] | None:
     """The bundles' shares with which one of them can hold a task; None if its least can't be had.
 
-    First goes what nobody has, then what holds no page, then what is of the least expected uses, whichever bundle it
-    belongs to: pages, and what a bundle keeps besides, with which it goes to sleep. Both cost their bytes to read
-    again, so that uses are what a byte is worth; waking takes the time of `WAKING` bytes more. Where a page of the
-    wanting bundle itself is worth least, its share grows by a page less. No share shrinks but those of others.
+    First goes what nobody has, then what holds no page, then pages: those of the least expected uses first, whichever
+    bundle they belong to. Pages cost their bytes to read again, so that uses are what a byte is worth. Where a page of
+    the wanting bundle itself is worth least, its share grows by a page less. No share shrinks but those of others.
+
+    Only where that isn't enough does what a bundle keeps besides go among the pages, by the uses of all its tasks, and
+    the bundle to sleep: it leaves far more than a task lacks. Waking takes the time of `WAKING` bytes more.
 
     Args:
         wanting: the bundle.
@@ -68,6 +70,12 @@ def plan_shares(wanting: str, wish: Wish, holdings: Mapping[str, Holding], budge
     Returns:
         Bytes by bundle; 0 for one that goes to sleep.
     """
+    awake = {name: replace(holding, uses=None) for name, holding in holdings.items()}
+    return _plan(wanting, wish, awake, budget) or _plan(wanting, wish, holdings, budget)
+
+
+def _plan(wanting: str, wish: Wish, holdings: Mapping[str, Holding], budget: int) -> dict[str, int] | None:
+    """The shares, where all that may sleep is weighed with the pages."""
     shares = {name: holding.share for name, holding in holdings.items()}
     others = [name for name in holdings if name != wanting]
     lacking = wish.most - shares[wanting] - (budget - sum(shares.values()))
