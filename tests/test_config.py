@@ -13,6 +13,7 @@ from weightpager.config import (
     format_room,
     format_size,
     parse_bandwidth,
+    parse_duration,
     parse_latency,
     parse_size,
     stated_size,
@@ -139,3 +140,12 @@ def test_a_cache_in_a_home_that_is_unknown_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv("WEIGHTPAGER_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(ConfigError, match="WEIGHTPAGER_CACHE: expected a directory, found no home"):
         cache_dir()
+
+
+def test_long_times_have_a_unit_or_are_seconds() -> None:
+    assert [parse_duration(text, "x") for text in ("5m", " 5 min", "90s", "1h", "1.5 h", "300")] == [
+        300, 300, 90, 3600, 5400, 300,
+    ]  # fmt: skip
+    for wrong in ("", "0", "0s", "-1m", "5d", "m", "5ms", "1e3", "9999999999", "999999999h"):
+        with pytest.raises(ConfigError, match=r"x: expected a time, such as 5m, 90s or 1h, got "):
+            parse_duration(wrong, "x")

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
@@ -19,8 +19,9 @@ LONGEST = 1e9
 """Seconds of a time that may be stated, some thirty years. Clocks and locks refuse times that are ten times as long."""
 
 
-_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-_SHORT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-zµ]+)")
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-zµ]*)")
+_SHORT = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+_LONG = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _LONGEST_READ = 60.0
 
 
@@ -30,15 +31,10 @@ def parse_latency(text: str, where: str = "latency") -> float:
     Raises:
         ConfigError: the text is no time with a unit, or above a minute; says ``where`` it was stated.
     """
-    match = _SHORT.fullmatch(text.strip())
-    seconds = float(match[1]) * _UNITS[match[2]] if match is not None and match[2] in _UNITS else _LONGEST_READ + 1
-    if seconds > _LONGEST_READ:
+    seconds = _seconds(text, _SHORT)
+    if seconds is None or seconds > _LONGEST_READ:
         raise ConfigError(f"{where}: expected a time with a unit, such as 0.3ms or 120us, got {text!r}")
     return seconds
-
-
-_SPANS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|m|min|h)?")
 
 
 def parse_duration(text: str, where: str) -> float:
@@ -47,11 +43,16 @@ def parse_duration(text: str, where: str) -> float:
     Raises:
         ConfigError: the text is no such time, or zero; says ``where`` it was stated.
     """
-    match = _SPAN.fullmatch(text.strip())
-    seconds = 0.0 if match is None else float(match[1]) * _SPANS[match[2] or ""]
-    if not 0 < seconds <= LONGEST:
+    seconds = _seconds(text, _LONG)
+    if seconds is None or not 0 < seconds <= LONGEST:
         raise ConfigError(f"{where}: expected a time, such as 5m, 90s or 1h, got {text!r}")
     return seconds
+
+
+def _seconds(text: str, units: Mapping[str, float]) -> float | None:
+    """Seconds in a number with one of these units; None if it is something else."""
+    match = _TIME.fullmatch(text.strip())
+    return None if match is None or match[2] not in units else float(match[1]) * units[match[2]]
 
 
 def format_duration(seconds: float) -> str:
@@ -111,6 +112,35 @@ class EngineConfig:
     prefetch: bool | Callable[..., Mapping[str, float]] = False
     history: Path | None = None
     backend: str = "auto"
+
+    @classmethod
+    def stated(
+        cls,
+        *,
+        budget: str | int | None,
+        kv_reserve: str | int,
+        prefix_cache: str | int,
+        real_time: Sequence[str],
+        history: str | Path | None,
+        rows: str | int | None = None,
+        **others: Any,
+    ) -> EngineConfig:
+        """The settings that callers state: sizes as texts or bytes, names in a list, paths as texts.
+
+        Raises:
+            ConfigError: one of them is wrong.
+        """
+        if isinstance(real_time, str):
+            raise ConfigError(f"real_time: expected names of tasks, such as [{real_time!r}], got a text")
+        return cls(
+            budget=stated_size(budget, "budget"),
+            kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve, "kv_reserve"),
+            prefix_cache=0 if prefix_cache == 0 else parse_size(prefix_cache, "prefix_cache"),
+            real_time=tuple(real_time),
+            history=None if history is None else Path(history),
+            rows=stated_size(rows, "rows"),
+            **others,
+        )
 
     def __post_init__(self) -> None:
         check_backend(self.backend)

@@ -33,7 +33,7 @@ from weightpager.answers.predict import (
 from weightpager.answers.query import Run, StreamedQuery, compiled_anew
 from weightpager.answers.token_reader import Conversation, PicturePrompt
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.config import EngineConfig, format_size, parse_size, stated_size
+from weightpager.config import EngineConfig, format_size, parse_size
 from weightpager.engine import input_readers
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.input_readers import InputReaders
@@ -186,20 +186,18 @@ class Engine(Closing):
             BudgetError: not even the smallest task fits, or not all real-time tasks; names the smallest budget that
                 would do.
         """
-        if isinstance(real_time, str):
-            raise ConfigError(f"real_time: expected names of tasks, such as [{real_time!r}], got a text")
-        config = EngineConfig(
-            budget=stated_size(budget, "budget"),
+        config = EngineConfig.stated(
+            budget=budget,
             device=device,
             dtype=dtype,
             io_threads=io_threads,
-            kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve, "kv_reserve"),
-            prefix_cache=0 if prefix_cache == 0 else parse_size(prefix_cache, "prefix_cache"),
-            rows=stated_size(rows, "rows"),
-            real_time=tuple(real_time),
+            kv_reserve=kv_reserve,
+            prefix_cache=prefix_cache,
+            rows=rows,
+            real_time=real_time,
             read_timeout=read_timeout,
             prefetch=prefetch,
-            history=None if history is None else Path(history),
+            history=history,
             backend=backend,
         )
         # The tokenizer, and what the bundle becomes, are read later, when the process may have gone elsewhere.
