@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from weightpager.answers.kinds import Prediction
 from weightpager.answers.predict import Input
 from weightpager.answers.token_reader import Conversation
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.config import EngineConfig, format_size, parse_size, stated_size
+from weightpager.config import EngineConfig, format_size, parse_size
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
 from weightpager.engine.shared_budget import SharedBudget
@@ -34,7 +35,7 @@ from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_us
 MOST = 32
 """Bundles that may share a budget."""
 
-Answer = TypeVar("Answer")
+_Answer = TypeVar("_Answer")
 
 
 class Models(Closing):
@@ -87,7 +88,7 @@ class Models(Closing):
             undone.callback(self.close)
             with uninterrupted.lifted():
                 for bundle in opened.values():  # so that one that can't run is refused now
-                    self._shared.make_room(bundle, min(bundle.tasks, key=bundle.alone), {})
+                    self._shared.make_room(bundle, bundle.smallest, dict)
             undone.pop_all()
 
     @classmethod
@@ -128,18 +129,16 @@ class Models(Closing):
         """
         if isinstance(bundles, (str, Path)) or not 1 <= len(bundles) <= MOST:
             raise ConfigError(f"bundles: expected a list of 1 to {MOST} directories, got {shown(bundles)}")
-        if isinstance(real_time, str):
-            raise ConfigError(f"real_time: expected names of tasks, such as [{real_time!r}], got a text")
-        config = EngineConfig(
-            budget=stated_size(budget, "budget"),
+        config = EngineConfig.stated(
+            budget=budget,
             dtype=dtype,
             io_threads=io_threads,
-            kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve, "kv_reserve"),
-            prefix_cache=0 if prefix_cache == 0 else parse_size(prefix_cache, "prefix_cache"),
-            real_time=tuple(real_time),
+            kv_reserve=kv_reserve,
+            prefix_cache=prefix_cache,
+            real_time=real_time,
             read_timeout=read_timeout,
             prefetch=prefetch,
-            history=None if history is None else Path(history),
+            history=history,
             backend=backend,
         )
         paths: dict[str, Path] = {}
@@ -290,7 +289,7 @@ class Models(Closing):
         with acquired(self._sharing):
             bundle = self._bundle(name)
             if bundle.engine is None:
-                self._enter(f"{name}/{min(bundle.tasks, key=bundle.alone)}", is_visit=False)
+                self._enter(f"{name}/{bundle.smallest}", is_visit=False)
             return bundle
 
     def sleep(self, name: str) -> None:
@@ -328,7 +327,7 @@ class Models(Closing):
         with acquired(self._sharing):
             self._check_open()
             self.deactivate()
-            self._shared.resize(size, self._uses_after(self.monitor.current))
+            self._shared.resize(size, partial(self._uses_after, self.monitor.current))
 
     @uninterrupted
     def reload(self, name: str) -> BundleChange:
@@ -395,7 +394,7 @@ class Models(Closing):
         """Whether tasks may have turns, none of whose bundles sleeps meanwhile. Errors are those of `check_fits`."""
         return self._shared.fit_together([self._find(name) for name in names])
 
-    def _asked(self, name: str, ask: Callable[[Engine, str], Answer]) -> Answer:
+    def _asked(self, name: str, ask: Callable[[Engine, str], _Answer]) -> _Answer:
         bundle, task = self._find(name)
         if task in bundle.real_time:  # it is there, and waits for nobody
             return ask(bundle.awake(), task)
@@ -434,7 +433,7 @@ class Models(Closing):
         bundle.used = time.monotonic()
         if bundle.engine is None or bundle.engine.current != task:  # else this is the current one, and has its room
             self.deactivate()  # pages stay until their room is wanted
-            self._shared.make_room(bundle, task, self._uses_after(f"{bundle.name}/{task}"))
+            self._shared.make_room(bundle, task, partial(self._uses_after, f"{bundle.name}/{task}"))
         if is_visit:
             self.monitor.record(f"{bundle.name}/{task}")
         return bundle, task

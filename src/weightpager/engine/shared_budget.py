@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from weightpager.config import format_enough, format_room
 from weightpager.engine.shared_bundle import NOTHING, SharedBundle
 from weightpager.errors import BudgetError, TaskTooLargeError, WeightpagerError, first_line
 from weightpager.runtime.planning.shares import Wish, plan_shares, spread
 
-Uses = Mapping[str, Mapping[str, float]]
-"""Expected uses of each task, by bundle and task."""
+AskUses = Callable[[], Mapping[str, Mapping[str, float]]]
+"""Finds out the expected uses of each task, by bundle and task, which takes a moment."""
 
 _NOBODY = ""
 """Who wants the memory that leaves a budget; no bundle is named so."""
@@ -85,7 +85,7 @@ class SharedBudget:
         together = sum(kept.values())
         return all(bundle.alone(task) + together - kept[bundle.name] <= self.budget for bundle, task in tasks)
 
-    def make_room(self, bundle: SharedBundle, task: str, uses: Uses) -> None:
+    def make_room(self, bundle: SharedBundle, task: str, ask_uses: AskUses) -> None:
         """Wake a bundle if it sleeps, and give it the room that a task wants.
 
         Raises:
@@ -94,9 +94,9 @@ class SharedBudget:
         """
         wish = bundle.wish(task)
         if not bundle.share or wish.most > bundle.share:
-            self._apply(self._plan(bundle.name, wish, uses, f"task {bundle.name}/{task}"))
+            self._apply(self._plan(bundle.name, wish, ask_uses, f"task {bundle.name}/{task}"))
 
-    def resize(self, budget: int, uses: Uses) -> None:
+    def resize(self, budget: int, ask_uses: AskUses) -> None:
         """Have another budget.
 
         Raises:
@@ -105,7 +105,7 @@ class SharedBudget:
         self.check(budget)
         if budget < self.budget:
             less = self.budget - budget
-            self._apply(self._plan(_NOBODY, Wish(less, less), uses, "what the budget loses"), budget)
+            self._apply(self._plan(_NOBODY, Wish(less, less), ask_uses, "what the budget loses"), budget)
         self.budget, self.stated = budget, True
         self.spread()
 
@@ -138,7 +138,8 @@ class SharedBudget:
         """Bytes that tasks of other bundles that stay keep from one."""
         return sum(other.kept for other in self.bundles.values() if other.stays and other is not bundle)
 
-    def _plan(self, wanting: str, wish: Wish, uses: Uses, what: str) -> dict[str, int]:
+    def _plan(self, wanting: str, wish: Wish, ask_uses: AskUses, what: str) -> dict[str, int]:
+        uses = ask_uses()
         holdings = {name: bundle.holding(uses.get(name, {})) for name, bundle in self.bundles.items()}
         holdings.setdefault(wanting, NOTHING)
         plan = plan_shares(wanting, wish, holdings, self.budget)

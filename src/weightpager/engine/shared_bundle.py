@@ -13,7 +13,7 @@ import numpy as np
 
 from weightpager.backends.open_backend import open_backend
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.state import state_of
+from weightpager.bundle.state import State, state_of
 from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
@@ -66,8 +66,8 @@ class SharedBundle:
         self._pinned: Counter[str] = Counter()
         self._alone: dict[str, int] = {}
         self._counting = threading.Lock()  # of users
-        self._seen = state_of(path)
-        self._read(Bundle.open(path))
+        seen = state_of(path)
+        self._read(Bundle.open(path), seen)
 
     def __repr__(self) -> str:
         return f"<SharedBundle {self.name!r}: {'asleep' if self.engine is None else 'awake'}>"
@@ -90,6 +90,11 @@ class SharedBundle:
     def real_time(self) -> tuple[str, ...]:
         """Its tasks that never leave memory."""
         return self._config.real_time
+
+    @property
+    def smallest(self) -> str:
+        """Its task that takes least."""
+        return min(self.tasks, key=self.alone)
 
     @property
     def kept(self) -> int:
@@ -238,17 +243,16 @@ class SharedBundle:
                 if self.in_use:
                     raise
             else:
-                self._read(self.engine.bundle)
-                self._seen = seen
+                self._read(self.engine.bundle, seen)
                 return change
         bundle = Bundle.open(self.path)
         change = BundleChange.between(before, bundle)
-        self._read(bundle)
-        self._seen = seen
+        self._read(bundle, seen)
         self.close()
         return change
 
-    def _read(self, bundle: Bundle) -> None:
+    def _read(self, bundle: Bundle, seen: State | None) -> None:
+        """Take over what a bundle needs, which was in this state before it was opened."""
         config = self._config
         for task in config.real_time:
             bundle.task(task)
@@ -256,6 +260,6 @@ class SharedBundle:
             config = replace(config, kv_reserve=0, prefix_cache=0)
         needs = needs_of(bundle, config.dtype, config.rows)
         self._needs = replace(needs, kv_reserve=config.kv_reserve, prefix_cache=config.prefix_cache)
-        self._running, self.bundle, self._alone = config, bundle, {}
+        self._running, self.bundle, self._seen, self._alone = config, bundle, seen, {}
         self.least = max(map(self.alone, bundle.tasks))
         self.most = self._needs.holding_all().total
