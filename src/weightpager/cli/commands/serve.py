@@ -20,6 +20,8 @@ from weightpager.errors import ConfigError
 if TYPE_CHECKING:
     from socket import socket
 
+    from weightpager.engine import Engine, Models
+    from weightpager.server.bundle_folder import BundleFolder
     from weightpager.server.scheduling.service import Service
     from weightpager.server.scheduling.settings import Settings
 
@@ -233,41 +235,41 @@ def _serve_here(
     """Serve from this process until it is told to end; ``options`` are the engine's."""
     with extra("serve"):
         from weightpager.server.run import listen, listen_at
+        from weightpager.server.scheduling.service import Service
 
     with listen(host, port) if uds is None else listen_at(uds) as listening:
-        service = _opened(bundles, settings, options, idle)
-        with service.runs:
-            _run(service, bundles, host, listening, uds)
+        seconds = None if idle is None else parse_duration(idle, "--idle")
+        runs, folder = _opened(bundles, options, alone=idle is None)
+        with runs:
+            _run(Service(runs, settings, idle=seconds, folder=folder), bundles, host, listening, uds)
 
 
-def _opened(bundles: list[Path], settings: Settings, options: dict[str, Any], idle: str | None) -> Service:
-    """The service of one bundle, or of several that share the budget.
+def _opened(
+    bundles: list[Path], options: dict[str, Any], *, alone: bool
+) -> tuple[Engine | Models, BundleFolder | None]:
+    """One bundle, or several that share the budget, and the folder that they lie in if none was named itself.
 
     Raises:
-        ConfigError: an option is for a single bundle, or a folder has none.
+        ConfigError: an option is for a bundle ``alone``, or a folder has none.
         WeightpagerError: a bundle can't be used, or the budget is too small.
     """
-    with extra("serve"):
-        from weightpager.server.bundle_folder import BundleFolder, is_folder
-        from weightpager.server.scheduling.service import Service
     from weightpager.engine import Engine, Models
     from weightpager.engine.models import name_of
+    from weightpager.server.bundle_folder import BundleFolder, is_folder
 
     folder = BundleFolder(bundles[0]) if len(bundles) == 1 and is_folder(bundles[0]) else None
-    if len(bundles) == 1 and idle is None and folder is None:
-        return Service(Engine.from_pretrained(bundles[0], **options), settings)
+    if len(bundles) == 1 and alone and folder is None:
+        return Engine.from_pretrained(bundles[0], **options), None
     for name, usual in {"rows": None, "device": "cpu"}.items():
         if options.pop(name) != usual:
             raise ConfigError(f"--{name}: expected it with one bundle that stays in memory, found several, or --idle")
-    seconds = None if idle is None else parse_duration(idle, "--idle")
     states = {} if folder is None else folder.bundles()
     paths = bundles if folder is None else list(states)
     if not paths:
         raise ConfigError(f"{bundles[0]}: expected a bundle, or a folder with one at least, found none")
-    service = Service(Models.from_pretrained(paths, **options), settings, idle=seconds, folder=folder)
     if folder is not None:
         folder.know({path: name_of(path) for path in paths}, states)
-    return service
+    return Models.from_pretrained(paths, **options), folder
 
 
 def _run(service: Service, bundles: list[Path], host: str, listening: socket, uds: Path | None) -> None:
