@@ -37,12 +37,13 @@ class BundleFolder:
     """The bundles of a folder, as far as they have been taken over. For one thread at a time.
 
     A bundle that can't be used is said once, and tried again when it changes; one for which there is no room now is
-    tried again each time.
+    tried again each time, and said once.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[Path, _Known] = {}
+        self._said: dict[Path, str] = {}  # of those that had no room
 
     def bundles(self) -> dict[Path, State]:
         """Directories in it that have a manifest, by path in the order of their names, each with its state.
@@ -92,12 +93,17 @@ class BundleFolder:
         try:
             self._known[path] = _Known(state, served.add(path))
         except (BudgetError, BusyError) as error:
-            _log.warning("%s has no room yet: %s", path, first_line(error))
+            self._say_once(path, f"has no room yet: {first_line(error)}")
         except WeightpagerError as error:
             self._known[path] = _Known(state, None)
             _log.warning("%s can't be served: %s", path, first_line(error))
         else:
             _log.info("%s is served", path)
+
+    def _say_once(self, path: Path, what: str) -> None:
+        if self._said.get(path) != what:
+            self._said[path] = what
+            _log.warning("%s %s", path, what)
 
     def _tried(self, path: Path, act: Callable[[str], object]) -> bool:
         """Whether something was done about a bundle, or never can be."""
@@ -107,7 +113,7 @@ class BundleFolder:
         try:
             act(name)
         except (BudgetError, BusyError) as error:
-            _log.warning("%s goes on as it was for now: %s", path, first_line(error))
+            self._say_once(path, f"goes on as it was for now: {first_line(error)}")
             return False
         except WeightpagerError as error:
             _log.warning("%s goes on as it was: %s", path, first_line(error))
