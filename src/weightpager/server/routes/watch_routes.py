@@ -36,12 +36,12 @@ Layers = list[tuple[int, int]]
 def status_of(service: Service) -> Status:
     """The state as of now; nothing is loaded for it."""
     runs, monitor, metrics = service.runs, service.runs.monitor, service.metrics
+    owners = {name: bundle for bundle in service.bundles.values() for name in bundle.tasks}
     known, waiting, requests = service.tasks, service.queue.waiting(), metrics.requests()
     seen = _one_engine(runs) if isinstance(runs, Engine) else _several(service, runs)
     # A reload may come between any two: only tasks that are in all of them are shown.
-    fits = service.fitting(name for name in seen.tasks if name in known)
-    names, asked = list(fits), [service.name_of(name) for name in fits]
-    current = next((name for name, of_it in zip(names, asked, strict=True) if of_it == monitor.current), None)
+    fits = service.fitting(name for name in seen.tasks if name in known and name in owners)
+    names, asked = list(fits), [owners[name].whole(name) for name in fits]
     return Status(
         **seen.figures,
         version=__version__,
@@ -53,7 +53,7 @@ def status_of(service: Service) -> Status:
         traffic=metrics.traffic.recent(),
         bundles=seen.bundles,
         page_bytes=max(bundle.bundle.page_bytes for bundle in service.bundles.values()),
-        current=current,
+        current=service.current,
         running=service.worker.running,
         queue_limit=service.queue.limit,
         tasks=[

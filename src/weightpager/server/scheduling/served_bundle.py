@@ -103,6 +103,7 @@ class ServedBundle:
         self._worker_reader: Tokenizer | ImageReader | None = None
         self._named: tuple[Bundle | None, Mapping[str, TaskEntry]] = None, {}
         self._followed: Bundle | None = None
+        self._batch_limits: BatchLimits | None = None
         self.follow()
         self.readers()
 
@@ -133,7 +134,7 @@ class ServedBundle:
         known, tasks = self._named
         if known is not bundle:
             tasks = {
-                self._prefix + name: msgspec.structs.replace(task, name=self._prefix + name)
+                self.known(name): msgspec.structs.replace(task, name=self.known(name))
                 for name, task in bundle.tasks.items()
             }
             self._named = bundle, tasks
@@ -150,10 +151,9 @@ class ServedBundle:
             return self._readers
 
     @property
-    def open_readers(self) -> RequestReaders | None:
-        """What reads requests, if it is open."""
-        self._asked = time.monotonic()
-        return self._readers
+    def reads(self) -> bool:
+        """Whether what reads requests is open."""
+        return self._readers is not None
 
     def doze(self) -> bool:
         """Close what reads requests if the bundle sleeps and no request of it can be under way; whether that was done.
@@ -187,16 +187,14 @@ class ServedBundle:
         residency = self.residency()
         if residency is None:
             return dict.fromkeys(self.tasks, 0.0)
-        return {self._prefix + task: residency.share(task) for task in residency.needs}
+        return {self.known(task): residency.share(task) for task in residency.needs}
 
     @property
     def resident_tasks(self) -> list[str]:
         """Its tasks that could be entered now without loading anything."""
-        if not self.is_awake:
-            return []
         try:
-            return [self._prefix + name for name in self.engine.resident_tasks]
-        except EngineClosedError:  # it has just gone to sleep
+            return [self.known(name) for name in self.engine.resident_tasks]
+        except EngineClosedError:  # it sleeps
             return []
 
     def model(self, task: str) -> TaskModel:
@@ -230,13 +228,19 @@ class ServedBundle:
         return self._prefix + task
 
     def whole(self, task: str) -> str:
-        """A task's name among those of all bundles that share a budget."""
-        return f"{self.name}/{self.short(task)}"
+        """A task's name for what runs it: among those of all bundles that share a budget, or for its engine."""
+        return f"{self.name}/{self.short(task)}" if self.name else task
+
+    def named(self, whole: str) -> str | None:
+        """The name that clients know, of a task by its name for what runs it; None if that isn't one of these."""
+        begins = f"{self.name}/" if self.name else ""
+        task = self.known(whole.removeprefix(begins))
+        return task if whole.startswith(begins) and task in self.tasks else None
 
     def found(self, name: str) -> TaskEntry | None:
         """A task by the name that clients know, by its name in the bundle, or with both; None if there is none."""
         tasks = self.tasks
-        return tasks.get(name) or tasks.get(self._prefix + name.removeprefix(f"{self.name}/"))
+        return tasks.get(name) or tasks.get(self.known(name.removeprefix(f"{self.name}/")))
 
     def follow(self) -> None:
         """Follow the bundle, if it was loaded anew: its tasks may be others, or compute in a wider dtype.
@@ -245,7 +249,7 @@ class ServedBundle:
         """
         if self._followed is self.bundle:
             return
-        engine, self._followed = self.engine, self.bundle
+        engine, self._followed, self._batch_limits = self.engine, self.bundle, None
         self._limits, self._cache = engine.limits, engine.cache_size()
         reserve = engine.report().memory.kv_reserve
         self._room = self._cache.within(reserve) if reserve else None
@@ -260,6 +264,11 @@ class ServedBundle:
     @property
     def batch_limits(self) -> BatchLimits:
         """What its model and the KV reserve allow of a batch."""
+        if self._batch_limits is None:
+            self._batch_limits = self._allowed()
+        return self._batch_limits
+
+    def _allowed(self) -> BatchLimits:
         found = BatchLimits(self.name, cache=self._cache, activations=self._limits.activations)
         vocabulary = self._vocabulary
         if vocabulary is None:

@@ -68,7 +68,7 @@ class Service:
                 self.serve(name)
         give_back()  # what opening tokenizers has left
         self.queue = JobQueue(settings.queue)
-        self.metrics = Metrics(self.bundles_served, self.queue)
+        self.metrics = Metrics(lambda: self.bundles, self.queue)
         self.worker = Worker(self, self.queue, settings.policy, self.metrics)
         self.started = time.time()
         self._untidy = False  # whether memory was freed that is to be given back
@@ -93,10 +93,6 @@ class Service:
             self._warn_of_missing(bundle)
             self._warn_of_cuts(bundle)
         self.worker.start()
-
-    def bundles_served(self) -> Mapping[str, ServedBundle]:
-        """The bundles by name, as they are now."""
-        return self.bundles
 
     @property
     def tasks(self) -> Mapping[str, TaskEntry]:
@@ -123,10 +119,7 @@ class Service:
         A request may use it for as long as the settings give it.
         """
         bundle, task = self.bundle_of(name)
-        readers = bundle.open_readers
-        if readers is None:
-            readers = await asyncio.to_thread(bundle.readers)
-        return bundle, readers, task
+        return bundle, bundle.readers() if bundle.reads else await asyncio.to_thread(bundle.readers), task
 
     def named(self, name: str) -> ServedBundle:
         """A bundle by its name.
@@ -140,7 +133,14 @@ class Service:
 
     def name_of(self, task: str) -> str:
         """The name of a task for what runs tasks."""
-        return task if isinstance(self.runs, Engine) else self.bundle_of(task)[0].whole(task)
+        return self.bundle_of(task)[0].whole(task)
+
+    @property
+    def current(self) -> str | None:
+        """The task that was asked for last; None before the first, and once it has left."""
+        last = self.runs.monitor.current
+        found = (bundle.named(last) for bundle in self.bundles.values()) if last is not None else ()
+        return next((task for task in found if task is not None), None)
 
     @property
     def bytes_read(self) -> int:
@@ -153,7 +153,7 @@ class Service:
         """Whether the present budget has room for a task. Errors are those of `task`."""
         bundle, task = self.bundle_of(name)
         try:
-            self._check_fits(bundle, task)
+            self.runs.check_fits(bundle.whole(task.name))
         except TaskTooLargeError:
             return False
         return True
@@ -168,21 +168,13 @@ class Service:
 
     def fit_together(self, tasks: Iterable[str]) -> bool:
         """Whether these tasks may have turns without that a bundle of them sleeps meanwhile."""
-        if isinstance(self.runs, Engine):
-            return True
-        return self.runs.fit_together(bundle.whole(task.name) for bundle, task in map(self.bundle_of, tasks))
-
-    def _check_fits(self, bundle: ServedBundle, task: TaskEntry) -> None:
-        if isinstance(self.runs, Engine):
-            self.runs.check_fits(task.name)
-        else:
-            self.runs.check_fits(bundle.whole(task.name))
+        return isinstance(self.runs, Engine) or self.runs.fit_together(map(self.name_of, tasks))
 
     def _warn_of_missing(self, bundle: ServedBundle) -> None:
         """Log a warning for every task that can't run; it names the budget that the task needs."""
         for task in bundle.tasks.values():
             try:
-                self._check_fits(bundle, task)
+                self.runs.check_fits(bundle.whole(task.name))
             except TaskTooLargeError as error:
                 _log.warning("%s", error)
 
@@ -220,8 +212,8 @@ class Service:
             QueueFullError: too many are waiting.
             ServerClosedError: the server is shutting down.
         """
-        bundle, task = self.bundle_of(task.name)
-        self._check_fits(bundle, task)
+        bundle, _ = self.bundle_of(task.name)
+        self.runs.check_fits(bundle.whole(task.name))
         bundle.readers().inputs.lanes.check_room(texts)
         self.queue.reserve(max(texts, pictures))
 

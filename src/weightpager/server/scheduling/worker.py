@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -81,7 +82,7 @@ class Served(Protocol):
     bundles: dict[str, ServedBundle]
 
     @property
-    def tasks(self) -> Mapping[str, TaskEntry]: ...
+    def current(self) -> str | None: ...
 
     def bundle_of(self, name: str) -> tuple[ServedBundle, TaskEntry]: ...
 
@@ -104,7 +105,6 @@ class Worker:
         self._batches: list[RunningBatch] = []  # under way
         self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
         self._active: str | None = None
-        self._entered: str | None = None  # the task that was asked for last
         self._since: float | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="weightpager-worker", daemon=True)
@@ -171,11 +171,8 @@ class Worker:
     def enter(self, task: str) -> TaskModel:
         """Switch to a task; only in the worker's own thread (`between`). Errors are those of the engine."""
         bundle, _ = self._served.bundle_of(task)
-        before, self._active, self._entered = self._entered, None, task
-        if isinstance(self._served.runs, Engine):
-            self._served.runs.activate(task)
-        else:
-            self._served.runs.activate(bundle.whole(task))
+        before, self._active = self._served.current, None
+        self._served.runs.activate(bundle.whole(task))
         bundle.follow()
         self._active = task
         switch = bundle.engine.last_switch
@@ -274,9 +271,10 @@ class Worker:
 
     def _fail_if_outdated(self, job: Job) -> None:
         """Fail a job if a reload has changed how its task reads or answers."""
-        entry = self._served.tasks.get(job.task)
-        if entry is not None and _read_by(entry) != _read_by(job.entry):
-            job.fail(compiled_anew(job.task))
+        with suppress(UnknownTaskError):
+            _, entry = self._served.bundle_of(job.task)
+            if _read_by(entry) != _read_by(job.entry):
+                job.fail(compiled_anew(job.task))
 
 
 def _read_by(task: TaskEntry) -> tuple[object, ...]:
