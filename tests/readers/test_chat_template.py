@@ -178,7 +178,7 @@ def test_a_server_that_ends_ends_its_template(endless: Running) -> None:
     body = {"model": "animals", "messages": [{"role": "user", "content": "cat"}]}
     with endless.http() as client, ThreadPoolExecutor(1) as pool:
         chat = pool.submit(client.post, "/v1/chat/completions", json=body)
-        template = endless.service.texts._template
+        template = endless.service.bundles[""].readers().texts._template
         while template._process is None:
             time.sleep(0.005)
         process = template._process[0]

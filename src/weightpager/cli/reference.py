@@ -56,7 +56,11 @@ def verbs(of: typer.Typer, above: str = "", purpose: str = "") -> Iterator[tuple
 
 def _command(name: str, callback: Callable[..., Any]) -> str:
     parameters = list(_parameters(callback))
-    arguments = [_metavar(key, info) for key, info, _, _ in parameters if isinstance(info, ArgumentInfo)]
+    arguments = [
+        _metavar(key, info) + ("..." if get_origin(kind) is list else "")
+        for key, info, kind, _ in parameters
+        if isinstance(info, ArgumentInfo)
+    ]
     rows = [_row(name, *parameter) for parameter in parameters]
     usage = " ".join(["weightpager", name, *arguments, *(["[OPTIONS]"] if len(rows) > len(arguments) else [])])
     table = ["| | environment | |", "|---|---|---|", *rows] if rows else []

@@ -59,7 +59,7 @@ def bound(running: Running, ahead: int) -> float:
     step, switch = value("weightpager_slowest_batch_seconds"), value("weightpager_slowest_switch_seconds")
     assert step is not None
     tasks = len(running.service.engine.bundle.tasks)
-    return running.service.worker.policy.longest_wait(tasks, step, switch or 0.0, ahead)
+    return running.service.settings.policy.longest_wait(tasks, step, switch or 0.0, ahead)
 
 
 @pytest.mark.slow

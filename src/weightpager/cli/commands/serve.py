@@ -59,7 +59,7 @@ def serve_replicas(
 def serve(
     bundles: Annotated[
         list[Path],
-        typer.Argument(metavar="BUNDLE...", help="Bundle directories, or one folder of them.", show_default=False),
+        typer.Argument(metavar="BUNDLE", help="Bundle directories, or one folder of them.", show_default=False),
     ],
     budget: Budget = None,
     rows: Rows = None,
