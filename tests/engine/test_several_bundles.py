@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+import tiny
 import weightpager as wp
 from engines import InThread, check_pages
+from lora import lora
+from weightpager.backends.open_backend import open_backend
+from weightpager.bundle.addition import Addition, add_task
 from weightpager.runtime.budget import largest_budget
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # what PEFT says
+
 TEXTS = ["the cat sat", "a red car", "it rains"]
+PICTURE = np.random.default_rng(0).integers(0, 256, (31, 40, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +36,35 @@ def paths(assistant_bundle: Path, wordy_bundle: Path, writer_bundle: Path) -> li
     return [assistant_bundle, wordy_bundle, writer_bundle]
 
 
+@pytest.fixture(scope="module")
+def adapted_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks that keep all blocks, and one by an adapter whose low-rank parts lie in pages."""
+    folder = tmp_path_factory.mktemp("adapted")
+    model = tiny.llama(folder / "model")
+    wp.compile(tiny.writer(folder, model=model, sparsity=0, compare="none"), folder / "adapted.bundle")
+    lora(model, folder / "lora")
+    add_task(folder / "adapted.bundle", Addition("quiet", folder / "lora"))
+    return folder / "adapted.bundle"
+
+
 def answers(model: wp.Engine | wp.Models, name: str) -> list[object]:
+    if name in model.tasks and model.tasks[name].generation is not None:  # those of this file read pictures
+        return [model.generate(name, text, [PICTURE]).text for text in TEXTS]
     return [(answer.label, answer.score) for answer in model.predict(name, TEXTS)]
 
 
-@pytest.fixture(scope="module")
-def expected(paths: list[Path]) -> dict[str, list[object]]:
-    found = {}
+def alone(paths: list[Path]) -> dict[str, list[object]]:
+    """The answers of engines of their own."""
+    found: dict[str, list[object]] = {}
     for path in paths:
         with wp.load(path) as engine:
             found |= {f"{path.stem}/{task}": answers(engine, task) for task in engine.tasks}
     return found
+
+
+@pytest.fixture(scope="module")
+def expected(paths: list[Path]) -> dict[str, list[object]]:
+    return alone(paths)
 
 
 def least(paths: list[Path]) -> int:
@@ -157,6 +185,36 @@ def test_a_bundle_sleeps_and_wakes(paths: list[Path], expected: Mapping[str, lis
         for name in models.tasks:
             assert answers(models, name) == expected[name]
         assert set(models.engines) == set(models.bundles)
+
+
+def test_what_gave_way_keeps_what_reads_its_inputs(
+    paths: list[Path], expected: Mapping[str, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Counter[str]()
+
+    def counted(bundle: wp.Bundle, *asked: str) -> Any:
+        opened[bundle.path.stem] += 1
+        return open_backend(bundle, *asked)
+
+    monkeypatch.setattr("weightpager.engine.shared_bundle.open_backend", counted)
+    with wp.Models.from_pretrained(paths, budget=least(paths)) as models:
+        for _ in range(2):
+            assert {name: answers(models, name) for name in models.tasks} == expected
+        asleep = [bundle for bundle in models.bundles.values() if bundle.engine is None]
+        assert asleep
+        assert set(opened.values()) == {1}
+        name = asleep[0].name
+        models.sleep(name)
+        models.wake(name)
+        assert opened == Counter({path.stem: 1 for path in paths}) + Counter([name])
+
+
+def test_rows_come_when_they_are_looked_up(wordy_bundle: Path) -> None:
+    with wp.Models.from_pretrained([wordy_bundle]) as models:
+        bundle = models.wake("wordy")
+        assert bundle.bytes_read == 0
+        models.predict(f"wordy/{bundle.smallest}", TEXTS)
+        assert 0 < bundle.bytes_read < bundle.most
 
 
 def test_what_is_idle_sleeps_and_what_is_in_use_does_not(paths: list[Path]) -> None:
@@ -345,12 +403,18 @@ class AnySequence(RuleBasedStateMachine):
         return list(self.expected)[number % len(self.expected)]
 
 
-@pytest.fixture
-def any_sequence(paths: list[Path], expected: Mapping[str, list[object]]) -> type[AnySequence]:
+def run_any_sequence(paths: list[Path], expected: Mapping[str, list[object]]) -> None:
     AnySequence.paths, AnySequence.expected, AnySequence.least = paths, expected, least(paths)
-    return AnySequence
-
-
-def test_any_sequence_of_three_bundles(any_sequence: type[AnySequence]) -> None:
     limits = settings(max_examples=15, stateful_step_count=20, deadline=None)
-    run_state_machine_as_test(any_sequence, settings=limits)
+    run_state_machine_as_test(AnySequence, settings=limits)
+
+
+def test_any_sequence_of_three_bundles(paths: list[Path], expected: Mapping[str, list[object]]) -> None:
+    run_any_sequence(paths, expected)
+
+
+def test_any_sequence_with_adapters_and_pictures(
+    adapted_bundle: Path, watcher_bundle: Path, wordy_bundle: Path
+) -> None:
+    paths = [adapted_bundle, watcher_bundle, wordy_bundle]
+    run_any_sequence(paths, alone(paths))

@@ -67,6 +67,9 @@ class Backend(Protocol):
             BundleFormatError: parameters, graph and classes don't fit each other.
         """
 
+    def rest(self) -> None:
+        """Give back the memory that computing takes, as no task of it is called any more for now."""
+
     def build(self, parts: TaskParts[Any]) -> Any:
         """A task as its callers run it.
 

@@ -89,6 +89,7 @@ class Engine(Closing):
         config: EngineConfig,
         open_store: Callable[[Bundle], PageStore] = LocalStore,
         staging: ArenaSource | None = None,
+        readers: InputReaders | None = None,
     ) -> None:
         """Open a bundle; `from_pretrained` is the usual way.
 
@@ -98,6 +99,7 @@ class Engine(Closing):
             open_store: opens where a bundle's pages come from, now and when it is reloaded; its own files unless
                 stated. The engine checks each page, and closes the store.
             staging: how pages reach the arena; as the configured device wants it if None.
+            readers: what reads graphs and inputs, and is there when the engine is closed; its own if None.
 
         Raises:
             TypeError: the bundle isn't open, but a path.
@@ -108,14 +110,15 @@ class Engine(Closing):
         for name in config.real_time:
             bundle.task(name)
         with of_bundle(bundle.path):
-            opened = OpenBundle(bundle, config, open_store, staging)
+            opened = OpenBundle(bundle, config, open_store, staging, None if readers is None else readers.backend)
         self._process = os.getpid()
         weakref.finalize(self, _in_process, self._process, opened.residency.close)
         self.monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, self._process, self.monitor.close)
         self._open, self._residency, self._memory = opened, opened.residency, opened.memory
-        self._readers = InputReaders(opened.backend)
-        weakref.finalize(self, _in_process, self._process, self._readers.close)
+        self._readers = readers or InputReaders(opened.backend)
+        self._close_readers = _nothing if readers else self._readers.close
+        weakref.finalize(self, _in_process, self._process, self._close_readers)
         self._forecasts = Forecasts(opened, self.monitor)
         self._prefetching: Prefetching | None = None
         self._real_time = frozenset(config.real_time)
@@ -530,7 +533,7 @@ class Engine(Closing):
         with ExitStack() as closing:  # all of it, also where the store can't be closed; from the last to the first
             closing.callback(self.deactivate)
             closing.callback(self.monitor.close)
-            closing.callback(self._readers.close)
+            closing.callback(self._close_readers)
             closing.callback(self._memory.forget)
             closing.callback(self._residency.close)
             if self._prefetching is not None:
@@ -865,6 +868,10 @@ Examples:
     <Engine '...assistant.bundle': 2 tasks, 4.0 MiB, native>
     >>> writer = wp.load("writer.bundle")  # whose tasks generate text
 """
+
+
+def _nothing() -> None:
+    """Leave readers open that others use."""
 
 
 def _in_process(process: int, close: Callable[[], None]) -> None:

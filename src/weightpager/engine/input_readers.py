@@ -16,11 +16,15 @@ from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 
 
 class InputReaders:
-    """Opens readers of inputs. A tokenizer is read once for a state of the bundle, and copied from then on."""
+    """Opens readers of inputs. A tokenizer is read once for a state of the bundle, and copied from then on.
+
+    Attributes:
+        backend: opens readers.
+    """
 
     def __init__(self, backend: Backend) -> None:
-        """Nothing is open; ``backend`` opens readers."""
-        self._backend = backend
+        """Nothing is open."""
+        self.backend = backend
         self._lock = threading.Lock()  # of the first tokenizer, and of the templates
         self._first: tuple[Bundle | None, Tokenizer | None] = None, None
         self._own = threading.local()
@@ -36,7 +40,7 @@ class InputReaders:
             if known is bundle and first is not None:
                 return first.copy()
             try:
-                reader = self._backend.reader(bundle)
+                reader = self.backend.reader(bundle)
             except BundleFormatError as error:
                 if _replaced(bundle):
                     raise BundleError(
@@ -58,7 +62,7 @@ class InputReaders:
 
     def tokenizer(self, bundle: Bundle) -> Any:
         """What `Engine.tokenizer` gives. Errors are those of that."""
-        if self._backend.name == "native":
+        if self.backend.name == "native":
             reader = None if bundle.takes_images else self.new(bundle)
             return reader if isinstance(reader, Tokenizer) else open_tokenizer(bundle)  # which says what is wrong
         from weightpager.backends.torch import architecture

@@ -303,7 +303,6 @@ class Models(Closing):
             bundle = self._bundle(name)
             bundle.check_idle()
             self._shared.put_to_sleep(bundle)
-            self._shared.spread()
 
     def sleep_idle(self, seconds: float) -> list[str]:
         """Put to sleep all of which nothing was asked for so long, and that aren't in use. Returns their names."""

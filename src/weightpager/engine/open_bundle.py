@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from weightpager.answers.kept import Kept, Prefixes
 from weightpager.answers.model import CacheSize, FindFeatures, Floats, ModelLimits, TaskModel, computed
+from weightpager.backends.backend import Backend
 from weightpager.backends.open_backend import open_backend
 from weightpager.backends.task_parts import TaskParts, read_parameters
 from weightpager.bundle import Bundle, PageIndex
@@ -76,8 +77,9 @@ class OpenBundle:
         config: EngineConfig,
         open_store: Callable[[Bundle], PageStore] = LocalStore,
         staging: ArenaSource | None = None,
+        backend: Backend | None = None,
     ) -> None:
-        """Open it. Nothing is resident. Arguments and errors are those of `Engine`."""
+        """Open it. No page is resident. Arguments and errors are those of `Engine`; ``backend`` is open already."""
         self._dtype, self._stated_rows = config.dtype, config.rows
         on_device = config.device.startswith("cuda")
         if on_device:  # kernels there can't wait for storage: tables are whole
@@ -91,7 +93,7 @@ class OpenBundle:
         self.watch.check(self.memory.host_bytes)  # nothing of it is in memory yet
         # All that a task is built from is read now: the bundle may be replaced while the engine runs.
         with uninterrupted.lifted():
-            self.backend = open_backend(bundle, config.backend, arena.device)
+            self.backend = backend or open_backend(bundle, config.backend, arena.device)
             self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
         with ExitStack() as undone:
             with uninterrupted.lifted():
@@ -114,7 +116,8 @@ class OpenBundle:
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
             self.rows = RowTables(bundle, on_demand, self.memory.split.rows, row_reads)
-            self.rows.fill()
+            if config.fill_rows:
+                self.rows.fill()
             self._paging = self._new_paging_state(bundle, pager, config.read_timeout)
             self.residency = Residency(self._paging)
             self.page_check = PageCheck(self._paging)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,11 @@ class BlockTables(TableMemory):
         super().__init__(source.placement.table_bytes(task) // 4)
         self.weights: dict[str, Any] = {}
         self._origin = source, task
-        self.tables: Mapping[str, BlockTable] = source.views(task, self.entries)
+
+    @cached_property
+    def tables(self) -> Mapping[str, BlockTable]:
+        source, task = self._origin
+        return source.views(task, self.entries)
 
     def expand(self) -> None:
         source, task = self._origin

@@ -54,6 +54,8 @@ class PageNumbers:
             BundleError: there are more than the engine has room for.
         """
         used = np.flatnonzero(self._used)
+        if not len(used) and len(bundle.pages) <= self.capacity:  # the first: none can be known
+            return np.arange(len(bundle.pages))
         known = dict(zip(_keys(self._entries(used)), used.tolist(), strict=True))
         numbers = np.array([known.get(key, -1) for key in _keys(bundle.pages)], np.int64)
         new, free = numbers < 0, self._free()

@@ -124,6 +124,12 @@ class SharedBudget:
             raise
         self.spread()
 
+    def put_to_sleep(self, bundle: SharedBundle) -> None:
+        """Have a bundle sleep that isn't in use, for long: what reads its inputs goes, too."""
+        self._rest(bundle)
+        bundle.close()
+        self.spread()
+
     def spread(self) -> None:
         """Give what nobody has to those who are awake and can use it."""
         if not self.stated:
@@ -159,7 +165,7 @@ class SharedBudget:
         before = self.shares
         for name, share in shares.items():
             if before[name] and not share:
-                self.put_to_sleep(self.bundles[name])
+                self._rest(self.bundles[name])
         if any(bool(share) != bool(before[name]) for name, share in shares.items()):
             shares = spread(shares, self._most, self.budget if budget is None else budget)
         self._resize(shares)
@@ -173,9 +179,9 @@ class SharedBudget:
             elif bundle.engine is not None and shares[name] != before[name]:
                 bundle.engine.set_budget(shares[name])
 
-    def put_to_sleep(self, bundle: SharedBundle) -> None:
+    def _rest(self, bundle: SharedBundle) -> None:
         """Have a bundle sleep that isn't in use. That its store can't be closed is nobody's failure but its own."""
         try:
-            bundle.close()
+            bundle.rest()
         except WeightpagerError as error:
             _log.warning("files of the bundle %r could not be closed: %s", bundle.name, first_line(error))

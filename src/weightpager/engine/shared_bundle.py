@@ -17,6 +17,7 @@ from weightpager.bundle.state import State, state_of
 from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
+from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.report import EngineReport
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, TaskNotActiveError
 from weightpager.interrupts import uninterrupted
@@ -61,11 +62,13 @@ class SharedBundle:
         self.engine: Engine | None = None
         self.used = time.monotonic()
         self._config = config
+        self._readers: InputReaders | None = None  # of inputs and graphs; they take little beside weights
         self._users = 0
         self._read_before = 0  # by engines that are closed
         self._pinned: Counter[str] = Counter()
         self._alone: dict[str, int] = {}
         self._counting = threading.Lock()  # of users
+        self._opening = threading.Lock()  # of readers
         seen = state_of(path)
         self._read(Bundle.open(path), seen)
 
@@ -148,9 +151,17 @@ class SharedBundle:
         Args:
             share: bytes.
         """
-        engine = Engine(self.bundle, replace(self._running, budget=share))
-        self.engine, self.used = engine, time.monotonic()
-        return engine
+        # Rows of tables come when they are looked up: to read thousands would delay the first answer.
+        config = replace(self._running, budget=share, fill_rows=False)
+        self.engine = Engine(self.bundle, config, readers=self._opened_readers())
+        self.used = time.monotonic()
+        return self.engine
+
+    def _opened_readers(self) -> InputReaders:
+        with self._opening:
+            if self._readers is None:
+                self._readers = InputReaders(open_backend(self.bundle, self._config.backend, "cpu"))
+            return self._readers
 
     def look(self) -> None:
         """Read what a bundle that sleeps has become, as `reload` does. Errors are those of it."""
@@ -159,9 +170,7 @@ class SharedBundle:
 
     def reader(self) -> Tokenizer | ImageReader:
         """A new reader of its tasks' inputs, also while it sleeps. Errors are those of `Engine.reader`."""
-        if self.engine is not None:
-            return self.engine.reader()
-        return open_backend(self.bundle, self._config.backend, "cpu").reader(self.bundle)
+        return self._opened_readers().new(self.bundle)
 
     def check_idle(self) -> None:
         """Check that it may go to sleep.
@@ -175,8 +184,10 @@ class SharedBundle:
                 "held for real time"
             )
 
-    def close(self) -> None:
-        """Close its engine, if it is awake: pages, parameters, tables, caches and graphs leave memory.
+    def rest(self) -> None:
+        """Close its engine, if it is awake: pages, parameters, tables, caches and programs leave memory.
+
+        Graphs and tokenizer stay for a return.
 
         Raises:
             StoreError: its store couldn't be closed; it sleeps all the same.
@@ -184,9 +195,23 @@ class SharedBundle:
         engine, self.engine = self.engine, None
         if engine is not None:
             self._read_before += engine.report().bytes_read
-            engine.close()
-            del engine
-            give_back()  # graphs and tokenizers are many small blocks
+            try:
+                engine.close()
+            finally:
+                self._opened_readers().backend.rest()
+                del engine
+                give_back()  # programs are many small blocks
+
+    def close(self) -> None:
+        """As `rest`; graphs and tokenizer leave memory, too."""
+        try:
+            self.rest()
+        finally:
+            readers, self._readers = self._readers, None
+            if readers is not None:
+                readers.close()
+                del readers
+                give_back()
 
     def report(self) -> EngineReport | None:
         """The state of its engine, whose bytes are counted since it first woke; None while it sleeps."""

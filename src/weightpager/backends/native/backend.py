@@ -12,7 +12,7 @@ from weightpager.backends.native.lowering import Array, Blocks, ProgramParameter
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.program import GraphProgram, KVCache, Workspaces, stages, writes
-from weightpager.backends.native.task import NativeTask, check_tasks, reduced
+from weightpager.backends.native.task import NativeTask, Planned, check_tasks, reduced
 from weightpager.backends.task_parts import Parameters, StoredMatrix, TaskParts
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
@@ -58,6 +58,7 @@ class NativeBackend:
                 f"backend: 'native' has no kernels for blocks of {', '.join(unread)}; use the backend 'torch'"
             )
         self._graphs: dict[str, Graph] = {}
+        self._planned: Planned = {}
         self._pictures = bundle.pictures
         for kind in self._kinds(bundle, bundle.tasks):
             self._graph_of(bundle, kind)
@@ -80,7 +81,10 @@ class NativeBackend:
     def check_headers(self, bundle: Bundle, headers: Mapping[str, Header]) -> None:
         """`check` of tasks of which only the tensors' dtypes and shapes are known."""
         graphs = {kind: self._graph_of(bundle, kind) for kind in self._kinds(bundle, headers)}
-        check_tasks(bundle, graphs, self._limits.vocab_size, headers)
+        check_tasks(bundle, graphs, self._limits.vocab_size, headers, self._planned)
+
+    def rest(self) -> None:
+        self._workspaces = Workspaces()
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
         graph = self._graph_of(parts.bundle, parts.bundle.task(parts.name).kind)

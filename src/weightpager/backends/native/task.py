@@ -266,7 +266,13 @@ _DTYPES = {"float32": "float32", "bfloat16": "uint16", "bool": "bool"} | dict.fr
 _NODE = re.compile(r"node (\d+) \(\w+\): ")
 
 
-def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, headers: Mapping[str, Header]) -> None:
+Planned: TypeAlias = dict[tuple[object, ...], dict[str, TensorInfo]]
+"""What a model's graphs give, by kind, what is dropped, and the tensors of a task. Many tasks have the same ones."""
+
+
+def check_tasks(
+    bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, headers: Mapping[str, Header], planned: Planned
+) -> None:
     """Refuse tasks whose answers would be wrong, or fail, for the shapes of what the bundle holds.
 
     Args:
@@ -274,12 +280,12 @@ def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, header
         graphs: of their kinds, and of `FEATURES` where they read pictures among their words.
         tokens: how many the model's configuration says that it knows; of texts.
         headers: by task, the tensors that it has: those of all tasks, and its own.
+        planned: what has been, with the same graphs; what is planned now is added.
 
     Raises:
         BundleFormatError: a parameter is missing or doesn't fit its graph, or an output doesn't fit classes or tokens.
     """
     left: dict[tuple[str, frozenset[str]], Graph] = {}  # most tasks drop the same, if anything
-    planned: dict[tuple[object, ...], dict[str, TensorInfo]] = {}  # and have the same shapes
     for name, header in headers.items():
         task = bundle.task(name)
         for kind in (task.kind, FEATURES):
@@ -288,7 +294,7 @@ def check_tasks(bundle: Bundle, graphs: Mapping[str, Graph], tokens: int, header
             dropped = frozenset[str]() if kind == FEATURES else bundle.dropped(name)
             graph = left[kind, dropped] = left.get((kind, dropped)) or reduced(graphs[kind], name, dropped)
             stored = _stored(bundle, graph, task, header)
-            shapes = kind, dropped, *((key, each) for key, each in stored.items() if isinstance(each, TensorInfo))
+            shapes = kind, dropped, *header.items()  # weights in pages, and rows, are the model's
             if shapes not in planned:
                 _check_sums(bundle, graphs[kind], task, header, dropped)
                 _check_tables(task, graph, stored, 0 if task.takes_images else tokens)

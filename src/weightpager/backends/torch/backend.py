@@ -68,6 +68,9 @@ class TorchBackend:
     def model(self, task: nn.Module) -> TorchModel:
         return TorchModel(task, self._pictures)
 
+    def rest(self) -> None:
+        """Nothing of it computes."""
+
     def check(self, bundle: Bundle, placed: Mapping[str, Tensors]) -> None:
         """Nothing: what doesn't fit its architecture shows when that is built, which takes long."""
 

@@ -165,6 +165,8 @@ class ServedBundle:
                 return False
             readers, self._readers, self._worker_reader = self._readers, None, None
         readers.close()
+        if isinstance(self._source, SharedBundle):
+            self._source.close()
         return True
 
     def close(self) -> None:
