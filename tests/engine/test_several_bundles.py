@@ -85,12 +85,12 @@ def test_every_task_runs_in_the_smallest_budget(paths: list[Path], expected: Map
 
 
 def test_memory_goes_where_it_is_wanted(paths: list[Path]) -> None:
-    kept = sum(wp.Models.from_pretrained([path]).bundles[path.stem].kept for path in paths[:2])
+    kept = sum(wp.Models.from_pretrained([path]).bundles[path.stem].bounds.kept for path in paths[:2])
     with wp.Models.from_pretrained(paths[:2], budget=max(least(paths[:2]), kept)) as models:
         first, second = models.bundles.values()
-        models.predict(f"{first.name}/{max(first.tasks, key=first.alone)}", TEXTS)
+        models.predict(f"{first.name}/{max(first.tasks, key=first.bounds.alone.__getitem__)}", TEXTS)
         had = models.shares
-        models.predict(f"{second.name}/{max(second.tasks, key=second.alone)}", TEXTS)
+        models.predict(f"{second.name}/{max(second.tasks, key=second.bounds.alone.__getitem__)}", TEXTS)
         assert models.shares[second.name] > had[second.name]
         assert models.shares[first.name] < had[first.name]
 
@@ -285,8 +285,8 @@ def test_bundles_come_and_go(paths: list[Path], expected: Mapping[str, list[obje
         with pytest.raises(wp.UnknownTaskError):
             models.predict("writer/animals", TEXTS)
         assert answers(models, "assistant/animal") == expected["assistant/animal"]
-        models.set_budget(models.bundles["assistant"].least)
-        larger = max(paths, key=lambda path: wp.Models.from_pretrained([path]).bundles[path.stem].least)
+        models.set_budget(models.bundles["assistant"].bounds.least)
+        larger = max(paths, key=lambda path: wp.Models.from_pretrained([path]).bundles[path.stem].bounds.least)
         if larger != paths[0]:
             with pytest.raises(wp.BudgetError, match="largest task of"):
                 models.add(larger)

@@ -23,7 +23,6 @@ from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size, parse_size
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
-from weightpager.engine.shared_budget import SharedBudget
 from weightpager.engine.shared_bundle import SharedBundle
 from weightpager.errors import BusyError, ConfigError, EngineClosedError, UnknownTaskError, shown
 from weightpager.interrupts import acquired, uninterrupted
@@ -31,6 +30,7 @@ from weightpager.runtime.bracket import Closing, bracket
 from weightpager.runtime.paging.state import Deadline
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
+from weightpager.runtime.shared_budget import SharedBudget
 
 MOST = 32
 """Bundles that may share a budget."""
@@ -88,7 +88,7 @@ class Models(Closing):
             undone.callback(self.close)
             with uninterrupted.lifted():
                 for bundle in opened.values():  # so that one that can't run is refused now
-                    self._shared.make_room(bundle, bundle.smallest, dict)
+                    self._shared.make_room(bundle, bundle.bounds.smallest, dict)
             undone.pop_all()
 
     @classmethod
@@ -289,7 +289,7 @@ class Models(Closing):
         with acquired(self._sharing):
             bundle = self._bundle(name)
             if bundle.engine is None:
-                self._enter(f"{name}/{bundle.smallest}", is_visit=False)
+                self._enter(f"{name}/{bundle.bounds.smallest}", is_visit=False)
             return bundle
 
     def sleep(self, name: str) -> None:
@@ -303,6 +303,7 @@ class Models(Closing):
             bundle = self._bundle(name)
             bundle.check_idle()
             self._shared.put_to_sleep(bundle)
+            bundle.close()
 
     def sleep_idle(self, seconds: float) -> list[str]:
         """Put to sleep all of which nothing was asked for so long, and that aren't in use. Returns their names."""

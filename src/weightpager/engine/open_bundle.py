@@ -28,6 +28,7 @@ from weightpager.errors import TaskTooLargeError, UnknownTaskError, first_line
 from weightpager.interrupts import uninterrupted
 from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.picture import Picture
+from weightpager.runtime import sharing
 from weightpager.runtime.budget import needs_of
 from weightpager.runtime.memory import memory_budget
 from weightpager.runtime.memory.memory_budget import MemoryBudget, MemoryWatch
@@ -260,20 +261,15 @@ class OpenBundle:
         expected = np.zeros(blocks.tasks)
         for name, task in self.tasks.items():
             expected[task.number] = uses.get(name, 0.0)
-        free, worths = self.residency.idle(expected)
-        may_go = blocks.slots - memory.needs.least_pages  # no budget is without the smallest task's slots
-        free = min(free, may_go)
-        spare = memory.budget - memory.needs.holding(blocks.slots, tables=memory.tables.in_use).total
-        return Holding(memory.budget, max(0, spare), memory.needs.page_bytes, free, worths[: may_go - free])
+        with self._paging.lock:
+            return sharing.holding(memory.needs, blocks, memory.budget, expected, tables=memory.tables.in_use)
 
     def wish(self, name: str) -> Wish:
         """What it wants of that budget for a task. Raises an `UnknownTaskError` where there is no such task."""
-        needs, task = self.memory.needs, self.task(name)
-        tables = self.memory.tables.needed(task.tables)
-        least, most = self.residency.pages_wanted(task.number)
-        least = max(least, needs.least_pages)
-        held = [needs.holding(pages, tables=tables).total for pages in (least, max(least, min(most, needs.pages)))]
-        return Wish(*held)
+        memory, task = self.memory, self.task(name)
+        with self._paging.lock:
+            tables = memory.tables.needed(task.tables)
+            return sharing.wish(memory.needs, self.residency.blocks, task.number, tables=tables)
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from weightpager.backends.open_backend import open_backend
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.state import State, state_of
@@ -25,10 +23,8 @@ from weightpager.machine.memory import give_back
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.budget import needs_of
-from weightpager.runtime.planning.shares import Holding, Wish
-
-NOTHING = Holding(0, 0, 1, 0, np.zeros(0))
-"""What one has of a budget that sleeps."""
+from weightpager.runtime.planning.shares import NOTHING, Holding, Wish
+from weightpager.runtime.sharing import Bounds
 
 
 class SharedBundle:
@@ -42,8 +38,7 @@ class SharedBundle:
         bundle: as it was when it was last opened or reloaded.
         engine: runs its tasks while it is awake; None while it sleeps.
         used: when a task of it was last asked for, by `time.monotonic`.
-        least: bytes that hold its largest task alone, real-time tasks included.
-        most: bytes that it can use.
+        bounds: what it takes of the budget, beside its tasks that are pinned or held for real time.
     """
 
     def __init__(self, name: str, path: Path, config: EngineConfig) -> None:
@@ -66,7 +61,6 @@ class SharedBundle:
         self._users = 0
         self._read_before = 0  # by engines that are closed
         self._pinned: Counter[str] = Counter()
-        self._alone: dict[str, int] = {}
         self._counting = threading.Lock()  # of users
         self._opening = threading.Lock()  # of readers
         seen = state_of(path)
@@ -87,38 +81,18 @@ class SharedBundle:
     @property
     def in_use(self) -> bool:
         """Whether it must stay awake."""
-        return bool(self._users or self._staying)
+        return bool(self._users or self.bounds.staying)
 
     @property
     def real_time(self) -> tuple[str, ...]:
         """Its tasks that never leave memory."""
         return self._config.real_time
 
-    @property
-    def smallest(self) -> str:
-        """Its task that takes least."""
-        return min(self.tasks, key=self.alone)
-
-    @property
-    def kept(self) -> int:
-        """Bytes that it can't do without while it is awake: its smallest task's, or those of tasks that stay."""
-        return min(map(self.alone, self._staying or self.tasks))
-
-    @property
-    def _staying(self) -> set[str]:
-        """Its tasks that are pinned or held for real time."""
-        return {*self.real_time, *self._pinned}
-
-    @property
-    def stays(self) -> bool:
-        """Whether a task of it is pinned or held for real time."""
-        return bool(self._staying)
-
     def pin(self, task: str) -> None:
         """Keep a task's pages, and stay awake, until `unpin`. Errors are those of `Engine.pin`."""
         self.awake().pin(task)
         self._pinned[task] += 1
-        self._alone = {}
+        self._bound()
 
     def unpin(self, task: str) -> None:
         """Undo one `pin`. Errors are those of `Engine.unpin`."""
@@ -127,7 +101,7 @@ class SharedBundle:
         self.awake().unpin(task)
         self._pinned.subtract([task])
         self._pinned = +self._pinned
-        self._alone = {}
+        self._bound()
 
     def hold(self) -> Callable[[], None]:
         """Keep it awake until what is returned is called; further calls of that do nothing."""
@@ -145,17 +119,15 @@ class SharedBundle:
         return release
 
     @uninterrupted
-    def wake(self, share: int) -> Engine:
-        """Open its engine. Errors are those of `Engine`; it sleeps on where one is raised.
-
-        Args:
-            share: bytes.
-        """
+    def resize(self, share: int) -> None:
+        """Have so many bytes of the budget, for which it wakes. Errors are those of `Engine`, and of `set_budget`."""
+        if self.engine is not None:
+            self.engine.set_budget(share)
+            return
         # Rows of tables come when they are looked up: to read thousands would delay the first answer.
         config = replace(self._running, budget=share, fill_rows=False)
         self.engine = Engine(self.bundle, config, readers=self._opened_readers())
         self.used = time.monotonic()
-        return self.engine
 
     def _opened_readers(self) -> InputReaders:
         with self._opening:
@@ -243,20 +215,9 @@ class SharedBundle:
             return NOTHING
         return replace(self.engine.holding(uses), uses=None if self.in_use else sum(uses.values()))
 
-    def alone(self, task: str) -> int:
-        """Bytes that hold a task beside nothing but those that stay."""
-        if task not in self._alone:
-            needed = [self.bundle.pages_of(name) for name in {task, *self._staying}]
-            tables = self._needs.footprint.all_tables if len(needed) > 1 else 0
-            self._alone[task] = self._needs.holding(len(np.unique(np.concatenate(needed))), tables=tables).total
-        return self._alone[task]
-
     def wish(self, task: str) -> Wish:
-        """What it wants for a task. Raises an `UnknownTaskError` where there is no such task."""
-        if self.engine is not None:
-            return self.engine.wish(task)
-        held = self.alone(task)
-        return Wish(held, held)
+        """What it wants for a task, which it has."""
+        return self.bounds.wish(task) if self.engine is None else self.engine.wish(task)
 
     def reload(self) -> BundleChange:
         """Take over what has become of it, as of `Engine.reload`. Where an idle one would need more room, it sleeps."""
@@ -285,6 +246,9 @@ class SharedBundle:
             config = replace(config, kv_reserve=0, prefix_cache=0)
         needs = needs_of(bundle, config.dtype, config.rows)
         self._needs = replace(needs, kv_reserve=config.kv_reserve, prefix_cache=config.prefix_cache)
-        self._running, self.bundle, self._seen, self._alone = config, bundle, seen, {}
-        self.least = max(map(self.alone, bundle.tasks))
-        self.most = self._needs.holding_all().total
+        self._running, self.bundle, self._seen = config, bundle, seen
+        self._bound()
+
+    def _bound(self) -> None:
+        """Work out what it takes, whenever that may have changed."""
+        self.bounds = Bounds.of(self.bundle, self._needs, {*self.real_time, *self._pinned})

@@ -216,18 +216,6 @@ class Residency:
             every = np.pad(expected_uses, (0, self.blocks.tasks - len(expected_uses)))
             return self.blocks.occupancy(current), self.blocks.worth(every), self.blocks.version
 
-    def idle(self, expected_uses: Uses) -> tuple[int, npt.NDArray[np.float64]]:
-        """Free slots, and what each page that may go is worth, ascending, by the expected uses of each task [tasks]."""
-        with self._lock:
-            worths = self.blocks.worth(expected_uses)[self.blocks.evictable()]
-            return self.blocks.free, np.sort(worths)
-
-    def pages_wanted(self, task: int) -> tuple[int, int]:
-        """Pages that a task and those in use need together, and pages with all that is in the arena beside them."""
-        with self._lock:
-            there = self.blocks.slots - self.blocks.free
-            return self.blocks.pages_in_use(task), there + self.blocks.missing_count(task)
-
     @uninterrupted
     def start_prefetch(self, plan: PrefetchPlan, version: int) -> bool:
         """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale.

@@ -38,6 +38,10 @@ class Holding:
         return self.share - self.spare - (self.free + len(self.worths)) * self.page_bytes
 
 
+NOTHING = Holding(0, 0, 1, 0, np.zeros(0))
+"""What one has of a budget that sleeps."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What a bundle wants for a task.

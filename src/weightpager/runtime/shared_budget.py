@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from weightpager.config import format_enough, format_room
-from weightpager.engine.shared_bundle import NOTHING, SharedBundle
 from weightpager.errors import BudgetError, TaskTooLargeError, WeightpagerError, first_line
-from weightpager.runtime.planning.shares import Wish, plan_shares, spread
+from weightpager.runtime.planning.shares import NOTHING, Holding, Wish, plan_shares, spread
+from weightpager.runtime.sharing import Bounds
 
 AskUses = Callable[[], Mapping[str, Mapping[str, float]]]
 """Finds out the expected uses of each task, by bundle and task, which takes a moment."""
@@ -19,7 +20,36 @@ _NOBODY = ""
 _log = logging.getLogger(__name__)
 
 
-class SharedBudget:
+class Sharer(Protocol):
+    """A bundle that shares a budget: a real one, or one in virtual time."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def bounds(self) -> Bounds: ...
+
+    @property
+    def share(self) -> int:
+        """Bytes of the budget that it has; 0 while it sleeps."""
+
+    def wish(self, task: str) -> Wish:
+        """What it wants for a task."""
+
+    def holding(self, uses: Mapping[str, float]) -> Holding:
+        """What it has, by the expected uses of its tasks."""
+
+    def resize(self, share: int) -> None:
+        """Have so many bytes from now on, for which it wakes."""
+
+    def rest(self) -> None:
+        """Sleep."""
+
+
+_Bundle = TypeVar("_Bundle", bound=Sharer)
+
+
+class SharedBudget(Generic[_Bundle]):
     """The budget and its bundles. Shares are never more than the budget together. For one thread at a time.
 
     Attributes:
@@ -28,7 +58,7 @@ class SharedBudget:
         stated: whether somebody said how much it is; otherwise it is what the bundles can use.
     """
 
-    def __init__(self, bundles: Mapping[str, SharedBundle], stated: int | None) -> None:
+    def __init__(self, bundles: Mapping[str, _Bundle], stated: int | None) -> None:
         """All of the bundles sleep.
 
         Args:
@@ -49,7 +79,7 @@ class SharedBudget:
 
     @property
     def _usable(self) -> int:
-        return sum(bundle.most for bundle in self.bundles.values())
+        return sum(bundle.bounds.most for bundle in self.bundles.values())
 
     def check(self, budget: int) -> None:
         """Check that a budget would do.
@@ -57,7 +87,7 @@ class SharedBudget:
         Raises:
             BudgetError: it wouldn't; says the smallest that would.
         """
-        leasts = {name: bundle.least + self._beside(bundle) for name, bundle in self.bundles.items()}
+        leasts = {name: bundle.bounds.least + self._beside(bundle) for name, bundle in self.bundles.items()}
         name = max(leasts, key=leasts.__getitem__)
         beside = self._beside(self.bundles[name])
         if budget < leasts[name]:
@@ -68,9 +98,9 @@ class SharedBudget:
                 leasts[name],
             )
 
-    def check_fits(self, bundle: SharedBundle, task: str) -> None:
+    def check_fits(self, bundle: _Bundle, task: str) -> None:
         """Check that the budget ever holds a task. Errors are those of `Engine.check_fits`."""
-        least = bundle.alone(task) + self._beside(bundle)
+        least = bundle.bounds.alone[task] + self._beside(bundle)
         if least > self.budget:
             raise TaskTooLargeError(
                 f"task {bundle.name}/{task} can't run in {format_room(self.budget)}; the smallest budget that would do "
@@ -78,14 +108,16 @@ class SharedBudget:
                 least,
             )
 
-    def fit_together(self, tasks: Sequence[tuple[SharedBundle, str]]) -> bool:
+    def fit_together(self, tasks: Sequence[tuple[_Bundle, str]]) -> bool:
         """Whether each of these tasks has room beside what the bundles of all of them, and of those that stay, keep."""
         awake = {bundle.name: bundle for bundle, _ in tasks}
-        kept = {name: bundle.kept for name, bundle in self.bundles.items() if name in awake or bundle.stays}
+        kept = {
+            name: bundle.bounds.kept for name, bundle in self.bundles.items() if name in awake or bundle.bounds.staying
+        }
         together = sum(kept.values())
-        return all(bundle.alone(task) + together - kept[bundle.name] <= self.budget for bundle, task in tasks)
+        return all(bundle.bounds.alone[task] + together - kept[bundle.name] <= self.budget for bundle, task in tasks)
 
-    def make_room(self, bundle: SharedBundle, task: str, ask_uses: AskUses) -> None:
+    def make_room(self, bundle: _Bundle, task: str, ask_uses: AskUses) -> None:
         """Wake a bundle if it sleeps, and give it the room that a task wants.
 
         Raises:
@@ -109,7 +141,7 @@ class SharedBudget:
         self.budget, self.stated = budget, True
         self.spread()
 
-    def replace(self, bundles: Mapping[str, SharedBundle]) -> None:
+    def replace(self, bundles: Mapping[str, _Bundle]) -> None:
         """Have other bundles. Those that are gone sleep.
 
         Raises:
@@ -124,10 +156,9 @@ class SharedBudget:
             raise
         self.spread()
 
-    def put_to_sleep(self, bundle: SharedBundle) -> None:
-        """Have a bundle sleep that isn't in use, for long: what reads its inputs goes, too."""
+    def put_to_sleep(self, bundle: _Bundle) -> None:
+        """Have a bundle sleep that isn't in use."""
         self._rest(bundle)
-        bundle.close()
         self.spread()
 
     def spread(self) -> None:
@@ -138,11 +169,11 @@ class SharedBudget:
 
     @property
     def _most(self) -> dict[str, int]:
-        return {name: bundle.most for name, bundle in self.bundles.items()}
+        return {name: bundle.bounds.most for name, bundle in self.bundles.items()}
 
-    def _beside(self, bundle: SharedBundle) -> int:
+    def _beside(self, bundle: _Bundle) -> int:
         """Bytes that tasks of other bundles that stay keep from one."""
-        return sum(other.kept for other in self.bundles.values() if other.stays and other is not bundle)
+        return sum(other.bounds.kept for other in self.bundles.values() if other.bounds.staying and other is not bundle)
 
     def _plan(self, wanting: str, wish: Wish, ask_uses: AskUses, what: str) -> dict[str, int]:
         uses = ask_uses()
@@ -173,14 +204,11 @@ class SharedBudget:
     def _resize(self, shares: Mapping[str, int]) -> None:
         before = self.shares
         for name in sorted(shares, key=lambda each: shares[each] - before[each]):  # what shrinks shrinks first
-            bundle = self.bundles[name]
-            if bundle.engine is None and shares[name]:
-                bundle.wake(shares[name])
-            elif bundle.engine is not None and shares[name] != before[name]:
-                bundle.engine.set_budget(shares[name])
+            if shares[name] != before[name]:
+                self.bundles[name].resize(shares[name])
 
-    def _rest(self, bundle: SharedBundle) -> None:
-        """Have a bundle sleep that isn't in use. That its store can't be closed is nobody's failure but its own."""
+    def _rest(self, bundle: _Bundle) -> None:
+        """Have a bundle sleep. That its store can't be closed is nobody's failure but its own."""
         try:
             bundle.rest()
         except WeightpagerError as error:
