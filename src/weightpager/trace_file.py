@@ -17,10 +17,11 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 
 from weightpager.errors import ConfigError
 
@@ -143,13 +144,21 @@ def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str
     return [name for visit in read_visits(path, tasks) for name in ([None] if visit.resumed else []) + [visit.task]]
 
 
-def read_timed_visits(path: Path | str, tasks: Sequence[str]) -> tuple[Visit, ...]:
+def read_timed_visits(
+    path: Path | str, tasks: Sequence[str], meant: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Visit, ...]:
     """The visits of a trace file that says when each began; a task twice in a row is one visit.
+
+    Args:
+        path: the file.
+        tasks: the known names.
+        meant: the name of a task by another that it may have in the file.
 
     Raises:
         ConfigError: as of `read_visits`; there is no switch.
     """
-    visits = merged(read_visits(path, tasks, timed=True))
+    read = read_visits(path, tasks, timed=True)
+    visits = merged(replace(visit, task=meant.get(visit.task, visit.task)) for visit in read)
     if len(visits) < 2:
         raise ConfigError(f"{path}: expected at least one switch, found {len(visits)} visits")
     return visits

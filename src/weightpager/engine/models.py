@@ -30,10 +30,7 @@ from weightpager.runtime.bracket import Closing, bracket
 from weightpager.runtime.paging.state import Deadline
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
-from weightpager.runtime.shared_budget import SharedBudget
-
-MOST = 32
-"""Bundles that may share a budget."""
+from weightpager.runtime.shared_budget import MOST, SharedBudget, name_of, named
 
 _Answer = TypeVar("_Answer")
 
@@ -127,8 +124,7 @@ class Models(Closing):
             BudgetError: it is too small; says the smallest that would do.
             BundleError, StoreError: a bundle can't be used.
         """
-        if isinstance(bundles, (str, Path)) or not 1 <= len(bundles) <= MOST:
-            raise ConfigError(f"bundles: expected a list of 1 to {MOST} directories, got {shown(bundles)}")
+        paths = named(bundles)
         config = EngineConfig.stated(
             budget=budget,
             dtype=dtype,
@@ -141,12 +137,6 @@ class Models(Closing):
             history=history,
             backend=backend,
         )
-        paths: dict[str, Path] = {}
-        for path in map(Path, bundles):
-            name = name_of(path)
-            if name in paths:
-                raise ConfigError(f"bundles: expected different names, found two of {shown(name)}; rename a directory")
-            paths[name] = path.absolute()
         return cls(paths, config)
 
     def __repr__(self) -> str:
@@ -471,8 +461,3 @@ def _owner(name: str, paths: Mapping[str, Path]) -> tuple[str, str]:
     if len(having) == 1:
         return having[0], name
     raise ConfigError(f"real_time: expected names such as {next(iter(paths))}/TASK, got {shown(name)}")
-
-
-def name_of(path: Path) -> str:
-    """By which a bundle's tasks are named among those of others."""
-    return path.absolute().name.removesuffix(".bundle")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,11 @@ _LIMIT = ("memory.limit_in_bytes", "memory.max")
 _USAGE = ("memory.usage_in_bytes", "memory.current")
 _CACHES = (("total_inactive_file", "total_active_file"), ("inactive_file", "active_file", "slab_reclaimable"))
 """Files and fields of version 1 and of version 2."""
+
+
+def slots_together(size: int) -> int:
+    """After how many slots of so many bytes one begins at a machine's page again."""
+    return math.lcm(size, mmap.PAGESIZE) // size
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ class MemoryNeeds:
         return always.resident + always.private + always.placement + stated
 
     @property
+    def waking(self) -> int:
+        """Bytes that are read when the bundle is opened, before any page: parameters, and the least rows."""
+        return self.footprint.resident + self.footprint.private + self.footprint.rows
+
+    @property
     def least_tables(self) -> int:
         return self.footprint.largest_table if self.staging is None else self.footprint.all_tables
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from weightpager.config import format_enough, format_room
-from weightpager.errors import BudgetError, TaskTooLargeError, WeightpagerError, first_line
+from weightpager.errors import BudgetError, ConfigError, TaskTooLargeError, WeightpagerError, first_line, shown
 from weightpager.runtime.planning.shares import NOTHING, Holding, Wish, plan_shares, spread
 from weightpager.runtime.sharing import Bounds
 
@@ -18,6 +19,31 @@ _NOBODY = ""
 """Who wants the memory that leaves a budget; no bundle is named so."""
 
 _log = logging.getLogger(__name__)
+
+MOST = 32
+"""Bundles that may share a budget."""
+
+
+def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
+    """Directories of bundles, by the names of these.
+
+    Raises:
+        ConfigError: there is none, there are too many, or two have one name.
+    """
+    if isinstance(bundles, (str, Path)) or not 1 <= len(bundles) <= MOST:
+        raise ConfigError(f"bundles: expected a list of 1 to {MOST} directories, got {shown(bundles)}")
+    paths: dict[str, Path] = {}
+    for path in map(Path, bundles):
+        name = name_of(path)
+        if name in paths:
+            raise ConfigError(f"bundles: expected different names, found two of {shown(name)}; rename a directory")
+        paths[name] = path.absolute()
+    return paths
+
+
+def name_of(path: Path) -> str:
+    """By which a bundle's tasks are named among those of others."""
+    return path.absolute().name.removesuffix(".bundle")
 
 
 class Sharer(Protocol):
@@ -110,10 +136,9 @@ class SharedBudget(Generic[_Bundle]):
 
     def fit_together(self, tasks: Sequence[tuple[_Bundle, str]]) -> bool:
         """Whether each of these tasks has room beside what the bundles of all of them, and of those that stay, keep."""
-        awake = {bundle.name: bundle for bundle, _ in tasks}
-        kept = {
-            name: bundle.bounds.kept for name, bundle in self.bundles.items() if name in awake or bundle.bounds.staying
-        }
+        awake = {bundle.name for bundle, _ in tasks}
+        bounds = {name: bundle.bounds for name, bundle in self.bundles.items()}
+        kept = {name: each.kept for name, each in bounds.items() if name in awake or each.staying}
         together = sum(kept.values())
         return all(bundle.bounds.alone[task] + together - kept[bundle.name] <= self.budget for bundle, task in tasks)
 

@@ -63,6 +63,33 @@ class Bounds:
         return Wish(self.alone[task], self.alone[task])
 
 
+@dataclass(frozen=True)
+class SharedBounds:
+    """Budgets of several bundles that may all sleep, by the bounds of each."""
+
+    bundles: Mapping[str, Bounds]
+
+    @property
+    def smallest(self) -> int:
+        """The largest task of each runs, alone where it must."""
+        return max(bounds.least for bounds in self.bundles.values())
+
+    @property
+    def all_awake(self) -> int:
+        """All bundles are awake, each with its smallest task."""
+        return sum(bounds.kept for bounds in self.bundles.values())
+
+    @property
+    def without_sleep(self) -> int:
+        """The largest task of each runs, and no other bundle must sleep for it."""
+        return self.all_awake + max(bounds.least - bounds.kept for bounds in self.bundles.values())
+
+    @property
+    def everything(self) -> int:
+        """Nothing ever goes."""
+        return sum(bounds.most for bounds in self.bundles.values())
+
+
 def holding(needs: MemoryNeeds, blocks: BlockManager, share: int, uses: Uses, *, tables: int = 0) -> Holding:
     """What a bundle that is awake has of its share, as one that must stay awake.
 

@@ -12,31 +12,11 @@ import numpy.typing as npt
 from weightpager.progress import StepProgress, silent
 from weightpager.routing import Affinity, Fairness, RoundRobin, Router
 from weightpager.runtime.planning.pages import Pages, TaskPages
-from weightpager.runtime.prediction.task_monitor import expected_uses_after
 from weightpager.simulate.replica import KnownRoutes, Replay, Replica, ServerModel, replay
-from weightpager.simulate.simulator import Device, Simulator, UsePredictor
+from weightpager.simulate.simulator import CountedReuse, Device, Simulator, UsePredictor
 from weightpager.trace_file import Visit
 
 Floats = npt.NDArray[np.float64]
-
-
-class CountedReuse:
-    """Counts which task followed which, as an engine without prefetch does. Implements `UsePredictor`."""
-
-    def __init__(self, tasks: int) -> None:
-        self._followed = np.zeros((tasks, tasks), np.int64)
-        self._current: int | None = None
-
-    def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        if self._current is not None and task != self._current:
-            self._followed[self._current, task] += 1
-        self._current = task
-
-    def uses(self, seconds: float) -> None:
-        """Nothing is prefetched."""
-
-    def uses_after(self, task: int) -> Floats:
-        return expected_uses_after(self._followed, task)
 
 
 class KnownReuse:

@@ -13,6 +13,7 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.runtime.planning.pages import Pages, PrefetchCounts, TaskPages
 from weightpager.runtime.prediction.markov import new_predictor
+from weightpager.runtime.prediction.task_monitor import expected_uses_after
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena, Wait
 from weightpager.store import StorageModel, span_of
@@ -54,6 +55,25 @@ class Recency:
     def uses(self, seconds: float) -> None: ...
 
     def uses_after(self, task: int) -> None: ...
+
+
+class CountedReuse:
+    """Counts which task followed which, as an engine without prefetch does. Implements `UsePredictor`."""
+
+    def __init__(self, tasks: int) -> None:
+        self._followed = np.zeros((tasks, tasks), np.int64)
+        self._current: int | None = None
+
+    def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
+        if self._current is not None and task != self._current:
+            self._followed[self._current, task] += 1
+        self._current = task
+
+    def uses(self, seconds: float) -> None:
+        """Nothing is prefetched."""
+
+    def uses_after(self, task: int) -> Floats:
+        return expected_uses_after(self._followed, task)
 
 
 @dataclass(frozen=True)
@@ -132,10 +152,18 @@ class Simulator:
                 watch(clock.now, arena)
         return Simulation(waits, arena.counts, self.page_bytes)
 
-    def arena(self, device: Device) -> VirtualArena:
-        """An empty arena on a device."""
-        needs, page_bytes, span = self.needs, self.page_bytes, self._span
-        return VirtualArena(needs, self.all_pages, device.slots, page_bytes, device.storage, span, reads=device.reads)
+    def arena(self, device: Device, capacity: int | None = None) -> VirtualArena:
+        """An empty arena on a device, that may have ``capacity`` slots later."""
+        return VirtualArena(
+            self.needs,
+            self.all_pages,
+            device.slots,
+            self.page_bytes,
+            device.storage,
+            self._span,
+            reads=device.reads,
+            capacity=capacity,
+        )
 
 
 class _Clock:

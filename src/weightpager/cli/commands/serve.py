@@ -254,7 +254,7 @@ def _opened(
         WeightpagerError: a bundle can't be used, or the budget is too small.
     """
     from weightpager.engine import Engine, Models
-    from weightpager.engine.models import name_of
+    from weightpager.runtime.shared_budget import name_of
     from weightpager.server.bundle_folder import BundleFolder, is_folder
 
     folder = BundleFolder(bundles[0]) if len(bundles) == 1 and is_folder(bundles[0]) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.machine.memory import slots_together
 from weightpager.machine.storage import ALIGNMENT, address_space
 
 HUGE = 2 << 20
@@ -49,7 +49,7 @@ class Arena:
             OSError: the machine refuses address space for ``slots``.
         """
         self.page_bytes = page_bytes
-        self.together = math.lcm(page_bytes, mmap.PAGESIZE) // page_bytes
+        self.together = slots_together(page_bytes)
         self._memory, self.capacity = _reserve(capacity, slots, page_bytes)
         mapped = np.frombuffer(self._memory, np.uint8)
         self._start = -mapped.ctypes.data % HUGE

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.machine.memory import slots_together
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.pages import NO_PAGES, Pages, PrefetchCounts, PrefetchLedger, Uses
 from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
@@ -58,6 +59,7 @@ class VirtualArena:
         held: Sequence[int] = (),
         *,
         reads: int,
+        capacity: int | None = None,
     ) -> None:
         """Nothing is resident, but the tasks that are always held.
 
@@ -70,9 +72,10 @@ class VirtualArena:
             span: how many pages a read from a page on can cover at most.
             held: tasks that never leave memory; together with any other they fit.
             reads: how many are in flight at most. A switch waits for those that have begun.
+            capacity: slots that it may be resized to; ``slots`` if None.
         """
         self.storage = storage
-        self.blocks = BlockManager(needs, pages, slots)
+        self.blocks = BlockManager(needs, pages, slots, capacity, together=slots_together(page_bytes))
         self._ledger = PrefetchLedger(pages)
         self._page_bytes = page_bytes
         self._span = span
@@ -114,6 +117,23 @@ class VirtualArena:
         self._current = task
         self._ledger.needed(self.blocks.needs(task), late, len(pages))
         return Wait(seconds + self._seconds(pages), len(pages))
+
+    def resize(self, slots: int) -> None:
+        """Use so many slots, once reads in flight have ended (`settle`). What must go goes as in an engine."""
+        fewer = self.blocks.slots - slots
+        if fewer <= 0:
+            self.blocks.restore(-fewer)
+            return
+        retired, pages = self.blocks.to_retire(fewer)
+        self._evict(pages)
+        self.blocks.retire(retired)
+
+    def settle(self) -> float:
+        """Let the reads in flight end, whatever is wanted next. Returns how many seconds that takes."""
+        coming, seconds, self._coming, self._busy = self._coming, self._busy, [], 0.0
+        for pages in coming:
+            self._arrived(pages)
+        return seconds
 
     def leave(self) -> None:
         """Leave the current task, if any. Its pages stay until their slots are wanted."""
