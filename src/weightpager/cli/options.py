@@ -25,6 +25,10 @@ def explicit_option(*flags: str, **settings: Any) -> Any:
 
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
+BundlePaths = Annotated[
+    list[Path],
+    typer.Argument(metavar="BUNDLE", help="Bundle directory, or several that share the budget.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)]

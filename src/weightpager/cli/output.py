@@ -37,6 +37,7 @@ MEANINGS = {
     "in vain": "prefetched, and gone again before any use",
     "there in time": "of the pages that had to be loaded, the share that prefetching had brought before the switch",
     "without a wait": "switches that found all their pages in memory, prefetched or still there from before",
+    "woke": "switches that opened a bundle, which had left memory as a whole",
 }
 """Words of the architecture's table are explained as that has them, only shorter."""
 

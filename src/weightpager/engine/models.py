@@ -24,13 +24,13 @@ from weightpager.config import EngineConfig, format_size, parse_size
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
 from weightpager.engine.shared_bundle import SharedBundle
-from weightpager.errors import BusyError, ConfigError, EngineClosedError, UnknownTaskError, shown
+from weightpager.errors import BusyError, ConfigError, EngineClosedError, shown
 from weightpager.interrupts import acquired, uninterrupted
 from weightpager.runtime.bracket import Closing, bracket
 from weightpager.runtime.paging.state import Deadline
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
-from weightpager.runtime.shared_budget import MOST, SharedBudget, name_of, named
+from weightpager.runtime.shared_budget import MOST, SharedBudget, find_task, name_of, named
 
 _Answer = TypeVar("_Answer")
 
@@ -399,16 +399,9 @@ class Models(Closing):
 
     def _find(self, name: str) -> tuple[SharedBundle, str]:
         """The bundle and the task that a name means."""
-        owner, _, task = name.partition("/")
         bundles = self.bundles
-        if owner in bundles and task in bundles[owner].tasks:
-            return bundles[owner], task
-        having = [bundle for bundle in bundles.values() if name in bundle.tasks]
-        if len(having) == 1:
-            return having[0], name
-        if having:
-            raise UnknownTaskError(name, [f"{bundle.name}/{name}" for bundle in having], "several bundles have it")
-        raise UnknownTaskError(name, self.tasks, "the bundles have")
+        owner, task = find_task(name, {each.name: each.tasks for each in bundles.values()})
+        return bundles[owner], task
 
     @uninterrupted
     def _enter(self, name: str, *, is_visit: bool = True) -> tuple[SharedBundle, str]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from weightpager.config import format_enough, format_room
-from weightpager.errors import BudgetError, ConfigError, TaskTooLargeError, WeightpagerError, first_line, shown
+from weightpager.errors import (
+    BudgetError,
+    ConfigError,
+    TaskTooLargeError,
+    UnknownTaskError,
+    WeightpagerError,
+    first_line,
+    shown,
+)
 from weightpager.runtime.planning.shares import NOTHING, Holding, Wish, plan_shares, spread
 from weightpager.runtime.sharing import Bounds
 
@@ -44,6 +52,27 @@ def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
 def name_of(path: Path) -> str:
     """By which a bundle's tasks are named among those of others."""
     return path.absolute().name.removesuffix(".bundle")
+
+
+def find_task(name: str, tasks: Mapping[str, Collection[str]]) -> tuple[str, str]:
+    """The bundle and the task that a name means: ``"bundle/task"``, or ``"task"`` where one bundle alone has it.
+
+    Args:
+        name: of the task.
+        tasks: of each bundle, by its name.
+
+    Raises:
+        UnknownTaskError: no bundle has such a task, or several have.
+    """
+    owner, _, task = name.partition("/")
+    if task in tasks.get(owner, ()):
+        return owner, task
+    having = [owner for owner, own in tasks.items() if name in own]
+    if len(having) == 1:
+        return having[0], name
+    if having:
+        raise UnknownTaskError(name, [f"{owner}/{name}" for owner in having], "several bundles have it")
+    raise UnknownTaskError(name, [f"{owner}/{task}" for owner in tasks for task in tasks[owner]], "the bundles have")
 
 
 class Sharer(Protocol):

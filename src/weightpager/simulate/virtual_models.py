@@ -11,15 +11,12 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import page_capacity
 from weightpager.runtime import sharing
 from weightpager.runtime.budget import needs_of
-from weightpager.runtime.planning.shares import NOTHING, Holding, Wish
+from weightpager.runtime.planning.shares import NOTHING, OPENING, Holding, Wish
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena
 from weightpager.runtime.shared_budget import SharedBudget
 from weightpager.runtime.sharing import Bounds
 from weightpager.simulate.simulator import CountedReuse, Device, Simulator, UsePredictor
 from weightpager.store import StorageModel
-
-OPENING = 0.1
-"""Seconds that opening a bundle takes beside its reads, as `WAKING` counts them."""
 
 
 class VirtualBundle:
@@ -53,10 +50,6 @@ class VirtualBundle:
         learner = self._simulator.learner
         self._uses: UsePredictor = learner(self._storage, self._prior) if self._prefetch else CountedReuse(tasks)
         self._since: float | None = None  # it was switched
-
-    @property
-    def awake(self) -> bool:
-        return self._arena is not None
 
     @property
     def page_bytes_read(self) -> int:
@@ -149,6 +142,11 @@ class VirtualModels:
         self._shared = SharedBudget(self.bundles, budget)
         for bundle in self.bundles.values():
             self._shared.make_room(bundle, bundle.bounds.smallest, dict)
+
+    @property
+    def budget(self) -> int:
+        """Bytes for the weights of all."""
+        return self._shared.budget
 
     @property
     def shares(self) -> dict[str, int]:

@@ -9,7 +9,8 @@ from weightpager.bundle.report.advice import Advice, Way, few_items, heavy_losse
 from weightpager.bundle.report.compile_report import DENSE, CompileReport, has_report, read_report
 from weightpager.cli import output
 from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, PictureFacts, SwitchFacts
-from weightpager.cli.options import Budget, BundlePath, Json, Storage
+from weightpager.cli.commands.several_bundles import inspect_several
+from weightpager.cli.options import Budget, BundlePaths, Json, Storage
 from weightpager.cli.output import ends, enough, explain, measured, say, size, table
 from weightpager.config import format_room, parse_bandwidth, stated_size
 from weightpager.errors import shown
@@ -100,12 +101,17 @@ _MOST_PAIRS = 4
 _MOST_TENSORS = 4
 
 
-def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s", json: Json = False) -> None:
+def inspect(bundles: BundlePaths, budget: Budget = None, storage: Storage = "1GB/s", json: Json = False) -> None:
     """Show what is in a bundle: tasks, dropped layers, sizes, page fill, overlap, bytes to load for every ordered pair.
+
+    Of several bundles: what each takes of the budget that they share, and what budgets hold.
 
     Example: `weightpager inspect assistant.bundle --budget 4MiB`
     """
-    opened = Bundle.open(bundle)
+    if len(bundles) > 1:
+        inspect_several(bundles, stated_size(budget, "budget"), json=json)
+        return
+    opened = Bundle.open(bundles[0])
     report = read_report(opened) if has_report(opened) else None
     facts = BundleFacts.of(opened, report, stated_size(budget, "budget"), parse_bandwidth(storage))
     if json:

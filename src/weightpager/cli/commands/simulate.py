@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage, bounded, finite
+from weightpager.cli.options import Budget, BundlePaths, Json, Quiet, Storage, bounded, finite
 from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth, stated_size
 from weightpager.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from weightpager.bundle import Bundle
     from weightpager.simulate.routing_comparison import Routed
@@ -29,7 +30,7 @@ _SWITCHES, _DWELL, _COMPUTE = 500, 1.0, 50.0
 
 
 def simulate(
-    bundle: BundlePath,
+    bundles: BundlePaths,
     trace: Annotated[
         str,
         typer.Option(
@@ -81,15 +82,26 @@ def simulate(
     to route requests are compared: round robin, one server after the other; affinity, to the server whose memory lacks
     least, as long as that is fair; and an oracle, which knows the whole trace.
 
+    Several bundles share the budget, and lines of the trace name `bundle/task`, or `task` where one alone has it. Ways
+    to use the budget are compared: shared, as `serve` does, without and with prefetching; split, where each bundle has
+    a budget of its own, for its largest task and a part of the rest as large as what it could use of it; and whole
+    models, of which those used least recently leave memory.
+
     Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 4MiB --storage 300MB/s --max-wait 20`
     """
     from weightpager.bundle import Bundle
     from weightpager.store import StorageModel
 
-    opened = Bundle.open(bundle)
-    device = _Device(opened, stated_size(budget, "budget"), StorageModel(parse_bandwidth(storage)))
     if _is_file(trace) and (switches, dwell) != (None, None):
         raise ConfigError("--switches, --dwell: expected them for a trace given by name, found a file; leave them out")
+    if len(bundles) > 1:
+        if (replicas, compute, max_wait) != (1, None, None):
+            raise ConfigError("--replicas, --compute, --max-wait: expected them for one bundle, found several")
+        size, model = stated_size(budget, "budget"), StorageModel(parse_bandwidth(storage))
+        _simulate_several(bundles, trace, switches, dwell, size, model, json=json, quiet=quiet)
+        return
+    opened = Bundle.open(bundles[0])
+    device = _Device(opened, stated_size(budget, "budget"), StorageModel(parse_bandwidth(storage)))
     if replicas == 1:
         if compute is not None:
             raise ConfigError("--compute: expected it with --replicas, since switches alone are replayed without")
@@ -135,6 +147,53 @@ def _simulate_one(
         output.say(_where_prefetch_pays(pays))
     if smallest is not None:
         output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
+
+
+def _simulate_several(
+    paths: Sequence[Path],
+    trace: str,
+    switches: int | None,
+    dwell: float | None,
+    budget: int | None,
+    storage: StorageModel,
+    *,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Print what switches between tasks of several bundles wait for, and read, under each policy."""
+    from weightpager.cli.commands.several_bundles import SeveralBundles
+    from weightpager.simulate.sharing_comparison import compare
+    from weightpager.trace_file import read_timed_visits
+
+    several = SeveralBundles(paths)
+    if _is_file(trace):
+        meant = several.short_names
+        visits = read_timed_visits(trace, [*several.tasks, *meant], meant)
+    else:
+        visits = _named("the bundles", several.tasks, trace, switches, dwell)
+    with progress(quiet or json) as stages:
+        found = compare(several.bundles, visits, budget, storage, partial(stages, "replay"))
+    if json:
+        output.print_json({"visits": len(visits), "waiting": found.waits, "smallest_budgets": found.too_small})
+        return
+    output.table(
+        f"{len(visits) - 1} switches of {trace} between tasks of {len(paths)} bundles",
+        ["", "mean wait", "median", "95 %", "99 %", "without a wait", "loaded per switch", "loaded", "woke"],
+        [
+            [
+                row.policy,
+                *map(_wait, (row.mean_ms, row.median_ms, row.p95_ms, row.p99_ms)),
+                f"{row.without_wait:.0%}",
+                output.size(row.bytes_per_switch),
+                output.size(row.bytes_read),
+                row.wakings,
+            ]
+            for row in found.waits
+        ],
+    )
+    output.explain("without a wait", "woke")
+    for policy, smallest in found.too_small.items():
+        output.say(f"note: {policy}: the budget is too small; {output.enough(smallest)} would do")
 
 
 def _where_prefetch_pays(found: PrefetchPays) -> str:
@@ -221,7 +280,7 @@ def _requests(bundle: Bundle, trace: str, switches: int | None, dwell: float | N
     from weightpager.trace_file import read_visits
 
     if not _is_file(trace):
-        return _named(bundle, trace, switches, dwell)
+        return _named(str(bundle.path), list(bundle.tasks), trace, switches, dwell)
     requests = read_visits(trace, tuple(bundle.tasks), timed=True)
     if not requests:
         raise ConfigError(f"{trace}: expected at least one request, found none")
@@ -233,7 +292,7 @@ def _visits(bundle: Bundle, trace: str, switches: int | None, dwell: float | Non
 
     if _is_file(trace):
         return read_timed_visits(trace, tuple(bundle.tasks))
-    return _named(bundle, trace, switches, dwell)
+    return _named(str(bundle.path), list(bundle.tasks), trace, switches, dwell)
 
 
 def _is_file(trace: str) -> bool:
@@ -246,11 +305,11 @@ def _is_file(trace: str) -> bool:
     return True
 
 
-def _named(bundle: Bundle, trace: str, switches: int | None, dwell: float | None) -> tuple[Visit, ...]:
+def _named(where: str, names: list[str], trace: str, switches: int | None, dwell: float | None) -> tuple[Visit, ...]:
+    """A trace given by name, of tasks that are found there."""
     from weightpager_lab.trace import in_place_of
     from weightpager_lab.traces import TRACES
 
-    names = list(bundle.tasks)
     if len(names) < 2:
-        raise ConfigError(f"{bundle.path}: expected at least two tasks to switch between, found {len(names)}")
+        raise ConfigError(f"{where}: expected at least two tasks to switch between, found {len(names)}")
     return in_place_of(TRACES[trace], names, switches or _SWITCHES, _DWELL if dwell is None else dwell)

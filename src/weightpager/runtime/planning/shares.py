@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+OPENING = 0.1
+"""Seconds that opening a bundle takes, beside reading its own."""
+
 WAKING = 32 * 2**20
-"""Bytes that could be read in the time that opening a bundle takes, beside reading its own: 0.1 s at 300 MB/s."""
+"""Bytes that could be read in this time, at 300 MB/s."""
 
 
 @dataclass(frozen=True, eq=False)
