@@ -596,7 +596,7 @@ class Engine(Closing):
         return self._residency.evict_unused()
 
     @uninterrupted
-    def set_budget(self, budget: str | int) -> None:
+    def set_budget(self, budget: str | int, uses: Mapping[str, float] | None = None) -> None:
         """Use more or less memory from now on. The arena stays where it is, and so do the modules.
 
         Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
@@ -604,6 +604,7 @@ class Engine(Closing):
 
         Args:
             budget: memory for weights, such as ``"64MiB"``, or bytes.
+            uses: expected of each task by name: pages that will be used least go first. None goes by recency.
 
         Raises:
             ConfigError: it is no size.
@@ -613,7 +614,7 @@ class Engine(Closing):
         """
         self._check_open()
         with acquired(self._changing):
-            self._open.resize(parse_size(budget, "budget"))
+            self._open.resize(parse_size(budget, "budget"), uses)
             if self._prefetching is not None:
                 self._prefetching.renew()
 

@@ -38,7 +38,7 @@ from weightpager.runtime.paging.pager import Pager, PrefetchedPages
 from weightpager.runtime.paging.residency import Residency, TaskGate
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.pages import NO_PAGES, Pages
+from weightpager.runtime.planning.pages import NO_PAGES, Pages, Uses
 from weightpager.runtime.planning.shares import Holding, Wish
 from weightpager.runtime.rows import RowReads, RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
@@ -258,11 +258,16 @@ class OpenBundle:
     def holding(self, uses: Mapping[str, float]) -> Holding:
         """What it has of a budget that several bundles share, by the expected uses of its tasks."""
         memory, blocks = self.memory, self.residency.blocks
-        expected = np.zeros(blocks.tasks)
+        with self._paging.lock:
+            in_use = memory.tables.in_use
+            return sharing.holding(memory.needs, blocks, memory.budget, self._expected(uses), tables=in_use)
+
+    def _expected(self, uses: Mapping[str, float]) -> Uses:
+        """Expected uses of each task by number, of those by name."""
+        expected = np.zeros(self.residency.blocks.tasks)
         for name, task in self.tasks.items():
             expected[task.number] = uses.get(name, 0.0)
-        with self._paging.lock:
-            return sharing.holding(memory.needs, blocks, memory.budget, expected, tables=memory.tables.in_use)
+        return expected
 
     def wish(self, name: str) -> Wish:
         """What it wants of that budget for a task. Raises an `UnknownTaskError` where there is no such task."""
@@ -271,16 +276,16 @@ class OpenBundle:
             tables = memory.tables.needed(task.tables)
             return sharing.wish(memory.needs, self.residency.blocks, task.number, tables=tables)
 
-    def resize(self, budget: int) -> None:
-        """Use another budget. Errors are those of `Residency.resize`."""
-        self._resize(budget)
+    def resize(self, budget: int, uses: Mapping[str, float] | None = None) -> None:
+        """Use another budget. Arguments and errors are those of `Engine.set_budget`."""
+        self._resize(budget, None if uses is None else self._expected(uses))
         self.watch.check(self.memory.arena.untouched)
 
-    def _resize(self, budget: int) -> None:
+    def _resize(self, budget: int, expected_uses: Uses | None = None) -> None:
         # What shrinks shrinks first: rows and pages together never take more than the larger budget.
         self.rows.resize(min(self.rows.room, self.memory.needs.rows(budget)))
         try:
-            self.residency.resize(budget)
+            self.residency.resize(budget, expected_uses)
         finally:
             self.rows.resize(self.memory.split.rows)
 

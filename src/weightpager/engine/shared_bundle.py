@@ -119,10 +119,10 @@ class SharedBundle:
         return release
 
     @uninterrupted
-    def resize(self, share: int) -> None:
+    def resize(self, share: int, uses: Mapping[str, float] | None = None) -> None:
         """Have so many bytes of the budget, for which it wakes. Errors are those of `Engine`, and of `set_budget`."""
         if self.engine is not None:
-            self.engine.set_budget(share)
+            self.engine.set_budget(share, uses)
             return
         # Rows of tables come when they are looked up: to read thousands would delay the first answer.
         config = replace(self._running, budget=share, fill_rows=False)

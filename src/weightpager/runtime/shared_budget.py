@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 from weightpager.config import format_enough, format_room
@@ -20,7 +21,9 @@ from weightpager.errors import (
 from weightpager.runtime.planning.shares import NOTHING, Holding, Wish, plan_shares, spread
 from weightpager.runtime.sharing import Bounds
 
-AskUses = Callable[[], Mapping[str, Mapping[str, float]]]
+_Uses = Mapping[str, Mapping[str, float]]
+
+AskUses = Callable[[], _Uses]
 """Finds out the expected uses of each task, by bundle and task, which takes a moment."""
 
 _NOBODY = ""
@@ -94,8 +97,8 @@ class Sharer(Protocol):
     def holding(self, uses: Mapping[str, float]) -> Holding:
         """What it has, by the expected uses of its tasks."""
 
-    def resize(self, share: int) -> None:
-        """Have so many bytes from now on, for which it wakes."""
+    def resize(self, share: int, uses: Mapping[str, float] | None = None) -> None:
+        """Have so many bytes from now on, for which it wakes. What goes is what tasks will use least, where known."""
 
     def rest(self) -> None:
         """Sleep."""
@@ -180,7 +183,8 @@ class SharedBudget(Generic[_Bundle]):
         """
         wish = bundle.wish(task)
         if not bundle.share or wish.most > bundle.share:
-            self._apply(self._plan(bundle.name, wish, ask_uses, f"task {bundle.name}/{task}"))
+            uses = ask_uses()
+            self._apply(self._plan(bundle.name, wish, uses, f"task {bundle.name}/{task}"), uses)
 
     def resize(self, budget: int, ask_uses: AskUses) -> None:
         """Have another budget.
@@ -190,8 +194,8 @@ class SharedBudget(Generic[_Bundle]):
         """
         self.check(budget)
         if budget < self.budget:
-            less = self.budget - budget
-            self._apply(self._plan(_NOBODY, Wish(less, less), ask_uses, "what the budget loses"), budget)
+            less, uses = self.budget - budget, ask_uses()
+            self._apply(self._plan(_NOBODY, Wish(less, less), uses, "what the budget loses"), uses, budget)
         self.budget, self.stated = budget, True
         self.spread()
 
@@ -229,8 +233,7 @@ class SharedBudget(Generic[_Bundle]):
         """Bytes that tasks of other bundles that stay keep from one."""
         return sum(other.bounds.kept for other in self.bundles.values() if other.bounds.staying and other is not bundle)
 
-    def _plan(self, wanting: str, wish: Wish, ask_uses: AskUses, what: str) -> dict[str, int]:
-        uses = ask_uses()
+    def _plan(self, wanting: str, wish: Wish, uses: _Uses, what: str) -> dict[str, int]:
         holdings = {name: bundle.holding(uses.get(name, {})) for name, bundle in self.bundles.items()}
         holdings.setdefault(wanting, NOTHING)
         plan = plan_shares(wanting, wish, holdings, self.budget)
@@ -245,7 +248,7 @@ class SharedBudget(Generic[_Bundle]):
             least,
         )
 
-    def _apply(self, shares: Mapping[str, int], budget: int | None = None) -> None:
+    def _apply(self, shares: Mapping[str, int], uses: _Uses, budget: int | None = None) -> None:
         """Give bundles their shares. One with none sleeps; who sleeps or wakes leaves or takes what all may share."""
         before = self.shares
         for name, share in shares.items():
@@ -253,13 +256,13 @@ class SharedBudget(Generic[_Bundle]):
                 self._rest(self.bundles[name])
         if any(bool(share) != bool(before[name]) for name, share in shares.items()):
             shares = spread(shares, self._most, self.budget if budget is None else budget)
-        self._resize(shares)
+        self._resize(shares, uses)
 
-    def _resize(self, shares: Mapping[str, int]) -> None:
+    def _resize(self, shares: Mapping[str, int], uses: _Uses = MappingProxyType({})) -> None:
         before = self.shares
         for name in sorted(shares, key=lambda each: shares[each] - before[each]):  # what shrinks shrinks first
             if shares[name] != before[name]:
-                self.bundles[name].resize(shares[name])
+                self.bundles[name].resize(shares[name], uses.get(name))
 
     def _rest(self, bundle: _Bundle) -> None:
         """Have a bundle sleep. That its store can't be closed is nobody's failure but its own."""

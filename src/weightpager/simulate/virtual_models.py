@@ -15,7 +15,7 @@ from weightpager.runtime.planning.shares import NOTHING, OPENING, Holding, Wish
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena
 from weightpager.runtime.shared_budget import SharedBudget
 from weightpager.runtime.sharing import Bounds
-from weightpager.simulate.simulator import CountedReuse, Device, Simulator, UsePredictor
+from weightpager.simulate.simulator import CountedReuse, Device, Floats, Simulator, UsePredictor
 from weightpager.store import StorageModel
 
 
@@ -67,18 +67,20 @@ class VirtualBundle:
     def holding(self, uses: Mapping[str, float]) -> Holding:
         if self._arena is None:
             return NOTHING
-        expected = np.array([uses.get(task, 0.0) for task in self._numbers])
-        held = sharing.holding(self._needs, self._arena.blocks, self.share, expected)
+        held = sharing.holding(self._needs, self._arena.blocks, self.share, self._expected(uses))
         return replace(held, uses=sum(uses.values()))
 
-    def resize(self, share: int) -> None:
+    def _expected(self, uses: Mapping[str, float]) -> Floats:
+        return np.array([uses.get(task, 0.0) for task in self._numbers])
+
+    def resize(self, share: int, uses: Mapping[str, float] | None = None) -> None:
         device = Device(self._needs.split(share).slots, self._storage)
         if self._arena is None:
             self._arena = self._simulator.arena(device, self._capacity)
             self.wakings += 1
             self._begin()
         else:
-            self._arena.resize(device.slots)
+            self._arena.resize(device.slots, None if uses is None else self._expected(uses))
         self.share = share
         self._trial = PrefetchTrial(lambda: self._simulator.arena(device)) if self._prefetch else None
 
@@ -111,7 +113,7 @@ class VirtualBundle:
         if self._arena is not None and self._trial is not None and self._trial.pays:
             self._arena.dwell(seconds, self._uses_at)
 
-    def _uses_at(self, elapsed: float) -> np.ndarray | None:
+    def _uses_at(self, elapsed: float) -> Floats | None:
         return self._uses.uses((self._since or 0.0) + elapsed)
 
 

@@ -196,10 +196,10 @@ class Residency:
             return self._slots.evict_unused()
 
     @uninterrupted
-    def resize(self, budget: int) -> None:
-        """Use the slots of another budget, evicting what must go. Errors are those of `SlotAllocator.resize`."""
+    def resize(self, budget: int, expected_uses: Uses | None = None) -> None:
+        """Use the slots of another budget. What must go, and errors, are as of `SlotAllocator.resize`."""
         with self._my_turn(NEVER), self._lock:
-            self._slots.resize(budget)
+            self._slots.resize(budget, expected_uses=expected_uses)
             self._state.changed()
 
     def snapshot(self, current: int, expected_uses: Uses) -> tuple[Occupancy, npt.NDArray[np.float64], int]:

@@ -272,12 +272,13 @@ class SlotAllocator:
         seconds = self._state.read_timeout
         return storage_hangs(f"storage has not finished a read for {seconds:g} s whose memory is needed")
 
-    def resize(self, budget: int, tables: int | None = None) -> None:
+    def resize(self, budget: int, tables: int | None = None, expected_uses: Uses | None = None) -> None:
         """Use the slots of another budget, evicting what must go.
 
         Args:
             budget: bytes.
             tables: bytes of expanded block tables that must have room; those of the tasks in use if None.
+            expected_uses: of each task; what will be used least goes first. None goes by recency alone.
 
         Raises:
             BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
@@ -289,7 +290,7 @@ class SlotAllocator:
         fewer = self._blocks.slots - memory.split_for(budget, wanted).slots
         if fewer > 0:
             self._await_slots(fewer, budget, wanted)
-            slots, pages = self._blocks.to_retire(fewer)
+            slots, pages = self._blocks.to_retire(fewer, expected_uses)
             self.evict(pages)
             self._blocks.retire(slots)
             memory.resize(budget, wanted, retired=slots)

@@ -244,9 +244,12 @@ class BlockManager:
         """Give back the slots of loading pages that won't come."""
         self._slots.cancel(pages)
 
-    def to_retire(self, count: int) -> tuple[list[int], Pages]:
-        """Choose so many slots. Returns their numbers, and the pages that must go from them before `retire`."""
-        slots = self._slots.to_retire(count, self.evictable())
+    def to_retire(self, count: int, expected_uses: Uses | None = None) -> tuple[list[int], Pages]:
+        """Choose so many slots. Returns their numbers, and the pages that must go from them before `retire`.
+
+        What tasks will use least goes first; None goes by recency alone.
+        """
+        slots = self._slots.to_retire(count, self._order.sort(self._spare(), expected_uses))
         return slots, self._slots.pages_in(slots)
 
     def retire(self, slots: Sequence[int]) -> None:

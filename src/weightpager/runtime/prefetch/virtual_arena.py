@@ -118,13 +118,13 @@ class VirtualArena:
         self._ledger.needed(self.blocks.needs(task), late, len(pages))
         return Wait(seconds + self._seconds(pages), len(pages))
 
-    def resize(self, slots: int) -> None:
-        """Use so many slots, once reads in flight have ended (`settle`). What must go goes as in an engine."""
+    def resize(self, slots: int, expected_uses: Uses | None = None) -> None:
+        """Use so many slots, once reads in flight have ended (`settle`). What tasks will use least goes."""
         fewer = self.blocks.slots - slots
         if fewer <= 0:
             self.blocks.restore(-fewer)
             return
-        retired, pages = self.blocks.to_retire(fewer)
+        retired, pages = self.blocks.to_retire(fewer, expected_uses)
         self._evict(pages)
         self.blocks.retire(retired)
 
