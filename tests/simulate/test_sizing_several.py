@@ -57,10 +57,11 @@ def test_plan_finds_the_worst_switch_of_all(weightpager: Command, drawn_paths: l
     for start in wp.Models.from_pretrained(drawn_paths).tasks:
         switch = facts(weightpager, "plan", *drawn_paths, "--from", start, "--to", tight["to"])
         if start.partition("/")[0] == tight["to"].partition("/")[0]:
-            assert "waking_bytes" not in switch
+            assert switch["waking_bytes"] == 0
             assert switch["bytes"] < tight["bytes"] or start == tight["to"]
         else:
-            assert switch["bytes"] == tight["bytes"]
+            assert switch["bytes"] == tight["bytes"], "without a budget no bundle sleeps"
+            assert switch["waking_bytes"] == 0
     assert "bytes to wake its bundle" in words(weightpager, *arguments, sizes["smallest_budget"])
     assert "note: large/" in words(weightpager, *arguments, sizes["smallest_budget"] - 1)
 

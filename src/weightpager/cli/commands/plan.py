@@ -127,7 +127,8 @@ def _between(
     left = None if from_task is None else several.find(from_task)
     if left is not None and left[0] == owner:
         cost = switch_cost(bundle, left[1], task, model, slots)
-        return _PlannedSwitch.of(needs, replace(cost, from_task=from_task, to_task=to_task), size)
+        planned = _PlannedSwitch.of(needs, replace(cost, from_task=from_task, to_task=to_task), size)
+        return replace(planned, waking_bytes=0)
     cost = switch_cost(bundle, None, task, model, slots)
     sleeps = left is None or (size is not None and size < several.bounds.without_sleep)
     waking = needs.waking if sleeps else 0
