@@ -213,8 +213,8 @@ def test_rows_come_when_they_are_looked_up(wordy_bundle: Path) -> None:
     with wp.Models.from_pretrained([wordy_bundle]) as models:
         bundle = models.wake("wordy")
         assert bundle.bytes_read == 0
-        models.predict(f"wordy/{bundle.smallest}", TEXTS)
-        assert 0 < bundle.bytes_read < bundle.most
+        models.predict(f"wordy/{bundle.bounds.smallest}", TEXTS)
+        assert 0 < bundle.bytes_read < bundle.bounds.most
 
 
 def test_what_is_idle_sleeps_and_what_is_in_use_does_not(paths: list[Path]) -> None:

@@ -93,8 +93,8 @@ class MemoryNeeds:
 
     @property
     def waking(self) -> int:
-        """Bytes that are read when the bundle is opened, before any page: parameters, and the least rows."""
-        return self.footprint.resident + self.footprint.private + self.footprint.rows
+        """Bytes that are read when the bundle wakes, before any page: its parameters."""
+        return self.footprint.resident + self.footprint.private
 
     @property
     def least_tables(self) -> int:

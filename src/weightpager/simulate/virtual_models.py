@@ -84,7 +84,7 @@ class VirtualBundle:
         self.share = share
         self._trial = PrefetchTrial(lambda: self._simulator.arena(device)) if self._prefetch else None
 
-    def close(self) -> None:
+    def rest(self) -> None:
         self._before += self._prefetched
         self._arena, self.share = None, 0
 
