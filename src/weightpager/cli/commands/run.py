@@ -287,7 +287,7 @@ def _score_lines(row: TaskScore) -> list[list[object]]:
 def export(
     bundle: BundlePath,
     task: TaskName,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create, or a .gguf file.", show_default=False)],
     json: Json = False,
 ) -> None:
     """Export a task as an ordinary dense-with-zeros transformers directory. Needs `weightpager[torch]`.
@@ -296,12 +296,25 @@ def export(
     still differ at near ties: beside such weights weightpager's kernels round activations, too.
 
     Example: `weightpager export assistant.bundle --task spam --out spam-hf/`
+
+    A name that ends in `.gguf` gets llama.cpp's LoRA file instead, of a task that differs from the dense model in its
+    low-rank parts alone. Needs `gguf`.
     """
     with extra("torch"):
         from weightpager.backends.torch.export import export_task, layers_left_out
+        from weightpager.backends.torch.gguf_lora import SUFFIX, export_lora
         from weightpager.readers.tokenizer import open_tokenizer
 
     opened = Bundle.open(bundle)
+    if out.suffix == SUFFIX:
+        written = export_lora(opened, task, out)
+        if json:
+            output.print_json({"task": task, "out": str(written)})
+        else:
+            output.say(f"{written}: {task}, for llama.cpp's --lora beside the dense model")
+        if opened.task(task).system is not None:
+            output.hint(f"{task} begins conversations with a system message, which the file doesn't hold")
+        return
     layers = layers_left_out(opened, task)
     written = export_task(opened, task, out, layers)
     left_out = [number for numbers in layers.values() for number in numbers]
