@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ctypes import c_float
 from typing import Any
 
 import llama_cpp
@@ -32,6 +33,19 @@ class LlamaModel:
         parameters.n_ctx = tokens
         parameters.n_threads = parameters.n_threads_batch = threads
         return llama_cpp.llama_init_from_model(self.model, parameters)
+
+    def adapter(self, path: str) -> Any:
+        """A LoRA file's, for `use`."""
+        found = llama_cpp.llama_adapter_lora_init(self.model, path.encode())
+        if not found:
+            raise SystemExit(f"llama.cpp couldn't read {path}")
+        return found
+
+    def use(self, context: Any, *adapters: Any) -> None:
+        """Decode with these adapters from now on, as strong as they are."""
+        kind = llama_cpp.llama_adapter_lora_p_ctypes * len(adapters)
+        scales = (c_float * len(adapters))(*(1.0 for _ in adapters))
+        llama_cpp.llama_set_adapters_lora(context, kind(*adapters), len(adapters), scales)
 
     def grow(self, context: Any, ids: npt.NDArray[np.int64]) -> Iterator[int]:
         """Forget what was read, read ids [tokens], and give token after token, the likeliest each."""

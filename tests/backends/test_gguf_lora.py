@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import tiny
 import tiny_gguf
+import tiny_pairs
 import weightpager as wp
 from command import Command
 from lora import lora
@@ -44,10 +45,11 @@ RECOVER = {"method": "finetune", "steps": 2, "batch": 8, "private_steps": 2, "lo
 def qwen2(folder: Path) -> Path:
     """A decoder whose rows llama.cpp leaves where they are."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 16, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96}
+    reads = tiny_pairs.tokenizer(tiny_pairs.by_level())
+    sizes = {"vocab_size": len(reads), "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, bos_token_id=2, eos_token_id=3)).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, bos_token_id=0, eos_token_id=1)).save_pretrained(folder)
+    reads.save_pretrained(folder)
     return folder
 
 

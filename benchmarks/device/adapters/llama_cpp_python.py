@@ -4,7 +4,6 @@ All adapters are in memory. Needs ``llama-cpp-python`` and ``numpy``, and nothin
 """
 
 import sys
-from ctypes import c_float
 from functools import partial
 from typing import Any
 
@@ -16,22 +15,17 @@ from benchmarks.device.llama_cpp_model import LlamaModel
 if __name__ == "__main__":
     path, threads, *files = sys.argv[1:]
     model = LlamaModel(path)
-    adapters: dict[str, Any] = {each: llama_cpp.llama_adapter_lora_init(model.model, each.encode()) for each in files}
-    if not all(adapters.values()):
-        raise SystemExit("llama.cpp couldn't read the adapters")
+    adapters: dict[str, Any] = {each: model.adapter(each) for each in files}
     context = model.context(READ + DECODED + 1, int(threads))
 
     def use(name: str) -> None:
         if name.startswith("from disk "):
             file = name.removeprefix("from disk ")
-            llama_cpp.llama_set_adapters_lora(context, None, 0, None)
+            model.use(context)
             llama_cpp.llama_adapter_lora_free(adapters[file])
-            adapters[file] = llama_cpp.llama_adapter_lora_init(model.model, file.encode())
+            adapters[file] = model.adapter(file)
             name = file
-        found = [adapters[name]] if name else []
-        kind = llama_cpp.llama_adapter_lora_p_ctypes * len(found)
-        scales = (c_float * len(found))(*(1.0 for _ in found))
-        llama_cpp.llama_set_adapters_lora(context, kind(*found), len(found), scales)
+        model.use(context, *([adapters[name]] if name else []))
 
     swaps: Swaps = {"ms_swap_in_memory": (files[:2], 100)}
     if len(files) > 3:

@@ -29,13 +29,13 @@ _GGUF = {
 """Parts of a llama's layer, as llama.cpp calls them."""
 
 
-def made(bundle: Bundle, seed: int, rank: int, only: Sequence[str] = ()) -> Pairs:
-    """An adapter of all paged weights, or of those whose names end so."""
+def made(bundle: Bundle, seed: int, rank: int, only: Sequence[str] = (), size: float = 0.02) -> Pairs:
+    """An adapter of all paged weights, or of those whose names end so; values of B are about of this size."""
     rng = np.random.default_rng(seed)
 
     def pair(weight: WeightEntry) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         down = rng.standard_normal((rank, weight.in_features)) / weight.in_features**0.5
-        return down.astype(np.float32), (0.02 * rng.standard_normal((weight.out_features, rank))).astype(np.float32)
+        return down.astype(np.float32), (size * rng.standard_normal((weight.out_features, rank))).astype(np.float32)
 
     weights = (weight for weight in bundle.manifest.weights if not only or weight.name.endswith(tuple(only)))
     return {weight.name.removeprefix("base_model."): pair(weight) for weight in weights}
