@@ -120,6 +120,7 @@ def test_the_file_has_the_adapters_bits(bases: Callable[[str], Path], name: str,
                 np.testing.assert_array_equal(array, values, f"{layer} {part} {side}")
 
 
+@pytest.mark.slow
 def test_laid_over_the_base_in_its_file_it_computes_what_the_task_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_what_the_file_cannot_hold_is_named(
     refused(pruned, "new", r"new has beside them [\d,]+ of [\d,]+ blocks dropped\. Name a directory", tmp_path)
 
 
+@pytest.mark.slow
 def test_values_that_are_a_tasks_own_are_named(tmp_path: Path) -> None:
     content = tiny.writer(tmp_path, sparsity=0, compare="none", recover=RECOVER | {"private_blocks": 0.2})
     own = wp.compile(content, tmp_path / "a.bundle", cache=False).path

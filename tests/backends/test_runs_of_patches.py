@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,15 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_size, "PIECE", 6)
 
 
-def shown(factory: pytest.TempPathFactory, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """What transformers' processor makes of pictures of odd sizes."""
+def shown(
+    factory: pytest.TempPathFactory, count: int, seed: int = 0, sides: tuple[int, int] = (5, 90)
+) -> dict[str, np.ndarray]:
+    """What transformers' processor makes of pictures of odd sizes: sides from the first to below the second."""
     folder, random = factory.mktemp("processor"), np.random.default_rng(seed)
     (folder / "preprocessor_config.json").write_text(json.dumps(tiny_qwen2_vl.processor()), encoding="utf-8")
     images = []
     for _ in range(count):
-        height, width = random.integers(5, 90, 2)
+        height, width = random.integers(*sides, 2)
         images.append(Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)))
     return dict(load_image_processor(folder)(images=images, return_tensors="np"))
 
@@ -145,6 +148,21 @@ def test_texts_are_read_and_continued_as_transformers_would(
     for model in made.models.values():
         np.testing.assert_allclose(model.logits(inputs)[seen], wanted[seen], rtol=0, atol=CLOSE)
         assert np.array_equal(grown(model, inputs, made.form, 8)[:end], tokens[-1][:end])
+
+
+@pytest.mark.slow
+def test_logits_of_two_hundred_pictures_are_transformers(made: Made, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A third of them has sides of a patch or two, down to a single pixel."""
+    pictures, grids = 0, set()
+    for seed, sides in zip(range(100, 134), cycle([(5, 90), (1, 9), (1, 160)]), strict=False):
+        counts = [int(count) for count in np.random.default_rng(seed).permutation(COUNTS)]
+        inputs = asked(shown(tmp_path_factory, sum(counts), seed, sides), counts, seed)
+        wanted, seen = by_transformers(made.module, inputs), inputs["attention_mask"] != 0
+        for model in made.models.values():
+            np.testing.assert_allclose(model.logits(inputs)[seen], wanted[seen], rtol=0, atol=CLOSE)
+        pictures, grids = pictures + sum(counts), grids | {tuple(grid) for grid in inputs["image_grid_thw"]}
+    assert pictures >= 200
+    assert len(grids) > 20
 
 
 def test_texts_without_pictures_are_read_as_any(made: Made) -> None:
