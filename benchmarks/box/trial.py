@@ -1,0 +1,189 @@
+"""One measurement, in a process of its own: ``python -m benchmarks.box.trial SPEC``, which prints figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from benchmarks.box.boxes import METHODS, Box, Ours
+from benchmarks.box.processes import storage
+from benchmarks.box.requests import Request, answer, kind_of, opening_bytes, trace
+from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
+from weightpager.engine import Engine, Models
+from weightpager.machine.memory import forget_peak, peak_memory
+from weightpager_lab.timing import seconds_of
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is measured.
+
+    Attributes:
+        kind: ``trace``, ``steps`` or ``alone``.
+        bundles: their directories.
+        method: of `METHODS`; of ``alone``, ``Models`` or ``Engine``.
+        budget: bytes.
+        rate: bytes a second of the storage; 0 for the disk as it is.
+        requests: of a trace.
+        seed: of the trace.
+    """
+
+    kind: str
+    bundles: Sequence[str]
+    method: str
+    budget: int
+    rate: float
+    requests: int
+    seed: int
+
+    @property
+    def opened(self) -> dict[str, Bundle]:
+        return {Path(path).name.removesuffix(".bundle"): Bundle.open(Path(path)) for path in self.bundles}
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def main(spec: Spec) -> list[Figures]:
+    bundles = spec.opened
+    if spec.kind == "steps":
+        return list(steps(bundles, spec.budget, spec.rate))
+    return [(of_trace if spec.kind == "trace" else alone)(bundles, spec)]
+
+
+def of_trace(bundles: Mapping[str, Bundle], spec: Spec) -> Figures:
+    """Waits of a trace's requests, after each bundle has been asked once; and the most that was held."""
+    with closing(METHODS[spec.method](bundles, spec.budget, spec.rate)) as box:
+        for name, bundle in bundles.items():
+            first = Request(name, next(iter(bundle.tasks)), kind_of(bundle), 0)
+            box.enter(first)
+            box.answer(first)
+        return replayed(box, trace(bundles, spec.requests, spec.seed), spec.budget)
+
+
+def replayed(box: Box, requests: Sequence[Request], budget: int) -> Figures:
+    waits, answers, held, memory = list[float](), list[float](), list[int](), list[int]()
+    read, opened = box.read(), box.opened
+    forget_peak()
+    for request in requests:
+        for seconds, step in ((waits, box.enter), (answers, box.answer)):
+            seconds.append(_timed(step, request))
+            held.append(box.held())
+        memory.append(box.memory())
+    return {
+        **spread_of(waits, answers),
+        "read_bytes": box.read() - read,
+        "opened": box.opened - opened,
+        "held_bytes": max(held),
+        "violations": sum(each > budget for each in held),
+        "process_bytes": max(memory),
+        "peak_bytes": peak_memory() or 0,
+    }
+
+
+def spread_of(waits: Sequence[float], answers: Sequence[float]) -> Figures:
+    return {
+        "wait": fmean(waits),
+        "wait_p95": float(np.percentile(waits, 95)),
+        "answer": fmean(answers),
+        "requests": len(waits),
+    }
+
+
+def _timed(step: Callable[[Request], None], request: Request) -> float:
+    return seconds_of(lambda: step(request))
+
+
+def steps(bundles: Mapping[str, Bundle], budget: int, rate: float) -> Iterator[Figures]:
+    """Switches between bundles with all pages evicted, and returns of a bundle that sleeps, beside what they read.
+
+    A first answer is that of an engine that was just opened, whose pages are there.
+    """
+    ours = Ours(bundles, budget, rate)
+    with closing(ours):
+        tasks = {name: list(bundle.tasks) for name, bundle in bundles.items()}
+        asked = [Request(name, task, kind_of(bundles[name]), 1) for name in bundles for task in tasks[name][:2]]
+        for request in asked:
+            ours.enter(request)
+            ours.answer(request)
+        for request in asked:
+            for other in asked:
+                if other.bundle != request.bundle:
+                    ours.enter(other)
+                    yield {"returns": 0, **_switch(ours, request, rate)}
+            yield {"returns": 1, **_return(ours, request, bundles[request.bundle], rate)}
+
+
+def _switch(ours: Ours, request: Request, rate: float) -> Figures:
+    ours.models.deactivate()
+    ours.models.evict()
+    read = ours.read()
+    seconds = _timed(ours.enter, request)
+    size = ours.read() - read
+    return {"seconds": seconds, "bytes": size, "over": seconds * rate / size}
+
+
+def _return(ours: Ours, request: Request, bundle: Bundle, rate: float) -> Figures:
+    ours.models.deactivate()
+    ours.models.sleep(request.bundle)
+    read = ours.read()
+    entered = _timed(ours.enter, request)
+    answered = _timed(ours.answer, request)
+    size = ours.read() - read
+    warm = _timed(ours.answer, request)
+    first = first_answer(bundle, request)
+    seconds = entered + answered
+    return {
+        "seconds": seconds, "bytes": size, "entered": entered, "answered": answered, "warm": warm, "first": first,
+        "opening": opening_bytes(bundle.path), "over": seconds / (size / rate + first),
+        "over_warm": seconds / (size / rate + warm),
+    }  # fmt: skip
+
+
+def first_answer(bundle: Bundle, request: Request) -> float:
+    """Seconds of an engine's first answer, whose pages are there."""
+    with Engine(bundle, EngineConfig()) as engine:
+        engine.activate(request.task)
+        return seconds_of(lambda: answer(engine, request.task, request))
+
+
+def alone(bundles: Mapping[str, Bundle], spec: Spec) -> Figures:
+    """One bundle's trace, by `Models` or by `Engine`."""
+    ((name, bundle),) = bundles.items()
+    requests = trace(bundles, spec.requests, spec.seed)
+    with storage(spec.rate):
+        if spec.method == "Models":
+            with Models.from_pretrained([bundle.path], budget=spec.budget) as models:
+                return _alone(models, models.engines[name], requests, lambda request: request.whole_name)
+        with Engine(bundle, EngineConfig(spec.budget)) as engine:
+            return _alone(engine, engine, requests, lambda request: request.task)
+
+
+def _alone(
+    box: Models | Engine, engine: Engine, requests: Sequence[Request], named: Callable[[Request], str]
+) -> Figures:
+    waits, answers = list[float](), list[float]()
+    for request in requests:
+        begun = time.perf_counter()
+        box.activate(named(request))
+        entered = time.perf_counter()
+        answer(box, named(request), request)
+        waits.append(entered - begun)
+        answers.append(time.perf_counter() - entered)
+    held = engine.report().memory.total
+    return {**spread_of(waits, answers), "held_bytes": held, "peak_bytes": peak_memory() or 0}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(Spec(**json.loads(sys.argv[1])))))
