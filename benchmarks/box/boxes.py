@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 
 from benchmarks.box.processes import ModelProcess, Start, proportional, storage, wait_for
 from benchmarks.box.requests import Request, answer, opening_bytes
@@ -144,11 +145,11 @@ class Processes(Box):
         bundles: by name.
         budget: of the weights of all processes; one that needs more alone gets all of it.
         rate: of the storage.
-        start: of a process.
+        start: of each.
         whole: whether it loads all tasks before it is ready.
     """
 
-    def __init__(self, bundles: Bundles, budget: int, rate: float, start: Start, *, whole: bool) -> None:
+    def __init__(self, bundles: Bundles, budget: int, rate: float, *, start: Start, whole: bool) -> None:
         self._bundles, self._budget, self._rate, self._start, self._whole = bundles, budget, rate, start, whole
         self._needs = {name: min(budget, largest_budget(bundle)) for name, bundle in bundles.items()}
         self._alive: dict[str, ModelProcess] = {}  # the least recently used first
@@ -194,11 +195,11 @@ class Processes(Box):
         process.close()
 
 
-METHODS = {
+METHODS: Mapping[str, Callable[[Bundles, int, float], Box]] = {
     "ours": Ours,
     "split by hand": SplitByHand,
-    "processes, started anew": lambda *given: Processes(*given, "spawn", whole=True),
-    "processes, forked": lambda *given: Processes(*given, "fork", whole=True),
-    "processes, forked, a task at a time": lambda *given: Processes(*given, "fork", whole=False),
+    "processes, started anew": partial(Processes, start="spawn", whole=True),
+    "processes, forked": partial(Processes, start="fork", whole=True),
+    "processes, forked, a task at a time": partial(Processes, start="fork", whole=False),
 }
 """By name, from bundles, budget and rate."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.box.bundles --out bundles
 
-Weights and shapes are real, but nothing wins back what dropped blocks cost, and heads are trained for a moment: they
-serve to measure speed and memory. The driving model's connector is random.
+Weights and shapes are real, but nothing wins back what dropped blocks cost the writers, and the encoder's heads are
+trained for a moment: they serve to measure speed and memory. The driving model's connector is random.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def search(cache: Path, _: Path) -> dict[str, Any]:
         **_QUICKLY,
         "model": str(minilm(cache)),
         "sparsity": 0.75,
-        "calibration": {"items": 32, "max_length": 64, "batch": 16},
-        "training": {"steps": 6, "batch": 8},
+        "recover": "closed-form",
+        "calibration": {"items": 96, "max_length": 64, "batch": 32},
+        "training": {"steps": 12},
         "tasks": {sample.name: sample.entry() for sample in samples},
     }
 
@@ -62,7 +63,7 @@ def search(cache: Path, _: Path) -> dict[str, Any]:
 def assistant(cache: Path, _: Path) -> dict[str, Any]:
     """SmolLM2-135M's six writing tasks, half of the blocks."""
     samples, _missing = text_generation(cache, train_items=ROWS, eval_items=20, report=typer.echo)
-    return _writing(smollm2(cache), samples)
+    return _writing(smollm2(cache), samples, max_length=384)
 
 
 def driving(cache: Path, out: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def driving(cache: Path, out: Path) -> dict[str, Any]:
     model = out / "driving-model"
     if not (model / "chat_template.jinja").is_file():
         _join(cache, model)
-    return _writing(model, samples)
+    return _writing(model, samples, max_length=96)
 
 
 def _join(cache: Path, target: Path) -> None:
@@ -83,13 +84,13 @@ def _join(cache: Path, target: Path) -> None:
     save(model.bfloat16(), tokenizer, target)
 
 
-def _writing(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
+def _writing(model: Path, samples: Sequence[Sample], *, max_length: int) -> dict[str, Any]:
     entries = {each.name: {**each.entry(), "items": 4, "max_new_tokens": 8} for each in samples}
     return {
         **_QUICKLY,
         "model": str(model),
         "sparsity": 0.5,
-        "calibration": {"items": 4, "max_length": 96, "batch": 4},
+        "calibration": {"items": 4, "max_length": max_length, "batch": 4},
         "training": {"steps": 1, "learning_rate": 1e-5, "batch": 1},
         "tasks": entries,
     }

@@ -105,7 +105,7 @@ def answer(box: Engine | Models, task: str, request: Request) -> None:
         box.generate(task, QUESTION, [frame(request.number)], max_new_tokens=TOKENS)
         return
     asked = frame(request.number) if request.kind == "images" else TEXTS[request.number % len(TEXTS)]
-    box.predict(task, [asked], **({"max_new_tokens": TOKENS} if request.kind == "writing" else {}))
+    box.predict(task, [asked], max_new_tokens=TOKENS if request.kind == "writing" else None)
 
 
 def frame(number: int) -> npt.NDArray[np.uint8]:

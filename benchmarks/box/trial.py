@@ -59,7 +59,7 @@ def main(spec: Spec) -> list[Figures]:
     bundles = spec.opened
     if spec.kind == "steps":
         return list(steps(bundles, spec.budget, spec.rate))
-    return [(of_trace if spec.kind == "trace" else alone)(bundles, spec)]
+    return [of_trace(bundles, spec) if spec.kind == "trace" else alone(bundles, spec)]
 
 
 def of_trace(bundles: Mapping[str, Bundle], spec: Spec) -> Figures:

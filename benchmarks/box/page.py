@@ -1,0 +1,160 @@
+"""The page ``docs/box.md`` from the rows of the box.
+
+python -m benchmarks.box.page --json docs/box.json --out docs/box.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import row_file
+from benchmarks.box.boxes import METHODS
+from benchmarks.box.rows import SHARES, Row, Spread, of, pairs
+from benchmarks.report.tables import table
+from weightpager.config import format_size
+
+HALF = 0.5
+OURS, SPLIT = "ours", "split by hand"
+PROCESSES = [name for name in METHODS if name.startswith("processes")]
+MOST = {"processes": 0.3, SPLIT: 0.7, "switch": 1.15, "return": 1.2, "memory": 1.0}
+"""What is asked for, each at most."""
+
+NAMES = {0.0: "largest need", 0.5: "half", 0.75: "three quarters", 1.0: "all"}
+"""Of `SHARES`."""
+
+SECONDS = "{:.3g}".format
+
+_TOP = """# A box
+
+For whoever runs several models in one memory budget. `python -m benchmarks.box.page` writes this page from
+[{json}]({json}).
+
+{bundles} share a budget, and a trace mixes bursts of search, writing and questions about frames. *Ours* is
+[`Models`](own-model.md#several-bundles-under-one-budget). *Split by hand* is an engine for each bundle, with a fixed
+part of the budget in proportion to what it can use. *Processes* run one bundle each; the least recently used are killed
+where another needs room. They are ready once all their tasks are loaded, or *a task at a time*. *Forked* ones are
+copies of a process that has imported everything.
+
+Weights and shapes are real: MiniLM, SmolLM2-135M, and DINOv2-S before SmolLM2-135M. They were compiled without
+recovery, and a random connector joins the last: speed and memory are measured here, answers mean nothing. Storage
+is held to {rate:.0f} MB/s; files beside pages are waited for by their sizes. A wait ends when the task is ready. Cells
+are medians of {rounds} traces of {requests} requests, with least and most. All took turns on two cores of {cpu}, which
+other programs used too. llama.cpp and ONNX Runtime weren't run.
+
+```
+python -m benchmarks.box.bundles --out bundles
+python -m benchmarks.box bundles/*.bundle --json docs/box.json
+```
+"""
+
+
+def main(
+    json: Annotated[Path, typer.Option(help="Rows that the box wrote.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")],
+) -> None:
+    """Write the page."""
+    if not json.is_file():
+        raise typer.BadParameter(f"expected a file of rows, found nothing at {json}", param_hint="--json")
+    out.write_text(page(row_file.read(json, Row), json.name), encoding="utf-8")
+
+
+def page(rows: Sequence[Row], json_name: str) -> str:
+    traces = [row for row in rows if row.kind == "trace" and row.method == OURS and row.figures]
+    top = _TOP.format(
+        json=json_name,
+        bundles=" and ".join(filter(None, [", ".join(traces[0].bundles[:-1]), traces[0].bundles[-1]])).capitalize(),
+        rate=traces[0].rate / 1e6,
+        rounds=len({row.repeat for row in traces}),
+        requests=round((traces[0].figures or [{}])[0]["requests"]),
+        cpu=traces[0].cpu,
+    )
+    parts = [
+        top,
+        f"## Asked and reached\n\n{_goals(rows)}\n",
+        f"## By budget\n\n{_by_budget(rows, 'wait', SECONDS, 'mean wait, s')}\n",
+        f"{_by_budget(rows, 'wait_p95', SECONDS, '95th percentile, s')}\n",
+        f"{_by_budget(rows, 'read_bytes', _size, 'read')}\n",
+        f"{_by_budget(rows, 'process_bytes', _size, 'all processes')}\n",
+        f"## One bundle alone, `Models` over `Engine`\n\nIn three quarters of what it can use.\n\n{_alone(rows)}\n",
+    ]
+    commits = sorted({f"* `{row.command}`, commit {row.commit}" for row in rows})
+    return "\n".join([*parts, "## Where the rows come from\n", *commits, ""])
+
+
+def _goals(rows: Sequence[Row]) -> str:
+    lines = [_goal(name, found, most) for name, found, most in _reached(rows)]
+    broken = sum(figures["violations"] for row in of(rows, "trace", OURS) for figures in row.figures or [])
+    lines.append(["measurements of memory above the budget", "0", f"{broken:.0f}", _met(broken == 0)])
+    return table(["ratio", "at most", "reached", ""], lines)
+
+
+def _goal(name: str, found: list[float], most: float) -> list[str]:
+    if not found:
+        return [name, str(most), "can't run", ""]
+    reached = Spread.of(found)
+    return [name, str(most), reached.shown("{:.2f}".format), _met(reached.median <= most)]
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "**not met**"
+
+
+def _reached(rows: Sequence[Row]) -> Iterator[tuple[str, list[float], float]]:
+    """What is asked for, its values, and the most that is allowed."""
+    for method in [*PROCESSES, SPLIT]:
+        both = pairs(of(rows, "trace", OURS, HALF), of(rows, "trace", method, HALF))
+        most = MOST[SPLIT if method == SPLIT else "processes"]
+        yield f"mean wait at half, over {method}", [ours["wait"] / theirs["wait"] for ours, theirs in both], most
+    done = [figures for row in of(rows, "steps", OURS) for figures in row.figures or []]
+    switches = [each["over"] for each in done if not each["returns"]]
+    returns = [each for each in done if each["returns"]]
+    yield "switch between models with all evicted, over bytes / bandwidth", switches, MOST["switch"]
+    read = "return of a model that slept, over bytes / bandwidth and a"
+    yield f"{read} first answer", [each["over"] for each in returns], MOST["return"]
+    yield f"{read} later one", [each["over_warm"] for each in returns], MOST["return"]
+    yield "process, over budget and a plain process of one", _process_ratios(rows), MOST["memory"]
+
+
+def _process_ratios(rows: Sequence[Row]) -> list[float]:
+    alone = [figures for row in of(rows, "alone", "Engine") for figures in row.figures or []]
+    if not alone:
+        return []
+    plain = max(each["peak_bytes"] - each["held_bytes"] for each in alone)
+    return [
+        figures["peak_bytes"] / (row.budget + plain) for row in of(rows, "trace", OURS) for figures in row.figures or []
+    ]
+
+
+def _by_budget(rows: Sequence[Row], key: str, form: Callable[[float], str], what: str = "budget") -> str:
+    lines = []
+    for method in METHODS:
+        cells = [method]
+        for share in SHARES:
+            found = [figures[key] for row in of(rows, "trace", method, share) for figures in row.figures or []]
+            cells.append(Spread.of(found).shown(form) if found else "can't run")
+        lines.append(cells)
+    heads = [f"{NAMES[share]}, {format_size(of(rows, 'trace', OURS, share)[0].budget)}" for share in SHARES]
+    return table([what, *heads], lines)
+
+
+def _size(size: float) -> str:
+    return format_size(round(size))
+
+
+def _alone(rows: Sequence[Row]) -> str:
+    lines = []
+    ours, theirs = of(rows, "alone", "Models"), of(rows, "alone", "Engine")
+    for name in dict.fromkeys(name for row in ours for name in row.bundles):
+        both = pairs([row for row in ours if row.bundles == [name]], theirs)
+        keys = ("wait", "answer", "peak_bytes")
+        ratios = [Spread.of(a[key] / b[key] for a, b in both) if both else None for key in keys]
+        lines.append([name, *("–" if each is None else each.shown("{:.2f}".format) for each in ratios)])
+    return table(["bundle", "wait", "answer", "process"], lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
