@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-SHARES = (0.0, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.5, 0.8, 1.0)
 """Budgets, as shares of what all bundles can use; 0 is what the one that needs most can use."""
 
 

@@ -108,21 +108,26 @@ def _timed(step: Callable[[Request], None], request: Request) -> float:
 def steps(bundles: Mapping[str, Bundle], budget: int, rate: float) -> Iterator[Figures]:
     """Switches between bundles with all pages evicted, and returns of a bundle that sleeps, beside what they read.
 
-    A first answer is that of an engine that was just opened, whose pages are there.
+    A first answer is that of an engine that was just opened, whose pages are there. ``bundle`` is the place of the one
+    that is switched or returned to.
     """
     ours = Ours(bundles, budget, rate)
     with closing(ours):
-        tasks = {name: list(bundle.tasks) for name, bundle in bundles.items()}
-        asked = [Request(name, task, kind_of(bundles[name]), 1) for name in bundles for task in tasks[name][:2]]
+        asked = [
+            Request(name, task, kind_of(bundle), 1)
+            for name, bundle in bundles.items()
+            for task in list(bundle.tasks)[:2]
+        ]
         for request in asked:
             ours.enter(request)
             ours.answer(request)
         for request in asked:
+            place = list(bundles).index(request.bundle)
             for other in asked:
                 if other.bundle != request.bundle:
                     ours.enter(other)
-                    yield {"returns": 0, **_switch(ours, request, rate)}
-            yield {"returns": 1, **_return(ours, request, bundles[request.bundle], rate)}
+                    yield {"returns": 0, "bundle": place, **_switch(ours, request, rate)}
+            yield {"returns": 1, "bundle": place, **_return(ours, request, bundles[request.bundle], rate)}
 
 
 def _switch(ours: Ours, request: Request, rate: float) -> Figures:
