@@ -74,12 +74,7 @@ def encode(row: Visit | Counts) -> bytes:
 
 
 def parse(line: bytes) -> Visit | Counts:
-    """The row of a line; errors are those of `parse_object` and `parse_row`."""
-    return parse_row(parse_object(line))
-
-
-def parse_object(line: bytes) -> dict[str, object]:
-    """The JSON object of a line.
+    """The visit or the counts that a line stands for.
 
     Raises:
         UnfinishedLineError: it begins as an object does, or is made of zeros as after a power cut, and isn't JSON.
@@ -92,15 +87,6 @@ def parse_object(line: bytes) -> dict[str, object]:
     if not isinstance(row, dict):
         unfinished = line and line.lstrip(b"\0")[:1] in (b"", b"{")
         raise (UnfinishedLineError if unfinished else ValueError)(f"expected a JSON object, got {line[:80]!r}")
-    return row
-
-
-def parse_row(row: dict[str, object]) -> Visit | Counts:
-    """The visit or the counts that an object stands for.
-
-    Raises:
-        ValueError: it is neither.
-    """
     return _counts(row) if row.keys() == {"requests", "switches"} else _visit(row)
 
 

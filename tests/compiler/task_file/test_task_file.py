@@ -134,7 +134,7 @@ def test_merge_keys_work(write: Writer) -> None:
         ("alignment: -1", "alignment: expected at least 0, found -1"),
         ("alignment: .nan", "alignment: expected at least 0, found nan"),
         ("saliency: gradients", "did you mean 'gradient'?"),
-        ("saliency: block-obs", "saliency: expected gradient, found block-obs, which is no longer a choice; write"),
+        ("saliency: block-obs", "saliency: expected 'gradient', found 'block-obs'"),
         ("page: 5000", "page: expected auto or a power of two from 4KiB to 256MiB, found 5000"),
         ("page: tiny", "page: expected auto or a size such as 64KiB, found 'tiny'"),
         ("page: true", "page: expected auto or"),

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -120,15 +119,13 @@ def test_any_bytes_can_be_read(lines: list[bytes]) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    ['{"run": true, "number": 1, "task": "a", "time": 1}', '{"run": 1, "number": 1, "task": "a", "time": NaN}',
-     '{"run": 1, "number": 1, "task": 7, "time": 1}', '{"requests": {"a": -1}, "switches": 0}', "[1]", "[" * 10_000,
-     '{"run": 1, "number": 1, "task": "a", "time": 1' + "0" * 400 + "}", '{"requests": [], "switches": 0}'],
+    ['{"run": 1, "number": 1, "task": "a", "time": 1}', '{"task": "a", "time": NaN}', '{"task": 7, "time": 1}',
+     '{"requests": {"a": -1}, "switches": 0}', "[1]", "[" * 10_000, '{"task": "a", "time": 1' + "0" * 400 + "}",
+     '{"requests": [], "switches": 0}'],
 )  # fmt: skip
 def test_nonsense_is_no_history(row: str) -> None:
-    """Also if it is sealed, as earlier versions did it."""
-    for line in (row, f"{row}\t{crc32(row.encode()):08x}"):
-        history = parse_history(line.encode())
-        assert (history.visits, history.requests, history.lost) == ([], Counter(), 1)
+    history = parse_history(row.encode())
+    assert (history.visits, history.requests, history.lost) == ([], Counter(), 1)
 
 
 def test_a_torn_last_line_loses_only_itself(tmp_path: Path) -> None:
@@ -271,9 +268,7 @@ def test_a_file_of_something_else_is_refused_and_stays_as_it_is(tmp_path: Path, 
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\0" * 4096, b'{"run": 1, "num', b'{"req', b'{"run": 1, "number": 1}\t00000000\n']
-)
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b'{"task": "a", "ti', b'{"req', b'{"task": "a", "time\n'])
 def test_a_damaged_history_is_none_of_something_else(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "history"
     path.write_bytes(content)
@@ -383,35 +378,6 @@ def test_a_history_is_a_trace(tmp_path: Path) -> None:
         run.monitor.close()
     assert read_trace(path, "abc") == [None, "a", "b", "c", None, "a", "b"]
     assert [visit.task for visit in read_timed_visits(path, "abc")] == list("abcab")
-
-
-def sealed(row: str) -> bytes:
-    """A line as earlier versions wrote it."""
-    return f"{row}\t{crc32(row.encode()):08x}\n".encode()
-
-
-def test_a_history_of_an_earlier_version_is_kept_and_becomes_a_trace(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "history"
-    rows = [(1, 1, "a", 1000.0), (1, 2, "b", 1010.0), (1, 4, "c", 1030.0), (2, 1, "a", 5.0), (2, 2, "b", 8.0)]
-    lines = [f'{{"run": {run}, "number": {number}, "task": "{task}", "time": {at}}}' for run, number, task, at in rows]
-    counts = '{"requests": {"a": 40, "b": 2}, "switches": 3}'
-    path.write_bytes(b"".join(map(sealed, [*lines[:3], counts, *lines[3:]])) + b'{"run": 2, "num')
-    with caplog.at_level(logging.INFO):
-        run = Run(path, clock=50.0)
-    assert "written anew, as a trace" in caplog.text
-    assert run.monitor.requests == {"a": 40, "b": 2}
-    assert run.monitor.switches == 3
-    assert [(visit.task, visit.resumed) for visit in run.monitor.visits()] == [
-        ("a", True), ("b", False), ("c", True), ("a", True), ("b", False),
-    ]  # fmt: skip
-    assert run.monitor.dwell_seconds() == {"a": [pytest.approx(10.0), pytest.approx(3.0)]}
-    run.visit("c")
-    run.monitor.close()
-    assert read_trace(path) == [None, "a", "b", None, "c", None, "a", "b", None, "c"]
-    assert parse_history(path.read_bytes()).requests == {"a": 40, "b": 2, "c": 1}
-    assert not parse_history(path.read_bytes()).earlier
 
 
 def test_a_trace_without_times_is_no_history_and_stays_as_it_is(tmp_path: Path) -> None:

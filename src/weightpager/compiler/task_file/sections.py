@@ -121,15 +121,6 @@ def _strength(value: object) -> object:
     return float("inf") if value == "inf" else value
 
 
-def _saliency(value: object) -> object:
-    if value in ("second-moment", "block-obs"):
-        raise broken(
-            f"expected gradient, found {value}, which is no longer a choice; write 'saliency: gradient', or leave the "
-            "line out"
-        )
-    return value
-
-
 def _comparison(value: object) -> object:
     return ("all" if value else "none") if isinstance(value, bool) else value
 
@@ -161,7 +152,7 @@ Block = Annotated[BlockShape, BeforeValidator(_block), _text(r"^\d+x\d+$")]
 Page = Annotated[int | None, BeforeValidator(_page), _text(rf"^(auto|{_SIZE})$", "integer", "null")]
 Size = Annotated[int | None, BeforeValidator(_size), _text(rf"^{_SIZE}$", "integer", "null")]
 Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0), _text("^inf$", "number", minimum=0)]
-Saliency = Annotated[Literal["gradient"], BeforeValidator(_saliency)]
+Saliency = Literal["gradient"]
 Rows = Literal["on-demand", "resident"]
 ExpertUnit = Literal["whole", "blocks"]
 Unit = Literal["block", "half-layer", "layer"]

@@ -10,13 +10,12 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from zlib import crc32
 
 from weightpager.errors import ConfigError
 from weightpager.runtime.prediction.appended_file import AppendedFile
-from weightpager.trace_file import Counts, Visit, encode, parse, parse_object, parse_row
+from weightpager.trace_file import Counts, Visit, encode, parse
 
-_BEGINNINGS = b'{"task": ', b'{"requests": ', b'{"run": '
+_BEGINNINGS = b'{"task": ', b'{"requests": '
 
 
 @dataclass
@@ -30,7 +29,6 @@ class History:
         switches: number of switches.
         lost: number of lines that were damaged.
         foreign: number of lines that can't have been a history's.
-        earlier: whether a line has the form of earlier versions.
     """
 
     visits: list[Visit] = field(default_factory=list)
@@ -38,7 +36,6 @@ class History:
     switches: int = 0
     lost: int = 0
     foreign: int = 0
-    earlier: bool = False
 
     @property
     def is_foreign(self) -> bool:
@@ -55,11 +52,10 @@ class History:
 
 def parse_history(content: bytes) -> History:
     """What can be read of a file. A damaged line is a gap. Never raises."""
-    history, earlier = History(), _EarlierLines()
-    gap, shift = True, 0.0
+    history, gap, shift = History(), True, 0.0
     for line in content.splitlines():
         try:
-            row = earlier.parse(line) if b"\t" in line else parse(line)
+            row = parse(line)
         except ValueError:
             gap = history.lose(line) or gap
             continue
@@ -73,38 +69,7 @@ def parse_history(content: bytes) -> History:
             shift = max(0.0 if resumed else shift, latest - row.start)
             history.visits.append(Visit(row.task, row.start + shift, resumed))
             gap = False
-    history.earlier = earlier.found
     return history
-
-
-class _EarlierLines:
-    r"""Lines of versions whose history wasn't a trace, with the numbers of run and visit, a tab and a CRC-32.
-
-    ``{"run": 3, "number": 17, "task": "spam", "time": 1764113441.25}\t9f3a01bc``
-
-    Attributes:
-        found: whether there has been one.
-    """
-
-    def __init__(self) -> None:
-        self.found = False
-        self._next = 0, 0
-
-    def parse(self, line: bytes) -> Visit | Counts:
-        """As `weightpager.trace_file.parse`; a visit is resumed unless it follows the one before by its numbers."""
-        text, _, seal = line.rpartition(b"\t")
-        if seal != b"%08x" % crc32(text):
-            raise ValueError(f"expected a line with its checksum, got {line[:80]!r}")
-        fields = parse_object(text)
-        run, number = fields.pop("run", 0), fields.pop("number", 0)
-        if type(run) is not int or type(number) is not int:
-            raise ValueError(f"expected numbers of run and visit, got {line[:80]!r}")
-        row = parse_row(fields)
-        if isinstance(row, Visit):
-            row = replace(row, resumed=(run, number) != self._next)
-            self._next = run, number + 1
-        self.found = True
-        return row
 
 
 _log = logging.getLogger(__name__)
@@ -162,8 +127,6 @@ class HistoryFile:
         self._switches = 0
         self._changed = threading.Condition()
         self._writing = threading.Lock()
-        if self._history.earlier:
-            self._convert()
         self._thread = threading.Thread(target=self._serve, name="weightpager-history", daemon=True)
         self._thread.start()
 
@@ -266,13 +229,6 @@ class HistoryFile:
     def _until_sync(self) -> float | None:
         """Seconds until the disk is waited for; None if it has everything."""
         return max(0.0, self._synced + SYNC_INTERVAL - time.monotonic()) if self._unsynced else None
-
-    def _convert(self) -> None:
-        try:
-            self._file.replace(_newest(self._history, self._limit))
-            _log.info("%s: the history of tasks has been written anew, as a trace", self.path)
-        except OSError as error:
-            self._fail(error)
 
     def _shorten(self) -> None:
         self._file.replace(_newest(self._read(), self._limit // 2))
