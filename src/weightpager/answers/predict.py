@@ -247,11 +247,7 @@ def checked_texts(task: TaskEntry, texts: Iterable[str]) -> list[str]:
 
 
 def check_writes(task: TaskEntry) -> None:
-    """See that a task continues texts.
-
-    Raises:
-        ConfigError: it doesn't.
-    """
+    """See that a task continues texts. Raises `ConfigError` if it doesn't."""
     if not task.writes:
         raise ConfigError(f"expected a task that generates text, found {task.name!r} of {task.kind}; call predict")
 

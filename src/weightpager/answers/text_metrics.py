@@ -13,11 +13,7 @@ Measure = Callable[[str, str], float]
 
 
 def text_scores(metrics: Sequence[TextMetric], generated: Sequence[str], wanted: Sequence[str]) -> list[list[float]]:
-    """Each text's values by the metrics.
-
-    Raises:
-        ConfigError: the library of a metric isn't installed.
-    """
+    """Each text's values by the metrics. Raises `ConfigError` if the library of a metric isn't installed."""
     try:
         measures = [_MEASURES[metric]() for metric in metrics]
     except ModuleNotFoundError as error:

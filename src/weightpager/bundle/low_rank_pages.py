@@ -38,9 +38,6 @@ class LowRankPages:
             writer: of the bundle, whose page files so far are those that the manifest names.
             manifest: the bundle's, without these pages.
             parts: by task and paged weight; tasks that have none may be missing.
-
-        Raises:
-            CompileError: the storage refused a write.
         """
         dropped = manifest.dropped_weights()
         tasks, stored = list(manifest.tasks), {}
@@ -62,9 +59,6 @@ class LowRankPages:
             writer: as `write` takes it.
             manifest: the bundle's, without these pages; entries of the tasks say how their parts lie.
             stored: by task.
-
-        Raises:
-            CompileError: the storage refused a write.
         """
         numbers = {task.name: number for number, task in enumerate(manifest.tasks)}
         layouts = {name: _layout(manifest, manifest.tasks[numbers[name]]) for name in stored}

@@ -102,11 +102,7 @@ _PURPOSE = "to use this command"
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """A block of imports that need an extra of the package.
-
-    Raises:
-        ConfigError: it isn't installed.
-    """
+    """A block of imports that need an extra of the package. Raises `ConfigError` if it isn't installed."""
     for package in PACKAGES.get(name, ()):
         check_installed(package, name, _PURPOSE)
     try:

@@ -220,11 +220,7 @@ def check_writable(option: str, path: Path) -> None:
 
 
 def write_file(option: str, path: Path, text: str) -> None:
-    """Write a file that `check_writable` has let pass.
-
-    Raises:
-        ConfigError: the storage refused it.
-    """
+    """Write a file that `check_writable` has let pass. Raises `ConfigError` if the storage refused it."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -66,11 +66,7 @@ class BaseBundle:
 
     @classmethod
     def open(cls, path: str | Path) -> BaseBundle:
-        """Open a bundle directory.
-
-        Raises:
-            BundleError: it can't be used.
-        """
+        """Open a bundle directory."""
         return cls(Bundle.open(path))
 
     def identity(self) -> str:

@@ -33,9 +33,6 @@ def calibrate_tasks(found: Trained, run: CompileRun) -> Prepared:
 
     The journal keeps both: values that were trained in one order are worth nothing in another, and a second calibration
     may differ in its last digits.
-
-    Raises:
-        CompileError: a loss or an input isn't finite.
     """
     source = found.source
     with run.stage("calibrate"):

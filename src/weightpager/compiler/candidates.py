@@ -103,11 +103,7 @@ class Found:
 
 
 def choose_candidate(prepared: Prepared, run: CompileRun) -> Found:
-    """The candidate for a task file's budget, or for none, that does best.
-
-    Raises:
-        CompileError: as `choose_density_and_alignment`, or training diverged.
-    """
+    """The candidate for a task file's budget, or for none, that does best."""
     if candidate_names(prepared.task_file):
         return _best_that_fits(prepared, run)
     if tries_sparsities(prepared.task_file):

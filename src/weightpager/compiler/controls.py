@@ -213,11 +213,7 @@ _STAGE = "dense"
 
 
 def measure_controls(prepared: Prepared, run: CompileRun) -> list[Control]:
-    """All controls that are `compared`; where recovery trains, each of them is trained as long.
-
-    Raises:
-        CompileError: training diverged.
-    """
+    """All controls that are `compared`; where recovery trains, each of them is trained as long."""
     names = control_names(prepared.task_file, prepared.data)
     controls = _dense_controls(prepared, run) if names else []
     if MASK in names:
@@ -275,11 +271,7 @@ def _gains(now: Mapping[str, Score], before: Mapping[str, Score]) -> bool:
 
 
 def trained_on(dense: DenseModel, data: Mapping[str, TaskData], journal: Journal, progress: StepProgress) -> DenseModel:
-    """A copy of the dense model, trained by the data, rates, seed and early stopping of recovery, on labels alone.
-
-    Raises:
-        CompileError: the loss is no longer finite.
-    """
+    """A copy of the dense model, trained by the data, rates, seed and early stopping of recovery, on labels alone."""
     spec, steps = dense.task_file.recover, dense.task_file.recovery_steps
     longer = replace(dense, models=copy.deepcopy(dense.models))
     tasks = list(longer.models)

@@ -69,11 +69,7 @@ def fit_roughly(source: DenseModel, data: Mapping[str, TaskData], run: CompileRu
 
 
 def fit_to_budget(prepared: Prepared, run: CompileRun) -> Prepared:
-    """The tasks with the density and dtype that the task file's ``fit`` leads to, if it has one.
-
-    Raises:
-        CompileError: as `fit_roughly`.
-    """
+    """The tasks with the density and dtype that the task file's ``fit`` leads to, if it has one."""
     if prepared.task_file.fits is None:
         return prepared
     return _fit(prepared, run, _EXACT, LEAST / 2, 0.0)  # a budget that has been accepted must do
@@ -97,11 +93,7 @@ def choose_density_and_alignment(prepared: Prepared, run: CompileRun) -> tuple[P
 
 
 def check_fit(prepared: Prepared, masks: Masks, run: CompileRun) -> None:
-    """See that what ``keep`` led to fits, if a budget is stated beside it.
-
-    Raises:
-        CompileError: it doesn't; says what it takes.
-    """
+    """See that what ``keep`` led to fits, if a budget is stated beside it."""
     task_file = prepared.task_file
     if task_file.keep is None or task_file.fit is None:
         return

@@ -185,11 +185,7 @@ def write_growth(writer: BundleWriter, plan: GrowthPlan) -> dict[TaskKind, str]:
 
 
 def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: CompileRun) -> CompileReport:
-    """Choose, recover, write and measure the new tasks on the base's model; the base is left as it is.
-
-    Raises:
-        CompileError: training diverged, or the storage refused a write.
-    """
+    """Choose, recover, write and measure the new tasks on the base's model; the base is left as it is."""
     with run.stage("align", one_step=True):
         masks = _masks(base, prepared)
     with run.stage("recover"):

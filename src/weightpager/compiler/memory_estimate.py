@@ -127,9 +127,6 @@ def check_memory(source: DenseModel, available: int | None, *, reorders: bool, a
     """What a compile will take, see `bound`; refuse one of which some stage can't fit. A GPU's memory isn't known.
 
     The model's values are where they will be.
-
-    Raises:
-        CompileError: a stage needs more.
     """
 
     def bound_of(other: DenseModel) -> Bound:

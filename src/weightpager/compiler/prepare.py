@@ -69,11 +69,7 @@ def prepare(
 def train_and_measure_dense(
     task_file: TaskFile, run: CompileRun, base: BaseBundle | None = None, cache: Cache | None = None
 ) -> Trained:
-    """Load, train where heads are missing, measure the dense model.
-
-    Raises:
-        CompileError: as `prepare`.
-    """
+    """Load, train where heads are missing, measure the dense model."""
     adds = base is not None
     shared = Shared.of(task_file, "" if base is None else base.identity(), cache or Cache.none())
     journal = shared.journal(run.journal)

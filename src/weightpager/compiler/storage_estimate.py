@@ -98,9 +98,6 @@ def check_storage(
 
     The journal is None if nothing is written beside the bundle. ``scratch`` are bytes of what lies on disk while the
     bundle is made, as it doesn't fit into memory.
-
-    Raises:
-        CompileError: they need more than is free.
     """
     if journal is None:
         return

@@ -48,9 +48,6 @@ def task_texts(
 
     Of running texts all are there: where windows begin and what is left behind the last one hangs on the vocabulary.
     ``pictures`` reads those among the words.
-
-    Raises:
-        CompileError: the file can't be used.
     """
     task = task_file.tasks[name]
     reader: Any = reader_of(tokenizer, pictures) if task.completes else TransformersTokens(tokenizer)
@@ -229,11 +226,7 @@ def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, new: Mappin
 
 
 def _check_spelling(texts: Texts, tokenizer: Any, smaller: Any, path: Path) -> None:
-    """Refuse a tokenizer that can't spell a training text.
-
-    Raises:
-        CompileError: it can't.
-    """
+    """Refuse a tokenizer that can't spell a training text."""
     for name, of_task in texts.items():
         for text in map(tokenizer.decode, of_task):
             ours, theirs = (each.decode(each.encode(text, add_special_tokens=False)) for each in (smaller, tokenizer))

@@ -198,11 +198,7 @@ class HttpSource:
                 response.close()  # what it would still send is nothing that anybody waits for
 
     def _answer(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
-        """What a server answers, after redirects.
-
-        Raises:
-            DeliveryError: one leads to another host.
-        """
+        """What a server answers, after redirects. Raises `DeliveryError` if one leads to another host."""
         at = url
         for _ in range(_REDIRECTS + 1):
             response = self._pool.request(

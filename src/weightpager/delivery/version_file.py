@@ -29,11 +29,7 @@ METADATA, TARGETS, PACKS, OBJECTS = "metadata", "targets", "packs", "objects"
 
 
 def checked_name(what: str, name: str) -> str:
-    """A name that somebody has typed.
-
-    Raises:
-        ConfigError: it can't be one.
-    """
+    """A name that somebody has typed. Raises `ConfigError` if it can't be one."""
     if re.match(PATTERN, name) is None:
         expected = "up to 64 small letters, digits, '-', '_' and '.', beginning with a letter or digit"
         raise ConfigError(f"{what}: expected {expected}, found {name[:80]!r}")
@@ -185,11 +181,7 @@ class VersionFile(Strict, frozen=True, kw_only=True):
                 yield run.pack, place
 
     def check_manifest(self, manifest: Manifest) -> None:
-        """Compare with what the bundle's own manifest says.
-
-        Raises:
-            UntrustedError: they differ.
-        """
+        """Compare with what the bundle's own manifest says."""
         ours = (self.page_bytes, self.page_files, self.row_files)
         listed = {name: (file.bytes, file.blake3) for name, file in self.files.items() if name not in HEADS}
         if ours != (manifest.page_bytes, manifest.page_files, manifest.row_files) or listed != {
@@ -202,11 +194,7 @@ class VersionFile(Strict, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, text: bytes) -> VersionFile:
-        """Validate a version file's JSON.
-
-        Raises:
-            UntrustedError: names the first field that is wrong.
-        """
+        """Validate a version file's JSON. Raises `UntrustedError`, which names the first field that is wrong."""
         try:
             return cls.read("version file", text)
         except BundleFormatError as error:

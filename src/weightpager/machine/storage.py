@@ -53,11 +53,7 @@ def mounts(table: str | None = None) -> list[Mount]:
 
 
 def mount_of(path: str | os.PathLike[str]) -> Mount:
-    """The mount that a path lies on.
-
-    Raises:
-        LookupError: it lies on none that this process sees.
-    """
+    """The mount that a path lies on. Raises `LookupError` if it lies on none that this process sees."""
     number = _mount_number(path)
     for mount in mounts():
         if mount.number == number:
@@ -123,11 +119,7 @@ def disk_of(path: str | os.PathLike[str]) -> str:
 
 
 def whole_disk(major: int, minor: int, sysfs: Path = Path("/sys")) -> str:
-    """The disk of a partition; a whole disk is its own.
-
-    Raises:
-        ConfigError: the kernel has no such block device.
-    """
+    """The disk of a partition; a whole disk is its own. Raises `ConfigError` if the kernel has no such block device."""
     node = (sysfs / "dev/block" / f"{major}:{minor}").resolve()
     disk = node.parent if (node / "partition").exists() else node
     try:

@@ -165,11 +165,7 @@ class WholeEmbedding(CustomOpEmbedding):
         return reference.dense_weight(self.table).to(self.wide.dtype)
 
     def compute(self, ids: Tensor) -> Tensor:
-        """The rows.
-
-        Raises:
-            IndexError: a row isn't in the table.
-        """
+        """The rows. Raises `IndexError` if one isn't in the table."""
         return look_up(self.table, ids, self.wide.dtype)
 
     def extra_repr(self) -> str:

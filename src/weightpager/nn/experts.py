@@ -249,11 +249,7 @@ class PagedGatedMLP(custom_op.CustomOpLayer):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., in_features]``, in x's dtype.
-
-        Raises:
-            InferenceOnlyError, TaskNotActiveError: as `PagedLinear`.
-        """
+        """``[..., in_features]`` to ``[..., in_features]``, in x's dtype. Errors are those of `PagedLinear`."""
         refuse_gradients(x)
         if custom_op.is_tracing():
             hidden: Tensor = custom_op.paged_linear(x, self._number, self.up_proj.out_features)

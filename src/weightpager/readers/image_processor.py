@@ -107,11 +107,7 @@ def normalised(pixels: npt.NDArray[Any], settings: Mapping[str, Any]) -> Pixels:
 
 
 def check_sides(settings: Mapping[str, Any]) -> None:
-    """Refuse a processor that scales to absurd sizes.
-
-    Raises:
-        ValueError: it does.
-    """
+    """Refuse a processor that scales to absurd sizes. Raises `ValueError`."""
     for key in () if begins(settings, PATCHES) else _SIZES:
         for side in _numbers(settings.get(key)):
             if not 0 < side <= MOST_SIDE:

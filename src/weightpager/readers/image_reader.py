@@ -109,11 +109,7 @@ def _file(source: Path | bytes) -> PilImage:
 
 
 def check_effort(content: bytes) -> None:
-    """Refuse images that take far more time than images of their size do.
-
-    Raises:
-        ImageError: it is one.
-    """
+    """Refuse images that take far more time than images of their size do. Raises `ImageError`."""
     if content[:2] in (b"P1", b"P2", b"P3"):  # Pillow's time grows with the square of the comments in these
         raise ImageError("expected an image in a binary form, found a PPM, PGM or PBM whose pixels are text")
     scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
@@ -259,11 +255,7 @@ def read_image_model(bundle: Bundle) -> ImageModel:
 
 
 def check_pillow() -> None:
-    """Say what is missing before anything is read.
-
-    Raises:
-        ConfigError: Pillow isn't installed.
-    """
+    """Say what is missing before anything is read. Raises `ConfigError` if Pillow isn't installed."""
     check_installed("PIL", "images", "for tasks on images")
 
 

@@ -162,11 +162,7 @@ class RowCache:
             self._native.resize(slots)
 
     def _keep_rows(self) -> _native.RowLookup:
-        """Memory for rows, and who keeps them there.
-
-        Raises:
-            OSError: the machine refuses address space.
-        """
+        """Memory for rows, and who keeps them there. Raises `OSError` if the machine refuses address space."""
         row_bytes, count = self.entry.row_bytes, self.rows
         try:
             memory = address_space(count * row_bytes)

@@ -99,11 +99,7 @@ def checked_labels(path: Path, where: str, image: str, label: str, most: int | N
 
 
 def collate(pictures: Sequence[Picture], reader: ImageReader) -> Labelled:
-    """Read pictures into one batch.
-
-    Raises:
-        CompileError: an image can't be read any more.
-    """
+    """Read pictures into one batch. Raises `CompileError` if an image can't be read any more."""
     pixels = np.stack([_pixels(picture, reader, "images") for picture in pictures])
     return {"pixel_values": pixels}, np.array([picture.label for picture in pictures], np.int64)
 

@@ -281,11 +281,7 @@ def _read(path: Path, where: str, most: int | None) -> list[Row]:
 
 
 def hashed(path: Path, where: str) -> str:
-    """BLAKE3 of a file; errors speak of ``where``.
-
-    Raises:
-        CompileError: it isn't there, or can't be read.
-    """
+    """BLAKE3 of a file; errors speak of ``where``. Raises `CompileError` if it isn't there, or can't be read."""
     try:
         return hash_file(path).blake3
     except OSError as error:

@@ -48,11 +48,7 @@ class StoredPicture:
 
 
 def of_columns(row: Row) -> list[Any]:
-    """What a row's columns say of its pictures.
-
-    Raises:
-        ValueError: they say it twice, or in another form.
-    """
+    """What a row's columns say of its pictures. Raises `ValueError` if they say it twice, or in another form."""
     one, several = row.get(IMAGE), row.get(IMAGES)
     one = None if one == "" else one  # as a table of texts says that there is none
     if one is not None and several:
@@ -131,11 +127,7 @@ def _may_name(path: Path) -> bool:
 
 
 def _source(value: Any, folder: Path) -> Path | bytes:
-    """The file of a picture that a row names, or its content.
-
-    Raises:
-        ImageError: it is neither.
-    """
+    """The file of a picture that a row names, or its content. Raises `ImageError` where that is neither."""
     if isinstance(value, dict):  # as the datasets library has it
         content, name = value.get("bytes"), value.get("path")
         value = name if content is None else content

@@ -53,11 +53,7 @@ ProgramParameter: TypeAlias = Array | Blocks | RowSource
 
 
 def dtype_name(array: Array) -> str:
-    """As the native module calls an array's dtype.
-
-    Raises:
-        ValueError: it takes none of that dtype.
-    """
+    """As the native module calls an array's dtype. Raises `ValueError` of one that it can't take."""
     name = _DTYPES.get(array.dtype)
     if name is None:
         raise ValueError(f"expected float32, int64, bool, or bfloat16 as uint16, got {array.dtype}")

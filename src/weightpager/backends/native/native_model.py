@@ -85,11 +85,7 @@ class NativeModel(TaskModel):
             raise
 
     def head(self, hidden: Floats) -> Floats:
-        """`NativeTask.head` of what `below` gave.
-
-        Raises:
-            BundleFormatError: its graph can't take that.
-        """
+        """`NativeTask.head` of what `below` gave. Raises `BundleFormatError` if its graph can't take that."""
         try:
             return self.task.head(hidden)
         except (ValueError, IndexError) as error:

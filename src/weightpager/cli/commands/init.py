@@ -98,11 +98,7 @@ def _at_a_terminal() -> bool:
 
 
 def _starter(model: Path | None, fit: str | None) -> dict[str, str]:
-    """Name to text of the files to write.
-
-    Raises:
-        ConfigError: the budget is no size.
-    """
+    """Name to text of the files to write. Raises `ConfigError` if the budget is no size."""
     texts = {name: _read(name) for name in _FILES}
     if fit is not None:
         parse_size(fit, "fit")
@@ -136,11 +132,7 @@ def _with_writing(tasks: str) -> str:
 
 
 def _check_free(folder: Path, names: Iterable[str]) -> None:
-    """Check that no file is in the way.
-
-    Raises:
-        ConfigError: one is.
-    """
+    """Check that no file is in the way. Raises `ConfigError` otherwise."""
     if os.path.lexists(folder) and not has_directory(folder):
         found = "a link that leads to none" if folder.is_symlink() else "a file"
         raise ConfigError(f"init: expected a folder to write into, found {found} at {folder}; name another DIR")
@@ -150,11 +142,7 @@ def _check_free(folder: Path, names: Iterable[str]) -> None:
 
 
 def _write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write all files, or none.
-
-    Raises:
-        ConfigError: the storage refused one.
-    """
+    """Write all files, or none. Raises `ConfigError` if the storage refused one."""
     try:
         with ExitStack() as undo:
             for path in (*reversed(folder.parents), folder):

@@ -373,11 +373,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _checked(url: str) -> str:
-    """The URL.
-
-    Raises:
-        ConfigError: it isn't one of HTTP.
-    """
+    """The URL. Raises `ConfigError` unless it is one of HTTP."""
     try:
         parts = urlsplit(url)
         well = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and _PRINTABLE.fullmatch(url)

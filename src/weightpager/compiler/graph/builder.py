@@ -82,11 +82,7 @@ class Builder:
         return self.dims.get(str(traced))
 
     def type_of(self, tensor: Tensor) -> Type:
-        """What is known of a traced tensor.
-
-        Raises:
-            NotExportableError: graphs have no such dtype.
-        """
+        """What is known of a traced tensor. Raises `NotExportableError` if graphs have no such dtype."""
         if tensor.dtype not in _DTYPES:
             raise NotExportableError(f"values of {tensor.dtype}")
         return Type(tuple(self.size(each) for each in tensor.shape), _DTYPES[tensor.dtype])

@@ -81,21 +81,13 @@ class Checkpoint:
         return class_names(self.model.config)
 
     def with_classes(self) -> Checkpoint:
-        """The checkpoint itself, once its head is known to tell classes apart.
-
-        Raises:
-            CompileError: its head has fewer than two different classes.
-        """
+        """The checkpoint itself, once its head is known to tell classes apart."""
         if len(set(self.classes)) < max(2, len(self.classes)):
             raise CompileError(f"{self.where}: expected two or more different classes, found {', '.join(self.classes)}")
         return self
 
     def take_head(self, other: Checkpoint) -> None:
-        """Copy another checkpoint's head over this one's, in the dtype that it has.
-
-        Raises:
-            CompileError: the two don't have parameters of the same names and shapes.
-        """
+        """Copy another checkpoint's head over this one's, in the dtype that it has."""
         for key, tensor in self.parameters.items():
             theirs = other.parameters.get(key)
             if theirs is None or theirs.shape != tensor.shape:
@@ -136,11 +128,7 @@ def class_names(config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def check_base(model: PreTrainedModel, path: Path) -> None:
-    """Refuse a model that isn't a head over a base model, which is what tasks share.
-
-    Raises:
-        CompileError: says what was found.
-    """
+    """Refuse a model that isn't a head over a base model, which is what tasks share."""
     if model.base_model is model:
         raise CompileError(
             f"{path}: expected a head over one base model, which tasks share, found {type(model).__name__}, whose "
@@ -210,11 +198,7 @@ class Scratch:
     folder: Path | None = None
 
     def hold(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The same values, in ``dtype`` if one is given; the very tensor where it can stay as it is.
-
-        Raises:
-            CompileError: the storage refused it.
-        """
+        """The same values, in ``dtype`` if one is given; the very tensor where it can stay as it is."""
         dtype = dtype or tensor.dtype
         size = tensor.numel() * dtype.itemsize
         if self.folder is None or size < _LEAST:
@@ -231,11 +215,7 @@ IN_MEMORY = Scratch()
 
 
 def widen(models: Iterable[PreTrainedModel], scratch: Scratch) -> None:
-    """Turn what modules hold into float32, and hold it in ``scratch``; each tensor once, and it stays the same object.
-
-    Raises:
-        CompileError: the storage refused it.
-    """
+    """Turn what modules hold into float32, held in ``scratch``; each tensor once, and it stays the same object."""
     seen: set[int] = set()
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):

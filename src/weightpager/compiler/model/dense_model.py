@@ -155,11 +155,7 @@ def _brought(name: str, task: TaskSpec, model: ModelDirectory, reads: Any) -> Ch
 
 
 def check_causal(model: PreTrainedModel, where: str, directory: ModelDirectory) -> None:
-    """Refuse an encoder with a language-model head: it sees what it should predict, and its perplexity means nothing.
-
-    Raises:
-        CompileError: it is one.
-    """
+    """Refuse an encoder with a language-model head, which sees what it should predict: its perplexity means nothing."""
     ids = torch.zeros(1, 4, dtype=torch.long)
     changed = ids.clone()
     changed[0, -1] = 1

@@ -77,11 +77,7 @@ class ModelDirectory:
 
     @classmethod
     def open(cls, path: Path) -> ModelDirectory:
-        """Check a directory, and read its configuration.
-
-        Raises:
-            CompileError: as `check_directory`, or transformers can't read the configuration.
-        """
+        """Check a directory, and read its configuration."""
         check_directory(path)
         return cls(path, _read_config(path))
 
@@ -90,11 +86,7 @@ class ModelDirectory:
         return _read_config(self.path, **options)
 
     def tokenizer(self) -> Any:
-        """The tokenizer as it is, but that it can pad.
-
-        Raises:
-            CompileError: there is none that can be used.
-        """
+        """The tokenizer as it is, but that it can pad."""
         path = self.path
         if not self._has_tokenizer():
             raise CompileError(
@@ -144,11 +136,7 @@ class ModelDirectory:
         return int(tokenizer.pad_token_id)
 
     def images(self) -> TransformersImageReader:
-        """What reads images: the image processor, with what the model, or its picture tower, expects of it.
-
-        Raises:
-            CompileError: there is none that can be used.
-        """
+        """What reads images: the image processor, with what the model, or its picture tower, expects of it."""
         if not self._has_images():
             raise CompileError(f"{self.path}: expected an image processor, found no preprocessor_config.json in it")
 
@@ -161,9 +149,6 @@ class ModelDirectory:
         """Refuse a checkpoint's directory whose weights would compute something else in the model's place.
 
         ``reads`` is the model's tokenizer, or its image reader where tasks read images.
-
-        Raises:
-            CompileError: another architecture, or a tokenizer or image processor of its own that reads otherwise.
         """
         _check_same_architecture(model.config, self.config, where)
         if isinstance(reads, TransformersImageReader):
@@ -185,11 +170,7 @@ class ModelDirectory:
 
 
 def check_directory(path: Path) -> None:
-    """Refuse a directory without a configuration, with code of its own, or with settings that no honest one has.
-
-    Raises:
-        CompileError: it is such a one.
-    """
+    """Refuse a directory without a configuration, with code of its own, or with settings that no honest one has."""
     if not path.is_dir():
         raise CompileError(f"{path}: expected a model directory; a hub id must be downloaded first")
     if not (path / CONFIG).is_file():

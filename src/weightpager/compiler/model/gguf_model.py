@@ -100,11 +100,7 @@ def _check(file: Path, header: GgufHeader) -> None:
 
 
 def known_splits() -> frozenset[str]:
-    """Names of the ways to split texts that transformers knows.
-
-    Raises:
-        ConfigError: it is too old to know any.
-    """
+    """Names of the ways to split texts that transformers knows. Raises `ConfigError` if it is too old to know any."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     except ImportError as error:

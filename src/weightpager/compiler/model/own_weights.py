@@ -94,9 +94,6 @@ def check_tower(
         models: the tasks' modules, as `lay_over` leaves them.
         shared: the model's own parameters, by canonical name.
         versions: what `lay_over` gives.
-
-    Raises:
-        CompileError: names the task and what differs.
     """
     paged = {f"{name}.weight" for name in versions}
     for number, (task, model) in enumerate(models.items()):

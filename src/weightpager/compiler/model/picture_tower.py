@@ -97,11 +97,7 @@ def passed_alone(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _check_patches(tower: PretrainedConfig) -> None:
-    """Refuse a tower that no whole patch fits into.
-
-    Raises:
-        ValueError: it is such a one.
-    """
+    """Refuse a tower that no whole patch fits into. Raises `ValueError`."""
     size = tower.image_size
     sides = size if isinstance(size, (list, tuple)) and size else (size,)
     if not all(isinstance(side, int) and side >= 1 for side in sides):
@@ -112,11 +108,7 @@ def _check_patches(tower: PretrainedConfig) -> None:
 
 
 def _check_shuffle(config: PretrainedConfig) -> None:
-    """Refuse a tower whose patches can't be put together in squares.
-
-    Raises:
-        ValueError: it is such a one.
-    """
+    """Refuse a tower whose patches can't be put together in squares. Raises `ValueError`."""
     tower, scale = config.vision_config, config.scale_factor
     if not isinstance(tower.image_size, int):
         raise ValueError(f"vision_config.image_size: expected an integer, found {shown(tower.image_size)}")
@@ -129,11 +121,7 @@ def _check_shuffle(config: PretrainedConfig) -> None:
 
 
 def _check_runs(config: PretrainedConfig) -> None:
-    """Refuse a tower whose patches can't be cut or merged.
-
-    Raises:
-        ValueError: it is such a one.
-    """
+    """Refuse a tower whose patches can't be cut or merged. Raises `ValueError`."""
     tower = config.vision_config
     for name, most in _OF_RUNS.items():
         found = getattr(tower, name)

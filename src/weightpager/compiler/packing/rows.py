@@ -244,11 +244,7 @@ class WrittenRows:
 def write_rows(
     writer: BundleWriter, uses: Mapping[str, RowUses], values: Mapping[str, Tensor], page_bytes: int
 ) -> WrittenRows:
-    """Write tables, whose ``values`` are [rows, columns] by name, and where their rows lie.
-
-    Raises:
-        CompileError: the storage refused it.
-    """
+    """Write tables, whose ``values`` are [rows, columns] by name, and where their rows lie."""
     entries = [uses[name].entry(name) for name in values]
     pages = (
         table_pages(table.detach().float().numpy(), uses[name].order, page_bytes) for name, table in values.items()
@@ -262,11 +258,7 @@ def write_rows(
 def write_row_pages(
     writer: BundleWriter, pages: Iterator[bytes], count: int, page_bytes: int
 ) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    """Write so many pages of rows; their ids, uint8 [count, 32], and how many are in each file.
-
-    Raises:
-        CompileError: the storage refused it.
-    """
+    """Write so many pages of rows; their ids, uint8 [count, 32], and how many are in each file."""
     ids: list[bytes] = []
     files = file_counts(count, page_bytes)
     for number, some in enumerate(files):

@@ -43,9 +43,6 @@ def train(
 
     The task file's ``training`` says how long and how fast. The same seed, machine and number of threads give the
     same weights. Language models, and tasks that bring a head, are left alone; but the base under them moves.
-
-    Raises:
-        CompileError: the loss is no longer finite.
     """
     tasks, settings = source.task_file.trained_tasks, source.task_file.training
     if not tasks:
@@ -143,9 +140,6 @@ def finetune(lesson: Lesson, journal: Journal, progress: StepProgress, encoding:
 
     Afterwards the modules still share all but their heads. Biases and norms of each task's own gained nothing here
     (0.872 against 0.874 with shared ones), and would be in memory for all tasks at any time.
-
-    Raises:
-        CompileError: the loss is no longer finite.
     """
     with lesson.placed(), _leaving(lesson.sparse):
         _training(lesson, encoding).run(journal, STAGE, progress)

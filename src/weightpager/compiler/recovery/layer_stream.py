@@ -158,11 +158,7 @@ class LayerStream:
 
 
 def check_layers(model: PreTrainedModel, batch: Batch, count: int, first: int = 0) -> None:
-    """See that each of so many layers from the ``first`` on runs once, and takes what the one before it gives.
-
-    Raises:
-        CompileError: it isn't so, and a stream's hidden states wouldn't be the model's.
-    """
+    """See that each of so many layers from the ``first`` on runs once, and takes what the one before it gives."""
     base, ran = model.base_model, 0
     given: Tensor | None = None
     names = repeated_layers(base)[first : first + count]

@@ -114,9 +114,6 @@ def each_trained(
     """Train tasks, of which none sees what another changes; each is given once it is trained, and in the journal.
 
     What has begun in the journal goes on here. ``progress`` is told of the steps of all together.
-
-    Raises:
-        CompileError: a loss is no longer finite, or the storage refused the journal.
     """
     told, copies = _Sum(trainings, progress), max((of.copies for of in trainings.values()), default=1)
     here = [task for task, of in trainings.items() if workers.here or journal.knows(of.stage)]
@@ -208,9 +205,6 @@ def train_own(
     `untie_own_vectors` must have made them their own. Steps, at the rate of heads, are the tasks' in turn, and the rate
     follows the count of all. The base computes under ``masks``; None for the dense base. ``stage`` is the beginning of
     tasks' names in the journal, see `own_stage`.
-
-    Raises:
-        CompileError: the loss is no longer finite.
     """
     tasks, trainings = source.task_file.trained_tasks, {}
     for number, task in enumerate(tasks):

@@ -208,9 +208,6 @@ def train_private(
 
     Joint training is over. Blocks that a task alone keeps, vectors and heads change in the sparse model itself; no
     task's training sees what another's changes.
-
-    Raises:
-        CompileError: the loss is no longer finite.
     """
     skips = skipping_pays(lesson.sparse)
     lessons = {task: TaskLesson.of(lesson, task, chosen[task], skips=skips) for task in lesson.sparse.models}

@@ -75,11 +75,7 @@ def _encodings(dense: DenseModel) -> Mapping[range, Encoding]:
 
 
 def check_refit(source: DenseModel, data: Mapping[str, TaskData]) -> None:
-    """See before anything is trained that layers can be refitted one by one, if the task file says so.
-
-    Raises:
-        CompileError: they can't.
-    """
+    """See before anything is trained that layers can be refitted one by one, if the task file says so."""
     if source.task_file.recover.refits:
         task, of_task = next(iter(data.items()))
         batch = of_task.calibration(1, 1)[0]
@@ -89,11 +85,7 @@ def check_refit(source: DenseModel, data: Mapping[str, TaskData]) -> None:
 
 
 def check_method(source: DenseModel) -> None:
-    """See before anything is trained that the model can be recovered as its task file says.
-
-    Raises:
-        CompileError: its experts would be refitted, or it has none of the units that tasks shall drop.
-    """
+    """See before anything is trained that the model can be recovered as its task file says."""
     units = source.task_file.units.unit
     if units != "block" and (not units_of(source) or any(map(mixtures, source.models.values()))):
         raise CompileError(

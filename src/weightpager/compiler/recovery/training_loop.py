@@ -102,11 +102,7 @@ class Training:
             self.watch = EarlyStopping(error, validation.to(self._device), steps)
 
     def run(self, journal: Journal, stage: str, progress: StepProgress) -> None:
-        """Make all steps, from where the journal's stage stands. Ctrl-C between two steps is noted, too.
-
-        Raises:
-            CompileError: an error is not finite; the storage refused the journal.
-        """
+        """Make all steps, from where the journal's stage stands. Ctrl-C between two steps is noted, too."""
         reached = journal.read(stage, self._fits)
         if reached is not None:
             self._restore(*reached)

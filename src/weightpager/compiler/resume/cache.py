@@ -145,11 +145,7 @@ class Cache:
 
     @classmethod
     def of_user(cls) -> Cache:
-        """The user's: see `config.cache_dir` and `config.cache_limit`.
-
-        Raises:
-            ConfigError: the limit is no size.
-        """
+        """The user's: see `config.cache_dir` and `config.cache_limit`."""
         limit = cache_limit()
         return cls(cache_dir() / "compile" if limit else None, limit)
 
@@ -207,11 +203,7 @@ class Cache:
         return sorted(entries, key=lambda kept: kept.used, reverse=True)
 
     def clear(self) -> int:
-        """Remove all entries; the bytes that they took.
-
-        Raises:
-            CompileError: the storage refused it.
-        """
+        """Remove all entries; the bytes that they took."""
         entries = self.entries()
         try:
             if self.folder is not None:

@@ -34,9 +34,6 @@ def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
 
     Returns:
         Those of the trained dense model, of its scores on held-out data, and of its calibration.
-
-    Raises:
-        CompileError: a file can't be read.
     """
     dense = _hash(base, *_machine(), *_weight_facts(task_file.model), *_learnt(task_file))
     held_out = [
@@ -50,11 +47,7 @@ def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
 
 
 def compile_identity(task_file: TaskFile) -> str:
-    """A hash of all settings that matter, of the tasks' files and of the model's: equal ones train equal weights.
-
-    Raises:
-        CompileError: a file can't be read.
-    """
+    """A hash of all settings that matter, of the tasks' files and of the model's: equal ones train equal weights."""
     # What is usual says nothing, above all of a tower where there is none.
     usual = {"vision"} if task_file.vision == VisionSpec() else set()
     usual |= {"units", "keep"} if (task_file.units, task_file.keep) == (UnitsSpec(), None) else set()
@@ -74,11 +67,7 @@ def compile_identity(task_file: TaskFile) -> str:
 
 
 def _weight_facts(folder: Path) -> list[str]:
-    """Names and hashes of what a model is loaded from.
-
-    Raises:
-        CompileError: a file can't be read.
-    """
+    """Names and hashes of what a model is loaded from."""
     files = sorted(path for suffix in _MODEL_FILES for path in folder.glob(f"*{suffix}"))
     return [f"{path.name} {hashed(path, str(path))}" for path in files]
 

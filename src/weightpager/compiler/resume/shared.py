@@ -47,11 +47,7 @@ class Shared:
 
     @classmethod
     def of(cls, task_file: TaskFile, base: str, cache: Cache) -> Shared:
-        """Name the stages of a compile; ``base`` is the identity of the bundle that tasks are added to.
-
-        Raises:
-            CompileError: a file can't be read.
-        """
+        """Name the stages of a compile; ``base`` is the identity of the bundle that tasks are added to."""
         return cls(cache, *stage_identities(task_file, base))
 
     def journal(self, journal: Journal) -> Journal:

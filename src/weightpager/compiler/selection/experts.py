@@ -56,11 +56,7 @@ def keeps_whole_experts(source: DenseModel) -> bool:
 
 
 def experts_kept(source: DenseModel, task: str) -> int:
-    """Experts that a task keeps of each layer, so that with all other weights it keeps as many blocks as it may.
-
-    Raises:
-        CompileError: fewer than a token goes to.
-    """
+    """Experts that a task keeps of each layer, so that with all other weights it keeps as many blocks as it may."""
     layers, blocks = expert_layers(source), _BlockCounts.of(source)
     density = 1 - source.task_file.sparsity_of(task)
     kept = math.floor((density * blocks.total - blocks.others) / blocks.per_expert + 1e-9)
@@ -75,22 +71,14 @@ def experts_kept(source: DenseModel, task: str) -> int:
 
 
 def check_experts(source: DenseModel) -> None:
-    """See before anything is trained that every task keeps as many experts as a token goes to.
-
-    Raises:
-        CompileError: as `experts_kept`.
-    """
+    """See before anything is trained that every task keeps as many experts as a token goes to."""
     if source.task_file.fits is None and keeps_whole_experts(source):
         for task in source.models:
             experts_kept(source, task)
 
 
 def check_left(source: DenseModel, masks: Masks) -> None:
-    """See that tasks whose experts were cut into blocks keep something of as many as a token goes to.
-
-    Raises:
-        CompileError: one doesn't.
-    """
+    """See that tasks whose experts were cut into blocks keep something of as many as a token goes to."""
     for task in source.models:
         routes = masks.routes(source, task)
         for layer in expert_layers(source):
@@ -142,9 +130,6 @@ def expert_saliency(
 
     An expert's is the sum of the norms of what it adds to a task's tokens, its answers times the router's weights. One
     that none of them reaches has 0. It is spread over the expert's blocks, and compared within a layer.
-
-    Raises:
-        CompileError: it isn't finite.
     """
     model, layers = source.models[task], expert_layers(source)
     sums = {layer.name: torch.zeros(len(layer.experts)) for layer in layers}

@@ -49,9 +49,6 @@ def half_layer_saliency(
     """Saliency of the blocks of every paged weight where half-layers, or layers, are kept; other weights' is 1.
 
     That of a half-layer is the loss that leaving it out alone adds, spread over its blocks; 0 where it adds none.
-
-    Raises:
-        CompileError: it isn't finite.
     """
     units = units_of(source)
     added = np.zeros(len(units))

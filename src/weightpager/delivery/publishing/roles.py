@@ -33,11 +33,7 @@ RETIRED = "retired"
 
 
 def create_keys(folder: Path, role: str, numbers: Iterable[object]) -> list[CryptoSigner]:
-    """Make key files ``ROLE-N.pem``. One that is there, which a killed command has left, is taken.
-
-    Raises:
-        DeliveryError: the storage refused one.
-    """
+    """Make key files ``ROLE-N.pem``. One that is there, which a killed command has left, is taken."""
     paths = [folder / f"{role}-{number}.pem" for number in numbers]
     return [_read(path) if path.exists() else _create_key(path) for path in paths]
 
@@ -89,11 +85,7 @@ storage_errors = partial(storage_errors_as, DeliveryError, "the repository")
 
 
 def write_file(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file, which may replace another one, and the folders that it needs.
-
-    Raises:
-        DeliveryError: the storage refused it.
-    """
+    """Write a file, which may replace another one, and the folders that it needs."""
     with storage_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path, 0o644) as file:
@@ -141,11 +133,7 @@ class Roles:
         self.targets: Targets = self._read(f"{self.snapshot.meta['targets.json'].version}.targets.json")
 
     def check_keys(self, *roles: str) -> None:
-        """See that these roles can sign.
-
-        Raises:
-            ConfigError: keys are missing.
-        """
+        """See that these roles can sign."""
         for role in roles:
             self._signers(role)
 

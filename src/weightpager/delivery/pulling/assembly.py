@@ -142,11 +142,7 @@ class PageWriter:
         self._lock = threading.Lock()  # a descriptor must not be closed, and be another file's, while somebody writes
 
     def put(self, page: int, content: bytes | bytearray) -> None:
-        """Write a page to its place.
-
-        Raises:
-            DeliveryError: the storage refused it, or nobody wants it any more.
-        """
+        """Write a page to its place. Raises `DeliveryError` if the storage refused it, or nobody wants it any more."""
         name, pages = next(file for file in self._files.items() if page in file[1])
         offset = self._starts[name] + pages.index(page) * self._page_bytes
         with self._lock, write_errors():

@@ -53,11 +53,7 @@ class CudaCopier:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def note_read(self) -> None:
-        """Implements `Copier.note_read`.
-
-        Raises:
-            TaskNotActiveError: the kernels are launched into a CUDA graph.
-        """
+        """Implements `Copier.note_read`. Raises `TaskNotActiveError` if the kernels are launched into a CUDA graph."""
         if torch.cuda.is_current_stream_capturing():
             # Nothing would know of the reads of a replay; and an event that a graph holds can't be waited for.
             raise TaskNotActiveError(

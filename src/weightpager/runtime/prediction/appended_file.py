@@ -37,11 +37,7 @@ class AppendedFile:
         return os.fstat(self._file).st_size
 
     def tail(self, most: int) -> bytes:
-        """The last bytes, so many at most.
-
-        Raises:
-            OSError: it can't be read.
-        """
+        """The last bytes, so many at most. Raises `OSError` if it can't be read."""
         with open_regular(self.path) as file:
             file.seek(max(0, self.size - most))
             return file.read(most)
@@ -57,11 +53,7 @@ class AppendedFile:
             raise OSError(f"only {written} of {len(content)} bytes were written")
 
     def sync(self) -> None:
-        """Wait until the disk has the content.
-
-        Raises:
-            OSError: the disk may not have it.
-        """
+        """Wait until the disk has the content. Raises `OSError` if the disk may not have it."""
         os.fdatasync(self._file)
 
     def replace(self, content: bytes) -> None:

@@ -218,11 +218,7 @@ class MarkovPredictor:
 
 
 def _told(prior: Floats, tasks: int) -> Floats | None:
-    """The prior, if it says anything.
-
-    Raises:
-        ValueError: it is no transition matrix of so many tasks.
-    """
+    """The prior, if it says anything. Raises `ValueError` if it is no transition matrix of so many tasks."""
     if prior.shape != (tasks, tasks) or not (prior >= 0).all() or not np.allclose(prior.sum(axis=1), 1.0):
         raise ValueError(f"expected a prior of {tasks} rows of probabilities, each summing to 1, got {prior.tolist()}")
     uniform = (1.0 - np.eye(tasks)) / max(1, tasks - 1)

@@ -71,11 +71,7 @@ class CallablePredictor:
         return fallback if weights is None else Forecast(weights, fallback.seconds)
 
     def _weights(self, answer: object) -> npt.NDArray[np.float64] | None:
-        """Probabilities [tasks]; None if the answer has no weight.
-
-        Raises:
-            ValueError: it is a bad answer.
-        """
+        """Probabilities [tasks]; None if the answer has no weight. Raises `ValueError` if it is a bad answer."""
         if not isinstance(answer, Mapping):
             raise ValueError(f"expected a mapping from task names to weights, got {type(answer).__name__}")
         weights = np.zeros(len(self._tasks))
