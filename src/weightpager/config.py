@@ -38,11 +38,7 @@ def parse_latency(text: str, where: str = "latency") -> float:
 
 
 def parse_duration(text: str, where: str) -> float:
-    """Seconds in ``"5m"``, ``"90s"``, ``"1h"`` or ``"300"``.
-
-    Raises:
-        ConfigError: the text is no such time, or zero; says ``where`` it was stated.
-    """
+    """Seconds in ``"5m"``, ``"90s"``, ``"1h"`` or ``"300"``. Raises `ConfigError`, which says ``where``, of others."""
     seconds = _seconds(text, _LONG)
     if seconds is None or not 0 < seconds <= LONGEST:
         raise ConfigError(f"{where}: expected a time, such as 5m, 90s or 1h, got {text!r}")
@@ -177,11 +173,7 @@ def is_number(value: Any) -> bool:
 
 
 def stated_count(value: Any, where: str) -> int:
-    """How many there are to be.
-
-    Raises:
-        ConfigError: that is no whole number, or below 1; says ``where`` it was stated.
-    """
+    """How many there are to be. Raises `ConfigError` of anything but a whole number from 1 up."""
     if not is_whole(value):
         raise ConfigError(f"{where}: expected a whole number, found {shown(value)}")
     if value < 1:
@@ -194,11 +186,7 @@ _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
 
 
 def parse_size(size: str | int, where: str = "size") -> int:
-    """Bytes in ``"512MiB"``, ``"1.5 GB"`` or a plain number.
-
-    Raises:
-        ConfigError: the text is no size, or the size is not positive; says ``where`` it was stated.
-    """
+    """Bytes in ``"512MiB"``, ``"1.5 GB"`` or a plain number. Raises `ConfigError`, which says ``where``, otherwise."""
     match = _SIZE.fullmatch(str(size).strip())
     if match is None or match[2].upper() not in _SIZES:
         expected = "expected a number with a unit, such as 512MiB or 1.5GB"
@@ -219,11 +207,7 @@ def _meant(match: re.Match[str] | None) -> str:
 
 
 def parse_bandwidth(text: str) -> float:
-    """Bytes per second in ``"300MB/s"``.
-
-    Raises:
-        ConfigError: the text is no bandwidth, or has no unit: nobody means bytes.
-    """
+    """Bytes per second in ``"300MB/s"``. Raises `ConfigError` without a unit: nobody means bytes."""
     size = text.strip().removesuffix("/s")
     try:
         count = parse_size(size)

@@ -285,11 +285,7 @@ def picture_parts(inputs: Inputs, form: Pictures) -> tuple[Floats, Grids | None]
 def picture_features(
     inputs: Inputs, form: Pictures, features: Callable[[Floats, Grids | None], Floats | list[Floats]]
 ) -> tuple[list[Floats], Grids | None]:
-    """The features of a batch's pictures, or of their tiles, in their order, and the grids of runs of patches.
-
-    Raises:
-        ValueError: as `picture_parts`.
-    """
+    """The features of a batch's pictures, or of their tiles, in their order, and the grids of runs of patches."""
     pixels, grids = picture_parts(inputs, form)
     found = features(pixels, grids)
     if form.packed is None:

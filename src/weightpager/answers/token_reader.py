@@ -100,11 +100,7 @@ class TokenReader:
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """See that a model has such tokens: its ids are below ``vocab_size``.
-
-    Raises:
-        BundleFormatError: the tokenizer knows words that the model doesn't.
-    """
+    """See that a model has such tokens: its ids are below ``vocab_size``. Raises `BundleFormatError` otherwise."""
     if max(ids, default=0) >= vocab_size:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {vocab_size}, as the model has", "larger ones")
 

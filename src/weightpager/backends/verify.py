@@ -185,11 +185,7 @@ def _files(manifest: Manifest) -> dict[str, None]:
 
 
 def _check_file(root: Path, manifest: Manifest, name: str) -> None:
-    """Compare a file with its entry, and see that it holds what a reader expects.
-
-    Raises:
-        BundleFormatError: as the readers of such files.
-    """
+    """Compare a file with its entry, and see that it holds what a reader expects. Errors are those of its readers."""
     if name.startswith(f"{MODEL}/"):
         check_model_file(root, manifest, name)
     elif name in parameter_files(manifest):

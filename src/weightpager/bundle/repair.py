@@ -312,11 +312,7 @@ class _Mending:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """Where a file of the bundle is written.
-
-    Raises:
-        BundleFormatError: a link leads elsewhere, where nothing may be written.
-    """
+    """Where a file of the bundle is written. Raises `BundleFormatError` if a link leads elsewhere."""
     path = root / name
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise BundleFormatError(name, "path", "a file inside the bundle", "a link that leads out of it; remove it")

@@ -31,12 +31,7 @@ class TaskSubset:
 
     @classmethod
     def without(cls, bundle: Bundle, dropped: Iterable[str]) -> TaskSubset:
-        """All tasks but these.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-            ConfigError: none is left.
-        """
+        """All tasks but these. Raises `UnknownTaskError`, or a `ConfigError` if none is left."""
         gone = {bundle.task(name).name for name in dropped}
         names = tuple(name for name in bundle.tasks if name not in gone)
         if not names:

@@ -81,12 +81,7 @@ class BaseBundle:
         return task_file.model_copy(update=changes)
 
     def refuse_unsuited(self, task_file: TaskFile) -> None:
-        """See that tasks can be added as their task file says.
-
-        Raises:
-            ConfigError: it states other settings than the bundle's, names a task that the bundle has, or asks for what
-                would change the bundle's own tasks.
-        """
+        """See that tasks can be added as their task file says. Raises `ConfigError` otherwise."""
         if task_file.fit is not None:
             raise ConfigError("fit: expected none with a base, whose dtype and pages stay; state sparsity")
         if task_file.keep is not None:

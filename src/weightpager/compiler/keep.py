@@ -134,11 +134,7 @@ class _Metric:
 
     @classmethod
     def of(cls, prepared: Prepared) -> _Metric:
-        """Measure the dense models.
-
-        Raises:
-            CompileError: a metric of which there is no share, 0 or no number.
-        """
+        """Measure the dense models. Raises `CompileError` where one has no share, 0 or no number."""
         models = prepared.source.models
 
         def scores(most: int) -> dict[str, Score]:

@@ -49,11 +49,7 @@ class Written:
 
 
 def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress, workers: Workers = LOCAL) -> Written:
-    """Open a bundle as a device does, and measure its tasks.
-
-    Raises:
-        CompileError: tasks ran without paged weights.
-    """
+    """Open a bundle as a device does, and measure its tasks. Raises `CompileError` if no paged weight ran."""
     bundle = Bundle.open(root)
 
     def told(task: str) -> StepProgress:

@@ -69,11 +69,7 @@ class Source(Protocol):
 
 
 def read_at_most(source: Source, path: str, most: int) -> bytes:
-    """Read a small file whole.
-
-    Raises:
-        DeliveryError: as `Source.open`, or it is larger than ``most`` bytes.
-    """
+    """Read a small file whole. Errors are those of `Source.open`; more than ``most`` bytes are a `TransferError`."""
     content = bytearray()
     with source.open(path) as stream:
         for piece in stream.pieces:

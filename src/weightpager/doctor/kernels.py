@@ -45,11 +45,7 @@ class KernelChoice:
 
 
 def kernel_choice() -> KernelChoice:
-    """Which kernels this process uses now.
-
-    Raises:
-        ConfigError: ``WEIGHTPAGER_ISA`` names a kernel that can't run here.
-    """
+    """Which kernels this process uses now. Raises `ConfigError` if ``WEIGHTPAGER_ISA`` names one that can't run."""
     chosen = kernels.isa()
     return KernelChoice(
         available=kernels.available() if is_installed("torch") else NATIVE,

@@ -73,11 +73,7 @@ STEPS = 4
 
 
 def directory_of(path: Path) -> Path:
-    """The directory to examine for a path: itself, or the one that a file lies in.
-
-    Raises:
-        ConfigError: there is no such path, or it is out of reach.
-    """
+    """The directory to examine for a path: itself, or the one that a file lies in. Raises `ConfigError` without one."""
     try:
         facts = path.stat()
     except OSError as error:

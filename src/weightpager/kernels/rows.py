@@ -33,11 +33,7 @@ class RowSource(Protocol):
         """How many numbers a row has."""
 
     def look_up(self, ids: Positions, out: Wide) -> None:
-        """Write the rows ``ids`` [n] to ``out`` [n, columns], both contiguous.
-
-        Raises:
-            IndexError: a row isn't in the table.
-        """
+        """Write the rows ``ids`` [n] to ``out`` [n, columns], both contiguous. Raises `IndexError` of another row."""
 
     def all(self) -> npt.NDArray[np.float32]:
         """The whole table, float32 [rows, columns]."""

@@ -39,11 +39,7 @@ def not_installed(package: str | None, extra: str, purpose: str) -> ConfigError:
 
 @contextmanager
 def needing_torch(purpose: str) -> Iterator[None]:
-    """A block of imports that need torch, for a purpose as in `check_installed`.
-
-    Raises:
-        ConfigError: torch or transformers isn't installed.
-    """
+    """A block of imports that need torch, for a purpose as in `check_installed`. Raises `ConfigError` without it."""
     try:
         yield
     except ModuleNotFoundError as error:

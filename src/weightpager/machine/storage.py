@@ -214,11 +214,7 @@ def aligned_memory(count: int) -> mmap.mmap:
 
 
 def address_space(count: int) -> mmap.mmap:
-    """As `aligned_memory`, and no promise of the machine's that it has so much.
-
-    Raises:
-        OSError: it refuses even that.
-    """
+    """As `aligned_memory`, and no promise of the machine's that it has so much. Raises `OSError` if it refuses that."""
     return mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
 
 

@@ -44,12 +44,7 @@ class PagedEmbedding(CustomOpEmbedding):
         return torch.from_numpy(self.source.all()).to(self.wide.dtype)
 
     def compute(self, ids: Tensor) -> Tensor:
-        """The rows.
-
-        Raises:
-            IndexError: a row isn't in the table.
-            StoreError, PageCorruptError: a row can't be read, or isn't what it should be.
-        """
+        """The rows. Raises `IndexError` of a row that isn't there, and what its source raises."""
         if ids.dtype not in (torch.int64, torch.int32):  # as torch does
             raise TypeError(f"expected ids to be int64 or int32, got {ids.dtype}")
         out = torch.empty((*ids.shape, self.embedding_dim), dtype=self.wide.dtype, device="cpu")
@@ -85,11 +80,7 @@ class Int8Embedding(nn.Module):
         return self(torch.arange(self.num_embeddings, device=self.stored.device))  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``[...]`` of int64 or int32 to ``[..., embedding_dim]``.
-
-        Raises:
-            IndexError: a row isn't in the table; on a GPU its assertion fails instead.
-        """
+        """``[...]`` of int64 or int32 to ``[..., embedding_dim]``. Raises `IndexError`; on a GPU an assertion fails."""
         return widened(embedding(ids, self.stored), self.wide.dtype)  # an index would count ids below 0 from the end
 
 

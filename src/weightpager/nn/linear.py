@@ -17,11 +17,7 @@ from weightpager.nn import custom_op
 
 
 def refuse_gradients(x: Tensor) -> None:
-    """Say at once that paged weights don't train.
-
-    Raises:
-        InferenceOnlyError: x belongs to a graph of gradients, or carries a derivative forward.
-    """
+    """Say at once that paged weights don't train. Raises `InferenceOnlyError` of a gradient, or one carried forward."""
     if x.requires_grad and torch.is_grad_enabled():
         raise InferenceOnlyError(
             "paged weights are for inference, and the input of a paged layer requires a gradient: run the task inside "

@@ -140,11 +140,7 @@ class Surroundings:
         return cls(_versions(), _processor(), Arithmetic.here())
 
     def take(self, node: str) -> None:
-        """Have this process, on ``node``, compute as the other one does.
-
-        Raises:
-            ConfigError: it has other versions.
-        """
+        """Have this process, on ``node``, compute as the other one does. Raises `ConfigError` of other versions."""
         here = _versions()
         if here != self.versions:
             other = [name for name, version in self.versions.items() if here.get(name) != version]

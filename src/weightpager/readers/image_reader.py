@@ -63,11 +63,7 @@ def read_image(source: Path | bytes | Frame, most_pixels: int = MOST_PIXELS) -> 
 
 
 def pixel_count(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> int:
-    """How many pixels an image says that it has; none of them is read.
-
-    Raises:
-        ImageError: as `ImageReader.read`, as far as what comes before the pixels tells.
-    """
+    """How many pixels an image says that it has; none of them is read. Errors are those of `ImageReader.read`."""
     with opened(source, most_pixels) as image:
         return image.width * image.height
 

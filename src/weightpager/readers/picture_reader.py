@@ -320,11 +320,7 @@ class PictureReader:
         return f"{expected}, or none, found {found}"
 
     def check_number(self, number: int, room: float) -> None:
-        """Refuse more pictures than a text of ``room`` tokens holds beside one word.
-
-        Raises:
-            ImageError: they are more.
-        """
+        """Refuse more pictures than a text of ``room`` tokens holds beside one word. Raises `ImageError` of more."""
         tokens = 1 if self.pictures.vary else self.pictures.tokens
         most = max(0, int(room) - 1) // tokens
         if number > most:
@@ -431,11 +427,7 @@ def check_tower(reader: PictureReader, config: Mapping[str, Any]) -> None:
 
 
 def check_patches(reader: PictureReader, vision: Mapping[str, Any]) -> None:
-    """Refuse a reader whose runs of patches are others than a tower of such settings takes.
-
-    Raises:
-        ValueError: says what was expected and what was found.
-    """
+    """Refuse a reader whose runs of patches are others than a tower of such settings takes. Raises `ValueError`."""
     for ours, theirs in _OF_PATCHES.items():
         wanted, found = vision.get(theirs), reader.settings[ours]
         if wanted != found:

@@ -226,11 +226,7 @@ def begin_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tokenizer of a bundle, from its own files only.
-
-    Raises:
-        BundleFormatError: the tasks read images, or the files are damaged or no tokenizer.
-    """
+    """The tokenizer of a bundle, from its own files only. Raises `BundleFormatError` of images or damaged files."""
     if bundle.takes_images:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
     folder = model_dir(bundle)
@@ -252,11 +248,7 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
 
 @uninterrupted
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder whose files have been checked.
-
-    Raises:
-        BundleFormatError: there is none, or it doesn't work.
-    """
+    """The tokenizer in a folder whose files have been checked. Raises `BundleFormatError` without one that works."""
     name = f"{MODEL}/{TOKENIZER_FILE}"
     if not (folder / TOKENIZER_FILE).is_file():
         raise BundleFormatError(name, "file", "the tokenizer of a bundle whose tasks read texts", "none")

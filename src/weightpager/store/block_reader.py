@@ -18,11 +18,7 @@ class BlockReader:
     """Reads blocks by location, from pages that are checked."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Open a bundle's page files.
-
-        Raises:
-            BundleFormatError, StoreError: a file isn't what the manifest says, or can't be opened.
-        """
+        """Open a bundle's page files. Raises `BundleFormatError` or `StoreError` of a file that can't be used."""
         self._bundle = bundle
         self._store = VerifyingStore(LocalStore(bundle, direct=False), bundle.pages)
 
@@ -59,11 +55,7 @@ def read_low_rank(bundle: Bundle, task: str) -> dict[str, LowRank]:
 
 
 def read_stored_parts(bundle: Bundle, task: str) -> StoredParts:
-    """What a task's low-rank pages hold.
-
-    Raises:
-        StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
-    """
+    """What a task's low-rank pages hold. Raises `StoreError` or `PageCorruptError` if it can't be read whole."""
     layout, numbers = bundle.low_rank(task), bundle.low_rank_pages(task)
     assert layout is not None, "the task has low-rank pages"
     pages = np.empty((len(numbers), bundle.page_bytes), np.uint8)
@@ -80,11 +72,7 @@ class RowReader:
     """Reads a bundle's tables from pages that are checked; to be used in a ``with`` statement."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Open a bundle's page files.
-
-        Raises:
-            BundleFormatError, StoreError: a file isn't what the manifest says, or can't be opened.
-        """
+        """Open a bundle's page files. Raises `BundleFormatError` or `StoreError` of a file that can't be used."""
         self._bundle = bundle
         self._store = VerifyingStore(LocalStore(bundle, direct=False), bundle.index)
 

@@ -123,20 +123,12 @@ class VerifyingStore:
             self.bytes += read
 
     def span(self, first: int) -> int:
-        """Implements `PageStore.span`.
-
-        Raises:
-            StoreError: the store can't say.
-        """
+        """Implements `PageStore.span`. Raises `StoreError` if the store can't say."""
         with _documented(f"say how far page {first} reaches"):
             return operator.index(self._inner.span(first))
 
     def close(self) -> None:
-        """Implements `PageStore.close`; the inner store is asked once.
-
-        Raises:
-            StoreError: the store failed.
-        """
+        """Implements `PageStore.close`; the inner store is asked once. Raises `StoreError` if the store failed."""
         if not self._closed:
             self._closed = True
             with _documented("close the store"):
@@ -164,12 +156,7 @@ class LocalStore:
     """
 
     def __init__(self, bundle: Bundle, *, direct: bool = True) -> None:
-        """Open the page files.
-
-        Raises:
-            BundleError: a file isn't what the manifest says, or another bundle has taken this one's place.
-            StoreError: a file can't be opened.
-        """
+        """Open the page files. Raises `BundleError` of another bundle's file, `StoreError` if one can't be opened."""
         self._page_bytes = bundle.page_bytes
         self._starts: list[int] = []
         self._files: list[DirectFile | None] = []  # None once a file is closed

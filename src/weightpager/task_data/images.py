@@ -105,11 +105,7 @@ def collate(pictures: Sequence[Picture], reader: ImageReader) -> Labelled:
 
 
 def fingerprint(path: Path, where: str, image: str, label: str) -> str:
-    """A hash of all images and their labels.
-
-    Raises:
-        CompileError: as `listed`, or an image isn't there.
-    """
+    """A hash of all images and their labels. Raises `CompileError` as `listed` does, or if an image isn't there."""
     digest = blake3()
     for file, name in listed(path, where, image, label):
         digest.update(f"{_hash(file, where)} {name!s}\n".encode())

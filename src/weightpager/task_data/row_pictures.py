@@ -85,11 +85,7 @@ def stored(values: Sequence[Any], folder: Path, reader: PictureReader, where: st
 def picture_inputs(
     pictures: Sequence[StoredPicture], reader: PictureReader, ids: Integers
 ) -> dict[str, npt.NDArray[Any]]:
-    """`PictureReader.inputs` of pictures that stand in texts.
-
-    Raises:
-        CompileError: a picture can't be read any more.
-    """
+    """`PictureReader.inputs` of pictures that stand in texts. Raises `CompileError` if one can't be read any more."""
     try:
         return reader.inputs([reader.read(picture.source) for picture in pictures], ids)
     except ImageError as error:

@@ -43,11 +43,7 @@ class ModelConfig:
 
     @classmethod
     def read(cls, bundle: Bundle) -> ModelConfig:
-        """Read the configuration of a bundle's model.
-
-        Raises:
-            BundleFormatError: it is damaged, or not allowed.
-        """
+        """Read the configuration of a bundle's model. Raises `BundleFormatError` if it is damaged, or not allowed."""
         name = f"{MODEL}/{CONFIG}"
         values = parse(name, bundle.read(name))
         check_settings(name, values)
@@ -109,11 +105,7 @@ class ModelConfig:
 
 
 def end_tokens(bundle: Bundle, config: ModelConfig) -> frozenset[int]:
-    """Tokens that end a text, by the bundle's files.
-
-    Raises:
-        BundleFormatError: ``generation_config.json`` isn't allowed.
-    """
+    """Tokens that end a text, by the bundle's files. Raises `BundleFormatError` of settings that aren't allowed."""
     name = f"{MODEL}/{GENERATION}"
     if name not in bundle.manifest.files:
         return config.eos_token_ids

@@ -152,11 +152,7 @@ def packs_tiles(config: PretrainedConfig) -> bool:
 
 
 def feature_layers(config: PretrainedConfig) -> tuple[int, ...]:
-    """How many of the tower's layers each part of a picture's features has passed.
-
-    Raises:
-        ValueError: more than there are.
-    """
+    """How many of the tower's layers each part of a picture's features has passed. Raises `ValueError` of too many."""
     if takes_patches(config) or takes_tiles(config):
         return (int(config.vision_config.num_hidden_layers),)
     stated, layers = config.vision_feature_layer, int(config.vision_config.num_hidden_layers)
@@ -168,11 +164,7 @@ def feature_layers(config: PretrainedConfig) -> tuple[int, ...]:
 
 
 def read_config(bundle: Bundle) -> PretrainedConfig:
-    """The bundle's checked configuration, without any task's labels.
-
-    Raises:
-        BundleFormatError: it is damaged, not allowed, nothing that transformers knows, or of a later transformers.
-    """
+    """The bundle's checked configuration, without any task's labels. Raises `BundleFormatError` if it can't be used."""
     folder, name = model_dir(bundle), f"{MODEL}/config.json"
     check_config_class(name, _values(folder / "config.json"))
     try:
@@ -264,11 +256,7 @@ def full_name(module: nn.Module, name: str) -> str:
 
 
 def tokenizer(bundle: Bundle) -> Any:
-    """The bundle's tokenizer, from its own files only.
-
-    Raises:
-        BundleFormatError: transformers can't read them, or the tasks read images.
-    """
+    """The bundle's tokenizer, from its own files only. Raises `BundleFormatError` if it can't be read, or of images."""
     if bundle.takes_images:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
     folder, config = model_dir(bundle), read_config(bundle)
@@ -340,11 +328,7 @@ def image_reader(bundle: Bundle) -> TransformersImageReader:
 
 
 def input_reader(bundle: Bundle) -> Tokenizer | ImageReader:
-    """What reads the tasks' inputs: the bundle's tokenizer, or its image reader.
-
-    Raises:
-        BundleFormatError, ConfigError: as `open_tokenizer` and `image_reader`.
-    """
+    """What reads the tasks' inputs: the bundle's tokenizer, or its image reader."""
     if bundle.takes_images:
         return open_image_reader(bundle) or image_reader(bundle)
     return open_tokenizer(bundle)

@@ -58,11 +58,7 @@ class TorchModel(TaskModel):
 
     @torch.no_grad()
     def features(self, pixels: Floats, grids: Grids | None = None) -> Floats | list[Floats]:
-        """As the interface has it.
-
-        Raises:
-            TypeError: the model reads no pictures among its words.
-        """
+        """As the interface has it. Raises `TypeError` if the model reads no pictures among its words."""
         if not has_picture_tower(self._module.config):
             return super().features(pixels, grids)
         found = [

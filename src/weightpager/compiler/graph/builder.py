@@ -134,11 +134,7 @@ class Builder:
 
 
 def stated(shape: tuple[Size, ...], unknown: int) -> list[int | str]:
-    """A shape as an attribute states it: −1 for what is unknown.
-
-    Raises:
-        NotExportableError: more is unknown than may be.
-    """
+    """A shape as an attribute states it: −1 for what is unknown. Raises `NotExportableError` if too much is."""
     if shape.count(None) > unknown:
         raise NotExportableError(f"a shape of which {shape.count(None)} sizes depend on batch, length or classes")
     return [-1 if each is None else each for each in shape]

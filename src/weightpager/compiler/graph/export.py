@@ -70,11 +70,7 @@ def export_graph(config: PretrainedConfig, kind: str, image: tuple[int, int, int
 
 
 def form_of(config: PretrainedConfig, kind: str, image: tuple[int, int, int] | None = None) -> CallForm:
-    """What a model is called with; arguments are `export_graph`'s.
-
-    Raises:
-        NotExportableError: images or pictures have no known size.
-    """
+    """What a model is called with; arguments are `export_graph`'s. Raises `NotExportableError` of unknown sizes."""
     if kind == FEATURES:
         return CallForm.of_patches(config.vision_config) if takes_patches(config) else CallForm.of_pictures(image)
     if has_picture_tower(config):

@@ -127,11 +127,7 @@ def _mask(*_: Any, attention_mask: Tensor | None = None, local_size: int | None 
 
 @contextmanager
 def traced(module: PreTrainedModel) -> Iterator[None]:
-    """Have a module's attentions traced as one operator each.
-
-    Raises:
-        NotExportableError: the architecture computes attention in its own way.
-    """
+    """Have a module's attentions traced as one operator each. Raises `NotExportableError` where it has its own way."""
     AttentionInterface.register(NAME, _forward)
     AttentionInterface.register(_SEGMENTS, _forward)
     AttentionMaskInterface.register(NAME, _mask)

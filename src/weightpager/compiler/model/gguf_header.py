@@ -48,11 +48,7 @@ class GgufHeader:
 
     @classmethod
     def read(cls, path: Path) -> GgufHeader:
-        """Read a file's header.
-
-        Raises:
-            CompileError: it is damaged, or its tensors are stored in a way that isn't known here.
-        """
+        """Read a file's header. Raises `CompileError` if it is damaged, or stores tensors in an unknown way."""
         try:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _Walk(content, str(path)).header()

@@ -244,11 +244,7 @@ def drop_captures(model: PreTrainedModel) -> None:
 
 
 def picture_reader(images: TransformersImageReader, pictures: Pictures) -> PictureReader:
-    """What reads pictures without transformers, as their image processor does.
-
-    Raises:
-        ValueError: it is none that can be read so, or its pixels aren't those that the tower takes.
-    """
+    """What reads pictures without transformers, as their image processor does. Raises `ValueError` where none fits."""
     reader = PictureReader.of(images.processor.to_dict(), pictures)
     if pictures.runs is not None:
         check_patches(reader, images.vision)

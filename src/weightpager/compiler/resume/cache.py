@@ -78,11 +78,7 @@ def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
 
 
 def read_entry(path: Path, owner: Owner) -> Entry | None:
-    """The entry in a file; None if it is damaged, or another owner's.
-
-    Raises:
-        OSError: the file isn't there any more, or can't be read now.
-    """
+    """The entry in a file; None if it is damaged, or another owner's. Raises `OSError` if it can't be read now."""
     with suppress(*_DAMAGE), _opened(path) as (file, facts):
         if owner.items() <= facts.items():
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

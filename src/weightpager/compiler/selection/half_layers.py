@@ -86,11 +86,7 @@ class Trials:
         return self._loss(dropped, None)
 
     def loss(self, dropped: Collection[HalfLayer]) -> float:
-        """The mean loss of a batch without these.
-
-        Raises:
-            CompileError: it isn't finite, though that of the dense model is.
-        """
+        """The mean loss of a batch without these. Raises `CompileError` if it isn't finite, as the dense model's is."""
         changed = self._from.symmetric_difference(dropped)
         return self._loss(dropped, min((self._names.index(half.layer) for half in changed), default=len(self._names)))
 

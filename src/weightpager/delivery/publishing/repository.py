@@ -64,11 +64,7 @@ def create(repository: Path, key_folder: Path, root_keys: int, threshold: int) -
 
 @contextmanager
 def alone(repository: Path) -> Iterator[None]:
-    """Keep others from writing to a repository.
-
-    Raises:
-        DeliveryError: somebody is writing to it, or there is none.
-    """
+    """Keep others from writing to a repository. Raises `DeliveryError` if somebody writes to it, or there is none."""
     if not has_directory(repository / METADATA):
         raise no_repository(repository)
     taken = DeliveryError(f"{repository}: expected to write alone, found another process that publishes; wait for it")

@@ -46,11 +46,7 @@ def _create_key(path: Path) -> CryptoSigner:
 
 
 def read(folder: Path) -> dict[str, tuple[Path, CryptoSigner]]:
-    """The keys of a folder, by their ids in metadata.
-
-    Raises:
-        ConfigError: there is no such folder, or a file in it is no key.
-    """
+    """The keys of a folder, by their ids in metadata. Raises `ConfigError` if there is none, or a file is no key."""
     if not has_directory(folder):
         raise ConfigError(f"keys: expected the folder of key files that 'publish init' made, found none at {folder}")
     by_id = {}

@@ -141,11 +141,7 @@ class Installed:
 
     @staticmethod
     def check_known(into: Path, name: str) -> None:
-        """See that pulls have been made of a bundle.
-
-        Raises:
-            DeliveryError: none has been; says of which bundles they have.
-        """
+        """See that pulls have been made of a bundle. Raises `DeliveryError`, which names those that have."""
         if not has_directory(Places.of(into, name).home):
             known = ", ".join(folder.name for folder in Installed._folders(into / STATE)) or "none"
             raise DeliveryError(

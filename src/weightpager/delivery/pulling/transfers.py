@@ -27,11 +27,7 @@ class Transfer(Protocol):
     """Something to fetch, which keeps what has come when it is cut off."""
 
     def attempt(self) -> None:
-        """Fetch what is left.
-
-        Raises:
-            TransferError: it broke; another try may do.
-        """
+        """Fetch what is left. Raises `TransferError` if it broke; another try may do."""
 
     def left(self) -> int:
         """Bytes that are left."""
@@ -78,11 +74,7 @@ class _Run:
 
 
 def bring(transfers: Iterable[Transfer], connections: int) -> None:
-    """Carry out all transfers.
-
-    Raises:
-        DeliveryError: of the first one that failed for good. What others have brought stays.
-    """
+    """Carry out all transfers. Raises the `DeliveryError` of the first that failed for good; what has come stays."""
     run = _Run(transfers)
     threads = [threading.Thread(target=run.work, daemon=True) for _ in range(connections)]
     for thread in threads:

@@ -34,11 +34,7 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout: float | None) -> Deadline:
-        """The end of a timeout that begins now; `NEVER` without one.
-
-        Raises:
-            ConfigError: it is no number of seconds.
-        """
+        """The end of a timeout that begins now; `NEVER` without one. Raises `ConfigError` if it is no number."""
         if timeout is None:
             return NEVER
         if not timeout >= 0:
@@ -328,11 +324,7 @@ class Loads:
         self._unawaited: dict[int, Sequence[PendingLoad]] = {}  # of each held task, loads that nobody has waited for
 
     def start(self, plan: SwitchPlan, request: SwitchRequest) -> PendingLoad:
-        """Begin to load what the prepare phase of a plan brings. The lock is held.
-
-        Raises:
-            EngineClosedError: it has been closed; nothing has changed.
-        """
+        """Begin to load what the prepare phase of a plan brings. The lock is held. Raises `EngineClosedError`."""
         state = self._state
         if state.closed:
             raise closed_while_loading()

@@ -43,11 +43,7 @@ class AppendedFile:
             return file.read(most)
 
     def append(self, content: bytes) -> None:
-        """Write to the end of the file.
-
-        Raises:
-            OSError: nothing, or only a part, could be written.
-        """
+        """Write to the end of the file. Raises `OSError` if nothing, or only a part, could be written."""
         written = os.write(self._file, content)
         if written < len(content):
             raise OSError(f"only {written} of {len(content)} bytes were written")
