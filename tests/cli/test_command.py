@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from command import Command
+from docs.cli_page import page, verbs
 from weightpager.cli.app import application
 from weightpager.cli.command import misspelt
-from weightpager.cli.reference import page, verbs
 from weightpager.errors import ConfigError
 
 PAGE = page()

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from command import Command
+from docs.cli_page import page
 from weightpager.cli.app import application
-from weightpager.cli.reference import page
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 ROOT = typer.main.get_command(application())
@@ -47,7 +47,7 @@ EXPLICIT = {
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert page() == PAGE, "run: python -m weightpager.cli.reference > docs/cli.md"
+    assert page() == PAGE, "run: python -m docs.cli_page > docs/cli.md"
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -1,4 +1,4 @@
-"""``python -m weightpager.cli.reference > docs/cli.md`` writes the page of all commands."""
+"""``python -m docs.cli_page > docs/cli.md`` writes the page of all commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from weightpager.cli.command import VARIABLES
 
 _HEAD = """# Commands
 
-Made by `python -m weightpager.cli.reference > docs/cli.md`; `weightpager COMMAND --help` says the same.
+Made by `python -m docs.cli_page > docs/cli.md`; `weightpager COMMAND --help` says the same.
 
 A flag overrides the environment variable of the same option, and that overrides the default. Options by which something
 is removed or overwritten have no variable: one that was left in a shell would do it at the next run.
