@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from weightpager.errors import ConfigError
-from weightpager.machine.storage import Mount, disk_of, whole_disk
+from weightpager.machine.storage import Mount
+from weightpager_lab.limits.cgroup import disk_of, whole_disk
 
 
 @pytest.fixture
@@ -50,6 +51,6 @@ def test_a_mount_out_of_sight_has_no_disk(memory_file_system: Path, monkeypatch:
     def out_of_sight(path: Path) -> Mount:
         raise LookupError(f"{path}: no mount has the number 7")
 
-    monkeypatch.setattr("weightpager.machine.storage.mount_of", out_of_sight)
+    monkeypatch.setattr("weightpager_lab.limits.cgroup.mount_of", out_of_sight)
     with pytest.raises(ConfigError, match="expected a file system on a disk, got one whose mount is out of sight"):
         disk_of(memory_file_system)

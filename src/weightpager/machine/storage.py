@@ -6,13 +6,11 @@ import errno
 import mmap
 import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
-from weightpager.errors import ConfigError
 from weightpager.interrupts import uninterrupted
 
 
@@ -106,46 +104,9 @@ def file_system(path: Path) -> int | None:
         return None
 
 
-def disk_of(path: str | os.PathLike[str]) -> str:
-    """``"major:minor"`` of the whole disk that a path lies on, as cgroups name it.
-
-    Raises:
-        ConfigError: its file system has no disk of its own.
-    """
-    number = Path(path).stat().st_dev
-    if os.major(number) == 0:  # btrfs hides its disk's number, file systems without a disk have none
-        number = _mounted_device(path)
-    return whole_disk(os.major(number), os.minor(number))
-
-
-def whole_disk(major: int, minor: int, sysfs: Path = Path("/sys")) -> str:
-    """The disk of a partition; a whole disk is its own. Raises `ConfigError` if the kernel has no such block device."""
-    node = (sysfs / "dev/block" / f"{major}:{minor}").resolve()
-    disk = node.parent if (node / "partition").exists() else node
-    try:
-        return (disk / "dev").read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"expected a block device, got {major}:{minor}, which {sysfs} doesn't know") from error
-
-
 def _existing(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     return next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), Path("/"))
-
-
-def _mounted_device(path: str | os.PathLike[str]) -> int:
-    try:
-        mount = mount_of(path)
-    except LookupError as error:
-        asked = f"{os.fspath(path)}: expected a file system on a disk"
-        raise ConfigError(f"{asked}, got one whose mount is out of sight, as in a chroot") from error
-    try:
-        source = Path(mount.source).stat()
-    except OSError:
-        source = None
-    if source is None or not stat.S_ISBLK(source.st_mode):
-        raise ConfigError(f"{os.fspath(path)}: expected a file system on a disk, got {mount.kind} on {mount.source!r}")
-    return source.st_rdev
 
 
 _NORESERVE = 0x4000  # which Python doesn't name before 3.11

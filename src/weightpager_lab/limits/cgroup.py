@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from weightpager.errors import ConfigError
 from weightpager.machine.memory import group_limit
 from weightpager.machine.processor import V2_NAMES, Hierarchy, find_hierarchy
-from weightpager.machine.storage import disk_of, mounts
+from weightpager.machine.storage import mount_of, mounts
 from weightpager_lab.limits.control_group import GRACE_SECONDS, Group
 
 
@@ -107,6 +108,43 @@ def limit_storage(group: Group, asked: int, path: str | os.PathLike[str]) -> tup
         if device == disk:
             return int(value.removeprefix("rbps=")), f"reads of disk {disk}, version {group.version}"
     raise ConfigError(f"expected a limit for disk {disk} in {group.path}, found none")
+
+
+def disk_of(path: str | os.PathLike[str]) -> str:
+    """``"major:minor"`` of the whole disk that a path lies on, as cgroups name it.
+
+    Raises:
+        ConfigError: its file system has no disk of its own.
+    """
+    number = Path(path).stat().st_dev
+    if os.major(number) == 0:  # btrfs hides its disk's number, file systems without a disk have none
+        number = _mounted_device(path)
+    return whole_disk(os.major(number), os.minor(number))
+
+
+def whole_disk(major: int, minor: int, sysfs: Path = Path("/sys")) -> str:
+    """The disk of a partition; a whole disk is its own. Raises `ConfigError` if the kernel has no such block device."""
+    node = (sysfs / "dev/block" / f"{major}:{minor}").resolve()
+    disk = node.parent if (node / "partition").exists() else node
+    try:
+        return (disk / "dev").read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"expected a block device, got {major}:{minor}, which {sysfs} doesn't know") from error
+
+
+def _mounted_device(path: str | os.PathLike[str]) -> int:
+    try:
+        mount = mount_of(path)
+    except LookupError as error:
+        asked = f"{os.fspath(path)}: expected a file system on a disk"
+        raise ConfigError(f"{asked}, got one whose mount is out of sight, as in a chroot") from error
+    try:
+        source = Path(mount.source).stat()
+    except OSError:
+        source = None
+    if source is None or not stat.S_ISBLK(source.st_mode):
+        raise ConfigError(f"{os.fspath(path)}: expected a file system on a disk, got {mount.kind} on {mount.source!r}")
+    return source.st_rdev
 
 
 def reason(error: OSError | ConfigError) -> str:
