@@ -70,15 +70,7 @@ class EmbeddingRun:
 
 
 def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Query], kept: Kept = NOTHING_KEPT) -> Run:
-    """Nothing is computed yet.
-
-    Args:
-        kind: of the task.
-        model: of the task, which is active while the batch has its steps.
-        tokenizer: the calling thread's own.
-        queries: whose work is of one kind.
-        kept: what may be taken over.
-    """
+    """Nothing is computed yet."""
     if isinstance(queries[0].work, Generate):
         return GenerationRun(model, tokenizer, queries, kept=kept)
     if queries[0].cached:

@@ -54,10 +54,6 @@ def decoder_after(tokenizer: Tokenizer, prompt: Sequence[int]) -> Decode:
     A token's text may depend on what stands before it: many decoders drop the blank that a text's first word begins
     with, so that nobody could tell a new word from the rest of the prompt's last one. Where the prompt ends in the
     middle of a character, that whole character follows, once it is complete.
-
-    Args:
-        tokenizer: of the model.
-        prompt: token ids.
     """
     decode = tokenizer.decode
     context = _context(decode, prompt)

@@ -52,13 +52,6 @@ def add_task(path: str | Path, addition: Addition) -> Bundle:
 
     The bundle is exchanged as a whole, or stays as it was; the other tasks' outputs don't change by a bit.
 
-    Args:
-        path: bundle directory.
-        addition: the task.
-
-    Returns:
-        The bundle with the task.
-
     Raises:
         ConfigError: the name can't be taken, ``like`` has an adapter itself, reads no conversations or must be stated,
             or the adapter doesn't fit; nothing has changed.

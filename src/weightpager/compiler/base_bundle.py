@@ -40,7 +40,6 @@ class BaseBundle:
     """A bundle as the start of a larger one.
 
     Attributes:
-        bundle: the bundle.
         keep: True where a task keeps a block, [blocks, tasks] by paged weight.
         locations: paged weight → int64 [blocks], where a block lies; −1 where no task keeps it. Of several versions it
             is the one that most tasks use.

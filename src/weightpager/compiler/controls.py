@@ -46,7 +46,6 @@ class Quantisation:
     """Weights of few bits, with a scale for each ``group`` of neighbouring inputs of one output.
 
     Attributes:
-        bits: bits of a value.
         group: number of values that share a scale, a power of two. 0 for a whole row, whose scale is its largest value
             over the largest number.
         divisors: of a group's largest value, for the scales that are tried: the one with the least squared error is

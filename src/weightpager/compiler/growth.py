@@ -48,7 +48,6 @@ class GrowthPlan:
     """What a larger bundle adds to its base, and what of the base its new tasks use.
 
     Attributes:
-        base: what is added to.
         added: the pages that are appended, and their tasks; its signatures count the new tasks only.
         reused: paged weight → [blocks, new tasks], True where a task takes the base's block.
     """

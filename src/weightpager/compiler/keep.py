@@ -58,8 +58,6 @@ class Kept:
 
     Attributes:
         prepared: the tasks with the sparsities that were found.
-        chosen: their masks.
-        path: what was tried.
         dense: the dense model's metric on the same validation data.
     """
 

@@ -37,8 +37,6 @@ class PageUse:
     """How a bundle's pages are used.
 
     Attributes:
-        page_bytes: bytes of a page.
-        bytes: bytes of all pages.
         fill: share of these bytes that some task uses.
         over_read: share of its pages' bytes that a task doesn't use, by task.
         task_bytes: bytes of a task's pages, by task.

@@ -20,10 +20,6 @@ def without(graph: Graph, weights: Collection[str]) -> Graph:
     any more goes, inputs too. So a half-layer without its weights isn't computed, and its attention keeps no keys and
     values. Indices of attentions stay.
 
-    Args:
-        graph: validated.
-        weights: canonical names of parameters.
-
     Raises:
         ValueError: zeros reach anything but a sum that is needed; names it.
     """

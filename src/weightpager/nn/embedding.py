@@ -22,10 +22,6 @@ class PagedEmbedding(CustomOpEmbedding):
 
     All that a batch lacks is read at once, before anything is computed with it. Models that read ``weight`` past the
     lookup get a wide copy of the whole table, read from storage each time.
-
-    Args:
-        source: of the rows.
-        num_embeddings, embedding_dim, dtype, padding_idx: see `CustomOpEmbedding`.
     """
 
     def __init__(
@@ -121,12 +117,7 @@ def is_plain_embedding(module: nn.Module) -> TypeGuard[nn.Embedding]:
 
 
 def keep_tables_narrow(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replace, in place, plain embeddings whose weights have fewer bits than ``dtype``; how many there were.
-
-    Args:
-        model: whose weights are assigned.
-        dtype: that it computes in.
-    """
+    """Replace, in place, plain embeddings whose weights have fewer bits than ``dtype``; how many there were."""
     narrow = [
         (name, module.weight.detach())
         for name, module in model.named_modules()
@@ -141,10 +132,6 @@ class WholeEmbedding(CustomOpEmbedding):
     """`torch.nn.Embedding` whose rows are gathered from blocks and widened.
 
     Models that read ``weight`` past the lookup get a wide copy of the whole table.
-
-    Args:
-        table: as `whole_weight` makes it.
-        dtype, padding_idx: see `CustomOpEmbedding`.
     """
 
     def __init__(self, table: Weight, dtype: torch.dtype, padding_idx: int | None = None) -> None:

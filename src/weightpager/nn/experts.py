@@ -142,13 +142,7 @@ class ExpertRouter(nn.Module):
 
 @dataclass(frozen=True)
 class Mixture:
-    """A layer's experts in a model, with their router.
-
-    Attributes:
-        name: of the module that both are in.
-        router: as ``NAME.gate``.
-        experts: as ``NAME.experts``.
-    """
+    """A layer's experts in a model, with their router."""
 
     name: str
     router: ExpertRouter

@@ -115,9 +115,6 @@ class ChatTemplate:
         A placeholder stands where a picture is: where the template writes it, if it knows parts, and else in front of
         the text behind it, in a line of its own.
 
-        Args:
-            messages: as `Messages`.
-
         Raises:
             ConfigError: the package that renders templates isn't installed.
             RequestError: the template doesn't take such a conversation, or takes too much for it (`LIMIT`).

@@ -80,15 +80,7 @@ class RowReads:
 
 
 class RowCache:
-    """Looks rows of one table up. Safe to use from several threads.
-
-    Args:
-        table: the table in the bundle.
-        first: number of its first page.
-        page_bytes: bytes of a page.
-        slots: rows that may be in memory.
-        reads: reads its pages.
-    """
+    """Looks rows of one table up. Safe to use from several threads."""
 
     def __init__(self, table: RowTable, first: int, page_bytes: int, slots: int, reads: RowReads) -> None:
         self.entry = table.entry
@@ -228,12 +220,7 @@ class RowCache:
 
 
 class RowTables:
-    """Tables by the canonical name of their parameter.
-
-    Attributes:
-        caches: one for each table.
-        room: bytes of memory for rows.
-    """
+    """Tables by the canonical name of their parameter."""
 
     def __init__(self, bundle: Bundle, tables: Mapping[str, RowTable], room: int, reads: RowReads) -> None:
         """Nothing is in memory.

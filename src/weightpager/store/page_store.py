@@ -150,9 +150,6 @@ class LocalStore:
     """Reads the page files of a bundle, past the page cache where the file system allows it.
 
     Descriptors are opened here and kept: a bundle that is replaced meanwhile doesn't disturb an open store.
-
-    Attributes:
-        direct: whether reads bypass the page cache (O_DIRECT).
     """
 
     def __init__(self, bundle: Bundle, *, direct: bool = True) -> None:

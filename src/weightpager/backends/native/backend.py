@@ -32,12 +32,7 @@ _MOST_TOKEN_BYTES = 2**24
 
 
 class NativeBackend:
-    """Implements `Backend`; a task is a `NativeTask`.
-
-    Attributes:
-        name: "native".
-        kernel: what multiplies by paged weights.
-    """
+    """Implements `Backend`; a task is a `NativeTask`."""
 
     name = "native"
 

@@ -88,10 +88,6 @@ def load_image_processor(folder: Path, config: PretrainedConfig | None = None) -
 
     Whatever transformers raises about the directory's files goes through.
 
-    Args:
-        folder: the directory.
-        config: of its model; read if None.
-
     Raises:
         ConfigError: Pillow isn't installed.
         ValueError: it scales to absurd sizes, or is no image processor.
@@ -185,10 +181,6 @@ def _values(path: Path) -> Any:
 
 def read_generation(bundle: Bundle, config: PretrainedConfig) -> GenerationConfig | None:
     """The default generation settings of the bundle's decoders; None if it has none.
-
-    Args:
-        bundle: with the settings.
-        config: of its model.
 
     Raises:
         BundleFormatError: they are damaged, not allowed, or pad with a token that the model lacks.

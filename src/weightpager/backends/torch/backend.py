@@ -20,21 +20,12 @@ from weightpager.readers.tokenizer import Tokenizer
 
 
 class TorchBackend:
-    """Implements `Backend`.
-
-    Attributes:
-        name: "torch".
-        kernel: what multiplies by paged weights.
-    """
+    """Implements `Backend`."""
 
     name = "torch"
 
     def __init__(self, bundle: Bundle, device: str) -> None:
         """Read all that modules are built from but parameters: the bundle may be replaced later.
-
-        Args:
-            bundle: whose tasks are run.
-            device: where the arena is, as torch names it.
 
         Raises:
             BundleFormatError: transformers can't build its model.

@@ -72,13 +72,7 @@ def _rope_types(config: Any) -> set[object]:
 
 
 def limits_of(module: Any, itemsize: int, pictures: Pictures | None = None) -> ModelLimits:
-    """The limits of a task's module, whose values may be missing.
-
-    Args:
-        module: the task's.
-        itemsize: bytes of a number that it computes with.
-        pictures: how they stand in its texts.
-    """
+    """The limits of a task's module, whose values may be missing."""
     config, activations = module.config, activations_of(module.config, itemsize)
     if module.main_input_name == "pixel_values" and not has_picture_tower(config):
         return ModelLimits(0, 0, None, False, activations)
@@ -93,12 +87,7 @@ def limits_of(module: Any, itemsize: int, pictures: Pictures | None = None) -> M
 
 
 def activations_of(config: Any, itemsize: int) -> Activations:
-    """What a forward takes.
-
-    Args:
-        config: of the model.
-        itemsize: bytes of a number that it computes with.
-    """
+    """What a forward takes."""
     text_config = config.get_text_config()
     width = _largest(text_config, "hidden_size") or 1024
     inner = _largest(text_config, "intermediate_size") or 4 * width

@@ -94,10 +94,6 @@ def hidden_parts(config_class: type[PretrainedConfig], values: dict[str, Any]) -
 def check_config_class(name: str, values: dict[str, Any]) -> None:
     """Refuse a configuration whose class makes others than itself, or of which a setting would take a part's place.
 
-    Args:
-        name: of the file, for errors.
-        values: of the configuration.
-
     Raises:
         BundleFormatError: it does, it has, or transformers knows no such type.
     """
@@ -134,10 +130,6 @@ def _check_part(name: str, part: str, values: Any, types: frozenset[str]) -> Non
 
 def check_tokenizer_class(name: str, values: dict[str, Any]) -> None:
     """Refuse a name of a tokenizer's class that is another class of transformers.
-
-    Args:
-        name: of the file, for errors.
-        values: of it.
 
     Raises:
         BundleFormatError: it is.

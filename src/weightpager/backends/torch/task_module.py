@@ -148,11 +148,6 @@ def paged_weight(matrix: StoredMatrix, arena: HostOrDeviceArray, page_table: Hos
 def route(module: nn.Module, task: str, tables: Mapping[str, BlockTable]) -> bool:
     """Have routers pass over the experts that a task has dropped: those without a block of one of their matrices.
 
-    Args:
-        module: the task's.
-        task: its name.
-        tables: its block tables, by paged weight.
-
     Returns:
         Whether it has dropped any.
 

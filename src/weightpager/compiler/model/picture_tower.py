@@ -147,13 +147,6 @@ def pictures_of(
 ) -> Pictures:
     """How pictures stand in texts, as the module itself says that is asked for a blank one.
 
-    Args:
-        model: a task's module.
-        tokenizer: of transformers.
-        images: what reads pictures.
-        path: of the model, for errors.
-        blocks: the manifest's word for whose the tower's are.
-
     Raises:
         CompileError: pictures become as many features as they like, or the placeholder is no word of both.
     """

@@ -97,7 +97,6 @@ class TaskTraining:
 
     Attributes:
         stage: its name in the journal.
-        steps: the number of its steps.
         train: makes the steps; a `functools.partial` of a function of a module.
         copies: how many times as much as it is made of it holds.
     """

@@ -59,7 +59,6 @@ class _Weight:
     """A paged weight, while a task learns a part of it.
 
     Attributes:
-        info: which.
         frozen: [out_features, in_features], what the task keeps and doesn't move; zero elsewhere.
         free: [grid rows, grid cols], blocks that it moves.
         skipped: how to multiply by kept blocks alone; None where whole weights are faster.

@@ -67,7 +67,6 @@ class Training:
     The optimiser is AdamW. The rate rises over the first tenth of the steps and then falls to zero by a cosine.
 
     Attributes:
-        done: number of steps made.
         watch: may end the training earlier, and chooses among the values on the way; None leaves it alone.
     """
 

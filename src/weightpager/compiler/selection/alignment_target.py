@@ -41,8 +41,6 @@ class Point:
     """What one strength leads to.
 
     Attributes:
-        strength: the alignment strength λ.
-        switch_bytes: bytes that an average switch loads.
         loss: what alignment costs, as the caller measures it; 0 at strength 0.
     """
 
@@ -57,7 +55,6 @@ class AlignmentTarget:
 
     Attributes:
         what: the number that is bounded.
-        most: the bound.
         easiest: strengths of which one meets the target if any does.
         best: the strength that would be taken if it met the target.
         factor: from one strength to the next one towards the best.

@@ -14,13 +14,7 @@ from weightpager.store import most_pages
 
 
 class CudaMemory:
-    """Slots in one tensor, whose memory is taken at once and stays.
-
-    Attributes:
-        pages: uint8 [capacity, page_bytes].
-        capacity: slots that there are.
-        elastic: False.
-    """
+    """Slots in one tensor, whose memory is taken at once and stays."""
 
     elastic = False
 

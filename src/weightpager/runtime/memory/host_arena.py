@@ -23,14 +23,6 @@ class Arena:
     The machine takes and gives memory in pages of its own, which may be larger than a slot: the arena never takes more
     than the machine's pages in which a committed slot lies. Where it can, the machine uses huge pages, but only for
     ranges in which every slot is committed: a huge page takes its memory at the first touch of any of its slots.
-
-    Attributes:
-        pages: uint8 [capacity, page_bytes]; untouched slots cost no memory.
-        page_bytes: bytes of a page.
-        capacity: slots for which there is address space.
-        elastic: True.
-        together: slots after which a slot begins at a machine's page again.
-        device: "cpu".
     """
 
     elastic = True

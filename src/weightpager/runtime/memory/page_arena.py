@@ -63,11 +63,7 @@ class ReadFence:
 
 
 class HostMemory(Protocol):
-    """Host memory whose slots are filled by reads: a host's arena, or a `PageBuffer`.
-
-    Attributes:
-        page_bytes: bytes of a page.
-    """
+    """Host memory whose slots are filled by reads: a host's arena, or a `PageBuffer`."""
 
     page_bytes: int
 
@@ -103,11 +99,7 @@ class Stage(Protocol):
 
 
 class StagedMemory(Protocol):
-    """A device's memory, which pages reach through stages.
-
-    Attributes:
-        page_bytes: bytes of a page.
-    """
+    """A device's memory, which pages reach through stages."""
 
     page_bytes: int
 

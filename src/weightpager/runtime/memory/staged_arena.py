@@ -102,14 +102,6 @@ class StagedArena:
     The table on the device changes with the slots, in the same order: it names a page once its bytes are in the slot,
     and no longer when the slot is about to be filled with another. So a kernel that was launched before its page was
     evicted finds the page as it was: slots are written to only after the events of such kernels.
-
-    Attributes:
-        pages: uint8 [capacity, page_bytes], on the device.
-        page_bytes: bytes of a page.
-        capacity: slots that there are.
-        elastic: whether `release` gives memory back.
-        together: 1.
-        device: where it lies.
     """
 
     together = 1

@@ -27,13 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Switched:
-    """A task became the current one.
-
-    Attributes:
-        task: its number.
-        time: the time, by `time.monotonic`.
-        stats: the counts of what had to be loaded for it.
-    """
+    """A task became the current one."""
 
     task: int
     time: float
@@ -64,13 +58,7 @@ class Prefetcher:
     """
 
     def __init__(self, residency: Residency, page_bytes: int, policy: PrefetchPolicy) -> None:
-        """Start the thread.
-
-        Args:
-            residency: the arena's contents.
-            page_bytes: bytes of a page.
-            policy: to begin with.
-        """
+        """Start the thread."""
         self._residency = residency
         self._pages_at_once = max(1, BATCH_BYTES // page_bytes)
         self._policy = policy

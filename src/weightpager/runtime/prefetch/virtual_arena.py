@@ -29,12 +29,7 @@ def look_again(elapsed: float) -> float:
 
 @dataclass(frozen=True)
 class Wait:
-    """What a switch waited for.
-
-    Attributes:
-        seconds: the time from the request to the last page.
-        pages: loaded meanwhile, besides those that had been on their way.
-    """
+    """What a switch waited for."""
 
     seconds: float
     pages: int
@@ -220,11 +215,7 @@ class PrefetchTrial:
     """
 
     def __init__(self, arena: Callable[[], VirtualArena]) -> None:
-        """Prefetching pays until it is found not to.
-
-        Args:
-            arena: makes an empty arena.
-        """
+        """Prefetching pays until it is found not to."""
         self._prefetching, self._plain = arena(), arena()
         self._saved = self._waited = self._lately = 0.0
         self.pays = True
