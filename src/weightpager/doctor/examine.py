@@ -87,7 +87,6 @@ class Readiness:
 
     Attributes:
         ready: whether a kernel can run here, and every one that can computes rightly.
-        words: one line for people: ready, or what to fix.
     """
 
     ready: bool

@@ -39,7 +39,6 @@ class Processor:
 
     Attributes:
         machine: its architecture, such as ``"x86_64"``.
-        usable_cores: number of cores that this process may use.
         features: those of the features that kernels ask for which it has.
     """
 
@@ -99,9 +98,7 @@ class Bandwidth:
     """Bytes read per second, measured several times.
 
     Attributes:
-        total_bytes: bytes that are read in each run.
         block_bytes: bytes that are asked for at once.
-        threads: number of threads that read at the same time.
         seconds: the time that each run took, in order.
         doubt: why the figures may not be what they claim, such as a cache that couldn't be dropped; else empty.
     """

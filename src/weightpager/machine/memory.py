@@ -26,7 +26,6 @@ class Memory:
     """Sizes in bytes; None where unknown.
 
     Attributes:
-        total_bytes: bytes of the machine's memory.
         available_bytes: bytes that programs can get without swapping.
         limit_bytes: the limit of this process's control group and those around it; None if no lower than the total.
         left_bytes: bytes that the processes in these groups may take before the first limit is reached. Page cache

@@ -240,7 +240,6 @@ class Part:
 
     Attributes:
         tensor: its key, see `tensor_key`.
-        axis: of the tensor.
         repeat: how often a group's units come, one run after the other.
         inner: neighbouring elements that make up a unit.
     """

@@ -27,7 +27,6 @@ class Replaced:
     """A module that computes with other values.
 
     Attributes:
-        module: the module as it is.
         weights: other values, by the names of its parameters and buffers; of the same shape and dtype.
     """
 

@@ -208,12 +208,9 @@ class MemoryBudget:
 
     Attributes:
         needs: what the bundle and the engine ask for.
-        budget: bytes that may be used.
-        split: where they go.
         arena: where pages are; it has address space for as many as it was granted.
         tables: expanded block tables, in what the split gives them.
         features: pictures' features, in what the split gives them.
-        prefixes: beginnings of prompts.
     """
 
     def __init__(
@@ -276,10 +273,6 @@ class MemoryBudget:
 
     def split_for(self, budget: int, tables: int = 0) -> Split:
         """How a budget is split.
-
-        Args:
-            budget: bytes.
-            tables: bytes of expanded block tables that must have room.
 
         Raises:
             BudgetError: not even the smallest task fits, or the arena has taken more and can't give it back.
@@ -366,10 +359,6 @@ class MemoryWatch:
 
     It only warns: how much there is may change at any time, and page cache and swap may give more. Each cause is said
     once, and again only if it has been absent between. What the kernel doesn't tell isn't warned of.
-
-    Args:
-        memory: whose budget it is.
-        read: the machine's memory.
     """
 
     def __init__(self, memory: MemoryBudget, read: Callable[[], Memory] = read_memory) -> None:

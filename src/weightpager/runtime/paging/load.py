@@ -136,11 +136,7 @@ def no_thread() -> StoreError:
 
 
 def storage_hangs(what: str) -> StoreTimeoutError:
-    """The error for storage that was given up.
-
-    Args:
-        what: says what it hasn't done, and for how long.
-    """
+    """The error for storage that was given up."""
     return StoreTimeoutError(f"{what}; check the device, or raise read_timeout if it is only slow")
 
 
@@ -162,15 +158,7 @@ def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
 
 
 def own_read_error(failure: int, number: int, page: int, read_timeout: float, what: str) -> WeightpagerError:
-    """The error for a failure of reads that a thread makes itself.
-
-    Args:
-        failure: a `Failure`, as the native module says it; not `Failure.NONE`.
-        number: the number of the storage's error.
-        page: the read's first, or the one that isn't what it should be.
-        read_timeout: seconds without any page after which storage was given up.
-        what: was read meanwhile, for the message.
-    """
+    """The error for a failure of reads that a thread makes itself."""
     if failure == Failure.HANGS:
         return storage_hangs(f"storage has delivered nothing for {read_timeout:g} s while {what} were read")
     if failure == Failure.CLOSED:

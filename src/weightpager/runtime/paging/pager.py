@@ -82,11 +82,6 @@ class LandedPages:
 
     No slot has to be free, or belongs to a read that hangs. This memory is beside the budget, and goes back when they
     are dropped. For one thread.
-
-    Attributes:
-        pages: int64 [N], ascending.
-        reads: how many reads it takes.
-        bytes: bytes in these reads.
     """
 
     def __init__(self, native: _native.LandedReads, store: VerifyingStore, into: HostMemory, pages: Pages) -> None:
@@ -293,11 +288,7 @@ class PrefetchedPages:
     """
 
     def __init__(self, pages: int) -> None:
-        """Nothing is on its way.
-
-        Args:
-            pages: numbers that pages can have.
-        """
+        """Nothing is on its way."""
         self._pages: set[int] = set()
         self.ledger = PrefetchLedger(pages)
         self.error: BaseException | None = None

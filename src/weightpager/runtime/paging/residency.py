@@ -47,12 +47,7 @@ class TaskGate:
     """
 
     def __init__(self, task: str, note_read: Callable[[], None] = lambda: None) -> None:
-        """Nobody holds the task.
-
-        Args:
-            task: its name.
-            note_read: called when a layer has launched what reads its pages.
-        """
+        """Nobody holds the task."""
         self._task = task
         self.note_read = note_read
         self._lock = threading.Lock()  # of the holders
@@ -218,12 +213,7 @@ class Residency:
 
     @uninterrupted
     def start_prefetch(self, plan: PrefetchPlan, version: int) -> bool:
-        """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale.
-
-        Args:
-            plan: made from a `snapshot`.
-            version: the version that the snapshot gave.
-        """
+        """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale."""
         if not self._turn.acquire(blocking=False):
             return False
         try:
@@ -333,9 +323,6 @@ class Residency:
 
     def check_unused(self, tasks: dict[str, int]) -> None:
         """Check that nobody uses these tasks.
-
-        Args:
-            tasks: numbers by name.
 
         Raises:
             BusyError: one is in use.
