@@ -11,12 +11,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle.report.page_statistics import overlap_of
-from weightpager.compiler.alignment import structure_aligner
-from weightpager.compiler.alignment.flow_search import FlowSearch
-from weightpager.compiler.alignment.nested import NestedProblem
 from weightpager.compiler.alignment.problem import Alignment, AlignmentProblem
 from weightpager.compiler.alignment.structure_aligner import align as aligned
-from weightpager.compiler.alignment.subset_search import SubsetSearch
 from weightpager.errors import CompileError
 from weightpager.transitions import Transitions
 
@@ -111,31 +107,6 @@ def test_small_cases_against_a_milp_solver(case: Case) -> None:
     assert found.objective <= best + slack
     assert found.bound >= best - slack
     assert found.objective >= best - found.gap * abs(found.bound) - slack
-
-
-@pytest.mark.slow
-@settings(max_examples=60, deadline=None)
-@given(small_cases())
-def test_flows_between_few_tasks_against_a_milp_solver(case: Case) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(structure_aligner, "MOST_SUBSET_TASKS", 0)
-        found = case.solve()
-    best, slack = optimum(case), 1e-6 * (1 + case.saliency.sum() + case.strength)
-    assert found.keep.sum(axis=0).tolist() == case.budgets.tolist()
-    assert found.objective == pytest.approx(case.worth(found.keep), abs=slack)
-    assert found.objective <= best + slack
-    assert found.bound >= best - slack
-
-
-@pytest.mark.parametrize("strength", [0.1, 2.0, 20.0, np.inf])
-def test_flows_reach_what_scoring_every_subset_reaches(strength: float) -> None:
-    rate = markov_rate(6, 1)
-    problem = NestedProblem.stated(realistic(800, 6).T.copy(), (MIXED * 800).astype(np.int64), rate + rate.T, strength)
-    exact, bound = structure_aligner.searched(problem, SubsetSearch)
-    masks, flow_bound = structure_aligner.searched(problem, FlowSearch)
-    assert masks.sum(axis=1).tolist() == problem.budgets.tolist()
-    assert flow_bound == pytest.approx(bound, rel=5e-5)
-    assert problem.net(masks) == pytest.approx(problem.net(exact), rel=5e-5)
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""Which tasks keep which block: an optimisation problem and its two searches. Pure numpy."""
+"""Which tasks keep which block: an optimisation problem and its search. Pure numpy."""

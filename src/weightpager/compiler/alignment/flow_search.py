@@ -1,4 +1,4 @@
-"""The search for any number of tasks: flows between the tasks of a block, prices for their budgets.
+"""The search for masks: flows between the tasks of a block, prices for their budgets.
 
 `Flows` make the tasks independent of each other, a price per task turns its budget into a cost, and Newton steps find
 the prices on a problem that is smoothed by a temperature, while it cools.
@@ -149,7 +149,7 @@ class FlowSearch:
         self._flows = Flows.none(problem.saliency + self._jitter, problem.charge)
         self._adjusted = problem.saliency  # [T, B], by the flows, without the jitter
 
-    def bound(self, _prices: Floats) -> float:
+    def bound(self) -> float:
         """What no masks within the budgets exceed, whatever the flows: each task takes its best blocks."""
         blocks = self._adjusted.shape[1]
         return sum(

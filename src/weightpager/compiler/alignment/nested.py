@@ -1,4 +1,4 @@
-"""An alignment in nested form, and what both searches for it share. Pure numpy.
+"""An alignment in nested form, and what the search for it is made of. Pure numpy.
 
 ``docs/alignment.md`` derives what is computed here. In short: a price per task turns the budgets into costs, on a
 problem that is smoothed by a temperature, while it cools.
@@ -7,7 +7,7 @@ problem that is smoothed by a temperature, while it cools.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,16 +66,6 @@ class NestedProblem:
     def net(self, keep: Bools) -> float:
         """What masks [T, B] are worth."""
         return net(self.saliency, keep, self.charge)
-
-
-class Search(Protocol):
-    """A search for prices and masks, in stages of falling temperature."""
-
-    def bound(self, prices: Floats) -> float:
-        """What no masks within the budgets exceed, as far as the search has come."""
-
-    def stage(self, prices: Floats, temperature: float) -> tuple[Floats, list[Bools]]:
-        """Better prices [T], and masks [T, B] that they lead to."""
 
 
 class SmoothDual(NamedTuple):

@@ -7,14 +7,13 @@ together bound what any masks can reach, and lead to masks that nearly do. Pure 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.compiler.alignment.flow_search import FlowSearch
-from weightpager.compiler.alignment.nested import NestedProblem, Search, net, top_blocks
+from weightpager.compiler.alignment.nested import NestedProblem, net, top_blocks
 from weightpager.compiler.alignment.problem import (
     Alignment,
     AlignmentProblem,
@@ -23,17 +22,11 @@ from weightpager.compiler.alignment.problem import (
     Ints,
     expected_switch_blocks,
 )
-from weightpager.compiler.alignment.subset_search import SubsetSearch
 
 _TOLERANCE = 1e-5
 """A search ends at this gap: a hundredth of the 0.1 % that a compile aims at."""
 
 _COOLING, _STAGES = 0.25, 14
-
-MakeSearch = Callable[[NestedProblem], Search]
-
-MOST_SUBSET_TASKS = 12
-"""Tasks for which all subsets are scored: 4096 scores a block are the most that is still quick."""
 
 
 def align_shared(problem: AlignmentProblem) -> Alignment:
@@ -65,23 +58,22 @@ def _with_fixed_masks(problem: NestedProblem) -> tuple[Bools, float]:
     bound = float(problem.saliency[masks].sum())
     free = (problem.budgets > 0) & (problem.budgets < blocks)
     if free.any():
-        make: MakeSearch = SubsetSearch if free.sum() <= MOST_SUBSET_TASKS else FlowSearch
-        masks[free], of_free = searched(problem.part(free), make)
+        masks[free], of_free = _searched(problem.part(free))
         bound += of_free
     return masks, bound
 
 
-def searched(problem: NestedProblem, make: MakeSearch) -> tuple[Bools, float]:
+def _searched(problem: NestedProblem) -> tuple[Bools, float]:
     """The best masks [T, B] that a search finds while it cools, and an upper bound on all masks within the budgets."""
-    search, prices = make(problem), problem.separate_prices()
+    search, prices = FlowSearch(problem), problem.separate_prices()
     best = top_blocks(problem.saliency, problem.budgets)  # what each task would keep on its own
-    value, bound = problem.net(best), search.bound(prices)
+    value, bound = problem.net(best), search.bound()
     temperature = float(max(prices.mean(), problem.saliency.mean())) or 1.0
     for _ in range(_STAGES):
         if bound - value <= _TOLERANCE * abs(bound):
             break
         prices, candidates = search.stage(prices, temperature)
-        bound = min(bound, search.bound(prices))
+        bound = min(bound, search.bound())
         for masks in candidates:
             reached = problem.net(masks)
             if reached > value:
