@@ -49,11 +49,7 @@ _DEEP = ("I", "F")
 
 
 def read_image(source: Path | bytes | Frame, most_pixels: int = MOST_PIXELS) -> PilImage:
-    """An image in RGB, turned as its camera says, as transformers' and datasets' own readers give it.
-
-    Raises:
-        ImageError: as `ImageReader.read`.
-    """
+    """An image in RGB, turned as its camera says, as transformers' and datasets' own readers give it."""
     if isinstance(source, np.ndarray):
         return framed(source, most_pixels)
     from PIL import ImageOps

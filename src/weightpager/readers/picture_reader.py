@@ -206,11 +206,7 @@ class PictureReader:
         return Picture(key.digest(), process, tokens)
 
     def known(self, source: Path | bytes) -> tuple[bytes, int, Grid | None]:
-        """Key, tokens and tiles of the `Picture` that `read` gives; a file of many questions is decoded once.
-
-        Raises:
-            ImageError: as of `read`.
-        """
+        """Key, tokens and tiles of the `Picture` that `read` gives; a file of many questions is decoded once."""
         if isinstance(source, bytes) or not has_file(source):  # `read` says what is wrong
             picture = self.read(source)
             return picture.key, picture.tokens, picture.tiles

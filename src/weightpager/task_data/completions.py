@@ -220,11 +220,7 @@ class AskedRow:
 
 
 def asked_and_answered(path: Path, where: str, prompt: str, completion: str, most: int | None) -> list[AskedRow]:
-    """The prompts of a file's rows, and the text that completes each; no picture is looked for.
-
-    Raises:
-        CompileError: as `CompletionReader.read`, but for what depends on tokens or on pictures.
-    """
+    """The prompts of a file's rows, and the text that completes each; no picture is looked for."""
     rows = read_rows(path, where, most=most)
     first = rows[0]
     in_one = _has_messages(first, prompt, completion)

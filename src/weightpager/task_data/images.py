@@ -70,9 +70,6 @@ def read(
         classes: in the order of their ids.
         reader: as the model needs them.
         most: pictures to read, from the first; None reads all.
-
-    Raises:
-        CompileError: as `listed`, a label isn't known, or an image can't be used.
     """
     labelled = listed(path, where, *columns, most)
     ids = label_ids([[label] for _, label in labelled], classes, where)

@@ -157,11 +157,7 @@ def checked_labels(rows: str, path: Path, where: str, text: str, label: str, mos
 def labelled_texts(
     path: Path, where: str, text: str, label: str, most: int | None
 ) -> tuple[list[str], list[list[str | int]]]:
-    """The texts of a file's rows, and their labels, a list of one each.
-
-    Raises:
-        CompileError: as `TextReader.read`, but for what depends on classes or tokens. So with the next two.
-    """
+    """The texts of a file's rows, and their labels, a list of one each."""
     rows = read_rows(path, where, text, label, most=most)
     labels = labels_of(rows, label, where, nested=False)
     return texts_of(rows, text, where), labels

@@ -281,9 +281,6 @@ def check_tasks(
         tokens: how many the model's configuration says that it knows; of texts.
         headers: by task, the tensors that it has: those of all tasks, and its own.
         planned: what has been, with the same graphs; what is planned now is added.
-
-    Raises:
-        BundleFormatError: a parameter is missing or doesn't fit its graph, or an output doesn't fit classes or tokens.
     """
     left: dict[tuple[str, frozenset[str]], Graph] = {}  # most tasks drop the same, if anything
     for name, header in headers.items():

@@ -92,11 +92,7 @@ def hidden_parts(config_class: type[PretrainedConfig], values: dict[str, Any]) -
 
 
 def check_config_class(name: str, values: dict[str, Any]) -> None:
-    """Refuse a configuration whose class makes others than itself, or of which a setting would take a part's place.
-
-    Raises:
-        BundleFormatError: it does, it has, or transformers knows no such type.
-    """
+    """Refuse a configuration whose class makes others than itself, or of which a setting would take a part's place."""
     model_type = values.get("model_type")
     kind = allowed_class(model_type)
     if kind is None:
@@ -129,11 +125,7 @@ def _check_part(name: str, part: str, values: Any, types: frozenset[str]) -> Non
 
 
 def check_tokenizer_class(name: str, values: dict[str, Any]) -> None:
-    """Refuse a name of a tokenizer's class that is another class of transformers.
-
-    Raises:
-        BundleFormatError: it is.
-    """
+    """Refuse a name of a tokenizer's class that is another class of transformers."""
     stated = values.get("tokenizer_class")
     if stated is None:
         return
