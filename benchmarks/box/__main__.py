@@ -25,9 +25,9 @@ from benchmarks.box.rows import SHARES, Row
 from benchmarks.box.trial import Spec
 from weightpager.bundle import Bundle
 from weightpager.config import parse_bandwidth
-from weightpager.engine.models import name_of
 from weightpager.errors import BudgetError
 from weightpager.runtime.budget import largest_budget, smallest_budget
+from weightpager.runtime.shared_budget import name_of
 
 ALONE = ("Models", "Engine")
 PART_ALONE = 0.75
