@@ -40,25 +40,26 @@ def main(
     storage: Annotated[str, typer.Option(help="Bandwidth that is imitated; 0 for the disk as it is.")] = "300MB/s",
     requests: Annotated[int, typer.Option(help="Of a trace.")] = 80,
     rounds: Annotated[int, typer.Option(help="Traces, each with a seed of its own.")] = 3,
+    share: Annotated[list[float] | None, typer.Option(help="Only traces, in these shares of all.")] = None,
     minutes: Annotated[float, typer.Option(help="No measurement begins after so long.")] = 60.0,
 ) -> None:
     """Measure what isn't in the file yet."""
     rate = 0.0 if storage == "0" else parse_bandwidth(storage)
     ends = time.monotonic() + 60 * minutes
     have = {row.key for row in row_file.read(file, Row)}
-    for share, spec in specs([path.absolute() for path in bundles], rate, requests, rounds):
+    for of_all, spec in specs([path.absolute() for path in bundles], rate, requests, rounds):
         row = Row(
-            spec.kind, spec.method, share, spec.budget, spec.seed, rate, [name_of(Path(path)) for path in spec.bundles],
+            spec.kind, spec.method, of_all, spec.budget, spec.seed, rate, [name_of(Path(path)) for path in spec.bundles],
             None, **row_file.origin("benchmarks.box"),
         )  # fmt: skip
-        if row.key in have:
+        if row.key in have or (share and (spec.kind != "trace" or of_all not in share)):
             continue
         if time.monotonic() > ends:
             typer.echo("the time is up: the same command goes on")
             return
         figures = measured(spec)
         row_file.add(file, [Row(**{**vars(row), "figures": figures})], Row)
-        typer.echo(f"{spec.kind}, {spec.method}, {share}, {row.bundles}: {json.dumps(figures and figures[-1])}")
+        typer.echo(f"{spec.kind}, {spec.method}, {of_all}, {row.bundles}: {json.dumps(figures and figures[-1])}")
 
 
 def specs(paths: Sequence[Path], rate: float, requests: int, rounds: int) -> Iterator[tuple[float, Spec]]:

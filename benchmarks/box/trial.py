@@ -63,12 +63,13 @@ def main(spec: Spec) -> list[Figures]:
 
 
 def of_trace(bundles: Mapping[str, Bundle], spec: Spec) -> Figures:
-    """Waits of a trace's requests, after each bundle has been asked once; and the most that was held."""
+    """Waits of a trace's requests, after each task has been asked once; and the most that was held."""
     with closing(METHODS[spec.method](bundles, spec.budget, spec.rate)) as box:
         for name, bundle in bundles.items():
-            first = Request(name, next(iter(bundle.tasks)), kind_of(bundle), 0)
-            box.enter(first)
-            box.answer(first)
+            for task in bundle.tasks:
+                first = Request(name, task, kind_of(bundle), 0)
+                box.enter(first)
+                box.answer(first)
         return replayed(box, trace(bundles, spec.requests, spec.seed), spec.budget)
 
 
