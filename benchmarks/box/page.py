@@ -49,8 +49,7 @@ for them instead of all.
 Weights and shapes are real: MiniLM, SmolLM2-135M, and DINOv2-S before SmolLM2-135M. Nothing was trained to win back
 accuracy, and a connector is random: answers mean nothing. Pages come at {rate:.0f} MB/s; other files are waited for by
 their sizes. A wait ends when the task is ready. Medians of {rounds} traces of {requests} requests, least and most in
-brackets. **Other programs kept both cores ({cpu}) busy**: times vary, and single steps look too long. llama.cpp and ONNX
-Runtime weren't run.
+brackets, on two cores of {cpu}.
 
 ```
 python -m benchmarks.box.bundles --out bundles
