@@ -36,7 +36,7 @@ LONG_FILE, FEWEST_FILES = 450, 4
 """Above and below these a file or a folder is named."""
 
 PARTS = ("src", "benchmarks", "tests", "docs", "csrc", "README.md", "pyproject.toml")
-GENERATED = ("api", "cli", "results", "accuracy", "kernels-measured")
+GENERATED = ("api", "cli", "results", "accuracy", "kernels-measured", "box")
 """Pages that a command writes."""
 
 Sources = Mapping[PurePosixPath, str]

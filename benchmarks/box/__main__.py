@@ -47,10 +47,12 @@ def main(
     rate = 0.0 if storage == "0" else parse_bandwidth(storage)
     ends = time.monotonic() + 60 * minutes
     have = {row.key for row in row_file.read(file, Row)}
-    for of_all, spec in specs([path.absolute() for path in bundles], rate, requests, rounds):
+    paths = [path.absolute() for path in bundles]
+    for of_all, spec in specs(paths, rate, requests, rounds):
+        names = [name_of(Path(path)) for path in spec.bundles]
         row = Row(
-            spec.kind, spec.method, of_all, spec.budget, spec.seed, rate, [name_of(Path(path)) for path in spec.bundles],
-            None, **row_file.origin("benchmarks.box"),
+            spec.kind, spec.method, of_all, spec.budget, spec.seed, rate, names, None,
+            **row_file.origin("benchmarks.box"),
         )  # fmt: skip
         if row.key in have or (share and (spec.kind != "trace" or of_all not in share)):
             continue

@@ -41,15 +41,15 @@ _TOP = """# A box
 For whoever runs several models in one budget. `python -m benchmarks.box.page` writes this page from [{json}]({json}).
 
 {bundles} share a budget: bursts of search, writing and questions about frames. *Ours* is
-[`Models`](own-model.md#several-bundles-under-one-budget); *split* an engine for each, with a fixed part of the budget in
-proportion to what it can use. Others are a process for each bundle, of which the least recently used is killed for
-room: *new* ones start Python, *forked* ones copy one that has imported everything, *lazy* ones load tasks when asked
-for them instead of all.
+[`Models`](own-model.md#several-bundles-under-one-budget); *split* an engine for each, with a part in proportion to
+what it can use. Others are a process for each bundle, the least recently used killed for room: *new* ones start Python,
+*forked* ones copy one that has imported everything, *lazy* ones load tasks when asked for them.
 
-Weights and shapes are real: MiniLM, SmolLM2-135M, and DINOv2-S before SmolLM2-135M. Nothing was trained to win back
-accuracy, and a connector is random: answers mean nothing. Pages come at {rate:.0f} MB/s; other files are waited for by
-their sizes. A wait ends when the task is ready. Medians of {rounds} traces of {requests} requests, least and most in
-brackets, on two cores of {cpu}.
+Shapes are real: MiniLM, SmolLM2-135M, and DINOv2-S before SmolLM2-135M. Nothing was trained to win back accuracy, and
+a connector is random: answers mean nothing. Pages come at {rate:.0f} MB/s; other files are waited for by their sizes.
+A wait ends when the task is ready; each task was asked once before. Medians of up to {rounds} traces of {requests}
+requests, least and most in brackets, on two cores of {cpu}. Resident for good, MiniLM in int8 takes ONNX Runtime 119 MiB
+and SmolLM2 in Q4_0 llama.cpp 226, each in a [process](results.md#a-devices-process); neither runs the model that drives.
 
 ```
 python -m benchmarks.box.bundles --out bundles
@@ -59,9 +59,9 @@ python -m benchmarks.box bundles/*.bundle --json docs/box.json
 
 
 _ASKED = """\
-A switch goes to another bundle, all pages evicted: its time over bytes / bandwidth. A return wakes a bundle and answers:
-over bytes / bandwidth and the first answer of an engine whose pages are there. Process: peak, over the budget and what
-the largest of the bundles takes in a process of its own beside its budget."""
+A switch goes to another bundle, all pages evicted: time over bytes / bandwidth. A return wakes a bundle and answers:
+over bytes / bandwidth and an engine's first answer. Process: peak, over budget and what the largest bundle's own
+process takes beside its budget."""
 
 
 def main(
@@ -91,8 +91,8 @@ def page(rows: Sequence[Row], json_name: str) -> str:
         f"Read and resident in all processes, MiB:\n\n{_by_budget(rows, 'read_bytes', 'process_bytes', _mib)}\n",
         f"## One bundle alone, `Models` over `Engine`\n\nIn three quarters of what it can use.\n\n{_alone(rows)}\n",
     ]
-    commits = sorted({f"* `{row.command}`, commit {row.commit}" for row in rows})
-    return "\n".join([*parts, "## Where the rows come from\n", *commits, ""])
+    commits = ", ".join(sorted({row.commit for row in rows}))
+    return "\n".join([*parts, f"Rows have their commands; commits: {commits}.", ""])
 
 
 def _goals(rows: Sequence[Row]) -> str:

@@ -104,12 +104,12 @@ def test_the_page_says_what_was_asked_and_reached() -> None:
     ]
     found = page.page(rows, "box.json")
     lines = [line for line in found.splitlines() if line.startswith("| ")]
-    assert "| mean wait at half, over processes, forked | 0.3 | 0.25 | met |" in lines
-    assert "| mean wait at half, over split by hand | 0.7 | can't run |  |" in lines
-    assert "| switch to one, all evicted, over bytes / bandwidth | 1.15 | 1.10 | met |" in lines
-    assert any(line.endswith("| 1.2 | 1.30 | **not met** |") for line in lines)
-    assert "| process, over budget and a plain process of one | 1.0 | 1.33 | **not met** |" in lines
-    assert "| measurements of memory above the budget | 0 | 0 | met |" in lines
+    assert "| wait at half, over forked | 0.3 | 0.25 | met |" in lines
+    assert "| wait at half, over split | 0.7 | can't run |  |" in lines
+    assert "| switch to one | 1.15 | 1.10 | met |" in lines
+    assert "| return of two | 1.2 | 1.30 | **not met** |" in lines
+    assert "| process | 1.0 | 1.33 | **not met** |" in lines
+    assert "| memory above the budget, times | 0 | 0 | met |" in lines
     assert "One, two and three share a budget" in found
 
 

@@ -45,6 +45,8 @@ OPTIONS_ONLY = {
     "accuracy.kept": "test_kept.py compiles a tiny model by each method",
     "accuracy.vocabulary": "as accuracy",
     "assistant": "as accuracy",
+    "box": "test_box.py measures tiny bundles",
+    "box.bundles": "as accuracy",
     "compiling.cost": "as accuracy",
     "compiling.training": "as accuracy",
     "device": "needs ONNX Runtime",
@@ -132,6 +134,7 @@ def test_every_named_benchmark_is_tried() -> None:
     ("module", "arguments"),
     [
         ("accuracy.page", ["--json", "docs/accuracy.json", "--out", "OUT/page.md"]),
+        ("box.page", ["--json", "docs/box.json", "--out", "OUT/page.md"]),
         ("kernels.page", ["--json", "docs/kernels.json", "--out", "OUT/page.md"]),
         ("report", ["--json", "docs/results.json", "--out", "OUT/page.md"]),
         ("readme", ["--help"]),
