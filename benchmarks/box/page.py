@@ -47,7 +47,7 @@ what it can use. Others are a process for each bundle, the least recently used k
 
 Shapes are real: MiniLM, SmolLM2-135M, and DINOv2-S before SmolLM2-135M. Nothing was trained to win back accuracy, and
 a connector is random: answers mean nothing. Pages come at {rate:.0f} MB/s; other files are waited for by their sizes.
-A wait ends when the task is ready; each task was asked once before. Medians of up to {rounds} traces of {requests}
+A wait ends when the task is ready; each task was asked once before. Medians of {rounds} traces of {requests}
 requests, least and most in brackets, on two cores of {cpu}. Resident for good, MiniLM in int8 takes ONNX Runtime 119 MiB
 and SmolLM2 in Q4_0 llama.cpp 226, each in a [process](results.md#a-devices-process); neither runs the model that drives.
 
@@ -59,9 +59,9 @@ python -m benchmarks.box bundles/*.bundle --json docs/box.json
 
 
 _ASKED = """\
-A switch goes to another bundle, all pages evicted: time over bytes / bandwidth. A return wakes a bundle and answers:
-over bytes / bandwidth and an engine's first answer. Process: peak, over budget and what the largest bundle's own
-process takes beside its budget."""
+A switch goes to another bundle, all pages evicted: time over bytes / bandwidth. A return wakes a bundle that was put to
+sleep by hand, and answers: over bytes / bandwidth and an engine's first answer. Process: peak, over budget and what the
+largest bundle's own process takes beside its budget."""
 
 
 def main(
@@ -105,7 +105,7 @@ def _goals(rows: Sequence[Row]) -> str:
 def _goal(name: str, found: list[float], most: float | None) -> list[str]:
     asked = "–" if most is None else str(most)
     if not found:
-        return [name, asked, "can't run", ""]
+        return [name, asked, "can't run: the largest tasks of all need more", ""]
     reached = Spread.of(found)
     return [name, asked, reached.shown("{:.2f}".format), "" if most is None else _met(reached.median <= most)]
 
