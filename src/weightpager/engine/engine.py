@@ -596,7 +596,7 @@ class Engine(Closing):
         return self._residency.evict_unused()
 
     @uninterrupted
-    def set_budget(self, budget: str | int, uses: Mapping[str, float] | None = None) -> None:
+    def set_budget(self, budget: str | int) -> None:
         """Use more or less memory from now on. The arena stays where it is, and so do the modules.
 
         Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
@@ -604,7 +604,6 @@ class Engine(Closing):
 
         Args:
             budget: memory for weights, such as ``"64MiB"``, or bytes.
-            uses: expected of each task by name: pages that will be used least go first. None goes by recency.
 
         Raises:
             ConfigError: it is no size.
@@ -612,9 +611,20 @@ class Engine(Closing):
             StoreTimeoutError: reads that hang have memory that must go; nothing has changed.
             EngineClosedError: the engine has been closed.
         """
+        self.set_share(parse_size(budget, "budget"))
+        self._open.check_memory()
+
+    @uninterrupted
+    def set_share(self, share: int, uses: Mapping[str, float] | None = None) -> None:
+        """As `set_budget`, where the budget is a part of one that several bundles have in common.
+
+        Args:
+            share: bytes.
+            uses: expected of each task by name: pages that will be used least go first. None goes by recency.
+        """
         self._check_open()
         with acquired(self._changing):
-            self._open.resize(parse_size(budget, "budget"), uses)
+            self._open.resize(share, uses)
             if self._prefetching is not None:
                 self._prefetching.renew()
 

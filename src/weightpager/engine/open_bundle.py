@@ -277,8 +277,11 @@ class OpenBundle:
             return sharing.wish(memory.needs, self.residency.blocks, task.number, tables=tables)
 
     def resize(self, budget: int, uses: Mapping[str, float] | None = None) -> None:
-        """Use another budget. Arguments and errors are those of `Engine.set_budget`."""
+        """Use another budget. Arguments and errors are those of `Engine.set_share`."""
         self._resize(budget, None if uses is None else self._expected(uses))
+
+    def check_memory(self) -> None:
+        """Warn if the budget is more than the machine has."""
         self.watch.check(self.memory.arena.untouched)
 
     def _resize(self, budget: int, expected_uses: Uses | None = None) -> None:
@@ -299,6 +302,7 @@ class OpenBundle:
         self._reloads += 1
         try:
             self.resize(self.memory.refit(needs_of(bundle, self._dtype, self._stated_rows)))
+            self.check_memory()
             self._take_over(bundle, change)
         except BaseException:
             self._resize(self.memory.refit(before))

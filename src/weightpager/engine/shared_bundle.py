@@ -120,9 +120,9 @@ class SharedBundle:
 
     @uninterrupted
     def resize(self, share: int, uses: Mapping[str, float] | None = None) -> None:
-        """Have so many bytes of the budget, for which it wakes. Errors are those of `Engine`, and of `set_budget`."""
+        """Have so many bytes of the budget, for which it wakes. Errors are those of `Engine`, and of `set_share`."""
         if self.engine is not None:
-            self.engine.set_budget(share, uses)
+            self.engine.set_share(share, uses)
             return
         # Rows of tables come when they are looked up: to read thousands would delay the first answer.
         config = replace(self._running, budget=share, fill_rows=False)
@@ -175,12 +175,13 @@ class SharedBundle:
                 give_back()  # programs are many small blocks
 
     def close(self) -> None:
-        """As `rest`; graphs and tokenizer leave memory, too."""
+        """As `rest`; the tokenizer leaves memory, too."""
         try:
             self.rest()
         finally:
-            readers, self._readers = self._readers, None
+            readers = self._readers
             if readers is not None:
+                self._readers = InputReaders(readers.backend)
                 readers.close()
                 del readers
                 give_back()
@@ -235,6 +236,7 @@ class SharedBundle:
         change = BundleChange.between(before, bundle)
         self._read(bundle, seen)
         self.close()
+        self._readers = None
         return change
 
     def _read(self, bundle: Bundle, seen: State | None) -> None:

@@ -286,7 +286,8 @@ class Slots:
     def restore(self, count: int) -> list[int]:
         """Use so many retired slots again, those of groups in use first. Returns their numbers."""
         unused = self._in_groups(np.logical_and, self._is_retired())
-        back = sorted(self._retired, key=lambda slot: (unused[slot], slot))[:count]
+        retired = np.array(self._retired, np.int64)
+        back: list[int] = retired[np.lexsort((retired, unused[retired]))][:count].tolist()
         self._retired = sorted(set(self._retired) - set(back), reverse=True)
         self._free[:0] = reversed(back)
         return back
