@@ -60,6 +60,7 @@ INSIDE: Sequence[str] = (
     "weightpager.answers.kept.Kept",
     "weightpager.answers.kept.Prefixes",
     "weightpager.answers.model.CacheSize",
+    "weightpager.engine.input_readers.InputReaders",
     "weightpager.readers.tokenizer.Tokenizer",
     "weightpager.readers.image_reader.ImageReader",
     "weightpager.readers.picture.Picture",

@@ -108,7 +108,7 @@ def test_the_page_says_what_was_asked_and_reached() -> None:
     assert "| wait at half, over split | 0.7 | can't run: the largest tasks of all need more |  |" in lines
     assert "| switch to one | 1.15 | 1.10 | met |" in lines
     assert "| return of two | 1.2 | 1.30 | **not met** |" in lines
-    assert "| process | 1.0 | 1.33 | **not met** |" in lines
+    assert "| process | 1.1 | 1.33 | **not met** |" in lines
     assert "| memory above the budget, times | 0 | 0 | met |" in lines
     assert "One, two and three share a budget" in found
 
