@@ -253,6 +253,8 @@ class RowTables:
 
     def resize(self, room: int) -> None:
         """Use so many bytes of memory for rows."""
+        if room == self.room:
+            return
         self.room = room
         for cache, slots in zip(self.caches.values(), split_rows(self._entries, room), strict=True):
             cache.resize(slots)
