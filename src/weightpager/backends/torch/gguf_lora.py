@@ -35,7 +35,7 @@ def export_lora(bundle: Bundle, task: str, out: str | Path) -> Path:
     """Write a task's low-rank parts as llama.cpp reads them, in float32: what the engine multiplies with.
 
     Rows and columns are in the order of the model that was compiled, and queries' and keys' rows as llama.cpp has them.
-    The scaling is folded in: ``adapter.lora.alpha`` is the rank.
+    The scaling is folded in: ``adapter.lora.alpha`` is the largest rank.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -105,7 +105,7 @@ def _write(out: Path, config: Any, task: str, parts: Mapping[str, LowRank]) -> N
         import gguf
     except ModuleNotFoundError as error:
         raise ConfigError("out: expected the package 'gguf' to write a GGUF file, found none; install it") from error
-    architecture, (rank,) = _ARCHITECTURES[config.model_type], {len(part.down) for part in parts.values()}
+    architecture, rank = _ARCHITECTURES[config.model_type], max(len(part.down) for part in parts.values())
     names: Any = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     writer: Any = gguf.GGUFWriter(out, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -116,7 +116,8 @@ def _write(out: Path, config: Any, task: str, parts: Mapping[str, LowRank]) -> N
         called = names.get_name(f"model.{name.removeprefix(BASE)}")
         if called is None:
             raise ConfigError(f"out: expected a weight that llama.cpp has for {architecture}, found {name}")
-        up = _with_pairs_together(part.up, config, name) if architecture == "llama" else part.up
+        up = part.up * np.float32(len(part.down) / rank)  # llama.cpp divides by the part's own rank
+        up = _with_pairs_together(up, config, name) if architecture == "llama" else up
         writer.add_tensor(f"{called}.weight.lora_a", np.ascontiguousarray(part.down))
         writer.add_tensor(f"{called}.weight.lora_b", np.ascontiguousarray(up))
     writer.write_header_to_file()
