@@ -16,6 +16,7 @@ from weightpager.progress import StepProgress, silent
 from weightpager.runtime.budget import needs_of
 from weightpager.runtime.planning.shares import OPENING, spread
 from weightpager.simulate.virtual_models import Entered, VirtualBundle, VirtualModels
+from weightpager.simulate.waits import Waits
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 
@@ -97,38 +98,24 @@ def _check(budget: int, least: int) -> None:
 
 
 @dataclass(frozen=True)
-class SharedWaits:
-    """What switches wait for, and read, under one policy.
+class SharedWaits(Waits):
+    """`Waits` of switches between several bundles' tasks.
 
     Attributes:
-        policy: the way to run the bundles.
-        mean_ms, median_ms, p95_ms, p99_ms: statistics of the waits of all switches.
-        without_wait: share of the switches that found all in memory.
         bytes_read: bytes of all switches, waited for or not.
-        bytes_per_switch: their mean.
         wakings: switches that opened a bundle.
     """
 
-    policy: str
-    mean_ms: float
-    median_ms: float
-    p95_ms: float
-    p99_ms: float
-    without_wait: float
     bytes_read: int
-    bytes_per_switch: float
     wakings: int
 
     @classmethod
-    def of(cls, policy: str, entered: Sequence[Entered]) -> SharedWaits:
+    def of_entered(cls, policy: str, entered: Sequence[Entered]) -> SharedWaits:
         """The figures of all switches; the first task was none."""
         switches = entered[1:]
-        waits = 1e3 * np.array([each.seconds for each in switches])
         read = sum(each.bytes for each in switches)
-        times = [waits.mean(), *np.percentile(waits, [50, 95, 99])]
-        mean, median, p95, p99 = (round(float(milliseconds), 3) for milliseconds in times)
-        without, woke = float(np.mean(waits == 0)), sum(each.woke for each in switches)
-        return cls(policy, mean, median, p95, p99, without, read, read / len(switches), woke)
+        waits = Waits.of(policy, np.array([each.seconds for each in switches]), read)
+        return cls(**vars(waits), bytes_read=read, wakings=sum(each.woke for each in switches))
 
 
 @dataclass(frozen=True)
@@ -169,7 +156,7 @@ def compare(
     too_small: dict[str, int] = {}
     for done, (policy, serving) in enumerate(servings.items(), 1):
         try:
-            waits.append(SharedWaits.of(policy, replay(visits, serving())))
+            waits.append(SharedWaits.of_entered(policy, replay(visits, serving())))
         except BudgetError as error:
             too_small[policy] = error.smallest
         progress(done, len(servings))

@@ -14,6 +14,7 @@ from weightpager.errors import BudgetError
 from weightpager.progress import StepProgress, silent
 from weightpager.runtime.budget import needs_of, too_small
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
+from weightpager.simulate.waits import Waits
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 
@@ -31,24 +32,14 @@ depends on the storage's speed, as long as storage is idle most of the time."""
 
 
 @dataclass(frozen=True)
-class SwitchWaits:
-    """What switches wait for under one policy.
+class SwitchWaits(Waits):
+    """`Waits` of one bundle's switches.
 
     Attributes:
-        mean_ms, median_ms, p95_ms, p99_ms: statistics of the waits of all switches.
-        without_wait: share of the switches that found all their pages in memory.
-        bytes_per_switch: bytes loaded, waited for or not.
         hit_rate: share of the pages to be loaded that were there already because they had been prefetched.
         wasted_bytes: bytes that were prefetched and gone again before they were used.
     """
 
-    policy: str
-    mean_ms: float
-    median_ms: float
-    p95_ms: float
-    p99_ms: float
-    without_wait: float
-    bytes_per_switch: float
     hit_rate: float
     wasted_bytes: int
 
@@ -187,21 +178,7 @@ def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
 
 
 def _waits_of(policy: str, simulation: Simulation) -> SwitchWaits:
-    median, p95, p99 = np.percentile(simulation.switches, [50, 95, 99])
     counts = simulation.prefetched
     loaded = counts.loaded + counts.late + sum(wait.pages for wait in simulation.waits[1:])
-    return SwitchWaits(
-        policy,
-        mean_ms=_milliseconds(simulation.switches.mean()),
-        median_ms=_milliseconds(median),
-        p95_ms=_milliseconds(p95),
-        p99_ms=_milliseconds(p99),
-        without_wait=float(np.mean(simulation.switches == 0)),
-        bytes_per_switch=loaded * simulation.page_bytes / len(simulation.switches),
-        hit_rate=counts.hit_rate,
-        wasted_bytes=counts.wasted * simulation.page_bytes,
-    )
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(1e3 * float(seconds), 3)
+    waits = Waits.of(policy, simulation.switches, loaded * simulation.page_bytes)
+    return SwitchWaits(**vars(waits), hit_rate=counts.hit_rate, wasted_bytes=counts.wasted * simulation.page_bytes)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from weightpager.bundle import Bundle
     from weightpager.simulate.routing_comparison import Routed
     from weightpager.simulate.sizing import PrefetchPays, SwitchWaits
+    from weightpager.simulate.waits import Waits
     from weightpager.store import StorageModel
     from weightpager.trace_file import Visit
 
@@ -178,18 +179,8 @@ def _simulate_several(
         return
     output.table(
         f"{len(visits) - 1} switches of {trace} between tasks of {len(paths)} bundles",
-        ["", "mean wait", "median", "95 %", "99 %", "without a wait", "loaded per switch", "loaded", "woke"],
-        [
-            [
-                row.policy,
-                *map(_wait, (row.mean_ms, row.median_ms, row.p95_ms, row.p99_ms)),
-                f"{row.without_wait:.0%}",
-                output.size(row.bytes_per_switch),
-                output.size(row.bytes_read),
-                row.wakings,
-            ]
-            for row in found.waits
-        ],
+        [*_JUDGED, "loaded", "woke"],
+        [[*_judged(row), output.size(row.bytes_read), row.wakings] for row in found.waits],
     )
     output.explain("without a wait", "woke")
     for policy, smallest in found.too_small.items():
@@ -253,22 +244,22 @@ def _print_routing(title: str, slots: int, pages: int, routed: Sequence[Routed])
 def _print_waits(title: str, slots: int, pages: int, waits: Sequence[SwitchWaits]) -> None:
     output.table(
         f"{title}, room for {slots} of {pages} pages",
-        ["", "mean wait", "median", "95 %", "99 %", "without a wait", "loaded per switch", "there in time", "in vain"],
-        [
-            [
-                row.policy,
-                *map(_wait, (row.mean_ms, row.median_ms, row.p95_ms, row.p99_ms)),
-                f"{row.without_wait:.0%}",
-                output.size(row.bytes_per_switch),
-                f"{row.hit_rate:.0%}",
-                output.size(row.wasted_bytes),
-            ]
-            for row in waits
-        ],
+        [*_JUDGED, "there in time", "in vain"],
+        [[*_judged(row), f"{row.hit_rate:.0%}", output.size(row.wasted_bytes)] for row in waits],
     )
     output.explain("without a wait", "there in time", "in vain")
     if slots >= pages:
         output.say("note: all pages fit, so each is loaded once, and nearly no switch waits; try a smaller --budget.")
+
+
+_JUDGED = ("", "mean wait", "median", "95 %", "99 %", "without a wait", "loaded per switch")
+"""Headings of `_judged`."""
+
+
+def _judged(row: Waits) -> list[str]:
+    """What every policy has in a table."""
+    times = map(_wait, (row.mean_ms, row.median_ms, row.p95_ms, row.p99_ms))
+    return [row.policy, *times, f"{row.without_wait:.0%}", output.size(row.bytes_per_switch)]
 
 
 def _wait(milliseconds: float) -> str:
