@@ -170,7 +170,8 @@ class SharedBundle:
             try:
                 engine.close()
             finally:
-                self._opened_readers().backend.rest()
+                if self._readers is not None:
+                    self._readers.backend.rest()
                 del engine
                 give_back()  # programs are many small blocks
 
@@ -179,9 +180,10 @@ class SharedBundle:
         try:
             self.rest()
         finally:
-            readers = self._readers
+            with self._opening:
+                readers = self._readers
+                self._readers = None if readers is None else InputReaders(readers.backend)
             if readers is not None:
-                self._readers = InputReaders(readers.backend)
                 readers.close()
                 del readers
                 give_back()
@@ -236,7 +238,8 @@ class SharedBundle:
         change = BundleChange.between(before, bundle)
         self._read(bundle, seen)
         self.close()
-        self._readers = None
+        with self._opening:  # its graphs may be others
+            self._readers = None
         return change
 
     def _read(self, bundle: Bundle, seen: State | None) -> None:
