@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 
 import weightpager as wp
 from running import ADMIN, Running, served
+from waiting import until
 from weightpager.cli.commands.top import view
 from weightpager.server.bundle_folder import BundleFolder
 from weightpager.server.scheduling.service import Service
@@ -74,14 +75,6 @@ def expected(paths: list[Path]) -> dict[str, Any]:
 
 def ask(running: Running, task: str) -> Any:
     return written(running, task) if running.service.task(task).writes else classes(running, task)
-
-
-def until(happened: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if happened():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never happened")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

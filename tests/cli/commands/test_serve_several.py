@@ -6,8 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import httpx
 import pytest
 
 from command import Command
+from waiting import until
 from weightpager.bundle.garbage import collect
 
 
@@ -76,14 +76,6 @@ def label(client: httpx.Client, task: str) -> str:
 
 def awake(client: httpx.Client) -> dict[str, bool]:
     return {model["id"]: model["awake"] for model in client.get("/v1/models").json()["data"]}
-
-
-def until(happened: Callable[[], object]) -> None:
-    for _ in range(600):
-        if happened():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it never happened")
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for
 from engines import InThread, check_pages
 from faults import FaultyStore, HangingStore
+from waiting import until
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_enough
@@ -33,13 +34,6 @@ from weightpager.runtime.planning.pages import NO_PAGES
 from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 from weightpager.store import LocalStore
 from weightpager.trace_file import Visit
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 def resident(engine: wp.Engine, task: str) -> bool:
