@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -20,6 +19,7 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine, Models
 from weightpager.machine.memory import forget_peak, peak_memory
+from weightpager.runtime.shared_budget import named
 from weightpager_lab.timing import seconds_of
 
 Figures = dict[str, float]
@@ -49,7 +49,7 @@ class Spec:
 
     @property
     def opened(self) -> dict[str, Bundle]:
-        return {Path(path).name.removesuffix(".bundle"): Bundle.open(Path(path)) for path in self.bundles}
+        return {name: Bundle.open(path) for name, path in named(self.bundles).items()}
 
     def __str__(self) -> str:
         return json.dumps(asdict(self))
