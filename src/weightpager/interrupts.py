@@ -210,3 +210,10 @@ def in_slices(wait: Callable[[float], bool], timeout: float | None) -> bool:
             return True
         if left <= 0:
             return False
+
+
+def in_process(process: int, close: Callable[[], None]) -> None:
+    """Call ``close``, but not in a process that was forked: the parent goes on with threads and files."""
+    if os.getpid() == process:
+        with uninterrupted:
+            close()

@@ -39,7 +39,7 @@ from hypothesis.stateful import (
 
 import weightpager as wp
 from devices import HostCopier
-from engines import check_pages
+from engines import Always, check_pages
 from faults import FaultyBlocks, FaultyFiles, FaultyStore
 from repetitions import times
 from weightpager.bundle import Bundle
@@ -48,7 +48,6 @@ from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, PageCorruptError, StoreError, SwitchFailedError, WeightpagerError
 from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.memory.staged_arena import Staging
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
 from weightpager.store import LocalStore
 from weightpager.store.block_reader import RowReader
 
@@ -87,12 +86,6 @@ def settle(engine: wp.Engine) -> None:
     end = time.monotonic() + 20
     while engine.blocks.loading and time.monotonic() < end:
         time.sleep(0.001)
-
-
-class Always(PrefetchTrial):
-    """Whatever is named is prefetched, though it doesn't pay."""
-
-    def switched(self, *_: object) -> None: ...
 
 
 def in_use() -> tuple[int, int]:
@@ -175,9 +168,8 @@ def test_any_sequence(
             )
             self.engine = wp.Engine(bundle, config, lambda _: self.store, staging)
             if ahead:
-                self.engine._prefetching.prefetcher.renew(
-                    replace(self.engine._prefetching.policy(), trial=Always(lambda: None))
-                )
+                prefetcher, policy = self.engine._prefetching.prefetcher, self.engine._prefetching.policy()
+                prefetcher.renew(replace(policy, targets=[replace(policy.targets[0], trial=Always(lambda: None))]))
             self.current: str | None = None
             self.nested: list[tuple[str, ExitStack]] = []
             self.pinned: list[str] = []

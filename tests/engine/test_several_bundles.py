@@ -18,10 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import tiny
 import weightpager as wp
-from engines import InThread, check_pages
+from engines import Always, InThread, check_pages
 from lora import lora
 from weightpager.backends.open_backend import open_backend
 from weightpager.bundle.addition import Addition, add_task
+from weightpager.engine import shared_prefetching
 from weightpager.runtime.budget import largest_budget
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # what PEFT says
@@ -335,11 +336,14 @@ class AnySequence(RuleBasedStateMachine):
     expected: Mapping[str, list[object]]
     least: int
 
-    @initialize(room=st.floats(0, 1))
-    def open(self, room: float) -> None:
+    @initialize(room=st.floats(0, 1), ahead=st.booleans())
+    def open(self, room: float, ahead: bool) -> None:
         self.most = sum(largest_budget(wp.Bundle.open(path)) for path in self.paths)
         budget = self.least + round(room * (self.most - self.least))
-        self.models = wp.Models.from_pretrained(self.paths, budget=budget)
+        self.named: dict[str, float] = {}
+        self.models = wp.Models.from_pretrained(
+            self.paths, budget=budget, prefetch=ahead and (lambda visits: self.named)
+        )
         self.held: list[tuple[ExitStack, str]] = []
 
     @rule(number=st.integers(0, 100))
@@ -365,6 +369,10 @@ class AnySequence(RuleBasedStateMachine):
         if self.held:
             self.held.pop(0)[0].close()
 
+    @rule(numbers=st.lists(st.integers(0, 100), max_size=2))
+    def name_what_is_next(self, numbers: list[int]) -> None:
+        self.named = {self._name(number): 1.0 for number in numbers}
+
     @rule()
     def sleep(self) -> None:
         self.models.sleep_idle(0)
@@ -386,10 +394,13 @@ class AnySequence(RuleBasedStateMachine):
     def the_budget_holds(self) -> None:
         if not hasattr(self, "models"):
             return
-        used = [engine.report().memory.total for engine in self.models.engines.values()]
-        assert sum(used) <= sum(self.models.shares.values()) <= self.models.budget
-        for engine in self.models.engines.values():
-            check_pages(engine)
+        with self.models._sharing:  # a bundle may be woken ahead at any time
+            used = [engine.report().memory.total for engine in self.models.engines.values()]
+            assert sum(used) <= sum(self.models.shares.values()) <= self.models.budget
+            for engine in self.models.engines.values():
+                check_pages(engine)
+        ahead = self.models._prefetching
+        assert ahead is None or ahead.prefetcher._thread.is_alive()
 
     def teardown(self) -> None:
         if hasattr(self, "models"):
@@ -403,8 +414,10 @@ class AnySequence(RuleBasedStateMachine):
 
 def run_any_sequence(paths: list[Path], expected: Mapping[str, list[object]]) -> None:
     AnySequence.paths, AnySequence.expected, AnySequence.least = paths, expected, least(paths)
-    limits = settings(max_examples=15, stateful_step_count=20, deadline=None)
-    run_state_machine_as_test(AnySequence, settings=limits)
+    limits = settings(max_examples=25, stateful_step_count=20, deadline=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_prefetching, "PrefetchTrial", Always)
+        run_state_machine_as_test(AnySequence, settings=limits)
 
 
 def test_any_sequence_of_three_bundles(paths: list[Path], expected: Mapping[str, list[object]]) -> None:

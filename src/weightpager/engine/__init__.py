@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weightpager.engine.bundle_change import BundleChange
     from weightpager.engine.engine import Engine, load
+    from weightpager.engine.forecasts import ForecastReport
     from weightpager.engine.models import Models
-    from weightpager.engine.prefetching import ForecastReport
     from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchReport
     from weightpager.runtime.row_report import RowReport
 
@@ -29,7 +29,7 @@ __all__ = [
 _HOMES = {
     "BundleChange": "bundle_change",
     "Engine": "engine",
-    "ForecastReport": "prefetching",
+    "ForecastReport": "forecasts",
     "Models": "models",
     "load": "engine",
 }

@@ -36,13 +36,14 @@ from weightpager.bundle import Bundle, TaskEntry
 from weightpager.config import EngineConfig, format_size, parse_size
 from weightpager.engine import input_readers
 from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.engine.prefetching import ForecastReport, Forecasts, Prefetching
+from weightpager.engine.prefetching import EnginePrefetching, Prefetching
 from weightpager.engine.report import EngineReport, ResidencyMap, SwitchReport, report_of, residency_of
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.errors import ConfigError, EngineClosedError, of_bundle, shown
-from weightpager.interrupts import acquired, uninterrupted
+from weightpager.interrupts import acquired, in_process, uninterrupted
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.picture_reader import PictureSource
 from weightpager.readers.tokenizer import Tokenizer
@@ -90,6 +91,7 @@ class Engine(Closing):
         open_store: Callable[[Bundle], PageStore] = LocalStore,
         staging: ArenaSource | None = None,
         readers: InputReaders | None = None,
+        prefetching: Callable[[OpenBundle], EnginePrefetching] | None = None,
     ) -> None:
         """Open a bundle; `from_pretrained` is the usual way.
 
@@ -100,6 +102,7 @@ class Engine(Closing):
                 stated. The engine checks each page, and closes the store.
             staging: how pages reach the arena; as the configured device wants it if None.
             readers: what reads graphs and inputs, and is there when the engine is closed; its own if None.
+            prefetching: who prefetches, where that isn't for the engine itself, as its config says.
 
         Raises:
             TypeError: the bundle isn't open, but a path.
@@ -112,15 +115,15 @@ class Engine(Closing):
         with of_bundle(bundle.path):
             opened = OpenBundle(bundle, config, open_store, staging, None if readers is None else readers.backend)
         self._process = os.getpid()
-        weakref.finalize(self, _in_process, self._process, opened.residency.close)
+        weakref.finalize(self, in_process, self._process, opened.residency.close)
         self.monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
-        weakref.finalize(self, _in_process, self._process, self.monitor.close)
+        weakref.finalize(self, in_process, self._process, self.monitor.close)
         self._open, self._residency, self._memory = opened, opened.residency, opened.memory
         self._readers = readers or InputReaders(opened.backend)
         self._close_readers = _nothing if readers else self._readers.close
-        weakref.finalize(self, _in_process, self._process, self._close_readers)
+        weakref.finalize(self, in_process, self._process, self._close_readers)
         self._forecasts = Forecasts(opened, self.monitor)
-        self._prefetching: Prefetching | None = None
+        self._prefetching: EnginePrefetching | None = None
         self._real_time = frozenset(config.real_time)
         self._holds = TaskHolds(opened, self.monitor, self._real_time)
         self._closed = False
@@ -133,9 +136,11 @@ class Engine(Closing):
         except BaseException:
             self.close()
             raise
-        if config.prefetch:
-            self._prefetching = Prefetching(opened, self.monitor, config.prefetch, self._real_time)
-            weakref.finalize(self, _in_process, self._process, self._prefetching.close)
+        if prefetching is None and config.prefetch:
+            prefetching = partial(Prefetching, monitor=self.monitor, wanted=config.prefetch, held=self._real_time)
+        if prefetching is not None:
+            self._prefetching = prefetching(opened)
+            weakref.finalize(self, in_process, self._process, self._prefetching.close)
             self._holds.prefetching = self._prefetching
 
     @classmethod
@@ -883,10 +888,3 @@ Examples:
 
 def _nothing() -> None:
     """Leave readers open that others use."""
-
-
-def _in_process(process: int, close: Callable[[], None]) -> None:
-    """Call ``close``, but not in a process that was forked: the parent goes on with threads and files."""
-    if os.getpid() == process:
-        with uninterrupted:
-            close()

@@ -24,11 +24,13 @@ from weightpager.config import EngineConfig, format_size, parse_size
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
 from weightpager.engine.shared_bundle import SharedBundle
+from weightpager.engine.shared_prefetching import SharedPrefetching
 from weightpager.errors import BusyError, ConfigError, EngineClosedError, shown
-from weightpager.interrupts import acquired, uninterrupted
+from weightpager.interrupts import acquired, in_process, uninterrupted
 from weightpager.runtime.bracket import Closing, bracket
 from weightpager.runtime.paging.state import Deadline
 from weightpager.runtime.prediction.history import HistoryFile
+from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
 from weightpager.runtime.shared_budget import MOST, SharedBudget, find_task, name_of, named
 
@@ -71,7 +73,7 @@ class Models(Closing):
         for name in config.real_time:
             owner, task = _owner(name, paths)
             real_time.setdefault(owner, []).append(task)
-        self._config = replace(config, budget=None, real_time=(), history=None)
+        self._config = replace(config, budget=None, real_time=(), history=None, prefetch=False)
         self._process = os.getpid()
         self._closed = False
         self._sharing = threading.RLock()  # held by whoever enters a task or predicts, before any engine's locks
@@ -81,6 +83,12 @@ class Models(Closing):
         }
         self._shared = SharedBudget(opened, config.budget)
         self.monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
+        self._prefetching: SharedPrefetching | None = None
+        if config.prefetch:
+            self._prefetching = SharedPrefetching(self._shared, self._sharing, self.monitor, config.prefetch)
+            weakref.finalize(self, in_process, self._process, self._prefetching.close)
+        for bundle in opened.values():
+            bundle.prefetching = self._prefetching
         with ExitStack() as undone:
             undone.callback(self.close)
             with uninterrupted.lifted():
@@ -100,7 +108,7 @@ class Models(Closing):
         prefix_cache: str | int = 0,
         real_time: Sequence[str] = (),
         read_timeout: float = 30.0,
-        prefetch: bool = False,
+        prefetch: bool | Planner = False,
         history: str | Path | None = None,
         backend: str = "auto",
     ) -> Models:
@@ -115,7 +123,8 @@ class Models(Closing):
             prefix_cache: likewise.
             real_time: whole names of tasks; their bundles never sleep.
             read_timeout: seconds without any page after which a load fails.
-            prefetch: whether each bundle prefetches what its own next task needs.
+            prefetch: whether to prefetch, between requests, what the next task of whichever bundle probably needs; or a
+                function that foretells it, by whole names, as of `Engine.from_pretrained`.
             history: file that keeps which task of which bundle ran when.
             backend: what runs tasks.
 
@@ -293,6 +302,7 @@ class Models(Closing):
             bundle = self._bundle(name)
             bundle.check_idle()
             self._shared.put_to_sleep(bundle)
+            bundle.waits = True
             bundle.close()
 
     def sleep_idle(self, seconds: float) -> list[str]:
@@ -348,7 +358,9 @@ class Models(Closing):
             if name in self.bundles or len(self.bundles) == MOST:
                 found = f"{MOST} already" if len(self.bundles) == MOST else f"another of {shown(name)}"
                 raise ConfigError(f"bundles: expected at most {MOST} with different names, found {found}")
-            self._shared.replace({**self.bundles, name: SharedBundle(name, path, self._config)})
+            bundle = SharedBundle(name, path, self._config)
+            bundle.prefetching = self._prefetching
+            self._shared.replace({**self.bundles, name: bundle})
             return name
 
     def remove(self, name: str) -> None:
@@ -370,6 +382,8 @@ class Models(Closing):
             closing.callback(self.monitor.close)
             for bundle in self.bundles.values():
                 closing.callback(bundle.close)
+            if self._prefetching is not None:
+                closing.callback(self._prefetching.close)
 
     def check_fits(self, name: str) -> None:
         """Check that the budget ever holds a task, beside real-time tasks of all bundles. Loads nothing.
@@ -413,7 +427,7 @@ class Models(Closing):
         bundle, task = self._find(name)
         bundle.look()
         bundle.bundle.task(task)
-        bundle.used = time.monotonic()
+        bundle.used, bundle.waits = time.monotonic(), False
         if bundle.engine is None or bundle.engine.current != task:  # else this is the current one, and has its room
             self.deactivate()  # pages stay until their room is wanted
             self._shared.make_room(bundle, task, partial(self._uses_after, f"{bundle.name}/{task}"))

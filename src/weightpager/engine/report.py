@@ -21,7 +21,7 @@ from weightpager.runtime.row_report import RowReport
 
 if TYPE_CHECKING:  # a reader of reports needs no engine
     from weightpager.engine.open_bundle import OpenBundle
-    from weightpager.engine.prefetching import Prefetching
+    from weightpager.engine.prefetching import EnginePrefetching
     from weightpager.engine.task_holds import SwitchLog
 
 
@@ -156,7 +156,7 @@ class ResidencyMap:
         return float(self.resident[need].mean()) if len(need) else 1.0
 
 
-def report_of(opened: OpenBundle, switches: SwitchLog, prefetching: Prefetching | None) -> EngineReport:
+def report_of(opened: OpenBundle, switches: SwitchLog, prefetching: EnginePrefetching | None) -> EngineReport:
     """The state as of now; loads nothing."""
     blocks = opened.residency.blocks
     return EngineReport(

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from weightpager.backends.open_backend import open_backend
@@ -17,6 +18,7 @@ from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.engine import Engine
 from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.report import EngineReport
+from weightpager.engine.shared_prefetching import SharedPrefetching
 from weightpager.errors import BudgetError, BusyError, EngineClosedError, TaskNotActiveError
 from weightpager.interrupts import uninterrupted
 from weightpager.machine.memory import give_back
@@ -39,6 +41,8 @@ class SharedBundle:
         engine: runs its tasks while it is awake; None while it sleeps.
         used: when a task of it was last asked for, by `time.monotonic`.
         bounds: what it takes of the budget, beside its tasks that are pinned or held for real time.
+        waits: whether it sleeps until a task of it is asked for, as somebody wished; else it may be woken ahead.
+        prefetching: who prefetches for it; None if nobody does.
     """
 
     def __init__(self, name: str, path: Path, config: EngineConfig) -> None:
@@ -56,6 +60,8 @@ class SharedBundle:
         self.name, self.path = name, path
         self.engine: Engine | None = None
         self.used = time.monotonic()
+        self.waits = False
+        self.prefetching: SharedPrefetching | None = None
         self._config = config
         self._readers: InputReaders | None = None  # of inputs and graphs; they take little beside weights
         self._users = 0
@@ -126,7 +132,8 @@ class SharedBundle:
             return
         # Rows of tables come when they are looked up: to read thousands would delay the first answer.
         config = replace(self._running, budget=share, fill_rows=False)
-        self.engine = Engine(self.bundle, config, readers=self._opened_readers())
+        prefetching = None if self.prefetching is None else partial(self.prefetching.part, self)
+        self.engine = Engine(self.bundle, config, readers=self._opened_readers(), prefetching=prefetching)
         self.used = time.monotonic()
 
     def _opened_readers(self) -> InputReaders:

@@ -23,7 +23,7 @@ from weightpager.runtime.paging.state import Deadline, LoadStats, SwitchRequest
 from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
 
 if TYPE_CHECKING:
-    from weightpager.engine.prefetching import Prefetching
+    from weightpager.engine.prefetching import EnginePrefetching
 
 _SWITCHES_KEPT = 1000
 _WORKING_SET_VISITS = 32
@@ -94,7 +94,7 @@ class TaskHolds:
     Attributes:
         current: the task that was activated last, until it is left.
         activating: the lock of the current task and the bundle, for whoever changes either, or predicts.
-        prefetching: what is told of every switch; None where nothing is to be prefetched.
+        prefetching: what is told of every visit; None where nothing is to be prefetched.
     """
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, real_time: Collection[str]) -> None:
@@ -102,7 +102,7 @@ class TaskHolds:
         self.current: str | None = None
         self.activating = threading.RLock()
         self.switches = SwitchLog(opened, monitor)
-        self.prefetching: Prefetching | None = None
+        self.prefetching: EnginePrefetching | None = None
         self._open = opened
         self._monitor = monitor
         self._real_time = real_time
@@ -121,7 +121,7 @@ class TaskHolds:
             if name == previous:
                 task = self._open.tasks[name]
                 if task.gate.is_ready or not (wait or task.gate.has_failed):
-                    self._tell(self._monitor.record(name), name, task.number, LoadStats())
+                    self._tell(self._monitor.record(name), name, LoadStats())
                     return task.module
                 previous = None
             # Its time left is from when the module is built.
@@ -187,7 +187,7 @@ class TaskHolds:
             seconds, waited = time.perf_counter() - start, load is None
             before = self.switches.record_switch(name, stats, seconds, waited=waited, is_visit=is_visit)
             if is_visit:
-                self._tell(before, name, task.number, stats)
+                self._tell(before, name, stats)
         except BaseException:  # who hasn't got the module can't leave the task
             self.release(name)
             raise
@@ -247,9 +247,9 @@ class TaskHolds:
         except BudgetError as error:
             raise BudgetError(f"{error} {self._in_use(leaving)}".rstrip(), error.smallest) from error
 
-    def _tell(self, before: str | None, name: str, number: int, stats: LoadStats) -> None:
-        if before != name and self.prefetching is not None:
-            self.prefetching.tell(number, stats)
+    def _tell(self, before: str | None, name: str, stats: LoadStats) -> None:
+        if self.prefetching is not None:
+            self.prefetching.tell(before, name, stats)
 
     def _in_use(self, leaving: str | None) -> str:
         """A sentence about each task in use but the one that is left; empty if there is none."""

@@ -18,7 +18,8 @@ from weightpager.errors import (
     first_line,
     shown,
 )
-from weightpager.runtime.planning.shares import NOTHING, Holding, Wish, plan_shares, spread
+from weightpager.runtime.planning.prefetch_planner import MARGIN
+from weightpager.runtime.planning.shares import NOTHING, WAKING, Holding, Wish, plan_shares, spread
 from weightpager.runtime.sharing import Bounds
 
 _Uses = Mapping[str, Mapping[str, float]]
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 MOST = 32
 """Bundles that may share a budget."""
+
+_LOOK_AHEAD = 3
+"""Tasks that are weighed when room is made ahead: what is expected less seldom pays."""
 
 
 def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
@@ -186,6 +190,41 @@ class SharedBudget(Generic[_Bundle]):
             uses = ask_uses()
             self._apply(self._plan(bundle.name, wish, uses, f"task {bundle.name}/{task}"), uses)
 
+    def make_room_ahead(self, uses: _Uses, may_wake: Collection[str]) -> bool:
+        """Give a bundle the room that a task of it wants which comes soon, if that is worth what goes for it.
+
+        Args:
+            uses: expected of all tasks.
+            may_wake: bundles that may be woken for it.
+
+        Returns:
+            Whether anything has changed.
+
+        Raises:
+            BundleError, StoreError: a bundle that slept can't be used any more.
+        """
+        soon = sorted(((worth, name, task) for name, own in uses.items() for task, worth in own.items()), reverse=True)
+        return any(
+            self._make_room_ahead(self.bundles[name], task, uses)
+            for worth, name, task in soon[:_LOOK_AHEAD]
+            if worth and name in self.bundles and (self.bundles[name].share or name in may_wake)
+        )
+
+    def _make_room_ahead(self, bundle: _Bundle, task: str, uses: _Uses) -> bool:
+        wish, share = bundle.wish(task), bundle.share
+        if wish.most <= share:
+            return False
+        holdings = self._holdings(uses)
+        shares = plan_shares(bundle.name, wish, holdings, self.budget)
+        if shares is None or shares[bundle.name] <= share:
+            return False
+        gained = uses[bundle.name][task] * (shares[bundle.name] - share + (0 if share else WAKING))
+        lost = sum(holdings[name].lost(each) for name, each in shares.items() if name != bundle.name)
+        if gained <= (1 + MARGIN) * lost:
+            return False
+        self._apply(shares, uses)
+        return True
+
     def resize(self, budget: int, ask_uses: AskUses) -> None:
         """Have another budget.
 
@@ -234,7 +273,7 @@ class SharedBudget(Generic[_Bundle]):
         return sum(other.bounds.kept for other in self.bundles.values() if other.bounds.staying and other is not bundle)
 
     def _plan(self, wanting: str, wish: Wish, uses: _Uses, what: str) -> dict[str, int]:
-        holdings = {name: bundle.holding(uses.get(name, {})) for name, bundle in self.bundles.items()}
+        holdings = self._holdings(uses)
         holdings.setdefault(wanting, NOTHING)
         plan = plan_shares(wanting, wish, holdings, self.budget)
         if plan is not None:
@@ -247,6 +286,9 @@ class SharedBudget(Generic[_Bundle]):
             f"end their 'with' blocks, or open the bundles with {format_enough(least)}",
             least,
         )
+
+    def _holdings(self, uses: _Uses) -> dict[str, Holding]:
+        return {name: bundle.holding(uses.get(name, {})) for name, bundle in self.bundles.items()}
 
     def _apply(self, shares: Mapping[str, int], uses: _Uses, budget: int | None = None) -> None:
         """Give bundles their shares. One with none sleeps; who sleeps or wakes leaves or takes what all may share."""

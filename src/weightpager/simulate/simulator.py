@@ -141,7 +141,8 @@ class Simulator:
             expected_uses = predictor.uses_after(task)
             waits.append(arena.switch(task, expected_uses))
             if trial is not None and len(waits) > 1:  # nobody could have foreseen the first
-                trial.switched(task, clock.elapsed, clock.uses_at, expected_uses, device.storage)
+                trial.dwell(clock.elapsed, clock.uses_at, device.storage)
+                trial.switch(task, expected_uses)
             clock.switched(task, waits[-1].seconds)
             if watch is not None:
                 watch(clock.now, arena)

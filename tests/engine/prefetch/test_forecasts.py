@@ -14,7 +14,7 @@ from encoder_tasks import TASKS
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig
-from weightpager.engine.prefetching import ForecastReport
+from weightpager.engine.forecasts import ForecastReport
 from weightpager.runtime.prediction.markov import MarkovPredictor
 
 

@@ -26,7 +26,7 @@ from waiting import until
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.prefetching import Prefetching, _trial
+from weightpager.engine.prefetching import Prefetching, new_arenas
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
 from weightpager.runtime.planning.block_manager import BlockManager
@@ -544,11 +544,11 @@ def test_prefetch_has_a_trial_where_no_task_uses_a_page() -> None:
         reads=SimpleNamespace(span=lambda _: 1),
         reads_in_flight=8,
     )
-    assert _trial(opened, ["a"]).pays
+    assert new_arenas(opened, ["a"])().has_room_for(0)
 
 
 def test_the_trial_makes_as_many_reads_at_once_as_the_engine(bundle: Bundle) -> None:
     for reads in (3, 8):
         with wp.Engine(bundle, EngineConfig(prefetch=True, io_threads=reads)) as engine:
-            trial = engine._prefetching.policy().trial
-            assert [arena._reads for arena in (trial._prefetching, trial._plain)] == [reads, reads]
+            trial = engine._prefetching.policy().targets[0].trial
+            assert [arena._reads for arena in trial._arenas] == [reads, reads]

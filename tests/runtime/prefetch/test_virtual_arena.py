@@ -161,7 +161,8 @@ def played(guess_right: bool, trial: PrefetchTrial, switches: int) -> None:
     for number in range(switches):
         task = number % 3
         guess = task if guess_right else (task + 1) % 3
-        trial.switched(task, 10.0, lambda _, guess=guess: one(guess, 3), None, STORAGE)
+        trial.dwell(10.0, lambda _, guess=guess: one(guess, 3), STORAGE)
+        trial.switch(task, None)
 
 
 def test_loading_ahead_rests_while_it_costs_more_than_it_saves() -> None:
@@ -171,7 +172,8 @@ def test_loading_ahead_rests_while_it_costs_more_than_it_saves() -> None:
     assert trial.pays
     # Tasks 0 and 1 alternate: both would stay, if it weren't for what is prefetched in vain.
     for number in range(10):
-        trial.switched(number % 2, 10.0, lambda _: one(2, 3), None, STORAGE)
+        trial.dwell(10.0, lambda _: one(2, 3), STORAGE)
+        trial.switch(number % 2, None)
     assert not trial.pays
     played(guess_right=True, trial=trial, switches=30)
     assert trial.pays
@@ -179,8 +181,10 @@ def test_loading_ahead_rests_while_it_costs_more_than_it_saves() -> None:
 
 def test_a_switch_to_a_task_that_had_room_under_another_budget_says_nothing() -> None:
     trial = PrefetchTrial(lambda: arena([0, 1], [2, 3, 4], [5], slots=3, held=(2,)))
-    trial.switched(0, 1.0, lambda _: None, None, STORAGE)
+    trial.dwell(1.0, lambda _: None, STORAGE)
+    trial.switch(0, None)
     before = trial.pays
-    trial.switched(1, 1.0, lambda _: one(0, 3), None, STORAGE)
+    trial.dwell(1.0, lambda _: one(0, 3), STORAGE)
+    trial.switch(1, None)
     assert trial.pays == before
     played(guess_right=True, trial=trial, switches=30)

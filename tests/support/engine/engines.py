@@ -11,6 +11,7 @@ import weightpager as wp
 from faults import HangingStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
+from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
 from weightpager.store import LocalStore
 
 
@@ -52,6 +53,16 @@ def settle(engine: wp.Engine) -> None:
     while engine.blocks.loading and time.monotonic() < end:
         time.sleep(0.005)
     check_pages(engine)
+
+
+class Always(PrefetchTrial):
+    """Whatever is named is prefetched, though it doesn't pay."""
+
+    def dwell(self, *_: object) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def switch(self, *_: object) -> None: ...
 
 
 def check_pages(engine: wp.Engine) -> None:

@@ -197,11 +197,11 @@ class Residency:
             self._slots.resize(budget, expected_uses=expected_uses)
             self._state.changed()
 
-    def snapshot(self, current: int, expected_uses: Uses) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
+    def snapshot(self, current: int | None, expected_uses: Uses) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
         """What prefetches are planned from.
 
         Args:
-            current: the task that ran last; its pages count as locked.
+            current: the task that ran last, whose pages count as locked; None for one that isn't its own.
             expected_uses: of each task [tasks]; of those that came later none are expected.
 
         Returns:
@@ -218,7 +218,7 @@ class Residency:
             return False
         try:
             with self._lock:
-                if self.blocks.version != version or self._state.prefetched:
+                if self.blocks.version != version or self._state.prefetched or self._state.closed:
                     return False
                 self._slots.evict(plan.evict)
                 self._loads.prefetch(np.sort(plan.load))

@@ -40,6 +40,13 @@ class Holding:
         """Bytes that it keeps as long as it is awake."""
         return self.share - self.spare - (self.free + len(self.worths)) * self.page_bytes
 
+    def lost(self, share: int) -> float:
+        """Bytes times expected uses of what goes where the share shrinks to ``share``; 0 where it doesn't shrink."""
+        if self.share and not share and self.uses is not None:
+            return float(self.worths.sum()) * self.page_bytes + self.uses * (self.least + WAKING)
+        pages = -(-(self.share - share - self.spare) // self.page_bytes) - self.free
+        return float(self.worths[: max(0, pages)].sum()) * self.page_bytes
+
 
 NOTHING = Holding(0, 0, 1, 0, np.zeros(0))
 """What one has of a budget that sleeps."""

@@ -6,14 +6,14 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import LoadStats
-from weightpager.runtime.planning.prefetch_planner import plan_prefetch
 from weightpager.runtime.prediction.predictor import PredictionScore
-from weightpager.runtime.prefetch.expected_uses import ExpectedUses
-from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, PrefetchTrial, look_again
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses, Floats
+from weightpager.runtime.prefetch.prefetch_target import PrefetchTarget
+from weightpager.runtime.prefetch.virtual_arena import look_again
 from weightpager.store import StorageModel
 
 _JOIN_SECONDS = 5.0
@@ -40,32 +40,41 @@ class PrefetchPolicy:
 
     Attributes:
         expected: how much each task will be used.
-        trial: whether prefetching pays.
-        differential_bytes: bytes to load for an average switch.
+        targets: the arenas.
         time: the time, by `time.monotonic`; all switches until then are known.
     """
 
     expected: ExpectedUses
-    trial: PrefetchTrial
-    differential_bytes: float
+    targets: Sequence[PrefetchTarget]
     time: float
+
+    @property
+    def differential_bytes(self) -> float:
+        """Bytes to load for an average switch, in the mean over all arenas."""
+        return sum(target.differential_bytes for target in self.targets) / max(1, len(self.targets))
 
 
 class Prefetcher:
-    """Prefetches between switches, never in the way of one.
+    """Prefetches between switches, never in the way of one, into the arena where a page is worth most.
 
     The predictor is asked, and learns, on one thread. One that is slow or hangs delays prefetches and nothing else.
     """
 
-    def __init__(self, residency: Residency, page_bytes: int, policy: PrefetchPolicy) -> None:
-        """Start the thread."""
-        self._residency = residency
-        self._pages_at_once = max(1, BATCH_BYTES // page_bytes)
+    def __init__(self, policy: PrefetchPolicy, make_room: Callable[[Floats], bool] | None = None) -> None:
+        """Start the thread.
+
+        Args:
+            policy: what is known so far.
+            make_room: asked where no page pays in any arena as it is, by the expected uses of all tasks; returns
+                whether arenas have changed, of which `aim` has told.
+        """
         self._policy = policy
+        self._make_room = make_room
         self._changed = threading.Condition()
         self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
         self._latest = self._news.copy()  # since the policy was made, learnt or not yet
         self._newer: PrefetchPolicy | None = None
+        self._aimed: Sequence[PrefetchTarget] | None = None
         self._closed = False
         self._since = time.monotonic()
         self._failed = False
@@ -75,7 +84,8 @@ class Prefetcher:
 
     @property
     def pays(self) -> bool:
-        return self._policy.trial.pays and not self._failed and self._thread.is_alive()
+        pays = any(target.trial.pays for target in self._policy.targets)
+        return pays and not self._failed and self._thread.is_alive()
 
     @property
     def score(self) -> PredictionScore:
@@ -91,10 +101,16 @@ class Prefetcher:
     def renew(self, policy: PrefetchPolicy) -> None:
         """Use another policy, once it has learnt the switches since it was made. Takes no time."""
         with self._changed:
-            self._newer = policy
+            self._newer, self._aimed = policy, None
             while self._latest and self._latest[0].time <= policy.time:
                 self._latest.popleft()
             self._news = self._latest.copy()  # some may have been learnt, but into the old policy
+            self._changed.notify()
+
+    def aim(self, targets: Sequence[PrefetchTarget]) -> None:
+        """Prefetch into other arenas; what has been learnt stays. Takes no time."""
+        with self._changed:
+            self._aimed = targets
             self._changed.notify()
 
     def close(self) -> None:
@@ -102,7 +118,8 @@ class Prefetcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._residency.stop_prefetch()
+        for target in self._policy.targets:
+            target.residency.stop_prefetch()
         if self._thread is not threading.current_thread():  # a planner, or the garbage collector, may close the engine
             self._thread.join(_JOIN_SECONDS)
 
@@ -123,11 +140,16 @@ class Prefetcher:
     def _wait(self, seconds: float | None) -> list[Switched] | None:
         """Wait for news, at most so long. Returns what there is, or None when the thread must end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._news or self._newer or self._closed, seconds)
+            self._changed.wait_for(
+                lambda: self._news or self._newer or self._aimed is not None or self._closed, seconds
+            )
             news = list(self._news)
             self._news.clear()
             if self._newer is not None:
                 self._adopt(self._newer)
+            if self._aimed is not None:
+                self._policy, self._aimed = replace(self._policy, targets=self._aimed), None
+                self._expect()
             return None if self._closed else news
 
     def _adopt(self, policy: PrefetchPolicy) -> None:
@@ -147,13 +169,9 @@ class Prefetcher:
         if news.task >= expected.tasks:
             return  # a reload has just added the task; a policy that knows it is on its way
         if expected.current is not None:
-            self._policy.trial.switched(
-                news.task,
-                news.time - news.stats.seconds - began,
-                lambda elapsed: expected.uses(began + elapsed),
-                expected.uses_after(news.task),
-                self._storage,
-            )
+            dwell, after = news.time - news.stats.seconds - began, expected.uses_after(news.task)
+            for target in self._policy.targets:
+                target.learn(news.task, dwell, lambda elapsed: expected.uses(began + elapsed), after, self._storage)
         expected.observe(news.task, news.time)
         self._since = news.time
         self._failed = False
@@ -174,12 +192,14 @@ class Prefetcher:
         uses = expected.uses(time.monotonic())
         if uses is None:
             return None
-        occupancy, worth, version = self._residency.snapshot(expected.current, uses)
-        plan = plan_prefetch(occupancy, worth).first(self._pages_at_once)
         again = look_again(elapsed) - elapsed
-        if not len(plan.load) or not self._residency.start_prefetch(plan, version):
+        batches = [target.plan(expected.current, uses) for target in self._policy.targets if target.trial.pays]
+        best = max(batches, key=lambda batch: batch.worth)
+        if not best.worth:
+            return 0.0 if self._make_room is not None and self._make_room(uses) else again
+        if not best.residency.start_prefetch(best.plan, best.version):
             return again
-        self._fail(self._residency.await_prefetch(again + 1.0))
+        self._fail(best.residency.await_prefetch(again + 1.0))
         return 0.0
 
     def _fail(self, error: BaseException | None) -> None:

@@ -87,13 +87,20 @@ class VirtualArena:
         return self.blocks.needed_together([task, *self._held]) <= self.blocks.slots
 
     def dwell(self, seconds: float, uses_at: UsesAt) -> None:
-        """A task runs for so long. Meanwhile pages are prefetched."""
-        now = 0.0
-        # Reads in flight last until the switch, even if rounding has left `now` below `seconds`.
-        while now < seconds and not self._coming:
+        """Tasks run for so long. Meanwhile pages are prefetched."""
+        now = min(self._busy, seconds)
+        self._busy -= now
+        if not self._busy:
+            self.settle()
+        while now < seconds and not self.is_reading:
             uses = uses_at(now)
-            plan = NOTHING if uses is None else self._plan(uses)
-            now = now + self._prefetch(plan, seconds - now) if len(plan.load) else look_again(now)
+            plan = NOTHING if uses is None else self.plan(uses)[0]
+            now = now + self.prefetch(plan, seconds - now) if len(plan.load) else look_again(now)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether reads are in flight. They last until the switch, even if rounding has left a moment of the dwell."""
+        return bool(self._coming)
 
     def switch(self, task: int, expected_uses: Uses | None) -> Wait:
         """The next task is asked for.
@@ -140,12 +147,17 @@ class VirtualArena:
     def counts(self) -> PrefetchCounts:
         return self._ledger.counts
 
-    def _plan(self, uses: npt.NDArray[np.float64]) -> PrefetchPlan:
-        plan = plan_prefetch(self.blocks.occupancy(), self.blocks.worth(uses))
-        return plan.first(max(1, BATCH_BYTES // self._page_bytes))
+    def plan(self, uses: npt.NDArray[np.float64]) -> tuple[PrefetchPlan, float]:
+        """The batch that is worth most by tasks' expected uses, and the worth of its worthiest page, 0 if it is empty."""
+        worth = self.blocks.worth(uses)
+        plan = plan_prefetch(self.blocks.occupancy(), worth).first(max(1, BATCH_BYTES // self._page_bytes))
+        return plan, float(worth[plan.load].max(initial=0.0))
 
-    def _prefetch(self, plan: PrefetchPlan, seconds: float) -> float:
-        """Returns how long the batch takes, at most ``seconds``. Reads that have begun by then stay in flight."""
+    def prefetch(self, plan: PrefetchPlan, seconds: float) -> float:
+        """Load a batch that isn't empty, for at most ``seconds``. Reads that have begun by then stay in flight.
+
+        Returns how long it takes.
+        """
         self._evict(plan.evict)
         self.blocks.reserve(plan.load)
         runs = [np.arange(run.first, run.first + run.count) for run in self._runs(plan.load)]
@@ -216,27 +228,49 @@ class PrefetchTrial:
 
     def __init__(self, arena: Callable[[], VirtualArena]) -> None:
         """Prefetching pays until it is found not to."""
-        self._prefetching, self._plain = arena(), arena()
         self._saved = self._waited = self._lately = 0.0
+        self._new = self._made_by = arena
+        self._arenas = arena(), arena()  # with prefetching, and without
         self.pays = True
 
-    def switched(
-        self, task: int, dwell: float, uses_at: UsesAt, expected_uses: Uses | None, storage: StorageModel
-    ) -> None:
-        """A switch has come. One to a task that doesn't fit is left out: it came under another budget.
+    def move(self, arena: Callable[[], VirtualArena]) -> None:
+        """Go on with other arenas, as when the budget has changed. What was saved so far counts on. Takes no time."""
+        self._new = arena
+
+    def _both(self) -> tuple[VirtualArena, VirtualArena]:
+        new = self._new  # another thread may have it move meanwhile
+        if new is not self._made_by:
+            self._made_by, self._arenas = new, (new(), new())
+        return self._arenas
+
+    def dwell(self, seconds: float, uses_at: UsesAt, storage: StorageModel) -> None:
+        """So many seconds have passed since the latest switch of any arena.
 
         Args:
-            task: to which.
-            dwell: seconds since the one before.
-            uses_at: what was expected between the two.
-            expected_uses: of each task after it, for eviction.
+            seconds: how many.
+            uses_at: what was expected meanwhile.
             storage: what reads have cost lately.
         """
-        if not self._prefetching.has_room_for(task):
+        prefetching, plain = self._both()
+        prefetching.storage = plain.storage = storage
+        prefetching.dwell(seconds, uses_at)
+
+    def leave(self) -> None:
+        """A task of another arena runs now."""
+        for arena in self._both():
+            arena.leave()
+
+    def switch(self, task: int, expected_uses: Uses | None) -> None:
+        """A task is asked for. One that doesn't fit is left out: it came under another budget.
+
+        Args:
+            task: its number.
+            expected_uses: of each task after it, for eviction.
+        """
+        arenas = self._both()
+        if not arenas[0].has_room_for(task):
             return
-        self._prefetching.storage = self._plain.storage = storage
-        self._prefetching.dwell(dwell, uses_at)
-        prefetching, plain = (arena.switch(task, expected_uses).seconds for arena in (self._prefetching, self._plain))
+        prefetching, plain = (arena.switch(task, expected_uses).seconds for arena in arenas)
         self._saved = MEMORY * self._saved + plain - prefetching
         self._waited = MEMORY * self._waited + plain
         self._lately = ALERTNESS * self._lately + plain - prefetching

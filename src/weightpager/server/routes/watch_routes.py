@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from weightpager import __version__
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine, Models
-from weightpager.engine.prefetching import ForecastReport
+from weightpager.engine.forecasts import ForecastReport
 from weightpager.engine.report import EngineFigures, EngineReport, ResidencyMap
 from weightpager.engine.shared_bundle import SharedBundle
 from weightpager.kernels import isa

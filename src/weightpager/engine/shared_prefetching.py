@@ -1,0 +1,173 @@
+"""`SharedPrefetching`: one prefetcher for all bundles that share a budget, by the one trace of their tasks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.prefetching import new_arenas, new_policy, predictor_of, report_of, target_of
+from weightpager.engine.report import PrefetchReport
+from weightpager.errors import WeightpagerError, first_line
+from weightpager.runtime.paging.state import LoadStats
+from weightpager.runtime.prediction.planner import Planner
+from weightpager.runtime.prediction.task_monitor import TaskMonitor
+from weightpager.runtime.prefetch.expected_uses import Floats
+from weightpager.runtime.prefetch.prefetch_target import PrefetchTarget
+from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
+from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
+from weightpager.runtime.shared_budget import SharedBudget
+
+if TYPE_CHECKING:
+    from weightpager.engine.shared_bundle import SharedBundle
+
+_log = logging.getLogger(__name__)
+
+
+class SharedPrefetching:
+    """Prefetches what the next task probably needs, whichever bundle it belongs to. Safe for several threads.
+
+    Pages go where their bundle has room, or in place of its pages that are worth less. Where no page pays in the shares
+    as they are, a bundle may have more, or wake: from what others have that is worth less, and only while nobody
+    enters a task or predicts. The bundle that was asked last stays awake, and its task stays where it is.
+    """
+
+    def __init__(
+        self,
+        shared: SharedBudget[SharedBundle],
+        sharing: threading.RLock,
+        monitor: TaskMonitor,
+        wanted: bool | Planner,
+    ) -> None:
+        """Prefetch from now on.
+
+        Args:
+            shared: the budget and its bundles.
+            sharing: the lock of whoever changes shares.
+            monitor: which task of which bundle ran when.
+            wanted: who says what comes next, by whole names; True for what the visits say.
+        """
+        self._shared, self._sharing, self._monitor = shared, sharing, monitor
+        self._planner = None if isinstance(wanted, bool) else wanted
+        self._parts: dict[str, BundlePrefetching] = {}  # of the bundles that are awake
+        self._trials: dict[str, PrefetchTrial] = {}  # of all that ever were
+        self._changing = threading.Lock()
+        self._names = self._all_names()
+        self._told: str | None = None
+        self.prefetcher = Prefetcher(self._policy(), self._make_room)
+
+    def part(self, bundle: SharedBundle, opened: OpenBundle) -> BundlePrefetching:
+        """What the engine of a bundle has of it, which is just being opened."""
+        return BundlePrefetching(self, bundle, opened)
+
+    def put(self, name: str, part: BundlePrefetching | None) -> None:
+        """Prefetch into a bundle as it is now; None where it sleeps."""
+        with self._changing:
+            if part is None:
+                self._parts.pop(name, None)
+            else:
+                self._parts[name] = part
+            names = self._all_names()
+            if names == self._names:
+                self.prefetcher.aim(self._targets())
+            else:
+                self._names = names
+                self.prefetcher.renew(self._policy())
+
+    def tell(self, name: str, stats: LoadStats) -> None:
+        """A task, by its whole name, was asked for, and this was loaded for it."""
+        if name == self._told or name != self._monitor.current:  # real-time tasks are no visits
+            return
+        self._told = name
+        if name in self._names:
+            self.prefetcher.tell(Switched(self._names.index(name), time.monotonic(), stats))
+
+    def close(self) -> None:
+        """Begin nothing more, and end the thread."""
+        self.prefetcher.close()
+
+    def _all_names(self) -> list[str]:
+        return [f"{name}/{task}" for name, bundle in self._shared.bundles.items() for task in bundle.tasks]
+
+    def _policy(self) -> PrefetchPolicy:
+        predictor = predictor_of(self._names, self._planner)
+        return new_policy(self._monitor, self._names, predictor, self._targets())
+
+    def _targets(self) -> list[PrefetchTarget]:
+        return [self._target(name, part) for name, part in self._parts.items()]
+
+    def _target(self, name: str, part: BundlePrefetching) -> PrefetchTarget:
+        opened = part.opened
+        tasks = np.full(opened.residency.blocks.tasks, -1)
+        numbers = {whole: number for number, whole in enumerate(self._names)}
+        for task, found in opened.tasks.items():
+            tasks[found.number] = numbers.get(f"{name}/{task}", -1)
+        arenas = new_arenas(opened, part.held)
+        if name in self._trials:
+            self._trials[name].move(arenas)
+        else:
+            self._trials[name] = PrefetchTrial(arenas)
+        return target_of(opened, tasks, self._trials[name])
+
+    def _make_room(self, uses: Floats) -> bool:
+        """Have shares move for what comes soon, unless somebody is at work. Returns whether they have."""
+        if not self._sharing.acquire(blocking=False):
+            return False
+        try:
+            bundles = self._shared.bundles
+            may_wake = [name for name, bundle in bundles.items() if _may_wake(bundle)]
+            current = bundles.get((self._monitor.current or "").partition("/")[0])
+            if current is None or self._names != self._all_names() or len(uses) != len(self._names):
+                return False
+            release = current.hold()
+            try:
+                return self._shared.make_room_ahead(self._by_bundle(uses), may_wake)
+            finally:
+                release()
+        except WeightpagerError as error:  # a bundle that can't be used is an error of who asks for it
+            _log.info("nothing could be made ready: %s", first_line(error))
+            return False
+        finally:
+            self._sharing.release()
+
+    def _by_bundle(self, uses: Floats) -> Mapping[str, Mapping[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for whole, worth in zip(self._names, uses.tolist(), strict=True):
+            owner, _, task = whole.partition("/")
+            found.setdefault(owner, {})[task] = worth
+        return found
+
+
+def _may_wake(bundle: SharedBundle) -> bool:
+    """Whether a bundle may be woken as it lies there now."""
+    try:
+        bundle.look()
+    except WeightpagerError:  # whoever asks for it is told
+        return False
+    return not bundle.waits
+
+
+class BundlePrefetching:
+    """What one engine has of a prefetcher that bundles share: `EnginePrefetching`."""
+
+    def __init__(self, shared: SharedPrefetching, bundle: SharedBundle, opened: OpenBundle) -> None:
+        self.opened, self.held = opened, bundle.real_time
+        self._shared, self._name = shared, bundle.name
+        shared.put(bundle.name, self)
+
+    def tell(self, before: str | None, name: str, stats: LoadStats) -> None:  # noqa: ARG002 - the protocol's
+        self._shared.tell(f"{self._name}/{name}", stats)
+
+    def renew(self) -> None:
+        self._shared.put(self._name, self)
+
+    def report(self) -> PrefetchReport:
+        return report_of(self.opened, self._shared.prefetcher)
+
+    def close(self) -> None:
+        self._shared.put(self._name, None)
