@@ -637,6 +637,10 @@ class Engine(Closing):
         """What of its budget other bundles might have, as `Models` asks; ``uses`` are expected of each task by name."""
         return self._open.holding(uses)
 
+    def wanted(self, uses: Mapping[str, float]) -> npt.NDArray[np.float64]:
+        """Expected uses of the pages that it lacks, descending, by those of each task by name."""
+        return self._open.wanted(uses)
+
     def wish(self, name: str) -> Wish:
         """What budget a task wants, and the least that it can do with, beside the tasks in use.
 

@@ -262,6 +262,11 @@ class OpenBundle:
             in_use = memory.tables.in_use
             return sharing.holding(memory.needs, blocks, memory.budget, self._expected(uses), tables=in_use)
 
+    def wanted(self, uses: Mapping[str, float]) -> npt.NDArray[np.float64]:
+        """Expected uses of the pages that it lacks, by those of its tasks, descending."""
+        with self._paging.lock:
+            return sharing.wanted(self.residency.blocks, self._expected(uses))
+
     def _expected(self, uses: Mapping[str, float]) -> Uses:
         """Expected uses of each task by number, of those by name."""
         expected = np.zeros(self.residency.blocks.tasks)

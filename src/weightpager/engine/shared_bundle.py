@@ -10,6 +10,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from weightpager.backends.open_backend import open_backend
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.state import State, state_of
@@ -224,6 +227,10 @@ class SharedBundle:
         if self.engine is None:
             return NOTHING
         return replace(self.engine.holding(uses), uses=None if self.in_use else sum(uses.values()))
+
+    def wanted(self, uses: Mapping[str, float]) -> npt.NDArray[np.float64]:
+        """Expected uses of the pages that it lacks while it is awake, by those of its tasks, descending."""
+        return np.zeros(0) if self.engine is None else self.engine.wanted(uses)
 
     def wish(self, task: str) -> Wish:
         """What it wants for a task, which it has."""

@@ -21,7 +21,7 @@ from weightpager.runtime.prefetch.expected_uses import Floats
 from weightpager.runtime.prefetch.prefetch_target import PrefetchTarget
 from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
-from weightpager.runtime.shared_budget import SharedBudget
+from weightpager.runtime.shared_budget import PATIENCE, SharedBudget
 
 if TYPE_CHECKING:
     from weightpager.engine.shared_bundle import SharedBundle
@@ -59,7 +59,7 @@ class SharedPrefetching:
         self._changing = threading.Lock()
         self._names = self._all_names()
         self._told: str | None = None
-        self.prefetcher = Prefetcher(self._policy(), self._make_room)
+        self.prefetcher = Prefetcher(self._policy(), self._make_room, patience=PATIENCE)
 
     def part(self, bundle: SharedBundle, opened: OpenBundle) -> BundlePrefetching:
         """What the engine of a bundle has of it, which is just being opened."""

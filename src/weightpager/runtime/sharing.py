@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.runtime.budget import MemoryNeeds
@@ -116,3 +117,10 @@ def wish(needs: MemoryNeeds, blocks: BlockManager, task: int, *, tables: int = 0
     least = max(blocks.pages_in_use(task), needs.least_pages)
     most = max(least, min(there + blocks.missing_count(task), needs.pages))
     return Wish(*(needs.holding(pages, tables=tables).total for pages in (least, most)))
+
+
+def wanted(blocks: BlockManager, uses: Uses) -> npt.NDArray[np.float64]:
+    """Expected uses of the pages that aren't in a bundle's arena, descending; those that have none are left out."""
+    occupancy, worth = blocks.occupancy(), blocks.worth(uses)
+    absent = worth[~occupancy.resident & ~occupancy.loading]
+    return np.sort(absent[absent > 0])[::-1]

@@ -15,7 +15,7 @@ from weightpager.runtime.planning.shares import NOTHING, OPENING, Holding, Wish
 from weightpager.runtime.prediction.markov import new_predictor
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, UsesAt, VirtualArena, look_again
-from weightpager.runtime.shared_budget import SharedBudget
+from weightpager.runtime.shared_budget import PATIENCE, SharedBudget
 from weightpager.runtime.sharing import Bounds
 from weightpager.simulate.simulator import CountedReuse, Device, Floats, Simulator
 from weightpager.store import StorageModel
@@ -80,6 +80,9 @@ class VirtualBundle:
             return NOTHING
         held = sharing.holding(self._needs, self.arena.blocks, self.share, self._expected(uses))
         return replace(held, uses=None if self.stays else sum(uses.values()))
+
+    def wanted(self, uses: Mapping[str, float]) -> Floats:
+        return np.zeros(0) if self.arena is None else sharing.wanted(self.arena.blocks, self._expected(uses))
 
     def _expected(self, uses: Mapping[str, float]) -> Floats:
         return np.array([uses.get(task, 0.0) for task in self._numbers])
@@ -198,7 +201,7 @@ class VirtualModels:
 
     def dwell(self, name: str, seconds: float) -> None:
         """A bundle's task, the one that was entered last, runs for so long. Meanwhile others' pages are prefetched."""
-        self._ran, now = seconds, 0.0
+        self._ran, now = seconds, PATIENCE
         self.bundles[name].stays = True
         while self._prefetch and now < seconds and not any(arena.is_reading for arena in self._arenas.values()):
             uses = self._uses_at(now)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.runtime.planning.prefetch_planner import MARGIN
+
 OPENING = 0.03
 """Seconds that waking a bundle takes, beside reading its own: 0.006 of a small encoder, 0.03 of SmolLM2."""
 
@@ -47,6 +49,11 @@ class Holding:
         pages = -(-(self.share - share - self.spare) // self.page_bytes) - self.free
         return float(self.worths[: max(0, pages)].sum()) * self.page_bytes
 
+    @property
+    def as_it_stays(self) -> Holding:
+        """This, of a bundle that must stay awake."""
+        return replace(self, uses=None)
+
 
 NOTHING = Holding(0, 0, 1, 0, np.zeros(0))
 """What one has of a budget that sleeps."""
@@ -84,7 +91,7 @@ def plan_shares(wanting: str, wish: Wish, holdings: Mapping[str, Holding], budge
     Returns:
         Bytes by bundle; 0 for one that goes to sleep.
     """
-    awake = {name: replace(holding, uses=None) for name, holding in holdings.items()}
+    awake = {name: holding.as_it_stays for name, holding in holdings.items()}
     return _plan(wanting, wish, awake, budget) or _plan(wanting, wish, holdings, budget)
 
 
@@ -114,6 +121,38 @@ def _plan(wanting: str, wish: Wish, holdings: Mapping[str, Holding], budget: int
     left = budget - sum(shares[name] for name in others)
     shares[wanting] = max(shares[wanting], min(wish.most, left))
     return None if shares[wanting] < wish.least else shares
+
+
+def plan_ahead(
+    wanting: str, wanted: npt.NDArray[np.floating], holdings: Mapping[str, Holding], budget: int
+) -> dict[str, int] | None:
+    """The shares with which a bundle holds more pages ahead of time; None if none is worth what would go for it.
+
+    No bundle goes to sleep for them, and none of the wanting bundle's own pages goes.
+
+    Args:
+        wanting: the bundle, which is awake.
+        wanted: expected uses of the pages that it lacks, descending.
+        holdings: by bundle.
+        budget: bytes.
+    """
+    own = replace(holdings[wanting].as_it_stays, worths=np.zeros(0))
+    others = {name: each.as_it_stays for name, each in holdings.items() if name != wanting}
+    free = budget - own.share - sum(each.share - each.spare for each in others.values())
+    worths = np.concatenate([np.zeros(0), *(np.pad(each.worths, (each.free, 0)) for each in others.values())])
+    sizes = np.repeat(
+        [each.page_bytes for each in others.values()], [each.free + len(each.worths) for each in others.values()]
+    )
+    order = np.argsort(worths, kind="stable")
+    there = free + np.cumsum(sizes[order])  # bytes, once this page and those that are worth less have gone
+    needed = own.page_bytes * np.arange(1, len(wanted) + 1)
+    last = np.searchsorted(there, needed)  # what goes last for each page
+    costs = np.where(needed <= free, 0.0, np.append(worths[order], np.inf)[last])
+    pages = int(np.argmin(np.append(wanted > (1 + MARGIN) * costs, False)))
+    if not pages:
+        return None
+    size = own.share + pages * own.page_bytes
+    return _plan(wanting, Wish(size, size), {**others, wanting: own}, budget)
 
 
 def spread(shares: Mapping[str, int], most: Mapping[str, int], budget: int) -> dict[str, int]:

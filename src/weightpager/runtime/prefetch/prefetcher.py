@@ -60,16 +60,20 @@ class Prefetcher:
     The predictor is asked, and learns, on one thread. One that is slow or hangs delays prefetches and nothing else.
     """
 
-    def __init__(self, policy: PrefetchPolicy, make_room: Callable[[Floats], bool] | None = None) -> None:
+    def __init__(
+        self, policy: PrefetchPolicy, make_room: Callable[[Floats], bool] | None = None, *, patience: float = 0.0
+    ) -> None:
         """Start the thread.
 
         Args:
             policy: what is known so far.
             make_room: asked where no page pays in any arena as it is, by the expected uses of all tasks; returns
                 whether arenas have changed, of which `aim` has told.
+            patience: seconds after a switch in which nothing is done, as a short answer needs all processors.
         """
         self._policy = policy
         self._make_room = make_room
+        self._patience = patience
         self._changed = threading.Condition()
         self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
         self._latest = self._news.copy()  # since the policy was made, learnt or not yet
@@ -143,6 +147,8 @@ class Prefetcher:
             self._changed.wait_for(
                 lambda: self._news or self._newer or self._aimed is not None or self._closed, seconds
             )
+            if self._news and self._patience:
+                self._changed.wait_for(lambda: self._closed, self._patience)
             news = list(self._news)
             self._news.clear()
             if self._newer is not None:

@@ -148,7 +148,7 @@ class VirtualArena:
         return self._ledger.counts
 
     def plan(self, uses: npt.NDArray[np.float64]) -> tuple[PrefetchPlan, float]:
-        """The batch that is worth most by tasks' expected uses, and the worth of its worthiest page, 0 if it is empty."""
+        """The batch that is worth most by tasks' expected uses, and its worthiest page's worth; 0 if empty."""
         worth = self.blocks.worth(uses)
         plan = plan_prefetch(self.blocks.occupancy(), worth).first(max(1, BATCH_BYTES // self._page_bytes))
         return plan, float(worth[plan.load].max(initial=0.0))
