@@ -20,8 +20,8 @@ from typing import Annotated
 import typer
 
 from benchmarks import row_file
-from benchmarks.box.boxes import METHODS, parts
-from benchmarks.box.rows import SHARES, Row
+from benchmarks.box.boxes import METHODS, OF_A_ROUND, parts
+from benchmarks.box.rows import OF_ROUNDS, SHARES, Row
 from benchmarks.box.trial import Spec
 from weightpager.bundle import Bundle
 from weightpager.config import parse_bandwidth
@@ -41,6 +41,7 @@ def main(
     requests: Annotated[int, typer.Option(help="Of a trace.")] = 80,
     rounds: Annotated[int, typer.Option(help="Traces, each with a seed of its own.")] = 3,
     share: Annotated[list[float] | None, typer.Option(help="Only traces, in these shares of all.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only rows of this kind.")] = None,
     minutes: Annotated[float, typer.Option(help="No measurement begins after so long.")] = 60.0,
 ) -> None:
     """Measure what isn't in the file yet."""
@@ -54,7 +55,7 @@ def main(
             spec.kind, spec.method, of_all, spec.budget, spec.seed, rate, names, None,
             **row_file.origin("benchmarks.box"),
         )  # fmt: skip
-        if row.key in have or (share and (spec.kind != "trace" or of_all not in share)):
+        if row.key in have or (kind and spec.kind != kind) or (share and (spec.kind != "trace" or of_all not in share)):
             continue
         if time.monotonic() > ends:
             typer.echo("the time is up: the same command goes on")
@@ -75,6 +76,9 @@ def specs(paths: Sequence[Path], rate: float, requests: int, rounds: int) -> Ite
         for share in sorted(SHARES, key=lambda each: each != 0.5):  # what is asked for first
             for method in METHODS:
                 yield share, Spec("trace", every, method, budgets[share], rate, requests, repeat)
+        for share in (share for share in OF_ROUNDS if share in budgets):
+            for method in OF_A_ROUND:
+                yield share, Spec("rounds", every, method, budgets[share], rate, requests, repeat)
         yield 1.0, Spec("steps", every, "ours", budgets[1.0], rate, 0, repeat)
         for path, need, bundle in zip(every, needs, opened, strict=True):
             budget = max(round(PART_ALONE * need), smallest_budget(bundle))

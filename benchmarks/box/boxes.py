@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from benchmarks.box.processes import ModelProcess, Start, proportional, storage, wait_for
 from benchmarks.box.requests import Request, answer, opening_bytes
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine, Models
+from weightpager.engine.shared_bundle import SharedBundle
 from weightpager.errors import BudgetError
 from weightpager.runtime.budget import largest_budget, smallest_budget
 
@@ -56,23 +58,28 @@ class Box(ABC):
 class Ours(Box):
     """`Models`: one budget, whose parts go where they are wanted."""
 
-    def __init__(self, bundles: Bundles, budget: int, rate: float) -> None:
+    def __init__(self, bundles: Bundles, budget: int, rate: float, *, prefetch: bool = False) -> None:
         self._rate, self._budget = rate, budget
         self._opening = {name: opening_bytes(bundle.path) for name, bundle in bundles.items()}
         self._opened_bytes = sum(self._opening.values())
         with ExitStack() as opening:
             opening.enter_context(storage(rate))
             paths = [bundle.path for bundle in bundles.values()]
-            self.models = opening.enter_context(Models.from_pretrained(paths, budget=budget))
+            self.models = opening.enter_context(Models.from_pretrained(paths, budget=budget, prefetch=prefetch))
+            for bundle in self.models.bundles.values():
+                setattr(bundle, "resize", partial(self._resize, bundle, bundle.resize))  # noqa: B010 - a method
             self._stack = opening.pop_all()
 
     def enter(self, request: Request) -> None:
-        bundle = self.models.bundles[request.bundle]
-        before = bundle.engine
         self.models.activate(request.whole_name)
-        if bundle.engine is not before:
-            wait_for(self._opening[request.bundle], self._rate)
-            self._opened_bytes += self._opening[request.bundle]
+
+    def _resize(self, bundle: SharedBundle, resize: Callable[..., None], share: int, *uses: Any) -> None:
+        """Resize a bundle. Where it wakes, in whichever thread, its files beside pages come from the storage, too."""
+        slept = bundle.engine is None
+        resize(share, *uses)
+        if slept:
+            wait_for(self._opening[bundle.name], self._rate)
+            self._opened_bytes += self._opening[bundle.name]
             self.opened += 1
 
     def answer(self, request: Request) -> None:
@@ -203,3 +210,7 @@ METHODS: Mapping[str, Callable[[Bundles, int, float], Box]] = {
     "processes, forked, a task at a time": partial(Processes, start="fork", whole=False),
 }
 """By name, from bundles, budget and rate."""
+
+AHEAD = "ours, ahead"
+OF_A_ROUND: Mapping[str, Callable[[Bundles, int, float], Box]] = {"ours": Ours, AHEAD: partial(Ours, prefetch=True)}
+"""Those that are compared where requests come in rounds, likewise."""

@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from benchmarks import row_file
-from benchmarks.box.boxes import METHODS
-from benchmarks.box.rows import SHARES, Row, Spread, of, pairs
+from benchmarks.box.boxes import AHEAD, METHODS
+from benchmarks.box.requests import PAUSE, ROUND
+from benchmarks.box.rows import OF_ROUNDS, SHARES, Row, Spread, of, pairs
 from benchmarks.report.tables import table
 from weightpager.config import format_size
 
@@ -62,7 +63,8 @@ python -m benchmarks.box bundles/*.bundle --json docs/box.json
 _ASKED = """\
 A switch goes to another bundle, all pages evicted: time over bytes / bandwidth. A return wakes a bundle that was put to
 sleep by hand, and answers: over bytes / bandwidth and an engine's first answer. Process: peak, over budget and what the
-largest bundle's own process takes beside its budget."""
+largest bundle's own process takes beside its budget. Of *rounds* the same {round} requests come again and again, nine
+of ten as they are due, {pause} s after the answer before: time to [prefetch](prediction.md) over all bundles."""
 
 
 def main(
@@ -87,7 +89,7 @@ def page(rows: Sequence[Row], json_name: str) -> str:
     )
     parts = [
         top,
-        f"## Asked and reached\n\n{_ASKED}\n\n{_goals(rows)}\n",
+        f"## Asked and reached\n\n{_ASKED.format(round=ROUND, pause=PAUSE)}\n\n{_goals(rows)}\n",
         f"## By budget\n\nMean wait and 95th percentile, ms:\n\n{_by_budget(rows, 'wait', 'wait_p95', _ms)}\n",
         f"Read and resident in all processes, MiB:\n\n{_by_budget(rows, 'read_bytes', 'process_bytes', _mib)}\n",
         f"## One bundle alone, `Models` over `Engine`\n\nIn three quarters of what it can use.\n\n{_alone(rows)}\n",
@@ -128,6 +130,11 @@ def _reached(rows: Sequence[Row]) -> Iterator[tuple[str, list[float], float | No
             done = [figures for row in _steps(rows) for figures in row.figures or [] if figures["bundle"] == place]
             own = [each for each in done if bool(each["returns"]) != what.startswith("switch")]
             yield what.replace("NAME", name), [each[key] for each in own], most
+    for share in OF_ROUNDS:
+        both = pairs(of(rows, "rounds", AHEAD, share), of(rows, "rounds", OURS, share))
+        for key, what in (("wait", "wait"), ("answer", "answer"), ("read_bytes", "bytes")) if both else ():
+            found = [ahead[key] / plain[key] for ahead, plain in both]
+            yield f"rounds: {what} at {NAMES[share]}, prefetching over not", found, None
     yield "process", _process_ratios(rows), MOST["memory"]
 
 

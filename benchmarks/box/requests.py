@@ -40,6 +40,9 @@ HABITS: Mapping[Kind, Habit] = {
 TOKENS = 2
 """Of an answer, as waits are measured and not writing."""
 
+ROUND, STRAY, PAUSE = 12, 0.1, 0.3
+"""Requests of a round, the share of requests that aren't its, and seconds between an answer and the next request."""
+
 FRAME = 224
 TEXTS = (
     "the red sun sets over the quiet sea",
@@ -91,6 +94,21 @@ def trace(bundles: Mapping[str, Bundle], count: int, seed: int) -> list[Request]
                 task = random.choice(tasks)
             found.append(Request(name, task, kind, len(found) // 2))
     return found[:count]
+
+
+def rounds(bundles: Mapping[str, Bundle], count: int, seed: int) -> list[Request]:
+    """A round of `ROUND` requests again and again; one of ten asks any task instead, and the round goes on behind."""
+    random, daily = Random(seed), trace(bundles, ROUND, seed)
+    tasks = [(name, task, kind_of(bundle)) for name, bundle in bundles.items() for task in bundle.tasks]
+    found, place = list[Request](), 0
+    for number in range(count):
+        if random.random() < STRAY:
+            found.append(Request(*random.choice(tasks), number))
+        else:
+            due = daily[place % ROUND]
+            found.append(Request(due.bundle, due.task, due.kind, number))
+            place += 1
+    return found
 
 
 def answer(box: Engine | Models, task: str, request: Request) -> None:

@@ -9,13 +9,16 @@ from statistics import median
 SHARES = (0.0, 0.5, 0.8, 1.0)
 """Budgets, as shares of what all bundles can use; 0 is what the one that needs most can use."""
 
+OF_ROUNDS = (0.5, 0.8)
+"""Those of requests that come in rounds."""
+
 
 @dataclass(frozen=True)
 class Row:
     """One measurement.
 
     Attributes:
-        kind: ``trace``, ``steps`` or ``alone``.
+        kind: ``trace``, ``rounds``, ``steps`` or ``alone``.
         method: what was measured.
         share: of `SHARES`.
         budget: bytes.

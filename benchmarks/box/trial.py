@@ -12,9 +12,9 @@ from statistics import fmean
 
 import numpy as np
 
-from benchmarks.box.boxes import METHODS, Box, Ours
+from benchmarks.box.boxes import METHODS, OF_A_ROUND, Box, Bundles, Ours
 from benchmarks.box.processes import storage
-from benchmarks.box.requests import Request, answer, kind_of, opening_bytes, trace
+from benchmarks.box.requests import PAUSE, Request, answer, kind_of, opening_bytes, rounds, trace
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine, Models
@@ -30,7 +30,7 @@ class Spec:
     """What is measured.
 
     Attributes:
-        kind: ``trace``, ``steps`` or ``alone``.
+        kind: ``trace``, ``rounds``, ``steps`` or ``alone``.
         bundles: their directories.
         method: of `METHODS`; of ``alone``, ``Models`` or ``Engine``.
         budget: bytes.
@@ -59,21 +59,34 @@ def main(spec: Spec) -> list[Figures]:
     bundles = spec.opened
     if spec.kind == "steps":
         return list(steps(bundles, spec.budget, spec.rate))
-    return [of_trace(bundles, spec) if spec.kind == "trace" else alone(bundles, spec)]
+    if spec.kind == "trace":
+        requests = trace(bundles, spec.requests, spec.seed)
+        return [of_trace(METHODS[spec.method], bundles, requests, spec)]
+    if spec.kind == "rounds":
+        requests = rounds(bundles, spec.requests, spec.seed)
+        return [of_trace(OF_A_ROUND[spec.method], bundles, requests, spec, pause=PAUSE)]
+    return [alone(bundles, spec)]
 
 
-def of_trace(bundles: Mapping[str, Bundle], spec: Spec) -> Figures:
+def of_trace(
+    new: Callable[[Bundles, int, float], Box],
+    bundles: Bundles,
+    requests: Sequence[Request],
+    spec: Spec,
+    *,
+    pause: float = 0.0,
+) -> Figures:
     """Waits of a trace's requests, after each task has been asked once; and the most that was held."""
-    with closing(METHODS[spec.method](bundles, spec.budget, spec.rate)) as box:
+    with closing(new(bundles, spec.budget, spec.rate)) as box:
         for name, bundle in bundles.items():
             for task in bundle.tasks:
                 first = Request(name, task, kind_of(bundle), 0)
                 box.enter(first)
                 box.answer(first)
-        return replayed(box, trace(bundles, spec.requests, spec.seed), spec.budget)
+        return replayed(box, requests, spec.budget, pause)
 
 
-def replayed(box: Box, requests: Sequence[Request], budget: int) -> Figures:
+def replayed(box: Box, requests: Sequence[Request], budget: int, pause: float = 0.0) -> Figures:
     waits, answers, held, memory = list[float](), list[float](), list[int](), list[int]()
     read, opened = box.read(), box.opened
     forget_peak()
@@ -82,6 +95,7 @@ def replayed(box: Box, requests: Sequence[Request], budget: int) -> Figures:
             seconds.append(_timed(step, request))
             held.append(box.held())
         memory.append(box.memory())
+        time.sleep(pause)
     return {
         **spread_of(waits, answers),
         "read_bytes": box.read() - read,

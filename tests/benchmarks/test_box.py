@@ -12,7 +12,7 @@ import pytest
 from benchmarks import row_file
 from benchmarks.box import __main__ as box
 from benchmarks.box import page
-from benchmarks.box.boxes import METHODS, parts
+from benchmarks.box.boxes import METHODS, OF_A_ROUND, parts
 from benchmarks.box.requests import HABITS, kind_of, trace
 from benchmarks.box.rows import SHARES, Row
 from weightpager.bundle import Bundle
@@ -66,7 +66,7 @@ def test_every_way_on_tiny_bundles(
     rows = run()
     traces = [row for row in rows if row.kind == "trace"]
     assert {row.method for row in traces} == set(METHODS)
-    assert len(rows) == 2 * len(METHODS) + 1 + 2 * len(bundles)
+    assert len(rows) == 2 * len(METHODS) + len(OF_A_ROUND) + 1 + 2 * len(bundles)
     for row in traces:
         for figures in row.figures or []:
             assert figures["violations"] == 0
@@ -102,12 +102,17 @@ def test_the_page_says_what_was_asked_and_reached() -> None:
         _row("alone", method, 0.75, [{"wait": 1.0, "answer": 2.0, "peak_bytes": 90, "held_bytes": 40}])
         for method in ("Models", "Engine")
     ]
+    rows += [
+        _row("rounds", method, 0.5, [{"wait": wait, "answer": 1.0, "read_bytes": 3}])
+        for method, wait in (("ours", 2.0), ("ours, ahead", 1.0))
+    ]
     found = page.page(rows, "box.json")
     lines = [line for line in found.splitlines() if line.startswith("| ")]
     assert "| wait at half, over forked | 0.3 | 0.25 | met |" in lines
     assert "| wait at half, over split | 0.7 | can't run: the largest tasks of all need more |  |" in lines
     assert "| switch to one | 1.15 | 1.10 | met |" in lines
     assert "| return of two | 1.2 | 1.30 | **not met** |" in lines
+    assert "| rounds: wait at half, prefetching over not | – | 0.50 |  |" in lines
     assert "| process | 1.1 | 1.33 | **not met** |" in lines
     assert "| memory above the budget, times | 0 | 0 | met |" in lines
     assert "One, two and three share a budget" in found
