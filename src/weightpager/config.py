@@ -87,7 +87,8 @@ class EngineConfig:
         kv_reserve: bytes of the budget that are left to KV caches.
         prefix_cache: bytes of the budget for keys and values of prompts' beginnings, which aren't read again.
         rows: bytes of the budget for rows of tables that come on demand; None for what all pages leave.
-        fill_rows: whether the most used of them are read when the engine opens, not when they are first looked up.
+        in_share: whether the budget is a share of one that several bundles have: rows are read when they are first
+            looked up, the most used ones not at once, and nothing is said where tasks don't fit together.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
         read_timeout: seconds without any page after which a load fails.
         prefetch: whether to prefetch what the next task probably needs; or a `Planner`, a function that tells the next
@@ -104,7 +105,7 @@ class EngineConfig:
     kv_reserve: int = 0
     prefix_cache: int = 0
     rows: int | None = None
-    fill_rows: bool = True
+    in_share: bool = False
     real_time: tuple[str, ...] = ()
     read_timeout: float = 30.0
     prefetch: bool | Callable[..., Mapping[str, float]] = False

@@ -75,12 +75,15 @@ def least(paths: list[Path]) -> int:
     return refused.value.smallest
 
 
-def test_every_task_runs_in_the_smallest_budget(paths: list[Path], expected: Mapping[str, list[object]]) -> None:
+def test_every_task_runs_in_the_smallest_budget(
+    paths: list[Path], expected: Mapping[str, list[object]], caplog: pytest.LogCaptureFixture
+) -> None:
     with wp.Models.from_pretrained(paths, budget=least(paths)) as models:
         for _ in range(2):
             for name in models.tasks:
                 assert answers(models, name) == expected[name]
                 assert sum(models.shares.values()) <= models.budget
+    assert "load again" not in caplog.text  # a larger share isn't for the user to state
     with pytest.raises(wp.BudgetError):
         wp.Models.from_pretrained(paths, budget=least(paths) - 1)
 

@@ -125,7 +125,7 @@ class Engine(Closing):
         self._forecasts = Forecasts(opened, self.monitor)
         self._prefetching: EnginePrefetching | None = None
         self._real_time = frozenset(config.real_time)
-        self._holds = TaskHolds(opened, self.monitor, self._real_time)
+        self._holds = TaskHolds(opened, self.monitor, self._real_time, warns=not config.in_share)
         self._closed = False
         self._closing = threading.Lock()  # never kept while storage works
         self._changing = threading.Lock()  # budget or bundle

@@ -117,7 +117,7 @@ class OpenBundle:
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
             self.rows = RowTables(bundle, on_demand, self.memory.split.rows, row_reads)
-            if config.fill_rows:
+            if not config.in_share:
                 self.rows.fill()
             self._paging = self._new_paging_state(bundle, pager, config.read_timeout)
             self.residency = Residency(self._paging)

@@ -134,7 +134,7 @@ class SharedBundle:
             self.engine.set_share(share, uses)
             return
         # Rows of tables come when they are looked up: to read thousands would delay the first answer.
-        config = replace(self._running, budget=share, fill_rows=False)
+        config = replace(self._running, budget=share, in_share=True)
         prefetching = None if self.prefetching is None else partial(self.prefetching.part, self)
         self.engine = Engine(self.bundle, config, readers=self._opened_readers(), prefetching=prefetching)
         self.used = time.monotonic()

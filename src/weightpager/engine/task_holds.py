@@ -33,14 +33,17 @@ _log = logging.getLogger(__name__)
 
 
 class SwitchLog:
-    """Keeps reports of switches. Says once if the tasks in use need more than the arena holds. For many threads."""
+    """Keeps reports of switches. For many threads.
 
-    def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
+    Unless told not to, it says once if the tasks in use need more than the arena holds.
+    """
+
+    def __init__(self, opened: OpenBundle, monitor: TaskMonitor, *, warns: bool) -> None:
         self._open = opened
         self.monitor = monitor
         self._lock = threading.Lock()
         self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
-        self._warned = False
+        self._warned = not warns
 
     def record_switch(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, is_visit: bool) -> str | None:
         """Keep the report of a switch, and tell the monitor of a visit. Returns the task of the one before, if any."""
@@ -97,11 +100,13 @@ class TaskHolds:
         prefetching: what is told of every visit; None where nothing is to be prefetched.
     """
 
-    def __init__(self, opened: OpenBundle, monitor: TaskMonitor, real_time: Collection[str]) -> None:
-        """Nobody holds a task; pages of those in ``real_time`` are read before others'."""
+    def __init__(
+        self, opened: OpenBundle, monitor: TaskMonitor, real_time: Collection[str], *, warns: bool = True
+    ) -> None:
+        """Nobody holds a task; pages of those in ``real_time`` are read before others'. ``warns`` is of `SwitchLog`."""
         self.current: str | None = None
         self.activating = threading.RLock()
-        self.switches = SwitchLog(opened, monitor)
+        self.switches = SwitchLog(opened, monitor, warns=warns)
         self.prefetching: EnginePrefetching | None = None
         self._open = opened
         self._monitor = monitor
