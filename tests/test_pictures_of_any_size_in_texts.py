@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ from tiny_pictures import answer_of
 from tiny_qwen2_vl import MOST, PLACEHOLDER, UNIT
 from tiny_tiles import A_SIDE, PLACES
 from weightpager.backends.torch.export import export_task
+from weightpager.backends.verify import verify
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler.model.picture_tower import LANGUAGE
+from weightpager.compiler.repack import repack
 from weightpager.errors import CompileError, ImageError
 from weightpager.kernels.choice import NATIVE
 from weightpager.readers.image_reader import Frame
@@ -100,6 +103,9 @@ def test_a_bundle_says_how_pictures_stand_in_texts(bundle: wp.Bundle, family: st
     tower = ("base_model.visual.", "base_model.vision_model.", "base_model.vision_tower.")
     of_tower = {weight.layer for weight in bundle.manifest.weights if weight.name.startswith(tower)}
     assert of_tower == set(range(stated.layers))
+    moved = {name for name, _ in bundle.permutations().orders}
+    assert any(name.startswith(tower) and ".mlp." in name for name in moved)
+    assert any(name.startswith(LANGUAGE) for name in moved)
     ops = {node.op for node in bundle.graph("features").nodes}  # type: ignore[union-attr]
     assert ("segment_attention" in ops) == bool(window)
     assert ("rotary" in ops) == (stated.runs is not None)
@@ -155,6 +161,31 @@ def test_answers_and_features_after_any_sequence_are_those_of_a_fresh_engine(bun
         report = engine.report()
     assert report.features is not None
     assert report.features.hits
+
+
+def all_answers(path: Path, tasks: Iterable[str], backend: str) -> dict[str, Any]:
+    asked = [[], [frame(0)], [frame(1), frame(2)]]
+    with wp.load(path, backend=backend) as engine:
+        return {task: [answer_of(engine, task, "green one", frames) for frames in asked] for task in tasks}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bundle_grows_and_is_packed_anew_without_another_answer(
+    tmp_path: Path, bundle: wp.Bundle, family: str, backend: str
+) -> None:
+    content = MODULES[family].watcher(tmp_path, family, model=str(bundle.path.parent / family), training={"steps": 2})
+    shade = tiny_llava.asking(tmp_path, "shade", {"white": "sun", "black": "rain"})
+    content["tasks"] = {"shade": shade | {"max_length": content["tasks"]["animal"]["max_length"]}}
+    added = {key: value for key, value in content.items() if key not in ("block", "page", "dtype")}
+    grown = wp.compile(added, base=bundle.path, out=tmp_path / "grown")
+    assert grown.has_graphs
+    assert not verify(grown.path).problems
+    found = all_answers(grown.path, grown.tasks, backend)
+    assert {task: found[task] for task in TASKS} == all_answers(bundle.path, TASKS, backend)
+    assert [features for _, features in found["shade"]] == [features for _, features in found["animal"]]
+    repack(grown.path, tmp_path / "packed", without=["animal"])
+    left = ("number", "shade")
+    assert all_answers(tmp_path / "packed", left, backend) == {task: found[task] for task in left}
 
 
 def test_a_picture_takes_as_many_places_as_its_size_asks_for(bundle: wp.Bundle, family: str) -> None:

@@ -172,14 +172,37 @@ _DINO: Family = {
     ),
 }
 
-TOWERS: dict[str, Family] = {"CLIP, SigLIP": _in_place(_CLIP), "DINOv2": _in_place(_DINO)}
+
+def _of_runs(mlp: tuple[list[str], str]) -> Family:
+    """A tower of runs of patches: queries, keys and values come out of one linear layer, and stay in place."""
+    layer = f"{BASE}blocks.#."
+    rows: dict[str, Axes] = {f"{BASE}patch_embed.proj.weight": ("residual", "", "", "", "")}
+    rows |= _linear(f"{layer}attn.qkv", "", "residual") | _linear(f"{layer}attn.proj", "residual", "")
+    for name in mlp[0]:
+        rows |= _linear(layer + name, "neurons", "residual")
+    rows |= _linear(layer + mlp[1], "residual", "neurons")
+    return {**rows, **_norm(f"{layer}norm1"), **_norm(f"{layer}norm2")}
+
+
+TOWERS: dict[str, Family] = {
+    "CLIP, SigLIP": _in_place(_CLIP),
+    "DINOv2": _in_place(_DINO),
+    "Qwen2-VL": _in_place(_of_runs((["mlp.fc1"], "mlp.fc2"))),
+    "Qwen2.5-VL": _in_place(_of_runs((["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj"))),
+}
 """Picture towers before a language model of another family."""
+
+_MERGER = f"{BASE}visual.merger."
+"""A connector that lies inside its tower."""
 
 _CONNECTOR: dict[str, Axes] = {
     **_linear(f"{CONNECTOR[0]}linear_1", "", ""),
     **_linear(f"{CONNECTOR[0]}linear_2", "residual", ""),
     **_linear(f"{CONNECTOR[1]}modality_projection.proj", "residual", ""),
     CONNECTOR[2]: ("residual",),
+    **{f"{_MERGER}ln_q.{kind}": ("",) for kind in ("weight", "bias")},
+    **_linear(f"{_MERGER}mlp.0", "", ""),
+    **_linear(f"{_MERGER}mlp.2", "residual", ""),
 }
 """It writes into the language model's residual stream."""
 
@@ -198,7 +221,7 @@ def axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
 
     Of a model that reads pictures, from one family for its picture tower and one for all else.
     """
-    tower = {name: tensor for name, tensor in named.items() if name.startswith(TOWER)}
+    tower = {name: tensor for name, tensor in named.items() if _in_tower(name)}
     others = {name: tensor for name, tensor in named.items() if name not in tower}
     if not tower:
         return _axes_of(named, FAMILIES.values())
@@ -207,6 +230,10 @@ def axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
         others, [_inside(prefix, family) | _CONNECTOR for family in FAMILIES.values() for prefix in LANGUAGE]
     )
     return None if seen is None or read is None else {**seen, **read}
+
+
+def _in_tower(name: str) -> bool:
+    return name.startswith(TOWER) and not name.startswith(_MERGER)
 
 
 def _inside(prefix: str, family: Family) -> dict[str, Axes]:
@@ -219,7 +246,7 @@ def _inside(prefix: str, family: Family) -> dict[str, Axes]:
 def _axes_of(named: Mapping[str, Tensor], families: Iterable[Mapping[str, Axes]]) -> dict[str, Axes] | None:
     for family in families:
         rows = {**family, **(_POOLED if f"{BASE}pooler.dense.weight" in named else {})}
-        axes = {name: rows.get(_without_number(name)) for name in named}
+        axes = {name: rows.get(name, rows.get(_without_number(name))) for name in named}
         known = {name: entry for name, entry in axes.items() if entry is not None and len(entry) == named[name].ndim}
         if len(known) == len(named):
             return known
@@ -293,7 +320,7 @@ def dimensions(models: Mapping[str, PreTrainedModel]) -> tuple[Dimension, ...]:
         axes |= {tensor_key(task, name): entry for name, entry in model_axes.items()}
         sizes |= {tensor_key(task, name): tuple(tensor.shape) for name, tensor in named.items()}
     config: Any = next(iter(models.values())).config
-    tower = {name: entry for name, entry in axes.items() if name.startswith(TOWER)}
+    tower = {name: entry for name, entry in axes.items() if _in_tower(name)}
     others = {name: entry for name, entry in axes.items() if name not in tower}
     seen = _Finder(tower, sizes, "tower, ").all(config.vision_config) if tower else ()
     return seen + _Finder(others, sizes).all(config.text_config if tower else config)
