@@ -21,9 +21,8 @@ from weightpager.errors import (
     first_line,
     shown,
 )
-from weightpager.runtime.planning.prefetch_planner import MARGIN
+from weightpager.runtime.planning.prefetch_planner import BATCH_BYTES, MARGIN
 from weightpager.runtime.planning.shares import NOTHING, WAKING, Holding, Wish, plan_ahead, plan_shares, spread
-from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES
 from weightpager.runtime.sharing import Bounds
 
 _Uses = Mapping[str, Mapping[str, float]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.planning.shares import WAKING, Holding, Wish, plan_shares, spread
+from weightpager.runtime.planning.shares import WAKING, Holding, Wish, plan_ahead, plan_shares, spread
 
 NAMES = ("a", "b", "c")
 
@@ -68,6 +68,20 @@ def test_pages_stay_where_a_bundle_that_sleeps_leaves_enough() -> None:
     cheap = holdings | {"c": held(100, uses=0.3 / (1 + WAKING / 100))}
     for each in (holdings, cheap):
         assert plan_shares("a", Wish(90, 90), each, 200) == {"a": 90, "b": 100, "c": 0}
+
+
+def test_pages_ahead_take_what_is_worth_less_and_no_more() -> None:
+    holdings = {"a": held(100, 0.05), "b": held(100, 0.1, 0.4, spare=5, free=1), "c": held(100, 0.3, uses=0.0)}
+
+    def ahead(*wanted: float, budget: int = 300) -> dict[str, int] | None:
+        return plan_ahead("a", np.array(wanted), holdings, budget)
+
+    assert ahead() is None
+    assert ahead(0.01, budget=310) == {"a": 110, "b": 100, "c": 100}
+    assert ahead(0.9) == {"a": 110, "b": 85, "c": 100}, "what holds no page goes first"
+    assert ahead(0.9, 0.104) == ahead(0.9), "a page must be worth 5 % more than what goes"
+    assert ahead(0.9, 0.11) == {"a": 120, "b": 75, "c": 100}
+    assert ahead(*[0.9] * 40) == {"a": 140, "b": 65, "c": 90}, "nobody sleeps for it, and its own page stays"
 
 
 def test_what_is_left_goes_to_those_awake_who_can_use_it() -> None:

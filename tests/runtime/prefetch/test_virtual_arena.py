@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, PrefetchTrial, VirtualArena
+from weightpager.runtime.planning.prefetch_planner import BATCH_BYTES
+from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena
 from weightpager.store import StorageModel
 
 PAGE = 1 << 20  # as long as the longest read: one page a read

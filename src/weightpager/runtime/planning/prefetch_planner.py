@@ -12,6 +12,9 @@ from weightpager.runtime.planning.pages import NO_PAGES, Occupancy, Pages
 MARGIN = 0.05
 """How much more a page must be worth than the one that goes for it: less than that is noise of the forecast."""
 
+BATCH_BYTES = 16 << 20
+"""Bytes that are planned at once: enough to keep storage busy. The next batch is planned by a newer forecast."""
+
 
 @dataclass(frozen=True, eq=False)
 class PrefetchPlan:
@@ -54,3 +57,9 @@ def plan_prefetch(occupancy: Occupancy, worth: npt.NDArray[np.floating]) -> Pref
     pays = worth[wanted[free : free + pairs]] > (1 + MARGIN) * worth[spare[:pairs]]
     swaps = pairs if pays.all() else int(np.argmin(pays))
     return PrefetchPlan(wanted[: free + swaps], spare[:swaps])
+
+
+def plan_batch(occupancy: Occupancy, worth: npt.NDArray[np.floating], page_bytes: int) -> tuple[PrefetchPlan, float]:
+    """The worthiest batch of `plan_prefetch`, and its worthiest page's worth; 0 where it is empty."""
+    plan = plan_prefetch(occupancy, worth).first(max(1, BATCH_BYTES // page_bytes))
+    return plan, float(worth[plan.load].max(initial=0.0))

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.paging.residency import Residency
-from weightpager.runtime.planning.prefetch_planner import PrefetchPlan, plan_prefetch
+from weightpager.runtime.planning.prefetch_planner import PrefetchPlan, plan_batch
 from weightpager.runtime.prefetch.expected_uses import Floats
-from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, PrefetchTrial, UsesAt
+from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, UsesAt
 from weightpager.store import StorageModel
 
 
@@ -69,5 +69,5 @@ class PrefetchTarget:
     def plan(self, current: int | None, uses: Floats) -> PlannedBatch:
         """The pages that are worth most, beside those of the task that ran last, which may be one of another arena."""
         occupancy, worth, version = self.residency.snapshot(self.number(current), self.own(uses))
-        batch = plan_prefetch(occupancy, worth).first(max(1, BATCH_BYTES // self.page_bytes))
-        return PlannedBatch(self.residency, batch, version, float(worth[batch.load].max(initial=0.0)))
+        batch, best = plan_batch(occupancy, worth, self.page_bytes)
+        return PlannedBatch(self.residency, batch, version, best)

@@ -11,12 +11,9 @@ import numpy.typing as npt
 from weightpager.machine.memory import slots_together
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.pages import NO_PAGES, Pages, PrefetchCounts, PrefetchLedger, Uses
-from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
+from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_batch
 from weightpager.store import ReadRun, StorageModel, coalesce
 from weightpager.store.read_plan import BYTES_IN_FLIGHT
-
-BATCH_BYTES = 16 << 20
-"""Bytes that are planned at once: enough to keep storage busy. The next batch is planned by a newer forecast."""
 
 UsesAt = Callable[[float], "npt.NDArray[np.float64] | None"]
 """Seconds since the last switch → expected uses of each task soon [tasks]; None if nothing can be said."""
@@ -149,9 +146,7 @@ class VirtualArena:
 
     def plan(self, uses: npt.NDArray[np.float64]) -> tuple[PrefetchPlan, float]:
         """The batch that is worth most by tasks' expected uses, and its worthiest page's worth; 0 if empty."""
-        worth = self.blocks.worth(uses)
-        plan = plan_prefetch(self.blocks.occupancy(), worth).first(max(1, BATCH_BYTES // self._page_bytes))
-        return plan, float(worth[plan.load].max(initial=0.0))
+        return plan_batch(self.blocks.occupancy(), self.blocks.worth(uses), self._page_bytes)
 
     def prefetch(self, plan: PrefetchPlan, seconds: float) -> float:
         """Load a batch that isn't empty, for at most ``seconds``. Reads that have begun by then stay in flight.
