@@ -39,15 +39,17 @@ class EnginePrefetching(Protocol):
 
 
 def new_arenas(opened: OpenBundle, held: Collection[str]) -> Callable[[], VirtualArena]:
-    """What makes empty arenas in virtual time, under the present budget. Tasks that are ``held`` never leave memory."""
+    """What makes empty arenas in virtual time, under the present budget. Tasks that are ``held`` never leave memory.
+
+    It keeps nothing of the bundle in memory.
+    """
     blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
-    slots, reads = blocks.slots, opened.reads_in_flight
+    slots, page_bytes, span, reads = blocks.slots, opened.bundle.page_bytes, opened.reads.span, opened.reads_in_flight
 
     def new() -> VirtualArena:
         needs = [blocks.needs(task) for task in range(blocks.tasks)]
         pages = 1 + max((int(need[-1]) for need in needs if len(need)), default=0)
-        page_bytes = opened.bundle.page_bytes
-        return VirtualArena(needs, pages, slots, page_bytes, StorageModel(), opened.reads.span, numbers, reads=reads)
+        return VirtualArena(needs, pages, slots, page_bytes, StorageModel(), span, numbers, reads=reads)
 
     return new
 

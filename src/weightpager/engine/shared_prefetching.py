@@ -65,19 +65,23 @@ class SharedPrefetching:
         """What the engine of a bundle has of it, which is just being opened."""
         return BundlePrefetching(self, bundle, opened)
 
-    def put(self, name: str, part: BundlePrefetching | None) -> None:
-        """Prefetch into a bundle as it is now; None where it sleeps."""
+    def put(self, part: BundlePrefetching) -> None:
+        """Prefetch into a bundle as it is now."""
         with self._changing:
-            if part is None:
-                self._parts.pop(name, None)
-            else:
-                self._parts[name] = part
+            self._parts[part.name] = part
             names = self._all_names()
             if names == self._names:
                 self.prefetcher.aim(self._targets())
             else:
                 self._names = names
                 self.prefetcher.renew(self._policy())
+
+    def drop(self, part: BundlePrefetching) -> None:
+        """Prefetch no more into a bundle that goes to sleep."""
+        with self._changing:
+            if self._parts.get(part.name) is part:  # it may have woken anew
+                del self._parts[part.name]
+                self.prefetcher.aim(self._targets())
 
     def tell(self, name: str, stats: LoadStats) -> None:
         """A task, by its whole name, was asked for, and this was loaded for it."""
@@ -157,17 +161,17 @@ class BundlePrefetching:
 
     def __init__(self, shared: SharedPrefetching, bundle: SharedBundle, opened: OpenBundle) -> None:
         self.opened, self.held = opened, bundle.real_time
-        self._shared, self._name = shared, bundle.name
-        shared.put(bundle.name, self)
+        self.name, self._shared = bundle.name, shared
+        shared.put(self)
 
     def tell(self, before: str | None, name: str, stats: LoadStats) -> None:  # noqa: ARG002 - the protocol's
-        self._shared.tell(f"{self._name}/{name}", stats)
+        self._shared.tell(f"{self.name}/{name}", stats)
 
     def renew(self) -> None:
-        self._shared.put(self._name, self)
+        self._shared.put(self)
 
     def report(self) -> PrefetchReport:
         return report_of(self.opened, self._shared.prefetcher)
 
     def close(self) -> None:
-        self._shared.put(self._name, None)
+        self._shared.drop(self)

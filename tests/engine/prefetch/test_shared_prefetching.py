@@ -6,6 +6,7 @@ import gc
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -102,6 +103,22 @@ def test_who_was_put_to_sleep_sleeps_until_asked_for(paths: list[Path]) -> None:
         models.predict(name, TEXTS)
         models.activate(task_of(models, paths[0].stem))
         until(lambda: resident(models, name))
+
+
+def test_nothing_of_a_bundle_that_sleeps_stays_in_memory(paths: list[Path]) -> None:
+    first, second = (path.stem for path in paths[:2])
+    with wp.Models.from_pretrained(paths[:2], prefetch=True) as models:
+        for _ in range(3):
+            for owner in (first, second):
+                models.activate(task_of(models, owner))
+                time.sleep(0.1)
+        models.activate(task_of(models, first))
+        there = weakref.ref(models.engines[second]._open.memory.arena)
+        models.sleep(second)
+        gc.collect()
+        until(lambda: there() is None)
+        models.activate(task_of(models, second))
+        assert second in models._prefetching._parts  # type: ignore[union-attr]
 
 
 def test_what_was_learnt_outlives_sleep_and_other_tasks(paths: list[Path]) -> None:

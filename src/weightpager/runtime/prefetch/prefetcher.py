@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from weightpager.runtime.paging.state import LoadStats
 from weightpager.runtime.prediction.predictor import PredictionScore
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses, Floats
-from weightpager.runtime.prefetch.prefetch_target import PrefetchTarget
+from weightpager.runtime.prefetch.prefetch_target import PlannedBatch, PrefetchTarget
 from weightpager.runtime.prefetch.virtual_arena import look_again
 from weightpager.store import StorageModel
 
@@ -78,7 +78,6 @@ class Prefetcher:
         self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
         self._latest = self._news.copy()  # since the policy was made, learnt or not yet
         self._newer: PrefetchPolicy | None = None
-        self._aimed: Sequence[PrefetchTarget] | None = None
         self._closed = False
         self._since = time.monotonic()
         self._failed = False
@@ -105,17 +104,19 @@ class Prefetcher:
     def renew(self, policy: PrefetchPolicy) -> None:
         """Use another policy, once it has learnt the switches since it was made. Takes no time."""
         with self._changed:
-            self._newer, self._aimed = policy, None
+            self._newer = policy
             while self._latest and self._latest[0].time <= policy.time:
                 self._latest.popleft()
             self._news = self._latest.copy()  # some may have been learnt, but into the old policy
             self._changed.notify()
 
     def aim(self, targets: Sequence[PrefetchTarget]) -> None:
-        """Prefetch into other arenas; what has been learnt stays. Takes no time."""
+        """Prefetch into other arenas; what has been learnt stays, of the old ones nothing. Takes no time."""
         with self._changed:
-            self._aimed = targets
-            self._changed.notify()
+            self._policy = replace(self._policy, targets=targets)
+            if self._newer is not None:
+                self._newer = replace(self._newer, targets=targets)
+            self._expect()
 
     def close(self) -> None:
         """Begin nothing more, and end the thread unless a predictor hangs in it."""
@@ -144,18 +145,13 @@ class Prefetcher:
     def _wait(self, seconds: float | None) -> list[Switched] | None:
         """Wait for news, at most so long. Returns what there is, or None when the thread must end."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._news or self._newer or self._aimed is not None or self._closed, seconds
-            )
+            self._changed.wait_for(lambda: self._news or self._newer or self._closed, seconds)
             if self._news and self._patience:
                 self._changed.wait_for(lambda: self._closed, self._patience)
             news = list(self._news)
             self._news.clear()
             if self._newer is not None:
                 self._adopt(self._newer)
-            if self._aimed is not None:
-                self._policy, self._aimed = replace(self._policy, targets=self._aimed), None
-                self._expect()
             return None if self._closed else news
 
     def _adopt(self, policy: PrefetchPolicy) -> None:
@@ -199,14 +195,20 @@ class Prefetcher:
         if uses is None:
             return None
         again = look_again(elapsed) - elapsed
-        batches = [target.plan(expected.current, uses) for target in self._policy.targets if target.trial.pays]
-        best = max(batches, key=lambda batch: batch.worth)
-        if not best.worth:
+        best = self._best(uses)
+        if best is None:
             return 0.0 if self._make_room is not None and self._make_room(uses) else again
         if not best.residency.start_prefetch(best.plan, best.version):
             return again
         self._fail(best.residency.await_prefetch(again + 1.0))
         return 0.0
+
+    def _best(self, uses: Floats) -> PlannedBatch | None:
+        """The batch of the arena where a page is worth most; None where nothing pays."""
+        current, targets = self._policy.expected.current, self._policy.targets
+        batches = [target.plan(current, uses) for target in targets if target.trial.pays]
+        best = max(batches, key=lambda batch: batch.worth, default=None)
+        return best if best is not None and best.worth else None
 
     def _fail(self, error: BaseException | None) -> None:
         if error is not None and not self._failed:
