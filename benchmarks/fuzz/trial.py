@@ -43,7 +43,7 @@ _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.
 _PIXELS = {"pixel_values": torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)}
 _PICTURE = b"P6 16 16 255\n" + bytes(range(256)) * 3
 
-_VERIFIED = ("model", "graph", "resident", "report", "adapter", "private", "pages", "native", "reader")
+_VERIFIED = ("model", "graph", "resident", "report", "low-rank parts", "private", "pages", "native", "reader")
 """Steps of which `verify` must say before that they are refused."""
 
 
@@ -146,7 +146,7 @@ def _read(trial: Trial, bundle: Bundle) -> None:
     for task in bundle.tasks:
         for table in bundle.tables(task).values():
             trial.run("tables", table.rows)
-        trial.run("adapter", lambda: read_low_rank(bundle, task))  # noqa: B023 - called at once
+        trial.run("low-rank parts", lambda: read_low_rank(bundle, task))  # noqa: B023 - called at once
         trial.run("private", lambda: read_parameters(bundle, private_file(task)))  # noqa: B023
 
 

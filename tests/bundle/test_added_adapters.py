@@ -23,7 +23,6 @@ from lora import lora
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.garbage import collect
 from weightpager.errors import ConfigError, UnknownTaskError
@@ -175,7 +174,7 @@ def test_the_command_adds_by_the_directorys_name(
     assert done.code == 0, done.err
     assert "lora added; its low-rank parts take" in done.out
     told = run(capsys, monkeypatch, "add", bundle, adapter, "--name", "b", "--like", "numbers", "--json")
-    assert json.loads(told.out) == {"task": "b", "adapter_bytes": low_rank_bytes(Bundle.open(bundle), "b")}
+    assert json.loads(told.out) == {"task": "b", "adapter_bytes": Bundle.open(bundle).low_rank_bytes("b")}
     assert list(Bundle.open(bundle).tasks) == ["animals", "numbers", "lora", "b"]
     again = run(capsys, monkeypatch, "add", bundle, adapter)
     assert again.code == 2

@@ -19,7 +19,6 @@ from weightpager.backends.torch.export import dense_weights
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.backends.verify import verify
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
@@ -139,8 +138,8 @@ def test_growth_counts_low_rank_parts_and_goes_with_its_tasks(private_bundle: Pa
     grown = wp.compile(new_tasks(tmp_path, recover=trained), out=tmp_path / "grown.bundle", base=private_bundle)
     growth = read_report(grown).growth
     assert growth is not None
-    assert growth.private_bytes == grown.entry(private_file("pet")).bytes + low_rank_bytes(grown, "pet")
-    assert low_rank_bytes(grown, "pet") > 0
+    assert growth.private_bytes == grown.entry(private_file("pet")).bytes + grown.low_rank_bytes("pet")
+    assert grown.low_rank_bytes("pet") > 0
     collect(grown.path, drop=[next(iter(grown.tasks))])
     assert read_report(Bundle.open(grown.path)).growth == growth
     collect(grown.path, drop=["pet"])

@@ -23,7 +23,6 @@ from benchmarks.device.adapters.work import DECODED, READ
 from benchmarks.device.measured import check, tell
 from benchmarks.device.processes import in_turns
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.footprint import expanded_bytes
 from weightpager.config import format_size, parse_bandwidth
@@ -53,8 +52,8 @@ def main(
             for rate, named in ((parse_bandwidth(storage), ""), (0, ", storage not limited")):
                 ours = ["-m", f"{__package__}.ours", str(copy), str(room), str(rate)]
                 commands[f"native {_NAMES[copy.stem].format(count)}{named}"] = ours
-        size = format_size(low_rank_bytes(Bundle.open(every), "a0"))
-        narrow_size = format_size(low_rank_bytes(Bundle.open(narrow), "a0"))
+        size = format_size(Bundle.open(every).low_rank_bytes("a0"))
+        narrow_size = format_size(Bundle.open(narrow).low_rank_bytes("a0"))
         if gguf is not None and find_spec("llama_cpp") is not None:
             files = [str(write_gguf(made(Bundle.open(bundle), at, rank), folder / f"{at}.gguf")) for at in range(count)]
             for adapters in (count, 2):

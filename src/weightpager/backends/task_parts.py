@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from weightpager.blocks import BlockGrid
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
-from weightpager.bundle.adapter import stored_parameters
 from weightpager.bundle.files.tensor_file import TensorInfo
-from weightpager.bundle.format.low_rank import LowRank, LowRankTables
+from weightpager.bundle.format.low_rank import LowRankTables
 from weightpager.bundle.format.manifest import LOW_RANK_DTYPE
 from weightpager.bundle.format.whole_weight import STORED, WholeWeightEntry
+from weightpager.bundle.parameter_files import stored_parameters
 from weightpager.errors import shown
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.paged_weight import PageGate, whole_weight
@@ -198,8 +198,7 @@ class TaskParts(Generic[P]):
             while it is held.
         weights: what the backend has made of these, by paged weight: tasks with the same blocks have it in common.
         parameters: the resident parameters and the task's own, as the backend has placed them.
-        low_rank: its low-rank parts that don't lie in pages, by paged weight.
-        low_rank_tables: the tables of those that do, as ``tables`` are.
+        low_rank: the tables of its low-rank parts by paged weight, as ``tables`` are.
         gate: the task's gate.
         arena: uint8 [slots, page_bytes], where pages are: an array on the host, else a tensor.
         page_table: int32 [pages], page number → slot; follows the arena.
@@ -211,21 +210,20 @@ class TaskParts(Generic[P]):
     tables: Mapping[str, BlockTable]
     weights: dict[str, Any]
     parameters: P
-    low_rank: Mapping[str, LowRank]
-    low_rank_tables: Mapping[str, LowRankTables]
+    low_rank: Mapping[str, LowRankTables]
     gate: PageGate
     arena: Any
     page_table: Any
     rows: Mapping[str, RowCache]
 
-    def paged_low_rank(self) -> dict[str, tuple[StoredMatrix, StoredMatrix]]:
-        """A and B of each low-rank part that lies in pages, by paged weight."""
+    def low_rank_matrices(self) -> dict[str, tuple[StoredMatrix, StoredMatrix]]:
+        """A and B of each low-rank part, by paged weight."""
         layout = self.bundle.low_rank(self.name)
-        if layout is None or not self.low_rank_tables:
+        if layout is None or not self.low_rank:
             return {}
         found = {}
         for name, down, up in zip(layout.names, layout.down.grids, layout.up.grids, strict=True):
-            tables = self.low_rank_tables[name]
+            tables = self.low_rank[name]
             pair = StoredMatrix(down, LOW_RANK_DTYPE, tables.down), StoredMatrix(up, LOW_RANK_DTYPE, tables.up)
             found[name] = pair
         return found

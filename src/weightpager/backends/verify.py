@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.adapter import parameter_files, read_adapter, stored_parameters
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.files.regular_file import open_regular
 from weightpager.bundle.files.tensor_file import Header, read_header
@@ -18,6 +17,7 @@ from weightpager.bundle.format import page_file
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.model_files import check_model_file, extra_files, model_files, unlisted
+from weightpager.bundle.parameter_files import parameter_files, stored_parameters
 from weightpager.bundle.reader import LOOKS, Bundle, opened_files, place_of, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
@@ -104,8 +104,6 @@ def _verified(root: Path, progress: StepProgress) -> Verification:
     done = {*opened_files(manifest), REPORT}
     for name in (name for name in _files(manifest) if name not in done):
         findings.run(_check_file, root, manifest, name)
-    for task in bundle.tasks:
-        findings.run(read_adapter, bundle, task)
     if has_report(bundle):
         findings.run(read_report, bundle)
     if not findings and not any(extra_files(root, manifest)):

@@ -10,7 +10,6 @@ import numpy as np
 from msgspec import structs
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle.adapter import has_low_rank
 from weightpager.bundle.format import page_file, placement
 from weightpager.bundle.format.low_rank import LowRank
 from weightpager.bundle.format.manifest import MOST_SYSTEM, EvalData, Generation, Manifest, TaskEntry, transitions_of
@@ -113,7 +112,7 @@ class _Checked:
 
 def _origin(bundle: Bundle, like: str | None) -> TaskEntry:
     origin = bundle.task(_whole(bundle) if like is None else like)
-    if has_low_rank(bundle, origin.name):
+    if origin.low_rank is not None:
         raise ConfigError(f"like: expected a task without low-rank parts, found {origin.name}, which has some")
     return origin
 
@@ -121,9 +120,9 @@ def _origin(bundle: Bundle, like: str | None) -> TaskEntry:
 def _whole(bundle: Bundle) -> str:
     """The first task that computes as the model that was compiled does, but for the rounding of its blocks."""
     blocks = sum(bundle.manifest.grid(weight).count for weight in bundle.manifest.weights)
-    for number, name in enumerate(bundle.tasks):
-        if bundle.placement.kept(number) == blocks and not has_low_rank(bundle, name):
-            return name
+    for number, task in enumerate(bundle.manifest.tasks):
+        if bundle.placement.kept(number) == blocks and task.low_rank is None:
+            return task.name
     raise ConfigError(
         f"like: expected the name of the task whose blocks the new one takes, as none keeps all of them; the tasks are "
         f"{', '.join(bundle.tasks)}"

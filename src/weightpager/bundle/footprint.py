@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.format.low_rank import LEAST_BLOCK
 from weightpager.bundle.format.names import RESIDENT, private_file
@@ -41,7 +40,7 @@ class Footprint:
 
     Attributes:
         resident: parameters that tasks share.
-        private: parameters of all tasks' own, with low-rank parts that don't lie in pages.
+        private: parameters of all tasks' own.
         placement: block tables as the bundle has them, page index and page table, where rows of tables are, and blocks
             of whole weights.
         largest_table: the expanded block tables of the task that has the largest; a task in use has its own.
@@ -134,7 +133,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
     least = sum(least_rows(entry) * row_memory(entry) for entry in manifest.row_tables)
     return Footprint(
         resident=parameters[0],
-        private=sum(parameters[1:]) + sum(adapter_bytes(bundle, task) for task in bundle.tasks),
+        private=sum(parameters[1:]),
         placement=_page_tables(bundle, len(bundle.pages), bundle.placement.locations) + row_places + whole_places,
         largest_table=max(expanded_bytes(bundle, [task]) for task in bundle.tasks),
         all_tables=expanded_bytes(bundle, bundle.tasks),

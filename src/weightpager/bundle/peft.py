@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from weightpager.bundle.adapter import BASE
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.strict import parse
 from weightpager.bundle.files.tensor_file import Header, StoredTensors, TensorInfo, stored_tensors
 from weightpager.bundle.format.low_rank import Float32, LowRank
 from weightpager.bundle.format.manifest import MOST_RANK, WeightEntry
+from weightpager.bundle.format.names import BASE
 from weightpager.errors import BundleFormatError, ConfigError, shortened, shown
 from weightpager.page_dtype import ENCODINGS
 

@@ -162,7 +162,7 @@ class Bundle:
         return self.manifest.dropped_weights()
 
     def low_rank(self, task: str) -> LowRankLayout | None:
-        """How a task's low-rank parts lie in its `low_rank_pages`; None if it has none there."""
+        """How a task's low-rank parts lie in its `low_rank_pages`; None if it has none."""
         self.task(task)
         return self._layouts[task]
 
@@ -174,6 +174,10 @@ class Bundle:
         """Indices of the pages that hold a task's low-rank parts, int64 [pages], ascending."""
         pages = self.pages_of(task)
         return pages[self._without_blocks[pages]]
+
+    def low_rank_bytes(self, task: str) -> int:
+        """Bytes of a task's low-rank pages."""
+        return len(self.low_rank_pages(task)) * self.page_bytes
 
     @cached_property
     def _without_blocks(self) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import row_table
 from weightpager.bundle.format.manifest import Manifest, transitions_of
-from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, adapter_files, private_file
+from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.format.placement import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.compile_report import has_report, read_report
@@ -75,8 +75,7 @@ class TaskSubset:
 
         ``added`` are permutations of tasks which this bundle doesn't have.
         """
-        private_files = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
-        wanted = {RESIDENT, row_table.FILE, *private_files}
+        wanted = {RESIDENT, row_table.FILE, *map(private_file, self.names)}
         kinds = {None, FEATURES, *(self.bundle.task(name).kind for name in self.names)}
         for name, entry in self.bundle.manifest.files.items():
             of_kind = kind_of_file(name)

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 import weightpager
 from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskKind
-from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.format.names import REPORT, private_file
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.low_rank_pages import LowRankPages
@@ -242,7 +241,7 @@ def _report(written: Written, plan: GrowthPlan, prepared: Prepared, run: Compile
         tasks=names,
         reused_bytes=len(reused) * bundle.block_bytes,
         added_bytes=len(plan.added.packing.layers) * bundle.page_bytes,
-        private_bytes=sum(bundle.entry(private_file(name)).bytes + low_rank_bytes(bundle, name) for name in names),
+        private_bytes=sum(bundle.entry(private_file(name)).bytes + bundle.low_rank_bytes(name) for name in names),
     )
     fields = common_fields(written, prepared, run)
     fields |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "evenness": 0.0}

@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import row_table
-from weightpager.bundle.format.names import MODEL, RESIDENT, adapter_files, private_file
+from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.errors import BundleError
 from weightpager.graph.file import kind_of_file
 
@@ -89,9 +89,7 @@ def _graphs(bundle: Bundle) -> dict[str, str]:
 def _fingerprint(bundle: Bundle, task: str) -> bytes:
     """A hash of all that a task's outputs depend on, wherever its pages lie."""
     whole = blake3(bundle.task(task).dump())
-    for file in (private_file(task), *adapter_files(task)):
-        entry = bundle.manifest.files.get(file)
-        whole.update(b"none" if entry is None else entry.blake3.encode())
+    whole.update(bundle.entry(private_file(task)).blake3.encode())
     whole.update(bundle.pages.ids[bundle.low_rank_pages(task)].tobytes())
     for table in bundle.tables(task).values():
         page, place = np.divmod(table.locations, bundle.manifest.blocks_per_page)

@@ -17,7 +17,6 @@ from weightpager.backends.backend import Backend
 from weightpager.backends.open_backend import open_backend
 from weightpager.backends.task_parts import TaskParts, read_parameters
 from weightpager.bundle import Bundle, PageIndex
-from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.footprint import page_capacity, whole_rows
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.config import EngineConfig
@@ -147,7 +146,6 @@ class OpenBundle:
                 private=self.backend.place(read_parameters(bundle, private_file(name), self._dtype)),
                 gate=TaskGate(name, self.memory.arena.note_read),
                 tables=tables,
-                low_rank=read_adapter(bundle, name),
             )
 
     def _check(self, bundle: Bundle, tasks: Mapping[str, OpenTask]) -> None:
@@ -378,8 +376,7 @@ class OpenBundle:
                     tables=task.tables.blocks.tables,
                     weights=task.tables.blocks.weights,
                     parameters=self._resident | task.private,
-                    low_rank=task.low_rank,
-                    low_rank_tables={} if task.tables.low_rank is None else task.tables.low_rank.tables,
+                    low_rank={} if task.tables.low_rank is None else task.tables.low_rank.tables,
                     gate=task.gate,
                     arena=self.memory.arena.pages,
                     page_table=self._page_table,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from weightpager.answers.model import TaskModel
 from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.footprint import whole_pages
-from weightpager.bundle.format.low_rank import LowRank, LowRankLayout
+from weightpager.bundle.format.low_rank import LowRankLayout
 from weightpager.bundle.format.placement import Placement
 from weightpager.kernels.choice import NATIVE
 from weightpager.machine.storage import aligned_memory
@@ -211,7 +211,6 @@ class OpenTask:
         number: the number by which the runtime knows it.
         tables: its block tables, in terms of the page table's pages, expanded while it is held.
         private: its own parameters, as the backend has placed them.
-        low_rank: its low-rank parts that don't lie in pages, by paged weight.
         gate: the gate that its layers ask before they read pages.
         module: what callers run, built when first asked for.
         model: what answers need of that.
@@ -222,7 +221,6 @@ class OpenTask:
     number: int
     tables: TaskTables
     private: Any
-    low_rank: dict[str, LowRank]
     gate: TaskGate
     pins: int = 0
     module: Any = None

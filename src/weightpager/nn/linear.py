@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,8 @@ def refuse_gradients(x: Tensor) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class PagedLowRank:
-    """What is added to a paged weight, ``up @ down``, where it lies in pages of the weight's layer and earlier ones.
+class LowRankPart:
+    """What is added to a paged weight, ``up @ down``, in pages of the weight's layer and earlier ones.
 
     Attributes:
         down: A [rank, in_features].
@@ -44,9 +43,6 @@ class PagedLowRank:
 
     down: Weight
     up: Weight
-
-
-LowRankPart: TypeAlias = PagedLowRank | tuple[Tensor, Tensor]
 
 
 class PagedLinear(custom_op.CustomOpLayer):
@@ -60,7 +56,7 @@ class PagedLinear(custom_op.CustomOpLayer):
         bias: [out_features] or None.
         layer: index of the model layer, for the gate.
         gate: of the task.
-        low_rank: A [rank, in_features] and B [out_features, rank], in pages or as tensors of one dtype; or None.
+        low_rank: A [rank, in_features] and B [out_features, rank]; or None.
     """
 
     def __init__(
@@ -91,19 +87,15 @@ class PagedLinear(custom_op.CustomOpLayer):
         refuse_gradients(x)
         if custom_op.is_tracing():
             y: Tensor = custom_op.paged_linear(x, self._number, self.out_features)
-        else:
-            y = self.compute(x)
-        if self.low_rank is None or isinstance(self.low_rank, PagedLowRank):
             return y
-        down, up = self.low_rank
-        return y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
+        return self.compute(x)
 
     def compute(self, x: Tensor) -> Tensor:
         reader = object()
         try:
             self.gate.enter(reader, self.layer)
             y = paged_linear(x, self.paged_weight, self.bias)
-            if isinstance(self.low_rank, PagedLowRank):
+            if self.low_rank is not None:
                 y = y + paged_linear(paged_linear(x, self.low_rank.down), self.low_rank.up)
             self.gate.note_read()
             return y

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.format.low_rank import LowRank, StoredParts
 from weightpager.page_dtype import page_blocks
 from weightpager.store.page_store import LocalStore, VerifyingStore
@@ -47,11 +46,10 @@ def read_low_rank(bundle: Bundle, task: str) -> dict[str, LowRank]:
     """A task's low-rank parts by canonical name of the paged weight, as kernels see them; empty if it has none.
 
     Raises:
-        BundleFormatError: a file that has them is damaged or missing, or doesn't fit the paged weights.
         StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
     """
     layout = bundle.low_rank(task)
-    return read_adapter(bundle, task) if layout is None else layout.parts(read_stored_parts(bundle, task))
+    return {} if layout is None else layout.parts(read_stored_parts(bundle, task))
 
 
 def read_stored_parts(bundle: Bundle, task: str) -> StoredParts:

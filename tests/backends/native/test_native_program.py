@@ -62,24 +62,24 @@ def _feed_forward() -> Graph:
 class _Parts:
     """Its parameters, as native code has them and as arrays."""
 
-    def __init__(self, dtype: str = "float32", low_rank: str = "none") -> None:
-        rank: Any = (_values(5, 4, FEATURES), _values(6, WIDE, 4)) if low_rank != "none" else None
-        last: Any = (_values(8, 3, WIDE), _values(9, FEATURES, 3)) if low_rank != "none" else None
+    def __init__(self, dtype: str = "float32", *, low_rank: bool = False) -> None:
         made = {
             "table": blocks_of(_values(1, WORDS, FEATURES), "int8", table=True),
             "gate": blocks_of(_sparse(2, WIDE, FEATURES), dtype, layer=0),
-            "up": blocks_of(_sparse(3, WIDE, FEATURES), dtype, layer=0, low_rank=rank),
-            "down": blocks_of(_sparse(4, FEATURES, WIDE), dtype, layer=1, low_rank=last),
+            "up": blocks_of(_sparse(3, WIDE, FEATURES), dtype, layer=0),
+            "down": blocks_of(_sparse(4, FEATURES, WIDE), dtype, layer=1),
         }
         self.native: dict[str, Any] = {name: each[0] for name, each in made.items()}
         self.arrays = {name: each[1] for name, each in made.items()}
         self.page_tables = {name: each[2] for name, each in made.items()}
-        if low_rank == "paged":
-            for name, part in (("up", rank), ("down", last)):
-                blocks = [blocks_of(each, "int8") for each in part]
-                pair = blocks[0][0], blocks[1][0]
-                self.native[name] = replace(self.native[name], low_rank=pair)
-                self.arrays[name] = self.arrays[name] - part[1] @ part[0] + blocks[1][1] @ blocks[0][1]
+        if low_rank:
+            for name, part in (
+                ("up", (_values(5, 4, FEATURES), _values(6, WIDE, 4))),
+                ("down", (_values(8, 3, WIDE), _values(9, FEATURES, 3))),
+            ):
+                down, up = (blocks_of(each, "int8") for each in part)
+                self.native[name] = replace(self.native[name], low_rank=(down[0], up[0]))
+                self.arrays[name] = self.arrays[name] + up[1] @ down[1]
         self.native["bias"] = self.arrays["bias"] = _values(7, FEATURES)
 
 
@@ -88,17 +88,17 @@ IDS = np.random.default_rng(0).integers(0, WORDS, (3, 7))
 
 @pytest.mark.parametrize("isa", range(len(native.isas())))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("low_rank", ["none", "arrays", "paged"])
+@pytest.mark.parametrize("low_rank", [False, True], ids=["whole", "low-rank"])
 @pytest.mark.parametrize("ids", [IDS, IDS[:1, :1], IDS[:, :2]], ids=["many", "one", "few"])
-def test_weights_in_blocks(dtype: str, low_rank: str, ids: Any, isa: int) -> None:
+def test_weights_in_blocks(dtype: str, low_rank: bool, ids: Any, isa: int) -> None:
     """As the reference has them with what their blocks hold. Activations beside scaled ones are rounded to 15 bits."""
-    parts = _Parts(dtype, low_rank)
+    parts = _Parts(dtype, low_rank=low_rank)
     program = GraphProgram(_feed_forward(), parts.native, isa)
     wanted = run(_feed_forward(), parts.arrays, {"input_ids": ids})
     found = [program.run({"input_ids": ids}, threads=threads) for threads in (1, 2, 3, 4)]
     for name, value in wanted.items():
         # The head's table is int8, and so are pages of low-rank parts.
-        rounded = name == "logits" or dtype in ("int8", "int4") or low_rank == "paged"
+        rounded = name == "logits" or dtype in ("int8", "int4") or low_rank
         within = 1e-3 if rounded else 2e-5
         np.testing.assert_allclose(found[0][name], value, rtol=within, atol=within)
         for other in found[1:]:

@@ -15,7 +15,7 @@ BLOCK = BlockShape(16, 32)
 
 
 def blocks_of(
-    weight: Any, dtype: str = "float32", layer: int | None = None, table: bool = False, low_rank: Any = None
+    weight: Any, dtype: str = "float32", layer: int | None = None, table: bool = False
 ) -> tuple[Blocks, Any, Any]:
     """A weight in pages of one row of blocks each.
 
@@ -24,10 +24,9 @@ def blocks_of(
         dtype: of the pages.
         layer: of the weight's pages.
         table: see `Blocks`.
-        low_rank: see `Blocks`.
 
     Returns:
-        The weight; what its blocks hold, with the low-rank part, float32 [out, in]; and its page table, int32 [pages].
+        The weight; what its blocks hold, float32 [out, in]; and its page table, int32 [pages].
     """
     height, width = BLOCK.rows, BLOCK.cols
     rows, cols = -(-weight.shape[0] // height), -(-weight.shape[1] // width)
@@ -60,6 +59,5 @@ def blocks_of(
         block_cols=width,
         dtype=dtype,
     )
-    made = Blocks(paged, layer, table, low_rank)
     whole = dense.swapaxes(1, 2).reshape(padded.shape)[: weight.shape[0], : weight.shape[1]]
-    return made, whole if low_rank is None else whole + low_rank[1] @ low_rank[0], page_table
+    return Blocks(paged, layer, table), whole, page_table

@@ -209,11 +209,10 @@ def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramPara
     for name, parameter in parts.parameters.values.items():
         whole = parts.parameters.whole.get(name)
         yield name, _in_dtype(parameter.values) if whole is None else Blocks(whole, table=True)
-    low_rank: dict[str, tuple[ProgramParameter, ProgramParameter]] = {
-        name: (part.down, part.up) for name, part in parts.low_rank.items()
+    low_rank = {
+        name: (Blocks(_placed(parts, down)), Blocks(_placed(parts, up)))
+        for name, (down, up) in parts.low_rank_matrices().items()
     }
-    for name, (down, up) in parts.paged_low_rank().items():
-        low_rank[name] = Blocks(_placed(parts, down)), Blocks(_placed(parts, up))
     for entry in parts.bundle.manifest.weights:
         if entry.name not in parts.weights:
             stored = StoredMatrix.of_entry(parts.bundle, entry, parts.tables[entry.name])

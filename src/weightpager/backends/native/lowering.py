@@ -38,14 +38,14 @@ class Blocks:
         weight: the weight as kernels take it.
         layer: the model layer whose pages it lies in; None if it is always in memory.
         table: all its blocks are there, a row of them a page, so that its rows can be looked up, too.
-        low_rank: ``(down [rank, in], up [out, rank])``: their product is added to the weight. Arrays of float32, or
-            blocks in pages of the weight's layer and of earlier ones.
+        low_rank: ``(down [rank, in], up [out, rank])``, in pages of the weight's layer and of earlier ones: their
+            product is added to the weight.
     """
 
     weight: PagedWeight
     layer: int | None = None
     table: bool = False
-    low_rank: tuple[ProgramParameter, ProgramParameter] | None = None
+    low_rank: tuple[Blocks, Blocks] | None = None
 
 
 ProgramParameter: TypeAlias = Array | Blocks | RowSource
@@ -119,8 +119,8 @@ class Lowering:
             parameter = self._of(operand)
             self._add_parameter(key, parameter, weight)
             if weight and isinstance(parameter, Blocks) and parameter.low_rank is not None:
-                for part, array in zip(("down", "up"), parameter.low_rank, strict=True):
-                    self._add_parameter((key[0], key[1], part), array, True)
+                for part, blocks in zip(("down", "up"), parameter.low_rank, strict=True):
+                    self._add_parameter((key[0], key[1], part), blocks, True)
 
     def _key(self, operand: Operand, weight: bool) -> tuple[str, str | int, str]:
         """The key of an operand's number. A parameter in bfloat16 may be there twice, as it is and widened."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from weightpager.backends.torch.architecture import read_config
+from weightpager.backends.torch.architecture import BASE, read_config
 from weightpager.backends.torch.export import free_target, refusals
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import BASE, has_low_rank
 from weightpager.bundle.files.new_directory import scratch, sync
 from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.format.low_rank import Float32, LowRank
@@ -63,7 +62,7 @@ def export_lora(bundle: Bundle, task: str, out: str | Path) -> Path:
 
 def _check(bundle: Bundle, task: str) -> None:
     """Refuse a task that low-rank parts don't tell all of."""
-    if not has_low_rank(bundle, task):
+    if bundle.low_rank(task) is None:
         raise ConfigError(
             f"out: a GGUF file holds a task's low-rank parts, and {task} has none; name a directory for the whole model"
         )

@@ -29,7 +29,7 @@ from weightpager.nn.embedding import (
     keep_tables_narrow,
 )
 from weightpager.nn.experts import fuse_gated_mlps, is_linear, mixtures
-from weightpager.nn.linear import DroppedLinear, FlatLinear, LowRankPart, PagedLinear, PagedLowRank
+from weightpager.nn.linear import DroppedLinear, FlatLinear, LowRankPart, PagedLinear
 from weightpager.nn.skeleton import missing_values
 
 
@@ -188,14 +188,10 @@ def _put_paged_layers(module: nn.Module, parts: TaskParts[Tensors], state: Mappi
 
 def _low_rank(parts: TaskParts[Tensors]) -> dict[str, LowRankPart]:
     """What is added to paged weights, by their names."""
-    device = _device(parts.arena)
-    found: dict[str, LowRankPart] = {
-        name: (_on(device, part.down), _on(device, part.up)) for name, part in parts.low_rank.items()
+    return {
+        name: LowRankPart(*(paged_weight(matrix, parts.arena, parts.page_table) for matrix in matrices))
+        for name, matrices in parts.low_rank_matrices().items()
     }
-    for name, (down, up) in parts.paged_low_rank().items():
-        placed = (paged_weight(matrix, parts.arena, parts.page_table) for matrix in (down, up))
-        found[name] = PagedLowRank(*placed)
-    return found
 
 
 def _put_row_tables(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from msgspec import Meta, field
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.files.entry import FileEntry, Hash
 from weightpager.bundle.files.strict import Strict, checked, parse
-from weightpager.bundle.format.names import MANIFEST, is_inside
+from weightpager.bundle.format.names import MANIFEST, TASKS, is_inside, private_file
 from weightpager.bundle.format.page_file import ALIGNMENT, page_ranges, row_file_name
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.whole_weight import WholeWeightEntry
@@ -24,8 +24,6 @@ from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
 
 VERSION = 3
-READ_VERSIONS = (2, VERSION)
-"""In version 2 no task has low-rank pages."""
 
 LOW_RANK_DTYPE: PageDtype = "int8"
 """Of the blocks in low-rank pages."""
@@ -359,7 +357,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
     def _check(self) -> None:
         """Refuse parts that don't go together. Done of what is read: changes may come one by one."""
-        _check_inside(self.files)
+        self._check_files()
         try:
             block = BlockShape.parse(self.block)
         except ConfigError as error:
@@ -388,6 +386,14 @@ class Manifest(Strict, frozen=True, kw_only=True):
             transitions_of(self)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+
+    def _check_files(self) -> None:
+        own = {private_file(task.name) for task in self.tasks}
+        for name in self.files:
+            if not is_inside(name):
+                raise BundleFormatError(MANIFEST, "files", "paths inside the bundle", repr(name)[:120])
+            if name.startswith(f"{TASKS}/") and name not in own:  # older bundles have low-rank parts there
+                raise BundleFormatError(MANIFEST, "files", f"private parameters alone in {TASKS}/", repr(name)[:120])
 
     def _check_pictures(self) -> None:
         if self.pictures is None:
@@ -513,10 +519,9 @@ class Manifest(Strict, frozen=True, kw_only=True):
         """Validate a manifest's JSON."""
         value = parse(MANIFEST, text)
         version = value.get("version") if isinstance(value, dict) else None
-        if isinstance(version, int) and version not in READ_VERSIONS:  # before its fields, which may be others
-            old = version < READ_VERSIONS[0]
-            remedy = "compile the bundle again" if old else "a newer weightpager may read this bundle"
-            raise BundleFormatError(MANIFEST, "version", f"{' or '.join(map(str, READ_VERSIONS))}; {remedy}", version)
+        if isinstance(version, int) and version != VERSION:  # before its fields, which may be others
+            remedy = "compile the bundle again" if version < VERSION else "a newer weightpager may read this bundle"
+            raise BundleFormatError(MANIFEST, "version", f"{VERSION}; {remedy}", version)
         manifest = checked(MANIFEST, cls, value)
         try:
             manifest._check()
@@ -532,12 +537,6 @@ def _inside(names: Sequence[str], module: str) -> list[range]:
     found = range(own, own + (own < len(names) and names[own] == module))
     inside = range(bisect_left(names, f"{module}."), bisect_left(names, f"{module}/"))  # which follows the dot
     return [part for part in (found, inside) if part]
-
-
-def _check_inside(files: Iterable[str]) -> None:
-    for name in files:
-        if not is_inside(name):
-            raise BundleFormatError(MANIFEST, "files", "paths inside the bundle", repr(name)[:120])
 
 
 def transitions_of(manifest: Manifest) -> Transitions:

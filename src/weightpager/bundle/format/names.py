@@ -1,4 +1,4 @@
-"""Names of a bundle's files."""
+"""Names of a bundle's files and parameters."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ MANIFEST_HASH = "manifest.blake3"
 RESIDENT = "resident.safetensors"
 REPORT = "report.json"
 MODEL = "model"
+TASKS = "tasks"
+
+BASE = "base_model."
+"""How the canonical name of whatever tasks share begins."""
 
 PULLED = ".weightpager/*/versions/*/bundle"
 """Where `pull` puts signed versions: nothing else writes there."""
 
 
 def private_file(task: str) -> str:
-    return f"tasks/{task}/private.safetensors"
-
-
-def adapter_files(task: str) -> tuple[str, str]:
-    """Where a task's low-rank parts lie: the configuration and the tensors."""
-    return f"tasks/{task}/adapter_config.json", f"tasks/{task}/adapter_model.safetensors"
+    return f"{TASKS}/{task}/private.safetensors"
 
 
 def is_inside(name: str) -> bool:

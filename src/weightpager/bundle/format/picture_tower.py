@@ -9,15 +9,14 @@ import numpy as np
 
 from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.format.names import MANIFEST, adapter_files, private_file
+from weightpager.bundle.format.names import BASE, MANIFEST, private_file
 from weightpager.bundle.format.placement import Placement
 from weightpager.errors import BundleFormatError, shortened
 
-TOWER = ("base_model.vision_tower.", "base_model.vision_model.", "base_model.visual.")
-CONNECTOR = ("base_model.multi_modal_projector.", "base_model.connector.", "base_model.image_newline")
+TOWER = (f"{BASE}vision_tower.", f"{BASE}vision_model.", f"{BASE}visual.")
+CONNECTOR = (f"{BASE}multi_modal_projector.", f"{BASE}connector.", f"{BASE}image_newline")
 """Beginnings of the canonical names of a model's parts; ``visual`` has its connector inside."""
 
-_PEFT = "base_model.model."
 _NAMED = 120
 """Characters of a tensor's name that an error has."""
 
@@ -60,17 +59,10 @@ def _other_blocks(manifest: Manifest, placement: Placement, layers: int) -> Iter
 def _own(root: Path, manifest: Manifest) -> Iterator[str]:
     """What tasks have beside blocks in the tower and the connector."""
     for task in manifest.tasks:
-        private, adapter = private_file(task.name), adapter_files(task.name)[1]
+        private = private_file(task.name)
         for name in read_header(root, private, manifest.entry(private)):
             if is_before_words(name):
                 yield f"{task.name} has {shortened(name, _NAMED)} of its own"
         for at in () if task.low_rank is None else task.low_rank.weights:
             if is_before_words(manifest.weights[at].name):
                 yield f"{task.name} has low-rank parts of its own in {shortened(manifest.weights[at].name, _NAMED)}"
-        if adapter not in manifest.files:
-            continue
-        for name in read_header(root, adapter, manifest.entry(adapter)):
-            # What an architecture calls its base stands in the place of ours.
-            module = name.removeprefix(_PEFT).partition(".")[2]
-            if is_before_words(f"base_model.{module}"):
-                yield f"{task.name} has low-rank parts of its own in {shortened(name, _NAMED)}"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from weightpager.bundle.files.tensor_file import Header, TensorInfo
 from weightpager.bundle.format.block_table import BlockNumbers, BlockTable, Int64
 from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.names import BASE
 from weightpager.distinct import distinct
 from weightpager.errors import BundleFormatError
 
@@ -168,8 +169,6 @@ class Placement:
 
 PERMUTATIONS = "permutations.safetensors"
 
-_SHARED = "base_model."
-
 
 @dataclass(frozen=True)
 class Permutations:
@@ -184,7 +183,7 @@ class Permutations:
 
     def of(self, task: str, name: str) -> dict[int, npt.NDArray[np.int64]]:
         """Axis → order of one of a task's tensors, by canonical name; empty where it lies as it did."""
-        key = name if name.startswith(_SHARED) else f"{task}/{name}"
+        key = name if name.startswith(BASE) else f"{task}/{name}"
         return {axis: order for (tensor, axis), order in self.orders.items() if tensor == key}
 
     def only(self, tasks: Collection[str]) -> Permutations:
@@ -193,7 +192,7 @@ class Permutations:
             {
                 (tensor, axis): order
                 for (tensor, axis), order in self.orders.items()
-                if tensor.startswith(_SHARED) or tensor.partition("/")[0] in tasks
+                if tensor.startswith(BASE) or tensor.partition("/")[0] in tasks
             }
         )
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightpager.bundle import Bundle, TaskKind
-from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.footprint import feature_bytes, row_memory
 from weightpager.bundle.format.manifest import Pictures
 from weightpager.bundle.format.names import private_file
@@ -188,7 +187,7 @@ class TaskFacts:
             pages=pages,
             page_bytes=pages * bundle.page_bytes,
             over_read=unused,
-            private_bytes=bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name),
+            private_bytes=bundle.entry(private_file(name)).bytes,
         )
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.backends.verify import verify as verify_bundle
-from weightpager.bundle.adapter import low_rank_bytes
 from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.repair import Repair
@@ -275,7 +274,7 @@ def add(
     if not task:
         raise ConfigError("add: expected --name TASK with a system message alone, found none")
     written = add_task(bundle, Addition(task, adapter, like, system))
-    size = low_rank_bytes(written, task)
+    size = written.low_rank_bytes(task)
     if json:
         output.print_json({"task": task, "adapter_bytes": size})
         return

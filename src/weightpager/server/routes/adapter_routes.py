@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
-from weightpager.bundle.adapter import has_low_rank
 from weightpager.bundle.addition import Addition, add_task
 from weightpager.bundle.garbage import collect
 from weightpager.errors import ConfigError, RequestError, WeightpagerError
@@ -73,7 +72,7 @@ async def unload_lora_adapter(body: UnloadBody, service: Serving) -> str:
     bundle, task = service.bundle_of(body.lora_name)
     name = bundle.short(task.name)
     async with bundle.changing:
-        if not has_low_rank(bundle.bundle, name):
+        if bundle.bundle.low_rank(name) is None:
             raise RequestError(f"expected a task with a LoRA adapter, found {name!r}, which has none", "lora_name")
         with conflicts():
             bundle.check_unpinned(name)

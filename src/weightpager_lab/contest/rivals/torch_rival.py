@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from weightpager.answers.model import Inputs
 from weightpager.backends.task_parts import Placed, TaskParts
@@ -97,9 +98,19 @@ def sparse_module(
     gate = TaskGate(task)
     gate.hold()
     parameters: Tensors = Placed(wide(values), {})
-    parts = TaskParts(
-        bundle, task, tables, {}, parameters, read_low_rank(bundle, task), {}, gate, arena, page_table, {}
-    )
+    parts = TaskParts(bundle, task, tables, {}, parameters, {}, gate, arena, page_table, {})
     module = build(parts, read_config(bundle), {})
     put_into(module, values)
+    for name, part in read_low_rank(bundle, task).items():
+        layer = module.get_submodule(full_name(module, name))
+        layer.register_forward_hook(_adding(torch.from_numpy(part.down), torch.from_numpy(part.up)))
     return module
+
+
+def _adding(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A hook of a linear layer by which a low-rank part in memory is added to its outputs."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        return y + linear(linear(inputs[0].to(down.dtype), down), up).to(y.dtype)
+
+    return hook
