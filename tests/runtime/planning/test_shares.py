@@ -78,10 +78,10 @@ def test_pages_ahead_take_what_is_worth_less_and_no_more() -> None:
 
     assert ahead() is None
     assert ahead(0.01, budget=310) == {"a": 110, "b": 100, "c": 100}
-    assert ahead(0.9) == {"a": 110, "b": 85, "c": 100}, "what holds no page goes first"
+    assert ahead(0.9) == {"a": 110, "b": 90, "c": 100}, "a free slot goes first, and rows stay"
     assert ahead(0.9, 0.104) == ahead(0.9), "a page must be worth 5 % more than what goes"
-    assert ahead(0.9, 0.11) == {"a": 120, "b": 75, "c": 100}
-    assert ahead(*[0.9] * 40) == {"a": 140, "b": 65, "c": 90}, "nobody sleeps for it, and its own page stays"
+    assert ahead(0.9, 0.11) == {"a": 120, "b": 80, "c": 100}
+    assert ahead(*[0.9] * 40) == {"a": 140, "b": 70, "c": 90}, "nobody sleeps for it, and its own page stays"
 
 
 def test_what_is_left_goes_to_those_awake_who_can_use_it() -> None:

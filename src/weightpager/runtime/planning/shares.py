@@ -128,7 +128,8 @@ def plan_ahead(
 ) -> dict[str, int] | None:
     """The shares with which a bundle holds more pages ahead of time; None if none is worth what would go for it.
 
-    No bundle goes to sleep for them, and none of the wanting bundle's own pages goes.
+    No bundle goes to sleep for them, and none of the wanting bundle's own pages goes; nor do rows and features, which
+    answers would have to read or compute again.
 
     Args:
         wanting: the bundle, which is awake.
@@ -137,8 +138,8 @@ def plan_ahead(
         budget: bytes.
     """
     own = replace(holdings[wanting].as_it_stays, worths=np.zeros(0))
-    others = {name: each.as_it_stays for name, each in holdings.items() if name != wanting}
-    free = budget - own.share - sum(each.share - each.spare for each in others.values())
+    others = {name: replace(each.as_it_stays, spare=0) for name, each in holdings.items() if name != wanting}
+    free = budget - own.share - sum(each.share for each in others.values())
     worths = np.concatenate([np.zeros(0), *(np.pad(each.worths, (each.free, 0)) for each in others.values())])
     sizes = np.repeat(
         [each.page_bytes for each in others.values()], [each.free + len(each.worths) for each in others.values()]
