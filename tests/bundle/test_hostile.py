@@ -133,7 +133,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
         (lambda m: m["weights"][0].update(out_features=1 << 24), "rows of blocks"),
         (lambda m: m["weights"][0].update(out_features=1 << 24, in_features=1 << 24), "2^32 blocks in a layer"),
         (lambda m: m["weights"][0].update(out_features=1 << 10, in_features=1 << 24), "blocks for so many pages"),
-        (lambda m: m.update(version=1), "version: expected 2 or 3; compile the bundle again"),
+        (lambda m: m.update(version=1), "version: expected 3; compile the bundle again"),
         (lambda m: m["weights"][0].update(layer=2), "layer"),
         (lambda m: m["weights"].append(m["weights"][0]), "weight names"),
         (lambda m: m["tasks"].append(m["tasks"][0]), "task names"),

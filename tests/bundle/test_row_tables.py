@@ -64,7 +64,7 @@ def test_a_rows_place_is_where_its_bytes_lie(wordy_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda m: m.update(version=1), "version: expected 2 or 3; compile the bundle again"),
+        (lambda m: m.update(version=1), "version: expected 3; compile the bundle again"),
         (lambda m: m.update(row_files=[]), "row_files"),
         (lambda m: m["row_files"].append(1), "row_files"),
         (lambda m: m.update(row_files=[-1, 10]), "row_files"),
