@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,6 @@ class Engine(Closing):
         open_store: Callable[[Bundle], PageStore] = LocalStore,
         staging: ArenaSource | None = None,
         readers: InputReaders | None = None,
-        prefetching: Callable[[OpenBundle], EnginePrefetching] | None = None,
     ) -> None:
         """Open a bundle; `from_pretrained` is the usual way.
 
@@ -102,7 +102,6 @@ class Engine(Closing):
                 stated. The engine checks each page, and closes the store.
             staging: how pages reach the arena; as the configured device wants it if None.
             readers: what reads graphs and inputs, and is there when the engine is closed; its own if None.
-            prefetching: who prefetches, where that isn't for the engine itself, as its config says.
 
         Raises:
             TypeError: the bundle isn't open, but a path.
@@ -136,12 +135,14 @@ class Engine(Closing):
         except BaseException:
             self.close()
             raise
-        if prefetching is None and config.prefetch:
-            prefetching = partial(Prefetching, monitor=self.monitor, wanted=config.prefetch, held=self._real_time)
-        if prefetching is not None:
-            self._prefetching = prefetching(opened)
-            weakref.finalize(self, in_process, self._process, self._prefetching.close)
-            self._holds.prefetching = self._prefetching
+        if config.prefetch:
+            self._prefetch_by(partial(Prefetching, monitor=self.monitor, wanted=config.prefetch, held=self._real_time))
+
+    def _prefetch_by(self, prefetching: Callable[[OpenBundle], EnginePrefetching]) -> None:
+        """Have pages prefetched."""
+        self._prefetching = prefetching(self._open)
+        weakref.finalize(self, in_process, self._process, self._prefetching.close)
+        self._holds.prefetching = self._prefetching
 
     @classmethod
     def from_pretrained(
@@ -888,6 +889,19 @@ Examples:
     <Engine '...assistant.bundle': 2 tasks, 4.0 MiB, native>
     >>> writer = wp.load("writer.bundle")  # whose tasks generate text
 """
+
+
+def engine_in_share(
+    bundle: Bundle,
+    config: EngineConfig,
+    readers: InputReaders,
+    prefetching: Callable[[OpenBundle], EnginePrefetching] | None,
+) -> Engine:
+    """An engine of one of several bundles that share a budget, and a prefetcher if there is one. Errors are its own."""
+    engine = Engine(bundle, replace(config, in_share=True), readers=readers)
+    if prefetching is not None:
+        engine._prefetch_by(prefetching)
+    return engine
 
 
 def _nothing() -> None:

@@ -18,7 +18,7 @@ from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.state import State, state_of
 from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.engine import Engine
+from weightpager.engine.engine import Engine, engine_in_share
 from weightpager.engine.input_readers import InputReaders
 from weightpager.engine.report import EngineReport
 from weightpager.engine.shared_prefetching import SharedPrefetching
@@ -134,9 +134,9 @@ class SharedBundle:
             self.engine.set_share(share, uses)
             return
         # Rows of tables come when they are looked up: to read thousands would delay the first answer.
-        config = replace(self._running, budget=share, in_share=True)
+        config = replace(self._running, budget=share)
         prefetching = None if self.prefetching is None else partial(self.prefetching.part, self)
-        self.engine = Engine(self.bundle, config, readers=self._opened_readers(), prefetching=prefetching)
+        self.engine = engine_in_share(self.bundle, config, self._opened_readers(), prefetching)
         self.used = time.monotonic()
 
     def _opened_readers(self) -> InputReaders:
