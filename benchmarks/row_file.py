@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar
 
 from weightpager.bundle.files.new_file import new_file
-from weightpager.doctor.machine import commit_of, cpu_model
+from weightpager.doctor.machine import cpu_model
+from weightpager_lab.machine_facts import commit_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from benchmarks import row_file
 from benchmarks.row_file import command, commit
 from weightpager.bundle.report.compile_report import Document
-from weightpager.doctor.machine import describe
+from weightpager_lab.machine_facts import describe
 
 Figure = float | list[float]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.row_file import commit
-from weightpager.doctor.machine import describe
+from weightpager_lab.machine_facts import describe
 
 SOURCE, ROWS = "source.py", "docs/rows.json"
 
@@ -48,7 +48,7 @@ def test_changed_sources_are_told(checkout: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_machine_is_described_by_the_same_rule(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = checkout / "src" / "weightpager"
     package.mkdir(parents=True)
-    monkeypatch.setattr("weightpager.doctor.machine.__file__", str(package / "doctor" / "machine.py"))
+    monkeypatch.setattr("weightpager_lab.machine_facts.__file__", str(package / "machine_facts.py"))
     before = describe()["commit"]
     (checkout / ROWS).write_text("2\n")
     assert describe()["commit"] == before

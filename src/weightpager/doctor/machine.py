@@ -1,14 +1,10 @@
-"""What a measurement ran on, and how fast that machine's storage and memory are."""
+"""A machine's processor, and how fast its storage and memory are."""
 
 from __future__ import annotations
 
 import errno
-import importlib.metadata
-import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from weightpager import __version__
 from weightpager.doctor.cold import cold_read
 from weightpager.errors import ConfigError, StoreError
 from weightpager.machine.processor import usable_cores
@@ -87,12 +82,6 @@ def _first_cpu(cpuinfo: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in lines}
 
 
-_PACKAGES = ("torch", "transformers", "numpy", "safetensors")
-_ISA = frozenset({
-    "amx_bf16", "amx_int8", "amx_tile", "asimd", "avx2", "avx512_bf16", "avx512_vnni", "avx512f", "bf16", "i8mm", "sve",
-})  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Bandwidth:
     """Bytes read per second, measured several times.
@@ -118,28 +107,6 @@ class Bandwidth:
     def spread(self) -> tuple[float, float]:
         """Bytes per second of the slowest and of the fastest run."""
         return self.total_bytes / max(self.seconds), self.total_bytes / min(self.seconds)
-
-
-def describe() -> dict[str, object]:
-    """Facts of this machine that a result is published with: JSON values, sizes in bytes, None where unknown.
-
-    It never imports torch; its number of threads is given if it is loaded already.
-    """
-    cpu = parse_cpuinfo(read_cpuinfo())
-    torch = sys.modules.get("torch")
-    return {
-        "cpu": cpu["model"],
-        "isa": cpu["isa"],
-        "cores": os.cpu_count(),
-        "usable_cores": usable_cores(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {"weightpager": __version__} | {name: _version(name) for name in _PACKAGES},
-        "torch_threads": None if torch is None else torch.get_num_threads(),
-        "commit": _commit(),
-    }
 
 
 def direct_read_bandwidth(
@@ -175,46 +142,6 @@ def memory_read_bandwidth(total_bytes: int = 256 << 20, threads: int | None = No
     with ThreadPoolExecutor(workers) as pool:
         seconds = [_seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(repeats + 1)]
     return Bandwidth(total_bytes // 8 * 8, total_bytes // workers, workers, tuple(seconds[1:]))
-
-
-def parse_cpuinfo(text: str) -> dict[str, object]:
-    """Model and instruction sets of the first CPU that ``/proc/cpuinfo`` lists."""
-    return {"model": cpu_model(text), "isa": sorted(_ISA & cpu_flags(text))}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def commit_of(directory: Path, *options: str) -> str | None:
-    """The commit of a checkout, with ``-dirty`` after it if files differ, rows in docs aside, which benchmarks write.
-
-    ``options`` are those of ``git describe``.
-    """
-    found = _git(directory, "describe", "--always", "--exclude=*", *options)
-    changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs/*.json")
-    return f"{found}-dirty" if found and changed else found
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from."""
-    package = Path(__file__).resolve().parents[1]
-    top = _git(package, "rev-parse", "--show-toplevel")
-    if top is None or Path(top) != package.parents[1]:  # installed inside somebody else's checkout
-        return None
-    return commit_of(package, "--abbrev=40")
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", os.fspath(directory), *arguments]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - no user input in it
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
 
 
 def _check_sizes(path: Path, total_bytes: int, block_bytes: int, threads: int) -> None:

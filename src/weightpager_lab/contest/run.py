@@ -12,7 +12,6 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.files.new_directory import scratch
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.config import EngineConfig, format_enough, format_room
-from weightpager.doctor.machine import describe
 from weightpager.errors import ConfigError
 from weightpager.progress import Progress
 from weightpager_lab.companions import COMPANIONS, Name, check, option
@@ -22,6 +21,7 @@ from weightpager_lab.contest.prompt import scores, write_texts
 from weightpager_lab.contest.result import READY, Contest, Found, Job, Row
 from weightpager_lab.contest.rivals.methods import METHODS, Method
 from weightpager_lab.limits.cgroup import LimitedRun, run_limited
+from weightpager_lab.machine_facts import describe
 
 _MOST_ON_DISK = 16 << 30
 """Bytes of checkpoints beside a bundle; more tasks than fit are compared without the dense ones."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport, read_report
 from weightpager.bundle.report.page_statistics import overlap
-from weightpager.doctor.machine import describe
 from weightpager.progress import Progress
 from weightpager.runtime.budget import smallest_budget
 from weightpager_lab.demo.cold_switches import REPEATS, measure
 from weightpager_lab.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, compiled
 from weightpager_lab.demo.result import DemoResult, DemoTask, budgets, memory_figures, switch_figures, verdict
 from weightpager_lab.demo.table import row_bytes, rows
+from weightpager_lab.machine_facts import describe
 from weightpager_lab.samples import Missing, Sample, SampleUnavailable, minilm, prepare
 
 EVAL_ITEMS = 300

@@ -25,11 +25,11 @@ from command import Command
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import CompileInterrupted
 from weightpager.compiler.resume.journal import CompileRun
-from weightpager.doctor.machine import describe
 from weightpager_lab.demo import cold_switches, compiled, run
 from weightpager_lab.demo import page as plots
 from weightpager_lab.demo.page import render
 from weightpager_lab.demo.result import OURS, DemoResult, DemoSwitch, DemoTask, Resident
+from weightpager_lab.machine_facts import describe
 from weightpager_lab.samples import SampleUnavailable
 from weightpager_lab.samples.sample import Missing, Sample
 

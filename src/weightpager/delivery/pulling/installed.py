@@ -20,7 +20,6 @@ from weightpager.bundle.files.new_directory import locked, sync
 from weightpager.bundle.files.new_file import new_file
 from weightpager.bundle.files.regular_file import storage_errors_as
 from weightpager.bundle.files.strict import Strict
-from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import BundleFormatError, ConfigError, DeliveryError
 from weightpager.machine.paths import has_directory
 
@@ -183,13 +182,6 @@ class Installed:
     def has(self, key: str) -> bool:
         """Whether a version is here, whole."""
         return (self.places.versions / key / BUNDLE).is_dir()
-
-    def version(self, key: str) -> VersionFile | None:
-        """What a version was made from, if that can be read."""
-        try:
-            return VersionFile.parse((self.places.versions / key / VERSION).read_bytes())
-        except (OSError, DeliveryError):
-            return None
 
     def accept(self, key: str, folder: Path) -> None:
         """Take over a folder with a whole bundle as a version, which is not in use yet."""
