@@ -26,6 +26,9 @@ from weightpager.runtime.shared_budget import PATIENCE, SharedBudget
 if TYPE_CHECKING:
     from weightpager.engine.shared_bundle import SharedBundle
 
+_LONG = 0.5
+"""Seconds of an answer after which prefetching begins though it still goes on."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +62,7 @@ class SharedPrefetching:
         self._changing = threading.Lock()
         self._names = self._all_names()
         self._told: str | None = None
-        self.prefetcher = Prefetcher(self._policy(), self._make_room, patience=PATIENCE)
+        self.prefetcher = Prefetcher(self._policy(), self._make_room, self._let_answer)
 
     def part(self, bundle: SharedBundle, opened: OpenBundle) -> BundlePrefetching:
         """What the engine of a bundle has of it, which is just being opened."""
@@ -117,6 +120,12 @@ class SharedPrefetching:
         else:
             self._trials[name] = PrefetchTrial(arenas)
         return target_of(opened, tasks, self._trials[name])
+
+    def _let_answer(self) -> None:
+        """Wait for the answer that a switch was for: it needs all processors. A long one goes on beside prefetching."""
+        time.sleep(PATIENCE)
+        if self._sharing.acquire(timeout=_LONG):
+            self._sharing.release()
 
     def _make_room(self, uses: Floats) -> bool:
         """Have shares move for what comes soon, unless somebody is at work. Returns whether they have."""

@@ -39,7 +39,7 @@ MOST = 32
 """Bundles that may share a budget."""
 
 PATIENCE = 0.05
-"""Seconds after a switch before anything is prefetched: answers of 30 ms took 7 ms more without."""
+"""Seconds after a switch before anything is prefetched: the answer begins then."""
 
 _LOOK_AHEAD = 3
 """Tasks that are weighed when room is made ahead: what is expected less seldom pays."""

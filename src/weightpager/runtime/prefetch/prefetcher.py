@@ -61,7 +61,10 @@ class Prefetcher:
     """
 
     def __init__(
-        self, policy: PrefetchPolicy, make_room: Callable[[Floats], bool] | None = None, *, patience: float = 0.0
+        self,
+        policy: PrefetchPolicy,
+        make_room: Callable[[Floats], bool] | None = None,
+        let_answer: Callable[[], None] | None = None,
     ) -> None:
         """Start the thread.
 
@@ -69,11 +72,11 @@ class Prefetcher:
             policy: what is known so far.
             make_room: asked where no page pays in any arena as it is, by the expected uses of all tasks; returns
                 whether arenas have changed, of which `aim` has told.
-            patience: seconds after a switch in which nothing is done, as a short answer needs all processors.
+            let_answer: called after switches, before anything is done; returns when their answers have had time.
         """
         self._policy = policy
         self._make_room = make_room
-        self._patience = patience
+        self._let_answer = let_answer
         self._changed = threading.Condition()
         self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
         self._latest = self._news.copy()  # since the policy was made, learnt or not yet
@@ -138,6 +141,8 @@ class Prefetcher:
     def _work(self) -> None:
         pause: float | None = None
         while (news := self._wait(pause)) is not None:
+            if news and self._let_answer is not None:
+                self._let_answer()
             for switched in news:
                 self._learn(switched)
             pause = self._prefetch()
@@ -146,8 +151,6 @@ class Prefetcher:
         """Wait for news, at most so long. Returns what there is, or None when the thread must end."""
         with self._changed:
             self._changed.wait_for(lambda: self._news or self._newer or self._closed, seconds)
-            if self._news and self._patience:
-                self._changed.wait_for(lambda: self._closed, self._patience)
             news = list(self._news)
             self._news.clear()
             if self._newer is not None:
