@@ -32,7 +32,7 @@ from weightpager.runtime.paging.state import Deadline
 from weightpager.runtime.prediction.history import HistoryFile
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prediction.task_monitor import TaskMonitor, expected_uses_after
-from weightpager.runtime.shared_budget import MOST, SharedBudget, find_task, name_of, named
+from weightpager.runtime.shared_budget import MOST, SharedBudget, by_bundle, find_task, name_of, named
 
 _Answer = TypeVar("_Answer")
 
@@ -440,12 +440,7 @@ class Models(Closing):
         names = list(self.tasks)
         if current not in names:
             return {}
-        uses = expected_uses_after(self.monitor.followed(names), names.index(current))
-        found: dict[str, dict[str, float]] = {name: {} for name in self.bundles}
-        for whole, expected in zip(names, uses.tolist(), strict=True):
-            owner, _, task = whole.partition("/")
-            found[owner][task] = expected
-        return found
+        return by_bundle(names, expected_uses_after(self.monitor.followed(names), names.index(current)))
 
     def _check_open(self) -> None:
         if os.getpid() != self._process:

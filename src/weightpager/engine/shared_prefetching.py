@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from weightpager.runtime.prefetch.expected_uses import Floats
 from weightpager.runtime.prefetch.prefetch_target import PrefetchTarget
 from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
-from weightpager.runtime.shared_budget import PATIENCE, SharedBudget
+from weightpager.runtime.shared_budget import PATIENCE, SharedBudget, by_bundle
 
 if TYPE_CHECKING:
     from weightpager.engine.shared_bundle import SharedBundle
@@ -58,6 +57,7 @@ class SharedPrefetching:
         self._shared, self._sharing, self._monitor = shared, sharing, monitor
         self._planner = None if isinstance(wanted, bool) else wanted
         self._parts: dict[str, BundlePrefetching] = {}  # of the bundles that are awake
+        self._targets: dict[str, PrefetchTarget] = {}  # of the same
         self._trials: dict[str, PrefetchTrial] = {}  # of all that ever were
         self._changing = threading.Lock()
         self._names = self._all_names()
@@ -74,17 +74,19 @@ class SharedPrefetching:
             self._parts[part.name] = part
             names = self._all_names()
             if names == self._names:
-                self.prefetcher.aim(self._targets())
+                self._targets[part.name] = self._target(part)
+                self.prefetcher.aim([*self._targets.values()])
             else:
                 self._names = names
+                self._targets = {name: self._target(each) for name, each in self._parts.items()}
                 self.prefetcher.renew(self._policy())
 
     def drop(self, part: BundlePrefetching) -> None:
         """Prefetch no more into a bundle that goes to sleep."""
         with self._changing:
             if self._parts.get(part.name) is part:  # it may have woken anew
-                del self._parts[part.name]
-                self.prefetcher.aim(self._targets())
+                del self._parts[part.name], self._targets[part.name]
+                self.prefetcher.aim([*self._targets.values()])
 
     def tell(self, name: str, stats: LoadStats) -> None:
         """A task, by its whole name, was asked for, and this was loaded for it."""
@@ -103,13 +105,10 @@ class SharedPrefetching:
 
     def _policy(self) -> PrefetchPolicy:
         predictor = predictor_of(self._names, self._planner)
-        return new_policy(self._monitor, self._names, predictor, self._targets())
+        return new_policy(self._monitor, self._names, predictor, [*self._targets.values()])
 
-    def _targets(self) -> list[PrefetchTarget]:
-        return [self._target(name, part) for name, part in self._parts.items()]
-
-    def _target(self, name: str, part: BundlePrefetching) -> PrefetchTarget:
-        opened = part.opened
+    def _target(self, part: BundlePrefetching) -> PrefetchTarget:
+        opened, name = part.opened, part.name
         tasks = np.full(opened.residency.blocks.tasks, -1)
         numbers = {whole: number for number, whole in enumerate(self._names)}
         for task, found in opened.tasks.items():
@@ -139,7 +138,7 @@ class SharedPrefetching:
                 return False
             release = current.hold()
             try:
-                return self._shared.make_room_ahead(self._by_bundle(uses), may_wake)
+                return self._shared.make_room_ahead(by_bundle(self._names, uses), may_wake)
             finally:
                 release()
         except WeightpagerError as error:  # a bundle that can't be used is an error of who asks for it
@@ -147,13 +146,6 @@ class SharedPrefetching:
             return False
         finally:
             self._sharing.release()
-
-    def _by_bundle(self, uses: Floats) -> Mapping[str, Mapping[str, float]]:
-        found: dict[str, dict[str, float]] = {}
-        for whole, worth in zip(self._names, uses.tolist(), strict=True):
-            owner, _, task = whole.partition("/")
-            found.setdefault(owner, {})[task] = worth
-        return found
 
 
 def _may_wake(bundle: SharedBundle) -> bool:

@@ -88,6 +88,15 @@ def find_task(name: str, tasks: Mapping[str, Collection[str]]) -> tuple[str, str
     raise UnknownTaskError(name, [f"{owner}/{task}" for owner in tasks for task in tasks[owner]], "the bundles have")
 
 
+def by_bundle(names: Sequence[str], uses: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """Expected uses of tasks by bundle and task, of those of all tasks by their whole names [tasks]."""
+    found: dict[str, dict[str, float]] = {}
+    for whole, worth in zip(names, uses.tolist(), strict=True):
+        owner, _, task = whole.partition("/")
+        found.setdefault(owner, {})[task] = worth
+    return found
+
+
 class Sharer(Protocol):
     """A bundle that shares a budget: a real one, or one in virtual time."""
 

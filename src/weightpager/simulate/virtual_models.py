@@ -15,7 +15,7 @@ from weightpager.runtime.planning.shares import NOTHING, OPENING, Holding, Wish
 from weightpager.runtime.prediction.markov import new_predictor
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, UsesAt, VirtualArena, look_again
-from weightpager.runtime.shared_budget import PATIENCE, SharedBudget
+from weightpager.runtime.shared_budget import PATIENCE, SharedBudget, by_bundle
 from weightpager.runtime.sharing import Bounds
 from weightpager.simulate.simulator import CountedReuse, Device, Floats, Simulator
 from weightpager.store import StorageModel
@@ -158,15 +158,15 @@ class VirtualModels:
             BudgetError: the budget doesn't hold the largest task of each.
         """
         self.bundles: dict[str, VirtualBundle] = {}
-        self._tasks: list[tuple[str, str]] = []
+        self._names: list[str] = []
         for name, each in bundles.items():
-            self.bundles[name] = VirtualBundle(name, each, storage, first=len(self._tasks), prefetch=prefetch)
-            self._tasks += [(name, task) for task in each.tasks]
+            self.bundles[name] = VirtualBundle(name, each, storage, first=len(self._names), prefetch=prefetch)
+            self._names += [f"{name}/{task}" for task in each.tasks]
         self._storage, self._prefetch = storage, prefetch
         self._shared = SharedBudget(self.bundles, budget)
         for bundle in self.bundles.values():
             self._shared.make_room(bundle, bundle.bounds.smallest, dict)
-        tasks, switch = len(self._tasks), np.mean([each.differential_bytes for each in self.bundles.values()])
+        tasks, switch = len(self._names), np.mean([each.differential_bytes for each in self.bundles.values()])
         predictor = new_predictor(tasks)
         self._uses = ExpectedUses.blank(predictor, tasks, storage.seconds(0, round(float(switch))))
         self._since, self._ran, self._late = 0.0, 0.0, 0.0
@@ -183,11 +183,11 @@ class VirtualModels:
 
     def enter(self, name: str, task: str, now: float) -> Entered:
         """Enter a task of a bundle, at this time, and leave the one before."""
-        bundle, number = self.bundles[name], self._tasks.index((name, task))
+        bundle, number = self.bundles[name], self._names.index(f"{name}/{task}")
         after = self._uses.uses_after(number)
         seconds, self._late = self._late + sum(each.leave() for each in self.bundles.values()), 0.0
         wakings = bundle.wakings
-        self._shared.make_room(bundle, task, lambda: self._by_bundle(after))
+        self._shared.make_room(bundle, task, lambda: by_bundle(self._names, after))
         if bundle.wakings > wakings:
             seconds += self._waking_seconds(bundle)
         seconds += bundle.enter(task, now + seconds)
@@ -227,7 +227,7 @@ class VirtualModels:
         if worth:
             return arena.prefetch(plan, seconds)
         asleep = [each for each in self.bundles.values() if not each.share]
-        if not self._shared.make_room_ahead(self._by_bundle(uses), list(self.bundles)):
+        if not self._shared.make_room_ahead(by_bundle(self._names, uses), list(self.bundles)):
             return None
         return sum(self._waking_seconds(each) for each in asleep if each.share)
 
@@ -244,9 +244,3 @@ class VirtualModels:
     @property
     def _wakings(self) -> int:
         return sum(each.wakings for each in self.bundles.values())
-
-    def _by_bundle(self, uses: Floats) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {name: {} for name in self.bundles}
-        for (name, task), worth in zip(self._tasks, uses.tolist(), strict=True):
-            found[name][task] = worth
-        return found
