@@ -123,18 +123,9 @@ class VirtualBundle:
 
     def learn(self, task: str | None, dwell: float, uses_at: UsesAt, uses_after: Floats) -> None:
         """A task was asked for, None of another bundle, so many seconds after the one before."""
-        if self.trial is None or self.arena is None:
-            return
-
-        def own_at(elapsed: float) -> Floats | None:
-            uses = uses_at(elapsed)
-            return None if uses is None else self.own(uses)
-
-        self.trial.dwell(dwell, own_at, self._storage)
-        if task is None:
-            self.trial.leave()
-        else:
-            self.trial.switch(self._numbers[task], self.own(uses_after))
+        if self.trial is not None and self.arena is not None:
+            number = None if task is None else self._numbers[task]
+            self.trial.learn(number, dwell, uses_at, self.own, uses_after, self._storage)
 
 
 @dataclass(frozen=True)

@@ -54,17 +54,7 @@ class PrefetchTarget:
 
     def learn(self, task: int, dwell: float, uses_at: UsesAt, uses_after: Floats, storage: StorageModel) -> None:
         """A task has come, of whichever arena, so many seconds after the one before."""
-
-        def own_at(elapsed: float) -> Floats | None:
-            uses = uses_at(elapsed)
-            return None if uses is None else self.own(uses)
-
-        self.trial.dwell(dwell, own_at, storage)
-        number = self.number(task)
-        if number is None:
-            self.trial.leave()
-        else:
-            self.trial.switch(number, self.own(uses_after))
+        self.trial.learn(self.number(task), dwell, uses_at, self.own, uses_after, storage)
 
     def plan(self, current: int | None, uses: Floats) -> PlannedBatch:
         """The pages that are worth most, beside those of the task that ran last, which may be one of another arena."""

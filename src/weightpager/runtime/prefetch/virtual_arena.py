@@ -250,6 +250,30 @@ class PrefetchTrial:
         prefetching.storage = plain.storage = storage
         prefetching.dwell(seconds, uses_at)
 
+    def learn(
+        self,
+        task: int | None,
+        dwell: float,
+        uses_at: UsesAt,
+        own: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+        uses_after: npt.NDArray[np.float64],
+        storage: StorageModel,
+    ) -> None:
+        """A task was asked for, None of another arena, so many seconds after the one before.
+
+        ``own`` takes the uses of this arena's tasks out of those of all.
+        """
+
+        def own_at(elapsed: float) -> npt.NDArray[np.float64] | None:
+            uses = uses_at(elapsed)
+            return None if uses is None else own(uses)
+
+        self.dwell(dwell, own_at, storage)
+        if task is None:
+            self.leave()
+        else:
+            self.switch(task, own(uses_after))
+
     def leave(self) -> None:
         """A task of another arena runs now."""
         for arena in self._both():
