@@ -18,8 +18,9 @@ from weightpager.runtime.prediction.predictor import TransitionPredictor, replay
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.prefetch_target import PrefetchTarget
+from weightpager.runtime.prefetch.prefetch_trial import PrefetchTrial
 from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena
+from weightpager.runtime.prefetch.virtual_arena import VirtualArena
 from weightpager.store import StorageModel
 
 

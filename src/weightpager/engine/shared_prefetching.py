@@ -18,8 +18,8 @@ from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prediction.task_monitor import TaskMonitor
 from weightpager.runtime.prefetch.expected_uses import Floats
 from weightpager.runtime.prefetch.prefetch_target import PrefetchTarget
+from weightpager.runtime.prefetch.prefetch_trial import PrefetchTrial, Savings
 from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
 from weightpager.runtime.shared_budget import PATIENCE, SharedBudget, by_bundle
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class SharedPrefetching:
         self._parts: dict[str, BundlePrefetching] = {}  # of the bundles that are awake
         self._targets: dict[str, PrefetchTarget] = {}  # of the same
         self._trials: dict[str, PrefetchTrial] = {}  # of all that ever were
+        self._savings = Savings()  # of all together
         self._changing = threading.Lock()
         self._names = self._all_names()
         self._told: str | None = None
@@ -117,7 +118,7 @@ class SharedPrefetching:
         if name in self._trials:
             self._trials[name].move(arenas)
         else:
-            self._trials[name] = PrefetchTrial(arenas)
+            self._trials[name] = PrefetchTrial(arenas, self._savings)
         return target_of(opened, tasks, self._trials[name])
 
     def _let_answer(self) -> None:

@@ -15,7 +15,8 @@ from weightpager.runtime.planning.pages import Pages, PrefetchCounts, TaskPages
 from weightpager.runtime.prediction.markov import new_predictor
 from weightpager.runtime.prediction.task_monitor import expected_uses_after
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena, Wait
+from weightpager.runtime.prefetch.prefetch_trial import PrefetchTrial
+from weightpager.runtime.prefetch.virtual_arena import VirtualArena, Wait
 from weightpager.store import StorageModel, span_of
 from weightpager.trace_file import Visit
 

@@ -14,7 +14,8 @@ from weightpager.runtime.budget import needs_of
 from weightpager.runtime.planning.shares import NOTHING, OPENING, Holding, Wish
 from weightpager.runtime.prediction.markov import new_predictor
 from weightpager.runtime.prefetch.expected_uses import ExpectedUses
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, UsesAt, VirtualArena, look_again
+from weightpager.runtime.prefetch.prefetch_trial import PrefetchTrial, Savings
+from weightpager.runtime.prefetch.virtual_arena import UsesAt, VirtualArena, look_again
 from weightpager.runtime.shared_budget import PATIENCE, SharedBudget, by_bundle
 from weightpager.runtime.sharing import Bounds
 from weightpager.simulate.simulator import CountedReuse, Device, Floats, Simulator
@@ -35,9 +36,12 @@ class VirtualBundle:
     """
 
     def __init__(
-        self, name: str, bundle: Bundle, storage: StorageModel, *, first: int = 0, prefetch: bool = False
+        self, name: str, bundle: Bundle, storage: StorageModel, *, first: int = 0, savings: Savings | None = None
     ) -> None:
-        """It sleeps. Its tasks are those from ``first`` on among all that may be asked for."""
+        """It sleeps. Its tasks are those from ``first`` on among all that may be asked for.
+
+        ``savings`` are those of prefetching into all bundles; None for none.
+        """
         self.name = name
         self.bounds = Bounds.of(bundle, needs := needs_of(bundle))
         self.share = self.wakings = 0
@@ -48,7 +52,7 @@ class VirtualBundle:
         self._needs, self._numbers, self._storage = needs, bundle.task_numbers, storage
         self._simulator = Simulator(bundle)
         self._all = slice(first, first + len(self._numbers))
-        self._prefetch = prefetch
+        self._savings = savings
         self._capacity = page_capacity(bundle)
         self._waited_pages = self._before = 0
         self._uses = CountedReuse(len(self._numbers))
@@ -98,8 +102,8 @@ class VirtualBundle:
         self.share = share
         if self.trial is not None:
             self.trial.move(lambda: self._simulator.arena(device))
-        elif self._prefetch:
-            self.trial = PrefetchTrial(lambda: self._simulator.arena(device))
+        elif self._savings is not None:
+            self.trial = PrefetchTrial(lambda: self._simulator.arena(device), self._savings)
 
     def rest(self) -> None:
         self._before += self._prefetched
@@ -150,8 +154,9 @@ class VirtualModels:
         """
         self.bundles: dict[str, VirtualBundle] = {}
         self._names: list[str] = []
+        savings = Savings() if prefetch else None
         for name, each in bundles.items():
-            self.bundles[name] = VirtualBundle(name, each, storage, first=len(self._names), prefetch=prefetch)
+            self.bundles[name] = VirtualBundle(name, each, storage, first=len(self._names), savings=savings)
             self._names += [f"{name}/{task}" for task in each.tasks]
         self._storage, self._prefetch = storage, prefetch
         self._shared = SharedBudget(self.bundles, budget)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.runtime.planning.prefetch_planner import BATCH_BYTES
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, VirtualArena
+from weightpager.runtime.prefetch.prefetch_trial import PrefetchTrial, Savings
+from weightpager.runtime.prefetch.virtual_arena import VirtualArena
 from weightpager.store import StorageModel
 
 PAGE = 1 << 20  # as long as the longest read: one page a read
@@ -178,6 +179,16 @@ def test_loading_ahead_rests_while_it_costs_more_than_it_saves() -> None:
     assert not trial.pays
     played(guess_right=True, trial=trial, switches=30)
     assert trial.pays
+
+
+def test_trials_of_one_budget_stand_and_fall_together() -> None:
+    savings = Savings()
+    one_bundle, other = (PrefetchTrial(lambda: arena([0, 1], [2, 3], [4, 5], slots=4), savings) for _ in range(2))
+    played(guess_right=False, trial=one_bundle, switches=15)
+    assert not one_bundle.pays
+    assert not other.pays
+    played(guess_right=True, trial=other, switches=30)
+    assert one_bundle.pays
 
 
 def test_a_switch_to_a_task_that_had_room_under_another_budget_says_nothing() -> None:

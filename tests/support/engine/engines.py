@@ -11,7 +11,7 @@ import weightpager as wp
 from faults import HangingStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial
+from weightpager.runtime.prefetch.prefetch_trial import PrefetchTrial
 from weightpager.store import LocalStore
 
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.planning.prefetch_planner import PrefetchPlan, plan_batch
 from weightpager.runtime.prefetch.expected_uses import Floats
-from weightpager.runtime.prefetch.virtual_arena import PrefetchTrial, UsesAt
+from weightpager.runtime.prefetch.prefetch_trial import PrefetchTrial
+from weightpager.runtime.prefetch.virtual_arena import UsesAt
 from weightpager.store import StorageModel
 
 
