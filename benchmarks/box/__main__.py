@@ -10,8 +10,6 @@ turns among methods. Interrupted, the same command goes on.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ import typer
 from benchmarks import row_file
 from benchmarks.box.boxes import METHODS, OF_A_ROUND, parts
 from benchmarks.box.rows import OF_ROUNDS, SHARES, Row
-from benchmarks.box.trial import Spec
+from benchmarks.box.trial import Figures, Spec, in_a_process
 from weightpager.bundle import Bundle
 from weightpager.config import parse_bandwidth
 from weightpager.errors import BudgetError
@@ -86,19 +84,14 @@ def specs(paths: Sequence[Path], rate: float, requests: int, rounds: int) -> Ite
                 yield PART_ALONE, Spec("alone", [path], method, budget, rate, requests, repeat)
 
 
-def measured(spec: Spec) -> list[dict[str, float]] | None:
-    """Figures, by a process of its own; None where the budget can't be split by hand."""
+def measured(spec: Spec) -> list[Figures] | None:
+    """Figures; None where the budget can't be split by hand."""
     if spec.kind == "trace" and spec.method == "split by hand":
         try:
             parts(spec.opened, spec.budget)
         except BudgetError:
             return None
-    command = [sys.executable, "-m", "benchmarks.box.trial", str(spec)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{spec.method}, {spec.kind}: {done.stderr[-2000:]}")
-    found: list[dict[str, float]] = json.loads(done.stdout)
-    return found
+    return in_a_process(spec)
 
 
 if __name__ == "__main__":

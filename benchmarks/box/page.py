@@ -15,7 +15,7 @@ import typer
 from benchmarks import row_file
 from benchmarks.box.boxes import AHEAD, METHODS
 from benchmarks.box.requests import PAUSE, ROUND
-from benchmarks.box.rows import OF_ROUNDS, SHARES, Row, Spread, of, pairs
+from benchmarks.box.rows import OF_RESIDENT, OF_ROUNDS, PEERS, RESIDENT, SHARES, Row, Spread, of, pairs
 from benchmarks.report.tables import table
 from weightpager.config import format_size
 
@@ -50,12 +50,12 @@ read the rows of embedding tables that have room when they begin (12 MiB of sear
 Shapes are real: MiniLM, SmolLM2-135M, and DINOv2-S before SmolLM2-135M. Nothing was trained to win back accuracy, and
 a connector is random: answers mean nothing. Pages come at {rate:.0f} MB/s; other files are waited for by their sizes.
 A wait ends when the task is ready; each task was asked once before. Medians of {rounds} traces of {requests} requests,
-least and most in brackets, on two cores of {cpu}. Resident for good, MiniLM in int8 takes ONNX Runtime 119 MiB and
-SmolLM2 in Q4_0 llama.cpp 226, each in a [process](results.md#a-devices-process); neither runs the model that drives.
+least and most in brackets, on two cores of {cpu}.
 
 ```
 python -m benchmarks.box.bundles --out bundles
 python -m benchmarks.box bundles/*.bundle --json docs/box.json
+python -m benchmarks.box.resident bundles/search.bundle bundles/assistant.bundle --json docs/box.json
 ```
 """
 
@@ -65,6 +65,12 @@ A switch goes to another bundle, all pages evicted: time over bytes / bandwidth.
 sleep by hand, and answers: over bytes / bandwidth and an engine's first answer. Process: peak, over budget and what the
 largest bundle's own process takes beside its budget. Of *rounds* the same {round} requests come again and again, nine
 of ten as they are due, {pause} s after the answer before: time to [prefetch](prediction.md) over all bundles."""
+
+
+_KEPT = """\
+The requests of {bundles} alone. Others have all in one process: ONNX Runtime an encoder in int8 with a head for each
+task that classifies texts, llama.cpp a writer in Q4_0. Neither runs the model that drives. Means in ms; process in
+MiB."""
 
 
 def main(
@@ -94,6 +100,9 @@ def page(rows: Sequence[Row], json_name: str) -> str:
         f"Read and resident in all processes, MiB:\n\n{_by_budget(rows, 'read_bytes', 'process_bytes', _mib)}\n",
         f"## One bundle alone, `Models` over `Engine`\n\nIn three quarters of what it can use.\n\n{_alone(rows)}\n",
     ]
+    if kept := of(rows, RESIDENT, PEERS):
+        about = _KEPT.format(bundles=" and ".join(kept[0].bundles))
+        parts.append(f"## Beside what stays in memory\n\n{about}\n\n{_resident(rows)}\n")
     commits = ", ".join(sorted({row.commit for row in rows}))
     return "\n".join([*parts, f"Rows have their commands; commits: {commits}.", ""])
 
@@ -189,6 +198,22 @@ def _alone(rows: Sequence[Row]) -> str:
         ratios = [Spread.of(a[key] / b[key] for a, b in both) if both else None for key in keys]
         lines.append([name, *("–" if each is None else each.shown("{:.2f}".format) for each in ratios)])
     return table(["bundle", "wait", "answer", "process"], lines)
+
+
+def _resident(rows: Sequence[Row]) -> str:
+    keys = ("wait", "answer_search", "answer_writing", "process_bytes")
+    ways = [(SHORT[OURS] + f", {NAMES[share]}", OURS, share) for share in OF_RESIDENT] + [(PEERS, PEERS, 1.0)]
+    lines = []
+    for name, method, share in ways:
+        found = [figures for row in of(rows, RESIDENT, method, share) for figures in row.figures or []]
+        spreads = [Spread.of(figures[key] for figures in found) for key in keys]
+        forms = [_tenths, _tenths, _tenths, _mib]
+        lines.append([name, *(each.shown(form) for each, form in zip(spreads, forms, strict=True))])
+    return table(["", "wait", "a search", "an answer", "process"], lines)
+
+
+def _tenths(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f}"
 
 
 if __name__ == "__main__":

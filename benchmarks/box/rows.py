@@ -13,12 +13,21 @@ OF_ROUNDS = (0.5, 0.8)
 """Those of requests that come in rounds."""
 
 
+OF_RESIDENT = (0.5, 1.0)
+"""Those of bundles that others keep in memory for good."""
+
+RESIDENT = "resident"
+"""The kind of rows of those bundles that others keep in memory for good."""
+
+PEERS = "ONNX Runtime, llama.cpp"
+
+
 @dataclass(frozen=True)
 class Row:
     """One measurement.
 
     Attributes:
-        kind: ``trace``, ``rounds``, ``steps`` or ``alone``.
+        kind: ``trace``, ``rounds``, ``steps``, ``alone`` or `RESIDENT`.
         method: what was measured.
         share: of `SHARES`.
         budget: bytes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from benchmarks.box.boxes import METHODS, OF_A_ROUND, Box, Bundles, Ours
 from benchmarks.box.processes import storage
 from benchmarks.box.requests import PAUSE, Request, answer, kind_of, opening_bytes, rounds, trace
+from benchmarks.box.rows import RESIDENT
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine, Models
@@ -30,7 +32,7 @@ class Spec:
     """What is measured.
 
     Attributes:
-        kind: ``trace``, ``rounds``, ``steps`` or ``alone``.
+        kind: ``trace``, ``rounds``, ``steps``, ``alone`` or `RESIDENT`, which is a trace, too.
         bundles: their directories.
         method: of `METHODS`; of ``alone``, ``Models`` or ``Engine``.
         budget: bytes.
@@ -55,11 +57,20 @@ class Spec:
         return json.dumps(asdict(self))
 
 
+def in_a_process(spec: Spec) -> list[Figures]:
+    """Figures, by a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.box.trial", str(spec)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{spec.method}, {spec.kind}: {done.stderr[-2000:]}")
+    found: list[Figures] = json.loads(done.stdout)
+    return found
+
+
 def main(spec: Spec) -> list[Figures]:
     bundles = spec.opened
     if spec.kind == "steps":
         return list(steps(bundles, spec.budget, spec.rate))
-    if spec.kind == "trace":
+    if spec.kind in ("trace", RESIDENT):
         requests = trace(bundles, spec.requests, spec.seed)
         return [of_trace(METHODS[spec.method], bundles, requests, spec)]
     if spec.kind == "rounds":
@@ -88,16 +99,19 @@ def of_trace(
 
 def replayed(box: Box, requests: Sequence[Request], budget: int, pause: float = 0.0) -> Figures:
     waits, answers, held, memory = list[float](), list[float](), list[int](), list[int]()
+    by_kind = dict[str, list[float]]()
     read, opened = box.read(), box.opened
     forget_peak()
     for request in requests:
         for seconds, step in ((waits, box.enter), (answers, box.answer)):
             seconds.append(_timed(step, request))
             held.append(box.held())
+        by_kind.setdefault(f"answer_{request.kind}", []).append(answers[-1])
         memory.append(box.memory())
         time.sleep(pause)
     return {
         **spread_of(waits, answers),
+        **{name: fmean(seconds) for name, seconds in by_kind.items()},
         "read_bytes": box.read() - read,
         "opened": box.opened - opened,
         "held_bytes": max(held),

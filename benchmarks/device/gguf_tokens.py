@@ -33,17 +33,15 @@ from weightpager.engine import Engine
 _THEIRS = """
 import json, sys
 from itertools import islice
-import llama_cpp, numpy as np
 from benchmarks.device.llama_cpp_model import LlamaModel
 path, most, *lora = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 model = LlamaModel(path)
-context, words = model.context(1024, 1), llama_cpp.llama_model_get_vocab(model.model)
+context = model.context(1024, 1)
 if lora:
     model.use(context, model.adapter(lora[0]))
 for line in sys.stdin:
-    text, room = json.loads(line).encode(), (llama_cpp.llama_token * 1024)()
-    ids = list(room[: llama_cpp.llama_tokenize(words, text, len(text), room, 1024, True, False)])
-    print(json.dumps([ids, list(islice(model.grow(context, np.array(ids)), most))]), flush=True)
+    ids = model.ids(json.loads(line))
+    print(json.dumps([ids.tolist(), list(islice(model.grow(context, ids), most))]), flush=True)
 """
 
 

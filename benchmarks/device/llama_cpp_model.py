@@ -27,6 +27,13 @@ class LlamaModel:
         self.model: Any = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         self.words = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model)))
 
+    def ids(self, text: str) -> npt.NDArray[np.int64]:
+        """The tokens of a text [tokens], with what texts begin with."""
+        words, written = llama_cpp.llama_model_get_vocab(self.model), text.encode()
+        room = (llama_cpp.llama_token * (len(written) + 2))()
+        count = llama_cpp.llama_tokenize(words, written, len(written), room, len(room), True, False)
+        return np.array(room[:count], np.int64)
+
     def context(self, tokens: int, threads: int) -> Any:
         """Memory for one text of so many tokens."""
         parameters = llama_cpp.llama_context_default_params()

@@ -14,7 +14,7 @@ from benchmarks.box import __main__ as box
 from benchmarks.box import page
 from benchmarks.box.boxes import METHODS, OF_A_ROUND, parts
 from benchmarks.box.requests import HABITS, kind_of, trace
-from benchmarks.box.rows import SHARES, Row
+from benchmarks.box.rows import OF_RESIDENT, PEERS, RESIDENT, SHARES, Row
 from weightpager.bundle import Bundle
 from weightpager.errors import BudgetError
 from weightpager.kernels.choice import NATIVE
@@ -106,6 +106,9 @@ def test_the_page_says_what_was_asked_and_reached() -> None:
         _row("rounds", method, 0.5, [{"wait": wait, "answer": 1.0, "read_bytes": 3}])
         for method, wait in (("ours", 2.0), ("ours, ahead", 1.0))
     ]
+    for method, wait in ((PEERS, 0.0), ("ours", 2e-3)):
+        kept = {"wait": wait, "answer_search": 3e-3, "answer_writing": 5e-2, "process_bytes": 7 << 20}
+        rows += [_row(RESIDENT, method, share, [kept]) for share in OF_RESIDENT]
     found = page.page(rows, "box.json")
     lines = [line for line in found.splitlines() if line.startswith("| ")]
     assert "| wait at half, over forked | 0.3 | 0.25 | met |" in lines
@@ -115,6 +118,8 @@ def test_the_page_says_what_was_asked_and_reached() -> None:
     assert "| rounds: wait at half, prefetching over not | – | 0.50 |  |" in lines
     assert "| process | 1.1 | 1.33 | **not met** |" in lines
     assert "| memory above the budget, times | 0 | 0 | met |" in lines
+    assert "| ours, half | 2.0 | 3.0 | 50.0 | 7 |" in lines
+    assert f"| {PEERS} | 0.0 | 3.0 | 50.0 | 7 |" in lines
     assert "One, two and three share a budget" in found
 
 

@@ -47,6 +47,7 @@ OPTIONS_ONLY = {
     "assistant": "as accuracy",
     "box": "test_box.py measures tiny bundles",
     "box.bundles": "as accuracy",
+    "box.resident": "needs ONNX Runtime and llama.cpp",
     "compiling.cost": "as accuracy",
     "compiling.training": "as accuracy",
     "device": "needs ONNX Runtime",

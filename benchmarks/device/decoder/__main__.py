@@ -18,6 +18,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.device import gguf_files
 from benchmarks.device.decoder.work import DECODED, PREFILL, SHORT
 from benchmarks.device.measured import check, tell
 from benchmarks.device.processes import in_turns, smallest_budget
@@ -62,18 +63,7 @@ def _files(given: list[Path], as_q4_0: bool, folder: Path) -> list[Path]:
     if given and find_spec("llama_cpp") is None:
         typer.echo("llama-cpp-python isn't installed: no rows of llama.cpp", err=True)
         return []
-    return [*given, *(_requantised(file, folder) for file in given if as_q4_0)]
-
-
-def _requantised(file: Path, folder: Path) -> Path:
-    import llama_cpp  # what the benchmark's user installs
-
-    found = folder / f"{file.stem}-as-Q4_0.gguf"
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
-    if llama_cpp.llama_model_quantize(str(file).encode(), str(found).encode(), parameters) != 0:
-        raise SystemExit(f"llama.cpp couldn't write {file} in Q4_0")
-    return found
+    return [*given, *(gguf_files.as_q4_0(file, folder) for file in given if as_q4_0)]
 
 
 if __name__ == "__main__":
