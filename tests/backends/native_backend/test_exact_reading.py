@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 import weightpager as wp
-from families import ALL_DECODERS, MIXTURES, config_of
+from families import ALL_DECODERS, WITHOUT_GRAPH, config_of
 from weightpager.answers.model import Floats, TaskModel
 from weightpager.kernels.choice import NATIVE
 
@@ -24,9 +24,6 @@ if not NATIVE:
 TOKENS = 150
 POSITIONS = {"max_position_embeddings": 256, "n_positions": 256}
 IDS = np.array([random.Random(0).choices(range(4, 16), k=TOKENS)])
-
-WITHOUT_GRAPH = {*MIXTURES, "Falcon"}
-"""Of which torch runs what the native backend can't."""
 
 Made = Callable[[str, str], Path]
 

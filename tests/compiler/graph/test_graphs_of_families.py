@@ -14,7 +14,7 @@ from transformers.models.cohere import modeling_cohere
 from transformers.models.llama import modeling_llama
 
 from exported import exported, exported_plain, image_of
-from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, DECODER, MIXTURES, config_of
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, DECODER, MIXTURES, WITHOUT_GRAPH, config_of
 from weightpager.bundle import TaskKind
 from weightpager.compiler.graph.builder import CallForm
 from weightpager.compiler.graph.check import give_values, in_pieces, logits, made_up
@@ -25,14 +25,6 @@ from weightpager.compiler.model.paged_weights import parameters
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph, read_graph, write_graph
 from weightpager.graph.reference import run
-
-WITHOUT = {
-    "DebertaV2": "the attention of DebertaV2",
-    "Falcon": "the attention of Falcon",
-    **dict.fromkeys(MIXTURES, "experts, which are chosen for each token while the module runs"),
-    "Swin": "attention with a mask, or a bias, of its own",
-}
-"""Architectures that have no graph, and why."""
 
 COHERE: Mapping[str, Any] = {**DECODER, "bos_token_id": 2, "eos_token_id": 3}
 
@@ -51,7 +43,7 @@ def _cases() -> list[Any]:
     """Every architecture with every kind of tasks."""
     found = []
     for families, kind in _KINDS:
-        missing = {*WITHOUT, *(_WITHOUT_TOKENS if kind == "token-classification" else ())}
+        missing = {*WITHOUT_GRAPH, *(_WITHOUT_TOKENS if kind == "token-classification" else ())}
         found += [
             pytest.param(family, config, kind, id=f"{family}-{kind}")
             for family, config in families.items()
@@ -100,13 +92,28 @@ def test_a_graph_gives_what_its_module_gives(
     check(graphs, config_of(family, settings))
 
 
-@pytest.mark.parametrize("family", WITHOUT)
+@pytest.mark.parametrize("family", WITHOUT_GRAPH)
 def test_a_family_without_a_graph_says_why(family: str) -> None:
     (families,) = (each for each in (ALL_ENCODERS, ALL_DECODERS, ALL_IMAGES) if family in each)
     kind: TaskKind = "image-classification" if families is ALL_IMAGES else "text-classification"
     kind = "language-modeling" if family in MIXTURES else kind
-    with pytest.raises(NotExportableError, match=WITHOUT[family]):
+    with pytest.raises(NotExportableError, match=WITHOUT_GRAPH[family]):
         export_graph(config_of(family, families[family]), kind, image_of(kind))
+
+
+_FALCONS: Mapping[str, Mapping[str, Any]] = {
+    "40b": {"new_decoder_architecture": True, "num_kv_heads": 1},
+    "a key for each head": {"multi_query": False, "parallel_attn": False},
+    "biases": {"bias": True},
+}
+falcon_has_a_graph = pytest.mark.skipif("Falcon" in WITHOUT_GRAPH, reason="transformers computes its attention apart")
+
+
+@pytest.mark.slow
+@falcon_has_a_graph
+@pytest.mark.parametrize("changes", _FALCONS.values(), ids=_FALCONS)
+def test_falcons_of_all_kinds_have_graphs(changes: Mapping[str, Any]) -> None:
+    changed("Falcon", changes, "language-modeling")
 
 
 @pytest.mark.slow
@@ -114,6 +121,7 @@ def test_a_family_without_a_graph_says_why(family: str) -> None:
     ("family", "changes", "reason"),
     [
         ("Beit", {"use_relative_position_bias": True}, "a bias, of its own for each pair"),
+        pytest.param("Falcon", {"alibi": True}, "a bias, of its own for each pair", marks=falcon_has_a_graph),
         ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "torch.export: .*data-dependent"),
         (
             "Qwen2Moe",

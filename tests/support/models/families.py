@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from transformers import PretrainedConfig
 
 _SIZES: Mapping[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -56,6 +57,14 @@ MIXTURES: Mapping[str, Mapping[str, Any]] = {
     "Qwen3Moe": {**_MIXTURE, **_HEADS, "norm_topk_prob": True},
 }
 """Of experts: the families whose experts are paged."""
+
+WITHOUT_GRAPH: Mapping[str, str] = {
+    "DebertaV2": "the attention of DebertaV2",
+    **({} if Version(transformers.__version__) >= Version("5.25") else {"Falcon": "the attention of Falcon"}),
+    **dict.fromkeys(MIXTURES, "experts, which are chosen for each token while the module runs"),
+    "Swin": "attention with a mask, or a bias, of its own",
+}
+"""Those that have no graph, and why."""
 
 IMAGES: Mapping[str, Mapping[str, Any]] = {
     "DeiT": IMAGE,

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import cast
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from weightpager.backends.torch.architecture import has_picture_tower, module_of_kind, takes_patches, takes_tiles
@@ -25,7 +26,7 @@ from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_gra
 from weightpager.graph.dropped import without
 from weightpager.graph.file import FEATURES, graph_file
 from weightpager.graph.graph import Node
-from weightpager.nn.experts import mixtures
+from weightpager.nn.experts import is_linear, mixtures
 
 _STAND_INS = (9973, 9967, 9949)
 """Numbers of classes that no architecture has as a size: one that isn't in the configuration stands for any number."""
@@ -92,9 +93,11 @@ def empty_module_of(config: PretrainedConfig, kind: str, classes: int) -> PreTra
     module = module_of_kind(copied, kind, names).float()
     if takes_tiles(copied):
         number_patches(module)
-    for part in module.modules():  # a language model in it has a configuration of its own
-        if isinstance(part, PreTrainedModel):
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):  # a language model in it has a configuration of its own
             part.config.use_cache = False
+        elif is_linear(part):  # its own kind may be traced as several operators
+            part.__class__ = nn.Linear
     return module
 
 

@@ -24,6 +24,14 @@ def _arithmetic(op: str) -> Callable[..., Value]:
     return translate
 
 
+def _add_into(builder: Builder, node: fx.Node, x: Value, y: Any, alpha: float = 1) -> Value:
+    """A sum that is written over its first operand. It is an ordinary one if nothing else reads that operand."""
+    overwritten: Any = node.args[0]
+    if str(overwritten.target) != "aten.linear.default" or len(overwritten.users) > 1:
+        raise NotExportableError(f"the operator {node.target} on a tensor that is read elsewhere")
+    return _arithmetic("add")(builder, node, x, y, alpha)
+
+
 def _comparison(op: str) -> Callable[..., Value]:
     def translate(builder: Builder, node: fx.Node, x: Value, y: Any) -> Value:
         floating = "float32" in (x.dtype, y.dtype if isinstance(y, Value) else "") or isinstance(y, float)
@@ -153,6 +161,7 @@ TRANSLATIONS: dict[str, Callable[..., Any]] = {
     **{f"aten.{name}.{form}": _comparison(op) for name, op in _COMPARED.items() for form in ("Tensor", "Scalar")},
     **{f"aten.{name}": _cast for name in _CASTS},
     **{f"aten.{name}": _same for name in _SAMES},
+    "aten.add_.Tensor": _add_into,
     "aten.dropout.default": _dropout,
     "aten.rsub.Scalar": _reversed_subtract,
     "aten.pow.Tensor_Scalar": _power,
