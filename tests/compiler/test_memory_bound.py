@@ -183,6 +183,12 @@ def test_no_stage_takes_more_than_its_bound(
     )
 
 
+def test_controls_have_room_to_recover_one_shared_mask(tmp_path: Path) -> None:
+    source = load(tmp_path, recover="closed-form", compare="dense")
+    stages = bound(source, None, reorders=False, on_disk=False).stages
+    assert stages["controls"] >= stages["recover"]
+
+
 @pytest.mark.slow
 def test_a_tiny_model_fits_and_a_huge_batch_does_not(tmp_path: Path) -> None:
     check(load(tmp_path), 1 << 30)

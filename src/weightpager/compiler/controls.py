@@ -132,8 +132,7 @@ def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str
     if what in ("none", "few"):
         return []
     trains = task_file.recovery_steps > 0
-    shared = _can_share(task_file) and (what == "all" or not trains)
-    return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * shared
+    return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * shares_mask(task_file, what)
 
 
 def measuring(control: str, task: str, names: Sequence[str]) -> str:
@@ -147,7 +146,7 @@ def control_work(task_file: TaskFile, what: Compared | None = None) -> str | Non
     steps, what = task_file.recovery_steps, what or task_file.compare
     if steps == 0 or what in ("none", "few"):
         return None
-    masked = " and one shared mask" if what == "all" and _can_share(task_file) else ""
+    masked = " and one shared mask" if shares_mask(task_file, what) else ""
     each = " each" if masked else ""
     return (
         f"{steps} steps of recovery, and as many{each} for the dense model{masked} to compare it with; "
@@ -161,9 +160,10 @@ def validation_data(data: Mapping[str, TaskData]) -> Mapping[str, TaskData] | No
     return found if len(found) == len(data) else None
 
 
-def _can_share(task_file: TaskFile) -> bool:
-    """Whether one shared mask is anything else than what is compiled."""
-    return len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
+def shares_mask(task_file: TaskFile, what: Compared) -> bool:
+    """Whether one shared mask is measured: if asked for, or cheap, and if it isn't what is compiled anyway."""
+    wanted = what == "all" or (what == "dense" and task_file.recovery_steps == 0)
+    return wanted and len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
 
 
 @dataclass(frozen=True)

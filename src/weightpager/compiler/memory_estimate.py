@@ -22,6 +22,7 @@ from weightpager.answers.batches import CACHED_TOKENS
 from weightpager.backends.torch.architecture import context_length
 from weightpager.backends.torch.generation import bytes_per_token
 from weightpager.bundle.format.manifest import FORMS, PatchRuns
+from weightpager.compiler.controls import shares_mask
 from weightpager.compiler.data import NEW_TOKENS
 from weightpager.compiler.model.checkpoint import IN_MEMORY, Scratch
 from weightpager.compiler.model.dense_model import DenseModel
@@ -229,13 +230,12 @@ class _Stages:
 
     @cached_property
     def _compared(self) -> int:
-        """A control: a model whose weights are rounded; where recovery trains, one that is trained as long."""
+        """A control: a model whose weights are rounded, one shared mask's, or the dense one, if that is trained on."""
         file, whole = self.source.task_file, self.source.parameter_bytes
         rounded = self._held(self._paged) + 3 * self._largest
-        if not file.recovery_steps:
-            return rounded
-        shared = self._recovering if file.compare == "all" else 0
-        return max(shared, whole + max(rounded, self._checked()))
+        shared = self._recovering if shares_mask(file, file.compare) else 0
+        longer = whole + max(rounded, self._checked()) if file.recovery_steps else rounded
+        return max(shared, longer)
 
     @cached_property
     def _refitting(self) -> int:
