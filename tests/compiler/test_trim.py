@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -27,10 +27,14 @@ import tiny
 import tiny_llava
 import tiny_models
 import tiny_pairs
+import tiny_tiles
 import weightpager as wp
 from command import Command
 from weightpager.compiler import vocabulary_tables
 from weightpager.compiler.byte_pairs import BytePairs
+from weightpager.compiler.data import reader_of
+from weightpager.compiler.model.directory import ModelDirectory
+from weightpager.compiler.model.picture_tower import picture_reader, pictures_of
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.trim import trim
 from weightpager.errors import CompileError, ConfigError
@@ -308,6 +312,37 @@ def test_lists_of_lists_name_ids() -> None:
     assert vocabulary_tables.ids_in(settings, "here") == {-1, 1, 2}
     renumbered = vocabulary_tables.renumbered(settings, {2: 1}, "here")
     assert renumbered == {"bad_token_ids": [[1, 1], []], "pad_token_id": None, "eos_token_id": -1}
+
+
+class _Placed(NamedTuple):
+    """What `PictureReader.placed` asks for."""
+
+    tokens: int
+    tiles: tuple[int, int]
+
+
+def test_words_between_tiles_stay(tmp_path: Path) -> None:
+    """Texts of the tasks have no pictures, or pictures of other tiles: their words would be spelled by others."""
+    grids = [(row, column) for row in range(1, tiny_tiles.A_SIDE + 1) for column in range(1, tiny_tiles.A_SIDE + 1)]
+    reads = tiny_pairs.tokenizer(tiny_pairs.by_level([*tiny_tiles.MARKS, tiny_tiles.WHOLE, "fox\n\n"]))
+    reads.add_special_tokens({"additional_special_tokens": [tiny_tiles.IMAGE, tiny_tiles.BORDER]})
+    config = tiny_tiles.config(image_token_id=reads.convert_tokens_to_ids(tiny_tiles.IMAGE), pad_token_id=3)
+    text = config.text_config
+    text.vocab_size, text.bos_token_id, text.eos_token_id, text.pad_token_id = len(reads), 0, 1, 3
+    whole = tiny_llava.written(tmp_path / "whole", tiny_tiles.model(config), reads, tiny_tiles.processor())
+    small = trim(from_dict(tiny_pairs.tasks(tmp_path, whole)), tmp_path / "small").path
+
+    def words(folder: Path) -> list[list[str]]:
+        directory = ModelDirectory.open(folder)
+        tokenizer, images = directory.tokenizer(), directory.images()
+        pictures = pictures_of(AutoModelForImageTextToText.from_pretrained(folder), tokenizer, images, folder)
+        found = reader_of(tokenizer, picture_reader(images, pictures)).pictures
+        assert found is not None
+        placed = [found.placed([pictures.token_id], [_Placed(0, grid)]) for grid in grids]
+        return [tokenizer.convert_ids_to_tokens(ids) for ids in placed]
+
+    assert words(small) == words(whole)
+    assert len(AutoTokenizer.from_pretrained(small)) < len(reads)
 
 
 @pytest.mark.parametrize("most", [None, 300])

@@ -138,6 +138,8 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         others = {GENERATION: generation, **_of_pictures(directory)}
         named = named_ids(directory.config, str(directory.path / CONFIG))
         named = named.union(*(ids_in(values, str(directory.path / name)) for name, values in others.items()))
+        if pictures is not None and (placed := reader_of(tokenizer, pictures).pictures) is not None:
+            named |= placed.words
         kept = pairs.kept(seen, named, most)
         words = directory.config.get_text_config().vocab_size
         check_known(tokenizer, kept[-1], words, str(directory.path))

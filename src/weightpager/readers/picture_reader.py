@@ -241,6 +241,11 @@ class PictureReader:
         before, behind = self.pictures.around or ("", "")
         return f"{before}{self.pictures.token}{behind}" * number
 
+    @property
+    def words(self) -> frozenset[int]:
+        """The ids that stand beside the placeholder in a picture's places, however many tiles it has."""
+        return frozenset(each for ids in self._words.values() for each in ids)
+
     def worded(self, encode: Callable[[str], Sequence[int]]) -> PictureReader:
         """The same, which knows the words between tiles; ``encode`` gives a text's ids without any around it.
 

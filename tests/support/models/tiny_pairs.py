@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ MARKS = ["<s>", "</s>", "<unk>", "<pad>"]
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
 
 
-def by_level() -> tokenizers.Tokenizer:
-    """Cuts texts into bytes, as GPT-2 does; marks the end of a text."""
+def by_level(more: Sequence[str] = ()) -> tokenizers.Tokenizer:
+    """Cuts texts into bytes, as GPT-2 does; marks the end of a text. It is made from ``more`` texts, too."""
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -35,7 +36,7 @@ def by_level() -> tokenizers.Tokenizer:
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     own = trainers.BpeTrainer(vocab_size=420, special_tokens=MARKS, initial_alphabet=alphabet)
-    inner.train_from_iterator(TEXTS * 4, own)
+    inner.train_from_iterator([*TEXTS, *more] * 4, own)
     inner.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
