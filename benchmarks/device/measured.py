@@ -20,7 +20,7 @@ Figure = float | list[float]
 Row = dict[str, Figure]
 """Figures of a process by name; of ``NAME_spread`` the least and the most."""
 
-Section = Literal["texts", "decoder", "images", "questions", "adapters", "install"]
+Section = Literal["texts", "decoder", "images", "questions", "adapters", "pictures of any size", "install"]
 
 
 class Measured(Document):

@@ -27,6 +27,9 @@ _MODELS = {
     "ours_int4-0.14-closed-form.bundle": "half of the language model's blocks in int4",
     "ours_int4-0.07-closed-form.bundle": "a quarter of them",
     "all_blocks_int4-0.281-closed-form.bundle": "all of them",
+    "qwen2-vl-half.bundle": "half of the blocks of Qwen2-VL-2B's shape in int4",
+    "qwen2-vl-all.bundle": "all of them",
+    "qwen2-1.5b-as-Q4_0.gguf": "its language model's shape in Q4_0",
     "own_tower_int4-0.14-closed-form.bundle": "half of them, and a picture tower for each task",
 }
 """What the files are that the page's command names."""
@@ -43,6 +46,7 @@ _SPEEDS = {
     "ms_1": "one picture {} ms",
     "ms_16": "16 pictures {} ms",
     "ms_first_token": "a picture and the first token {} ms",
+    "ms_seen_first_token": "about one that was seen {} ms",
     "ms_decode": "each further token {} ms",
     "ms_first_question": "the first question about a frame {} ms",
     "ms_later_question": "each further one {} ms",
@@ -50,8 +54,10 @@ _SPEEDS = {
     "runs_of_the_tower": "for which the tower runs {} times",
     "ms_later_first_token": "a further question's first token {} ms",
     "ms_text_first_token": "as long a text's, without a switch, {} ms",
+    "ms_switch": "a switch {} ms",
+    "mib_switch": "which reads {} MiB",
 }
-_ORDER: tuple[Section, ...] = ("texts", "decoder", "images", "questions", "adapters")
+_ORDER: tuple[Section, ...] = ("texts", "decoder", "images", "questions", "adapters", "pictures of any size")
 
 _MEMORY = ("peak_bytes_of_texts", "peak_bytes_short", "peak_bytes_of_pictures")
 """Before the long batches or prompts; ``peak_bytes`` is behind them."""
