@@ -38,7 +38,7 @@ os.environ["WEIGHTPAGER_CACHE_LIMIT"] = "0"
 
 # Time is measured in benchmarks; a busy machine must not fail a property.
 settings.register_profile("weightpager", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("quick", settings.get_profile("weightpager"), max_examples=40)
+settings.register_profile("quick", settings.get_profile("weightpager"), max_examples=25)
 settings.load_profile("weightpager")
 
 

@@ -71,7 +71,7 @@ def test_the_bundle_is_that_of_the_accuracy_study() -> None:
     assert others["unaligned"].dtype == "int4"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bundles_are_made_once_and_serve_the_contest_and_the_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,7 @@ _ALL_STAGES = "own values from closed form"
 _MOST_TELLING = {
     *(("text-classification", method) for method in METHODS),
     ("image-classification", "closed form"),  # few tokens, whose room can't hide what least squares take
-    *((kind, _ALL_STAGES) for kind in ("pictures", "tiles", "packed tiles")),
+    ("pictures", _ALL_STAGES),
 }
 CASES = [
     pytest.param(kind, method, marks=() if (kind, method) in _MOST_TELLING else pytest.mark.long)

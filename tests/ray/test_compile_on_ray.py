@@ -52,6 +52,7 @@ def workers(cluster: None) -> Iterator[RayWorkers]:
     assert ray.is_initialized()  # it isn't ours to end
 
 
+@pytest.mark.long
 def test_the_example_of_the_page_runs(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tiny.writer(tmp_path)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -29,6 +29,7 @@ def port(ray_environment: None) -> Iterator[int]:
         yield free
 
 
+@pytest.mark.long
 def test_a_second_application_takes_over_the_port(writer_bundle: Path, port: int) -> None:
     application = app(writer_bundle, replicas=1, backend="native")
     for given in (port, port, 0):

@@ -39,13 +39,18 @@ _KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
 _WITHOUT_TOKENS = ("Olmo", "Olmo2", "OPT")  # transformers has no such class of them
 
 
+def _marks(kind: str) -> pytest.MarkDecorator:
+    """Labels of tokens come of the layers that other kinds go through, and of a head like a text's."""
+    return pytest.mark.long if kind == "token-classification" else pytest.mark.slow
+
+
 def _cases() -> list[Any]:
     """Every architecture with every kind of tasks."""
     found = []
     for families, kind in _KINDS:
         missing = {*WITHOUT_GRAPH, *(_WITHOUT_TOKENS if kind == "token-classification" else ())}
         found += [
-            pytest.param(family, config, kind, id=f"{family}-{kind}")
+            pytest.param(family, config, kind, id=f"{family}-{kind}", marks=_marks(kind))
             for family, config in families.items()
             if family not in missing
         ]
@@ -82,7 +87,6 @@ def changed(family: str, changes: Mapping[str, Any], kind: TaskKind) -> Graph:
     return graph
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "settings", "kind"), _cases())
 def test_a_graph_gives_what_its_module_gives(
     tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind

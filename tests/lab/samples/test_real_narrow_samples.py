@@ -9,7 +9,7 @@ from weightpager.config import cache_dir
 from weightpager_lab.samples import Missing, Sample, text_generation
 from weightpager_lab.samples.recipes import normalise
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SIZES = {  # train, validation, eval: all there is; describe and normalise depend on versions
     "translate": (2747, 376, 788),

@@ -99,11 +99,13 @@ def labels_of(row: dict[str, Any]) -> list[str]:
     return [row["label"]] if "label" in row else list(row["tags"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 def test_sizes_of_the_splits(whole: tuple[list[Sample], list[Missing]], name: str) -> None:
     assert tuple(len(split) for split in splits(ready(whole, name))) == SIZES[name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 def test_no_text_occurs_twice(whole: tuple[list[Sample], list[Missing]], name: str) -> None:
     found = [text_of(row) for split in splits(ready(whole, name)) for row in split]
@@ -144,6 +146,7 @@ def test_a_second_call_is_quick(cache: Path, default: tuple[list[Sample], list[M
     assert said == []
 
 
+@pytest.mark.long
 def test_mails_do_not_say_where_they_came_from(whole: tuple[list[Sample], list[Missing]]) -> None:
     for split in splits(ready(whole, "spam")):
         for row in split:
@@ -153,6 +156,7 @@ def test_mails_do_not_say_where_they_came_from(whole: tuple[list[Sample], list[M
             assert not re.search(r"[\w.]@[\w-]+\.\w|https?://", row["text"])
 
 
+@pytest.mark.long
 def test_tasks_of_one_source_hold_out_the_same_documents(
     whole: tuple[list[Sample], list[Missing]], texts: tuple[list[Sample], list[Missing]]
 ) -> None:
@@ -163,6 +167,7 @@ def test_tasks_of_one_source_hold_out_the_same_documents(
     assert not any(text_of(row) in held_out for row in rows(ready(whole, "topic").train))
 
 
+@pytest.mark.long
 def test_universal_tags_agree_with_the_published_counts(cache: Path) -> None:
     """Tokens of the whole corpus by universal tag, as NLTK's copy of it has them."""
     try:
